@@ -1,0 +1,1 @@
+"""Turn trained Medal S checkpoints into bundles that `medals_rt` runs. Needs torch."""

@@ -1,0 +1,44 @@
+"""What can go wrong, as a small tree.
+
+Each error is also a builtin, so that callers who do not know this package can catch it. A message
+says what was wrong, what was found and what to do about it, in one line.
+
+`InputError` and its children mean that the caller gave something unusable (the command line exits
+with 2); every other `MedalsError` is a failure while doing the work (exit code 1).
+"""
+
+
+class MedalsError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class InputError(MedalsError, ValueError):
+    """The caller's input can't be used."""
+
+
+class CaseError(InputError):
+    """A case file or volume is broken or has an unusable shape, spacing or value."""
+
+
+class PromptError(InputError):
+    """A prompt names no class, several classes, or contradicts another prompt."""
+
+
+class BundleError(InputError):
+    """A model bundle is damaged, of an unknown format, or lacks what was asked of it."""
+
+
+class MissingFileError(InputError, FileNotFoundError):
+    """A file that was named does not exist."""
+
+
+class MissingDependencyError(MedalsError, ImportError):
+    """An optional library is needed; the message names the extra that installs it."""
+
+
+class RunnerError(MedalsError, RuntimeError):
+    """An inference library refused a graph or failed while running it."""
+
+
+class ExportError(MedalsError, RuntimeError):
+    """A checkpoint could not be exported, or what was exported does not match it."""
