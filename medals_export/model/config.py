@@ -56,7 +56,7 @@ class ModelConfig:
     @property
     def stride(self) -> int:
         """Voxels of the window for one step of the coarsest feature map."""
-        return 2 ** (len(self.features) - 1)
+        return 1 << (len(self.features) - 1)
 
     @property
     def channels(self) -> int:

@@ -78,7 +78,9 @@ class Decoder(nn.Module):
     def forward(self, skips: list[Tensor]) -> Tensor:
         """Give the per-voxel features `F (B, C, H, W, D)`."""
         x = skips[-1]
-        for up, stage, skip in zip(self.transpconvs, self.stages, reversed(skips[:-1]), strict=True):
+        for up, stage, skip in zip(
+            self.transpconvs, self.stages, reversed(skips[:-1]), strict=True
+        ):
             x = stage(torch.cat([up(x), skip], dim=1))
         return x
 

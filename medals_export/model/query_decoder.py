@@ -10,7 +10,7 @@ from medals_export.model.config import Shape3
 
 
 def sinusoidal_position_encoding(grid_hwd: Shape3, channels: int) -> Tensor:
-    """Fixed 3D encoding: a third of the channels an axis, sine and cosine interleaved.
+    """Give the fixed 3D encoding: a third of the channels an axis, sine and cosine interleaved.
 
     Gives what `PositionalEncoding3D` of the package `positional_encodings` gives.
 
@@ -51,7 +51,8 @@ class CrossAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+        batch, length, width = x.shape
+        return x.reshape(batch, length, self.heads, width // self.heads).transpose(1, 2)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """`(B, N, Q)`, `(B, L, Q)`, `(B, L, Q)` to `(B, N, Q)`."""
@@ -61,7 +62,7 @@ class CrossAttention(nn.Module):
         k = self._split(nn.functional.linear(key, weight_k, bias_k))
         v = self._split(nn.functional.linear(value, weight_v, bias_v))
         scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5)
-        mixed = (scores.softmax(dim=-1) @ v).transpose(-3, -2).flatten(-2)
+        mixed = (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
         out: Tensor = self.out_proj(mixed)
         return out
 

@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor, nn
 
-from medals_export.model.image_encoder import ConvStack
+from medals_export.model.image_encoder import ConvBlock, ConvStack
 
 
 def spread_prompts(adapted_queries: Tensor, prompts: Tensor) -> Tensor:
@@ -29,6 +29,8 @@ def refine(fusion: ConvStack, features: Tensor, adapted: Tensor, prompts: Tensor
     half of its weights is used: the same numbers, not an approximation.
     """
     block = fusion.convs[0]
+    if not isinstance(block, ConvBlock):
+        raise TypeError(f"the fusion convolution must be one ConvBlock, found {type(block)}")
     if prompts is None:
         channels = features.shape[1]
         weight = block.conv.weight[:, :channels]

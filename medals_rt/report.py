@@ -1,0 +1,167 @@
+"""What a run did: one record a case, with everything that is needed to repeat and to judge it."""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+BUDGET_SECONDS_PER_CLASS = 60.0
+"""The challenge's limit: a case that takes longer scores zero (system rule 10)."""
+
+REPORT_FORMAT = 1
+
+Shape3 = tuple[int, int, int]
+Spacing3 = tuple[float, float, float]
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python, this package and the libraries that decide results, where installed."""
+    found = {"python": platform.python_version()}
+    names = ("medals-rt", "numpy", "scipy", "openvino", "onnxruntime", "onnxruntime-gpu", "cupy")
+    for name in (*names, "tensorrt", "connected-components-3d"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine_facts() -> dict[str, Any]:
+    """Name the machine's kind, never its owner: system, architecture, processor, cores."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count()
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "processor": _processor_name(),
+        "cores": cores,
+    }
+
+
+def _processor_name() -> str:
+    """Read the processor's name where Linux keeps it, else what Python knows."""
+    listing = Path("/proc/cpuinfo")
+    if listing.is_file():
+        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def peak_memory_mib() -> float | None:
+    """Largest resident size of this process so far, in MiB; None where the system can't tell."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such module
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    kib = peak / 1024 if sys.platform == "darwin" else peak
+    return round(kib / 1024, 1)
+
+
+@dataclass(frozen=True)
+class ClassRecord:
+    """What one prompt came to.
+
+    `embedding` says whose text embedding was used: that of the very "sentence" or of its "class".
+    `components` is the number of instances of a lesion, None for anatomy.
+    """
+
+    label: int
+    sentence: str
+    modality: str
+    kind: str
+    name: str
+    id: int
+    matched: str
+    embedding: str
+    voxels: int
+    volume_ml: float
+    components: int | None = None
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What one stage did. Axes are (H, W, D), but for the box, which is (D, H, W) of the case.
+
+    `spacing_mm_hwd` is the image's spacing as dynamic resampling read it. `passes` counts the
+    network's encoder passes; `iterations` the masked refinements of a window.
+    """
+
+    name: str
+    box_dhw: tuple[Shape3, Shape3]
+    spacing_mm_hwd: Spacing3
+    target_spacing_mm_hwd: Spacing3
+    resampled_shape_hwd: Shape3
+    padded_shape_hwd: Shape3
+    window_hwd: Shape3
+    windows: int
+    passes: int
+    iterations: int
+    prompts: str
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """The whole record of one case; `to_dict` is what `report.json` holds."""
+
+    case: str
+    preset: str
+    refinement: str
+    seed: int
+    runner: str
+    device: str
+    precision: str
+    bundle: dict[str, Any]
+    image: dict[str, Any]
+    intensities: dict[str, Any]
+    classes: tuple[ClassRecord, ...]
+    stages: tuple[StageRecord, ...]
+    seconds: dict[str, float]
+    seconds_per_class: float
+    peak_memory_mib: float | None
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=library_versions)
+    machine: dict[str, Any] = field(default_factory=machine_facts)
+
+    @property
+    def within_budget(self) -> bool:
+        """Whether the case stayed inside the challenge's time a class."""
+        return self.seconds_per_class <= BUDGET_SECONDS_PER_CLASS
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values for JSON."""
+        return {
+            "format": REPORT_FORMAT,
+            **asdict(self),
+            "budget_seconds_per_class": BUDGET_SECONDS_PER_CLASS,
+            "within_budget": self.within_budget,
+        }
+
+
+class Stopwatch:
+    """Adds up the seconds of named steps, in the order in which they first ran."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Count the time of the block towards `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+
+    def total(self) -> float:
+        """Seconds since the watch was made."""
+        return time.perf_counter() - self._start
