@@ -1,3 +1,49 @@
-"""Run exported Medal S models: text prompts and a volume in, a segmentation out, without torch."""
+"""Run exported Medal S models: text prompts and a volume in, a segmentation out, without torch.
+
+>>> import medals_rt
+>>> case = medals_rt.read_case("case.npz")
+>>> with medals_rt.load("engines/demo") as segmenter:
+...     result = segmenter.segment(case.volume, {"1": "Liver in abdominal CT"})
+>>> result.labels_dhw  # (D, H, W), on the case's grid
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medals_rt.cases import read_case, write_segmentation
+    from medals_rt.prompts import parse_prompts, read_prompts
+    from medals_rt.segmenter import Segmenter, load
+    from medals_rt.volume import Volume
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Segmenter",
+    "Volume",
+    "load",
+    "parse_prompts",
+    "read_case",
+    "read_prompts",
+    "write_segmentation",
+]
+
+_HOMES = {
+    "Segmenter": "medals_rt.segmenter",
+    "Volume": "medals_rt.volume",
+    "load": "medals_rt.segmenter",
+    "parse_prompts": "medals_rt.prompts",
+    "read_case": "medals_rt.cases",
+    "read_prompts": "medals_rt.prompts",
+    "write_segmentation": "medals_rt.cases",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import medals_rt` stays light."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'medals_rt' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)

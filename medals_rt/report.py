@@ -1,5 +1,7 @@
 """What a run did: one record a case, with everything that is needed to repeat and to judge it."""
 
+from __future__ import annotations
+
 import os
 import platform
 import sys
@@ -9,7 +11,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from medals_rt.prompts import PromptSet
 
 BUDGET_SECONDS_PER_CLASS = 60.0
 """The challenge's limit: a case that takes longer scores zero (system rule 10)."""
@@ -116,6 +125,7 @@ class RunReport:
     refinement: str
     seed: int
     runner: str
+    runner_reason: str
     device: str
     precision: str
     bundle: dict[str, Any]
@@ -143,6 +153,49 @@ class RunReport:
             "budget_seconds_per_class": BUDGET_SECONDS_PER_CLASS,
             "within_budget": self.within_budget,
         }
+
+
+def class_records(
+    prompts: PromptSet,
+    sources: tuple[str, ...],
+    labels_dhw: npt.NDArray[Any],
+    instances_dhw: npt.NDArray[np.uint32] | None,
+    voxel_ml: float,
+) -> tuple[ClassRecord, ...]:
+    """Count what each prompt came to.
+
+    Parameters
+    ----------
+    prompts, sources
+        The N prompts, and for each whose embedding it used: ``"sentence"`` or ``"class"``.
+    labels_dhw, instances_dhw
+        The final labels, and the numbered lesions or None.
+    voxel_ml
+        Volume of a voxel in mL.
+    """
+    voxels = np.bincount(labels_dhw.reshape(-1), minlength=max(prompts.labels) + 1)
+    records = []
+    for prompt, source in zip(prompts.prompts, sources, strict=True):
+        key, count = prompt.class_key, int(voxels[prompt.label])
+        components = None
+        if instances_dhw is not None:
+            components = len(np.unique(instances_dhw[labels_dhw == prompt.label]))
+        records.append(
+            ClassRecord(
+                label=prompt.label,
+                sentence=prompt.text,
+                modality=key.modality,
+                kind=key.kind,
+                name=key.name,
+                id=key.id,
+                matched=prompt.matched,
+                embedding=source,
+                voxels=count,
+                volume_ml=round(count * voxel_ml, 3),
+                components=components,
+            )
+        )
+    return tuple(records)
 
 
 class Stopwatch:

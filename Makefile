@@ -1,0 +1,64 @@
+# make demo        segment the demo case: out/demo/{segmentation.npz,report.json,preview.png,scores.json}
+# make test        run the tests (installs torch)
+# make lint        style and types
+# make train-demo  train the demo model anew (hours)
+# make clean       remove what these made
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+# The CPU build serves; where pip knows one on disk, this line finds it.
+TORCH := torch==2.13.0
+DEMO := engines/demo
+CASES := $(DEMO)/cases
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := demo
+.PHONY: demo demo-lesions test lint clean train-demo
+
+demo: out/demo/scores.json
+
+demo-lesions: out/demo-lesions/scores.json
+
+out/demo/scores.json: CASE := ct_anatomy
+out/demo-lesions/scores.json: CASE := ct_liver_tumors
+out/%/scores.json: $(VENV)/.demo FORCE
+	$(BIN)/medals-rt run --bundle $(DEMO) \
+	  --input $(CASES)/$(CASE).npz --prompts $(CASES)/$(CASE).prompts.json \
+	  --output $(@D)/segmentation.npz --report $(@D)/report.json --preview $(@D)/preview.png
+	$(BIN)/medals-rt evaluate $(@D)/segmentation.npz $(CASES)/$(CASE).npz --json $@
+
+FORCE:
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+train-demo: $(VENV)/.test
+	$(BIN)/python -m medals_export.training --out runs/demo
+
+clean:
+	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find medals_rt medals_export tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "needs Python 3.11 to 3.13: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[cpu,preview]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) '$(TORCH)'
+	$(PIP) --editable '.[test]'
+	touch $@ $(VENV)/.demo
+
+$(VENV)/.dev: $(VENV)/.test
+	$(PIP) --editable '.[dev]'
+	touch $@

@@ -1,0 +1,235 @@
+"""Released or trained checkpoints (`.pth`) to networks, with every key accounted for."""
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medals_export.model import MedalS, ModelConfig
+from medals_export.model.query_decoder import sinusoidal_position_encoding
+from medals_rt.errors import ExportError, MissingFileError
+from medals_rt.manifest import SourceRecord, file_sha256
+
+Shape3 = tuple[int, int, int]
+Spacing3 = tuple[float, float, float]
+
+RELEASED_HEADS = 8
+_DEEP_SUPERVISION = "mid_mask_embed_proj"
+# a released convolution block stores its weights twice: by name, and in the sequence it runs
+_TWINS = (("all_modules.0.", "conv."), ("all_modules.1.", "norm."))
+_RELEASED_NAME = re.compile(
+    r"crop_size_(?P<window>\d+_\d+_\d+)_spacing_(?P<spacing>[\d.]+_[\d.]+_[\d.]+?)(?:_|\.pth|$)"
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network with its weights and what the export needs to know beside it.
+
+    Attributes
+    ----------
+    model
+        In evaluation mode, float32, on the CPU.
+    spacing_hwd_mm
+        The spacing that it was trained for.
+    source
+        File name and SHA-256 of the checkpoint, for the manifest.
+    """
+
+    model: MedalS
+    spacing_hwd_mm: Spacing3
+    source: SourceRecord
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    config: ModelConfig | None = None,
+    *,
+    window_hwd: Shape3 | None = None,
+    spacing_hwd_mm: Spacing3 | None = None,
+    heads: int | None = None,
+) -> Checkpoint:
+    """Load a checkpoint; no code in it is run (`weights_only=True`).
+
+    What `config` and the other arguments leave open comes from the checkpoint's own entries
+    `config` and `spacing_hwd_mm` (those that this package trains have them), else from the shapes
+    of the weights and from the file's name in the manner of the released ones
+    (`..._crop_size_H_W_D_spacing_a_b_c_step_N.pth`). The number of attention heads is in neither:
+    it is then the released 8.
+
+    Raises
+    ------
+    MissingFileError
+        If there is no such file.
+    ExportError
+        If it is no checkpoint, window or spacing can't be found out, or keys are missing,
+        unexpected or of a wrong shape: all of them are listed.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise MissingFileError(f"there is no checkpoint {file}")
+    data = _read(file)
+    state = normalize_keys(data["model_state_dict"], file.name)
+    named_window, named_spacing = parse_released_name(file.name)
+    if config is None and isinstance(data.get("config"), dict):
+        config = ModelConfig.from_dict(data["config"])
+    if config is None:
+        window = window_hwd or named_window
+        if window is None:
+            raise ExportError(
+                f"{file.name} does not say its window (no 'config' in it, no 'crop_size_H_W_D' in "
+                "its name): give window_hwd"
+            )
+        config = infer_config(state, window, heads=heads or RELEASED_HEADS)
+    spacing = spacing_hwd_mm or _stored_spacing(data) or named_spacing
+    if spacing is None:
+        raise ExportError(
+            f"{file.name} does not say its spacing (no 'spacing_hwd_mm' in it, no "
+            "'spacing_a_b_c' in its name): give spacing_hwd_mm"
+        )
+    model = build_model(config, state, file.name)
+    return Checkpoint(model, spacing, SourceRecord(file=file.name, sha256=file_sha256(file)))
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str], model: MedalS, spacing_hwd_mm: Spacing3
+) -> Checkpoint:
+    """Write a checkpoint that `load_checkpoint` reads without further arguments."""
+    file = Path(path)
+    data = {
+        "model_state_dict": model.state_dict(),
+        "config": model.config.to_dict(),
+        "spacing_hwd_mm": list(spacing_hwd_mm),
+    }
+    torch.save(data, file)
+    return Checkpoint(model, spacing_hwd_mm, SourceRecord(file=file.name, sha256=file_sha256(file)))
+
+
+def parse_released_name(name: str) -> tuple[Shape3 | None, Spacing3 | None]:
+    """Window and spacing from a file name in the released manner; none where it is not."""
+    match = _RELEASED_NAME.search(name)
+    if match is None:
+        return None, None
+    h, w, d = (int(part) for part in match["window"].split("_"))
+    a, b, c = (float(part) for part in match["spacing"].split("_"))
+    return (h, w, d), (a, b, c)
+
+
+def normalize_keys(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Give a state dict the plain keys of `MedalS`.
+
+    Takes off the prefix `module.`, drops deep supervision, and reads `all_modules.0` and `.1` as
+    `conv` and `norm`; where both are there they must agree.
+
+    Raises
+    ------
+    ExportError
+        If twins differ: which of them the network would run is then unknown.
+    """
+    plain: dict[str, Tensor] = {}
+    differing: list[str] = []
+    for stored_key, tensor in state.items():
+        key = stored_key.removeprefix("module.")
+        if _DEEP_SUPERVISION in key:
+            continue
+        for twin, single in _TWINS:
+            key = key.replace(twin, single)
+        known = plain.setdefault(key, tensor)
+        if known is not tensor and not torch.equal(known, tensor):
+            differing.append(key)
+    if differing:
+        raise ExportError(
+            f"{name} stores these weights twice with different values: {', '.join(differing)}"
+        )
+    return plain
+
+
+def infer_config(state: Mapping[str, Tensor], window_hwd: Shape3, *, heads: int) -> ModelConfig:
+    """Read widths and depths off the shapes of a plain state dict (see `normalize_keys`).
+
+    Raises
+    ------
+    ExportError
+        If a weight that tells them is missing.
+    """
+    try:
+        stages = _count(state, r"backbone\.encoder\.stages\.(\d+)\.")
+        first = "backbone.encoder.stages.{}.0.convs.0.conv.weight"
+        return ModelConfig(
+            window_hwd=window_hwd,
+            features=tuple(state[first.format(i)].shape[0] for i in range(stages)),
+            convs_per_stage=_count(state, r"backbone\.encoder\.stages\.0\.0\.convs\.(\d+)\."),
+            text_dim=state["projection_layer.2.weight"].shape[0],
+            decoder_layers=_count(state, r"transformer_decoder\.layers\.(\d+)\."),
+            heads=heads,
+            ffn=state["transformer_decoder.layers.0.linear1.weight"].shape[0],
+            projection_hidden=state["projection_layer.0.weight"].shape[0],
+            mask_hidden=state["mask_embed_proj.0.weight"].shape[0],
+            in_channels=state[first.format(0)].shape[1],
+        )
+    except KeyError as error:
+        raise ExportError(
+            f"this is no Medal S checkpoint: it has no {error.args[0]}, only e.g. "
+            f"{', '.join(list(state)[:3]) or 'nothing'}"
+        ) from error
+
+
+def build_model(config: ModelConfig, state: Mapping[str, Tensor], name: str) -> MedalS:
+    """Make a network and give it the weights of a plain state dict (see `normalize_keys`).
+
+    Raises
+    ------
+    ExportError
+        Listing every missing, unexpected and misshapen key.
+    """
+    with torch.device("meta"):
+        expected = {key: tuple(t.shape) for key, t in MedalS(config).state_dict().items()}
+    found = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    problems = [f"missing: {key} {expected[key]}" for key in expected if key not in found]
+    problems += [f"unexpected: {key} {found[key]}" for key in found if key not in expected]
+    problems += [
+        f"wrong shape: {key} is {found[key]}, expected {expected[key]}"
+        for key in expected
+        if key in found and found[key] != expected[key]
+    ]
+    if problems:
+        raise ExportError(
+            f"{name} does not fit the network, {len(problems)} keys: {'; '.join(problems)}"
+        )
+    with torch.device("meta"):
+        model = MedalS(config)
+    model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
+    # no weight of the checkpoint, so `assign` leaves it without data
+    model.positions = sinusoidal_position_encoding(config.grid_hwd, config.text_dim)
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    found = [int(match[1]) for key in state if (match := re.match(pattern, key))]
+    return max(found, default=-1) + 1
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        data = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ExportError(f"{file} is no checkpoint that can be read safely: {reason}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("model_state_dict"), dict):
+        found = ", ".join(map(str, data)) if isinstance(data, dict) else type(data).__name__
+        raise ExportError(f"{file} has no 'model_state_dict'; found: {found[:200]}")
+    return data
+
+
+def _stored_spacing(data: Mapping[str, Any]) -> Spacing3 | None:
+    values = data.get("spacing_hwd_mm")
+    if values is None:
+        return None
+    a, b, c = (float(value) for value in values)
+    return a, b, c

@@ -1,0 +1,115 @@
+"""The numbers of the demo training: networks, windows, steps, learning rates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from medals_export.model import ModelConfig
+from medals_export.training.phantoms import Shape3
+from medals_export.training.prompt_simulation import PromptNoise
+from medals_export.training.sampling import WindowPlan
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of steps with one kind of window."""
+
+    steps: int
+    plan: WindowPlan
+
+
+@dataclass(frozen=True)
+class StageRecipe:
+    """One stage's training.
+
+    `ease_until` is the share of the training over which the last activation of the mask embedding is
+    eased in. `minutes` bounds the wall time: on a slow machine the schedule runs through faster.
+    """
+
+    name: str
+    config: ModelConfig
+    spacing_mm: float
+    phases: tuple[Phase, ...]
+    peak_rate: float
+    ease_until: float
+    average_decay: float
+    minutes: float
+
+    @property
+    def steps(self) -> int:
+        """Steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole training: how many phantoms, and both stages."""
+
+    phantoms: int
+    coarse: StageRecipe
+    fine: StageRecipe
+    validation_cases: int
+    validate_every_minutes: float
+    seed: int = 20251
+
+
+def learning_rate(progress: float, peak: float, warmup: float = 0.02) -> float:
+    """Linear warm-up, then cosine to zero; `progress` runs from 0 to 1."""
+    if progress < warmup:
+        return peak * (0.1 + 0.9 * progress / warmup)
+    x = (progress - warmup) / (1 - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(x, 1.0)))
+
+
+def ease(progress: float, until: float) -> float:
+    """Share of the linear path in the mask embedding: from 1 down to 0 at `until`."""
+    return max(0.0, 1 - progress / until) if until > 0 else 0.0
+
+
+def _network(window: Shape3) -> ModelConfig:
+    return ModelConfig(
+        window_hwd=window,
+        features=(16, 32, 48, 64, 80),
+        text_dim=64,
+        decoder_layers=3,
+        heads=4,
+        ffn=128,
+        projection_hidden=128,
+        mask_hidden=64,
+    )
+
+
+def demo_recipe() -> Recipe:
+    """Give the demo model's recipe: about a hundred minutes on two cores with AVX512-BF16."""
+
+    def plan(size: int, spacing: float, tumor: float, zero: float) -> WindowPlan:
+        return WindowPlan((size,) * 3, spacing, tumor, 0.3, 0.15, PromptNoise(zero=zero))
+
+    coarse = StageRecipe(
+        name="coarse",
+        config=_network((48, 48, 48)),
+        spacing_mm=8.0,
+        phases=(
+            Phase(1200, plan(32, 12.0, 0.2, 0.7)),
+            Phase(5600, plan(48, 8.0, 0.25, 0.6)),
+        ),
+        peak_rate=2e-3,
+        ease_until=0.5,
+        average_decay=0.995,
+        minutes=30,
+    )
+    fine = StageRecipe(
+        name="fine",
+        config=_network((64, 64, 64)),
+        spacing_mm=4.0,
+        phases=(
+            Phase(1200, plan(48, 6.0, 0.25, 0.4)),
+            Phase(6800, plan(64, 4.0, 0.3, 0.35)),
+        ),
+        peak_rate=1.5e-3,
+        ease_until=0.0,
+        average_decay=0.997,
+        minutes=60,
+    )
+    return Recipe(480, coarse, fine, validation_cases=6, validate_every_minutes=6)

@@ -1,0 +1,156 @@
+"""What the commands share: one line an error, exit codes, common options, the progress bar."""
+
+import functools
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from medals_rt.errors import InputError, MedalsError
+
+EXIT_FAILURE = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Kind(StrEnum):
+    """What prompts are about."""
+
+    ANATOMY = "anatomy"
+    LESION = "lesion"
+
+
+class Preset(StrEnum):
+    """How the algorithm is run."""
+
+    PAPER = "paper"
+    RELEASE = "release"
+
+
+class Refinement(StrEnum):
+    """What the fine stage does with the coarse result."""
+
+    MASKED = "masked"
+    UNMASKED = "unmasked"
+    NONE = "none"
+
+
+Bundle = Annotated[
+    Path | None,
+    typer.Option(
+        "--bundle",
+        help="Folder of the exported model. Without it: $MEDALS_RT_BUNDLE, else the demo model.",
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+PromptsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        help='JSON file: {"1": "Liver in abdominal CT", "instance_label": 0}.',
+    ),
+]
+Sentences = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="A sentence; repeat it for more. Labels are 1, 2, ..."),
+]
+PresetOption = Annotated[
+    Preset, typer.Option("--preset", help="The paper's algorithms, or the released code's rules.")
+]
+RefinementOption = Annotated[
+    Refinement,
+    typer.Option(
+        "--refinement", help="How the fine stage uses the coarse result as spatial prompts."
+    ),
+]
+
+
+def one_line_errors(command: Command) -> Command:
+    """Turn what a command raises into one line on standard error and an exit code.
+
+    2 for input that can't be used, 130 for Ctrl-C, 1 for everything else. The traceback is shown
+    where the command's `debug` is set.
+    """
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> Any:
+        debug = bool(options.get("debug"))
+        try:
+            return command(*args, **options)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; no unfinished file is left behind", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except MedalsError as error:
+            _explain(str(error), debug=debug)
+            code = EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILURE
+            raise typer.Exit(code) from None
+        except MemoryError as error:
+            _explain(f"out of memory ({error}); `medals-rt plan` estimates the need", debug=debug)
+            raise typer.Exit(EXIT_FAILURE) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:  # noqa: BLE001 - the last stop before the user
+            hint = "" if debug else "; run again with --debug for the traceback"
+            _explain(f"{type(error).__name__}: {error}{hint}", debug=debug)
+            raise typer.Exit(EXIT_FAILURE) from None
+
+    return run  # type: ignore[return-value]
+
+
+def _explain(message: str, *, debug: bool) -> None:
+    if debug:
+        traceback.print_exc(file=sys.stderr)
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+
+
+@contextmanager
+def progress_bar(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Give a function that draws windows done and time left; None where there is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total)
+            bar.update(tasks[name], completed=done, total=total)
+
+        yield advance
+
+
+def print_table(title: str, columns: dict[str, str], rows: list[list[str]]) -> None:
+    """Print a plain table on standard output; `columns` maps headings to "left" or "right"."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for heading, side in columns.items():
+        table.add_column(heading, justify="right" if side == "right" else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(table).maximum)
+    console.print(table)

@@ -1,0 +1,346 @@
+"""What a case will cost, before it is run: the geometry of each stage and the passes it takes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from medals_rt.errors import InputError
+from medals_rt.geometry import StagePlan, StageSpec, clean_spacing, plan_stage, region_of_interest
+from medals_rt.policy import CaseRules, Preset, load_policy
+from medals_rt.refinement import Mode, WindowPass, passes_per_window
+from medals_rt.timings import MeasuredPasses, recall
+
+if TYPE_CHECKING:
+    from medals_rt.bundle import Bundle
+    from medals_rt.cases import Case
+    from medals_rt.prompts import PromptSet
+    from medals_rt.vocabulary import ClassKey
+
+RELEASED_STAGES = (
+    StageSpec(1, (224, 224, 128), (1.5, 1.5, 3.0)),
+    StageSpec(2, (192, 192, 192), (1.0, 1.0, 1.0)),
+)
+"""Windows and spacings of the released models (system section 1)."""
+
+_RELEASED_FEATURES = 64
+_BYTES_PER_VALUE = 4
+# One window of the full-size network at 192^3 peaked at 11 to 13 GB in OpenVINO (three graphs,
+# bf16): about seven arrays of as many channels as the feature map has, in fp32.
+_FEATURE_MAPS_AT_PEAK = 7
+_PROCESS_MIB = 300
+
+_Number = TypeVar("_Number", int, float)
+
+Shape3 = tuple[int, int, int]
+Spacing3 = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage of a dry run, axes (H, W, D).
+
+    All figures are those of the whole image. The fine stage usually looks at a region of interest
+    that only the coarse result tells: `windows_smallest_region` and `passes_smallest_region` are
+    those of the smallest one. A pass is one run of the image encoder with what follows it.
+    """
+
+    stage: int
+    spacing_mm_hwd: Spacing3
+    target_spacing_mm_hwd: Spacing3
+    input_shape_hwd: Shape3
+    resampled_shape_hwd: Shape3
+    padded_shape_hwd: Shape3
+    window_hwd: Shape3
+    windows: int
+    windows_smallest_region: int
+    iterations: int
+    passes: int
+    passes_smallest_region: int
+    seconds_per_pass: float | None = None
+
+
+@dataclass(frozen=True)
+class CasePlan:
+    """The dry run of a case.
+
+    `expected_seconds` is (least, most), for the smallest region of interest and for the whole
+    image: passes times the bundle's last measured pass on this machine. None where none was
+    measured. `expected_peak_memory_mib` is an estimate.
+    """
+
+    preset: str
+    refinement: str
+    classes: tuple[str, ...]
+    stages: tuple[StageCost, ...]
+    expected_peak_memory_mib: int
+    expected_seconds: tuple[float, float] | None = None
+    measured_on: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values for JSON."""
+        return asdict(self)
+
+
+def plan_shape(
+    shape_dhw: Shape3,
+    spacing_hwd_mm: Spacing3,
+    classes: Sequence["ClassKey"],
+    *,
+    stages: Sequence[StageSpec] = RELEASED_STAGES,
+    preset: str = "paper",
+    refinement: Mode = "masked",
+    features: int = _RELEASED_FEATURES,
+) -> CasePlan:
+    """Plan a case of which only shape, spacing and classes are known.
+
+    Parameters
+    ----------
+    shape_dhw : the image's shape (D, H, W)
+    spacing_hwd_mm : its spacing (H, W, D) in mm, already cleaned by rule 1 of system section 4
+    classes : what is asked for
+    stages : the stages to plan, each on the whole image
+    preset : "paper" or "release"
+    refinement : "masked", "unmasked" or "none"
+    features : channels of the network's feature map, for the memory estimate
+
+    Raises
+    ------
+    InputError : a size or spacing is not positive, there is no class, or the preset is unknown
+    """
+    if min(shape_dhw) < 1 or not all(0 < s < float("inf") for s in spacing_hwd_mm):
+        raise InputError(
+            f"a shape needs three positive sizes and a spacing three positive lengths, "
+            f"not {shape_dhw} and {spacing_hwd_mm}"
+        )
+    policy = load_policy()
+    rules, how = policy.rules(classes, preset), policy.preset(preset)
+    d, h, w = shape_dhw
+    costs = []
+    for spec in stages:
+        whole = plan_stage((h, w, d), spacing_hwd_mm, spec, rules, how)
+        smallest = whole
+        if spec.is_fine and not rules.skip_coarse:
+            smallest = _smallest_region(shape_dhw, spacing_hwd_mm, spec, rules, how)
+        costs.append(_cost(whole, smallest, rules, how, refinement))
+    return CasePlan(
+        preset=preset,
+        refinement=refinement,
+        classes=tuple(str(key) for key in classes),
+        stages=tuple(costs),
+        expected_peak_memory_mib=_peak_memory_mib(shape_dhw, costs, len(classes), features),
+    )
+
+
+def plan_case(
+    case: "Case",
+    prompts: "PromptSet",
+    bundle: "Bundle | None" = None,
+    *,
+    preset: str = "paper",
+    refinement: Mode = "masked",
+) -> CasePlan:
+    """Plan a case that was read, on a bundle or (None) on models of the released windows.
+
+    The stages are those that the classes go through. The time comes from the bundle's last
+    measured pass on this machine, on whichever runner that was.
+
+    Parameters
+    ----------
+    case, prompts : as for a run
+    bundle : the bundle that will run it
+    preset, refinement : as for `plan_shape`
+    """
+    rules = load_policy().rules(prompts.class_keys, preset)
+    both = RELEASED_STAGES if bundle is None else (bundle.stage_spec(1), bundle.stage_spec(2))
+    specs = [spec for spec in both if not (rules.skip_fine if spec.is_fine else rules.skip_coarse)]
+    volume = case.volume
+    plan = plan_shape(
+        volume.shape_dhw,
+        clean_spacing(volume.shape_dhw, volume.spacing_hwd_mm),
+        prompts.class_keys,
+        stages=specs,
+        preset=preset,
+        refinement=refinement,
+        features=_RELEASED_FEATURES if bundle is None else _features(bundle),
+    )
+    measured = None if bundle is None else recall(bundle.hash)
+    return plan if measured is None else with_seconds(plan, measured)
+
+
+def plan_files(
+    path: Path,
+    *,
+    prompts_file: Path | None = None,
+    sentences: tuple[str, ...] = (),
+    kind: str = "anatomy",
+    bundle: Path | None = None,
+    preset: str = "paper",
+    refinement: Mode = "masked",
+) -> CasePlan:
+    """Plan a case's file with the prompts that a run would take, on the bundle that it would use.
+
+    Parameters
+    ----------
+    path, prompts_file, sentences, kind, bundle : as in `job.Job`
+    preset, refinement : as for `plan_shape`
+
+    Raises
+    ------
+    InputError : a file, prompt or option is unusable
+    """
+    from medals_rt.bundle import Bundle, resolve_bundle
+    from medals_rt.cases import read_case
+    from medals_rt.job import choose_prompts
+
+    case = read_case(path)
+    prompts = choose_prompts(case, prompts_file, sentences, kind)
+    opened = Bundle.open(resolve_bundle(bundle), verify=False)
+    return plan_case(case, prompts, opened, preset=preset, refinement=refinement)
+
+
+def plan_numbers(
+    shape: str,
+    spacing: str,
+    classes: str,
+    *,
+    kind: str = "anatomy",
+    stage: int | None = None,
+    bundle: Path | None = None,
+    preset: str = "paper",
+    refinement: Mode = "masked",
+) -> CasePlan:
+    """Plan from what a person types.
+
+    Parameters
+    ----------
+    shape : "D,H,W" in voxels
+    spacing : "H,W,D" in mm, as rule 1 of system section 4 leaves it
+    classes : "CT/Liver;CT/Spleen": modality and class name
+    kind : of classes that are both anatomy and lesion
+    stage : 1 or 2; None plans both
+    bundle : whose windows count; None: those of the released models
+    preset, refinement : as for `plan_shape`
+
+    Raises
+    ------
+    InputError : a text can't be read, or names no class
+    """
+    from medals_rt.bundle import Bundle
+
+    sizes = _numbers(shape, int, "shape D,H,W")
+    lengths = _numbers(spacing, float, "spacing H,W,D")
+    specs, features = RELEASED_STAGES, _RELEASED_FEATURES
+    if bundle is not None:
+        opened = Bundle.open(bundle, verify=False)
+        specs, features = (opened.stage_spec(1), opened.stage_spec(2)), _features(opened)
+    return plan_shape(
+        (sizes[0], sizes[1], sizes[2]),
+        (lengths[0], lengths[1], lengths[2]),
+        [_named_class(text, kind) for text in classes.split(";") if text.strip()],
+        stages=[spec for spec in specs if stage in {None, spec.number}],
+        preset=preset,
+        refinement=refinement,
+        features=features,
+    )
+
+
+def with_seconds(plan: CasePlan, measured: MeasuredPasses) -> CasePlan:
+    """Add the expected seconds to a plan, where every stage of it was measured."""
+    costs = tuple(
+        replace(cost, seconds_per_pass=measured.seconds_per_pass.get(cost.stage))
+        for cost in plan.stages
+    )
+    expected = None
+    known = [cost for cost in costs if cost.seconds_per_pass is not None]
+    if len(known) == len(costs):
+        smallest = sum((cost.seconds_per_pass or 0) * cost.passes_smallest_region for cost in known)
+        whole = sum((cost.seconds_per_pass or 0) * cost.passes for cost in known)
+        # Dynamic resampling may enlarge a small box so much that it takes longer than the whole.
+        expected = (round(min(smallest, whole), 2), round(max(smallest, whole), 2))
+    return replace(plan, stages=costs, expected_seconds=expected, measured_on=measured.runner)
+
+
+def _smallest_region(
+    shape_dhw: Shape3, spacing_hwd_mm: Spacing3, spec: StageSpec, rules: CaseRules, how: Preset
+) -> StagePlan:
+    """Plan the fine stage on the region of interest of a single voxel in the middle."""
+    low = tuple(size // 2 for size in shape_dhw)
+    box = ((low[0], low[1], low[2]), (low[0] + 1, low[1] + 1, low[2] + 1))
+    low, high = region_of_interest(box, shape_dhw, spacing_hwd_mm, spec, rules, how)
+    d, h, w = (b - a for a, b in zip(low, high, strict=True))
+    return plan_stage((h, w, d), spacing_hwd_mm, spec, rules, how)
+
+
+def _cost(
+    whole: StagePlan, smallest: StagePlan, rules: CaseRules, how: Preset, refinement: Mode
+) -> StageCost:
+    """Count windows and passes; windows without any coarse prediction will need fewer."""
+    window_pass = WindowPass(
+        stage=whole.stage.number,
+        window_index=0,
+        window_hwd=whole.stage.window_hwd,
+        prompted=how.prompted,
+        further=how.further,
+        further_iterations=whole.iterations if rules.lesion else 0,
+        mode=refinement,
+        combine=how.combine,
+    )
+    prompted = whole.stage.is_fine and not rules.skip_coarse
+    per_window = passes_per_window(window_pass, prompted=prompted)
+    return StageCost(
+        stage=whole.stage.number,
+        spacing_mm_hwd=whole.spacing_hwd_mm,
+        target_spacing_mm_hwd=whole.target_spacing_hwd_mm,
+        input_shape_hwd=whole.input_shape_hwd,
+        resampled_shape_hwd=whole.resampled_shape_hwd,
+        padded_shape_hwd=whole.padded_shape_hwd,
+        window_hwd=whole.stage.window_hwd,
+        windows=len(whole.windows),
+        windows_smallest_region=len(smallest.windows),
+        iterations=whole.iterations,
+        passes=per_window * len(whole.windows),
+        passes_smallest_region=per_window * len(smallest.windows),
+    )
+
+
+def _peak_memory_mib(
+    shape_dhw: Shape3, costs: Sequence[StageCost], classes: int, features: int
+) -> int:
+    """Estimate the host's peak: image and results, one window's network, one slab of windows."""
+    peak = 0
+    for cost in costs:
+        window = prod(cost.window_hwd)
+        network = window * (_FEATURE_MAPS_AT_PEAK * features + 3 * classes)
+        _, width, depth = cost.padded_shape_hwd
+        slab = (classes + 1) * cost.window_hwd[0] * width * depth
+        image = 3 * prod(cost.padded_shape_hwd) + 3 * prod(shape_dhw)
+        peak = max(peak, (network + slab + image) * _BYTES_PER_VALUE)
+    return _PROCESS_MIB + peak // 2**20
+
+
+def _features(bundle: "Bundle") -> int:
+    """Read the number of feature channels from the image encoder's first output."""
+    channels = bundle.graph(2, "image_encoder").outputs[0].shape[1]
+    return channels if isinstance(channels, int) else _RELEASED_FEATURES
+
+
+def _numbers(text: str, read: Callable[[str], _Number], what: str) -> list[_Number]:
+    """Read three numbers, separated by commas."""
+    try:
+        values = [read(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != 3:
+        raise InputError(f"{what} needs three numbers separated by commas, not {text!r}")
+    return values
+
+
+def _named_class(text: str, kind: str) -> "ClassKey":
+    """Find "CT/Liver"; a name of both kinds is taken as the kind asked for."""
+    from medals_rt.vocabulary import by_exact_name, classes_of
+
+    modality, _, name = text.strip().partition("/")
+    of_kind = [key for key in classes_of(modality, kind) if key.name == name]
+    return of_kind[0] if of_kind else by_exact_name(modality, name)

@@ -1,0 +1,153 @@
+"""Connected components: dropping small ones, numbering lesions, keeping the probable (paper, Algorithm 3).
+
+Connectivity is 6 throughout. Each function labels the volume once, whatever the number of labels,
+and works on tables of components afterwards. None ever adds a voxel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from medals_rt.arrays import (
+    Array,
+    as_namespace,
+    count_values,
+    label_components,
+    namespace,
+    to_host,
+)
+
+_LARGEST_CONSIDERED = 3
+_LARGEST_TRUSTED = 2
+_CLOSE_TO_BEST = np.float32(0.1)
+_SURE_ABOVE = np.float32(0.86)
+
+
+def drop_small_components(mask: Array, min_voxels: int = 10) -> Array:
+    """Remove the components of `mask` with fewer than `min_voxels` voxels.
+
+    Parameters
+    ----------
+    mask
+        ``(A, B, C)`` bool.
+    min_voxels
+        The smallest size that stays (system section 6: 10).
+
+    Returns
+    -------
+    Array
+        ``(A, B, C)`` bool, a new array.
+    """
+    xp = namespace(mask)
+    numbers, count = label_components(mask)
+    of_inside = numbers[mask]
+    stays = to_host(count_values(of_inside, count + 1)) >= min_voxels
+    result = xp.asarray(mask, copy=True)
+    result[mask] = xp.take(as_namespace(stays, xp, mask), of_inside)
+    return result
+
+
+def number_components(mask: Array) -> tuple[Array, int]:
+    """Number the components of a lesion mask: its instances.
+
+    Returns
+    -------
+    numbers
+        ``(A, B, C)`` uint16 (uint32 for more than 65,535 components), 0 for background.
+    count
+        How many there are.
+    """
+    xp = namespace(mask)
+    numbers, count = label_components(mask)
+    return xp.astype(numbers, xp.uint16 if count <= 0xFFFF else xp.uint32), count
+
+
+def keep_probable_components(
+    labels: Array,
+    probability: Array,
+    labels_to_treat: Iterable[int],
+    size_ratio: float | None = None,
+) -> Array:
+    """Keep the components of each class that are likely, or failing that large (Algorithm 3).
+
+    Of the three largest components of a label, K are those whose mean probability is within 0.1 of
+    the best mean and above 0.86. Two or more: K stays. Otherwise the component of the best mean
+    stays if it is among the two largest and, where `size_ratio` is given, has more than that share
+    of the largest's voxels; else the largest stays. Of equal sizes the component met first counts
+    as larger; of equal means the larger component as better.
+
+    Parameters
+    ----------
+    labels
+        ``(A, B, C)`` integers, 0 for background.
+    probability
+        ``(A, B, C)`` float32: each voxel's largest class probability.
+    labels_to_treat
+        The labels that are treated; others stay as they are.
+    size_ratio
+        Paper: 0.6. None: no such condition, as in the release.
+
+    Returns
+    -------
+    Array
+        A new label map of the same dtype; removed voxels are 0.
+    """
+    xp = namespace(labels)
+    treated = sorted({int(label) for label in labels_to_treat} - {0})
+    highest = int(xp.max(labels)) if labels.size else 0
+    is_treated = np.zeros(highest + 1, dtype=np.bool_)
+    is_treated[[label for label in treated if label <= highest]] = True
+    background = xp.zeros((), dtype=labels.dtype, device=labels.device)
+    flat = xp.take(as_namespace(is_treated, xp, labels), xp.reshape(labels, (-1,)))
+    inside = xp.reshape(flat, tuple(labels.shape))
+    numbers, count = label_components(xp.where(inside, labels, background))
+    of_inside, label_inside = numbers[inside], labels[inside]
+    sizes = to_host(count_values(of_inside, count + 1))[1:]
+    counted = np.maximum(sizes, 1)
+    means = to_host(count_values(of_inside, count + 1, probability[inside]))[1:] / counted
+    label_sums = to_host(count_values(of_inside, count + 1, label_inside))[1:]
+    stays = np.ones(count + 1, dtype=np.bool_)
+    stays[1:] = _chosen(
+        np.rint(label_sums / counted).astype(np.int64), sizes, means.astype(np.float32), size_ratio
+    )
+    result = xp.asarray(labels, copy=True)
+    stays_inside = xp.take(as_namespace(stays, xp, labels), of_inside)
+    result[inside] = xp.where(stays_inside, label_inside, background)
+    return result
+
+
+def _chosen(
+    labels: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.integer],
+    means: npt.NDArray[np.float32],
+    size_ratio: float | None,
+) -> npt.NDArray[np.bool_]:
+    """Say for each component of a table, in the order of first appearance, whether it stays."""
+    stays = np.zeros(len(labels), dtype=np.bool_)
+    order = np.lexsort((-sizes, labels))  # stable: of equal sizes the first met comes first
+    for group in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+        if len(group):
+            stays[_kept_of_one_label(group[:_LARGEST_CONSIDERED], sizes, means, size_ratio)] = True
+    return stays
+
+
+def _kept_of_one_label(
+    largest: npt.NDArray[np.intp],
+    sizes: npt.NDArray[np.integer],
+    means: npt.NDArray[np.float32],
+    size_ratio: float | None,
+) -> npt.NDArray[np.intp]:
+    """Choose among the `largest` components (at most three, falling in size) of one label."""
+    mean = means[largest]
+    sure = (mean.max() - mean <= _CLOSE_TO_BEST) & (mean > _SURE_ABOVE)
+    if np.count_nonzero(sure) >= 2:
+        return largest[sure]
+    best = int(np.argmax(mean))
+    trusted = best < _LARGEST_TRUSTED
+    if size_ratio is not None:
+        trusted = trusted and bool(sizes[largest[best]] > size_ratio * sizes[largest[0]])
+    kept = best if trusted else 0
+    return largest[kept : kept + 1]

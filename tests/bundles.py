@@ -1,0 +1,54 @@
+"""A minuscule bundle for tests that need one but not its results."""
+
+from pathlib import Path
+
+import numpy as np
+
+from medals_export.checkpoint import Checkpoint
+from medals_export.export import export_bundle
+from medals_export.model import ModelConfig
+from medals_export.text_bank import TextBank
+from medals_rt.bundle import Bundle
+from tests.recipes import recipe_checkpoint
+
+TINY_CLASS_KEYS = ("CT/anatomy/1", "CT/anatomy/2", "CT/lesion/1", "MRI/anatomy/1")
+TINY_SENTENCE = "Made-up organ in abdominal CT"
+TINY_SPACINGS_HWD_MM = {1: (4.0, 4.0, 6.0), 2: (2.0, 2.0, 3.0)}
+
+
+def tiny_config(stage: int) -> ModelConfig:
+    """Three stages, windows of 16x16x8 and 16x16x16."""
+    return ModelConfig(
+        window_hwd=(16, 16, 8 * stage),
+        features=(4, 8, 8),
+        text_dim=24,
+        decoder_layers=2,
+        heads=4,
+        ffn=32,
+        projection_hidden=16,
+        mask_hidden=12,
+    )
+
+
+def tiny_checkpoint(stage: int) -> Checkpoint:
+    """Made-up weights for a stage."""
+    return recipe_checkpoint(tiny_config(stage), TINY_SPACINGS_HWD_MM[stage], f"tiny{stage}/")
+
+
+def tiny_bank() -> TextBank:
+    """Four classes and one sentence."""
+    rng = np.random.default_rng(3)
+    return TextBank(
+        class_embeddings=rng.standard_normal((len(TINY_CLASS_KEYS), 24), dtype=np.float32),
+        class_rows={key: row for row, key in enumerate(TINY_CLASS_KEYS)},
+        source="made up for tests",
+        sentence_embeddings=rng.standard_normal((1, 24), dtype=np.float32),
+        sentence_rows={"CT": {TINY_SENTENCE: 0}},
+    )
+
+
+def export_tiny_bundle(out_dir: Path, **options: object) -> Bundle:
+    """Both stages of the minuscule network; `options` are those of `export_bundle`."""
+    return export_bundle(
+        tiny_checkpoint(1), tiny_checkpoint(2), tiny_bank(), out_dir, name="tiny", **options
+    )

@@ -1,0 +1,55 @@
+"""Outputs appear whole or not at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medals_rt.errors import InputError
+from medals_rt.files import atomic_output, prepare_output, write_json
+
+
+def test_an_output_replaces_the_old_one_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    path.write_text("old")
+    with atomic_output(path) as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.name.endswith("a.nii.gz")
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failed_output_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "a.npz"
+    path.write_text("old")
+    with pytest.raises(error), atomic_output(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    path = prepare_output(tmp_path / "new" / "deep" / "a.json")
+    assert path.parent.is_dir()
+    assert not path.exists()
+    write_json(path, {"ä": 1.5, "none": None})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"ä": 1.5, "none": None}
+
+
+def test_what_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(InputError, match="can't write"):
+        prepare_output(file / "below" / "a.json")
+    with pytest.raises(InputError, match="is a folder"):
+        prepare_output(tmp_path)
+
+
+def test_json_refuses_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert not list(tmp_path.iterdir())

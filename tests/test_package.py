@@ -1,0 +1,86 @@
+"""What importing costs, what needs what, and where class names may stand."""
+
+import ast
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import medals_rt
+from medals_rt.vocabulary import all_classes
+
+ROOT = Path(medals_rt.__file__).parent
+HEAVY = (
+    *("torch", "cupy", "tensorrt", "openvino", "onnxruntime", "onnx", "transformers"),
+    *("matplotlib", "nibabel", "nrrd", "scipy.ndimage", "medals_export"),
+)
+
+
+def modules_after(code: str) -> set[str]:
+    """Run code in a new process; give the modules that it loaded."""
+    script = f"{code}\nimport json, sys\nprint(json.dumps(list(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_import_is_light() -> None:
+    loaded = modules_after("import medals_rt")
+    assert not loaded & set(HEAVY)
+
+
+def test_the_command_is_light() -> None:
+    """`medals-rt --help` needs neither NumPy nor rich's tables."""
+    loaded = modules_after("from medals_rt.cli import app")
+    assert not loaded & {*HEAVY, "numpy", "scipy"}
+
+
+def test_every_module_imports_without_the_optional_libraries() -> None:
+    """In an interpreter where the extras can't be imported."""
+    names = sorted(
+        ".".join(("medals_rt", *path.relative_to(ROOT).with_suffix("").parts))
+        for path in ROOT.rglob("*.py")
+        if path.name != "__init__.py"
+    )
+    assert len(names) > 20
+    blocked = [name for name in HEAVY if not name.startswith("scipy")]
+    code = (
+        "import importlib, sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {blocked!r}:\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        f"for name in {names!r}:\n"
+        "    importlib.import_module(name)"
+    )
+    assert set(names) <= modules_after(code)
+
+
+def test_no_class_name_stands_in_the_code() -> None:
+    """Rules that name a class live in policy.toml, the class list in data/."""
+    names = {key.name for key in all_classes()} - {"Lesion"}
+    found = []
+    for path in ROOT.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        docs = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and node.body
+            and isinstance(node.body[0], ast.Expr)
+        }
+        found += [
+            f"{path.name}:{node.lineno} {node.value!r}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and id(node) not in docs and node.value in names
+        ]
+    assert found == []
+
+
+def test_version_and_entry_point() -> None:
+    assert version("medals-rt") == medals_rt.__version__
+    (entry,) = entry_points(group="console_scripts", name="medals-rt")
+    assert entry.value == "medals_rt.cli:main"

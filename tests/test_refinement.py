@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medals_rt.arrays import to_host
+from medals_rt.policy import MaskedPass
+from medals_rt.refinement import (
+    BlockMask,
+    MaskRequest,
+    WindowPass,
+    block_grid,
+    expand_mask,
+    mask_from_order,
+    masked_pass,
+    passes_per_window,
+    refine,
+    seeded_masks,
+)
+
+WINDOW = (16, 12, 8)
+EIGHT = MaskedPass(block_sizes=(8,), repetitions=1, iterations=1)
+FOUR = MaskedPass(block_sizes=(4,), repetitions=1, iterations=1)
+
+
+def request(**changes: Any) -> MaskRequest:
+    fields: dict[str, Any] = {
+        "stage": 2,
+        "window_index": 3,
+        "iteration": 0,
+        "repetition": 0,
+        "window_hwd": WINDOW,
+        "block_sizes": (4, 8),
+    }
+    return MaskRequest(**{**fields, **changes})
+
+
+def window_pass(**changes: Any) -> WindowPass:
+    fields: dict[str, Any] = {
+        "stage": 2,
+        "window_index": 0,
+        "window_hwd": WINDOW,
+        "prompted": EIGHT,
+        "further": FOUR,
+        "further_iterations": 0,
+    }
+    return WindowPass(**{**fields, **changes})
+
+
+class Recorder:
+    """A network that answers with what it was shown: 0.9 where a prompt was seen, else 0.2."""
+
+    def __init__(self, xp: Any, classes: int = 2) -> None:
+        self.xp = xp
+        self.classes = classes
+        self.seen: list[np.ndarray | None] = []
+
+    def __call__(self, prompts: Any) -> Any:
+        self.seen.append(None if prompts is None else to_host(prompts))
+        if prompts is None:
+            return self.xp.full((self.classes, *WINDOW), 0.2, dtype=self.xp.float32)
+        return prompts * 0.7 + 0.2
+
+
+def prompts_of(xp: Any, seed: int = 0) -> Any:
+    rng = np.random.default_rng(seed)
+    return xp.asarray((rng.random((2, *WINDOW)) > 0.4).astype(np.float32))
+
+
+@given(
+    st.integers(0, 2**31),
+    st.text(max_size=20),
+    st.tuples(*[st.integers(1, 40)] * 3),
+    st.integers(0, 500),
+)
+def test_masks_show_half_of_the_blocks(
+    seed: int, case: str, window: tuple[int, int, int], index: int
+) -> None:
+    mask = seeded_masks(seed, case)(request(window_hwd=window, window_index=index))
+    assert mask.block_size in {4, 8}
+    assert mask.shown.shape == block_grid(window, mask.block_size)
+    assert np.count_nonzero(mask.shown) == max(1, mask.shown.size // 2)
+
+
+def test_masks_follow_from_what_the_pass_is_and_from_nothing_else() -> None:
+    def drawn(seed: int = 0, case: str = "a", **changes: Any) -> tuple[int, bytes]:
+        mask = seeded_masks(seed, case)(request(window_hwd=(64, 64, 64), **changes))
+        return mask.block_size, mask.shown.tobytes()
+
+    source = seeded_masks(0, "a")
+    source(request(window_index=7))  # what was drawn before has no part in it
+    again = source(request(window_hwd=(64, 64, 64)))
+    assert (again.block_size, again.shown.tobytes()) == drawn()
+    others = [
+        drawn(seed=1),
+        drawn(case="b"),
+        drawn(stage=1),
+        drawn(window_index=4),
+        drawn(iteration=1),
+        drawn(repetition=1),
+    ]
+    assert len({drawn(), *others}) == 7
+
+
+def test_masks_stay_the_same_from_version_to_version() -> None:
+    """Frozen figures: a change here changes every user's results for a seed."""
+    mask = seeded_masks(0, "case")(request(block_sizes=(8,)))
+    assert mask.shown.astype(int).ravel().tolist() == FROZEN_MASK
+
+
+def test_both_block_sizes_come_up() -> None:
+    source = seeded_masks(0, "case")
+    sizes = [source(request(window_index=i)).block_size for i in range(200)]
+    assert 60 < sizes.count(4) < 140
+
+
+def test_expanded_masks_are_complementary_blocks(xp: Any) -> None:
+    mask = seeded_masks(5, "case")(request(window_hwd=(10, 9, 7), block_sizes=(4,)))
+    expanded = expand_mask(mask, (10, 9, 7), xp)
+    assert expanded.dtype == xp.float32
+    expected = np.kron(mask.shown, np.ones((4, 4, 4)))[:10, :9, :7]
+    np.testing.assert_array_equal(to_host(expanded), expected)
+    np.testing.assert_array_equal(to_host(expanded + (1.0 - expanded)), 1)
+
+
+def test_mask_from_order_shows_the_first_half() -> None:
+    mask = mask_from_order(np.array([4, 2, 0, 1, 3]), (1, 1, 5), 8)
+    assert mask.shown.ravel().tolist() == [False, False, True, False, True]
+    assert mask_from_order(np.array([0]), (1, 1, 1), 8).shown.all()
+
+
+def test_a_voxel_keeps_the_pass_that_did_not_see_its_prompt(xp: Any) -> None:
+    """The recorder says 0.9 where it saw a prompt: nothing of that may be left."""
+    predict = Recorder(xp)
+    prompts = prompts_of(xp)
+    mask = expand_mask(seeded_masks(0, "case")(request()), WINDOW, xp)
+    found = masked_pass(predict, prompts, mask)
+    np.testing.assert_array_equal(to_host(found), np.float32(0.2))
+    first, second = predict.seen
+    assert first is not None
+    assert second is not None
+    np.testing.assert_array_equal(first + second, to_host(prompts))
+    assert not (first * second).any()
+
+
+@given(st.integers(0, 10_000))
+def test_masked_pass_is_the_papers_formula(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    answers = rng.random((2, 2, *WINDOW), dtype=np.float32)
+    prompts = prompts_of(np, seed)
+    mask = expand_mask(seeded_masks(seed, "case")(request()), WINDOW)
+    remaining = iter(answers)
+    found = masked_pass(lambda _: next(remaining), prompts, mask)
+    np.testing.assert_array_equal(found, answers[0] * (1 - mask) + answers[1] * mask)
+
+
+def test_logits_combine_to_the_same_probabilities() -> None:
+    """What the release does, at R = 1; float32's sigmoid and logit cost 1e-6."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 4, (2, 2, *WINDOW)).astype(np.float32)
+    probabilities = 1 / (1 + np.exp(-logits))
+    mask = expand_mask(seeded_masks(0, "case")(request()), WINDOW)
+    remaining = iter(probabilities)
+    found = masked_pass(lambda _: next(remaining), prompts_of(np), mask)
+    combined = logits[0] * (1 - mask) + logits[1] * mask
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-combined)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("combine", ["probability", "logit"])
+def test_repetitions_are_averaged(xp: Any, combine: str) -> None:
+    rng = np.random.default_rng(4)
+    answers = rng.random((6, 2, *WINDOW), dtype=np.float32)
+    answers[0, 0, 0, 0, 0] = 1.0  # a logit that isn't finite
+    remaining = iter(answers)
+    what = window_pass(
+        prompted=MaskedPass(block_sizes=(4, 8), repetitions=3, iterations=1), combine=combine
+    )
+    drawn: list[BlockMask] = []
+
+    def masks(asked: MaskRequest) -> BlockMask:
+        assert asked.repetition == len(drawn)
+        drawn.append(seeded_masks(0, "case")(asked))
+        return drawn[-1]
+
+    found = refine(lambda _: xp.asarray(next(remaining)), prompts_of(xp), what, masks, xp)
+    each = []
+    for r, mask in enumerate(drawn):
+        m = expand_mask(mask, WINDOW)
+        each.append((answers[2 * r] * (1 - m) + answers[2 * r + 1] * m).astype(np.float64))
+    assert len(each) == 3
+    if combine == "logit":
+        each = [np.log(p / (1 - p)) for p in (np.clip(p, 1e-7, 1 - 1e-7) for p in each)]
+    expected = np.mean(each, axis=0)
+    if combine == "logit":
+        expected = 1 / (1 + np.exp(-expected))
+    assert found.dtype == xp.float32
+    np.testing.assert_allclose(to_host(found), expected, rtol=0, atol=1e-5)
+
+
+def test_text_only_is_one_pass_without_prompts(xp: Any) -> None:
+    for what, prompts in ((window_pass(), None), (window_pass(mode="none"), prompts_of(xp))):
+        predict = Recorder(xp)
+        refine(predict, prompts, what, seeded_masks(0, "case"), xp)
+        assert predict.seen == [None]
+
+
+def test_unmasked_shows_the_whole_prompts_once(xp: Any) -> None:
+    predict = Recorder(xp)
+    what = window_pass(
+        mode="unmasked", prompted=MaskedPass(block_sizes=(8,), repetitions=5, iterations=1)
+    )
+    prompts = prompts_of(xp)
+    refine(predict, prompts, what, seeded_masks(0, "case"), xp)
+    (seen,) = predict.seen
+    np.testing.assert_array_equal(seen, to_host(prompts))
+    assert passes_per_window(what, prompted=True) == 1
+
+
+def test_lesions_iterate_on_their_own_answer(xp: Any) -> None:
+    """The second pair is shown where the first answer exceeds one half, in blocks of four."""
+    asked = []
+    first_answer = np.random.default_rng(6).random((2, *WINDOW), dtype=np.float32)
+    seen = []
+
+    def predict(prompts: Any) -> Any:
+        seen.append(None if prompts is None else to_host(prompts))
+        return xp.asarray(first_answer)
+
+    def masks(wanted: MaskRequest) -> BlockMask:
+        asked.append((wanted.iteration, wanted.block_sizes))
+        return seeded_masks(0, "case")(wanted)
+
+    what = window_pass(further_iterations=2)
+    refine(predict, None, what, masks, xp)
+    assert asked == [(0, (4,)), (1, (4,))]
+    assert seen[0] is None
+    assert len(seen) == 5 == passes_per_window(what, prompted=False)
+    np.testing.assert_array_equal(seen[1] + seen[2], first_answer > 0.5)
+    asked.clear()
+    refine(predict, prompts_of(xp), what, masks, xp)
+    assert asked == [(0, (8,)), (1, (4,)), (2, (4,))]
+    assert passes_per_window(what, prompted=True) == 6
+
+
+def test_empty_prompts_cost_one_pass_but_draw_their_mask(xp: Any) -> None:
+    """Hiding nothing leaves both predictions equal; the masks of later windows must not shift."""
+    drawn = []
+
+    def masks(wanted: MaskRequest) -> BlockMask:
+        drawn.append(wanted)
+        return seeded_masks(0, "case")(wanted)
+
+    predict = Recorder(xp)
+    found = refine(predict, xp.zeros((2, *WINDOW), dtype=xp.float32), window_pass(), masks, xp)
+    assert predict.seen == [None]
+    assert len(drawn) == 1
+    np.testing.assert_array_equal(to_host(found), np.float32(0.2))
+
+
+FROZEN_MASK: list[int] = []
