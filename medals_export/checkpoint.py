@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,7 +218,10 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        data = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # an unusual pickle protocol either loads, or fails and is told
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            data = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ExportError(f"{file} is no checkpoint that can be read safely: {reason}") from error

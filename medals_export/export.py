@@ -15,10 +15,9 @@ import torch
 
 from medals_export.bundle_writer import check_target, file_record, write_bundle
 from medals_export.checkpoint import Checkpoint, load_checkpoint
+from medals_export.half_storage import round_weights_to_fp16, store_constants_as_fp16
 from medals_export.onnx_graphs import (
     graph_plans,
-    round_weights_to_fp16,
-    store_constants_as_fp16,
     tensor_records,
     trace,
 )
@@ -31,7 +30,6 @@ from medals_rt.manifest import (
     FORMAT_VERSION,
     ClassRecord,
     EmbeddingsRecord,
-    GraphName,
     GraphRecord,
     Manifest,
     Sources,
@@ -144,7 +142,7 @@ def _export_stage(
     (job.folder / label).mkdir()
     job.advance(f"{label}: PyTorch reference")
     references = reference_passes(network, original, job.bank.class_embeddings) if job.kinds else {}
-    graphs: dict[GraphName, GraphRecord] = {}
+    graphs: dict[str, GraphRecord] = {}
     verified: list[VerifiedRecord] = []
     for plan in graph_plans(network):
         job.advance(f"{label}: {plan.name}")

@@ -108,7 +108,7 @@ def block_elements(array: Array) -> int:
 
 
 def label_components(array: Array) -> tuple[Array, int]:
-    """Number the 6-connected components of a mask or of a label map.
+    """Find and number the 6-connected components of a mask or of a label map.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def label_components(array: Array) -> tuple[Array, int]:
 
 
 def _label_components_cupy(array: Array) -> tuple[Array, int]:
-    """Number components on a card: the foreground at once, then split where labels differ.
+    """Do the same on a card.
 
     `cupyx.scipy.ndimage.label` takes masks only, so each label of a map is numbered by itself.
     """
@@ -176,7 +176,7 @@ def count_values(indices: Array, length: int, weights: Array | None = None) -> A
 
 
 def bounding_box(mask: Array) -> Box | None:
-    """Give the smallest box that holds every true voxel of `mask` ``(A, B, C)``; None where empty."""
+    """Give the smallest box that holds the true voxels of `mask` ``(A, B, C)``; None: empty."""
     xp = namespace(mask)
     low, high = [], []
     for axis in range(3):

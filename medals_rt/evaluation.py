@@ -1,18 +1,14 @@
-"""Scores of files and folders: which labels count, what a case comes to, tables for people."""
+"""Scores of files and folders: which belong together, which labels count, what a case comes to."""
 
-import csv
-import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import fmean
-from typing import Any, Literal
 
 import numpy as np
 
-from medals_rt.cases import LabelFile, read_labels
+from medals_rt.arrays import Array
+from medals_rt.cases import ENDINGS, LabelFile, read_labels
 from medals_rt.errors import CaseError, InputError, MissingFileError, PromptError
-from medals_rt.files import atomic_output, prepare_output, write_json
+from medals_rt.files import prepare_output, write_json
 from medals_rt.metrics import (
     InstanceScore,
     Spacing3,
@@ -22,106 +18,7 @@ from medals_rt.metrics import (
     split_binary,
 )
 from medals_rt.prompts import PromptSet, parse_prompts, read_prompts
-
-Kind = Literal["anatomy", "lesion"]
-
-_FIELDS = (
-    *("case", "kind", "label", "name", "dsc", "nsd_official", "nsd_geometry", "f1", "dsc_tp"),
-    *("true_positives", "false_positives", "false_negatives", "foreground_dsc", "missing"),
-)
-_ENDINGS = (".npz", ".nii.gz", ".nii", ".nrrd", ".nhdr")
-
-
-@dataclass(frozen=True)
-class LabelScore:
-    """DSC and NSD at 2 mm of one label of an anatomy case.
-
-    `nsd_official` hands the stored spacing (H, W, D) to the axes (D, H, W), as the public script
-    does; `nsd_geometry` gives each axis its own.
-    """
-
-    label: int
-    name: str
-    dsc: float
-    nsd_official: float
-    nsd_geometry: float
-
-
-@dataclass(frozen=True)
-class CaseScore:
-    """What one case scored: `labels` for anatomy, `instances` for lesions.
-
-    `foreground_dsc` is that of all labels taken as one mask. `missing` says that there was no
-    prediction; it is scored as an empty one.
-    """
-
-    case: str
-    kind: Kind
-    labels: tuple[LabelScore, ...]
-    instances: InstanceScore | None
-    foreground_dsc: float
-    missing: bool = False
-
-    def mean(self, measure: str) -> float:
-        """Average one measure over the case's labels; NaN where it has none."""
-        return _mean(getattr(score, measure) for score in self.labels)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of all cases, and the predictions that no reference belongs to."""
-
-    cases: tuple[CaseScore, ...]
-    without_reference: tuple[str, ...] = ()
-
-    @property
-    def axis_order_matters(self) -> bool:
-        """Whether the two readings of the spacing give another NSD anywhere."""
-        return any(
-            score.nsd_official != score.nsd_geometry for case in self.cases for score in case.labels
-        )
-
-    def mean(self, measure: str) -> float:
-        """Average a measure of anatomy over the cases, each case by its own mean."""
-        return _mean(case.mean(measure) for case in self.cases)
-
-    def mean_instances(self, measure: str) -> float:
-        """Average `f1` or `dsc_tp` over the cases with lesions."""
-        return _mean(getattr(case.instances, measure) for case in self.cases if case.instances)
-
-    def by_class(self, measure: str) -> dict[str, float]:
-        """Average a measure of anatomy a class, over the cases that have it."""
-        values: dict[str, list[float]] = {}
-        for case in self.cases:
-            for score in case.labels:
-                values.setdefault(score.name, []).append(getattr(score, measure))
-        return {name: _mean(found) for name, found in values.items()}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give plain values for JSON; what is undefined is None."""
-        measures = ("dsc", "nsd_official", "nsd_geometry")
-        return {
-            **{f"mean_{measure}": _plain(self.mean(measure)) for measure in measures},
-            "mean_f1": _plain(self.mean_instances("f1")),
-            "mean_dsc_tp": _plain(self.mean_instances("dsc_tp")),
-            **{
-                measure: {name: _plain(one) for name, one in self.by_class(measure).items()}
-                for measure in measures
-            },
-            "cases": [_case_to_dict(case) for case in self.cases],
-            "without_reference": list(self.without_reference),
-        }
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Give one row a label and one a case (its `label` is empty), for a table or CSV."""
-        rows: list[dict[str, Any]] = []
-        for case in self.cases:
-            common = {"case": case.case, "kind": case.kind}
-            rows.extend({**common, **_label_to_dict(score)} for score in case.labels)
-            whole = _case_to_dict(case)
-            del whole["labels"]
-            rows.append({**whole, "label": None, "name": None})
-        return rows
+from medals_rt.scores import CaseScore, Evaluation, Kind, LabelScore, write_csv
 
 
 def evaluate(
@@ -252,33 +149,27 @@ def score_case(
         pieces = split_binary(truth) if split_reference else truth
         found = match_instances(split_binary(labels) if known is None else known, pieces)
     else:
-        spacing_hwd_mm = reference.spacing_hwd_mm or (predicted and predicted.spacing_hwd_mm)
-        if not spacing_hwd_mm:
+        grid = reference if reference.spacing_hwd_mm else predicted
+        if grid is None or grid.spacing_hwd_mm is None:
             raise CaseError(f"case {name}: neither file holds a spacing; add one to the reference")
-        scores = _score_labels(labels, truth, spacing_hwd_mm, names)
+        h, w, d = grid.spacing_hwd_mm
+        stored = grid.source.spacing_ijk_mm or grid.spacing_hwd_mm
+        scores = _score_labels(labels, truth, stored, (d, h, w), names)
     return CaseScore(name, kind, scores, found, foreground, missing=predicted is None)
 
 
-def write_csv(path: Path, evaluation: Evaluation) -> None:
-    """Write the rows of an evaluation as CSV, atomically."""
-    with (
-        atomic_output(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as stream,
-    ):
-        writer = csv.DictWriter(stream, _FIELDS)
-        writer.writeheader()
-        writer.writerows(evaluation.rows())
-
-
 def _score_labels(
-    labels: Any, truth: Any, spacing_hwd_mm: Spacing3, names: Mapping[int, str] | None
+    labels: Array,
+    truth: Array,
+    stored_spacing_mm: Spacing3,
+    spacing_dhw_mm: Spacing3,
+    names: Mapping[int, str] | None,
 ) -> tuple[LabelScore, ...]:
     """Score the labels that were asked for and are in the reference."""
     present = (np.flatnonzero(np.bincount(truth.ravel())[1:]) + 1).tolist()
     counted = [label for label in present if names is None or label in names]
-    h, w, d = spacing_hwd_mm
     dice = dice_by_label(labels, truth, counted)
-    nsd = nsd_by_label(labels, truth, counted, [(h, w, d), (d, h, w)])
+    nsd = nsd_by_label(labels, truth, counted, [stored_spacing_mm, spacing_dhw_mm])
     return tuple(
         LabelScore(label, names[label] if names else f"label {label}", dice[label], *nsd[label][:2])
         for label in counted
@@ -302,7 +193,7 @@ def _asked(
     for prompt in prompts.prompts:
         name = prompt.class_key.name
         names[prompt.label] = name if name not in names.values() else f"{name} ({prompt.label})"
-    return names, prompts.kind
+    return names, "lesion" if prompts.kind == "lesion" else "anatomy"
 
 
 def _pairs(
@@ -317,54 +208,16 @@ def _pairs(
         return [(_case_name(reference), predicted, reference)], ()
     predictions, references = _label_files(predicted), _label_files(reference)
     if not references:
-        raise MissingFileError(f"{reference} holds no {', '.join(_ENDINGS)} file")
+        raise MissingFileError(f"{reference} holds no {', '.join(ENDINGS)} file")
     pairs = [(name, predictions.get(name), path) for name, path in references.items()]
     return pairs, tuple(name for name in predictions if name not in references)
 
 
 def _label_files(folder: Path) -> dict[str, Path]:
-    files = sorted(path for path in folder.iterdir() if path.name.endswith(_ENDINGS))
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(ENDINGS))
     return {_case_name(path): path for path in files if not path.name.startswith(".")}
 
 
 def _case_name(path: Path) -> str:
-    ending = next((ending for ending in _ENDINGS if path.name.endswith(ending)), path.suffix)
+    ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), path.suffix)
     return path.name.removesuffix(ending)
-
-
-def _case_to_dict(case: CaseScore) -> dict[str, Any]:
-    found = case.instances
-    return {
-        "case": case.case,
-        "kind": case.kind,
-        "dsc": _plain(case.mean("dsc")),
-        "nsd_official": _plain(case.mean("nsd_official")),
-        "nsd_geometry": _plain(case.mean("nsd_geometry")),
-        "f1": found and found.f1,
-        "dsc_tp": found and found.dsc_tp,
-        "true_positives": found and found.true_positives,
-        "false_positives": found and found.false_positives,
-        "false_negatives": found and found.false_negatives,
-        "foreground_dsc": _plain(case.foreground_dsc),
-        "missing": case.missing,
-        "labels": [_label_to_dict(score) for score in case.labels],
-    }
-
-
-def _label_to_dict(score: LabelScore) -> dict[str, Any]:
-    return {
-        "label": score.label,
-        "name": score.name,
-        "dsc": _plain(score.dsc),
-        "nsd_official": _plain(score.nsd_official),
-        "nsd_geometry": _plain(score.nsd_geometry),
-    }
-
-
-def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return fmean(known) if known else math.nan
-
-
-def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else value

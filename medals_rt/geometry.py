@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,9 @@ from medals_rt.arrays import Box
 from medals_rt.policy import CaseRules, Preset
 from medals_rt.windows import Shape, Window, padded_shape, plan_windows
 
-Spacing = tuple[float, float, float]
+Spacing: TypeAlias = tuple[float, float, float]
+_Number: TypeAlias = float | np.float32
+_Values: TypeAlias = Sequence[_Number] | Sequence[float] | npt.NDArray[np.float32]
 
 _SMALLEST_MEANT_SPACING = 0.1
 _SWAPPED_SPACING_ABOVE = 0.5
@@ -204,25 +207,26 @@ def region_of_interest(
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
 
-def separate_axis(spacing: Sequence[float], target_spacing: Sequence[float]) -> int | None:
+def separate_axis(spacing: _Values, target_spacing: _Values) -> int | None:
     """Give the axis that is so coarse that it is resampled by itself; None where there is none.
 
     Where the largest spacing is more than three times the smallest (of the image, else of the
     target) and one axis alone has it (nnU-Net's rule).
     """
-    for values in (spacing, target_spacing):
-        if np.max(values) / np.min(values) > _SEPARATE_AXIS_ABOVE:
-            (coarse,) = np.nonzero(max(values) / np.asarray(values) == 1)
+    for spacings in (spacing, target_spacing):
+        values = np.asarray(list(spacings))
+        if values.max() / values.min() > _SEPARATE_AXIS_ABOVE:
+            (coarse,) = np.nonzero(values.max() / values == 1)
             return int(coarse[0]) if len(coarse) == 1 else None
     return None
 
 
 def _release_spacing(
     shape: Shape, spacing: npt.NDArray[np.float32], stage: StageSpec, rules: CaseRules
-) -> tuple[npt.NDArray[np.float32], list[float]]:
+) -> tuple[npt.NDArray[np.float32], list[_Number]]:
     """Apply rules 4.2 to 4.8 to the image of one stage; give its spacing and target."""
     spacing = spacing.copy()
-    target: list[float] = list(stage.spacing_hwd_mm)
+    target: list[_Number] = list(stage.spacing_hwd_mm)
     for axis, (d, p) in enumerate(zip(shape, stage.window_hwd, strict=True)):
         largest = _LARGEST_AXIS_HWD[axis]
         s = _class_spacing(
@@ -279,7 +283,7 @@ def _class_spacing(
         s = np.float32(1)
     if rules.single and s > 1:
         divisors = rules.spacing_divisor
-        s = np.float32(max(s / (divisors.fine if stage.is_fine else divisors.coarse), t))
+        s = max(s / (divisors.fine if stage.is_fine else divisors.coarse), np.float32(t))
         if s / t > _LARGEST_RATIO_TO_TARGET:
             s = _LARGEST_RATIO_TO_TARGET * s / (s / t - 0.5)
     if rules.single:
@@ -291,7 +295,7 @@ def _class_spacing(
     return s
 
 
-def _small_image_target(s: np.float32, d: int, p: int, t: float) -> float:
+def _small_image_target(s: np.float32, d: int, p: int, t: _Number) -> _Number:
     """Lower the target so that a small image fills more of the window (rule 4.6, second half)."""
     enlargement: float = 1
     power = _ENLARGEMENT_BASE
@@ -299,13 +303,14 @@ def _small_image_target(s: np.float32, d: int, p: int, t: float) -> float:
         if d <= p / power:
             enlargement = power
         power *= _ENLARGEMENT_BASE
-    return min(t, max(s * d / p, s / enlargement))
+    lowered: _Number = max(s * d / p, s / enlargement)
+    return min(t, lowered)
 
 
 def _bounded(
     shape: Shape,
     spacing: npt.NDArray[np.float32],
-    target: Sequence[float],
+    target: Sequence[_Number] | Sequence[float],
     stage: StageSpec,
     *,
     raised_by: float,
@@ -321,9 +326,7 @@ def _bounded(
     if not volume > _MEMORY_BOUND_SCALE**3 * np.prod(stage.window_hwd):
         return spacing
     bounded = spacing.copy()
-    for axis, (s, t, p, d) in enumerate(
-        zip(spacing, target, stage.window_hwd, shape, strict=True)
-    ):
+    for axis, (s, t, p, d) in enumerate(zip(spacing, target, stage.window_hwd, shape, strict=True)):
         if s * d > p * _BOUNDED_AXIS_SCALE * t:
             limit = p * _BOUNDED_AXIS_SCALE * t / d
             bounded[axis] = max(t, limit / raised_by) if s > t else min(t, limit)
@@ -335,6 +338,6 @@ def _shape(values: Iterable[int]) -> Shape:
     return h, w, d
 
 
-def _floats(values: Sequence[float] | npt.NDArray[np.float32]) -> Spacing:
+def _floats(values: _Values) -> Spacing:
     h, w, d = (float(value) for value in values)
     return h, w, d

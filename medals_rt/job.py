@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medals_rt.bundle import resolve_bundle
-from medals_rt.cases import Case, read_case, read_labels, write_segmentation
+from medals_rt.cases import ENDINGS, Case, read_case, read_labels, write_segmentation
 from medals_rt.errors import CaseError, InputError, PromptError
 from medals_rt.files import prepare_output, write_json
 from medals_rt.intensities import prepare_intensities
@@ -17,8 +17,6 @@ from medals_rt.volume import Volume
 
 if TYPE_CHECKING:
     from medals_rt.segmenter import Result
-
-OUTPUT_ENDINGS = (".npz", ".nii.gz", ".nii", ".nrrd")
 
 _SPACING_TOLERANCE = 1e-3
 
@@ -121,7 +119,7 @@ def run_job(job: Job, progress: Progress | None = None) -> "Result":
 
 def default_output(path: Path) -> Path:
     """Name the result of a case: NAME_seg in the current folder, in the format of the case."""
-    ending = next((ending for ending in OUTPUT_ENDINGS if path.name.endswith(ending)), ".npz")
+    ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), ".npz")
     return Path(f"{path.name.removesuffix(ending)}_seg{ending}")
 
 
@@ -140,9 +138,9 @@ def check_outputs(job: Job) -> None:
             raise InputError(f"{path} would overwrite an input; give another name")
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise InputError("output, report and preview need different names")
-    if not job.output.name.endswith(OUTPUT_ENDINGS):
+    if not job.output.name.endswith(ENDINGS):
         raise InputError(
-            f"don't know how to write {job.output.name}; end it in {', '.join(OUTPUT_ENDINGS)}"
+            f"don't know how to write {job.output.name}; end it in {', '.join(ENDINGS)}"
         )
     for path in outputs:
         prepare_output(path)

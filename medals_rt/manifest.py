@@ -62,7 +62,7 @@ class StageRecord(msgspec.Struct, frozen=True):
 
     window_hwd: tuple[Count, Count, Count]
     spacing_hwd_mm: tuple[Millimetres, Millimetres, Millimetres]
-    graphs: dict[GraphName, GraphRecord]
+    graphs: dict[str, GraphRecord]
 
 
 class Stages(msgspec.Struct, frozen=True):

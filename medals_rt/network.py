@@ -19,6 +19,9 @@ from medals_rt.geometry import StageSpec
 from medals_rt.manifest import GRAPH_NAMES, GraphName
 from medals_rt.runners import Choice, Runner, choose, open_runner
 
+# `T` multiplies every voxel's features, and costs under a hundredth of a window's time
+_ALWAYS_FP32: frozenset[GraphName] = frozenset({"query_decoder"})
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -97,7 +100,8 @@ class StageNetwork:
         runner
             "auto", the name of an inference library, or what `choose` gave.
         precision
-            "fp32" or "bf16"; None for the fastest that the processor computes in natively.
+            "fp32" or "bf16"; None for the fastest that the processor computes in natively. The
+            query decoder computes in fp32 in any case.
         threads
             How many to compute with; None leaves it to the library.
 
@@ -116,7 +120,7 @@ class StageNetwork:
                     choice.kind,
                     bundle.graph_path(stage, name),
                     name=f"{name} of stage {stage}",
-                    precision=precision,
+                    precision="fp32" if name in _ALWAYS_FP32 else precision,
                     threads=threads,
                     cache_key=bundle.graph(stage, name).sha256,
                 )

@@ -1,10 +1,9 @@
 """What a case will cost, before it is run: the geometry of each stage and the passes it takes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from medals_rt.errors import InputError
 from medals_rt.geometry import StagePlan, StageSpec, clean_spacing, plan_stage, region_of_interest
@@ -24,14 +23,14 @@ RELEASED_STAGES = (
 )
 """Windows and spacings of the released models (system section 1)."""
 
-_RELEASED_FEATURES = 64
+RELEASED_FEATURES = 64
+"""Channels of their feature map."""
+
 _BYTES_PER_VALUE = 4
 # One window of the full-size network at 192^3 peaked at 11 to 13 GB in OpenVINO (three graphs,
 # bf16): about seven arrays of as many channels as the feature map has, in fp32.
 _FEATURE_MAPS_AT_PEAK = 7
-_PROCESS_MIB = 300
-
-_Number = TypeVar("_Number", int, float)
+_PROCESS_MIB = 150
 
 Shape3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]
@@ -91,7 +90,7 @@ def plan_shape(
     stages: Sequence[StageSpec] = RELEASED_STAGES,
     preset: str = "paper",
     refinement: Mode = "masked",
-    features: int = _RELEASED_FEATURES,
+    features: int = RELEASED_FEATURES,
 ) -> CasePlan:
     """Plan a case of which only shape, spacing and classes are known.
 
@@ -163,87 +162,10 @@ def plan_case(
         stages=specs,
         preset=preset,
         refinement=refinement,
-        features=_RELEASED_FEATURES if bundle is None else _features(bundle),
+        features=RELEASED_FEATURES if bundle is None else feature_channels(bundle),
     )
     measured = None if bundle is None else recall(bundle.hash)
     return plan if measured is None else with_seconds(plan, measured)
-
-
-def plan_files(
-    path: Path,
-    *,
-    prompts_file: Path | None = None,
-    sentences: tuple[str, ...] = (),
-    kind: str = "anatomy",
-    bundle: Path | None = None,
-    preset: str = "paper",
-    refinement: Mode = "masked",
-) -> CasePlan:
-    """Plan a case's file with the prompts that a run would take, on the bundle that it would use.
-
-    Parameters
-    ----------
-    path, prompts_file, sentences, kind, bundle : as in `job.Job`
-    preset, refinement : as for `plan_shape`
-
-    Raises
-    ------
-    InputError : a file, prompt or option is unusable
-    """
-    from medals_rt.bundle import Bundle, resolve_bundle
-    from medals_rt.cases import read_case
-    from medals_rt.job import choose_prompts
-
-    case = read_case(path)
-    prompts = choose_prompts(case, prompts_file, sentences, kind)
-    opened = Bundle.open(resolve_bundle(bundle), verify=False)
-    return plan_case(case, prompts, opened, preset=preset, refinement=refinement)
-
-
-def plan_numbers(
-    shape: str,
-    spacing: str,
-    classes: str,
-    *,
-    kind: str = "anatomy",
-    stage: int | None = None,
-    bundle: Path | None = None,
-    preset: str = "paper",
-    refinement: Mode = "masked",
-) -> CasePlan:
-    """Plan from what a person types.
-
-    Parameters
-    ----------
-    shape : "D,H,W" in voxels
-    spacing : "H,W,D" in mm, as rule 1 of system section 4 leaves it
-    classes : "CT/Liver;CT/Spleen": modality and class name
-    kind : of classes that are both anatomy and lesion
-    stage : 1 or 2; None plans both
-    bundle : whose windows count; None: those of the released models
-    preset, refinement : as for `plan_shape`
-
-    Raises
-    ------
-    InputError : a text can't be read, or names no class
-    """
-    from medals_rt.bundle import Bundle
-
-    sizes = _numbers(shape, int, "shape D,H,W")
-    lengths = _numbers(spacing, float, "spacing H,W,D")
-    specs, features = RELEASED_STAGES, _RELEASED_FEATURES
-    if bundle is not None:
-        opened = Bundle.open(bundle, verify=False)
-        specs, features = (opened.stage_spec(1), opened.stage_spec(2)), _features(opened)
-    return plan_shape(
-        (sizes[0], sizes[1], sizes[2]),
-        (lengths[0], lengths[1], lengths[2]),
-        [_named_class(text, kind) for text in classes.split(";") if text.strip()],
-        stages=[spec for spec in specs if stage in {None, spec.number}],
-        preset=preset,
-        refinement=refinement,
-        features=features,
-    )
 
 
 def with_seconds(plan: CasePlan, measured: MeasuredPasses) -> CasePlan:
@@ -320,27 +242,7 @@ def _peak_memory_mib(
     return _PROCESS_MIB + peak // 2**20
 
 
-def _features(bundle: "Bundle") -> int:
+def feature_channels(bundle: "Bundle") -> int:
     """Read the number of feature channels from the image encoder's first output."""
     channels = bundle.graph(2, "image_encoder").outputs[0].shape[1]
-    return channels if isinstance(channels, int) else _RELEASED_FEATURES
-
-
-def _numbers(text: str, read: Callable[[str], _Number], what: str) -> list[_Number]:
-    """Read three numbers, separated by commas."""
-    try:
-        values = [read(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) != 3:
-        raise InputError(f"{what} needs three numbers separated by commas, not {text!r}")
-    return values
-
-
-def _named_class(text: str, kind: str) -> "ClassKey":
-    """Find "CT/Liver"; a name of both kinds is taken as the kind asked for."""
-    from medals_rt.vocabulary import by_exact_name, classes_of
-
-    modality, _, name = text.strip().partition("/")
-    of_kind = [key for key in classes_of(modality, kind) if key.name == name]
-    return of_kind[0] if of_kind else by_exact_name(modality, name)
+    return channels if isinstance(channels, int) else RELEASED_FEATURES

@@ -36,14 +36,14 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of everything read from the file: a misspelled key is an error."""
 
 
-class HounsfieldWindow(_Table):
+class HounsfieldWindow(_Table, frozen=True):
     """A CT intensity window: `width_hu` around `level_hu` (paper 3.2)."""
 
     width_hu: float
     level_hu: float
 
 
-class IntensityWindows(_Table):
+class IntensityWindows(_Table, frozen=True):
     """Windows by name, and the classes that want another than the default."""
 
     default: str
@@ -51,21 +51,21 @@ class IntensityWindows(_Table):
     classes: dict[str, frozenset[str]]
 
 
-class StageValues(_Table):
+class StageValues(_Table, frozen=True):
     """One number for each stage."""
 
     coarse: float
     fine: float
 
 
-class DivisorException(_Table):
+class DivisorException(_Table, frozen=True):
     """Classes with their own spacing divisor (rule 4)."""
 
     divisor: StageValues
     classes: frozenset[str]
 
 
-class FactorException(_Table):
+class FactorException(_Table, frozen=True):
     """Classes with their own factor (rules 5 and 7)."""
 
     factor: float
@@ -73,14 +73,14 @@ class FactorException(_Table):
     not_for_region_of_interest: bool = False
 
 
-class MarginException(_Table):
+class MarginException(_Table, frozen=True):
     """Classes with their own margin of the region of interest."""
 
     margin: float
     classes: frozenset[str]
 
 
-class SpacingRules(_Table):
+class SpacingRules(_Table, frozen=True):
     """Lists of the dynamic resampling (system rules 4.2, 4.4, 4.5, 4.7)."""
 
     unit_spacing: frozenset[str]
@@ -91,35 +91,35 @@ class SpacingRules(_Table):
     fine_spacing_factors: tuple[FactorException, ...]
 
 
-class StageLists(_Table):
+class StageLists(_Table, frozen=True):
     """Classes for which one of the two stages is left out."""
 
     coarse_only: frozenset[str]
     fine_only: frozenset[str]
 
 
-class RegionRules(_Table):
+class RegionRules(_Table, frozen=True):
     """How far the region of interest reaches beyond the coarse result."""
 
     margin: float
     margin_exceptions: tuple[MarginException, ...]
 
 
-class IterationLists(_Table):
+class IterationLists(_Table, frozen=True):
     """Classes that get no further lesion iteration."""
 
     none: frozenset[str]
     none_in_fine_stage: frozenset[str]
 
 
-class ComponentLists(_Table):
+class ComponentLists(_Table, frozen=True):
     """Classes named by the component rules."""
 
     listed: frozenset[str]
     many_pieces: frozenset[str]
 
 
-class MaskedPass(_Table):
+class MaskedPass(_Table, frozen=True):
     """Masked pairs of Algorithm 2: `iterations` (T) times, each averaged over `repetitions` (R)."""
 
     block_sizes: tuple[int, ...]
@@ -127,7 +127,7 @@ class MaskedPass(_Table):
     iterations: int
 
 
-class ComponentRule(_Table):
+class ComponentRule(_Table, frozen=True):
     """Algorithm 3: which classes it treats, its size condition, and the images it is meant for."""
 
     classes: Literal["all but many_pieces", "listed"]
@@ -135,7 +135,7 @@ class ComponentRule(_Table):
     fewer_voxels_than: int | None = None
 
 
-class Preset(_Table):
+class Preset(_Table, frozen=True):
     """One way of running the algorithm, ``"paper"`` or ``"release"``, as ``policy.toml`` has it.
 
     `prompted` is the pass of Algorithm 2 where spatial prompts are given, `further` what lesions
@@ -192,7 +192,7 @@ class CaseRules:
     further_iterations: dict[StageName, int]
 
 
-class Policy(_Table):
+class Policy(_Table, frozen=True):
     """The whole of ``policy.toml``."""
 
     format_version: Literal[1]
@@ -260,7 +260,7 @@ class Policy(_Table):
         return wanted.pop() if len(wanted) == 1 else self.intensity_windows.default
 
     def treats_components(self, key: NamedClass, preset: str) -> bool:
-        """Say whether Algorithm 3 is applied to the class `key`: anatomy only, by the preset's rule."""
+        """Say whether Algorithm 3 treats the class `key`: anatomy only, by the preset's rule."""
         if key.kind != "anatomy":
             return False
         if self.preset(preset).components.classes == "listed":

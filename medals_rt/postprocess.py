@@ -1,4 +1,4 @@
-"""Connected components: dropping small ones, numbering lesions, keeping the probable (paper, Algorithm 3).
+"""Connected components: drop small ones, number lesions, keep the probable (Algorithm 3).
 
 Connectivity is 6 throughout. Each function labels the volume once, whatever the number of labels,
 and works on tables of components afterwards. None ever adds a voxel.
@@ -51,7 +51,7 @@ def drop_small_components(mask: Array, min_voxels: int = 10) -> Array:
 
 
 def number_components(mask: Array) -> tuple[Array, int]:
-    """Number the components of a lesion mask: its instances.
+    """Find and number the components of a lesion mask: its instances.
 
     Returns
     -------
@@ -144,10 +144,11 @@ def _kept_of_one_label(
     mean = means[largest]
     sure = (mean.max() - mean <= _CLOSE_TO_BEST) & (mean > _SURE_ABOVE)
     if np.count_nonzero(sure) >= 2:
-        return largest[sure]
+        several: npt.NDArray[np.intp] = largest[sure]
+        return several
     best = int(np.argmax(mean))
     trusted = best < _LARGEST_TRUSTED
     if size_ratio is not None:
         trusted = trusted and bool(sizes[largest[best]] > size_ratio * sizes[largest[0]])
-    kept = best if trusted else 0
-    return largest[kept : kept + 1]
+    kept: npt.NDArray[np.intp] = largest[[best if trusted else 0]]
+    return kept

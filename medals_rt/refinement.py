@@ -97,10 +97,10 @@ class WindowPass:
     prompted
         Algorithm 2 for prompts that are given (``Preset.prompted``).
     further
-        Masked pairs after the first prediction, each from the previous probability; its number is
-        `further_iterations` (``Preset.further``, ``StagePlan.iterations`` for lesions, 0 for anatomy).
+        Masked pairs after the first prediction, each from the previous probability
+        (``Preset.further``).
     further_iterations
-        See `further`.
+        How many of these: ``StagePlan.iterations`` for lesions, 0 for anatomy.
     mode, combine
         See `Mode` and `masked_pass`.
     """
@@ -219,9 +219,10 @@ def refine(
     what
         The window and the passes it gets.
     masks
-        Where block masks come from: `seeded_masks`, or a test's own. It is asked once a repetition,
-        in order, also for windows whose prompts are empty, though these need no mask: hiding nothing
-        leaves both predictions equal, so that one pass without prompts stands for the pair.
+        Where block masks come from: `seeded_masks`, or a test's own. It is asked once a
+        repetition, in order, also for windows whose prompts are empty, though these need no mask:
+        hiding nothing leaves both predictions equal, so one pass without prompts stands for the
+        pair.
     xp
         The library of the arrays.
 
@@ -275,23 +276,27 @@ def _repeated(
         return predict(_or_none(prompts))
     requests = [
         MaskRequest(
-            what.stage, what.window_index, iteration, repetition, what.window_hwd, masked.block_sizes
+            what.stage,
+            what.window_index,
+            iteration,
+            repetition,
+            what.window_hwd,
+            masked.block_sizes,
         )
         for repetition in range(masked.repetitions)
     ]
     drawn = [masks(request) for request in requests]
     if _or_none(prompts) is None:
         return predict(None)
-    total = None
-    for mask in drawn:
-        expanded = expand_mask(mask, what.window_hwd, xp)
-        probabilities = masked_pass(predict, prompts, expanded)
-        if masked.repetitions == 1:
-            return probabilities
-        term = _logit(probabilities, xp) if what.combine == "logit" else probabilities
-        total = term if total is None else total + term
-    mean = total / masked.repetitions
-    return 1.0 / (1.0 + xp.exp(-mean)) if what.combine == "logit" else mean
+    pairs = [
+        masked_pass(predict, prompts, expand_mask(mask, what.window_hwd, xp)) for mask in drawn
+    ]
+    if len(pairs) == 1:
+        return pairs[0]
+    if what.combine == "probability":
+        return sum(pairs[1:], start=pairs[0]) / len(pairs)
+    logits = [_logit(probabilities, xp) for probabilities in pairs]
+    return 1.0 / (1.0 + xp.exp(-sum(logits[1:], start=logits[0]) / len(logits)))
 
 
 def _logit(probabilities: Array, xp: Namespace) -> Array:

@@ -9,6 +9,7 @@ float32, including the positions, where the release's rounding decides which vox
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,10 @@ from medals_rt.windows import Shape
 
 _VOTE_CHUNK = 1 << 16
 _VOTE_SCALE = 1000.0
+
+
+_Sides: TypeAlias = tuple[tuple[Array, Array], tuple[Array, Array]]
+"""Lower and upper neighbor along one axis: (index, weight) each."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +214,11 @@ def _pair_slices(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
 
 
 def _vote(
-    source: Array, shape: tuple[int, ...], voxels: Array, new_shape: Shape, taps: list[_Taps],
+    source: Array,
+    shape: tuple[int, ...],
+    voxels: Array,
+    new_shape: Shape,
+    taps: list[_Taps],
     xp: Namespace,
 ) -> Array:
     """Decide output `voxels` (flat indices) by the weights of their eight neighbors' labels."""
@@ -218,7 +227,7 @@ def _vote(
         voxels // new_shape[2] % new_shape[1],
         voxels % new_shape[2],
     )
-    sides = []
+    sides: list[_Sides] = []
     for tap, at in zip(taps, position, strict=True):
         upper = xp.take(as_namespace(tap.share, xp, source), at)
         lower_index = xp.take(_index(tap.lower, xp, source), at)
@@ -240,8 +249,10 @@ def _vote(
     return best_label
 
 
-def _rounded_weight(corners: list[Array], label: Array, sides: list[tuple], xp: Namespace) -> Array:
-    """Interpolate the mask of `label` from the corners, innermost axis first, in float16's steps."""
+def _rounded_weight(
+    corners: list[Array], label: Array, sides: list[_Sides], xp: Namespace
+) -> Array:
+    """Interpolate the mask of `label` from the corners, last axis first, in float16's steps."""
     whole = xp.asarray(_VOTE_SCALE, dtype=xp.float32, device=label.device)
     values = [xp.where(corner == label, whole, 0 * whole) for corner in corners]
     for (_, low), (_, high) in reversed(sides):
@@ -256,7 +267,8 @@ def _to_float16_steps(values: Array, xp: Namespace) -> Array:
     finely here, never decide. (Written out because not every array library has float16.)
     """
     sixteenth, eighth, quarter, half = (
-        xp.asarray(step, dtype=xp.float32, device=values.device) for step in (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+        xp.asarray(step, dtype=xp.float32, device=values.device)
+        for step in (1 / 16, 1 / 8, 1 / 4, 1 / 2)
     )
     step = xp.where(values < 256, xp.where(values < 128, sixteenth, eighth), quarter)
     step = xp.where(values < 512, step, half)

@@ -18,6 +18,8 @@ from medals_rt.wording import Token, known_words, plain_phrases, prompt_words
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_LIGHT: Final = frozenset({"the", "a", "an", "this", "that", "these", "and", "or"})
+
 WEIGHTY: Final = frozenset({"hard", "unknown", "number"})
 """Roles of words that must be accounted for."""
 
@@ -110,14 +112,13 @@ def _phrase_roles(tokens: Sequence[Token]) -> list[str]:
     plain = tuple(token.word for token in tokens)
     index = 0
     while index < len(tokens):
-        best, length = "", 0
-        for role, phrases in plain_phrases().items():
-            for phrase in phrases:
-                if len(phrase) > length and plain[index : index + len(phrase)] == phrase:
-                    best, length = role, len(phrase)
-        for offset in range(length):
-            roles[index + offset] = best
-        index += max(length, 1)
+        length = 1
+        for phrase, role in plain_phrases().get(plain[index], ()):
+            if plain[index : index + len(phrase)] == phrase:
+                length = len(phrase)
+                roles[index : index + length] = [role] * length
+                break
+        index += length
     return roles
 
 
@@ -179,20 +180,34 @@ def _is_act(tokens: Sequence[Token], index: int) -> bool:
 
 
 def _is_part(words: Sequence[Word], index: int) -> bool:
-    """Whether a region's name means a part of an organ here: "head of the ...", "... neck"."""
-    if words[index].word not in prompt_words().part_words:
+    """Whether a region's name means a part of an organ here: "head of the ...", "... neck".
+
+    It means the region beside a modality ("head CT") or after a preposition ("in the neck").
+    """
+    word = words[index]
+    if word.word not in prompt_words().part_words:
         return False
-    if index > 0 and words[index - 1].role == "hard" and not words[index].token.stop:
+    before = words[index - 1] if index > 0 else None
+    after = words[index + 1] if index + 1 < len(words) else None
+    if before is not None and before.role == "hard" and not word.token.stop:
         return True
-    rest = iter(words[index + 1 :])
-    first = next(rest, None)
-    if first is None or first.word != "of":
+    if after is not None and after.word == "of":
+        named = (
+            other
+            for other in words[index + 2 :]
+            if not other.role.startswith("side") and other.word not in _LIGHT
+        )
+        first = next(named, None)
+        if first is not None and first.role == "hard":
+            return True
+    if before is not None and before.role in {"modality", "region"} and not word.token.stop:
         return False
-    for word in rest:
-        if word.role.startswith("side") or word.word in {"the", "a", "this"}:
-            continue
-        return word.role == "hard"
-    return False
+    if after is not None and after.role in {"modality", "region"} and not after.token.stop:
+        return False
+    start = index - 1
+    while start >= 0 and (words[start].word in _LIGHT or words[start].role == "region"):
+        start -= 1
+    return start < 0 or words[start].word not in prompt_words().context_prepositions
 
 
 def _is_context(words: Sequence[Word], index: int) -> bool:

@@ -196,10 +196,12 @@ class Segmenter:
         ------
         CaseError
             The annotation does not fit the volume.
+        BundleError
+            The bundle does not cover a class.
         InputError
             Unknown preset, refinement or window.
         PromptError
-            A prompt names no class, or one that the bundle does not cover.
+            A prompt names no class.
         """
         if refinement not in REFINEMENTS:
             raise InputError(

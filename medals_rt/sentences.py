@@ -95,7 +95,7 @@ def find_class(text: str, kind: str, modality: str | None = None) -> Match:
     tokens = tokenize(text)
     found = find_modality(tokens, quoted, modality)
     words = assign_roles(tokens, found, tolerant=kind == "anatomy" or found == "Microscopy")
-    return _match(words, quoted, found, kind)
+    return match_words(words, quoted, found, kind)
 
 
 @lru_cache(maxsize=1)
@@ -134,7 +134,8 @@ def candidates(modality: str, kind: str) -> tuple[Candidate, ...]:
     return tuple(found)
 
 
-def _match(words: Sequence[Word], quoted: str, modality: str, kind: str) -> Match:
+def match_words(words: Sequence[Word], quoted: str, modality: str, kind: str) -> Match:
+    """Find the class whose term accounts for every word that matters; see `find_class`."""
     hard = {word.word for word in words if word.role in WEIGHTY}
     usable = {word.word for word in words if word.role in USABLE}
     fits: list[tuple[Candidate, frozenset[str]]] = []
@@ -149,6 +150,7 @@ def _match(words: Sequence[Word], quoted: str, modality: str, kind: str) -> Matc
         raise PromptError(_why_nothing(words, hard, quoted, modality, kind))
     candidate, term = _pick_side(fits, words, quoted)
     _refuse_part(candidate, term, words, quoted)
+    _refuse_relation(candidate, words, quoted)
     named = [
         word.token.text
         for word in words
@@ -200,6 +202,46 @@ def _refuse_part(
                 f"prompt {quoted} seems to mean only the {before.token.text!r} part of "
                 f"{str(candidate.key)!r}; leave that word out to ask for the whole"
             )
+
+
+def _refuse_relation(candidate: Candidate, words: Sequence[Word], quoted: str) -> None:
+    """Refuse what uses a class's words for two things, or for what lies beside it.
+
+    "Kidney with cyst" isn't "kidney cyst", "kidney and cyst" neither, and "left of the kidney"
+    isn't "left kidney". A class that has "and" or "/" in its own name may be joined.
+    """
+    lists = prompt_words()
+    joined = " and " in candidate.key.name or "/" in candidate.key.name
+    for index, word in enumerate(words):
+        beside = word.role.startswith("side") and index + 1 < len(words)
+        if beside and words[index + 1].word == "of" and not words[index + 1].token.stop:
+            said = f"{word.token.text} of"
+        elif word.word in lists.havings or (word.word in lists.joins and not joined):
+            said = word.token.text
+            if not _weighs_on_both_sides(words, index, word.word in lists.havings):
+                continue
+        else:
+            continue
+        raise PromptError(
+            f"prompt {quoted} holds {said!r}, so that it could mean something beside "
+            f"{str(candidate.key)!r}; name one class, as in {candidate.key.name!r}"
+        )
+
+
+def _weighs_on_both_sides(words: Sequence[Word], index: int, anywhere_before: bool) -> bool:
+    """Whether words that can name an organ stand on both sides of the one at `index`."""
+    after = (word for word in words[index + 1 :] if not _is_light(word))
+    following = next(after, None)
+    if following is None or following.role != "hard":
+        return False
+    if anywhere_before:
+        return any(word.role == "hard" for word in words[:index])
+    leading = next((word for word in reversed(words[:index]) if not _is_light(word)), None)
+    return leading is not None and leading.role == "hard"
+
+
+def _is_light(word: Word) -> bool:
+    return word.role.startswith("side") or (word.role == "neutral" and len(word.word) <= 3)
 
 
 # Refusals -----------------------------------------------------------------------------------------

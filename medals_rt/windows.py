@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from medals_rt.arrays import Array, Namespace, as_namespace, namespace
 
-Shape = tuple[int, int, int]
+Shape: TypeAlias = tuple[int, int, int]
 
 _SIGMA_SHARE = 1 / 8
 _TRUNCATE_SIGMAS = 4.0
@@ -25,7 +26,7 @@ _DECIDED_FROM = 0.5
 
 @dataclass(frozen=True)
 class Window:
-    """One window of a padded image: voxels ``starts_hwd`` (inclusive) to ``stops_hwd`` (exclusive)."""
+    """One window of a padded image: voxels `starts_hwd` (inclusive) to `stops_hwd` (exclusive)."""
 
     starts_hwd: Shape
     stops_hwd: Shape
@@ -33,9 +34,7 @@ class Window:
     @property
     def slices(self) -> tuple[slice, slice, slice]:
         """The window as an index into an ``(H, W, D)`` array."""
-        h, w, d = (
-            slice(a, b) for a, b in zip(self.starts_hwd, self.stops_hwd, strict=True)
-        )
+        h, w, d = (slice(a, b) for a, b in zip(self.starts_hwd, self.stops_hwd, strict=True))
         return h, w, d
 
 
@@ -123,10 +122,10 @@ class SlabAccumulator:
     """Gathers the windows of an image and decides its labels, in slabs.
 
     The probability of a class at a voxel is the sum of weight times probability over the sum of
-    weights; the voxel takes the class of the largest, where that is at least 0.5 (system section 5).
-    Windows come with H slowest, so once a window starts at a later row, the rows before it are final:
-    they are decided and their memory is used again. Sums take ``(N, window_h, W, D)`` float32
-    instead of ``(N, H, W, D)``, and the labels are those of the plain method to the last bit.
+    weights; the voxel takes the class of the largest, where that is at least 0.5 (system section
+    5). Windows come with H slowest, so once a window starts at a later row, the rows before it are
+    final: they are decided and their memory is used again. Sums take ``(N, window_h, W, D)``
+    float32 instead of ``(N, H, W, D)``, and the labels are those of the plain method to the bit.
 
     Parameters
     ----------
@@ -233,7 +232,11 @@ class SlabAccumulator:
             image_rows = slice(first + offset.start, min(first + offset.stop, height))
             kept = image_rows.stop - image_rows.start
             if kept > 0:
-                index = (slice(buffer_rows.start, buffer_rows.start + kept), slice(width), slice(depth))
+                index = (
+                    slice(buffer_rows.start, buffer_rows.start + kept),
+                    slice(width),
+                    slice(depth),
+                )
                 labels, probability = decide_labels(
                     (self._sums[(n, *index)] for n in range(len(self._values))),
                     self._weight_sums[index],

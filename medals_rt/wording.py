@@ -42,6 +42,9 @@ class PromptWords(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     neutral: frozenset[str]
     organs: frozenset[str]
     spellings: dict[str, str]
+    misleading: tuple[str, ...]
+    joins: frozenset[str]
+    havings: frozenset[str]
     sequences: frozenset[str]
     not_sequences_beside: frozenset[str]
     context_prepositions: frozenset[str]
@@ -123,16 +126,10 @@ def _raw_words() -> frozenset[str]:
     """Every word that any list or class holds, as written there."""
     words = prompt_words()
     found = set(words.neutral | words.organs | words.region_adjectives | words.part_words)
-    found |= (
-        words.context_prepositions
-        | words.requests
-        | words.acts
-        | words.before_acts
-        | words.units
-        | words.counted
-    )
+    found |= words.acts | words.joins | words.havings
     phrases = [
         *words.other_modalities, *words.both_sides, *words.regions, *words.neutral_phrases,
+        *words.misleading,
         *(phrase for phrases in words.sides.values() for phrase in phrases),
     ]  # fmt: skip
     for modality in words.modalities.values():
@@ -218,22 +215,27 @@ def _singular(word: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1)
-def plain_phrases() -> dict[str, tuple[tuple[str, ...], ...]]:
-    """Phrases of each role in plain words, the longest first; roles as in `sentences`."""
+def plain_phrases() -> dict[str, tuple[tuple[tuple[str, ...], str], ...]]:
+    """Sort the listed phrases by first word, longest first, each with its role; see `roles`."""
     words = prompt_words()
     groups: dict[str, tuple[str, ...]] = {
         "other": words.other_modalities,
         "both": words.both_sides,
         "region": words.regions,
         "neutral": words.neutral_phrases,
+        "hard": words.misleading,
     }
     groups |= {f"side:{side}": phrases for side, phrases in words.sides.items()}
     for modality, lists in words.modalities.items():
         groups[f"strong:{modality}"] = lists.strong
         groups[f"weak:{modality}"] = lists.weak
+    found: dict[str, dict[tuple[str, ...], str]] = {}
+    for role, phrases in groups.items():
+        for phrase in map(plain_phrase, phrases):
+            found.setdefault(phrase[0], {}).setdefault(phrase, role)
     return {
-        role: tuple(sorted({plain_phrase(phrase) for phrase in phrases}, key=len, reverse=True))
-        for role, phrases in groups.items()
+        first: tuple(sorted(roles.items(), key=lambda pair: -len(pair[0])))
+        for first, roles in found.items()
     }
 
 

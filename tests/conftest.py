@@ -1,14 +1,40 @@
-"""What several tests share: reference figures, and the array libraries that array code is held to."""
+"""What several tests share: reference figures, and the array libraries to be held to."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import array_api_strict
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from medals_rt.bundle import Bundle
+from hypothesis import settings
+
+# The machine may be busy and a failure must come back: no deadlines, the same examples every time.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep compiled graphs and measured times of tests out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDALS_RT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of a minuscule network with made-up weights, exported once; read only."""
+    pytest.importorskip("torch", reason="makes a bundle, which needs the extra 'export'")
+    from tests.bundles import export_tiny_bundle
+
+    return export_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import label
 
@@ -46,7 +46,6 @@ def test_a_missing_cupy_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None
         to_device(np.arange(3), "cuda")
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.tuples(*[st.integers(1, 9)] * 3))
 def test_components_of_a_label_map_are_numbered_as_in_its_masks(
     seed: int, shape: tuple[int, ...]

@@ -90,9 +90,7 @@ def pristine(tmp_path_factory):
             {"bank_key": "CT/anatomy/3", "name": "Right kidney"},
         ],
         "sentences": file_entry(folder, "sentences.json"),
-        "sources": {
-            stage: {"file": "a.pth", "sha256": NO_HASH} for stage in ("coarse", "fine")
-        },
+        "sources": {stage: {"file": "a.pth", "sha256": NO_HASH} for stage in ("coarse", "fine")},
         "versions": {"medals-rt": "0"},
     }
     write(folder, manifest)
@@ -188,7 +186,7 @@ def test_wrong_hash_names_file_expected_and_found(folder):
 
 def test_wrong_size_and_missing_file_need_no_hash(folder):
     (folder / "fine/refiner.onnx").write_bytes(b"short")
-    with pytest.raises(BundleError, match="has 5 bytes.*says 12"):
+    with pytest.raises(BundleError, match=r"has 5 bytes.*says 12"):
         Bundle.open(folder, verify=False)
     (folder / "fine/refiner.onnx").unlink()
     with pytest.raises(BundleError, match=r"lacks fine/refiner\.onnx"):
@@ -232,7 +230,7 @@ def test_sentence_of_another_modality_is_not_taken(folder):
 
 def test_class_not_covered_names_the_nearest(folder):
     key = Key("CT", "Left kidney", "CT/anatomy/4")
-    with pytest.raises(BundleError, match="not CT Left kidney, CT Spleen; nearest.*Right kidney"):
+    with pytest.raises(BundleError, match=r"not CT Left kidney, CT Spleen; nearest.*Right kidney"):
         Bundle.open(folder).embeddings([Asked("x", key), Asked("y", SPLEEN)])
 
 
@@ -274,7 +272,7 @@ def test_resolution_order(tmp_path, monkeypatch):
     monkeypatch.delenv("MEDALS_RT_BUNDLE")
     package = tmp_path / "checkout" / "medals_rt" / "bundle.py"
     monkeypatch.setattr("medals_rt.bundle.__file__", str(package))
-    with pytest.raises(MissingFileError, match="MEDALS_RT_BUNDLE.*medals-rt export"):
+    with pytest.raises(MissingFileError, match=r"MEDALS_RT_BUNDLE.*medals-rt export"):
         resolve_bundle()
     demo = tmp_path / "checkout" / "engines" / "demo"
     demo.mkdir(parents=True)

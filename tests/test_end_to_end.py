@@ -52,7 +52,9 @@ class GoldenCase:
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GoldenCase]:
+def case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GoldenCase]:
     with np.load(GOLDEN / f"{request.param}.npz") as stored:
         golden = {name: stored[name] for name in stored.files}
     prompts = parse_prompts(json.loads(str(golden["prompts"])))

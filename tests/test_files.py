@@ -25,9 +25,14 @@ def test_an_output_replaces_the_old_one_at_the_end(tmp_path: Path) -> None:
 def test_a_failed_output_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "a.npz"
     path.write_text("old")
-    with pytest.raises(error), atomic_output(path) as temporary:
-        temporary.write_text("half")
-        raise error
+
+    def fail() -> None:
+        with atomic_output(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

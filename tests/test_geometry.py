@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -201,4 +202,4 @@ def test_windows_of_a_plan_cover_its_image(case: tuple[Any, ...], stage: StageSp
         spans = sorted({(w.starts_hwd[axis], w.stops_hwd[axis]) for w in plan.windows})
         assert spans[0][0] == 0
         assert spans[-1][1] == length >= plan.resampled_shape_hwd[axis]
-        assert all(b[0] <= a[1] for a, b in zip(spans, spans[1:], strict=False))
+        assert all(b[0] <= a[1] for a, b in pairwise(spans))

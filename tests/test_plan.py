@@ -8,9 +8,10 @@ from typer.testing import CliRunner
 
 from medals_rt.cli import app
 from medals_rt.errors import InputError
-from medals_rt.plan import RELEASED_STAGES, plan_numbers, plan_shape, with_seconds
+from medals_rt.plan import plan_shape, with_seconds
+from medals_rt.plan_inputs import plan_numbers
 from medals_rt.timings import MeasuredPasses
-from medals_rt.vocabulary import by_exact_name, by_policy_name
+from medals_rt.vocabulary import by_exact_name
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "geometry.json").read_text())
 LIVER = by_exact_name("CT", "Liver")
@@ -21,9 +22,7 @@ SHAPE, SPACING = (100, 400, 420), (0.8, 0.8, 3.0)
 
 def assert_golden(stage: dict, case: dict) -> None:
     assert stage["spacing_mm_hwd"] == pytest.approx(case["out_spacing_hwd"], rel=1e-5)
-    assert stage["target_spacing_mm_hwd"] == pytest.approx(
-        case["out_target_spacing_hwd"], rel=1e-5
-    )
+    assert stage["target_spacing_mm_hwd"] == pytest.approx(case["out_target_spacing_hwd"], rel=1e-5)
     assert list(stage["resampled_shape_hwd"]) == case["resampled_shape_hwd"]
     assert list(stage["padded_shape_hwd"]) == case["padded_shape_hwd"]
     assert stage["windows"] == case["n_windows"]
@@ -32,11 +31,11 @@ def assert_golden(stage: dict, case: dict) -> None:
 
 def test_all_golden_cases() -> None:
     for case in GOLDEN:
-        plan = plan_shape(
-            tuple(case["image_shape_dhw"]),
-            tuple(case["spacing_hwd"]),
-            [by_policy_name(name) for name in case["classes"]],
-            stages=[RELEASED_STAGES[case["stage"] - 1]],
+        plan = plan_numbers(
+            ",".join(map(str, case["image_shape_dhw"])),
+            ",".join(map(repr, case["spacing_hwd"])),
+            ";".join(name.replace("_", "/", 1) for name in case["classes"]),
+            stage=case["stage"],
             preset="release",
         )
         (stage,) = plan.to_dict()["stages"]

@@ -30,7 +30,7 @@ def test_every_class_that_a_rule_names_exists() -> None:
 
 
 def test_no_class_name_stands_in_the_code() -> None:
-    """Strings that are a class's name, and modality-and-name anywhere, docstrings and comments too."""
+    """Strings that are a class's name, and modality-and-name anywhere, comments too."""
     full = all_class_names()
     bare = {name.split("_", 1)[1] for name in full}
     found = []
@@ -59,9 +59,7 @@ def test_presets_differ_as_documented() -> None:
 
 def test_release_treats_the_36_listed_anatomy_classes_only() -> None:
     policy = load_policy()
-    treated = [
-        name for name in all_class_names() if policy.treats_components(Key(name), "release")
-    ]
+    treated = [name for name in all_class_names() if policy.treats_components(Key(name), "release")]
     assert len(treated) == 36
     assert not policy.treats_components(Key("CT_Spleen", "lesion"), "release")
     assert not policy.treats_components(Key("CT_Liver"), "release")

@@ -54,7 +54,7 @@ def one_label_at_a_time(
     return result
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.integers(0, 2**32 - 1),
     st.tuples(*[st.integers(1, 12)] * 3),
@@ -129,7 +129,6 @@ def test_input_is_left_alone(xp: Any) -> None:
     np.testing.assert_array_equal(to_host(given_labels), labels)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12))
 def test_small_components_go(seed: int, min_voxels: int) -> None:
     """Beside scipy's labels, whose default is six neighbors too."""

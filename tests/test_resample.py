@@ -48,7 +48,9 @@ def weights_by_torch_rule(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
     for axis in (2, 1, 0):
         n, m = mask.shape[axis], shape[axis]
         scale = np.float32(n) / np.float32(m)
-        at = np.maximum(scale * (np.arange(m, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
+        at = np.maximum(
+            scale * (np.arange(m, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0
+        )
         low = np.minimum(at.astype(int), n - 1)
         high = np.minimum(low + 1, n - 1)
         share = (at - low.astype(np.float32)).reshape([-1 if a == axis else 1 for a in range(3)])
@@ -63,7 +65,7 @@ def labels_by_masks(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return values[np.argmax(weights, axis=0)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.tuples(*[st.integers(1, 14)] * 3),
     st.tuples(*[st.integers(1, 25)] * 3),
@@ -111,7 +113,7 @@ def test_a_separate_axis_copies_slices(xp: Any, axis: int) -> None:
         np.testing.assert_array_equal(found, np.take(source, nearest, axis))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.tuples(*[st.integers(1, 20)] * 3),
     st.tuples(*[st.integers(1, 30)] * 3),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_windows_cover_an_axis_and_stay_inside(window: int, extra: int) -> None:
     starts = window_starts(length, window)
     assert starts[0] == 0
     assert starts[-1] == length - window
-    assert all(0 < b - a <= window // 2 for a, b in zip(starts, starts[1:], strict=False))
+    assert all(0 < b - a <= window // 2 for a, b in pairwise(starts))
 
 
 @given(st.tuples(*[st.integers(1, 21)] * 3))
@@ -84,8 +85,9 @@ def test_windows_cover_every_voxel_and_weights_sum_right(shape: tuple[int, int, 
         assert sums[window.slices].shape == WINDOW
         sums[window.slices] += weights
     assert sums.min() > 0
-    gathered = SlabAccumulator(plan_windows(padded, WINDOW), shape, (3,), weights,
-                               keep_probability=True)
+    gathered = SlabAccumulator(
+        plan_windows(padded, WINDOW), shape, (3,), weights, keep_probability=True
+    )
     for window in plan_windows(padded, WINDOW):
         gathered.add(window, np.ones((1, *WINDOW), np.float32))
     labels, probability = gathered.result()
@@ -98,9 +100,7 @@ def test_padding_is_at_the_far_end(xp: Any) -> None:
     image = xp.reshape(xp.arange(8, dtype=xp.float32), (2, 2, 2))
     padded = pad_far_end(image, (3, 2, 4))
     assert padded.dtype == xp.float32
-    np.testing.assert_array_equal(
-        to_host(padded), np.pad(to_host(image), ((0, 1), (0, 0), (0, 2)))
-    )
+    np.testing.assert_array_equal(to_host(padded), np.pad(to_host(image), ((0, 1), (0, 0), (0, 2))))
     assert pad_far_end(image, (2, 2, 2)) is image
 
 

@@ -1,7 +1,7 @@
 """The trunk of a phantom: skin, muscle, bowel, lungs, spine and ribs.
 
-Millimeters with x to the patient's left, y to the back, z to the head; the origin is the axis of the
-trunk at the height of the right dome of the diaphragm.
+Millimeters with x to the patient's left, y to the back, z to the head; the origin is the axis of
+the trunk at the height of the right dome of the diaphragm.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from medals_export.training.canvas import (
 )
 from medals_export.training.subject import LABELS, Subject
 
+
 @dataclass(frozen=True)
 class Trunk:
     """Distances shared by several organs, over the whole canvas."""
@@ -33,6 +34,7 @@ class Trunk:
 
 
 def measure_trunk(subject: Subject, at: Coordinates) -> Trunk:
+    """Measure distances to cavity, thorax and diaphragm at every voxel."""
     x, y, z = at.x, at.y, at.z
     rise = np.clip((z - 30) / 185, 0, 1.02)
     shrink = np.sqrt(np.maximum(1 - rise**2.6, 0.02)).astype(np.float32)
@@ -72,9 +74,7 @@ def paint_outside(canvas: Canvas, subject: Subject, values: Mapping[str, float])
             )
     if subject.arms == "down":
         for side in (-1, 1):
-            tube = [
-                (side * (subject.half_x + shell + 48), 15.0, z) for z in (-400.0, 150.0)
-            ]
+            tube = [(side * (subject.half_x + shell + 48), 15.0, z) for z in (-400.0, 150.0)]
             canvas.paint(everything, capsules(at, tube, 42), values["fat"])
             canvas.paint(everything, capsules(at, tube, 36), values["muscle"])
             canvas.paint(everything, capsules(at, tube, 11), values["bone"])
@@ -82,14 +82,16 @@ def paint_outside(canvas: Canvas, subject: Subject, values: Mapping[str, float])
         for side in (-1, 1):
             center = (side * 72.0, -subject.half_y - shell + 8, 85.0)
             box = canvas.around(center, 80)
-            canvas.paint(
-                box, ellipsoid(canvas.at[box], center, (62, 38, 62)), values["fat"]
-            )
+            canvas.paint(box, ellipsoid(canvas.at[box], center, (62, 38, 62)), values["fat"])
     canvas.paint(everything, body, values["fat"])
     canvas.paint(everything, body + subject.fat_mm, values["muscle"])
     if subject.arms != "none":
         for side in (-1, 1):
-            tube = [(side * 60.0, 62.0, 215.0), (side * 125.0, 30.0, 232.0), (side * 170.0, 0.0, 190.0)]
+            tube = [
+                (side * 60.0, 62.0, 215.0),
+                (side * 125.0, 30.0, 232.0),
+                (side * 170.0, 0.0, 190.0),
+            ]
             canvas.paint(everything, capsules(at, tube, 9), values["bone"])
             canvas.paint(
                 everything,
@@ -99,7 +101,11 @@ def paint_outside(canvas: Canvas, subject: Subject, values: Mapping[str, float])
 
 
 def paint_belly(
-    canvas: Canvas, subject: Subject, trunk: Trunk, values: Mapping[str, float], rng: np.random.Generator
+    canvas: Canvas,
+    subject: Subject,
+    trunk: Trunk,
+    values: Mapping[str, float],
+    rng: np.random.Generator,
 ) -> None:
     """Fat of the abdomen with loops of bowel, and the muscles along the spine."""
     everything = canvas.box((-999, -999, -999), (999, 999, 999))
@@ -109,7 +115,7 @@ def paint_belly(
     at = canvas.at[box]
     inside = np.maximum(trunk.cavity[box] + 8, trunk.below_diaphragm[box] + 12)
     inside = np.maximum(inside, at.y - 45)
-    loops: Ripple = draw_ripple(rng, 48, 10)
+    loops = draw_ripple(rng, 48, 10)
     level = loops(at)
     canvas.paint(box, np.maximum(inside, (np.abs(level) - 0.75) * 14), values["bowel"])
     gas = np.maximum(inside + 3, (subject.bowel_gas * 1.0 + 0.6 - draw_ripple(rng, 60)(at)) * 14)
@@ -121,7 +127,11 @@ def paint_belly(
 
 
 def paint_chest(
-    canvas: Canvas, subject: Subject, trunk: Trunk, values: Mapping[str, float], rng: np.random.Generator
+    canvas: Canvas,
+    subject: Subject,
+    trunk: Trunk,
+    values: Mapping[str, float],
+    rng: np.random.Generator,
 ) -> None:
     """Lungs with their vessels, and the mediastinum between them."""
     box = canvas.box((-170, -130, -110), (170, 130, 260))
@@ -157,7 +167,11 @@ def paint_chest(
 
 
 def paint_bones(
-    canvas: Canvas, subject: Subject, trunk: Trunk, values: Mapping[str, float], rng: np.random.Generator
+    canvas: Canvas,
+    subject: Subject,
+    trunk: Trunk,
+    values: Mapping[str, float],
+    rng: np.random.Generator,
 ) -> None:
     """Spine with disks and canal, ribs, breastbone. None of them has a label."""
     back = 0.78 * subject.half_y

@@ -1,17 +1,19 @@
 """Signed distances and painting: what analytic phantoms are drawn with.
 
-Shapes are functions of millimeter coordinates whose negative side is the inside. Painting blends with
-the part of a voxel that a shape covers, so partial volumes come out on any grid without supersampling.
+Shapes are functions of millimeter coordinates whose negative side is the inside. Painting blends
+with the part of a voxel that a shape covers: partial volumes on any grid without supersampling.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 Vector = tuple[float, float, float]
 Box = tuple[slice, slice, slice]
 
@@ -100,7 +102,7 @@ def superellipse(x: Floats, y: Floats, half_x: Floats | float, half_y: Floats | 
 def capsules(at: Coordinates, points: list[Vector], radius_mm: float) -> Floats:
     """Distance to a tube along a polyline, in mm."""
     best = np.full(at.x.shape, np.inf, np.float32)
-    for a, b in zip(points[:-1], points[1:], strict=True):
+    for a, b in pairwise(points):
         ab = np.subtract(b, a).astype(np.float32)
         px, py, pz = at.x - a[0], at.y - a[1], at.z - a[2]
         t = np.clip((px * ab[0] + py * ab[1] + pz * ab[2]) / float(ab @ ab), 0, 1)
@@ -147,7 +149,7 @@ class Canvas:
     def paint(
         self, box: Box, distance: Floats, value: Floats | float, label: int | None = None
     ) -> None:
-        """Blend `value` in where the distance is negative; set the label there unless it is None."""
+        """Blend `value` in where the distance is negative; set the label there if there is one."""
         if distance.size == 0:
             return
         cover = np.clip(0.5 - distance / np.float32(self.edge_mm), 0, 1)

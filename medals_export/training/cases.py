@@ -38,7 +38,7 @@ def make_case(recipe: CaseRecipe) -> tuple[dict[str, NDArray[np.generic]], dict[
     Returns
     -------
     arrays, prompts
-        `imgs (D, H, W)` int16 in Hounsfield units or MR units, `spacing (3)` in the order (H, W, D),
+        `imgs (D, H, W)` int16 in Hounsfield or MR units, `spacing (3)` in the order (H, W, D),
         `gts (D, H, W)` uint8 (labels of the prompts; for lesions one number an instance);
         prompts map label numbers to sentences, with `instance_label`.
     """
@@ -53,9 +53,7 @@ def make_case(recipe: CaseRecipe) -> tuple[dict[str, NDArray[np.generic]], dict[
         tumor_count=recipe.tumor_count,
     )
     rng = np.random.default_rng([phantom.seed, 7])
-    raw = scan(
-        rng, phantom.image_hwd, recipe.modality, noise=recipe.noise, blur_voxels=0.5, slab=1
-    )
+    raw = scan(rng, phantom.image_hwd, recipe.modality, noise=recipe.noise, blur_voxels=0.5, slab=1)
     asked = [QUERIES[row] for row in rows(recipe.modality, recipe.kind)]
     prompts: dict[str, str | int] = {}
     truth = np.zeros(shape, np.uint8)
@@ -82,7 +80,8 @@ def write_case(folder: Path, name: str, recipe: CaseRecipe) -> Path:
     arrays, prompts = make_case(recipe)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.npz"
-    np.savez_compressed(path, **{k: np.ascontiguousarray(v) for k, v in arrays.items()})
+    whole = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    np.savez_compressed(path, imgs=whole["imgs"], spacing=whole["spacing"], gts=whole["gts"])
     (folder / f"{name}.prompts.json").write_text(json.dumps(prompts, indent=1), encoding="utf-8")
     return path
 

@@ -31,7 +31,13 @@ def scale_mr(image: Floats, percentiles: tuple[float, float] | None = None) -> F
 
 
 def scan(
-    rng: np.random.Generator, image: Floats, modality: str, *, noise: float, blur_voxels: float, slab: int
+    rng: np.random.Generator,
+    image: Floats,
+    modality: str,
+    *,
+    noise: float,
+    blur_voxels: float,
+    slab: int,
 ) -> Floats:
     """Add what a scanner adds: point spread, thick slices along D and noise.
 

@@ -36,17 +36,20 @@ def segmentation_loss(
     logits: Tensor,
     truth: Tensor,
     *,
+    weights: Tensor | None = None,
     absent_bce: float = ABSENT_BCE,
     absent_dice: float = ABSENT_DICE,
 ) -> Tensor:
     """Sum of BCE and Dice, averaged over channels with weight 1 for classes that are present.
 
-    Absent classes weigh `absent_bce` and `absent_dice`: with full weight a small network silences the
-    queries of classes that most windows lack.
+    Absent classes weigh `absent_bce` and `absent_dice`: with full weight a small network silences
+    the queries of classes that most windows lack. `weights (N,)` multiplies both.
     """
     present = truth.flatten(1).any(1)
     weight_bce = torch.where(present, 1.0, absent_bce).to(logits)
     weight_dice = torch.where(present, 1.0, absent_dice).to(logits)
+    if weights is not None:
+        weight_bce, weight_dice = weight_bce * weights, weight_dice * weights
     total = weight_bce * bce_loss(logits, truth) + weight_dice * dice_loss(logits, truth)
     loss: Tensor = total.sum() / weight_dice.sum().clamp_min(1.0)
     return loss

@@ -1,4 +1,4 @@
-"""What training does differently from running: faster norms, an eased activation, frozen exports."""
+"""What training does differently from running: faster norms, an eased activation, image/255."""
 
 from __future__ import annotations
 
@@ -40,9 +40,13 @@ class Learner(nn.Module):
     """The network with its learned text embeddings.
 
     Images are 0..1 here; `export_state` folds the factor 255 into the first convolution.
+
+    `T >= -0.17` because its last activation is a GELU, and `F_r` is hardly ever negative, so
+    negative logits need large features: the refiner's norm starts with the gain `refiner_gain`, and
+    the layer before `T` with smaller weights, where the GELU is nearly linear.
     """
 
-    def __init__(self, config: ModelConfig, refiner_gain: float = 2.0) -> None:
+    def __init__(self, config: ModelConfig, refiner_gain: float = 6.0) -> None:
         super().__init__()
         self.config = config
         self.model = MedalS(config)
@@ -57,6 +61,11 @@ class Learner(nn.Module):
                 nn.init.kaiming_normal_(block.weight, a=0.01)
                 if block.bias is not None:
                     nn.init.zeros_(block.bias)
+        last = self.model.mask_embed_proj[-2]
+        if not isinstance(last, nn.Linear):
+            raise TypeError("the layer before the last activation must be linear")
+        with torch.no_grad():
+            last.weight.mul_(2 / refiner_gain)
 
     def forward(self, sample: Sample, ease: float = 0.0) -> Tensor:
         """Logits `(N, H, W, D)` of one window.
@@ -100,7 +109,7 @@ class Average:
     def __init__(self, learner: Learner, decay: float) -> None:
         self.decay = decay
         self.steps = 0
-        self.learner = copy.deepcopy(learner).requires_grad_(requires_grad=False)
+        self.learner = copy.deepcopy(learner).requires_grad_(False)
 
     @torch.no_grad()
     def update(self, learner: Learner) -> None:
@@ -108,7 +117,7 @@ class Average:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         own: Iterable[Tensor] = self.learner.parameters()
-        torch._foreach_lerp_(list(own), list(learner.parameters()), 1 - decay)  # noqa: SLF001
+        torch._foreach_lerp_(list(own), list(learner.parameters()), 1 - decay)
 
 
 def export_state(learner: Learner) -> dict[str, Tensor]:

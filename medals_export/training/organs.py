@@ -26,7 +26,14 @@ def _lumpy(canvas: Canvas, box: Box, rng: np.random.Generator, amplitude_mm: flo
     return field
 
 
-def _organ(canvas: Canvas, box: Box, shape: Floats, value: Floats | float, label: int, fat: tuple[float, float]) -> None:
+def _organ(
+    canvas: Canvas,
+    box: Box,
+    shape: Floats,
+    value: Floats | float,
+    label: int,
+    fat: tuple[float, float],
+) -> None:
     """Paint a plane of fat and the organ inside it."""
     canvas.paint(box, shape - fat[0], fat[1], 0)
     canvas.paint(box, shape, value, label)
@@ -50,7 +57,9 @@ def paint_liver(
         part = canvas.around(tumor.center, 1.4 * max(tumor.radii) + 4)
         spot = ellipsoid(canvas.at[part], tumor.center, tumor.radii)
         spot = spot + np.float32(0.07 * max(tumor.radii)) * draw_ripple(rng, 25, 5)(canvas.at[part])
-        offset = tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(part, box, strict=True))
+        offset = tuple(
+            slice(p.start - b.start, p.stop - b.start) for p, b in zip(part, box, strict=True)
+        )
         if any(o.start < 0 for o in offset) or shape[offset].shape != spot.shape:
             continue
         spot = np.maximum(spot, shape[offset] + 3)
@@ -150,5 +159,5 @@ def paint_heart_and_vessels(
         (7.0, deep - 36, -999.0),
     ]
     box = canvas.box((-50, -90, -999), (70, 120, top + 40))
-    shape = capsules(canvas.at[box], aorta, subject.aorta_mm)
-    _organ(canvas, box, shape, values["aorta"], LABELS["Aorta"], (3.5, values["fat"]))
+    vessel = capsules(canvas.at[box], aorta, subject.aorta_mm)
+    _organ(canvas, box, vessel, values["aorta"], LABELS["Aorta"], (3.5, values["fat"]))

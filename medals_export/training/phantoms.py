@@ -1,7 +1,7 @@
 """Analytic phantoms: one integer makes one subject and its scan, on any grid.
 
-CT comes in Hounsfield units, MR in arbitrary units of 0 to about 1000. Arrays have the axes (H, W, D)
-of the network: H to the patient's back, W to the left, D to the head.
+CT comes in Hounsfield units, MR in arbitrary units of 0 to about 1000. Arrays have the axes
+(H, W, D) of the network: H to the patient's back, W to the left, D to the head.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HELD_OUT_SEED = 1_000_000
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a phantom is sampled: shape and spacing (H, W, D), and the height of the lowest slice."""
+    """Where a phantom is sampled: shape and spacing (H, W, D), height of the lowest slice."""
 
     shape_hwd: Shape3
     spacing_hwd_mm: Spacing3
@@ -99,7 +99,7 @@ def _ct_values(rng: np.random.Generator, tumor: float) -> dict[str, float]:
 
 
 def _mr_values(rng: np.random.Generator, tumor: float) -> dict[str, float]:
-    """Intensities of one subject in a random weighting: fluid dark or bright, fat dark or bright."""
+    """Intensities of one subject in a random weighting: fluid and fat dark or bright."""
     u = rng.uniform
     heavy = u() < 0.5
     fluid = u(650, 1000) if heavy else u(60, 200)
@@ -175,7 +175,7 @@ def make_phantom(
     Parameters
     ----------
     seed
-        Fixes subject, intensities and position; the grid and the other arguments do not change them.
+        Fixes subject, intensities and position; the grid does not change them.
     grid
         Where to sample. Slabs far above the shoulders or below the kidneys are possible.
     modality
@@ -212,6 +212,4 @@ def make_phantom(
     if modality == "MRI":
         bias = draw_ripple(paint_rng, 420, 4)(coordinates)
         image *= np.exp(np.float32(paint_rng.uniform(0.05, 0.22)) * bias)
-    return Phantom(
-        image, canvas.labels, grid.spacing_hwd_mm, modality, seed, len(subject.tumors)
-    )
+    return Phantom(image, canvas.labels, grid.spacing_hwd_mm, modality, seed, len(subject.tumors))

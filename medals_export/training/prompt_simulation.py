@@ -66,8 +66,8 @@ def simulate_prompts(
     channels, *shape = truth.shape
     if rng.random() < noise.zero:
         return np.zeros((1, *shape), bool), np.zeros(truth.shape, bool)
-    kept_channels = rng.random(channels) >= noise.channel_zero
-    prompts = truth & kept_channels[:, None, None, None]
+    kept_channels = rng.random((channels, 1, 1, 1)) >= noise.channel_zero
+    prompts = truth & kept_channels
     foreground = prompts.any(axis=0, keepdims=True)
 
     block = min(int(rng.choice(noise.block_sizes)), max(shape))

@@ -25,8 +25,9 @@ TUMOR = LABELS["Liver tumors"]
 class WindowPlan:
     """How windows of one phase are drawn.
 
-    `near_tumor` and `near_organ` are the shares of windows placed on a tumor or an organ; `prompts`
-    holds the probability of no prompt at all and the rest of Algorithm 1.
+    `near_tumor` and `near_organ` are the shares of windows placed on a tumor or an organ,
+    `mr_share` that of MR among the windows without a tumor; `prompts` holds the probability of no
+    prompt at all and the rest of Algorithm 1.
     """
 
     window_hwd: Shape3
@@ -34,6 +35,7 @@ class WindowPlan:
     near_tumor: float
     near_organ: float
     lung_window: float
+    mr_share: float
     prompts: PromptNoise
 
 
@@ -70,7 +72,7 @@ def _field_of_view(
 def _place(
     rng: np.random.Generator, bounds: tuple[int, int], size: int, focus: tuple[int, int] | None
 ) -> int:
-    """First source voxel of a window: inside the bounds, padded at the far end if they are short."""
+    """First source voxel of a window: inside the bounds, or their low end if they are short."""
     low, high = bounds
     room = high - low - size
     if room <= 0:
@@ -95,11 +97,13 @@ def _resample(array: NDArray[np.float32], shape: Shape3) -> Tensor:
 def _choose_focus(rng: np.random.Generator, store: Store, plan: WindowPlan) -> tuple[int, int]:
     """Draw a phantom and the label to look at: 0 for anywhere."""
     wish = rng.random()
+    modality = "MRI" if wish >= plan.near_tumor and rng.random() < plan.mr_share else "CT"
+    choice = [i for i, kind in enumerate(store.modalities) if kind == modality]
     for _ in range(20):
-        index = int(rng.integers(len(store)))
+        index = int(rng.choice(choice))
         present = [c for c in range(1, TUMOR + 1) if store.boxes[index, c, 0, 0] >= 0]
         if wish < plan.near_tumor:
-            if TUMOR in present and store.modalities[index] == "CT":
+            if TUMOR in present:
                 return index, TUMOR
         elif wish < plan.near_tumor + plan.near_organ and present:
             return index, int(rng.choice(present))
@@ -138,8 +142,7 @@ def draw_sample(rng: np.random.Generator, store: Store, plan: WindowPlan) -> Sam
     bounds = _field_of_view(rng, whole, store.spacing_mm)
     box = store.boxes[index, focus]
     start = [
-        _place(rng, bounds[a], size[a], (box[a, 0], box[a, 1]) if focus else None)
-        for a in range(3)
+        _place(rng, bounds[a], size[a], (box[a, 0], box[a, 1]) if focus else None) for a in range(3)
     ]
     stop = [min(start[a] + size[a], bounds[a][1]) for a in range(3)]
     cut = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
@@ -172,7 +175,11 @@ def draw_sample(rng: np.random.Generator, store: Store, plan: WindowPlan) -> Sam
     prompts: Tensor | None = None
     if prompted:
         noise = PromptNoise(
-            0.0, plan.prompts.channel_zero, plan.prompts.block_sizes, plan.prompts.drop, plan.prompts.add
+            0.0,
+            plan.prompts.channel_zero,
+            plan.prompts.block_sizes,
+            plan.prompts.drop,
+            plan.prompts.add,
         )
         s_f, s_p = simulate_prompts(rng, truth.numpy(), noise)
         foreground = torch.from_numpy(s_f).float()[None]

@@ -96,9 +96,7 @@ def build_store(
     starts = range(0, count, step)
     if workers > 1:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            jobs = [
-                pool.submit(_paint_range, str(folder), s, min(s + step, count)) for s in starts
-            ]
+            jobs = [pool.submit(_paint_range, str(folder), s, min(s + step, count)) for s in starts]
             boxes = [box for job in jobs for box in job.result()]
     else:
         boxes = _paint_range(str(folder), 0, count)

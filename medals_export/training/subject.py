@@ -1,7 +1,7 @@
 """What is drawn at random about the body of a phantom: sizes, places, tilts.
 
-Millimeters with x to the patient's left, y to the back, z to the head; the origin is the axis of the
-trunk at the height of the right dome of the diaphragm. Sizes are those of an average adult; a
+Millimeters with x to the patient's left, y to the back, z to the head; the origin is the axis of
+the trunk at the height of the right dome of the diaphragm. Sizes are those of an average adult; a
 `Subject` varies them. Organs are wrapped in thin planes of fat, which keeps every border visible.
 """
 
@@ -97,9 +97,7 @@ def _draw_tumors(
         )
         if free and point[2] < -size - 12:
             x, y, z = size * rng.uniform(0.85, 1.15, 3)
-            tumors.append(
-                Tumor((float(point[0]), float(point[1]), float(point[2])), (x, y, z))
-            )
+            tumors.append(Tumor((float(point[0]), float(point[1]), float(point[2])), (x, y, z)))
     return tuple(tumors)
 
 

@@ -1,73 +1,40 @@
-"""The loop: phantoms, coarse model, fine model; a usable checkpoint exists at any time."""
+"""The loop: coarse model, fine model; a usable checkpoint exists at any time."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from medals_export.training.checkpoints import (
+    Run,
+    Training,
+    coarse_predictions,
+    load_fork,
+    load_state,
+    save_fork,
+    save_state,
+)
 from medals_export.training.classes import QUERIES
 from medals_export.training.losses import segmentation_loss
-from medals_export.training.network import Average, Learner, export_state
+from medals_export.training.network import Average, Learner
 from medals_export.training.recipe import Recipe, StageRecipe, ease, learning_rate
 from medals_export.training.sampling import Sample, Windows
-from medals_export.training.store import Store
-from medals_export.training.validation import CheckCase, read_case, score_cases
+from medals_export.training.validation import score_cases
 
+LESION_WEIGHT = 3.0
+"""Weight of a lesion among the organs that are asked with it."""
 
-@dataclass(frozen=True)
-class Run:
-    """Where a training writes and what it looks at."""
-
-    folder: Path
-    store: Store
-    cases: list[CheckCase]
-    extra_cases: list[CheckCase]
-    loaders: int
-
-    def log(self, **values: Any) -> None:
-        """Append one line to `log.jsonl`."""
-        line = json.dumps({"time": round(time.time(), 1), **values})
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-
-
-def _save(path: Path, payload: Any) -> None:
-    part = path.with_suffix(path.suffix + ".part")
-    torch.save(payload, part)
-    part.replace(path)
-
-
-def write_checkpoint(run: Run, stage: StageRecipe, learner: Learner, step: int) -> None:
-    """Write `<stage>.pth` in the released form and the embedding bank beside it."""
-    _save(
-        run.folder / f"{stage.name}.pth",
-        {
-            "model_state_dict": export_state(learner),
-            "config": learner.config.to_dict(),
-            "spacing_hwd_mm": [stage.spacing_mm] * 3,
-            "step": step,
-        },
-    )
-    bank = learner.embeddings.detach().clone().float().contiguous()
-    save_file({"class_embeddings": bank}, run.folder / "embeddings.safetensors")
-    index = {query.bank_key: row for row, query in enumerate(QUERIES)}
-    names = {query.bank_key: query.name for query in QUERIES}
-    (run.folder / "embeddings.json").write_text(
-        json.dumps({"class_embeddings": index, "names": names}, indent=1), encoding="utf-8"
-    )
+Fork = Callable[[], None]
 
 
 def _one(batch: list[Sample]) -> Sample:
@@ -114,7 +81,7 @@ class _Meter:
     """Losses since the last line of the log."""
 
     losses: list[float]
-    since: float
+    since: float = field(default_factory=time.monotonic)
 
     def flush(self, run: Run, stage: StageRecipe, step: int, progress: float) -> None:
         now = time.monotonic()
@@ -134,7 +101,10 @@ def _step(
 ) -> float:
     with torch.autocast("cpu", torch.bfloat16):
         logits = learner(sample, mixing)
-    loss: Tensor = segmentation_loss(logits.float(), sample.truth)
+    weights = torch.tensor(
+        [LESION_WEIGHT if QUERIES[row].kind == "lesion" else 1.0 for row in sample.rows]
+    )
+    loss: Tensor = segmentation_loss(logits.float(), sample.truth, weights=weights)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
@@ -144,19 +114,15 @@ def _step(
     return float(loss.detach())
 
 
-def validate(
-    run: Run,
-    stage: StageRecipe,
-    learner: Learner,
-    step: int,
-    coarse: list[NDArray[np.bool_]] | None,
-) -> None:
+def validate(run: Run, stage: StageRecipe, training: Training) -> None:
     """Log the DSC a class on held-out phantoms, text only and, with prompts at hand, masked."""
     start = time.monotonic()
-    for mode, prompts in (("text only", None), ("masked", coarse)):
-        if mode == "masked" and prompts is None:
-            continue
-        scores = score_cases(learner, run.cases, stage.spacing_mm, prompts)
+    learner, step, mixing = training.average.learner, training.step, training.ease
+    modes: list[tuple[str, list[NDArray[np.bool_]] | None]] = [("text only", None)]
+    if stage.name == "fine":
+        modes.append(("masked", coarse_predictions(run)))
+    for mode, prompts in modes:
+        scores = score_cases(learner, run.cases, stage.spacing_mm, prompts, mixing)
         organs = [v for k, v in scores.items() if "tumor" not in k]
         run.log(
             stage=stage.name,
@@ -169,78 +135,75 @@ def validate(
     if run.extra_cases:
         scores = {}
         for case in run.extra_cases:
-            one = score_cases(learner, [case], stage.spacing_mm, None)
+            one = score_cases(learner, [case], stage.spacing_mm, None, mixing)
             scores.update({f"{case.name} {k}": v for k, v in one.items()})
         run.log(stage=stage.name, step=step, mode="extra", dsc=scores)
 
 
-def train_stage(
-    run: Run,
-    stage: StageRecipe,
-    recipe: Recipe,
-    *,
-    start_from: Learner | None,
-    coarse: list[NDArray[np.bool_]] | None,
-) -> Learner:
-    """Train one stage and give its averaged weights.
-
-    A stage that was cut off goes on from `<stage>.state`, written at every validation. `start_from`
-    gives the first weights and the embeddings, which stay fixed then: one bank serves both stages.
-    """
+def _begin(run: Run, stage: StageRecipe, recipe: Recipe) -> Training:
+    """Make the first weights of a stage, or take up those of a stage that was cut off."""
     torch.manual_seed(recipe.seed)
     learner = Learner(stage.config)
-    if start_from is not None:
-        learner.load_state_dict(start_from.state_dict())
-        learner.embeddings.requires_grad_(requires_grad=False)
+    if stage.name == "fine":
+        learner.load_state_dict(load_fork(run))
+        learner.embeddings.requires_grad_(False)
     learner = learner.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(_groups(learner), lr=stage.peak_rate, betas=(0.9, 0.99))
-    average = Average(learner, stage.average_decay)
-    state_path = run.folder / f"{stage.name}.state"
-    first, spent = 0, 0.0
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        learner.load_state_dict(state["learner"])
-        average.learner.load_state_dict(state["average"])
-        average.steps = first = int(state["step"])
-        optimizer.load_state_dict(state["optimizer"])
-        spent = float(state["seconds"])
-    begin = time.monotonic() - spent
-    meter = _Meter([], time.monotonic())
-    looked, step, progress = time.monotonic(), first, 0.0
-    offset = recipe.seed if stage.name == "coarse" else recipe.seed + 1
+    training = Training(learner, Average(learner, stage.average_decay), optimizer)
+    load_state(run, stage, training)
+    return training
 
-    def keep(step: int) -> None:
-        write_checkpoint(run, stage, average.learner, step)
-        payload = {
-            "learner": learner.state_dict(),
-            "average": average.learner.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "step": step,
-            "seconds": time.monotonic() - begin,
-        }
-        _save(state_path, payload)
 
-    for step, sample in windows_from(run, stage, offset, first):
+def _fork(run: Run, training: Training, on_fork: Fork | None) -> None:
+    """Fix the embeddings and hand the weights to the fine stage."""
+    training.learner.embeddings.requires_grad_(False)
+    average = training.average.learner
+    with torch.no_grad():
+        average.embeddings.copy_(training.learner.embeddings)
+    save_fork(run, average)
+    if on_fork is not None:
+        on_fork()
+
+
+def train_stage(run: Run, stage: StageRecipe, recipe: Recipe, on_fork: Fork | None = None) -> None:
+    """Train one stage; `<stage>.pth` holds its averaged weights after the first minutes.
+
+    A stage that was cut off goes on from `<stage>.state`, written at every validation. The coarse
+    stage hands its weights over at `stage.fork_step` by writing `fork.state` and calling `on_fork`;
+    from then on its embeddings stay fixed. The fine stage starts from that file with the embeddings
+    fixed, so that one bank serves both.
+    """
+    training = _begin(run, stage, recipe)
+    begin = time.monotonic() - training.seconds
+    meter = _Meter([])
+    saved = looked = time.monotonic()
+    forked = stage.fork_step is None
+
+    def keep() -> None:
+        training.seconds = time.monotonic() - begin
+        save_state(run, stage, training)
+
+    seed = recipe.seed + (stage.name == "fine")
+    for step, sample in windows_from(run, stage, seed, training.step):
         progress = max(step / stage.steps, (time.monotonic() - begin) / (60 * stage.minutes))
         if progress >= 1:
             break
-        for group in optimizer.param_groups:
+        if not forked and step >= (stage.fork_step or 0):
+            forked = True
+            _fork(run, training, on_fork)
+        for group in training.optimizer.param_groups:
             group["lr"] = learning_rate(progress, stage.peak_rate)
-        mixing = ease(progress, stage.ease_until)
-        meter.losses.append(_step(learner, sample, optimizer, mixing))
-        average.update(learner)
-        if (step + 1) % 100 == 0:
-            meter.flush(run, stage, step + 1, progress)
-        if (time.monotonic() - looked) / 60 > recipe.validate_every_minutes:
-            keep(step + 1)
-            validate(run, stage, average.learner, step + 1, coarse)
+        training.ease = ease(progress, stage.ease_from, stage.ease_until)
+        meter.losses.append(_step(training.learner, sample, training.optimizer, training.ease))
+        training.average.update(training.learner)
+        training.step = step + 1
+        if training.step % 100 == 0:
+            meter.flush(run, stage, training.step, progress)
+        if (time.monotonic() - saved) / 60 > recipe.save_every_minutes:
+            keep()
+            saved = time.monotonic()
+        if (time.monotonic() - looked) / 60 > stage.validate_every_minutes:
+            validate(run, stage, training)
             looked = time.monotonic()
-    keep(step + 1)
-    validate(run, stage, average.learner, step + 1, coarse)
-    return average.learner
-
-
-def coarse_predictions(learner: Learner, run: Run, spacing_mm: float) -> list[NDArray[np.bool_]]:
-    """Text-only predictions of the coarse model on the validation cases: prompts of the fine one."""
-    learner.eval()
-    return [read_case(learner, case, spacing_mm) for case in run.cases]
+    keep()
+    validate(run, stage, training)

@@ -1,7 +1,7 @@
 """A plain sliding-window reading of a learner, to watch it while it trains.
 
-Not the run time: no region of interest, no post-processing. Whole images, half-window steps, Gaussian
-weights, and the same masked pair of passes where prompts are given.
+Not the run time: no region of interest, no post-processing. Whole images, half-window steps,
+Gaussian weights, and the same masked pair of passes where prompts are given.
 """
 
 from __future__ import annotations
@@ -82,7 +82,12 @@ def _half_of_blocks(rng: np.random.Generator, window: Shape3, block: int = 8) ->
 
 
 def _window_probability(
-    learner: Learner, image: Tensor, asked: list[int], prompts: Tensor | None, mask: Tensor
+    learner: Learner,
+    image: Tensor,
+    asked: list[int],
+    prompts: Tensor | None,
+    mask: Tensor,
+    ease: float,
 ) -> Tensor:
     def predict(given: Tensor | None) -> Tensor:
         foreground = torch.zeros_like(image)
@@ -90,8 +95,9 @@ def _window_probability(
             foreground = given.any(0)[None, None].float()
         sample = Sample(image, foreground, image, given, asked)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = learner(sample)
-        return logits.float().sigmoid()
+            logits = learner(sample, ease)
+        probability: Tensor = logits.float().sigmoid()
+        return probability
 
     if prompts is None or not prompts.any():
         return predict(None)
@@ -100,7 +106,11 @@ def _window_probability(
 
 @torch.no_grad()
 def read_case(
-    learner: Learner, case: CheckCase, spacing_mm: float, prompts: NDArray[np.bool_] | None = None
+    learner: Learner,
+    case: CheckCase,
+    spacing_mm: float,
+    prompts: NDArray[np.bool_] | None = None,
+    ease: float = 0.0,
 ) -> NDArray[np.bool_]:
     """Predict `(N, H, W, D)` bool on the case's own grid.
 
@@ -136,7 +146,7 @@ def read_case(
         part = None if given is None else given[(slice(None), *cut)]
         mask = _half_of_blocks(rng, window)
         probability = _window_probability(
-            learner, image[(slice(None), *cut)][None], list(case.rows), part, mask
+            learner, image[(slice(None), *cut)][None], list(case.rows), part, mask, ease
         )
         total[(slice(None), *cut)] += probability * weight
         weight_sum[cut] += weight
@@ -164,13 +174,19 @@ def dice(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
 
 
 def score_cases(
-    learner: Learner, cases: list[CheckCase], spacing_mm: float, coarse: list[NDArray[np.bool_]] | None
+    learner: Learner,
+    cases: list[CheckCase],
+    spacing_mm: float,
+    coarse: list[NDArray[np.bool_]] | None,
+    ease: float = 0.0,
 ) -> dict[str, float]:
     """Mean DSC a query over the cases in which it has at least 50 voxels."""
     learner.eval()
     found: dict[str, list[float]] = {}
     for i, case in enumerate(cases):
-        prediction = read_case(learner, case, spacing_mm, None if coarse is None else coarse[i])
+        prediction = read_case(
+            learner, case, spacing_mm, None if coarse is None else coarse[i], ease
+        )
         for channel, row in enumerate(case.rows):
             if case.truth[channel].sum() >= 50:
                 query = QUERIES[row]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from medals_rt.cases.model import Case, LabelFile
+from medals_rt.cases.model import Case, LabelFile, compact_labels
 from medals_rt.errors import CaseError, MissingFileError
 from medals_rt.volume import MAX_VOXELS
 
@@ -24,8 +24,8 @@ def read_case(path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS) -> Cas
     Parameters
     ----------
     path
-        A challenge case `.npz` (`imgs`, `spacing`, if there are any `text_prompts` and `gts`), or an
-        image as `.nii`, `.nii.gz` or `.nrrd`, which is turned to the canonical orientation.
+        A challenge case `.npz` (`imgs`, `spacing`, if there are any `text_prompts` and `gts`), or
+        an image as `.nii`, `.nii.gz` or `.nrrd`, which is turned to the canonical orientation.
     max_voxels
         Larger volumes are refused before memory is taken for them.
 
@@ -52,8 +52,15 @@ def read_case(path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS) -> Cas
     return read_nifti_case(file, max_voxels=max_voxels)
 
 
-def read_labels(path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS) -> LabelFile:
-    """Read a label map in canonical orientation; from `.npz` the member `segs`, else `gts`.
+def read_labels(
+    path: str | PathLike[str],
+    *,
+    max_voxels: int = MAX_VOXELS,
+    prefer: Literal["segs", "gts"] = "segs",
+) -> LabelFile:
+    """Read a label map in canonical orientation.
+
+    From `.npz` the member `prefer` is taken (results hold `segs`, cases `gts`), else the other.
 
     Raises
     ------
@@ -64,7 +71,7 @@ def read_labels(path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS) -> L
     if ending == ".npz":
         from medals_rt.cases.npz import read_npz_labels
 
-        return read_npz_labels(file, max_voxels=max_voxels)
+        return read_npz_labels(file, max_voxels=max_voxels, prefer=prefer)
     if ending == ".nrrd":
         from medals_rt.cases.nrrd import read_nrrd_labels
 
@@ -103,6 +110,9 @@ def write_segmentation(
     """
     file = Path(path)
     ending = check_output(file)
+    labels_dhw = compact_labels(labels_dhw)
+    if instances_dhw is not None:
+        instances_dhw = compact_labels(instances_dhw)
     if ending == ".npz":
         from medals_rt.cases.npz import write_npz
 
@@ -119,7 +129,7 @@ def write_segmentation(
 
 
 def check_output(path: str | PathLike[str]) -> str:
-    """Ending of a result file that could be written; call it before the work is done.
+    """Check that a result could be written, before the work is done, and return its ending.
 
     Raises
     ------
@@ -148,4 +158,12 @@ def _ending(file: Path) -> str:
     raise CaseError(f"{file.name} is of an unknown format; use one of {', '.join(ENDINGS)}")
 
 
-__all__ = ["Case", "LabelFile", "check_output", "read_case", "read_labels", "write_segmentation"]
+__all__ = [
+    "ENDINGS",
+    "Case",
+    "LabelFile",
+    "check_output",
+    "read_case",
+    "read_labels",
+    "write_segmentation",
+]

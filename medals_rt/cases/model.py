@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+
 from medals_rt.errors import CaseError
 from medals_rt.volume import SourceGrid, Volume, check_image
 
@@ -54,16 +56,19 @@ class LabelFile:
         Spacing as in `Volume`; `None` where the file gives none.
     source
         The way back to the file's grid.
+    prompts
+        The mapping that an `.npz` holds under `text_prompts`, as it was read; else `None`.
     """
 
     labels_dhw: Array
     instances_dhw: Array | None
     spacing_hwd_mm: tuple[float, float, float] | None
     source: SourceGrid = field(default_factory=SourceGrid)
+    prompts: Mapping[str, object] | None = None
 
 
 def check_labels(labels: Array, what: str, *, max_voxels: int) -> Array:
-    """Integer labels of a 3-D map; whole numbers stored as floats become integers.
+    """Check a 3-D label map; whole numbers stored as floats become integers.
 
     Raises
     ------
@@ -81,3 +86,20 @@ def check_labels(labels: Array, what: str, *, max_voxels: int) -> Array:
     if labels.dtype.kind == "i" and int(labels.min()) < 0:
         raise CaseError(f"{what} holds negative values; labels are 0 (background) and above")
     return labels
+
+
+def compact_labels(labels: Array) -> Array:
+    """Cast labels to the smallest unsigned type that holds them, so that files stay small.
+
+    Raises
+    ------
+    CaseError
+        If they aren't integers from 0.
+    """
+    array = np.asarray(labels)
+    if array.dtype.kind not in "biu":
+        raise CaseError(f"labels to write are of type {array.dtype}; give integers")
+    highest = int(array.max(initial=0))
+    if int(array.min(initial=0)) < 0 or highest >= 2**32:
+        raise CaseError("labels to write must lie between 0 and 4294967295")
+    return array.astype(np.min_scalar_type(highest), copy=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from medals_rt.cases.atomic import replacing
 from medals_rt.cases.model import Case, LabelFile, check_labels
 from medals_rt.errors import CaseError, MissingDependencyError
+from medals_rt.files import atomic_output
 from medals_rt.volume import SourceGrid, Volume, check_image, check_shape
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def write_nifti(path: Path, case: Case, labels_dhw: Array) -> None:
         header.set_data_dtype(labels_ijk.dtype)
         # None leaves both of the header's own matrices, to the last digit.
         image = nibabel.Nifti1Image(labels_ijk, None, header)
-    with replacing(path) as temporary:
+    with atomic_output(path) as temporary:
         nibabel.save(image, temporary)
 
 
@@ -71,22 +72,29 @@ def stem(path: Path) -> str:
 def _read(path: Path, max_voxels: int) -> tuple[Array, SourceGrid, Any]:
     nibabel = _nibabel()
     try:
-        image = nibabel.load(path)
-        if not isinstance(image, nibabel.Nifti1Image):
-            raise CaseError(f"{path.name} isn't a NIfTI file but {type(image).__name__}")
+        image = nibabel.Nifti1Image.from_filename(path)
         shape = tuple(int(size) for size in image.shape)
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
         check_shape(shape, max_voxels=max_voxels, what=path.name)
-        source = SourceGrid.from_affine(RAS_TO_LPS @ image.affine)
+        source = SourceGrid.from_affine(RAS_TO_LPS @ _to_mm(image.header) @ image.affine)
         array = np.asanyarray(image.dataobj).reshape(shape)
     except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
         raise CaseError(f"{path.name} isn't a readable NIfTI file ({_short(error)})") from error
     except CaseError:
         raise
-    except (OSError, ValueError, EOFError, TypeError, MemoryError, OverflowError) as error:
+    except (
+        OSError, ValueError, EOFError, KeyError, zlib.error, TypeError, MemoryError, OverflowError,
+    ) as error:  # fmt: skip
         raise CaseError(f"{path.name} is damaged ({_short(error)}); write it anew") from error
     return array.transpose(), source, image.header
+
+
+def _to_mm(header: Any) -> Array:
+    """Scale from the header's unit of length to millimetres; an unknown unit counts as them."""
+    unit = header.get_xyzt_units()[0]
+    scale = {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
+    return np.diag([scale, scale, scale, 1.0])
 
 
 def _nibabel() -> Any:

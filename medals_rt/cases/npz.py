@@ -16,20 +16,21 @@ import json
 import warnings
 import zipfile
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 from struct import error as struct_error
 from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from medals_rt.cases.atomic import replacing
 from medals_rt.cases.model import Case, LabelFile, check_labels
 from medals_rt.cases.pickles import read_pickled_mapping
 from medals_rt.errors import CaseError
+from medals_rt.files import atomic_output
 from medals_rt.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     Array: TypeAlias = Any
 
@@ -38,12 +39,15 @@ MAX_SMALL_BYTES: Final = 4 * 2**20
 
 _MAX_HEADER: Final = 10_000
 _CHUNK: Final = 2**20
-_LAYERS: Final = 16
-"""Bytes a voxel may take at most."""
+_MAX_ITEM: Final = 8
+"""Bytes a value may take at most."""
+
+_MAX_RATIO: Final = 1040
+"""Deflate can't shrink data further than about 1032 times; what announces more is lying."""
 
 
 def read_npz_case(path: Path, *, max_voxels: int) -> Case:
-    """Read `imgs`, `spacing`, and if there are any `text_prompts` and `gts`; see `cases.read_case`."""
+    """Read `imgs`, `spacing`, and and `text_prompts` and `gts` where they exist."""
     with _open(path) as archive:
         members = _members(archive, path)
         if "imgs" not in members:
@@ -70,17 +74,17 @@ def read_npz_case(path: Path, *, max_voxels: int) -> Case:
     return Case(volume, prompts, truth, path)
 
 
-def read_npz_labels(path: Path, *, max_voxels: int) -> LabelFile:
-    """Read a label map: `segs`, or `gts` where there is none; `spacing` may be missing."""
+def read_npz_labels(path: Path, *, max_voxels: int, prefer: str) -> LabelFile:
+    """Read a label map: `prefer` (`segs` or `gts`), else the other; `spacing` may be missing."""
     with _open(path) as archive:
         members = _members(archive, path)
-        key = next((name for name in ("segs", "gts") if name in members), None)
+        key = next((name for name in (prefer, "segs", "gts") if name in members), None)
         if key is None:
             raise CaseError(f"{path.name} has neither 'segs' nor 'gts' (it has {_listed(members)})")
         labels = _read_volume(archive, members[key], key, max_voxels)
         labels = check_labels(labels, key, max_voxels=max_voxels)
         instances = None
-        if "instances" in members:
+        if key == "segs" and "instances" in members:
             instances = _read_volume(archive, members["instances"], "instances", max_voxels)
             instances = check_labels(instances, "instances", max_voxels=max_voxels)
             if instances.shape != labels.shape:
@@ -88,11 +92,15 @@ def read_npz_labels(path: Path, *, max_voxels: int) -> LabelFile:
         spacing, source = None, SourceGrid()
         if "spacing" in members:
             spacing, source = _read_geometry(archive, members, path)
+        prompts = (
+            _read_prompts(archive, members["text_prompts"]) if "text_prompts" in members else None
+        )
     return LabelFile(
         source.to_canonical(labels),
         None if instances is None else source.to_canonical(instances),
         spacing,
         source,
+        prompts,
     )
 
 
@@ -124,7 +132,7 @@ def write_npz(
     if prompts is not None:
         plain = {str(key): value for key, value in prompts.items()}
         fields["text_prompts"] = np.array(plain, dtype=object)
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_output(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **fields)
 
 
@@ -137,10 +145,18 @@ def _open(path: Path) -> zipfile.ZipFile:
 
 def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
     members: dict[str, zipfile.ZipInfo] = {}
+    stored = path.stat().st_size
     for info in archive.infolist():
         key = info.filename.removesuffix(".npy")
         if key in members:
-            raise CaseError(f"{path.name} holds {key!r} twice; write the file anew")
+            raise CaseError(f"{path.name} holds {key[:40]!r} twice; write the file anew")
+        if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+            raise CaseError(f"{key[:40]!r} is compressed in a way that isn't read; use numpy.savez")
+        if info.file_size > info.compress_size * _MAX_RATIO or info.compress_size > stored:
+            raise CaseError(
+                f"{key[:40]!r} announces {info.file_size:,} bytes, more than its "
+                f"{info.compress_size:,} stored ones can hold; the file is damaged, write it anew"
+            )
         members[key] = info
     return members
 
@@ -173,7 +189,7 @@ def _read_geometry(
 def _read_volume(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, max_voxels: int
 ) -> Array:
-    return _read_array(archive, info, name, max_voxels * _LAYERS, max_voxels=max_voxels)
+    return _read_array(archive, info, name, max_voxels * _MAX_ITEM, max_voxels=max_voxels)
 
 
 def _read_array(
@@ -187,7 +203,7 @@ def _read_array(
     """Read one numeric member; nothing is allocated before its size is known to be right."""
     with _reading(name), archive.open(info) as file:
         shape, fortran, dtype = _read_header(file, name)
-        if dtype.kind not in "biuf" or dtype.itemsize > 8 or dtype.subdtype is not None:
+        if dtype.kind not in "biuf" or dtype.itemsize > _MAX_ITEM or dtype.subdtype is not None:
             raise CaseError(f"{name} has values of type {dtype}; give real numbers")
         if max_voxels is not None:
             check_shape(shape, max_voxels=max_voxels, what=name)
@@ -271,25 +287,25 @@ def _fill(file: IO[bytes], data: bytearray, name: str) -> None:
     file.read(1)  # At the end zipfile compares the checksum.
 
 
-class _reading:  # noqa: N801 - used like a function
-    """Turn whatever a damaged member makes zipfile, zlib or NumPy raise into a `CaseError`."""
+_DAMAGED: Final = (
+    zipfile.BadZipFile, zlib.error, struct_error, EOFError, OSError, ValueError, TypeError,
+    KeyError, IndexError, OverflowError, NotImplementedError, RuntimeError, MemoryError,
+    SyntaxError,
+)  # fmt: skip
+"""What zipfile, zlib and NumPy's header reader raise on a damaged member."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
 
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: object) -> None:
-        damaged = (
-            zipfile.BadZipFile, zlib.error, struct_error, EOFError, OSError, ValueError, TypeError,
-            KeyError, IndexError, OverflowError, NotImplementedError, RuntimeError, MemoryError,
-            SyntaxError,
-        )  # fmt: skip
-        if isinstance(error, damaged) and not isinstance(error, CaseError):
-            raise CaseError(
-                f"{self.name} can't be read, the file is damaged ({_short(error)}); write it anew"
-            ) from error
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turn whatever a damaged member makes the libraries raise into a `CaseError`."""
+    try:
+        yield
+    except CaseError:
+        raise
+    except _DAMAGED as error:
+        raise CaseError(
+            f"{name} can't be read, the file is damaged ({_short(error)}); write it anew"
+        ) from error
 
 
 def _listed(members: Mapping[str, object]) -> str:

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from medals_rt.cases.atomic import replacing
 from medals_rt.cases.model import Case, LabelFile, check_labels
 from medals_rt.cases.nifti import stem
 from medals_rt.errors import CaseError, MissingDependencyError
+from medals_rt.files import atomic_output
 from medals_rt.volume import SourceGrid, Volume, check_image, check_shape
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     Array: TypeAlias = Any
+
+_TYPES: Final = {
+    alias: code
+    for code, aliases in {
+        "i1": ("signed char", "int8", "int8_t"),
+        "u1": ("uchar", "unsigned char", "uint8", "uint8_t"),
+        "i2": ("short", "short int", "signed short", "signed short int", "int16", "int16_t"),
+        "u2": ("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"),
+        "i4": ("int", "signed int", "int32", "int32_t"),
+        "u4": ("uint", "unsigned int", "uint32", "uint32_t"),
+        "i8": ("longlong", "long long", "long long int", "signed long long", "int64", "int64_t"),
+        "u8": ("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"),
+        "f4": ("float",),
+        "f8": ("double",),
+    }.items()
+    for alias in aliases
+}
+"""NRRD's names of value types."""
 
 _TO_LPS: Final = {
     "left-posterior-superior": (1.0, 1.0, 1.0),
@@ -64,20 +82,19 @@ def write_nrrd(path: Path, case: Case, labels_dhw: Array) -> None:
         "kinds": ["domain", "domain", "domain"],
         "encoding": "gzip",
     }
-    with replacing(path) as temporary:
+    with atomic_output(path) as temporary:
         pynrrd.write(str(temporary), labels_ijk, header, index_order="F")
 
 
 def _read(path: Path, max_voxels: int) -> tuple[Array, SourceGrid]:
     pynrrd = _pynrrd()
     try:
-        header = pynrrd.read_header(str(path))
-        shape = tuple(int(size) for size in header["sizes"])
-        check_shape(shape, max_voxels=max_voxels, what=path.name)
-        if "data file" in header or "datafile" in header:
-            raise CaseError(f"{path.name} keeps its data in another file; write one .nrrd file")
-        source = _source(header, path)
-        array, _ = pynrrd.read(str(path), index_order="F")
+        with path.open("rb") as file:
+            header = pynrrd.read_header(file)
+            shape = tuple(int(size) for size in header["sizes"])
+            check_shape(shape, max_voxels=max_voxels, what=path.name)
+            source = _source(header, path)
+            array = _data(header, file, shape, path)
     except CaseError:
         raise
     except (
@@ -86,9 +103,31 @@ def _read(path: Path, max_voxels: int) -> tuple[Array, SourceGrid]:
     ) as error:  # fmt: skip
         detail = " ".join(str(error).split())[:100] or type(error).__name__
         raise CaseError(f"{path.name} isn't a readable NRRD file ({detail})") from error
-    if tuple(array.shape) != shape:
-        raise CaseError(f"{path.name} announces shape {shape} but holds {tuple(array.shape)}")
-    return np.asarray(array).transpose(), source
+    return array, source
+
+
+def _data(header: Any, file: IO[bytes], shape: tuple[int, ...], path: Path) -> Array:
+    """Values after the header as `(k, j, i)`; never more than the header announces are unpacked."""
+    skips = [header.get(key, 0) for key in ("line skip", "lineskip", "byte skip", "byteskip")]
+    if "data file" in header or "datafile" in header or any(skips):
+        raise CaseError(f"{path.name} keeps its data elsewhere; write it as one .nrrd file")
+    if header["type"] not in _TYPES:
+        raise CaseError(f"{path.name} has values of type {header['type']!r}; give real numbers")
+    dtype = np.dtype(_TYPES[header["type"]])
+    if dtype.itemsize > 1:
+        dtype = dtype.newbyteorder(">" if header["endian"] == "big" else "<")
+    due = dtype.itemsize * shape[0] * shape[1] * shape[2]
+    encoding = header["encoding"]
+    if encoding in {"gzip", "gz"}:
+        data = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(file.read(), due + 1)
+    elif encoding == "raw":
+        data = file.read(due + 1)
+    else:
+        raise CaseError(f"{path.name} is stored as {encoding!r}; write it as raw or gzip")
+    if len(data) != due:
+        raise CaseError(f"{path.name} announces {due:,} bytes of data, not {len(data):,} or more")
+    array = np.frombuffer(data, dtype=dtype).reshape(shape[::-1])
+    return array.astype(dtype.newbyteorder("="))
 
 
 def _source(header: Any, path: Path) -> SourceGrid:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import pickletools
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 from medals_rt.errors import CaseError
@@ -98,16 +99,14 @@ def read_pickled_mapping(data: bytes) -> dict[str, int | str]:
         raise CaseError(
             f"text_prompts has {len(mapping):,} entries; at most {MAX_ENTRIES:,} are read"
         )
-    return {_plain_key(key): _plain_value(value) for key, value in mapping.items()}
+    return {key: _plain_value(value) for key, value in mapping.items()}
 
 
 def _run(data: bytes) -> Any:
     """Step through a pickle and return the value it describes, calls left unmade."""
     machine = _Machine()
     try:
-        for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-            if step > MAX_STEPS:
-                raise CaseError(_damaged(f"it has more than {MAX_STEPS:,} steps"))
+        for opcode, argument, _ in islice(pickletools.genops(data), MAX_STEPS):
             if opcode.name == "STOP":
                 return machine.pop()
             _step(machine, opcode.name, argument)
@@ -166,8 +165,10 @@ def _set_item(machine: _Machine, _: Any) -> None:
 
 def _store(target: dict[Any, Any], keys: list[Any], values: list[Any]) -> None:
     for key, value in zip(keys, values, strict=True):
-        _plain_key(key)
-        target[_plain_key(key)] = value
+        plain = _plain_key(key)
+        if plain in target:
+            raise CaseError(f"text_prompts has the key {plain[:40]!r} twice; keep one of them")
+        target[plain] = value
 
 
 def _name(machine: _Machine, argument: Any) -> None:
@@ -278,7 +279,7 @@ def _plain_value(value: Any) -> int | str:
 def _plain_integer(value: Any) -> int | None:
     """Plain int of an int or a pickled NumPy integer; `None` for anything else."""
     if type(value) is int:
-        return value
+        return value if abs(value) < 2**63 else None
     if type(value) is not _Call or value.function.name != "scalar" or len(value.arguments) != 2:
         return None
     dtype, raw = value.arguments

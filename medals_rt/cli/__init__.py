@@ -2,17 +2,18 @@
 
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import typer
 
 from medals_rt.cli.console import one_line_errors
-from medals_rt.cli.evaluate import evaluate
-from medals_rt.cli.export import export
-from medals_rt.cli.inspect import info, version
-from medals_rt.cli.plan import plan
-from medals_rt.cli.prompts import prompts
-from medals_rt.cli.run import run
+from medals_rt.cli.evaluate import evaluate_command
+from medals_rt.cli.export import export_command
+from medals_rt.cli.inspect import info_command, version_command
+from medals_rt.cli.plan import plan_command
+from medals_rt.cli.prompts import prompts_command
+from medals_rt.cli.run import run_command
 
 app = typer.Typer(
     name="medals-rt",
@@ -22,8 +23,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for _command in (run, plan, prompts, evaluate, info, export, version):
-    app.command()(one_line_errors(_command))
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run_command,
+    "plan": plan_command,
+    "prompts": prompts_command,
+    "evaluate": evaluate_command,
+    "info": info_command,
+    "export": export_command,
+    "version": version_command,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(one_line_errors(_command))
 
 
 def main() -> None:

@@ -140,17 +140,18 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], N
 
 
 def print_table(title: str, columns: dict[str, str], rows: list[list[str]]) -> None:
-    """Print a plain table on standard output; `columns` maps headings to "left" or "right"."""
+    """Print a table on standard output; `columns` maps headings to "left" or "right"."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for heading, side in columns.items():
         table.add_column(heading, justify="right" if side == "right" else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console = Console()
+    console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = max(console.width, console.measure(table).maximum)
+        console.width = max(1, console.measure(table).maximum)
+    console.print(title, style="bold")
     console.print(table)

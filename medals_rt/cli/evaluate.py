@@ -9,10 +9,10 @@ import typer
 from medals_rt.cli.console import Debug, Kind, PromptsFile, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from medals_rt.evaluation import Evaluation
+    from medals_rt.scores import Evaluation
 
 
-def evaluate(
+def evaluate_command(
     *,
     predicted: Annotated[Path, typer.Argument(metavar="PRED", help="Result file or folder.")],
     reference: Annotated[Path, typer.Argument(metavar="GT", help="Reference file or folder.")],

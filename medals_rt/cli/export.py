@@ -18,7 +18,7 @@ class Weights(StrEnum):
     FP16 = "fp16"
 
 
-def export(
+def export_command(
     *,
     coarse: Annotated[Path, typer.Option(help="Checkpoint of the coarse stage (.pth).")],
     fine: Annotated[Path, typer.Option(help="Checkpoint of the fine stage (.pth).")],

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from medals_rt.bundle import Bundle as OpenedBundle
 
 
-def info(*, bundle: Bundle = None, as_json: AsJson = False, debug: Debug = False) -> None:
+def info_command(*, bundle: Bundle = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """Check a bundle's files and tell what it holds."""
     del debug  # read by one_line_errors
     import msgspec
@@ -27,7 +27,7 @@ def info(*, bundle: Bundle = None, as_json: AsJson = False, debug: Debug = False
         _print_bundle(opened)
 
 
-def version(*, as_json: AsJson = False, debug: Debug = False) -> None:
+def version_command(*, as_json: AsJson = False, debug: Debug = False) -> None:
     """Print the versions of this package and of the libraries that decide results."""
     del debug  # read by one_line_errors
     from medals_rt.report import library_versions
@@ -53,7 +53,7 @@ def _print_bundle(opened: "OpenedBundle") -> None:
         spacing = " x ".join(f"{value:g}" for value in spec.spacing_hwd_mm)
         rows.append([name, window, spacing, f"{size / 1e6:,.1f}"])
     columns = {"stage": "left", "window (H, W, D)": "left", "spacing, mm": "left", "MB": "right"}
-    print_table("", columns, rows)
+    print_table("models", columns, rows)
     counts: dict[str, int] = {}
     for record in opened.classes:
         group = " ".join(record.bank_key.split("/")[:2])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from medals_rt.plan import CasePlan
 
 
-def plan(
+def plan_command(
     *,
     input_file: Annotated[
         Path | None, typer.Option("--input", help="The case, or give --shape and so on.")
@@ -49,7 +49,7 @@ def plan(
 ) -> None:
     """Tell the geometry, passes, time and memory of a case without running it."""
     del debug  # read by one_line_errors
-    from medals_rt.plan import plan_files, plan_numbers
+    from medals_rt.plan_inputs import plan_files, plan_numbers
 
     if input_file is not None:
         if shape or spacing or classes or stage:
@@ -91,12 +91,14 @@ def _print_plan(result: "CasePlan") -> None:
         ["resampled shape", *(_triple(cost.resampled_shape_hwd) for cost in result.stages)],
         ["padded shape", *(_triple(cost.padded_shape_hwd) for cost in result.stages)],
         ["windows", *(_range(c.windows_smallest_region, c.windows) for c in result.stages)],
-        ["further iterations", *(str(cost.iterations) for cost in result.stages)],
+        ["further iterations of lesions", *(str(cost.iterations) for cost in result.stages)],
         ["passes", *(_range(c.passes_smallest_region, c.passes) for c in result.stages)],
     ]
-    print_table(f"{len(result.classes)} classes, preset {result.preset}", columns, rows)
+    count = len(result.classes)
+    what = result.classes[0] if count == 1 else f"{count} classes"
+    print_table(f"{what}, preset {result.preset}", columns, rows)
     if result.expected_seconds is None:
-        typer.echo("time: not known before a first run of this bundle on this machine")
+        typer.echo("network time: known after a first run of the bundle on this machine")
     else:
         least, most = result.expected_seconds
         typer.echo(f"network time: {_range(least, most)} s (last measured: {result.measured_on})")

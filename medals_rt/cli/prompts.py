@@ -20,7 +20,7 @@ class Modality(StrEnum):
     MICROSCOPY = "Microscopy"
 
 
-def prompts(
+def prompts_command(
     *,
     sentence: Annotated[str | None, typer.Argument(help="A sentence to read.")] = None,
     kind: Annotated[
@@ -68,4 +68,4 @@ def _list(modality: Modality | None, kind: Kind | None, *, as_json: bool) -> Non
         return
     columns = {"modality": "left", "kind": "left", "id": "right", "class": "left"}
     rows_text = [[key.modality, key.kind, str(key.id), key.name] for key in known]
-    print_table(f"{len(known)} classes", columns, rows_text)
+    print_table(f"classes known: {len(known)}", columns, rows_text)

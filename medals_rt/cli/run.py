@@ -50,7 +50,7 @@ class Window(StrEnum):
     BONE = "bone"
 
 
-def run(
+def run_command(
     *,
     input_file: Annotated[
         Path, typer.Option("--input", help="The case: .npz, .nii, .nii.gz or .nrrd.")

@@ -99,8 +99,6 @@ class OpenVINORunner:
 
 def import_openvino() -> Any:
     """Import OpenVINO, or say what installs it."""
-    # the library counts its users over the network unless told not to
-    os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
     try:
         import openvino
     except ImportError as error:

@@ -1,0 +1,115 @@
+"""Dry runs from what a person gives: a case's file, or numbers and class names as typed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from medals_rt.bundle import Bundle, resolve_bundle
+from medals_rt.cases import read_case
+from medals_rt.errors import InputError
+from medals_rt.job import choose_prompts
+from medals_rt.plan import (
+    RELEASED_FEATURES,
+    RELEASED_STAGES,
+    CasePlan,
+    feature_channels,
+    plan_case,
+    plan_shape,
+    with_seconds,
+)
+from medals_rt.refinement import Mode
+from medals_rt.timings import recall
+from medals_rt.vocabulary import ClassKey, by_exact_name, classes_of
+
+_Number = TypeVar("_Number", int, float)
+
+
+def plan_files(
+    path: Path,
+    *,
+    prompts_file: Path | None = None,
+    sentences: tuple[str, ...] = (),
+    kind: str = "anatomy",
+    bundle: Path | None = None,
+    preset: str = "paper",
+    refinement: Mode = "masked",
+) -> CasePlan:
+    """Plan a case's file with the prompts that a run would take, on the bundle that it would use.
+
+    Parameters
+    ----------
+    path, prompts_file, sentences, kind, bundle : as in `job.Job`
+    preset, refinement : as for `plan_shape`
+
+    Raises
+    ------
+    InputError : a file, prompt or option is unusable
+    """
+    case = read_case(path)
+    prompts = choose_prompts(case, prompts_file, sentences, kind)
+    opened = Bundle.open(resolve_bundle(bundle), verify=False)
+    return plan_case(case, prompts, opened, preset=preset, refinement=refinement)
+
+
+def plan_numbers(
+    shape: str,
+    spacing: str,
+    classes: str,
+    *,
+    kind: str = "anatomy",
+    stage: int | None = None,
+    bundle: Path | None = None,
+    preset: str = "paper",
+    refinement: Mode = "masked",
+) -> CasePlan:
+    """Plan from what a person types.
+
+    Parameters
+    ----------
+    shape : "D,H,W" in voxels
+    spacing : "H,W,D" in mm, as rule 1 of system section 4 leaves it
+    classes : "CT/Liver;CT/Spleen": modality and class name
+    kind : of classes that are both anatomy and lesion
+    stage : 1 or 2; None plans both
+    bundle : whose windows count; None: those of the released models
+    preset, refinement : as for `plan_shape`
+
+    Raises
+    ------
+    InputError : a text can't be read, or names no class
+    """
+    sizes = _numbers(shape, int, "shape D,H,W")
+    lengths = _numbers(spacing, float, "spacing H,W,D")
+    specs, features, measured = RELEASED_STAGES, RELEASED_FEATURES, None
+    if bundle is not None:
+        opened = Bundle.open(bundle, verify=False)
+        specs, features = (opened.stage_spec(1), opened.stage_spec(2)), feature_channels(opened)
+        measured = recall(opened.hash)
+    plan = plan_shape(
+        (sizes[0], sizes[1], sizes[2]),
+        (lengths[0], lengths[1], lengths[2]),
+        [_named_class(text, kind) for text in classes.split(";") if text.strip()],
+        stages=[spec for spec in specs if stage in {None, spec.number}],
+        preset=preset,
+        refinement=refinement,
+        features=features,
+    )
+    return plan if measured is None else with_seconds(plan, measured)
+
+
+def _numbers(text: str, read: Callable[[str], _Number], what: str) -> list[_Number]:
+    """Read three numbers, separated by commas."""
+    try:
+        values = [read(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != 3:
+        raise InputError(f"{what} needs three numbers separated by commas, not {text!r}")
+    return values
+
+
+def _named_class(text: str, kind: str) -> ClassKey:
+    """Find "CT/Liver"; a name of both kinds is taken as the kind asked for."""
+    modality, _, name = text.strip().partition("/")
+    of_kind = [key for key in classes_of(modality, kind) if key.name == name]
+    return of_kind[0] if of_kind else by_exact_name(modality, name)

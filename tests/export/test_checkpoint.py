@@ -1,0 +1,176 @@
+"""Loading checkpoints: every key accounted for, nothing run, nothing guessed in silence."""
+
+import json
+import pickle
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from medals_export.checkpoint import (  # noqa: E402
+    build_model,
+    infer_config,
+    load_checkpoint,
+    normalize_keys,
+    parse_released_name,
+    save_checkpoint,
+)
+from medals_export.model import MedalS, ModelConfig  # noqa: E402
+from medals_rt.errors import ExportError, MissingFileError  # noqa: E402
+from medals_rt.manifest import file_sha256  # noqa: E402
+from tests.bundles import tiny_checkpoint, tiny_config  # noqa: E402
+
+FINE_NAME = "nano_UNet_CVPR2025_crop_size_192_192_192_spacing_1.0_1.0_1.0_step_341300.pth"
+COARSE_NAME = "nano_UNet_CVPR2025_crop_size_224_224_128_spacing_1.5_1.5_3.0_step_358600.pth"
+SPACING = (2.0, 2.0, 3.0)
+
+
+def plain_state():
+    return tiny_checkpoint(2).model.state_dict()
+
+
+def released_state(*, twins=True, singles=True, prefix="module."):
+    """The same weights as the released files hold them."""
+    state = {}
+    for key, tensor in plain_state().items():
+        twin = key.replace(".conv.", ".all_modules.0.").replace(".norm.", ".all_modules.1.")
+        has_twin = twin != key and ".convs." in key
+        if singles or not has_twin:
+            state[prefix + key] = tensor
+        if twins and has_twin:
+            state[prefix + twin] = tensor.clone()
+    state[f"{prefix}mid_mask_embed_proj.0.0.weight"] = torch.zeros(2, 2)
+    return state
+
+
+def same_weights(model):
+    return all(
+        torch.equal(model.state_dict()[key], tensor) for key, tensor in plain_state().items()
+    )
+
+
+def test_full_size_network_has_the_released_keys_and_shapes(golden):
+    keys = json.loads((golden / "checkpoint_keys.json").read_text())
+    assert len(keys) == 288
+    with torch.device("meta"):
+        stored = {key: torch.empty(shape) for key, shape in keys.items()}
+        ours = MedalS(ModelConfig.released((192, 192, 192))).state_dict()
+    matched = 0
+    for key, tensor in stored.items():
+        plain = key.replace("all_modules.0.", "conv.").replace("all_modules.1.", "norm.")
+        matched += ours[plain].shape == tensor.shape
+    assert matched == 288
+    plain_keys = {
+        k.replace("all_modules.0.", "conv.").replace("all_modules.1.", "norm.") for k in keys
+    }
+    assert plain_keys == ours.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "window"), [(FINE_NAME, (192,) * 3), (COARSE_NAME, (224, 224, 128))]
+)
+def test_configuration_of_a_released_file_is_inferred(golden, name, window):
+    keys = json.loads((golden / "checkpoint_keys.json").read_text())
+    with torch.device("meta"):
+        stored = {key: torch.empty(shape) for key, shape in keys.items() if "all_mod" not in key}
+    found_window, spacing = parse_released_name(name)
+    assert found_window == window
+    assert spacing == ((1.0,) * 3 if window == (192,) * 3 else (1.5, 1.5, 3.0))
+    assert infer_config(stored, window, heads=8) == ModelConfig.released(window)
+
+
+@pytest.mark.parametrize("name", ["last.pth", "crop_size_64_64.pth", "spacing_1.0_1.0_1.0.pth"])
+def test_other_names_tell_nothing(name):
+    assert parse_released_name(name) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"prefix": ""}, {"twins": False}, {"singles": False}], ids=str
+)
+def test_every_way_of_storing_blocks_loads(tmp_path, options):
+    path = tmp_path / "step_crop_size_16_16_16_spacing_2.0_2.0_3.0_step_7.pth"
+    torch.save({"model_state_dict": released_state(**options), "epoch": 3}, path)
+    loaded = load_checkpoint(path, heads=4)
+    assert loaded.model.config == tiny_config(2)
+    assert loaded.spacing_hwd_mm == SPACING
+    assert (loaded.source.file, loaded.source.sha256) == (path.name, file_sha256(path))
+    assert not loaded.model.training
+    assert same_weights(loaded.model)
+    image = torch.zeros(1, 1, 16, 16, 16)
+    assert loaded.model(image, image, torch.zeros(2, 24)).isfinite().all()
+
+
+def test_saved_checkpoint_needs_no_arguments(tmp_path):
+    path = tmp_path / "trained.pth"
+    saved = save_checkpoint(path, tiny_checkpoint(2).model, SPACING)
+    loaded = load_checkpoint(path)
+    assert loaded.source == saved.source
+    assert loaded.model.config == tiny_config(2)
+    assert loaded.spacing_hwd_mm == SPACING
+    assert same_weights(loaded.model)
+
+
+def test_what_is_unknown_is_asked_for(tmp_path):
+    path = tmp_path / "last.pth"
+    torch.save({"model_state_dict": released_state()}, path)
+    with pytest.raises(ExportError, match=r"window.*give window_hwd"):
+        load_checkpoint(path)
+    with pytest.raises(ExportError, match=r"spacing.*give spacing_hwd_mm"):
+        load_checkpoint(path, window_hwd=(16, 16, 16), heads=4)
+    loaded = load_checkpoint(path, window_hwd=(16, 16, 16), spacing_hwd_mm=SPACING, heads=4)
+    assert same_weights(loaded.model)
+
+
+def test_twins_that_differ_are_refused():
+    state = released_state()
+    key = next(key for key in state if "all_modules.1.weight" in key)
+    state[key] = state[key] + 1
+    with pytest.raises(ExportError, match=r"twice with different values: .*norm\.weight"):
+        normalize_keys(state, "a.pth")
+
+
+def test_one_error_lists_every_wrong_key():
+    state = plain_state()
+    del state["transformer_decoder.norm.bias"]
+    state["mask_embed_proj.0.weight"] = torch.zeros(3, 24)
+    state["stranger"] = torch.zeros(1)
+    with pytest.raises(ExportError) as caught:
+        build_model(tiny_config(2), state, "a.pth")
+    message = str(caught.value)
+    assert "a.pth does not fit the network, 3 keys" in message
+    assert "missing: transformer_decoder.norm.bias (24,)" in message
+    assert "unexpected: stranger (1,)" in message
+    assert "wrong shape: mask_embed_proj.0.weight is (3, 24), expected (12, 24)" in message
+
+
+def test_another_network_is_told_apart():
+    with pytest.raises(ExportError, match=r"no Medal S checkpoint: it has no projection_layer"):
+        infer_config({"layer.weight": torch.zeros(1)}, (16, 16, 16), heads=4)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("this must not run",))
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
+    path = tmp_path / "evil.pth"
+    torch.save({"model_state_dict": Evil()}, path)
+    with pytest.raises(ExportError, match="can be read safely"):
+        load_checkpoint(path)
+    assert "must not run" not in capsys.readouterr().out
+
+
+def test_files_that_are_no_checkpoint(tmp_path):
+    path = tmp_path / "a.pth"
+    with pytest.raises(MissingFileError, match="no checkpoint"):
+        load_checkpoint(path)
+    path.write_bytes(b"no checkpoint at all")
+    with pytest.raises(ExportError, match="can be read safely"):
+        load_checkpoint(path)
+    path.write_bytes(pickle.dumps([1]))
+    with pytest.raises(ExportError):
+        load_checkpoint(path)
+    torch.save({"weights": {}}, path)
+    with pytest.raises(ExportError, match="no 'model_state_dict'; found: weights"):
+        load_checkpoint(path)

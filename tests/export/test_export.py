@@ -1,0 +1,200 @@
+"""Two checkpoints to a bundle: whole or not there, checked, the same every time."""
+
+import json
+import shutil
+
+import msgspec
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from medals_export import export, verify  # noqa: E402
+from medals_export.bundle_writer import write_bundle  # noqa: E402
+from medals_export.checkpoint import save_checkpoint  # noqa: E402
+from medals_export.text_bank import save_bank  # noqa: E402
+from medals_export.verify import relative_error  # noqa: E402
+from medals_rt.bundle import Bundle  # noqa: E402
+from medals_rt.errors import ExportError, InputError  # noqa: E402
+from medals_rt.manifest import GRAPH_NAMES  # noqa: E402
+from medals_rt.network import StageNetwork  # noqa: E402
+from tests.bundles import (  # noqa: E402
+    TINY_CLASS_KEYS,
+    export_tiny_bundle,
+    tiny_bank,
+    tiny_checkpoint,
+    tiny_config,
+)
+
+
+@pytest.fixture
+def copy(tiny_bundle, tmp_path):
+    folder = shutil.copytree(tiny_bundle.folder, tmp_path / "copy")
+    return Bundle.open(folder)
+
+
+def test_bundle_is_what_was_exported(tiny_bundle):
+    bundle = Bundle.open(tiny_bundle.folder)
+    assert bundle.name == "tiny"
+    assert (bundle.precision, bundle.manifest.weights) == ("fp32", "fp32")
+    assert bundle.stage_spec(1).window_hwd == (16, 16, 8)
+    assert bundle.stage_spec(2).window_hwd == (16, 16, 16)
+    assert tuple(record.bank_key for record in bundle.classes) == TINY_CLASS_KEYS
+    assert all(record.name for record in bundle.classes)
+    assert bundle.manifest.versions.keys() == {"medals-rt", "python", "torch", "onnx"}
+    assert not list(bundle.folder.parent.glob(".*"))
+
+
+def test_every_graph_was_verified_in_every_library(tiny_bundle):
+    records = tiny_bundle.manifest.verified
+    assert {(r.stage, r.graph, r.runner) for r in records} == {
+        (stage, graph, runner)
+        for stage in (1, 2)
+        for graph in GRAPH_NAMES
+        for runner in ("openvino", "onnxruntime")
+    }
+    for record in records:
+        assert 0 < record.relative_error <= record.tolerance == 1e-4
+        assert record.rounding_error == 0
+        assert record.precision == "fp32"
+        assert record.prompt_counts == ((1,) if record.graph == "image_encoder" else (1, 3))
+
+
+def test_the_same_from_files_in_fp16(tiny_bundle, tmp_path):
+    for stage in (1, 2):
+        loaded = tiny_checkpoint(stage)
+        save_checkpoint(tmp_path / f"{stage}.pth", loaded.model, loaded.spacing_hwd_mm)
+    save_bank(tmp_path / "bank.safetensors", tiny_bank())
+    steps = []
+    bundle = export.export_bundle(
+        tmp_path / "1.pth",
+        tmp_path / "2.pth",
+        tmp_path / "bank.safetensors",
+        tmp_path / "out",
+        name="halved",
+        weights="fp16",
+        verify_with=("onnxruntime",),
+        progress=lambda step, done, total: steps.append((step, done, total)),
+    )
+    assert [done for _, done, _ in steps] == list(range(11))
+    assert {total for *_, total in steps} == {11}
+    assert bundle.manifest.weights == "fp16"
+    for record in bundle.manifest.verified:
+        assert record.relative_error <= 1e-4
+        assert 1e-6 < record.rounding_error < 1e-2
+    for graph in ("image_encoder", "query_decoder"):
+        assert bundle.graph(2, graph).bytes < 0.75 * tiny_bundle.graph(2, graph).bytes
+    rng = np.random.default_rng(0)
+    image = rng.random((1, 1, 16, 16, 16), np.float32) * 255
+    queries = rng.standard_normal((3, tiny_config(2).text_dim), dtype=np.float32)
+    found = []
+    for one in (bundle, tiny_bundle):
+        with StageNetwork.open(one, 2, runner="openvino", precision="fp32") as network:
+            found.append(network.predict(image, None, queries))
+    assert 0 < relative_error(found[:1], found[1:]) < 1e-2
+
+
+def test_a_graph_that_differs_from_pytorch_leaves_nothing(tmp_path, monkeypatch):
+    def trace_something_else(plan):
+        with torch.no_grad():
+            for parameter in plan.module.parameters():
+                parameter.mul_(1.01)
+        return traced(plan)
+
+    traced = export.trace
+    monkeypatch.setattr(export, "trace", trace_something_else)
+    with pytest.raises(ExportError, match="image_encoder of stage 1 does not compute what PyTorch"):
+        export_tiny_bundle(tmp_path / "out", verify_with=("onnxruntime",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "trace", None)
+    bank = tiny_bank()
+    narrow = type(bank)(bank.class_embeddings[:, :8].copy(), bank.class_rows, "made up")
+    with pytest.raises(ExportError, match=r"width 8, stage 1.*wants 24"):
+        export.export_bundle(
+            tiny_checkpoint(1), tiny_checkpoint(2), narrow, tmp_path / "out", name="x"
+        )
+    unknown = type(bank)(bank.class_embeddings[:1], {"CT/anatomy/9999": 0}, "made up")
+    with pytest.raises(InputError, match="CT/anatomy/9999"):
+        export.export_bundle(
+            tiny_checkpoint(1), tiny_checkpoint(2), unknown, tmp_path / "out", name="x"
+        )
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    with pytest.raises(ExportError, match="exists and is no bundle"):
+        export_tiny_bundle(tmp_path / "other", overwrite=True)
+
+
+def rewrite(bundle, name):
+    """A `fill` for `write_bundle`: the same files under another bundle's name."""
+
+    def fill(folder):
+        shutil.copytree(bundle.folder, folder, dirs_exist_ok=True)
+        return msgspec.structs.replace(bundle.manifest, name=name)
+
+    return fill
+
+
+def test_a_bundle_is_replaced_only_when_asked(tiny_bundle, copy):
+    with pytest.raises(ExportError, match="holds a bundle already"):
+        write_bundle(copy.folder, rewrite(tiny_bundle, "new"))
+    assert Bundle.open(copy.folder).name == "tiny"
+    write_bundle(copy.folder, rewrite(tiny_bundle, "new"), overwrite=True)
+    assert Bundle.open(copy.folder).name == "new"
+    assert [path.name for path in copy.folder.parent.iterdir()] == ["copy"]
+
+
+def test_an_interrupted_write_keeps_the_old_bundle(tiny_bundle, copy):
+    def fill(folder):
+        rewrite(tiny_bundle, "new")(folder)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(copy.folder, fill, overwrite=True)
+    assert Bundle.open(copy.folder).name == "tiny"
+    assert [path.name for path in copy.folder.parent.iterdir()] == ["copy"]
+
+
+def test_a_manifest_that_does_not_fit_its_files_is_not_written(tiny_bundle, tmp_path):
+    def fill(folder):
+        manifest = rewrite(tiny_bundle, "new")(folder)
+        (folder / "fine" / "refiner.onnx").unlink()
+        return manifest
+
+    with pytest.raises(InputError, match=r"lacks fine/refiner\.onnx"):
+        write_bundle(tmp_path / "out", fill)
+    assert not list(tmp_path.iterdir())
+
+
+def test_hash_tells_bundles_apart_but_not_their_dates(tiny_bundle, copy):
+    path = copy.folder / "bundle.json"
+    manifest = json.loads(path.read_text())
+    manifest["created"], manifest["verified"] = "another day", []
+    path.write_text(json.dumps(manifest))
+    assert Bundle.open(copy.folder).hash == tiny_bundle.hash
+    manifest["stages"]["fine"]["spacing_hwd_mm"] = [1, 1, 1]
+    path.write_text(json.dumps(manifest))
+    assert Bundle.open(copy.folder).hash != tiny_bundle.hash
+
+
+def test_relative_error():
+    a = np.array([1.0, 2.0], np.float32)
+    assert relative_error([a], [a]) == 0
+    assert relative_error([a + 1, a], [a, a]) == pytest.approx(0.5)
+    assert relative_error([a * np.float32(np.nan)], [a]) == float("inf")
+    assert relative_error([np.zeros(2, np.float32)], [np.zeros(2, np.float32)]) == 0
+    with pytest.raises(ExportError, match="shapes differ"):
+        relative_error([a], [a[:1]])
+
+
+def test_references_differ_where_weights_do():
+    network, other = tiny_checkpoint(1).model, tiny_checkpoint(1).model
+    with torch.no_grad():
+        other.mask_embed_proj[2].bias += 0.5
+    found = verify.reference_passes(network, other, tiny_bank().class_embeddings)
+    assert found["image_encoder"].rounding_error == 0
+    assert found["query_decoder"].rounding_error > 1e-2
+    same = verify.reference_passes(network, network, tiny_bank().class_embeddings)
+    assert {reference.rounding_error for reference in same.values()} == {0.0}

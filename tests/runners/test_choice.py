@@ -1,0 +1,87 @@
+"""Which inference library is chosen, and what is said where one is missing."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from medals_rt import runners
+from medals_rt.errors import InputError, MissingDependencyError
+from medals_rt.runners import choose
+from medals_rt.runners.base import cpu_quota, thread_limit
+
+
+def with_installed(monkeypatch, *kinds):
+    monkeypatch.setattr(runners, "installed", lambda kind: kind in kinds)
+
+
+@pytest.mark.parametrize(
+    ("there", "kind", "why"),
+    [
+        (("openvino", "onnxruntime"), "openvino", "OpenVINO is installed"),
+        (("onnxruntime",), "onnxruntime", "OpenVINO is not installed"),
+    ],
+)
+def test_auto_says_why(monkeypatch, there, kind, why):
+    with_installed(monkeypatch, *there)
+    choice = choose("auto")
+    assert choice.kind == kind
+    assert why in choice.why
+
+
+def test_nothing_installed_names_both_extras(monkeypatch):
+    with_installed(monkeypatch)
+    with pytest.raises(MissingDependencyError, match=r"medals-rt\[cpu\].*medals-rt\[onnx\]"):
+        choose("auto")
+
+
+@pytest.mark.parametrize(("kind", "extra"), [("openvino", "cpu"), ("onnxruntime", "onnx")])
+def test_what_is_asked_for_is_never_replaced(monkeypatch, kind, extra):
+    with_installed(monkeypatch, *({"openvino", "onnxruntime"} - {kind}))
+    with pytest.raises(MissingDependencyError, match=rf"{kind}.*medals-rt\[{extra}\]"):
+        choose(kind)
+
+
+def test_unknown_runner_lists_the_known():
+    with pytest.raises(InputError, match=r"'torch'.*auto, openvino, onnxruntime"):
+        choose("torch")
+
+
+def test_choosing_imports_no_library():
+    code = (
+        "import sys, medals_rt.network, medals_rt.runners as r; r.choose('auto');"
+        "print([m for m in ('openvino', 'onnxruntime', 'torch', 'onnx') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.max": "broken\n"}, None),
+        ({}, None),
+    ],
+)
+def test_container_quota(tmp_path, files, expected):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert cpu_quota(tmp_path) == expected
+
+
+def test_threads_must_be_positive():
+    assert thread_limit(3) == 3
+    with pytest.raises(InputError, match="at least 1, got 0"):
+        thread_limit(0)

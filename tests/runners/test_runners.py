@@ -1,0 +1,175 @@
+"""Both libraries against PyTorch, graph by graph, and what a runner promises."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from medals_export.onnx_graphs import graph_plans  # noqa: E402
+from medals_export.verify import relative_error  # noqa: E402
+from medals_rt.errors import InputError, MissingFileError, RunnerError  # noqa: E402
+from medals_rt.runners import open_runner  # noqa: E402
+from tests.bundles import tiny_checkpoint  # noqa: E402
+
+GRAPHS = ("image_encoder", "query_decoder", "refiner", "refiner_text_only")
+KINDS = ("openvino", "onnxruntime")
+TOLERANCES = {"fp32": 1e-4, "bf16": 4e-2}
+
+
+def has_bf16() -> bool:
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@pytest.fixture(scope="module")
+def plans():
+    return {plan.name: plan for plan in graph_plans(tiny_checkpoint(2).model)}
+
+
+def feeds_for(plan, count, seed=0):
+    """Inputs of the size that real ones have; `count` prompts."""
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    for name, example in plan.inputs.items():
+        shape = (count, *example.shape[1:]) if name in plan.prompt_inputs else tuple(example.shape)
+        if name in {"foreground", "prompts"}:
+            feeds[name] = (rng.random(shape, np.float32) > 0.5).astype(np.float32)
+        elif name == "image":
+            feeds[name] = np.floor(rng.random(shape, np.float32) * 256)
+        else:
+            feeds[name] = rng.standard_normal(shape, dtype=np.float32)
+    return feeds
+
+
+def torch_outputs(plan, feeds):
+    with torch.inference_mode():
+        found = plan.module(*(torch.from_numpy(feeds[name]) for name in plan.inputs))
+    tensors = found if isinstance(found, tuple) else (found,)
+    return [tensor.numpy() for tensor in tensors]
+
+
+def open_graph(bundle, kind, graph, **options):
+    return open_runner(kind, bundle.graph_path(2, graph), **options)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("openvino", "fp32"), ("openvino", "bf16"), ("onnxruntime", "fp32")]
+)
+def test_graph_computes_what_pytorch_does(tiny_bundle, plans, kind, precision, graph):
+    if precision == "bf16" and not has_bf16():
+        pytest.skip("this processor has no bf16 arithmetic")
+    plan = plans[graph]
+    runner = open_graph(tiny_bundle, kind, graph, precision=precision)
+    assert (runner.kind, runner.precision, runner.device) == (kind, precision, "cpu")
+    for count in (1, 3, 7):
+        feeds = feeds_for(plan, count)
+        found = runner.run(feeds)
+        assert list(found) == list(plan.outputs)
+        assert all(array.dtype == np.float32 for array in found.values())
+        error = relative_error(list(found.values()), torch_outputs(plan, feeds))
+        assert error <= TOLERANCES[precision]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_are_the_callers_own_and_repeat_to_the_byte(tiny_bundle, plans, kind):
+    runner = open_graph(tiny_bundle, kind, "refiner")
+    feeds, others = feeds_for(plans["refiner"], 3), feeds_for(plans["refiner"], 3, seed=1)
+    first = runner.run(feeds)["probabilities"]
+    kept = first.copy()
+    other = runner.run(others)["probabilities"]
+    again = runner.run(feeds)["probabilities"]
+    assert not np.array_equal(other, kept)
+    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(again, kept)
+    assert not np.shares_memory(first, again)
+    assert first.flags.writeable
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inputs_are_read_only_and_may_be_views(tiny_bundle, plans, kind):
+    runner = open_graph(tiny_bundle, kind, "refiner")
+    feeds = feeds_for(plans["refiner"], 3)
+    expected = runner.run(feeds)["probabilities"]
+    turned = {name: np.asfortranarray(array) for name, array in feeds.items()}
+    for array in turned.values():
+        array.flags.writeable = False
+    np.testing.assert_array_equal(runner.run(turned)["probabilities"], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"prompts": None}, "takes features, adapted_queries, prompts; got"),
+        ({"features": np.zeros((1, 5, 16, 16, 16), np.float32)}, "features is float32"),
+        ({"features": np.zeros((1, 4, 16, 16, 16), np.float64)}, "features is float64"),
+        ({"prompts": np.zeros((2, 16, 16, 16), np.float32)}, "prompts is float32"),
+        ({"prompts": np.zeros((3, 16, 16), np.float32)}, "prompts is float32"),
+    ],
+)
+def test_inputs_that_do_not_fit(tiny_bundle, plans, kind, change, match):
+    runner = open_graph(tiny_bundle, kind, "refiner")
+    feeds = {**feeds_for(plans["refiner"], 3), **change}
+    feeds = {name: array for name, array in feeds.items() if array is not None}
+    with pytest.raises(RunnerError, match=match):
+        runner.run(feeds)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_prompts_at_all_is_refused(tiny_bundle, plans, kind):
+    runner = open_graph(tiny_bundle, kind, "refiner")
+    with pytest.raises(RunnerError, match="adapted_queries is float32"):
+        runner.run(feeds_for(plans["refiner"], 0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_that_are_no_graph(tmp_path, kind):
+    with pytest.raises(MissingFileError, match="no graph"):
+        open_runner(kind, tmp_path / "none.onnx")
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"this is no graph")
+    with pytest.raises(RunnerError, match="refused broken"):
+        open_runner(kind, broken)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_asked_for_are_used(tiny_bundle, kind):
+    assert open_graph(tiny_bundle, kind, "query_decoder", threads=1).threads == 1
+
+
+def test_precision_is_chosen_and_refused(tiny_bundle):
+    automatic = open_graph(tiny_bundle, "openvino", "query_decoder")
+    assert automatic.precision == ("bf16" if has_bf16() else "fp32")
+    with pytest.raises(InputError, match="'fp16' is not known here"):
+        open_graph(tiny_bundle, "openvino", "query_decoder", precision="fp16")
+    with pytest.raises(InputError, match="fp32 on a CPU, not bf16"):
+        open_graph(tiny_bundle, "onnxruntime", "query_decoder", precision="bf16")
+
+
+def test_compiled_graphs_are_kept_under_their_hash(tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path))
+    runner = open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="abc")
+    assert runner.notes == ()
+    (folder,) = (tmp_path / "openvino").iterdir()
+    assert folder.name == f"abc-{runner.version}"
+    assert any(folder.iterdir())
+
+
+def test_only_the_last_used_compilations_are_kept(tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path))
+    monkeypatch.setattr("medals_rt.runners.openvino._KEPT_GRAPHS", 1)
+    for key in ("first", "second"):
+        open_graph(tiny_bundle, "openvino", "query_decoder", cache_key=key)
+    (folder,) = (tmp_path / "openvino").iterdir()
+    assert folder.name.startswith("second")
+
+
+def test_cache_that_cannot_be_written_is_noted_not_fatal(tiny_bundle, plans, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "file"))
+    runner = open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="abc")
+    (note,) = runner.notes
+    assert note.startswith("compiled graphs are not kept: ")
+    assert runner.run(feeds_for(plans["query_decoder"], 2))["adapted_queries"].shape == (2, 4)
