@@ -116,7 +116,6 @@ class ComponentLists(_Table, frozen=True):
     """Classes named by the component rules."""
 
     listed: frozenset[str]
-    many_pieces: frozenset[str]
 
 
 class MaskedPass(_Table, frozen=True):
@@ -130,7 +129,7 @@ class MaskedPass(_Table, frozen=True):
 class ComponentRule(_Table, frozen=True):
     """Algorithm 3: which classes it treats, its size condition, and the images it is meant for."""
 
-    classes: Literal["all but many_pieces", "listed"]
+    classes: Literal["all", "listed"]
     size_ratio: float | None = None
     fewer_voxels_than: int | None = None
 
@@ -261,11 +260,8 @@ class Policy(_Table, frozen=True):
 
     def treats_components(self, key: NamedClass, preset: str) -> bool:
         """Say whether Algorithm 3 treats the class `key`: anatomy only, by the preset's rule."""
-        if key.kind != "anatomy":
-            return False
-        if self.preset(preset).components.classes == "listed":
-            return key.policy_name in self.components.listed
-        return key.policy_name not in self.components.many_pieces
+        every = self.preset(preset).components.classes == "all"
+        return key.kind == "anatomy" and (every or key.policy_name in self.components.listed)
 
     def class_names(self) -> frozenset[str]:
         """Every class that a rule names."""
@@ -281,7 +277,6 @@ class Policy(_Table, frozen=True):
             self.further_iterations.none,
             self.further_iterations.none_in_fine_stage,
             self.components.listed,
-            self.components.many_pieces,
         )
         return frozenset().union(*lists)
 

@@ -386,5 +386,5 @@ def _content_key(image_dhw: npt.NDArray[np.float32]) -> str:
     """Name a case by what is in it, so that its masks don't hang on a file's name."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr(image_dhw.shape).encode())
-    digest.update(np.ascontiguousarray(image_dhw))
+    digest.update(np.ascontiguousarray(image_dhw).data)
     return digest.hexdigest()

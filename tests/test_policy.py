@@ -65,10 +65,10 @@ def test_release_treats_the_36_listed_anatomy_classes_only() -> None:
     assert not policy.treats_components(Key("CT_Liver"), "release")
 
 
-def test_paper_treats_all_anatomy_but_what_comes_in_many_pieces() -> None:
+def test_paper_treats_all_anatomy_and_no_lesion() -> None:
     policy = load_policy()
     assert policy.treats_components(Key("CT_Liver"), "paper")
-    assert not policy.treats_components(Key("MRI_Vertebrae"), "paper")
+    assert policy.treats_components(Key("CT_Small bowel"), "paper")
     assert not policy.treats_components(Key("CT_Liver tumors", "lesion"), "paper")
 
 

@@ -137,9 +137,14 @@ def paint_chest(
     box = canvas.box((-170, -130, -110), (170, 130, 260))
     at = canvas.at[box]
     inner, above = trunk.thorax[box], -trunk.below_diaphragm[box]
-    canvas.paint(box, np.maximum(inner - 4, above - 4), values["mediastinum"])
+    thickness, fatness = subject.pleura
+    rim = values["muscle"] + fatness * (values["mediastinum"] - values["muscle"])
+    canvas.paint(box, np.maximum(inner - thickness, above - 4), rim)
+    canvas.paint(box, np.maximum(inner + 4, above), values["mediastinum"])
     half_width = subject.mediastinum_mm + 5 * draw_ripple(rng, 90, 4)(at)
     half_width = half_width + 8 * np.clip((at.z - 100) / 90, 0, 1)
+    half_width -= subject.anterior_mm * np.clip((-at.y - 15) / 55, 0, 1)
+    half_width = np.maximum(half_width, 2)
     spine = 32 - np.hypot(at.x, at.y - 0.78 * subject.half_y)
     vessels = (draw_ripple(rng, 46)(at), draw_ripple(rng, 46)(at))
     thin = (np.hypot(*vessels) - 0.2) * 7

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from medals_export.training.anatomy import (
     measure_trunk,
@@ -24,10 +25,13 @@ from medals_export.training.organs import (
     paint_heart_and_vessels,
     paint_liver,
 )
-from medals_export.training.subject import Subject, draw_subject
+from medals_export.training.subject import LABELS, Subject, draw_subject
 
 Shape3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]
+
+MIN_TUMOR_ML = 1.5
+"""Smaller pieces of a tumor do not count as one; a sphere of 11 mm radius has 5.6 mL."""
 
 HELD_OUT_SEED = 1_000_000
 """Seeds from here on are never trained on."""
@@ -167,6 +171,14 @@ def _coordinates(rng: np.random.Generator, grid: Grid, modality: str) -> tuple[C
     return Coordinates(warped[0], warped[1], warped[2]), float(size)
 
 
+def _drop_fragments(labels: NDArray[np.uint8], grid: Grid) -> None:
+    """Give what other organs left of a tumor, where it is hardly anything, back to the liver."""
+    parts, count = ndimage.label(labels == LABELS["Liver tumors"])
+    voxels = MIN_TUMOR_ML * 1000 / float(np.prod(grid.spacing_hwd_mm))
+    small = np.flatnonzero(np.bincount(parts.ravel(), minlength=count + 1) < voxels)
+    labels[np.isin(parts, small[small > 0])] = LABELS["Liver"]
+
+
 def make_phantom(
     seed: int, grid: Grid, *, modality: str = "CT", tumor_count: int | None = None
 ) -> Phantom:
@@ -208,6 +220,7 @@ def make_phantom(
     paint_belly_organs(canvas, subject, trunk, values, paint_rng)
     paint_heart_and_vessels(canvas, subject, values, paint_rng)
     paint_bones(canvas, subject, trunk, values, paint_rng)
+    _drop_fragments(canvas.labels, grid)
     image = canvas.values
     if modality == "MRI":
         bias = draw_ripple(paint_rng, 420, 4)(coordinates)

@@ -38,7 +38,11 @@ class Tumor:
 
 @dataclass(frozen=True)
 class Subject:
-    """One body: everything that was drawn about it before painting."""
+    """One body: everything that was drawn about it before painting.
+
+    `pleura` is the thickness in mm and the fatness (0 muscle, 1 fat) of what lies between lung and
+    ribs; `anterior_mm` is how much narrower the mediastinum is behind the breastbone.
+    """
 
     seed: int
     half_x: float
@@ -51,6 +55,8 @@ class Subject:
     table: bool
     dome_left_mm: float
     mediastinum_mm: float
+    anterior_mm: float
+    pleura: tuple[float, float]
     heart: tuple[Vector, Vector, Vector]
     liver: tuple[tuple[Vector, Vector], tuple[Vector, Vector]]
     spleen: tuple[Vector, Vector, Vector]
@@ -159,4 +165,6 @@ def draw_subject(rng: np.random.Generator, seed: int, tumor_count: int) -> Subje
         aorta_mm=float(rng.uniform(11, 16)),
         bowel_gas=float(rng.uniform(0.6, 1.4)),
         tumors=_draw_tumors(rng, lobes, tumor_count),
+        anterior_mm=float(rng.uniform(0, 24)),
+        pleura=(float(rng.uniform(0, 4.5)), float(rng.uniform(0, 1))),
     )

@@ -1,0 +1,179 @@
+r"""How fast is a window, against PyTorch autocast with the same weights, and is it the same answer?
+
+    python benchmarks/latency.py --bundle engines/demo --stage1 coarse.pth --stage2 fine.pth \
+        --output benchmarks/results/latency
+
+For both stages: one window from text alone and one with spatial prompts, N classes. PyTorch (eager,
+fp32 and bf16 autocast) and every runner that is installed take turns in one process, each with the
+same number of threads; the median of the repetitions counts. Errors are against PyTorch in fp32,
+largest difference of a probability. Needs the extras `cpu`, `onnx` and `export`.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medals_export.checkpoint import load_checkpoint
+from medals_export.model import MedalS
+from medals_rt.bundle import Bundle
+from medals_rt.files import write_json
+from medals_rt.network import StageNetwork
+from medals_rt.report import library_versions, machine_facts
+
+RUNNERS = (("openvino", "bf16"), ("openvino", "fp32"), ("onnxruntime", "fp32"))
+BASELINE = "pytorch bf16 autocast"
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Pass = Callable[[Arrays, bool], np.ndarray]
+
+
+def window_inputs(window_hwd: tuple[int, ...], classes: int, text_dim: int) -> Arrays:
+    """Give a smooth image, its foreground, queries and blocky prompts; the same every time."""
+    rng = np.random.default_rng(7)
+    coarse = rng.random([size // 8 for size in window_hwd], dtype=np.float32)
+    image = coarse
+    for axis in range(3):
+        image = np.repeat(image, 8, axis=axis)
+    image = (image * 200 + rng.random(window_hwd, dtype=np.float32) * 20)[None, None]
+    queries = rng.standard_normal((classes, text_dim), dtype=np.float32)
+    labels = np.repeat(
+        np.repeat(np.repeat(rng.integers(0, 2 * classes, coarse.shape), 8, 0), 8, 1), 8, 2
+    )
+    prompts = np.stack([labels == n for n in range(classes)]).astype(np.float32)
+    foreground = prompts.max(axis=0)[None, None]
+    return image.astype(np.float32), foreground, queries, prompts
+
+
+def pytorch_pass(model: MedalS, *, autocast: bool) -> Pass:
+    """Run the eager model, as the released code would on a processor."""
+
+    @torch.inference_mode()
+    def run(arrays: Arrays, prompted: bool) -> np.ndarray:
+        image, foreground, queries, prompts = (torch.from_numpy(each) for each in arrays)
+        shown = foreground if prompted else torch.zeros_like(foreground)
+        spatial = (prompts if prompted else torch.zeros_like(prompts))[None]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = model(image, shown, queries, spatial)
+        return logits.float().sigmoid()[0].numpy()
+
+    return run
+
+
+def network_pass(network: StageNetwork) -> Pass:
+    """Run the exported graphs."""
+
+    def run(arrays: Arrays, prompted: bool) -> np.ndarray:
+        image, foreground, queries, prompts = arrays
+        if prompted:
+            return network.predict(image, foreground, queries, prompts)
+        return network.predict(image, None, queries, None)
+
+    return run
+
+
+def measure(passes: dict[str, Pass], arrays: Arrays, repetitions: int) -> list[dict]:
+    """Let all take turns, so that a drift of the machine's speed meets everyone."""
+    rows = []
+    for prompted in (False, True):
+        reference = passes["pytorch fp32"](arrays, prompted)
+        seconds: dict[str, list[float]] = {name: [] for name in passes}
+        errors = {}
+        for repetition in range(repetitions + 1):
+            for name, run in passes.items():
+                start = time.perf_counter()
+                found = run(arrays, prompted)
+                if repetition:  # the first is the warm-up
+                    seconds[name].append(time.perf_counter() - start)
+                errors[name] = float(np.abs(found - reference).max())
+        baseline = float(np.median(seconds[BASELINE]))
+        for name, times in seconds.items():
+            median = float(np.median(times))
+            rows.append(
+                {
+                    "pass": "text and prompts" if prompted else "text only",
+                    "runner": name,
+                    "median_ms": round(1000 * median, 1),
+                    "p95_ms": round(1000 * float(np.quantile(times, 0.95)), 1),
+                    "times_as_fast_as_autocast": round(baseline / median, 2),
+                    "largest_difference": round(errors[name], 5),
+                }
+            )
+    return rows
+
+
+def markdown(report: dict) -> str:
+    """Write the rows as a table."""
+    machine = report["machine"]
+    lines = [
+        f"{machine['processor']}, {report['threads']} threads, {report['classes']} classes, "
+        f"median of {report['repetitions']}.",
+        "",
+        "| stage | pass | runner | ms | p95, ms | against PyTorch autocast | largest difference |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    for row in report["rows"]:
+        lines.append(
+            f"| {row['stage']} | {row['pass']} | {row['runner']} | {row['median_ms']} | "
+            f"{row['p95_ms']} | {row['times_as_fast_as_autocast']}x | {row['largest_difference']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure both stages of a bundle."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--stage1", type=Path, required=True)
+    parser.add_argument("--stage2", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="without ending")
+    parser.add_argument("--classes", type=int, default=9)
+    parser.add_argument("--repetitions", type=int, default=9)
+    options = parser.parse_args()
+    threads = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    bundle = Bundle.open(options.bundle)
+    rows = []
+    for stage, path in ((1, options.stage1), (2, options.stage2)):
+        model = load_checkpoint(path).model.eval()
+        passes = {
+            "pytorch fp32": pytorch_pass(model, autocast=False),
+            BASELINE: pytorch_pass(model, autocast=True),
+        }
+        networks = []
+        for kind, precision in RUNNERS:
+            if find_spec(kind) is None:
+                continue
+            network = StageNetwork.open(
+                bundle, stage, runner=kind, precision=precision, threads=threads
+            )
+            networks.append(network)
+            passes[f"{kind} {precision}"] = network_pass(network)
+        arrays = window_inputs(model.config.window_hwd, options.classes, model.config.text_dim)
+        for row in measure(passes, arrays, options.repetitions):
+            rows.append({"stage": stage, **row})
+        for network in networks:
+            network.close()
+    report = {
+        "bundle": {"name": bundle.name, "hash": bundle.hash},
+        "machine": machine_facts(),
+        "versions": {**library_versions(), "torch": torch.__version__},
+        "threads": threads,
+        "classes": options.classes,
+        "repetitions": options.repetitions,
+        "rows": rows,
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(options.output.with_suffix(".json"), report)
+    text = markdown(report)
+    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
