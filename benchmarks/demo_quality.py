@@ -1,10 +1,10 @@
 """How good is the demo model, measured through the run time?
 
-    python benchmarks/demo_quality.py --bundle engines/demo --output benchmarks/results/demo_quality
+    python benchmarks/demo_quality.py --bundle engines/demo --output benchmarks/results/quality
 
 Held-out phantoms (seeds that training never uses) of varied spacing, extent and noise, and a real
-chest CT that nobody trained on. For anatomy: the coarse stage, and the fine stage from text alone, with
-masked and with unmasked prompts. For liver tumors: F1 at IoU 0.5. For the hybrid mode: what a
+chest CT that nobody trained on. For anatomy: the coarse stage, and the fine stage from text alone,
+with masked and with unmasked prompts. For liver tumors: F1 at IoU 0.5. For the hybrid mode: what a
 roughly drawn annotation (the truth eroded, shifted, with blocks dropped) gains. Writes a JSON, a
 Markdown table and a picture. Needs the extras `cpu`, `formats`, `preview` and `export`.
 """

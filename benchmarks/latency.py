@@ -111,17 +111,19 @@ def markdown(report: dict) -> str:
     """Write the rows as a table."""
     machine = report["machine"]
     lines = [
-        f"{machine['processor']}, {report['threads']} threads, {report['classes']} classes, "
-        f"median of {report['repetitions']}.",
+        (
+            f"{machine['processor']}, {report['threads']} threads, {report['classes']} classes, "
+            f"median of {report['repetitions']}."
+        ),
         "",
         "| stage | pass | runner | ms | p95, ms | against PyTorch autocast | largest difference |",
         "|---|---|---|---:|---:|---:|---:|",
     ]
-    for row in report["rows"]:
-        lines.append(
-            f"| {row['stage']} | {row['pass']} | {row['runner']} | {row['median_ms']} | "
-            f"{row['p95_ms']} | {row['times_as_fast_as_autocast']}x | {row['largest_difference']} |"
-        )
+    lines += [
+        f"| {row['stage']} | {row['pass']} | {row['runner']} | {row['median_ms']} | "
+        f"{row['p95_ms']} | {row['times_as_fast_as_autocast']}x | {row['largest_difference']} |"
+        for row in report["rows"]
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -155,8 +157,8 @@ def main() -> None:
             networks.append(network)
             passes[f"{kind} {precision}"] = network_pass(network)
         arrays = window_inputs(model.config.window_hwd, options.classes, model.config.text_dim)
-        for row in measure(passes, arrays, options.repetitions):
-            rows.append({"stage": stage, **row})
+        measured = measure(passes, arrays, options.repetitions)
+        rows += [{"stage": stage, **row} for row in measured]
         for network in networks:
             network.close()
     report = {

@@ -166,5 +166,5 @@ def draw_subject(rng: np.random.Generator, seed: int, tumor_count: int) -> Subje
         bowel_gas=float(rng.uniform(0.6, 1.4)),
         tumors=_draw_tumors(rng, lobes, tumor_count),
         anterior_mm=float(rng.uniform(0, 24)),
-        pleura=(float(rng.uniform(0, 4.5)), float(rng.uniform(0, 1))),
+        pleura=(float(rng.uniform(0, 9)), float(rng.uniform(0, 1))),
     )
