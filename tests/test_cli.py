@@ -406,5 +406,5 @@ def test_plan_of_a_case(tiny_bundle: Bundle, case: Path, run: Callable[..., Resu
 
 def test_export_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medals_rt.cli.export.find_spec", lambda _: None)
-    words = ("--coarse", "a.pth", "--fine", "b.pth", "--embeddings", "c", "--output", tmp_path)
+    words = ("--stage1", "a.pth", "--stage2", "b.pth", "--bank", "c", "--out", tmp_path)
     assert_one_line(call("export", *words), 1, "medals-rt[export]")

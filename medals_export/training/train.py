@@ -34,6 +34,9 @@ from medals_export.training.validation import score_cases
 LESION_WEIGHT = 3.0
 """Weight of a lesion among the organs that are asked with it."""
 
+LEAK, LEAK_UNTIL = 0.1, 0.8
+"""Extra backward slope of the mask embedding's last activation, and the progress at its end."""
+
 Fork = Callable[[], None]
 
 
@@ -97,10 +100,10 @@ class _Meter:
 
 
 def _step(
-    learner: Learner, sample: Sample, optimizer: torch.optim.Optimizer, mixing: float
+    learner: Learner, sample: Sample, optimizer: torch.optim.Optimizer, mixing: float, leak: float
 ) -> float:
     with torch.autocast("cpu", torch.bfloat16):
-        logits = learner(sample, mixing)
+        logits = learner(sample, mixing, leak)
     weights = torch.tensor(
         [LESION_WEIGHT if QUERIES[row].kind == "lesion" else 1.0 for row in sample.rows]
     )
@@ -194,7 +197,9 @@ def train_stage(run: Run, stage: StageRecipe, recipe: Recipe, on_fork: Fork | No
         for group in training.optimizer.param_groups:
             group["lr"] = learning_rate(progress, stage.peak_rate)
         training.ease = ease(progress, stage.ease_from, stage.ease_until)
-        meter.losses.append(_step(training.learner, sample, training.optimizer, training.ease))
+        leak = LEAK if progress < LEAK_UNTIL else 0.0
+        loss = _step(training.learner, sample, training.optimizer, training.ease, leak)
+        meter.losses.append(loss)
         training.average.update(training.learner)
         training.step = step + 1
         if training.step % 100 == 0:

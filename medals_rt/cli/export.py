@@ -20,12 +20,13 @@ class Weights(StrEnum):
 
 def export_command(
     *,
-    coarse: Annotated[Path, typer.Option(help="Checkpoint of the coarse stage (.pth).")],
-    fine: Annotated[Path, typer.Option(help="Checkpoint of the fine stage (.pth).")],
-    embeddings: Annotated[
-        Path, typer.Option(help="Text embeddings (.safetensors, with its .json beside it).")
+    stage1: Annotated[Path, typer.Option(help="Checkpoint of the coarse stage (.pth).")],
+    stage2: Annotated[Path, typer.Option(help="Checkpoint of the fine stage (.pth).")],
+    bank: Annotated[
+        Path,
+        typer.Option(help="Text embeddings (.safetensors, with its index in .json beside it)."),
     ],
-    output: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
     name: Annotated[str | None, typer.Option(help="Its name [default: the folder's].")] = None,
     weights: Annotated[
         Weights, typer.Option(help="fp16 halves the files; the arithmetic stays fp32.")
@@ -44,11 +45,11 @@ def export_command(
 
     with progress_bar() as progress:
         bundle = export_bundle(
-            coarse,
-            fine,
-            embeddings,
-            output,
-            name=name or output.name,
+            stage1,
+            stage2,
+            bank,
+            out,
+            name=name or out.resolve().name,
             weights=weights.value,
             overwrite=overwrite,
             progress=progress,
