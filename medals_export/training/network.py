@@ -67,11 +67,9 @@ class Learner(nn.Module):
         with torch.no_grad():
             last.weight.mul_(2 / refiner_gain)
 
-    def forward(self, sample: Sample, ease: float = 0.0, leak: float = 0.0) -> Tensor:
+    def forward(self, sample: Sample, ease: float = 0.0) -> Tensor:
         """Logits `(N, H, W, D)` of one window.
 
-        `leak` is added to the slope of that activation in the backward pass only, so that a query
-        that fell silent can come back.
         `ease` mixes the last activation of the mask embedding with its input: the network of the
         paper at 0, a linear one at 1. Starting linear keeps the queries of rare classes alive.
         """
@@ -80,8 +78,8 @@ class Learner(nn.Module):
         features, tokens = model.encode(image, sample.foreground)
         queries = self.embeddings[sample.rows]
         h, w, d = (size // self.config.stride for size in sample.image.shape[2:])
-        if ease > 0 or leak > 0:
-            adapted = self._eased(tokens, queries, (h, w, d), ease, leak)
+        if ease > 0:
+            adapted = self._eased(tokens, queries, (h, w, d), ease)
         else:
             adapted = model.adapt(tokens, queries, (h, w, d))
         prompts = None if sample.prompts is None else sample.prompts[None]
@@ -94,13 +92,11 @@ class Learner(nn.Module):
         queries: Tensor,
         grid: tuple[int, int, int],
         ease: float,
-        leak: float,
     ) -> Tensor:
         last = self.model.mask_embed_proj[-1]
 
         def mix(_module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-            x = inputs[0]
-            return (1 - ease) * output + ease * x + leak * (x - x.detach())
+            return (1 - ease) * output + ease * inputs[0]
 
         handle = last.register_forward_hook(mix)
         try:

@@ -34,6 +34,7 @@ class StageRecipe:
     spacing_mm: float
     phases: tuple[Phase, ...]
     peak_rate: float
+    query_rate: float
     ease_from: float
     ease_until: float
     average_decay: float
@@ -100,26 +101,28 @@ def demo_recipe() -> Recipe:
             Phase(8000, plan(48, 8.0, 0.25, 0.6)),
         ),
         peak_rate=2e-3,
+        query_rate=1.0,
         ease_from=1.0,
         ease_until=0.25,
         average_decay=0.995,
         minutes=60,
         validate_every_minutes=5,
-        fork_step=1800,
+        fork_step=6000,
     )
     fine = StageRecipe(
         name="fine",
         config=_network((64, 64, 64)),
         spacing_mm=4.0,
         phases=(
-            Phase(1500, plan(48, 6.0, 0.25, 0.4)),
-            Phase(4500, plan(64, 4.0, 0.3, 0.35)),
+            Phase(400, plan(48, 6.0, 0.25, 0.4)),
+            Phase(2600, plan(64, 4.0, 0.3, 0.35)),
         ),
-        peak_rate=1.5e-3,
-        ease_from=0.6,
-        ease_until=0.15,
+        peak_rate=1.3e-3,
+        query_rate=0.3,
+        ease_from=0.0,
+        ease_until=0.0,
         average_decay=0.997,
-        minutes=68,
-        validate_every_minutes=14,
+        minutes=32,
+        validate_every_minutes=10,
     )
     return Recipe(480, coarse, fine, validation_cases=6, save_every_minutes=3)

@@ -34,9 +34,6 @@ from medals_export.training.validation import score_cases
 LESION_WEIGHT = 3.0
 """Weight of a lesion among the organs that are asked with it."""
 
-LEAK, LEAK_UNTIL = 0.1, 0.8
-"""Extra backward slope of the mask embedding's last activation, and the progress at its end."""
-
 Fork = Callable[[], None]
 
 
@@ -70,13 +67,32 @@ def windows_from(
         begin = end
 
 
-def _groups(learner: Learner) -> list[dict[str, Any]]:
-    decayed = [p for p in learner.parameters() if p.ndim > 1 and p is not learner.embeddings]
-    rest = [p for p in learner.parameters() if p.ndim <= 1 or p is learner.embeddings]
-    return [
-        {"params": [p for p in decayed if p.requires_grad], "weight_decay": 0.01},
-        {"params": [p for p in rest if p.requires_grad], "weight_decay": 0.0},
-    ]
+def _groups(learner: Learner, query_rate: float) -> list[dict[str, Any]]:
+    """Split parameters by weight decay, and by learning rate: the query side has a share of it."""
+    model = learner.model
+    query_side = {
+        id(p)
+        for part in (model.transformer_decoder, model.mask_embed_proj)
+        for p in part.parameters()
+    }
+    groups: list[dict[str, Any]] = []
+    for decayed in (True, False):
+        for of_queries in (True, False):
+            chosen = [
+                p
+                for p in learner.parameters()
+                if p.requires_grad
+                and (p.ndim > 1 and p is not learner.embeddings) == decayed
+                and (id(p) in query_side) == of_queries
+            ]
+            groups.append(
+                {
+                    "params": chosen,
+                    "weight_decay": 0.01 if decayed else 0.0,
+                    "share": query_rate if of_queries else 1.0,
+                }
+            )
+    return groups
 
 
 @dataclass
@@ -100,10 +116,10 @@ class _Meter:
 
 
 def _step(
-    learner: Learner, sample: Sample, optimizer: torch.optim.Optimizer, mixing: float, leak: float
+    learner: Learner, sample: Sample, optimizer: torch.optim.Optimizer, mixing: float
 ) -> float:
     with torch.autocast("cpu", torch.bfloat16):
-        logits = learner(sample, mixing, leak)
+        logits = learner(sample, mixing)
     weights = torch.tensor(
         [LESION_WEIGHT if QUERIES[row].kind == "lesion" else 1.0 for row in sample.rows]
     )
@@ -151,7 +167,9 @@ def _begin(run: Run, stage: StageRecipe, recipe: Recipe) -> Training:
         learner.load_state_dict(load_fork(run))
         learner.embeddings.requires_grad_(False)
     learner = learner.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(_groups(learner), lr=stage.peak_rate, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        _groups(learner, stage.query_rate), lr=stage.peak_rate, betas=(0.9, 0.99)
+    )
     training = Training(learner, Average(learner, stage.average_decay), optimizer)
     load_state(run, stage, training)
     return training
@@ -195,11 +213,9 @@ def train_stage(run: Run, stage: StageRecipe, recipe: Recipe, on_fork: Fork | No
             forked = True
             _fork(run, training, on_fork)
         for group in training.optimizer.param_groups:
-            group["lr"] = learning_rate(progress, stage.peak_rate)
+            group["lr"] = group["share"] * learning_rate(progress, stage.peak_rate)
         training.ease = ease(progress, stage.ease_from, stage.ease_until)
-        leak = LEAK if progress < LEAK_UNTIL else 0.0
-        loss = _step(training.learner, sample, training.optimizer, training.ease, leak)
-        meter.losses.append(loss)
+        meter.losses.append(_step(training.learner, sample, training.optimizer, training.ease))
         training.average.update(training.learner)
         training.step = step + 1
         if training.step % 100 == 0:

@@ -53,6 +53,7 @@ def _stage(name: str, fork_step: int | None = None) -> StageRecipe:
         spacing_mm=12.0,
         phases=(Phase(2, PLAN), Phase(2, dataclasses.replace(PLAN, spacing_mm=10.0))),
         peak_rate=1e-3,
+        query_rate=0.5,
         ease_from=1.0,
         ease_until=0.5,
         average_decay=0.9,
