@@ -10,6 +10,8 @@ from medals_rt.cli.console import AsJson, Bundle, Debug, print_table
 if TYPE_CHECKING:
     from medals_rt.bundle import Bundle as OpenedBundle
 
+_NAMES_SHOWN = 12
+
 
 def info_command(*, bundle: Bundle = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """Check a bundle's files and tell what it holds."""
@@ -54,11 +56,10 @@ def _print_bundle(opened: "OpenedBundle") -> None:
         rows.append([name, window, spacing, f"{size / 1e6:,.1f}"])
     columns = {"stage": "left", "window (H, W, D)": "left", "spacing, mm": "left", "MB": "right"}
     print_table("models", columns, rows)
-    counts: dict[str, int] = {}
+    groups: dict[str, list[str]] = {}
     for record in opened.classes:
-        group = " ".join(record.bank_key.split("/")[:2])
-        counts[group] = counts.get(group, 0) + 1
-    covered = ", ".join(f"{count} {group}" for group, count in counts.items())
-    typer.echo(f"{len(opened.classes)} classes: {covered}")
-    if len(opened.classes) <= 30:
-        typer.echo("; ".join(record.name for record in opened.classes))
+        groups.setdefault(" ".join(record.bank_key.split("/")[:2]), []).append(record.name)
+    typer.echo(f"{len(opened.classes)} classes")
+    for group, names in groups.items():
+        shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+        typer.echo(f"  {group} ({len(names)}): {shown}")
