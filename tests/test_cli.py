@@ -322,6 +322,8 @@ def test_an_interrupt_while_writing_leaves_nothing(
 )
 def test_signals_end_a_real_process(number: int, code: int, said: str) -> None:
     script = (
+        # a job in the background ignores Ctrl-C, and so do its children: begin as in a terminal
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys, time, medals_rt.job\n"
         "def wait(*_):\n"
         "    print('ready', flush=True)\n"

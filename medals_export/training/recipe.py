@@ -24,8 +24,14 @@ class StageRecipe:
     """One stage's training.
 
     The last activation of the mask embedding is eased in from `ease_from` to 0 over the share
-    `ease_until` of the training. At `fork_step` the fine stage starts from the coarse one, and both
-    go on side by side: two processes of one thread each do almost twice the work of one of two.
+    `ease_until` of the training.
+
+    At the share `fork_at` of its training the coarse stage hands its weights to the fine one, and
+    both go on side by side: two processes of one thread each do almost twice the work of one of
+    two. The handover must come late, when the coarse model tells all classes apart: once two
+    queries share a channel of `T`, they part no more (GELU's minimum has no slope). For the same
+    reason the query side of the fine model learns at the share `query_rate` of the learning rate.
+
     `minutes` bounds the wall time: on a slow machine the schedule runs through faster.
     """
 
@@ -40,7 +46,7 @@ class StageRecipe:
     average_decay: float
     minutes: float
     validate_every_minutes: float
-    fork_step: int | None = None
+    fork_at: float | None = None
 
     @property
     def steps(self) -> int:
@@ -90,7 +96,7 @@ def demo_recipe() -> Recipe:
     """Give the demo model's recipe: about eighty minutes on two cores with AVX512-BF16."""
 
     def plan(size: int, spacing: float, tumor: float, zero: float) -> WindowPlan:
-        return WindowPlan((size,) * 3, spacing, tumor, 0.3, 0.15, 0.35, PromptNoise(zero=zero))
+        return WindowPlan((size,) * 3, spacing, tumor, 0.3, 0.25, 0.35, PromptNoise(zero=zero))
 
     coarse = StageRecipe(
         name="coarse",
@@ -107,7 +113,7 @@ def demo_recipe() -> Recipe:
         average_decay=0.995,
         minutes=60,
         validate_every_minutes=5,
-        fork_step=6000,
+        fork_at=0.65,
     )
     fine = StageRecipe(
         name="fine",

@@ -150,7 +150,7 @@ def draw_sample(rng: np.random.Generator, store: Store, plan: WindowPlan) -> Sam
 
     slab = int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))
     level = float(np.exp(rng.uniform(np.log(2), np.log(28)))) * (1.6 if modality == "MRI" else 1)
-    blur = float(rng.uniform(0, 0.9))
+    blur = float(rng.uniform(0, 0.45))
     scanned = scan(rng, raw, modality, noise=level, blur_voxels=blur, slab=slab)
     window = "soft tissue"
     if modality == "MRI":

@@ -190,7 +190,7 @@ def train_stage(run: Run, stage: StageRecipe, recipe: Recipe, on_fork: Fork | No
     """Train one stage; `<stage>.pth` holds its averaged weights after the first minutes.
 
     A stage that was cut off goes on from `<stage>.state`, written at every validation. The coarse
-    stage hands its weights over at `stage.fork_step` by writing `fork.state` and calling `on_fork`;
+    stage hands its weights over at `stage.fork_at` by writing `fork.state` and calling `on_fork`;
     from then on its embeddings stay fixed. The fine stage starts from that file with the embeddings
     fixed, so that one bank serves both.
     """
@@ -198,7 +198,8 @@ def train_stage(run: Run, stage: StageRecipe, recipe: Recipe, on_fork: Fork | No
     begin = time.monotonic() - training.seconds
     meter = _Meter([])
     saved = looked = time.monotonic()
-    forked = stage.fork_step is None
+    fork_at = math.inf if stage.fork_at is None else stage.fork_at
+    forked = False
 
     def keep() -> None:
         training.seconds = time.monotonic() - begin
@@ -209,7 +210,7 @@ def train_stage(run: Run, stage: StageRecipe, recipe: Recipe, on_fork: Fork | No
         progress = max(step / stage.steps, (time.monotonic() - begin) / (60 * stage.minutes))
         if progress >= 1:
             break
-        if not forked and step >= (stage.fork_step or 0):
+        if not forked and progress >= fork_at:
             forked = True
             _fork(run, training, on_fork)
         for group in training.optimizer.param_groups:
@@ -226,5 +227,7 @@ def train_stage(run: Run, stage: StageRecipe, recipe: Recipe, on_fork: Fork | No
         if (time.monotonic() - looked) / 60 > stage.validate_every_minutes:
             validate(run, stage, training)
             looked = time.monotonic()
+    if stage.fork_at is not None and not forked:
+        _fork(run, training, on_fork)
     keep()
     validate(run, stage, training)

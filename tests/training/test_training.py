@@ -46,7 +46,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return build_store(tmp_path_factory.mktemp("store"), 4, workers=1, shape_hwd=SHAPE)
 
 
-def _stage(name: str, fork_step: int | None = None) -> StageRecipe:
+def _stage(name: str, fork_at: float | None = None) -> StageRecipe:
     return StageRecipe(
         name=name,
         config=TINY,
@@ -59,12 +59,12 @@ def _stage(name: str, fork_step: int | None = None) -> StageRecipe:
         average_decay=0.9,
         minutes=10,
         validate_every_minutes=100,
-        fork_step=fork_step,
+        fork_at=fork_at,
     )
 
 
 def test_both_stages_train_and_share_one_bank(store: Store, tmp_path: Path) -> None:
-    recipe = Recipe(4, _stage("coarse", 2), _stage("fine"), 1, 100)
+    recipe = Recipe(4, _stage("coarse", 0.5), _stage("fine"), 1, 100)
     run = Run(tmp_path, store, [held_out_case(0, SHAPE)], [], loaders=0)
     forks: list[int] = []
     train_stage(run, recipe.coarse, recipe, on_fork=lambda: forks.append(1))
