@@ -1,7 +1,7 @@
 # make demo        segment the demo case: out/demo/{segmentation.npz,report.json,preview.png,scores.json}
 # make test        run the tests (installs torch)
 # make lint        style and types
-# make train-demo  train the demo model anew (hours)
+# make train-demo  train the demo model anew (about two hours) and put it in engines/demo
 # make clean       remove what these made
 
 PYTHON ?= python3
@@ -41,6 +41,7 @@ lint: $(VENV)/.dev
 
 train-demo: $(VENV)/.test
 	$(BIN)/python -m medals_export.training --out runs/demo
+	$(BIN)/python -m medals_export.training.demo --run runs/demo --out $(DEMO)
 
 clean:
 	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

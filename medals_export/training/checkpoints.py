@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 
 from medals_export.model import ModelConfig
+from medals_export.text_bank import TextBank, save_bank
 from medals_export.training.classes import QUERIES
 from medals_export.training.network import Average, Learner, export_state, load_exported
 from medals_export.training.recipe import StageRecipe
 from medals_export.training.store import Store
 from medals_export.training.validation import CheckCase, read_case
+
+BANK_SOURCE = "learned with the coarse network on synthetic phantoms"
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,9 @@ def write_checkpoint(
             "ease": mixing,
         },
     )
-    bank = learner.embeddings.detach().clone().float().contiguous()
-    save_file({"class_embeddings": bank}, run.folder / "embeddings.safetensors")
-    index = {query.bank_key: row for row, query in enumerate(QUERIES)}
-    names = {query.bank_key: query.name for query in QUERIES}
-    (run.folder / "embeddings.json").write_text(
-        json.dumps({"class_embeddings": index, "names": names}, indent=1), encoding="utf-8"
-    )
+    rows = {query.bank_key: row for row, query in enumerate(QUERIES)}
+    bank = TextBank(learner.embeddings.detach().float().numpy().copy(), rows, BANK_SOURCE)
+    save_bank(run.folder / "embeddings.safetensors", bank)
 
 
 @dataclass

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from medals_export.model import MedalS, ModelConfig
+from medals_export.text_bank import load_bank
 from medals_export.training.checkpoints import Run
 from medals_export.training.classes import QUERIES, masks_of, rows
 from medals_export.training.network import (
@@ -72,8 +73,8 @@ def test_both_stages_train_and_share_one_bank(store: Store, tmp_path: Path) -> N
     train_stage(run, recipe.fine, recipe)
     assert forks == [1]
     assert torch.equal(load_file(tmp_path / "embeddings.safetensors")["class_embeddings"], bank)
-    index = json.loads((tmp_path / "embeddings.json").read_text())["class_embeddings"]
-    assert index == {query.bank_key: row for row, query in enumerate(QUERIES)}
+    rows = load_bank(tmp_path / "embeddings.safetensors").class_rows
+    assert rows == {query.bank_key: row for row, query in enumerate(QUERIES)}
     assert bank.shape == (len(QUERIES), TINY.text_dim)
     for name in ("coarse", "fine"):
         checkpoint = torch.load(tmp_path / f"{name}.pth", weights_only=True)
