@@ -1,7 +1,7 @@
 """One case from files to files: read, segment, write. The command `medals-rt run` is this."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from medals_rt.intensities import prepare_intensities
 from medals_rt.policy import load_policy
 from medals_rt.preview import Orientation, require_matplotlib, save_preview
 from medals_rt.prompts import PromptSet, numbered, parse_prompts, read_prompts
+from medals_rt.report import Stopwatch
 from medals_rt.volume import Volume
 
 if TYPE_CHECKING:
@@ -80,19 +81,23 @@ def run_job(job: Job, progress: Progress | None = None) -> "Result":
     from medals_rt.segmenter import load
 
     check_outputs(job)
-    case = read_case(job.input)
-    prompts = choose_prompts(case, job.prompts_file, job.sentences, job.kind)
-    annotation = None
-    if job.spatial_prompts is not None:
-        annotation = read_annotation(job.spatial_prompts, case.volume)
+    watch = Stopwatch()
+    with watch.step("read"):
+        case = read_case(job.input)
+        prompts = choose_prompts(case, job.prompts_file, job.sentences, job.kind)
+        annotation = None
+        if job.spatial_prompts is not None:
+            annotation = read_annotation(job.spatial_prompts, case.volume)
     if job.preview is not None:
         require_matplotlib()
-    with load(
-        resolve_bundle(job.bundle),
-        runner=job.runner,
-        precision=job.precision,
-        threads=job.threads,
-    ) as segmenter:
+    with watch.step("open models"):
+        opened = load(
+            resolve_bundle(job.bundle),
+            runner=job.runner,
+            precision=job.precision,
+            threads=job.threads,
+        )
+    with opened as segmenter:
         result = segmenter.segment(
             case.volume,
             prompts,
@@ -103,6 +108,7 @@ def run_job(job: Job, progress: Progress | None = None) -> "Result":
             spatial_prompts=annotation,
             progress=progress,
         )
+    result = replace(result, report=result.report.with_steps_before(watch.seconds))
     write_segmentation(
         job.output,
         case,

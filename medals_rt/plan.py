@@ -30,7 +30,7 @@ _BYTES_PER_VALUE = 4
 # One window of the full-size network at 192^3 peaked at 11 to 13 GB in OpenVINO (three graphs,
 # bf16): about seven arrays of as many channels as the feature map has, in fp32.
 _FEATURE_MAPS_AT_PEAK = 7
-_PROCESS_MIB = 150
+_PROCESS_MIB = 300
 
 Shape3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]

@@ -6,9 +6,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,6 +144,15 @@ class RunReport:
     def within_budget(self) -> bool:
         """Whether the case stayed inside the challenge's time a class."""
         return self.seconds_per_class <= BUDGET_SECONDS_PER_CLASS
+
+    def with_steps_before(self, seconds: Mapping[str, float]) -> RunReport:
+        """Count steps that came before the segmentation, such as reading and opening models."""
+        total = self.seconds["total"] + sum(seconds.values())
+        return replace(
+            self,
+            seconds={**seconds, **self.seconds, "total": total},
+            seconds_per_class=total / len(self.classes),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values for JSON."""
