@@ -1,7 +1,7 @@
 # make demo        segment the demo case: out/demo/{segmentation.npz,report.json,preview.png,scores.json}
 # make test        run the tests (installs torch)
 # make lint        style and types
-# make train-demo  train the demo model anew (about two hours) and put it in engines/demo
+# make train-demo  train the demo model anew (about ninety minutes) and put it in engines/demo
 # make clean       remove what these made
 
 PYTHON ?= python3
