@@ -255,7 +255,7 @@ def picture(summary: dict, path: Path) -> None:
 
     modes = ("coarse", *MODES)
     names = list(summary["dsc"]["coarse"])
-    figure, axes = plt.subplots(figsize=(7, 0.36 * len(names) + 1.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 0.36 * len(names) + 1.9), layout="constrained")
     rows = np.arange(len(names))
     colors = ("#999999", "#0072b2", "#d55e00", "#009e73")
     for mode, color, marker in zip(modes, colors, "osD^", strict=True):
@@ -267,7 +267,7 @@ def picture(summary: dict, path: Path) -> None:
     axes.axvline(0.9, color="#bbbbbb", linewidth=1, zorder=0)
     axes.set_xlabel(f"DSC, mean over {summary['cases']} held-out phantoms")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower left", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

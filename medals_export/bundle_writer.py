@@ -41,7 +41,8 @@ def write_bundle(
     Parameters
     ----------
     out
-        Where the bundle shall lie. A bundle there is replaced with `overwrite` only.
+        Where the bundle shall lie. A bundle there is replaced with `overwrite` only; files that are
+        not the old bundle's, such as notes and cases beside it, stay.
     fill
         Writes the graphs and the bank into the folder it is given and returns the manifest that
         describes them.
@@ -64,12 +65,26 @@ def write_bundle(
     try:
         manifest = fill(temporary)
         (temporary / MANIFEST_FILE).write_bytes(dump_manifest(manifest))
+        _keep_other_files(target, temporary)
         Bundle.open(temporary)
         _sync_tree(temporary)
         _move_into_place(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Bundle.open(target, verify=False)
+
+
+def _keep_other_files(old: Path, new: Path) -> None:
+    """Copy what lies in an old bundle's folder without belonging to it."""
+    if not (old / MANIFEST_FILE).is_file():
+        return
+    manifest = Bundle.open(old, verify=False).manifest
+    own = {record.file for record in manifest.files()} | {MANIFEST_FILE}
+    for path in sorted(old.rglob("*")):
+        relative = path.relative_to(old)
+        if path.is_file() and relative.as_posix() not in own and not (new / relative).exists():
+            (new / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, new / relative)
 
 
 def _move_into_place(temporary: Path, target: Path) -> None:

@@ -146,6 +146,14 @@ def test_a_bundle_is_replaced_only_when_asked(tiny_bundle, copy):
     assert [path.name for path in copy.folder.parent.iterdir()] == ["copy"]
 
 
+def test_what_lies_beside_a_replaced_bundle_stays(tiny_bundle, copy):
+    (copy.folder / "cases").mkdir()
+    (copy.folder / "cases" / "mine.npz").write_bytes(b"precious")
+    write_bundle(copy.folder, rewrite(tiny_bundle, "new"), overwrite=True)
+    assert Bundle.open(copy.folder).name == "new"
+    assert (copy.folder / "cases" / "mine.npz").read_bytes() == b"precious"
+
+
 def test_an_interrupted_write_keeps_the_old_bundle(tiny_bundle, copy):
     def fill(folder):
         rewrite(tiny_bundle, "new")(folder)
