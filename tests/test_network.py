@@ -67,6 +67,19 @@ def test_classes_in_chunks_share_one_encoding(network, case):
     np.testing.assert_allclose(np.concatenate(chunks), whole, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("prompted", [False, True])
+def test_a_class_alone_is_the_class_among_twenty(network, case, prompted):
+    """Queries are independent: the others change nothing, as long as S_p is the same."""
+    image, _, _, prompts = case
+    queries = np.random.default_rng(4).standard_normal((20, 24), dtype=np.float32)
+    shown = np.zeros((20, *prompts.shape[1:]), np.float32)
+    shown[0] = prompts[0]
+    foreground = prompts[:1].max(axis=0)[None, None] if prompted else None
+    among = network.predict(image, foreground, queries, shown if prompted else None)
+    alone = network.predict(image, foreground, queries[:1], shown[:1] if prompted else None)
+    np.testing.assert_allclose(alone[0], among[0], rtol=0, atol=1e-5)
+
+
 def test_predict_is_its_three_steps(network, case):
     image, foreground, queries, prompts = case
     encoded = network.encode(image, foreground)
