@@ -347,12 +347,11 @@ class Segmenter:
     def _remember_speed(self, outcomes: list[_StageOutcome], watch: Stopwatch) -> None:
         """Keep what a pass cost, so that `plan` can tell what the next case will."""
         info = self._networks[1].info
-        measured = {
-            1 if each.record.name == STAGE_NAMES[1] else 2: watch.seconds[
-                f"{each.record.name}: network"
-            ]
-            / each.record.passes
-            for each in outcomes
+        passes = {each.record.name: each.record.passes for each in outcomes}
+        measured: dict[int, float] = {
+            number: watch.seconds[f"{name}: network"] / passes[name]
+            for number, name in STAGE_NAMES.items()
+            if name in passes
         }
         timings.record(self.bundle.hash, f"{info.runner}/{info.precision}", measured)
 

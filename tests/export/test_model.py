@@ -1,7 +1,6 @@
 """The network against forward passes of the released code (golden/model_64.npz)."""
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,30 +9,18 @@ import torch
 
 from medals_export.model import MedalS, ModelConfig
 from medals_rt.errors import ExportError
+from tests.recipes import recipe_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RELATIVE_ERROR = 1e-4
 
 
-def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Give the made-up weight of a key, as golden/README states the recipe."""
-    x = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape, dtype=np.float32)
-    if len(shape) >= 2:
-        return x * np.float32(1.4) / np.sqrt(np.float32(np.prod(shape[1:])))
-    if "norm" in key and key.endswith("weight"):
-        return 1 + np.float32(0.1) * x
-    return np.float32(0.1) * x
-
-
 @pytest.fixture(scope="module")
 def passes() -> dict[str, np.ndarray]:
     """Run the full-size widths once on a 64^3 window, without and with prompts."""
-    model = MedalS(ModelConfig.released((64, 64, 64))).eval()
-    state = {
-        key: torch.from_numpy(weight(key, tuple(value.shape)))
-        for key, value in model.state_dict().items()
-    }
-    model.load_state_dict(state)
+    config = ModelConfig.released((64, 64, 64))
+    model = MedalS(config).eval()
+    model.load_state_dict(recipe_state_dict(config))
     rng = np.random.default_rng(5)
     queries = torch.from_numpy(rng.standard_normal((3, 768), np.float32))
     image = torch.from_numpy(rng.random((1, 1, 64, 64, 64), np.float32) * 255)
