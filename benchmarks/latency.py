@@ -25,41 +25,43 @@ from medals_rt.bundle import Bundle
 from medals_rt.files import write_json
 from medals_rt.network import StageNetwork
 from medals_rt.report import library_versions, machine_facts
+from medals_rt.spatial import LabelPrompts, label_prompts
+from medals_rt.windows import plan_windows
 
 RUNNERS = (("openvino", "bf16"), ("openvino", "fp32"), ("onnxruntime", "fp32"))
 BASELINE = "pytorch bf16 autocast"
 
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-Pass = Callable[[Arrays, bool], np.ndarray]
+Inputs = tuple[np.ndarray, np.ndarray, LabelPrompts]
+Pass = Callable[[Inputs, bool], np.ndarray]
 
 
-def window_inputs(window_hwd: tuple[int, ...], classes: int, text_dim: int) -> Arrays:
-    """Give a smooth image, its foreground, queries and blocky prompts; the same every time."""
+def window_inputs(window_hwd: tuple[int, ...], classes: int, text_dim: int) -> Inputs:
+    """Give a smooth image, queries and blocky prompts; the same every time."""
     rng = np.random.default_rng(7)
     coarse = rng.random([size // 8 for size in window_hwd], dtype=np.float32)
+    labels = rng.integers(0, 2 * classes, coarse.shape).astype(np.uint16)
     image = coarse
     for axis in range(3):
-        image = np.repeat(image, 8, axis=axis)
+        image, labels = np.repeat(image, 8, axis=axis), np.repeat(labels, 8, axis=axis)
     image = (image * 200 + rng.random(window_hwd, dtype=np.float32) * 20)[None, None]
     queries = rng.standard_normal((classes, text_dim), dtype=np.float32)
-    labels = np.repeat(
-        np.repeat(np.repeat(rng.integers(0, 2 * classes, coarse.shape), 8, 0), 8, 1), 8, 2
-    )
-    prompts = np.stack([labels == n for n in range(classes)]).astype(np.float32)
-    foreground = prompts.max(axis=0)[None, None]
-    return image.astype(np.float32), foreground, queries, prompts
+    windows = plan_windows(window_hwd, window_hwd)
+    (prompts,) = label_prompts(labels, windows, range(1, classes + 1), 8)
+    return image.astype(np.float32), queries, prompts
 
 
 def pytorch_pass(model: MedalS, *, autocast: bool) -> Pass:
     """Run the eager model, as the released code would on a processor."""
 
     @torch.inference_mode()
-    def run(arrays: Arrays, prompted: bool) -> np.ndarray:
-        image, foreground, queries, prompts = (torch.from_numpy(each) for each in arrays)
-        shown = foreground if prompted else torch.zeros_like(foreground)
-        spatial = (prompts if prompted else torch.zeros_like(prompts))[None]
+    def run(arrays: Inputs, prompted: bool) -> np.ndarray:
+        image, queries, prompts = arrays
+        shown = torch.from_numpy(prompts.foreground())
+        spatial = torch.from_numpy(prompts.channels(queries.shape[0]))[None]
+        if not prompted:
+            shown, spatial = torch.zeros_like(shown), torch.zeros_like(spatial)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            logits = model(image, shown, queries, spatial)
+            logits = model(torch.from_numpy(image), shown, torch.from_numpy(queries), spatial)
         return logits.float().sigmoid()[0].numpy()
 
     return run
@@ -68,16 +70,15 @@ def pytorch_pass(model: MedalS, *, autocast: bool) -> Pass:
 def network_pass(network: StageNetwork) -> Pass:
     """Run the exported graphs."""
 
-    def run(arrays: Arrays, prompted: bool) -> np.ndarray:
-        image, foreground, queries, prompts = arrays
-        if prompted:
-            return network.predict(image, foreground, queries, prompts)
-        return network.predict(image, None, queries, None)
+    def run(arrays: Inputs, prompted: bool) -> np.ndarray:
+        image, queries, prompts = arrays
+        parts = network.predict(image, queries, prompts if prompted else None)
+        return np.concatenate([probabilities for _, probabilities in parts])
 
     return run
 
 
-def measure(passes: dict[str, Pass], arrays: Arrays, repetitions: int) -> list[dict]:
+def measure(passes: dict[str, Pass], arrays: Inputs, repetitions: int) -> list[dict]:
     """Let all take turns, so that a drift of the machine's speed meets everyone."""
     rows = []
     for prompted in (False, True):

@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from medals_rt.bundle import Bundle
 from medals_rt.errors import ExportError
 from medals_rt.manifest import MANIFEST_FILE, FileRecord, Manifest, dump_manifest, file_sha256
@@ -78,13 +80,30 @@ def _keep_other_files(old: Path, new: Path) -> None:
     """Copy what lies in an old bundle's folder without belonging to it."""
     if not (old / MANIFEST_FILE).is_file():
         return
-    manifest = Bundle.open(old, verify=False).manifest
-    own = {record.file for record in manifest.files()} | {MANIFEST_FILE}
+    own = _named_files(old / MANIFEST_FILE) | {MANIFEST_FILE}
     for path in sorted(old.rglob("*")):
         relative = path.relative_to(old)
         if path.is_file() and relative.as_posix() not in own and not (new / relative).exists():
             (new / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, new / relative)
+
+
+def _named_files(manifest: Path) -> set[str]:
+    """Give the files that a manifest names, whichever version its format has."""
+    try:
+        rest = [msgspec.json.decode(manifest.read_bytes())]
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ExportError(f"{manifest} is damaged: {error}; give another folder") from error
+    named = set()
+    while rest:
+        item = rest.pop()
+        if isinstance(item, dict):
+            if {"file", "sha256", "bytes"} <= item.keys():
+                named.add(str(item["file"]))
+            rest += item.values()
+        elif isinstance(item, list):
+            rest += item
+    return named
 
 
 def _move_into_place(temporary: Path, target: Path) -> None:

@@ -75,7 +75,7 @@ def load_checkpoint(
     file = Path(path)
     if not file.is_file():
         raise MissingFileError(f"there is no checkpoint {file}")
-    data = _read(file)
+    data = read_checkpoint(file)
     state = normalize_keys(data["model_state_dict"], file.name)
     named_window, named_spacing = parse_released_name(file.name)
     if config is None and isinstance(data.get("config"), dict):
@@ -85,14 +85,14 @@ def load_checkpoint(
         if window is None:
             raise ExportError(
                 f"{file.name} does not say its window (no 'config' in it, no 'crop_size_H_W_D' in "
-                "its name): give window_hwd"
+                "its name): name the file so, or give window_hwd"
             )
         config = infer_config(state, window, heads=heads or RELEASED_HEADS)
     spacing = spacing_hwd_mm or _stored_spacing(data) or named_spacing
     if spacing is None:
         raise ExportError(
             f"{file.name} does not say its spacing (no 'spacing_hwd_mm' in it, no "
-            "'spacing_a_b_c' in its name): give spacing_hwd_mm"
+            "'spacing_a_b_c' in its name): name the file so, or give spacing_hwd_mm"
         )
     model = build_model(config, state, file.name)
     return Checkpoint(model, spacing, SourceRecord(file=file.name, sha256=file_sha256(file)))
@@ -187,10 +187,30 @@ def build_model(config: ModelConfig, state: Mapping[str, Tensor], name: str) -> 
     Raises
     ------
     ExportError
-        Listing every missing, unexpected and misshapen key.
+        Listing every missing, unexpected and misshapen key, or those with values that are not
+        finite.
     """
     with torch.device("meta"):
-        expected = {key: tuple(t.shape) for key, t in MedalS(config).state_dict().items()}
+        model = MedalS(config)
+    check_keys(model.state_dict(), state, name)
+    broken = [key for key, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ExportError(f"{name} holds values that are not finite: {', '.join(broken)}")
+    model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
+    # no weight of the checkpoint, so `assign` leaves it without data
+    model.positions = sinusoidal_position_encoding(config.grid_hwd, config.text_dim)
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def check_keys(model: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str) -> None:
+    """Hold the weights of a checkpoint called `name` to a model's own, by key and shape.
+
+    Raises
+    ------
+    ExportError
+        Listing every missing, unexpected and misshapen key.
+    """
+    expected = {key: tuple(tensor.shape) for key, tensor in model.items()}
     found = {key: tuple(tensor.shape) for key, tensor in state.items()}
     problems = [f"missing: {key} {expected[key]}" for key in expected if key not in found]
     problems += [f"unexpected: {key} {found[key]}" for key in found if key not in expected]
@@ -203,12 +223,6 @@ def build_model(config: ModelConfig, state: Mapping[str, Tensor], name: str) -> 
         raise ExportError(
             f"{name} does not fit the network, {len(problems)} keys: {'; '.join(problems)}"
         )
-    with torch.device("meta"):
-        model = MedalS(config)
-    model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
-    # no weight of the checkpoint, so `assign` leaves it without data
-    model.positions = sinusoidal_position_encoding(config.grid_hwd, config.text_dim)
-    return model.eval().requires_grad_(requires_grad=False)
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
@@ -216,7 +230,14 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     return max(found, default=-1) + 1
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Read a `.pth` that holds `model_state_dict`; no code in it is run (`weights_only=True`).
+
+    Raises
+    ------
+    ExportError
+        If it can't be read that way, or holds no such entry.
+    """
     try:
         with warnings.catch_warnings():
             # an unusual pickle protocol either loads, or fails and is told

@@ -1,6 +1,8 @@
 """Two checkpoints and an embedding bank to a checked bundle."""
 
 import copy
+import itertools
+import math
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -13,23 +15,24 @@ import msgspec
 import onnx
 import torch
 
+from medals_export.arithmetic import ARITHMETICS, FP32, Arithmetic
 from medals_export.bundle_writer import check_target, file_record, write_bundle
 from medals_export.checkpoint import Checkpoint, load_checkpoint
+from medals_export.graph_checks import tensor_records
+from medals_export.graph_plans import graph_plans
 from medals_export.half_storage import round_weights_to_fp16, store_constants_as_fp16
-from medals_export.onnx_graphs import (
-    graph_plans,
-    tensor_records,
-    trace,
-)
-from medals_export.text_bank import TextBank, load_bank, save_tensors
-from medals_export.verify import reference_passes, verify_graph
+from medals_export.onnx_graphs import trace
+from medals_export.text_bank import TextBank, build_bank, load_bank, save_tensors
+from medals_export.verify import GraphReference, reference_passes, unverified, verify_graph
 from medals_rt import __version__
 from medals_rt.bundle import Bundle
 from medals_rt.errors import ExportError
 from medals_rt.manifest import (
     FORMAT_VERSION,
+    GRAPH_NAMES,
     ClassRecord,
     EmbeddingsRecord,
+    GraphName,
     GraphRecord,
     Manifest,
     Sources,
@@ -37,78 +40,122 @@ from medals_rt.manifest import (
     Stages,
     VerifiedRecord,
 )
-from medals_rt.runners import RUNNER_KINDS, RunnerKind, installed
+from medals_rt.runners import CPU_RUNNERS, RunnerKind, installed
+from medals_rt.runners.base import Precision
 from medals_rt.vocabulary import by_bank_key
 
 AnyPath = str | os.PathLike[str]
 Progress = Callable[[str, int, int], None]
-Weights = Literal["fp32", "fp16"]
+Weights = Literal["fp32", "fp16", "bf16"]
+# forward passes of a released network take seconds at 96^3 voxels, and minutes at full size
+MOST_VERIFIED_VOXELS = 96**3
 _STAGES: tuple[tuple[Literal[1, 2], str], ...] = ((1, "coarse"), (2, "fine"))
 
 
 @dataclass(frozen=True)
+class TextSource:
+    """What a bank is computed from.
+
+    Attributes
+    ----------
+    text_encoder
+        The knowledge encoder's checkpoint, `text_encoder.pth`.
+    biolord
+        Local BioLORD folder: configuration and tokenizer.
+    sentences
+        Known sentences (`challenge_prompts.json`); None for one stated sentence a class.
+    """
+
+    text_encoder: Path
+    biolord: Path
+    sentences: Path | None = None
+
+
+@dataclass(frozen=True)
 class _Job:
-    """What one stage's export needs; `advance` is told each step before it begins."""
+    """What one stage's export needs."""
 
     folder: Path
     bank: TextBank
-    classes: tuple[ClassRecord, ...]
+    arithmetic: Arithmetic
     weights: Weights
     kinds: tuple[RunnerKind, ...]
-    advance: Callable[[str], None]
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A stage that was written, and what was compared of it."""
+
+    record: StageRecord
+    verified: tuple[VerifiedRecord, ...]
 
 
 def export_bundle(
     stage1: Checkpoint | AnyPath,
     stage2: Checkpoint | AnyPath,
-    bank: TextBank | AnyPath,
+    bank: TextBank | TextSource | AnyPath,
     out: AnyPath,
     *,
     name: str,
-    weights: Weights = "fp32",
+    precision: Precision = "fp32",
+    weights: Weights | None = None,
+    with_text_encoder: bool = False,
     verify_with: Sequence[RunnerKind] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Export both stages to ONNX, check every graph against PyTorch, and write the bundle.
+    """Export both stages to ONNX, check every graph, and write the bundle.
 
     Parameters
     ----------
     stage1, stage2
         Checkpoints of the coarse and the fine network, loaded or as paths.
     bank
-        The embedding bank, loaded or as the path of its safetensors file.
+        The embedding bank: loaded, as the path of its safetensors file, or what to compute it from.
     out
         Folder to make. It appears whole, or not at all.
     name
         Name of the bundle, for people.
+    precision
+        What the graphs compute in; see `medals_export.arithmetic`.
     weights
-        How constants are stored: "fp16" halves the bundle; graphs compute in fp32 all the same.
+        How constants are stored; None for the precision. "fp16" with precision "fp32" halves the
+        bundle; graphs compute in fp32 all the same.
+    with_text_encoder
+        Put the text encoder itself into the bundle, so that the run time can embed free text; the
+        bank must be given as what it is computed from.
     verify_with
-        Inference libraries to check the graphs with; None for all that are installed. Checking
-        runs whole forward passes at the graphs' window; an empty sequence leaves it out, and the
-        manifest then records nothing as verified.
+        Inference libraries to compare the graphs with PyTorch in. Comparing runs whole forward
+        passes at the graphs' window; an empty sequence leaves it out, and the manifest then records
+        nothing as verified. None takes all that are installed where both windows have at most
+        `MOST_VERIFIED_VOXELS` voxels, else none.
     overwrite
         Replace a bundle that is there.
     progress
-        Called before each step with what it is, how many are done, and how many there are.
+        Told of each stage, and of the bank, how many steps are done, and how many there are.
 
     Raises
     ------
     ExportError
-        If checkpoints and bank do not fit each other, `out` may not be written, or a graph breaks
-        the contract or differs from PyTorch by more than 1e-4.
+        If checkpoints and bank do not fit each other or the precision, `out` may not be written, or
+        a graph breaks the contract or differs from PyTorch by more than its precision allows.
     MissingFileError
         If a checkpoint or the bank is not there.
     InputError
-        If the bank's index names a class that does not exist.
+        If the bank's index names a class that does not exist, or known sentences can't be read.
+    MissingDependencyError
+        If the bank is to be computed and a library for that is not installed.
     """
     target = Path(out)
     check_target(target, overwrite=overwrite)
+    stored = _weights(precision, weights)
     checkpoints = [
         item if isinstance(item, Checkpoint) else load_checkpoint(item) for item in (stage1, stage2)
     ]
-    embeddings = bank if isinstance(bank, TextBank) else load_bank(bank)
+    if with_text_encoder and not isinstance(bank, TextSource):
+        raise ExportError("to put the text encoder into the bundle, give what the bank comes from")
+    embeddings = _bank(bank, progress)
     for (number, _), checkpoint in zip(_STAGES, checkpoints, strict=True):
         if checkpoint.model.config.text_dim != embeddings.dim:
             raise ExportError(
@@ -116,38 +163,83 @@ def export_bundle(
                 f"({checkpoint.source.file}) wants {checkpoint.model.config.text_dim}"
             )
     classes = tuple(ClassRecord(key, by_bank_key(key).name) for key in embeddings.bank_keys)
-    kinds = tuple(k for k in RUNNER_KINDS if installed(k)) if verify_with is None else verify_with
-    advance = _counter(progress, total=len(_STAGES) * 5 + 1)
+    kinds = _default_kinds(checkpoints) if verify_with is None else tuple(verify_with)
 
     def fill(folder: Path) -> Manifest:
-        job = _Job(folder, embeddings, classes, weights, tuple(kinds), advance)
-        coarse, fine = (
+        job = _Job(
+            folder, embeddings, ARITHMETICS[precision], stored, kinds, progress or _no_progress
+        )
+        stages = [
             _export_stage(job, number, label, checkpoint)
             for (number, label), checkpoint in zip(_STAGES, checkpoints, strict=True)
-        )
-        advance("embedding bank")
-        return _manifest(job, name, checkpoints, (coarse, fine))
+        ]
+        manifest = _manifest(job, name, classes, checkpoints, stages)
+        if not with_text_encoder or not isinstance(bank, TextSource):
+            return manifest
+        from medals_export.text_graph import export_text_encoder
+
+        record = export_text_encoder(bank.text_encoder, bank.biolord, folder)
+        return msgspec.structs.replace(manifest, text_encoder=record)
 
     return write_bundle(target, fill, overwrite=overwrite)
 
 
-def _export_stage(
-    job: _Job, number: Literal[1, 2], label: str, checkpoint: Checkpoint
-) -> tuple[StageRecord, tuple[VerifiedRecord, ...]]:
-    """Write and check the four graphs of a stage."""
-    original = network = checkpoint.model
-    if job.weights == "fp16":
-        network = copy.deepcopy(original)
+def _bank(bank: TextBank | TextSource | AnyPath, progress: Progress | None) -> TextBank:
+    """Load or compute the bank."""
+    if isinstance(bank, TextBank):
+        return bank
+    if isinstance(bank, TextSource):
+        return build_bank(bank.text_encoder, bank.biolord, bank.sentences, progress)
+    return load_bank(bank)
+
+
+def _weights(precision: Precision, weights: Weights | None) -> Weights:
+    """Decide how constants are stored."""
+    allowed: tuple[Weights, ...] = ("fp32", "fp16") if precision == "fp32" else (precision,)
+    if weights is None:
+        return precision
+    if weights not in allowed:
+        raise ExportError(
+            f"a bundle that computes in {precision} stores weights in {' or '.join(allowed)}, "
+            f"not in {weights}"
+        )
+    return weights
+
+
+def _default_kinds(checkpoints: Sequence[Checkpoint]) -> tuple[RunnerKind, ...]:
+    """Give the libraries to compare with where nobody says."""
+    voxels = max(math.prod(each.model.config.window_hwd) for each in checkpoints)
+    if voxels > MOST_VERIFIED_VOXELS:
+        return ()
+    return tuple(kind for kind in CPU_RUNNERS if installed(kind))
+
+
+def _no_progress(_: str, __: int, ___: int) -> None:
+    """Tell nobody."""
+
+
+def _export_stage(job: _Job, number: Literal[1, 2], label: str, checkpoint: Checkpoint) -> _Stage:
+    """Write and check the graphs of a stage."""
+    network = checkpoint.model
+    if job.weights == "fp16" and job.arithmetic is FP32:
+        network = copy.deepcopy(network)
         round_weights_to_fp16(network)
     (job.folder / label).mkdir()
-    job.advance(f"{label}: PyTorch reference")
-    references = reference_passes(network, original, job.bank.class_embeddings) if job.kinds else {}
+    steps = itertools.count()
+    total = len(GRAPH_NAMES) + bool(job.kinds)
+
+    def advance() -> None:
+        job.progress(label, next(steps), total)
+
+    advance()
+    references: dict[GraphName, GraphReference] = {}
+    if job.kinds:
+        references = reference_passes(network, checkpoint.model, job.bank.class_embeddings)
+        advance()
     graphs: dict[str, GraphRecord] = {}
     verified: list[VerifiedRecord] = []
-    for plan in graph_plans(network):
-        job.advance(f"{label}: {plan.name}")
-        model = trace(plan)
-        if job.weights == "fp16":
+    for plan, model in trace(graph_plans(network, job.arithmetic)):
+        if job.weights == "fp16" and job.arithmetic is FP32:
             store_constants_as_fp16(model)
         file = f"{label}/{plan.name}.onnx"
         (job.folder / file).write_bytes(model.SerializeToString(deterministic=True))
@@ -162,22 +254,21 @@ def _export_stage(
         if job.kinds:
             reference = references[plan.name]
             verified += verify_graph(job.folder / file, plan, reference, number, job.kinds)
+        advance()
     stage = StageRecord(
         window_hwd=network.config.window_hwd,
         spacing_hwd_mm=checkpoint.spacing_hwd_mm,
         graphs=graphs,
     )
-    return stage, tuple(verified)
+    return _Stage(stage, tuple(verified))
 
 
 def _manifest(
     job: _Job,
     name: str,
+    classes: tuple[ClassRecord, ...],
     checkpoints: Sequence[Checkpoint],
-    stages: tuple[
-        tuple[StageRecord, tuple[VerifiedRecord, ...]],
-        tuple[StageRecord, tuple[VerifiedRecord, ...]],
-    ],
+    stages: Sequence[_Stage],
 ) -> Manifest:
     """Write the bank and describe everything."""
     bank = job.bank
@@ -189,22 +280,23 @@ def _manifest(
             msgspec.json.encode(bank.sentence_rows, order="sorted")
         )
         sentences = file_record(job.folder, "sentences.json")
-    (coarse, coarse_verified), (fine, fine_verified) = stages
+    coarse, fine = stages
     return Manifest(
         format_version=FORMAT_VERSION,
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        precision="fp32",
+        precision=job.arithmetic.precision,
         weights=job.weights,
-        stages=Stages(coarse, fine),
+        stages=Stages(coarse.record, fine.record),
         embeddings=EmbeddingsRecord(
             file=tensors.file,
             sha256=tensors.sha256,
             bytes=tensors.bytes,
             dim=bank.dim,
             source=bank.source,
+            remarks=bank.remarks,
         ),
-        classes=job.classes,
+        classes=classes,
         sources=Sources(checkpoints[0].source, checkpoints[1].source),
         versions={
             "medals-rt": __version__,
@@ -213,17 +305,6 @@ def _manifest(
             "onnx": onnx.__version__,
         },
         sentences=sentences,
-        verified=(*coarse_verified, *fine_verified),
+        verified=(*coarse.verified, *fine.verified),
+        unverified=unverified(job.arithmetic, job.kinds),
     )
-
-
-def _counter(progress: Progress | None, total: int) -> Callable[[str], None]:
-    """Turn a progress callback into one that counts the steps itself."""
-    done = iter(range(total))
-
-    def advance(step: str) -> None:
-        count = next(done)
-        if progress is not None:
-            progress(step, count, total)
-
-    return advance

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medals_rt.arrays import Array, namespace
+from medals_rt.arrays import Array, look_up, namespace, present_values
 from medals_rt.errors import CaseError
 from medals_rt.finish import SMALLEST_COMPONENT_VOXELS
 from medals_rt.postprocess import drop_small_components
@@ -57,9 +57,7 @@ def checked_annotation(
 
 def labels_in(array: Array | None) -> set[int]:
     """Labels that a label map holds, without the background."""
-    if array is None:
-        return set()
-    return {int(value) for value in namespace(array).unique(array)} - {0}
+    return set() if array is None else present_values(array)
 
 
 def fine_prompts(coarse_dhw: Array, annotation_dhw: Array | None, *, lesion: bool) -> Array:
@@ -77,13 +75,14 @@ def fine_prompts(coarse_dhw: Array, annotation_dhw: Array | None, *, lesion: boo
     """
     xp = namespace(coarse_dhw)
     labels = coarse_dhw
-    nothing = xp.zeros_like(labels)
+    nothing = xp.zeros((), dtype=labels.dtype, device=labels.device)
     if not lesion:
         labels = xp.where(
             drop_small_components(labels > 0, SMALLEST_COMPONENT_VOXELS), labels, nothing
         )
     if annotation_dhw is None:
         return labels
-    for label in labels_in(annotation_dhw):
-        labels = xp.where(labels == label, nothing, labels)
+    stays = np.ones(int(xp.max(labels)) + 1, dtype=np.bool_)
+    stays[[label for label in labels_in(annotation_dhw) if label < len(stays)]] = False
+    labels = xp.where(look_up(stays, labels), labels, nothing)
     return xp.where(annotation_dhw > 0, xp.astype(annotation_dhw, labels.dtype), labels)

@@ -9,7 +9,13 @@ CuPy is never imported unless an array is already CuPy's.
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -59,8 +65,9 @@ def to_host(array: Array) -> npt.NDArray[Any]:
     if isinstance(array, np.ndarray):
         return array
     if is_cupy(array):
-        host: npt.NDArray[Any] = array.get()
-        return host
+        from medals_rt.staging import download
+
+        return download(array)
     return np.asarray(array)
 
 
@@ -86,7 +93,9 @@ def to_device(array: npt.ArrayLike, device: str) -> Array:
         ) from error
     if not cupy.is_available():
         raise MissingDependencyError("device 'cuda' was asked for, but CuPy finds no CUDA card")
-    return cupy.asarray(array)
+    from medals_rt.staging import upload
+
+    return upload(np.asarray(array))
 
 
 def as_namespace(array: npt.ArrayLike, xp: Namespace, like: Array | None = None) -> Array:
@@ -107,6 +116,97 @@ def block_elements(array: Array) -> int:
     return max(1, int(array.size)) if is_cupy(array) else _CACHE_ELEMENTS
 
 
+def settle(array: Array) -> None:
+    """Wait until a card has done all that was asked of it; without one there is nothing to do."""
+    if is_cupy(array):
+        array.device.synchronize()
+
+
+def contiguous(array: Array) -> Array:
+    """Give `array` with its memory in the order of its axes: itself where it already lies so."""
+    xp = namespace(array)
+    return xp.ascontiguousarray(array) if xp is np or is_cupy(array) else array
+
+
+def memory_order(array: Array) -> tuple[int, int, int]:
+    """Give the three axes of `array` from the slowest to the fastest in memory."""
+    if not (isinstance(array, np.ndarray) or is_cupy(array)):
+        return 0, 1, 2  # the standard knows no strides
+    first, second, third = sorted(range(3), key=lambda axis: -array.strides[axis])
+    return first, second, third
+
+
+def on_all_cores(work: Callable[..., None], blocks: Sequence[tuple[Any, ...]], like: Array) -> None:
+    """Do `work` on every block, whose arguments they are; each writes to a place of its own.
+
+    NumPy lets go of the interpreter in its loops, so that threads share the blocks. Other
+    libraries, which run on a card or only in tests, take them one by one, as do single blocks.
+    """
+    threads = min(usable_cores(), len(blocks)) if namespace(like) is np else 1
+    if threads <= 1:
+        for block in blocks:
+            work(*block)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work, *block) for block in blocks]:
+            done.result()
+
+
+@cache
+def usable_cores() -> int:
+    """Processors that this process may use: its affinity, and a container's quota."""
+    from medals_rt.runners.base import cpu_quota  # which itself needs this module
+
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(cores, cpu_quota(Path("/sys/fs/cgroup")) or cores))
+
+
+def combine_rows(
+    rows: Array, indices: npt.NDArray[np.int32], weights: npt.NDArray[np.float32]
+) -> Array:
+    """Give weighted sums of rows: row m is the sum of ``weights[m, k] * rows[indices[m, k]]``.
+
+    Parameters
+    ----------
+    rows
+        ``(R, C)`` float32.
+    indices, weights
+        ``(M, K)``, on the host. Terms are added in the order of K.
+
+    Returns
+    -------
+    Array
+        ``(M, C)`` float32, on the device of `rows`.
+    """
+    xp = namespace(rows)
+    count, terms = indices.shape
+    if terms == 1 and bool((weights == 1).all()):
+        return xp.take(rows, as_namespace(indices[:, 0], xp, rows), axis=0)
+    if xp is np:
+        from scipy.sparse import csr_array
+
+        # reads and writes each line once or twice, where taking and multiplying need five passes
+        starts = np.arange(0, terms * count + 1, terms, dtype=np.int32)
+        entries = (weights.reshape(-1), indices.reshape(-1), starts)
+        return csr_array(entries, shape=(count, rows.shape[0])) @ rows
+    of_rows = as_namespace(weights, xp, rows)
+    result = xp.zeros((count, rows.shape[1]), dtype=xp.float32, device=rows.device)
+    for k in range(terms):
+        taken = xp.take(rows, as_namespace(indices[:, k], xp, rows), axis=0)
+        result += taken * of_rows[:, k, None]
+    return result
+
+
+def take_into(out: Array, array: Array, index: npt.NDArray[np.integer]) -> None:
+    """Write ``array[..., index]`` to `out`, without an array in between where that can be had."""
+    xp = namespace(array)
+    if xp is np:  # "clip" lets NumPy write to `out` at once; every index is inside
+        np.take(array, index, axis=-1, out=out, mode="clip")
+    else:
+        out[...] = xp.take(array, as_namespace(index, xp, array), axis=-1)
+
+
 def label_components(array: Array) -> tuple[Array, int]:
     """Find and number the 6-connected components of a mask or of a label map.
 
@@ -119,45 +219,66 @@ def label_components(array: Array) -> tuple[Array, int]:
     Returns
     -------
     numbers
-        ``(A, B, C)`` integers, 0 for background, in the order in which a scan with the last axis
+        ``(A, B, C)`` uint32, 0 for background, in the order in which a scan with the last axis
         fastest first meets the components. Within one label the order is thus that of `cc3d` on
         that label's mask, on which ties in `postprocess` rest.
     count
         The number of components.
     """
+    xp = namespace(array)
+    box = bounding_box(xp.astype(array, xp.bool, copy=False))
+    if box is None:
+        return xp.zeros(array.shape, dtype=xp.uint32, device=array.device), 0
+    inside = box_slices(box)
     if is_cupy(array):
-        return _label_components_cupy(array)
-    import cc3d
+        found, count = _label_components_cupy(array[inside])
+    else:
+        import cc3d
 
-    host = np.ascontiguousarray(to_host(array))
-    if host.size == 0:
-        return as_namespace(np.zeros(host.shape, np.uint32), namespace(array)), 0
-    numbers, count = cc3d.connected_components(
-        host, connectivity=6, return_N=True, out_dtype=np.uint32
-    )
-    return as_namespace(numbers, namespace(array)), int(count)
+        found, count = cc3d.connected_components(
+            np.ascontiguousarray(to_host(array[inside])),
+            connectivity=6,
+            return_N=True,
+            out_dtype=np.uint32,
+        )
+        found = as_namespace(found, xp)
+    if tuple(found.shape) == tuple(array.shape):
+        return found, int(count)
+    numbers = xp.zeros(array.shape, dtype=xp.uint32, device=array.device)
+    numbers[inside] = found
+    return numbers, int(count)
 
 
 def _label_components_cupy(array: Array) -> tuple[Array, int]:
-    """Do the same on a card.
+    """Do the same on a card: uint32 numbers, and how many.
 
-    `cupyx.scipy.ndimage.label` takes masks only, so each label of a map is numbered by itself.
+    `cupyx.scipy.ndimage.label` takes masks only. cuCIM's takes label maps; without it each label
+    but the only one is numbered by itself, and all are put in the order of appearance.
     """
     import cupy
     from cupyx.scipy import ndimage
 
     if array.dtype == cupy.bool_:
         numbers, count = ndimage.label(array)
-        return numbers, int(count)
-    numbers = cupy.zeros(array.shape, cupy.int32)
+        return numbers.astype(cupy.uint32), int(count)
+    if find_spec("cucim") is not None:
+        from cucim.skimage import measure
+
+        numbers, count = measure.label(
+            cupy.ascontiguousarray(array), background=0, return_num=True, connectivity=1
+        )
+        return numbers.astype(cupy.uint32), int(count)
+    numbers = cupy.zeros(array.shape, cupy.int64)
     total = 0
     for value in cupy.unique(array).tolist():
-        if value == 0:
-            continue
-        of_label, count = ndimage.label(array == value)
-        numbers = cupy.where(of_label > 0, of_label + total, numbers)
-        total += int(count)
-    return numbers, total
+        if value != 0:
+            of_label, count = ndimage.label(array == value)
+            numbers += cupy.where(of_label > 0, of_label + total, 0)
+            total += int(count)
+    _, first_met = cupy.unique(numbers[numbers > 0], return_index=True)
+    renumbered = cupy.zeros(total + 1, cupy.uint32)
+    renumbered[1 + cupy.argsort(first_met)] = cupy.arange(1, total + 1, dtype=cupy.uint32)
+    return renumbered[numbers], total
 
 
 def count_values(indices: Array, length: int, weights: Array | None = None) -> Array:
@@ -168,6 +289,8 @@ def count_values(indices: Array, length: int, weights: Array | None = None) -> A
     xp = namespace(indices)
     if xp is np or is_cupy(indices):
         flat_weights = None if weights is None else weights.reshape(-1)
+        if flat_weights is not None:
+            flat_weights = flat_weights.astype(xp.float64)
         return xp.bincount(indices.reshape(-1), weights=flat_weights, minlength=length)
     host_weights = None if weights is None else to_host(weights).reshape(-1)
     return as_namespace(
@@ -175,15 +298,56 @@ def count_values(indices: Array, length: int, weights: Array | None = None) -> A
     )
 
 
+def look_up(table: npt.NDArray[Any], indices: Array) -> Array:
+    """Give ``table[indices]``: a small host table, and a volume ``(A, B, C)`` of integers."""
+    xp = namespace(indices)
+    on_device = as_namespace(table, xp, indices)
+    result = xp.empty(indices.shape, dtype=on_device.dtype, device=indices.device)
+    plane = max(1, int(np.prod(indices.shape[1:])))
+    rows = max(1, 4 * block_elements(indices) // plane)
+
+    def fill(start: int, stop: int) -> None:
+        flat = xp.reshape(indices[start:stop, :, :], (-1,))
+        found = xp.take(on_device, xp.astype(flat, xp.int64, copy=False))
+        result[start:stop, :, :] = xp.reshape(found, (stop - start, *indices.shape[1:]))
+
+    count = int(indices.shape[0])
+    on_all_cores(fill, [(at, min(at + rows, count)) for at in range(0, count, rows)], indices)
+    return result
+
+
+def present_values(labels: Array) -> set[int]:
+    """Values that a label map holds, without the background 0."""
+    xp = namespace(labels)
+    if xp is np and labels.dtype in (np.uint8, np.uint16):  # sorting a volume takes seconds
+        present = np.zeros(int(np.iinfo(labels.dtype).max) + 1, np.bool_)
+        for plane in labels:
+            present[plane] = True
+        return set(np.flatnonzero(present).tolist()) - {0}
+    return set(to_host(xp.unique_values(labels)).tolist()) - {0}
+
+
 def bounding_box(mask: Array) -> Box | None:
-    """Give the smallest box that holds the true voxels of `mask` ``(A, B, C)``; None: empty."""
+    """Give the smallest box that holds the true voxels of `mask` ``(A, B, C)``; None: empty.
+
+    One transfer from a card, whatever is in the mask.
+    """
     xp = namespace(mask)
-    low, high = [], []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        (found,) = xp.nonzero(xp.any(mask, axis=others))
-        if found.shape[0] == 0:
+    plane = xp.any(mask, axis=0)
+    sides = (xp.any(mask, axis=(1, 2)), xp.any(plane, axis=1), xp.any(plane, axis=0))
+    found = to_host(xp.concat(sides))
+    low, high, start = [], [], 0
+    for length in mask.shape:
+        indices = np.flatnonzero(found[start : start + length])
+        if not indices.size:
             return None
-        low.append(int(found[0]))
-        high.append(int(found[-1]) + 1)
+        low.append(int(indices[0]))
+        high.append(int(indices[-1]) + 1)
+        start += length
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])
+
+
+def box_slices(box: Box) -> tuple[slice, slice, slice]:
+    """Give a box as an index into an ``(A, B, C)`` array."""
+    a, b, c = (slice(low, high) for low, high in zip(*box, strict=True))
+    return a, b, c

@@ -1,7 +1,7 @@
 """A bundle: the folder that holds an exported model, checked when it is opened."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from medals_rt.prompts import Prompt, PromptSet
 
 BUNDLE_VARIABLE = "MEDALS_RT_BUNDLE"
-EmbeddingKind = Literal["sentence", "class"]
-_Bank = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]
+EmbeddingKind = Literal["sentence", "encoder", "class"]
+_Bank = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Bundle:
         return self.manifest.name
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Literal["fp32", "fp16", "bf16"]:
         """Arithmetic that the graphs ask for: "fp32", "fp16" or "bf16"."""
         return self.manifest.precision
 
@@ -127,39 +127,85 @@ class Bundle:
     ) -> tuple[npt.NDArray[np.float32], tuple[EmbeddingKind, ...]]:
         """Give one text embedding a prompt.
 
-        A sentence that was known at export gets its own embedding, any other its class's.
+        A sentence that was known at export gets its own embedding. Any other gets its own from the
+        bundle's text encoder, or its class's where the bundle has none.
 
         Returns
         -------
         embeddings
             `(N, dim)` float32, in the order of the prompts.
         which
-            For each prompt "sentence" or "class".
+            For each prompt "sentence" (from the bank), "encoder" or "class".
 
         Raises
         ------
         BundleError
-            If the bank does not cover a prompt's class; the message names the nearest it covers.
+            If there is no text encoder and the bank does not cover a prompt's class (the message
+            names the nearest it covers), or the prompt is free text.
+        MissingDependencyError
+            If the text encoder is needed and a library that it needs is not installed.
         """
-        rows: list[npt.NDArray[np.float32]] = []
-        which: list[EmbeddingKind] = []
-        missing: list[str] = []
+        asked = prompts if isinstance(prompts, Sequence) else prompts.prompts
         by_class, by_sentence = self._bank
-        for prompt in prompts if isinstance(prompts, Sequence) else prompts.prompts:
-            key = prompt.class_key
-            sentence_row = self._sentence_rows.get(key.modality, {}).get(prompt.text.strip())
-            class_row = self._class_rows.get(key.bank_key)
-            if sentence_row is not None and by_sentence is not None:
-                rows.append(by_sentence[sentence_row])
-                which.append("sentence")
-            elif class_row is not None:
-                rows.append(by_class[class_row])
-                which.append("class")
-            else:
-                missing.append(f"{key.modality} {key.name}")
+        which = tuple(self._embedding_kind(prompt) for prompt in asked)
+        missing = [
+            str(prompt.class_key)
+            for prompt, kind in zip(asked, which, strict=True)
+            if kind == "class" and prompt.class_key.bank_key not in self._class_rows
+        ]
         if missing:
             raise BundleError(self._not_covered(missing))
-        return np.stack(rows) if rows else by_class[:0].copy(), tuple(which)
+        encoded = self._encode(
+            (prompt.class_key.modality, prompt.text.strip())
+            for prompt, kind in zip(asked, which, strict=True)
+            if kind == "encoder"
+        )
+        embeddings = np.empty((len(asked), by_class.shape[1]), np.float32)
+        for row, (prompt, kind) in enumerate(zip(asked, which, strict=True)):
+            modality, text = prompt.class_key.modality, prompt.text.strip()
+            if kind == "sentence":
+                embeddings[row] = by_sentence[self._sentence_rows[modality][text]]
+            elif kind == "encoder":
+                embeddings[row] = encoded[modality, text]
+            else:
+                embeddings[row] = by_class[self._class_rows[prompt.class_key.bank_key]]
+        return embeddings, which
+
+    def _embedding_kind(self, prompt: "Prompt") -> EmbeddingKind:
+        """Say where a prompt's embedding comes from."""
+        key = prompt.class_key
+        if prompt.text.strip() in self._sentence_rows.get(key.modality, {}):
+            return "sentence"
+        if self.manifest.text_encoder is not None or key.is_free_text:
+            return "encoder"
+        return "class"
+
+    def _encode(
+        self, wanted: Iterable[tuple[str, str]]
+    ) -> Mapping[tuple[str, str], npt.NDArray[np.float32]]:
+        """Embed sentences (modality, text), each alone, so that none hangs on its case's others.
+
+        The encoder is not kept open, since it takes as much memory as a stage's network; what it
+        gave is kept.
+        """
+        from medals_rt.free_text import TextEncoder
+
+        known = self._encoded
+        new = [each for each in wanted if each not in known]
+        if new:
+            encoder = TextEncoder.open(self)
+            for modality, text in new:
+                (known[modality, text],) = encoder.embed([text], modality)
+        return known
+
+    @property
+    def class_embeddings(self) -> npt.NDArray[np.float32]:
+        """The bank's rows `(K, dim)` float32, in the order of `classes`."""
+        return self._bank[0]
+
+    @cached_property
+    def _encoded(self) -> dict[tuple[str, str], npt.NDArray[np.float32]]:
+        return {}
 
     @cached_property
     def _class_rows(self) -> dict[str, int]:
@@ -173,7 +219,7 @@ class Bundle:
         data = path_inside(self.folder, record.file).read_bytes()
         try:
             return msgspec.json.decode(data, type=dict[str, dict[str, int]])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BundleError(f"{record.file} is damaged: {error}; export again") from error
 
     @cached_property
@@ -191,7 +237,7 @@ class Bundle:
         )
         by_class = _checked(tensors, "class_embeddings", len(self.classes), record)
         if not sentence_count:
-            return by_class, None
+            return by_class, by_class[:0]
         return by_class, _checked(tensors, "sentence_embeddings", sentence_count, record)
 
     def _not_covered(self, missing: list[str]) -> str:

@@ -42,3 +42,11 @@ class RunnerError(MedalsError, RuntimeError):
 
 class ExportError(MedalsError, RuntimeError):
     """A checkpoint could not be exported, or what was exported does not match it."""
+
+
+class BuildError(MedalsError, RuntimeError):
+    """TensorRT or TensorRT-RTX could not build an engine, or it could not be written."""
+
+
+class OutputError(MedalsError, OSError):
+    """A file can't be written: no room, no permission, a disk that is gone."""

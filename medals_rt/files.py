@@ -2,12 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from medals_rt.errors import InputError
+from medals_rt.errors import InputError, MedalsError, OutputError
+
+_PARTIAL: Final = re.compile(r"\.partial-([0-9]{1,9})-(.+)", re.DOTALL)
 
 
 def prepare_output(path: Path) -> Path:
@@ -40,21 +43,60 @@ def atomic_output(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` that takes its place when the block ends well.
 
     The temporary name keeps the file's endings, for libraries that choose a format by them. If the
-    block raises (or is interrupted), the temporary file is removed and `path` is as it was.
+    block raises (or is interrupted), the temporary file is removed and `path` is as it was. Content
+    has reached the disk before the name appears, so that a full disk is noticed here.
+
+    Raises
+    ------
+    OutputError : the file can't be written, as when the disk is full
     """
     temporary = _beside(path)
     try:
         yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
+    except MedalsError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"can't write {path}: {reason}; make room or choose another place"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Remove what processes that were killed while writing these files left beside them.
+
+    A temporary file whose process still runs stays. To be called before anything is written.
+    """
+    import psutil
+
+    names: dict[Path, set[str]] = {}
+    for path in paths:
+        names.setdefault(path.parent, set()).add(path.name)
+    for folder, known in names.items():
+        if not folder.is_dir():
+            continue
+        for file in folder.iterdir():
+            partial = _PARTIAL.fullmatch(file.name)
+            if partial is None or partial[2] not in known:
+                continue
+            process = int(partial[1])
+            if process == os.getpid() or not psutil.pid_exists(process):
+                file.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a mapping as indented JSON, atomically."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    """Write a mapping as indented JSON, atomically.
+
+    A file's name may hold bytes that are no text; they are written as JSON's escapes.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_output(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def _beside(path: Path) -> Path:

@@ -62,6 +62,7 @@ def finish_labels(
     kept = drop_small_components(labels_dhw > 0, SMALLEST_COMPONENT_VOXELS)
     if preset.lesions == "binary":
         return xp.astype(kept, xp.uint8), None
-    labels = xp.where(kept, labels_dhw, xp.zeros_like(labels_dhw))
+    background = xp.zeros((), dtype=labels_dhw.dtype, device=labels_dhw.device)
+    labels = xp.where(kept, labels_dhw, background)
     numbers, _ = label_components(labels)
-    return labels, xp.astype(numbers, xp.uint32)
+    return labels, numbers

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from medals_rt.arrays import Box
 from medals_rt.policy import CaseRules, Preset
-from medals_rt.windows import Shape, Window, padded_shape, plan_windows
+from medals_rt.windows import HALF_OVERLAP, Shape, Window, padded_shape, plan_windows
 
 Spacing: TypeAlias = tuple[float, float, float]
 _Number: TypeAlias = float | np.float32
@@ -126,6 +126,7 @@ def plan_stage(
     stage: StageSpec,
     rules: CaseRules,
     preset: Preset,
+    overlap: float = HALF_OVERLAP,
 ) -> StagePlan:
     """Decide how `stage` sees an image: spacing, shapes and windows.
 
@@ -137,6 +138,8 @@ def plan_stage(
         Its spacing in mm, from `clean_spacing`.
     stage, rules, preset
         The model, what the classes decide (`Policy.rules`), and how resampling is meant.
+    overlap
+        Share of a window that it has in common with the next.
     """
     shape = _shape(shape_hwd)
     spacing = np.asarray(spacing_hwd, dtype=np.float32)
@@ -157,7 +160,7 @@ def plan_stage(
         resampled_shape_hwd=resampled,
         padded_shape_hwd=padded,
         separate_axis=separate_axis(spacing, target),
-        windows=plan_windows(padded, stage.window_hwd),
+        windows=plan_windows(padded, stage.window_hwd, overlap),
         iterations=rules.further_iterations["fine" if stage.is_fine else "coarse"],
     )
 
@@ -205,6 +208,19 @@ def region_of_interest(
         low.append(max(0, int(center - half)))
         high.append(min(shape_dhw[axis_dhw] - 1, int(center + half)) + 1)
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])
+
+
+def smallest_region(
+    shape_dhw: Sequence[int],
+    spacing_hwd: Sequence[float],
+    fine: StageSpec,
+    rules: CaseRules,
+    preset: Preset,
+) -> Box:
+    """Give the region of interest of a single voxel in the image's middle: no case has less."""
+    low = (shape_dhw[0] // 2, shape_dhw[1] // 2, shape_dhw[2] // 2)
+    box = (low, (low[0] + 1, low[1] + 1, low[2] + 1))
+    return region_of_interest(box, shape_dhw, spacing_hwd, fine, rules, preset)
 
 
 def separate_axis(spacing: _Values, target_spacing: _Values) -> int | None:

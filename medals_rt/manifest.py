@@ -5,22 +5,38 @@
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
 from medals_rt.errors import BundleError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "bundle.json"
 
-GraphName = Literal["image_encoder", "query_decoder", "refiner", "refiner_text_only"]
-GRAPH_NAMES: tuple[GraphName, ...] = (
+GraphName = Literal[
     "image_encoder",
     "query_decoder",
     "refiner",
     "refiner_text_only",
-)
+    "refiner_1",
+    "refiner_2",
+    "refiner_4",
+    "refiner_8",
+    "refiner_16",
+    "fusion",
+    "fusion_text_only",
+    "classifier",
+]
+GRAPH_NAMES: tuple[GraphName, ...] = get_args(GraphName)
+# numbers of prompts that a folded refiner is made for; fewer are padded with zeros up to one
+FOLDED_REFINERS: dict[int, GraphName] = {
+    1: "refiner_1",
+    2: "refiner_2",
+    4: "refiner_4",
+    8: "refiner_8",
+    16: "refiner_16",
+}
 
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, msgspec.Meta(gt=0)]
@@ -72,11 +88,31 @@ class Stages(msgspec.Struct, frozen=True):
     fine: StageRecord
 
 
-class EmbeddingsRecord(FileRecord, frozen=True):
-    """The embedding bank: a safetensors file, its width and where it came from in words."""
+class EmbeddingsRecord(FileRecord, frozen=True, omit_defaults=True):
+    """The embedding bank: a safetensors file, its width and where it came from in words.
+
+    `remarks` tell which sentences given at export name no class, and which classes had none.
+    """
 
     dim: Count
     source: str
+    remarks: tuple[str, ...] = ()
+
+
+class TextEncoderRecord(msgspec.Struct, frozen=True):
+    """What embeds free sentences (`free_text`): its graph, `tokenizer.json`, and settings.
+
+    `relative_errors` holds the largest difference from PyTorch over the largest value, by runner.
+    """
+
+    graph: GraphRecord
+    tokenizer: FileRecord
+    settings: FileRecord
+    relative_errors: dict[str, float]
+
+    def files(self) -> tuple[FileRecord, ...]:
+        """Give its files."""
+        return self.graph, self.tokenizer, self.settings
 
 
 class ClassRecord(msgspec.Struct, frozen=True):
@@ -119,11 +155,101 @@ class VerifiedRecord(msgspec.Struct, frozen=True):
     tolerance: float
 
 
+class UnverifiedRecord(msgspec.Struct, frozen=True):
+    """A library that was asked for a comparison at export and can't compute the graphs, and why."""
+
+    runner: str
+    why: str
+
+
+class MachineRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where something was measured: the kind of machine, never its name or owner."""
+
+    system: str
+    architecture: str
+    processor: str
+    cores: int
+    card: str | None = None
+
+
+class GraphParity(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How near a graph, or a whole window, came to the reference, worst over the N tried.
+
+    `relative_error` is the largest difference over the largest value; None where an output was not
+    finite, or where the runner failed, which `fault` then says. Windows, several graphs in a row,
+    also have `rms_error`: the root mean square of the difference of probabilities over that of the
+    probabilities.
+    """
+
+    graph: str
+    prompt_counts: tuple[Count, ...]
+    relative_error: float | None
+    rms_error: float | None = None
+    fault: str | None = None
+
+
+class CaseParity(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How near a whole case came to the reference.
+
+    `agreement` is the share of voxels with the same label, `dsc` the overlap of each class (None:
+    in neither result), `mean_dsc` their mean. `probability_difference` is the largest difference
+    of a voxel's largest probability, where both looked at it in the last stage. All None where the
+    runner failed, which `fault` then says.
+    """
+
+    case: str
+    agreement: float | None = None
+    dsc: dict[str, float | None] = {}
+    mean_dsc: float | None = None
+    probability_difference: float | None = None
+    fault: str | None = None
+
+
+class ParityRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One runner held to a reference on one machine by `medals-rt verify`.
+
+    Attributes
+    ----------
+    part
+        The graphs of a stage, or whole cases.
+    passed
+        Whether everything lay within the tolerances.
+    relative_error, mean_dsc, lowest_class_dsc
+        The tolerances, as in a recipe.
+    reference
+        In words, such as "PyTorch 2.13.0 fp32".
+    independent
+        Whether the reference was computed from checkpoints; False where it was ONNX Runtime on the
+        bundle's own graphs, which says nothing about how they were exported.
+    when
+        In UTC.
+    versions
+        Of the libraries that decide results.
+    """
+
+    part: Literal["coarse", "fine", "cases"]
+    runner: str
+    precision: str
+    passed: bool
+    relative_error: float
+    mean_dsc: float
+    lowest_class_dsc: float
+    reference: str
+    independent: bool
+    when: str
+    machine: MachineRecord
+    versions: dict[str, str]
+    graphs: tuple[GraphParity, ...] = ()
+    cases: tuple[CaseParity, ...] = ()
+
+
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """The whole of `bundle.json`.
 
     `precision` is the arithmetic that the graphs ask for, `weights` the type in which their
-    constants are stored. `versions` names the libraries that made the bundle.
+    constants are stored. `versions` names the libraries that made the bundle. `verified` and
+    `unverified` were found by the export, `parity` since then by `medals-rt verify` wherever it
+    ran.
     """
 
     format_version: int
@@ -137,7 +263,10 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     sources: Sources
     versions: dict[str, str]
     sentences: FileRecord | None = None
+    text_encoder: TextEncoderRecord | None = None
     verified: tuple[VerifiedRecord, ...] = ()
+    unverified: tuple[UnverifiedRecord, ...] = ()
+    parity: tuple[ParityRecord, ...] = ()
 
     def files(self) -> tuple[FileRecord, ...]:
         """Give every file that the manifest names."""
@@ -147,7 +276,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
             for graph in stage.graphs.values()
         )
         sentences = () if self.sentences is None else (self.sentences,)
-        return (*graphs, self.embeddings, *sentences)
+        text_encoder = () if self.text_encoder is None else self.text_encoder.files()
+        return (*graphs, self.embeddings, *sentences, *text_encoder)
 
 
 class _Version(msgspec.Struct):
@@ -164,7 +294,7 @@ def parse_manifest(data: bytes, origin: str) -> Manifest:
     """
     try:
         version = msgspec.json.decode(data, type=_Version).format_version
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{origin} is no bundle manifest: {error}") from error
     if version != FORMAT_VERSION:
         raise BundleError(
@@ -173,7 +303,7 @@ def parse_manifest(data: bytes, origin: str) -> Manifest:
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{origin} is damaged: {error}; export the bundle again") from error
     for name, stage in (("coarse", manifest.stages.coarse), ("fine", manifest.stages.fine)):
         missing = [graph for graph in GRAPH_NAMES if graph not in stage.graphs]
@@ -191,8 +321,8 @@ def manifest_hash(manifest: Manifest) -> str:
     """SHA-256 (hex) of all that decides a bundle's results.
 
     Taken over the compact JSON, keys sorted, of the members `format_version`, `stages`,
-    `embeddings`, `classes` and `sentences`, which hold the hash of every file. When it was made,
-    by which library versions, and what was verified afterwards do not enter.
+    `embeddings`, `classes`, `sentences` and `text_encoder`, which hold the hash of every file. When
+    it was made, by which library versions, and what was verified do not enter.
     """
     members: dict[str, object] = {
         "format_version": manifest.format_version,
@@ -200,6 +330,7 @@ def manifest_hash(manifest: Manifest) -> str:
         "embeddings": manifest.embeddings,
         "classes": manifest.classes,
         "sentences": manifest.sentences,
+        "text_encoder": manifest.text_encoder and manifest.text_encoder.files(),
     }
     return hashlib.sha256(msgspec.json.encode(members, order="sorted")).hexdigest()
 

@@ -1,42 +1,51 @@
 """One stage's network, put together from the graphs of a bundle.
 
-The only place that knows how the network is cut into graphs: what calls it passes an `Encoded` on
-without looking inside.
+The only place that knows how the network is cut into graphs, and which of them a pass takes:
+
+- few classes, text only, or with at most 16 prompted classes (*folded*): encoder, query decoder and
+  refiner in a row, as one graph where the library can join them;
+- more classes: one encoding and one fused feature map `F_r` serve the classifier in chunks.
+
+Nothing of N times the window is made but the probabilities themselves, chunk by chunk.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
-import numpy as np
-
-from medals_rt.arrays import Array
+from medals_rt.arrays import Array, namespace
 from medals_rt.bundle import Bundle
 from medals_rt.errors import BundleError
 from medals_rt.geometry import StageSpec
-from medals_rt.manifest import GRAPH_NAMES, GraphName
-from medals_rt.runners import Choice, Runner, choose, open_runner
+from medals_rt.manifest import FOLDED_REFINERS, GraphName
+from medals_rt.runners import (
+    CPU_RUNNERS,
+    JOINING_RUNNERS,
+    Choice,
+    Runner,
+    choose,
+    open_joined,
+    open_runner,
+    release_memory,
+)
+from medals_rt.spatial import SpatialPrompts
+
+CLASSES_PER_CHUNK = 32
+"""Classes that go through the classifier at once: bounds the memory of their probabilities."""
 
 # `T` multiplies every voxel's features, and costs under a hundredth of a window's time
-_ALWAYS_FP32: frozenset[GraphName] = frozenset({"query_decoder"})
+ALWAYS_FP32: frozenset[GraphName] = frozenset({"query_decoder"})
 
+Graphs = tuple[GraphName, ...]
+_ENCODE: Graphs = ("image_encoder",)
+_DECODE: Graphs = ("query_decoder",)
+_CLASSIFY: Graphs = ("classifier",)
+_FUSE: Graphs = ("fusion",)
+_ENCODE_AND_FUSE: Graphs = ("image_encoder", "fusion_text_only")
+_TEXT_ONLY: Graphs = ("image_encoder", "query_decoder", "refiner_text_only")
 
-@dataclass(frozen=True)
-class Encoded:
-    """What the image encoder saw in one window; only its `StageNetwork` looks inside.
-
-    Attributes
-    ----------
-    features
-        `F (1, C, H, W, D)` float32.
-    image_embedding
-        `(L, dim)` float32.
-    """
-
-    features: Array
-    image_embedding: Array
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -52,32 +61,75 @@ class NetworkInfo:
     notes: tuple[str, ...]
 
 
+class OnDemand(dict[Key, Runner]):
+    """Runners that are opened when they are first asked for; it holds those that are open."""
+
+    def __init__(self, open_one: Callable[[Key], Runner]) -> None:
+        super().__init__()
+        self._open_one = open_one
+
+    def __missing__(self, key: Key) -> Runner:
+        self[key] = runner = self._open_one(key)
+        return runner
+
+
 class StageNetwork:
     """The network of one stage, opened once for any number of windows and cases.
 
     Nothing is kept from one window to the next. Arrays are taken from and given back on the
     runner's device; those given back are the caller's own. Not safe to share between threads.
+
+    Parameters
+    ----------
+    spec
+        Window and spacing.
+    runners
+        The runner of each graph, by name.
+    why
+        Why this library runs, for the report.
+    joined
+        Where the library runs several graphs as one: the runner of each chain of graphs. It is
+        asked for all of them, and `runners` for none.
     """
 
-    def __init__(self, spec: StageSpec, runners: dict[GraphName, Runner], why: str) -> None:
+    def __init__(
+        self,
+        spec: StageSpec,
+        runners: Mapping[GraphName, Runner],
+        why: str,
+        joined: "OnDemand[Graphs] | None" = None,
+    ) -> None:
         self.spec = spec
+        self._why = why
         self._runners = runners
-        first = runners["image_encoder"]
-        notes = (note for runner in runners.values() for note in runner.notes)
-        self.info = NetworkInfo(
+        self._joined = joined
+        self._working: Graphs | None = None
+
+    @property
+    def info(self) -> NetworkInfo:
+        """How the network is run; its notes grow as graphs are opened."""
+        first = self._first
+        opened = (*self._runners.values(), *(self._joined or {}).values())
+        return NetworkInfo(
             runner=first.kind,
-            why=why,
+            why=self._why,
             device=first.device,
             precision=first.precision,
             version=first.version,
             threads=first.threads,
-            notes=tuple(dict.fromkeys(notes)),
+            notes=tuple(dict.fromkeys(note for runner in opened for note in runner.notes)),
         )
 
     @property
     def array_device(self) -> str:
         """Where arrays must lie, as `medals_rt.arrays.to_device` names it."""
-        return self.info.device
+        return self._first.device
+
+    @property
+    def _first(self) -> Runner:
+        if self._joined is not None:
+            return self._joined[_TEXT_ONLY]
+        return self._runners["image_encoder"]
 
     @classmethod
     def open(
@@ -91,6 +143,8 @@ class StageNetwork:
     ) -> Self:
         """Open the graphs of stage 1 (coarse) or 2 (fine).
 
+        What every case needs is opened now, the rest when a window first needs it.
+
         Parameters
         ----------
         bundle
@@ -100,8 +154,8 @@ class StageNetwork:
         runner
             "auto", the name of an inference library, or what `choose` gave.
         precision
-            "fp32" or "bf16"; None for the fastest that the processor computes in natively. The
-            query decoder computes in fp32 in any case.
+            "fp32", "fp16" or "bf16"; None for the fastest that the processor computes in natively.
+            A query decoder that is run by itself on a processor computes in fp32 in any case.
         threads
             How many to compute with; None leaves it to the library.
 
@@ -112,94 +166,191 @@ class StageNetwork:
         MissingDependencyError, InputError, RunnerError
             As `medals_rt.runners.choose` and `open_runner` raise them.
         """
-        choice = choose(runner) if isinstance(runner, str) else runner
-        spec = bundle.stage_spec(stage)
-        with _closing_on_error() as runners:
-            for name in GRAPH_NAMES:
-                runners[name] = open_runner(
-                    choice.kind,
-                    bundle.graph_path(stage, name),
-                    name=f"{name} of stage {stage}",
-                    precision="fp32" if name in _ALWAYS_FP32 else precision,
-                    threads=threads,
-                    cache_key=bundle.graph(stage, name).sha256,
-                )
-            window = runners["image_encoder"].inputs[0].shape[2:]
-            if window != spec.window_hwd:
-                raise BundleError(
-                    f"the graphs of stage {stage} are for windows of {window}, the bundle says "
-                    f"{spec.window_hwd}; export again"
-                )
-        return cls(spec, runners, choice.why)
+        choice = choose(runner, bundle) if isinstance(runner, str) else runner
+        on_cpu = choice.kind in CPU_RUNNERS
 
-    def encode(self, image: Array, foreground: Array | None = None) -> Encoded:
-        """Look at one window.
+        def open_graph(name: GraphName) -> Runner:
+            return open_runner(
+                choice.kind,
+                bundle.graph_path(stage, name),
+                name=f"{name} of stage {stage}",
+                precision="fp32" if on_cpu and name in ALWAYS_FP32 else precision,
+                graph_precision=bundle.manifest.precision,
+                threads=threads,
+                cache_key=bundle.graph(stage, name).sha256,
+            )
+
+        def open_chain(names: Graphs) -> Runner:
+            return open_joined(
+                choice.kind,
+                [bundle.graph_path(stage, name) for name in names],
+                name=f"{' + '.join(names)} of stage {stage}",
+                precision="fp32" if ALWAYS_FP32.issuperset(names) else precision,
+                threads=threads,
+                cache_key="+".join(bundle.graph(stage, name).sha256 for name in names),
+            )
+
+        joined = OnDemand(open_chain) if choice.kind in JOINING_RUNNERS else None
+        network = cls(bundle.stage_spec(stage), OnDemand(open_graph), choice.why, joined)
+        try:
+            network._open_first(_TEXT_ONLY)
+        except BaseException:
+            network.close()
+            raise
+        return network
+
+    def _open_first(self, graphs: Graphs) -> None:
+        """Open what every case needs, and hold it to the stage's window.
+
+        Raises
+        ------
+        BundleError
+            If the graphs are for another window.
+        """
+        if self._joined is None:
+            for name in graphs:
+                self._runners[name]
+        (image,) = (spec for spec in self._first.inputs if spec.name == "image")
+        if image.shape[2:] != self.spec.window_hwd:
+            raise BundleError(
+                f"the graphs of stage {self.spec.number} are for windows of {image.shape[2:]}, the "
+                f"bundle says {self.spec.window_hwd}; export again"
+            )
+
+    def predict(
+        self,
+        image: Array,
+        queries: Array,
+        prompts: SpatialPrompts | None = None,
+        *,
+        classes: slice | None = None,
+        classes_per_chunk: int = CLASSES_PER_CHUNK,
+    ) -> Iterator[tuple[slice, Array]]:
+        """Run one pass over one window; give the probabilities of some classes at a time.
+
+        From text alone, classes don't see each other. Spatial prompts are seen by every class
+        (`F_a` sums over them), so those of all N count whichever classes are wanted.
 
         Parameters
         ----------
         image
             `(1, 1, H, W, D)` float32 in 0..255.
-        foreground
-            `S_f`, of the same shape, 0 or 1; None for zeros.
+        queries
+            Text embeddings `(N, dim)` float32, of all classes.
+        prompts
+            `S_p` of all classes; None for zeros. The foreground prompt `S_f` follows from it.
+        classes
+            Those wanted, with start and stop; None for all.
+        classes_per_chunk
+            How many come at a time where they are cut; up to 16 prompted ones never are.
+
+        Yields
+        ------
+        classes, probabilities
+            Which, with start and stop, and `P (n, H, W, D)` float32.
         """
-        if foreground is None:
-            foreground = np.zeros(image.shape, np.float32)
-        found = self._runners["image_encoder"].run({"image": image, "foreground": foreground})
-        return Encoded(found["features"], found["image_embedding"])
+        wanted = classes or slice(0, queries.shape[0])
+        graphs = _chains(queries.shape[0], wanted, classes_per_chunk, prompted=prompts is not None)
+        if prompts is not None and len(graphs) == 1:
+            yield wanted, self._folded(graphs[0], image, queries, prompts)[wanted, ...]
+            return
+        if prompts is not None:
+            refined, adapted = self._fused(image, queries, prompts)
+        else:
+            nothing = namespace(image).zeros_like(image)
+            seen = {"image": image, "foreground": nothing}
+            if len(graphs) == 1:
+                found = self._run(graphs[0], **seen, queries=queries[wanted, ...])
+                yield wanted, found["probabilities"]
+                return
+            encoded = self._run(_ENCODE_AND_FUSE, **seen)
+            refined = encoded["refined"]
+            adapted = self._adapt(encoded["image_embedding"], queries)
+        for start in range(wanted.start, wanted.stop, classes_per_chunk):
+            chunk = slice(start, min(start + classes_per_chunk, wanted.stop))
+            found = self._run(_CLASSIFY, refined=refined, adapted_queries=adapted[chunk, ...])
+            yield chunk, found["probabilities"]
 
-    def adapt(self, encoded: Encoded, queries: Array) -> Array:
-        """Adapt text embeddings `(N, dim)` float32 to the window: `T (N, C)` float32.
-
-        Queries do not see each other, so they may be given all at once or in chunks.
-        """
-        feeds = {"image_embedding": encoded.image_embedding, "queries": queries}
-        return self._runners["query_decoder"].run(feeds)["adapted_queries"]
-
-    def refine(
-        self, encoded: Encoded, adapted_queries: Array, spatial_prompts: Array | None = None
-    ) -> Array:
-        """Give the probabilities `P (N, H, W, D)` float32.
+    def prepare(
+        self, count: int, classes: slice, classes_per_chunk: int, *, prompted: bool
+    ) -> None:
+        """Open what `predict` will run, so that the first window costs what the others do.
 
         Parameters
         ----------
-        encoded
-            What `encode` gave; it serves any number of calls.
-        adapted_queries
-            `T (N, C)`. Chunks of classes give the same as all at once only without spatial
-            prompts: with them every class sees the prompts of the classes in the same call
-            (`F_a` sums over N).
-        spatial_prompts
-            `S_p (N, H, W, D)` float32; None for zeros, which costs less than half.
+        count
+            N.
+        classes, classes_per_chunk
+            As for `predict`.
+        prompted
+            Whether windows will have spatial prompts.
         """
-        feeds = {"features": encoded.features, "adapted_queries": adapted_queries}
-        if spatial_prompts is None:
-            return self._runners["refiner_text_only"].run(feeds)["probabilities"]
-        feeds["prompts"] = spatial_prompts
-        return self._runners["refiner"].run(feeds)["probabilities"]
+        for graphs in _chains(count, classes, classes_per_chunk, prompted=prompted):
+            if self._joined is not None:
+                self._joined[graphs]
+            else:
+                for name in graphs:
+                    self._runners[name]
 
-    def predict(
-        self,
-        image: Array,
-        foreground: Array | None,
-        queries: Array,
-        spatial_prompts: Array | None = None,
+    def rest(self) -> None:
+        """Give back the memory that the library keeps for a next run of the same graphs.
+
+        For the end of a stage; between chains of graphs it is done anyway, or all of them would
+        hold theirs at once.
+        """
+        if self._joined is not None and self._working is not None:
+            release_memory(self._joined[self._working])
+        self._working = None
+
+    def _folded(
+        self, graphs: Graphs, image: Array, queries: Array, prompts: SpatialPrompts
     ) -> Array:
-        """Run one window whole, where nothing of its encoding is used twice.
+        """Run a prompted pass of few classes, padded with empty ones to a refiner's width."""
+        xp = namespace(queries)
+        width = next(width for width, name in FOLDED_REFINERS.items() if name in graphs)
+        missing = width - queries.shape[0]
+        if missing:
+            queries = xp.concat([queries, *[xp.zeros_like(queries[:1, ...])] * missing])
+        found = self._run(
+            graphs,
+            image=image,
+            foreground=prompts.foreground(),
+            queries=queries,
+            prompts=prompts.channels(width),
+        )
+        return found["probabilities"]
 
-        The same as `encode`, `adapt`, `refine` in a row; a runner that gains from seeing the
-        graphs as one is used here.
+    def _fused(self, image: Array, queries: Array, prompts: SpatialPrompts) -> tuple[Array, Array]:
+        """Give `F_r` and `T (N, C)` of a prompted pass of many classes: `F_a` is made by arrays."""
+        encoded = self._run(_ENCODE, image=image, foreground=prompts.foreground())
+        adapted = self._adapt(encoded["image_embedding"], queries)
+        found = self._run(
+            _FUSE, features=encoded["features"], prompt_features=prompts.spread(adapted)
+        )
+        return found["refined"], adapted
 
-        Returns
-        -------
-        Array
-            Probabilities `(N, H, W, D)` float32.
+    def _adapt(self, image_embedding: Array, queries: Array) -> Array:
+        found = self._run(_DECODE, image_embedding=image_embedding, queries=queries)
+        return found["adapted_queries"]
+
+    def _run(self, graphs: Graphs, **values: Array) -> dict[str, Array]:
+        """Run graphs one after another, each fed by name from `values` and what came before.
+
+        Gives at least what no graph of them reads.
         """
-        encoded = self.encode(image, foreground)
-        return self.refine(encoded, self.adapt(encoded, queries), spatial_prompts)
+        if self._joined is not None:
+            if self._working != graphs:
+                self.rest()
+            self._working = graphs
+            return self._joined[graphs].run(values)
+        for name in graphs:
+            runner = self._runners[name]
+            values.update(runner.run({spec.name: values[spec.name] for spec in runner.inputs}))
+        return values
 
     def close(self) -> None:
         """Free the graphs."""
-        for runner in self._runners.values():
+        for runner in (*self._runners.values(), *(self._joined or {}).values()):
             runner.close()
 
     def __enter__(self) -> Self:
@@ -214,13 +365,13 @@ class StageNetwork:
         self.close()
 
 
-@contextmanager
-def _closing_on_error() -> Iterator[dict[GraphName, Runner]]:
-    """Collect runners; close those already open if a later one fails."""
-    runners: dict[GraphName, Runner] = {}
-    try:
-        yield runners
-    except BaseException:
-        for runner in runners.values():
-            runner.close()
-        raise
+def _chains(count: int, wanted: slice, classes_per_chunk: int, *, prompted: bool) -> list[Graphs]:
+    """Give the chains of graphs that a pass of N classes runs, in order."""
+    if prompted:
+        name = next((name for width, name in FOLDED_REFINERS.items() if width >= count), None)
+        if name is not None:
+            return [("image_encoder", "query_decoder", name)]
+        return [_ENCODE, _DECODE, _FUSE, _CLASSIFY]
+    if wanted.stop - wanted.start <= classes_per_chunk:
+        return [_TEXT_ONLY]
+    return [_ENCODE_AND_FUSE, _DECODE, _CLASSIFY]

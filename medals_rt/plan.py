@@ -6,7 +6,15 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from medals_rt.errors import InputError
-from medals_rt.geometry import StagePlan, StageSpec, clean_spacing, plan_stage, region_of_interest
+from medals_rt.geometry import StagePlan, StageSpec, clean_spacing, plan_stage, smallest_region
+from medals_rt.memory import (
+    ANY_MACHINE,
+    LARGEST_DEFAULT_SLAB,
+    MemoryLimit,
+    MemoryPlan,
+    memory_limit,
+    plan_memory,
+)
 from medals_rt.policy import CaseRules, Preset, load_policy
 from medals_rt.refinement import Mode, WindowPass, passes_per_window
 from medals_rt.timings import MeasuredPasses, recall
@@ -26,12 +34,6 @@ RELEASED_STAGES = (
 RELEASED_FEATURES = 64
 """Channels of their feature map."""
 
-_BYTES_PER_VALUE = 4
-# One window of the full-size network at 192^3 peaked at 11 to 13 GB in OpenVINO (three graphs,
-# bf16): about seven arrays of as many channels as the feature map has, in fp32.
-_FEATURE_MAPS_AT_PEAK = 7
-_PROCESS_MIB = 300
-
 Shape3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]
 
@@ -42,7 +44,9 @@ class StageCost:
 
     All figures are those of the whole image. The fine stage usually looks at a region of interest
     that only the coarse result tells: `windows_smallest_region` and `passes_smallest_region` are
-    those of the smallest one. A pass is one run of the image encoder with what follows it.
+    those of the smallest one. A pass is one run of the image encoder with what follows it. For
+    memory, classes are gathered in `class_groups` walks over the windows, whose sums take
+    `accumulators_mib`.
     """
 
     stage: int
@@ -57,6 +61,8 @@ class StageCost:
     iterations: int
     passes: int
     passes_smallest_region: int
+    class_groups: int = 1
+    accumulators_mib: int = 0
     seconds_per_pass: float | None = None
 
 
@@ -66,7 +72,7 @@ class CasePlan:
 
     `expected_seconds` is (least, most), for the smallest region of interest and for the whole
     image: passes times the bundle's last measured pass on this machine. None where none was
-    measured. `expected_peak_memory_mib` is an estimate.
+    measured. `expected_peak_memory_mib` is an estimate for bf16.
     """
 
     preset: str
@@ -91,6 +97,7 @@ def plan_shape(
     preset: str = "paper",
     refinement: Mode = "masked",
     features: int = RELEASED_FEATURES,
+    max_memory: int | None = None,
 ) -> CasePlan:
     """Plan a case of which only shape, spacing and classes are known.
 
@@ -103,10 +110,12 @@ def plan_shape(
     preset : "paper" or "release"
     refinement : "masked", "unmasked" or "none"
     features : channels of the network's feature map, for the memory estimate
+    max_memory : bytes that the run may hold; None plans for a machine that has enough
 
     Raises
     ------
-    InputError : a size or spacing is not positive, there is no class, or the preset is unknown
+    InputError : a size or spacing is not positive, there is no class, the preset is unknown, or
+        the memory does not hold one class
     """
     if min(shape_dhw) < 1 or not all(0 < s < float("inf") for s in spacing_hwd_mm):
         raise InputError(
@@ -116,19 +125,32 @@ def plan_shape(
     policy = load_policy()
     rules, how = policy.rules(classes, preset), policy.preset(preset)
     d, h, w = shape_dhw
-    costs = []
+    limit = MemoryLimit(ANY_MACHINE, "a dry run", LARGEST_DEFAULT_SLAB)
+    if max_memory is not None:
+        limit = memory_limit(max_memory, "cpu")
+    costs, peaks = [], [0]
     for spec in stages:
         whole = plan_stage((h, w, d), spacing_hwd_mm, spec, rules, how)
         smallest = whole
         if spec.is_fine and not rules.skip_coarse:
-            smallest = _smallest_region(shape_dhw, spacing_hwd_mm, spec, rules, how)
-        costs.append(_cost(whole, smallest, rules, how, refinement))
+            smallest = _smallest_plan(shape_dhw, spacing_hwd_mm, spec, rules, how)
+        iterates = rules.lesion and whole.iterations > 0 and refinement != "none"
+        memory = plan_memory(
+            len(classes),
+            whole.padded_shape_hwd,
+            spec.window_hwd,
+            features,
+            limit,
+            held=len(classes) if iterates else 0,
+        )
+        costs.append(_cost(whole, smallest, rules, how, refinement, memory))
+        peaks.append(memory.expected_bytes + 3 * 4 * prod(shape_dhw))
     return CasePlan(
         preset=preset,
         refinement=refinement,
         classes=tuple(str(key) for key in classes),
         stages=tuple(costs),
-        expected_peak_memory_mib=_peak_memory_mib(shape_dhw, costs, len(classes), features),
+        expected_peak_memory_mib=max(peaks) // 2**20,
     )
 
 
@@ -139,6 +161,7 @@ def plan_case(
     *,
     preset: str = "paper",
     refinement: Mode = "masked",
+    max_memory: int | None = None,
 ) -> CasePlan:
     """Plan a case that was read, on a bundle or (None) on models of the released windows.
 
@@ -149,7 +172,7 @@ def plan_case(
     ----------
     case, prompts : as for a run
     bundle : the bundle that will run it
-    preset, refinement : as for `plan_shape`
+    preset, refinement, max_memory : as for `plan_shape`
     """
     rules = load_policy().rules(prompts.class_keys, preset)
     both = RELEASED_STAGES if bundle is None else (bundle.stage_spec(1), bundle.stage_spec(2))
@@ -163,6 +186,7 @@ def plan_case(
         preset=preset,
         refinement=refinement,
         features=RELEASED_FEATURES if bundle is None else feature_channels(bundle),
+        max_memory=max_memory,
     )
     measured = None if bundle is None else recall(bundle.hash)
     return plan if measured is None else with_seconds(plan, measured)
@@ -184,33 +208,36 @@ def with_seconds(plan: CasePlan, measured: MeasuredPasses) -> CasePlan:
     return replace(plan, stages=costs, expected_seconds=expected, measured_on=measured.runner)
 
 
-def _smallest_region(
+def _smallest_plan(
     shape_dhw: Shape3, spacing_hwd_mm: Spacing3, spec: StageSpec, rules: CaseRules, how: Preset
 ) -> StagePlan:
     """Plan the fine stage on the region of interest of a single voxel in the middle."""
-    low = tuple(size // 2 for size in shape_dhw)
-    box = ((low[0], low[1], low[2]), (low[0] + 1, low[1] + 1, low[2] + 1))
-    low, high = region_of_interest(box, shape_dhw, spacing_hwd_mm, spec, rules, how)
+    low, high = smallest_region(shape_dhw, spacing_hwd_mm, spec, rules, how)
     d, h, w = (b - a for a, b in zip(low, high, strict=True))
     return plan_stage((h, w, d), spacing_hwd_mm, spec, rules, how)
 
 
 def _cost(
-    whole: StagePlan, smallest: StagePlan, rules: CaseRules, how: Preset, refinement: Mode
+    whole: StagePlan,
+    smallest: StagePlan,
+    rules: CaseRules,
+    how: Preset,
+    refinement: Mode,
+    memory: MemoryPlan,
 ) -> StageCost:
     """Count windows and passes; windows without any coarse prediction will need fewer."""
+    prompted = whole.stage.is_fine and not rules.skip_coarse
     window_pass = WindowPass(
         stage=whole.stage.number,
         window_index=0,
         window_hwd=whole.stage.window_hwd,
-        prompted=how.prompted,
+        prompted=how.prompted if prompted else None,
         further=how.further,
         further_iterations=whole.iterations if rules.lesion else 0,
         mode=refinement,
         combine=how.combine,
     )
-    prompted = whole.stage.is_fine and not rules.skip_coarse
-    per_window = passes_per_window(window_pass, prompted=prompted)
+    per_window = passes_per_window(window_pass)
     return StageCost(
         stage=whole.stage.number,
         spacing_mm_hwd=whole.spacing_hwd_mm,
@@ -222,24 +249,11 @@ def _cost(
         windows=len(whole.windows),
         windows_smallest_region=len(smallest.windows),
         iterations=whole.iterations,
-        passes=per_window * len(whole.windows),
+        passes=per_window * len(whole.windows) * len(memory.groups),
         passes_smallest_region=per_window * len(smallest.windows),
+        class_groups=len(memory.groups),
+        accumulators_mib=memory.slab_bytes // 2**20,
     )
-
-
-def _peak_memory_mib(
-    shape_dhw: Shape3, costs: Sequence[StageCost], classes: int, features: int
-) -> int:
-    """Estimate the host's peak: image and results, one window's network, one slab of windows."""
-    peak = 0
-    for cost in costs:
-        window = prod(cost.window_hwd)
-        network = window * (_FEATURE_MAPS_AT_PEAK * features + 3 * classes)
-        _, width, depth = cost.padded_shape_hwd
-        slab = (classes + 1) * cost.window_hwd[0] * width * depth
-        image = 3 * prod(cost.padded_shape_hwd) + 3 * prod(shape_dhw)
-        peak = max(peak, (network + slab + image) * _BYTES_PER_VALUE)
-    return _PROCESS_MIB + peak // 2**20
 
 
 def feature_channels(bundle: "Bundle") -> int:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from medals_rt.bundle import Bundle, resolve_bundle
-from medals_rt.cases import read_case
 from medals_rt.errors import InputError
-from medals_rt.job import choose_prompts
+from medals_rt.job import read_prompted_case
+from medals_rt.options import PromptSource, RunOptions
 from medals_rt.plan import (
     RELEASED_FEATURES,
     RELEASED_STAGES,
@@ -24,31 +24,23 @@ from medals_rt.vocabulary import ClassKey, by_exact_name, classes_of
 _Number = TypeVar("_Number", int, float)
 
 
-def plan_files(
-    path: Path,
-    *,
-    prompts_file: Path | None = None,
-    sentences: tuple[str, ...] = (),
-    kind: str = "anatomy",
-    bundle: Path | None = None,
-    preset: str = "paper",
-    refinement: Mode = "masked",
-) -> CasePlan:
+def plan_files(path: Path, source: PromptSource, options: RunOptions) -> CasePlan:
     """Plan a case's file with the prompts that a run would take, on the bundle that it would use.
-
-    Parameters
-    ----------
-    path, prompts_file, sentences, kind, bundle : as in `job.Job`
-    preset, refinement : as for `plan_shape`
 
     Raises
     ------
     InputError : a file, prompt or option is unusable
     """
-    case = read_case(path)
-    prompts = choose_prompts(case, prompts_file, sentences, kind)
-    opened = Bundle.open(resolve_bundle(bundle), verify=False)
-    return plan_case(case, prompts, opened, preset=preset, refinement=refinement)
+    case, prompts = read_prompted_case(path, source, options)
+    opened = Bundle.open(resolve_bundle(options.bundle), verify=False)
+    return plan_case(
+        case,
+        prompts,
+        opened,
+        preset=options.preset,
+        refinement=options.refinement,
+        max_memory=options.max_memory,
+    )
 
 
 def plan_numbers(
@@ -61,6 +53,7 @@ def plan_numbers(
     bundle: Path | None = None,
     preset: str = "paper",
     refinement: Mode = "masked",
+    max_memory: int | None = None,
 ) -> CasePlan:
     """Plan from what a person types.
 
@@ -72,7 +65,7 @@ def plan_numbers(
     kind : of classes that are both anatomy and lesion
     stage : 1 or 2; None plans both
     bundle : whose windows count; None: those of the released models
-    preset, refinement : as for `plan_shape`
+    preset, refinement, max_memory : as for `plan_shape`
 
     Raises
     ------
@@ -93,6 +86,7 @@ def plan_numbers(
         preset=preset,
         refinement=refinement,
         features=features,
+        max_memory=max_memory,
     )
     return plan if measured is None else with_seconds(plan, measured)
 

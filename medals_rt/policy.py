@@ -255,7 +255,7 @@ class Policy(_Table, frozen=True):
 
         The answer is a key of ``intensity_windows.windows``, whose widths and levels are in HU.
         """
-        wanted = {self._window_of(key.policy_name) for key in classes}
+        wanted = {self.window_of(key) for key in classes}
         return wanted.pop() if len(wanted) == 1 else self.intensity_windows.default
 
     def treats_components(self, key: NamedClass, preset: str) -> bool:
@@ -280,9 +280,10 @@ class Policy(_Table, frozen=True):
         )
         return frozenset().union(*lists)
 
-    def _window_of(self, name: str) -> str:
+    def window_of(self, key: NamedClass) -> str:
+        """Name the CT window that the class `key` wants, a key of ``intensity_windows.windows``."""
         for window, classes in self.intensity_windows.classes.items():
-            if name in classes:
+            if key.policy_name in classes:
                 return window
         return self.intensity_windows.default
 

@@ -1,7 +1,8 @@
-"""Connected components: drop small ones, number lesions, keep the probable (Algorithm 3).
+"""Connected components: drop small ones, keep the probable (Algorithm 3).
 
-Connectivity is 6 throughout. Each function labels the volume once, whatever the number of labels,
-and works on tables of components afterwards. None ever adds a voxel.
+Connectivity is 6 throughout. Each function labels once what lies in the bounding box of the voxels
+that it is about, whatever the number of labels, and works on tables of components afterwards. None
+ever adds a voxel.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import numpy.typing as npt
 
 from medals_rt.arrays import (
     Array,
-    as_namespace,
+    bounding_box,
+    box_slices,
     count_values,
     label_components,
+    look_up,
     namespace,
     to_host,
 )
@@ -41,28 +44,16 @@ def drop_small_components(mask: Array, min_voxels: int = 10) -> Array:
     Array
         ``(A, B, C)`` bool, a new array.
     """
-    xp = namespace(mask)
-    numbers, count = label_components(mask)
-    of_inside = numbers[mask]
-    stays = to_host(count_values(of_inside, count + 1)) >= min_voxels
-    result = xp.asarray(mask, copy=True)
-    result[mask] = xp.take(as_namespace(stays, xp, mask), of_inside)
+    result = namespace(mask).asarray(mask, copy=True)
+    box = bounding_box(mask)
+    if box is None:
+        return result
+    inside = box_slices(box)
+    numbers, count = label_components(mask[inside])
+    stays = to_host(count_values(numbers[mask[inside]], count + 1)) >= min_voxels
+    stays[0] = False
+    result[inside] = look_up(stays, numbers)
     return result
-
-
-def number_components(mask: Array) -> tuple[Array, int]:
-    """Find and number the components of a lesion mask: its instances.
-
-    Returns
-    -------
-    numbers
-        ``(A, B, C)`` uint16 (uint32 for more than 65,535 components), 0 for background.
-    count
-        How many there are.
-    """
-    xp = namespace(mask)
-    numbers, count = label_components(mask)
-    return xp.astype(numbers, xp.uint16 if count <= 0xFFFF else xp.uint32), count
 
 
 def keep_probable_components(
@@ -96,26 +87,29 @@ def keep_probable_components(
         A new label map of the same dtype; removed voxels are 0.
     """
     xp = namespace(labels)
-    treated = sorted({int(label) for label in labels_to_treat} - {0})
+    result = xp.asarray(labels, copy=True)
     highest = int(xp.max(labels)) if labels.size else 0
     is_treated = np.zeros(highest + 1, dtype=np.bool_)
-    is_treated[[label for label in treated if label <= highest]] = True
+    is_treated[[label for label in {int(each) for each in labels_to_treat} if label <= highest]] = 1
+    is_treated[0] = False
+    treated = look_up(is_treated, labels)
+    box = bounding_box(treated)
+    if box is None:
+        return result
+    inside = box_slices(box)
+    treated, labels, probability = treated[inside], labels[inside], probability[inside]
     background = xp.zeros((), dtype=labels.dtype, device=labels.device)
-    flat = xp.take(as_namespace(is_treated, xp, labels), xp.reshape(labels, (-1,)))
-    inside = xp.reshape(flat, tuple(labels.shape))
-    numbers, count = label_components(xp.where(inside, labels, background))
-    of_inside, label_inside = numbers[inside], labels[inside]
-    sizes = to_host(count_values(of_inside, count + 1))[1:]
-    counted = np.maximum(sizes, 1)
-    means = to_host(count_values(of_inside, count + 1, probability[inside]))[1:] / counted
-    label_sums = to_host(count_values(of_inside, count + 1, label_inside))[1:]
+    numbers, count = label_components(xp.where(treated, labels, background))
+    of_treated, label_treated = numbers[treated], labels[treated]
+    sizes = to_host(count_values(of_treated, count + 1))[1:]
+    means = to_host(count_values(of_treated, count + 1, probability[treated]))[1:] / sizes
+    label_sums = to_host(count_values(of_treated, count + 1, label_treated))[1:]
     stays = np.ones(count + 1, dtype=np.bool_)
     stays[1:] = _chosen(
-        np.rint(label_sums / counted).astype(np.int64), sizes, means.astype(np.float32), size_ratio
+        np.rint(label_sums / sizes).astype(np.int64), sizes, means.astype(np.float32), size_ratio
     )
-    result = xp.asarray(labels, copy=True)
-    stays_inside = xp.take(as_namespace(stays, xp, labels), of_inside)
-    result[inside] = xp.where(stays_inside, label_inside, background)
+    if not stays.all():
+        result[inside] = xp.where(look_up(stays, numbers), labels, background)
     return result
 
 

@@ -46,6 +46,7 @@ _GAP_IN = 0.35
 _LEGEND_ROW_IN = 0.2
 _DPI = 120
 _FULLNESS_WEIGHT = 0.01
+_LONGEST_TEXT = 100
 
 # Canonical arrays run to superior, posterior and left (see `volume`). A plane cuts across one axis;
 # its rows run down and its columns to the right, as radiologists are used to: the patient faces the
@@ -149,7 +150,16 @@ def save_preview(
         if orientation != "none":
             _write_marks(figure.axes[-1], panel.marks)
         left_in += width_in + _GAP_IN
-    figure.text(0.5, 1 - 0.13 / height_in, title, ha="center", va="top", fontsize=14, weight="bold")
+    figure.text(
+        0.5,
+        1 - 0.13 / height_in,
+        _drawable(title),
+        ha="center",
+        va="top",
+        fontsize=14,
+        weight="bold",
+        parse_math=False,
+    )
     _draw_legend(figure, texts, colors, bottom_in - 0.08)
     note = _FOOTNOTES[orientation]
     figure.text(0.5, 0.1 / height_in, note, ha="center", va="bottom", fontsize=8, color="#555555")
@@ -272,6 +282,19 @@ def _write(axes: Any, x: float, y: float, text: str, **options: Any) -> None:
     axes.text(x, y, text, color="white", ha="center", va="center", path_effects=rim, **options)
 
 
+def _drawable(text: str) -> str:
+    """Replace what the font has no sign for: matplotlib would warn and draw boxes."""
+    from matplotlib.font_manager import findfont, get_font
+
+    known = get_font(findfont("DejaVu Sans")).get_charmap()
+    short = (
+        text
+        if len(text) <= _LONGEST_TEXT
+        else f"{text[: _LONGEST_TEXT - 1]}\N{HORIZONTAL ELLIPSIS}"
+    )
+    return "".join(letter if ord(letter) in known else "?" for letter in short)
+
+
 def _legend_columns(texts: Mapping[int, str]) -> int:
     """Choose how many columns fit: about 0.085 inch a letter, and the color's patch."""
     widest = max((len(text) for text in texts.values()), default=1)
@@ -303,11 +326,11 @@ def _draw_legend(
             facecolor=(*_rgb(colors[label][0]), 0.45),
             edgecolor=colors[label][0],
             linestyle=colors[label][1],
-            label=text,
+            label=_drawable(text),
         )
         for label, text in texts.items()
     ]
-    figure.legend(
+    legend = figure.legend(
         handles=handles,
         loc="upper center",
         bbox_to_anchor=(0.5, top_in / figure.get_figheight()),
@@ -317,6 +340,8 @@ def _draw_legend(
         handlelength=1.6,
         borderaxespad=0,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _rgb(color: str) -> tuple[float, float, float]:

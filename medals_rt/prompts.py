@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from medals_rt.errors import MissingFileError, PromptError
-from medals_rt.sentences import Match, find_class
+from medals_rt.sentences import Match, find_class, free_text
 from medals_rt.vocabulary import KINDS, ClassKey, check_kind
 
 if TYPE_CHECKING:
@@ -27,6 +27,26 @@ MAX_LABEL: Final = 65535
 
 MAX_PROMPTS: Final = 1000
 _MAX_FILE_BYTES: Final = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class PromptReading:
+    """How sentences are read.
+
+    Attributes
+    ----------
+    modality
+        Of the image, for sentences that name none.
+    free_text
+        Whether a sentence that names no known class is taken as it is, for a bundle that has a text
+        encoder, instead of being refused.
+    """
+
+    modality: str | None = None
+    free_text: bool = False
+
+
+PLAIN_READING: Final = PromptReading()
 
 
 @dataclass(frozen=True)
@@ -132,10 +152,13 @@ def _refuse_repetition(prompts: Sequence[Prompt]) -> None:
             )
 
 
-def parse_prompts(mapping: Mapping[str, object]) -> PromptSet:
+def parse_prompts(
+    mapping: Mapping[str, object], reading: PromptReading = PLAIN_READING
+) -> PromptSet:
     """Read the mapping of a challenge case or of `prompts.json`.
 
-    A sentence without a modality takes that of the other prompts, since a case is one image.
+    A sentence without a modality takes the one in `reading`, else that of the other prompts, since
+    a case is one image.
     A missing `instance_label` means 0, anatomy.
 
     Raises
@@ -166,7 +189,7 @@ def parse_prompts(mapping: Mapping[str, object]) -> PromptSet:
                 "give each class its own label"
             )
         texts[label] = text
-    return _resolve(texts, kind)
+    return _resolve(texts, kind, reading)
 
 
 def _read_kind(value: object) -> str:
@@ -186,20 +209,26 @@ def _read_label(key: object) -> int:
     return int(text)
 
 
-def _resolve(texts: Mapping[int, str], kind: str) -> PromptSet:
+def _resolve(texts: Mapping[int, str], kind: str, reading: PromptReading) -> PromptSet:
     """Read every sentence; those without a modality take the one that the others name."""
     found: dict[int, Match] = {}
-    without: dict[int, PromptError] = {}
+    refused: dict[int, PromptError] = {}
     for label, text in texts.items():
         try:
-            found[label] = find_class(text, kind)
+            found[label] = find_class(text, kind, reading.modality)
         except PromptError as error:
-            without[label] = error
+            refused[label] = error
     modalities = {match.modality for match in found.values()}
-    for label, refusal in without.items():
-        if len(modalities) != 1:
-            raise refusal
-        found[label] = find_class(texts[label], kind, next(iter(modalities)))
+    (modality,) = modalities if len(modalities) == 1 else (reading.modality,)
+    for label, refusal in refused.items():
+        try:
+            if modality is None:
+                raise refusal
+            found[label] = find_class(texts[label], kind, modality)
+        except PromptError:
+            if not reading.free_text:
+                raise
+            found[label] = free_text(texts[label], kind, modality)
     return PromptSet(
         tuple(
             Prompt(label, text, found[label].class_key, found[label].matched)
@@ -208,7 +237,7 @@ def _resolve(texts: Mapping[int, str], kind: str) -> PromptSet:
     )
 
 
-def read_prompts(path: str | PathLike[str]) -> PromptSet:
+def read_prompts(path: str | PathLike[str], reading: PromptReading = PLAIN_READING) -> PromptSet:
     """Read a `prompts.json`.
 
     Raises
@@ -230,7 +259,7 @@ def read_prompts(path: str | PathLike[str]) -> PromptSet:
             f"{file} isn't a JSON object of prompts ({error}); write "
             '{"1": "Spleen in abdominal CT", "instance_label": 0}'
         ) from error
-    return parse_prompts(pairs)
+    return parse_prompts(pairs, reading)
 
 
 def _decode_pairs(data: bytes) -> dict[str, object]:
@@ -251,7 +280,7 @@ def _decode_pairs(data: bytes) -> dict[str, object]:
     return decoded
 
 
-def numbered(texts: Sequence[str], kind: str) -> PromptSet:
+def numbered(texts: Sequence[str], kind: str, reading: PromptReading = PLAIN_READING) -> PromptSet:
     """Prompts given one after the other, numbered from 1.
 
     Raises
@@ -260,7 +289,7 @@ def numbered(texts: Sequence[str], kind: str) -> PromptSet:
         As `parse_prompts`.
     """
     check_kind(kind)
-    return _resolve(dict(enumerate(texts, start=1)), kind)
+    return _resolve(dict(enumerate(texts, start=1)), kind, reading)
 
 
 def describe(found: Match | Prompt) -> dict[str, object]:
@@ -273,6 +302,7 @@ __all__ = [
     "INSTANCE_LABEL",
     "Match",
     "Prompt",
+    "PromptReading",
     "PromptSet",
     "describe",
     "find_class",

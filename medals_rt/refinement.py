@@ -12,9 +12,9 @@ masks whatever else runs, in whatever order and however classes are cut into chu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from medals_rt.arrays import Array, Namespace, as_namespace, namespace
 from medals_rt.policy import MaskedPass
+from medals_rt.spatial import Blocks, SpatialPrompts, channel_prompts
 from medals_rt.windows import Shape
 
 Mode: TypeAlias = Literal["masked", "unmasked", "none"]
@@ -30,9 +31,10 @@ Mode: TypeAlias = Literal["masked", "unmasked", "none"]
 
 Combine: TypeAlias = Literal["probability", "logit"]
 
-Predict: TypeAlias = Callable[[Array | None], Array]
-"""From spatial prompts ``(N, h, w, d)`` float32, 0 or 1, or None where there are none, to
-probabilities of the same shape. It derives the foreground prompt ``S_f`` itself, from all N."""
+Predict: TypeAlias = Callable[[SpatialPrompts | None, slice], Iterable[tuple[slice, Array]]]
+"""One pass of the network: from spatial prompts (None: there are none) and the classes wanted, to
+their probabilities ``(n, h, w, d)`` float32, some classes at a time, each with which classes they
+are. Prompts are those of all N classes, whichever are wanted: each class sees them."""
 
 _PROMPT_THRESHOLD = 0.5
 _LOGIT_MARGIN = 1e-7
@@ -67,21 +69,8 @@ class MaskRequest:
     block_sizes: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class BlockMask:
-    """Which blocks of a window are shown in the first pass of a pair and hidden in the second.
-
-    Attributes
-    ----------
-    block_size
-        Edge of a block in voxels.
-    shown
-        ``(ceil(h / b), ceil(w / b), ceil(d / b))`` bool.
-    """
-
-    block_size: int
-    shown: npt.NDArray[np.bool_]
-
+BlockMask: TypeAlias = Blocks
+"""The blocks of a window that are shown in the first pass of a pair and hidden in the second."""
 
 MaskSource: TypeAlias = Callable[[MaskRequest], BlockMask]
 
@@ -95,7 +84,7 @@ class WindowPass:
     stage, window_index, window_hwd
         As in `MaskRequest`.
     prompted
-        Algorithm 2 for prompts that are given (``Preset.prompted``).
+        Algorithm 2 for prompts that are given (``Preset.prompted``); None in a stage without any.
     further
         Masked pairs after the first prediction, each from the previous probability
         (``Preset.further``).
@@ -103,16 +92,48 @@ class WindowPass:
         How many of these: ``StagePlan.iterations`` for lesions, 0 for anatomy.
     mode, combine
         See `Mode` and `masked_pass`.
+    count
+        N, of all classes.
+    wanted
+        The classes whose probabilities are wanted, with start and stop; None: all.
     """
 
     stage: int
     window_index: int
     window_hwd: Shape
-    prompted: MaskedPass
+    prompted: MaskedPass | None
     further: MaskedPass
     further_iterations: int
     mode: Mode = "masked"
     combine: Combine = "probability"
+    count: int = 1
+    wanted: slice | None = None
+
+    @property
+    def block_size(self) -> int:
+        """The largest edge that divides the blocks of every mask."""
+        prompted = () if self.prompted is None else self.prompted.block_sizes
+        return gcd(*prompted, *self.further.block_sizes)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Probabilities of some classes of a window, and where they count.
+
+    Attributes
+    ----------
+    classes
+        Which of the N, with start and stop.
+    probabilities
+        ``(n, h, w, d)`` float32, one a class.
+    counted
+        ``(h, w, d)`` bool; None: everywhere. Of the parts of one class exactly one counts at a
+        voxel.
+    """
+
+    classes: slice
+    probabilities: Array
+    counted: Array | None = None
 
 
 def block_grid(window_hwd: Shape, block_size: int) -> Shape:
@@ -166,56 +187,66 @@ def mask_from_order(order: npt.NDArray[np.integer], grid: Shape, block_size: int
     total = prod(grid)
     shown = np.zeros(total, dtype=np.bool_)
     shown[order[: max(1, total // 2)]] = True
-    return BlockMask(block_size, shown.reshape(grid))
+    return Blocks(block_size, shown.reshape(grid))
 
 
 def expand_mask(mask: BlockMask, window_hwd: Shape, xp: Namespace = np) -> Array:
-    """Spread a block mask over its window: ``(h, w, d)`` float32, 1 where the block is shown."""
-    expanded = as_namespace(mask.shown.astype(np.float32), xp)
+    """Spread a block mask over its window: ``(h, w, d)`` bool, true where the block is shown."""
+    expanded = as_namespace(mask.chosen, xp)
     for axis, length in enumerate(window_hwd):
-        block = as_namespace(np.arange(length) // mask.block_size, xp)
+        block = as_namespace(np.arange(length) // mask.size, xp)
         expanded = xp.take(expanded, block, axis=axis)
     return expanded
 
 
-def masked_pass(predict: Predict, prompts: Array, mask: Array) -> Array:
+def masked_pass(
+    predict: Predict, prompts: SpatialPrompts, mask: BlockMask, window_hwd: Shape, classes: slice
+) -> Iterator[Part]:
     """Predict twice with complementary halves of the prompts hidden; keep what did not see them.
 
     ``P_1 (1 - M) + P_2 M`` with ``P_1`` from ``P M`` and ``P_2`` from ``P (1 - M)``. The release
-    combines logits and takes the sigmoid afterwards; `mask` is binary, so at each voxel one of the
-    two is picked as it is, and the result is the same.
+    combines logits and takes the sigmoid afterwards; the mask is binary, so at each voxel one of
+    the two is picked as it is, and the result is the same. What is picked needs no array of its
+    own: each part says where it counts.
 
     Parameters
     ----------
     predict
-        From spatial prompts to probabilities.
+        One pass.
     prompts
-        ``P``: ``(N, h, w, d)`` float32, 0 or 1.
+        ``P``.
     mask
-        ``M``: ``(h, w, d)`` float32, 0 or 1 (`expand_mask`).
-
-    Returns
-    -------
-    Array
-        ``(N, h, w, d)`` float32.
+        ``M``.
+    window_hwd
+        Voxels of the window.
+    classes
+        Those wanted.
     """
-    xp = namespace(prompts)
-    with_shown = predict(_or_none(prompts * mask))
-    with_hidden = predict(_or_none(prompts * (1.0 - mask)))
-    return xp.where(mask > 0, with_hidden, with_shown)
+    shown = expand_mask(mask, window_hwd, prompts.xp)
+    hidden = Blocks(mask.size, ~mask.chosen)
+    for seen, blocks, counted in ((shown, mask, ~shown), (~shown, hidden, shown)):
+        for chunk, probabilities in predict(prompts.where(seen, blocks), classes):
+            yield Part(chunk, probabilities, counted)
 
 
 def refine(
-    predict: Predict, prompts: Array | None, what: WindowPass, masks: MaskSource, xp: Namespace = np
-) -> Array:
-    """Run the passes of one window; give its probabilities ``(N, h, w, d)`` float32.
+    predict: Predict,
+    prompts: SpatialPrompts | None,
+    what: WindowPass,
+    masks: MaskSource,
+    go_on: Callable[[], bool] = lambda: True,
+) -> Iterator[Part]:
+    """Run the passes of one window; give the probabilities of the classes wanted, in parts.
+
+    The network runs as the parts are asked for. Those of the last masked pair are handed on as they
+    come; what an earlier one gave is held whole, for the next pair's prompts.
 
     Parameters
     ----------
     predict
-        From spatial prompts to probabilities, see `Predict`.
+        One pass of the network.
     prompts
-        Spatial prompts ``(N, h, w, d)`` float32, 0 or 1. None: text only.
+        Spatial prompts; None: the window holds none.
     what
         The window and the passes it gets.
     masks
@@ -223,36 +254,64 @@ def refine(
         repetition, in order, also for windows whose prompts are empty, though these need no mask:
         hiding nothing leaves both predictions equal, so one pass without prompts stands for the
         pair.
-    xp
-        The library of the arrays.
-
-    Returns
-    -------
-    Array
-        Probabilities ``(N, h, w, d)`` float32.
+    go_on
+        Asked before each further pair; where it says no, what there is is the result.
     """
+    everything = slice(0, what.count)
+    wanted = what.wanted or everything
     if what.mode == "none":
-        return predict(None)
-    pairs = [what.further] * what.further_iterations
-    if prompts is None:
-        probabilities = predict(None)
-    else:
-        pairs = [what.prompted] * what.prompted.iterations + pairs
-        probabilities = None
-    for iteration, masked in enumerate(pairs):
-        if probabilities is not None:
-            prompts = xp.astype(probabilities > _PROMPT_THRESHOLD, xp.float32)
-        probabilities = _repeated(predict, prompts, what, iteration, masked, masks, xp)
-    return probabilities
+        yield from _one_pass(predict, None, wanted)
+        return
+    steps: list[MaskedPass | None] = [None]
+    if what.prompted is not None:
+        steps = [what.prompted] * what.prompted.iterations
+    steps += [what.further] * what.further_iterations
+    first_pair = 1 if what.prompted is None else 0
+    for number, step in enumerate(steps):
+        is_last = number == len(steps) - 1
+        classes = wanted if is_last else everything
+        if step is None:
+            parts = _one_pass(predict, None, classes)
+        else:
+            parts = _repeated(predict, prompts, what, number - first_pair, step, masks, classes)
+        if is_last:
+            yield from parts
+            return
+        probabilities = collect(parts, classes)
+        if not go_on():
+            yield Part(wanted, probabilities[wanted, ...])
+            return
+        prompts = channel_prompts(probabilities > _PROMPT_THRESHOLD, what.block_size)
+        del probabilities
 
 
-def passes_per_window(what: WindowPass, *, prompted: bool) -> int:
+def collect(parts: Iterable[Part], classes: slice) -> Array:
+    """Put the parts of a window together: ``(n, h, w, d)`` float32, one a class of `classes`."""
+    whole = None
+    for part in parts:
+        here = slice(part.classes.start - classes.start, part.classes.stop - classes.start)
+        xp = namespace(part.probabilities)
+        if whole is None:
+            if part.counted is None and part.classes == classes:
+                return part.probabilities
+            shape = (classes.stop - classes.start, *part.probabilities.shape[1:])
+            whole = xp.zeros(shape, dtype=xp.float32, device=part.probabilities.device)
+        if part.counted is None:
+            whole[here, ...] = part.probabilities
+        else:
+            whole[here, ...] = xp.where(part.counted, part.probabilities, whole[here, ...])
+    if whole is None:
+        raise ValueError("no class was predicted")
+    return whole
+
+
+def passes_per_window(what: WindowPass) -> int:
     """Count the network passes of one window at most; windows with empty prompts need fewer."""
     if what.mode == "none":
         return 1
     each = 2 if what.mode == "masked" else 1
     further = what.further_iterations * each * _repetitions(what.further, what.mode)
-    if not prompted:
+    if what.prompted is None:
         return 1 + further
     return what.prompted.iterations * each * _repetitions(what.prompted, what.mode) + further
 
@@ -262,18 +321,27 @@ def _repetitions(masked: MaskedPass, mode: Mode) -> int:
     return masked.repetitions if mode == "masked" else 1
 
 
+def _one_pass(predict: Predict, prompts: SpatialPrompts | None, classes: slice) -> Iterator[Part]:
+    for chunk, probabilities in predict(prompts, classes):
+        yield Part(chunk, probabilities)
+
+
 def _repeated(
     predict: Predict,
-    prompts: Array,
+    prompts: SpatialPrompts | None,
     what: WindowPass,
     iteration: int,
     masked: MaskedPass,
     masks: MaskSource,
-    xp: Namespace,
-) -> Array:
-    """Run one iteration: R masked pairs averaged, or one pass in the other cases."""
+    classes: slice,
+) -> Iterator[Part]:
+    """Run one iteration: R masked pairs averaged, or one pass in the other cases.
+
+    An average is the one thing that needs whole arrays; no preset asks for it.
+    """
     if what.mode == "unmasked":
-        return predict(_or_none(prompts))
+        yield from _one_pass(predict, prompts, classes)
+        return
     requests = [
         MaskRequest(
             what.stage,
@@ -286,15 +354,23 @@ def _repeated(
         for repetition in range(masked.repetitions)
     ]
     drawn = [masks(request) for request in requests]
-    if _or_none(prompts) is None:
-        return predict(None)
-    pairs = [
-        masked_pass(predict, prompts, expand_mask(mask, what.window_hwd, xp)) for mask in drawn
-    ]
-    if len(pairs) == 1:
-        return pairs[0]
-    if what.combine == "probability":
+    if prompts is None:
+        yield from _one_pass(predict, None, classes)
+    elif len(drawn) == 1:
+        yield from masked_pass(predict, prompts, drawn[0], what.window_hwd, classes)
+    else:
+        pairs = [
+            collect(masked_pass(predict, prompts, mask, what.window_hwd, classes), classes)
+            for mask in drawn
+        ]
+        yield Part(classes, _mean(pairs, what.combine))
+
+
+def _mean(pairs: list[Array], combine: Combine) -> Array:
+    """Average the repetitions, as probabilities or as logits."""
+    if combine == "probability":
         return sum(pairs[1:], start=pairs[0]) / len(pairs)
+    xp = namespace(pairs[0])
     logits = [_logit(probabilities, xp) for probabilities in pairs]
     return 1.0 / (1.0 + xp.exp(-sum(logits[1:], start=logits[0]) / len(logits)))
 
@@ -303,8 +379,3 @@ def _logit(probabilities: Array, xp: Namespace) -> Array:
     """Give ``log(p / (1 - p))``, kept finite: the nearest float32 to 1 is 6e-8 away from it."""
     safe = xp.clip(probabilities, _LOGIT_MARGIN, 1.0 - _LOGIT_MARGIN)
     return xp.log(safe) - xp.log1p(-safe)
-
-
-def _or_none(prompts: Array) -> Array | None:
-    """Give `prompts`, or None where they are zero everywhere."""
-    return prompts if bool(namespace(prompts).any(prompts != 0)) else None

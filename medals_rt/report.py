@@ -78,7 +78,8 @@ def peak_memory_mib() -> float | None:
 class ClassRecord:
     """What one prompt came to.
 
-    `embedding` says whose text embedding was used: that of the very "sentence" or of its "class".
+    `embedding` says where its text embedding came from: the bank's of the very "sentence" or of its
+    "class", or the bundle's text "encoder". Free text has id 0 and its sentence as its name.
     `components` is the number of instances of a lesion, None for anatomy.
     """
 
@@ -100,7 +101,9 @@ class StageRecord:
     """What one stage did. Axes are (H, W, D), but for the box, which is (D, H, W) of the case.
 
     `spacing_mm_hwd` is the image's spacing as dynamic resampling read it. `passes` counts the
-    network's encoder passes; `iterations` the masked refinements of a window.
+    network's encoder passes; `iterations` the masked refinements of a window. For memory, classes
+    were gathered in `class_groups` walks over the windows, whose sums took `accumulators_mib`, and
+    classified `classes_per_chunk` at a time.
     """
 
     name: str
@@ -114,11 +117,18 @@ class StageRecord:
     passes: int
     iterations: int
     prompts: str
+    class_groups: int = 1
+    classes_per_chunk: int = 0
+    accumulators_mib: float = 0.0
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """The whole record of one case; `to_dict` is what `report.json` holds."""
+    """The whole record of one case; `to_dict` is what `report.json` holds.
+
+    `memory` says what might be held. `budget` is what a time budget planned and gave up, None where
+    there was none.
+    """
 
     case: str
     preset: str
@@ -136,6 +146,8 @@ class RunReport:
     seconds: dict[str, float]
     seconds_per_class: float
     peak_memory_mib: float | None
+    memory: dict[str, Any] = field(default_factory=dict)
+    budget: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=library_versions)
     machine: dict[str, Any] = field(default_factory=machine_facts)
@@ -182,13 +194,15 @@ def class_records(
     voxel_ml
         Volume of a voxel in mL.
     """
-    voxels = np.bincount(labels_dhw.reshape(-1), minlength=max(prompts.labels) + 1)
+    highest = max(prompts.labels) + 1
+    voxels = np.zeros(highest, np.int64)
+    for plane in labels_dhw:  # counting the volume at once would take eight bytes a voxel
+        voxels += np.bincount(plane.reshape(-1), minlength=highest)
+    of_label = None if instances_dhw is None else _instances_of_labels(labels_dhw, instances_dhw)
     records = []
     for prompt, source in zip(prompts.prompts, sources, strict=True):
         key, count = prompt.class_key, int(voxels[prompt.label])
-        components = None
-        if instances_dhw is not None:
-            components = len(np.unique(instances_dhw[labels_dhw == prompt.label]))
+        components = None if of_label is None else of_label.get(prompt.label, 0)
         records.append(
             ClassRecord(
                 label=prompt.label,
@@ -205,6 +219,18 @@ def class_records(
             )
         )
     return tuple(records)
+
+
+def _instances_of_labels(
+    labels_dhw: npt.NDArray[Any], instances_dhw: npt.NDArray[np.uint32]
+) -> dict[int, int]:
+    """Count the instances of each label; an instance has one label throughout."""
+    inside = instances_dhw > 0
+    numbers = instances_dhw[inside]
+    label_of = np.zeros(int(numbers.max(initial=0)) + 1, labels_dhw.dtype)
+    label_of[numbers] = labels_dhw[inside]
+    found, counts = np.unique(label_of[1:], return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
 
 
 class Stopwatch:

@@ -10,35 +10,32 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from medals_rt import timings
-from medals_rt.annotation import checked_annotation, fine_prompts, labels_in
-from medals_rt.arrays import Array, Box, bounding_box, namespace, to_device, to_host
+from medals_rt.annotation import checked_annotation
+from medals_rt.arrays import to_device, to_host
+from medals_rt.budget import GIVEN_UP_NOTE, Budget, case_budget
 from medals_rt.bundle import Bundle, resolve_bundle
 from medals_rt.errors import InputError
 from medals_rt.finish import finish_labels, treated_labels
-from medals_rt.geometry import Spacing, clean_spacing, plan_stage, region_of_interest
+from medals_rt.geometry import clean_spacing
 from medals_rt.intensities import prepare_intensities
-from medals_rt.network import StageNetwork
-from medals_rt.policy import CaseRules, Preset, load_policy
+from medals_rt.memory import memory_limit, memory_record
+from medals_rt.network import CLASSES_PER_CHUNK, StageNetwork
+from medals_rt.plan import feature_channels
+from medals_rt.policy import load_policy
 from medals_rt.prompts import PromptSet, parse_prompts
 from medals_rt.refinement import MaskSource, Mode, seeded_masks
-from medals_rt.report import (
-    RunReport,
-    StageRecord,
-    Stopwatch,
-    class_records,
-    peak_memory_mib,
-)
-from medals_rt.stage import CLASSES_PER_CHUNK, Progress, StageResult, StageTask, run_stage
-from medals_rt.volume import Volume, to_dhw, to_hwd
+from medals_rt.report import RunReport, Stopwatch, class_records, peak_memory_mib
+from medals_rt.runners import RUNNER_KINDS
+from medals_rt.stage import Progress, StageTask
+from medals_rt.two_stages import STAGE_NAMES, CaseRun, StageNumber, StageOutcome, run_stages
+from medals_rt.volume import Volume
 
-StageNumber: TypeAlias = Literal[1, 2]
-STAGE_NAMES: dict[StageNumber, str] = {1: "coarse", 2: "fine"}
 REFINEMENTS: tuple[Mode, ...] = ("masked", "unmasked", "none")
 
 
@@ -56,35 +53,16 @@ class Result:
         What each stage gave on the whole grid before anything was cleaned up, by stage name.
     report
         What was done.
+    probability_dhw
+        The last stage's largest probability of a voxel's classes, float32, 0 outside the stage's
+        box; None unless it was asked for.
     """
 
     labels_dhw: npt.NDArray[Any]
     instances_dhw: npt.NDArray[np.uint32] | None
     stage_labels_dhw: dict[str, npt.NDArray[Any]]
     report: RunReport
-
-
-@dataclass(frozen=True)
-class _Case:
-    """One case on the network's device, and everything that its stages share."""
-
-    image_dhw: Array
-    spacing_hwd_mm: Spacing
-    rules: CaseRules
-    preset: Preset
-    task: StageTask
-    keep_probability: bool
-    watch: Stopwatch
-    progress: Progress | None
-
-
-@dataclass(frozen=True)
-class _StageOutcome:
-    """A stage's labels (and probability) on the whole grid, and its record."""
-
-    labels_dhw: Array
-    probability_dhw: Array | None
-    record: StageRecord
+    probability_dhw: npt.NDArray[np.float32] | None = None
 
 
 class Segmenter:
@@ -139,6 +117,10 @@ class Segmenter:
             raise
         return cls(opened, networks)
 
+    def network(self, stage: StageNumber) -> StageNetwork:
+        """Give the network of stage 1 (coarse) or 2 (fine)."""
+        return self._networks[stage]
+
     def close(self) -> None:
         """Give the models' memory back."""
         for network in self._networks.values():
@@ -163,6 +145,10 @@ class Segmenter:
         progress: Progress | None = None,
         masks: MaskSource | None = None,
         classes_per_chunk: int = CLASSES_PER_CHUNK,
+        keep_probability: bool = False,
+        max_memory: int | None = None,
+        time_budget: float | None = None,
+        seconds_spent: float = 0.0,
     ) -> Result:
         """Segment one case.
 
@@ -190,7 +176,17 @@ class Segmenter:
         masks
             Another source of block masks, for tests.
         classes_per_chunk
-            How many classes a pass from text alone refines at once; changes memory, not results.
+            How many classes are classified at once at most; changes memory, not results.
+        keep_probability
+            Also give the largest probability of each voxel, for comparisons.
+        max_memory
+            Bytes that the process (on a card: the arrays there) may hold; None for 80 % of what is
+            free. Changes how classes are cut, not results.
+        time_budget
+            Seconds a class that the case may take; None: there is no limit. What is left out to
+            keep it is in the report (`budget`).
+        seconds_spent
+            What the case took before this call, of its budget.
 
         Raises
         ------
@@ -199,7 +195,8 @@ class Segmenter:
         BundleError
             The bundle does not cover a class.
         InputError
-            Unknown preset, refinement or window.
+            Unknown preset, refinement or window; `max_memory` or `time_budget` is not positive, or
+            the memory does not hold one class.
         PromptError
             A prompt names no class.
         """
@@ -213,6 +210,7 @@ class Segmenter:
         if classes_per_chunk < 1:
             raise InputError(f"classes_per_chunk must be at least 1, found {classes_per_chunk}")
         watch = Stopwatch()
+        budget = case_budget(time_budget, len(prompts.labels), seconds_spent)
         policy = load_policy()
         rules = policy.rules(prompts.class_keys, preset)
         chosen = policy.preset(preset)
@@ -224,7 +222,8 @@ class Segmenter:
             embeddings, sources = self.bundle.embeddings(prompts)
             device = self._networks[1].array_device
             treated = treated_labels(volume.image_dhw.size, prompts, preset)
-            case = _Case(
+            known = timings.recall(self.bundle.hash, self._arithmetic)
+            case = CaseRun(
                 image_dhw=to_device(intensities.image_dhw, device),
                 spacing_hwd_mm=clean_spacing(volume.shape_dhw, volume.spacing_hwd_mm),
                 rules=rules,
@@ -236,14 +235,18 @@ class Segmenter:
                     preset=chosen,
                     mode=mode,
                     masks=masks or seeded_masks(seed, _content_key(intensities.image_dhw)),
-                    classes_per_chunk=classes_per_chunk,
                 ),
-                keep_probability=bool(treated),
+                channels=feature_channels(self.bundle),
+                keep_probability=keep_probability or bool(treated),
+                memory=memory_limit(max_memory, device),
+                classes_per_chunk=classes_per_chunk,
                 watch=watch,
                 progress=progress,
+                budget=budget,
+                seconds_per_pass=None if known is None else known.seconds_per_pass,
             )
             annotated = None if annotation is None else to_device(annotation, device)
-        outcomes = self._run_stages(case, prompts, annotated)
+        outcomes = run_stages(self._networks, case, annotated)
         with watch.step("post-process"):
             last = outcomes[-1]
             labels, instances = finish_labels(
@@ -253,6 +256,7 @@ class Segmenter:
             labels_host = to_host(labels)
             instances_host = None if instances is None else to_host(instances)
             stage_labels = {each.record.name: to_host(each.labels_dhw) for each in outcomes}
+            probability = to_host(last.probability_dhw) if keep_probability else None
         total = watch.total()
         self._remember_speed(outcomes, watch)
         info = self._networks[1].info
@@ -277,83 +281,38 @@ class Segmenter:
             seconds={**watch.seconds, "total": total},
             seconds_per_class=total / len(prompts.labels),
             peak_memory_mib=peak_memory_mib(),
-            notes=tuple(dict.fromkeys(info.notes)),
+            memory=memory_record(case.memory),
+            budget=None if budget is None else budget.record(),
+            notes=self._notes(budget),
         )
-        return Result(labels_host, instances_host, stage_labels, report)
+        return Result(labels_host, instances_host, stage_labels, report, probability)
 
-    def _run_stages(
-        self, case: _Case, prompts: PromptSet, annotation: Array | None
-    ) -> list[_StageOutcome]:
-        """Run the stages that this case needs; the last one's labels count (section 6)."""
-        rules = case.rules
-        shape = tuple(case.image_dhw.shape)
-        whole: Box = ((0, 0, 0), shape)
-        annotated = labels_in(annotation)
-        outcomes = []
-        prompt_map = annotation
-        if not rules.skip_coarse and (rules.skip_fine or set(prompts.labels) - annotated):
-            shown = annotation if rules.skip_fine else None
-            coarse = self._run_stage(1, case, whole, shown)
-            outcomes.append(coarse)
-            if rules.skip_fine:
-                return outcomes
-            prompt_map = fine_prompts(coarse.labels_dhw, annotation, lesion=rules.lesion)
-        box = None if prompt_map is None else bounding_box(prompt_map > 0)
-        if box is None:
-            return [*outcomes, self._run_stage(2, case, whole, None)]
-        fine = self._networks[2].spec
-        region = region_of_interest(box, shape, case.spacing_hwd_mm, fine, rules, case.preset)
-        return [*outcomes, self._run_stage(2, case, region, prompt_map)]
+    def _remember_speed(self, outcomes: list[StageOutcome], watch: Stopwatch) -> None:
+        """Keep what a pass cost, so that `plan` can tell what the next case will.
 
-    def _run_stage(
-        self, number: StageNumber, case: _Case, box: Box, prompt_map_dhw: Array | None
-    ) -> _StageOutcome:
-        """Run one stage on a box of the case and paste its result into the whole grid."""
-        network, name = self._networks[number], STAGE_NAMES[number]
-        inside = tuple(slice(low, high) for low, high in zip(*box, strict=True))
-        image_hwd = to_hwd(case.image_dhw[inside])
-        if case.task.mode == "none":
-            prompt_map_dhw = None
-        shown = None if prompt_map_dhw is None else to_hwd(prompt_map_dhw[inside])
-        plan = plan_stage(
-            image_hwd.shape, case.spacing_hwd_mm, network.spec, case.rules, case.preset
-        )
-        result = run_stage(
-            network,
-            plan,
-            image_hwd,
-            case.task,
-            prompt_labels_hwd=shown,
-            keep_probability=case.keep_probability,
-            watch=case.watch,
-            name=name,
-            progress=case.progress,
-        )
-        record = StageRecord(
-            name=name,
-            box_dhw=box,
-            spacing_mm_hwd=plan.spacing_hwd_mm,
-            target_spacing_mm_hwd=plan.target_spacing_hwd_mm,
-            resampled_shape_hwd=plan.resampled_shape_hwd,
-            padded_shape_hwd=plan.padded_shape_hwd,
-            window_hwd=plan.stage.window_hwd,
-            windows=len(plan.windows),
-            passes=result.passes,
-            iterations=plan.iterations if case.task.lesion else 0,
-            prompts="text only" if shown is None else f"text and {case.task.mode} spatial prompts",
-        )
-        return _StageOutcome(*_pasted(result, inside, case.image_dhw), record)
-
-    def _remember_speed(self, outcomes: list[_StageOutcome], watch: Stopwatch) -> None:
-        """Keep what a pass cost, so that `plan` can tell what the next case will."""
-        info = self._networks[1].info
+        Networks of another kind than the run time's (PyTorch as a reference) tell nothing of that.
+        """
+        if self._networks[1].info.runner not in RUNNER_KINDS:
+            return
         passes = {each.record.name: each.record.passes for each in outcomes}
         measured: dict[int, float] = {
             number: watch.seconds[f"{name}: network"] / passes[name]
             for number, name in STAGE_NAMES.items()
-            if name in passes
+            if passes.get(name)
         }
-        timings.record(self.bundle.hash, f"{info.runner}/{info.precision}", measured)
+        timings.record(self.bundle.hash, self._arithmetic, measured)
+
+    @property
+    def _arithmetic(self) -> str:
+        """Runner and precision, as measured passes are kept by."""
+        info = self._networks[1].info
+        return f"{info.runner}/{info.precision}"
+
+    def _notes(self, budget: Budget | None) -> tuple[str, ...]:
+        """Remarks of both networks, and loudly what the time budget made the case give up."""
+        given_up = [] if budget is None else [GIVEN_UP_NOTE + what for what in budget.given_up]
+        of_networks = (note for each in self._networks.values() for note in each.info.notes)
+        return tuple(dict.fromkeys([*given_up, *of_networks]))
 
 
 def load(
@@ -365,20 +324,6 @@ def load(
 ) -> Segmenter:
     """Open a bundle; see `Segmenter.open`."""
     return Segmenter.open(bundle, runner=runner, precision=precision, threads=threads)
-
-
-def _pasted(
-    result: StageResult, inside: tuple[slice, ...], image_dhw: Array
-) -> tuple[Array, Array | None]:
-    """Put a box's labels and probability into arrays of the whole grid."""
-    xp = namespace(image_dhw)
-    labels = xp.zeros(image_dhw.shape, dtype=result.labels_hwd.dtype)
-    labels[inside] = to_dhw(result.labels_hwd)
-    if result.probability_hwd is None:
-        return labels, None
-    probability = xp.zeros(image_dhw.shape, dtype=xp.float32)
-    probability[inside] = to_dhw(result.probability_hwd)
-    return labels, probability
 
 
 def _content_key(image_dhw: npt.NDArray[np.float32]) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from medals_rt.errors import PromptError
 from medals_rt.roles import USABLE, WEIGHTY, Word, assign_roles, find_modality
 from medals_rt.vocabulary import (
+    FREE_TEXT_ID,
     KINDS,
     MODALITIES,
     ClassKey,
@@ -82,13 +83,7 @@ def find_class(text: str, kind: str, modality: str | None = None) -> Match:
         If nothing fits, several classes do, a side is missing, or a word is left over that could
         mean another structure. The message names the nearest classes.
     """
-    check_kind(kind)
-    check_modality(modality)
-    quoted = _quote(text)
-    if not text.strip():
-        raise PromptError("a prompt is empty; write a sentence such as 'Spleen in abdominal CT'")
-    if len(text) > MAX_SENTENCE:
-        raise PromptError(f"prompt {quoted} is longer than {MAX_SENTENCE} characters; shorten it")
+    quoted = _checked(text, kind, modality)
     known = known_sentences().get(text.strip())
     if known is not None and known.kind == kind and modality in {None, known.modality}:
         return Match(known, text.strip())
@@ -96,6 +91,41 @@ def find_class(text: str, kind: str, modality: str | None = None) -> Match:
     found = find_modality(tokens, quoted, modality)
     words = assign_roles(tokens, found, tolerant=kind == "anatomy" or found == "Microscopy")
     return match_words(words, quoted, found, kind)
+
+
+def free_text(text: str, kind: str, modality: str | None = None) -> Match:
+    """Take a sentence as it is, whatever it names; only a text encoder can embed it.
+
+    No rule about a class applies to it, and its words are not looked at but for the modality.
+
+    Parameters
+    ----------
+    text, kind
+        As for `find_class`.
+    modality
+        Used where the sentence names none.
+
+    Raises
+    ------
+    PromptError
+        If the sentence is empty or too long, or the modality is neither in it nor given, or both
+        and not the same.
+    """
+    quoted = _checked(text, kind, modality)
+    found = find_modality(tokenize(text), quoted, modality)
+    return Match(ClassKey(found, kind, " ".join(text.split()), FREE_TEXT_ID), "free text")
+
+
+def _checked(text: str, kind: str, modality: str | None) -> str:
+    """Refuse what no sentence can be, and give the sentence as messages show it."""
+    check_kind(kind)
+    check_modality(modality)
+    quoted = _quote(text)
+    if not text.strip():
+        raise PromptError("a prompt is empty; write a sentence such as 'Spleen in abdominal CT'")
+    if len(text) > MAX_SENTENCE:
+        raise PromptError(f"prompt {quoted} is longer than {MAX_SENTENCE} characters; shorten it")
+    return quoted
 
 
 @lru_cache(maxsize=1)

@@ -18,11 +18,15 @@ from medals_rt.errors import InputError
 
 MODALITIES: Final = ("CT", "MRI", "US", "PET", "Microscopy")
 KINDS: Final = ("anatomy", "lesion")
+FREE_TEXT_ID: Final = 0
 
 
 @dataclass(frozen=True, order=True)
 class ClassKey:
-    """One class: modality, kind (`"anatomy"` or `"lesion"`), name, and id within both."""
+    """One class: modality, kind (`"anatomy"` or `"lesion"`), name, and id within both.
+
+    Ids count from 1; 0 is free text, whose name is the sentence itself (`sentences.free_text`).
+    """
 
     modality: str
     kind: str
@@ -33,6 +37,11 @@ class ClassKey:
     def policy_name(self) -> str:
         """Name in the released rules, `modality_name`; the same for both kinds of a name."""
         return f"{self.modality}_{self.name}"
+
+    @property
+    def is_free_text(self) -> bool:
+        """Whether this is a sentence that names none of the known classes."""
+        return self.id == FREE_TEXT_ID
 
     @property
     def bank_key(self) -> str:

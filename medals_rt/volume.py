@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from medals_rt import limits
 from medals_rt.errors import CaseError
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
     Array: TypeAlias = Any
 
-MAX_VOXELS = 2**31
-"""Largest volume accepted unless a caller says otherwise (an image of 1290 voxels a side)."""
+MAX_VOXELS = limits.MAX_VOXELS
+"""Largest volume accepted unless a caller says otherwise."""
 
 Triple: TypeAlias = tuple[float, float, float]
 Affine: TypeAlias = tuple[tuple[float, ...], ...]
@@ -200,6 +201,17 @@ class Volume:
         """Volume of one voxel in millilitres."""
         h, w, d = self.spacing_hwd_mm
         return h * w * d / 1000.0
+
+    @property
+    def affine_lps(self) -> Array:
+        """4 x 4, float64: the file's voxel index `(i, j, k, 1)` to millimetres in the LPS frame.
+
+        For a file that knows no place in space the axes run to left, back and head from the origin.
+        """
+        if self.source.affine_lps is None:
+            h, w, d = self.spacing_hwd_mm
+            return np.diag([w, h, d, 1.0])
+        return np.asarray(self.source.affine_lps, dtype=np.float64)
 
     def restore(self, labels_dhw: Array) -> Array:
         """Bring a result `(D, H, W)` back onto the file's own grid `(k, j, i)`.

@@ -1,5 +1,7 @@
 """A minuscule bundle for tests that need one but not its results."""
 
+import contextlib
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,13 @@ from medals_export.model import ModelConfig
 from medals_export.text_bank import TextBank
 from medals_rt.bundle import Bundle
 from tests.recipes import recipe_checkpoint
+
+# The tracer reads its table of operators anew for each graph, which takes most of its time; tests
+# let it read the table once. It is no public function: where it has moved, tests only take longer.
+with contextlib.suppress(ImportError, AttributeError):
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 
 TINY_CLASS_KEYS = ("CT/anatomy/1", "CT/anatomy/2", "CT/lesion/1", "MRI/anatomy/1")
 TINY_SENTENCE = "Made-up organ in abdominal CT"

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from medals_rt.bundle import Bundle
 from hypothesis import settings
 
+from medals_rt.runners.tensorrt_library import open_library
+from tests.standins import StandIns, install
+
 # The machine may be busy and a failure must come back: no deadlines, the same examples every time.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
@@ -35,6 +38,34 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from tests.bundles import export_tiny_bundle
 
     return export_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def text_sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A minuscule text encoder: its checkpoint, and the BioLORD folder beside it."""
+    pytest.importorskip("transformers", reason="makes a text encoder: the extra 'export'")
+    from tests.texts import write_biolord, write_text_encoder
+
+    folder = tmp_path_factory.mktemp("text")
+    biolord = write_biolord(folder / "biolord")
+    return write_text_encoder(folder / "text_encoder.pth", biolord), biolord
+
+
+@pytest.fixture(scope="session")
+def text_bundle(
+    tiny_bundle: Bundle, text_sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """The minuscule bundle with a text encoder in it; read only."""
+    from tests.texts import add_text_encoder
+
+    return add_text_encoder(tiny_bundle, tmp_path_factory.mktemp("bundles") / "text", text_sources)
+
+
+@pytest.fixture
+def standins(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIns]:
+    """Stand-ins for CuPy, TensorRT and a card."""
+    yield install(monkeypatch)
+    open_library.cache_clear()
 
 
 @pytest.fixture(scope="session")

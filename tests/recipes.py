@@ -8,13 +8,14 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import torch
+from onnx import numpy_helper
 
 from medals_export.bundle_writer import file_record, write_bundle
 from medals_export.checkpoint import Checkpoint, build_model
 from medals_export.export import export_bundle
 from medals_export.model import MedalS, ModelConfig
-from medals_export.onnx_graphs import graph_plans, trace
 from medals_export.text_bank import TextBank, save_tensors
 from medals_rt.bundle import Bundle
 from medals_rt.manifest import ClassRecord, Manifest, SourceRecord, StageRecord, Stages
@@ -120,12 +121,19 @@ def export_e2e_bundle(
 
 
 def _with_refiners(like: Bundle, folder: Path, stage: int, network: MedalS) -> StageRecord:
-    """Trace a stage's refiners over the copied ones."""
+    """Give a stage's copied refiners the network's shift, which is in their norm's bias alone."""
     record = like.stage_record(stage)
     graphs = dict(record.graphs)
-    for plan in graph_plans(network)[2:]:
-        old = graphs[plan.name]
-        (folder / old.file).write_bytes(trace(plan).SerializeToString(deterministic=True))
+    bias = network.fusion_conv.convs[0].norm.bias.numpy()
+    for name, old in record.graphs.items():
+        if name in {"image_encoder", "query_decoder", "classifier"}:
+            continue
+        model = onnx.load(folder / old.file)
+        (initializer,) = (
+            each for each in model.graph.initializer if each.name.endswith("norm.bias")
+        )
+        initializer.CopyFrom(numpy_helper.from_array(bias, initializer.name))
+        (folder / old.file).write_bytes(model.SerializeToString(deterministic=True))
         new = file_record(folder, old.file)
-        graphs[plan.name] = msgspec.structs.replace(old, sha256=new.sha256, bytes=new.bytes)
+        graphs[name] = msgspec.structs.replace(old, sha256=new.sha256, bytes=new.bytes)
     return msgspec.structs.replace(record, graphs=graphs)

@@ -12,11 +12,18 @@ from scipy.ndimage import label
 from medals_rt.arrays import (
     as_namespace,
     bounding_box,
+    combine_rows,
+    contiguous,
     count_values,
     label_components,
+    look_up,
+    memory_order,
     namespace,
+    on_all_cores,
+    present_values,
     to_device,
     to_host,
+    usable_cores,
 )
 from medals_rt.errors import MissingDependencyError
 
@@ -69,11 +76,95 @@ def test_transposed_views_are_labeled_in_their_own_order() -> None:
     )
 
 
+def test_components_are_numbered_from_one(xp: Any) -> None:
+    labels = np.zeros((4, 4, 4), np.uint8)
+    labels[0, 0, 1] = labels[1, 1, 1] = labels[3, 3] = 2
+    labels[3, 3, 2:] = 1
+    numbers, count = label_components(xp.asarray(labels))
+    assert count == 4
+    assert numbers.dtype == xp.uint32
+    assert to_host(numbers)[[0, 1, 3, 3], [0, 1, 3, 3], [1, 1, 0, 3]].tolist() == [1, 2, 3, 4]
+    np.testing.assert_array_equal(to_host(numbers) > 0, labels > 0)
+    numbers, count = label_components(xp.asarray(labels > 0))
+    assert count == 3
+    assert to_host(numbers)[3, 3].tolist() == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3), (1, 1, 1), (0, 2, 2)])
+def test_nothing_has_no_components(xp: Any, shape: tuple[int, int, int]) -> None:
+    numbers, count = label_components(xp.zeros(shape, dtype=xp.uint8))
+    assert count == 0
+    assert numbers.shape == shape
+    assert not to_host(numbers).any()
+
+
 def test_counting_and_summing(xp: Any) -> None:
     indices = xp.asarray(np.array([[0, 2], [2, 3]], np.uint32))
     assert to_host(count_values(indices, 5)).tolist() == [1, 0, 2, 1, 0]
     weights = xp.asarray(np.array([[1.0, 0.25], [0.5, 2.0]], np.float32))
     assert to_host(count_values(indices, 4, weights)).tolist() == [1.0, 0.0, 0.75, 2.0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
+def test_values_that_are_present(xp: Any, dtype: type) -> None:
+    labels = np.random.default_rng(3).choice(np.array([0, 3, 7, 255]), (6, 5, 4)).astype(dtype)
+    assert present_values(xp.asarray(labels)) == {3, 7, 255}
+    assert present_values(xp.asarray(labels[:0])) == set()
+
+
+@given(st.integers(0, 2**32 - 1), st.tuples(*[st.integers(1, 9)] * 3))
+def test_looking_up_is_indexing(seed: int, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(seed)
+    table = rng.random(12) < 0.5
+    indices = rng.integers(0, 12, shape).astype(np.uint8).transpose(2, 0, 1)
+    np.testing.assert_array_equal(look_up(table, indices), table[indices])
+
+
+def test_rows_are_combined(xp: Any) -> None:
+    rows = np.random.default_rng(4).random((5, 7), dtype=np.float32)
+    indices = np.array([[0, 1], [3, 4], [4, 4]], np.int32)
+    weights = np.array([[0.25, 0.75], [0.5, 0.5], [1, 0]], np.float32)
+    found = to_host(combine_rows(xp.asarray(rows), indices, weights))
+    expected = rows[indices[:, 0]] * weights[:, :1] + rows[indices[:, 1]] * weights[:, 1:]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_half_precision_arrays_are_arrays(xp: Any) -> None:
+    """`features` and `refined` are float16 in fp16 bundles; array_api_strict has no such type."""
+    if not hasattr(xp, "float16"):
+        pytest.skip("this library has no float16")
+    host = np.arange(6, dtype=np.float16).reshape(1, 2, 3)
+    array = as_namespace(host, xp)
+    assert namespace(array).__name__ == xp.__name__
+    assert array.dtype == xp.float16
+    assert to_host(array).dtype == np.float16
+    assert (
+        to_host(contiguous(array.transpose(2, 0, 1))).tolist() == host.transpose(2, 0, 1).tolist()
+    )
+    sums = count_values(as_namespace(np.array([0, 1, 1]), xp), 2, array[0, 0, :])
+    assert to_host(sums).tolist() == [0.0, 3.0]
+
+
+def test_threads_do_every_block_and_report_errors() -> None:
+    done = np.zeros(1000, np.int64)
+
+    def work(start: int, stop: int) -> None:
+        if start == 990:
+            raise ValueError("block 990")
+        done[start:stop] += 1
+
+    with pytest.raises(ValueError, match="block 990"):
+        on_all_cores(work, [(at, at + 10) for at in range(0, 1000, 10)], done)
+    assert usable_cores() >= 1
+    assert (done[:990] == 1).all()
+    assert (done[990:] == 0).all()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_memory_order(order: tuple[int, int, int]) -> None:
+    array = np.zeros((2, 3, 4)).transpose(order)
+    found = memory_order(array)
+    assert array.transpose(found).flags.c_contiguous
 
 
 def test_bounding_box(xp: Any) -> None:

@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 
 from medals_rt.bundle import Bundle, path_inside, resolve_bundle
 from medals_rt.errors import BundleError, MissingFileError
+from medals_rt.manifest import GRAPH_NAMES
 
-GRAPHS = ("image_encoder", "query_decoder", "refiner", "refiner_text_only")
 NO_HASH = "0" * 64
 CLASS_ROWS = np.arange(6, dtype=np.float32).reshape(2, 3)
 SENTENCE_ROWS = np.full((1, 3), 9, np.float32)
@@ -25,6 +25,10 @@ class Key:
     modality: str
     name: str
     bank_key: str
+    is_free_text = False
+
+    def __str__(self):
+        return f"{self.modality} {self.name}"
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def pristine(tmp_path_factory):
     for stage, depth in (("coarse", 8), ("fine", 16)):
         (folder / stage).mkdir(parents=True)
         graphs = {}
-        for graph in GRAPHS:
+        for graph in GRAPH_NAMES:
             (folder / stage / f"{graph}.onnx").write_bytes(f"{stage} {graph}".encode())
             tensor = {"name": "x", "dtype": "float32", "shape": ["N", 3]}
             graphs[graph] = {
@@ -74,7 +78,7 @@ def pristine(tmp_path_factory):
     save_file(tensors, folder / "embeddings.safetensors")
     (folder / "sentences.json").write_text(json.dumps({"CT": {KNOWN_SENTENCE: 0}}))
     manifest = {
-        "format_version": 1,
+        "format_version": 2,
         "name": "by hand",
         "created": "2026-11-24T00:00:00+00:00",
         "precision": "fp32",
@@ -129,8 +133,8 @@ def test_missing_folder_and_manifest(tmp_path):
         (b"{", "no bundle manifest"),
         (b"[]", "no bundle manifest"),
         (b'{"name": "x"}', "format_version"),
-        (b'{"format_version": 1}', "damaged.*missing required field"),
-        (b'{"format_version": 99}', "format_version 99.*reads 1"),
+        (b'{"format_version": 2}', "damaged.*missing required field"),
+        (b'{"format_version": 99}', "format_version 99.*reads 2"),
     ],
 )
 def test_broken_manifest(folder, content, match):
@@ -255,7 +259,7 @@ def test_bank_that_does_not_fit_its_index(folder, tensors):
 def test_hash_is_that_of_the_described_members(folder):
     manifest = read(folder)
     members = ("format_version", "stages", "embeddings", "classes", "sentences")
-    chosen = {name: manifest[name] for name in members}
+    chosen = {name: manifest[name] for name in members} | {"text_encoder": None}
     for stage in chosen["stages"].values():
         stage["spacing_hwd_mm"] = [float(value) for value in stage["spacing_hwd_mm"]]
     compact = json.dumps(chosen, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

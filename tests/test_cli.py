@@ -301,6 +301,18 @@ def test_failures(
     assert not list(out.iterdir())
 
 
+def test_an_interrupt_that_a_library_wraps_is_one(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr("medals_rt.segmenter.Segmenter.segment", fail)
+    result = run()
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted; no unfinished file is left behind\n"
+
+
 def test_an_interrupt_while_writing_leaves_nothing(
     run: Callable[..., Result], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,7 +360,7 @@ def test_the_installed_command(tmp_path: Path) -> None:
     """A real process: output, error and exit code."""
     command = Path(sys.executable).with_name("medals-rt")
     helped = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
-    for name in ("run", "plan", "prompts", "evaluate", "info", "export", "version"):
+    for name in ("run", "batch", "plan", "prompts", "evaluate", "info", "export", "version"):
         assert name in helped.stdout
     missing = ["run", "--input", str(tmp_path / "none.npz")]
     failed = subprocess.run([command, *missing], capture_output=True, text=True, check=False)
@@ -364,7 +376,7 @@ def test_info(tiny_bundle: Bundle, tmp_path: Path) -> None:
     assert "16 x 16 x 8" in result.stdout
     content = json.loads(call("info", "--bundle", tiny_bundle.folder, "--json").stdout)
     assert content["hash"] == tiny_bundle.hash
-    assert content["format_version"] == 1
+    assert content["format_version"] == 2
     assert_one_line(call("info", "--bundle", tmp_path), 2, "bundle.json")
 
 

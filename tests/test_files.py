@@ -1,12 +1,14 @@
 """Outputs appear whole or not at all."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from medals_rt.errors import InputError
-from medals_rt.files import atomic_output, prepare_output, write_json
+from medals_rt.errors import InputError, OutputError
+from medals_rt.files import atomic_output, prepare_output, remove_leftovers, write_json
 
 
 def test_an_output_replaces_the_old_one_at_the_end(tmp_path: Path) -> None:
@@ -58,3 +60,39 @@ def test_json_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OutputError, match=r"a\.json: No space left on device; make room"):
+        write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_leftovers_of_killed_processes_go(tmp_path: Path) -> None:
+    dead = 999_999_999  # above the highest number that a system gives
+    alive = os.getppid()
+    kept = {
+        f".partial-{alive}-a.npz",
+        f".partial-{dead}-b.npz",
+        ".partial-x-a.npz",
+        ".partial-" + 30 * "9" + "-a.npz",
+        "a.npz",
+    }
+    gone = {f".partial-{dead}-a.npz", f".partial-{os.getpid()}-a.npz"}
+    for name in kept | gone:
+        (tmp_path / name).touch()
+    remove_leftovers([tmp_path / "a.npz", tmp_path / "missing" / "c.npz"])
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"name": "caf\udce9"})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"name": "caf\udce9"}

@@ -38,6 +38,14 @@ def test_ct_windows(window: str, low: float, high: float) -> None:
     assert np.array_equal(image, before), "the caller's array must stay as it was"
 
 
+@pytest.mark.parametrize("modality", ["CT", "MRI", "PET"])
+def test_a_window_in_numbers_is_taken_at_its_word(modality: str) -> None:
+    image = np.linspace(0, 255, 60, dtype=np.float32).reshape(3, 4, 5)
+    done = prepare_intensities(volume(image), modality, "100,80")
+    np.testing.assert_allclose(done.image_dhw, np.clip((image - 30) / 100, 0, 1) * 255, atol=1e-3)
+    assert done.describe() == {"action": "window", "window": "100,80", "low": 30.0, "high": 130.0}
+
+
 def test_other_modalities_are_cut_at_percentiles() -> None:
     image = RNG.normal(1000, 300, (8, 9, 10))
     done = prepare_intensities(volume(image), "MRI")

@@ -8,11 +8,15 @@ torch = pytest.importorskip("torch")
 
 from medals_rt.bundle import Bundle  # noqa: E402
 from medals_rt.errors import BundleError  # noqa: E402
+from medals_rt.manifest import GRAPH_NAMES  # noqa: E402
 from medals_rt.network import StageNetwork  # noqa: E402
+from medals_rt.runners import open_runner, precisions  # noqa: E402
+from medals_rt.spatial import channel_prompts, label_prompts  # noqa: E402
+from medals_rt.windows import plan_windows  # noqa: E402
 from tests.bundles import TINY_SPACINGS_HWD_MM, tiny_checkpoint, tiny_config  # noqa: E402
 
-COUNT = 5
 TOLERANCE = 1e-4
+MANY = 21  # more than a folded refiner takes
 
 
 @pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
@@ -21,70 +25,136 @@ def network(request, tiny_bundle):
         yield opened
 
 
-@pytest.fixture(scope="module")
-def case():
-    """Image, foreground prompt, queries, spatial prompts of one window."""
-    rng = np.random.default_rng(11)
+def window_case(count):
+    """Image, queries and spatial prompts, exclusive ones and ones that overlap."""
+    rng = np.random.default_rng(count)
     window = tiny_config(2).window_hwd
     image = rng.random((1, 1, *window), np.float32) * 255
-    queries = rng.standard_normal((COUNT, 24), dtype=np.float32)
-    prompts = (rng.random((COUNT, *window), np.float32) > 0.8).astype(np.float32)
-    foreground = prompts.any(axis=0).astype(np.float32)[None, None]
-    return image, foreground, queries, prompts
+    queries = rng.standard_normal((count, 24), dtype=np.float32)
+    label_map = rng.integers(0, count + 3, window).astype(np.uint8)
+    windows = plan_windows(window, window)
+    (exclusive,) = label_prompts(label_map, windows, range(1, count + 1), 4)
+    overlapping = channel_prompts(rng.random((count, *window)) > 0.8, 4)
+    return image, queries, (exclusive, overlapping)
 
 
-def in_pytorch(image, foreground, queries, prompts):
+def whole(network, *arguments, **options):
+    """All classes of a pass, which must come in order and once."""
+    classes, probabilities = zip(*network.predict(*arguments, **options), strict=True)
+    wanted = options.get("classes") or slice(0, arguments[1].shape[0])
+    assert [n for chunk in classes for n in range(chunk.start, chunk.stop)] == list(
+        range(wanted.start, wanted.stop)
+    )
+    found = np.concatenate(probabilities)
+    assert found.dtype == np.float32
+    return found
+
+
+def in_pytorch(image, queries, prompts):
+    count = queries.shape[0]
+    foreground, spatial = np.zeros_like(image), None
+    if prompts is not None:
+        foreground = prompts.foreground()
+        spatial = torch.from_numpy(prompts.channels(count))[None]
     tensors = [torch.from_numpy(array) for array in (image, foreground, queries)]
-    spatial = None if prompts is None else torch.from_numpy(prompts)[None]
     with torch.inference_mode():
         return tiny_checkpoint(2).model(*tensors, spatial)[0].sigmoid().numpy()
 
 
-def test_prompted_window(network, case):
-    found = network.predict(*case)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, in_pytorch(*case), rtol=0, atol=TOLERANCE)
+@pytest.mark.parametrize("count", [1, 3, 5, 16, MANY])
+def test_prompted_windows_are_those_of_pytorch(network, count):
+    """Folded refiners of every width, padded and not, and many classes, `F_a` made by arrays."""
+    image, queries, both = window_case(count)
+    for prompts in both:
+        found = whole(network, image, queries, prompts)
+        expected = in_pytorch(image, queries, prompts)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
-def test_text_only_window_is_that_of_zero_prompts(network, case):
-    image, foreground, queries, prompts = case
-    found = network.predict(image, None, queries)
-    zeros = np.zeros_like(foreground), np.zeros_like(prompts)
-    expected = in_pytorch(image, zeros[0], queries, zeros[1])
+@pytest.mark.parametrize("per_chunk", [32, 4])
+def test_text_only_windows_are_those_of_pytorch(network, per_chunk):
+    image, queries, _ = window_case(MANY)
+    found = whole(network, image, queries, classes_per_chunk=per_chunk)
+    expected = in_pytorch(image, queries, None)
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
-    explicit = network.predict(image, zeros[0], queries, zeros[1])
-    np.testing.assert_allclose(found, explicit, rtol=0, atol=TOLERANCE)
 
 
-def test_classes_in_chunks_share_one_encoding(network, case):
-    image, _, queries, _ = case
-    encoded = network.encode(image)
-    whole = network.refine(encoded, network.adapt(encoded, queries))
-    chunks = [
-        network.refine(encoded, network.adapt(encoded, queries[start : start + 2]))
-        for start in range(0, COUNT, 2)
-    ]
-    np.testing.assert_allclose(np.concatenate(chunks), whole, rtol=0, atol=1e-6)
+@pytest.mark.parametrize("count", [5, MANY])
+@pytest.mark.parametrize("prompted", [False, True])
+def test_some_classes_are_those_of_all(network, count, prompted):
+    """The prompts of the others still count: they are in `S_f` and `F_a`."""
+    image, queries, both = window_case(count)
+    prompts = both[0] if prompted else None
+    expected = whole(network, image, queries, prompts, classes_per_chunk=2)
+    wanted = slice(1, 4)
+    found = whole(network, image, queries, prompts, classes=wanted, classes_per_chunk=2)
+    np.testing.assert_allclose(found, expected[wanted], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("prompted", [False, True])
-def test_a_class_alone_is_the_class_among_twenty(network, case, prompted):
+def test_a_class_alone_is_the_class_among_twenty(network, prompted):
     """Queries are independent: the others change nothing, as long as S_p is the same."""
-    image, _, _, prompts = case
-    queries = np.random.default_rng(4).standard_normal((20, 24), dtype=np.float32)
-    shown = np.zeros((20, *prompts.shape[1:]), np.float32)
-    shown[0] = prompts[0]
-    foreground = prompts[:1].max(axis=0)[None, None] if prompted else None
-    among = network.predict(image, foreground, queries, shown if prompted else None)
-    alone = network.predict(image, foreground, queries[:1], shown[:1] if prompted else None)
-    np.testing.assert_allclose(alone[0], among[0], rtol=0, atol=1e-5)
+    image, queries, _ = window_case(20)
+    among = alone = None
+    if prompted:
+        shown = np.zeros((20, *image.shape[2:]), bool)
+        shown[0] = np.random.default_rng(0).random(image.shape[2:]) > 0.8
+        among, alone = channel_prompts(shown, 4), channel_prompts(shown[:1], 4)
+    expected = whole(network, image, queries, among)[:1]
+    found = whole(network, image, queries[:1], alone)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
 
 
-def test_predict_is_its_three_steps(network, case):
-    image, foreground, queries, prompts = case
-    encoded = network.encode(image, foreground)
-    steps = network.refine(encoded, network.adapt(encoded, queries), prompts)
-    np.testing.assert_array_equal(network.predict(*case), steps)
+def test_passes_in_any_order_give_the_same_bytes(network):
+    """Each chain of graphs gives its memory back to the next and takes it anew."""
+    image, queries, (prompts, _) = window_case(3)
+    first = whole(network, image, queries, prompts)
+    kept = first.copy()
+    text_only = whole(network, image, queries)
+    network.rest()
+    np.testing.assert_array_equal(whole(network, image, queries), text_only)
+    np.testing.assert_array_equal(whole(network, image, queries, prompts), kept)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_graphs_are_opened_when_they_are_needed(tiny_bundle):
+    with StageNetwork.open(tiny_bundle, 2, runner="onnxruntime") as network:
+        assert set(network._runners) == {"image_encoder", "query_decoder", "refiner_text_only"}
+        network.prepare(3, slice(0, 3), 32, prompted=True)
+        assert set(network._runners) > {"refiner_4"}
+        network.prepare(17, slice(0, 17), 32, prompted=True)
+        assert set(network._runners) > {"fusion", "classifier"}
+
+
+def test_a_plain_mapping_of_runners_is_a_network_too(tiny_bundle):
+    runners = {
+        name: open_runner("onnxruntime", tiny_bundle.graph_path(2, name)) for name in GRAPH_NAMES
+    }
+    image, queries, (prompts, _) = window_case(MANY)
+    with StageNetwork(tiny_bundle.stage_spec(2), runners, "the reference") as network:
+        assert network.info.why == "the reference"
+        found = whole(network, image, queries, prompts)
+    expected = in_pytorch(image, queries, prompts)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_bf16_hands_features_on_in_bf16(tiny_bundle):
+    """Against the same arithmetic in one graph: what is handed over was bf16 anyway."""
+    if "bf16" not in precisions("openvino"):
+        pytest.skip("this processor has no bf16 arithmetic")
+    image, queries, (prompts, _) = window_case(MANY)
+    with StageNetwork.open(tiny_bundle, 2, runner="openvino", precision="bf16") as network:
+        for shown in (None, prompts):
+            found = whole(network, image, queries, shown, classes_per_chunk=8)
+            error = np.abs(found - in_pytorch(image, queries, shown)).max()
+            assert error < 0.05
+        handed_over = {
+            spec.name: spec.dtype
+            for runner in network._joined.values()
+            for spec in (*runner.inputs, *runner.outputs)
+        }
+    assert handed_over["features"] == handed_over["refined"] == "bfloat16"
+    assert handed_over["prompt_features"] == handed_over["probabilities"] == "float32"
 
 
 def test_info_and_spec(tiny_bundle):

@@ -83,4 +83,4 @@ def test_no_class_name_stands_in_the_code() -> None:
 def test_version_and_entry_point() -> None:
     assert version("medals-rt") == medals_rt.__version__
     (entry,) = entry_points(group="console_scripts", name="medals-rt")
-    assert entry.value == "medals_rt.cli:main"
+    assert entry.value == "medals_rt.__main__:main"

@@ -118,7 +118,22 @@ def test_memory_grows_with_the_network_and_with_the_image() -> None:
     large = plan_shape((600, 600, 600), (0.5, 0.5, 0.5), [LIVER])
     assert tiny.expected_peak_memory_mib < wide.expected_peak_memory_mib
     assert wide.expected_peak_memory_mib < large.expected_peak_memory_mib
-    assert 11_000 < wide.expected_peak_memory_mib < 13_500  # measured: 11 to 13 GB
+    assert 4_300 < wide.expected_peak_memory_mib < 5_400  # measured for its window: 4.6 GiB
+
+
+def test_a_memory_limit_is_planned_with() -> None:
+    many = [LIVER] * 104
+    shape, spacing = (400, 512, 512), (1.5, 1.5, 1.5)
+    fine = plan_shape(shape, spacing, many).stages[1]
+    assert fine.padded_shape_hwd == (512, 512, 400)
+    assert fine.class_groups == 3  # by default the sums take at most 6 GB
+    assert fine.accumulators_mib * 2**20 <= 6e9
+    tight = plan_shape(shape, spacing, many, max_memory=13 * 10**9)
+    assert tight.stages[1].class_groups > 3
+    assert tight.stages[1].passes == 2 * fine.windows * tight.stages[1].class_groups
+    assert tight.expected_peak_memory_mib * 2**20 < 15e9
+    with pytest.raises(InputError, match="allow at least"):
+        plan_shape(shape, spacing, many, max_memory=10**9)
 
 
 @pytest.mark.parametrize(

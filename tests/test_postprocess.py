@@ -10,11 +10,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import label
 
 from medals_rt.arrays import to_host
-from medals_rt.postprocess import (
-    drop_small_components,
-    keep_probable_components,
-    number_components,
-)
+from medals_rt.postprocess import drop_small_components, keep_probable_components
 
 
 def test_golden_cases(golden: Path, xp: Any) -> None:
@@ -152,20 +148,9 @@ def test_ten_voxels_are_enough(xp: Any) -> None:
     np.testing.assert_array_equal(found[2], mask[2])
 
 
-def test_instances_are_numbered_from_one(xp: Any) -> None:
-    mask = np.zeros((4, 4, 4), np.bool_)
-    mask[0, 0, 0] = mask[1, 1, 1] = mask[3, 3] = True
-    numbers, count = number_components(xp.asarray(mask))
-    assert count == 3
-    assert numbers.dtype == xp.uint16
-    assert to_host(numbers)[[0, 1, 3], [0, 1, 3], [0, 1, 0]].tolist() == [1, 2, 3]
-    np.testing.assert_array_equal(to_host(numbers) > 0, mask)
-
-
 @pytest.mark.parametrize("shape", [(3, 3, 3), (1, 1, 1)])
 def test_nothing_in_nothing_out(xp: Any, shape: tuple[int, int, int]) -> None:
     empty = xp.zeros(shape, dtype=xp.uint8)
     assert not to_host(drop_small_components(empty > 0)).any()
-    assert number_components(empty > 0)[1] == 0
     probability = xp.zeros(shape, dtype=xp.float32)
     assert not to_host(keep_probable_components(empty, probability, [1, 2])).any()

@@ -12,7 +12,7 @@ from scipy.ndimage import zoom
 
 from medals_rt.arrays import to_host
 from medals_rt.geometry import separate_axis
-from medals_rt.resample import resample_image, resample_labels
+from medals_rt.resample import FILE_ORDER, MODEL_ORDER, resample_image, resample_labels
 
 IMAGE_TOLERANCE = 1e-4  # of the image's range; found: 1.6e-7
 LABEL_TIES = 0  # voxels of the golden label maps that differ
@@ -132,6 +132,46 @@ def test_there_and_back_keeps_shape_values_and_range(
     assert back_image.shape == shape
     assert image.min() - 1e-6 <= back_image.min()
     assert back_image.max() <= image.max() + 1e-6
+
+
+@pytest.mark.parametrize("new_shape", [(7, 9, 4), (12, 13, 15), (5, 20, 8)])
+@pytest.mark.parametrize("order", [MODEL_ORDER, FILE_ORDER])
+def test_memory_order_changes_nothing_but_memory(
+    xp: Any, new_shape: tuple[int, int, int], order: tuple[int, int, int]
+) -> None:
+    """Files hold (D, H, W): views of them give the same voxels, in the memory order asked for."""
+    rng = np.random.default_rng(5)
+    image = rng.random((8, 11, 10), dtype=np.float32)
+    labels = rng.integers(0, 5, image.shape).astype(np.uint8)
+    for source, resample in ((image, resample_image), (labels, resample_labels)):
+        expected = resample(source, new_shape)
+        turned = np.ascontiguousarray(source.transpose(2, 0, 1))
+        view = xp.permute_dims(xp.asarray(turned), (1, 2, 0))
+        found = resample(view, new_shape, order=order)
+        np.testing.assert_allclose(to_host(found), expected, rtol=0, atol=3e-7)
+        if xp is np:
+            assert found.transpose(order).flags.c_contiguous
+    np.testing.assert_array_equal(to_host(found), expected)
+
+
+def test_slabs_shared_by_threads_leave_no_seam_in_labels() -> None:
+    labels = np.random.default_rng(6).integers(0, 3, (170, 120, 130)).astype(np.uint8)
+    labels[40:80] = 1
+    whole = resample_labels(labels, (170, 150, 201))
+    rows = [resample_labels(labels[i : i + 1], (1, 150, 201)) for i in range(0, 170, 10)]
+    np.testing.assert_array_equal(whole[::10], np.concatenate(rows))
+    shape = (255, 120, 130)
+    np.testing.assert_array_equal(
+        resample_labels(labels, shape)[:, ::10], resample_labels(labels[:, ::10], (255, 12, 130))
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.uint8, np.int16])
+def test_other_image_types_become_float32(dtype: type) -> None:
+    image = np.random.default_rng(7).integers(0, 255, (5, 6, 7)).astype(dtype)
+    found = resample_image(image, (7, 6, 9))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, resample_image(image.astype(np.float32), (7, 6, 9)))
 
 
 def test_nothing_to_do_still_gives_a_new_array(xp: Any) -> None:

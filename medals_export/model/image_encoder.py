@@ -102,6 +102,8 @@ class UNet(nn.Module):
 def pool_stages(skips: list[Tensor]) -> Tensor:
     """Average-pool every encoder stage to the coarsest grid and join the channels.
 
+    A mean over thousands of voxels is no sum to take in half precision, so it is float32 always.
+
     Returns
     -------
     Tensor
@@ -109,7 +111,7 @@ def pool_stages(skips: list[Tensor]) -> Tensor:
     """
     last = len(skips) - 1
     pooled = [
-        skip if i == last else nn.functional.avg_pool3d(skip, 2 ** (last - i))
+        skip.float() if i == last else nn.functional.avg_pool3d(skip.float(), 2 ** (last - i))
         for i, skip in enumerate(skips)
     ]
     return torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)

@@ -55,14 +55,19 @@ class CrossAttention(nn.Module):
         return x.reshape(batch, length, self.heads, width // self.heads).transpose(1, 2)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """`(B, N, Q)`, `(B, L, Q)`, `(B, L, Q)` to `(B, N, Q)`."""
+        """`(B, N, Q)`, `(B, L, Q)`, `(B, L, Q)` to `(B, N, Q)`.
+
+        Half-precision weights make half-precision products; the softmax is float32 then too.
+        """
+        dtype = self.in_proj_weight.dtype
         weight_q, weight_k, weight_v = self.in_proj_weight.chunk(3)
         bias_q, bias_k, bias_v = self.in_proj_bias.chunk(3)
-        q = self._split(nn.functional.linear(query, weight_q, bias_q))
-        k = self._split(nn.functional.linear(key, weight_k, bias_k))
-        v = self._split(nn.functional.linear(value, weight_v, bias_v))
-        scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5)
-        mixed = (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
+        q = self._split(nn.functional.linear(query.to(dtype), weight_q, bias_q))
+        k = self._split(nn.functional.linear(key.to(dtype), weight_k, bias_k))
+        v = self._split(nn.functional.linear(value.to(dtype), weight_v, bias_v))
+        # scaled before the product, which fp16 might not hold otherwise
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        mixed = (scores.float().softmax(dim=-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
         out: Tensor = self.out_proj(mixed)
         return out
 

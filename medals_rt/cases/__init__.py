@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from medals_rt.cases.model import Case, LabelFile, compact_labels
 from medals_rt.errors import CaseError, MissingFileError
+from medals_rt.prompts import PromptSet
 from medals_rt.volume import MAX_VOXELS
 
 if TYPE_CHECKING:
@@ -16,18 +17,31 @@ if TYPE_CHECKING:
     Array: TypeAlias = Any
 
 ENDINGS: Final = (".npz", ".nii.gz", ".nii", ".nrrd")
+"""Of files that hold images, and of those that hold labels."""
+
+DICOM_ENDINGS: Final = (".dcm", ".zip")
+"""Of DICOM files and zips of them; a folder counts as a DICOM series too."""
+
+OUTPUT_ENDINGS: Final = (*ENDINGS, ".dcm")
+"""Of files that results are written to."""
 
 
-def read_case(path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS) -> Case:
+def read_case(
+    path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS, series: str | None = None
+) -> Case:
     """Read a case.
 
     Parameters
     ----------
     path
         A challenge case `.npz` (`imgs`, `spacing`, if there are any `text_prompts` and `gts`), or
-        an image as `.nii`, `.nii.gz` or `.nrrd`, which is turned to the canonical orientation.
+        an image as `.nii`, `.nii.gz` or `.nrrd`, or a DICOM series: its folder, a `.zip` of it, or
+        an enhanced multi-frame file. All but `.npz` are turned to the canonical orientation.
     max_voxels
         Larger volumes are refused before memory is taken for them.
+    series
+        Which series of a DICOM folder: its number in the list that the error without it shows, or
+        the beginning of its UID.
 
     Raises
     ------
@@ -38,6 +52,13 @@ def read_case(path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS) -> Cas
     MissingDependencyError
         If the format's library isn't installed.
     """
+    file = Path(path)
+    if is_dicom(file):
+        from medals_rt.cases.dicom import read_dicom_case
+
+        return read_dicom_case(file, max_voxels=max_voxels, series=series)
+    if series is not None:
+        raise CaseError(f"{file.name} is no DICOM folder or zip, so there is no series to choose")
     file, ending = _existing(path)
     if ending == ".npz":
         from medals_rt.cases.npz import read_npz_case
@@ -87,82 +108,136 @@ def write_segmentation(
     labels_dhw: Array,
     *,
     instances_dhw: Array | None = None,
-    prompts: Mapping[str, object] | None = None,
+    prompts: PromptSet | Mapping[str, object] | None = None,
+    model: str | None = None,
 ) -> None:
     """Write a result on the source file's own grid; the file appears whole or not at all.
 
     Parameters
     ----------
     path
-        `.npz` (`segs`, `spacing`, `text_prompts`, if given `instances`), `.nii`, `.nii.gz` or
-        `.nrrd` (labels only).
+        `.npz` (`segs`, `spacing`, `text_prompts`, if given `instances`), `.nii`, `.nii.gz`
+        (labels only), `.nrrd` (labels with 3D Slicer's names and colors of segments; call it
+        `.seg.nrrd` so that Slicer opens it as a segmentation), or, for a DICOM case, `.dcm` (a
+        DICOM SEG whose segments are the labels, or the instances where there are any).
     case
         The case that was segmented.
     labels_dhw, instances_dhw
         Integers `(D, H, W)`, canonical orientation, of the image's shape.
     prompts
-        Written as `text_prompts`; by default those that the case was read with.
+        Written as `text_prompts`; by default those that the case was read with. Only a `PromptSet`
+        tells the classes: without it segments are called by their sentences and have no codes.
+    model
+        Names the model in a DICOM SEG.
 
     Raises
     ------
     CaseError
-        If the ending is unknown, the folder is missing or a shape isn't the image's.
+        If the ending is unknown, the folder is missing, a shape isn't the image's, or a DICOM SEG
+        is asked for a case that isn't a DICOM series.
     """
     file = Path(path)
-    ending = check_output(file)
+    ending = check_output(file, case)
     labels_dhw = compact_labels(labels_dhw)
     if instances_dhw is not None:
         instances_dhw = compact_labels(instances_dhw)
+    chosen = case.prompts if prompts is None else prompts
     if ending == ".npz":
         from medals_rt.cases.npz import write_npz
 
-        chosen = case.prompts if prompts is None else prompts
-        write_npz(file, case, labels_dhw, instances_dhw=instances_dhw, prompts=chosen)
+        mapping = chosen.as_mapping() if isinstance(chosen, PromptSet) else chosen
+        write_npz(file, case, labels_dhw, instances_dhw=instances_dhw, prompts=mapping)
     elif ending == ".nrrd":
         from medals_rt.cases.nrrd import write_nrrd
+        from medals_rt.cases.segments import segments_of
 
-        write_nrrd(file, case, labels_dhw)
+        write_nrrd(file, case, labels_dhw, segments_of(chosen, labels_dhw))
+    elif ending == ".dcm":
+        from medals_rt.cases.dicom_seg import write_seg
+        from medals_rt.cases.segments import segments_of
+
+        segments = segments_of(chosen, labels_dhw)
+        write_seg(file, case, labels_dhw, segments, instances_dhw=instances_dhw, model=model)
     else:
         from medals_rt.cases.nifti import write_nifti
 
         write_nifti(file, case, labels_dhw)
 
 
-def check_output(path: str | PathLike[str]) -> str:
+def check_output(path: str | PathLike[str], case: Case | None = None) -> str:
     """Check that a result could be written, before the work is done, and return its ending.
+
+    Parameters
+    ----------
+    path
+        The file to write.
+    case
+        The case that it would be the result of, once that is read.
 
     Raises
     ------
     CaseError
-        If the ending is unknown or the folder doesn't exist.
+        If the ending is unknown, the folder doesn't exist, or a DICOM SEG is asked for a case that
+        isn't a DICOM series.
+    MissingDependencyError
+        If highdicom is needed and isn't installed.
     """
     file = Path(path)
-    ending = _ending(file)
+    ending = _ending(file, OUTPUT_ENDINGS)
     if not file.parent.is_dir():
         raise CaseError(f"there is no folder {file.parent} to write {file.name} to; make it first")
+    if ending == ".dcm" and case is not None:
+        from medals_rt.cases.dicom_seg import check_source
+
+        check_source(case, file.name)
     return ending
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a path is read as DICOM: a folder, a `.zip` or `.dcm`, or a file marked as such."""
+    if path.is_dir():
+        return True
+    if not path.is_file() or path.name.lower().endswith(ENDINGS):
+        return False
+    if path.name.lower().endswith(DICOM_ENDINGS):
+        return True
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def case_stem(path: str | PathLike[str]) -> str:
+    """Name of a case's file or folder without the ending of its format."""
+    name = Path(path).resolve().name if Path(path).is_dir() else Path(path).name
+    for ending in (*ENDINGS, *DICOM_ENDINGS):
+        if name.lower().endswith(ending) and not Path(path).is_dir():
+            return name[: -len(ending)]
+    return name
 
 
 def _existing(path: str | PathLike[str]) -> tuple[Path, str]:
     file = Path(path)
-    ending = _ending(file)
+    ending = _ending(file, ENDINGS)
     if not file.is_file():
         raise MissingFileError(f"there is no file {file}; check the path")
     return file, ending
 
 
-def _ending(file: Path) -> str:
-    for ending in ENDINGS:
+def _ending(file: Path, known: tuple[str, ...]) -> str:
+    for ending in known:
         if file.name.lower().endswith(ending):
             return ending
-    raise CaseError(f"{file.name} is of an unknown format; use one of {', '.join(ENDINGS)}")
+    raise CaseError(f"{file.name} is of an unknown format; use one of {', '.join(known)}")
 
 
 __all__ = [
+    "DICOM_ENDINGS",
     "ENDINGS",
+    "OUTPUT_ENDINGS",
     "Case",
     "LabelFile",
+    "case_stem",
     "check_output",
+    "is_dicom",
     "read_case",
     "read_labels",
     "write_segmentation",

@@ -32,7 +32,13 @@ class Case:
     path
         The file.
     header
-        A NIfTI header, so that a result in NIfTI repeats it; else `None`.
+        What a result in the same format repeats: a NIfTI header, or a `dicom.DicomSource`; else
+        `None`.
+    modality
+        The modality that the file names, in the words of prompts (`"CT"`, `"MRI"`, ...); `None`
+        where it names none.
+    notes
+        What a person should know of how the file was read, for the report.
     """
 
     volume: Volume
@@ -40,6 +46,8 @@ class Case:
     ground_truth_dhw: Array | None
     path: Path
     header: object | None = None
+    modality: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from struct import error as struct_error
+from tokenize import TokenError
 from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -290,7 +291,7 @@ def _fill(file: IO[bytes], data: bytearray, name: str) -> None:
 _DAMAGED: Final = (
     zipfile.BadZipFile, zlib.error, struct_error, EOFError, OSError, ValueError, TypeError,
     KeyError, IndexError, OverflowError, NotImplementedError, RuntimeError, MemoryError,
-    SyntaxError,
+    SyntaxError, TokenError,
 )  # fmt: skip
 """What zipfile, zlib and NumPy's header reader raise on a damaged member."""
 

@@ -7,13 +7,18 @@ from types import FrameType
 
 import typer
 
+from medals_rt.cli.batch import batch_command
+from medals_rt.cli.bench import bench_command
+from medals_rt.cli.build import build_command
 from medals_rt.cli.console import one_line_errors
+from medals_rt.cli.doctor import doctor_command
 from medals_rt.cli.evaluate import evaluate_command
 from medals_rt.cli.export import export_command
 from medals_rt.cli.inspect import info_command, version_command
 from medals_rt.cli.plan import plan_command
 from medals_rt.cli.prompts import prompts_command
 from medals_rt.cli.run import run_command
+from medals_rt.cli.verify import verify_command
 
 app = typer.Typer(
     name="medals-rt",
@@ -25,11 +30,16 @@ app = typer.Typer(
 )
 _COMMANDS: dict[str, Callable[..., None]] = {
     "run": run_command,
+    "batch": batch_command,
     "plan": plan_command,
     "prompts": prompts_command,
     "evaluate": evaluate_command,
     "info": info_command,
     "export": export_command,
+    "build": build_command,
+    "verify": verify_command,
+    "doctor": doctor_command,
+    "bench": bench_command,
     "version": version_command,
 }
 for _name, _command in _COMMANDS.items():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -17,6 +17,8 @@ EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
+_LONGEST_LINE = 2000
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -25,6 +27,16 @@ class Kind(StrEnum):
 
     ANATOMY = "anatomy"
     LESION = "lesion"
+
+
+class Modality(StrEnum):
+    """Kinds of image."""
+
+    CT = "CT"
+    MRI = "MRI"
+    US = "US"
+    PET = "PET"
+    MICROSCOPY = "Microscopy"
 
 
 class Preset(StrEnum):
@@ -85,30 +97,36 @@ def one_line_errors(command: Command) -> Command:
         debug = bool(options.get("debug"))
         try:
             return command(*args, **options)
-        except KeyboardInterrupt:
-            typer.echo("interrupted; no unfinished file is left behind", err=True)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        except MedalsError as error:
-            _explain(str(error), debug=debug)
-            code = EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILURE
-            raise typer.Exit(code) from None
-        except MemoryError as error:
-            _explain(f"out of memory ({error}); `medals-rt plan` estimates the need", debug=debug)
-            raise typer.Exit(EXIT_FAILURE) from None
         except (typer.Exit, typer.Abort):
             raise
-        except Exception as error:  # noqa: BLE001 - the last stop before the user
-            hint = "" if debug else "; run again with --debug for the traceback"
-            _explain(f"{type(error).__name__}: {error}{hint}", debug=debug)
-            raise typer.Exit(EXIT_FAILURE) from None
+        except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 - the last stop before the user
+            message, code = _verdict(error, debug=debug)
+            if debug:
+                traceback.print_exc(file=sys.stderr)
+            typer.echo(" ".join(message.split()), err=True)
+            raise typer.Exit(code) from None
 
     return run  # type: ignore[return-value]
 
 
-def _explain(message: str, *, debug: bool) -> None:
-    if debug:
-        traceback.print_exc(file=sys.stderr)
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+def _verdict(error: BaseException, *, debug: bool) -> tuple[str, int]:
+    """Give what an error is called on the command line, and its exit code."""
+    if _comes_from_ctrl_c(error):
+        return "interrupted; no unfinished file is left behind", EXIT_INTERRUPTED
+    if isinstance(error, MedalsError):
+        code = EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILURE
+        return f"error: {error}", code
+    if isinstance(error, MemoryError):
+        return f"error: out of memory ({error}); `medals-rt plan` estimates the need", EXIT_FAILURE
+    hint = "" if debug else "; run again with --debug for the traceback"
+    return f"error: {type(error).__name__}: {error}{hint}", EXIT_FAILURE
+
+
+def _comes_from_ctrl_c(error: BaseException | None) -> bool:
+    """Whether an error is Ctrl-C, or what a library made of it while it was being imported."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 @contextmanager
@@ -140,18 +158,24 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], N
 
 
 def print_table(title: str, columns: dict[str, str], rows: list[list[str]]) -> None:
-    """Print a table on standard output; `columns` maps headings to "left" or "right"."""
+    """Print a table on standard output, whatever its texts hold.
+
+    `columns` maps headings to "left", "right" or "wrap" (left, in several lines where it is long).
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for heading, side in columns.items():
-        table.add_column(heading, justify="right" if side == "right" else "left", no_wrap=True)
+        justify: Literal["left", "right"] = "right" if side == "right" else "left"
+        table.add_column(heading, justify=justify, no_wrap=side != "wrap", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = max(1, console.measure(table).maximum)
-    console.print(title, style="bold")
+        whole = console.options.update(max_width=_LONGEST_LINE)
+        console.width = max(1, console.measure(table, options=whole).maximum)
+    console.print(Text(title, style="bold"))
     console.print(table)

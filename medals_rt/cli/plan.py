@@ -10,29 +10,28 @@ from medals_rt.cli.console import (
     AsJson,
     Bundle,
     Debug,
-    Kind,
     Preset,
     PresetOption,
-    PromptsFile,
     Refinement,
     RefinementOption,
-    Sentences,
     print_table,
 )
+from medals_rt.cli.options import prompt_source, takes
 from medals_rt.errors import InputError
+from medals_rt.options import PromptSource, RunOptions
+from medals_rt.sizes import parse_size
 
 if TYPE_CHECKING:
     from medals_rt.plan import CasePlan
 
 
+@takes(source=prompt_source)
 def plan_command(
     *,
     input_file: Annotated[
         Path | None, typer.Option("--input", help="The case, or give --shape and so on.")
     ] = None,
-    prompts: PromptsFile = None,
-    prompt: Sentences = None,
-    kind: Annotated[Kind, typer.Option(help="What --prompt or --classes ask for.")] = Kind.ANATOMY,
+    source: PromptSource,
     shape: Annotated[str | None, typer.Option(metavar="D,H,W", help="Shape in voxels.")] = None,
     spacing: Annotated[
         str | None, typer.Option(metavar="H,W,D", help="Spacing in mm, with --shape.")
@@ -44,6 +43,9 @@ def plan_command(
     preset: PresetOption = Preset.PAPER,
     refinement: RefinementOption = Refinement.MASKED,
     bundle: Bundle = None,
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory that the run may take, such as 6GB.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -51,28 +53,28 @@ def plan_command(
     del debug  # read by one_line_errors
     from medals_rt.plan_inputs import plan_files, plan_numbers
 
+    limit = None if max_memory is None else parse_size(max_memory)
     if input_file is not None:
         if shape or spacing or classes or stage:
             raise InputError("--shape, --spacing, --classes and --stage don't go with --input")
-        result = plan_files(
-            input_file,
-            prompts_file=prompts,
-            sentences=tuple(prompt or ()),
-            kind=kind.value,
+        options = RunOptions(
             bundle=bundle,
             preset=preset.value,
             refinement=refinement.value,
+            max_memory=limit,
         )
+        result = plan_files(input_file, source, options)
     elif shape and spacing and classes:
         result = plan_numbers(
             shape,
             spacing,
             classes,
-            kind=kind.value,
+            kind=source.kind,
             stage=stage,
             bundle=bundle,
             preset=preset.value,
             refinement=refinement.value,
+            max_memory=limit,
         )
     else:
         raise InputError("give --input CASE, or all of --shape, --spacing and --classes")
@@ -92,6 +94,7 @@ def _print_plan(result: "CasePlan") -> None:
         ["padded shape", *(_triple(cost.padded_shape_hwd) for cost in result.stages)],
         ["windows", *(_range(c.windows_smallest_region, c.windows) for c in result.stages)],
         ["further iterations of lesions", *(str(cost.iterations) for cost in result.stages)],
+        ["walks over the windows", *(str(cost.class_groups) for cost in result.stages)],
         ["passes", *(_range(c.passes_smallest_region, c.passes) for c in result.stages)],
     ]
     count = len(result.classes)

@@ -1,23 +1,12 @@
 """`medals-rt prompts`: which class a sentence names, and which classes there are."""
 
 import json
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from medals_rt.cli.console import AsJson, Debug, Kind, print_table
+from medals_rt.cli.console import AsJson, Debug, Kind, Modality, print_table
 from medals_rt.errors import InputError
-
-
-class Modality(StrEnum):
-    """Kinds of image."""
-
-    CT = "CT"
-    MRI = "MRI"
-    US = "US"
-    PET = "PET"
-    MICROSCOPY = "Microscopy"
 
 
 def prompts_command(

@@ -1,17 +1,49 @@
 """Inference libraries behind one protocol, one file each; none is imported before it is chosen."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from medals_rt.errors import InputError, MissingDependencyError
-from medals_rt.runners.base import Runner, RunnerKind, TensorSpec
+from medals_rt.errors import BundleError, InputError, MissingDependencyError
+from medals_rt.runners.base import Precision, Runner, RunnerKind, TensorSpec
 
-__all__ = ["Choice", "Runner", "RunnerKind", "TensorSpec", "choose", "installed", "open_runner"]
+if TYPE_CHECKING:
+    from medals_rt.bundle import Bundle
+    from medals_rt.cards import Card
+    from medals_rt.runners.tensorrt_library import TensorRTKind
+
+__all__ = [
+    "CPU_RUNNERS",
+    "JOINING_RUNNERS",
+    "RUNNER_KINDS",
+    "Choice",
+    "Precision",
+    "Runner",
+    "RunnerKind",
+    "TensorSpec",
+    "choose",
+    "installed",
+    "open_joined",
+    "open_runner",
+    "precisions",
+    "release_memory",
+    "usable",
+]
 
 RUNNER_KINDS: tuple[RunnerKind, ...] = get_args(RunnerKind)
-_EXTRAS: dict[RunnerKind, str] = {"openvino": "cpu", "onnxruntime": "onnx"}
+CPU_RUNNERS: tuple[RunnerKind, ...] = ("openvino", "onnxruntime")
+JOINING_RUNNERS: tuple[RunnerKind, ...] = ("openvino",)
+"""Libraries that gain from seeing the graphs of a pass as one (`open_joined`)."""
+_EXTRAS: dict[RunnerKind, str] = {
+    "openvino": "cpu",
+    "onnxruntime": "onnx",
+    "onnxruntime-cuda": "gpu",
+    "tensorrt": "gpu,tensorrt",
+    "tensorrt-rtx": "gpu,rtx",
+}
 
 
 @dataclass(frozen=True)
@@ -22,11 +54,21 @@ class Choice:
     why: str
 
 
-def choose(asked: str = "auto") -> Choice:
+def choose(asked: str = "auto", bundle: "Bundle | None" = None) -> Choice:
     """Decide which inference library runs.
 
-    "auto" takes OpenVINO where it is installed (the fastest on a CPU), else ONNX Runtime. What is
-    asked for by name is never replaced by another.
+    "auto" takes, on a machine with an NVIDIA card, TensorRT or TensorRT-RTX where the bundle has
+    an engine of every graph that fits the card and the library's version, else ONNX Runtime with
+    CUDA. Without a card, or where all of that is missing, it takes OpenVINO (the fastest on a
+    CPU), else ONNX Runtime. What was passed over is told in `why`. What is asked for by name is
+    never replaced by another.
+
+    Parameters
+    ----------
+    asked
+        "auto" or the name of a runner.
+    bundle
+        What is to be run; without it "auto" finds no engines.
 
     Raises
     ------
@@ -37,7 +79,7 @@ def choose(asked: str = "auto") -> Choice:
         the extra that installs it.
     """
     if asked == "auto":
-        return _automatic()
+        return _automatic(bundle)
     for kind in RUNNER_KINDS:
         if asked == kind:
             if not installed(kind):
@@ -54,8 +96,10 @@ def open_runner(
     *,
     name: str | None = None,
     precision: str | None = None,
+    graph_precision: Precision | None = None,
     threads: int | None = None,
     cache_key: str | None = None,
+    cuda_graphs: bool = False,
 ) -> Runner:
     """Open one graph in one library.
 
@@ -64,16 +108,21 @@ def open_runner(
     kind
         As `choose` gave it.
     graph_path
-        An ONNX file.
+        An ONNX file; for TensorRT one of a bundle, whose folder `engines` holds its engine.
     name
         Name for messages; the file's stem if none is given.
     precision
-        "fp32" or "bf16"; None for the fastest that the processor computes in natively.
+        "fp32", "fp16" or "bf16". None for the fastest that the processor computes in natively; on
+        a card for the graph's own, which is all that there is.
+    graph_precision
+        The arithmetic that the graph asks for, as its bundle says; None where that is not known.
     threads
         How many to compute with; None leaves it to the library, within a container's CPU quota.
     cache_key
         The graph's SHA-256: compiled forms are kept in the user's cache folder under it. None
         keeps nothing.
+    cuda_graphs
+        Have TensorRT record what it launches; see `medals_rt.runners.tensorrt.TensorRTRunner`.
 
     Raises
     ------
@@ -81,37 +130,185 @@ def open_runner(
         If the library or the file is not there.
     InputError
         If the precision is not one that this library has.
+    BundleError
+        If no engine fits; the message says how the nearest differs.
     RunnerError
         If the library refuses the graph, or the processor lacks the precision.
     """
+    name = name or graph_path.stem
     if kind == "openvino":
         from medals_rt.runners.openvino import OpenVINORunner
 
         return OpenVINORunner(
-            graph_path,
-            name=name or graph_path.stem,
-            precision=precision,
-            threads=threads,
-            cache_key=cache_key,
+            graph_path, name=name, precision=precision, threads=threads, cache_key=cache_key
         )
-    from medals_rt.runners.onnxruntime import ONNXRuntimeRunner
+    if kind == "onnxruntime":
+        from medals_rt.runners.onnxruntime import ONNXRuntimeRunner
 
-    return ONNXRuntimeRunner(
-        graph_path, name=name or graph_path.stem, precision=precision, threads=threads
+        return ONNXRuntimeRunner(graph_path, name=name, precision=precision, threads=threads)
+    if kind == "onnxruntime-cuda":
+        from medals_rt.runners.onnxruntime import ONNXRuntimeCUDARunner
+
+        return ONNXRuntimeCUDARunner(
+            graph_path, name=name, precision=precision, graph_precision=graph_precision
+        )
+    from medals_rt.runners.tensorrt import open_engine
+
+    return open_engine(
+        kind,
+        graph_path,
+        name=name,
+        precision=precision,
+        graph_sha256=cache_key,
+        cuda_graphs=cuda_graphs,
     )
 
 
-def _automatic() -> Choice:
-    if installed("openvino"):
-        return Choice("openvino", "auto: OpenVINO is installed, the fastest on a CPU")
-    if installed("onnxruntime"):
-        return Choice("onnxruntime", "auto: OpenVINO is not installed, ONNX Runtime is")
-    raise MissingDependencyError(
-        "no inference library is installed: pip install 'medals-rt[cpu]' (OpenVINO, the fastest "
-        "on a CPU) or 'medals-rt[onnx]' (ONNX Runtime)"
+def open_joined(
+    kind: RunnerKind,
+    graph_paths: Sequence[Path],
+    *,
+    name: str,
+    precision: str | None = None,
+    threads: int | None = None,
+    cache_key: str | None = None,
+) -> Runner:
+    """Open several graphs that run in a row as one graph.
+
+    An input of a later graph with the name of an earlier one's output is fed by it, and what none
+    of them reads is given back. What only the next such graph reads (features) may be given as
+    something that only this library understands. The rest is as for `open_runner`.
+
+    Parameters
+    ----------
+    kind
+        One of `JOINING_RUNNERS`.
+    graph_paths
+        ONNX files, in the order in which they run.
+    name, precision, threads, cache_key
+        As for `open_runner`.
+    """
+    if kind not in JOINING_RUNNERS:
+        raise ValueError(f"{kind} does not join graphs")
+    from medals_rt.runners.openvino import OpenVINORunner
+
+    return OpenVINORunner(
+        graph_paths,
+        name=name,
+        precision=precision,
+        threads=threads,
+        cache_key=cache_key,
+        hand_over=True,
     )
+
+
+def release_memory(runner: Runner) -> None:
+    """Give back what a runner keeps between runs, where its library can."""
+    release = getattr(runner, "release", None)
+    if release is not None:
+        release()
 
 
 def installed(kind: RunnerKind) -> bool:
-    """Tell whether a runner's library is there, without importing it."""
-    return find_spec(kind) is not None
+    """Tell whether what a runner needs is there, without importing it; not whether a card is."""
+    if kind in CPU_RUNNERS:
+        return find_spec(kind) is not None
+    if find_spec("cupy") is None:
+        return False
+    if kind == "onnxruntime-cuda":
+        try:
+            distribution("onnxruntime-gpu")
+        except PackageNotFoundError:
+            return False
+        return True
+    return kind in _tensorrt_installed()
+
+
+def usable(kind: RunnerKind) -> bool:
+    """Tell whether a runner could be opened here: installed, and a card there if it needs one."""
+    if not installed(kind):
+        return False
+    from medals_rt.cards import find_card
+
+    return kind in CPU_RUNNERS or find_card() is not None
+
+
+def precisions(kind: RunnerKind, graph_precision: Precision = "fp32") -> tuple[Precision, ...]:
+    """Precisions that a library offers on this machine, the one that it takes unasked first.
+
+    Parameters
+    ----------
+    kind
+        The library.
+    graph_precision
+        What the graphs ask for, which on a card is all that there is.
+
+    Returns
+    -------
+    tuple of Precision
+        Empty where the library can't run such graphs: ONNX Runtime has no bf16 convolution on a
+        CPU.
+
+    Raises
+    ------
+    MissingDependencyError
+        If the library is not installed.
+    """
+    if kind == "openvino":
+        from medals_rt.runners import openvino
+
+        return openvino.precisions()
+    if kind == "onnxruntime":
+        return () if graph_precision == "bf16" else ("fp32",)
+    return (graph_precision,)
+
+
+def _automatic(bundle: "Bundle | None") -> Choice:
+    from medals_rt.cards import find_card
+
+    card = find_card()
+    if card is None:
+        return _automatic_on_cpu("")
+    passed_over: list[str] = []
+    for kind in ("tensorrt", "tensorrt-rtx"):
+        reason = _why_no_engines(kind, bundle, card)
+        if not reason:
+            return Choice(kind, f"auto: {card.name}, and the bundle has {kind} engines for it")
+        passed_over.append(reason)
+    if installed("onnxruntime-cuda"):
+        return Choice("onnxruntime-cuda", f"auto: {card.name}; {'; '.join(passed_over)}")
+    passed_over.append("onnxruntime-cuda is not installed")
+    return _automatic_on_cpu(f", and {card.name} is not used: {'; '.join(passed_over)}")
+
+
+def _automatic_on_cpu(remark: str) -> Choice:
+    if installed("openvino"):
+        return Choice("openvino", f"auto: OpenVINO is installed, the fastest on a CPU{remark}")
+    if installed("onnxruntime"):
+        return Choice("onnxruntime", f"auto: OpenVINO is not installed, ONNX Runtime is{remark}")
+    raise MissingDependencyError(
+        "no inference library is installed: pip install 'medals-rt[cpu]' (OpenVINO, the fastest "
+        f"on a CPU) or 'medals-rt[onnx]' (ONNX Runtime){remark}"
+    )
+
+
+def _why_no_engines(kind: "TensorRTKind", bundle: "Bundle | None", card: "Card") -> str:
+    """Say why a library can't run the bundle on the card; empty where it can."""
+    if not installed(kind):
+        return f"{kind} is not installed"
+    if bundle is None:
+        return f"no bundle to look for {kind} engines in"
+    from medals_rt.engines import require_engines
+    from medals_rt.runners.tensorrt_library import open_library
+
+    try:
+        require_engines(bundle, kind, open_library(kind).version, card.architecture)
+    except (BundleError, MissingDependencyError) as error:
+        return str(error)
+    return ""
+
+
+def _tensorrt_installed() -> tuple[RunnerKind, ...]:
+    from medals_rt.runners.tensorrt_library import MODULES
+
+    return tuple(kind for kind, names in MODULES.items() if any(find_spec(name) for name in names))

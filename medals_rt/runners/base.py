@@ -10,9 +10,9 @@ from typing import Literal, Protocol
 from medals_rt.arrays import Array
 from medals_rt.errors import InputError, RunnerError
 
-RunnerKind = Literal["openvino", "onnxruntime"]
-Precision = Literal["fp32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+RunnerKind = Literal["openvino", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
+Precision = Literal["fp32", "fp16", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)

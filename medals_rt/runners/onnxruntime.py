@@ -1,4 +1,8 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime, on the CPU and on a card.
+
+The part for cards has not been run on one; the tests run it on stand-ins for CuPy and for ONNX
+Runtime's binding of device memory, and those marked `gpu` are ready to run on a card.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +22,14 @@ from medals_rt.runners.base import (
 )
 
 INSTALL = "ONNX Runtime is not installed: pip install 'medals-rt[onnx]'"
-_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
+_CUDA = "CUDAExecutionProvider"
+_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
 
 
 class ONNXRuntimeRunner:
@@ -40,8 +51,6 @@ class ONNXRuntimeRunner:
         threads: int | None = None,
     ) -> None:
         onnxruntime = import_onnxruntime()
-        if not graph_path.is_file():
-            raise MissingFileError(f"there is no graph {graph_path}")
         if check_precision(precision) not in {None, "fp32"}:
             raise InputError(
                 f"ONNX Runtime computes in fp32 on a CPU, not {precision}; "
@@ -54,13 +63,9 @@ class ONNXRuntimeRunner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                str(graph_path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # the library's errors share no base class of their own
-            raise RunnerError(f"ONNX Runtime refused {name}: {error}") from error
+        self._session = _open_session(
+            onnxruntime, graph_path, options, ["CPUExecutionProvider"], name
+        )
         self.inputs = _specs(self._session.get_inputs())
         self.outputs = _specs(self._session.get_outputs())
 
@@ -80,6 +85,108 @@ class ONNXRuntimeRunner:
         self._session = None
 
 
+class ONNXRuntimeCUDARunner:
+    """One ONNX graph in an ONNX Runtime session on the current card; see `Runner`.
+
+    Arrays are CuPy's and are bound by their addresses: nothing is copied but a view that is not
+    contiguous, and that on the card. Outputs are new arrays from CuPy's pool that belong to the
+    caller. Work is queued on the stream that runners share and ordered by events against the
+    caller's current stream; `run` does not wait for the card.
+
+    The graph decides the arithmetic: fp16 where its tensors are, else fp32 without TF32.
+    """
+
+    kind: RunnerKind = "onnxruntime-cuda"
+    device = "cuda"
+    threads = 0
+
+    def __init__(
+        self,
+        graph_path: Path,
+        *,
+        name: str,
+        precision: str | None = None,
+        graph_precision: Precision | None = None,
+    ) -> None:
+        from medals_rt.runners.cuda import Ordering, import_cupy, runner_stream
+
+        onnxruntime = import_onnxruntime()
+        if _CUDA not in onnxruntime.get_available_providers():
+            raise MissingDependencyError(
+                f"this ONNX Runtime ({onnxruntime.__version__}) is one without CUDA: "
+                "pip uninstall onnxruntime, then pip install 'medals-rt[gpu]'"
+            )
+        self._cupy = import_cupy()
+        self._device = int(self._cupy.cuda.Device().id)
+        self._ordering = Ordering(self._cupy, runner_stream(self._cupy))
+        self.name = name
+        self.version: str = onnxruntime.__version__
+        self.notes: tuple[str, ...] = ()
+        provider = {
+            "device_id": str(self._device),
+            "user_compute_stream": str(runner_stream(self._cupy).ptr),
+            "use_tf32": "0",
+            "prefer_nhwc": "0",  # its kernels for channels last are for 2D
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+        self._session = _open_session(
+            onnxruntime, graph_path, onnxruntime.SessionOptions(), [(_CUDA, provider)], name
+        )
+        if self._session.get_providers()[:1] != [_CUDA]:
+            raise RunnerError(
+                f"ONNX Runtime did not take {name} to the card (its CUDA and cuDNN libraries are "
+                "missing or of another version); it would have run on the CPU"
+            )
+        self.inputs = _specs(self._session.get_inputs())
+        self.outputs = _specs(self._session.get_outputs())
+        self.precision: Precision = graph_precision or _graph_precision(
+            (*self.inputs, *self.outputs)
+        )
+        if check_precision(precision) not in {None, self.precision}:
+            raise InputError(
+                f"{name} is a graph in {self.precision}, and ONNX Runtime computes in that on a "
+                f"card, not in {precision}; export the bundle in {precision}"
+            )
+        self._run_options = onnxruntime.RunOptions()
+        # Else a run waits for the card; the order of work is kept by events.
+        self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Queue the computation of all outputs; see `Runner.run`."""
+        from medals_rt.runners.cuda import device_inputs, device_outputs
+
+        free = check_feeds(self.name, self.inputs, feeds)
+        arrays = device_inputs(self._cupy, self.name, feeds)
+        results = device_outputs(self._cupy, self.name, self.outputs, free, None)
+        binding = self._session.io_binding()
+        for key, array in arrays.items():
+            binding.bind_input(key, *self._place(array))
+        for key, array in results.items():
+            binding.bind_output(key, *self._place(array))
+        try:
+            with self._ordering.after_and_before():
+                self._session.run_with_iobinding(binding, self._run_options)
+        except Exception as error:  # the library's errors share no base class of their own
+            raise RunnerError(f"ONNX Runtime failed in {self.name}: {error}") from error
+        return results
+
+    def close(self) -> None:
+        """Wait for what was queued, and let go of the session."""
+        if self._session is not None:
+            self._ordering.wait()
+        self._session = None
+
+    def _place(self, array: Array) -> tuple[str, int, np.dtype[Any], tuple[int, ...], int]:
+        """Give device, its number, dtype, shape and address: where the library finds it."""
+        return (
+            "cuda",
+            self._device,
+            np.dtype(str(array.dtype)),
+            tuple(array.shape),
+            int(array.data.ptr),
+        )
+
+
 def import_onnxruntime() -> Any:
     """Import ONNX Runtime, or say what installs it."""
     try:
@@ -87,6 +194,23 @@ def import_onnxruntime() -> Any:
     except ImportError as error:
         raise MissingDependencyError(INSTALL) from error
     return onnxruntime
+
+
+def _open_session(
+    onnxruntime: Any, graph_path: Path, options: Any, providers: Sequence[Any], name: str
+) -> Any:
+    if not graph_path.is_file():
+        raise MissingFileError(f"there is no graph {graph_path}")
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(graph_path), options, providers=list(providers))
+    except Exception as error:  # the library's errors share no base class of their own
+        raise RunnerError(f"ONNX Runtime refused {name}: {error}") from error
+
+
+def _graph_precision(specs: Sequence[TensorSpec]) -> Precision:
+    """Tell a graph in fp16 by what goes in and out: every graph of such a bundle has some of it."""
+    return "fp16" if any(spec.dtype == "float16" for spec in specs) else "fp32"
 
 
 def _specs(values: Sequence[Any]) -> tuple[TensorSpec, ...]:

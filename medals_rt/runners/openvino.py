@@ -1,16 +1,14 @@
 """OpenVINO on the CPU."""
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medals_rt.arrays import Array
-from medals_rt.errors import MissingDependencyError, MissingFileError, RunnerError
-from medals_rt.manifest import GRAPH_NAMES
+from medals_rt.errors import InputError, MissingDependencyError, MissingFileError, RunnerError
 from medals_rt.runners.base import (
     Precision,
     RunnerKind,
@@ -19,18 +17,57 @@ from medals_rt.runners.base import (
     check_precision,
     thread_limit,
 )
-from medals_rt.timings import cache_folder
+from medals_rt.runners.openvino_cache import compiled_file, keep_compiled, mark_used
 
 INSTALL = "OpenVINO is not installed: pip install 'medals-rt[cpu]'"
-_KEPT_GRAPHS = 2 * 2 * len(GRAPH_NAMES)
+HANDED_OVER = frozenset({"features", "refined"})
+"""Values that only the next graph reads: chains pass them on in the arithmetic's own type."""
+
+_OUTPUT_NODE = "/sink_port_0"  # as the library itself tells an output's node from its tensor
+# Part of a compiled graph's key: to be raised when graphs are joined in another way.
+_JOINED_BY = 1
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
+_DTYPES = {
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "i64": "int64",
+    "i32": "int32",
+    "boolean": "bool",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class HandedOver:
+    """A value in a type that NumPy has not, such as bf16; for another graph to read."""
+
+    tensor: Any
+    shape: tuple[int, ...]
+    dtype: str
 
 
 class OpenVINORunner:
-    """One ONNX graph compiled by OpenVINO for the CPU; see `Runner`.
+    """One ONNX graph, or several joined into one, compiled by OpenVINO for the CPU; see `Runner`.
 
     Arrays are NumPy's. Each run writes into arrays made for it, which are the caller's own; the
     library refers to the last run's until the next, so their memory is free one run later.
+
+    Parameters
+    ----------
+    graph_paths
+        An ONNX file, or several: an input of a later one that has the name of an earlier one's
+        output is fed by it, inputs of one name are one, and what no later graph reads is given
+        back. The library then optimizes across them: what one hands to the next stays in the
+        processor's own layout and precision.
+    name
+        For messages.
+    precision, threads
+        As for `open_runner`.
+    cache_key
+        Names the graphs' content; the compiled form is kept under it. None keeps nothing.
+    hand_over
+        In bf16, take and give `HANDED_OVER` values as bf16 tensors (`HandedOver`) instead of
+        float32 arrays: half the memory, and no conversion.
     """
 
     kind: RunnerKind = "openvino"
@@ -38,20 +75,27 @@ class OpenVINORunner:
 
     def __init__(
         self,
-        graph_path: Path,
+        graph_paths: Path | Sequence[Path],
         *,
         name: str,
         precision: str | None = None,
         threads: int | None = None,
         cache_key: str | None = None,
+        hand_over: bool = False,
     ) -> None:
         openvino = import_openvino()
-        if not graph_path.is_file():
-            raise MissingFileError(f"there is no graph {graph_path}")
+        paths = (graph_paths,) if isinstance(graph_paths, Path) else tuple(graph_paths)
+        for path in paths:
+            if not path.is_file():
+                raise MissingFileError(f"there is no graph {path}")
         self.name = name
         self.version: str = openvino.__version__.partition("-")[0]
+        self.notes: tuple[str, ...] = ()
+        self._library = openvino
+        self._mapped: Any = None
         core = openvino.Core()
-        self.precision, notes = _precision(core, check_precision(precision))
+        self.precision = _precision(core, check_precision(precision))
+        hand_over = hand_over and self.precision == "bf16"
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -60,19 +104,34 @@ class OpenVINORunner:
         limit = thread_limit(threads)
         if limit:
             config["INFERENCE_NUM_THREADS"] = limit
-        if cache_key is not None:
-            cache, note = _cache(f"{cache_key}-{self.version}")
-            notes += note
-            if cache is not None:
-                config["CACHE_DIR"] = str(cache)
         try:
-            self._compiled = core.compile_model(str(graph_path), "CPU", config)
+            self._compiled: Any = None
+            kept = None
+            if cache_key is not None:
+                processor = core.get_property("CPU", "FULL_DEVICE_NAME")
+                parts = (
+                    _JOINED_BY,
+                    cache_key,
+                    self.version,
+                    processor,
+                    self.precision,
+                    hand_over,
+                    limit,
+                )
+                kept, self.notes = compiled_file(parts)
+            if kept is not None:
+                self._compiled = self._reopened(core, kept, config)
+            if self._compiled is None:
+                model = join_graphs(paths)
+                if hand_over:
+                    model = _with_bf16(model, HANDED_OVER)
+                self._compiled = core.compile_model(model, "CPU", config)
+                if kept is not None:
+                    self.notes += keep_compiled(kept, self._compiled.export_model)
             self.threads = int(self._compiled.get_property("INFERENCE_NUM_THREADS"))
             self._request = self._compiled.create_infer_request()
         except RuntimeError as error:
             raise RunnerError(f"OpenVINO refused {name}: {_reason(error)}") from error
-        self._tensor: Any = openvino.Tensor
-        self.notes = notes
         self.inputs = _specs(self._compiled.inputs)
         self.outputs = _specs(self._compiled.outputs)
 
@@ -82,19 +141,99 @@ class OpenVINORunner:
         results: dict[str, Array] = {}
         try:
             for spec in self.outputs:
-                shape = [size if isinstance(size, int) else free for size in spec.shape]
-                results[spec.name] = np.empty(shape, spec.dtype)
-                tensor = self._tensor(results[spec.name], shared_memory=True)
+                shape = tuple(size if isinstance(size, int) else free for size in spec.shape)
+                results[spec.name], tensor = self._output(spec, shape)
                 self._request.set_tensor(spec.name, tensor)
-            contiguous = {key: np.ascontiguousarray(value) for key, value in feeds.items()}
-            self._request.infer(contiguous, share_inputs=True, share_outputs=True)
+            inputs = {
+                name: value.tensor if isinstance(value, HandedOver) else np.ascontiguousarray(value)
+                for name, value in feeds.items()
+            }
+            self._request.infer(inputs, share_inputs=True, share_outputs=True)
         except RuntimeError as error:
             raise RunnerError(f"OpenVINO failed in {self.name}: {_reason(error)}") from error
         return results
 
+    def release(self) -> None:
+        """Give back the memory that the library keeps between runs; the next run takes it anew."""
+        self._request = None
+        self._compiled.release_memory()
+        self._request = self._compiled.create_infer_request()
+
     def close(self) -> None:
         """Let go of the compiled graph."""
         self._request = self._compiled = None
+        self._mapped = None
+
+    def _reopened(self, core: Any, kept: Path, config: dict[str, Any]) -> Any | None:
+        """Open a compiled form that an earlier process left; None where there is none that fits.
+
+        The file is mapped, not read: its pages are shared with the system's cache. The library
+        reads weights from there whenever it runs, so the mapping lives as long as the graph.
+        """
+        if not kept.is_file():
+            return None
+        try:
+            content = np.memmap(kept, np.uint8, mode="c")
+            tensor = self._library.Tensor(content, shared_memory=True)
+            compiled = core.import_model(tensor, "CPU", config)
+        except (OSError, ValueError, RuntimeError) as error:
+            self.notes = (f"a compiled graph could not be used and was made again: {error}",)
+            return None
+        mark_used(kept)
+        self._mapped = tensor, content
+        return compiled
+
+    def _output(self, spec: TensorSpec, shape: tuple[Any, ...]) -> tuple[Array, Any]:
+        """Make what one output is written to: the result, and the library's view of it."""
+        if spec.dtype == "bfloat16":
+            tensor = self._library.Tensor(self._library.Type.bf16, self._library.Shape(shape))
+            return HandedOver(tensor, shape, spec.dtype), tensor
+        array = np.empty(shape, spec.dtype)
+        return array, self._library.Tensor(array, shared_memory=True)
+
+
+def join_graphs(paths: Sequence[Path]) -> Any:
+    """Read ONNX graphs and make one `openvino.Model` of them, fed as `OpenVINORunner` says.
+
+    Where one graph fixes the number of prompts, all inputs of the whole are fixed to it: a folded
+    refiner's weights are computed, which the library can do for a known number of channels only.
+    """
+    openvino = import_openvino()
+    core = openvino.Core()
+    made: dict[str, Any] = {}
+    read: set[str] = set()
+    parameters: dict[str, Any] = {}
+    fixed: list[int | None] = []
+    for path in paths:
+        graph = core.read_model(str(path))
+        for parameter in graph.get_parameters():
+            name = parameter.output(0).get_any_name()
+            source = made.get(name)
+            if source is None and name in parameters:
+                source = parameters[name].output(0)
+            if source is None:
+                parameters[name] = parameter
+            else:
+                fixed.append(_fixed_width(source, parameter))
+                parameter.output(0).replace(source)
+                read.add(name)
+        for output in graph.outputs:
+            made[output.get_any_name()] = output.get_node().input_value(0)
+    width = next((axis for axis in fixed if axis is not None), None)
+    if width is not None:
+        for parameter in parameters.values():
+            shape = parameter.get_partial_shape()
+            if shape.is_dynamic:
+                shape[0] = width
+                parameter.set_partial_shape(shape)
+    outputs = {name: value for name, value in made.items() if name not in read}
+    model = openvino.Model(
+        [openvino.op.Result(value) for value in outputs.values()],
+        list(parameters.values()),
+        " + ".join(path.stem for path in paths),
+    )
+    model.validate_nodes_and_infer_types()
+    return _named(model, list(outputs))
 
 
 def import_openvino() -> Any:
@@ -106,52 +245,71 @@ def import_openvino() -> Any:
     return openvino
 
 
-def _precision(core: Any, asked: Precision | None) -> tuple[Precision, tuple[str, ...]]:
-    """Choose bf16 where the processor computes in it natively, else fp32, unless told."""
-    native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if asked is None:
-        return ("bf16" if native else "fp32"), ()
-    if asked == "bf16" and not native:
-        raise RunnerError(
-            "this processor has no bf16 arithmetic (AMX or AVX512-BF16); use precision fp32"
-        )
-    return asked, ()
+def precisions() -> tuple[Precision, ...]:
+    """Precisions that this processor computes in, the one taken unasked first.
 
-
-def _cache(key: str) -> tuple[Path | None, tuple[str, ...]]:
-    """Make the folder for compiled graphs; a place that can't be written is told, not fatal.
-
-    The folder is named by the graph's hash, so that another graph under the same path never finds
-    the old one's compilation. The folders used last are kept, those of two bundles.
+    OpenVINO itself is asked what is native: bf16 needs AMX or AVX512-BF16.
     """
-    try:
-        folder = cache_folder() / "openvino" / key
-        folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / f".{os.getpid()}"
-        trial.touch()
-        trial.unlink()
-        os.utime(folder)
-        _forget_old(folder.parent)
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
-        return None, (f"compiled graphs are not kept: {error}",)
-    return folder, ()
+    return _native(import_openvino().Core())
 
 
-def _forget_old(cache: Path) -> None:
-    """Remove compiled graphs that were not used for longest: they are as large as the weights."""
-    folders = sorted(cache.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
-    for folder in folders[_KEPT_GRAPHS:]:
-        shutil.rmtree(folder, ignore_errors=True)
+def _native(core: Any) -> tuple[Precision, ...]:
+    native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("bf16", "fp32") if native else ("fp32",)
+
+
+def _precision(core: Any, asked: Precision | None) -> Precision:
+    """Choose bf16 where the processor computes in it natively, else fp32, unless told."""
+    if asked == "fp16":
+        raise InputError("OpenVINO is far slower in fp16 on a CPU; use precision bf16 or fp32")
+    offered = _native(core)
+    if asked is not None and asked not in offered:
+        raise RunnerError(
+            f"this processor has no {asked} arithmetic (bf16 needs AMX or AVX512-BF16); "
+            "use precision fp32"
+        )
+    return asked or offered[0]
+
+
+def _with_bf16(model: Any, names: frozenset[str]) -> Any:
+    """Make inputs and outputs of these names bf16."""
+    openvino = import_openvino()
+    from openvino.preprocess import PrePostProcessor
+
+    steps = PrePostProcessor(model)
+    for ports, ask in ((model.inputs, steps.input), (model.outputs, steps.output)):
+        for name in [port.get_any_name() for port in ports]:
+            if name in names:
+                ask(name).tensor().set_element_type(openvino.Type.bf16)
+    outputs = [port.get_any_name() for port in model.outputs]
+    return _named(steps.build(), outputs)
+
+
+def _named(model: Any, outputs: Sequence[str]) -> Any:
+    """Give a model's outputs their names, on tensor and node, where the library loses them."""
+    for port, name in zip(model.outputs, outputs, strict=True):
+        port.get_tensor().set_names({name})
+        port.get_node().set_friendly_name(name + _OUTPUT_NODE)
+    return model
+
+
+def _fixed_width(source: Any, parameter: Any) -> int | None:
+    """Give the number of prompts that a graph fixes for what is free where it comes from."""
+    given, wanted = source.get_partial_shape()[0], parameter.get_partial_shape()[0]
+    return wanted.get_length() if given.is_dynamic and wanted.is_static else None
 
 
 def _specs(ports: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    # a tensor next to a cast of no effect also has the cast's name: the node's name is the one
     return tuple(
         TensorSpec(
-            port.get_any_name(),
+            port.get_node().get_friendly_name().removesuffix(_OUTPUT_NODE),
             tuple(
                 axis.get_length() if axis.is_static else "?" for axis in port.get_partial_shape()
             ),
-            np.dtype(port.get_element_type().to_dtype()).name,
+            _DTYPES.get(
+                port.get_element_type().get_type_name(), port.get_element_type().get_type_name()
+            ),
         )
         for port in ports
     )

@@ -8,6 +8,7 @@ import nibabel
 import nrrd
 import numpy as np
 import pytest
+import SimpleITK
 
 from medals_rt.cases import read_case, read_labels, write_segmentation
 from medals_rt.errors import CaseError, InputError
@@ -69,12 +70,18 @@ def read_image(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(image.dataobj), np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
 
 
-def place_mm(labels_dhw: np.ndarray, spacing_hwd: Any) -> np.ndarray:
-    """Extent in mm and voxel counts of both halves, the same however the file was turned."""
-    d, h, w = np.nonzero(labels_dhw)
-    sides = [(np.argwhere(labels_dhw == value)[:, 2]).mean() for value in (1, 2)]
-    sh, sw, sd = spacing_hwd
-    return np.array([np.ptp(d) * sd, np.ptp(h) * sh, np.ptp(w) * sw, float(sides[1] > sides[0])])
+def centers_mm(path: Path) -> np.ndarray:
+    """Middle of either half of the ball in LPS mm, `(2, 3)`, as SimpleITK sees the file."""
+    image = SimpleITK.ReadImage(str(path))
+    array = SimpleITK.GetArrayFromImage(image)
+    return np.array(
+        [
+            image.TransformContinuousIndexToPhysicalPoint(
+                np.argwhere(array == half).mean(axis=0)[::-1].tolist()
+            )
+            for half in (1, 2)
+        ]
+    )
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".nii.gz"])
@@ -86,20 +93,39 @@ def test_a_sphere_comes_back_at_the_same_mm(
     ball = sphere_ijk(affine)
     path = tmp_path / f"image{ending}"
     write_image(path, ball, affine)
+    drawn = np.array([np.argwhere(ball == half).mean(axis=0) for half in (1, 2)])
+    drawn_mm = drawn @ affine[:3, :3].T + affine[:3, 3]
+    np.testing.assert_allclose(centers_mm(path), drawn_mm, atol=1e-4)
     case = read_case(path)
-    extent = place_mm(case.volume.image_dhw, case.volume.spacing_hwd_mm)
-    assert np.abs(extent[:3] - 2 * RADIUS_MM).max() <= 2 * max(SPACING)
-    assert extent[3] == 1.0, "the patient's left must lie at larger W"
-    for other in {ending, ".nrrd", ".npz"}:
+    # The network sees what SimpleITK gives of the image turned to the LPS frame.
+    turned = SimpleITK.DICOMOrient(SimpleITK.ReadImage(str(path)), "LPS")
+    assert np.array_equal(case.volume.image_dhw, SimpleITK.GetArrayViewFromImage(turned))
+    assert case.volume.spacing_dhw_mm == pytest.approx(turned.GetSpacing()[::-1], rel=1e-6)
+    for other in {ending, ".nrrd", ".seg.nrrd", ".npz"}:
         out = tmp_path / f"out{other}"
         write_segmentation(out, case, case.volume.image_dhw)
         if other != ".npz":
-            array, written = read_image(out)
-            assert np.array_equal(array, ball)
-            np.testing.assert_allclose(written, affine, atol=1e-5)
+            assert np.array_equal(read_image(out)[0], ball)
+            np.testing.assert_allclose(centers_mm(out), drawn_mm, atol=1e-4)
         again = read_labels(out)
         assert np.array_equal(again.labels_dhw, case.volume.image_dhw)
         assert again.spacing_hwd_mm == pytest.approx(case.volume.spacing_hwd_mm, rel=1e-6)
+
+
+def test_an_npz_of_another_grid_lies_where_its_image_lies(tmp_path: Path) -> None:
+    affine = affine_of((1, 2, 0), (-1.0, 1.0, -1.0))
+    write_image(tmp_path / "a.nrrd", sphere_ijk(affine), affine)
+    case = read_case(tmp_path / "a.nrrd")
+    write_segmentation(tmp_path / "out.npz", case, case.volume.image_dhw)
+    with np.load(tmp_path / "out.npz") as stored:
+        image = SimpleITK.GetImageFromArray(stored["segs"])
+        image.SetSpacing(stored["spacing"].tolist())
+        image.SetDirection(stored["direction"].ravel().tolist())
+        image.SetOrigin(stored["origin"].tolist())
+    SimpleITK.WriteImage(image, str(tmp_path / "b.nrrd"))
+    np.testing.assert_allclose(
+        centers_mm(tmp_path / "b.nrrd"), centers_mm(tmp_path / "a.nrrd"), atol=1e-4
+    )
 
 
 def test_nifti_headers_come_back_to_the_last_digit(tmp_path: Path) -> None:
@@ -126,6 +152,72 @@ def test_nifti_headers_come_back_to_the_last_digit(tmp_path: Path) -> None:
         assert np.array_equal(back.header[field], stored.header[field]), field
     assert back.get_data_dtype() == np.uint16
     assert np.array_equal(np.asarray(back.dataobj), (np.asarray(stored.dataobj) > 0) * 300)
+
+
+@pytest.mark.parametrize(("sform", "qform"), [(1, 0), (0, 1), (0, 2), (4, 3), (0, 0)])
+def test_codes_and_both_matrices_are_kept(tmp_path: Path, sform: int, qform: int) -> None:
+    affine = np.array([[-2, 0.1, 0, 5], [0.1, 3, 0, 6], [0, 0, 4, 7], [0, 0, 0, 1.0]])
+    affine[:3, :3] = np.linalg.qr(affine[:3, :3])[0] * (2.0, 3.0, 4.0)
+    image = nibabel.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), affine)
+    image.set_sform(affine if sform else None, sform)
+    image.set_qform(affine if qform else None, qform)
+    nibabel.save(image, tmp_path / "a.nii")
+    case = read_case(tmp_path / "a.nii")
+    write_segmentation(tmp_path / "b.nii", case, (case.volume.image_dhw > 5).astype(np.uint8))
+    before, after = (nibabel.load(tmp_path / name).header for name in ("a.nii", "b.nii"))
+    for field in ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "pixdim"):
+        assert np.array_equal(before[field], after[field]), field
+    for field in ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"):
+        assert np.array_equal(before[field], after[field]), field
+    seen = SimpleITK.DICOMOrient(SimpleITK.ReadImage(str(tmp_path / "a.nii")), "LPS")
+    assert np.array_equal(case.volume.image_dhw, SimpleITK.GetArrayViewFromImage(seen))
+    assert bool(case.notes) == (sform == qform == 0)
+
+
+def test_two_places_in_one_header_are_noted(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.zeros((2, 3, 4), np.uint8), np.eye(4))
+    image.set_sform(np.diag([1.0, 1.0, 1.0, 1.0]), 2)
+    image.set_qform(np.diag([-1.0, 1.0, 1.0, 1.0]), 1)
+    nibabel.save(image, tmp_path / "a.nii")
+    assert "qform and sform" in read_case(tmp_path / "a.nii").notes[0]
+
+
+def test_one_frame_of_4d_is_a_volume_and_two_are_not(tmp_path: Path) -> None:
+    array = np.arange(24, dtype=np.int16).reshape(2, 3, 4, 1)
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([-1.0, -1.0, 2.0, 1.0])), tmp_path / "a.nii")
+    case = read_case(tmp_path / "a.nii")
+    assert np.array_equal(case.volume.image_dhw, array[..., 0].transpose())
+    write_segmentation(tmp_path / "b.nii", case, case.volume.image_dhw)
+    assert nibabel.load(tmp_path / "b.nii").shape == (2, 3, 4)
+    two = np.concatenate([array, array], axis=3)
+    nibabel.save(nibabel.Nifti1Image(two, np.eye(4)), tmp_path / "c.nii")
+    with pytest.raises(CaseError, match="4 axes"):
+        read_case(tmp_path / "c.nii")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 7, 1), (5, 1, 3)])
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+def test_tiny_and_flat_volumes_come_back(
+    tmp_path: Path, shape: tuple[int, int, int], ending: str
+) -> None:
+    affine = np.diag([-0.05, 0.3, -40.0, 1.0])
+    array = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    write_image(tmp_path / f"a{ending}", array, affine)
+    case = read_case(tmp_path / f"a{ending}")
+    assert case.volume.spacing_hwd_mm == pytest.approx((0.3, 0.05, 40.0))
+    write_segmentation(tmp_path / f"b{ending}", case, case.volume.image_dhw)
+    written, back = read_image(tmp_path / f"b{ending}")
+    assert np.array_equal(written, array)
+    np.testing.assert_allclose(back, affine, rtol=1e-6)
+
+
+def test_nrrd_in_nrrd_out_keeps_every_digit(tmp_path: Path) -> None:
+    affine = np.eye(4)
+    affine[:3] = np.random.default_rng(5).standard_normal((3, 4)) * 100
+    write_image(tmp_path / "a.nrrd", np.zeros((3, 4, 5), np.uint8), affine)
+    case = read_case(tmp_path / "a.nrrd")
+    write_segmentation(tmp_path / "b.seg.nrrd", case, case.volume.image_dhw)
+    assert np.array_equal(read_image(tmp_path / "b.seg.nrrd")[1], affine)
 
 
 def test_scaled_nifti_is_read_in_real_units_and_written_unscaled(tmp_path: Path) -> None:

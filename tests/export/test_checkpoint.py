@@ -129,6 +129,16 @@ def test_twins_that_differ_are_refused():
         normalize_keys(state, "a.pth")
 
 
+def test_weights_that_are_not_finite_are_named():
+    state = {key: tensor.clone() for key, tensor in plain_state().items()}
+    state["mask_embed_proj.0.weight"][0, 0] = torch.nan
+    state["fusion_conv.convs.0.conv.bias"][1] = torch.inf
+    with pytest.raises(ExportError, match="not finite") as caught:
+        build_model(tiny_config(2), state, "a.pth")
+    assert "mask_embed_proj.0.weight" in str(caught.value)
+    assert "fusion_conv.convs.0.conv.bias" in str(caught.value)
+
+
 def test_one_error_lists_every_wrong_key():
     state = plain_state()
     del state["transformer_decoder.norm.bias"]

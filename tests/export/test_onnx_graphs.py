@@ -10,18 +10,19 @@ torch = pytest.importorskip("torch")
 import onnx  # noqa: E402
 from onnx import numpy_helper  # noqa: E402
 
+from medals_export.graph_checks import (  # noqa: E402
+    ALLOWED_OPERATORS,
+    check_graph,
+    tensor_records,
+)
+from medals_export.graph_plans import graph_plans  # noqa: E402
 from medals_export.half_storage import (  # noqa: E402
     round_weights_to_fp16,
     store_constants_as_fp16,
 )
-from medals_export.onnx_graphs import (  # noqa: E402
-    ALLOWED_OPERATORS,
-    check_graph,
-    graph_plans,
-    tensor_records,
-    trace,
-)
+from medals_export.onnx_graphs import trace  # noqa: E402
 from medals_rt.errors import ExportError  # noqa: E402
+from medals_rt.manifest import GRAPH_NAMES  # noqa: E402
 from tests.bundles import tiny_checkpoint  # noqa: E402
 
 WINDOW = (16, 16, 16)
@@ -43,6 +44,26 @@ CONTRACT = {
         {"features": (1, 4, *WINDOW), "adapted_queries": ("N", 4)},
         {"probabilities": ("N", *WINDOW)},
     ),
+    **{
+        f"refiner_{width}": (
+            {
+                "features": (1, 4, *WINDOW),
+                "adapted_queries": (width, 4),
+                "prompts": (width, *WINDOW),
+            },
+            {"probabilities": (width, *WINDOW)},
+        )
+        for width in (1, 2, 4, 8, 16)
+    },
+    "fusion": (
+        {"features": (1, 4, *WINDOW), "prompt_features": (1, 4, *WINDOW)},
+        {"refined": (1, 4, *WINDOW)},
+    ),
+    "fusion_text_only": ({"features": (1, 4, *WINDOW)}, {"refined": (1, 4, *WINDOW)}),
+    "classifier": (
+        {"refined": (1, 4, *WINDOW), "adapted_queries": ("N", 4)},
+        {"probabilities": ("N", *WINDOW)},
+    ),
 }
 
 
@@ -51,9 +72,18 @@ def plans():
     return {plan.name: plan for plan in graph_plans(tiny_checkpoint(2).model)}
 
 
+def traced(plan):
+    ((_, model),) = trace([plan])
+    return model
+
+
 @pytest.fixture(scope="module")
 def refiner(plans):
-    return trace(plans["refiner_text_only"])
+    return traced(plans["refiner_text_only"])
+
+
+def test_every_graph_has_a_contract():
+    assert tuple(CONTRACT) == GRAPH_NAMES
 
 
 @pytest.mark.parametrize("graph", CONTRACT)
@@ -80,20 +110,24 @@ def test_position_encoding_is_baked_in(tiny_bundle, plans):
     assert not {"Sin", "Cos", "Range"} & {node.op_type for node in model.graph.node}
 
 
-def test_text_only_refiner_holds_half_the_convolution(tiny_bundle):
-    shapes = {
-        graph: [
-            tuple(item.dims)
-            for item in onnx.load(tiny_bundle.graph_path(2, graph)).graph.initializer
-            if len(item.dims) == 5
-        ]
-        for graph in ("refiner", "refiner_text_only")
-    }
-    assert shapes == {"refiner": [(4, 8, 3, 3, 3)], "refiner_text_only": [(4, 4, 3, 3, 3)]}
+@pytest.mark.parametrize(
+    ("graph", "shapes"),
+    [
+        ("refiner", [(4, 8, 3, 3, 3)]),
+        ("refiner_text_only", [(4, 4, 3, 3, 3)]),
+        ("refiner_8", [(4, 4, 3, 3, 3), (4, 4, 27)]),
+        ("fusion", [(4, 8, 3, 3, 3)]),
+        ("fusion_text_only", [(4, 4, 3, 3, 3)]),
+        ("classifier", []),
+    ],
+)
+def test_refiners_hold_what_they_use_of_the_convolution_once(tiny_bundle, graph, shapes):
+    constants = onnx.load(tiny_bundle.graph_path(2, graph)).graph.initializer
+    assert [tuple(item.dims) for item in constants if len(item.dims) > 1] == shapes
 
 
 def test_same_weights_give_the_same_bytes(plans, refiner):
-    again = trace(plans["refiner_text_only"])
+    again = traced(plans["refiner_text_only"])
     assert again.SerializeToString(deterministic=True) == refiner.SerializeToString(
         deterministic=True
     )
@@ -125,6 +159,10 @@ def freeze_output(model):
     model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 3
 
 
+def turn_output_to_fp16(model):
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+
+
 def use_odd_operator(model):
     model.graph.node[0].op_type = "NonZero"
 
@@ -146,8 +184,9 @@ def cut_a_wire(model):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (freeze, "the contract says"),
-        (freeze_output, "frozen the number of prompts"),
+        (freeze, "takes.*the contract says"),
+        (freeze_output, "gives.*the contract says"),
+        (turn_output_to_fp16, "gives.*float16.*the contract says"),
         (use_odd_operator, "operators it should not: NonZero"),
         (raise_opset, "operator sets"),
         (rename_output, "the contract says"),
@@ -170,7 +209,7 @@ def test_constants_in_fp16_are_the_rounded_weights_exactly():
         else:
             assert torch.equal(weight, plain[name].half().float())
     plan = graph_plans(network)[3]
-    model = trace(plan)
+    model = traced(plan)
     size = len(model.SerializeToString())
     store_constants_as_fp16(model)
     check_graph(model, plan)

@@ -12,6 +12,12 @@ from medals_rt.runners import choose
 from medals_rt.runners.base import cpu_quota, thread_limit
 
 
+@pytest.fixture(autouse=True)
+def _no_card(monkeypatch):
+    """What is chosen where there is a card: test_tensorrt."""
+    monkeypatch.setattr("medals_rt.cards.find_card", lambda: None)
+
+
 def with_installed(monkeypatch, *kinds):
     monkeypatch.setattr(runners, "installed", lambda kind: kind in kinds)
 
@@ -36,22 +42,47 @@ def test_nothing_installed_names_both_extras(monkeypatch):
         choose("auto")
 
 
-@pytest.mark.parametrize(("kind", "extra"), [("openvino", "cpu"), ("onnxruntime", "onnx")])
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [
+        ("openvino", "cpu"),
+        ("onnxruntime", "onnx"),
+        ("onnxruntime-cuda", "gpu"),
+        ("tensorrt", "gpu,tensorrt"),
+        ("tensorrt-rtx", "gpu,rtx"),
+    ],
+)
 def test_what_is_asked_for_is_never_replaced(monkeypatch, kind, extra):
-    with_installed(monkeypatch, *({"openvino", "onnxruntime"} - {kind}))
-    with pytest.raises(MissingDependencyError, match=rf"{kind}.*medals-rt\[{extra}\]"):
+    with_installed(monkeypatch, *({*runners.RUNNER_KINDS} - {kind}))
+    with pytest.raises(MissingDependencyError, match=rf"^{kind} is.*medals-rt\[{extra}\]"):
         choose(kind)
 
 
+def test_usable_is_installed_and_a_card_where_one_is_needed(monkeypatch):
+    with_installed(monkeypatch, *runners.RUNNER_KINDS)
+    assert [kind for kind in runners.RUNNER_KINDS if runners.usable(kind)] == [
+        "openvino",
+        "onnxruntime",
+    ]
+    monkeypatch.setattr("medals_rt.cards.find_card", object)
+    assert all(runners.usable(kind) for kind in runners.RUNNER_KINDS)
+    with_installed(monkeypatch)
+    assert not any(runners.usable(kind) for kind in runners.RUNNER_KINDS)
+
+
 def test_unknown_runner_lists_the_known():
-    with pytest.raises(InputError, match=r"'torch'.*auto, openvino, onnxruntime"):
+    with pytest.raises(
+        InputError,
+        match=r"'torch'.*auto, openvino, onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx",
+    ):
         choose("torch")
 
 
 def test_choosing_imports_no_library():
     code = (
         "import sys, medals_rt.network, medals_rt.runners as r; r.choose('auto');"
-        "print([m for m in ('openvino', 'onnxruntime', 'torch', 'onnx') if m in sys.modules])"
+        "heavy = ('openvino', 'onnxruntime', 'torch', 'onnx', 'cupy', 'tensorrt');"
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

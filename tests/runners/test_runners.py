@@ -1,14 +1,16 @@
 """Both libraries against PyTorch, graph by graph, and what a runner promises."""
 
+import os
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from medals_export.onnx_graphs import graph_plans  # noqa: E402
+from medals_export.graph_plans import graph_plans  # noqa: E402
 from medals_export.verify import relative_error  # noqa: E402
 from medals_rt.errors import InputError, MissingFileError, RunnerError  # noqa: E402
-from medals_rt.runners import open_runner  # noqa: E402
+from medals_rt.runners import open_joined, open_runner, release_memory  # noqa: E402
 from tests.bundles import tiny_checkpoint  # noqa: E402
 
 GRAPHS = ("image_encoder", "query_decoder", "refiner", "refiner_text_only")
@@ -142,28 +144,97 @@ def test_threads_asked_for_are_used(tiny_bundle, kind):
 def test_precision_is_chosen_and_refused(tiny_bundle):
     automatic = open_graph(tiny_bundle, "openvino", "query_decoder")
     assert automatic.precision == ("bf16" if has_bf16() else "fp32")
-    with pytest.raises(InputError, match="'fp16' is not known here"):
+    with pytest.raises(InputError, match="far slower in fp16"):
         open_graph(tiny_bundle, "openvino", "query_decoder", precision="fp16")
+    with pytest.raises(InputError, match="'int8' is not known here"):
+        open_graph(tiny_bundle, "openvino", "query_decoder", precision="int8")
     with pytest.raises(InputError, match="fp32 on a CPU, not bf16"):
         open_graph(tiny_bundle, "onnxruntime", "query_decoder", precision="bf16")
 
 
-def test_compiled_graphs_are_kept_under_their_hash(tiny_bundle, tmp_path, monkeypatch):
+def blobs(folder):
+    return sorted((folder / "openvino").glob("*.blob"))
+
+
+def test_compiled_graphs_are_kept_by_content_and_arithmetic(
+    tiny_bundle, plans, tmp_path, monkeypatch
+):
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path))
+    feeds = feeds_for(plans["query_decoder"], 3)
+    options = {"cache_key": "abc", "precision": "fp32"}
+    first = open_graph(tiny_bundle, "openvino", "query_decoder", **options)
+    (blob,) = blobs(tmp_path)
+    written = blob.stat().st_ino
+    second = open_graph(tiny_bundle, "openvino", "query_decoder", **options)
+    assert first.notes == second.notes == ()
+    assert [each.stat().st_ino for each in blobs(tmp_path)] == [written]
+    assert (second.inputs, second.outputs) == (first.inputs, first.outputs)
+    np.testing.assert_array_equal(
+        second.run(feeds)["adapted_queries"], first.run(feeds)["adapted_queries"]
+    )
+    open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="another", precision="fp32")
+    open_graph(tiny_bundle, "openvino", "query_decoder", **options, threads=1)
+    assert len(blobs(tmp_path)) == 3
+
+
+def test_a_damaged_compilation_is_made_again_and_told(tiny_bundle, plans, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path))
+    open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="abc")
+    (blob,) = blobs(tmp_path)
+    blob.write_bytes(b"nonsense")
     runner = open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="abc")
-    assert runner.notes == ()
-    (folder,) = (tmp_path / "openvino").iterdir()
-    assert folder.name == f"abc-{runner.version}"
-    assert any(folder.iterdir())
+    (note,) = runner.notes
+    assert "made again" in note
+    assert runner.run(feeds_for(plans["query_decoder"], 2))["adapted_queries"].shape == (2, 4)
+    assert open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="abc").notes == ()
 
 
 def test_only_the_last_used_compilations_are_kept(tiny_bundle, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path))
-    monkeypatch.setattr("medals_rt.runners.openvino._KEPT_GRAPHS", 1)
-    for key in ("first", "second"):
-        open_graph(tiny_bundle, "openvino", "query_decoder", cache_key=key)
-    (folder,) = (tmp_path / "openvino").iterdir()
-    assert folder.name.startswith("second")
+    open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="first")
+    (first,) = blobs(tmp_path)
+    os.utime(first, (0, 0))
+    monkeypatch.setattr("medals_rt.runners.openvino_cache.KEPT_BYTES", 1)
+    open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="second")
+    (kept,) = blobs(tmp_path)
+    assert kept != first
+
+
+@pytest.mark.parametrize(("width", "count"), [(None, 3), (4, 4)])
+def test_joined_graphs_are_their_parts_in_a_row(tiny_bundle, plans, width, count):
+    """What is read by a later graph goes no further; a fixed width is fixed for all."""
+    last = "refiner_text_only" if width is None else f"refiner_{width}"
+    names = ("image_encoder", "query_decoder", last)
+    joined = open_joined(
+        "openvino", [tiny_bundle.graph_path(2, name) for name in names], name="x", precision="fp32"
+    )
+    assert [spec.name for spec in joined.outputs] == ["probabilities"]
+    queries = next(spec for spec in joined.inputs if spec.name == "queries")
+    assert queries.shape == (width or "?", 24)
+    values = {
+        **feeds_for(plans["image_encoder"], 0),
+        "queries": feeds_for(plans["query_decoder"], count)["queries"],
+        **({"prompts": feeds_for(plans["refiner"], count)["prompts"]} if width else {}),
+    }
+    found = joined.run(values)["probabilities"]
+    for name in names:
+        runner = open_graph(tiny_bundle, "openvino", name, precision="fp32")
+        values |= runner.run({spec.name: values[spec.name] for spec in runner.inputs})
+    np.testing.assert_allclose(found, values["probabilities"], rtol=0, atol=1e-4)
+
+
+def test_only_libraries_that_gain_from_it_join_graphs(tiny_bundle):
+    with pytest.raises(ValueError, match="does not join"):
+        open_joined("onnxruntime", [tiny_bundle.graph_path(2, "refiner")], name="x")
+
+
+def test_memory_given_back_is_taken_anew(tiny_bundle, plans):
+    runner = open_graph(tiny_bundle, "openvino", "refiner")
+    feeds = feeds_for(plans["refiner"], 3)
+    expected = runner.run(feeds)["probabilities"]
+    release_memory(runner)
+    np.testing.assert_array_equal(runner.run(feeds)["probabilities"], expected)
+    release_memory(open_graph(tiny_bundle, "onnxruntime", "refiner"))  # which has no such thing
 
 
 def test_cache_that_cannot_be_written_is_noted_not_fatal(tiny_bundle, plans, tmp_path, monkeypatch):

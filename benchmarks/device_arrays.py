@@ -1,0 +1,128 @@
+r"""How fast are the array steps on a card, against the same code on the processor?
+
+    python benchmarks/device_arrays.py --output benchmarks/results/gpu/arrays
+
+Upload and download through page-locked memory beside CuPy's own copies, resampling, small
+components, Algorithm 3 and the bounding box, on 512 x 512 x 400 with 104 classes. The card is
+waited for before and after each run; the median counts, after one run that compiles. The results
+of both are compared. Needs a CUDA card and CuPy; without cc3d the processor's components are left
+out.
+"""
+
+import argparse
+import datetime as dt
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import cupy
+import numpy as np
+from phantoms import Shape, organs, smooth_image
+
+from medals_rt.arrays import bounding_box, to_device, to_host
+from medals_rt.files import write_json
+from medals_rt.postprocess import drop_small_components, keep_probable_components
+from medals_rt.report import library_versions, machine_facts
+from medals_rt.resample import resample_image, resample_labels
+
+FULL: Shape = (512, 512, 400)
+COARSE: Shape = (273, 273, 133)
+CLASSES = 104
+
+Step = Callable[[Any, Any, Any], Any]
+
+
+def steps() -> dict[str, Step]:
+    """Give what is measured, as functions of (image, labels, probability)."""
+    treated = list(range(1, CLASSES + 1))
+    found: dict[str, Step] = {
+        "image to the coarse grid": lambda image, *_: resample_image(image, COARSE),
+        "labels to the coarse grid": lambda _, labels, __: resample_labels(labels, COARSE),
+        "bounding box": lambda _, labels, __: np.array(bounding_box(labels > 0)),
+        "small components": lambda _, labels, __: drop_small_components(labels > 0),
+        "Algorithm 3": lambda _, labels, probability: keep_probable_components(
+            labels, probability, treated, 0.6
+        ),
+    }
+    if find_spec("cc3d") is None:
+        del found["small components"], found["Algorithm 3"]
+    return found
+
+
+def median_ms(job: Callable[[], Any], repetitions: int) -> float:
+    """Give the median of so many runs after a first one."""
+    seconds = []
+    for repetition in range(repetitions + 1):
+        cupy.cuda.Device().synchronize()
+        start = time.perf_counter()
+        job()
+        cupy.cuda.Device().synchronize()
+        if repetition:
+            seconds.append(time.perf_counter() - start)
+    return round(1000 * float(np.median(seconds)), 3)
+
+
+def main() -> None:
+    """Measure all steps and write them down."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="without ending")
+    parser.add_argument("--repetitions", type=int, default=5)
+    options = parser.parse_args()
+    image, labels = smooth_image(FULL), organs(FULL, CLASSES)
+    probability = np.random.default_rng(0).random(FULL, dtype=np.float32)
+    host = (image, labels, probability)
+    card = tuple(to_device(each, "cuda") for each in host)
+    gib = image.nbytes / 2**30
+    rows = []
+    for name, ours, plain in (
+        ("upload", lambda: to_device(image, "cuda"), lambda: cupy.asarray(image)),
+        ("download", lambda: to_host(card[0]), card[0].get),
+    ):
+        ms, plain_ms = median_ms(ours, options.repetitions), median_ms(plain, options.repetitions)
+        rows.append(
+            {
+                "step": name,
+                "card_ms": ms,
+                "other_ms": plain_ms,
+                "note": f"{1000 * gib / ms:.1f} GiB/s; other: CuPy's own copy",
+            }
+        )
+    for name, step in steps().items():
+        difference = np.abs(
+            np.asarray(to_host(step(*card)), np.float64) - np.asarray(step(*host), np.float64)
+        ).max()
+        rows.append(
+            {
+                "step": name,
+                "card_ms": median_ms(lambda: step(*card), options.repetitions),  # noqa: B023
+                "other_ms": median_ms(lambda: step(*host), 1),  # noqa: B023
+                "note": f"largest difference {difference:.3g}; other: processor",
+            }
+        )
+    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    report = {
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "card": properties["name"].decode(),
+        "machine": machine_facts(),
+        "versions": library_versions(),
+        "cucim": find_spec("cucim") is not None,
+        "rows": rows,
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(options.output.with_suffix(".json"), report)
+    lines = [
+        f"{report['card']}, {report['date']}; milliseconds, median.",
+        "",
+        "| step | card | other | |",
+        "|---|---:|---:|---|",
+        *(f"| {r['step']} | {r['card_ms']} | {r['other_ms']} | {r['note']} |" for r in rows),
+    ]
+    text = "\n".join(lines) + "\n"
+    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The arithmetic of a bundle's graphs: fp32, or half precision with fp32 where that is needed.
+
+Libraries compute each operator in the type that the graph gives it, so precision is decided here:
+`half_network` turns a network into one that takes its convolutions and matrix products in half
+precision, and norms, softmax and pooling in float32. The graphs' sigmoid and the float32 at their
+borders are in `graph_modules`.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from medals_export.model import MedalS
+from medals_export.model.query_decoder import CrossAttention
+from medals_rt.errors import ExportError
+from medals_rt.runners.base import Precision
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a bundle's precision means.
+
+    Attributes
+    ----------
+    precision
+        As the manifest names it.
+    compute
+        Type of convolutions and matrix products, of their weights, and of what lies between them.
+    upsample
+        The one exception: the type of transposed convolutions. They take a thirtieth of the
+        arithmetic, and TensorRT-RTX 1.7 has none in bf16, so they are float32 in bf16 bundles.
+    handed_on
+        Type of `features`, `image_embedding` and `refined`, which the run time passes from graph to
+        graph untouched. NumPy and DLPack users have no bf16, so that is float32 there.
+    opset
+        ONNX operator set of the graphs: 20, which every library reads. ONNX has bf16 convolutions
+        from 22 on only.
+    tolerance
+        Largest relative error of a graph against PyTorch in fp32.
+    """
+
+    precision: Precision
+    compute: torch.dtype
+    upsample: torch.dtype
+    handed_on: torch.dtype
+    opset: int
+    tolerance: float
+
+
+_FP32, _FP16, _BF16 = torch.float32, torch.float16, torch.bfloat16
+FP32 = Arithmetic("fp32", _FP32, _FP32, _FP32, opset=20, tolerance=1e-4)
+ARITHMETICS: dict[Precision, Arithmetic] = {
+    "fp32": FP32,
+    "fp16": Arithmetic("fp16", _FP16, _FP16, _FP16, opset=20, tolerance=2e-2),
+    "bf16": Arithmetic("bf16", _BF16, _FP32, _FP32, opset=22, tolerance=4e-2),
+}
+
+
+def half_network(network: MedalS, arithmetic: Arithmetic) -> MedalS:
+    """Give a copy of a network that computes in an arithmetic; the network itself for fp32.
+
+    Raises
+    ------
+    ExportError
+        If weights are beyond what fp16 holds (65504); all of them are named.
+    """
+    if arithmetic is FP32:
+        return network
+    half = copy.deepcopy(network)
+    too_large: list[str] = []
+    for path, module in half.named_modules():
+        dtype = _type_of(module, arithmetic)
+        if dtype is None:
+            continue
+        if isinstance(module, nn.Linear) or dtype is not arithmetic.compute:
+            module.register_forward_pre_hook(_to(dtype))
+        if dtype is not arithmetic.compute:
+            module.register_forward_hook(_back_to(arithmetic.compute))
+        for name, weight in module.named_parameters(recurse=False):
+            largest = float(weight.abs().max())
+            if largest > torch.finfo(dtype).max:
+                too_large.append(f"{path}.{name} ({largest:.3g})")
+            weight.data = weight.data.to(dtype)
+    if too_large:
+        raise ExportError(
+            f"{arithmetic.precision} can't hold these weights: {', '.join(too_large)}; "
+            "export in bf16 or fp32"
+        )
+    return half
+
+
+def _type_of(module: nn.Module, arithmetic: Arithmetic) -> torch.dtype | None:
+    """Give what a module computes in; None for those that are left as they are.
+
+    LayerNorm is one of these: it gets float32 from the sums before it, and gives it to layers that
+    take it to their own type.
+    """
+    if isinstance(module, nn.ConvTranspose3d):
+        return arithmetic.upsample
+    if isinstance(module, nn.InstanceNorm3d):
+        return torch.float32
+    if isinstance(module, nn.Linear | nn.Conv3d | CrossAttention):
+        return arithmetic.compute
+    return None
+
+
+def _to(dtype: torch.dtype) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+    """Make a hook that turns a module's input into a type."""
+
+    def hook(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (inputs[0].to(dtype),)
+
+    return hook
+
+
+def _back_to(dtype: torch.dtype) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+    """Make a hook that turns a module's output into a type."""
+
+    def hook(_: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
+        return output.to(dtype)
+
+    return hook

@@ -1,0 +1,160 @@
+"""The network as PyTorch runs it eagerly, under autocast: what a speed is compared with.
+
+Nothing is exported, folded or joined: the image encoder, the query decoder and the whole refiner of
+every pass, with prompts of zeros where there are none, as the released code does it.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.dlpack import from_dlpack
+
+from medals_export.checkpoint import load_checkpoint
+from medals_export.model import MedalS
+from medals_rt.arrays import Array, namespace
+from medals_rt.bundle import Bundle
+from medals_rt.errors import InputError
+from medals_rt.geometry import StageSpec
+from medals_rt.network import CLASSES_PER_CHUNK, NetworkInfo, StageNetwork
+from medals_rt.segmenter import Segmenter
+from medals_rt.spatial import SpatialPrompts
+
+AnyPath = str | os.PathLike[str]
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class EagerNetwork(StageNetwork):
+    """One stage's network in eager PyTorch, on the card where PyTorch finds one.
+
+    Takes and gives NumPy arrays on a processor and CuPy's on a card (untried there).
+
+    Parameters
+    ----------
+    spec
+        Window and spacing.
+    network
+        With its weights.
+    precision
+        "fp32", or "bf16" or "fp16" for autocast.
+    device
+        "cpu" or "cuda".
+    """
+
+    def __init__(self, spec: StageSpec, network: MedalS, precision: str, device: str) -> None:
+        super().__init__(spec, {}, "asked for")
+        self._network = network.to(device)
+        self._precision = precision
+        self._device = device
+
+    @property
+    def info(self) -> NetworkInfo:
+        """How the network is run."""
+        return NetworkInfo(
+            runner="pytorch",
+            why="asked for",
+            device=self._device,
+            precision=self._precision,
+            version=str(torch.__version__),
+            threads=torch.get_num_threads(),
+            notes=(),
+        )
+
+    @property
+    def array_device(self) -> str:
+        """Where arrays must lie."""
+        return self._device
+
+    def predict(
+        self,
+        image: Array,
+        queries: Array,
+        prompts: SpatialPrompts | None = None,
+        *,
+        classes: slice | None = None,
+        classes_per_chunk: int = CLASSES_PER_CHUNK,
+    ) -> Iterator[tuple[slice, Array]]:
+        """Run one pass over one window; see `StageNetwork.predict`. All classes come at once."""
+        del classes_per_chunk
+        wanted = classes or slice(0, queries.shape[0])
+        xp = namespace(image)
+        if prompts is None:
+            foreground = xp.zeros_like(image)
+            shape = (queries.shape[0], *image.shape[2:])
+            channels = xp.zeros(shape, dtype=xp.float32, device=image.device)
+        else:
+            foreground, channels = prompts.foreground(), prompts.channels(queries.shape[0])
+        dtype = _AUTOCAST[self._precision]
+        tensors = [from_dlpack(each) for each in (image, foreground, queries, channels[None])]
+        with torch.inference_mode(), torch.autocast(self._device, dtype, enabled=dtype is not None):
+            logits = self._network(*tensors)
+            probabilities = logits[0, wanted].float().sigmoid().contiguous()
+        yield wanted, xp.from_dlpack(probabilities)
+
+    def prepare(
+        self, count: int, classes: slice, classes_per_chunk: int, *, prompted: bool
+    ) -> None:
+        """Do nothing: there is nothing to open."""
+
+    def rest(self) -> None:
+        """Give back what PyTorch keeps on a card."""
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Nothing to close: the network goes with this object."""
+
+
+def open_eager(
+    bundle: Bundle,
+    stage1: AnyPath,
+    stage2: AnyPath,
+    *,
+    precision: str = "bf16",
+    threads: int | None = None,
+) -> Segmenter:
+    """Open both stages in eager PyTorch; all but the network is the bundle's.
+
+    Parameters
+    ----------
+    bundle
+        Text embeddings, windows and spacings.
+    stage1, stage2
+        Checkpoints of the coarse and the fine network.
+    precision
+        "fp32", or "bf16" or "fp16" for autocast.
+    threads
+        For PyTorch, for the whole process; None leaves its own choice.
+
+    Raises
+    ------
+    InputError
+        The precision is none of these, or a checkpoint is for another window.
+    MissingFileError, ExportError
+        A checkpoint is missing or can't be loaded.
+    """
+    if precision not in _AUTOCAST:
+        raise InputError(f"eager PyTorch runs in {', '.join(_AUTOCAST)}, not {precision!r}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    first, second = (
+        _network(bundle, number, path, precision, device)
+        for number, path in ((1, stage1), (2, stage2))
+    )
+    return Segmenter(bundle, {1: first, 2: second})
+
+
+def _network(
+    bundle: Bundle, stage: int, path: AnyPath, precision: str, device: str
+) -> EagerNetwork:
+    spec = bundle.stage_spec(stage)
+    checkpoint = load_checkpoint(Path(path), window_hwd=spec.window_hwd)
+    if checkpoint.model.config.window_hwd != spec.window_hwd:
+        raise InputError(
+            f"{checkpoint.source.file} is for windows of {checkpoint.model.config.window_hwd}, "
+            f"stage {stage} of the bundle for {spec.window_hwd}; name the coarse one first"
+        )
+    return EagerNetwork(spec, checkpoint.model, precision, device)

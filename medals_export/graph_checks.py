@@ -1,0 +1,140 @@
+"""What every exported graph is held to before it is written."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, shape_inference
+
+from medals_export.graph_plans import GraphPlan
+from medals_rt.errors import ExportError
+from medals_rt.manifest import TensorRecord
+
+PROMPT_AXIS = "N"
+ALLOWED_OPERATORS = frozenset(
+    {
+        "Add",
+        "AveragePool",
+        "Cast",
+        "Concat",
+        "Conv",
+        "ConvTranspose",
+        "Expand",
+        "Gelu",
+        "Gemm",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "LeakyRelu",
+        "MatMul",
+        "Mul",
+        "Relu",
+        "Reshape",
+        "Sigmoid",
+        "Softmax",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+# in every precision: sums over many values, and exponentials
+FLOAT32_OPERATORS = frozenset(
+    {"AveragePool", "InstanceNormalization", "LayerNormalization", "Sigmoid", "Softmax"}
+)
+# in the bundle's precision, also where folded refiners compute weights; see `Arithmetic.upsample`
+# for transposed convolutions
+PRECISION_OPERATORS = frozenset({"Conv", "Gemm", "MatMul"})
+_ONNX_TYPES = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.bfloat16: TensorProto.BFLOAT16,
+}
+
+
+def check_graph(model: onnx.ModelProto, plan: GraphPlan) -> None:
+    """Hold a graph to the contract.
+
+    Raises
+    ------
+    ExportError
+        If the opset is not the arithmetic's, an operator is not among the allowed ones or computes
+        in another type than it should, an input or output has another name, type or shape, N is no
+        named free dimension where it should be, or ONNX's checker or strict shape inference object.
+    """
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    opset = plan.arithmetic.opset
+    if opsets != {"": opset} or model.functions:
+        raise ExportError(f"{plan.name} uses operator sets {opsets}, not {opset} alone")
+    odd = {node.op_type for node in model.graph.node} - ALLOWED_OPERATORS
+    if odd:
+        raise ExportError(f"{plan.name} uses operators it should not: {', '.join(sorted(odd))}")
+    _check_borders(model, plan)
+    try:
+        onnx.checker.check_model(model, full_check=False)
+        inferred = shape_inference.infer_shapes(
+            model, check_type=True, strict_mode=True, data_prop=True
+        )
+    except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
+        raise ExportError(f"{plan.name} is no valid ONNX graph: {error}") from error
+    _check_types(inferred, plan)
+
+
+def _check_borders(model: onnx.ModelProto, plan: GraphPlan) -> None:
+    """Compare inputs and outputs with the plan's."""
+    free_inputs = plan.prompt_inputs if plan.width is None else frozenset[str]()
+    free_outputs = frozenset(plan.outputs) if free_inputs else frozenset[str]()
+    for verb, values, tensors, free in (
+        ("takes", model.graph.input, plan.inputs, free_inputs),
+        ("gives", model.graph.output, plan.outputs, free_outputs),
+    ):
+        found = tensor_records(values)
+        expected = tuple(
+            TensorRecord(
+                name=name,
+                dtype=str(tensor.dtype).removeprefix("torch."),
+                shape=(PROMPT_AXIS, *tensor.shape[1:]) if name in free else tuple(tensor.shape),
+            )
+            for name, tensor in tensors.items()
+        )
+        if found != expected:
+            raise ExportError(f"{plan.name} {verb} {found}, the contract says {expected}")
+
+
+def _check_types(model: onnx.ModelProto, plan: GraphPlan) -> None:
+    """Compare what operators compute in with the plan's arithmetic; shapes must be inferred."""
+    graph = model.graph
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    types |= {value.name: value.type.tensor_type.elem_type for value in graph.input}
+    types |= {item.name: item.data_type for item in graph.initializer}
+    for operators, dtype in (
+        (FLOAT32_OPERATORS, torch.float32),
+        (PRECISION_OPERATORS, plan.arithmetic.compute),
+        (frozenset({"ConvTranspose"}), plan.arithmetic.upsample),
+    ):
+        for node in graph.node:
+            if node.op_type not in operators:
+                continue
+            found = {types[name] for name in node.input if name}
+            if found != {_ONNX_TYPES[dtype]}:
+                names = ", ".join(sorted(TensorProto.DataType.Name(each) for each in found))
+                raise ExportError(
+                    f"{plan.name} of a {plan.arithmetic.precision} bundle computes "
+                    f"{node.op_type} {node.name} in {names}, not in {dtype}"
+                )
+
+
+def tensor_records(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorRecord, ...]:
+    """Give name, type and shape of a graph's inputs or outputs."""
+    return tuple(
+        TensorRecord(
+            name=value.name,
+            dtype=np.dtype(
+                onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            ).name,
+            shape=tuple(
+                axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim
+            ),
+        )
+        for value in values
+    )

@@ -1,0 +1,79 @@
+"""Where resampling reads, axis by axis (system section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """Where each output position of one axis reads.
+
+    Attributes
+    ----------
+    length
+        Voxels of the input along this axis.
+    lower, upper
+        The two input voxels, ``(m,)``; the same one where the axis is not interpolated.
+    share
+        The upper one's share of the weight, ``(m,)`` float32 in 0..1.
+    """
+
+    length: int
+    lower: npt.NDArray[np.intp]
+    upper: npt.NDArray[np.intp]
+    share: npt.NDArray[np.float32]
+
+    @property
+    def new_length(self) -> int:
+        """Voxels of the output."""
+        return len(self.lower)
+
+    @cached_property
+    def reads(self) -> npt.NDArray[np.int32]:
+        """The input voxels that each output voxel mixes, ``(m, k)``; k is 1 where none mixes."""
+        pairs = (self.lower, self.upper) if self.mixes else (self.lower,)
+        return np.stack(pairs, axis=1).astype(np.int32)
+
+    @cached_property
+    def weights(self) -> npt.NDArray[np.float32]:
+        """Their weights, ``(m, k)``."""
+        pairs = (np.float32(1) - self.share, self.share) if self.mixes else (1 - self.share,)
+        return np.stack(pairs, axis=1)
+
+    @cached_property
+    def mixes(self) -> bool:
+        """Whether any output voxel lies between two input voxels."""
+        return bool(self.share.any())
+
+    @cached_property
+    def keeps(self) -> bool:
+        """Whether the output is the input."""
+        return (
+            self.length == self.new_length
+            and not self.mixes
+            and bool((self.lower == np.arange(self.length)).all())
+        )
+
+
+@lru_cache(maxsize=64)
+def make_axis(n: int, m: int, *, nearest: bool = False) -> Axis:
+    """Place `m` half-pixel centers among `n` voxels, in float32 as torch does.
+
+    `nearest`: each takes the voxel that holds it (torch's "nearest-exact"); else it lies between
+    two, or on the first or last one where it is beyond their centers.
+    """
+    scale = np.float32(n) / np.float32(m)
+    centers = np.arange(m, dtype=np.float32) + np.float32(0.5)
+    if nearest or n == m:
+        lower = np.minimum((centers * scale).astype(np.intp), n - 1)
+        return Axis(n, lower, lower, np.zeros(m, np.float32))
+    position = np.maximum(scale * centers - np.float32(0.5), np.float32(0))
+    lower = np.minimum(position.astype(np.intp), n - 1)
+    upper = np.minimum(lower + 1, n - 1)
+    share = np.clip(position - lower.astype(np.float32), 0, 1).astype(np.float32)
+    return Axis(n, lower, upper, share)

@@ -1,0 +1,21 @@
+"""Many cases with one opened model: found, run side by side, taken up again after an interruption.
+
+`find` says what there is to do, `records` what is done already, `pipeline` does the rest, and
+`summary` writes down how it went.
+"""
+
+from medals_rt.batch.find import BatchCase, BatchPlan, plan_batch
+from medals_rt.batch.pipeline import Listener, run_batch
+from medals_rt.batch.records import Entry
+from medals_rt.batch.summary import summary_files, write_summaries
+
+__all__ = [
+    "BatchCase",
+    "BatchPlan",
+    "Entry",
+    "Listener",
+    "plan_batch",
+    "run_batch",
+    "summary_files",
+    "write_summaries",
+]

@@ -1,0 +1,6 @@
+"""Limits that commands name in their help; importing them costs nothing."""
+
+from typing import Final
+
+MAX_VOXELS: Final = 2**31
+"""Largest volume accepted unless a caller says otherwise (an image of 1290 voxels a side)."""

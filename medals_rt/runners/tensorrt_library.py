@@ -1,0 +1,109 @@
+"""TensorRT and TensorRT-RTX as one: the same interface under two names.
+
+Builder (`medals_export.engines`) and runner (`medals_rt.runners.tensorrt`) take a `Library` and do
+not ask which of the two it is, but where this file says that they differ.
+"""
+
+import importlib
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from medals_rt.errors import MissingDependencyError
+
+TensorRTKind = Literal["tensorrt", "tensorrt-rtx"]
+
+LABELS: dict[TensorRTKind, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+# names under which NVIDIA's packages install the module, first found first taken
+MODULES: dict[TensorRTKind, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
+EXTRAS: dict[TensorRTKind, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+
+
+@dataclass(frozen=True)
+class Library:
+    """One of the two, imported.
+
+    Attributes
+    ----------
+    kind
+        The runner's name.
+    module
+        The module.
+    version
+        Its exact version: engines and timing caches serve no other.
+    log
+        Its logger, which keeps what went wrong (`take_errors`).
+    """
+
+    kind: TensorRTKind
+    module: Any
+    version: str
+    log: Any
+
+    @property
+    def label(self) -> str:
+        """How NVIDIA writes it."""
+        return LABELS[self.kind]
+
+    @property
+    def compiles_on_first_use(self) -> bool:
+        """Whether engines hold portable code, compiled for the card when they are first run.
+
+        TensorRT-RTX's do: they are built without a card and for several architectures, keep no
+        timing cache (its functions do nothing there), and have a cache of compiled kernels.
+        """
+        return self.kind == "tensorrt-rtx"
+
+    def take_errors(self) -> str:
+        """Give what the library has complained of since it was last asked, in one line."""
+        said = "; ".join(dict.fromkeys(" ".join(line.split()) for line in self.log.errors))
+        self.log.errors.clear()
+        return said or "it gave no reason"
+
+
+@cache
+def open_library(kind: TensorRTKind) -> Library:
+    """Import the library; once, because it knows one logger a process.
+
+    Raises
+    ------
+    MissingDependencyError
+        If it is not installed, or its own libraries are missing.
+    """
+    reason = ""
+    for name in MODULES[kind]:
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                reason = f" ({error})"
+        except ImportError as error:  # found, but a shared library that it needs is not
+            reason = f" ({error})"
+        else:
+            return Library(kind, module, str(module.__version__), make_log(module))
+    raise MissingDependencyError(
+        f"{LABELS[kind]} is not installed{reason}: pip install 'medals-rt[{EXTRAS[kind]}]'"
+    )
+
+
+def make_log(module: Any) -> Any:
+    """Make a logger of the library's kind that keeps errors in a list and drops the rest."""
+    severity = module.ILogger.Severity
+    kept = {severity.ERROR, severity.INTERNAL_ERROR}
+
+    class Log(module.ILogger):  # type: ignore[misc]
+        """Called by the library, from any of its threads."""
+
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            """Keep what is grave."""
+            if severity in kept:
+                self.errors.append(message)
+
+    return Log()

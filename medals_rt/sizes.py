@@ -1,0 +1,27 @@
+"""Amounts of memory as people write them."""
+
+import re
+
+from medals_rt.errors import InputError
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY_UNITS = {f"{unit}I": 1024**power for power, unit in enumerate("KMGT", start=1)}
+
+
+def parse_size(text: str) -> int:
+    """Read a size: "6GB", "6e9", "512 MiB", "6G". Units of ten, or of two where written with i.
+
+    Raises
+    ------
+    InputError
+        It is no size, or not positive.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?I?)B?\s*", text, re.IGNORECASE)
+    units = _UNITS | _BINARY_UNITS
+    try:
+        size = int(float(match[1]) * units[match[2].upper()]) if match else 0
+    except (KeyError, ValueError):
+        size = 0
+    if size <= 0:
+        raise InputError(f"{text!r} is no amount of memory; write it like 6GB, 512MiB or 6e9")
+    return size

@@ -1,0 +1,66 @@
+import msgspec
+import numpy as np
+import pytest
+
+from medals_rt.bench.contestants import parse_contestants
+from medals_rt.bench.records import Contestant, Question, StageWork, quantile
+from medals_rt.errors import InputError
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 5, 20])
+def test_quantile_is_numpys(share: float, count: int) -> None:
+    values = list(np.random.default_rng(count).random(count))
+
+    assert quantile(values, share) == pytest.approx(float(np.quantile(values, share)), abs=1e-12)
+
+
+def test_quantile_of_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        quantile([], 0.5)
+
+
+def test_a_question_survives_json() -> None:
+    question = Question(
+        task="warm",
+        contestant=Contestant("openvino", "bf16"),
+        bundle="b",
+        case="c.npz",
+        prompts=None,
+        checkpoints=("1.pth", "2.pth"),
+        threads=2,
+        repetitions=3,
+        refinement="masked",
+        class_counts=(1, 4),
+        volume_factors=(1,),
+    )
+
+    assert msgspec.json.decode(msgspec.json.encode(question), type=Question) == question
+
+
+def test_rate_is_arithmetic_over_seconds() -> None:
+    stage = StageWork("fine", 1, 2, (8, 8, 8), (8, 8, 8), tflop=6.0, network_seconds=1.5)
+
+    assert stage.tflop_per_second == 4.0
+
+
+def test_contestants_are_read_in_order_and_once() -> None:
+    found = parse_contestants(("onnxruntime", "openvino:fp32", "onnxruntime"), pytorch=True)
+
+    assert found == (
+        Contestant("onnxruntime"),
+        Contestant("openvino", "fp32"),
+        Contestant("pytorch", "bf16"),
+    )
+
+
+def test_without_names_the_automatic_choice_comes_first() -> None:
+    found = parse_contestants((), pytorch=False)
+
+    assert found[0] == Contestant("openvino")
+    assert Contestant("onnxruntime") in found
+
+
+def test_an_unknown_contestant_is_refused() -> None:
+    with pytest.raises(InputError, match="no runner 'caffe'"):
+        parse_contestants(("caffe",), pytorch=False)

@@ -1,0 +1,153 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medals_export.checkpoint import save_checkpoint
+from medals_rt.bench import roofs
+from medals_rt.bench.growth import growth_with_classes, growth_with_volume
+from medals_rt.bench.records import Contestant, Question
+from medals_rt.bench.run import BASELINE, BenchRequest, run_bench
+from medals_rt.bench.subject import open_subject
+from medals_rt.bundle import Bundle
+from medals_rt.cases import read_case
+from medals_rt.errors import InputError
+from medals_rt.prompts import read_prompts
+from medals_rt.vocabulary import by_bank_key
+from tests.bundles import TINY_SPACINGS_HWD_MM, tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    image = np.random.default_rng(1).integers(0, 256, (12, 30, 26), dtype=np.uint8)
+    np.savez(folder / "noise.npz", imgs=image, spacing=np.array([4.0, 4.0, 6.0]))
+    names = [by_bank_key(f"CT/anatomy/{i}").name for i in (1, 2)]
+    prompts = {"1": f"{names[0]} in CT", "2": f"{names[1]} in CT", "instance_label": 0}
+    (folder / "noise.prompts.json").write_text(json.dumps(prompts), encoding="utf-8")
+    return folder / "noise.npz"
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for stage in (1, 2):
+        model = tiny_checkpoint(stage).model
+        save_checkpoint(folder / f"{stage}.pth", model, TINY_SPACINGS_HWD_MM[stage])
+    return folder / "1.pth", folder / "2.pth"
+
+
+def question(bundle: Bundle, case: Path, contestant: Contestant, **more: object) -> Question:
+    return Question(
+        task="warm",
+        contestant=contestant,
+        bundle=str(bundle.folder),
+        case=str(case),
+        prompts=str(case.with_name("noise.prompts.json")),
+        threads=2,
+        repetitions=1,
+        refinement="masked",
+        class_counts=(1, 5, 40),
+        volume_factors=(1, 2),
+        **{"checkpoints": None, **more},
+    )
+
+
+def test_runners_are_measured_and_one_that_fails_is_told(
+    tiny_bundle: Bundle, case: Path, checkpoints: tuple[Path, Path]
+) -> None:
+    request = BenchRequest(
+        bundle=tiny_bundle.folder,
+        case=case,
+        prompts=case.with_name("noise.prompts.json"),
+        contestants=(Contestant("onnxruntime"), Contestant("onnxruntime", "bf16"), BASELINE),
+        checkpoints=checkpoints,
+        repetitions=2,
+        thorough=False,
+    )
+    steps: list[tuple[str, int, int]] = []
+
+    report = run_bench(request, lambda *step: steps.append(step))
+
+    exact, wrong, baseline = report.standings
+    assert exact.cold is not None
+    assert exact.warm is not None
+    assert len(exact.cold.runs) == 1
+    assert len(exact.warm.runs) == 2
+    assert {stage.name for stage in exact.warm.stages} == {"coarse", "fine"}
+    assert all(stage.tflop for stage in exact.warm.stages)
+    assert wrong.failure is not None
+    assert "bf16" in wrong.failure
+    assert baseline.warm is not None
+    assert baseline.warm.version.startswith("2.")
+    assert report.baseline == "pytorch bf16"
+    assert report.finished == (exact, baseline)
+    assert [step[1] for step in steps] == sorted(step[1] for step in steps)
+    assert steps[-1][1] == steps[-1][2]
+
+
+def test_eager_pytorch_gives_the_same_labels(
+    tiny_bundle: Bundle, case: Path, checkpoints: tuple[Path, Path]
+) -> None:
+    """What a speed is compared with has to do the same work."""
+    asked = question(
+        tiny_bundle, case, Contestant("pytorch", "fp32"), checkpoints=tuple(map(str, checkpoints))
+    )
+    ours = question(tiny_bundle, case, Contestant("onnxruntime"))
+    prompts = read_prompts(case.with_name("noise.prompts.json"))
+    labels = []
+    for each in (asked, ours):
+        with open_subject(each) as subject:
+            result = subject.segmenter.segment(read_case(case).volume, prompts)
+            labels.append(result.labels_dhw)
+
+    assert np.mean(labels[0] == labels[1]) > 0.999
+
+
+def test_growth_gives_a_figure_a_size(tiny_bundle: Bundle, case: Path) -> None:
+    asked = question(tiny_bundle, case, Contestant("onnxruntime"))
+    prompts = read_prompts(case.with_name("noise.prompts.json"))
+    with open_subject(asked) as subject:
+        by_class = growth_with_classes(subject, asked)
+        by_volume = growth_with_volume(subject, asked, read_case(case), prompts)
+
+    assert [each.size for each in by_class] == [1, 5, 40]
+    assert all(each.prompted_seconds for each in by_class)
+    assert [each.size for each in by_volume] == [12 * 30 * 26, 2 * 12 * 30 * 26]
+
+
+def test_a_machine_has_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_EDGE": 16, "_MATRIX": 128}.items():
+        monkeypatch.setattr(roofs, name, value)
+
+    found = roofs.measure_roofs("onnxruntime", None, 2)
+
+    assert 0 < found.matrix_tflop_per_second < 100
+    assert 0 < found.convolution_tflop_per_second < 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"contestants": ()}, "nothing to measure"),
+        ({"repetitions": 0}, "at least 1"),
+        ({"contestants": (BASELINE,)}, "--stage1 and --stage2"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused(
+    tiny_bundle: Bundle, case: Path, change: dict[str, object], message: str
+) -> None:
+    options = {"contestants": (Contestant("onnxruntime"),), **change}
+    with pytest.raises(InputError, match=message):
+        run_bench(BenchRequest(tiny_bundle.folder, case, None, **options))
+
+
+def test_the_command_refuses_half_a_pair_of_checkpoints() -> None:
+    command = [sys.executable, "-m", "medals_rt", "bench", "--stage1", "a.pth"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    assert "both checkpoints" in done.stderr

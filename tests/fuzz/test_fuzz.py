@@ -1,0 +1,104 @@
+"""A few hundred hostile files in a process of their own, and that the watch sees what it is for."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medals_rt.errors import MedalsError
+from tests.fuzz.mutations import BLIND, inside_gzip, inside_zip, mutate
+from tests.fuzz.targets import TARGETS, Target
+
+INPUTS = 600
+SEED = 20261124
+REFUSED_LATE = {"manifest": "lacks", "dicom file": "slice"}
+"""Seeds that are valid but not enough: a manifest without its graphs, one slice of a series."""
+
+WATCHED = """
+import sys, tempfile
+from pathlib import Path
+from tests.fuzz import watch
+from tests.fuzz.targets import Target
+
+def feed(path):
+    if path.stem == "input":  # not the valid file that is fed first
+        {body}
+
+target = Target("made up", ".bin", lambda folder: [b"seed"], feed)
+watch.TARGETS = (target,)
+watch.SECONDS_PER_INPUT = 1
+for found in watch.attack((), 1, 1):
+    print(found.what)
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=root,
+        timeout=600,
+        check=False,
+    )
+
+
+def test_hostile_files_do_no_harm() -> None:
+    done = run("-m", "tests.fuzz", "--inputs", str(INPUTS), "--seed", str(SEED))
+
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert f"{INPUTS} inputs" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("body", "seen"),
+    [
+        ("raise KeyError('loud')", "KeyError"),
+        ("import time; time.sleep(5)", "more than 1 s"),
+        ("open('/dev/null', 'w')", "wrote"),
+        ("import os; os.system('true')", "os.system"),
+        ("import pickle; pickle.loads(b'cos\\nsystem\\n.')", "pickle.find_class"),
+        ("(path.parent / 'left.txt').write_text('x')", "left left.txt"),
+        ("bytearray(b'x') * (500 << 20)", "MiB for"),
+    ],
+)
+def test_the_watch_notices(body: str, seen: str) -> None:
+    done = run("-c", WATCHED.format(body=body))
+
+    assert seen in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_seeds_are_files_that_the_reader_knows(target: Target, tmp_path: Path) -> None:
+    """Else all that is fed would be refused at the first byte."""
+    for seed in target.seeds(tmp_path):
+        path = tmp_path / f"seed{target.ending}"
+        path.write_bytes(seed)
+        message = ""
+        try:
+            target.feed(path)
+        except MedalsError as error:
+            message = str(error)
+        expected = REFUSED_LATE.get(target.name)
+        assert (expected is None) == (not message), message
+        assert (expected or "") in message
+
+
+@pytest.mark.parametrize("mutation", [*BLIND, inside_zip, inside_gzip])
+def test_mutations_are_repeatable_and_bear_anything(mutation: object) -> None:
+    for data in (b"x", b"some text that is longer", bytes(range(256)) * 9):
+        once = mutation(data, np.random.default_rng(3))
+        assert once == mutation(data, np.random.default_rng(3))
+
+
+def test_most_mutants_differ_from_their_seed() -> None:
+    data = bytes(range(256))
+    mutants = [mutate(data, np.random.default_rng(i)) for i in range(100)]
+
+    assert sum(mutant != data for mutant in mutants) > 90

@@ -1,0 +1,180 @@
+"""On a card: every runner that is installed against ONNX Runtime on the CPU.
+
+Ready to run where there is one: `pytest -m gpu -rs`. Elsewhere skipped aloud. Nothing here has been
+run on a card yet.
+"""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from medals_export.engines import build_engines
+from medals_rt.bundle import Bundle
+from medals_rt.cards import find_card
+from medals_rt.errors import RunnerError
+from medals_rt.manifest import GRAPH_NAMES
+from medals_rt.recipes import recipe_for, verification_for
+from medals_rt.runners import choose, installed, open_runner
+from medals_rt.runners.tensorrt import TensorRTRunner
+from medals_rt.runners.tensorrt_library import LABELS, open_library
+from medals_rt.runners.trial import ensure_tried
+from tests.runners.engine_bundles import engine_of, random_feeds
+
+pytestmark = pytest.mark.gpu
+
+CUDA_KINDS = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+TOLERANCE = verification_for("fp32").relative_error
+
+
+@pytest.fixture(scope="module")
+def cupy():
+    """CuPy, where it finds a card."""
+    module = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if find_card() is None or not module.is_available():
+        pytest.skip("there is no CUDA card")
+    return module
+
+
+@pytest.fixture(scope="module", params=CUDA_KINDS)
+def kind(request, cupy):  # noqa: ARG001 - without a card there is nothing to ask
+    if not installed(request.param):
+        pytest.skip(f"{request.param} is not installed")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def bundle(kind, tiny_bundle, tmp_path_factory):
+    """The minuscule bundle, with engines for this card."""
+    folder = tmp_path_factory.mktemp("card") / kind
+    shutil.copytree(tiny_bundle.folder, folder)
+    copy = Bundle.open(folder)
+    if kind in LABELS:
+        targets = ("CURRENT",) if kind == "tensorrt-rtx" else ()
+        build_engines(copy, open_library(kind), *recipe_for(kind, "fp32"), architectures=targets)
+    return copy
+
+
+@pytest.fixture
+def trt_kind(kind):
+    if kind not in LABELS:
+        pytest.skip("for TensorRT and TensorRT-RTX")
+    return kind
+
+
+def expected(bundle, graph, feeds):
+    on_cpu = open_runner("onnxruntime", bundle.graph_path(1, graph))
+    return on_cpu.run({key: array.get() for key, array in feeds.items()})
+
+
+def assert_close(found, wanted):
+    assert found.keys() == wanted.keys()
+    for key, array in found.items():
+        scale = float(np.abs(wanted[key]).max())
+        assert float(np.abs(array.get() - wanted[key]).max()) <= TOLERANCE * scale, key
+
+
+@pytest.mark.parametrize("graph", GRAPH_NAMES)
+def test_every_graph_gives_what_the_cpu_does(kind, bundle, cupy, graph):
+    runner = open_runner(kind, bundle.graph_path(1, graph), name=graph)
+    for count in (1, 3, 7, 3):
+        feeds = random_feeds(cupy, bundle, graph, count, seed=count)
+        assert_close(runner.run(feeds), expected(bundle, graph, feeds))
+    runner.close()
+
+
+def test_outputs_are_the_callers_own_and_repeat_to_the_byte(kind, bundle, cupy):
+    runner = open_runner(kind, bundle.graph_path(1, "refiner"))
+    feeds, others = (random_feeds(cupy, bundle, "refiner", 3, seed=seed) for seed in (0, 1))
+    first = runner.run(feeds)["probabilities"]
+    kept = first.copy()
+    other = runner.run(others)["probabilities"]
+    again = runner.run(feeds)["probabilities"]
+    assert not bool((other == kept).all())
+    assert bool((first == kept).all())
+    assert bool((again == kept).all())
+    assert first.data.ptr != again.data.ptr
+
+
+def test_order_against_the_callers_stream(kind, bundle, cupy):
+    """Inputs written just before, and overwritten just after, on a stream of the caller's."""
+    runner = open_runner(kind, bundle.graph_path(1, "refiner"))
+    sources = [random_feeds(cupy, bundle, "refiner", 2, seed=seed) for seed in range(6)]
+    wanted = [expected(bundle, "refiner", feeds) for feeds in sources]
+    cupy.cuda.Device().synchronize()
+    found = []
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        feeds = {key: cupy.empty_like(array) for key, array in sources[0].items()}
+        for source in sources:
+            for key, array in source.items():
+                feeds[key][...] = array
+            found.append(runner.run(feeds))
+            for array in feeds.values():
+                array.fill(float("nan"))
+        stream.synchronize()
+    for each, right in zip(found, wanted, strict=True):
+        assert_close(each, right)
+
+
+def test_views_are_taken(kind, bundle, cupy):
+    runner = open_runner(kind, bundle.graph_path(1, "refiner"))
+    feeds = random_feeds(cupy, bundle, "refiner", 2)
+    turned = {key: cupy.asfortranarray(array) for key, array in feeds.items()}
+    assert_close(runner.run(turned), expected(bundle, "refiner", feeds))
+
+
+def test_caller_provided_outputs_and_cuda_graphs(trt_kind, bundle, cupy):
+    options = {"name": "refiner", "cuda_graphs": True}
+    runner = TensorRTRunner(engine_of(bundle, "refiner"), open_library(trt_kind), **options)
+    feeds = random_feeds(cupy, bundle, "refiner", 3)
+    given = {"probabilities": cupy.empty((3, *bundle.stage_spec(1).window_hwd), cupy.float32)}
+    for seed in (0, 1, 2):
+        for key, array in random_feeds(cupy, bundle, "refiner", 3, seed=seed).items():
+            feeds[key][...] = array
+        given["probabilities"].fill(float("nan"))
+        found = runner.run(feeds, given)
+        assert found["probabilities"] is given["probabilities"]
+        assert_close(found, expected(bundle, "refiner", feeds))
+    assert len(runner._graphs) == 1
+    runner.close()
+
+
+def test_more_prompts_than_the_profile_has(trt_kind, bundle, cupy):
+    runner = open_runner(trt_kind, bundle.graph_path(1, "refiner"))
+    least, most = runner.prompt_counts
+    assert least == 1
+    feeds = random_feeds(cupy, bundle, "refiner", most)
+    assert_close(runner.run(feeds), expected(bundle, "refiner", feeds))
+    with pytest.raises(RunnerError, match="give fewer at once"):
+        runner.run(random_feeds(cupy, bundle, "refiner", most + 1))
+
+
+@pytest.mark.usefixtures("trt_kind")
+def test_engines_are_tried_in_a_child(bundle):
+    engine = engine_of(bundle, "fusion")
+    engine.trials_path.unlink(missing_ok=True)
+    assert ensure_tried(engine, "fusion") == ()
+    assert engine.trials_path.is_file()
+
+
+def test_auto_takes_the_engines(trt_kind, bundle):
+    choice = choose("auto", bundle)
+    assert choice.kind == trt_kind or installed("tensorrt")
+    assert find_card().name in choice.why
+
+
+def test_a_whole_case(kind, bundle):
+    """From text to labels, against ONNX Runtime on the CPU."""
+    from medals_rt.segmenter import Segmenter
+    from medals_rt.volume import Volume
+
+    rng = np.random.default_rng(5)
+    image = rng.integers(0, 256, (20, 24, 28)).astype(np.float32)
+    volume = Volume(image, (3.0, 2.0, 2.0))
+    prompts = {"1": "Liver in abdominal CT", "2": "Right kidney in abdominal CT"}
+    labels = {}
+    for runner in ("onnxruntime", kind):
+        with Segmenter.open(bundle, runner=runner, precision="fp32") as segmenter:
+            labels[runner] = segmenter.segment(volume, prompts).labels_dhw
+    agreement = float(np.mean(labels["onnxruntime"] == labels[kind]))
+    assert agreement >= 0.999

@@ -1,0 +1,186 @@
+"""ONNX Runtime on a card: what is bound where, on stand-ins for CuPy and the library's binding."""
+
+import ctypes
+import importlib.metadata
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from medals_rt import runners
+from medals_rt.errors import InputError, MissingDependencyError, RunnerError
+from medals_rt.runners import onnxruntime as module
+from medals_rt.runners import open_runner, precisions
+from tests.runners.engine_bundles import random_feeds
+
+GRAPH = "refiner"
+
+
+class Binding:
+    def __init__(self):
+        self.inputs, self.outputs = {}, {}
+
+    def bind_input(self, name, device_type, device_id, element_type, shape, buffer_ptr):
+        assert (device_type, device_id) == ("cuda", 0)
+        self.inputs[name] = (element_type, shape, buffer_ptr)
+
+    def bind_output(self, name, device_type, device_id, element_type, shape, buffer_ptr):
+        assert (device_type, device_id) == ("cuda", 0)
+        self.outputs[name] = (element_type, shape, buffer_ptr)
+
+
+def at(dtype, shape, address):
+    size = int(np.prod(shape)) * dtype.itemsize
+    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+
+
+@pytest.fixture
+def library(standins, monkeypatch):
+    """ONNX Runtime as it would be with CUDA: the CPU computes, on the addresses that are bound."""
+    cuda = standins.cupy.cuda
+
+    class Session:
+        def __init__(self, path, options, providers):
+            library.options, library.providers = options, providers
+            self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            self.get_inputs, self.get_outputs = self._session.get_inputs, self._session.get_outputs
+
+        def get_providers(self):
+            return library.taken
+
+        def io_binding(self):
+            return Binding()
+
+        def run_with_iobinding(self, binding, run_options):
+            library.binding, library.run_options = binding, run_options
+            if library.failure:
+                raise RuntimeError(library.failure)
+            feeds = {name: at(*place) for name, place in binding.inputs.items()}
+
+            def work():
+                found = self._session.run(list(binding.outputs), feeds)
+                for place, array in zip(binding.outputs.values(), found, strict=True):
+                    at(*place)[...] = array
+
+            stream = int(library.providers[0][1]["user_compute_stream"])
+            cuda.streams[stream].queue(work)
+
+    library = SimpleNamespace(
+        __version__="1.26.0",
+        InferenceSession=Session,
+        SessionOptions=onnxruntime.SessionOptions,
+        RunOptions=onnxruntime.RunOptions,
+        get_available_providers=lambda: library.available,
+        available=["CUDAExecutionProvider", "CPUExecutionProvider"],
+        taken=["CUDAExecutionProvider", "CPUExecutionProvider"],
+        failure="",
+    )
+    monkeypatch.setattr(module, "import_onnxruntime", lambda: library)
+    return library
+
+
+def test_results_and_what_is_bound(library, standins, bundle):
+    runner = open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH), name=GRAPH)
+    assert (runner.kind, runner.device, runner.precision) == ("onnxruntime-cuda", "cuda", "fp32")
+    for count in (3, 1):
+        feeds = random_feeds(standins.cupy, bundle, GRAPH, count)
+        found = runner.run(feeds)
+        on_cpu = onnxruntime.InferenceSession(bundle.graph_path(1, GRAPH))
+        (wanted,) = on_cpu.run(None, {key: np.asarray(array) for key, array in feeds.items()})
+        np.testing.assert_array_equal(found["probabilities"], wanted)
+        assert isinstance(found["probabilities"], standins.cupy.ndarray)
+        for key, (dtype, shape, address) in library.binding.inputs.items():
+            array = feeds[key]
+            assert (dtype, shape, address) == (np.float32, array.shape, array.data.ptr)
+        assert library.binding.outputs["probabilities"][2] == found["probabilities"].data.ptr
+    ((name, options),) = library.providers
+    assert name == "CUDAExecutionProvider"
+    assert (options["use_tf32"], options["prefer_nhwc"]) == ("0", "0")
+    key = "disable_synchronize_execution_providers"
+    assert library.run_options.get_run_config_entry(key) == "1"
+
+
+def test_order_of_work_is_kept_by_events(library, standins, bundle):
+    runner = open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH))
+    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    cuda = standins.cupy.cuda
+    cuda.log.clear()
+    runner.run(feeds)
+    own = int(library.providers[0][1]["user_compute_stream"])
+    assert [(kind, *rest[-1:]) for kind, *rest in cuda.log] == [
+        ("record", 1),
+        ("wait", own),
+        ("launch", own),
+        ("record", own),
+        ("wait", 1),
+    ]
+    runner.close()
+    assert cuda.log[-1] == ("synchronize", own)
+
+
+def test_views_are_copied_on_the_card(library, standins, bundle):
+    runner = open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH))
+    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    wanted = runner.run(feeds)["probabilities"]
+    turned = np.asfortranarray(feeds["features"]).view(standins.cupy.ndarray)
+    found = runner.run({**feeds, "features": turned})["probabilities"]
+    np.testing.assert_array_equal(found, wanted)
+    assert library.binding.inputs["features"][2] != turned.data.ptr
+
+
+def test_what_does_not_fit(library, standins, bundle):
+    runner = open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH), name=GRAPH)
+    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    with pytest.raises(RunnerError, match="in host memory"):
+        runner.run({key: np.asarray(array) for key, array in feeds.items()})
+    with pytest.raises(RunnerError, match="takes features"):
+        runner.run({})
+    library.failure = "CUDNN_STATUS_EXECUTION_FAILED"
+    with pytest.raises(RunnerError, match="failed in refiner: CUDNN_STATUS_EXECUTION_FAILED"):
+        runner.run(feeds)
+
+
+def test_a_session_that_falls_back_to_the_cpu_is_refused(library, bundle):
+    library.taken = ["CPUExecutionProvider"]
+    with pytest.raises(RunnerError, match="did not take refiner to the card"):
+        open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH))
+    library.available = ["CPUExecutionProvider"]
+    with pytest.raises(MissingDependencyError, match=r"1\.26\.0.* without CUDA: .*\[gpu\]"):
+        open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH))
+
+
+@pytest.mark.usefixtures("library")
+def test_the_graph_decides_the_arithmetic(bundle, tmp_path):
+    import onnx
+
+    path = bundle.graph_path(1, GRAPH)
+    with pytest.raises(InputError, match=r"graph in fp32, .* not in fp16; export"):
+        open_runner("onnxruntime-cuda", path, precision="fp16")
+    assert open_runner("onnxruntime-cuda", path, graph_precision="bf16").precision == "bf16"
+    half = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, ["N", 4])
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])],
+        "halves",
+        [half],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT16, ["N", 4])],
+    )
+    opset = onnx.helper.make_opsetid("", 20)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    onnx.save(model, tmp_path / "half.onnx")
+    assert open_runner("onnxruntime-cuda", tmp_path / "half.onnx").precision == "fp16"
+    assert precisions("onnxruntime-cuda", "fp16") == ("fp16",)
+
+
+def test_what_counts_as_installed(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(runners, "find_spec", lambda name: name == "cupy" or None)
+    monkeypatch.setattr(runners, "distribution", lambda name: name)
+    assert runners.installed("onnxruntime-cuda")
+    monkeypatch.setattr(runners, "distribution", missing)
+    assert not runners.installed("onnxruntime-cuda")
+    assert not runners.installed("tensorrt-rtx")
+    monkeypatch.setattr(runners, "find_spec", lambda name: name == "tensorrt_rtx_bindings" or None)
+    assert not runners.installed("tensorrt-rtx")  # without CuPy there are no arrays for it

@@ -1,0 +1,383 @@
+"""The TensorRT runner on stand-ins for TensorRT and CuPy: what it asks for, and what it refuses."""
+
+import shutil
+from enum import Enum
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from medals_rt import cards
+from medals_rt.cards import Card
+from medals_rt.errors import BundleError, InputError, MissingDependencyError, RunnerError
+from medals_rt.runners import choose, open_runner
+from medals_rt.runners import tensorrt as module
+from medals_rt.runners.tensorrt import KernelCache, TensorRTRunner
+from medals_rt.runners.tensorrt_library import Library
+from tests.runners.engine_bundles import (
+    behaving,
+    engine_of,
+    random_feeds,
+)
+
+GRAPH = "refiner"
+DEFAULT_STREAM = 1
+
+
+@pytest.fixture
+def untried(monkeypatch):
+    """Leave out the trial in a child process, which has tests of its own."""
+    monkeypatch.setattr(module, "ensure_tried", lambda *_: ())
+
+
+@pytest.fixture
+def runner(standins, bundle):
+    return TensorRTRunner(engine_of(bundle, GRAPH), standins.library, name=GRAPH)
+
+
+def expected(bundle, feeds, graph=GRAPH):
+    on_cpu = open_runner("onnxruntime", bundle.graph_path(1, graph))
+    return on_cpu.run({key: np.asarray(array) for key, array in feeds.items()})
+
+
+def test_what_a_runner_tells(runner, standins, bundle):
+    assert (runner.kind, runner.device, runner.precision) == ("tensorrt", "cuda", "fp32")
+    assert runner.version == standins.tensorrt.__version__
+    assert runner.prompt_counts == (1, 32)
+    names = [spec.name for spec in runner.inputs]
+    assert names == [tensor.name for tensor in bundle.graph(1, GRAPH).inputs]
+    window = bundle.stage_spec(1).window_hwd
+    assert runner.inputs[names.index("prompts")].shape == ("?", *window)
+    assert runner.outputs[0].dtype == "float32"
+
+
+def test_n_changes_from_run_to_run(runner, standins, bundle):
+    for count in (3, 1, 7, 3):
+        feeds = random_feeds(standins.cupy, bundle, GRAPH, count, seed=count)
+        found = runner.run(feeds)["probabilities"]
+        assert isinstance(found, standins.cupy.ndarray)
+        np.testing.assert_array_equal(found, expected(bundle, feeds)["probabilities"])
+
+
+def test_every_graph_of_the_bundle_runs(standins, bundle):
+    for graph in bundle.stage_record(1).graphs:
+        runner = TensorRTRunner(engine_of(bundle, graph), standins.library, name=graph)
+        feeds = random_feeds(standins.cupy, bundle, graph, 2)
+        found, wanted = runner.run(feeds), expected(bundle, feeds, graph)
+        assert found.keys() == wanted.keys()
+        for key, array in found.items():
+            np.testing.assert_array_equal(array, wanted[key])
+
+
+def test_outputs_are_the_callers_own(runner, standins, bundle):
+    first_feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    first = runner.run(first_feeds)["probabilities"]
+    kept = first.copy()
+    second = runner.run(random_feeds(standins.cupy, bundle, GRAPH, 2, seed=1))["probabilities"]
+    assert not np.shares_memory(first, second)
+    np.testing.assert_array_equal(first, kept)
+    assert not np.array_equal(second, kept)
+
+
+def test_outputs_that_the_caller_gives_are_written_into(runner, standins, bundle):
+    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    given = standins.cupy.empty((2, *bundle.stage_spec(1).window_hwd), "float32")
+    found = runner.run(feeds, {"probabilities": given})
+    assert found["probabilities"] is given
+    np.testing.assert_array_equal(given, expected(bundle, feeds)["probabilities"])
+
+
+def test_inputs_are_read_where_they_are(runner, standins, bundle):
+    """By address; only a view is copied, and left as it was."""
+    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    runner.run(feeds)
+    addresses = runner._context._addresses
+    assert {key: array.data.ptr for key, array in feeds.items()}.items() <= addresses.items()
+    turned = {**feeds, "prompts": np.asfortranarray(feeds["prompts"]).view(standins.cupy.ndarray)}
+    found = runner.run(turned)["probabilities"]
+    assert addresses["prompts"] != turned["prompts"].data.ptr
+    np.testing.assert_array_equal(found, expected(bundle, feeds)["probabilities"])
+
+
+def test_order_of_work_is_kept_by_events_and_nothing_waits(runner, standins, bundle):
+    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    cuda = standins.cupy.cuda
+    cuda.log.clear()
+    with cuda.Stream() as callers:
+        runner.run(feeds)
+        steps = list(cuda.log)
+    own = steps[2][1]
+    assert own not in {callers.ptr, DEFAULT_STREAM}
+    assert cuda.streams[own].non_blocking
+    given, done = steps[0][1], steps[3][1]
+    assert steps == [
+        ("record", given, callers.ptr),
+        ("wait", given, own),
+        ("launch", own),
+        ("record", done, own),
+        ("wait", done, callers.ptr),
+    ]
+
+
+def test_runners_share_a_stream_so_that_they_share_scratch(standins, bundle, runner):
+    other = TensorRTRunner(engine_of(bundle, "fusion"), standins.library, name="fusion")
+    assert other._stream is runner._stream
+    standins.cupy.cuda.log.clear()
+    runner.close()
+    assert standins.cupy.cuda.log == [("synchronize", runner._stream.ptr)]
+
+
+def test_scratch_is_what_the_shapes_need_and_from_the_runners_stream(runner, standins, bundle):
+    taken = []
+    alloc = standins.cupy.cuda.alloc
+
+    def noting(size):
+        memory = alloc(size)
+        taken.append((size, memory.stream))
+        return memory
+
+    standins.cupy.cuda.alloc = noting
+    for count in (2, 5):
+        runner.run(random_feeds(standins.cupy, bundle, GRAPH, count))
+    assert taken == [(512, runner._stream.ptr), (1280, runner._stream.ptr)]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "match"),
+    [
+        ("false", r"TensorRT failed in refiner: an illegal memory access was encountered"),
+        ("unspecified", r"refused these inputs, and lacks a shape of prompts in refiner"),
+        ("bad shape", r"refused the shape .* of features in refiner: shape out of the profile"),
+        ("bad address", r"refused the memory of features in refiner"),
+    ],
+)
+def test_what_the_library_refuses_is_raised(standins, bundle, behaviour, match):
+    engine = behaving(engine_of(bundle, GRAPH), behaviour)
+    runner = TensorRTRunner(engine, standins.library, name=GRAPH)
+    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    for _ in range(2):  # a refusal is no less one the second time
+        with pytest.raises(RunnerError, match=match):
+            runner.run(feeds)
+
+
+def test_a_shape_other_than_the_graphs_is_not_written_into(runner, standins, bundle, monkeypatch):
+    monkeypatch.setattr(standins.tensorrt.Context, "get_tensor_shape", lambda *_: (9, 9, 9, 9))
+    with pytest.raises(RunnerError, match=r"gives probabilities the shape \(9, 9, 9, 9\)"):
+        runner.run(random_feeds(standins.cupy, bundle, GRAPH, 2))
+
+
+@pytest.mark.parametrize(("behaviour", "match"), [("no context", "can't run .*engine")])
+def test_engines_that_do_not_open(standins, bundle, behaviour, match):
+    engine = behaving(engine_of(bundle, GRAPH), behaviour)
+    with pytest.raises(RunnerError, match=match):
+        TensorRTRunner(engine, standins.library, name=GRAPH)
+
+
+def test_inputs_that_do_not_fit(runner, standins, bundle):
+    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    host = {key: np.asarray(array) for key, array in feeds.items()}
+    with pytest.raises(RunnerError, match=r"features is a ndarray in host memory.*to_device"):
+        runner.run(host)
+    with pytest.raises(RunnerError, match="takes features, adapted_queries, prompts; got features"):
+        runner.run({"features": feeds["features"]})
+    with pytest.raises(RunnerError, match=r"got 33 prompts.* 1 to 32; give fewer at once"):
+        runner.run(random_feeds(standins.cupy, bundle, GRAPH, 33))
+    shape = (2, *bundle.stage_spec(1).window_hwd)
+    for wrong in (
+        standins.cupy.empty((1, *shape[1:]), "float32"),
+        standins.cupy.empty(shape, "float16"),
+        np.empty(shape, np.float32),
+        standins.cupy.empty(shape[::-1], "float32").T,
+    ):
+        with pytest.raises(RunnerError, match="given for probabilities is not a contiguous CuPy"):
+            runner.run(feeds, {"probabilities": wrong})
+    with pytest.raises(RunnerError, match="has no output labels"):
+        runner.run(feeds, {"labels": wrong})
+    runner.close()
+    runner.close()
+    with pytest.raises(RunnerError, match="was closed"):
+        runner.run(feeds)
+
+
+def test_cuda_graphs_are_recorded_once_an_address_set_and_n(standins, bundle):
+    engine = engine_of(bundle, GRAPH)
+    runner = TensorRTRunner(engine, standins.library, name=GRAPH, cuda_graphs=True)
+    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    given = {"probabilities": standins.cupy.empty((2, *bundle.stage_spec(1).window_hwd), "float32")}
+    log = standins.cupy.cuda.log
+
+    def kinds():
+        seen = [entry[0] for entry in log if entry[0] not in {"record", "wait"}]
+        log.clear()
+        return seen
+
+    kinds()
+    runner.run(feeds, given)
+    np.testing.assert_array_equal(given["probabilities"], expected(bundle, feeds)["probabilities"])
+    assert kinds() == ["launch", "synchronize", "launch"]
+    for change in (0.5, 2.0):  # the same addresses hold other values
+        feeds["features"][...] *= change
+        given["probabilities"][...] = 0
+        runner.run(feeds, given)
+        assert kinds() == ["launch graph"]
+        np.testing.assert_array_equal(
+            given["probabilities"], expected(bundle, feeds)["probabilities"]
+        )
+    runner.run(feeds)  # to another address
+    assert kinds() == ["launch", "synchronize", "launch"]
+    kept = [runner.run(feeds) for _ in range(10)]
+    assert len(kept) == 10
+    assert len(runner._graphs) == 8
+    kinds()
+    runner.run(feeds, given)  # forgotten meanwhile
+    assert kinds() == ["launch", "synchronize", "launch"]
+
+
+@pytest.mark.usefixtures("untried")
+def test_the_engine_of_a_graph_is_found_and_opened(standins, bundle):
+    record = bundle.graph(1, GRAPH)
+    runner = open_runner("tensorrt", bundle.graph_path(1, GRAPH), cache_key=record.sha256)
+    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    np.testing.assert_array_equal(
+        runner.run(feeds)["probabilities"], expected(bundle, feeds)["probabilities"]
+    )
+    unhashed = open_runner("tensorrt", bundle.graph_path(1, GRAPH), precision="fp32")
+    assert unhashed.run(feeds).keys() == {"probabilities"}
+    with pytest.raises(BundleError, match=r"is in fp32, asked for is fp16"):
+        open_runner("tensorrt", bundle.graph_path(1, GRAPH), precision="fp16")
+    with pytest.raises(InputError, match="'int8'"):
+        open_runner("tensorrt", bundle.graph_path(1, GRAPH), precision="int8")
+
+
+@pytest.mark.usefixtures("untried")
+def test_engines_swapped_or_changed_are_never_loaded(bundle):
+    refiner, fusion = (engine_of(bundle, name).path for name in (GRAPH, "fusion"))
+    kept = refiner.read_bytes()
+    refiner.write_bytes(fusion.read_bytes())
+    with pytest.raises(BundleError, match=r"is not the one that was built: .*its record says"):
+        open_runner("tensorrt", bundle.graph_path(1, GRAPH))
+    refiner.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    with pytest.raises(BundleError, match="is not the one that was built"):
+        open_runner("tensorrt", bundle.graph_path(1, GRAPH))
+    refiner.unlink()
+    with pytest.raises(BundleError, match="is missing"):
+        open_runner("tensorrt", bundle.graph_path(1, GRAPH))
+
+
+@pytest.mark.usefixtures("untried")
+def test_stale_and_foreign_engines_are_passed_over_with_the_reason(bundle, monkeypatch):
+    path = bundle.graph_path(1, GRAPH)
+    with monkeypatch.context() as patch:
+        patch.setattr(cards, "find_card", lambda: Card("NVIDIA RTX 4090", "SM89", 24 << 30, "580"))
+        with pytest.raises(BundleError, match="for cards of SM90, here is SM89; run `medals-rt bu"):
+            open_runner("tensorrt", path)
+    changed = path.read_bytes() + b"\x00"
+    path.write_bytes(changed)
+    with pytest.raises(BundleError, match=r"no TensorRT engine for refiner in .*engines; run"):
+        open_runner("tensorrt", path)
+
+
+def test_graphs_outside_a_bundle_have_no_engine(bundle, tmp_path):
+    shutil.copy(bundle.graph_path(1, GRAPH), tmp_path / "alone.onnx")
+    with pytest.raises(BundleError, match="lies in no bundle"):
+        open_runner("tensorrt", tmp_path / "alone.onnx")
+
+
+def test_auto_takes_fitting_engines_and_says_why_not(bundle, monkeypatch):
+    monkeypatch.setattr("medals_rt.runners.installed", lambda kind: kind != "tensorrt-rtx")
+    choice = choose("auto", bundle)
+    assert choice.kind == "tensorrt"
+    assert "NVIDIA Stand-in 90, and the bundle has tensorrt engines for it" in choice.why
+    engine_of(bundle, "fusion", 2).record_path.unlink()
+    choice = choose("auto", bundle)
+    assert choice.kind == "onnxruntime-cuda"
+    assert "no TensorRT engine for fusion of stage 2" in choice.why
+    assert "tensorrt-rtx is not installed" in choice.why
+    assert "no bundle to look for tensorrt engines in" in choose("auto").why
+    monkeypatch.setattr("medals_rt.runners.installed", lambda kind: kind == "openvino")
+    choice = choose("auto", bundle)
+    assert choice.kind == "openvino"
+    assert "NVIDIA Stand-in 90 is not used: tensorrt is not installed" in choice.why
+    assert "onnxruntime-cuda is not installed" in choice.why
+
+
+@pytest.mark.usefixtures("untried")
+def test_without_a_card_or_cupy(standins, bundle, monkeypatch):
+    path = bundle.graph_path(1, GRAPH)
+    monkeypatch.setattr(standins.cupy, "is_available", lambda: False)
+    with pytest.raises(MissingDependencyError, match="CuPy finds no card"):
+        open_runner("tensorrt", path)
+    monkeypatch.setattr(cards, "find_card", lambda: None)
+    with pytest.raises(MissingDependencyError, match="TensorRT needs an NVIDIA card"):
+        open_runner("tensorrt", path)
+
+
+class RTXCache:
+    """TensorRT-RTX's cache of compiled kernels, as far as it is documented."""
+
+    def __init__(self):
+        self.data = b""
+
+    def deserialize(self, data):
+        if data.startswith(b"other card"):
+            return False
+        self.data = data
+        return True
+
+    def serialize(self):
+        return self.data
+
+
+class RTXEngine:
+    """Its engine and runtime configuration in one."""
+
+    def __init__(self):
+        self.cache = self.strategy = None
+
+    def create_runtime_config(self):
+        return self
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.strategy = strategy
+
+    def create_runtime_cache(self):
+        return RTXCache()
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+
+    def create_execution_context(self, config):
+        assert config is self
+        self.cache.data += b"kernels"
+        return "context"
+
+
+def test_kernels_compiled_on_first_use_are_kept(standins, bundle, tmp_path, monkeypatch):
+    """The part that TensorRT-RTX has and TensorRT has not."""
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "cache"))
+    trt = SimpleNamespace(
+        ExecutionContextAllocationStrategy=standins.tensorrt.ExecutionContextAllocationStrategy,
+        DynamicShapesKernelSpecializationStrategy=Enum("Strategy", ["EAGER", "LAZY"]),
+    )
+    library = Library("tensorrt-rtx", trt, "1.7.1", standins.library.log)
+    engine = engine_of(bundle, GRAPH)
+    path = tmp_path / "cache" / "tensorrt-rtx" / f"kernels-{engine.record.sha256}.cache"
+
+    def opened_and_kept():
+        compiled, cache = RTXEngine(), KernelCache(engine, library)
+        assert cache.open_context(compiled) == "context"
+        assert compiled.strategy.name == "USER_MANAGED"
+        assert compiled.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
+        return cache.keep()
+
+    assert opened_and_kept() == ()
+    assert path.read_bytes() == b"kernels"
+    assert opened_and_kept() == ()
+    assert path.read_bytes() == b"kernels" * 2
+    path.write_bytes(b"other card's")
+    assert opened_and_kept() == ()
+    assert path.read_bytes() == b"kernels"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "file"))
+    (note,) = opened_and_kept()
+    assert note.startswith("compiled kernels are not kept: ")
