@@ -61,10 +61,10 @@ class Fusion(nn.Module):
     def __init__(self, network: MedalS, *, with_prompts: bool) -> None:
         super().__init__()
         block = cast("ConvBlock", network.fusion_conv.convs[0])
-        halves = block.conv.weight.detach().split(network.config.channels, dim=1)
-        self.register_buffer("feature_weight", halves[0].clone())
+        weight, channels = block.conv.weight.detach(), network.config.channels
+        self.register_buffer("feature_weight", weight[:, :channels].clone())
         if with_prompts:
-            self.register_buffer("prompt_weight", halves[1].clone())
+            self.register_buffer("prompt_weight", weight[:, channels:].clone())
         self.bias = block.conv.bias
         self.norm = block.norm
         self.activation = block.activation

@@ -64,7 +64,16 @@ def _processor_name() -> str:
 
 
 def peak_memory_mib() -> float | None:
-    """Largest resident size of this process so far, in MiB; None where the system can't tell."""
+    """Largest resident size of this process so far, in MiB; None where the system can't tell.
+
+    Linux keeps it with the process's memory; what `getrusage` gives there counts that of the
+    program that started this one, too.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 1)
     try:
         import resource
     except ImportError:  # Windows has no such module

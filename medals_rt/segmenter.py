@@ -91,9 +91,9 @@ class Segmenter:
         bundle
             Its folder; None for the one named by ``MEDALS_RT_BUNDLE``, else the demo.
         runner
-            ``"auto"``, ``"openvino"`` or ``"onnxruntime"``.
+            ``"auto"`` or one of `medals_rt.runners.RUNNER_KINDS`.
         precision
-            ``"fp32"`` or ``"bf16"``; None: what suits this processor.
+            ``"fp32"``, ``"fp16"`` or ``"bf16"``; None: what suits this machine and bundle.
         threads
             For the network; None: all that this process may use.
 

@@ -1,14 +1,14 @@
 """Every command and Python line of the documentation: run, or at least checked word by word."""
 
 import ast
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from medals_export.checkpoint import save_checkpoint
 from medals_rt.bundle import Bundle
 from medals_rt.cli import app
 from medals_rt.runners.base import Runner
+from medals_rt.runners.tensorrt_library import MODULES
 from tests import documented
 from tests.bundles import tiny_checkpoint
 from tests.documented import COMMAND, ROOT, Block, blocks, commands, pages
@@ -33,8 +34,8 @@ from tests.texts import add_text_encoder
 
 PAGES = pages()
 RUN = ("bash", "python")
-NEEDED = {"rtx-workstation.md": "tensorrt_rtx"}
-"""Modules without which a page's commands can't be run."""
+NEEDS_TENSORRT_RTX = {"rtx-workstation.md"}
+"""Pages whose commands build engines: the extra 'rtx' isn't published for every machine."""
 MADE_HERE = {"your-own-checkpoint.md": "engines/medal-s"}
 """What a page makes itself, so that it must not be there."""
 RELEASED = {
@@ -43,6 +44,8 @@ RELEASED = {
 }
 PROMPTS = '{"1": "Left lung in chest CT", "2": "Right lung in chest CT", "instance_label": 0}'
 KNOWN_SENTENCES = '{"CT_x": {"1": ["Left lung in chest CT", "left lung"], "instance_label": 0}}'
+USAGE_ERROR = typer.BadParameter.__mro__[1]
+"""click's UsageError; some versions of typer carry a click of their own."""
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _PATH = re.compile(r"(?<![\w./-])(?:benchmarks|docs|tests|medals_rt|medals_export)/[\w./-]*\w")
 
@@ -116,8 +119,8 @@ def has_code(page: Path) -> bool:
 @pytest.mark.parametrize("page", [page for page in PAGES if has_code(page)], ids=id_of)
 def test_what_a_page_says_can_be_done(page: Path, workspace: Path) -> None:
     """A page's blocks one after the other, in one folder, as a reader would."""
-    if page.name in NEEDED and importlib.util.find_spec(NEEDED[page.name]) is None:
-        pytest.skip(f"{page.name} needs {NEEDED[page.name]}")
+    if page.name in NEEDS_TENSORRT_RTX and not any(map(find_spec, MODULES["tensorrt-rtx"])):
+        pytest.skip("TensorRT-RTX is not installed: the extra 'rtx'")
     names: dict[str, Any] = {}
     for block in blocks(page):
         if block.language == "python" and not block.label:
@@ -196,7 +199,7 @@ def check_python(words: list[str]) -> None:
     if words[0] == "-m":
         if words[1] == "venv":
             return
-        found = importlib.util.find_spec(words[1])
+        found = find_spec(words[1])
         assert found is not None, words[1]
         assert found.origin is not None
         script, options = Path(found.origin), words[2:]
@@ -228,6 +231,27 @@ CHECKS = {
     "python3": check_python,
     "docker": check_docker,
 }
+
+
+@pytest.mark.parametrize(
+    ("check", "words", "error"),
+    [
+        (parse, ["run", "--input", "x", "--no-such"], USAGE_ERROR),
+        (parse, ["run"], USAGE_ERROR),
+        (parse, ["build", "--target", "abacus"], USAGE_ERROR),
+        (parse, ["walk"], KeyError),
+        (check_make, ["tea"], AssertionError),
+        (check_pip, ["install", ".[cpu,abacus]"], AssertionError),
+        (check_python, ["benchmarks/memory.py", "--no-such"], AssertionError),
+        (check_python, ["-m", "tests.no_such"], AssertionError),
+        (check_docker, ["build", "--build-arg", "NO=such"], AssertionError),
+    ],
+)
+def test_wrong_commands_are_noticed(
+    check: Callable[[list[str]], None], words: list[str], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        check(words)
 
 
 def test_the_sketch_of_a_runner_is_the_protocol() -> None:

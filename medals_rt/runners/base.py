@@ -32,11 +32,11 @@ class Runner(Protocol):
     name
         The graph's name, for messages.
     kind
-        The library: "openvino" or "onnxruntime".
+        The library, one of `RunnerKind`.
     device
-        Where arrays are taken from and given back, "cpu" here.
+        Where arrays are taken from and given back: "cpu" or "cuda".
     precision
-        Arithmetic that is really used: "fp32" or "bf16".
+        Arithmetic that is really used, one of `Precision`.
     version
         The library's version.
     threads

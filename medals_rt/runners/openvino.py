@@ -25,7 +25,7 @@ HANDED_OVER = frozenset({"features", "refined"})
 
 _OUTPUT_NODE = "/sink_port_0"  # as the library itself tells an output's node from its tensor
 # Part of a compiled graph's key: to be raised when graphs are joined in another way.
-_JOINED_BY = 1
+_JOINED_BY = 2
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 _DTYPES = {
     "f32": "float32",
@@ -195,15 +195,16 @@ class OpenVINORunner:
 def join_graphs(paths: Sequence[Path]) -> Any:
     """Read ONNX graphs and make one `openvino.Model` of them, fed as `OpenVINORunner` says.
 
-    Where one graph fixes the number of prompts, all inputs of the whole are fixed to it: a folded
-    refiner's weights are computed, which the library can do for a known number of channels only.
+    Where one graph fixes the number of prompts, what comes from another is given that shape, and
+    the other keeps its own free. Fixing all would be simpler, but compiled in bf16 for as many
+    prompts as it has attention heads, a query decoder gives a `T` that is up to a tenth wrong
+    (OpenVINO 2026.4).
     """
     openvino = import_openvino()
     core = openvino.Core()
     made: dict[str, Any] = {}
     read: set[str] = set()
     parameters: dict[str, Any] = {}
-    fixed: list[int | None] = []
     for path in paths:
         graph = core.read_model(str(path))
         for parameter in graph.get_parameters():
@@ -214,18 +215,10 @@ def join_graphs(paths: Sequence[Path]) -> Any:
             if source is None:
                 parameters[name] = parameter
             else:
-                fixed.append(_fixed_width(source, parameter))
-                parameter.output(0).replace(source)
+                parameter.output(0).replace(_of_width(source, parameter))
                 read.add(name)
         for output in graph.outputs:
             made[output.get_any_name()] = output.get_node().input_value(0)
-    width = next((axis for axis in fixed if axis is not None), None)
-    if width is not None:
-        for parameter in parameters.values():
-            shape = parameter.get_partial_shape()
-            if shape.is_dynamic:
-                shape[0] = width
-                parameter.set_partial_shape(shape)
     outputs = {name: value for name, value in made.items() if name not in read}
     model = openvino.Model(
         [openvino.op.Result(value) for value in outputs.values()],
@@ -293,10 +286,14 @@ def _named(model: Any, outputs: Sequence[str]) -> Any:
     return model
 
 
-def _fixed_width(source: Any, parameter: Any) -> int | None:
-    """Give the number of prompts that a graph fixes for what is free where it comes from."""
-    given, wanted = source.get_partial_shape()[0], parameter.get_partial_shape()[0]
-    return wanted.get_length() if given.is_dynamic and wanted.is_static else None
+def _of_width(source: Any, parameter: Any) -> Any:
+    """Give what comes from one graph the number of prompts that the next one fixes."""
+    wanted = parameter.get_partial_shape()
+    if source.get_partial_shape().is_static or wanted.is_dynamic:
+        return source
+    from openvino import opset13
+
+    return opset13.reshape(source, list(wanted.to_shape()), special_zero=False).output(0)
 
 
 def _specs(ports: Sequence[Any]) -> tuple[TensorSpec, ...]:

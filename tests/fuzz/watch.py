@@ -6,7 +6,6 @@ hook; a hang by an alarm; memory by the process's peak; anything but a `MedalsEr
 
 import contextlib
 import os
-import resource
 import signal
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from types import FrameType
 import numpy as np
 
 from medals_rt.errors import MedalsError
+from medals_rt.report import peak_memory_mib
 from tests.fuzz.mutations import mutate
 from tests.fuzz.targets import TARGETS, Target
 
@@ -106,12 +106,13 @@ def run(target: Target, seed: int, count: int, guard: Guard, scratch: Path) -> l
         path = scratch / f"input{target.ending}"
         path.write_bytes(data)
         before = set(scratch.iterdir())
-        peak = _peak_mib()
+        peak = peak_memory_mib() or 0.0
         with guard.watching() as seen:
             problem = _feed(target, path)
         problems = [*seen, *([problem] if problem else [])]
-        if _peak_mib() - peak > MIB_PER_INPUT:
-            problems.append(f"took {_peak_mib() - peak:.0f} MiB for {len(data)} bytes")
+        taken = (peak_memory_mib() or 0.0) - peak
+        if taken > MIB_PER_INPUT:
+            problems.append(f"took {taken:.0f} MiB for {len(data)} bytes")
         left = {p for p in set(scratch.iterdir()) - before if p.suffix or p.is_file()}
         problems += [f"left {p.name}" for p in left]
         findings += [Finding(target.name, seed, index, what) for what in problems]
@@ -134,10 +135,6 @@ def _feed(target: Target, path: Path) -> str | None:
     finally:
         signal.alarm(0)
     return None
-
-
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _hang(_number: int, _frame: FrameType | None) -> None:
