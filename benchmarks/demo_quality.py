@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from reporting import write_report
 from scipy import ndimage
 
 import medals_rt
 from medals_export.training.cases import CaseRecipe, make_case
-from medals_rt.files import write_json
 from medals_rt.metrics import dice_by_label, match_instances
 from medals_rt.prompts import PromptSet, parse_prompts
 from medals_rt.report import machine_facts
@@ -289,24 +289,12 @@ def main() -> None:
             scored += run_anatomy(segmenter, number)
             if number % 2 == 0:
                 lesions.append(run_lesions(segmenter, number))
-            print(
-                number,
-                {
-                    each.mode: round(np.mean(list(each.dsc.values())), 3)
-                    for each in scored
-                    if each.number == number
-                },
-                flush=True,
-            )
+            print(number, case_means(scored, number), flush=True)
         real = run_real_scan(segmenter)
         bundle = {"name": segmenter.bundle.name, "hash": segmenter.bundle.hash}
     summary = summarize(scored, lesions, real, time.perf_counter() - start, bundle)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output.with_suffix(".json"), summary)
-    text = markdown(summary)
-    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
+    write_report(options.output, summary, markdown(summary))
     picture(summary, options.output.with_suffix(".png"))
-    print(text)
     print(json.dumps(summary["mean_dsc"], indent=1))
 
 

@@ -10,7 +10,6 @@ out.
 """
 
 import argparse
-import datetime as dt
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -20,9 +19,9 @@ from typing import Any
 import cupy
 import numpy as np
 from phantoms import Shape, organs, smooth_image
+from reporting import today, write_report
 
 from medals_rt.arrays import bounding_box, to_device, to_host
-from medals_rt.files import write_json
 from medals_rt.postprocess import drop_small_components, keep_probable_components
 from medals_rt.report import library_versions, machine_facts
 from medals_rt.resample import resample_image, resample_labels
@@ -103,15 +102,13 @@ def main() -> None:
         )
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     report = {
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "date": today(),
         "card": properties["name"].decode(),
         "machine": machine_facts(),
         "versions": library_versions(),
         "cucim": find_spec("cucim") is not None,
         "rows": rows,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output.with_suffix(".json"), report)
     lines = [
         f"{report['card']}, {report['date']}; milliseconds, median.",
         "",
@@ -119,9 +116,7 @@ def main() -> None:
         "|---|---:|---:|---|",
         *(f"| {r['step']} | {r['card_ms']} | {r['other_ms']} | {r['note']} |" for r in rows),
     ]
-    text = "\n".join(lines) + "\n"
-    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    write_report(options.output, report, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from reporting import today, write_report
 
 from medals_rt.bundle import Bundle
-from medals_rt.files import write_json
 from medals_rt.network import StageNetwork
 from medals_rt.report import library_versions, machine_facts
 from medals_rt.segmenter import Segmenter
@@ -219,7 +219,7 @@ def main() -> None:
         found = {who: ask(who, options, folder / who) for who in ("openvino bf16", BASELINE)}
         rows = compared(found, folder)
     report = {
-        "date": time.strftime("%Y-%m-%d"),
+        "date": today(),
         "machine": machine_facts(),
         "versions": library_versions(),
         "threads": options.threads,
@@ -227,11 +227,7 @@ def main() -> None:
         "open": opened,
         "rows": rows,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output.with_suffix(".json"), report)
-    text = markdown(report)
-    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    write_report(options.output, report, markdown(report))
 
 
 if __name__ == "__main__":

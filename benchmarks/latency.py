@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from reporting import write_report
 
 from medals_export.checkpoint import load_checkpoint
 from medals_export.model import MedalS
 from medals_rt.bundle import Bundle
-from medals_rt.files import write_json
 from medals_rt.network import StageNetwork
 from medals_rt.report import library_versions, machine_facts
 from medals_rt.spatial import LabelPrompts, label_prompts
@@ -171,11 +171,7 @@ def main() -> None:
         "repetitions": options.repetitions,
         "rows": rows,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output.with_suffix(".json"), report)
-    text = markdown(report)
-    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    write_report(options.output, report, markdown(report))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from reporting import today, write_report
 
-from medals_rt.files import write_json
 from medals_rt.gathering import SlabAccumulator
 from medals_rt.geometry import StageSpec, plan_stage
 from medals_rt.memory import LARGEST_DEFAULT_SLAB, MemoryLimit, plan_memory
@@ -157,15 +157,13 @@ def main() -> None:
         rows.append(msgspec.json.decode(found.stdout))
         print(rows[-1], flush=True)
     report = {
-        "date": time.strftime("%Y-%m-%d"),
+        "date": today(),
         "machine": machine_facts(),
         "versions": library_versions(),
         "limit_gb": limit / 1e9,
         "rows": rows,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output.with_suffix(".json"), report)
-    options.output.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
+    write_report(options.output, report, markdown(report))
 
 
 if __name__ == "__main__":

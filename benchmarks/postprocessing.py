@@ -14,7 +14,6 @@ against each other.
 
 import argparse
 import contextlib
-import datetime as dt
 import importlib
 import io
 import sys
@@ -25,10 +24,10 @@ from pathlib import Path
 import cc3d
 import numpy as np
 from phantoms import Shape, organs
+from reporting import today, write_report
 from scipy.ndimage import label
 
 from medals_rt.arrays import usable_cores
-from medals_rt.files import write_json
 from medals_rt.postprocess import drop_small_components, keep_probable_components
 from medals_rt.report import library_versions, machine_facts
 
@@ -215,18 +214,14 @@ def main() -> None:
     for classes in options.classes:
         rows += full_rows(classes, release, options.repetitions)
     report = {
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "date": today(),
         "machine": machine_facts(),
         "versions": library_versions(),
         "threads": usable_cores(),
         "repetitions": options.repetitions,
         "rows": rows,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output.with_suffix(".json"), report)
-    text = markdown(report)
-    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    write_report(options.output, report, markdown(report))
 
 
 if __name__ == "__main__":

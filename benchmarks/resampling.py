@@ -16,7 +16,6 @@ plain reference, each image against torch. Needs the extra `export`.
 """
 
 import argparse
-import datetime as dt
 import importlib
 import json
 import sys
@@ -28,11 +27,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from phantoms import Shape, organs, smooth_image
+from reporting import today, write_report
 from scipy.ndimage import zoom
 from torch.nn.functional import interpolate
 
 from medals_rt.arrays import usable_cores
-from medals_rt.files import write_json
 from medals_rt.geometry import separate_axis
 from medals_rt.report import library_versions, machine_facts
 from medals_rt.resample import resample_image, resample_labels
@@ -258,18 +257,14 @@ def main() -> None:
                 )
             )
     report = {
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "date": today(),
         "machine": machine_facts(),
         "versions": {**library_versions(), "torch": torch.__version__},
         "threads": threads,
         "repetitions": options.repetitions,
         "rows": rows,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output.with_suffix(".json"), report)
-    text = markdown(report)
-    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+    write_report(options.output, report, markdown(report))
 
 
 if __name__ == "__main__":

@@ -15,17 +15,16 @@ alone, without projection and modality vectors. Writes a JSON and a Markdown tab
 """
 
 import argparse
-import datetime as dt
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from reporting import today, write_report
 
 from medals_export.known_sentences import KnownSentences, read_sentences
 from medals_export.text_bank import canonical_sentence
 from medals_export.text_encoder import TextCheckpoint, load_text_encoder
-from medals_rt.files import write_json
 from medals_rt.report import machine_facts
 from medals_rt.vocabulary import ClassKey
 
@@ -160,7 +159,7 @@ def main() -> None:
         leave_out_tower_tail(encoder)
     figures = measure(encoder, read_sentences(arguments.sentences))
     figures |= {
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "date": today(),
         "machine": machine_facts(),
         "text encoder": encoder.source.file,
         "sha256": encoder.source.sha256,
@@ -170,10 +169,10 @@ def main() -> None:
     for name in ("cosine to own mean", "cosine to nearest other mean"):
         print(f"{name}:", ", ".join(f"{what} {value:.3f}" for what, value in figures[name].items()))
     print(f"length of mean: {figures['length of mean over length of sentences']:.3f}")
-    print(table(figures))
-    if arguments.output is not None:
-        write_json(arguments.output.with_suffix(".json"), figures)
-        arguments.output.with_suffix(".md").write_text(table(figures) + "\n", encoding="utf-8")
+    if arguments.output is None:
+        print(table(figures))
+    else:
+        write_report(arguments.output, figures, table(figures) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,12 +40,12 @@ from medals_rt.manifest import (
     Stages,
     VerifiedRecord,
 )
+from medals_rt.progress import Progress
 from medals_rt.runners import CPU_RUNNERS, RunnerKind, installed
 from medals_rt.runners.base import Precision
 from medals_rt.vocabulary import by_bank_key
 
 AnyPath = str | os.PathLike[str]
-Progress = Callable[[str, int, int], None]
 Weights = Literal["fp32", "fp16", "bf16"]
 # forward passes of a released network take seconds at 96^3 voxels, and minutes at full size
 MOST_VERIFIED_VOXELS = 96**3

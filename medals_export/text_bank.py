@@ -22,7 +22,7 @@ embedded, as in "Spleen in CT".
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,13 +33,13 @@ import numpy.typing as npt
 
 from medals_rt.errors import ExportError, MissingFileError
 from medals_rt.manifest import SourceRecord, file_sha256
+from medals_rt.progress import Progress
 from medals_rt.vocabulary import ClassKey, all_classes
 
 if TYPE_CHECKING:
     from medals_export.text_encoder import TextCheckpoint
 
 Floats = npt.NDArray[np.float32]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

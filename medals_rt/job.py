@@ -1,6 +1,6 @@
 """One case from files to files: read, segment, write. The command `medals-rt run` is this."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from medals_rt.multi_window import Pass, check_window, segment_by_window
 from medals_rt.options import PromptSource, RunOptions
 from medals_rt.policy import load_policy
 from medals_rt.preview import Orientation, require_matplotlib, save_preview
+from medals_rt.progress import Progress
 from medals_rt.prompts import (
     PLAIN_READING,
     PromptReading,
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from medals_rt.segmenter import Result, Segmenter
 
 _SPACING_TOLERANCE = 1e-3
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

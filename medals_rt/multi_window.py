@@ -19,6 +19,7 @@ from medals_rt.annotation import checked_annotation
 from medals_rt.errors import InputError
 from medals_rt.intensities import AUTO, is_native, parse_window
 from medals_rt.policy import load_policy
+from medals_rt.progress import Progress
 from medals_rt.prompts import PromptSet
 from medals_rt.report import class_records
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from medals_rt.segmenter import Result
     from medals_rt.volume import Volume
 
-Progress: TypeAlias = Callable[[str, int, int], None]
 Labels: TypeAlias = npt.NDArray[Any]
 
 

@@ -250,7 +250,9 @@ class StageNetwork:
             Which, with start and stop, and `P (n, H, W, D)` float32.
         """
         wanted = classes or slice(0, queries.shape[0])
-        graphs = _chains(queries.shape[0], wanted, classes_per_chunk, prompted=prompts is not None)
+        graphs = pass_chains(
+            queries.shape[0], wanted, classes_per_chunk, prompted=prompts is not None
+        )
         if prompts is not None and len(graphs) == 1:
             yield wanted, self._folded(graphs[0], image, queries, prompts)[wanted, ...]
             return
@@ -285,7 +287,7 @@ class StageNetwork:
         prompted
             Whether windows will have spatial prompts.
         """
-        for graphs in _chains(count, classes, classes_per_chunk, prompted=prompted):
+        for graphs in pass_chains(count, classes, classes_per_chunk, prompted=prompted):
             if self._joined is not None:
                 self._joined[graphs]
             else:
@@ -365,7 +367,9 @@ class StageNetwork:
         self.close()
 
 
-def _chains(count: int, wanted: slice, classes_per_chunk: int, *, prompted: bool) -> list[Graphs]:
+def pass_chains(
+    count: int, wanted: slice, classes_per_chunk: int, *, prompted: bool
+) -> list[Graphs]:
     """Give the chains of graphs that a pass of N classes runs, in order."""
     if prompted:
         name = next((name for width, name in FOLDED_REFINERS.items() if width >= count), None)

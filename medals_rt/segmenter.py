@@ -28,11 +28,12 @@ from medals_rt.memory import memory_limit, memory_record
 from medals_rt.network import CLASSES_PER_CHUNK, StageNetwork
 from medals_rt.plan import feature_channels
 from medals_rt.policy import load_policy
+from medals_rt.progress import Progress
 from medals_rt.prompts import PromptSet, parse_prompts
 from medals_rt.refinement import MaskSource, Mode, seeded_masks
 from medals_rt.report import RunReport, Stopwatch, class_records, peak_memory_mib
 from medals_rt.runners import RUNNER_KINDS
-from medals_rt.stage import Progress, StageTask
+from medals_rt.stage import StageTask
 from medals_rt.two_stages import STAGE_NAMES, CaseRun, StageNumber, StageOutcome, run_stages
 from medals_rt.volume import Volume
 

@@ -6,9 +6,8 @@ spatial prompts (system rules 5 to 7).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 from medals_rt.arrays import Array, contiguous, namespace, settle
 from medals_rt.budget import Watchdog
@@ -17,14 +16,12 @@ from medals_rt.geometry import StagePlan
 from medals_rt.memory import MemoryPlan
 from medals_rt.network import StageNetwork
 from medals_rt.policy import Preset
+from medals_rt.progress import Progress
 from medals_rt.refinement import MaskSource, Mode, Part, WindowPass, passes_per_window, refine
 from medals_rt.report import Stopwatch
 from medals_rt.resample import FILE_ORDER, resample_image, resample_labels
 from medals_rt.spatial import LabelPrompts, SpatialPrompts, label_prompts
 from medals_rt.windows import gaussian_weights, pad_far_end
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with the stage's name, the windows done and the windows in all."""
 
 
 @dataclass(frozen=True)

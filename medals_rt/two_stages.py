@@ -15,9 +15,10 @@ from medals_rt.geometry import Spacing, StagePlan, plan_stage, region_of_interes
 from medals_rt.memory import MemoryLimit, MemoryPlan, plan_memory
 from medals_rt.network import StageNetwork
 from medals_rt.policy import CaseRules, Preset
+from medals_rt.progress import Progress
 from medals_rt.refinement import passes_per_window
 from medals_rt.report import StageRecord, Stopwatch
-from medals_rt.stage import Progress, StageResult, StageTask, run_stage, window_pass
+from medals_rt.stage import StageResult, StageTask, run_stage, window_pass
 from medals_rt.volume import to_dhw, to_hwd
 
 StageNumber: TypeAlias = Literal[1, 2]

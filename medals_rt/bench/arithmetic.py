@@ -12,15 +12,13 @@ from typing import Any
 
 from medals_rt.bundle import Bundle
 from medals_rt.errors import MissingDependencyError
-from medals_rt.manifest import GraphName
+from medals_rt.network import CLASSES_PER_CHUNK, pass_chains
 
 Shape = tuple[int, ...]
 
-FOLDED_WIDTHS = (1, 2, 4, 8, 16)
-
 
 def pass_tflop(bundle: Bundle, stage: int, classes: int, *, prompted: bool) -> float:
-    """Count one window's pass, in the cheapest form that the bundle has for it, in TFLOP.
+    """Count one window's pass, by the graphs that the network runs for it, in TFLOP.
 
     Parameters
     ----------
@@ -31,14 +29,10 @@ def pass_tflop(bundle: Bundle, stage: int, classes: int, *, prompted: bool) -> f
     prompted
         With spatial prompts, or from text alone.
     """
-    names: list[tuple[GraphName, int]] = [("image_encoder", 1), ("query_decoder", classes)]
-    if not prompted:
-        names.append(("refiner_text_only", classes))
-    elif width := next((w for w in FOLDED_WIDTHS if w >= classes), None):
-        names.append((_folded(width), width))
-    else:
-        names += [("fusion", 1), ("classifier", classes)]
-    return sum(graph_flop(bundle.graph_path(stage, name), count) / 1e12 for name, count in names)
+    wanted = slice(0, classes)
+    chains = pass_chains(classes, wanted, CLASSES_PER_CHUNK, prompted=prompted)
+    graphs = (bundle.graph_path(stage, name) for chain in chains for name in chain)
+    return sum(graph_flop(path, classes) for path in graphs) / 1e12
 
 
 @lru_cache(maxsize=64)
@@ -82,17 +76,6 @@ def import_onnx() -> Any:
             "counting arithmetic needs onnx: pip install 'medals-rt[bench]'"
         ) from error
     return onnx
-
-
-def _folded(width: int) -> GraphName:
-    names: dict[int, GraphName] = {
-        1: "refiner_1",
-        2: "refiner_2",
-        4: "refiner_4",
-        8: "refiner_8",
-        16: "refiner_16",
-    }
-    return names[width]
 
 
 def _convolution(node: Any, shapes: Mapping[str, Shape]) -> int:

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 Shape3 = tuple[int, int, int]
 Task = Literal["cold", "warm", "classes", "volumes", "roofs"]
@@ -167,8 +168,4 @@ def quantile(values: list[float], share: float) -> float:
     """
     if not values:
         raise ValueError("no values to take a quantile of")
-    ordered = sorted(values)
-    position = share * (len(ordered) - 1)
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+    return float(np.quantile(values, share))

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,9 +26,8 @@ from medals_rt.cases import read_case
 from medals_rt.errors import InputError, MedalsError
 from medals_rt.job import choose_prompts
 from medals_rt.options import PromptSource
+from medals_rt.progress import Progress
 from medals_rt.report import BUDGET_SECONDS_PER_CLASS, library_versions, machine_facts
-
-Progress = Callable[[str, int, int], None]
 
 BASELINE = Contestant("pytorch", "bf16")
 """Eager PyTorch under autocast: what the released code would be on the same machine."""

@@ -1,6 +1,6 @@
 """Whole cases: every candidate end to end beside the reference, with the same block masks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +13,12 @@ from medals_rt.network import StageNetwork
 from medals_rt.options import PromptSource
 from medals_rt.parity.measures import compare_cases
 from medals_rt.parity.references import Candidate, Reference
+from medals_rt.progress import Progress
 from medals_rt.prompts import PromptSet
 from medals_rt.refinement import seeded_masks
 from medals_rt.segmenter import Result, Segmenter
 from medals_rt.two_stages import StageNumber
 from medals_rt.volume import Volume
-
-Progress = Callable[[str, int, int], None]
 
 _PROMPTS_ENDING = ".prompts.json"
 

@@ -5,7 +5,7 @@ array of features alone is 1.8 GB.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
@@ -18,9 +18,9 @@ from medals_rt.errors import MedalsError
 from medals_rt.manifest import FOLDED_REFINERS, GRAPH_NAMES, GraphName, GraphParity, GraphRecord
 from medals_rt.parity.measures import relative_error
 from medals_rt.parity.references import Candidate, Reference, open_candidate
+from medals_rt.progress import Progress
 from medals_rt.runners import Runner
 
-Progress = Callable[[str, int, int], None]
 Tensors = dict[str, npt.NDArray[np.float32]]
 
 PROMPTS_TRIED = 3

@@ -30,8 +30,6 @@ def relative_error(found: Floats, expected: Floats) -> float:
     RunnerError
         If shapes differ.
     """
-    if found.shape != expected.shape:
-        raise RunnerError(f"shapes differ: {found.shape} and {expected.shape}")
     difference = scale = 0.0
     for a, b in _blocks(found, expected):
         scale = max(scale, float(np.abs(b).max()))
@@ -53,8 +51,6 @@ def rms_error(found: Floats, expected: Floats) -> float:
     RunnerError
         If shapes differ.
     """
-    if found.shape != expected.shape:
-        raise RunnerError(f"shapes differ: {found.shape} and {expected.shape}")
     difference = scale = 0.0
     for a, b in _blocks(found, expected):
         difference += float(np.square(a - b, dtype=np.float64).sum())
@@ -110,7 +106,9 @@ def _or_none(score: float) -> float | None:
 
 
 def _blocks(first: Floats, second: Floats) -> Iterator[tuple[Floats, Floats]]:
-    """Walk two arrays of one shape in blocks of float32."""
+    """Walk two arrays in blocks of float32; they must be of one shape."""
+    if first.shape != second.shape:
+        raise RunnerError(f"shapes differ: {first.shape} and {second.shape}")
     flat = first.reshape(-1), second.reshape(-1)
     for start in range(0, flat[0].size, _BLOCK_ELEMENTS):
         part = slice(start, start + _BLOCK_ELEMENTS)

@@ -1,6 +1,6 @@
 """Compare, judge by the tolerances of a recipe, and write the verdict into the bundle."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -24,10 +24,9 @@ from medals_rt.parity.cases import ParityCase, compare_whole_cases
 from medals_rt.parity.graphs import PROMPTS_TRIED, compare_graphs
 from medals_rt.parity.references import COARSENESS, Candidate, Reference, itself
 from medals_rt.parity.windows import compare_windows
+from medals_rt.progress import Progress
 from medals_rt.recipes import Recipe, Verification, verification_for
 from medals_rt.report import library_versions, machine_facts
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

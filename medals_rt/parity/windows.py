@@ -4,7 +4,7 @@ A library that optimizes across graphs computes something else than the graphs o
 it hands from one to the next need not be fp32: so both are compared.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +18,8 @@ from medals_rt.network import StageNetwork
 from medals_rt.parity.graphs import Tensors, graph_parity, made_up_inputs, tell
 from medals_rt.parity.measures import relative_error, rms_error
 from medals_rt.parity.references import Candidate, Reference
+from medals_rt.progress import Progress
 from medals_rt.spatial import channel_prompts
-
-Progress = Callable[[str, int, int], None]
 
 _BLOCK_SIZE = 4
 _MANY = max(FOLDED_REFINERS) + 1
