@@ -70,14 +70,24 @@ def check_graph(model: onnx.ModelProto, plan: GraphPlan) -> None:
     if odd:
         raise ExportError(f"{plan.name} uses operators it should not: {', '.join(sorted(odd))}")
     _check_borders(model, plan)
+    _check_types(infer_shapes(model, plan.name), plan)
+
+
+def infer_shapes(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """Give a graph with the shapes that ONNX infers, after its checker has passed it.
+
+    Raises
+    ------
+    ExportError
+        If the checker or strict shape inference object.
+    """
     try:
         onnx.checker.check_model(model, full_check=False)
-        inferred = shape_inference.infer_shapes(
+        return shape_inference.infer_shapes(
             model, check_type=True, strict_mode=True, data_prop=True
         )
     except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
-        raise ExportError(f"{plan.name} is no valid ONNX graph: {error}") from error
-    _check_types(inferred, plan)
+        raise ExportError(f"{name} is no valid ONNX graph: {error}") from error
 
 
 def _check_borders(model: onnx.ModelProto, plan: GraphPlan) -> None:

@@ -51,24 +51,52 @@ def _trace_free(plan: GraphPlan) -> onnx.ModelProto:
         else tensor
         for name, tensor in plan.inputs.items()
     )
+    return trace_module(
+        plan.module,
+        examples,
+        plan.name,
+        inputs=list(plan.inputs),
+        outputs=list(plan.outputs),
+        dynamic_shapes=shapes,
+        opset=plan.arithmetic.opset,
+    )
+
+
+def trace_module(
+    module: nn.Module,
+    examples: tuple[torch.Tensor, ...],
+    name: str,
+    *,
+    inputs: list[str],
+    outputs: list[str],
+    dynamic_shapes: tuple[dict[int, torch.export.Dim], ...],
+    opset: int,
+) -> onnx.ModelProto:
+    """Turn a module into ONNX, without what only tells how; `name` is for messages.
+
+    Raises
+    ------
+    ExportError
+        If the tracer fails.
+    """
     with quiet_tracer():
         try:
             program = torch.onnx.export(
-                plan.module,
+                module,
                 examples,
                 dynamo=True,
-                opset_version=plan.arithmetic.opset,
-                input_names=list(plan.inputs),
-                output_names=list(plan.outputs),
-                dynamic_shapes=shapes,
+                opset_version=opset,
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_shapes=dynamic_shapes,
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise ExportError(
-                f"{plan.name} could not be traced: {str(error).splitlines()[0]}"
+                f"{name} could not be traced: {str(error).splitlines()[0]}"
             ) from error
     if program is None:
-        raise ExportError(f"{plan.name} could not be traced: the exporter gave nothing")
+        raise ExportError(f"{name} could not be traced: the exporter gave nothing")
     model: onnx.ModelProto = program.model_proto
     strip_origins(model)
     return model

@@ -6,17 +6,17 @@ import msgspec
 import numpy as np
 import onnx
 import torch
-from onnx import shape_inference
 
 from medals_export.bundle_writer import file_record
-from medals_export.graph_checks import tensor_records
-from medals_export.onnx_graphs import quiet_tracer, strip_origins
+from medals_export.graph_checks import infer_shapes, tensor_records
+from medals_export.onnx_graphs import trace_module
 from medals_export.text_encoder import TextCheckpoint, load_text_encoder
 from medals_rt.errors import ExportError
 from medals_rt.free_text import LIBRARIES, TEXT_ENCODER_FOLDER, batch_tokens, open_graph
 from medals_rt.manifest import GraphRecord, TextEncoderRecord
 from medals_rt.runners import installed
 
+_NAME = "the text encoder"
 OPSET = 20
 TOLERANCE = 1e-4
 SENTENCE_AXIS, TOKEN_AXIS = "N", "L"
@@ -87,7 +87,10 @@ def export_text_encoder(text_encoder: Path, biolord: Path, folder: Path) -> Text
     """
     encoder = load_text_encoder(text_encoder, biolord)
     (folder / TEXT_ENCODER_FOLDER).mkdir()
-    names = [f"{TEXT_ENCODER_FOLDER}/{name}" for name in ("encoder.onnx", *_SIDE_FILES)]
+    names = [
+        f"{TEXT_ENCODER_FOLDER}/{name}"
+        for name in ("encoder.onnx", "tokenizer.json", "settings.json")
+    ]
     model = trace_text_encoder(encoder)
     (folder / names[0]).write_bytes(model.SerializeToString(deterministic=True))
     (folder / names[1]).write_text(encoder.tokenizer.to_str(pretty=True), encoding="utf-8")
@@ -109,9 +112,6 @@ def export_text_encoder(text_encoder: Path, biolord: Path, folder: Path) -> Text
     )
 
 
-_SIDE_FILES = ("tokenizer.json", "settings.json")
-
-
 def trace_text_encoder(encoder: TextCheckpoint) -> onnx.ModelProto:
     """Turn the encoder into ONNX, opset 20, and check it.
 
@@ -123,26 +123,15 @@ def trace_text_encoder(encoder: TextCheckpoint) -> onnx.ModelProto:
     tokens = torch.from_numpy(batch_tokens(encoder.tokenizer, _TRIALS, encoder.settings))
     sentences = torch.export.Dim(SENTENCE_AXIS, min=1, max=4096)
     length = torch.export.Dim(TOKEN_AXIS, min=2, max=encoder.settings.max_tokens)
-    with quiet_tracer():
-        try:
-            program = torch.onnx.export(
-                encoder.model,
-                (tokens[:, :7], torch.arange(len(tokens))),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=["token_ids", "modality"],
-                output_names=["embeddings"],
-                dynamic_shapes=({0: sentences, 1: length}, {0: sentences}),
-                verbose=False,
-            )
-        except torch.onnx.errors.OnnxExporterError as error:
-            raise ExportError(
-                f"the text encoder could not be traced: {str(error).splitlines()[0]}"
-            ) from error
-    if program is None:
-        raise ExportError("the text encoder could not be traced: the exporter gave nothing")
-    model: onnx.ModelProto = program.model_proto
-    strip_origins(model)
+    model = trace_module(
+        encoder.model,
+        (tokens[:, :7], torch.arange(len(tokens))),
+        _NAME,
+        inputs=["token_ids", "modality"],
+        outputs=["embeddings"],
+        dynamic_shapes=({0: sentences, 1: length}, {0: sentences}),
+        opset=OPSET,
+    )
     check_text_graph(model, encoder.settings.dim)
     return model
 
@@ -173,11 +162,7 @@ def check_text_graph(model: onnx.ModelProto, dim: int) -> None:
     ]
     if found != expected:
         raise ExportError(f"the text encoder's graph has {found}, it should have {expected}")
-    try:
-        onnx.checker.check_model(model, full_check=False)
-        shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
-        raise ExportError(f"the text encoder is no valid ONNX graph: {error}") from error
+    infer_shapes(model, _NAME)
 
 
 def compare_with_pytorch(encoder: TextCheckpoint, graph: Path) -> dict[str, float]:
