@@ -5,10 +5,12 @@ r"""What do the sums over windows take, in memory and time, for 1 to 243 classes
 The fine stage's grid of a 512x512x400 image at 1.5 mm (preset `paper`: it stays 512x512x400 voxels,
 of 1 mm to the network), windows of 192^3, of which the first row along H is walked: the sums are as
 large as ever, and a row costs what any other does. The network is replaced by one array of
-probabilities that every window gives, so that what is left is the run time's own: gathering,
-deciding, merging groups of classes. Each number of classes runs in a process of its own; its growth
-is given, and the peak of all arrays beside it (NumPy tells `tracemalloc` of its allocations).
-`--memory` is the limit that the plan is made for.
+probabilities that every window gives, so that what is left is the run time's own: gathering and
+deciding, in blocks of the image and groups of classes. How often windows are run for that is told,
+and how often they would be in groups of classes alone: the network's time grows with it. Each
+number of classes runs in a process of its own; its growth is given, and the peak of all arrays
+beside it (NumPy tells `tracemalloc` of its allocations). `--memory` is the limit that the plan is
+made for.
 """
 
 import argparse
@@ -17,15 +19,16 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from math import ceil
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from reporting import today, write_report
 
-from medals_rt.gathering import SlabAccumulator
+from medals_rt.gathering import SlabAccumulator, slab_bytes, undecided
 from medals_rt.geometry import StageSpec, plan_stage
-from medals_rt.memory import LARGEST_DEFAULT_SLAB, MemoryLimit, plan_memory
+from medals_rt.memory import LARGEST_DEFAULT_SLAB, MemoryLimit, MemoryPlan, plan_memory
 from medals_rt.policy import load_policy
 from medals_rt.report import library_versions, machine_facts
 from medals_rt.sizes import parse_size
@@ -47,33 +50,29 @@ def measure(classes: int, limit: int) -> dict[str, object]:
     )
     memory = plan_memory(
         classes,
-        plan.padded_shape_hwd,
-        FINE.window_hwd,
+        plan.resampled_shape_hwd,
+        plan.windows,
         CHANNELS,
         MemoryLimit(limit, "the benchmark", LARGEST_DEFAULT_SLAB),
     )
-    row = [window for window in plan.windows if window.starts_hwd[0] == 0]
     _, width, depth = plan.resampled_shape_hwd
     shape = (FINE.window_hwd[0], width, depth)
     rng = np.random.default_rng(0)
     chunk = memory.classes_per_chunk
     probabilities = rng.random((chunk, *FINE.window_hwd), np.float32)
     weights = gaussian_weights(FINE.window_hwd)
+    values = tuple(range(1, classes + 1))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tracemalloc.start()
-    decided, windows = None, 0
+    decided = undecided(shape, values, weights, keep_probability=True)
+    runs = 0
     adding = deciding = 0.0
-    for group in memory.groups:
+    for walk in memory.walks:
         start = time.perf_counter()
-        slabs = SlabAccumulator(
-            row,
-            shape,
-            tuple(range(group.start + 1, group.stop + 1)),
-            weights,
-            label_dtype=np.uint8 if classes < 256 else np.uint16,
-            keep_probability=True,
-            before=decided,
-        )
+        reaching = [plan.windows[index] for index in walk.windows]
+        row = [window for window in reaching if window.starts_hwd[0] == 0]
+        group = walk.classes
+        slabs = SlabAccumulator(row, values[group], weights, decided, walk.columns)
         for window in row:
             slabs.begin(window)
             deciding += time.perf_counter() - start
@@ -83,7 +82,7 @@ def measure(classes: int, limit: int) -> dict[str, object]:
                 slabs.add(part, probabilities[: part.stop - part.start])
             adding += time.perf_counter() - start
             start = time.perf_counter()
-            windows += 1
+            runs += 1
         decided = slabs.result()
         del slabs
         deciding += time.perf_counter() - start
@@ -93,16 +92,33 @@ def measure(classes: int, limit: int) -> dict[str, object]:
     return {
         "classes": classes,
         "grid_hwd": plan.resampled_shape_hwd,
-        "walks": len(memory.groups),
-        "windows": windows,
+        "windows": len(plan.windows),
+        "window_runs": memory.window_runs,
+        "times": round(memory.window_runs / len(plan.windows), 2),
+        "times_by_classes_alone": groups_alone(classes, plan.padded_shape_hwd, memory, limit),
+        "blocks": memory.column_blocks,
+        "groups": memory.class_groups,
         "accumulators_gb": round(memory.slab_bytes / 1e9, 2),
         "arrays_peak_gb": round(arrays / 1e9, 2),
         "process_grew_gb": round((after - before) * 1024 / 1e9, 2),
         "whole_array_gb": round(4 * (classes + 1) * h * w * d / 1e9, 1),
         "add_seconds": round(adding, 1),
-        "add_seconds_a_window": round(adding / windows, 3),
+        "add_seconds_a_window": round(adding / runs, 3),
         "decide_seconds": round(deciding, 1),
     }
+
+
+def groups_alone(
+    classes: int, shape_hwd: tuple[int, int, int], memory: MemoryPlan, limit: int
+) -> int:
+    """Count the groups of classes that would fit in the same room without blocks."""
+    room = min(LARGEST_DEFAULT_SLAB, limit - (memory.expected_bytes - memory.slab_bytes))
+    slab = (FINE.window_hwd[0], *shape_hwd[1:])
+    return next(
+        groups
+        for groups in range(1, classes + 1)
+        if slab_bytes(ceil(classes / groups), slab) <= room
+    )
 
 
 def markdown(report: dict) -> str:
@@ -110,7 +126,11 @@ def markdown(report: dict) -> str:
     machine = report["machine"]
     columns = {
         "classes": "classes",
-        "walks": "walks",
+        "blocks": "blocks",
+        "groups of classes": "groups",
+        "window runs": "window_runs",
+        "times the windows": "times",
+        "in groups of classes alone": "times_by_classes_alone",
         "sums, GB": "accumulators_gb",
         "all arrays at their peak, GB": "arrays_peak_gb",
         "one array of all classes, GB": "whole_array_gb",

@@ -62,15 +62,25 @@ def check_graph(model: onnx.ModelProto, plan: GraphPlan) -> None:
         in another type than it should, an input or output has another name, type or shape, N is no
         named free dimension where it should be, or ONNX's checker or strict shape inference object.
     """
-    opsets = {entry.domain: entry.version for entry in model.opset_import}
-    opset = plan.arithmetic.opset
-    if opsets != {"": opset} or model.functions:
-        raise ExportError(f"{plan.name} uses operator sets {opsets}, not {opset} alone")
-    odd = {node.op_type for node in model.graph.node} - ALLOWED_OPERATORS
-    if odd:
-        raise ExportError(f"{plan.name} uses operators it should not: {', '.join(sorted(odd))}")
+    check_operators(model, plan.name, plan.arithmetic.opset, ALLOWED_OPERATORS)
     _check_borders(model, plan)
     _check_types(infer_shapes(model, plan.name), plan)
+
+
+def check_operators(model: onnx.ModelProto, name: str, opset: int, allowed: frozenset[str]) -> None:
+    """Hold a graph to one version of ONNX's own operators, and to some of them.
+
+    Raises
+    ------
+    ExportError
+        If the opset is another, or an operator is not among the allowed ones.
+    """
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    if opsets != {"": opset} or model.functions:
+        raise ExportError(f"{name} uses operator sets {opsets}, not {opset} alone")
+    odd = {node.op_type for node in model.graph.node} - allowed
+    if odd:
+        raise ExportError(f"{name} uses operators it should not: {', '.join(sorted(odd))}")
 
 
 def infer_shapes(model: onnx.ModelProto, name: str) -> onnx.ModelProto:

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from medals_export.checkpoint import check_keys, read_checkpoint
-from medals_rt.errors import ExportError, MissingDependencyError, MissingFileError
+from medals_rt.errors import ExportError, MissingFileError
 from medals_rt.free_text import Floats, TextEncoderSettings, batch_tokens
 from medals_rt.manifest import SourceRecord, file_sha256
+from medals_rt.optional import import_optional
 from medals_rt.vocabulary import MODALITIES
 
 MAX_TOKENS = 256
@@ -176,7 +177,7 @@ def _build_architecture(biolord: Path) -> Any:
             f"{biolord} {found}; give BioLORD's folder with config.json and tokenizer files "
             "(its weights are not needed, the text encoder's checkpoint holds them)"
         )
-    transformers = _import_transformers()
+    transformers = import_optional("transformers", "the text encoder")
     try:
         config = transformers.AutoConfig.from_pretrained(
             biolord, local_files_only=True, trust_remote_code=False
@@ -200,7 +201,7 @@ def _read_tokenizer(biolord: Path) -> Any:
     """Read a folder's tokenizer as a `tokenizers.Tokenizer` that neither fills nor cuts."""
     from tokenizers import Tokenizer
 
-    transformers = _import_transformers()
+    transformers = import_optional("transformers", "the text encoder")
     if not any((biolord / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise MissingFileError(f"{biolord} has neither tokenizer.json nor vocab.txt")
     try:
@@ -233,16 +234,6 @@ def _check_vocabulary(tokenizer: Any, model: KnowledgeEncoder, biolord: Path) ->
             f"the tokenizer of {biolord} has tokens up to {largest}, the text encoder {rows} "
             "vectors for them; they don't belong together"
         )
-
-
-def _import_transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the text encoder needs transformers: pip install 'medals-rt[export]'"
-        ) from error
-    return transformers
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ import onnx
 import torch
 
 from medals_export.bundle_writer import file_record
-from medals_export.graph_checks import infer_shapes, tensor_records
+from medals_export.graph_checks import check_operators, infer_shapes, tensor_records
 from medals_export.onnx_graphs import trace_module
 from medals_export.text_encoder import TextCheckpoint, load_text_encoder
 from medals_rt.errors import ExportError
@@ -145,12 +145,7 @@ def check_text_graph(model: onnx.ModelProto, dim: int) -> None:
         If the opset is not 20, an operator is not among the allowed ones, an input or output has
         another name, type or shape, or ONNX's checker or strict shape inference object.
     """
-    opsets = {entry.domain: entry.version for entry in model.opset_import}
-    if opsets != {"": OPSET} or model.functions:
-        raise ExportError(f"the text encoder uses operator sets {opsets}, not {OPSET} alone")
-    odd = {node.op_type for node in model.graph.node} - ALLOWED_OPERATORS
-    if odd:
-        raise ExportError(f"the text encoder uses operators it should not: {sorted(odd)}")
+    check_operators(model, _NAME, OPSET, ALLOWED_OPERATORS)
     found = [
         (record.name, record.dtype, record.shape)
         for record in tensor_records([*model.graph.input, *model.graph.output])

@@ -13,15 +13,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, cached_property
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from medals_rt.cgroups import CGROUP, cpu_quota
 from medals_rt.errors import MissingDependencyError
+from medals_rt.optional import import_optional
 
 _CACHE_ELEMENTS = 1 << 17
 
@@ -85,12 +86,7 @@ def to_device(array: npt.ArrayLike, device: str) -> Array:
         return np.asarray(array)
     if device != "cuda":
         raise ValueError(f"unknown device {device!r}: choose 'cpu' or 'cuda'")
-    try:
-        import cupy
-    except ImportError as error:
-        raise MissingDependencyError(
-            "device 'cuda' needs CuPy: install the extra with pip install 'medals-rt[gpu]'"
-        ) from error
+    cupy = import_optional("CuPy", "device 'cuda'")
     if not cupy.is_available():
         raise MissingDependencyError("device 'cuda' was asked for, but CuPy finds no CUDA card")
     from medals_rt.staging import upload
@@ -155,47 +151,56 @@ def on_all_cores(work: Callable[..., None], blocks: Sequence[tuple[Any, ...]], l
 @cache
 def usable_cores() -> int:
     """Processors that this process may use: its affinity, and a container's quota."""
-    from medals_rt.runners.base import cpu_quota  # which itself needs this module
-
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(cores, cpu_quota(Path("/sys/fs/cgroup")) or cores))
+    return max(1, min(cores, cpu_quota(CGROUP) or cores))
 
 
-def combine_rows(
-    rows: Array, indices: npt.NDArray[np.int32], weights: npt.NDArray[np.float32]
-) -> Array:
-    """Give weighted sums of rows: row m is the sum of ``weights[m, k] * rows[indices[m, k]]``.
+class RowSums:
+    """Weighted sums of rows: row m is the sum of ``weights[m, k] * rows[indices[m, k]]``.
 
     Parameters
     ----------
-    rows
-        ``(R, C)`` float32.
     indices, weights
-        ``(M, K)``, on the host. Terms are added in the order of K.
-
-    Returns
-    -------
-    Array
-        ``(M, C)`` float32, on the device of `rows`.
+        ``(M, K)`` int32 and float32, on the host. Terms are added in the order of K.
+    count
+        R, of the rows that are read.
     """
-    xp = namespace(rows)
-    count, terms = indices.shape
-    if terms == 1 and bool((weights == 1).all()):
-        return xp.take(rows, as_namespace(indices[:, 0], xp, rows), axis=0)
-    if xp is np:
+
+    def __init__(
+        self, indices: npt.NDArray[np.int32], weights: npt.NDArray[np.float32], count: int
+    ) -> None:
+        self._indices, self._weights, self._count = indices, weights, count
+
+    def __call__(self, rows: Array) -> Array:
+        """Sum rows ``(R, C)`` float32 to ``(M, C)`` float32, on their device."""
+        xp = namespace(rows)
+        if xp is np and not self._copies:
+            # reads and writes each line once or twice, where taking and multiplying need five
+            return self._matrix @ rows
+        first = xp.take(rows, as_namespace(self._indices[:, 0], xp, rows), axis=0)
+        if self._copies:
+            return first
+        of_rows = as_namespace(self._weights, xp, rows)
+        result = first * of_rows[:, 0, None]
+        for k in range(1, self._indices.shape[1]):
+            taken = xp.take(rows, as_namespace(self._indices[:, k], xp, rows), axis=0)
+            result += taken * of_rows[:, k, None]
+        return result
+
+    @cached_property
+    def _copies(self) -> bool:
+        """Whether each sum is of one whole row."""
+        return self._indices.shape[1] == 1 and bool((self._weights == 1).all())
+
+    @cached_property
+    def _matrix(self) -> Any:
         from scipy.sparse import csr_array
 
-        # reads and writes each line once or twice, where taking and multiplying need five passes
-        starts = np.arange(0, terms * count + 1, terms, dtype=np.int32)
-        entries = (weights.reshape(-1), indices.reshape(-1), starts)
-        return csr_array(entries, shape=(count, rows.shape[0])) @ rows
-    of_rows = as_namespace(weights, xp, rows)
-    result = xp.zeros((count, rows.shape[1]), dtype=xp.float32, device=rows.device)
-    for k in range(terms):
-        taken = xp.take(rows, as_namespace(indices[:, k], xp, rows), axis=0)
-        result += taken * of_rows[:, k, None]
-    return result
+        sums, terms = self._indices.shape
+        starts = np.arange(0, terms * sums + 1, terms, dtype=np.int32)
+        entries = (self._weights.reshape(-1), self._indices.reshape(-1), starts)
+        return csr_array(entries, shape=(sums, self._count))
 
 
 def take_into(out: Array, array: Array, index: npt.NDArray[np.integer]) -> None:
@@ -226,7 +231,7 @@ def label_components(array: Array) -> tuple[Array, int]:
         The number of components.
     """
     xp = namespace(array)
-    box = bounding_box(xp.astype(array, xp.bool, copy=False))
+    box = bounding_box(array)
     if box is None:
         return xp.zeros(array.shape, dtype=xp.uint32, device=array.device), 0
     inside = box_slices(box)
@@ -298,8 +303,21 @@ def count_values(indices: Array, length: int, weights: Array | None = None) -> A
     )
 
 
-def look_up(table: npt.NDArray[Any], indices: Array) -> Array:
-    """Give ``table[indices]``: a small host table, and a volume ``(A, B, C)`` of integers."""
+def value_of_each(indices: Array, length: int, values: Array) -> Array:
+    """Give a value that stands with each of the `indices`, ``0 <= index < length``: ``(length,)``.
+
+    For indices that always stand with the same value; 0 for those that do not occur.
+    """
+    xp = namespace(indices)
+    if xp is np or is_cupy(indices):
+        table = xp.zeros(length, dtype=values.dtype)
+        table[indices] = values
+        return table
+    return as_namespace(value_of_each(to_host(indices), length, to_host(values)), xp)
+
+
+def look_up(table: Array, indices: Array) -> Array:
+    """Give ``table[indices]``: a small table, here or on the host, and integers ``(A, B, C)``."""
     xp = namespace(indices)
     on_device = as_namespace(table, xp, indices)
     result = xp.empty(indices.shape, dtype=on_device.dtype, device=indices.device)
@@ -327,17 +345,28 @@ def present_values(labels: Array) -> set[int]:
     return set(to_host(xp.unique_values(labels)).tolist()) - {0}
 
 
-def bounding_box(mask: Array) -> Box | None:
-    """Give the smallest box that holds the true voxels of `mask` ``(A, B, C)``; None: empty.
+def bounding_box(array: Array) -> Box | None:
+    """Give the smallest box that holds what is not 0 of a mask or label map; None: nothing is.
 
-    One transfer from a card, whatever is in the mask.
+    Parameters
+    ----------
+    array
+        ``(A, B, C)``: bool, or integers from 0 on.
+
+    Returns
+    -------
+    Box or None
+        Found with one transfer from a card, whatever is in the array.
     """
-    xp = namespace(mask)
-    plane = xp.any(mask, axis=0)
-    sides = (xp.any(mask, axis=(1, 2)), xp.any(plane, axis=1), xp.any(plane, axis=0))
+    xp = namespace(array)
+    if 0 in array.shape:
+        return None
+    reduce = xp.any if array.dtype == xp.bool else xp.max
+    plane = reduce(array, axis=0)
+    sides = (reduce(array, axis=(1, 2)), reduce(plane, axis=1), reduce(plane, axis=0))
     found = to_host(xp.concat(sides))
     low, high, start = [], [], 0
-    for length in mask.shape:
+    for length in array.shape:
         indices = np.flatnonzero(found[start : start + length])
         if not indices.size:
             return None

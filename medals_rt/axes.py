@@ -8,6 +8,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 import numpy.typing as npt
 
+_HALF = 0.5
+
 
 @dataclass(frozen=True, eq=False)
 class Axis:
@@ -42,8 +44,18 @@ class Axis:
     @cached_property
     def weights(self) -> npt.NDArray[np.float32]:
         """Their weights, ``(m, k)``."""
-        pairs = (np.float32(1) - self.share, self.share) if self.mixes else (1 - self.share,)
-        return np.stack(pairs, axis=1)
+        return np.ascontiguousarray(self.weights_of_pair[: self.reads.shape[1], :].T)
+
+    @cached_property
+    def lower_upper_nearer(self) -> npt.NDArray[np.intp]:
+        """Both input voxels of each output voxel and the nearer of them, ``(3, m)``."""
+        nearer = np.where(self.share > _HALF, self.upper, self.lower)
+        return np.stack([self.lower, self.upper, nearer])
+
+    @cached_property
+    def weights_of_pair(self) -> npt.NDArray[np.float32]:
+        """The weights of the lower and the upper one, ``(2, m)``."""
+        return np.stack([np.float32(1) - self.share, self.share])
 
     @cached_property
     def mixes(self) -> bool:

@@ -129,11 +129,22 @@ def case_budget(
     """
     if seconds_per_class is None:
         return None
+    return Budget(seconds_of_case(seconds_per_class, classes), clock() - spent, clock)
+
+
+def seconds_of_case(seconds_per_class: float, classes: int) -> float:
+    """Give the seconds of a case of so many classes.
+
+    Raises
+    ------
+    InputError
+        The time is not positive.
+    """
     if not 0 < seconds_per_class < float("inf"):
         raise InputError(
             f"a time budget needs a positive number of seconds, not {seconds_per_class}"
         )
-    return Budget(seconds_per_class * classes, clock() - spent, clock)
+    return seconds_per_class * classes
 
 
 def choose_effort(seconds: Sequence[float], left: float) -> int | None:
@@ -152,6 +163,55 @@ def choose_effort(seconds: Sequence[float], left: float) -> int | None:
         Its position; None where none fits.
     """
     return next((k for k, expected in enumerate(seconds) if expected <= left), None)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How thoroughly a stage is run to keep the time.
+
+    Attributes
+    ----------
+    effort
+        Position in `EFFORTS`; None: none fits.
+    seconds
+        What it is expected to take; where none fits, what the least would.
+    gives_up
+        What it leaves out, in words; empty where that is nothing.
+    """
+
+    effort: int | None
+    seconds: float
+    gives_up: str = ""
+
+
+def choose_stage(
+    seconds: Sequence[float], left: float, *, after: Sequence[float] = (), lesions: bool
+) -> Choice:
+    """Choose the most thorough effort of a stage that fits.
+
+    Parameters
+    ----------
+    seconds
+        What each of `EFFORTS` is expected to take.
+    left
+        What there is.
+    after
+        What the stage that follows takes at each of them, at the least. Where no effort leaves time
+        for that, this stage is to be the result, and gets the time.
+    lesions
+        Whether there would be further iterations.
+    """
+    chosen = None
+    if after:
+        chosen = choose_effort([a + b for a, b in zip(seconds, after, strict=True)], left)
+    if chosen is None:
+        chosen = choose_effort(seconds, left)
+    if chosen is None:
+        return Choice(None, seconds[-1])
+    # an effort that saves nothing over a more thorough one gives nothing up
+    saves = seconds[chosen] < seconds[0]
+    words = given_up_words(EFFORTS[chosen], lesions=lesions) if saves else ""
+    return Choice(chosen, seconds[chosen], words)
 
 
 class Watchdog:

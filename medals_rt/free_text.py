@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from medals_rt.errors import BundleError, InputError, MissingDependencyError, RunnerError
+from medals_rt.errors import BundleError, InputError, RunnerError
+from medals_rt.optional import import_optional, missing_one_of
 from medals_rt.runners import installed
 from medals_rt.runners.base import thread_limit
 
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
     from medals_rt.bundle import Bundle
 
 TEXT_ENCODER_FOLDER = "text_encoder"
-INSTALL_TOKENIZERS = "free text needs tokenizers: pip install 'medals-rt[text]'"
-INSTALL_RUNNER = (
-    "no inference library for the text encoder is installed: pip install 'medals-rt[cpu]' "
-    "(OpenVINO) or 'medals-rt[onnx]' (ONNX Runtime)"
-)
 SENTENCES_PER_RUN = 32
 
 Library: TypeAlias = Literal["openvino", "onnxruntime"]
@@ -113,12 +109,9 @@ def open_tokenizer(path: Path) -> Any:
     BundleError
         If it is not one that this version of `tokenizers` reads.
     """
+    tokenizers = import_optional("tokenizers", "free text")
     try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingDependencyError(INSTALL_TOKENIZERS) from error
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exceptions
         raise BundleError(f"{path} is no tokenizer that can be read: {error}") from error
     tokenizer.no_padding()
@@ -224,7 +217,7 @@ def open_graph(path: Path, library: Library | None = None) -> tuple[Library, Gra
     """
     chosen = library or next((name for name in LIBRARIES if installed(name)), None)
     if chosen is None:
-        raise MissingDependencyError(INSTALL_RUNNER)
+        raise missing_one_of("the text encoder", "OpenVINO", "ONNX Runtime")
     try:
         run = _OPENERS[chosen](path)
     except Exception as error:  # the libraries' errors share no base class

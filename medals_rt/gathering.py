@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy.typing as npt
 
 from medals_rt.arrays import Array, block_elements, namespace, on_all_cores
+from medals_rt.blocks import Columns
 from medals_rt.windows import Shape, Window
 
 _DECIDED_FROM = 0.5
@@ -20,14 +22,14 @@ _ARRAYS_OF_A_DECISION = 4  # that share a cache: sums, weights, the best probabi
 
 @dataclass(frozen=True)
 class Decided:
-    """What was decided for an image ``(H, W, D)``.
+    """What is decided for an image ``(H, W, D)``, so far.
 
     Attributes
     ----------
     labels_hwd
         uint8, or uint16 where a label needs it; 0 where no class reaches 0.5.
     probability_hwd
-        Each voxel's largest probability, float32; None where it was not kept.
+        Each voxel's largest probability, float32; None where it is not kept.
     uncovered_hwd
         bool, where no window was run; None where all were.
     """
@@ -37,10 +39,36 @@ class Decided:
     uncovered_hwd: Array | None = None
 
 
-def slab_bytes(classes: int, padded_shape_hwd: Shape, window_hwd: Shape) -> int:
-    """Bytes of sums that a `SlabAccumulator` holds: N classes and the weights."""
-    _, width, depth = padded_shape_hwd
-    return (classes + 1) * window_hwd[0] * width * depth * _BYTES_PER_SUM
+def undecided(
+    shape_hwd: Shape, label_values: Sequence[int], weights: Array, *, keep_probability: bool
+) -> Decided:
+    """Make the arrays that `SlabAccumulator` decides into: background everywhere.
+
+    Parameters
+    ----------
+    shape_hwd
+        Shape of the image before padding.
+    label_values
+        The labels of all classes.
+    weights
+        Those of the windows: their library and device are the arrays'.
+    keep_probability
+        Also keep each voxel's largest probability; groups of classes are compared by it.
+    """
+    xp, device = namespace(weights), weights.device
+    dtype = xp.uint8 if max(label_values) < 256 else xp.uint16
+    return Decided(
+        xp.zeros(shape_hwd, dtype=dtype, device=device),
+        xp.zeros(shape_hwd, dtype=xp.float32, device=device) if keep_probability else None,
+    )
+
+
+def slab_bytes(classes: int, slab_hwd: Shape) -> int:
+    """Bytes of sums that a `SlabAccumulator` holds: N classes and the weights.
+
+    `slab_hwd` are the window's rows along H and the block's columns along W and D.
+    """
+    return (classes + 1) * prod(slab_hwd) * _BYTES_PER_SUM
 
 
 class SlabAccumulator:
@@ -52,73 +80,62 @@ class SlabAccumulator:
     final: they are decided and their memory is used again. Sums take ``(N, window_h, W, D)``
     float32 instead of ``(N, H, W, D)``, and the labels are those of the plain method to the bit.
 
-    Where even a slab is too large, the classes are gathered in groups, one walk over the windows a
-    group: each is given what the groups before it decided, and the labels are still the same.
+    Where even a slab is too large, it is gathered in parts, one walk over windows each: blocks of
+    columns, of which only the windows that reach into them are run, and groups of classes, which
+    are compared with what the groups before them decided. The labels are still the same: each voxel
+    gets the same sums in the same order.
 
     Parameters
     ----------
     windows
-        The windows that will be added, in order (`plan_windows`).
-    shape_hwd
-        Shape of the image before padding: the results are cropped to it.
+        The windows that will be added: all of the plan (`plan_windows`) that reach into the
+        columns, in its order.
     label_values
         The label of each class, N of them, in the order of the probabilities' first axis. Of two
         classes with equal probability the earlier wins.
     weights
         ``(window_h, window_w, window_d)`` float32 (`gaussian_weights`); their library and device
         are those of everything else.
-    label_dtype
-        Unsigned integers that hold every label; None: the smallest for `label_values`.
-    keep_probability
-        Also keep each voxel's largest probability.
-    before
-        What earlier groups of classes decided, with the probability. Its arrays are written to.
+    decided
+        `undecided`, or what the walks before this one gave. Its arrays are written to.
+    columns
+        The block of columns; None: the whole image.
     """
 
     def __init__(
         self,
         windows: Sequence[Window],
-        shape_hwd: Shape,
         label_values: Sequence[int],
         weights: Array,
-        *,
-        label_dtype: npt.DTypeLike | None = None,
-        keep_probability: bool = False,
-        before: Decided | None = None,
+        decided: Decided,
+        columns: Columns | None = None,
     ) -> None:
         if not windows:
             raise ValueError("an image has at least one window")
         if not label_values:
             raise ValueError("there is no class to decide between")
-        if before is not None and before.probability_hwd is None:
-            raise ValueError("groups of classes are compared by probability: it must be kept")
         starts = [window.starts_hwd[0] for window in windows]
         if starts != sorted(starts):
             raise ValueError("windows must come with the H axis slowest")
+        height, width, depth = decided.labels_hwd.shape
+        self._height = height
+        self._columns = columns or (slice(0, width), slice(0, depth))
+        for window in windows:
+            if any(inside.start >= inside.stop for inside, _ in self._across(window)):
+                raise ValueError(f"{window} does not reach into the columns {self._columns}")
         xp = namespace(weights)
-        self._xp = xp
         self._weights = weights
         self._expected = iter(tuple(windows))
         self._window: Window | None = None
-        self._shape = shape_hwd
         self._values = tuple(label_values)
         self._rows = int(weights.shape[0])
-        padded_wd = tuple(max(window.stops_hwd[axis] for window in windows) for axis in (1, 2))
+        slab = (self._rows, *(block.stop - block.start for block in self._columns))
         device = weights.device
-        sums = (len(self._values), self._rows, *padded_wd)
-        self._sums = xp.zeros(sums, dtype=xp.float32, device=device)
-        self._weight_sums = xp.zeros(sums[1:], dtype=xp.float32, device=device)
-        self._uncovered: Array | None = None
-        self._decided = before
-        if before is not None:
-            self._labels, self._probability = before.labels_hwd, before.probability_hwd
-            self._uncovered = before.uncovered_hwd
-        else:
-            dtype = label_dtype or (xp.uint8 if max(self._values) < 256 else xp.uint16)
-            self._labels = xp.zeros(shape_hwd, dtype=dtype, device=device)
-            self._probability = (
-                xp.zeros(shape_hwd, dtype=xp.float32, device=device) if keep_probability else None
-            )
+        self._sums = xp.zeros((len(self._values), *slab), dtype=xp.float32, device=device)
+        self._weight_sums = xp.zeros(slab, dtype=xp.float32, device=device)
+        self._labels = decided.labels_hwd
+        self._probability = decided.probability_hwd
+        self._uncovered = decided.uncovered_hwd
         self._first_open_row = starts[0]
 
     def begin(self, window: Window) -> None:
@@ -131,9 +148,9 @@ class SlabAccumulator:
         """
         self._take_turn(window)
         self._window = window
-        _, w, d = window.slices
+        (w, of_w), (d, of_d) = self._across(window)
         for buffer_rows, window_rows in self._ring(window.starts_hwd[0], window.stops_hwd[0]):
-            self._weight_sums[buffer_rows, w, d] += self._weights[window_rows, :, :]
+            self._weight_sums[buffer_rows, w, d] += self._weights[window_rows, of_w, of_d]
 
     def skip(self, window: Window) -> None:
         """Leave the next window out: what no other window covers stays background.
@@ -146,8 +163,8 @@ class SlabAccumulator:
         self._take_turn(window)
         self._window = None
         if self._uncovered is None:
-            xp = self._xp
-            self._uncovered = xp.zeros(self._shape, dtype=xp.bool, device=self._weights.device)
+            xp = namespace(self._weights)
+            self._uncovered = xp.zeros_like(self._labels, dtype=xp.bool)
 
     def add(self, classes: slice, probabilities: Array, counted: Array | None = None) -> None:
         """Add probabilities of some classes in the window that was begun.
@@ -164,11 +181,12 @@ class SlabAccumulator:
         """
         if self._window is None:
             raise ValueError("no window was begun")
-        xp = self._xp
-        weights = self._weights
+        (w, of_w), (d, of_d) = self._across(self._window)
+        inside = (slice(None), of_w, of_d)
+        weights = self._weights[inside]
         if counted is not None:
-            weights = weights * xp.astype(counted, xp.float32)
-        _, w, d = self._window.slices
+            xp = namespace(weights)
+            weights = weights * xp.astype(counted[inside], xp.float32)
         rows_at_once = max(1, block_elements(weights) // (weights.shape[1] * weights.shape[2]))
         blocks = [
             (n, slice(k, min(k + rows_at_once, rows.stop)), of_window.start + k - rows.start)
@@ -180,7 +198,7 @@ class SlabAccumulator:
         def add_block(n: int, buffer_rows: slice, window_row: int) -> None:
             rows = slice(window_row, window_row + buffer_rows.stop - buffer_rows.start)
             self._sums[classes.start + n, buffer_rows, w, d] += (
-                probabilities[n, rows, :, :] * weights[rows, :, :]
+                probabilities[n, rows, of_w, of_d] * weights[rows, :, :]
             )
 
         on_all_cores(add_block, blocks, weights)
@@ -204,6 +222,16 @@ class SlabAccumulator:
             raise ValueError(f"{window} is not the next window of the plan")
         self._decide_up_to(window.starts_hwd[0])
 
+    def _across(self, window: Window) -> list[tuple[slice, slice]]:
+        """Give, along W and along D, where a window lies in the block, and that part of it."""
+        parts = []
+        for axis, block in enumerate(self._columns, start=1):
+            start, stop = window.starts_hwd[axis], window.stops_hwd[axis]
+            first, last = max(start, block.start), min(stop, block.stop)
+            inside = slice(first - block.start, last - block.start)
+            parts.append((inside, slice(first - start, last - start)))
+        return parts
+
     def _ring(self, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
         """Cut image rows ``start:stop`` into runs of the ring buffer.
 
@@ -221,7 +249,7 @@ class SlabAccumulator:
         first = self._first_open_row
         if row <= first:
             return
-        height, width, depth = self._shape
+        _, width, depth = self._weight_sums.shape
         elements = max(1, block_elements(self._weight_sums) // _ARRAYS_OF_A_DECISION)
         rows = max(1, elements // (width * depth))
         columns = width if rows > 1 else max(1, min(width, elements // depth))
@@ -232,7 +260,7 @@ class SlabAccumulator:
                 slice(start, min(start + columns, width)),
             )
             for buffer_rows, offset in self._ring(first, row)
-            for kept in (min(offset.stop, height - first) - offset.start,)
+            for kept in (min(offset.stop, self._height - first) - offset.start,)
             for k in range(buffer_rows.start, buffer_rows.start + kept, rows)
             for start in range(0, width, columns)
         ]
@@ -242,32 +270,34 @@ class SlabAccumulator:
             self._weight_sums[buffer_rows, :, :] = 0.0
         self._first_open_row = row
 
-    def _decide(self, buffer_rows: slice, image_row: int, columns: slice) -> None:
+    def _decide(self, buffer_rows: slice, image_row: int, across: slice) -> None:
         """Decide a run of rows, within some columns, that ends in the image from `image_row` on."""
-        xp = self._xp
-        depth = self._shape[2]
-        at = (buffer_rows, columns, slice(depth))
-        to = (slice(image_row, image_row + buffer_rows.stop - buffer_rows.start), columns, at[2])
-        weight_sums = self._weight_sums[at]
+        w, d = self._columns
+        at = (buffer_rows, across)
+        to = (
+            slice(image_row, image_row + buffer_rows.stop - buffer_rows.start),
+            slice(w.start + across.start, w.start + across.stop),
+            d,
+        )
+        weight_sums = self._weight_sums[(*at, ...)]
         if self._uncovered is not None:
+            xp = namespace(weight_sums)
             uncovered = weight_sums == 0
             self._uncovered[to] |= uncovered
             weight_sums = xp.where(uncovered, xp.ones_like(weight_sums), weight_sums)
+        before = None
+        if self._probability is not None:
+            before = self._labels[to], self._probability[to]
         labels, probability = decide_labels(
-            [self._sums[(n, *at)] for n in range(len(self._values))],
+            [self._sums[(n, *at, ...)] for n in range(len(self._values))],
             weight_sums,
             self._values,
             self._labels.dtype,
-            before=self._before(to),
+            before=before,
         )
         self._labels[to] = labels
         if self._probability is not None:
             self._probability[to] = probability
-
-    def _before(self, to: tuple[slice, ...]) -> tuple[Array, Array] | None:
-        if self._decided is None or self._decided.probability_hwd is None:
-            return None
-        return self._decided.labels_hwd[to], self._decided.probability_hwd[to]
 
 
 def decide_labels(

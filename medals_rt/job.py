@@ -21,9 +21,10 @@ from medals_rt.errors import CaseError, InputError, PromptError
 from medals_rt.files import prepare_output, write_json
 from medals_rt.intensities import prepare_intensities
 from medals_rt.multi_window import Pass, check_window, segment_by_window
+from medals_rt.optional import require
 from medals_rt.options import PromptSource, RunOptions
 from medals_rt.policy import load_policy
-from medals_rt.preview import Orientation, require_matplotlib, save_preview
+from medals_rt.preview import Orientation, save_preview
 from medals_rt.progress import Progress
 from medals_rt.prompts import (
     PLAIN_READING,
@@ -110,7 +111,7 @@ def run_job(job: Job, progress: Progress | None = None) -> "Result":
     check_outputs(job)
     read = read_job(job)
     if job.preview is not None:
-        require_matplotlib()
+        require("a preview", "Matplotlib")
     watch = Stopwatch()
     with watch.step("open models"):
         opened = open_models(job.options)

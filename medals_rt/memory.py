@@ -2,21 +2,26 @@
 
 Three things grow: the sums over windows with classes times a slab of the image, the probabilities
 of one window with the classes at once, and what the network holds while it runs, which is given.
-The sums are cut into groups of classes (the windows are then walked once a group), the classifier
-into chunks. Neither changes a result.
+The sums are cut into blocks of columns (of which only the windows that reach into them are run) and
+groups of classes (each of which walks these windows), whichever runs the fewest windows; the
+classifier is cut into chunks. None of this changes a result.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil, prod
+from itertools import product
+from math import ceil, floor, prod
 from pathlib import Path
 
+from medals_rt import cgroups
+from medals_rt.blocks import AxisCut, Columns, axis_cuts
 from medals_rt.errors import InputError
 from medals_rt.gathering import slab_bytes
 from medals_rt.manifest import FOLDED_REFINERS
 from medals_rt.network import CLASSES_PER_CHUNK
-from medals_rt.windows import Shape
+from medals_rt.windows import Shape, Window
 
 LARGEST_DEFAULT_SLAB = 6 * 10**9
 """Bytes of sums that the host holds unless ``--max-memory`` allows more."""
@@ -24,7 +29,7 @@ LARGEST_DEFAULT_SLAB = 6 * 10**9
 ASKED_FOR = "asked for"
 """Where a limit is from that is kept to the letter."""
 
-# Unasked, sums of this size are held however little is free: more walks would save nothing.
+# Unasked, sums of this size are held however little is free: more runs would save nothing.
 _LEAST_DEFAULT_SLAB = 2**30
 _SHARE_OF_AVAILABLE = 0.8
 _SHARE_OF_A_CHUNK = 0.25
@@ -51,25 +56,59 @@ class MemoryLimit:
 
 
 @dataclass(frozen=True)
+class Walk:
+    """One walk over windows, which gathers some classes in one block of columns.
+
+    Attributes
+    ----------
+    classes
+        With start and stop.
+    columns
+        Along W and D, with start and stop, in the image before padding.
+    windows
+        Positions in the stage's plan of the windows that reach into the columns.
+    """
+
+    classes: slice
+    columns: Columns
+    windows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """How one stage is cut.
 
     Attributes
     ----------
-    groups
-        Classes whose sums are held at once, with start and stop: one walk over the windows each.
+    walks
+        Every group of classes in one block of columns, then in the next.
     classes_per_chunk
         Classes that the classifier gives at once.
     slab_bytes
-        What the sums of a group take.
+        What the sums of a walk take at most.
     expected_bytes
         The estimated peak.
     """
 
-    groups: tuple[slice, ...]
+    walks: tuple[Walk, ...]
     classes_per_chunk: int
     slab_bytes: int
     expected_bytes: int
+
+    @property
+    def class_groups(self) -> int:
+        """Groups of classes."""
+        return len({walk.classes.start for walk in self.walks})
+
+    @property
+    def column_blocks(self) -> int:
+        """Blocks of columns."""
+        return len(self.walks) // self.class_groups
+
+    @property
+    def window_runs(self) -> int:
+        """Windows that are run, counted once a walk."""
+        return sum(len(walk.windows) for walk in self.walks)
 
 
 def memory_limit(asked: int | None, device: str) -> MemoryLimit:
@@ -93,7 +132,7 @@ def memory_limit(asked: int | None, device: str) -> MemoryLimit:
         return MemoryLimit(asked, ASKED_FOR)
     if device == "cuda":
         return MemoryLimit(int(_SHARE_OF_AVAILABLE * _free_on_card()), "80 % of the card's memory")
-    free = available_bytes(Path("/proc"), Path("/sys/fs/cgroup"))
+    free = available_bytes(Path("/proc"), cgroups.CGROUP)
     if free is None:
         return MemoryLimit(2 * LARGEST_DEFAULT_SLAB, "the default", LARGEST_DEFAULT_SLAB)
     total = int(_SHARE_OF_AVAILABLE * free)
@@ -107,8 +146,8 @@ def memory_record(limit: MemoryLimit) -> dict[str, object]:
 
 def plan_memory(
     classes: int,
-    padded_shape_hwd: Shape,
-    window_hwd: Shape,
+    shape_hwd: Shape,
+    windows: Sequence[Window],
     channels: int,
     limit: MemoryLimit,
     *,
@@ -116,14 +155,16 @@ def plan_memory(
     held: int = 0,
     classes_per_chunk: int = CLASSES_PER_CHUNK,
 ) -> MemoryPlan:
-    """Cut a stage so that it fits.
+    """Cut a stage so that it fits and runs as few windows as that allows.
 
     Parameters
     ----------
     classes
         N.
-    padded_shape_hwd, window_hwd
-        Voxels of the stage's image and window.
+    shape_hwd
+        Voxels of the stage's image before padding.
+    windows
+        All windows of the padded image.
     channels
         C, of the network's feature map.
     limit
@@ -138,17 +179,19 @@ def plan_memory(
     Raises
     ------
     InputError
-        A limit that was asked for does not even hold one class at a time; the message says what
-        would do.
+        A limit that was asked for does not even hold one class in the narrowest blocks (see
+        `axis_cuts`); the message says what would do.
     """
-    window, volume = prod(window_hwd), prod(padded_shape_hwd)
+    first = windows[0]
+    h, w, d = (b - a for a, b in zip(first.starts_hwd, first.stops_hwd, strict=True))
+    padded_hwd = tuple(max(each.stops_hwd[axis] for each in windows) for axis in range(3))
+    window = h * w * d
     fixed = (
         _PROCESS_BYTES
-        + network_bytes(window_hwd, channels, classes, precision)
-        + volume * (4 + 4 + 1 + 1)  # image, largest probability, labels, prompts
+        + network_bytes((h, w, d), channels, classes, precision)
+        + prod(padded_hwd) * (4 + 4 + 1 + 1)  # image, largest probability, labels, prompts
         + held * window * 5  # probabilities, and prompts as bools
     )
-    of_class = slab_bytes(1, padded_shape_hwd, window_hwd) // 2
     room = limit.total - fixed
     # a chunk is held twice while the library writes the next
     chunk = int(room * _SHARE_OF_A_CHUNK) // (2 * 4 * window)
@@ -158,21 +201,70 @@ def plan_memory(
         slab = max(slab, _LEAST_DEFAULT_SLAB)
     if limit.largest_slab is not None:
         slab = min(slab, limit.largest_slab)
-    at_once = slab // of_class - 1
-    if at_once < 1:
+    cuts = _slab_cuts(classes, shape_hwd, windows, h)
+    cut = min((each for each in cuts if each.bytes <= slab), key=_SlabCut.cost, default=None)
+    if cut is None:
+        cut = min(cuts, key=lambda each: each.bytes)
         if limit.source == ASKED_FOR:
-            need = fixed + 2 * 4 * window + 2 * of_class
+            need = fixed + 2 * 4 * window + cut.bytes
             raise InputError(
-                f"{_gigabytes(limit.total)} of memory are too few for windows of {window_hwd} in "
-                f"an image of {padded_shape_hwd} voxels (H, W, D): allow at least "
-                f"{_gigabytes(need)}"
+                f"{floor(limit.total / 1e8) / 10} GB of memory are too few for windows of "
+                f"{(h, w, d)} in an image of {padded_hwd} voxels (H, W, D): allow at least "
+                f"{ceil(need / 1e8) / 10} GB"
             )
-        at_once = 1
-    count = ceil(classes / at_once)
-    size = ceil(classes / count)
-    groups = tuple(slice(k, min(k + size, classes)) for k in range(0, classes, size))
-    taken = slab_bytes(size, padded_shape_hwd, window_hwd)
-    return MemoryPlan(groups, chunk, taken, fixed + 2 * 4 * window * chunk + taken)
+    return MemoryPlan(
+        tuple(cut.walks(windows)), chunk, cut.bytes, fixed + 2 * 4 * window * chunk + cut.bytes
+    )
+
+
+@dataclass(frozen=True)
+class _SlabCut:
+    """Sums of N classes, `rows` high, in groups of `size` classes and in blocks of columns."""
+
+    classes: int
+    size: int
+    rows: int
+    w: AxisCut
+    d: AxisCut
+
+    @property
+    def bytes(self) -> int:
+        return slab_bytes(self.size, (self.rows, self.w.widest, self.d.widest))
+
+    def cost(self) -> tuple[int, int, int]:
+        """Give runs along a row of windows, walks, and blocks: fewer are better, in this order."""
+        groups = ceil(self.classes / self.size)
+        blocks = len(self.w.blocks) * len(self.d.blocks)
+        return groups * self.w.runs * self.d.runs, groups * blocks, blocks
+
+    def walks(self, windows: Sequence[Window]) -> Iterator[Walk]:
+        """Give each group of classes in each block."""
+        for columns in product(self.w.blocks, self.d.blocks):
+            reaching = tuple(k for k, window in enumerate(windows) if _reaches(window, columns))
+            for start in range(0, self.classes, self.size):
+                yield Walk(slice(start, min(start + self.size, self.classes)), columns, reaching)
+
+
+def _slab_cuts(
+    classes: int, shape_hwd: Shape, windows: Sequence[Window], rows: int
+) -> list[_SlabCut]:
+    """Give every way to cut the sums that is worth having along each of its axes."""
+    along_w, along_d = (
+        axis_cuts(
+            tuple(sorted({(each.starts_hwd[axis], each.stops_hwd[axis]) for each in windows})),
+            shape_hwd[axis],
+        )
+        for axis in (1, 2)
+    )
+    sizes = {ceil(classes / groups) for groups in range(1, classes + 1)}
+    return [_SlabCut(classes, size, rows, w, d) for size, w, d in product(sizes, along_w, along_d)]
+
+
+def _reaches(window: Window, columns: Columns) -> bool:
+    return all(
+        window.starts_hwd[axis] < block.stop and window.stops_hwd[axis] > block.start
+        for axis, block in enumerate(columns, start=1)
+    )
 
 
 def network_bytes(window_hwd: Shape, channels: int, classes: int, precision: str) -> int:
@@ -184,8 +276,7 @@ def network_bytes(window_hwd: Shape, channels: int, classes: int, precision: str
 def available_bytes(proc: Path, cgroup: Path) -> int | None:
     """Memory that this process may still take; None where the system does not tell.
 
-    What Linux has available, or less where a container's limit leaves less: both generations of
-    control groups are known (`memory.max`, `memory.limit_in_bytes`).
+    What Linux has available, or less where a container's limit leaves less.
     """
     try:
         listing = (proc / "meminfo").read_text(encoding="ascii")
@@ -193,18 +284,8 @@ def available_bytes(proc: Path, cgroup: Path) -> int | None:
         free = int(line.split()[1]) * 1024
     except (OSError, ValueError):
         return None
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            most = (cgroup / limit).read_text(encoding="ascii").strip()
-            used = (cgroup / usage).read_text(encoding="ascii").strip()
-            if most != "max":
-                free = min(free, max(0, int(most) - int(used)))
-        except (OSError, ValueError):  # no control group, or one without this file
-            continue
-    return free
+    limit, used = cgroups.memory_limit(cgroup), cgroups.memory_in_use(cgroup)
+    return free if limit is None or used is None else min(free, max(0, limit - used))
 
 
 def _free_on_card() -> int:
@@ -212,7 +293,3 @@ def _free_on_card() -> int:
 
     free, _ = cupy.cuda.runtime.memGetInfo()
     return int(free) + int(cupy.get_default_memory_pool().free_bytes())
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -5,19 +5,15 @@ from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from medals_rt.budget import EFFORTS
 from medals_rt.errors import InputError
-from medals_rt.geometry import StagePlan, StageSpec, clean_spacing, plan_stage, smallest_region
-from medals_rt.memory import (
-    ANY_MACHINE,
-    LARGEST_DEFAULT_SLAB,
-    MemoryLimit,
-    MemoryPlan,
-    memory_limit,
-    plan_memory,
-)
-from medals_rt.policy import CaseRules, Preset, load_policy
-from medals_rt.refinement import Mode, WindowPass, passes_per_window
+from medals_rt.geometry import StageSpec, clean_spacing
+from medals_rt.memory import ANY_MACHINE, LARGEST_DEFAULT_SLAB, MemoryLimit, memory_limit
+from medals_rt.plan_budget import BudgetPlan, plan_budget
+from medals_rt.policy import CaseRules, load_policy
+from medals_rt.refinement import Mode
 from medals_rt.timings import MeasuredPasses, recall
+from medals_rt.ways import CaseOutline, Way, seconds_of_both, smallest_region_of, stage_ways
 
 if TYPE_CHECKING:
     from medals_rt.bundle import Bundle
@@ -44,9 +40,12 @@ class StageCost:
 
     All figures are those of the whole image. The fine stage usually looks at a region of interest
     that only the coarse result tells: `windows_smallest_region` and `passes_smallest_region` are
-    those of the smallest one. A pass is one run of the image encoder with what follows it. For
-    memory, classes are gathered in `class_groups` walks over the windows, whose sums take
-    `accumulators_mib`.
+    those of the smallest one. A pass is one run of the image encoder with what follows it; windows
+    without any coarse prediction will need fewer. For memory, results are gathered in
+    `column_blocks` blocks of the image and in `class_groups` groups of classes, each of which runs
+    the windows that reach into it: `window_runs` in all. The sums of one take `accumulators_mib`.
+    `passes_by_effort` are those of `budget.EFFORTS`, for the whole image and for the smallest
+    region, the first of which are `passes` and `passes_smallest_region`.
     """
 
     stage: int
@@ -61,7 +60,11 @@ class StageCost:
     iterations: int
     passes: int
     passes_smallest_region: int
+    passes_by_effort: tuple[int, ...]
+    passes_by_effort_smallest_region: tuple[int, ...]
+    window_runs: int
     class_groups: int = 1
+    column_blocks: int = 1
     accumulators_mib: int = 0
     seconds_per_pass: float | None = None
 
@@ -72,7 +75,8 @@ class CasePlan:
 
     `expected_seconds` is (least, most), for the smallest region of interest and for the whole
     image: passes times the bundle's last measured pass on this machine. None where none was
-    measured. `expected_peak_memory_mib` is an estimate for bf16.
+    measured. `expected_peak_memory_mib` is an estimate for bf16. `time_budget` is None where none
+    was given.
     """
 
     preset: str
@@ -82,6 +86,7 @@ class CasePlan:
     expected_peak_memory_mib: int
     expected_seconds: tuple[float, float] | None = None
     measured_on: str | None = None
+    time_budget: BudgetPlan | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values for JSON."""
@@ -124,27 +129,22 @@ def plan_shape(
         )
     policy = load_policy()
     rules, how = policy.rules(classes, preset), policy.preset(preset)
-    d, h, w = shape_dhw
     limit = MemoryLimit(ANY_MACHINE, "a dry run", LARGEST_DEFAULT_SLAB)
     if max_memory is not None:
         limit = memory_limit(max_memory, "cpu")
+    outline = CaseOutline(
+        shape_dhw, spacing_hwd_mm, rules, how, refinement, len(classes), features, limit
+    )
     costs, peaks = [], [0]
     for spec in stages:
-        whole = plan_stage((h, w, d), spacing_hwd_mm, spec, rules, how)
-        smallest = whole
-        if spec.is_fine and not rules.skip_coarse:
-            smallest = _smallest_plan(shape_dhw, spacing_hwd_mm, spec, rules, how)
-        iterates = rules.lesion and whole.iterations > 0 and refinement != "none"
-        memory = plan_memory(
-            len(classes),
-            whole.padded_shape_hwd,
-            spec.window_hwd,
-            features,
-            limit,
-            held=len(classes) if iterates else 0,
+        prompted = spec.is_fine and not rules.skip_coarse
+        region = smallest_region_of(outline, spec) if prompted else outline.whole
+        whole, smallest = (
+            stage_ways(outline, spec, box, EFFORTS, prompted=prompted)
+            for box in (outline.whole, region)
         )
-        costs.append(_cost(whole, smallest, rules, how, refinement, memory))
-        peaks.append(memory.expected_bytes + 3 * 4 * prod(shape_dhw))
+        costs.append(_cost(whole, smallest))
+        peaks.append(whole[0].memory.expected_bytes + 3 * 4 * prod(shape_dhw))
     return CasePlan(
         preset=preset,
         refinement=refinement,
@@ -162,6 +162,7 @@ def plan_case(
     preset: str = "paper",
     refinement: Mode = "masked",
     max_memory: int | None = None,
+    time_budget: float | None = None,
 ) -> CasePlan:
     """Plan a case that was read, on a bundle or (None) on models of the released windows.
 
@@ -173,27 +174,38 @@ def plan_case(
     case, prompts : as for a run
     bundle : the bundle that will run it
     preset, refinement, max_memory : as for `plan_shape`
+    time_budget : seconds a class, as for a run; None for no limit
+
+    Raises
+    ------
+    InputError : as for `plan_shape`; or the time is not positive
     """
     rules = load_policy().rules(prompts.class_keys, preset)
     both = RELEASED_STAGES if bundle is None else (bundle.stage_spec(1), bundle.stage_spec(2))
-    specs = [spec for spec in both if not (rules.skip_fine if spec.is_fine else rules.skip_coarse)]
     volume = case.volume
     plan = plan_shape(
         volume.shape_dhw,
         clean_spacing(volume.shape_dhw, volume.spacing_hwd_mm),
         prompts.class_keys,
-        stages=specs,
+        stages=stages_of(rules, both),
         preset=preset,
         refinement=refinement,
         features=RELEASED_FEATURES if bundle is None else feature_channels(bundle),
         max_memory=max_memory,
     )
-    measured = None if bundle is None else recall(bundle.hash)
-    return plan if measured is None else with_seconds(plan, measured)
+    plan = with_seconds(plan, None if bundle is None else recall(bundle.hash))
+    return with_time_budget(plan, time_budget, lesions=rules.lesion)
 
 
-def with_seconds(plan: CasePlan, measured: MeasuredPasses) -> CasePlan:
+def stages_of(rules: CaseRules, both: Sequence[StageSpec]) -> list[StageSpec]:
+    """Give those of the two stages that a case goes through."""
+    return [spec for spec in both if not (rules.skip_fine if spec.is_fine else rules.skip_coarse)]
+
+
+def with_seconds(plan: CasePlan, measured: MeasuredPasses | None) -> CasePlan:
     """Add the expected seconds to a plan, where every stage of it was measured."""
+    if measured is None:
+        return plan
     costs = tuple(
         replace(cost, seconds_per_pass=measured.seconds_per_pass.get(cost.stage))
         for cost in plan.stages
@@ -208,50 +220,64 @@ def with_seconds(plan: CasePlan, measured: MeasuredPasses) -> CasePlan:
     return replace(plan, stages=costs, expected_seconds=expected, measured_on=measured.runner)
 
 
-def _smallest_plan(
-    shape_dhw: Shape3, spacing_hwd_mm: Spacing3, spec: StageSpec, rules: CaseRules, how: Preset
-) -> StagePlan:
-    """Plan the fine stage on the region of interest of a single voxel in the middle."""
-    low, high = smallest_region(shape_dhw, spacing_hwd_mm, spec, rules, how)
-    d, h, w = (b - a for a, b in zip(low, high, strict=True))
-    return plan_stage((h, w, d), spacing_hwd_mm, spec, rules, how)
+def with_time_budget(plan: CasePlan, seconds_per_class: float | None, *, lesions: bool) -> CasePlan:
+    """Add what a run of a plan's case would do to keep a time budget, by the run's own choices.
 
+    Parameters
+    ----------
+    plan
+        With its seconds, of the stages that the case goes through.
+    seconds_per_class
+        The budget; None: the plan stays as it is.
+    lesions
+        Whether there are further iterations to give up.
 
-def _cost(
-    whole: StagePlan,
-    smallest: StagePlan,
-    rules: CaseRules,
-    how: Preset,
-    refinement: Mode,
-    memory: MemoryPlan,
-) -> StageCost:
-    """Count windows and passes; windows without any coarse prediction will need fewer."""
-    prompted = whole.stage.is_fine and not rules.skip_coarse
-    window_pass = WindowPass(
-        stage=whole.stage.number,
-        window_index=0,
-        window_hwd=whole.stage.window_hwd,
-        prompted=how.prompted if prompted else None,
-        further=how.further,
-        further_iterations=whole.iterations if rules.lesion else 0,
-        mode=refinement,
-        combine=how.combine,
+    Raises
+    ------
+    InputError
+        The time is not positive.
+    """
+    if seconds_per_class is None:
+        return plan
+    known = {c.stage: c.seconds_per_pass for c in plan.stages if c.seconds_per_pass is not None}
+    smallest = whole = None
+    if known:
+        of_pass = seconds_of_both(known, {c.stage: prod(c.window_hwd) for c in plan.stages})
+        smallest = {
+            c.stage: [passes * of_pass[c.stage] for passes in c.passes_by_effort_smallest_region]
+            for c in plan.stages
+        }
+        whole = {
+            c.stage: [passes * of_pass[c.stage] for passes in c.passes_by_effort]
+            for c in plan.stages
+        }
+    budget = plan_budget(
+        seconds_per_class, len(plan.classes), smallest=smallest, whole=whole, lesions=lesions
     )
-    per_window = passes_per_window(window_pass)
+    return replace(plan, time_budget=budget)
+
+
+def _cost(whole: Sequence[Way], smallest: Sequence[Way]) -> StageCost:
+    """Count windows and passes of a stage at each effort."""
+    plan, memory = whole[0].plan, whole[0].memory
     return StageCost(
-        stage=whole.stage.number,
-        spacing_mm_hwd=whole.spacing_hwd_mm,
-        target_spacing_mm_hwd=whole.target_spacing_hwd_mm,
-        input_shape_hwd=whole.input_shape_hwd,
-        resampled_shape_hwd=whole.resampled_shape_hwd,
-        padded_shape_hwd=whole.padded_shape_hwd,
-        window_hwd=whole.stage.window_hwd,
-        windows=len(whole.windows),
-        windows_smallest_region=len(smallest.windows),
-        iterations=whole.iterations,
-        passes=per_window * len(whole.windows) * len(memory.groups),
-        passes_smallest_region=per_window * len(smallest.windows),
-        class_groups=len(memory.groups),
+        stage=plan.stage.number,
+        spacing_mm_hwd=plan.spacing_hwd_mm,
+        target_spacing_mm_hwd=plan.target_spacing_hwd_mm,
+        input_shape_hwd=plan.input_shape_hwd,
+        resampled_shape_hwd=plan.resampled_shape_hwd,
+        padded_shape_hwd=plan.padded_shape_hwd,
+        window_hwd=plan.stage.window_hwd,
+        windows=len(plan.windows),
+        windows_smallest_region=len(smallest[0].plan.windows),
+        iterations=plan.iterations,
+        passes=whole[0].passes,
+        passes_smallest_region=smallest[0].passes,
+        passes_by_effort=tuple(way.passes for way in whole),
+        passes_by_effort_smallest_region=tuple(way.passes for way in smallest),
+        window_runs=memory.window_runs,
+        class_groups=memory.class_groups,
+        column_blocks=memory.column_blocks,
         accumulators_mib=memory.slab_bytes // 2**20,
     )
 

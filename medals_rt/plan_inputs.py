@@ -15,8 +15,11 @@ from medals_rt.plan import (
     feature_channels,
     plan_case,
     plan_shape,
+    stages_of,
     with_seconds,
+    with_time_budget,
 )
+from medals_rt.policy import load_policy
 from medals_rt.refinement import Mode
 from medals_rt.timings import recall
 from medals_rt.vocabulary import ClassKey, by_exact_name, classes_of
@@ -40,6 +43,7 @@ def plan_files(path: Path, source: PromptSource, options: RunOptions) -> CasePla
         preset=options.preset,
         refinement=options.refinement,
         max_memory=options.max_memory,
+        time_budget=options.time_budget,
     )
 
 
@@ -54,6 +58,7 @@ def plan_numbers(
     preset: str = "paper",
     refinement: Mode = "masked",
     max_memory: int | None = None,
+    time_budget: float | None = None,
 ) -> CasePlan:
     """Plan from what a person types.
 
@@ -63,14 +68,18 @@ def plan_numbers(
     spacing : "H,W,D" in mm, as rule 1 of system section 4 leaves it
     classes : "CT/Liver;CT/Spleen": modality and class name
     kind : of classes that are both anatomy and lesion
-    stage : 1 or 2; None plans both
+    stage : 1 or 2; None plans those that the classes go through
     bundle : whose windows count; None: those of the released models
     preset, refinement, max_memory : as for `plan_shape`
+    time_budget : seconds a class, as for a run; None for no limit
 
     Raises
     ------
-    InputError : a text can't be read, or names no class
+    InputError : a text can't be read, or names no class; the memory does not hold one class, or the
+        time is not positive
     """
+    if time_budget is not None and stage is not None:
+        raise InputError("a time budget is for the whole case: leave the stage out")
     sizes = _numbers(shape, int, "shape D,H,W")
     lengths = _numbers(spacing, float, "spacing H,W,D")
     specs, features, measured = RELEASED_STAGES, RELEASED_FEATURES, None
@@ -78,17 +87,20 @@ def plan_numbers(
         opened = Bundle.open(bundle, verify=False)
         specs, features = (opened.stage_spec(1), opened.stage_spec(2)), feature_channels(opened)
         measured = recall(opened.hash)
+    keys = [_named_class(text, kind) for text in classes.split(";") if text.strip()]
+    rules = load_policy().rules(keys, preset)
+    stages = stages_of(rules, specs) if stage is None else [specs[stage - 1]]
     plan = plan_shape(
         (sizes[0], sizes[1], sizes[2]),
         (lengths[0], lengths[1], lengths[2]),
-        [_named_class(text, kind) for text in classes.split(";") if text.strip()],
-        stages=[spec for spec in specs if stage in {None, spec.number}],
+        keys,
+        stages=stages,
         preset=preset,
         refinement=refinement,
         features=features,
         max_memory=max_memory,
     )
-    return plan if measured is None else with_seconds(plan, measured)
+    return with_time_budget(with_seconds(plan, measured), time_budget, lesions=rules.lesion)
 
 
 def _numbers(text: str, read: Callable[[str], _Number], what: str) -> list[_Number]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from medals_rt.arrays import (
     Array,
+    as_namespace,
     bounding_box,
     box_slices,
     count_values,
@@ -21,6 +22,7 @@ from medals_rt.arrays import (
     look_up,
     namespace,
     to_host,
+    value_of_each,
 )
 
 _LARGEST_CONSIDERED = 3
@@ -88,33 +90,44 @@ def keep_probable_components(
     """
     xp = namespace(labels)
     result = xp.asarray(labels, copy=True)
-    highest = int(xp.max(labels)) if labels.size else 0
-    is_treated = np.zeros(highest + 1, dtype=np.bool_)
-    is_treated[[label for label in {int(each) for each in labels_to_treat} if label <= highest]] = 1
-    is_treated[0] = False
-    treated = look_up(is_treated, labels)
-    box = bounding_box(treated)
+    box = bounding_box(labels)
     if box is None:
         return result
     inside = box_slices(box)
-    treated, labels, probability = treated[inside], labels[inside], probability[inside]
-    background = xp.zeros((), dtype=labels.dtype, device=labels.device)
-    numbers, count = label_components(xp.where(treated, labels, background))
-    of_treated, label_treated = numbers[treated], labels[treated]
-    sizes = to_host(count_values(of_treated, count + 1))[1:]
-    means = to_host(count_values(of_treated, count + 1, probability[treated]))[1:] / sizes
-    label_sums = to_host(count_values(of_treated, count + 1, label_treated))[1:]
-    stays = np.ones(count + 1, dtype=np.bool_)
-    stays[1:] = _chosen(
-        np.rint(label_sums / sizes).astype(np.int64), sizes, means.astype(np.float32), size_ratio
+    labels, probability = labels[inside], probability[inside]
+    treated = look_up(_zero_unless(labels_to_treat, labels), labels)
+    is_treated = xp.reshape(treated != 0, (-1,))
+    (at,) = xp.nonzero(is_treated)
+    numbers, count = label_components(treated)
+    if count == 0:
+        return result
+    component, label, probable = (
+        xp.take(xp.reshape(array, (-1,)), at) for array in (numbers, treated, probability)
     )
+    sizes = to_host(count_values(component, count + 1))[1:]
+    means = to_host(count_values(component, count + 1, probable))[1:] / sizes
+    labels_of_components = to_host(value_of_each(component, count + 1, label))[1:]
+    stays = np.ones(count + 1, dtype=np.bool_)
+    stays[1:] = _chosen(labels_of_components, sizes, means.astype(np.float32), size_ratio)
     if not stays.all():
-        result[inside] = xp.where(look_up(stays, numbers), labels, background)
+        kept = xp.take(as_namespace(stays, xp, labels), xp.astype(component, xp.int64))
+        cleaned = xp.reshape(xp.asarray(labels, copy=True), (-1,))
+        cleaned[is_treated] = label * xp.astype(kept, label.dtype)
+        result[inside] = xp.reshape(cleaned, labels.shape)
     return result
 
 
+def _zero_unless(kept: Iterable[int], labels: Array) -> Array:
+    """Make a table from each value up to the largest of `labels` to itself, or to 0 if not kept."""
+    xp = namespace(labels)
+    table = np.zeros(int(xp.max(labels)) + 1, dtype=np.int64)
+    values = [value for value in {int(each) for each in kept} if value < len(table)]
+    table[values] = values
+    return xp.astype(as_namespace(table, xp, labels), labels.dtype)
+
+
 def _chosen(
-    labels: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.integer],
     sizes: npt.NDArray[np.integer],
     means: npt.NDArray[np.float32],
     size_ratio: float | None,

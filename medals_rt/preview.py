@@ -5,15 +5,15 @@ Needs matplotlib (the extra `preview`), and no screen.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from medals_rt.arrays import Array
-from medals_rt.errors import InputError, MissingDependencyError
+from medals_rt.errors import InputError
 from medals_rt.files import atomic_output
+from medals_rt.optional import require
 
 _LineStyle = Literal["solid", "dashed", "dotted"]
 _Style = tuple[str, _LineStyle]
@@ -121,7 +121,7 @@ def save_preview(
             f"a preview needs an image and labels of one (D, H, W) shape, "
             f"not {image_dhw.shape} and {labels_dhw.shape}"
         )
-    require_matplotlib()
+    require("a preview", "Matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -165,17 +165,6 @@ def save_preview(
     figure.text(0.5, 0.1 / height_in, note, ha="center", va="bottom", fontsize=8, color="#555555")
     with atomic_output(path) as temporary:
         figure.savefig(temporary, format="png")
-
-
-def require_matplotlib() -> None:
-    """Make sure that a picture can be drawn.
-
-    Raises
-    ------
-    MissingDependencyError : matplotlib is not installed
-    """
-    if find_spec("matplotlib") is None:
-        raise MissingDependencyError("a preview needs matplotlib: pip install 'medals-rt[preview]'")
 
 
 def cut_panels(

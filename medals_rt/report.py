@@ -110,9 +110,10 @@ class StageRecord:
     """What one stage did. Axes are (H, W, D), but for the box, which is (D, H, W) of the case.
 
     `spacing_mm_hwd` is the image's spacing as dynamic resampling read it. `passes` counts the
-    network's encoder passes; `iterations` the masked refinements of a window. For memory, classes
-    were gathered in `class_groups` walks over the windows, whose sums took `accumulators_mib`, and
-    classified `classes_per_chunk` at a time.
+    network's encoder passes; `iterations` the masked refinements of a window. For memory, results
+    were gathered in `column_blocks` blocks of the image and in `class_groups` groups of classes,
+    each of which runs the windows that reach into it: `window_runs` in all. The sums of one took
+    `accumulators_mib`; classes were classified `classes_per_chunk` at a time.
     """
 
     name: str
@@ -127,6 +128,8 @@ class StageRecord:
     iterations: int
     prompts: str
     class_groups: int = 1
+    column_blocks: int = 1
+    window_runs: int = 0
     classes_per_chunk: int = 0
     accumulators_mib: float = 0.0
 

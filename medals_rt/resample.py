@@ -12,6 +12,7 @@ works on ``(H, W, D)``, and turning an array around costs more than resampling i
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import TypeAlias
 
@@ -21,9 +22,9 @@ import numpy.typing as npt
 from medals_rt.arrays import (
     Array,
     Namespace,
+    RowSums,
     as_namespace,
     block_elements,
-    combine_rows,
     contiguous,
     memory_order,
     namespace,
@@ -42,6 +43,9 @@ MODEL_ORDER: Order = (0, 1, 2)
 
 FILE_ORDER: Order = (2, 0, 1)
 """``(H, W, D)`` views of arrays whose memory is in the files' order, ``(D, H, W)``."""
+
+_MOST_KEPT_LINES = 1 << 12
+"""Tables of so many lines are kept (128 KiB each): making one takes longer than using it."""
 
 _SLAB_BLOCKS = 16
 """A slab is so many blocks: fewer and the threads wait for each other in Python."""
@@ -217,6 +221,14 @@ def _along_first_two(part: Array, first: Axis, second: Axis, xp: Namespace) -> A
     """Interpolate along the first two axes at once: lines of the last axis are summed whole."""
     if first.keeps and second.keeps:
         return part
+    is_small = first.new_length * second.new_length <= _MOST_KEPT_LINES
+    sums = (_kept_line_sums if is_small else _line_sums)(first, second)
+    combined = sums(xp.reshape(part, (part.shape[0] * part.shape[1], part.shape[2])))
+    return xp.reshape(combined, (first.new_length, second.new_length, part.shape[2]))
+
+
+def _line_sums(first: Axis, second: Axis) -> RowSums:
+    """Say which lines of the last axis are summed to each new one, and with what weights."""
     # entries by (first, second, first's term, second's term): long inner loops, as NumPy likes them
     of_first, of_second = first.reads.shape[1], second.reads.shape[1]
     term = np.tile(np.repeat(np.arange(of_first), of_second), second.new_length)
@@ -225,9 +237,11 @@ def _along_first_two(part: Array, first: Axis, second: Axis, xp: Namespace) -> A
     weights = first.weights[:, term]
     weights *= np.repeat(second.weights[:, None, :], of_first, axis=1).reshape(-1)
     terms = of_first * of_second
-    lines = xp.reshape(part, (part.shape[0] * part.shape[1], part.shape[2]))
-    combined = combine_rows(lines, read.reshape(-1, terms), weights.reshape(-1, terms))
-    return xp.reshape(combined, (first.new_length, second.new_length, part.shape[2]))
+    count = first.length * second.length
+    return RowSums(read.reshape(-1, terms), weights.reshape(-1, terms), count)
+
+
+_kept_line_sums = lru_cache(maxsize=64)(_line_sums)
 
 
 def _along_last(part: Array, axis: Axis, out: Array, xp: Namespace) -> None:

@@ -36,6 +36,7 @@ from medals_rt.runners import RUNNER_KINDS
 from medals_rt.stage import StageTask
 from medals_rt.two_stages import STAGE_NAMES, CaseRun, StageNumber, StageOutcome, run_stages
 from medals_rt.volume import Volume
+from medals_rt.ways import CaseOutline
 
 REFINEMENTS: tuple[Mode, ...] = ("masked", "unmasked", "none")
 
@@ -173,7 +174,8 @@ class Segmenter:
         window
             CT intensity window, ``"auto"``: chosen from the classes.
         progress
-            Told the stage's name, windows done and windows in all.
+            Told the stage's name, windows done and windows in all; one that is run several times,
+            to keep within the memory, counts each time.
         masks
             Another source of block masks, for tests.
         classes_per_chunk
@@ -224,23 +226,26 @@ class Segmenter:
             device = self._networks[1].array_device
             treated = treated_labels(volume.image_dhw.size, prompts, preset)
             known = timings.recall(self.bundle.hash, self._arithmetic)
-            case = CaseRun(
-                image_dhw=to_device(intensities.image_dhw, device),
+            outline = CaseOutline(
+                shape_dhw=volume.shape_dhw,
                 spacing_hwd_mm=clean_spacing(volume.shape_dhw, volume.spacing_hwd_mm),
                 rules=rules,
                 preset=chosen,
+                mode=mode,
+                classes=len(prompts.labels),
+                channels=feature_channels(self.bundle),
+                memory=memory_limit(max_memory, device),
+                classes_per_chunk=classes_per_chunk,
+            )
+            case = CaseRun(
+                image_dhw=to_device(intensities.image_dhw, device),
+                outline=outline,
                 task=StageTask(
                     queries=to_device(embeddings, device),
                     labels=prompts.labels,
-                    lesion=rules.lesion,
-                    preset=chosen,
-                    mode=mode,
                     masks=masks or seeded_masks(seed, _content_key(intensities.image_dhw)),
                 ),
-                channels=feature_channels(self.bundle),
                 keep_probability=keep_probability or bool(treated),
-                memory=memory_limit(max_memory, device),
-                classes_per_chunk=classes_per_chunk,
                 watch=watch,
                 progress=progress,
                 budget=budget,
@@ -274,7 +279,7 @@ class Segmenter:
             image={
                 "shape_dhw": volume.shape_dhw,
                 "stored_spacing_hwd_mm": volume.spacing_hwd_mm,
-                "used_spacing_hwd_mm": case.spacing_hwd_mm,
+                "used_spacing_hwd_mm": outline.spacing_hwd_mm,
             },
             intensities=intensities.describe(),
             classes=class_records(prompts, sources, labels_host, instances_host, volume.voxel_ml),
@@ -282,7 +287,7 @@ class Segmenter:
             seconds={**watch.seconds, "total": total},
             seconds_per_class=total / len(prompts.labels),
             peak_memory_mib=peak_memory_mib(),
-            memory=memory_record(case.memory),
+            memory=memory_record(outline.memory),
             budget=None if budget is None else budget.record(),
             notes=self._notes(budget),
         )

@@ -6,12 +6,11 @@ counts as no memory.
 """
 
 import json
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from medals_rt.caches import cache_folder
 from medals_rt.files import write_json
 
 _KEPT_ENTRIES = 64
@@ -23,17 +22,6 @@ class MeasuredPasses:
 
     runner: str
     seconds_per_pass: Mapping[int, float]
-
-
-def cache_folder() -> Path:
-    """Give the user's cache folder for this package ($MEDALS_RT_CACHE where that is set)."""
-    if explicit := os.environ.get("MEDALS_RT_CACHE"):
-        return Path(explicit)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "medals-rt"
-    if local := os.environ.get("LOCALAPPDATA"):
-        return Path(local) / "medals-rt"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medals-rt"
 
 
 def record(bundle_hash: str, runner: str, seconds_per_pass: Mapping[int, float]) -> bool:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy.ndimage import label
 
 from medals_rt.arrays import (
+    RowSums,
     as_namespace,
     bounding_box,
-    combine_rows,
     contiguous,
     count_values,
     label_components,
@@ -24,6 +24,7 @@ from medals_rt.arrays import (
     to_device,
     to_host,
     usable_cores,
+    value_of_each,
 )
 from medals_rt.errors import MissingDependencyError
 
@@ -120,13 +121,22 @@ def test_looking_up_is_indexing(seed: int, shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(look_up(table, indices), table[indices])
 
 
-def test_rows_are_combined(xp: Any) -> None:
+def test_rows_are_summed(xp: Any) -> None:
     rows = np.random.default_rng(4).random((5, 7), dtype=np.float32)
     indices = np.array([[0, 1], [3, 4], [4, 4]], np.int32)
     weights = np.array([[0.25, 0.75], [0.5, 0.5], [1, 0]], np.float32)
-    found = to_host(combine_rows(xp.asarray(rows), indices, weights))
+    found = to_host(RowSums(indices, weights, 5)(xp.asarray(rows)))
     expected = rows[indices[:, 0]] * weights[:, :1] + rows[indices[:, 1]] * weights[:, 1:]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+    copied = to_host(RowSums(indices[:, 1:], np.ones((3, 1), np.float32), 5)(xp.asarray(rows)))
+    np.testing.assert_array_equal(copied, rows[indices[:, 1]])
+
+
+def test_each_index_gets_its_value(xp: Any) -> None:
+    indices, values = np.array([4, 1, 4, 1, 0]), np.array([9, 3, 9, 3, 7], np.uint16)
+    found = to_host(value_of_each(xp.asarray(indices), 6, xp.asarray(values)))
+    assert found.tolist() == [7, 3, 0, 0, 9, 0]
+    assert found.dtype == np.uint16
 
 
 def test_half_precision_arrays_are_arrays(xp: Any) -> None:
@@ -171,4 +181,5 @@ def test_bounding_box(xp: Any) -> None:
     mask = np.zeros((5, 6, 7), np.bool_)
     assert bounding_box(xp.asarray(mask)) is None
     mask[1, 2, 3] = mask[3, 2, 6] = True
-    assert bounding_box(xp.asarray(mask)) == ((1, 2, 3), (4, 3, 7))
+    for array in (mask, mask * np.uint16(300)):
+        assert bounding_box(xp.asarray(array)) == ((1, 2, 3), (4, 3, 7))

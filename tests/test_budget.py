@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,20 @@ from typer.testing import CliRunner
 
 import medals_rt
 from medals_rt import timings
-from medals_rt.budget import EFFORTS, Budget, Watchdog, case_budget, choose_effort, given_up_words
+from medals_rt.budget import (
+    EFFORTS,
+    Budget,
+    Choice,
+    Watchdog,
+    case_budget,
+    choose_effort,
+    choose_stage,
+    given_up_words,
+)
 from medals_rt.bundle import Bundle
 from medals_rt.cli import app
 from medals_rt.errors import InputError
+from medals_rt.memory import MemoryLimit, MemoryPlan, plan_memory
 from medals_rt.segmenter import Result, Segmenter
 from medals_rt.volume import Volume
 
@@ -39,6 +50,36 @@ def test_the_most_thorough_way_that_fits_is_chosen(
     seconds: list[float], left: float, chosen: int | None
 ) -> None:
     assert choose_effort(seconds, left) == chosen
+
+
+@pytest.mark.parametrize(
+    ("left", "after", "expected"),
+    [
+        (20, (), Choice(0, 9)),
+        (8, (), Choice(1, 5, "without further iterations")),
+        (1, (), Choice(None, 2)),
+        (12, (8, 4, 3), Choice(1, 5, "without further iterations")),
+        (
+            6,
+            (8, 4, 3),
+            Choice(2, 2, "without further iterations and with windows overlapping by 25%"),
+        ),
+        (
+            4,
+            (8, 4, 3),
+            Choice(2, 2, "without further iterations and with windows overlapping by 25%"),
+        ),
+        (9, (80, 40, 30), Choice(0, 9)),  # nothing leaves time for what follows: all of it for this
+    ],
+)
+def test_a_stage_leaves_time_for_the_next_where_that_can_be(
+    left: float, after: tuple[float, ...], expected: Choice
+) -> None:
+    assert choose_stage((9, 5, 2), left, after=after, lesions=True) == expected
+
+
+def test_an_effort_that_saves_nothing_gives_nothing_up() -> None:
+    assert choose_stage((5, 5, 2), 6, after=(3, 1, 1), lesions=False) == Choice(1, 5)
 
 
 def test_efforts_give_up_one_thing_after_another() -> None:
@@ -219,7 +260,9 @@ def test_no_time_at_all_still_gives_a_segmentation(segmenter: Segmenter, volume:
     assert not result.labels_dhw.any()
     notes = given_up(result)
     assert "the coarse stage does not fit" in notes
-    assert "windows of the coarse stage were not run" in notes
+    coarse = result.report.stages[0]
+    count = f"{coarse.windows} of {coarse.windows} windows of the coarse stage were left out"
+    assert count in notes
     assert "they are background" in notes
 
 
@@ -250,6 +293,23 @@ def test_a_fine_stage_that_turns_slow_keeps_the_coarse_result_where_it_did_not_g
         full.stage_labels_dhw["coarse"][corner],
     )
     assert np.mean(ours == coarse) > 0.7  # but for what resampling does at edges
+
+
+def test_windows_run_for_several_blocks_are_counted_a_run(
+    segmenter: Segmenter, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With sums of a byte at most, blocks are as narrow as can be."""
+
+    def tiny_sums(*arguments: Any, **options: Any) -> MemoryPlan:
+        return plan_memory(*arguments[:-1], MemoryLimit(10**12, "a test", 1), **options)
+
+    monkeypatch.setattr("medals_rt.ways.plan_memory", tiny_sums)
+    told(segmenter, {1: 1e3, 2: 1e3})
+    result = segmenter.segment(volume, ANATOMY, time_budget=1.0)
+    coarse = result.report.stages[0]
+    assert coarse.window_runs > coarse.windows
+    runs = f"{coarse.window_runs} of {coarse.window_runs} window runs of the coarse stage"
+    assert f"{runs} were left out" in given_up(result)
 
 
 def test_the_command_says_loudly_what_was_given_up(

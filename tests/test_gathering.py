@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medals_rt.arrays import to_host
-from medals_rt.gathering import Decided, SlabAccumulator, slab_bytes
+from medals_rt.gathering import Decided, SlabAccumulator, slab_bytes, undecided
+from medals_rt.memory import Walk
 from medals_rt.windows import Window, gaussian_weights, padded_shape, plan_windows
 
 WINDOW = (8, 8, 4)
@@ -53,26 +56,23 @@ def gathered(
     probabilities: list[np.ndarray],
     label_values: tuple[int, ...],
     xp: Any = np,
-    group_size: int | None = None,
+    walks: Sequence[Walk] = (),
     chunk_size: int | None = None,
     masks: np.ndarray | None = None,
+    keep_probability: bool = True,
 ) -> Decided:
-    """All classes in groups of walks, a window in chunks of classes and, with masks, in halves."""
-    decided = None
-    count = len(label_values)
-    for start in range(0, count, group_size or count):
-        group = slice(start, min(start + (group_size or count), count))
-        slabs = SlabAccumulator(
-            windows,
-            shape,
-            label_values[group],
-            gaussian_weights(WINDOW, xp),
-            label_dtype=xp.uint16,
-            keep_probability=True,
-            before=decided,
-        )
+    """Walk by walk (else all at once), a window in chunks of classes and, with masks, in halves."""
+    weights = gaussian_weights(WINDOW, xp)
+    decided = undecided(shape, label_values, weights, keep_probability=keep_probability)
+    everywhere = (slice(0, shape[1]), slice(0, shape[2]))
+    at_once = Walk(slice(0, len(label_values)), everywhere, tuple(range(len(windows))))
+    for walk in walks or [at_once]:
+        group = walk.classes
+        chosen = [windows[index] for index in walk.windows]
+        slabs = SlabAccumulator(chosen, label_values[group], weights, decided, walk.columns)
         size = group.stop - group.start
-        for window, probability in zip(windows, probabilities, strict=True):
+        for index, window in zip(walk.windows, chosen, strict=True):
+            probability = probabilities[index]
             slabs.begin(window)
             for first in range(0, size, chunk_size or size):
                 chunk = slice(first, min(first + (chunk_size or size), size))
@@ -85,8 +85,34 @@ def gathered(
                     slabs.add(chunk, xp.where(counted, values, other), counted)
                     slabs.add(chunk, xp.where(counted, other, values), ~counted)
         decided = slabs.result()
-    assert decided is not None
     return decided
+
+
+def cut_walks(
+    windows: tuple[Window, ...], shape: tuple[int, int, int], count: int, group_size: int, seed: int
+) -> list[Walk]:
+    """Groups of classes in every block of a grid of columns that is drawn at random."""
+    rng = np.random.default_rng(seed)
+    edges = [
+        sorted({0, length, *rng.integers(1, length, rng.integers(0, 4)).tolist()})
+        if length > 1
+        else [0, 1]
+        for length in shape[1:]
+    ]
+    along_w, along_d = ([slice(a, b) for a, b in pairwise(cuts)] for cuts in edges)
+    walks = []
+    for w, d in product(along_w, along_d):
+        reaching = tuple(
+            index
+            for index, window in enumerate(windows)
+            if window.starts_hwd[1] < w.stop
+            and window.stops_hwd[1] > w.start
+            and window.starts_hwd[2] < d.stop
+            and window.stops_hwd[2] > d.start
+        )
+        groups = [slice(k, min(k + group_size, count)) for k in range(0, count, group_size)]
+        walks += [Walk(group, (w, d), reaching) for group in groups]
+    return walks
 
 
 @given(st.tuples(*[st.integers(1, 21)] * 3))
@@ -101,11 +127,16 @@ def test_where_every_probability_is_one_so_is_the_mean(shape: tuple[int, int, in
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_slabs_give_the_plain_labels_to_the_bit(xp: Any, shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("cut", [False, True])
+def test_slabs_give_the_plain_labels_to_the_bit(
+    xp: Any, shape: tuple[int, int, int], cut: bool
+) -> None:
     windows = plan_windows(padded_shape(shape, WINDOW), WINDOW)
     values = (4, 260, 7)
     probabilities = few_levels(3, len(windows), shape[0])
-    decided = gathered(windows, shape, probabilities, values, xp)
+    walks = cut_walks(windows, shape, 3, 2, seed=shape[0]) if cut else ()
+    assert not cut or len(walks) > 2
+    decided = gathered(windows, shape, probabilities, values, xp, walks)
     expected, expected_probability = plain(windows, shape, probabilities, values)
     assert decided.labels_hwd.dtype == xp.uint16
     np.testing.assert_array_equal(to_host(decided.labels_hwd), expected)
@@ -121,7 +152,7 @@ def test_slabs_give_the_plain_labels_to_the_bit(xp: Any, shape: tuple[int, int, 
     masked=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_groups_chunks_and_halves_change_nothing(
+def test_blocks_groups_chunks_and_halves_change_nothing(
     shape: tuple[int, int, int],
     count: int,
     group_size: int,
@@ -139,7 +170,7 @@ def test_groups_chunks_and_halves_change_nothing(
         shape,
         probabilities,
         values,
-        group_size=group_size,
+        walks=cut_walks(windows, shape, count, group_size, seed),
         chunk_size=chunk_size,
         masks=masks,
     )
@@ -154,7 +185,8 @@ def test_large_windows_go_through_blocks_and_threads_to_the_same_bits() -> None:
     windows = plan_windows(padded_shape(shape, window), window)
     rng = np.random.default_rng(0)
     weights = gaussian_weights(window)
-    slabs = SlabAccumulator(windows, shape, values, weights, keep_probability=True)
+    nothing = undecided(shape, values, weights, keep_probability=True)
+    slabs = SlabAccumulator(windows, values, weights, nothing)
     padded = padded_shape(shape, window)
     sums, weight_sums = np.zeros((2, *padded), np.float32), np.zeros(padded, np.float32)
     for each in windows:
@@ -175,9 +207,9 @@ def test_windows_left_out_leave_what_no_other_reaches_uncovered(xp: Any) -> None
     shape = (20, 8, 4)
     windows = plan_windows(shape, WINDOW)
     assert [window.starts_hwd[0] for window in windows] == [0, 4, 8, 12]
-    slabs = SlabAccumulator(
-        windows, shape, (5,), gaussian_weights(WINDOW, xp), keep_probability=True
-    )
+    weights = gaussian_weights(WINDOW, xp)
+    nothing = undecided(shape, (5,), weights, keep_probability=True)
+    slabs = SlabAccumulator(windows, (5,), weights, nothing)
     ones = xp.ones((1, *WINDOW), dtype=xp.float32)
     for window in windows[:2]:
         slabs.begin(window)
@@ -194,10 +226,16 @@ def test_windows_left_out_leave_what_no_other_reaches_uncovered(xp: Any) -> None
 
 def test_slabs_hold_one_row_of_windows(xp: Any) -> None:
     windows = plan_windows((200, 16, 4), WINDOW)
-    slabs = SlabAccumulator(windows, (200, 16, 4), (1, 2), gaussian_weights(WINDOW, xp))
+    weights = gaussian_weights(WINDOW, xp)
+    nothing = undecided((200, 16, 4), (1, 2), weights, keep_probability=False)
+    assert nothing.labels_hwd.dtype == xp.uint8
+    slabs = SlabAccumulator(windows, (1, 2), weights, nothing)
     assert tuple(slabs._sums.shape) == (2, 8, 16, 4)
-    assert slabs._labels.dtype == xp.uint8
-    assert slabs_bytes_of(slabs) == slab_bytes(2, (200, 16, 4), WINDOW)
+    assert slabs_bytes_of(slabs) == slab_bytes(2, (8, 16, 4))
+    block = (slice(3, 9), slice(0, 4))
+    slabs = SlabAccumulator(windows, (1, 2), weights, nothing, block)
+    assert tuple(slabs._sums.shape) == (2, 8, 6, 4)
+    assert slabs_bytes_of(slabs) == slab_bytes(2, (8, 6, 4))
 
 
 def slabs_bytes_of(slabs: SlabAccumulator) -> int:
@@ -207,7 +245,9 @@ def slabs_bytes_of(slabs: SlabAccumulator) -> int:
 
 def test_ties_go_to_the_first_class_and_half_is_foreground() -> None:
     windows = plan_windows(WINDOW, WINDOW)
-    slabs = SlabAccumulator(windows, WINDOW, (9, 2), gaussian_weights(WINDOW))
+    weights = gaussian_weights(WINDOW)
+    nothing = undecided(WINDOW, (9, 2), weights, keep_probability=False)
+    slabs = SlabAccumulator(windows, (9, 2), weights, nothing)
     halves = np.full((2, *WINDOW), 0.5, np.float32)
     halves[:, 0] = np.float32(0.49)
     slabs.begin(windows[0])
@@ -218,24 +258,61 @@ def test_ties_go_to_the_first_class_and_half_is_foreground() -> None:
     assert (decided.labels_hwd[1:] == 9).all()
 
 
+def test_blocks_need_no_probability() -> None:
+    """Labels alone, where each voxel is decided once: blocks of columns, but one group."""
+    shape, values = (19, 13, 9), (4, 2, 7)
+    windows = plan_windows(padded_shape(shape, WINDOW), WINDOW)
+    probabilities = few_levels(3, len(windows), 0)
+    walks = cut_walks(windows, shape, 3, 3, seed=4)
+    assert len(walks) > 1
+    decided = gathered(windows, shape, probabilities, values, walks=walks, keep_probability=False)
+    assert decided.probability_hwd is None
+    np.testing.assert_array_equal(
+        decided.labels_hwd, plain(windows, shape, probabilities, values)[0]
+    )
+
+
+def test_windows_left_out_of_one_block_are_uncovered_there_only() -> None:
+    shape = (8, 12, 4)
+    windows = plan_windows(shape, WINDOW)
+    assert [window.starts_hwd[1] for window in windows] == [0, 4]
+    weights = gaussian_weights(WINDOW)
+    ones = np.ones((1, *WINDOW), np.float32)
+    decided = undecided(shape, (5,), weights, keep_probability=True)
+    for columns, left_out in ((slice(0, 6), ()), (slice(6, 12), (1,))):
+        slabs = SlabAccumulator(windows, (5,), weights, decided, (columns, slice(0, 4)))
+        for index, window in enumerate(windows):
+            if index in left_out:
+                slabs.skip(window)
+            else:
+                slabs.begin(window)
+                slabs.add(slice(0, 1), ones)
+        decided = slabs.result()
+    assert not decided.uncovered_hwd[:, :8].any()
+    assert decided.uncovered_hwd[:, 8:].all()
+    np.testing.assert_array_equal(decided.labels_hwd, np.where(decided.uncovered_hwd, 0, 5))
+
+
 def test_windows_out_of_turn_or_missing_are_refused() -> None:
     windows = plan_windows((12, 8, 4), WINDOW)
     weights = gaussian_weights(WINDOW)
-    slabs = SlabAccumulator(windows, (12, 8, 4), (1,), weights)
+    nothing = undecided((12, 8, 4), (1,), weights, keep_probability=False)
+    slabs = SlabAccumulator(windows, (1,), weights, nothing)
     with pytest.raises(ValueError, match="no window was begun"):
         slabs.add(slice(0, 1), np.ones((1, *WINDOW), np.float32))
     with pytest.raises(ValueError, match="not the next window"):
         slabs.begin(windows[1])
-    slabs = SlabAccumulator(windows, (12, 8, 4), (1,), weights)
+    slabs = SlabAccumulator(windows, (1,), weights, nothing)
     slabs.begin(windows[0])
     with pytest.raises(ValueError, match="never added"):
         slabs.result()
     with pytest.raises(ValueError, match="H axis slowest"):
-        SlabAccumulator(windows[::-1], (12, 8, 4), (1,), weights)
+        SlabAccumulator(windows[::-1], (1,), weights, nothing)
     with pytest.raises(ValueError, match="at least one window"):
-        SlabAccumulator((), (12, 8, 4), (1,), weights)
+        SlabAccumulator((), (1,), weights, nothing)
     with pytest.raises(ValueError, match="no class"):
-        SlabAccumulator(windows, (12, 8, 4), (), weights)
-    before = Decided(np.zeros((12, 8, 4), np.uint8), None)
-    with pytest.raises(ValueError, match="must be kept"):
-        SlabAccumulator(windows, (12, 8, 4), (1,), weights, before=before)
+        SlabAccumulator(windows, (), weights, nothing)
+    beside = plan_windows((12, 16, 4), WINDOW)
+    wide = undecided((12, 16, 4), (1,), weights, keep_probability=False)
+    with pytest.raises(ValueError, match="does not reach into"):
+        SlabAccumulator(beside, (1,), weights, wide, (slice(0, 4), slice(0, 4)))

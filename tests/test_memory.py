@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations, pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import medals_rt
+from medals_rt.blocks import Columns
 from medals_rt.bundle import Bundle
 from medals_rt.errors import InputError
 from medals_rt.gathering import slab_bytes
@@ -19,13 +22,16 @@ from medals_rt.memory import (
     LARGEST_DEFAULT_SLAB,
     MemoryLimit,
     MemoryPlan,
+    Walk,
     available_bytes,
     memory_limit,
     network_bytes,
     plan_memory,
 )
+from medals_rt.plan import feature_channels
 from medals_rt.sizes import parse_size
 from medals_rt.volume import Volume
+from medals_rt.windows import Shape, Window, padded_shape, plan_windows, window_starts
 
 FINE = (192, 192, 192)
 PLENTY = MemoryLimit(10**15, "a test")
@@ -58,56 +64,141 @@ def test_what_is_no_size(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("padded", "walks"), [((365, 365, 365), 2), ((512, 512, 400), 3), ((192, 192, 192), 1)]
+    ("classes", "shape", "windows", "runs"),
+    [
+        (104, (192, 192, 192), 1, 1),
+        (104, (365, 365, 365), 27, 45),
+        (104, (512, 512, 400), 100, 150),  # 6 of 5 along W times 5 of 4 along D
+        (243, (192, 192, 192), 1, 2),
+        (243, (512, 512, 400), 100, 240),
+    ],
 )
-def test_a_hundred_classes_stay_below_six_gigabytes(
-    padded: tuple[int, int, int], walks: int
+def test_many_classes_stay_below_six_gigabytes(
+    classes: int, shape: Shape, windows: int, runs: int
 ) -> None:
     limit = MemoryLimit(64 * 10**9, "a test", LARGEST_DEFAULT_SLAB)
-    plan = plan_memory(104, padded, FINE, 64, limit)
-    size = max(group.stop - group.start for group in plan.groups)
-    assert len(plan.groups) == walks
-    assert plan.slab_bytes == slab_bytes(size, padded, FINE) <= 6e9
-    assert len(plan_memory(104, padded, FINE, 64, PLENTY).groups) == 1
+    plan = plan_memory(classes, shape, plan_windows(shape, FINE), 64, limit)
+    assert plan.window_runs == runs
+    assert plan.slab_bytes == max(walk_bytes(walk) for walk in plan.walks) <= 6e9
+    at_once = plan_memory(classes, shape, plan_windows(shape, FINE), 64, PLENTY)
+    assert (len(at_once.walks), at_once.window_runs) == (1, windows)
 
 
+def walk_bytes(walk: Walk, rows: int = FINE[0]) -> int:
+    """Sums of a walk, counted from its classes and columns."""
+    across = [block.stop - block.start for block in walk.columns]
+    return 4 * (walk.classes.stop - walk.classes.start + 1) * rows * prod(across)
+
+
+@example(classes=28, shape=(542, 600, 600), overlap=0.5, gigabytes=12, held=True)
 @given(
     classes=st.integers(1, 243),
-    padded=st.tuples(*[st.integers(192, 500)] * 3),
+    shape=st.tuples(*[st.integers(90, 600)] * 3),
+    overlap=st.sampled_from([0.5, 0.25]),
     gigabytes=st.integers(12, 200),
     held=st.booleans(),
 )
-def test_every_plan_covers_all_classes_within_the_limit(
-    classes: int, padded: tuple[int, int, int], gigabytes: int, held: bool
+def test_every_plan_covers_all_classes_and_columns_within_the_limit(
+    classes: int, shape: Shape, overlap: float, gigabytes: int, held: bool
 ) -> None:
-    limit = MemoryLimit(gigabytes * 10**9, "a test", LARGEST_DEFAULT_SLAB)
-    plan = plan_memory(classes, padded, FINE, 64, limit, held=min(classes, 10) if held else 0)
-    covered = [n for group in plan.groups for n in range(group.start, group.stop)]
-    assert covered == list(range(classes))
+    limit = MemoryLimit(gigabytes * 10**9, "asked for", LARGEST_DEFAULT_SLAB)
+    windows = plan_windows(padded_shape(shape, FINE), FINE, overlap)
+    plan = plan_memory(classes, shape, windows, 64, limit, held=min(classes, 10) if held else 0)
+    times = np.zeros((classes, *shape[1:]), np.uint8)
+    for walk in plan.walks:
+        times[walk.classes, *walk.columns] += 1
+        assert walk.windows == tuple(
+            index for index, window in enumerate(windows) if covers(window, walk.columns)
+        )
+    assert (times == 1).all()
+    assert len(plan.walks) == plan.class_groups * plan.column_blocks
+    assert plan.window_runs >= len(windows)
     assert 1 <= plan.classes_per_chunk <= 32
-    assert plan.slab_bytes <= LARGEST_DEFAULT_SLAB
+    assert max(walk_bytes(walk) for walk in plan.walks) <= plan.slab_bytes <= LARGEST_DEFAULT_SLAB
     assert plan.expected_bytes <= limit.total
 
 
-def test_a_limit_too_small_is_refused_with_what_would_do() -> None:
+def covers(window: Window, columns: Columns) -> bool:
+    """Whether a window has a voxel of the columns, voxel by voxel along each axis."""
+    return all(
+        set(range(window.starts_hwd[axis], window.stops_hwd[axis]))
+        & set(range(block.start, block.stop))
+        for axis, block in zip((1, 2), columns, strict=True)
+    )
+
+
+def runs_of_every_cut(length: int, window: int, overlap: float) -> set[tuple[int, int, int]]:
+    """Widest block, runs and blocks of every way to cut an axis."""
+    starts = window_starts(max(length, window), window, overlap)
+    found = set()
+    for count in range(length):
+        for inner in combinations(range(1, length), count):
+            blocks = list(pairwise((0, *inner, length)))
+            widest = max(b - a for a, b in blocks)
+            runs = sum(start < b and start + window > a for a, b in blocks for start in starts)
+            if widest >= min(length, window // 2):
+                found.add((widest, runs, len(blocks)))
+    return found
+
+
+@given(
+    classes=st.integers(1, 9),
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
+    window=st.tuples(*[st.integers(1, 6)] * 3),
+    overlap=st.sampled_from([0.5, 0.25]),
+    share=st.floats(0.05, 1.2),
+)
+def test_no_other_cut_within_the_limit_runs_fewer_windows(
+    classes: int, shape: Shape, window: Shape, overlap: float, share: float
+) -> None:
+    windows = plan_windows(padded_shape(shape, window), window, overlap)
+    slab = int(share * slab_bytes(classes, (window[0], *shape[1:])))
+    limit = MemoryLimit(10**12, "a test", slab)
+    plan = plan_memory(classes, shape, windows, 1, limit)
+    rows = len({each.starts_hwd[0] for each in windows})
+    along_w, along_d = (runs_of_every_cut(shape[k], window[k], overlap) for k in (1, 2))
+    fitting = [
+        (groups * w_runs * d_runs * rows, groups * w_blocks * d_blocks)
+        for groups in range(1, classes + 1)
+        for w, w_runs, w_blocks in along_w
+        for d, d_runs, d_blocks in along_d
+        if slab_bytes(-(-classes // groups), (window[0], w, d)) <= slab
+    ]
+    if fitting:
+        assert plan.slab_bytes <= slab
+        assert (plan.window_runs, len(plan.walks)) == min(fitting)
+    else:  # unasked, the narrowest blocks of one class are held in any case
+        assert {walk.classes.stop - walk.classes.start for walk in plan.walks} == {1}
+
+
+@pytest.mark.parametrize("classes", [1, 3, 104])
+@pytest.mark.parametrize("shape", [FINE, (512, 512, 400), (90, 60, 500)])
+def test_a_limit_too_small_is_refused_with_what_would_do(classes: int, shape: Shape) -> None:
+    windows = plan_windows(padded_shape(shape, FINE), FINE)
     with pytest.raises(InputError, match=r"2\.0 GB of memory are too few .* allow at least") as no:
-        plan_memory(3, FINE, FINE, 64, MemoryLimit(2 * 10**9, "asked for"))
+        plan_memory(classes, shape, windows, 64, MemoryLimit(2 * 10**9, "asked for"))
     enough = parse_size(str(no.value).rpartition("at least ")[2])
-    more = MemoryLimit(enough + 10**8, "asked for")
-    assert plan_memory(3, FINE, FINE, 64, more).expected_bytes <= more.total
+    more = MemoryLimit(enough, "asked for")
+    plan = plan_memory(classes, shape, windows, 64, more)
+    assert plan.expected_bytes <= enough
+    tight = MemoryLimit(enough - 2 * 10**8, "asked for")
+    with pytest.raises(InputError, match="allow at least"):
+        plan_memory(classes, shape, windows, 64, tight)
 
 
 def test_little_free_memory_does_not_cut_what_is_small() -> None:
     little = MemoryLimit(2 * 10**9, "what is free")
-    assert len(plan_memory(3, FINE, FINE, 64, little).groups) == 1
-    many = plan_memory(200, FINE, FINE, 64, little)
+    window = plan_windows(FINE, FINE)
+    assert len(plan_memory(3, FINE, window, 64, little).walks) == 1
+    many = plan_memory(200, FINE, window, 64, little)
     assert 2**29 < many.slab_bytes <= 2**30
 
 
 def test_held_probabilities_count() -> None:
     limit = MemoryLimit(12 * 10**9, "a test")
-    free = plan_memory(10, FINE, FINE, 64, limit)
-    held = plan_memory(10, FINE, FINE, 64, limit, held=10)
+    window = plan_windows(FINE, FINE)
+    free = plan_memory(10, FINE, window, 64, limit)
+    held = plan_memory(10, FINE, window, 64, limit, held=10)
     assert held.expected_bytes > free.expected_bytes
 
 
@@ -153,23 +244,50 @@ def test_a_containers_limit_is_respected(
 def test_a_case_in_groups_and_chunks_is_the_case(
     tiny_bundle: Bundle, prompts: dict, refinement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One class a walk and a chunk, through both stages, against all at once: the same bytes."""
+    """One class a walk and a chunk, in many blocks, through both stages: the same bytes."""
     rng = np.random.default_rng(5)
-    volume = Volume(rng.integers(0, 256, (14, 40, 36), dtype=np.uint8), (4.0, 4.0, 6.0))
+    volume = Volume(rng.integers(0, 256, (8, 24, 22), dtype=np.uint8), (4.0, 4.0, 6.0))
 
-    def one_by_one(classes: int, *arguments: Any, **options: Any) -> MemoryPlan:
-        plan = plan_memory(classes, *arguments, **options)
-        groups = tuple(slice(n, n + 1) for n in range(classes))
-        return replace(plan, groups=groups, classes_per_chunk=1)
+    def one_by_one(*arguments: Any, **options: Any) -> MemoryPlan:
+        tiny = MemoryLimit(10**12, "a test", 1)
+        plan = plan_memory(*arguments[:-1], tiny, **options)
+        return replace(plan, classes_per_chunk=1)
 
     with medals_rt.load(tiny_bundle.folder, runner="onnxruntime", precision="fp32") as segmenter:
         whole = segmenter.segment(volume, prompts, refinement=refinement)
-        monkeypatch.setattr("medals_rt.two_stages.plan_memory", one_by_one)
+        monkeypatch.setattr("medals_rt.ways.plan_memory", one_by_one)
         cut = segmenter.segment(volume, prompts, refinement=refinement)
     assert {stage.class_groups for stage in whole.report.stages} == {1}
     assert {stage.class_groups for stage in cut.report.stages} == {len(whole.report.classes)}
+    for before, after in zip(whole.report.stages, cut.report.stages, strict=True):
+        assert (before.column_blocks, before.window_runs) == (1, before.windows)
+        assert after.column_blocks >= 4
+        assert after.window_runs > 3 * after.windows * after.class_groups
+        assert after.passes > 3 * before.passes
     assert whole.labels_dhw.any()
     np.testing.assert_array_equal(cut.labels_dhw, whole.labels_dhw)
+
+
+def test_max_memory_cuts_the_image_into_blocks_and_changes_no_label(tiny_bundle: Bundle) -> None:
+    """A limit that is short of half of the fine stage's sums; the coarse stage's need less."""
+    rng = np.random.default_rng(5)
+    volume = Volume(rng.integers(0, 256, (8, 24, 22), dtype=np.uint8), (4.0, 4.0, 6.0))
+    with medals_rt.load(tiny_bundle.folder, runner="onnxruntime", precision="fp32") as segmenter:
+        whole = segmenter.segment(volume, ANATOMY)
+        fine = whole.report.stages[1]
+        windows = plan_windows(fine.padded_shape_hwd, fine.window_hwd)
+        channels = feature_channels(tiny_bundle)
+        shape = fine.resampled_shape_hwd
+        plan = plan_memory(2, shape, windows, channels, PLENTY, precision="fp32")
+        limit = plan.expected_bytes - plan.slab_bytes // 2
+        cut = segmenter.segment(volume, ANATOMY, max_memory=limit)
+    after = cut.report.stages[1]
+    assert (fine.column_blocks, fine.window_runs) == (1, fine.windows)
+    assert after.column_blocks > 1
+    assert after.windows == fine.windows < after.window_runs
+    assert whole.labels_dhw.any()
+    np.testing.assert_array_equal(cut.labels_dhw, whole.labels_dhw)
+    np.testing.assert_array_equal(cut.stage_labels_dhw["fine"], whole.stage_labels_dhw["fine"])
 
 
 def test_a_limit_is_honoured_and_reported(tiny_bundle: Bundle) -> None:

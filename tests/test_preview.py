@@ -98,6 +98,6 @@ def test_edge_cases_are_drawn(tmp_path: Path) -> None:
 def test_a_missing_library_names_the_extra(
     tmp_path: Path, labels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medals_rt.preview.find_spec", lambda _: None)
+    monkeypatch.setattr("medals_rt.optional.find_spec", lambda _: None)
     with pytest.raises(MissingDependencyError, match=r"medals-rt\[preview\]"):
         save_preview(tmp_path / "a.png", labels, labels, SPACING_DHW, {}, title="")

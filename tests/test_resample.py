@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import zoom
 
-from medals_rt.arrays import to_host
+from medals_rt.arrays import as_namespace, to_host
 from medals_rt.geometry import separate_axis
 from medals_rt.resample import FILE_ORDER, MODEL_ORDER, resample_image, resample_labels
+from medals_rt.voting import _to_float16_steps
 
 IMAGE_TOLERANCE = 1e-4  # of the image's range; found: 1.6e-7
 LABEL_TIES = 0  # voxels of the golden label maps that differ
@@ -181,3 +182,12 @@ def test_nothing_to_do_still_gives_a_new_array(xp: Any) -> None:
         result = resample(source, (3, 4, 5))
         result[0, 0, 0] = 0
         assert float(source[0, 0, 0]) == 1
+
+
+def test_thousandths_are_rounded_as_by_float16(xp: Any) -> None:
+    """All float32 values of an octave; the others are these times a power of two."""
+    low, high = (int(np.float32(each).view(np.uint32)) for each in (512, 1024))
+    values = np.arange(low, high, dtype=np.uint32).view(np.float32)
+    for octave in (values, values[::97] / 1024):
+        found = to_host(_to_float16_steps(as_namespace(octave, xp)))
+        assert (found == octave.astype(np.float16)).all()

@@ -1,10 +1,11 @@
 """Many cases with one opened model: found, run side by side, taken up again after an interruption.
 
-`find` says what there is to do, `records` what is done already, `pipeline` does the rest, and
-`summary` writes down how it went.
+`find` says what there is to do, `lock` keeps other batches out, `records` says what is done
+already, `pipeline` does the rest, and `summary` writes down how it went.
 """
 
 from medals_rt.batch.find import BatchCase, BatchPlan, plan_batch
+from medals_rt.batch.lock import lock_folders
 from medals_rt.batch.pipeline import Listener, run_batch
 from medals_rt.batch.records import Entry
 from medals_rt.batch.summary import summary_files, write_summaries
@@ -14,6 +15,7 @@ __all__ = [
     "BatchPlan",
     "Entry",
     "Listener",
+    "lock_folders",
     "plan_batch",
     "run_batch",
     "summary_files",

@@ -113,6 +113,21 @@ def plan_batch(
     return BatchPlan(cases, results, reports)
 
 
+def report_path(reports: Path, name: str) -> Path:
+    """Say where the report of a case goes."""
+    return reports / "reports" / f"{name}.json"
+
+
+def preview_path(reports: Path, name: str) -> Path:
+    """Say where the picture of a case goes."""
+    return reports / "previews" / f"{name}.png"
+
+
+def one_name(name: str) -> str:
+    """Give what is the same for all names that one file goes by where case doesn't count."""
+    return normalize("NFC", name).casefold()
+
+
 def _from_inputs(inputs: Iterable[Path], skip: set[Path]) -> Iterator[_Found]:
     """Go through what the command line names."""
     for given in inputs:
@@ -196,8 +211,8 @@ def _batch_case(
         input=found.path,
         output=places.results / f"{name}{ending}",
         source=source,
-        report=places.reports / "reports" / f"{name}.json",
-        preview=places.reports / "previews" / f"{name}.png" if places.preview else None,
+        report=report_path(places.reports, name),
+        preview=preview_path(places.reports, name) if places.preview else None,
         options=options,
     )
     if found.row is not None:
@@ -235,7 +250,7 @@ def _refuse_clashes(cases: Sequence[BatchCase]) -> None:
     by_name: dict[str, BatchCase] = {}
     inputs = {case.job.input.resolve() for case in cases}
     for case in cases:
-        twin = by_name.setdefault(normalize("NFC", case.name).casefold(), case)
+        twin = by_name.setdefault(one_name(case.name), case)
         if twin is not case:
             raise InputError(
                 f"{twin.job.input} and {case.job.input} would both be called {case.name}; "

@@ -9,18 +9,16 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
 import medals_rt
-from medals_rt.batch.find import BatchCase, BatchPlan
+from medals_rt.batch.find import BatchCase
 from medals_rt.batch.records import Entry
-from medals_rt.errors import MissingDependencyError
 from medals_rt.files import atomic_output
 from medals_rt.preview import PALETTE
+from medals_rt.templates import fill_template
 
 TEMPLATE: Final = "index.html.j2"
 
@@ -50,50 +48,26 @@ class Card:
     classes: tuple[PageClass, ...]
 
 
-def require_jinja() -> None:
-    """Make sure that a page can be written.
-
-    Raises
-    ------
-    MissingDependencyError : jinja2 is not installed
-    """
-    if find_spec("jinja2") is None:
-        raise MissingDependencyError("the page needs jinja2: pip install 'medals-rt[preview]'")
-
-
-def write_page(path: Path, plan: BatchPlan, entries: Sequence[Entry]) -> None:
+def write_page(path: Path, title: str, cases: Sequence[tuple[BatchCase, Entry]]) -> None:
     """Write the page, atomically.
 
     Parameters
     ----------
     path : the file to write
-    plan : the batch
-    entries : one a case, in the order of the plan's
+    title : what stands above it
+    cases : what is shown, in this order
 
     Raises
     ------
     MissingDependencyError : jinja2 is not installed
     OutputError : the file can't be written
     """
-    require_jinja()
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    def load(name: str) -> str:
-        return resources.files("medals_rt.batch").joinpath(name).read_text(encoding="utf-8")
-
-    environment = Environment(
-        loader=FunctionLoader(load),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    cards = [
-        card(entry, case, path.parent) for entry, case in zip(entries, plan.cases, strict=True)
-    ]
-    text = environment.get_template(TEMPLATE).render(
-        title=plan.results.resolve().name or "results",
-        cards=cards,
+    entries = [entry for _, entry in cases]
+    text = fill_template(
+        "medals_rt.batch",
+        TEMPLATE,
+        title=title,
+        cards=[card(entry, case, path.parent) for case, entry in cases],
         counts=Counter(entry.status for entry in entries),
         late=sum(entry.within_budget is False for entry in entries),
         noted=sum(bool(entry.notes) for entry in entries),

@@ -10,13 +10,20 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
 import msgspec
 
 import medals_rt
-from medals_rt.batch.find import BatchCase
+from medals_rt.batch.find import (
+    STATE_FOLDER,
+    BatchCase,
+    BatchPlan,
+    one_name,
+    preview_path,
+    report_path,
+)
 from medals_rt.files import write_json
 from medals_rt.job import Job
 from medals_rt.manifest import file_sha256
@@ -68,12 +75,27 @@ class Entry:
 
 @dataclass(frozen=True)
 class Record:
-    """A finished case: the fingerprint of what it was made from, SHA-256 of its files by role."""
+    """A finished case.
+
+    Attributes
+    ----------
+    format
+        Of the record.
+    fingerprint
+        Of what the case was made from.
+    files
+        SHA-256 of what was written, by role.
+    entry
+        How it went.
+    ending
+        Of the result's name, which begins with the case's.
+    """
 
     format: int
     fingerprint: str
     files: dict[str, str]
     entry: Entry
+    ending: str
 
 
 def fingerprint(job: Job, bundle_hash: str) -> str:
@@ -118,13 +140,36 @@ def content_sha256(path: Path) -> str:
 def kept_entry(case: BatchCase, made_from: str) -> Entry | None:
     """Give the entry of a case that is finished and whose files are as they were written."""
     record = _read(case.record)
-    if record is None or record.fingerprint != made_from:
-        return None
-    if any(record.files.get(role) != _hash_of(path) for role, path in _files(case.job)):
+    if record is None or record.fingerprint != made_from or not _intact(case.job, record):
         return None
     return replace(
         record.entry, status="kept", input=shown(case.job.input), output=shown(case.job.output)
     )
+
+
+def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
+    """Give the cases that earlier batches finished in a batch's folders, its own left out, by name.
+
+    Those whose files are as they were written. Whether their inputs changed since is not asked.
+    """
+    folder = plan.reports / STATE_FOLDER
+    own = {one_name(case.name) for case in plan.cases}
+    found = []
+    for path in sorted(folder.rglob("*.json")):
+        name = path.relative_to(folder).as_posix().removesuffix(".json")
+        record = None if one_name(name) in own else _read(path)
+        if record is None:
+            continue
+        job = Job(
+            input=Path(record.entry.input),
+            output=plan.results / f"{name}{record.ending}",
+            report=report_path(plan.reports, name),
+            preview=preview_path(plan.reports, name) if "preview" in record.files else None,
+        )
+        if _intact(job, record):
+            entry = replace(record.entry, status="kept", output=shown(job.output))
+            found.append((BatchCase(name, job, path), entry))
+    return tuple(found)
 
 
 def remember(case: BatchCase, made_from: str, entry: Entry) -> None:
@@ -135,7 +180,8 @@ def remember(case: BatchCase, made_from: str, entry: Entry) -> None:
     OutputError : the record can't be written
     """
     files = {role: file_sha256(path) for role, path in _files(case.job)}
-    record = Record(RECORD_FORMAT, made_from, files, entry)
+    ending = case.job.output.name.removeprefix(PurePosixPath(case.name).name)
+    record = Record(RECORD_FORMAT, made_from, files, entry, ending)
     case.record.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = msgspec.to_builtins(record)
     write_json(case.record, content)
@@ -174,6 +220,11 @@ def _files(job: Job) -> Iterator[tuple[str, Path]]:
     for role, path in roles.items():
         if path is not None:
             yield role, path
+
+
+def _intact(job: Job, record: Record) -> bool:
+    """Tell whether all files of a job are there, as the record says they were written."""
+    return all(record.files.get(role) == _hash_of(path) for role, path in _files(job))
 
 
 def _hash_of(path: Path) -> str | None:

@@ -6,7 +6,7 @@ from typing import Final
 
 from medals_rt.batch.find import BatchPlan
 from medals_rt.batch.page import write_page
-from medals_rt.batch.records import Entry
+from medals_rt.batch.records import Entry, finished_before
 from medals_rt.tables import STATISTICS_COLUMNS, Cell, statistics_row, write_csv
 
 SUMMARY_FILE: Final = "summary.csv"
@@ -35,6 +35,9 @@ def write_summaries(
 ) -> tuple[Path, ...]:
     """Write what was asked for, each file whole or not at all, and give their paths.
 
+    They tell of all that the folders hold: after the cases of this batch, those that earlier ones
+    finished and this one doesn't ask for.
+
     Parameters
     ----------
     plan : the batch
@@ -47,13 +50,15 @@ def write_summaries(
     OutputError : a file can't be written
     """
     files = summary_files(plan, statistics=statistics, page=page)
+    cases = (*zip(plan.cases, entries, strict=True), *finished_before(plan))
+    entries = [entry for _, entry in cases]
     write_csv(plan.reports / SUMMARY_FILE, SUMMARY_COLUMNS, map(_summary_row, entries))
     if statistics:
         columns = ("case", *STATISTICS_COLUMNS)
         rows = ((each.name, *statistics_row(found)) for each in entries for found in each.classes)
         write_csv(plan.reports / STATISTICS_FILE, columns, rows)
     if page:
-        write_page(plan.reports / PAGE_FILE, plan, entries)
+        write_page(plan.reports / PAGE_FILE, plan.results.resolve().name or "results", cases)
     return files
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from medals_rt.bundle import Bundle
-from medals_rt.errors import MissingDependencyError
 from medals_rt.network import CLASSES_PER_CHUNK, pass_chains
+from medals_rt.optional import import_optional
 
 Shape = tuple[int, ...]
 
@@ -44,7 +44,7 @@ def graph_flop(path: Path, prompts: int) -> int:
     MissingDependencyError
         If `onnx` is not installed.
     """
-    onnx = import_onnx()
+    onnx = import_optional("ONNX", "counting arithmetic")
     model = onnx.load(path)
     for value in model.graph.input:
         for axis in value.type.tensor_type.shape.dim:
@@ -65,17 +65,6 @@ def graph_flop(path: Path, prompts: int) -> int:
         if count is not None:
             total += count(node, shapes)
     return total
-
-
-def import_onnx() -> Any:
-    """Import onnx, or say what installs it."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingDependencyError(
-            "counting arithmetic needs onnx: pip install 'medals-rt[bench]'"
-        ) from error
-    return onnx
 
 
 def _convolution(node: Any, shapes: Mapping[str, Shape]) -> int:

@@ -4,15 +4,14 @@ Needs jinja2 and, for the page, matplotlib (the extra `bench`).
 """
 
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import msgspec
 
 from medals_rt.bench import plots
 from medals_rt.bench.records import Answer, BenchReport, Standing, quantile
-from medals_rt.errors import MissingDependencyError
 from medals_rt.files import atomic_output
+from medals_rt.templates import fill_template
 
 
 @dataclass(frozen=True)
@@ -63,25 +62,9 @@ def write_pages(folder: Path, report: BenchReport) -> tuple[Path, ...]:
 
 def render(template: str, report: BenchReport, *, pictures: bool) -> str:
     """Fill a template of this package."""
-    try:
-        from jinja2 import Environment, FunctionLoader, StrictUndefined
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the report needs jinja2: pip install 'medals-rt[bench]'"
-        ) from error
-
-    def load(name: str) -> str:
-        return resources.files("medals_rt.bench").joinpath(name).read_text(encoding="utf-8")
-
-    environment = Environment(
-        loader=FunctionLoader(load),
-        autoescape=template.endswith(".html.j2"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(template).render(
+    return fill_template(
+        "medals_rt.bench",
+        template,
         report=report,
         rows=[row_of(each, report) for each in report.standings],
         headlines=headlines(report),

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from medals_rt.bench.records import Answer, BenchReport, Growth, Standing, quantile
-from medals_rt.errors import MissingDependencyError
+from medals_rt.optional import require
 
 _INK = "#1f2933"
 _QUIET = "#8896a5"
@@ -126,13 +126,10 @@ def _figure(
     height_in: float, width_in: float = _WIDTH_IN
 ) -> Iterator[tuple[Any, Callable[[], str]]]:
     """Give axes, and a function that turns the finished figure into SVG text."""
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            "plots need matplotlib: pip install 'medals-rt[bench]'"
-        ) from error
+    require("a plot", "Matplotlib")
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "medals-rt",

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from medals_rt.arrays import to_device
-from medals_rt.bench.arithmetic import graph_flop, import_onnx
+from medals_rt.bench.arithmetic import graph_flop
 from medals_rt.bench.card import wait_for_device
 from medals_rt.bench.records import Roofs
+from medals_rt.optional import import_optional
 from medals_rt.runners import RunnerKind, open_runner
 
 _CHANNELS = 64
@@ -72,7 +73,7 @@ def _write_chain(
     *,
     half: bool,
 ) -> None:
-    onnx = import_onnx()
+    onnx = import_optional("ONNX", "measuring roofs")
     dtype = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
     weight = weight.astype(np.float16 if half else np.float32)
     names = [f"x{i}" for i in range(length)] + ["y"]

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from medals_rt.bench.records import Question
 from medals_rt.bundle import Bundle
-from medals_rt.errors import InputError, MissingDependencyError
+from medals_rt.errors import InputError
 from medals_rt.network import NetworkInfo, StageNetwork
+from medals_rt.optional import require
 from medals_rt.segmenter import Segmenter
 
 
@@ -49,10 +49,7 @@ def open_subject(question: Question) -> Iterator[Subject]:
     else:
         if question.checkpoints is None:
             raise InputError("eager PyTorch needs the checkpoints of both stages")
-        if find_spec("torch") is None:
-            raise MissingDependencyError(
-                "eager PyTorch needs torch: pip install 'medals-rt[export]'"
-            )
+        require("the runner pytorch", "PyTorch")
         from medals_export.eager import open_eager
 
         opened = open_eager(

@@ -22,6 +22,7 @@ from struct import error as struct_error
 from typing import Any, BinaryIO, Final
 
 from medals_rt.errors import CaseError, MissingDependencyError
+from medals_rt.optional import import_optional
 
 MAX_FILES: Final = 100_000
 """More files than this in one folder or zip are refused."""
@@ -249,13 +250,7 @@ def require_pydicom() -> Any:
     MissingDependencyError
         If it isn't installed.
     """
-    try:
-        import pydicom
-    except ImportError as error:
-        raise MissingDependencyError(
-            "DICOM files need pydicom; install it with: pip install 'medals-rt[dicom]'"
-        ) from error
-    return pydicom
+    return import_optional("pydicom", "a DICOM file")
 
 
 def _sorted_out(files: list[DicomFile], max_bytes: int) -> tuple[list[DicomFile], int]:

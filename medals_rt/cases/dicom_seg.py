@@ -14,8 +14,9 @@ import medals_rt
 from medals_rt.cases.dicom import DicomSource
 from medals_rt.cases.model import Case
 from medals_rt.cases.segments import PRIVATE_SCHEME, Code, Segment
-from medals_rt.errors import CaseError, MissingDependencyError
+from medals_rt.errors import CaseError
 from medals_rt.files import atomic_output
+from medals_rt.optional import import_optional
 
 Array: TypeAlias = Any
 
@@ -41,7 +42,7 @@ def check_source(case: Case, name: str) -> DicomSource:
     MissingDependencyError
         If highdicom isn't installed.
     """
-    _highdicom()
+    import_optional("highdicom", "a DICOM segmentation")
     source = case.header
     if not isinstance(source, DicomSource):
         raise CaseError(
@@ -77,7 +78,7 @@ def write_seg(
     CaseError
         As `check_source`; also for more than 65,535 segments.
     """
-    hd = _highdicom()
+    hd = import_optional("highdicom", "a DICOM segmentation")
     source = check_source(case, path.name)
     labels_kji = case.volume.restore(labels_dhw)
     instances_kji = None if instances_dhw is None else case.volume.restore(instances_dhw)
@@ -197,13 +198,3 @@ def _name_private_scheme(seg: Any) -> None:
     item.CodingSchemeName = "Classes of Medal S models: modality, kind and number"
     item.CodingSchemeResponsibleOrganization = "The medals-rt authors"
     seg.CodingSchemeIdentificationSequence = [item]
-
-
-def _highdicom() -> Any:
-    try:
-        import highdicom
-    except ImportError as error:
-        raise MissingDependencyError(
-            "DICOM SEG files need highdicom; install it with: pip install 'medals-rt[dicom]'"
-        ) from error
-    return highdicom

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from medals_rt.cases.model import Case, LabelFile, check_labels
-from medals_rt.errors import CaseError, MissingDependencyError
+from medals_rt.errors import CaseError
 from medals_rt.files import atomic_output
+from medals_rt.optional import import_optional
 from medals_rt.volume import SourceGrid, Triple, Volume, check_image, check_shape, check_spacing
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def read_nifti_labels(path: Path, *, max_voxels: int) -> LabelFile:
 
 def write_nifti(path: Path, case: Case, labels_dhw: Array) -> None:
     """Write labels on the source's own grid; from a NIfTI case with its own header and affine."""
-    nibabel = _nibabel()
+    nibabel = import_optional("NiBabel", "a NIfTI file")
     labels_ijk = np.ascontiguousarray(case.volume.restore(labels_dhw)).transpose()
     header = case.header if isinstance(case.header, nibabel.Nifti1Header) else None
     affine = RAS_TO_LPS @ case.volume.affine_lps
@@ -78,7 +79,7 @@ class _Read:
 
 
 def _read(path: Path, max_voxels: int) -> _Read:
-    nibabel = _nibabel()
+    nibabel = import_optional("NiBabel", "a NIfTI file")
     try:
         with nibabel.imageglobals.LoggingOutputSuppressor():  # it repairs headers and tells stderr
             image = nibabel.Nifti1Image.from_filename(path)
@@ -130,16 +131,6 @@ def _to_mm(header: Any) -> Array:
     unit = header.get_xyzt_units()[0]
     scale = {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
     return np.diag([scale, scale, scale, 1.0])
-
-
-def _nibabel() -> Any:
-    try:
-        import nibabel as nib
-    except ImportError as error:
-        raise MissingDependencyError(
-            "NIfTI files need nibabel; install it with: pip install 'medals-rt[formats]'"
-        ) from error
-    return nib
 
 
 def _short(error: BaseException) -> str:

@@ -11,8 +11,9 @@ import numpy as np
 from medals_rt.cases.model import Case, LabelFile, check_labels
 from medals_rt.cases.nifti import stem
 from medals_rt.cases.segments import Code, Segment
-from medals_rt.errors import CaseError, MissingDependencyError
+from medals_rt.errors import CaseError
 from medals_rt.files import atomic_output
+from medals_rt.optional import import_optional
 from medals_rt.volume import SourceGrid, Volume, check_image, check_shape
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def read_nrrd_labels(path: Path, *, max_voxels: int) -> LabelFile:
 
 def write_nrrd(path: Path, case: Case, labels_dhw: Array, segments: Sequence[Segment]) -> None:
     """Write labels on the source's own grid, in the LPS frame, with 3D Slicer's segment fields."""
-    pynrrd = _pynrrd()
+    pynrrd = import_optional("pynrrd", "an NRRD file")
     labels_ijk = np.ascontiguousarray(case.volume.restore(labels_dhw)).transpose()
     affine = case.volume.affine_lps
     header = {
@@ -143,7 +144,7 @@ def _one_line(text: str) -> str:
 
 
 def _read(path: Path, max_voxels: int) -> tuple[Array, SourceGrid]:
-    pynrrd = _pynrrd()
+    pynrrd = import_optional("pynrrd", "an NRRD file")
     try:
         with path.open("rb") as file:
             header = pynrrd.read_header(file)
@@ -210,13 +211,3 @@ def _source(header: Any, path: Path) -> SourceGrid:
     else:
         raise CaseError(f"{path.name} has no spacing ('space directions' or 'spacings'); add one")
     return SourceGrid.from_affine(affine)
-
-
-def _pynrrd() -> Any:
-    try:
-        import nrrd
-    except ImportError as error:
-        raise MissingDependencyError(
-            "NRRD files need pynrrd; install it with: pip install 'medals-rt[formats]'"
-        ) from error
-    return nrrd

@@ -70,16 +70,20 @@ def batch_command(
     exit code is 1 if a case failed.
     """
     del debug  # read by one_line_errors
-    from medals_rt.batch import plan_batch, run_batch, summary_files, write_summaries
-    from medals_rt.batch.page import require_jinja
+    from medals_rt.batch import (
+        lock_folders,
+        plan_batch,
+        run_batch,
+        summary_files,
+        write_summaries,
+    )
     from medals_rt.cli.batch_progress import batch_listener
     from medals_rt.files import prepare_output, remove_leftovers
-    from medals_rt.preview import require_matplotlib
+    from medals_rt.optional import require
     from medals_rt.prompts import read_prompts
 
     if preview:
-        require_matplotlib()
-        require_jinja()
+        require("--preview", "Matplotlib", "Jinja2")
     if source.file is not None and source.sentences:
         raise InputError("give either a prompts file or sentences, not both")
     if source.file is not None:
@@ -95,18 +99,19 @@ def batch_command(
         preview=preview,
     )
     tables = summary_files(plan, statistics=statistics, page=preview)
-    for file in tables:
-        prepare_output(file)
-    remove_leftovers(tables)
-    with batch_listener(len(plan.cases), quiet=quiet) as listener:
-        try:
-            entries = run_batch(plan.cases, options, listener)
-        except KeyboardInterrupt:
-            typer.echo(f"interrupted; {listener.standing()}", err=True)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        except OutputError as error:
-            raise OutputError(f"{error}; {listener.standing()}") from error
-    write_summaries(plan, entries, statistics=statistics, page=preview)
+    with lock_folders(plan):
+        for file in tables:
+            prepare_output(file)
+        remove_leftovers(tables)
+        with batch_listener(len(plan.cases), quiet=quiet) as listener:
+            try:
+                entries = run_batch(plan.cases, options, listener)
+            except KeyboardInterrupt:
+                typer.echo(f"interrupted; {listener.standing()}", err=True)
+                raise typer.Exit(EXIT_INTERRUPTED) from None
+            except OutputError as error:
+                raise OutputError(f"{error}; {listener.standing()}") from error
+        write_summaries(plan, entries, statistics=statistics, page=preview)
     if not quiet:
         _print_summary(entries)
         for file in tables:

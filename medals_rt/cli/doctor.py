@@ -10,7 +10,7 @@ import typer
 from medals_rt.cli.console import EXIT_FAILURE, AsJson, Debug, print_table
 
 if TYPE_CHECKING:
-    from medals_rt.doctor.diagnosis import BundleState, Diagnosis
+    from medals_rt.doctor.diagnosis import BundleState, Cache, Diagnosis
     from medals_rt.doctor.machine import Graphics, Memory, Processor
 
 REPORT_FORMAT = 1
@@ -50,7 +50,7 @@ def print_diagnosis(found: "Diagnosis") -> None:
         ["processor", _processor(found.processor)],
         ["memory", _memory(found.memory)],
         *_cards(found.graphics),
-        ["cache", f"{found.cache.folder}: {found.cache.problem or f'{found.cache.mib:,} MiB'}"],
+        ["cache", _cache(found.cache)],
         ["medals-rt", f"{found.versions['medals-rt']}, Python {found.versions['python']}"],
     ]
     print_table("machine", {"what": "left", "found": "left"}, rows)
@@ -85,6 +85,11 @@ def _processor(processor: "Processor") -> str:
 def _memory(memory: "Memory") -> str:
     limit = "" if memory.limit_mib is None else f", at most {memory.limit_mib:,} in this container"
     return f"{memory.total_mib:,} MiB, {memory.available_mib:,} of them available{limit}"
+
+
+def _cache(cache: "Cache") -> str:
+    held = f"{cache.mib:,} MiB, compiled graphs are kept up to {cache.kept_mib:,}"
+    return f"{cache.folder}: {cache.problem or held}"
 
 
 def _cards(graphics: "Graphics") -> list[list[str]]:

@@ -1,14 +1,14 @@
 """`medals-rt export`: turn checkpoints into a bundle. Needs the extra `export` (torch)."""
 
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medals_rt.cli.console import Debug, progress_bar
-from medals_rt.errors import InputError, MissingDependencyError
+from medals_rt.errors import InputError
+from medals_rt.optional import missing_one_of, require
 
 if TYPE_CHECKING:
     from medals_export.export import TextSource
@@ -87,9 +87,7 @@ def export_command(
 ) -> None:
     """Export two checkpoints and their text embeddings as a bundle of ONNX graphs."""
     del debug  # read by one_line_errors
-    for library in ("torch", "onnx", "onnxscript"):
-        if find_spec(library) is None:
-            raise MissingDependencyError(f"export needs {library}: pip install 'medals-rt[export]'")
+    require("export", "PyTorch", "ONNX", "ONNX Script")
     from medals_export.export import export_bundle
 
     source = _bank_source(text_encoder, biolord, sentences, bank)
@@ -148,10 +146,7 @@ def _libraries(*, verify: bool) -> "tuple[RunnerKind, ...]":
 
     found = tuple(kind for kind in CPU_RUNNERS if installed(kind))
     if verify and not found:
-        raise MissingDependencyError(
-            "--verify needs an inference library: pip install 'medals-rt[cpu]' (OpenVINO) or "
-            "'medals-rt[onnx]' (ONNX Runtime)"
-        )
+        raise missing_one_of("--verify", "OpenVINO", "ONNX Runtime")
     return found if verify else ()
 
 

@@ -22,7 +22,10 @@ from medals_rt.options import PromptSource, RunOptions
 from medals_rt.sizes import parse_size
 
 if TYPE_CHECKING:
-    from medals_rt.plan import CasePlan
+    from medals_rt.plan import CasePlan, StageCost
+    from medals_rt.plan_budget import BudgetPlan, StageChoice
+
+_STAGES = {1: "coarse", 2: "fine"}
 
 
 @takes(source=prompt_source)
@@ -46,6 +49,12 @@ def plan_command(
     max_memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory that the run may take, such as 6GB.")
     ] = None,
+    time_budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="Seconds a class: tell what a run with that budget would leave out."
+        ),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -62,6 +71,7 @@ def plan_command(
             preset=preset.value,
             refinement=refinement.value,
             max_memory=limit,
+            time_budget=time_budget,
         )
         result = plan_files(input_file, source, options)
     elif shape and spacing and classes:
@@ -75,6 +85,7 @@ def plan_command(
             preset=preset.value,
             refinement=refinement.value,
             max_memory=limit,
+            time_budget=time_budget,
         )
     else:
         raise InputError("give --input CASE, or all of --shape, --spacing and --classes")
@@ -86,7 +97,7 @@ def plan_command(
 
 def _print_plan(result: "CasePlan") -> None:
     columns = {"": "left"}
-    columns |= {("coarse", "fine")[cost.stage - 1]: "right" for cost in result.stages}
+    columns |= {_STAGES[cost.stage]: "right" for cost in result.stages}
     rows = [
         ["spacing (H, W, D), mm", *(_triple(cost.spacing_mm_hwd) for cost in result.stages)],
         ["target spacing, mm", *(_triple(cost.target_spacing_mm_hwd) for cost in result.stages)],
@@ -94,7 +105,7 @@ def _print_plan(result: "CasePlan") -> None:
         ["padded shape", *(_triple(cost.padded_shape_hwd) for cost in result.stages)],
         ["windows", *(_range(c.windows_smallest_region, c.windows) for c in result.stages)],
         ["further iterations of lesions", *(str(cost.iterations) for cost in result.stages)],
-        ["walks over the windows", *(str(cost.class_groups) for cost in result.stages)],
+        ["window runs to fit memory", *(_runs(cost) for cost in result.stages)],
         ["passes", *(_range(c.passes_smallest_region, c.passes) for c in result.stages)],
     ]
     count = len(result.classes)
@@ -106,6 +117,41 @@ def _print_plan(result: "CasePlan") -> None:
         least, most = result.expected_seconds
         typer.echo(f"network time: {_range(least, most)} s (last measured: {result.measured_on})")
     typer.echo(f"peak memory: about {result.expected_peak_memory_mib:,} MiB")
+    if result.time_budget is not None:
+        _print_budget(result.time_budget)
+
+
+def _print_budget(budget: "BudgetPlan") -> None:
+    seconds = f"{budget.seconds:g} s, {budget.network_seconds:g} s of it for the network"
+    typer.echo(f"time budget: {seconds}")
+    if budget.smallest_region is None or budget.whole_image is None:
+        typer.echo(
+            "can't tell what that leaves out: no pass of the bundle was measured on this machine; "
+            "give --bundle, and run a case with it once"
+        )
+        return
+    columns = {"": "left", "smallest region": "left", "whole image": "left"}
+    rows = [
+        [f"{_STAGES[one.stage]} stage", _choice(one), _choice(other)]
+        for one, other in zip(budget.smallest_region, budget.whole_image, strict=True)
+    ]
+    print_table("what a run would do", columns, rows)
+
+
+def _choice(choice: "StageChoice") -> str:
+    seconds = f"{choice.expected_seconds:,.1f} s"
+    if not choice.runs:
+        return f"not run: it takes {seconds} at the least"
+    if not choice.fits:
+        return f"does not fit: it takes {seconds} at the least, and is cut short"
+    return f"{choice.gives_up or 'everything'}: {seconds}"
+
+
+def _runs(cost: "StageCost") -> str:
+    """Say how often windows are run, and for what that is more than once."""
+    parts = {"blocks": cost.column_blocks, "groups of classes": cost.class_groups}
+    cut = " x ".join(f"{count} {what}" for what, count in parts.items() if count > 1)
+    return f"{cost.window_runs} ({cut})" if cut else str(cost.window_runs)
 
 
 def _triple(values: tuple[float, float, float]) -> str:

@@ -1,7 +1,6 @@
 """`medals-rt verify`: hold a bundle to PyTorch on this machine."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +14,8 @@ from medals_rt.cli.console import (
     print_table,
     progress_bar,
 )
-from medals_rt.errors import InputError, MissingDependencyError
+from medals_rt.errors import InputError
+from medals_rt.optional import require
 
 if TYPE_CHECKING:
     from medals_rt.bundle import Bundle as OpenedBundle
@@ -223,11 +223,7 @@ def _reference(
         from medals_rt.parity.references import OwnGraphs
 
         return OwnGraphs(opened, threads)
-    for library in ("torch", "onnx"):
-        if find_spec(library) is None:
-            raise MissingDependencyError(
-                f"--against needs {library}: pip install 'medals-rt[export]'"
-            )
+    require("--against", "PyTorch", "ONNX")
     from medals_export.torch_reference import TorchReference
 
     return TorchReference(opened, *against, threads=threads)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medals_rt.bundle import Bundle
+from medals_rt.caches import KEPT_BYTES, cache_folder
 from medals_rt.cards import Card, find_card
 from medals_rt.doctor.libraries import Library, look_at_libraries
 from medals_rt.doctor.machine import (
@@ -19,17 +20,16 @@ from medals_rt.doctor.machine import (
 from medals_rt.engines import ENGINE_FOLDER, Engine, Wanted, differing_parts, list_engines
 from medals_rt.errors import BundleError, MedalsError, MissingDependencyError
 from medals_rt.report import library_versions
-from medals_rt.runners import CPU_RUNNERS, RUNNER_KINDS, RunnerKind, choose, installed, precisions
+from medals_rt.runners import (
+    CPU_RUNNERS,
+    LIBRARIES,
+    RUNNER_KINDS,
+    RunnerKind,
+    choose,
+    installed,
+    precisions,
+)
 from medals_rt.runners.tensorrt_library import open_library
-from medals_rt.timings import cache_folder
-
-_LIBRARY_OF: dict[RunnerKind, str] = {
-    "openvino": "OpenVINO",
-    "onnxruntime": "ONNX Runtime",
-    "onnxruntime-cuda": "ONNX Runtime",
-    "tensorrt": "TensorRT",
-    "tensorrt-rtx": "TensorRT-RTX",
-}
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,15 @@ class Automatic:
 
 @dataclass(frozen=True)
 class Cache:
-    """The user's cache folder; `problem` says why it can't be written, None that it can."""
+    """The user's cache folder; `problem` says why it can't be written, None that it can.
+
+    `mib` is what lies in it, `kept_mib` what compiled graphs and kernels may take of that.
+    """
 
     folder: str
     mib: float
     problem: str | None
+    kept_mib: int = KEPT_BYTES // 2**20
 
 
 @dataclass(frozen=True)
@@ -143,8 +147,8 @@ def _look_at_runner(
     kind: RunnerKind, libraries: Sequence[Library], bundle: Bundle | None
 ) -> RunnerState:
     """Tell whether a runner could be used, without opening anything in it."""
-    names = {_LIBRARY_OF[kind]} | (set() if kind in CPU_RUNNERS else {"CuPy"})
-    broken = [each.name for each in libraries if each.name in names and each.state == "broken"]
+    needed = [each for each in libraries if each.name in LIBRARIES[kind]]
+    broken = [each.name for each in needed if each.state == "broken"]
     if not installed(kind):
         return RunnerState(kind, "not installed", ())
     if broken:

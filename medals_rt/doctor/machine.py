@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medals_rt.cards import find_card
+from medals_rt.cgroups import CGROUP, cpu_quota, memory_limit
 from medals_rt.report import machine_facts
-from medals_rt.runners.base import cpu_quota
 
-CGROUP = Path("/sys/fs/cgroup")
 CPUINFO = Path("/proc/cpuinfo")
 CPU_FEATURES = (
     "avx2",
@@ -131,17 +130,6 @@ def cpu_features(listing: Path) -> tuple[str, ...] | None:
         if key.strip() in {"flags", "Features"}:
             there = set(value.split())
             return tuple(feature for feature in CPU_FEATURES if feature in there)
-    return None
-
-
-def memory_limit(cgroup: Path) -> int | None:
-    """Read a Linux container's limit of memory, bytes, of both generations; None: there is none."""
-    for file in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
-        try:
-            text = file.read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        return int(text) if text.isdigit() else None
     return None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from medals_rt.arrays import Array
 from medals_rt.errors import MissingDependencyError, RunnerError
+from medals_rt.optional import import_optional
 from medals_rt.runners.base import TensorSpec
 
 
@@ -21,12 +22,7 @@ def import_cupy() -> Any:
     MissingDependencyError
         If CuPy is not installed, or finds no card.
     """
-    try:
-        import cupy
-    except ImportError as error:
-        raise MissingDependencyError(
-            "a runner on a card needs CuPy: pip install 'medals-rt[gpu]'"
-        ) from error
+    cupy = import_optional("CuPy", "a runner on a card")
     if not cupy.is_available():
         raise MissingDependencyError("a runner on a card was asked for, but CuPy finds no card")
     return cupy

@@ -12,6 +12,7 @@ import numpy as np
 
 from medals_rt.arrays import Array
 from medals_rt.errors import InputError, MissingDependencyError, MissingFileError, RunnerError
+from medals_rt.optional import import_optional
 from medals_rt.runners.base import (
     Precision,
     RunnerKind,
@@ -21,7 +22,6 @@ from medals_rt.runners.base import (
     thread_limit,
 )
 
-INSTALL = "ONNX Runtime is not installed: pip install 'medals-rt[onnx]'"
 _CUDA = "CUDAExecutionProvider"
 _TYPES = {
     "tensor(float)": "float32",
@@ -189,11 +189,7 @@ class ONNXRuntimeCUDARunner:
 
 def import_onnxruntime() -> Any:
     """Import ONNX Runtime, or say what installs it."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(INSTALL) from error
-    return onnxruntime
+    return import_optional("ONNX Runtime", "the runner onnxruntime")
 
 
 def _open_session(

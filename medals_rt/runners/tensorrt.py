@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medals_rt.arrays import Array
+from medals_rt.caches import cache_folder, forget_old, mark_used
 from medals_rt.cards import require_card
 from medals_rt.engines import ENGINE_FOLDER, Engine, Wanted, find_engine
 from medals_rt.errors import BundleError, MissingFileError, RunnerError
@@ -32,7 +33,6 @@ from medals_rt.runners.cuda import (
 )
 from medals_rt.runners.tensorrt_library import Library, TensorRTKind, open_library
 from medals_rt.runners.trial import ensure_tried
-from medals_rt.timings import cache_folder
 
 _KEPT_CUDA_GRAPHS = 8
 _DTYPES = {
@@ -295,9 +295,10 @@ class KernelCache:
     """Opens an engine's context; for TensorRT-RTX with the kernels compiled by earlier processes.
 
     TensorRT-RTX compiles an engine for the card when it is first run. What was compiled is kept in
-    the user's cache folder, and the library itself refuses what is of another version, card or
-    driver. Kernels for the shapes of a run are compiled before it, not beside it: else the first
-    runs would use other kernels than later ones, and one case could give two results.
+    the user's cache folder, as much as `caches.KEPT_BYTES` allows, and the library itself refuses
+    what is of another version, card or driver. Kernels for the shapes of a run are compiled before
+    it, not beside it: else the first runs would use other kernels than later ones, and one case
+    could give two results.
     """
 
     def __init__(self, engine: Engine, library: Library) -> None:
@@ -321,6 +322,7 @@ class KernelCache:
         path = self._path()
         if path.is_file():
             self._before = path.read_bytes()
+            mark_used(path)
             if not self._cache.deserialize(self._before):
                 self._before = b""  # of another card or driver: compiled anew, and then replaced
                 self._library.log.errors.clear()
@@ -339,6 +341,7 @@ class KernelCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_output(path) as temporary:
                 temporary.write_bytes(data)
+            forget_old()
         except OSError as error:
             return (f"compiled kernels are not kept: {error}",)
         return ()

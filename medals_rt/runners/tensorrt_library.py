@@ -4,22 +4,19 @@ Builder (`medals_export.engines`) and runner (`medals_rt.runners.tensorrt`) take
 not ask which of the two it is, but where this file says that they differ.
 """
 
-import importlib
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from medals_rt.errors import MissingDependencyError
+from medals_rt.optional import import_optional, modules_of
 
 TensorRTKind = Literal["tensorrt", "tensorrt-rtx"]
 
 LABELS: dict[TensorRTKind, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 # names under which NVIDIA's packages install the module, first found first taken
 MODULES: dict[TensorRTKind, tuple[str, ...]] = {
-    "tensorrt": ("tensorrt",),
-    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+    kind: modules_of(label) for kind, label in LABELS.items()
 }
-EXTRAS: dict[TensorRTKind, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 
 
 @dataclass(frozen=True)
@@ -73,20 +70,8 @@ def open_library(kind: TensorRTKind) -> Library:
     MissingDependencyError
         If it is not installed, or its own libraries are missing.
     """
-    reason = ""
-    for name in MODULES[kind]:
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                reason = f" ({error})"
-        except ImportError as error:  # found, but a shared library that it needs is not
-            reason = f" ({error})"
-        else:
-            return Library(kind, module, str(module.__version__), make_log(module))
-    raise MissingDependencyError(
-        f"{LABELS[kind]} is not installed{reason}: pip install 'medals-rt[{EXTRAS[kind]}]'"
-    )
+    module = import_optional(LABELS[kind], f"the runner {kind}")
+    return Library(kind, module, str(module.__version__), make_log(module))
 
 
 def make_log(module: Any) -> Any:

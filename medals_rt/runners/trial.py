@@ -6,9 +6,6 @@ the fewest and the most prompts that it is for. What came of it is kept beside t
 failed is not opened again. Untried on a card; the tests use a stand-in for the library.
 """
 
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -18,6 +15,7 @@ from typing import Any
 import msgspec
 
 from medals_rt.cards import Card, require_card
+from medals_rt.children import run_python
 from medals_rt.engines import Engine, list_engines
 from medals_rt.errors import MedalsError, RunnerError
 from medals_rt.files import atomic_output
@@ -138,34 +136,16 @@ def _zeros(cupy: Any, spec: TensorSpec, count: int) -> Any:
 
 def _try_in_child(engine: Engine, timeout_s: float) -> tuple[str, bool]:
     """Give why the engine failed (empty: it ran), and whether that is worth remembering."""
-    command = [sys.executable, "-m", __name__, str(engine.folder), engine.record.name]
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-    except subprocess.TimeoutExpired:
-        return f"it did not end within {timeout_s:g} s", True
-    if done.returncode == 0:
+    child = run_python(["-m", __name__, str(engine.folder), engine.record.name], timeout_s)
+    if child.code == 0:
         return "", True
-    said = [line for line in (*done.stderr.splitlines(), *done.stdout.splitlines()) if line.strip()]
-    reason = said[-1].strip() if said else "it gave no reason"
-    if done.returncode < 0:
-        reason = f"the process ended by {_signal_name(-done.returncode)} ({reason})"
-    return reason, done.returncode != EXIT_OUT_OF_MEMORY
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    if child.code is None:
+        return f"it did not end within {timeout_s:g} s", True
+    told = (*child.complained, *child.said)
+    reason = told[-1] if told else "it gave no reason"
+    if child.signal is not None:
+        reason = f"the process ended by {child.signal} ({reason})"
+    return reason, child.code != EXIT_OUT_OF_MEMORY
 
 
 def _is_of(trial: Trial, engine: Engine, card: Card) -> bool:

@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from medals_rt.cli import app
 
+Result = Any  # of typer's runner, whose module has moved between versions
+
 LIVER = {"1": "Liver in abdominal CT", "instance_label": 0}
 KIDNEY = {"5": "Right kidney in CT", "instance_label": 0}
 SHAPE = (6, 14, 14)
@@ -25,7 +27,7 @@ def write_case(path: Path, seed: int = 0, prompts: object = LIVER) -> Path:
     return path
 
 
-def batch(bundle: Path, *words: object) -> Any:
+def batch(bundle: Path, *words: object) -> Result:
     """Run the command in this process."""
     fixed = ["--bundle", bundle, "--precision", "fp32", "--runner", "onnxruntime"]
     return CliRunner().invoke(app, ["batch", *map(str, [*words, *fixed])])

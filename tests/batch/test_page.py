@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from medals_rt.batch import BatchPlan, Entry
+from medals_rt.batch import Entry
 from medals_rt.batch.find import BatchCase
 from medals_rt.batch.page import card, duration, write_page
 from medals_rt.errors import MissingDependencyError
@@ -75,9 +75,8 @@ def batch_case(folder: Path, name: str) -> BatchCase:
 
 
 def page_of(folder: Path, entries: list[Entry]) -> Page:
-    cases = tuple(batch_case(folder, entry.name) for entry in entries)
     path = folder / "index.html"
-    write_page(path, BatchPlan(cases, folder, folder), entries)
+    write_page(path, folder.name, [(batch_case(folder, entry.name), entry) for entry in entries])
     return Page(path.read_text(encoding="utf-8"))
 
 
@@ -152,6 +151,6 @@ def test_durations(seconds: float, words: str) -> None:
 
 
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medals_rt.batch.page.find_spec", lambda _: None)
+    monkeypatch.setattr("medals_rt.optional.find_spec", lambda _: None)
     with pytest.raises(MissingDependencyError, match=r"medals-rt\[preview\]"):
         page_of(tmp_path, [DONE])

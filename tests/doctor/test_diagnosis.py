@@ -12,16 +12,16 @@ from typing import Any
 
 import msgspec
 import pytest
-from typer.testing import CliRunner
 
 from medals_rt.bundle import Bundle
 from medals_rt.cards import Card
-from medals_rt.cli import app
 from medals_rt.doctor import diagnosis
 from medals_rt.doctor.diagnosis import Diagnosis, EngineState, diagnose, look_at_cache
-from medals_rt.doctor.libraries import KINDS, Library, State
+from medals_rt.doctor.libraries import Library, State
 from medals_rt.engines import ENGINE_FOLDER, EngineKey, EngineRecord, write_record
 from medals_rt.errors import MissingDependencyError
+from medals_rt.optional import OPTIONAL_LIBRARIES
+from tests.cli.helpers import call
 
 H100 = Card("NVIDIA H100", "SM90", 80 * 2**30, "580.65.06, CUDA 13.0")
 
@@ -43,10 +43,6 @@ class Shown(msgspec.Struct, forbid_unknown_fields=True):
     advice: list[str]
 
 
-def call(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 def hide(monkeypatch: pytest.MonkeyPatch, *hidden: str, broken: tuple[str, ...] = ()) -> None:
     """Make libraries missing or broken, without importing any."""
 
@@ -58,14 +54,16 @@ def hide(monkeypatch: pytest.MonkeyPatch, *hidden: str, broken: tuple[str, ...] 
             each.name,
             state(each.name),
             None if each.name in hidden else "1.0",
-            each.extra,
+            each.extras[0],
             each.use,
             reason="ImportError: it lacks something" if each.name in broken else None,
         )
-        for each in KINDS
+        for each in OPTIONAL_LIBRARIES
     )
     monkeypatch.setattr(diagnosis, "look_at_libraries", lambda: found)
-    modules = {module for each in KINDS if each.name in hidden for module in each.modules}
+    modules = {
+        module for each in OPTIONAL_LIBRARIES if each.name in hidden for module in each.modules
+    }
     monkeypatch.setattr(
         "medals_rt.runners.find_spec", lambda name: None if name in modules else name
     )
@@ -94,7 +92,7 @@ def test_json_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (shown.format, shown.can_run, shown.bundle) == (1, True, None)
     assert shown.automatic["runner"] == "openvino"
     assert shown.graphics == {"cards": [], "used": None, "driver": None, "remark": None}
-    assert {each["name"] for each in shown.libraries} == {each.name for each in KINDS}
+    assert {each["name"] for each in shown.libraries} == {each.name for each in OPTIONAL_LIBRARIES}
     states = {each["kind"]: each["problem"] for each in shown.runners}
     assert states["openvino"] is None
     assert states["tensorrt-rtx"] == "no NVIDIA card is found"
@@ -156,6 +154,8 @@ def test_cache_that_cant_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (found.mib, found.problem) == (1.0, None)
     assert [each.name for each in (tmp_path / "cache").iterdir()] == ["graph"]
     hide(monkeypatch)
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "cache"))
+    assert "cache: 1.0 MiB, compiled graphs are kept up to 8,192" in call("doctor").stdout
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "file"))
     assert any("MEDALS_RT_CACHE" in each for each in diagnose().advice)
 
@@ -250,11 +250,7 @@ def engines_of(folder: Path) -> tuple[EngineState, ...]:
 
 @pytest.mark.parametrize("module", ["torch", "openvino", "onnxruntime", "cupy", "tensorrt"])
 def test_no_library_is_imported_by_it(module: str) -> None:
-    code = (
-        "import sys; from medals_rt.doctor import libraries;"
-        "libraries.KINDS = (); import medals_rt.doctor.diagnosis;"
-        f"print({module!r} in sys.modules)"
-    )
+    code = f"import sys, medals_rt.doctor.diagnosis; print({module!r} in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -15,7 +15,6 @@ from medals_rt.doctor.machine import (
     look_at_cards,
     look_at_memory,
     look_at_processor,
-    memory_limit,
 )
 
 H100 = Card("NVIDIA H100", "SM90", 80 * 2**30, "580.65.06, CUDA 13.0")
@@ -48,21 +47,6 @@ def test_features_of_the_processor(tmp_path, text, expected):
 
 def test_systems_without_such_a_list_say_so(tmp_path):
     assert cpu_features(tmp_path / "none") is None
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "expected"),
-    [
-        ("memory.max", "4294967296\n", 2**32),
-        ("memory.max", "max\n", None),
-        ("memory/memory.limit_in_bytes", "1048576\n", 2**20),
-        ("other", "", None),
-    ],
-)
-def test_memory_of_a_container(tmp_path, file, text, expected):
-    (tmp_path / "memory").mkdir()
-    (tmp_path / file).write_text(text)
-    assert memory_limit(tmp_path) == expected
 
 
 def test_this_machine(monkeypatch, tmp_path):

@@ -13,19 +13,12 @@ from medals_export.text_bank import save_bank
 from medals_rt.bundle import Bundle
 from medals_rt.cli import app
 from tests.bundles import tiny_bank, tiny_checkpoint
+from tests.cli.helpers import assert_one_line
 from tests.texts import write_biolord, write_text_encoder
 
 
 def call(*arguments):
     return CliRunner().invoke(app, ["export", *map(str, arguments)])
-
-
-def assert_one_line(result, code, *words):
-    assert result.exit_code == code, result.output
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1, result.stderr
-    for word in words:
-        assert word in result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -160,9 +153,3 @@ def test_a_large_window_is_not_verified_unasked(monkeypatch):
     assert export._default_kinds([tiny_checkpoint(1)]) == ("openvino", "onnxruntime")
     monkeypatch.setattr(export, "MOST_VERIFIED_VOXELS", 16 * 16 * 8 - 1)
     assert export._default_kinds([tiny_checkpoint(1)]) == ()
-
-
-def test_a_missing_library_names_the_extra(files, tmp_path, monkeypatch):
-    monkeypatch.setattr("medals_rt.cli.export.find_spec", lambda _: None)
-    result = call(*words(files, tmp_path / "out", "--bank", "c"))
-    assert_one_line(result, 1, "medals-rt[export]")

@@ -61,7 +61,7 @@ def test_a_graph_that_is_not_as_promised(text_bundle):
     with pytest.raises(ExportError, match="it should have"):
         check_text_graph(model, TINY_DIM + 1)
     model.graph.node[0].op_type = "NonZero"
-    with pytest.raises(ExportError, match=r"should not: \['NonZero'\]"):
+    with pytest.raises(ExportError, match="should not: NonZero"):
         check_text_graph(model, TINY_DIM)
 
 

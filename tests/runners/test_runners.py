@@ -194,7 +194,7 @@ def test_only_the_last_used_compilations_are_kept(tiny_bundle, tmp_path, monkeyp
     open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="first")
     (first,) = blobs(tmp_path)
     os.utime(first, (0, 0))
-    monkeypatch.setattr("medals_rt.runners.openvino_cache.KEPT_BYTES", 1)
+    monkeypatch.setattr("medals_rt.caches.KEPT_BYTES", 1)
     open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="second")
     (kept,) = blobs(tmp_path)
     assert kept != first

@@ -1,5 +1,6 @@
 """The TensorRT runner on stand-ins for TensorRT and CuPy: what it asks for, and what it refuses."""
 
+import os
 import shutil
 from enum import Enum
 from types import SimpleNamespace
@@ -377,6 +378,12 @@ def test_kernels_compiled_on_first_use_are_kept(standins, bundle, tmp_path, monk
     path.write_bytes(b"other card's")
     assert opened_and_kept() == ()
     assert path.read_bytes() == b"kernels"
+    older = path.with_name("kernels-older.cache")
+    older.write_bytes(b"kernels")
+    os.utime(older, (0, 0))
+    monkeypatch.setattr("medals_rt.caches.KEPT_BYTES", 1)
+    assert opened_and_kept() == ()
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
     (tmp_path / "file").touch()
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "file"))
     (note,) = opened_and_kept()

@@ -21,13 +21,13 @@ GRAPH = "query_decoder"
 def children(monkeypatch):
     """Count the children that are started."""
     started = []
-    run = trial.subprocess.run
+    run = trial.run_python
 
     def counting(*arguments, **options):
         started.append(arguments)
         return run(*arguments, **options)
 
-    monkeypatch.setattr(trial.subprocess, "run", counting)
+    monkeypatch.setattr(trial, "run_python", counting)
     return started
 
 

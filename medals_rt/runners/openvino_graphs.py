@@ -1,0 +1,210 @@
+"""OpenVINO's graphs of a pass: joined into one, and put the way its CPU plugin runs them best.
+
+What is done here is of no use to other libraries, so the exported graphs are left as they are.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from medals_rt.optional import import_optional
+
+HANDED_OVER = frozenset({"features", "refined"})
+"""Values that only the next chain reads: `(1, H, W, D, C)` bf16 where chains compute in bf16."""
+
+PROMPT_INDEX = "prompt_index"
+"""Input of a chain that looks `F_a` up: `(H, W, D)` int32, ``n + 1`` for class n, 0 for none."""
+
+_OUTPUT_NODE = "/sink_port_0"  # as the library itself tells an output's node from its tensor
+_LAST, _FIRST = [0, 2, 3, 4, 1], [0, 4, 1, 2, 3]  # channels from first to last, and back
+
+
+def join_graphs(paths: Sequence[Path]) -> Any:
+    """Read ONNX graphs and make one `openvino.Model` of them, fed as `OpenVINORunner` says.
+
+    Where one graph fixes the number of prompts, what comes from another is given that shape, and
+    the other keeps its own free. Fixing all would be simpler, but compiled in bf16 for as many
+    prompts as it has attention heads, a query decoder gives a `T` that is up to a tenth wrong
+    (OpenVINO 2026.4).
+    """
+    openvino = import_openvino()
+    core = openvino.Core()
+    made: dict[str, Any] = {}
+    read: set[str] = set()
+    parameters: dict[str, Any] = {}
+    for path in paths:
+        graph = core.read_model(str(path))
+        for parameter in graph.get_parameters():
+            name = parameter.output(0).get_any_name()
+            source = made.get(name)
+            if source is None and name in parameters:
+                source = parameters[name].output(0)
+            if source is not None:
+                parameter.output(0).replace(_of_width(source, parameter))
+                read.add(name)
+            elif name == "prompt_features" and "adapted_queries" in made:
+                index, source = _looked_up(made["adapted_queries"], parameter)
+                parameters[PROMPT_INDEX] = index
+                parameter.output(0).replace(source)
+            else:
+                parameters[name] = parameter
+        for output in graph.outputs:
+            made[output.get_any_name()] = output.get_node().input_value(0)
+    outputs = {name: value for name, value in made.items() if name not in read}
+    model = openvino.Model(
+        [openvino.op.Result(value) for value in outputs.values()],
+        list(parameters.values()),
+        " + ".join(path.stem for path in paths),
+    )
+    model.validate_nodes_and_infer_types()
+    return _named(model, list(outputs))
+
+
+def arrange_for_bf16(model: Any) -> Any:
+    """Take out what a chain spends beside arithmetic when it computes in bf16.
+
+    There the plugin keeps volumes with their channels last. So values that are handed over are
+    given and taken that way, and classes are products with voxels' rows: no volume is turned
+    around. Joining two volumes' channels is a copy of both; instead each goes through its half of
+    the convolution, which adds to what the first one gave.
+    """
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        if kind == "Convolution":
+            _split_convolution(node)
+        elif kind == "MatMul":
+            _multiply_rows(node)
+    return _with_channels_last(model)
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO, or say what installs it."""
+    return import_optional("OpenVINO", "the runner openvino")
+
+
+def port_name(port: Any) -> str:
+    """Name an input or output.
+
+    A tensor next to a cast of no effect also has the cast's name: the node's name is the one.
+    """
+    name: str = port.get_node().get_friendly_name()
+    return name.removesuffix(_OUTPUT_NODE)
+
+
+def _looked_up(adapted_queries: Any, prompt_features: Any) -> tuple[Any, Any]:
+    """Give the input `PROMPT_INDEX`, and `F_a (1, C, H, W, D)`: a voxel's row of `T (N, C)`."""
+    openvino = import_openvino()
+    from openvino import opset13
+
+    _, channels, *window = prompt_features.get_partial_shape().to_shape()
+    index = opset13.parameter(window, openvino.Type.i32, name=PROMPT_INDEX)
+    index.output(0).set_names({PROMPT_INDEX})
+    nothing = opset13.constant([[0.0] * channels], adapted_queries.get_element_type())
+    table = opset13.concat([nothing, adapted_queries], 0)
+    rows = opset13.unsqueeze(opset13.gather(table, index, 0), 0)
+    return index, opset13.transpose(rows, _FIRST).output(0)
+
+
+def _split_convolution(convolution: Any) -> None:
+    """Convolve what is joined along its channels part by part, and add the results."""
+    from openvino import opset13
+
+    joined = convolution.input_value(0).get_node()
+    weights = convolution.input_value(1)
+    if joined.get_type_name() != "Concat" or joined.get_attributes()["axis"] != 1:
+        return
+    parts = joined.input_values()
+    sizes = [part.get_partial_shape()[1].get_length() for part in parts]
+    halves = opset13.variadic_split(weights, 1, sizes)
+    # the bias, if there is one, goes with the first part
+    total = convolution.output(0)
+    for reader in total.get_target_inputs():
+        if reader.get_node().get_type_name() == "Add":
+            total = reader.get_node().output(0)
+    readers = total.get_target_inputs()
+    convolution.input(0).replace_source_output(parts[0])
+    convolution.input(1).replace_source_output(halves.output(0))
+    options = convolution.get_attributes()
+    summed = total
+    for number in range(1, len(parts)):
+        more = opset13.convolution(
+            parts[number],
+            halves.output(number),
+            options["strides"],
+            options["pads_begin"],
+            options["pads_end"],
+            options["dilations"],
+        )
+        summed = opset13.add(summed, more).output(0)
+    for reader in readers:
+        reader.replace_source_output(summed)
+
+
+def _multiply_rows(product: Any) -> None:
+    """Let a product `(N, C)` times `(C, H W D)` read a volume's voxels as rows of C channels."""
+    from openvino import opset13
+
+    volume = product.input_value(1)
+    while volume.get_node().get_type_name() in {"Reshape", "Squeeze"}:
+        volume = volume.get_node().input_value(0)
+    shape, flat = volume.get_partial_shape(), product.input_value(1).get_partial_shape()
+    if shape.is_dynamic or len(shape) != 5 or shape[0] != 1:
+        return
+    _, channels, *window = shape.to_shape()
+    if flat.is_dynamic or flat.to_shape() != [channels, prod(window)]:
+        return
+    voxels = opset13.reshape(opset13.transpose(volume, _LAST), [prod(window), channels], False)
+    rows = opset13.matmul(product.input_value(0), voxels, False, True)
+    product.output(0).replace(rows.output(0))
+
+
+def _with_channels_last(model: Any) -> Any:
+    """Give and take values of the names `HANDED_OVER` as `(1, H, W, D, C)` bf16."""
+    openvino = import_openvino()
+    from openvino import opset13
+
+    inputs = []
+    for parameter in model.get_parameters():
+        name = port_name(parameter.output(0))
+        if name not in HANDED_OVER:
+            inputs.append(parameter)
+            continue
+        _, channels, *window = parameter.get_partial_shape().to_shape()
+        taken = opset13.parameter([1, *window, channels], openvino.Type.bf16, name=name)
+        taken.output(0).set_names({name})
+        values = opset13.convert(taken, parameter.get_element_type())
+        parameter.output(0).replace(opset13.transpose(values, _FIRST).output(0))
+        inputs.append(taken)
+    outputs = {}
+    for result in model.get_results():
+        name, value = port_name(result.output(0)), result.input_value(0)
+        if name in HANDED_OVER:
+            # A pool of single voxels, or the plugin copies all of it once more, and slowly: it
+            # does not turn around what a norm has written in place.
+            ones, none = [1, 1, 1], [0, 0, 0]
+            pooled = opset13.max_pool(value, ones, ones, none, none, ones).output(0)
+            value = opset13.convert(opset13.transpose(pooled, _LAST), openvino.Type.bf16).output(0)
+        outputs[name] = value
+    arranged = openvino.Model(
+        [openvino.op.Result(value) for value in outputs.values()], inputs, model.get_friendly_name()
+    )
+    return _named(arranged, list(outputs))
+
+
+def _named(model: Any, outputs: Sequence[str]) -> Any:
+    """Give a model's outputs their names, on tensor and node, where the library loses them."""
+    for port, name in zip(model.outputs, outputs, strict=True):
+        port.get_tensor().set_names({name})
+        port.get_node().set_friendly_name(name + _OUTPUT_NODE)
+    return model
+
+
+def _of_width(source: Any, parameter: Any) -> Any:
+    """Give what comes from one graph the number of prompts that the next one fixes."""
+    wanted = parameter.get_partial_shape()
+    if source.get_partial_shape().is_static or wanted.is_dynamic:
+        return source
+    from openvino import opset13
+
+    return opset13.reshape(source, list(wanted.to_shape()), special_zero=False).output(0)

@@ -1,0 +1,81 @@
+"""`medals-rt run`: what is written and said."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.helpers import LIVER, SHAPE, Result
+
+
+def test_run_writes_what_was_asked_for(run: Callable[..., Result], out: Path) -> None:
+    files = {"report": out / "new" / "report.json", "preview": out / "new" / "preview.png"}
+    result = run(**files)
+    assert result.exit_code == 0, result.output
+    assert "Liver" in result.stdout
+    assert result.stderr == ""  # no progress bar where there is no terminal
+    with np.load(out / "seg.npz", allow_pickle=True) as found:
+        assert found["segs"].shape == SHAPE
+        assert set(np.unique(found["segs"])) <= {0, 1}
+        assert found["spacing"].tolist() == [2.0, 2.0, 3.0]
+        assert found["text_prompts"].item() == LIVER
+        voxels = int((found["segs"] == 1).sum())
+    report = json.loads(files["report"].read_text())
+    (liver,) = report["classes"]
+    assert (liver["name"], liver["voxels"]) == ("Liver", voxels)
+    assert liver["volume_ml"] == pytest.approx(voxels * 12 / 1000)
+    assert {stage["name"] for stage in report["stages"]} >= {"coarse"}
+    assert report["seconds_per_class"] > 0
+    assert report["budget_seconds_per_class"] == 60
+    assert files["preview"].read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in out.rglob("*") if path.is_file()) == [
+        "preview.png",
+        "report.json",
+        "seg.npz",
+    ]
+
+
+def test_run_is_repeatable_and_quiet(run: Callable[..., Result], out: Path) -> None:
+    for name in ("a.npz", "b.npz"):
+        result = run("--quiet", output=out / name, seed=7)
+        assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    with np.load(out / "a.npz") as a, np.load(out / "b.npz") as b:
+        np.testing.assert_array_equal(a["segs"], b["segs"])
+
+
+def test_prompts_from_a_file_and_from_the_line(
+    run: Callable[..., Result], tmp_path: Path, out: Path
+) -> None:
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps({"5": "Right kidney in CT", "instance_label": 0}))
+    assert run(prompts=file).exit_code == 0
+    with np.load(out / "seg.npz") as found:
+        assert set(np.unique(found["segs"])) <= {0, 5}
+    result = run("--prompt", "liver on CT", "--prompt", "right kidney on CT", quiet=None)
+    assert result.exit_code == 0, result.output
+    assert "Right kidney" in result.stdout
+
+
+def test_lesions_and_the_release_preset(run: Callable[..., Result], out: Path) -> None:
+    lesion = ("--prompt", "adrenocortical carcinoma on CT", "--kind", "lesion")
+    result = run(*lesion)
+    assert result.exit_code == 0, result.output
+    assert "lesions" in result.stdout
+    with np.load(out / "seg.npz") as found:
+        assert found["instances"].shape == SHAPE
+    assert run(*lesion, preset="release").exit_code == 0
+    with np.load(out / "seg.npz") as found:
+        assert "instances" not in found
+        assert set(np.unique(found["segs"])) <= {0, 1}
+
+
+def test_hybrid_mode(run: Callable[..., Result], tmp_path: Path) -> None:
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[2:9, 4:15, 4:15] = 1
+    file = tmp_path / "drawn.npz"
+    np.savez(file, segs=drawn, spacing=np.array([2.0, 2.0, 3.0]))
+    for refinement in ("masked", "unmasked"):
+        result = run(spatial_prompts=file, refinement=refinement)
+        assert result.exit_code == 0, result.output
