@@ -4,7 +4,8 @@ The only place that knows how the network is cut into graphs, and which of them 
 
 - few classes, text only, or with at most 16 prompted classes (*folded*): encoder, query decoder and
   refiner in a row, as one graph where the library can join them;
-- more classes: one encoding and one fused feature map `F_r` serve the classifier in chunks.
+- more classes: one encoding and one fused feature map `F_r` serve the classifier in chunks. Where
+  the library joins graphs, `F_a` of exclusive prompts is looked up inside the encoder's chain.
 
 Nothing of N times the window is made but the probabilities themselves, chunk by chunk.
 """
@@ -29,7 +30,7 @@ from medals_rt.runners import (
     open_runner,
     release_memory,
 )
-from medals_rt.spatial import SpatialPrompts
+from medals_rt.spatial import LabelPrompts, SpatialPrompts
 
 CLASSES_PER_CHUNK = 32
 """Classes that go through the classifier at once: bounds the memory of their probabilities."""
@@ -42,8 +43,11 @@ _ENCODE: Graphs = ("image_encoder",)
 _DECODE: Graphs = ("query_decoder",)
 _CLASSIFY: Graphs = ("classifier",)
 _FUSE: Graphs = ("fusion",)
-_ENCODE_AND_FUSE: Graphs = ("image_encoder", "fusion_text_only")
+_PROMPTED_MANY: Graphs = ("image_encoder", "query_decoder", "fusion")
+_TEXT_ONLY_MANY: Graphs = ("image_encoder", "query_decoder", "fusion_text_only")
 _TEXT_ONLY: Graphs = ("image_encoder", "query_decoder", "refiner_text_only")
+# needs so little memory of its own that what ran before may keep its
+_LIGHT = frozenset({_CLASSIFY})
 
 Key = TypeVar("Key")
 
@@ -265,9 +269,8 @@ class StageNetwork:
                 found = self._run(graphs[0], **seen, queries=queries[wanted, ...])
                 yield wanted, found["probabilities"]
                 return
-            encoded = self._run(_ENCODE_AND_FUSE, **seen)
-            refined = encoded["refined"]
-            adapted = self._adapt(encoded["image_embedding"], queries)
+            fused = self._run(graphs[0], **seen, queries=queries)
+            refined, adapted = fused["refined"], fused["adapted_queries"]
         for start in range(wanted.start, wanted.stop, classes_per_chunk):
             chunk = slice(start, min(start + classes_per_chunk, wanted.stop))
             found = self._run(_CLASSIFY, refined=refined, adapted_queries=adapted[chunk, ...])
@@ -297,8 +300,8 @@ class StageNetwork:
     def rest(self) -> None:
         """Give back the memory that the library keeps for a next run of the same graphs.
 
-        For the end of a stage; between chains of graphs it is done anyway, or all of them would
-        hold theirs at once.
+        For the end of a stage; between chains that need much it is done anyway, or all of them
+        would hold theirs at once.
         """
         if self._joined is not None and self._working is not None:
             release_memory(self._joined[self._working])
@@ -323,17 +326,19 @@ class StageNetwork:
         return found["probabilities"]
 
     def _fused(self, image: Array, queries: Array, prompts: SpatialPrompts) -> tuple[Array, Array]:
-        """Give `F_r` and `T (N, C)` of a prompted pass of many classes: `F_a` is made by arrays."""
-        encoded = self._run(_ENCODE, image=image, foreground=prompts.foreground())
-        adapted = self._adapt(encoded["image_embedding"], queries)
-        found = self._run(
-            _FUSE, features=encoded["features"], prompt_features=prompts.spread(adapted)
-        )
-        return found["refined"], adapted
+        """Give `F_r` and `T (N, C)` of a prompted pass of many classes.
 
-    def _adapt(self, image_embedding: Array, queries: Array) -> Array:
-        found = self._run(_DECODE, image_embedding=image_embedding, queries=queries)
-        return found["adapted_queries"]
+        `F_a` is made by arrays, but where one chain looks it up.
+        """
+        seen = {"image": image, "foreground": prompts.foreground()}
+        if self._joined is not None and isinstance(prompts, LabelPrompts):
+            fused = self._run(_PROMPTED_MANY, **seen, queries=queries, prompt_index=prompts.index())
+            return fused["refined"], fused["adapted_queries"]
+        encoded = self._run(_ENCODE, **seen)
+        embedding, features = encoded["image_embedding"], encoded["features"]
+        adapted = self._run(_DECODE, image_embedding=embedding, queries=queries)["adapted_queries"]
+        found = self._run(_FUSE, features=features, prompt_features=prompts.spread(adapted))
+        return found["refined"], adapted
 
     def _run(self, graphs: Graphs, **values: Array) -> dict[str, Array]:
         """Run graphs one after another, each fed by name from `values` and what came before.
@@ -341,9 +346,10 @@ class StageNetwork:
         Gives at least what no graph of them reads.
         """
         if self._joined is not None:
-            if self._working != graphs:
-                self.rest()
-            self._working = graphs
+            if graphs not in _LIGHT:
+                if self._working != graphs:
+                    self.rest()
+                self._working = graphs
             return self._joined[graphs].run(values)
         for name in graphs:
             runner = self._runners[name]
@@ -370,12 +376,15 @@ class StageNetwork:
 def pass_chains(
     count: int, wanted: slice, classes_per_chunk: int, *, prompted: bool
 ) -> list[Graphs]:
-    """Give the chains of graphs that a pass of N classes runs, in order."""
+    """Give the chains of graphs that a pass of N classes runs, in order.
+
+    Of many classes with prompts this is for exclusive ones; others run the same graphs one by one.
+    """
     if prompted:
         name = next((name for width, name in FOLDED_REFINERS.items() if width >= count), None)
         if name is not None:
             return [("image_encoder", "query_decoder", name)]
-        return [_ENCODE, _DECODE, _FUSE, _CLASSIFY]
+        return [_PROMPTED_MANY, _CLASSIFY]
     if wanted.stop - wanted.start <= classes_per_chunk:
         return [_TEXT_ONLY]
-    return [_ENCODE_AND_FUSE, _DECODE, _CLASSIFY]
+    return [_TEXT_ONLY_MANY, _CLASSIFY]

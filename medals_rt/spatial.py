@@ -96,6 +96,11 @@ class LabelPrompts:
         xp = self.xp
         return xp.stack([xp.astype(self.index_hwd == n + 1, xp.float32) for n in range(width)])
 
+    def index(self) -> Array:
+        """Give ``(h, w, d)`` int32 for graphs that look up: ``n + 1`` for class n, 0 for none."""
+        xp = self.xp
+        return xp.astype(self.index_hwd, xp.int32)
+
     def spread(self, adapted_queries: Array) -> Array:
         """Give `F_a (1, C, h, w, d)` float32: a voxel's row of `T (N, C)`, zeros for no class."""
         xp = self.xp

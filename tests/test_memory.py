@@ -302,5 +302,5 @@ def test_a_limit_is_honoured_and_reported(tiny_bundle: Bundle) -> None:
 
 def test_the_network_of_a_full_window_is_what_was_measured() -> None:
     assert 3.5e9 < network_bytes(FINE, 64, 4, "bf16") < 4.5e9
-    assert 7e9 < network_bytes(FINE, 64, 40, "bf16") < 8e9
+    assert 7.5e9 < network_bytes(FINE, 64, 40, "bf16") < 8.5e9
     assert 7e9 < network_bytes(FINE, 64, 4, "fp32") < 8e9  # twice: an estimate

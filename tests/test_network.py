@@ -17,6 +17,7 @@ from tests.bundles import TINY_SPACINGS_HWD_MM, tiny_checkpoint, tiny_config  # 
 
 TOLERANCE = 1e-4
 MANY = 21  # more than a folded refiner takes
+MORE = 40  # more than go through the classifier at once
 
 
 @pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
@@ -61,9 +62,9 @@ def in_pytorch(image, queries, prompts):
         return tiny_checkpoint(2).model(*tensors, spatial)[0].sigmoid().numpy()
 
 
-@pytest.mark.parametrize("count", [1, 3, 5, 16, MANY])
+@pytest.mark.parametrize("count", [1, 3, 5, 16, 17, MORE])
 def test_prompted_windows_are_those_of_pytorch(network, count):
-    """Folded refiners of every width, padded and not, and many classes, `F_a` made by arrays."""
+    """Folded refiners of every width, padded and not, and many classes, `F_a` looked up or made."""
     image, queries, both = window_case(count)
     for prompts in both:
         found = whole(network, image, queries, prompts)
@@ -138,23 +139,52 @@ def test_a_plain_mapping_of_runners_is_a_network_too(tiny_bundle):
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
-def test_bf16_hands_features_on_in_bf16(tiny_bundle):
-    """Against the same arithmetic in one graph: what is handed over was bf16 anyway."""
+@pytest.mark.parametrize("count", [17, MORE])
+def test_bf16_hands_features_on_as_they_lie(tiny_bundle, count):
+    """From text, exclusive and overlapping prompts; bf16 in NumPy is its bits, channels last."""
     if "bf16" not in precisions("openvino"):
         pytest.skip("this processor has no bf16 arithmetic")
-    image, queries, (prompts, _) = window_case(MANY)
+    image, queries, both = window_case(count)
     with StageNetwork.open(tiny_bundle, 2, runner="openvino", precision="bf16") as network:
-        for shown in (None, prompts):
+        for shown in (None, *both):
             found = whole(network, image, queries, shown, classes_per_chunk=8)
-            error = np.abs(found - in_pytorch(image, queries, shown)).max()
-            assert error < 0.05
-        handed_over = {
-            spec.name: spec.dtype
+            error = found - in_pytorch(image, queries, shown)
+            assert np.abs(error).max() < 0.05
+            assert np.sqrt(np.mean(error**2)) < 0.01
+        specs = {
+            spec.name: (spec.shape, spec.dtype)
             for runner in network._joined.values()
             for spec in (*runner.inputs, *runner.outputs)
         }
-    assert handed_over["features"] == handed_over["refined"] == "bfloat16"
-    assert handed_over["prompt_features"] == handed_over["probabilities"] == "float32"
+    window, channels = tiny_config(2).window_hwd, tiny_config(2).channels
+    last = ((1, *window, channels), "uint16")
+    assert specs["features"] == specs["refined"] == last
+    assert specs["prompt_features"] == ((1, channels, *window), "float32")
+    assert specs["probabilities"] == (("?", *window), "float32")
+
+
+@pytest.mark.parametrize("count", [17, MORE])
+def test_exclusive_prompts_are_looked_up_as_arrays_would_be(network, count):
+    image, queries, (exclusive, _) = window_case(count)
+    shown = np.stack([exclusive.index_hwd == n + 1 for n in range(count)])
+    expected = whole(network, image, queries, channel_prompts(shown, 4))
+    found = whole(network, image, queries, exclusive)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_many_classes_run_in_two_chains(tiny_bundle):
+    """One that reads a voxel's class, and the classifier, whose memory is no reason to rest."""
+    image, queries, (exclusive, _) = window_case(MORE)
+    with StageNetwork.open(tiny_bundle, 2, runner="openvino", precision="fp32") as network:
+        network.prepare(MORE, slice(0, MORE), 32, prompted=True)
+        before = set(network._joined)
+        first = whole(network, image, queries, exclusive)
+        assert set(network._joined) == before
+        assert network._working == ("image_encoder", "query_decoder", "fusion")
+        np.testing.assert_array_equal(whole(network, image, queries, exclusive), first)
+        whole(network, image, queries)
+        assert network._working == ("image_encoder", "query_decoder", "fusion_text_only")
+        np.testing.assert_array_equal(whole(network, image, queries, exclusive), first)
 
 
 def test_info_and_spec(tiny_bundle):

@@ -74,6 +74,15 @@ def test_a_look_up_is_exact(xp: Any) -> None:
     assert not spread[:, ~channels.any(0)].any()
 
 
+def test_an_index_names_every_voxels_class(xp: Any) -> None:
+    prompts, channels = window_prompts(xp)
+    index = to_host(prompts.index())
+    assert index.dtype == np.int32
+    for n in range(3):
+        np.testing.assert_array_equal(index == n + 1, channels[n])
+    np.testing.assert_array_equal(index == 0, ~channels.any(0))
+
+
 def test_hiding_blocks_hides_their_prompts(xp: Any) -> None:
     chosen = np.zeros((2, 1, 1), bool)
     chosen[0] = True

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from medals_rt.errors import BundleError, InputError, MissingDependencyError
+from medals_rt.optional import missing, missing_one_of
 from medals_rt.runners.base import Precision, Runner, RunnerKind, TensorSpec
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CPU_RUNNERS",
     "JOINING_RUNNERS",
+    "LIBRARIES",
     "RUNNER_KINDS",
     "Choice",
     "Precision",
@@ -37,13 +39,14 @@ RUNNER_KINDS: tuple[RunnerKind, ...] = get_args(RunnerKind)
 CPU_RUNNERS: tuple[RunnerKind, ...] = ("openvino", "onnxruntime")
 JOINING_RUNNERS: tuple[RunnerKind, ...] = ("openvino",)
 """Libraries that gain from seeing the graphs of a pass as one (`open_joined`)."""
-_EXTRAS: dict[RunnerKind, str] = {
-    "openvino": "cpu",
-    "onnxruntime": "onnx",
-    "onnxruntime-cuda": "gpu",
-    "tensorrt": "gpu,tensorrt",
-    "tensorrt-rtx": "gpu,rtx",
+LIBRARIES: dict[RunnerKind, tuple[str, ...]] = {
+    "openvino": ("OpenVINO",),
+    "onnxruntime": ("ONNX Runtime",),
+    "onnxruntime-cuda": ("ONNX Runtime", "CuPy"),
+    "tensorrt": ("TensorRT", "CuPy"),
+    "tensorrt-rtx": ("TensorRT-RTX", "CuPy"),
 }
+"""What each needs, by the names of `medals_rt.optional`."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,7 @@ def choose(asked: str = "auto", bundle: "Bundle | None" = None) -> Choice:
     for kind in RUNNER_KINDS:
         if asked == kind:
             if not installed(kind):
-                raise MissingDependencyError(
-                    f"{kind} is not installed: pip install 'medals-rt[{_EXTRAS[kind]}]'"
-                )
+                raise missing(f"the runner {kind}", *LIBRARIES[kind])
             return Choice(kind, "asked for")
     raise InputError(f"there is no runner {asked!r}; use auto, {', '.join(RUNNER_KINDS)}")
 
@@ -198,7 +199,7 @@ def open_joined(
         precision=precision,
         threads=threads,
         cache_key=cache_key,
-        hand_over=True,
+        chained=True,
     )
 
 
@@ -286,10 +287,7 @@ def _automatic_on_cpu(remark: str) -> Choice:
         return Choice("openvino", f"auto: OpenVINO is installed, the fastest on a CPU{remark}")
     if installed("onnxruntime"):
         return Choice("onnxruntime", f"auto: OpenVINO is not installed, ONNX Runtime is{remark}")
-    raise MissingDependencyError(
-        "no inference library is installed: pip install 'medals-rt[cpu]' (OpenVINO, the fastest "
-        f"on a CPU) or 'medals-rt[onnx]' (ONNX Runtime){remark}"
-    )
+    raise missing_one_of("running networks", "OpenVINO", "ONNX Runtime", remark=remark)
 
 
 def _why_no_engines(kind: "TensorRTKind", bundle: "Bundle | None", card: "Card") -> str:

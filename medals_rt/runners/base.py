@@ -1,13 +1,12 @@
 """What every inference library is to the rest of the package: a runner of one graph."""
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 from medals_rt.arrays import Array
+from medals_rt.cgroups import CGROUP, cpu_quota
 from medals_rt.errors import InputError, RunnerError
 
 RunnerKind = Literal["openvino", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
@@ -136,26 +135,5 @@ def thread_limit(threads: int | None) -> int:
         if threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
         return threads
-    quota = cpu_quota(Path("/sys/fs/cgroup"))
+    quota = cpu_quota(CGROUP)
     return quota if quota is not None and quota < (os.cpu_count() or 1) else 0
-
-
-def cpu_quota(cgroup: Path) -> int | None:
-    """Read a Linux container's CPU quota, rounded up to whole processors; None where none is set.
-
-    Knows both generations: `cpu.max` ("200000 100000" or "max 100000"), and `cpu.cfs_quota_us`
-    (-1 for none) beside `cpu.cfs_period_us`.
-    """
-    try:
-        modern = cgroup / "cpu.max"
-        if modern.is_file():
-            quota, period = modern.read_text(encoding="ascii").split()[:2]
-        else:
-            old = cgroup / "cpu"
-            quota = (old / "cpu.cfs_quota_us").read_text(encoding="ascii").strip()
-            period = (old / "cpu.cfs_period_us").read_text(encoding="ascii").strip()
-        if quota == "max" or int(quota) <= 0:
-            return None
-        return math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):  # no such files: not Linux, or no control groups
-        return None

@@ -1,14 +1,14 @@
 """OpenVINO on the CPU."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medals_rt.arrays import Array
-from medals_rt.errors import InputError, MissingDependencyError, MissingFileError, RunnerError
+from medals_rt.caches import mark_used
+from medals_rt.errors import InputError, MissingFileError, RunnerError
 from medals_rt.runners.base import (
     Precision,
     RunnerKind,
@@ -17,40 +17,32 @@ from medals_rt.runners.base import (
     check_precision,
     thread_limit,
 )
-from medals_rt.runners.openvino_cache import compiled_file, keep_compiled, mark_used
+from medals_rt.runners.openvino_cache import compiled_file, keep_compiled
+from medals_rt.runners.openvino_graphs import (
+    arrange_for_bf16,
+    import_openvino,
+    join_graphs,
+    port_name,
+)
 
-INSTALL = "OpenVINO is not installed: pip install 'medals-rt[cpu]'"
-HANDED_OVER = frozenset({"features", "refined"})
-"""Values that only the next graph reads: chains pass them on in the arithmetic's own type."""
-
-_OUTPUT_NODE = "/sink_port_0"  # as the library itself tells an output's node from its tensor
-# Part of a compiled graph's key: to be raised when graphs are joined in another way.
-_JOINED_BY = 2
+# Part of a compiled graph's key: to be raised when graphs are joined or arranged in another way.
+_JOINED_BY = 3
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 _DTYPES = {
     "f32": "float32",
     "f16": "float16",
-    "bf16": "bfloat16",
+    "bf16": "uint16",  # its bits: NumPy has no such type
     "i64": "int64",
     "i32": "int32",
     "boolean": "bool",
 }
 
 
-@dataclass(frozen=True, eq=False)
-class HandedOver:
-    """A value in a type that NumPy has not, such as bf16; for another graph to read."""
-
-    tensor: Any
-    shape: tuple[int, ...]
-    dtype: str
-
-
 class OpenVINORunner:
     """One ONNX graph, or several joined into one, compiled by OpenVINO for the CPU; see `Runner`.
 
-    Arrays are NumPy's. Each run writes into arrays made for it, which are the caller's own; the
-    library refers to the last run's until the next, so their memory is free one run later.
+    Arrays are NumPy's. Each run is a request of its own, so that the arrays which it gives are the
+    caller's own, and the library keeps none that it was given.
 
     Parameters
     ----------
@@ -58,16 +50,18 @@ class OpenVINORunner:
         An ONNX file, or several: an input of a later one that has the name of an earlier one's
         output is fed by it, inputs of one name are one, and what no later graph reads is given
         back. The library then optimizes across them: what one hands to the next stays in the
-        processor's own layout and precision.
+        processor's own layout and precision. `prompt_features` of `adapted_queries` made before is
+        looked up by the input `prompt_index` (see `openvino_graphs.PROMPT_INDEX`).
     name
         For messages.
     precision, threads
         As for `open_runner`.
     cache_key
         Names the graphs' content; the compiled form is kept under it. None keeps nothing.
-    hand_over
-        In bf16, take and give `HANDED_OVER` values as bf16 tensors (`HandedOver`) instead of
-        float32 arrays: half the memory, and no conversion.
+    chained
+        In bf16, arrange graphs for speed (`openvino_graphs.arrange_for_bf16`), and take and give
+        what one chain of graphs hands to the next (`HANDED_OVER` there) as `(1, H, W, D, C)` bf16,
+        whose bits are NumPy's uint16: half the memory, and neither converted nor turned around.
     """
 
     kind: RunnerKind = "openvino"
@@ -81,7 +75,7 @@ class OpenVINORunner:
         precision: str | None = None,
         threads: int | None = None,
         cache_key: str | None = None,
-        hand_over: bool = False,
+        chained: bool = False,
     ) -> None:
         openvino = import_openvino()
         paths = (graph_paths,) if isinstance(graph_paths, Path) else tuple(graph_paths)
@@ -95,7 +89,7 @@ class OpenVINORunner:
         self._mapped: Any = None
         core = openvino.Core()
         self.precision = _precision(core, check_precision(precision))
-        hand_over = hand_over and self.precision == "bf16"
+        arranged = chained and self.precision == "bf16"
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -115,7 +109,7 @@ class OpenVINORunner:
                     self.version,
                     processor,
                     self.precision,
-                    hand_over,
+                    arranged,
                     limit,
                 )
                 kept, self.notes = compiled_file(parts)
@@ -123,45 +117,50 @@ class OpenVINORunner:
                 self._compiled = self._reopened(core, kept, config)
             if self._compiled is None:
                 model = join_graphs(paths)
-                if hand_over:
-                    model = _with_bf16(model, HANDED_OVER)
+                if arranged:
+                    model = arrange_for_bf16(model)
                 self._compiled = core.compile_model(model, "CPU", config)
                 if kept is not None:
                     self.notes += keep_compiled(kept, self._compiled.export_model)
             self.threads = int(self._compiled.get_property("INFERENCE_NUM_THREADS"))
-            self._request = self._compiled.create_infer_request()
         except RuntimeError as error:
             raise RunnerError(f"OpenVINO refused {name}: {_reason(error)}") from error
         self.inputs = _specs(self._compiled.inputs)
         self.outputs = _specs(self._compiled.outputs)
+        ports = (*self._compiled.inputs, *self._compiled.outputs)
+        self._types = {port_name(port): port.get_element_type() for port in ports}
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Compute all outputs; see `Runner.run`."""
-        free = check_feeds(self.name, self.inputs, feeds)
+        check_feeds(self.name, self.inputs, feeds)
         results: dict[str, Array] = {}
         try:
+            request = self._compiled.create_infer_request()
             for spec in self.outputs:
-                shape = tuple(size if isinstance(size, int) else free for size in spec.shape)
-                results[spec.name], tensor = self._output(spec, shape)
-                self._request.set_tensor(spec.name, tensor)
+                shape = tuple(size for size in spec.shape if isinstance(size, int))
+                if len(shape) == len(spec.shape):
+                    results[spec.name] = np.empty(shape, spec.dtype)
+                    request.set_tensor(spec.name, self._tensor(spec.name, results[spec.name]))
             inputs = {
-                name: value.tensor if isinstance(value, HandedOver) else np.ascontiguousarray(value)
+                name: self._tensor(name, np.ascontiguousarray(value))
                 for name, value in feeds.items()
             }
-            self._request.infer(inputs, share_inputs=True, share_outputs=True)
+            request.infer(inputs, share_inputs=True, share_outputs=True)
         except RuntimeError as error:
             raise RunnerError(f"OpenVINO failed in {self.name}: {_reason(error)}") from error
+        # an output of free size that is set would be written elsewhere first, and then copied
+        for spec in self.outputs:
+            if spec.name not in results:
+                results[spec.name] = request.get_tensor(spec.name).data
         return results
 
     def release(self) -> None:
         """Give back the memory that the library keeps between runs; the next run takes it anew."""
-        self._request = None
         self._compiled.release_memory()
-        self._request = self._compiled.create_infer_request()
 
     def close(self) -> None:
         """Let go of the compiled graph."""
-        self._request = self._compiled = None
+        self._compiled = None
         self._mapped = None
 
     def _reopened(self, core: Any, kept: Path, config: dict[str, Any]) -> Any | None:
@@ -183,59 +182,9 @@ class OpenVINORunner:
         self._mapped = tensor, content
         return compiled
 
-    def _output(self, spec: TensorSpec, shape: tuple[Any, ...]) -> tuple[Array, Any]:
-        """Make what one output is written to: the result, and the library's view of it."""
-        if spec.dtype == "bfloat16":
-            tensor = self._library.Tensor(self._library.Type.bf16, self._library.Shape(shape))
-            return HandedOver(tensor, shape, spec.dtype), tensor
-        array = np.empty(shape, spec.dtype)
-        return array, self._library.Tensor(array, shared_memory=True)
-
-
-def join_graphs(paths: Sequence[Path]) -> Any:
-    """Read ONNX graphs and make one `openvino.Model` of them, fed as `OpenVINORunner` says.
-
-    Where one graph fixes the number of prompts, what comes from another is given that shape, and
-    the other keeps its own free. Fixing all would be simpler, but compiled in bf16 for as many
-    prompts as it has attention heads, a query decoder gives a `T` that is up to a tenth wrong
-    (OpenVINO 2026.4).
-    """
-    openvino = import_openvino()
-    core = openvino.Core()
-    made: dict[str, Any] = {}
-    read: set[str] = set()
-    parameters: dict[str, Any] = {}
-    for path in paths:
-        graph = core.read_model(str(path))
-        for parameter in graph.get_parameters():
-            name = parameter.output(0).get_any_name()
-            source = made.get(name)
-            if source is None and name in parameters:
-                source = parameters[name].output(0)
-            if source is None:
-                parameters[name] = parameter
-            else:
-                parameter.output(0).replace(_of_width(source, parameter))
-                read.add(name)
-        for output in graph.outputs:
-            made[output.get_any_name()] = output.get_node().input_value(0)
-    outputs = {name: value for name, value in made.items() if name not in read}
-    model = openvino.Model(
-        [openvino.op.Result(value) for value in outputs.values()],
-        list(parameters.values()),
-        " + ".join(path.stem for path in paths),
-    )
-    model.validate_nodes_and_infer_types()
-    return _named(model, list(outputs))
-
-
-def import_openvino() -> Any:
-    """Import OpenVINO, or say what installs it."""
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingDependencyError(INSTALL) from error
-    return openvino
+    def _tensor(self, name: str, array: Array) -> Any:
+        """Give the library's view of an array, in the type of an input or output."""
+        return self._library.Tensor(array, self._library.Shape(array.shape), self._types[name])
 
 
 def precisions() -> tuple[Precision, ...]:
@@ -264,43 +213,10 @@ def _precision(core: Any, asked: Precision | None) -> Precision:
     return asked or offered[0]
 
 
-def _with_bf16(model: Any, names: frozenset[str]) -> Any:
-    """Make inputs and outputs of these names bf16."""
-    openvino = import_openvino()
-    from openvino.preprocess import PrePostProcessor
-
-    steps = PrePostProcessor(model)
-    for ports, ask in ((model.inputs, steps.input), (model.outputs, steps.output)):
-        for name in [port.get_any_name() for port in ports]:
-            if name in names:
-                ask(name).tensor().set_element_type(openvino.Type.bf16)
-    outputs = [port.get_any_name() for port in model.outputs]
-    return _named(steps.build(), outputs)
-
-
-def _named(model: Any, outputs: Sequence[str]) -> Any:
-    """Give a model's outputs their names, on tensor and node, where the library loses them."""
-    for port, name in zip(model.outputs, outputs, strict=True):
-        port.get_tensor().set_names({name})
-        port.get_node().set_friendly_name(name + _OUTPUT_NODE)
-    return model
-
-
-def _of_width(source: Any, parameter: Any) -> Any:
-    """Give what comes from one graph the number of prompts that the next one fixes."""
-    wanted = parameter.get_partial_shape()
-    if source.get_partial_shape().is_static or wanted.is_dynamic:
-        return source
-    from openvino import opset13
-
-    return opset13.reshape(source, list(wanted.to_shape()), special_zero=False).output(0)
-
-
 def _specs(ports: Sequence[Any]) -> tuple[TensorSpec, ...]:
-    # a tensor next to a cast of no effect also has the cast's name: the node's name is the one
     return tuple(
         TensorSpec(
-            port.get_node().get_friendly_name().removesuffix(_OUTPUT_NODE),
+            port_name(port),
             tuple(
                 axis.get_length() if axis.is_static else "?" for axis in port.get_partial_shape()
             ),

@@ -1,6 +1,7 @@
 """Both libraries against PyTorch, graph by graph, and what a runner promises."""
 
 import os
+import weakref
 
 import numpy as np
 import pytest
@@ -87,6 +88,24 @@ def test_results_are_the_callers_own_and_repeat_to_the_byte(tiny_bundle, plans, 
     np.testing.assert_array_equal(again, kept)
     assert not np.shares_memory(first, again)
     assert first.flags.writeable
+
+
+def test_results_outlive_the_runner_and_inputs_do_not_live_on(tiny_bundle, plans):
+    """What a window takes is free before the next one: the library keeps none of it."""
+    for graph in ("refiner", "image_encoder"):  # of free size, and of fixed size
+        runner = open_graph(tiny_bundle, "openvino", graph)
+        feeds = feeds_for(plans[graph], 3)
+        found = runner.run(feeds)
+        kept = {name: array.copy() for name, array in found.items()}
+        given = [weakref.ref(array) for array in feeds.values()]
+        del feeds
+        assert [array() for array in given] == [None] * len(given)
+        runner.run(feeds_for(plans[graph], 5, seed=1))
+        release_memory(runner)
+        runner.run(feeds_for(plans[graph], 3, seed=2))
+        runner.close()
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, kept[name])
 
 
 @pytest.mark.parametrize("kind", KINDS)
