@@ -36,9 +36,9 @@ _SHARE_OF_A_CHUNK = 0.25
 
 _PROCESS_BYTES = 900 * 2**20  # Python, the libraries, and the weights of both stages
 # What the network holds at its peak, in values a voxel and feature channel. Measured for a window
-# of 192^3 and 64 channels in bf16 (OpenVINO), the whole process: 4.7 GB with 4 prompted classes, 5.4
-# with 16. With more of them features and F_a are arrays where prompts overlap or graphs run one by
-# one (8.9 GB), and that is expected; where prompts exclude each other it is 6.5 to 8.3.
+# of 192^3 and 64 channels in bf16 (OpenVINO), the whole process: 4.8 GB with 4 prompted classes,
+# 5.4 with 16. With more of them features and F_a are arrays where prompts overlap or graphs run one
+# by one (8.9 GB), and that is expected; where prompts exclude each other it is 6.5 to 8.3.
 _VALUES_JOINED = 4.2
 _VALUES_CUT = 8.8
 _VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
