@@ -233,12 +233,12 @@ def open_graph(path: Path, library: Library | None = None) -> tuple[Library, Gra
 
 
 def _open_openvino(path: Path) -> Graph:
-    import openvino
+    from medals_rt.runners.openvino_graphs import shared_core
 
     config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads := thread_limit(None):
         config["INFERENCE_NUM_THREADS"] = threads
-    request = openvino.Core().compile_model(str(path), "CPU", config).create_infer_request()
+    request = shared_core().compile_model(str(path), "CPU", config).create_infer_request()
 
     def run(token_ids: TokenIds, modality: TokenIds) -> Floats:
         request.infer({"token_ids": token_ids, "modality": modality})

@@ -23,6 +23,7 @@ from medals_rt.runners.openvino_graphs import (
     import_openvino,
     join_graphs,
     port_name,
+    shared_core,
 )
 
 # Part of a compiled graph's key: to be raised when graphs are joined or arranged in another way.
@@ -87,7 +88,7 @@ class OpenVINORunner:
         self.notes: tuple[str, ...] = ()
         self._library = openvino
         self._mapped: Any = None
-        core = openvino.Core()
+        core = shared_core()
         self.precision = _precision(core, check_precision(precision))
         arranged = chained and self.precision == "bf16"
         config: dict[str, Any] = {
@@ -192,7 +193,7 @@ def precisions() -> tuple[Precision, ...]:
 
     OpenVINO itself is asked what is native: bf16 needs AMX or AVX512-BF16.
     """
-    return _native(import_openvino().Core())
+    return _native(shared_core())
 
 
 def _native(core: Any) -> tuple[Precision, ...]:

@@ -4,6 +4,7 @@ What is done here is of no use to other libraries, so the exported graphs are le
 """
 
 from collections.abc import Sequence
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def join_graphs(paths: Sequence[Path]) -> Any:
     (OpenVINO 2026.4).
     """
     openvino = import_openvino()
-    core = openvino.Core()
+    core = shared_core()
     made: dict[str, Any] = {}
     read: set[str] = set()
     parameters: dict[str, Any] = {}
@@ -81,6 +82,21 @@ def arrange_for_bf16(model: Any) -> Any:
 def import_openvino() -> Any:
     """Import OpenVINO, or say what installs it."""
     return import_optional("OpenVINO", "the runner openvino")
+
+
+def shared_core() -> Any:
+    """Give the process's one `openvino.Core`.
+
+    Each has a CPU plugin of its own, which gives the thread another stack for signal handlers while
+    it lives. Of several, those that end in the order in which they began leave a stack that is no
+    more, and the next signal, Ctrl-C say, is a segmentation fault (OpenVINO 2026.4).
+    """
+    return _core_of(import_openvino())
+
+
+@cache
+def _core_of(openvino: Any) -> Any:
+    return openvino.Core()
 
 
 def port_name(port: Any) -> str:

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from medals_export.graph_plans import graph_plans  # noqa: E402
 from medals_export.verify import relative_error  # noqa: E402
+from medals_rt.children import run_python  # noqa: E402
 from medals_rt.errors import InputError, MissingFileError, RunnerError  # noqa: E402
 from medals_rt.runners import open_joined, open_runner, release_memory  # noqa: E402
 from tests.bundles import tiny_checkpoint  # noqa: E402
@@ -288,3 +289,21 @@ def test_cache_that_cannot_be_written_is_noted_not_fatal(tiny_bundle, plans, tmp
     (note,) = runner.notes
     assert note.startswith("compiled graphs are not kept: ")
     assert runner.run(feeds_for(plans["query_decoder"], 2))["adapted_queries"].shape == (2, 4)
+
+
+def test_ctrl_c_is_told_after_graphs_were_closed(bundle):
+    """OpenVINO lends the main thread a stack for signals, and several lent ones come back amiss."""
+    code = (
+        "import signal\n"
+        "from medals_rt.runners import open_runner\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"paths = {[str(bundle.graph_path(2, graph)) for graph in GRAPHS]}\n"
+        "opened = [open_runner('openvino', path) for path in map(Path, paths)]\n"
+        "[each.close() for each in opened]\n"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('told')\n"
+    )
+    ended = run_python(["-c", f"from pathlib import Path\n{code}"], timeout_s=60)
+    assert (ended.code, ended.said) == (0, ("told",)), ended
