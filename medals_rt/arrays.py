@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
-from importlib.util import find_spec
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -210,110 +209,6 @@ def take_into(out: Array, array: Array, index: npt.NDArray[np.integer]) -> None:
         np.take(array, index, axis=-1, out=out, mode="clip")
     else:
         out[...] = xp.take(array, as_namespace(index, xp, array), axis=-1)
-
-
-def label_components(array: Array) -> tuple[Array, int]:
-    """Find and number the 6-connected components of a mask or of a label map.
-
-    Parameters
-    ----------
-    array
-        ``(A, B, C)``: bool, or integer labels with 0 for background. In a label map, voxels of
-        different labels are never in one component.
-
-    Returns
-    -------
-    numbers
-        ``(A, B, C)`` uint32, 0 for background, in the order in which a scan with the last axis
-        fastest first meets the components. Within one label the order is thus that of `cc3d` on
-        that label's mask, on which ties in `postprocess` rest.
-    count
-        The number of components.
-    """
-    xp = namespace(array)
-    box = bounding_box(array)
-    if box is None:
-        return xp.zeros(array.shape, dtype=xp.uint32, device=array.device), 0
-    inside = box_slices(box)
-    if is_cupy(array):
-        found, count = _label_components_cupy(array[inside])
-    else:
-        import cc3d
-
-        found, count = cc3d.connected_components(
-            np.ascontiguousarray(to_host(array[inside])),
-            connectivity=6,
-            return_N=True,
-            out_dtype=np.uint32,
-        )
-        found = as_namespace(found, xp)
-    if tuple(found.shape) == tuple(array.shape):
-        return found, int(count)
-    numbers = xp.zeros(array.shape, dtype=xp.uint32, device=array.device)
-    numbers[inside] = found
-    return numbers, int(count)
-
-
-def _label_components_cupy(array: Array) -> tuple[Array, int]:
-    """Do the same on a card: uint32 numbers, and how many.
-
-    `cupyx.scipy.ndimage.label` takes masks only. cuCIM's takes label maps; without it each label
-    but the only one is numbered by itself, and all are put in the order of appearance.
-    """
-    import cupy
-    from cupyx.scipy import ndimage
-
-    if array.dtype == cupy.bool_:
-        numbers, count = ndimage.label(array)
-        return numbers.astype(cupy.uint32), int(count)
-    if find_spec("cucim") is not None:
-        from cucim.skimage import measure
-
-        numbers, count = measure.label(
-            cupy.ascontiguousarray(array), background=0, return_num=True, connectivity=1
-        )
-        return numbers.astype(cupy.uint32), int(count)
-    numbers = cupy.zeros(array.shape, cupy.int64)
-    total = 0
-    for value in cupy.unique(array).tolist():
-        if value != 0:
-            of_label, count = ndimage.label(array == value)
-            numbers += cupy.where(of_label > 0, of_label + total, 0)
-            total += int(count)
-    _, first_met = cupy.unique(numbers[numbers > 0], return_index=True)
-    renumbered = cupy.zeros(total + 1, cupy.uint32)
-    renumbered[1 + cupy.argsort(first_met)] = cupy.arange(1, total + 1, dtype=cupy.uint32)
-    return renumbered[numbers], total
-
-
-def count_values(indices: Array, length: int, weights: Array | None = None) -> Array:
-    """Count (or sum `weights` over) each value of `indices`, ``0 <= index < length``.
-
-    Sums are taken in float64 whatever the dtype of `weights`. Gives ``(length,)``.
-    """
-    xp = namespace(indices)
-    if xp is np or is_cupy(indices):
-        flat_weights = None if weights is None else weights.reshape(-1)
-        if flat_weights is not None:
-            flat_weights = flat_weights.astype(xp.float64)
-        return xp.bincount(indices.reshape(-1), weights=flat_weights, minlength=length)
-    host_weights = None if weights is None else to_host(weights).reshape(-1)
-    return as_namespace(
-        np.bincount(to_host(indices).reshape(-1), weights=host_weights, minlength=length), xp
-    )
-
-
-def value_of_each(indices: Array, length: int, values: Array) -> Array:
-    """Give a value that stands with each of the `indices`, ``0 <= index < length``: ``(length,)``.
-
-    For indices that always stand with the same value; 0 for those that do not occur.
-    """
-    xp = namespace(indices)
-    if xp is np or is_cupy(indices):
-        table = xp.zeros(length, dtype=values.dtype)
-        table[indices] = values
-        return table
-    return as_namespace(value_of_each(to_host(indices), length, to_host(values)), xp)
 
 
 def look_up(table: Array, indices: Array) -> Array:

@@ -6,7 +6,8 @@ and 8).
 
 from __future__ import annotations
 
-from medals_rt.arrays import Array, label_components, namespace
+from medals_rt.arrays import Array, namespace
+from medals_rt.components import label_components
 from medals_rt.policy import Preset, load_policy
 from medals_rt.postprocess import drop_small_components, keep_probable_components
 from medals_rt.prompts import PromptSet

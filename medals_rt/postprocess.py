@@ -12,18 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from medals_rt.arrays import (
-    Array,
-    as_namespace,
-    bounding_box,
-    box_slices,
-    count_values,
-    label_components,
-    look_up,
-    namespace,
-    to_host,
-    value_of_each,
-)
+from medals_rt.arrays import Array, bounding_box, box_slices, namespace
+from medals_rt.components import component_means, keep_components, measure_components
 
 _LARGEST_CONSIDERED = 3
 _LARGEST_TRUSTED = 2
@@ -51,10 +41,8 @@ def drop_small_components(mask: Array, min_voxels: int = 10) -> Array:
     if box is None:
         return result
     inside = box_slices(box)
-    numbers, count = label_components(mask[inside])
-    stays = to_host(count_values(numbers[mask[inside]], count + 1)) >= min_voxels
-    stays[0] = False
-    result[inside] = look_up(stays, numbers)
+    components = measure_components(mask[inside])
+    result[inside] = keep_components(mask[inside], components, components.sizes >= min_voxels)
     return result
 
 
@@ -94,36 +82,13 @@ def keep_probable_components(
     if box is None:
         return result
     inside = box_slices(box)
-    labels, probability = labels[inside], probability[inside]
-    treated = look_up(_zero_unless(labels_to_treat, labels), labels)
-    is_treated = xp.reshape(treated != 0, (-1,))
-    (at,) = xp.nonzero(is_treated)
-    numbers, count = label_components(treated)
-    if count == 0:
-        return result
-    component, label, probable = (
-        xp.take(xp.reshape(array, (-1,)), at) for array in (numbers, treated, probability)
-    )
-    sizes = to_host(count_values(component, count + 1))[1:]
-    means = to_host(count_values(component, count + 1, probable))[1:] / sizes
-    labels_of_components = to_host(value_of_each(component, count + 1, label))[1:]
-    stays = np.ones(count + 1, dtype=np.bool_)
-    stays[1:] = _chosen(labels_of_components, sizes, means.astype(np.float32), size_ratio)
+    components = measure_components(labels[inside])
+    means = component_means(components, probability[inside])
+    treated = np.isin(components.labels, [int(label) for label in labels_to_treat])
+    stays = _chosen(components.labels, components.sizes, means, size_ratio) | ~treated
     if not stays.all():
-        kept = xp.take(as_namespace(stays, xp, labels), xp.astype(component, xp.int64))
-        cleaned = xp.reshape(xp.asarray(labels, copy=True), (-1,))
-        cleaned[is_treated] = label * xp.astype(kept, label.dtype)
-        result[inside] = xp.reshape(cleaned, labels.shape)
+        result[inside] = keep_components(labels[inside], components, stays)
     return result
-
-
-def _zero_unless(kept: Iterable[int], labels: Array) -> Array:
-    """Make a table from each value up to the largest of `labels` to itself, or to 0 if not kept."""
-    xp = namespace(labels)
-    table = np.zeros(int(xp.max(labels)) + 1, dtype=np.int64)
-    values = [value for value in {int(each) for each in kept} if value < len(table)]
-    table[values] = values
-    return xp.astype(as_namespace(table, xp, labels), labels.dtype)
 
 
 def _chosen(

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medals_rt.arrays import label_components
+from medals_rt.arrays import bounding_box, box_slices
+from medals_rt.components import measure_components
 from medals_rt.errors import InputError
 from medals_rt.volume import SourceGrid, Volume
 
@@ -128,10 +129,11 @@ def _moments(
 
 def _components(labels_dhw: npt.NDArray[Any], highest: int) -> npt.NDArray[np.intp]:
     """Count the components of every label from 0."""
-    numbers, count = label_components(labels_dhw)
-    label_of = np.zeros(count + 1, dtype=labels_dhw.dtype)
-    label_of[numbers.ravel()] = labels_dhw.ravel()
-    return np.bincount(label_of[1:], minlength=highest + 1)
+    box = bounding_box(labels_dhw)
+    if box is None:
+        return np.zeros(highest + 1, np.intp)
+    components = measure_components(labels_dhw[box_slices(box)])
+    return np.bincount(components.labels, minlength=highest + 1)
 
 
 def _own_box(volume: Volume, box_dhw: tuple[slice, ...]) -> tuple[Box3, Box3, Size3]:

@@ -7,15 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.ndimage import label
 
 from medals_rt.arrays import (
     RowSums,
     as_namespace,
     bounding_box,
     contiguous,
-    count_values,
-    label_components,
     look_up,
     memory_order,
     namespace,
@@ -24,7 +21,6 @@ from medals_rt.arrays import (
     to_device,
     to_host,
     usable_cores,
-    value_of_each,
 )
 from medals_rt.errors import MissingDependencyError
 
@@ -54,58 +50,6 @@ def test_a_missing_cupy_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None
         to_device(np.arange(3), "cuda")
 
 
-@given(st.integers(0, 2**32 - 1), st.tuples(*[st.integers(1, 9)] * 3))
-def test_components_of_a_label_map_are_numbered_as_in_its_masks(
-    seed: int, shape: tuple[int, ...]
-) -> None:
-    """Within a label, the order of first appearance: ties of size in Algorithm 3 rest on it."""
-    labels = np.random.default_rng(seed).integers(0, 4, shape).astype(np.uint8)
-    numbers, count = label_components(labels)
-    assert count == len(np.unique(numbers[numbers > 0]))
-    for value in (1, 2, 3):
-        of_mask, _ = label(labels == value)
-        mine = np.where(labels == value, numbers, 0)
-        _, dense = np.unique(mine[mine > 0], return_inverse=True)
-        np.testing.assert_array_equal(dense + 1, of_mask[mine > 0])
-
-
-def test_transposed_views_are_labeled_in_their_own_order() -> None:
-    mask = np.random.default_rng(0).random((6, 7, 8)) > 0.6
-    view = mask.transpose(2, 0, 1)
-    np.testing.assert_array_equal(
-        label_components(view)[0], label_components(np.ascontiguousarray(view))[0]
-    )
-
-
-def test_components_are_numbered_from_one(xp: Any) -> None:
-    labels = np.zeros((4, 4, 4), np.uint8)
-    labels[0, 0, 1] = labels[1, 1, 1] = labels[3, 3] = 2
-    labels[3, 3, 2:] = 1
-    numbers, count = label_components(xp.asarray(labels))
-    assert count == 4
-    assert numbers.dtype == xp.uint32
-    assert to_host(numbers)[[0, 1, 3, 3], [0, 1, 3, 3], [1, 1, 0, 3]].tolist() == [1, 2, 3, 4]
-    np.testing.assert_array_equal(to_host(numbers) > 0, labels > 0)
-    numbers, count = label_components(xp.asarray(labels > 0))
-    assert count == 3
-    assert to_host(numbers)[3, 3].tolist() == [3, 3, 3, 3]
-
-
-@pytest.mark.parametrize("shape", [(3, 3, 3), (1, 1, 1), (0, 2, 2)])
-def test_nothing_has_no_components(xp: Any, shape: tuple[int, int, int]) -> None:
-    numbers, count = label_components(xp.zeros(shape, dtype=xp.uint8))
-    assert count == 0
-    assert numbers.shape == shape
-    assert not to_host(numbers).any()
-
-
-def test_counting_and_summing(xp: Any) -> None:
-    indices = xp.asarray(np.array([[0, 2], [2, 3]], np.uint32))
-    assert to_host(count_values(indices, 5)).tolist() == [1, 0, 2, 1, 0]
-    weights = xp.asarray(np.array([[1.0, 0.25], [0.5, 2.0]], np.float32))
-    assert to_host(count_values(indices, 4, weights)).tolist() == [1.0, 0.0, 0.75, 2.0]
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
 def test_values_that_are_present(xp: Any, dtype: type) -> None:
     labels = np.random.default_rng(3).choice(np.array([0, 3, 7, 255]), (6, 5, 4)).astype(dtype)
@@ -132,13 +76,6 @@ def test_rows_are_summed(xp: Any) -> None:
     np.testing.assert_array_equal(copied, rows[indices[:, 1]])
 
 
-def test_each_index_gets_its_value(xp: Any) -> None:
-    indices, values = np.array([4, 1, 4, 1, 0]), np.array([9, 3, 9, 3, 7], np.uint16)
-    found = to_host(value_of_each(xp.asarray(indices), 6, xp.asarray(values)))
-    assert found.tolist() == [7, 3, 0, 0, 9, 0]
-    assert found.dtype == np.uint16
-
-
 def test_half_precision_arrays_are_arrays(xp: Any) -> None:
     """`features` and `refined` are float16 in fp16 bundles; array_api_strict has no such type."""
     if not hasattr(xp, "float16"):
@@ -151,8 +88,6 @@ def test_half_precision_arrays_are_arrays(xp: Any) -> None:
     assert (
         to_host(contiguous(array.transpose(2, 0, 1))).tolist() == host.transpose(2, 0, 1).tolist()
     )
-    sums = count_values(as_namespace(np.array([0, 1, 1]), xp), 2, array[0, 0, :])
-    assert to_host(sums).tolist() == [0.0, 3.0]
 
 
 def test_threads_do_every_block_and_report_errors() -> None:
