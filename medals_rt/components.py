@@ -258,13 +258,15 @@ def _sums(numbers: Array, weights: Array | None, length: int) -> npt.NDArray[Any
     numbers = _countable(numbers)
     if weights is not None:
         weights = _countable(weights).astype(np.float64)
-    return to_host(namespace(numbers).bincount(numbers, weights=weights, minlength=length))
+    xp = namespace(numbers)
+    return to_host(xp.bincount(numbers, weights=weights, minlength=length))
 
 
 def _value_of_each(numbers: Array, values: Array, length: int) -> npt.NDArray[Any]:
     """Give the value that always stands with a number, ``0 <= number < length``."""
     numbers, values = _countable(numbers), _countable(values)
-    table = namespace(numbers).zeros(length, dtype=values.dtype)
+    xp = namespace(numbers)
+    table = xp.zeros(length, dtype=values.dtype)
     table[numbers] = values
     return to_host(table)
 
