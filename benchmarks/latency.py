@@ -6,14 +6,14 @@ r"""How fast is a window, against PyTorch autocast with the same weights, and is
 For both stages: one window from text alone and one with spatial prompts, N classes. PyTorch (eager,
 fp32 and bf16 autocast) and every runner that is installed take turns in one process, each with the
 same number of threads; the median of the repetitions counts. Errors are against PyTorch in fp32,
-largest difference of a probability. Needs the extras `cpu`, `onnx` and `export`.
+largest difference of a probability. Needs the extras `cpu`, `onnx` and `export`. With
+`--device cuda` all of it is on the card, and the runners are those for cards (has not run on one).
 """
 
 import argparse
 import os
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,21 +21,30 @@ import torch
 from reporting import write_report
 
 from medals_export.checkpoint import load_checkpoint
-from medals_export.model import MedalS
+from medals_export.eager import EagerNetwork
+from medals_rt.arrays import Array, namespace, settle, to_device, to_host
 from medals_rt.bundle import Bundle
+from medals_rt.cards import require_card
+from medals_rt.engines import require_engines
+from medals_rt.errors import BundleError
 from medals_rt.network import StageNetwork
 from medals_rt.report import library_versions, machine_facts
+from medals_rt.runners import usable
+from medals_rt.runners.tensorrt_library import LABELS, open_library
 from medals_rt.spatial import LabelPrompts, label_prompts
 from medals_rt.windows import plan_windows
 
-RUNNERS = (("openvino", "bf16"), ("openvino", "fp32"), ("onnxruntime", "fp32"))
+RUNNERS = {
+    "cpu": (("openvino", "bf16"), ("openvino", "fp32"), ("onnxruntime", "fp32")),
+    "cuda": (("tensorrt", None), ("tensorrt-rtx", None), ("onnxruntime-cuda", None)),
+}
 BASELINE = "pytorch bf16 autocast"
 
-Inputs = tuple[np.ndarray, np.ndarray, LabelPrompts]
-Pass = Callable[[Inputs, bool], np.ndarray]
+Inputs = tuple[Array, Array, LabelPrompts]
+Pass = Callable[[Inputs, bool], Array]
 
 
-def window_inputs(window_hwd: tuple[int, ...], classes: int, text_dim: int) -> Inputs:
+def window_inputs(window_hwd: tuple[int, ...], classes: int, text_dim: int, device: str) -> Inputs:
     """Give a smooth image, queries and blocky prompts; the same every time."""
     rng = np.random.default_rng(7)
     coarse = rng.random([size // 8 for size in window_hwd], dtype=np.float32)
@@ -46,43 +55,43 @@ def window_inputs(window_hwd: tuple[int, ...], classes: int, text_dim: int) -> I
     image = (image * 200 + rng.random(window_hwd, dtype=np.float32) * 20)[None, None]
     queries = rng.standard_normal((classes, text_dim), dtype=np.float32)
     windows = plan_windows(window_hwd, window_hwd)
-    (prompts,) = label_prompts(labels, windows, range(1, classes + 1), 8)
-    return image.astype(np.float32), queries, prompts
-
-
-def pytorch_pass(model: MedalS, *, autocast: bool) -> Pass:
-    """Run the eager model, as the released code would on a processor."""
-
-    @torch.inference_mode()
-    def run(arrays: Inputs, prompted: bool) -> np.ndarray:
-        image, queries, prompts = arrays
-        shown = torch.from_numpy(prompts.foreground())
-        spatial = torch.from_numpy(prompts.channels(queries.shape[0]))[None]
-        if not prompted:
-            shown, spatial = torch.zeros_like(shown), torch.zeros_like(spatial)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            logits = model(torch.from_numpy(image), shown, torch.from_numpy(queries), spatial)
-        return logits.float().sigmoid()[0].numpy()
-
-    return run
+    on_device = to_device(labels, device)
+    (prompts,) = label_prompts(on_device, windows, range(1, classes + 1), 8)
+    return to_device(image.astype(np.float32), device), to_device(queries, device), prompts
 
 
 def network_pass(network: StageNetwork) -> Pass:
-    """Run the exported graphs."""
+    """Run a network, and wait for the card where it is on one."""
 
-    def run(arrays: Inputs, prompted: bool) -> np.ndarray:
+    def run(arrays: Inputs, prompted: bool) -> Array:
         image, queries, prompts = arrays
         parts = network.predict(image, queries, prompts if prompted else None)
-        return np.concatenate([probabilities for _, probabilities in parts])
+        found = namespace(image).concat([probabilities for _, probabilities in parts])
+        settle(found)
+        return found
 
     return run
+
+
+def can_run(kind: str, bundle: Bundle) -> bool:
+    """Say whether a runner is installed and, where it takes engines, the bundle has them."""
+    if not usable(kind):
+        return False
+    if kind in LABELS:
+        try:
+            architecture = require_card(kind).architecture
+            require_engines(bundle, kind, open_library(kind).version, architecture)
+        except BundleError as error:
+            print(f"{kind} is left out: {error}")
+            return False
+    return True
 
 
 def measure(passes: dict[str, Pass], arrays: Inputs, repetitions: int) -> list[dict]:
     """Let all take turns, so that a drift of the machine's speed meets everyone."""
     rows = []
     for prompted in (False, True):
-        reference = passes["pytorch fp32"](arrays, prompted)
+        reference = to_host(passes["pytorch fp32"](arrays, prompted))
         seconds: dict[str, list[float]] = {name: [] for name in passes}
         errors = {}
         for repetition in range(repetitions + 1):
@@ -91,7 +100,7 @@ def measure(passes: dict[str, Pass], arrays: Inputs, repetitions: int) -> list[d
                 found = run(arrays, prompted)
                 if repetition:  # the first is the warm-up
                     seconds[name].append(time.perf_counter() - start)
-                errors[name] = float(np.abs(found - reference).max())
+                errors[name] = float(np.abs(to_host(found) - reference).max())
         baseline = float(np.median(seconds[BASELINE]))
         for name, times in seconds.items():
             median = float(np.median(times))
@@ -111,11 +120,9 @@ def measure(passes: dict[str, Pass], arrays: Inputs, repetitions: int) -> list[d
 def markdown(report: dict) -> str:
     """Write the rows as a table."""
     machine = report["machine"]
+    where = report["card"] or f"{machine['processor']}, {report['threads']} threads"
     lines = [
-        (
-            f"{machine['processor']}, {report['threads']} threads, {report['classes']} classes, "
-            f"median of {report['repetitions']}."
-        ),
+        f"{where}, {report['classes']} classes, median of {report['repetitions']}.",
         "",
         "| stage | pass | runner | ms | p95, ms | against PyTorch autocast | largest difference |",
         "|---|---|---|---:|---:|---:|---:|",
@@ -135,29 +142,34 @@ def main() -> None:
     parser.add_argument("--stage1", type=Path, required=True)
     parser.add_argument("--stage2", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help="without ending")
+    parser.add_argument("--device", choices=tuple(RUNNERS), default="cpu")
     parser.add_argument("--classes", type=int, default=9)
     parser.add_argument("--repetitions", type=int, default=9)
     options = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is to be fp32, for it is what errors are against
     bundle = Bundle.open(options.bundle)
     rows = []
     for stage, path in ((1, options.stage1), (2, options.stage2)):
         model = load_checkpoint(path).model.eval()
+        spec = bundle.stage_spec(stage)
         passes = {
-            "pytorch fp32": pytorch_pass(model, autocast=False),
-            BASELINE: pytorch_pass(model, autocast=True),
+            "pytorch fp32": network_pass(EagerNetwork(spec, model, "fp32", options.device)),
+            BASELINE: network_pass(EagerNetwork(spec, model, "bf16", options.device)),
         }
         networks = []
-        for kind, precision in RUNNERS:
-            if find_spec(kind) is None:
+        for kind, precision in RUNNERS[options.device]:
+            if not can_run(kind, bundle):
                 continue
             network = StageNetwork.open(
                 bundle, stage, runner=kind, precision=precision, threads=threads
             )
             networks.append(network)
-            passes[f"{kind} {precision}"] = network_pass(network)
-        arrays = window_inputs(model.config.window_hwd, options.classes, model.config.text_dim)
+            passes[f"{kind} {network.info.precision}"] = network_pass(network)
+        arrays = window_inputs(
+            spec.window_hwd, options.classes, model.config.text_dim, options.device
+        )
         measured = measure(passes, arrays, options.repetitions)
         rows += [{"stage": stage, **row} for row in measured]
         for network in networks:
@@ -165,6 +177,7 @@ def main() -> None:
     report = {
         "bundle": {"name": bundle.name, "hash": bundle.hash},
         "machine": machine_facts(),
+        "card": require_card("--device cuda").name if options.device == "cuda" else None,
         "versions": {**library_versions(), "torch": torch.__version__},
         "threads": threads,
         "classes": options.classes,

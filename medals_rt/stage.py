@@ -88,7 +88,8 @@ def run_stage(
         Also give the largest probability, which post-processing needs.
     watch, name, progress
         Seconds go to the steps ``"{name}: resample"``, ``"... open graphs"``, ``"... network"``,
-        ``"... gather"`` and ``"... restore"``.
+        ``"... gather"`` and ``"... restore"``. A card is waited for once a step; all that it does
+        for a window counts as the network's.
     watchdog
         Shortens the stage when time runs out; None: there is no limit.
     """
@@ -109,6 +110,7 @@ def run_stage(
             blocks = way.window_pass.block_size
             prompts = label_prompts(prompt_map, plan.windows, task.labels, blocks)
         weights = gaussian_weights(plan.stage.window_hwd, xp)
+        settle(image)
     with watch.step(f"{name}: open graphs"):
         prompted = any(each is not None for each in prompts) and way.window_pass.mode != "none"
         classes = memory.walks[0].classes
@@ -134,6 +136,7 @@ def run_stage(
             probability = resample_image(
                 decided.probability_hwd, plan.input_shape_hwd, order=FILE_ORDER
             )
+        settle(labels)
     return StageResult(labels, probability, walker.passes, walker.hastened, walker.left_out)
 
 
@@ -187,6 +190,8 @@ class _Walker:
                 self._gather_window(gathered, replace(way, window_index=index, wanted=walk.classes))
             self._done += 1
             self._tell()
+        with self._watch.step(f"{self._name}: network"):
+            settle(self._image)  # else these seconds would be those of asking a card, not its work
         with self._watch.step(f"{self._name}: gather"):
             return gathered.result()
 

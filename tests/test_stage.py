@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from medals_rt import stage
 from medals_rt.arrays import namespace, to_host
 from medals_rt.budget import EFFORTS, Budget, Watchdog
 from medals_rt.geometry import StageSpec
@@ -75,7 +77,11 @@ def way(largest_slab: int, mode: Mode, names: tuple[str, ...]) -> Way:
 
 
 def run(
-    planned: Way, xp: Any, asked: list[MaskRequest], watchdog: Watchdog | None = None
+    planned: Way,
+    xp: Any,
+    asked: list[MaskRequest],
+    watchdog: Watchdog | None = None,
+    watch: Stopwatch | None = None,
 ) -> tuple[StageResult, list[tuple[int, int]]]:
     rng = np.random.default_rng(3)
     image = rng.integers(0, 256, SHAPE_HWD).astype(np.float32)
@@ -95,7 +101,7 @@ def run(
         StageTask(xp.zeros((3, 4), dtype=xp.float32), LABELS, masks),
         prompt_labels_hwd=None if planned.window_pass.mode == "none" else xp.asarray(prompts),
         keep_probability=True,
-        watch=Stopwatch(),
+        watch=watch or Stopwatch(),
         name="fine",
         progress=lambda _, done, total: told.append((done, total)),
         watchdog=watchdog,
@@ -129,6 +135,29 @@ def test_blocks_and_groups_give_the_stage_in_one_piece(
         runs = cut.memory.window_runs
         assert told == [(done, runs) for done in range(runs + 1)]
         assert expected.passes < found.passes <= cut.passes
+
+
+def test_a_card_is_waited_for_inside_the_step_that_it_works_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a step's seconds would be those of asking, and estimates of time rest on them."""
+
+    class Noting(Stopwatch):
+        at: str | None = None
+
+        @contextmanager
+        def step(self, name: str) -> Iterator[None]:
+            self.at = name
+            with super().step(name):
+                yield
+            self.at = None
+
+    watch, waited = Noting(), []
+    monkeypatch.setattr(stage, "settle", lambda _: waited.append(watch.at))
+    planned = way(LEAST, "masked", ANATOMY)
+    run(planned, np, [], watch=watch)
+    walks = len(planned.memory.walks)
+    assert waited == ["fine: resample", *["fine: network"] * walks, "fine: restore"]
 
 
 def test_windows_are_counted_once_a_run_when_time_is_short() -> None:

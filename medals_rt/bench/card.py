@@ -40,8 +40,11 @@ class CardMemory:
     def _watch(self) -> None:
         base: int | None = None
         while not self._stop.wait(_SECONDS_BETWEEN_LOOKS):
-            cupy = sys.modules.get("cupy")
-            if cupy is None or not cupy.is_available():
+            if "cupy" not in sys.modules:
+                continue
+            import cupy  # another thread may be halfway through importing it: this waits for it
+
+            if not cupy.is_available():
                 continue
             free, total = cupy.cuda.runtime.memGetInfo()
             base = total - free if base is None else base

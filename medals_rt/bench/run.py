@@ -28,6 +28,7 @@ from medals_rt.job import choose_prompts
 from medals_rt.options import PromptSource
 from medals_rt.progress import Progress
 from medals_rt.report import BUDGET_SECONDS_PER_CLASS, library_versions, machine_facts
+from medals_rt.runners.tensorrt_library import LABELS
 
 BASELINE = Contestant("pytorch", "bf16")
 """Eager PyTorch under autocast: what the released code would be on the same machine."""
@@ -174,6 +175,8 @@ def _tasks(request: BenchRequest, contestant: Contestant) -> Sequence[Task]:
         return ("warm",)
     if contestant != request.contestants[0] or not request.thorough:
         return ("cold", "warm")
+    if contestant.runner in LABELS:  # its engines are a bundle's; roofs are graphs made here
+        return ("cold", "warm", "classes", "volumes")
     return ("cold", "warm", "roofs", "classes", "volumes")
 
 

@@ -13,6 +13,9 @@ from medals_rt.errors import MissingDependencyError, RunnerError
 from medals_rt.optional import import_optional
 from medals_rt.runners.base import TensorSpec
 
+_ALIGNMENT_BYTES = 256
+"""Where arrays must begin that TensorRT reads or writes; CuPy's pool gives multiples of 512."""
+
 
 def import_cupy() -> Any:
     """Import CuPy where it finds a card.
@@ -76,7 +79,7 @@ class Ordering:
 
 
 def device_inputs(cupy: Any, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Give inputs as contiguous CuPy arrays: themselves, or for views a copy on their device.
+    """Give inputs as contiguous, aligned CuPy arrays: themselves, or for views a copy on the card.
 
     Raises
     ------
@@ -89,7 +92,12 @@ def device_inputs(cupy: Any, name: str, feeds: Mapping[str, Array]) -> dict[str,
                 f"{name}: {key} is a {type(array).__name__} in host memory, and this runner takes "
                 "CuPy arrays; move it with medals_rt.arrays.to_device(array, 'cuda')"
             )
-    return {key: cupy.ascontiguousarray(array) for key, array in feeds.items()}
+    contiguous = {key: cupy.ascontiguousarray(array) for key, array in feeds.items()}
+    return {key: array if _aligned(array) else array.copy() for key, array in contiguous.items()}
+
+
+def _aligned(array: Array) -> bool:
+    return int(array.data.ptr) % _ALIGNMENT_BYTES == 0
 
 
 def device_outputs(
@@ -106,8 +114,8 @@ def device_outputs(
     Raises
     ------
     RunnerError
-        If an array given is unknown, of a wrong shape or dtype, or not contiguous, or a shape
-        can't be told from N.
+        If an array given is unknown, of a wrong shape or dtype, or not contiguous and aligned, or
+        a shape can't be told from N.
     """
     given = given or {}
     if unknown := sorted(given.keys() - {spec.name for spec in specs}):
@@ -125,10 +133,11 @@ def device_outputs(
             or tuple(array.shape) != sizes
             or str(array.dtype) != spec.dtype
             or not array.flags.c_contiguous
+            or not _aligned(array)
         ):
             raise RunnerError(
                 f"{name}: the array given for {spec.name} is not a contiguous CuPy array of "
-                f"{spec.dtype} {sizes}"
+                f"{spec.dtype} {sizes} that begins at a multiple of {_ALIGNMENT_BYTES} bytes"
             )
         outputs[spec.name] = array
     return outputs

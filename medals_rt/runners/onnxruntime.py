@@ -4,7 +4,9 @@ The part for cards has not been run on one; the tests run it on stand-ins for Cu
 Runtime's binding of device memory, and those marked `gpu` are ready to run on a card.
 """
 
+import io
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,7 @@ class ONNXRuntimeCUDARunner:
                 "pip uninstall onnxruntime, then pip install 'medals-rt[gpu]'"
             )
         self._cupy = import_cupy()
+        _load_cuda_libraries(onnxruntime)
         self._device = int(self._cupy.cuda.Device().id)
         self._ordering = Ordering(self._cupy, runner_stream(self._cupy))
         self.name = name
@@ -190,6 +193,17 @@ class ONNXRuntimeCUDARunner:
 def import_onnxruntime() -> Any:
     """Import ONNX Runtime, or say what installs it."""
     return import_optional("ONNX Runtime", "the runner onnxruntime")
+
+
+def _load_cuda_libraries(onnxruntime: Any) -> None:
+    """Have CUDA and cuDNN found where NVIDIA's Python packages put them, besides the system's path.
+
+    What is printed of those that are missing is dropped: a session that needs one says so itself.
+    """
+    preload = getattr(onnxruntime, "preload_dlls", None)  # from 1.21 on
+    if preload is not None:
+        with redirect_stdout(io.StringIO()):
+            preload()
 
 
 def _open_session(

@@ -217,8 +217,10 @@ class TensorRTRunner:
             return
         self._stream.synchronize()
         self.notes += self._kernels.keep()
-        self._graphs = self._held_scratch = None
-        self._context = self._engine = self._runtime = None
+        # what was made by another goes before it
+        self._graphs = self._held_scratch = self._context = None
+        self._kernels.forget()
+        self._engine = self._runtime = None
 
     def _check_count(self, free: int | None) -> None:
         counts = self._counts
@@ -328,6 +330,10 @@ class KernelCache:
                 self._library.log.errors.clear()
         self._config.set_runtime_cache(self._cache)
         return engine.create_execution_context(self._config)
+
+    def forget(self) -> None:
+        """Let go of what the engine made."""
+        self._cache = self._config = None
 
     def keep(self) -> tuple[str, ...]:
         """Write what was compiled since; give a note where that could not be."""

@@ -10,7 +10,7 @@ from medals_export.checkpoint import save_checkpoint
 from medals_rt.bench import roofs
 from medals_rt.bench.growth import growth_with_classes, growth_with_volume
 from medals_rt.bench.records import Contestant, Question
-from medals_rt.bench.run import BASELINE, BenchRequest, run_bench
+from medals_rt.bench.run import BASELINE, BenchRequest, _tasks, run_bench
 from medals_rt.bench.subject import open_subject
 from medals_rt.bundle import Bundle
 from medals_rt.cases import read_case
@@ -127,6 +127,15 @@ def test_a_machine_has_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert 0 < found.matrix_tflop_per_second < 100
     assert 0 < found.convolution_tflop_per_second < 100
+
+
+def test_runners_of_engines_have_no_roofs(tmp_path: Path) -> None:
+    """The roofs are ONNX graphs made for it, and in no bundle."""
+    for runner, has_roofs in {"tensorrt": False, "tensorrt-rtx": False, "openvino": True}.items():
+        contestant = Contestant(runner)
+        request = BenchRequest(tmp_path, tmp_path, None, (contestant,))
+        assert ("roofs" in _tasks(request, contestant)) == has_roofs
+        assert "volumes" in _tasks(request, contestant)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,10 @@ def bundle(kind, tiny_bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("card") / kind
     shutil.copytree(tiny_bundle.folder, folder)
     copy = Bundle.open(folder)
+    if kind == "tensorrt-rtx":
+        architecture = find_card().architecture
+        if not hasattr(open_library(kind).module.ComputeCapability, architecture):
+            pytest.skip(f"TensorRT-RTX does not build for {architecture}")
     if kind in LABELS:
         targets = ("CURRENT",) if kind == "tensorrt-rtx" else ()
         build_engines(copy, open_library(kind), *recipe_for(kind, "fp32"), architectures=targets)

@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.metadata
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -75,6 +76,7 @@ def library(standins, monkeypatch):
         available=["CUDAExecutionProvider", "CPUExecutionProvider"],
         taken=["CUDAExecutionProvider", "CPUExecutionProvider"],
         failure="",
+        preload_dlls=lambda: sys.stdout.write("Failed to load libcudnn.so.9"),
     )
     monkeypatch.setattr(module, "import_onnxruntime", lambda: library)
     return library
@@ -99,6 +101,18 @@ def test_results_and_what_is_bound(library, standins, bundle):
     assert (options["use_tf32"], options["prefer_nhwc"]) == ("0", "0")
     key = "disable_synchronize_execution_providers"
     assert library.run_options.get_run_config_entry(key) == "1"
+
+
+def test_cuda_from_python_packages_is_loaded_before_a_session(library, bundle, capsys):
+    open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH))
+    assert capsys.readouterr().out == ""
+    loaded = []
+    library.preload_dlls = lambda: loaded.append(hasattr(library, "providers"))
+    del library.providers
+    open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH))
+    assert loaded == [False]
+    del library.preload_dlls  # before ONNX Runtime 1.21
+    open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH))
 
 
 def test_order_of_work_is_kept_by_events(library, standins, bundle):

@@ -1,7 +1,9 @@
 """The TensorRT runner on stand-ins for TensorRT and CuPy: what it asks for, and what it refuses."""
 
+import math
 import os
 import shutil
+import weakref
 from enum import Enum
 from types import SimpleNamespace
 
@@ -98,6 +100,26 @@ def test_inputs_are_read_where_they_are(runner, standins, bundle):
     found = runner.run(turned)["probabilities"]
     assert addresses["prompts"] != turned["prompts"].data.ptr
     np.testing.assert_array_equal(found, expected(bundle, feeds)["probabilities"])
+
+
+def test_arrays_that_begin_inside_another_are_aligned_first(runner, standins, bundle):
+    """TensorRT takes addresses that are multiples of 256; a slice of T need not begin at one."""
+    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    wanted = expected(bundle, feeds)["probabilities"]
+    queries = feeds["adapted_queries"]
+    whole = standins.cupy.zeros((3, queries.shape[1]), "float32")
+    whole[1:] = queries
+    part = whole[1:]
+    assert part.flags.c_contiguous
+    assert part.data.ptr % 256
+    found = runner.run({**feeds, "adapted_queries": part})["probabilities"]
+    np.testing.assert_array_equal(found, wanted)
+    assert all(address % 256 == 0 for address in runner._context._addresses.values())
+    shape = (3, *bundle.stage_spec(1).window_hwd)
+    odd = standins.cupy.empty((math.prod(shape) + 1,), "float32")[1:].reshape(shape)
+    feeds = random_feeds(standins.cupy, bundle, GRAPH, 3)
+    with pytest.raises(RunnerError, match="begins at a multiple of 256 bytes"):
+        runner.run(feeds, {"probabilities": odd})
 
 
 def test_order_of_work_is_kept_by_events_and_nothing_waits(runner, standins, bundle):
@@ -369,7 +391,11 @@ def test_kernels_compiled_on_first_use_are_kept(standins, bundle, tmp_path, monk
         assert cache.open_context(compiled) == "context"
         assert compiled.strategy.name == "USER_MANAGED"
         assert compiled.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
-        return cache.keep()
+        notes, made = cache.keep(), weakref.ref(compiled.cache)
+        compiled.cache = None
+        cache.forget()
+        assert made() is None
+        return notes
 
     assert opened_and_kept() == ()
     assert path.read_bytes() == b"kernels"

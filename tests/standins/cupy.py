@@ -3,7 +3,11 @@
 Only what the runners use. `cuda.log` tells what was asked of streams and events, in order.
 """
 
+import math
+
 import numpy as np
+
+ALIGNMENT = 512
 
 
 class _Pointer:
@@ -19,21 +23,36 @@ class ndarray(np.ndarray):  # noqa: N801 - CuPy's name
     def get(self):
         return np.array(self)
 
+    def copy(self):
+        return _filled(self.shape, self.dtype, self)
+
+
+def _filled(shape, dtype, value):
+    """A new array that begins where CuPy's do."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    array = memory[start : start + size].view(dtype).reshape(shape).view(ndarray)
+    array[...] = value
+    return array
+
 
 def asarray(array, dtype=None):
-    return np.asarray(array, dtype).view(ndarray)
+    array = np.asarray(array, dtype)
+    return _filled(array.shape, array.dtype, array)
 
 
 def ascontiguousarray(array):
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array).view(ndarray)
+    return array if array.flags.c_contiguous else array.copy()
 
 
 def empty(shape, dtype):
-    return np.full(shape, 77, dtype).view(ndarray)
+    return _filled(shape, dtype, 77)
 
 
 def zeros(shape, dtype):
-    return np.zeros(shape, dtype).view(ndarray)
+    return _filled(shape, dtype, 0)
 
 
 def isfinite(array):
