@@ -47,15 +47,23 @@ class Axis:
         return np.ascontiguousarray(self.weights_of_pair[: self.reads.shape[1], :].T)
 
     @cached_property
-    def lower_upper_nearer(self) -> npt.NDArray[np.intp]:
-        """Both input voxels of each output voxel and the nearer of them, ``(3, m)``."""
-        nearer = np.where(self.share > _HALF, self.upper, self.lower)
-        return np.stack([self.lower, self.upper, nearer])
-
-    @cached_property
     def weights_of_pair(self) -> npt.NDArray[np.float32]:
         """The weights of the lower and the upper one, ``(2, m)``."""
         return np.stack([np.float32(1) - self.share, self.share])
+
+    @cached_property
+    def near_far(self) -> npt.NDArray[np.intp]:
+        """The nearer input voxel of each output voxel, the lower of two as near, and the other.
+
+        ``(k, m)``, k as in `reads`.
+        """
+        pair = np.stack([self.lower, self.upper])
+        return np.where(self.share > _HALF, pair[::-1], pair)[: self.reads.shape[1]]
+
+    @cached_property
+    def weights_near_far(self) -> npt.NDArray[np.float32]:
+        """Their weights, ``(k, m)``."""
+        return np.sort(self.weights_of_pair, axis=0)[::-1][: self.reads.shape[1]]
 
     @cached_property
     def mixes(self) -> bool:
@@ -84,7 +92,9 @@ def make_axis(n: int, m: int, *, nearest: bool = False) -> Axis:
     if nearest or n == m:
         lower = np.minimum((centers * scale).astype(np.intp), n - 1)
         return Axis(n, lower, lower, np.zeros(m, np.float32))
-    position = np.maximum(scale * centers - np.float32(0.5), np.float32(0))
+    # rounded once: torch's kernels use a fused multiply-add where the processor has one
+    exact = np.float64(scale) * centers - 0.5
+    position = np.maximum(exact.astype(np.float32), np.float32(0))
     lower = np.minimum(position.astype(np.intp), n - 1)
     upper = np.minimum(lower + 1, n - 1)
     share = np.clip(position - lower.astype(np.float32), 0, 1).astype(np.float32)

@@ -32,7 +32,7 @@ from medals_rt.arrays import (
     take_into,
 )
 from medals_rt.axes import Axis, make_axis
-from medals_rt.voting import vote
+from medals_rt.voting import vote, vote_everywhere
 from medals_rt.windows import Shape
 
 Order: TypeAlias = tuple[int, int, int]
@@ -46,6 +46,12 @@ FILE_ORDER: Order = (2, 0, 1)
 
 _MOST_KEPT_LINES = 1 << 12
 """Tables of so many lines are kept (128 KiB each): making one takes longer than using it."""
+
+_FEW_VOXELS = 1 << 15
+"""Label maps of so many voxels are voted on everywhere: what that needs fits a processor's cache.
+
+Larger ones are mostly of one label, which is told from the source's voxels, and that is cheaper.
+"""
 
 _SLAB_BLOCKS = 16
 """A slab is so many blocks: fewer and the threads wait for each other in Python."""
@@ -108,7 +114,8 @@ def resample_labels(
     It is the release's result (each label's mask interpolated linearly, times 1000, rounded to
     float16, the first largest wins) without interpolating any mask. A voxel whose eight neighbors
     agree takes their label, which settles nearly all; for the others the eight labels vote with
-    their weights (`voting.vote`). The cost doesn't grow with the number of labels.
+    their weights (`voting.vote`). In a small map all voxels vote at once. The cost doesn't grow
+    with the number of labels.
 
     Parameters
     ----------
@@ -136,8 +143,11 @@ def resample_labels(
     if shape == new_shape:
         result[...] = source
         return _in_order(result, walked, order, xp)
-    coded_dtype, undecided = _code_of_undecided(labels_hwd, xp)
     last_first = tuple(walked.index(axis) for axis in (2, 1, 0))
+    if max(prod(new_shape), prod(shape) // 4) <= _FEW_VOXELS:
+        result[...] = vote_everywhere(source, moved, last_first)
+        return _in_order(result, walked, order, xp)
+    coded_dtype, undecided = _code_of_undecided(labels_hwd, xp)
 
     def fill(start: int, stop: int) -> None:
         part, local = _part(source, moved, slice(start, stop))
@@ -263,15 +273,17 @@ def _take(array: Array, index: npt.NDArray[np.intp], axis: int, xp: Namespace) -
 def _axes_by_growth(axes: list[Axis]) -> list[int]:
     """Order the axes so that what lies between is smallest: the most shrinking axis first.
 
-    Gathering along the last axis is the slow one, so of axes that grow alike it comes first, while
-    the array is small, and of axes that shrink alike it comes last.
+    But gathering along the last axis is the slow one: it comes first where it grows, while the
+    array is small, else last.
     """
+    last = 2
 
-    def key(axis: int) -> tuple[float, int]:
-        growth = axes[axis].new_length / axes[axis].length
-        return growth, -axis if growth > 1 else axis
+    def growth(axis: int) -> float:
+        return axes[axis].new_length / axes[axis].length
 
-    return sorted((axis for axis in range(3) if not axes[axis].keeps), key=key)
+    first_two = sorted(range(last), key=growth)
+    ordered = [last, *first_two] if growth(last) > 1 else [*first_two, last]
+    return [axis for axis in ordered if not axes[axis].keeps]
 
 
 def _code_of_undecided(labels: Array, xp: Namespace) -> tuple[npt.DTypeLike, int]:
@@ -286,19 +298,17 @@ def _decide_where_neighbors_agree(
 ) -> Array:
     """Give the labels, with `undecided` at the lower corner of each cell whose corners differ.
 
-    A cell reaches one voxel up on every axis that is interpolated.
+    A cell reaches one voxel up on every axis that is interpolated. The volume is compared with
+    itself as one long line, which is faster; so a cell at the end of an axis, where there is none
+    further up, may be called undecided for what follows on the line. It then votes in vain.
     """
-    agree = xp.ones(labels.shape, dtype=xp.bool, device=labels.device)
-    for number, axis in enumerate(axes):
-        if not axis.mixes:
-            continue
-        low, high = _pair_slices(number)
-        agree[low] = agree[low] & agree[high] & (labels[low] == labels[high])
+    flat = xp.reshape(labels, (-1,))
+    agree = xp.ones(flat.shape, dtype=xp.bool, device=labels.device)
+    step = 1
+    for axis in reversed(axes):
+        if axis.mixes and axis.length > 1:
+            agree[:-step] = agree[:-step] & agree[step:] & (flat[:-step] == flat[step:])
+        step *= axis.length
     mark = xp.full((), undecided, dtype=dtype, device=labels.device)
-    return xp.where(agree, xp.astype(labels, dtype, copy=False), mark)
-
-
-def _pair_slices(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    low, high = [slice(None)] * 3, [slice(None)] * 3
-    low[axis], high[axis] = slice(None, -1), slice(1, None)
-    return tuple(low), tuple(high)
+    decided = xp.where(agree, xp.astype(flat, dtype, copy=False), mark)
+    return xp.reshape(decided, labels.shape)

@@ -2,24 +2,35 @@
 
 The release interpolates each label's mask linearly, times 1000, rounds to float16 and lets the
 first largest win (system section 4). Here only the eight neighbors' labels are candidates, and
-their weights are summed in torch's order and rounded to float16's steps, since that rounding makes
-and breaks ties: of equal weights the smallest label wins.
+their weights are summed as torch sums them and rounded to float16's steps, since that rounding
+makes and breaks ties: of equal weights the smallest label wins.
+
+Nearly always the nearest neighbor's label has more than half of the weight, which asks for one sum
+and no care. `vote` takes it for single voxels, `vote_everywhere` for a small volume as a whole,
+whose arrays cost less than finding and gathering what is contested.
+
+The neighbors of a voxel come as ``(s, s, s, ...)``, the axis that torch sums first last; s is 2, or
+1 along an axis that isn't interpolated. For a majority the nearer one on an axis comes first, for
+the exact sums the lower one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from medals_rt.arrays import Array, Namespace, as_namespace, block_elements, namespace
+from medals_rt.arrays import Array, Namespace, as_namespace, block_elements, contiguous, namespace
 from medals_rt.axes import Axis
 
-_WHOLE = np.float32(1000)
+_WHOLE = 1000.0
 _KEEPS_11_BITS = float((1 << 13) + 1)
-_MAJORITY = 501.0
-"""A weight that no other can reach, rounded or not: the rest has 499."""
+
+_MAJORITY = 0.501
+"""A weight that no other can reach, rounded or not: the rest has 0.499."""
 
 _CHUNKS_A_BLOCK = 16
 """So many voxels with their eight neighbors fit a processor's cache twice."""
@@ -27,14 +38,14 @@ _CHUNKS_A_BLOCK = 16
 _LARGEST_CHUNK = 1 << 21
 """Voxels that vote at once on a card: under 1 KiB each."""
 
-Sides: TypeAlias = tuple[Array, Array]
-"""Along an axis, what the lower, the upper and the nearer neighbor add to the index, ``(3, n)``,
-and the weights of the lower and the upper one, ``(2, n)`` float32."""
+_WEIGHTS_A_VOXEL = 64
+"""Eight candidates with eight neighbors each."""
+
+_FEW_VOXELS = 1 << 11
+"""So many are compared at once, whatever the block."""
 
 
-def vote(
-    labels: Array, axes: Sequence[Axis], voxels: Array, summing_order: tuple[int, ...]
-) -> Array:
+def vote(labels: Array, axes: Sequence[Axis], voxels: Array, summing_order: Sequence[int]) -> Array:
     """Decide output voxels by the weights of their eight neighbors' labels.
 
     Parameters
@@ -54,81 +65,188 @@ def vote(
         ``(n,)``, the dtype of `labels`.
     """
     xp = namespace(labels)
-    source = xp.reshape(labels, (-1,))
+    labels = contiguous(labels)
     size = min(_LARGEST_CHUNK, max(1, block_elements(labels) // _CHUNKS_A_BLOCK))
     count = int(voxels.shape[0])
     decided = []
     for start in range(0, count, size):
-        sides = _sides(labels, axes, voxels[start : min(start + size, count)], summing_order, xp)
-        neighbors = _neighbors(source, sides, xp)
-        likeliest = xp.take(source, sides[0][0][2, :] + sides[1][0][2, :] + sides[2][0][2, :])
-        unsure = _weights(neighbors == likeliest, sides, xp) < _MAJORITY
+        positions = _positions(voxels[start : min(start + size, count)], axes)
+        reads = [axis.near_far for axis in axes]
+        neighbors = _neighbors(labels, reads, positions, summing_order, xp)
+        tables = [axis.weights_near_far for axis in axes]
+        weights = _look_up(tables, positions, summing_order, xp)
+        likeliest = neighbors[0, 0, 0, :]
+        unsure = _sums(neighbors == likeliest, weights, xp) < _MAJORITY
         (left,) = xp.nonzero(unsure)
         if left.shape[0]:
-            likeliest[unsure] = _heaviest(
-                xp.take(neighbors, left, axis=3),
-                [(at, xp.take(weights, left, axis=1)) for at, weights in sides],
-                xp,
-            )
+            of_left = [xp.take(each, left) for each in positions]
+            likeliest[unsure] = _heaviest(labels, axes, of_left, summing_order, xp)
         decided.append(likeliest)
     return decided[0] if len(decided) == 1 else xp.concat(decided)
 
 
-def _sides(
-    labels: Array,
-    axes: Sequence[Axis],
-    voxels: Array,
-    summing_order: tuple[int, ...],
-    xp: Namespace,
-) -> list[Sides]:
-    """Find both neighbors of each voxel on each axis, the axis summed first first.
+def vote_everywhere(labels: Array, axes: Sequence[Axis], summing_order: Sequence[int]) -> Array:
+    """Decide all output voxels by the weights of their eight neighbors' labels.
 
-    Its weights are in thousandths already: a mask of 1000 times a weight is the same number.
+    Parameters
+    ----------
+    labels, axes, summing_order
+        As in `vote`. The output is a small one: over 40 bytes a voxel are in use.
+
+    Returns
+    -------
+    Array
+        ``(A', B', C')``, the dtype of `labels`.
     """
+    xp = namespace(labels)
+    lines, of_plane = _kept_tables(*axes, tuple(summing_order))
+    neighbors = _neighbors_everywhere(labels, axes, lines, xp)
+    decided = neighbors[0, 0, 0, ...]
+    first = as_namespace(axes[0].weights_near_far, xp, labels)
+    sums = xp.astype(neighbors == decided, xp.float32)
+    sums *= as_namespace(of_plane, xp, labels)
+    sums = xp.sum(sums, axis=(_side(1, summing_order), _side(2, summing_order)))
+    sums *= first[:, :, None, None]
+    unsure = xp.reshape(xp.sum(sums, axis=0) < _MAJORITY, (-1,))
+    (left,) = xp.nonzero(unsure)
+    if left.shape[0]:
+        flat = xp.reshape(decided, (-1,))
+        flat[unsure] = _heaviest(labels, axes, _positions(left, axes), summing_order, xp)
+        decided = xp.reshape(flat, decided.shape)
+    return decided
+
+
+@lru_cache(maxsize=32)
+def _kept_tables(
+    first: Axis, second: Axis, last: Axis, summing_order: tuple[int, ...]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """Say which lines of the last axis all voxels read, and with what weights in a plane.
+
+    Returns
+    -------
+    lines
+        ``(s, s, s, A', B', 1)``, of lines ``(A, B, s)``: each is there nearer and farther.
+    of_plane
+        ``(s, s, s, 1, B', C')`` float32, with 1 along the first axis.
+    """
+    sides = len(last.near_far)
+    lines = (
+        _spread(first.near_far * (second.length * sides), 0, summing_order)
+        + _spread(second.near_far * sides, 1, summing_order)
+        + _spread(np.arange(sides)[:, None], 2, summing_order)
+    )
+    of_second = _spread(second.weights_near_far, 1, summing_order)
+    return lines, of_second * _spread(last.weights_near_far, 2, summing_order)
+
+
+def _spread(table: npt.NDArray[Any], number: int, summing_order: Sequence[int]) -> npt.NDArray[Any]:
+    """Lay the ``(s, m)`` of one axis out for ``(s, s, s, A', B', C')``."""
+    shape = [1] * 6
+    shape[_side(number, summing_order)], shape[3 + number] = table.shape
+    return table.reshape(shape)
+
+
+def _side(number: int, summing_order: Sequence[int]) -> int:
+    """Say which of the axes ``(s, s, s)`` is that of the neighbors along axis `number`."""
+    return 2 - summing_order.index(number)
+
+
+def _neighbors_everywhere(
+    labels: Array, axes: Sequence[Axis], lines: npt.NDArray[np.intp], xp: Namespace
+) -> Array:
+    """Read the labels of all voxels' neighbors, ``(s, s, s, A', B', C')``.
+
+    The last axis is gathered first, then its lines are copied whole, which is faster.
+    """
+    depth = axes[2].new_length
+    near_and_far = as_namespace(axes[2].near_far.reshape(-1), xp, labels)
+    gathered = xp.reshape(xp.take(labels, near_and_far, axis=2), (-1, depth))
+    found = xp.take(gathered, as_namespace(lines.reshape(-1), xp, labels), axis=0)
+    return xp.reshape(found, (*lines.shape[:5], depth))
+
+
+def _positions(voxels: Array, axes: Sequence[Axis]) -> tuple[Array, Array, Array]:
+    """Give flat indices of the output grid axis by axis, ``(n,)`` each."""
     _, columns, depth = (axis.new_length for axis in axes)
     plane = voxels // depth
     row = plane // columns
-    position = (row, plane - row * columns, voxels - plane * depth)
+    return row, plane - row * columns, voxels - plane * depth
+
+
+def _neighbors(
+    labels: Array,
+    reads: Sequence[npt.NDArray[np.integer]],
+    positions: Sequence[Array],
+    summing_order: Sequence[int],
+    xp: Namespace,
+) -> Array:
+    """Read the labels of some voxels' neighbors, ``(s, s, s, n)``, in the order of `reads`."""
     strides = (labels.shape[1] * labels.shape[2], labels.shape[2], 1)
-    sides = []
-    for number in summing_order:
-        axis = axes[number]
-        steps = axis.lower_upper_nearer * strides[number]
-        weights = axis.weights_of_pair
-        if number == summing_order[0]:
-            weights = weights * _WHOLE
-        sides.append(
-            (
-                xp.take(as_namespace(steps, xp, labels), position[number], axis=1),
-                xp.take(as_namespace(weights, xp, labels), position[number], axis=1),
-            )
-        )
-    return sides
-
-
-def _neighbors(source: Array, sides: Sequence[Sides], xp: Namespace) -> Array:
-    """Read the eight neighbors' labels, ``(2, 2, 2, n)``: the axis summed first comes last."""
-    fastest, middle, slowest = (steps[:2, :] for steps, _ in sides)
+    steps = [each.astype(np.intp) * stride for each, stride in zip(reads, strides, strict=True)]
+    fastest, middle, slowest = _look_up(steps, positions, summing_order, xp)
     at = (slowest[:, None, :] + middle[None, :, :])[:, :, None, :] + fastest[None, None, :, :]
-    return xp.reshape(xp.take(source, xp.reshape(at, (-1,))), at.shape)
+    return xp.reshape(xp.take(xp.reshape(labels, (-1,)), xp.reshape(at, (-1,))), at.shape)
 
 
-def _heaviest(neighbors: Array, sides: Sequence[Sides], xp: Namespace) -> Array:
-    """Give the label of the largest weight among eight neighbors ``(2, 2, 2, n)``."""
-    candidates = xp.reshape(neighbors, (8, -1))
-    weights = _weights(neighbors[None, ...] == candidates[:, None, None, None, :], sides, xp)
-    weights = _to_float16_steps(weights)
-    is_heaviest = weights == xp.max(weights, axis=0)
-    return xp.min(xp.where(is_heaviest, candidates, xp.max(candidates, axis=0)), axis=0)
+def _look_up(
+    tables: Sequence[npt.NDArray[Any]],
+    positions: Sequence[Array],
+    summing_order: Sequence[int],
+    xp: Namespace,
+) -> list[Array]:
+    """Read each axis' ``(s, m)`` at some voxels: ``(s, n)`` each, the axis summed first first."""
+    return [
+        xp.take(as_namespace(tables[number], xp, positions[number]), positions[number], axis=1)
+        for number in summing_order
+    ]
 
 
-def _weights(is_label: Array, sides: Sequence[Sides], xp: Namespace) -> Array:
-    """Interpolate masks ``(..., 2, 2, 2, n)``, the last axis first, to thousandths ``(..., n)``."""
+def _heaviest(
+    labels: Array,
+    axes: Sequence[Axis],
+    positions: Sequence[Array],
+    summing_order: Sequence[int],
+    xp: Namespace,
+) -> Array:
+    """Give the label of the largest weight at some voxels, ``(n,)``."""
+    count = int(positions[0].shape[0])
+    size = max(_FEW_VOXELS, block_elements(labels) // _WEIGHTS_A_VOXEL)
+    decided = []
+    for start in range(0, count, size):
+        some = [each[start : min(start + size, count)] for each in positions]
+        neighbors = _neighbors(labels, [axis.reads.T for axis in axes], some, summing_order, xp)
+        weights = _look_up([axis.weights.T for axis in axes], some, summing_order, xp)
+        candidates = xp.reshape(neighbors, (-1, neighbors.shape[3]))
+        is_candidate = neighbors == candidates[:, None, None, None, :]
+        sums = _to_float16_steps(_fused_sums(is_candidate, weights, xp))
+        loses = sums < xp.max(sums, axis=0)
+        decided.append(xp.min(xp.where(loses, xp.max(candidates, axis=0), candidates), axis=0))
+    return decided[0] if len(decided) == 1 else xp.concat(decided)
+
+
+def _fused_sums(is_label: Array, weights: Sequence[Array], xp: Namespace) -> Array:
+    """Interpolate masks ``(..., s, s, s, n)``, lower ones first, to thousandths ``(..., n)``.
+
+    To the bit as torch's kernels do in float32: the last axis first, and the lower one's product is
+    added unrounded (a fused multiply-add; here in float64, where the product is exact).
+    """
+    values, scale = xp.astype(is_label, xp.float32), _WHOLE
+    for of_pair in weights:
+        sums = xp.astype(values[..., 0, :], xp.float64)
+        sums *= xp.astype(of_pair[0, :], xp.float64) * scale
+        if of_pair.shape[0] > 1:
+            sums += values[..., 1, :] * (of_pair[1, :] * scale)
+        values, scale = xp.astype(sums, xp.float32), 1.0
+    return values
+
+
+def _sums(is_label: Array, weights: Sequence[Array], xp: Namespace) -> Array:
+    """Interpolate masks ``(..., s, s, s, n)`` along the last axes that `weights` are given for."""
     values = xp.astype(is_label, xp.float32)
-    for _, weights in sides:
-        low, high = values[..., 0, :] * weights[0, :], values[..., 1, :] * weights[1, :]
-        low += high
-        values = low
+    for along_axis in weights:
+        values *= along_axis
+        near = values[..., 0, :]
+        values = near + values[..., 1, :] if along_axis.shape[0] > 1 else near
     return values
 
 

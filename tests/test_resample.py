@@ -44,44 +44,103 @@ def test_golden_images_and_labels(golden: Path, xp: Any) -> None:
 
 
 def weights_by_torch_rule(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Trilinear weights of a mask in float32, one axis after the other, the last axis first."""
+    """Trilinear weights of a mask in float32, one axis after the other, the last axis first.
+
+    With torch's fused multiply-adds: what they round once is counted in float64, then rounded.
+    """
     result = mask.astype(np.float32) * np.float32(1000)
     for axis in (2, 1, 0):
         n, m = mask.shape[axis], shape[axis]
-        scale = np.float32(n) / np.float32(m)
-        at = np.maximum(
-            scale * (np.arange(m, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0
-        )
+        scale = float(np.float32(n) / np.float32(m))
+        at = np.maximum((scale * (np.arange(m) + 0.5) - 0.5).astype(np.float32), 0)
         low = np.minimum(at.astype(int), n - 1)
         high = np.minimum(low + 1, n - 1)
         share = (at - low.astype(np.float32)).reshape([-1 if a == axis else 1 for a in range(3)])
-        result = np.take(result, low, axis) * (1 - share) + np.take(result, high, axis) * share
+        upper = np.take(result, high, axis) * share
+        lower = np.take(result, low, axis).astype(np.float64) * (1 - share)
+        result = (lower + upper).astype(np.float32)
     return result
 
 
-def labels_by_masks(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def labels_by_masks(
+    labels: np.ndarray, shape: tuple[int, ...], separate: int | None = None
+) -> np.ndarray:
     """The rule as it is written: each label's mask interpolated, float16, the first largest."""
+    if separate is not None:
+        n, m = labels.shape[separate], shape[separate]
+        scale = np.float32(n) / np.float32(m)
+        nearest = ((np.arange(m, dtype=np.float32) + np.float32(0.5)) * scale).astype(int)
+        labels = np.take(labels, np.minimum(nearest, n - 1), separate)
     values = np.unique(labels)
     weights = [weights_by_torch_rule(labels == v, shape).astype(np.float16) for v in values]
     return values[np.argmax(weights, axis=0)]
 
 
+def noise_or_blobs(rng: np.random.Generator, shape: tuple[int, ...], count: int) -> np.ndarray:
+    """Labels below `count`: each voxel by itself, or cubes of 4 a side, all of one label."""
+    if rng.random() < 0.5:
+        return rng.integers(0, count, shape)
+    small = rng.integers(0, count, [-(-length // 4) for length in shape])
+    for axis, length in enumerate(shape):
+        small = np.take(small, np.arange(length) // 4, axis)
+    return small
+
+
+@pytest.mark.parametrize("everywhere", [True, False], ids=["everywhere", "where contested"])
 @settings(max_examples=60)
 @given(
     st.tuples(*[st.integers(1, 14)] * 3),
     st.tuples(*[st.integers(1, 25)] * 3),
     st.integers(0, 2**32 - 1),
+    st.integers(1, 20),
     st.sampled_from([np.uint8, np.int16, np.uint16]),
+    st.sampled_from([None, 0, 1, 2]),
+    st.sampled_from([MODEL_ORDER, FILE_ORDER]),
 )
 def test_voting_equals_interpolating_every_mask(
-    shape: tuple[int, ...], new_shape: tuple[int, ...], seed: int, dtype: type
+    everywhere: bool,
+    shape: tuple[int, int, int],
+    new_shape: tuple[int, int, int],
+    seed: int,
+    count: int,
+    dtype: type,
+    separate: int | None,
+    order: tuple[int, int, int],
 ) -> None:
-    """Noise of up to six labels: every voxel is contested, halves and thirds tie."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, rng.integers(1, 7), shape).astype(dtype) * dtype(37)
-    found = resample_labels(labels, new_shape)
+    """Noise of up to 20 labels: nearly every voxel is contested, halves and thirds tie."""
+    labels = noise_or_blobs(np.random.default_rng(seed), shape, count).astype(dtype) * dtype(12)
+    with pytest.MonkeyPatch.context() as patch:
+        if not everywhere:
+            patch.setattr("medals_rt.resample._FEW_VOXELS", 0)
+        found = resample_labels(labels, new_shape, separate, order=order)
     assert found.dtype == dtype
-    np.testing.assert_array_equal(found, labels_by_masks(labels, new_shape))
+    np.testing.assert_array_equal(found, labels_by_masks(labels, new_shape, separate))
+
+
+@pytest.mark.parametrize("few", [0, 1 << 15], ids=["where contested", "everywhere"])
+@pytest.mark.parametrize("new_shape", [(18, 17, 20), (6, 5, 20), (12, 20, 4)])
+def test_every_library_votes_alike(
+    xp: Any, few: int, new_shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medals_rt.resample._FEW_VOXELS", few)
+    labels = np.random.default_rng(3).integers(0, 4, (12, 10, 8)).astype(np.int16)
+    for separate in (None, 1):
+        found = resample_labels(xp.asarray(labels), new_shape, separate)
+        assert found.dtype == xp.int16
+        np.testing.assert_array_equal(to_host(found), labels_by_masks(labels, new_shape, separate))
+
+
+def test_weights_are_torchs_to_the_bit() -> None:
+    """Ties are decided by the last bit: torch's own, of two masks that tie often."""
+    torch = pytest.importorskip("torch")
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("torch has no fused multiply-add here")
+    rng = np.random.default_rng(4)
+    for shape, new_shape in (((7, 4, 2), (32, 21, 13)), ((17, 23, 13), (51, 46, 8))):
+        mask = rng.random(shape) < 0.4
+        given_mask = torch.from_numpy(mask)[None, None].float() * 1000
+        expected = torch.nn.functional.interpolate(given_mask, new_shape, mode="trilinear")
+        np.testing.assert_array_equal(weights_by_torch_rule(mask, new_shape), expected[0, 0])
 
 
 def test_image_agrees_with_scipy_zoom(xp: Any) -> None:
