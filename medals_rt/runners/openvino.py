@@ -19,7 +19,7 @@ from medals_rt.runners.base import (
 )
 from medals_rt.runners.openvino_cache import compiled_file, keep_compiled
 from medals_rt.runners.openvino_graphs import (
-    arrange_for_bf16,
+    arrange,
     import_openvino,
     join_graphs,
     port_name,
@@ -27,7 +27,7 @@ from medals_rt.runners.openvino_graphs import (
 )
 
 # Part of a compiled graph's key: to be raised when graphs are joined or arranged in another way.
-_JOINED_BY = 3
+_JOINED_BY = 4
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 _DTYPES = {
     "f32": "float32",
@@ -90,7 +90,6 @@ class OpenVINORunner:
         self._mapped: Any = None
         core = shared_core()
         self.precision = _precision(core, check_precision(precision))
-        arranged = chained and self.precision == "bf16"
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -110,16 +109,14 @@ class OpenVINORunner:
                     self.version,
                     processor,
                     self.precision,
-                    arranged,
+                    chained,
                     limit,
                 )
                 kept, self.notes = compiled_file(parts)
             if kept is not None:
                 self._compiled = self._reopened(core, kept, config)
             if self._compiled is None:
-                model = join_graphs(paths)
-                if arranged:
-                    model = arrange_for_bf16(model)
+                model = arrange(join_graphs(paths), self.precision, chained=chained)
                 self._compiled = core.compile_model(model, "CPU", config)
                 if kept is not None:
                     self.notes += keep_compiled(kept, self._compiled.export_model)
