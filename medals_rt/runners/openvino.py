@@ -27,7 +27,7 @@ from medals_rt.runners.openvino_graphs import (
 )
 
 # Part of a compiled graph's key: to be raised when graphs are joined or arranged in another way.
-_JOINED_BY = 4
+_JOINED_BY = 5
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 _DTYPES = {
     "f32": "float32",

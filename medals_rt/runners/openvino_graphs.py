@@ -21,6 +21,9 @@ PROMPT_INDEX = "prompt_index"
 LARGE_PLANE_VOXELS = 32**3
 """Above it, fp32 norms are computed by sums in steps; up to it the library's are 1e-5 exact."""
 
+SPLIT_VOXELS = 1 << 20
+"""Volumes of so many voxels are not joined for a convolution; see `arrange_for_bf16`."""
+
 _AXES_DHW = [2, 3, 4]
 _LONGEST_POOL = 8  # along each axis, so that no sum is of more than 512 values
 _LONGEST_SUM = _LONGEST_POOL**3
@@ -82,7 +85,8 @@ def arrange_for_bf16(model: Any) -> Any:
     There the plugin keeps volumes with their channels last. So values that are handed over are
     given and taken that way, and classes are products with voxels' rows: no volume is turned
     around. Joining two volumes' channels is a copy of both; instead each goes through its half of
-    the convolution, which adds to what the first one gave.
+    the convolution, which adds to what the first one gave. That rounds once more, so it is done
+    only to large volumes, whose copies cost time and memory.
     """
     for node in model.get_ordered_ops():
         kind = node.get_type_name()
@@ -155,12 +159,15 @@ def _looked_up(adapted_queries: Any, prompt_features: Any) -> tuple[Any, Any]:
 
 
 def _split_convolution(convolution: Any) -> None:
-    """Convolve what is joined along its channels part by part, and add the results."""
+    """Convolve large volumes, joined along their channels, one by one, and add the results."""
     from openvino import opset13
 
     joined = convolution.input_value(0).get_node()
     weights = convolution.input_value(1)
     if joined.get_type_name() != "Concat" or joined.get_attributes()["axis"] != 1:
+        return
+    shape = joined.get_output_partial_shape(0)
+    if any(axis.is_dynamic for axis in shape) or prod(shape.to_shape()[2:]) < SPLIT_VOXELS:
         return
     parts = joined.input_values()
     sizes = [part.get_partial_shape()[1].get_length() for part in parts]

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("torch")
 openvino = pytest.importorskip("openvino")
 
+from medals_rt.runners import openvino_graphs  # noqa: E402
 from medals_rt.runners.openvino_graphs import (  # noqa: E402
     LARGE_PLANE_VOXELS,
     PROMPT_INDEX,
@@ -72,8 +73,9 @@ def test_prompt_features_are_looked_up_where_queries_are_adapted_before(tiny_bun
 
 
 @pytest.mark.parametrize("arrange_for", [arrange_for_bf16, arrange_for_fp32])
-def test_arranged_graphs_give_what_they_gave(tiny_bundle, arrange_for):
+def test_arranged_graphs_give_what_they_gave(tiny_bundle, arrange_for, monkeypatch):
     """In fp32, where only sums are taken in another order; bf16 is at both ends alone."""
+    monkeypatch.setattr(openvino_graphs, "SPLIT_VOXELS", 1)
     feeds = feeds_of_many(17)
     expected = computed(joined(tiny_bundle, *ENCODE_AND_FUSE, "classifier"), feeds)
     chain = joined(tiny_bundle, *ENCODE_AND_FUSE, "classifier")
@@ -84,6 +86,17 @@ def test_arranged_graphs_give_what_they_gave(tiny_bundle, arrange_for):
     assert found.keys() == expected.keys()
     for name, array in found.items():
         np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("arrange_for", [arrange_for_bf16, arrange_for_fp32])
+def test_only_large_volumes_are_split(tiny_bundle, arrange_for, monkeypatch):
+    """Each part is rounded to bf16 once more; there is little to gain on small ones."""
+    levels = len(joined_volumes(joined(tiny_bundle, *ENCODE_AND_FUSE)))
+    chain = arrange_for(joined(tiny_bundle, *ENCODE_AND_FUSE))
+    assert len(joined_volumes(chain)) == levels
+    monkeypatch.setattr(openvino_graphs, "SPLIT_VOXELS", prod(WINDOW))
+    chain = arrange_for(joined(tiny_bundle, *ENCODE_AND_FUSE))
+    assert 0 < len(joined_volumes(chain)) < levels
 
 
 def test_what_is_handed_over_has_its_channels_last(tiny_bundle):
