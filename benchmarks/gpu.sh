@@ -127,11 +127,12 @@ from medals_rt.cards import require_card
 from medals_rt.runners import usable
 from medals_rt.runners.tensorrt_library import open_library
 for kind in ('tensorrt', 'tensorrt-rtx', 'onnxruntime-cuda'):
-    if kind == 'tensorrt-rtx' and usable(kind):  # it builds for RTX cards, and not for an H100
-        if not hasattr(open_library(kind).module.ComputeCapability, require_card(kind).architecture):
+    if not usable(kind):
+        continue
+    if kind == 'tensorrt-rtx':  # it builds for RTX cards, and not for an H100
+        if not open_library(kind).builds_for(require_card(kind).architecture):
             continue
-    if usable(kind):
-        print(kind)")
+    print(kind)")
   cp -r "$bundle" "$scratch/bundle"
   bundle=$scratch/bundle
   for runner in "${runners[@]}"; do

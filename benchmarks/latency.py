@@ -25,12 +25,9 @@ from medals_export.eager import EagerNetwork
 from medals_rt.arrays import Array, namespace, settle, to_device, to_host
 from medals_rt.bundle import Bundle
 from medals_rt.cards import require_card
-from medals_rt.engines import require_engines
-from medals_rt.errors import BundleError
 from medals_rt.network import StageNetwork
 from medals_rt.report import library_versions, machine_facts
-from medals_rt.runners import usable
-from medals_rt.runners.tensorrt_library import LABELS, open_library
+from medals_rt.runners import usable, why_not
 from medals_rt.spatial import LabelPrompts, label_prompts
 from medals_rt.windows import plan_windows
 
@@ -74,17 +71,13 @@ def network_pass(network: StageNetwork) -> Pass:
 
 
 def can_run(kind: str, bundle: Bundle) -> bool:
-    """Say whether a runner is installed and, where it takes engines, the bundle has them."""
+    """Say whether a runner is there and can run the bundle; tells why one that is there can't."""
     if not usable(kind):
         return False
-    if kind in LABELS:
-        try:
-            architecture = require_card(kind).architecture
-            require_engines(bundle, kind, open_library(kind).version, architecture)
-        except BundleError as error:
-            print(f"{kind} is left out: {error}")
-            return False
-    return True
+    reason = why_not(kind, bundle)
+    if reason:
+        print(f"{kind} is left out: {reason}")
+    return not reason
 
 
 def measure(passes: dict[str, Pass], arrays: Inputs, repetitions: int) -> list[dict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from medals_rt.bundle import Bundle
 from hypothesis import settings
 
-from medals_rt.runners.tensorrt_library import open_library
-from tests.standins import StandIns, install
+from tests.standins import StandIns, in_place
 
 # The machine may be busy and a failure must come back: no deadlines, the same examples every time.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -33,7 +33,14 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle of a minuscule network with made-up weights, exported once; read only."""
+    """A bundle of a minuscule network with made-up weights, exported once; read only.
+
+    Tests in a child process take the one of their parent, named by `MEDALS_RT_TESTS_TINY_BUNDLE`.
+    """
+    if made := os.environ.get("MEDALS_RT_TESTS_TINY_BUNDLE"):
+        from medals_rt.bundle import Bundle
+
+        return Bundle.open(made)
     pytest.importorskip("torch", reason="makes a bundle, which needs the extra 'export'")
     from tests.bundles import export_tiny_bundle
 
@@ -64,8 +71,8 @@ def text_bundle(
 @pytest.fixture
 def standins(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIns]:
     """Stand-ins for CuPy, TensorRT and a card."""
-    yield install(monkeypatch)
-    open_library.cache_clear()
+    with in_place(monkeypatch) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

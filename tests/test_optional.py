@@ -3,6 +3,7 @@
 import re
 import sys
 import tomllib
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,26 @@ def test_the_extras_that_install_it(library: OptionalLibrary) -> None:
         if re.split(r"[^\w-]", requirement)[0] in library.packages
     }
     assert set(library.extras) == named - {"test", "dev"}
+
+
+def test_extras_of_other_packages_are_offered_by_them() -> None:
+    """pip only warns of one that a package has not, and leaves out what it was to bring."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    asked = {
+        (found[1], extra)
+        for wanted in project["optional-dependencies"].values()
+        for found in [re.match(r"([\w-]+)\[([\w,]+)\]", each) for each in wanted]
+        if found and found[1] != "medals-rt"
+        for extra in found[2].split(",")
+    }
+    assert ("cupy-cuda12x", "ctk") in asked  # CUDA's headers and compiler
+    assert ("onnxruntime-gpu", "cudnn") in asked
+    for package, extra in asked:
+        try:
+            offered = metadata(package).get_all("Provides-Extra") or []
+        except PackageNotFoundError:
+            continue
+        assert extra in offered, package
 
 
 def test_one_extra_where_one_installs_all() -> None:

@@ -2,11 +2,36 @@
 
 from medals_rt.bench.records import Contestant
 from medals_rt.bench.run import BASELINE
-from medals_rt.runners import choose
+from medals_rt.bundle import Bundle
+from medals_rt.runners import RUNNER_KINDS, choose, installed, usable, why_not
+
+
+def runners_for(bundle: Bundle) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Give the runners of this machine that can run a bundle, and why others of it can't.
+
+    What `auto` would take comes first, then OpenVINO in fp32 and the rest. A runner that is not
+    installed, or lacks a card, is none of this machine.
+
+    Raises
+    ------
+    MissingDependencyError
+        No runner is there.
+    """
+    first = choose("auto", bundle).kind
+    exact = ["openvino:fp32"] if installed("openvino") else []
+    rest, left_out = [], []
+    for kind in RUNNER_KINDS:
+        if kind == first or not usable(kind):
+            continue
+        if reason := why_not(kind, bundle):
+            left_out.append(f"{kind} is left out: {reason}")
+        else:
+            rest.append(kind)
+    return (first, *exact, *rest), tuple(left_out)
 
 
 def parse_contestants(asked: tuple[str, ...], *, pytorch: bool) -> tuple[Contestant, ...]:
-    """Read "openvino" or "openvino:fp32"; without any, take every library that is there.
+    """Read runners such as "openvino" or "openvino:fp32", each once.
 
     Parameters
     ----------
@@ -21,7 +46,7 @@ def parse_contestants(asked: tuple[str, ...], *, pytorch: bool) -> tuple[Contest
         As `runners.choose` raises them for a library that does not exist or is not installed.
     """
     found: list[Contestant] = []
-    for text in asked or _installed():
+    for text in asked:
         name, _, precision = text.partition(":")
         if name != BASELINE.runner:
             name = choose(name).kind
@@ -29,13 +54,3 @@ def parse_contestants(asked: tuple[str, ...], *, pytorch: bool) -> tuple[Contest
     if pytorch and all(each.runner != BASELINE.runner for each in found):
         found.append(BASELINE)
     return tuple(dict.fromkeys(found))
-
-
-def _installed() -> tuple[str, ...]:
-    """Give what `auto` would take, then the rest that is installed, OpenVINO in fp32 too."""
-    from medals_rt.runners import RUNNER_KINDS, installed, usable
-
-    first = choose("auto").kind
-    rest = [kind for kind in RUNNER_KINDS if usable(kind) and kind != first]
-    exact = ["openvino:fp32"] if installed("openvino") else []
-    return (first, *exact, *rest)

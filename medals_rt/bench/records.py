@@ -151,6 +151,7 @@ class BenchReport(msgspec.Struct, frozen=True):
     baseline: str | None
     standings: tuple[Standing, ...]
     budget_seconds_per_class: float
+    left_out: tuple[str, ...] = ()
 
     @property
     def finished(self) -> tuple[Standing, ...]:

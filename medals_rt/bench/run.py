@@ -54,6 +54,8 @@ class BenchRequest:
         Runs of the case that count, after a first one that does not.
     thorough
         Also measure how time grows with classes and volume, and the machine's own rates.
+    left_out
+        Which runners of this machine are none of them, and why, for the report.
     """
 
     bundle: Path
@@ -67,6 +69,7 @@ class BenchRequest:
     thorough: bool = True
     class_counts: tuple[int, ...] = CLASS_COUNTS
     volume_factors: tuple[int, ...] = VOLUME_FACTORS
+    left_out: tuple[str, ...] = ()
 
 
 def run_bench(request: BenchRequest, progress: Progress | None = None) -> BenchReport:
@@ -132,6 +135,7 @@ def run_bench(request: BenchRequest, progress: Progress | None = None) -> BenchR
             for each in request.contestants
         ),
         budget_seconds_per_class=BUDGET_SECONDS_PER_CLASS,
+        left_out=request.left_out,
     )
 
 

@@ -31,7 +31,7 @@ def bench_command(
         list[str] | None,
         typer.Option(
             help="A library, or one with its precision: openvino, openvino:fp32. Repeat it for "
-            "more; the first is measured most closely [default: all that are installed]."
+            "more; the first is measured most closely [default: all that can run the bundle here]."
         ),
     ] = None,
     stage1: Annotated[
@@ -57,25 +57,33 @@ def bench_command(
 ) -> None:
     """Measure a bundle on this machine: cold and warm, steps, memory, growth, against PyTorch."""
     del debug  # read by one_line_errors
-    from medals_rt.bench.contestants import parse_contestants
+    from medals_rt.bench.contestants import parse_contestants, runners_for
     from medals_rt.bench.pages import write_pages
     from medals_rt.bench.run import BenchRequest, run_bench
+    from medals_rt.bundle import Bundle as OpenBundle
     from medals_rt.bundle import resolve_bundle
 
     if (stage1 is None) != (stage2 is None):
         raise InputError("eager PyTorch needs both checkpoints: --stage1 and --stage2")
     folder = resolve_bundle(bundle)
     case, prompts_file = (input_file, prompts) if input_file else _bundled_case(folder, prompts)
+    left_out: tuple[str, ...] = ()
+    names = tuple(runner or ())
+    if not names:
+        names, left_out = runners_for(OpenBundle.open(folder, verify=False))
+    for line in left_out:
+        typer.echo(line, err=True)
     request = BenchRequest(
         bundle=folder,
         case=case,
         prompts=prompts_file,
-        contestants=parse_contestants(tuple(runner or ()), pytorch=stage1 is not None),
+        contestants=parse_contestants(names, pytorch=stage1 is not None),
         checkpoints=None if stage1 is None or stage2 is None else (stage1, stage2),
         threads=threads,
         repetitions=repetitions,
         refinement=refinement.value,
         thorough=thorough,
+        left_out=left_out,
     )
     with progress_bar() as progress:
         report = run_bench(request, progress)

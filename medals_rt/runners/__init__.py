@@ -33,6 +33,7 @@ __all__ = [
     "precisions",
     "release_memory",
     "usable",
+    "why_not",
 ]
 
 RUNNER_KINDS: tuple[RunnerKind, ...] = get_args(RunnerKind)
@@ -234,6 +235,35 @@ def usable(kind: RunnerKind) -> bool:
     return kind in CPU_RUNNERS or find_card() is not None
 
 
+def why_not(kind: RunnerKind, bundle: "Bundle | None") -> str:
+    """Say why a runner can't run a bundle on this machine; empty where it can.
+
+    Told from what is installed, the card, and the records in the bundle: nothing is opened, so a
+    library may still refuse a graph.
+
+    Parameters
+    ----------
+    kind
+        The runner.
+    bundle
+        What is to be run; without one there are no engines.
+    """
+    if not installed(kind):
+        return f"{kind} is not installed"
+    if kind == "openvino":
+        return ""
+    if kind == "onnxruntime":
+        if bundle is not None and not precisions(kind, bundle.precision):
+            return f"{kind} has no arithmetic on a CPU for a bundle in {bundle.precision}"
+        return ""
+    from medals_rt.cards import find_card
+
+    card = find_card()
+    if card is None:
+        return f"{kind} needs an NVIDIA card, and no driver finds one"
+    return "" if kind == "onnxruntime-cuda" else _why_no_engines(kind, bundle, card)
+
+
 def precisions(kind: RunnerKind, graph_precision: Precision = "fp32") -> tuple[Precision, ...]:
     """Precisions that a library offers on this machine, the one that it takes unasked first.
 
@@ -272,7 +302,7 @@ def _automatic(bundle: "Bundle | None") -> Choice:
         return _automatic_on_cpu("")
     passed_over: list[str] = []
     for kind in ("tensorrt", "tensorrt-rtx"):
-        reason = _why_no_engines(kind, bundle, card)
+        reason = why_not(kind, bundle)
         if not reason:
             return Choice(kind, f"auto: {card.name}, and the bundle has {kind} engines for it")
         passed_over.append(reason)
@@ -291,16 +321,16 @@ def _automatic_on_cpu(remark: str) -> Choice:
 
 
 def _why_no_engines(kind: "TensorRTKind", bundle: "Bundle | None", card: "Card") -> str:
-    """Say why a library can't run the bundle on the card; empty where it can."""
-    if not installed(kind):
-        return f"{kind} is not installed"
     if bundle is None:
         return f"no bundle to look for {kind} engines in"
     from medals_rt.engines import require_engines
     from medals_rt.runners.tensorrt_library import open_library
 
     try:
-        require_engines(bundle, kind, open_library(kind).version, card.architecture)
+        library = open_library(kind)
+        if not library.builds_for(card.architecture):
+            return f"{library.label} {library.version} has no engines for {card.architecture} cards"
+        require_engines(bundle, kind, library.version, card.architecture)
     except (BundleError, MissingDependencyError) as error:
         return str(error)
     return ""

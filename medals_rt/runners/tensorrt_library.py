@@ -54,6 +54,13 @@ class Library:
         """
         return self.kind == "tensorrt-rtx"
 
+    def builds_for(self, architecture: str) -> bool:
+        """Say whether it makes engines for cards of a compute capability, such as "SM90".
+
+        TensorRT-RTX's are for RTX cards: those of data centres are none of its own list.
+        """
+        return self.kind == "tensorrt" or hasattr(self.module.ComputeCapability, architecture)
+
     def take_errors(self) -> str:
         """Give what the library has complained of since it was last asked, in one line."""
         said = "; ".join(dict.fromkeys(" ".join(line.split()) for line in self.log.errors))

@@ -2,6 +2,8 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
+
 from medals_rt.bench.pages import headlines, row_of, write_pages
 from medals_rt.bench.records import (
     Answer,
@@ -89,6 +91,13 @@ def test_the_page_is_whole_and_holds_no_foreign_code(tmp_path: Path) -> None:
     markdown = paths[1].read_text(encoding="utf-8")
     assert "| openvino | bf16, cpu | 0.50 | 4.00 | 0.50 | 2.00 | 2.90 |" in markdown
     assert "| 243 | 9.00 |  | 900 |" in markdown
+
+
+def test_runners_that_were_left_out_are_told(tmp_path: Path) -> None:
+    why = "tensorrt is left out: there is no TensorRT engine"
+    paths = write_pages(tmp_path, msgspec.structs.replace(FULL, left_out=(why,)))
+
+    assert all(why in path.read_text(encoding="utf-8") for path in paths)
 
 
 def test_a_report_without_any_finished_runner_is_still_a_report(tmp_path: Path) -> None:

@@ -1,10 +1,16 @@
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
 
-from medals_rt.bench.contestants import parse_contestants
+from medals_rt import runners
+from medals_rt.bench.contestants import parse_contestants, runners_for
 from medals_rt.bench.records import Contestant, Question, StageWork, quantile
+from medals_rt.bundle import Bundle
 from medals_rt.errors import InputError
+from tests.runners.engine_bundles import build_standin_engines
+from tests.standins import StandIns
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.95, 1.0])
@@ -54,11 +60,36 @@ def test_contestants_are_read_in_order_and_once() -> None:
     )
 
 
-def test_without_names_the_automatic_choice_comes_first() -> None:
-    found = parse_contestants((), pytorch=False)
+def test_without_names_the_automatic_choice_comes_first(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medals_rt.cards.find_card", lambda: None)
+    assert runners_for(tiny_bundle) == (("openvino", "openvino:fp32", "onnxruntime"), ())
 
-    assert found[0] == Contestant("openvino")
-    assert Contestant("onnxruntime") in found
+
+def test_runners_of_the_card_without_engines_are_left_out_and_told(
+    standins: StandIns, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runners, "distribution", lambda name: name)  # onnxruntime-gpu
+    everywhere = ("openvino", "openvino:fp32", "onnxruntime")
+    names, left_out = runners_for(tiny_bundle)
+    assert names == ("onnxruntime-cuda", "openvino:fp32", "openvino", "onnxruntime")
+    told = "\n".join(left_out)
+    assert "tensorrt is left out: there is no TensorRT engine for image_encoder of stage 1" in told
+    if runners.installed("tensorrt-rtx"):
+        assert "tensorrt-rtx is left out: TensorRT-RTX " in told
+        assert "has no engines for SM90 cards" in told
+
+    built = build_standin_engines(tmp_path / "built", tiny_bundle, standins)
+    names, left_out = runners_for(built)
+    assert names[0] == "tensorrt"
+    assert {*names[1:]} == {*everywhere, "onnxruntime-cuda"}
+    assert not any(line.startswith("tensorrt is") for line in left_out)
+
+
+@pytest.mark.usefixtures("standins")
+def test_a_runner_that_is_named_is_measured_whatever_it_lacks() -> None:
+    assert parse_contestants(("tensorrt",), pytorch=False) == (Contestant("tensorrt"),)
 
 
 def test_an_unknown_contestant_is_refused() -> None:

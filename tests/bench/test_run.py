@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from medals_export.checkpoint import save_checkpoint
 from medals_rt.bench import roofs
@@ -14,6 +15,7 @@ from medals_rt.bench.run import BASELINE, BenchRequest, _tasks, run_bench
 from medals_rt.bench.subject import open_subject
 from medals_rt.bundle import Bundle
 from medals_rt.cases import read_case
+from medals_rt.cli import app
 from medals_rt.errors import InputError
 from medals_rt.prompts import read_prompts
 from medals_rt.vocabulary import by_bank_key
@@ -152,6 +154,30 @@ def test_a_request_that_makes_no_sense_is_refused(
     options = {"contestants": (Contestant("onnxruntime"),), **change}
     with pytest.raises(InputError, match=message):
         run_bench(BenchRequest(tiny_bundle.folder, case, None, **options))
+
+
+def test_the_command_tells_what_it_leaves_out(
+    tiny_bundle: Bundle, case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --runner; a runner that is named is asked for whatever it lacks."""
+    asked: list[BenchRequest] = []
+
+    def refuse(request: BenchRequest, progress: object) -> None:  # noqa: ARG001
+        asked.append(request)
+        raise InputError("measured elsewhere")
+
+    monkeypatch.setattr("medals_rt.bench.run.run_bench", refuse)
+    monkeypatch.setattr(
+        "medals_rt.bench.contestants.runners_for",
+        lambda bundle: (("openvino",), (f"tensorrt is left out: not for {bundle.name}",)),
+    )
+    command = ["bench", "--bundle", str(tiny_bundle.folder), "--input", str(case)]
+    done = CliRunner().invoke(app, [*command, "--output", str(tmp_path)])
+    assert "tensorrt is left out: not for tiny\n" in done.stderr
+    named = CliRunner().invoke(app, [*command, "--runner", "onnxruntime"])
+    assert "left out" not in named.stderr
+    assert [each.contestants[0].runner for each in asked] == ["openvino", "onnxruntime"]
+    assert [len(each.left_out) for each in asked] == [1, 0]
 
 
 def test_the_command_refuses_half_a_pair_of_checkpoints() -> None:

@@ -7,15 +7,15 @@ import pytest
 
 from medals_rt.bundle import Bundle
 from tests.runners.engine_bundles import build_standin_engines
-from tests.standins import StandIns, install
+from tests.standins import StandIns, in_place
 
 
 @pytest.fixture(scope="session")
 def built_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The minuscule bundle with stand-in engines of all its graphs; read only."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, in_place(patch) as standins:
         folder = tmp_path_factory.mktemp("built") / "bundle"
-        return build_standin_engines(folder, tiny_bundle, install(patch))
+        return build_standin_engines(folder, tiny_bundle, standins)
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from medals_rt import runners
 from medals_rt.errors import InputError, MissingDependencyError
-from medals_rt.runners import choose
+from medals_rt.runners import choose, why_not
 from medals_rt.runners.base import thread_limit
 
 
@@ -69,6 +70,16 @@ def test_usable_is_installed_and_a_card_where_one_is_needed(monkeypatch):
     assert all(runners.usable(kind) for kind in runners.RUNNER_KINDS)
     with_installed(monkeypatch)
     assert not any(runners.usable(kind) for kind in runners.RUNNER_KINDS)
+
+
+def test_why_a_runner_cannot_run_a_bundle(monkeypatch, tiny_bundle):
+    with_installed(monkeypatch, "openvino", "onnxruntime", "tensorrt")
+    assert why_not("openvino", tiny_bundle) == why_not("onnxruntime", tiny_bundle) == ""
+    assert why_not("onnxruntime-cuda", tiny_bundle) == "onnxruntime-cuda is not installed"
+    assert "tensorrt needs an NVIDIA card" in why_not("tensorrt", tiny_bundle)
+    half = SimpleNamespace(precision="bf16")
+    assert "no arithmetic on a CPU for a bundle in bf16" in why_not("onnxruntime", half)
+    assert why_not("openvino", half) == ""
 
 
 def test_unknown_runner_lists_the_known():

@@ -1,7 +1,7 @@
 """On a card: every runner that is installed against ONNX Runtime on the CPU.
 
 Ready to run where there is one: `pytest -m gpu -rs`. Elsewhere skipped aloud. Nothing here has been
-run on a card yet.
+run on a card yet; `tests/test_standins.py` runs it on stand-ins.
 """
 
 import shutil
@@ -49,11 +49,10 @@ def bundle(kind, tiny_bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("card") / kind
     shutil.copytree(tiny_bundle.folder, folder)
     copy = Bundle.open(folder)
-    if kind == "tensorrt-rtx":
-        architecture = find_card().architecture
-        if not hasattr(open_library(kind).module.ComputeCapability, architecture):
-            pytest.skip(f"TensorRT-RTX does not build for {architecture}")
     if kind in LABELS:
+        architecture = find_card().architecture
+        if not open_library(kind).builds_for(architecture):
+            pytest.skip(f"{LABELS[kind]} does not build for {architecture}")
         targets = ("CURRENT",) if kind == "tensorrt-rtx" else ()
         build_engines(copy, open_library(kind), *recipe_for(kind, "fp32"), architectures=targets)
     return copy

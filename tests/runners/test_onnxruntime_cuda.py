@@ -1,9 +1,6 @@
-"""ONNX Runtime on a card: what is bound where, on stand-ins for CuPy and the library's binding."""
+"""ONNX Runtime on a card: what is bound where, on stand-ins for CuPy and the library."""
 
-import ctypes
 import importlib.metadata
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -14,70 +11,14 @@ from medals_rt.errors import InputError, MissingDependencyError, RunnerError
 from medals_rt.runners import onnxruntime as module
 from medals_rt.runners import open_runner, precisions
 from tests.runners.engine_bundles import random_feeds
+from tests.standins.onnxruntime_cuda import make_library
 
 GRAPH = "refiner"
 
 
-class Binding:
-    def __init__(self):
-        self.inputs, self.outputs = {}, {}
-
-    def bind_input(self, name, device_type, device_id, element_type, shape, buffer_ptr):
-        assert (device_type, device_id) == ("cuda", 0)
-        self.inputs[name] = (element_type, shape, buffer_ptr)
-
-    def bind_output(self, name, device_type, device_id, element_type, shape, buffer_ptr):
-        assert (device_type, device_id) == ("cuda", 0)
-        self.outputs[name] = (element_type, shape, buffer_ptr)
-
-
-def at(dtype, shape, address):
-    size = int(np.prod(shape)) * dtype.itemsize
-    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
-
-
 @pytest.fixture
 def library(standins, monkeypatch):
-    """ONNX Runtime as it would be with CUDA: the CPU computes, on the addresses that are bound."""
-    cuda = standins.cupy.cuda
-
-    class Session:
-        def __init__(self, path, options, providers):
-            library.options, library.providers = options, providers
-            self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-            self.get_inputs, self.get_outputs = self._session.get_inputs, self._session.get_outputs
-
-        def get_providers(self):
-            return library.taken
-
-        def io_binding(self):
-            return Binding()
-
-        def run_with_iobinding(self, binding, run_options):
-            library.binding, library.run_options = binding, run_options
-            if library.failure:
-                raise RuntimeError(library.failure)
-            feeds = {name: at(*place) for name, place in binding.inputs.items()}
-
-            def work():
-                found = self._session.run(list(binding.outputs), feeds)
-                for place, array in zip(binding.outputs.values(), found, strict=True):
-                    at(*place)[...] = array
-
-            stream = int(library.providers[0][1]["user_compute_stream"])
-            cuda.streams[stream].queue(work)
-
-    library = SimpleNamespace(
-        __version__="1.26.0",
-        InferenceSession=Session,
-        SessionOptions=onnxruntime.SessionOptions,
-        RunOptions=onnxruntime.RunOptions,
-        get_available_providers=lambda: library.available,
-        available=["CUDAExecutionProvider", "CPUExecutionProvider"],
-        taken=["CUDAExecutionProvider", "CPUExecutionProvider"],
-        failure="",
-        preload_dlls=lambda: sys.stdout.write("Failed to load libcudnn.so.9"),
-    )
+    library = make_library(standins.cupy.cuda)
     monkeypatch.setattr(module, "import_onnxruntime", lambda: library)
     return library
 
@@ -89,8 +30,8 @@ def test_results_and_what_is_bound(library, standins, bundle):
         feeds = random_feeds(standins.cupy, bundle, GRAPH, count)
         found = runner.run(feeds)
         on_cpu = onnxruntime.InferenceSession(bundle.graph_path(1, GRAPH))
-        (wanted,) = on_cpu.run(None, {key: np.asarray(array) for key, array in feeds.items()})
-        np.testing.assert_array_equal(found["probabilities"], wanted)
+        (wanted,) = on_cpu.run(None, {key: array.get() for key, array in feeds.items()})
+        np.testing.assert_array_equal(found["probabilities"].get(), wanted)
         assert isinstance(found["probabilities"], standins.cupy.ndarray)
         for key, (dtype, shape, address) in library.binding.inputs.items():
             array = feeds[key]
@@ -137,9 +78,9 @@ def test_views_are_copied_on_the_card(library, standins, bundle):
     runner = open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH))
     feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
     wanted = runner.run(feeds)["probabilities"]
-    turned = np.asfortranarray(feeds["features"]).view(standins.cupy.ndarray)
+    turned = standins.cupy.asfortranarray(feeds["features"])
     found = runner.run({**feeds, "features": turned})["probabilities"]
-    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(found.get(), wanted.get())
     assert library.binding.inputs["features"][2] != turned.data.ptr
 
 
@@ -147,7 +88,7 @@ def test_what_does_not_fit(library, standins, bundle):
     runner = open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH), name=GRAPH)
     feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
     with pytest.raises(RunnerError, match="in host memory"):
-        runner.run({key: np.asarray(array) for key, array in feeds.items()})
+        runner.run({key: array.get() for key, array in feeds.items()})
     with pytest.raises(RunnerError, match="takes features"):
         runner.run({})
     library.failure = "CUDNN_STATUS_EXECUTION_FAILED"

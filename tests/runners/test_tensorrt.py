@@ -40,7 +40,7 @@ def runner(standins, bundle):
 
 def expected(bundle, feeds, graph=GRAPH):
     on_cpu = open_runner("onnxruntime", bundle.graph_path(1, graph))
-    return on_cpu.run({key: np.asarray(array) for key, array in feeds.items()})
+    return on_cpu.run({key: array.get() for key, array in feeds.items()})
 
 
 def test_what_a_runner_tells(runner, standins, bundle):
@@ -59,7 +59,7 @@ def test_n_changes_from_run_to_run(runner, standins, bundle):
         feeds = random_feeds(standins.cupy, bundle, GRAPH, count, seed=count)
         found = runner.run(feeds)["probabilities"]
         assert isinstance(found, standins.cupy.ndarray)
-        np.testing.assert_array_equal(found, expected(bundle, feeds)["probabilities"])
+        np.testing.assert_array_equal(found.get(), expected(bundle, feeds)["probabilities"])
 
 
 def test_every_graph_of_the_bundle_runs(standins, bundle):
@@ -69,17 +69,17 @@ def test_every_graph_of_the_bundle_runs(standins, bundle):
         found, wanted = runner.run(feeds), expected(bundle, feeds, graph)
         assert found.keys() == wanted.keys()
         for key, array in found.items():
-            np.testing.assert_array_equal(array, wanted[key])
+            np.testing.assert_array_equal(array.get(), wanted[key])
 
 
 def test_outputs_are_the_callers_own(runner, standins, bundle):
     first_feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
     first = runner.run(first_feeds)["probabilities"]
-    kept = first.copy()
+    kept = first.get()
     second = runner.run(random_feeds(standins.cupy, bundle, GRAPH, 2, seed=1))["probabilities"]
-    assert not np.shares_memory(first, second)
-    np.testing.assert_array_equal(first, kept)
-    assert not np.array_equal(second, kept)
+    assert first.data.ptr != second.data.ptr
+    np.testing.assert_array_equal(first.get(), kept)
+    assert not np.array_equal(second.get(), kept)
 
 
 def test_outputs_that_the_caller_gives_are_written_into(runner, standins, bundle):
@@ -87,7 +87,7 @@ def test_outputs_that_the_caller_gives_are_written_into(runner, standins, bundle
     given = standins.cupy.empty((2, *bundle.stage_spec(1).window_hwd), "float32")
     found = runner.run(feeds, {"probabilities": given})
     assert found["probabilities"] is given
-    np.testing.assert_array_equal(given, expected(bundle, feeds)["probabilities"])
+    np.testing.assert_array_equal(given.get(), expected(bundle, feeds)["probabilities"])
 
 
 def test_inputs_are_read_where_they_are(runner, standins, bundle):
@@ -96,10 +96,10 @@ def test_inputs_are_read_where_they_are(runner, standins, bundle):
     runner.run(feeds)
     addresses = runner._context._addresses
     assert {key: array.data.ptr for key, array in feeds.items()}.items() <= addresses.items()
-    turned = {**feeds, "prompts": np.asfortranarray(feeds["prompts"]).view(standins.cupy.ndarray)}
+    turned = {**feeds, "prompts": standins.cupy.asfortranarray(feeds["prompts"])}
     found = runner.run(turned)["probabilities"]
     assert addresses["prompts"] != turned["prompts"].data.ptr
-    np.testing.assert_array_equal(found, expected(bundle, feeds)["probabilities"])
+    np.testing.assert_array_equal(found.get(), expected(bundle, feeds)["probabilities"])
 
 
 def test_arrays_that_begin_inside_another_are_aligned_first(runner, standins, bundle):
@@ -113,7 +113,7 @@ def test_arrays_that_begin_inside_another_are_aligned_first(runner, standins, bu
     assert part.flags.c_contiguous
     assert part.data.ptr % 256
     found = runner.run({**feeds, "adapted_queries": part})["probabilities"]
-    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(found.get(), wanted)
     assert all(address % 256 == 0 for address in runner._context._addresses.values())
     shape = (3, *bundle.stage_spec(1).window_hwd)
     odd = standins.cupy.empty((math.prod(shape) + 1,), "float32")[1:].reshape(shape)
@@ -198,7 +198,7 @@ def test_engines_that_do_not_open(standins, bundle, behaviour, match):
 
 def test_inputs_that_do_not_fit(runner, standins, bundle):
     feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
-    host = {key: np.asarray(array) for key, array in feeds.items()}
+    host = {key: array.get() for key, array in feeds.items()}
     with pytest.raises(RunnerError, match=r"features is a ndarray in host memory.*to_device"):
         runner.run(host)
     with pytest.raises(RunnerError, match="takes features, adapted_queries, prompts; got features"):
@@ -236,7 +236,8 @@ def test_cuda_graphs_are_recorded_once_an_address_set_and_n(standins, bundle):
 
     kinds()
     runner.run(feeds, given)
-    np.testing.assert_array_equal(given["probabilities"], expected(bundle, feeds)["probabilities"])
+    wanted = expected(bundle, feeds)["probabilities"]
+    np.testing.assert_array_equal(given["probabilities"].get(), wanted)
     assert kinds() == ["launch", "synchronize", "launch"]
     for change in (0.5, 2.0):  # the same addresses hold other values
         feeds["features"][...] *= change
@@ -244,7 +245,7 @@ def test_cuda_graphs_are_recorded_once_an_address_set_and_n(standins, bundle):
         runner.run(feeds, given)
         assert kinds() == ["launch graph"]
         np.testing.assert_array_equal(
-            given["probabilities"], expected(bundle, feeds)["probabilities"]
+            given["probabilities"].get(), expected(bundle, feeds)["probabilities"]
         )
     runner.run(feeds)  # to another address
     assert kinds() == ["launch", "synchronize", "launch"]
@@ -261,9 +262,8 @@ def test_the_engine_of_a_graph_is_found_and_opened(standins, bundle):
     record = bundle.graph(1, GRAPH)
     runner = open_runner("tensorrt", bundle.graph_path(1, GRAPH), cache_key=record.sha256)
     feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
-    np.testing.assert_array_equal(
-        runner.run(feeds)["probabilities"], expected(bundle, feeds)["probabilities"]
-    )
+    found = runner.run(feeds)["probabilities"]
+    np.testing.assert_array_equal(found.get(), expected(bundle, feeds)["probabilities"])
     unhashed = open_runner("tensorrt", bundle.graph_path(1, GRAPH), precision="fp32")
     assert unhashed.run(feeds).keys() == {"probabilities"}
     with pytest.raises(BundleError, match=r"is in fp32, asked for is fp16"):

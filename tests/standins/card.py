@@ -1,0 +1,28 @@
+"""A whole process on the stand-ins: a card is found, and ONNX Runtime is one with CUDA.
+
+For children that were given `tests.standins.environment()`: a pytest takes it as a plugin
+(``-p tests.standins.card``), other code calls `put_in`. The process ends with it.
+"""
+
+import sys
+
+import cupy
+
+from medals_rt import cards, runners
+from medals_rt.runners import onnxruntime as module
+from tests.standins import CARD
+from tests.standins.onnxruntime_cuda import make_library
+
+
+def put_in():
+    """Have the driver, ONNX Runtime and its package be found as on a machine with a card."""
+    assert "standin" in cupy.__version__, "needs tests.standins.environment()"
+    library, distribution = make_library(cupy.cuda), runners.distribution
+    sys.modules["cucim"] = None  # where it is installed, it takes the real CuPy's arrays
+    cards.find_card = lambda: CARD
+    module.import_onnxruntime = lambda: library
+    runners.distribution = lambda name: name if name == "onnxruntime-gpu" else distribution(name)
+
+
+def pytest_configure():
+    put_in()

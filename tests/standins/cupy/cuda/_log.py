@@ -1,0 +1,3 @@
+"""What was asked of the card, in order: what, and of which."""
+
+log: list = []

@@ -1,0 +1,1 @@
+"""What of SciPy CuPy has; see `ndimage`."""
