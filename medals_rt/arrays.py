@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -147,6 +148,18 @@ def on_all_cores(work: Callable[..., None], blocks: Sequence[tuple[Any, ...]], l
             done.result()
 
 
+def row_slabs(array: Array, blocks: int, row_elements: int | None = None) -> list[tuple[int, int]]:
+    """Cut the first axis of `array` into slabs of so many blocks (`block_elements`), or of one row.
+
+    `row_elements` says how large a row counts, where it isn't one of `array` itself. Gives each
+    slab's first row and the one after its last.
+    """
+    count = int(array.shape[0])
+    of_row = max(1, prod(array.shape[1:]) if row_elements is None else row_elements)
+    rows = max(1, blocks * block_elements(array) // of_row)
+    return [(first, min(first + rows, count)) for first in range(0, count, rows)]
+
+
 @cache
 def usable_cores() -> int:
     """Processors that this process may use: its affinity, and a container's quota."""
@@ -216,16 +229,13 @@ def look_up(table: Array, indices: Array) -> Array:
     xp = namespace(indices)
     on_device = as_namespace(table, xp, indices)
     result = xp.empty(indices.shape, dtype=on_device.dtype, device=indices.device)
-    plane = max(1, int(np.prod(indices.shape[1:])))
-    rows = max(1, 4 * block_elements(indices) // plane)
 
     def fill(start: int, stop: int) -> None:
         flat = xp.reshape(indices[start:stop, :, :], (-1,))
         found = xp.take(on_device, xp.astype(flat, xp.int64, copy=False))
         result[start:stop, :, :] = xp.reshape(found, (stop - start, *indices.shape[1:]))
 
-    count = int(indices.shape[0])
-    on_all_cores(fill, [(at, min(at + rows, count)) for at in range(0, count, rows)], indices)
+    on_all_cores(fill, row_slabs(indices, 4), indices)
     return result
 
 

@@ -18,7 +18,6 @@ import numpy.typing as npt
 from medals_rt.arrays import (
     Array,
     as_namespace,
-    block_elements,
     bounding_box,
     box_slices,
     contiguous,
@@ -26,11 +25,12 @@ from medals_rt.arrays import (
     look_up,
     namespace,
     on_all_cores,
+    row_slabs,
     to_host,
 )
 
 _SLAB_BLOCKS = 4
-"""A slab is so many blocks, as where volumes are resampled: fewer and threads wait in Python."""
+"""A slab is so many blocks: with fewer the threads wait for each other in Python."""
 
 
 class Pieces(NamedTuple):
@@ -125,8 +125,8 @@ def component_means(components: Components, values: Array) -> npt.NDArray[np.flo
     Sums are taken in float32 along a run of voxels and in float64 beyond.
     """
     number, start, size = components.pieces
-    ofpieces = _at(values, start) if size is None else _sums_of_runs(values, start)
-    sums = _sums(number, ofpieces, len(components.sizes) + 1)[1:]
+    of_pieces = _at(values, start) if size is None else _sums_of_runs(values, start)
+    sums = _sums(number, of_pieces, len(components.sizes) + 1)[1:]
     means: npt.NDArray[np.float32] = (sums / components.sizes).astype(np.float32)
     return means
 
@@ -204,39 +204,31 @@ def _number_cupy(array: Array) -> tuple[Array, int]:
 
 def _runs(numbers: npt.NDArray[np.uint32]) -> Pieces:
     """Cut a volume into stretches of one number, none of which lies in two slabs."""
-    changes: dict[int, npt.NDArray[np.intp]] = {}
+    plane = prod(numbers.shape[1:])
+    starts: dict[int, npt.NDArray[np.intp]] = {}
 
-    def find(first_row: int, last_row: int, offset: int) -> None:
-        flat = numbers[first_row:last_row].reshape(-1)
-        found = np.flatnonzero(flat[1:] != flat[:-1])
-        found += offset + 1
-        changes[offset] = found
+    def find(begin: int, end: int) -> None:
+        flat = numbers[begin:end].reshape(-1)
+        changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+        starts[begin] = np.concatenate([np.zeros(1, np.intp), changes]) + begin * plane
 
-    slabs = _slabs(numbers)
+    slabs = row_slabs(numbers, _SLAB_BLOCKS)
     on_all_cores(find, slabs, numbers)
-    start = np.concatenate([part for *_, at in slabs for part in ([at], changes[at])])
+    start = np.concatenate([starts[begin] for begin, _ in slabs])
     return Pieces(numbers.reshape(-1)[start], start, np.diff(start, append=numbers.size))
 
 
 def _sums_of_runs(values: npt.NDArray[Any], start: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
     """Add up the values of each run."""
+    plane = prod(values.shape[1:])
     sums = np.empty(len(start), values.dtype)
 
-    def add(first_row: int, last_row: int, offset: int) -> None:
-        flat = values[first_row:last_row].reshape(-1)
-        runs = slice(*np.searchsorted(start, (offset, offset + flat.size)))
-        sums[runs] = np.add.reduceat(flat, start[runs] - offset)
+    def add(begin: int, end: int) -> None:
+        runs = slice(*np.searchsorted(start, (begin * plane, end * plane)))
+        sums[runs] = np.add.reduceat(values[begin:end].reshape(-1), start[runs] - begin * plane)
 
-    on_all_cores(add, _slabs(values), values)
+    on_all_cores(add, row_slabs(values, _SLAB_BLOCKS), values)
     return sums
-
-
-def _slabs(volume: npt.NDArray[Any]) -> list[tuple[int, int, int]]:
-    """Cut a volume along its first axis: a slab's first row, its last (exclusive), its offset."""
-    rows, plane = len(volume), prod(volume.shape[1:])
-    at_once = max(1, _SLAB_BLOCKS * block_elements(volume) // plane)
-    starts = range(0, rows, at_once)
-    return [(row, min(row + at_once, rows), row * plane) for row in starts]
 
 
 def _voxels(numbers: Array) -> Pieces:

@@ -24,11 +24,11 @@ from medals_rt.arrays import (
     Namespace,
     RowSums,
     as_namespace,
-    block_elements,
     contiguous,
     memory_order,
     namespace,
     on_all_cores,
+    row_slabs,
     take_into,
 )
 from medals_rt.axes import Axis, make_axis
@@ -196,10 +196,8 @@ def _in_order(result: Array, walked: Order, order: Order, xp: Namespace) -> Arra
 
 def _slabs(source: Array, result: Array) -> list[tuple[int, int]]:
     """Cut the result's first axis into runs of rows that are worked on at once."""
-    rows, *plane = result.shape
-    needed = max(prod(plane), prod(source.shape[1:]), 1)
-    at_once = max(1, _SLAB_BLOCKS * block_elements(result) // needed)
-    return [(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]
+    largest_row = max(prod(result.shape[1:]), prod(source.shape[1:]))
+    return row_slabs(result, _SLAB_BLOCKS, largest_row)
 
 
 def _part(source: Array, axes: list[Axis], rows: slice) -> tuple[Array, list[Axis]]:

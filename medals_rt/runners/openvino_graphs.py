@@ -3,7 +3,7 @@
 What is done here is of no use to other libraries, so the exported graphs are left as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -88,12 +88,7 @@ def arrange_for_bf16(model: Any) -> Any:
     the convolution, which adds to what the first one gave. That rounds once more, so it is done
     only to large volumes, whose copies cost time and memory.
     """
-    for node in model.get_ordered_ops():
-        kind = node.get_type_name()
-        if kind == "Convolution":
-            _split_convolution(node)
-        elif kind == "MatMul":
-            _multiply_rows(node)
+    _change_each(model, {"Convolution": _split_convolution, "MatMul": _multiply_rows})
     return _with_channels_last(model)
 
 
@@ -105,12 +100,7 @@ def arrange_for_fp32(model: Any) -> Any:
     averages of blocks, and averages of these. Not in bf16, which rounds more than that away. Why no
     volumes are joined, `arrange_for_bf16` says.
     """
-    for node in model.get_ordered_ops():
-        kind = node.get_type_name()
-        if kind == "MVN":
-            _norm_in_steps(node)
-        elif kind == "Convolution":
-            _split_convolution(node)
+    _change_each(model, {"Convolution": _split_convolution, "MVN": _norm_in_steps})
     model.validate_nodes_and_infer_types()
     return model
 
@@ -156,6 +146,14 @@ def _looked_up(adapted_queries: Any, prompt_features: Any) -> tuple[Any, Any]:
     table = opset13.concat([nothing, adapted_queries], 0)
     rows = opset13.unsqueeze(opset13.gather(table, index, 0), 0)
     return index, opset13.transpose(rows, _FIRST).output(0)
+
+
+def _change_each(model: Any, changes: Mapping[str, Callable[[Any], None]]) -> None:
+    """Change operations by their type, in the order in which they are computed."""
+    for node in model.get_ordered_ops():
+        change = changes.get(node.get_type_name())
+        if change is not None:
+            change(node)
 
 
 def _split_convolution(convolution: Any) -> None:

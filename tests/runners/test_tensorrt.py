@@ -1,11 +1,7 @@
 """The TensorRT runner on stand-ins for TensorRT and CuPy: what it asks for, and what it refuses."""
 
 import math
-import os
 import shutil
-import weakref
-from enum import Enum
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +11,7 @@ from medals_rt.cards import Card
 from medals_rt.errors import BundleError, InputError, MissingDependencyError, RunnerError
 from medals_rt.runners import choose, open_runner
 from medals_rt.runners import tensorrt as module
-from medals_rt.runners.tensorrt import KernelCache, TensorRTRunner
-from medals_rt.runners.tensorrt_library import Library
+from medals_rt.runners.tensorrt import TensorRTRunner
 from tests.runners.engine_bundles import (
     behaving,
     engine_of,
@@ -333,84 +328,3 @@ def test_without_a_card_or_cupy(standins, bundle, monkeypatch):
     monkeypatch.setattr(cards, "find_card", lambda: None)
     with pytest.raises(MissingDependencyError, match="TensorRT needs an NVIDIA card"):
         open_runner("tensorrt", path)
-
-
-class RTXCache:
-    """TensorRT-RTX's cache of compiled kernels, as far as it is documented."""
-
-    def __init__(self):
-        self.data = b""
-
-    def deserialize(self, data):
-        if data.startswith(b"other card"):
-            return False
-        self.data = data
-        return True
-
-    def serialize(self):
-        return self.data
-
-
-class RTXEngine:
-    """Its engine and runtime configuration in one."""
-
-    def __init__(self):
-        self.cache = self.strategy = None
-
-    def create_runtime_config(self):
-        return self
-
-    def set_execution_context_allocation_strategy(self, strategy):
-        self.strategy = strategy
-
-    def create_runtime_cache(self):
-        return RTXCache()
-
-    def set_runtime_cache(self, cache):
-        self.cache = cache
-
-    def create_execution_context(self, config):
-        assert config is self
-        self.cache.data += b"kernels"
-        return "context"
-
-
-def test_kernels_compiled_on_first_use_are_kept(standins, bundle, tmp_path, monkeypatch):
-    """The part that TensorRT-RTX has and TensorRT has not."""
-    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "cache"))
-    trt = SimpleNamespace(
-        ExecutionContextAllocationStrategy=standins.tensorrt.ExecutionContextAllocationStrategy,
-        DynamicShapesKernelSpecializationStrategy=Enum("Strategy", ["EAGER", "LAZY"]),
-    )
-    library = Library("tensorrt-rtx", trt, "1.7.1", standins.library.log)
-    engine = engine_of(bundle, GRAPH)
-    path = tmp_path / "cache" / "tensorrt-rtx" / f"kernels-{engine.record.sha256}.cache"
-
-    def opened_and_kept():
-        compiled, cache = RTXEngine(), KernelCache(engine, library)
-        assert cache.open_context(compiled) == "context"
-        assert compiled.strategy.name == "USER_MANAGED"
-        assert compiled.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
-        notes, made = cache.keep(), weakref.ref(compiled.cache)
-        compiled.cache = None
-        cache.forget()
-        assert made() is None
-        return notes
-
-    assert opened_and_kept() == ()
-    assert path.read_bytes() == b"kernels"
-    assert opened_and_kept() == ()
-    assert path.read_bytes() == b"kernels" * 2
-    path.write_bytes(b"other card's")
-    assert opened_and_kept() == ()
-    assert path.read_bytes() == b"kernels"
-    older = path.with_name("kernels-older.cache")
-    older.write_bytes(b"kernels")
-    os.utime(older, (0, 0))
-    monkeypatch.setattr("medals_rt.caches.KEPT_BYTES", 1)
-    assert opened_and_kept() == ()
-    assert [each.name for each in path.parent.iterdir()] == [path.name]
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "file"))
-    (note,) = opened_and_kept()
-    assert note.startswith("compiled kernels are not kept: ")
