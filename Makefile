@@ -40,8 +40,8 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 train-demo: $(VENV)/.test
-	$(BIN)/python -m medals_export.training --out runs/demo
-	$(BIN)/python -m medals_export.training.demo --run runs/demo --out $(DEMO)
+	$(BIN)/python -m demo_training --out runs/demo
+	$(BIN)/python -m demo_training.demo --run runs/demo --out $(DEMO)
 
 clean:
 	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -21,12 +21,12 @@ from reporting import write_report
 from scipy import ndimage
 
 import medals_rt
-from medals_export.training.cases import CaseRecipe, make_case
-from medals_rt.metrics import dice_by_label, match_instances
-from medals_rt.prompts import PromptSet, parse_prompts
-from medals_rt.report import machine_facts
-from medals_rt.segmenter import Result, Segmenter
-from medals_rt.volume import Volume
+from demo_training.cases import CaseRecipe, make_case
+from medals_rt.common.environment import machine_facts
+from medals_rt.io.volume import Volume
+from medals_rt.pipeline.segmenter import Result, Segmenter
+from medals_rt.prompts.prompt_set import PromptSet, parse_prompts
+from medals_rt.tools.evaluate.metrics import dice_by_label, match_instances
 
 FIRST_HELD_OUT = 100
 MODES = ("none", "masked", "unmasked")
@@ -149,7 +149,7 @@ def run_lesions(segmenter: Segmenter, number: int) -> dict[str, tuple[int, int, 
 
 def run_real_scan(segmenter: Segmenter) -> dict[str, dict[str, float]]:
     """Score the lungs of the real chest CT in every mode."""
-    from medals_rt.cases import read_case, read_labels
+    from medals_rt.io.registry import read_case, read_labels
 
     volume = read_case(REAL_SCAN / "ctchest4_image.nrrd").volume
     truth = read_labels(REAL_SCAN / "ctchest4_label.seg.nrrd").labels_dhw

@@ -21,10 +21,13 @@ import numpy as np
 from phantoms import Shape, organs, smooth_image
 from reporting import today, write_report
 
-from medals_rt.arrays import bounding_box, to_device, to_host
-from medals_rt.postprocess import drop_small_components, keep_probable_components
-from medals_rt.report import library_versions, machine_facts
-from medals_rt.resample import resample_image, resample_labels
+from medals_rt.common.arrays import bounding_box, to_device, to_host
+from medals_rt.common.environment import library_versions, machine_facts
+from medals_rt.postprocessing.component_filter import (
+    drop_small_components,
+    keep_probable_components,
+)
+from medals_rt.preprocessing.resampling import resample_image, resample_labels
 
 FULL: Shape = (512, 512, 400)
 COARSE: Shape = (273, 273, 133)

@@ -25,12 +25,12 @@ import msgspec
 import numpy as np
 from reporting import today, write_report
 
-from medals_rt.bundle import Bundle
-from medals_rt.network import StageNetwork
-from medals_rt.report import library_versions, machine_facts
-from medals_rt.segmenter import Segmenter
-from medals_rt.spatial import LabelPrompts, label_prompts
-from medals_rt.windows import plan_windows
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.environment import library_versions, machine_facts
+from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.spatial_prompts import LabelPrompts, label_prompts
+from medals_rt.pipeline.segmenter import Segmenter
+from medals_rt.planning.sliding_window import plan_windows
 
 BASELINE = "pytorch bf16 autocast"
 KINDS = ("text only", "text and prompts")

@@ -87,7 +87,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import cupy
 
-from medals_rt.report import library_versions, machine_facts
+from medals_rt.pipeline.report import library_versions, machine_facts
 
 card = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
 facts = machine_facts()
@@ -123,14 +123,14 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 if [[ $wanted == *" latency "* || $wanted == *" bench "* ]] && [ -z "$(lacks $own onnx)" ]; then
   mapfile -t runners < <("$python" -c "
-from medals_rt.cards import require_card
-from medals_rt.runners import usable
+from medals_rt.common.gpu import require_gpu
+from medals_rt.runners.selection import usable
 from medals_rt.runners.tensorrt_library import open_library
 for kind in ('tensorrt', 'tensorrt-rtx', 'onnxruntime-cuda'):
     if not usable(kind):
         continue
     if kind == 'tensorrt-rtx':  # it builds for RTX cards, and not for an H100
-        if not open_library(kind).builds_for(require_card(kind).architecture):
+        if not open_library(kind).builds_for(require_gpu(kind).architecture):
             continue
     print(kind)")
   cp -r "$bundle" "$scratch/bundle"

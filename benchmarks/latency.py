@@ -22,14 +22,15 @@ from reporting import write_report
 
 from medals_export.checkpoint import load_checkpoint
 from medals_export.eager import EagerNetwork
-from medals_rt.arrays import Array, namespace, settle, to_device, to_host
-from medals_rt.bundle import Bundle
-from medals_rt.cards import require_card
-from medals_rt.network import StageNetwork
-from medals_rt.report import library_versions, machine_facts
-from medals_rt.runners import usable, why_not
-from medals_rt.spatial import LabelPrompts, label_prompts
-from medals_rt.windows import plan_windows
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.arrays import namespace, settle, to_device, to_host
+from medals_rt.common.environment import library_versions, machine_facts
+from medals_rt.common.gpu import require_gpu
+from medals_rt.common.typing import Array
+from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.spatial_prompts import LabelPrompts, label_prompts
+from medals_rt.planning.sliding_window import plan_windows
+from medals_rt.runners.selection import usable, why_not
 
 RUNNERS = {
     "cpu": (("openvino", "bf16"), ("openvino", "fp32"), ("onnxruntime", "fp32")),
@@ -170,7 +171,7 @@ def main() -> None:
     report = {
         "bundle": {"name": bundle.name, "hash": bundle.hash},
         "machine": machine_facts(),
-        "card": require_card("--device cuda").name if options.device == "cuda" else None,
+        "card": require_gpu("--device cuda").name if options.device == "cuda" else None,
         "versions": {**library_versions(), "torch": torch.__version__},
         "threads": threads,
         "classes": options.classes,

@@ -26,14 +26,21 @@ import msgspec
 import numpy as np
 from reporting import today, write_report
 
-from medals_rt.gathering import SlabAccumulator, slab_bytes, undecided
-from medals_rt.geometry import StageSpec, plan_stage
-from medals_rt.memory import LARGEST_DEFAULT_SLAB, MemoryLimit, MemoryPlan, plan_memory
-from medals_rt.policy import load_policy
-from medals_rt.report import library_versions, machine_facts
-from medals_rt.sizes import parse_size
-from medals_rt.vocabulary import by_exact_name
-from medals_rt.windows import gaussian_weights
+from medals_rt.bundle.stage_spec import StageSpec
+from medals_rt.common.byte_sizes import parse_size
+from medals_rt.common.environment import library_versions, machine_facts
+from medals_rt.inference.aggregation import SlabAccumulator, empty_label_map
+from medals_rt.planning.geometry import plan_stage
+from medals_rt.planning.memory import (
+    LARGEST_DEFAULT_SLAB,
+    MemoryLimit,
+    MemoryPlan,
+    plan_memory,
+    slab_bytes,
+)
+from medals_rt.planning.policy import load_policy
+from medals_rt.planning.sliding_window import gaussian_weights
+from medals_rt.prompts.classes import by_exact_name
 
 SHAPE_HWD, SPACING_MM = (512, 512, 400), (1.5, 1.5, 1.5)
 FINE = StageSpec(2, (192, 192, 192), (1.0, 1.0, 1.0))
@@ -64,7 +71,7 @@ def measure(classes: int, limit: int) -> dict[str, object]:
     values = tuple(range(1, classes + 1))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tracemalloc.start()
-    decided = undecided(shape, values, weights, keep_probability=True)
+    decided = empty_label_map(shape, values, weights, keep_probability=True)
     runs = 0
     adding = deciding = 0.0
     for walk in memory.walks:

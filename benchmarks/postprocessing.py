@@ -27,9 +27,12 @@ from phantoms import Shape, organs
 from reporting import today, write_report
 from scipy.ndimage import label
 
-from medals_rt.arrays import usable_cores
-from medals_rt.postprocess import drop_small_components, keep_probable_components
-from medals_rt.report import library_versions, machine_facts
+from medals_rt.common.arrays import usable_cores
+from medals_rt.common.environment import library_versions, machine_facts
+from medals_rt.postprocessing.component_filter import (
+    drop_small_components,
+    keep_probable_components,
+)
 
 FULL: Shape = (512, 512, 400)
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "postprocess_release.npz"

@@ -4,7 +4,7 @@ import datetime as dt
 from pathlib import Path
 from typing import Any
 
-from medals_rt.files import write_json
+from medals_rt.common.atomic_io import write_json
 
 
 def today() -> str:

@@ -31,10 +31,10 @@ from reporting import today, write_report
 from scipy.ndimage import zoom
 from torch.nn.functional import interpolate
 
-from medals_rt.arrays import usable_cores
-from medals_rt.geometry import separate_axis
-from medals_rt.report import library_versions, machine_facts
-from medals_rt.resample import resample_image, resample_labels
+from medals_rt.common.arrays import usable_cores
+from medals_rt.common.environment import library_versions, machine_facts
+from medals_rt.planning.geometry import separate_axis
+from medals_rt.preprocessing.resampling import resample_image, resample_labels
 
 FULL: Shape = (512, 512, 400)
 COARSE: Shape = (273, 273, 133)

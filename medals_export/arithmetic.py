@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from medals_export.model import MedalS
 from medals_export.model.query_decoder import CrossAttention
+from medals_rt.common.choices import Precision
 from medals_rt.errors import ExportError
-from medals_rt.runners.base import Precision
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,15 @@ from pathlib import Path
 
 import msgspec
 
-from medals_rt.bundle import Bundle
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.manifest import (
+    MANIFEST_FILE,
+    FileRecord,
+    Manifest,
+    dump_manifest,
+    file_sha256,
+)
 from medals_rt.errors import ExportError
-from medals_rt.manifest import MANIFEST_FILE, FileRecord, Manifest, dump_manifest, file_sha256
 
 
 def file_record(folder: Path, file: str) -> FileRecord:

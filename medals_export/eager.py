@@ -13,13 +13,15 @@ from torch.utils.dlpack import from_dlpack
 
 from medals_export.checkpoint import load_checkpoint
 from medals_export.model import MedalS
-from medals_rt.arrays import Array, namespace
-from medals_rt.bundle import Bundle
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.stage_spec import StageSpec
+from medals_rt.common.arrays import namespace
+from medals_rt.common.typing import Array
 from medals_rt.errors import InputError
-from medals_rt.geometry import StageSpec
-from medals_rt.network import CLASSES_PER_CHUNK, NetworkInfo, StageNetwork
-from medals_rt.segmenter import Segmenter
-from medals_rt.spatial import SpatialPrompts
+from medals_rt.inference.network import NetworkInfo, StageNetwork
+from medals_rt.inference.spatial_prompts import SpatialPrompts
+from medals_rt.pipeline.segmenter import Segmenter
+from medals_rt.planning.memory import CLASSES_PER_CHUNK
 
 AnyPath = str | os.PathLike[str]
 

@@ -14,9 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from medals_export.engine_builder import EngineOrder, build_engine, open_timing_cache
-from medals_rt.bundle import Bundle
-from medals_rt.cards import require_card
-from medals_rt.engines import (
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.engines import (
     ENGINE_FOLDER,
     Engine,
     EngineKey,
@@ -25,9 +24,10 @@ from medals_rt.engines import (
     list_engines,
     write_record,
 )
+from medals_rt.bundle.manifest import GRAPH_NAMES, GraphName, GraphRecord, file_sha256
+from medals_rt.bundle.recipes import BuildSettings, Recipe
+from medals_rt.common.gpu import require_gpu
 from medals_rt.errors import BuildError, BundleError, InputError
-from medals_rt.manifest import GRAPH_NAMES, GraphName, GraphRecord, file_sha256
-from medals_rt.recipes import BuildSettings, Recipe
 from medals_rt.runners.tensorrt_library import Library
 
 
@@ -162,7 +162,7 @@ def _checked_settings(
 def _targets(library: Library, settings: BuildSettings, asked: Sequence[str]) -> tuple[str, ...]:
     """Decide which architectures to build for, in rising order."""
     if not library.compiles_on_first_use:
-        card = require_card(f"building {library.label} engines")
+        card = require_gpu(f"building {library.label} engines")
         if others := sorted({*asked} - {card.architecture, "CURRENT"}):
             raise InputError(
                 f"{library.label} builds for the card that it runs on, {card.name} "
@@ -172,7 +172,7 @@ def _targets(library: Library, settings: BuildSettings, asked: Sequence[str]) ->
     known = {*library.module.ComputeCapability.__members__} - {"NONE", "CURRENT"}
     names = set(asked or settings.architectures)
     if "CURRENT" in names:
-        card = require_card("architecture CURRENT")
+        card = require_gpu("architecture CURRENT")
         names = names - {"CURRENT"} | {card.architecture}
     if not names:
         raise InputError("the recipe names no architecture; name one with --arch")

@@ -25,9 +25,8 @@ from medals_export.onnx_graphs import trace
 from medals_export.text_bank import TextBank, build_bank, load_bank, save_tensors
 from medals_export.verify import GraphReference, reference_passes, unverified, verify_graph
 from medals_rt import __version__
-from medals_rt.bundle import Bundle
-from medals_rt.errors import ExportError
-from medals_rt.manifest import (
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.manifest import (
     FORMAT_VERSION,
     GRAPH_NAMES,
     ClassRecord,
@@ -40,10 +39,11 @@ from medals_rt.manifest import (
     Stages,
     VerifiedRecord,
 )
-from medals_rt.progress import Progress
-from medals_rt.runners import CPU_RUNNERS, RunnerKind, installed
-from medals_rt.runners.base import Precision
-from medals_rt.vocabulary import by_bank_key
+from medals_rt.common.choices import CPU_RUNNERS, Precision, RunnerKind
+from medals_rt.common.progress import Progress
+from medals_rt.errors import ExportError
+from medals_rt.prompts.classes import by_bank_key
+from medals_rt.runners.selection import installed
 
 AnyPath = str | os.PathLike[str]
 Weights = Literal["fp32", "fp16", "bf16"]

@@ -24,7 +24,7 @@ from medals_export.graph_modules import (
     TextOnlyRefinerGraph,
 )
 from medals_export.model import MedalS
-from medals_rt.manifest import FOLDED_REFINERS, GRAPH_NAMES, GraphName
+from medals_rt.bundle.manifest import FOLDED_REFINERS, GRAPH_NAMES, GraphName
 
 EXAMPLE_PROMPTS = 3  # neither 1 nor another dimension of a graph, so that tracing keeps it apart
 _HANDED_ON = frozenset({"features", "image_embedding", "refined"})

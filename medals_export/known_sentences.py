@@ -6,10 +6,11 @@ from pathlib import Path
 
 import msgspec
 
+from medals_rt.common.choices import KINDS
 from medals_rt.errors import InputError, MissingFileError, PromptError
-from medals_rt.prompts import INSTANCE_LABEL
-from medals_rt.sentences import find_class
-from medals_rt.vocabulary import KINDS, ClassKey
+from medals_rt.prompts.classes import ClassKey
+from medals_rt.prompts.matching import find_class
+from medals_rt.prompts.prompt_set import INSTANCE_LABEL
 
 _MAX_FILE_BYTES = 64 * 2**20
 

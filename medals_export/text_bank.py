@@ -31,10 +31,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from medals_rt.bundle.manifest import SourceRecord, file_sha256
+from medals_rt.common.progress import Progress
 from medals_rt.errors import ExportError, MissingFileError
-from medals_rt.manifest import SourceRecord, file_sha256
-from medals_rt.progress import Progress
-from medals_rt.vocabulary import ClassKey, all_classes
+from medals_rt.prompts.classes import ClassKey, all_classes
 
 if TYPE_CHECKING:
     from medals_export.text_encoder import TextCheckpoint

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from medals_export.checkpoint import check_keys, read_checkpoint
+from medals_rt.bundle.manifest import SourceRecord, file_sha256
+from medals_rt.common.choices import MODALITIES
+from medals_rt.common.optional_deps import import_optional
 from medals_rt.errors import ExportError, MissingFileError
-from medals_rt.free_text import Floats, TextEncoderSettings, batch_tokens
-from medals_rt.manifest import SourceRecord, file_sha256
-from medals_rt.optional import import_optional
-from medals_rt.vocabulary import MODALITIES
+from medals_rt.prompts.text_encoder import Floats, TextEncoderSettings, batch_tokens
 
 MAX_TOKENS = 256
 PAD_ID = 0
@@ -94,7 +94,7 @@ class TextCheckpoint:
         sentences
             N sentences; ones of like length are run together, since filling costs time.
         modality
-            One of `medals_rt.vocabulary.MODALITIES`.
+            One of `medals_rt.prompts.classes.MODALITIES`.
         advance
             Told after each pass how many sentences it held.
 

@@ -11,10 +11,10 @@ from medals_export.bundle_writer import file_record
 from medals_export.graph_checks import check_operators, infer_shapes, tensor_records
 from medals_export.onnx_graphs import trace_module
 from medals_export.text_encoder import TextCheckpoint, load_text_encoder
+from medals_rt.bundle.manifest import GraphRecord, TextEncoderRecord
 from medals_rt.errors import ExportError
-from medals_rt.free_text import LIBRARIES, TEXT_ENCODER_FOLDER, batch_tokens, open_graph
-from medals_rt.manifest import GraphRecord, TextEncoderRecord
-from medals_rt.runners import installed
+from medals_rt.prompts.text_encoder import LIBRARIES, TEXT_ENCODER_FOLDER, batch_tokens, open_graph
+from medals_rt.runners.selection import installed
 
 _NAME = "the text encoder"
 OPSET = 20

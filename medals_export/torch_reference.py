@@ -1,4 +1,4 @@
-"""PyTorch in fp32 as the reference that `medals_rt.parity` holds runners to.
+"""PyTorch in fp32 as the reference that `medals_rt.tools.verify` holds runners to.
 
 The network's own methods are called, not the modules that were traced for the export: what the
 export has made of them is what is being checked.
@@ -19,18 +19,24 @@ from medals_export.checkpoint import Checkpoint, load_checkpoint
 from medals_export.half_storage import round_weights_to_fp16
 from medals_export.model import MedalS
 from medals_export.model.refiner import mask_logits
-from medals_rt.arrays import Array
-from medals_rt.bundle import Bundle
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.manifest import (
+    FOLDED_REFINERS,
+    GRAPH_NAMES,
+    GraphName,
+    SourceRecord,
+    TensorRecord,
+)
+from medals_rt.common.typing import Array
 from medals_rt.errors import InputError, RunnerError
-from medals_rt.manifest import FOLDED_REFINERS, GRAPH_NAMES, GraphName, SourceRecord, TensorRecord
-from medals_rt.network import StageNetwork
-from medals_rt.runners import TensorSpec
+from medals_rt.inference.network import StageNetwork
+from medals_rt.runners.base import TensorSpec
 
 AnyPath = str | os.PathLike[str]
 
 
 class TorchReference:
-    """A bundle's checkpoints in PyTorch, fp32, on the CPU; see `medals_rt.parity.Reference`.
+    """A bundle's checkpoints in PyTorch, fp32, on the CPU; see `medals_rt.tools.verify.Reference`.
 
     Where a bundle computes in fp32 and only stores its weights in fp16, single graphs are compared
     with weights rounded in the same way, so that a tolerance of 1e-4 is one of arithmetic. Whole
@@ -101,7 +107,7 @@ class TorchReference:
 
 
 class TorchRunner:
-    """One graph's part of a network in eager PyTorch; see `medals_rt.runners.Runner`."""
+    """One graph's part of a network in eager PyTorch; see `medals_rt.runners.selection.Runner`."""
 
     kind: Any = "pytorch"  # never a runner of the run time, so it is not among `RunnerKind`
     device = "cpu"

@@ -15,10 +15,12 @@ from medals_export.graph_plans import GraphPlan, graph_plans
 from medals_export.model import MedalS
 from medals_export.model.refiner import spread_prompts
 from medals_export.torch_reference import graph_function
+from medals_rt.bundle.manifest import FOLDED_REFINERS, GraphName, UnverifiedRecord, VerifiedRecord
+from medals_rt.common.choices import Precision, RunnerKind
 from medals_rt.errors import ExportError
-from medals_rt.manifest import FOLDED_REFINERS, GraphName, UnverifiedRecord, VerifiedRecord
-from medals_rt.parity import measures
-from medals_rt.runners import Precision, Runner, RunnerKind, open_runner
+from medals_rt.runners.base import Runner
+from medals_rt.runners.selection import open_runner
+from medals_rt.tools.verify import measures
 
 PROMPT_COUNTS = (1, 3)
 _CANNOT_COMPUTE: dict[tuple[RunnerKind, Precision], str] = {

@@ -13,10 +13,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medals_rt.cases import read_case, write_segmentation
-    from medals_rt.prompts import parse_prompts, read_prompts
-    from medals_rt.segmenter import Segmenter, load
-    from medals_rt.volume import Volume
+    from medals_rt.io.registry import read_case, write_segmentation
+    from medals_rt.io.volume import Volume
+    from medals_rt.pipeline.segmenter import Segmenter, load
+    from medals_rt.prompts.prompt_set import parse_prompts, read_prompts
 
 __version__ = "0.1.0"
 
@@ -31,13 +31,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Segmenter": "medals_rt.segmenter",
-    "Volume": "medals_rt.volume",
-    "load": "medals_rt.segmenter",
-    "parse_prompts": "medals_rt.prompts",
-    "read_case": "medals_rt.cases",
-    "read_prompts": "medals_rt.prompts",
-    "write_segmentation": "medals_rt.cases",
+    "Segmenter": "medals_rt.pipeline.segmenter",
+    "Volume": "medals_rt.io.volume",
+    "load": "medals_rt.pipeline.segmenter",
+    "parse_prompts": "medals_rt.prompts.prompt_set",
+    "read_case": "medals_rt.io.registry",
+    "read_prompts": "medals_rt.prompts.prompt_set",
+    "write_segmentation": "medals_rt.io.registry",
 }
 
 

@@ -10,7 +10,7 @@ from medals_export.checkpoint import Checkpoint
 from medals_export.export import export_bundle
 from medals_export.model import ModelConfig
 from medals_export.text_bank import TextBank
-from medals_rt.bundle import Bundle
+from medals_rt.bundle.bundle import Bundle
 from tests.recipes import recipe_checkpoint
 
 # The tracer reads its table of operators anew for each graph, which takes most of its time; tests

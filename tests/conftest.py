@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from medals_rt.bundle import Bundle
+    from medals_rt.bundle.bundle import Bundle
 from hypothesis import settings
 
-from tests.standins import StandIns, in_place
+from tests.fakes import Fakes, in_place
+from tests.paths import GOLDEN
 
 # The machine may be busy and a failure must come back: no deadlines, the same examples every time.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -38,7 +39,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     Tests in a child process take the one of their parent, named by `MEDALS_RT_TESTS_TINY_BUNDLE`.
     """
     if made := os.environ.get("MEDALS_RT_TESTS_TINY_BUNDLE"):
-        from medals_rt.bundle import Bundle
+        from medals_rt.bundle.bundle import Bundle
 
         return Bundle.open(made)
     pytest.importorskip("torch", reason="makes a bundle, which needs the extra 'export'")
@@ -69,7 +70,7 @@ def text_bundle(
 
 
 @pytest.fixture
-def standins(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIns]:
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fakes]:
     """Stand-ins for CuPy, TensorRT and a card."""
     with in_place(monkeypatch) as found:
         yield found
@@ -78,7 +79,7 @@ def standins(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIns]:
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The folder of reference figures computed with the authors' released code."""
-    return Path(__file__).parent / "golden"
+    return GOLDEN
 
 
 @pytest.fixture(params=["numpy", "array_api_strict", pytest.param("cupy", marks=pytest.mark.gpu)])

@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from medals_rt.bundle import Bundle
-from medals_rt.manifest import MANIFEST_FILE, ClassRecord, dump_manifest, file_sha256
-from medals_rt.vocabulary import all_classes
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.manifest import MANIFEST_FILE, ClassRecord, dump_manifest, file_sha256
+from medals_rt.prompts.classes import all_classes
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 COMMAND = "medals-rt"
 CHECKED_ONLY = {
     "install": "changes the environment",

@@ -17,9 +17,9 @@ from medals_export.checkpoint import Checkpoint, build_model
 from medals_export.export import export_bundle
 from medals_export.model import MedalS, ModelConfig
 from medals_export.text_bank import TextBank, save_tensors
-from medals_rt.bundle import Bundle
-from medals_rt.manifest import ClassRecord, Manifest, SourceRecord, StageRecord, Stages
-from medals_rt.vocabulary import by_bank_key
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.manifest import ClassRecord, Manifest, SourceRecord, StageRecord, Stages
+from medals_rt.prompts.classes import by_bank_key
 
 NO_FILE_SHA256 = "0" * 64
 E2E_WINDOWS_HWD = {1: (64, 64, 32), 2: (64, 64, 64)}

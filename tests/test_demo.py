@@ -5,18 +5,17 @@ processor computes in (bf16 or fp32).
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import medals_rt
-from medals_rt.cases import read_case, read_labels
-from medals_rt.metrics import dice_by_label, match_instances
-from medals_rt.prompts import read_prompts
-from medals_rt.segmenter import Result, Segmenter
+from medals_rt.io.registry import read_case, read_labels
+from medals_rt.pipeline.segmenter import Result, Segmenter
+from medals_rt.prompts.prompt_set import read_prompts
+from medals_rt.tools.evaluate.metrics import dice_by_label, match_instances
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 CASES = ROOT / "engines" / "demo" / "cases"
 SCAN = ROOT / "tests" / "data"
 

@@ -23,7 +23,7 @@ pytest.importorskip("highdicom", reason="the pages read and write DICOM: the ext
 
 from medals_export import export
 from medals_export.checkpoint import save_checkpoint
-from medals_rt.bundle import Bundle
+from medals_rt.bundle.bundle import Bundle
 from medals_rt.cli import app
 from medals_rt.runners.base import Runner
 from medals_rt.runners.tensorrt_library import MODULES

@@ -9,23 +9,23 @@ PyTorch's (1e-5), takes all cases; OpenVINO's (1e-4) takes one.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import medals_rt
-from medals_rt.bundle import Bundle
-from medals_rt.prompts import PromptSet, parse_prompts
-from medals_rt.refinement import BlockMask, MaskRequest, block_grid, mask_from_order
-from medals_rt.segmenter import Result
-from medals_rt.volume import Volume
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.inference.refinement import BlockMask, MaskRequest, block_grid, mask_from_order
+from medals_rt.io.volume import Volume
+from medals_rt.pipeline.segmenter import Result
+from medals_rt.prompts.prompt_set import PromptSet, parse_prompts
+from tests.paths import GOLDEN
 
 pytest.importorskip("torch", reason="makes bundles, which needs the extra 'export'")
 from tests.recipes import e2e_embeddings, export_e2e_bundle
 
-GOLDEN = Path(__file__).parent / "golden" / "e2e"
-CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
+WHOLE_CASES = GOLDEN / "e2e"
+CASES = sorted(path.stem for path in WHOLE_CASES.glob("*.npz"))
 RUNS = [*(("onnxruntime", each) for each in CASES), ("openvino", "empty_coarse")]
 AGREEMENT = 0.999
 
@@ -83,7 +83,7 @@ def case(request: pytest.FixtureRequest, bundles: Callable[[str], Bundle]) -> Go
 
 
 def golden_arrays(name: str) -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / f"{name}.npz") as stored:
+    with np.load(WHOLE_CASES / f"{name}.npz") as stored:
         return {key: stored[key] for key in stored.files}
 
 

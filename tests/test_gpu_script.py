@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.sh"
+from tests.paths import ROOT
+
+SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 
 pytestmark = pytest.mark.skipif(
     shutil.which("bash") is None or not SCRIPT.is_file(), reason="needs bash and the benchmarks"
@@ -83,7 +85,7 @@ def test_all_parts_run_and_engines_are_built_into_a_copy(card: Any) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     tests, arrays, engines, latency, bench = calls
     files = [word for word in tests.split() if word.endswith(".py")]
-    assert {"tests/runners/test_on_card.py", "tests/test_staging.py"} < set(files)
+    assert {"tests/runners/test_on_card.py", "tests/common/test_pinned_memory.py"} < set(files)
     assert not any("test_dicom" in file or "test_formats" in file for file in files)
     assert "device_arrays.py" in arrays
     bundle = engines.split()[engines.split().index("--bundle") + 1]

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import medals_rt
-from medals_rt.vocabulary import all_classes
+from medals_rt.prompts.classes import all_classes
 
 ROOT = Path(medals_rt.__file__).parent
 HEAVY = (

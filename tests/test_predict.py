@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medals_rt.cases import read_case, read_labels
-from medals_rt.metrics import dice_by_label
+from medals_rt.io.registry import read_case, read_labels
+from medals_rt.tools.evaluate.metrics import dice_by_label
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 CASES = ROOT / "engines" / "demo" / "cases"
 RECIPES = ("Dockerfile", "Dockerfile.cuda")
 

@@ -10,8 +10,8 @@ from transformers import AutoModel, MPNetConfig, MPNetTokenizer
 
 from medals_export.text_encoder import KnowledgeEncoder
 from medals_export.text_graph import export_text_encoder
-from medals_rt.bundle import Bundle
-from medals_rt.manifest import MANIFEST_FILE, dump_manifest
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.manifest import MANIFEST_FILE, dump_manifest
 
 TINY_DIM = 24
 # of one token, of words and pieces of words, and one that is cut

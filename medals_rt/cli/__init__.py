@@ -7,14 +7,14 @@ from types import FrameType
 
 import typer
 
+from medals_rt.cli._console import one_line_errors
 from medals_rt.cli.batch import batch_command
 from medals_rt.cli.bench import bench_command
 from medals_rt.cli.build import build_command
-from medals_rt.cli.console import one_line_errors
 from medals_rt.cli.doctor import doctor_command
 from medals_rt.cli.evaluate import evaluate_command
 from medals_rt.cli.export import export_command
-from medals_rt.cli.inspect import info_command, version_command
+from medals_rt.cli.info import info_command, version_command
 from medals_rt.cli.plan import plan_command
 from medals_rt.cli.prompts import prompts_command
 from medals_rt.cli.run import run_command

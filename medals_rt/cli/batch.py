@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medals_rt.cli.console import EXIT_FAILURE, EXIT_INTERRUPTED, Debug, print_table
-from medals_rt.cli.options import prompt_source, run_options, takes
+from medals_rt.cli._console import EXIT_FAILURE, EXIT_INTERRUPTED, Debug, print_table
+from medals_rt.cli._options import prompt_source, run_options, takes
 from medals_rt.errors import InputError, OutputError
-from medals_rt.options import PromptSource, RunOptions
+from medals_rt.pipeline.options import PromptSource, RunOptions
 
 if TYPE_CHECKING:
-    from medals_rt.batch import Entry
+    from medals_rt.pipeline.batch import Entry
 
 _MOST_ROWS = 100
 _STATUS_WORDS = {"done": "done", "kept": "finished before", "failed": "failed"}
@@ -70,17 +70,17 @@ def batch_command(
     exit code is 1 if a case failed.
     """
     del debug  # read by one_line_errors
-    from medals_rt.batch import (
+    from medals_rt.cli._batch_progress import batch_listener
+    from medals_rt.common.atomic_io import prepare_output, remove_leftovers
+    from medals_rt.common.optional_deps import require
+    from medals_rt.pipeline.batch import (
         lock_folders,
         plan_batch,
         run_batch,
         summary_files,
         write_summaries,
     )
-    from medals_rt.cli.batch_progress import batch_listener
-    from medals_rt.files import prepare_output, remove_leftovers
-    from medals_rt.optional import require
-    from medals_rt.prompts import read_prompts
+    from medals_rt.prompts.prompt_set import read_prompts
 
     if preview:
         require("--preview", "Matplotlib", "Jinja2")

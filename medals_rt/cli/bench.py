@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medals_rt.cli.console import (
+from medals_rt.cli._console import (
     Bundle,
     Debug,
     PromptsFile,
@@ -17,7 +17,7 @@ from medals_rt.cli.console import (
 from medals_rt.errors import InputError
 
 if TYPE_CHECKING:
-    from medals_rt.bench.records import BenchReport
+    from medals_rt.tools.bench.records import BenchReport
 
 
 def bench_command(
@@ -57,11 +57,11 @@ def bench_command(
 ) -> None:
     """Measure a bundle on this machine: cold and warm, steps, memory, growth, against PyTorch."""
     del debug  # read by one_line_errors
-    from medals_rt.bench.contestants import parse_contestants, runners_for
-    from medals_rt.bench.pages import write_pages
-    from medals_rt.bench.run import BenchRequest, run_bench
-    from medals_rt.bundle import Bundle as OpenBundle
-    from medals_rt.bundle import resolve_bundle
+    from medals_rt.bundle.bundle import Bundle as OpenBundle
+    from medals_rt.bundle.bundle import resolve_bundle
+    from medals_rt.tools.bench.backends import parse_contestants, runners_for
+    from medals_rt.tools.bench.pages import write_pages
+    from medals_rt.tools.bench.run import BenchRequest, run_bench
 
     if (stage1 is None) != (stage2 is None):
         raise InputError("eager PyTorch needs both checkpoints: --stage1 and --stage2")
@@ -97,7 +97,7 @@ def bench_command(
 
 def print_summary(report: "BenchReport") -> None:
     """Print the runners side by side."""
-    from medals_rt.bench.pages import row_of
+    from medals_rt.tools.bench.pages import row_of
 
     columns = {
         "runner": "left",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medals_rt.cli.console import Bundle, Debug, print_table
+from medals_rt.cli._console import Bundle, Debug, print_table
 
 if TYPE_CHECKING:
     from medals_export.engines import BuildProgress, BuiltEngine
@@ -54,9 +54,9 @@ def build_command(
     """Build engines of all graphs of a bundle, into its folder engines: all or none."""
     del debug  # read by one_line_errors
     from medals_export.engines import build_engines
-    from medals_rt.bundle import Bundle as OpenedBundle
-    from medals_rt.bundle import resolve_bundle
-    from medals_rt.recipes import read_recipe, recipe_for
+    from medals_rt.bundle.bundle import Bundle as OpenedBundle
+    from medals_rt.bundle.bundle import resolve_bundle
+    from medals_rt.bundle.recipes import read_recipe, recipe_for
     from medals_rt.runners.tensorrt_library import open_library
 
     opened = OpenedBundle.open(resolve_bundle(bundle))

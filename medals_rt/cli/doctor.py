@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medals_rt.cli.console import EXIT_FAILURE, AsJson, Debug, print_table
+from medals_rt.cli._console import EXIT_FAILURE, AsJson, Debug, print_table
 
 if TYPE_CHECKING:
-    from medals_rt.doctor.diagnosis import BundleState, Cache, Diagnosis
-    from medals_rt.doctor.machine import Graphics, Memory, Processor
+    from medals_rt.tools.doctor.diagnosis import BundleState, Cache, Diagnosis
+    from medals_rt.tools.doctor.machine import Graphics, Memory, Processor
 
 REPORT_FORMAT = 1
 
@@ -32,7 +32,7 @@ def doctor_command(
     Exit code 1 where nothing could run, or the bundle can't be opened.
     """
     del debug  # read by one_line_errors
-    from medals_rt.doctor.diagnosis import diagnose
+    from medals_rt.tools.doctor.diagnosis import diagnose
 
     found = diagnose(bundle)
     if as_json:

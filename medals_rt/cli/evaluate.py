@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medals_rt.cli.console import Debug, Kind, PromptsFile, print_table, progress_bar
+from medals_rt.cli._console import Debug, Kind, PromptsFile, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from medals_rt.scores import Evaluation
+    from medals_rt.tools.evaluate.scores import Evaluation
 
 
 def evaluate_command(
@@ -37,7 +37,7 @@ def evaluate_command(
 ) -> None:
     """Score results against references: DSC and NSD for anatomy, F1 and DSC TP for lesions."""
     del debug  # read by one_line_errors
-    from medals_rt.evaluation import evaluate_to_files
+    from medals_rt.tools.evaluate.evaluation import evaluate_to_files
 
     with progress_bar(quiet=quiet) as progress:
         scores = evaluate_to_files(

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medals_rt.cli.console import Debug, progress_bar
+from medals_rt.cli._console import Debug, progress_bar
+from medals_rt.common.optional_deps import missing_one_of, require
 from medals_rt.errors import InputError
-from medals_rt.optional import missing_one_of, require
 
 if TYPE_CHECKING:
     from medals_export.export import TextSource
-    from medals_rt.bundle import Bundle
-    from medals_rt.runners import RunnerKind
+    from medals_rt.bundle.bundle import Bundle
+    from medals_rt.common.choices import RunnerKind
 
 
 class Precision(StrEnum):
@@ -142,7 +142,8 @@ def _bank_source(
 
 def _libraries(*, verify: bool) -> "tuple[RunnerKind, ...]":
     """Give the libraries to compare with where the user has said whether to."""
-    from medals_rt.runners import CPU_RUNNERS, installed
+    from medals_rt.common.choices import CPU_RUNNERS
+    from medals_rt.runners.selection import installed
 
     found = tuple(kind for kind in CPU_RUNNERS if installed(kind))
     if verify and not found:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medals_rt.cli.console import (
+from medals_rt.cli._console import (
     AsJson,
     Bundle,
     Debug,
@@ -16,14 +16,14 @@ from medals_rt.cli.console import (
     RefinementOption,
     print_table,
 )
-from medals_rt.cli.options import prompt_source, takes
+from medals_rt.cli._options import prompt_source, takes
+from medals_rt.common.byte_sizes import parse_size
 from medals_rt.errors import InputError
-from medals_rt.options import PromptSource, RunOptions
-from medals_rt.sizes import parse_size
+from medals_rt.pipeline.options import PromptSource, RunOptions
 
 if TYPE_CHECKING:
-    from medals_rt.plan import CasePlan, StageCost
-    from medals_rt.plan_budget import BudgetPlan, StageChoice
+    from medals_rt.planning.cost import CasePlan, StageCost
+    from medals_rt.planning.cost_budget import BudgetPlan, StageChoice
 
 _STAGES = {1: "coarse", 2: "fine"}
 
@@ -60,7 +60,7 @@ def plan_command(
 ) -> None:
     """Tell the geometry, passes, time and memory of a case without running it."""
     del debug  # read by one_line_errors
-    from medals_rt.plan_inputs import plan_files, plan_numbers
+    from medals_rt.pipeline.plan_case import plan_files, plan_numbers
 
     limit = None if max_memory is None else parse_size(max_memory)
     if input_file is not None:

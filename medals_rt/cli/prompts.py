@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from medals_rt.cli.console import AsJson, Debug, Kind, Modality, print_table
+from medals_rt.cli._console import AsJson, Debug, Kind, Modality, print_table
 from medals_rt.errors import InputError
 
 
@@ -33,8 +33,8 @@ def prompts_command(
 
 
 def _find(sentence: str, kind: Kind, modality: Modality | None, *, as_json: bool) -> None:
-    from medals_rt.prompts import describe
-    from medals_rt.sentences import find_class
+    from medals_rt.prompts.matching import find_class
+    from medals_rt.prompts.prompt_set import describe
 
     found = describe(find_class(sentence, kind.value, modality and modality.value))
     if as_json:
@@ -45,7 +45,7 @@ def _find(sentence: str, kind: Kind, modality: Modality | None, *, as_json: bool
 
 
 def _list(modality: Modality | None, kind: Kind | None, *, as_json: bool) -> None:
-    from medals_rt.vocabulary import classes_of
+    from medals_rt.prompts.classes import classes_of
 
     known = classes_of(modality and modality.value, kind and kind.value)
     if as_json:

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medals_rt.cli.console import Debug, print_table, progress_bar
-from medals_rt.cli.options import prompt_source, run_options, takes
-from medals_rt.options import PromptSource, RunOptions
+from medals_rt.cli._console import Debug, print_table, progress_bar
+from medals_rt.cli._options import prompt_source, run_options, takes
+from medals_rt.pipeline.options import PromptSource, RunOptions
 
 if TYPE_CHECKING:
-    from medals_rt.report import RunReport
+    from medals_rt.pipeline.report import RunReport
 
 
 @takes(source=prompt_source, options=run_options)
@@ -41,8 +41,8 @@ def run_command(
 ) -> None:
     """Segment one case by text prompts."""
     del debug  # read by one_line_errors
-    from medals_rt.budget import GIVEN_UP_NOTE
-    from medals_rt.job import Job, default_output, run_job
+    from medals_rt.pipeline.job import Job, default_output, run_job
+    from medals_rt.planning.time_budget import DEGRADED_NOTE
 
     job = Job(
         input=input_file,
@@ -58,7 +58,7 @@ def run_command(
     with progress_bar(quiet=quiet) as progress:
         result = run_job(job, progress)
     for note in result.report.notes:
-        loud = note.startswith(GIVEN_UP_NOTE)
+        loud = note.startswith(DEGRADED_NOTE)
         if loud or not quiet:
             typer.echo(f"{'warning' if loud else 'note'}: {note}", err=True)
     if not quiet:

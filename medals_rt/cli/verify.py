@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medals_rt.cli.console import (
+from medals_rt.cli._console import (
     EXIT_FAILURE,
     Bundle,
     Debug,
@@ -14,14 +14,14 @@ from medals_rt.cli.console import (
     print_table,
     progress_bar,
 )
+from medals_rt.common.optional_deps import require
 from medals_rt.errors import InputError
-from medals_rt.optional import require
 
 if TYPE_CHECKING:
-    from medals_rt.bundle import Bundle as OpenedBundle
-    from medals_rt.manifest import CaseParity, GraphParity, ParityRecord
-    from medals_rt.parity.references import Reference
-    from medals_rt.parity.verify import Outcome
+    from medals_rt.bundle.bundle import Bundle as OpenedBundle
+    from medals_rt.bundle.manifest import CaseParity, GraphParity, ParityRecord
+    from medals_rt.tools.verify.references import Reference
+    from medals_rt.tools.verify.verify import Outcome
 
 REPORT_FORMAT = 1
 
@@ -81,13 +81,13 @@ def verify_command(
     Exit code 1 where something lies outside the tolerances.
     """
     del debug  # read by one_line_errors
-    from medals_rt.bundle import Bundle as OpenedBundle
-    from medals_rt.bundle import resolve_bundle
-    from medals_rt.files import prepare_output, write_json
-    from medals_rt.parity.cases import cases_of, read_parity_case
-    from medals_rt.parity.references import find_candidates
-    from medals_rt.parity.verify import check_recordable, record_in_bundle, verify_bundle
-    from medals_rt.recipes import read_recipe
+    from medals_rt.bundle.bundle import Bundle as OpenedBundle
+    from medals_rt.bundle.bundle import resolve_bundle
+    from medals_rt.bundle.recipes import read_recipe
+    from medals_rt.common.atomic_io import prepare_output, write_json
+    from medals_rt.tools.verify.cases import cases_of, read_parity_case
+    from medals_rt.tools.verify.references import find_candidates
+    from medals_rt.tools.verify.verify import check_recordable, record_in_bundle, verify_bundle
 
     if graphs_only and cases_only:
         raise InputError("--graphs-only and --cases-only leave nothing to do; give one of them")
@@ -182,7 +182,7 @@ def _print_case(title: str, records: "list[ParityRecord]", found: "list[CasePari
 
 def _print_dsc(record: "ParityRecord") -> None:
     """Tell what decides: mean and lowest DSC over all classes of all cases."""
-    from medals_rt.parity.verify import cases_pass, mean_and_lowest_dsc
+    from medals_rt.tools.verify.verify import cases_pass, mean_and_lowest_dsc
 
     mean, lowest = mean_and_lowest_dsc(record.cases)
     mark = "" if cases_pass(record.cases, record) else "! "
@@ -199,7 +199,7 @@ def _columns(records: "list[ParityRecord]") -> dict[str, str]:
 
 def _error(found: "GraphParity", allowed: float) -> str:
     """Give the error that counts: the largest, of windows the root mean square and the largest."""
-    from medals_rt.parity.verify import graph_passes
+    from medals_rt.tools.verify.verify import graph_passes
 
     mark = "" if graph_passes(found, allowed) else "! "
     if found.relative_error is None:
@@ -220,7 +220,7 @@ def _reference(
 ) -> "Reference":
     """Load PyTorch's networks where checkpoints are named."""
     if against is None:
-        from medals_rt.parity.references import OwnGraphs
+        from medals_rt.tools.verify.references import OwnGraphs
 
         return OwnGraphs(opened, threads)
     require("--against", "PyTorch", "ONNX")

@@ -3,15 +3,12 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-from medals_rt.arrays import Array
-from medals_rt.cgroups import CGROUP, cpu_quota
+from medals_rt.common.cgroups import CGROUP, cpu_quota
+from medals_rt.common.choices import PRECISIONS, Precision, RunnerKind
+from medals_rt.common.typing import Array
 from medals_rt.errors import InputError, RunnerError
-
-RunnerKind = Literal["openvino", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
-Precision = Literal["fp32", "fp16", "bf16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from medals_rt.arrays import Array
+from medals_rt.common.optional_deps import import_optional
+from medals_rt.common.typing import Array
 from medals_rt.errors import MissingDependencyError, RunnerError
-from medals_rt.optional import import_optional
 from medals_rt.runners.base import TensorSpec
 
 _ALIGNMENT_BYTES = 256
@@ -90,7 +90,7 @@ def device_inputs(cupy: Any, name: str, feeds: Mapping[str, Array]) -> dict[str,
         if not isinstance(array, cupy.ndarray):
             raise RunnerError(
                 f"{name}: {key} is a {type(array).__name__} in host memory, and this runner takes "
-                "CuPy arrays; move it with medals_rt.arrays.to_device(array, 'cuda')"
+                "CuPy arrays; move it with medals_rt.common.arrays.to_device(array, 'cuda')"
             )
     contiguous = {key: cupy.ascontiguousarray(array) for key, array in feeds.items()}
     return {key: array if _aligned(array) else array.copy() for key, array in contiguous.items()}

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from medals_rt.caches import cache_folder, forget_old
-from medals_rt.files import atomic_output
+from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.cache_dir import cache_folder, forget_old
 
 
 def compiled_file(key: Sequence[object]) -> tuple[Path | None, tuple[str, ...]]:

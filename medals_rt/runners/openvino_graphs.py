@@ -9,8 +9,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from medals_rt.optional import import_optional
-from medals_rt.runners.base import Precision
+from medals_rt.common.choices import Precision
+from medals_rt.common.optional_deps import import_optional
 
 HANDED_OVER = frozenset({"features", "refined"})
 """Values that only the next chain reads: `(1, H, W, D, C)` bf16 where chains compute in bf16."""

@@ -10,20 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medals_rt.arrays import Array
-from medals_rt.caches import cache_folder, forget_old, mark_used
-from medals_rt.cards import require_card
-from medals_rt.engines import ENGINE_FOLDER, Engine, Wanted, find_engine
+from medals_rt.bundle.engines import ENGINE_FOLDER, Engine, Wanted, find_engine
+from medals_rt.bundle.manifest import MANIFEST_FILE, file_sha256
+from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.cache_dir import cache_folder, forget_old, mark_used
+from medals_rt.common.choices import Precision, RunnerKind, TensorRTKind
+from medals_rt.common.gpu import require_gpu
+from medals_rt.common.typing import Array
 from medals_rt.errors import BundleError, MissingFileError, RunnerError
-from medals_rt.files import atomic_output
-from medals_rt.manifest import MANIFEST_FILE, file_sha256
-from medals_rt.runners.base import (
-    Precision,
-    RunnerKind,
-    TensorSpec,
-    check_feeds,
-    check_precision,
-)
+from medals_rt.runners.base import TensorSpec, check_feeds, check_precision
 from medals_rt.runners.cuda import (
     Ordering,
     device_inputs,
@@ -31,8 +26,8 @@ from medals_rt.runners.cuda import (
     import_cupy,
     runner_stream,
 )
-from medals_rt.runners.tensorrt_library import Library, TensorRTKind, open_library
-from medals_rt.runners.trial import ensure_tried
+from medals_rt.runners.engine_check import ensure_tried
+from medals_rt.runners.tensorrt_library import Library, open_library
 
 _KEPT_CUDA_GRAPHS = 8
 _DTYPES = {
@@ -87,7 +82,7 @@ def open_engine(
     if folder is None:
         raise BundleError(f"{graph_path} lies in no bundle, so there is no engine of it")
     library = open_library(kind)
-    card = require_card(f"{library.label}")
+    card = require_gpu(f"{library.label}")
     wanted = Wanted(
         graph_sha256=graph_sha256 or file_sha256(graph_path),
         library=kind,

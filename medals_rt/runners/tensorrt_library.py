@@ -6,16 +6,14 @@ not ask which of the two it is, but where this file says that they differ.
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
-from medals_rt.optional import import_optional, modules_of
+from medals_rt.common.choices import TENSORRT_LABELS, TensorRTKind
+from medals_rt.common.optional_deps import import_optional, modules_of
 
-TensorRTKind = Literal["tensorrt", "tensorrt-rtx"]
-
-LABELS: dict[TensorRTKind, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 # names under which NVIDIA's packages install the module, first found first taken
 MODULES: dict[TensorRTKind, tuple[str, ...]] = {
-    kind: modules_of(label) for kind, label in LABELS.items()
+    kind: modules_of(label) for kind, label in TENSORRT_LABELS.items()
 }
 
 
@@ -43,7 +41,7 @@ class Library:
     @property
     def label(self) -> str:
         """How NVIDIA writes it."""
-        return LABELS[self.kind]
+        return TENSORRT_LABELS[self.kind]
 
     @property
     def compiles_on_first_use(self) -> bool:
@@ -77,7 +75,7 @@ def open_library(kind: TensorRTKind) -> Library:
     MissingDependencyError
         If it is not installed, or its own libraries are missing.
     """
-    module = import_optional(LABELS[kind], f"the runner {kind}")
+    module = import_optional(TENSORRT_LABELS[kind], f"the runner {kind}")
     return Library(kind, module, str(module.__version__), make_log(module))
 
 

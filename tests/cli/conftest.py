@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from medals_rt.bundle import Bundle
+from medals_rt.bundle.bundle import Bundle
 from tests.cli.helpers import Result, call, write_case
 
 

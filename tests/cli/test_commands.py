@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medals_rt.bundle import Bundle
+from medals_rt.bundle.bundle import Bundle
 from tests.cli.helpers import Result, assert_one_line, call
 
 
@@ -75,6 +75,6 @@ def test_plan_of_a_case(tiny_bundle: Bundle, case: Path, run: Callable[..., Resu
 
 
 def test_export_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medals_rt.optional.find_spec", lambda _: None)
+    monkeypatch.setattr("medals_rt.common.optional_deps.find_spec", lambda _: None)
     words = ("--stage1", "a.pth", "--stage2", "b.pth", "--bank", "c", "--out", tmp_path)
     assert_one_line(call("export", *words), 1, "medals-rt[export]")

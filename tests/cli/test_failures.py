@@ -32,7 +32,7 @@ def test_failures(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("medals_rt.segmenter.Segmenter.segment", fail)
+    monkeypatch.setattr("medals_rt.pipeline.segmenter.Segmenter.segment", fail)
     assert_one_line(run(), code, *words)
     result = run("--debug")
     assert result.exit_code == code
@@ -46,7 +46,7 @@ def test_an_interrupt_that_a_library_wraps_is_one(
     def fail(*_: object, **__: object) -> None:
         raise ImportError("initialization failed") from KeyboardInterrupt()
 
-    monkeypatch.setattr("medals_rt.segmenter.Segmenter.segment", fail)
+    monkeypatch.setattr("medals_rt.pipeline.segmenter.Segmenter.segment", fail)
     result = run()
     assert result.exit_code == 130
     assert result.stderr == "interrupted; no unfinished file is left behind\n"
@@ -75,11 +75,11 @@ def test_signals_end_a_real_process(number: int, code: int, said: str) -> None:
     script = (
         # a job in the background ignores Ctrl-C, and so do its children: begin as in a terminal
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import sys, time, medals_rt.job\n"
+        "import sys, time, medals_rt.pipeline.job\n"
         "def wait(*_):\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
-        "medals_rt.job.run_job = wait\n"
+        "medals_rt.pipeline.job.run_job = wait\n"
         "sys.argv = ['medals-rt', 'run', '--input', 'x.npz']\n"
         "from medals_rt.cli import main\n"
         "main()\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medals_rt.bundle import Bundle
+from medals_rt.bundle.bundle import Bundle
 from tests.cli.helpers import SHAPE, Result, assert_one_line, call, write_case
 
 

@@ -8,18 +8,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from medals_export.known_sentences import read_sentences  # noqa: E402
-from medals_export.text_bank import (  # noqa: E402
-    build_bank,
-    canonical_sentence,
-    load_bank,
-    save_bank,
-)
-from medals_export.text_encoder import load_text_encoder  # noqa: E402
-from medals_rt.errors import InputError, MissingFileError  # noqa: E402
-from medals_rt.sentences import find_class  # noqa: E402
-from medals_rt.vocabulary import all_classes, by_bank_key, by_exact_name  # noqa: E402
-from tests.texts import TINY_DIM  # noqa: E402
+from medals_export.known_sentences import read_sentences
+from medals_export.text_bank import build_bank, canonical_sentence, load_bank, save_bank
+from medals_export.text_encoder import load_text_encoder
+from medals_rt.errors import InputError, MissingFileError
+from medals_rt.prompts.classes import all_classes, by_bank_key, by_exact_name
+from medals_rt.prompts.matching import find_class
+from tests.texts import TINY_DIM
 
 KNOWN = {
     "CT_Made": {

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from medals_export.checkpoint import (  # noqa: E402
+from medals_export.checkpoint import (
     build_model,
     infer_config,
     load_checkpoint,
@@ -15,10 +15,10 @@ from medals_export.checkpoint import (  # noqa: E402
     parse_released_name,
     save_checkpoint,
 )
-from medals_export.model import MedalS, ModelConfig  # noqa: E402
-from medals_rt.errors import ExportError, MissingFileError  # noqa: E402
-from medals_rt.manifest import file_sha256  # noqa: E402
-from tests.bundles import tiny_checkpoint, tiny_config  # noqa: E402
+from medals_export.model import MedalS, ModelConfig
+from medals_rt.bundle.manifest import file_sha256
+from medals_rt.errors import ExportError, MissingFileError
+from tests.bundles import tiny_checkpoint, tiny_config
 
 FINE_NAME = "nano_UNet_CVPR2025_crop_size_192_192_192_spacing_1.0_1.0_1.0_step_341300.pth"
 COARSE_NAME = "nano_UNet_CVPR2025_crop_size_224_224_128_spacing_1.5_1.5_3.0_step_358600.pth"

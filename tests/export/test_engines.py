@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 
 from medals_export import engines as building
 from medals_export.engines import build_engines
-from medals_rt.bundle import Bundle, resolve_bundle
+from medals_rt.bundle.bundle import Bundle, resolve_bundle
+from medals_rt.bundle.engines import list_engines
+from medals_rt.bundle.manifest import GRAPH_NAMES
+from medals_rt.bundle.recipes import read_recipe, recipe_for
 from medals_rt.cli import app
-from medals_rt.engines import list_engines
 from medals_rt.errors import BuildError, InputError, MissingDependencyError
-from medals_rt.manifest import GRAPH_NAMES
-from medals_rt.recipes import read_recipe, recipe_for
 from medals_rt.runners.tensorrt_library import MODULES, open_library
 
 ENGINES = 2 * len(GRAPH_NAMES)
@@ -45,11 +45,11 @@ def bundle(tmp_path) -> Bundle:
 
 
 @pytest.fixture
-def build(standins, bundle):
+def build(fakes, bundle):
     """Build the bundle's engines with the stand-in for TensorRT."""
 
     def build(**options):
-        return build_engines(bundle, standins.library, NAME, RECIPE, **options)
+        return build_engines(bundle, fakes.library, NAME, RECIPE, **options)
 
     return build
 
@@ -118,7 +118,7 @@ def test_rtx_architectures(rtx, bundle, monkeypatch):
     name, recipe = recipe_for("tensorrt-rtx", "fp32")
     with pytest.raises(InputError, match=r"builds for SM75, .*SM120.*, not for SM90"):
         build_engines(bundle, rtx, name, recipe, architectures=("SM90",))
-    monkeypatch.setattr("medals_rt.cards.find_card", lambda: None)
+    monkeypatch.setattr("medals_rt.common.gpu.find_gpu", lambda: None)
     with pytest.raises(MissingDependencyError, match="CURRENT needs an NVIDIA card"):
         build_engines(bundle, rtx, name, recipe, architectures=("CURRENT",))
 
@@ -131,7 +131,7 @@ def test_rtx_says_when_the_workspace_is_too_small(rtx, bundle):
         build_engines(bundle, rtx, name, small, architectures=("SM89",))
 
 
-def test_records_tell_what_an_engine_is_for(build, bundle, standins):
+def test_records_tell_what_an_engine_is_for(build, bundle, fakes):
     done = build()
     assert [each.engine.record.graph for each in done] == [*GRAPH_NAMES, *GRAPH_NAMES]
     assert all(each.built for each in done)
@@ -142,7 +142,7 @@ def test_records_tell_what_an_engine_is_for(build, bundle, standins):
     assert refiner.key.prompt_counts == RECIPE.build.prompt_counts
     assert folded.key.prompt_counts is None
     assert refiner.key.graph_sha256 == bundle.graph(1, "refiner").sha256
-    assert (refiner.key.library, refiner.key.version) == ("tensorrt", standins.tensorrt.__version__)
+    assert (refiner.key.library, refiner.key.version) == ("tensorrt", fakes.tensorrt.__version__)
     assert refiner.key.architectures == ("SM90",)
     assert (refiner.recipe, refiner.optimization_level) == (NAME, RECIPE.build.optimization_level)
 
@@ -183,21 +183,21 @@ def test_what_is_there_is_kept_and_what_is_damaged_is_built_again(build):
     ],
 )
 def test_a_build_that_fails_leaves_the_bundle_as_it_was(
-    build, bundle, standins, failure, match, earlier
+    build, bundle, fakes, failure, match, earlier
 ):
     """The last engine fails, when all others are built."""
     if earlier:
         build()
     before = files_of(bundle.folder)
-    standins.tensorrt.builds |= {"parsed": 0, "fail_at": ENGINES, "failure": failure}
+    fakes.tensorrt.builds |= {"parsed": 0, "fail_at": ENGINES, "failure": failure}
     with pytest.raises(BuildError, match=match):
         build(rebuild=True)
     assert files_of(bundle.folder) == before
     assert (bundle.folder / "engines").exists() is earlier
 
 
-def test_a_failed_build_is_one_line_and_exit_code_1(bundle, standins):
-    standins.tensorrt.builds |= {"fail_at": 1, "failure": "build"}
+def test_a_failed_build_is_one_line_and_exit_code_1(bundle, fakes):
+    fakes.tensorrt.builds |= {"fail_at": 1, "failure": "build"}
     done = run("build", "--bundle", bundle.folder, "--target", "tensorrt")
     assert done.exit_code == 1
     assert done.stderr == (
@@ -208,14 +208,14 @@ def test_a_failed_build_is_one_line_and_exit_code_1(bundle, standins):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent the POSIX way")
-def test_ctrl_c_ends_a_build_at_the_next_step_and_leaves_nothing(bundle, standins):
+def test_ctrl_c_ends_a_build_at_the_next_step_and_leaves_nothing(bundle, fakes):
     """The library is at work in another thread, where no signal arrives."""
-    standins.tensorrt.builds["step_s"] = 0.2
+    fakes.tensorrt.builds["step_s"] = 0.2
     began = time.monotonic()
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        build_engines(bundle, standins.library, NAME, RECIPE)
+        build_engines(bundle, fakes.library, NAME, RECIPE)
     assert time.monotonic() - began < 3
     assert not (bundle.folder / "engines").exists()
     assert not any(each.name.startswith("engine-build") for each in threading.enumerate())
@@ -232,17 +232,17 @@ def test_a_full_disk_is_told(build, bundle, monkeypatch):
 
 
 def test_what_was_measured_is_kept_for_the_same_version_and_card(
-    build, standins, tmp_path, monkeypatch
+    build, fakes, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "cache" / "tensorrt" / "timing-11.4.0-SM90.cache"
     build()
     assert path.read_bytes() == b"measured " * ENGINES
-    standins.tensorrt.timing_caches.clear()
-    standins.tensorrt.builds |= {"parsed": 0, "fail_at": 2, "failure": "build"}
+    fakes.tensorrt.timing_caches.clear()
+    fakes.tensorrt.builds |= {"parsed": 0, "fail_at": 2, "failure": "build"}
     with pytest.raises(BuildError):
         build(rebuild=True)
-    assert standins.tensorrt.timing_caches[0] == b"measured " * ENGINES
+    assert fakes.tensorrt.timing_caches[0] == b"measured " * ENGINES
     assert path.read_bytes() == b"measured " * (ENGINES + 1)
     path.write_bytes(b"of another version")
     build(rebuild=True)
@@ -260,7 +260,7 @@ def test_a_cache_that_cannot_be_written_is_told_before_the_work(
     assert not (bundle.folder / "engines").exists()
 
 
-def test_what_does_not_go_together(build, bundle, standins):
+def test_what_does_not_go_together(build, bundle, fakes):
     with pytest.raises(InputError, match=r"Stand-in 90 \(SM90\), not for SM89"):
         build(architectures=("SM89", "SM90"))
     for name, match in (
@@ -271,10 +271,10 @@ def test_what_does_not_go_together(build, bundle, standins):
         ),
     ):
         with pytest.raises(InputError, match=match):
-            build_engines(bundle, standins.library, name, read_recipe(name))
+            build_engines(bundle, fakes.library, name, read_recipe(name))
 
 
-@pytest.mark.usefixtures("standins")
+@pytest.mark.usefixtures("fakes")
 def test_command(bundle):
     done = run("build", "--bundle", bundle.folder, "--target", "tensorrt")
     assert done.exit_code == 0, done.output

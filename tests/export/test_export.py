@@ -9,21 +9,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from medals_export import export, verify  # noqa: E402
-from medals_export.bundle_writer import write_bundle  # noqa: E402
-from medals_export.checkpoint import save_checkpoint  # noqa: E402
-from medals_export.text_bank import save_bank  # noqa: E402
-from medals_export.verify import relative_error  # noqa: E402
-from medals_rt.bundle import Bundle  # noqa: E402
-from medals_rt.errors import BundleError, ExportError, InputError  # noqa: E402
-from medals_rt.manifest import GRAPH_NAMES  # noqa: E402
-from medals_rt.runners import open_runner  # noqa: E402
-from tests.bundles import (  # noqa: E402
-    TINY_CLASS_KEYS,
-    export_tiny_bundle,
-    tiny_bank,
-    tiny_checkpoint,
-)
+from medals_export import export, verify
+from medals_export.bundle_writer import write_bundle
+from medals_export.checkpoint import save_checkpoint
+from medals_export.text_bank import save_bank
+from medals_export.verify import relative_error
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.manifest import GRAPH_NAMES
+from medals_rt.errors import BundleError, ExportError, InputError
+from medals_rt.runners.selection import open_runner
+from tests.bundles import TINY_CLASS_KEYS, export_tiny_bundle, tiny_bank, tiny_checkpoint
 
 # a folded refiner is tried full and padded; three graphs know no prompts
 PROMPT_COUNTS = {

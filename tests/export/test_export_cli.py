@@ -10,7 +10,7 @@ from medals_export import export
 from medals_export.checkpoint import save_checkpoint
 from medals_export.export import TextSource
 from medals_export.text_bank import save_bank
-from medals_rt.bundle import Bundle
+from medals_rt.bundle.bundle import Bundle
 from medals_rt.cli import app
 from tests.bundles import tiny_bank, tiny_checkpoint
 from tests.cli.helpers import assert_one_line
@@ -133,7 +133,7 @@ def test_embeddings_come_from_one_place(files, tmp_path, asked, options, said):
 
 
 def test_verifying_needs_a_library(files, tmp_path, asked, monkeypatch):
-    monkeypatch.setattr("medals_rt.runners.installed", lambda _: False)
+    monkeypatch.setattr("medals_rt.runners.selection.installed", lambda _: False)
     options = words(files, tmp_path / "out", "--bank", files / "bank.safetensors")
     assert_one_line(call(*options, "--verify"), 1, "medals-rt[cpu]")
     assert asked == []

@@ -10,8 +10,8 @@ pytest.importorskip("torch", reason="exports, which needs the extra 'export'")
 from medals_export.engines import build_engines
 from medals_export.export import export_bundle
 from medals_export.model import ModelConfig
-from medals_rt.manifest import GRAPH_NAMES
-from medals_rt.recipes import recipe_for
+from medals_rt.bundle.manifest import GRAPH_NAMES
+from medals_rt.bundle.recipes import recipe_for
 from medals_rt.runners.tensorrt_library import MODULES, open_library
 from tests.recipes import bank_of, e2e_embeddings, recipe_checkpoint
 

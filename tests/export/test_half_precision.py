@@ -7,23 +7,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import onnx  # noqa: E402
-from onnx import TensorProto, shape_inference  # noqa: E402
+import onnx
+from onnx import TensorProto, shape_inference
 
-from medals_export.arithmetic import ARITHMETICS, FP32, half_network  # noqa: E402
-from medals_export.graph_checks import check_graph  # noqa: E402
-from medals_export.graph_plans import graph_plans  # noqa: E402
-from medals_export.onnx_graphs import trace  # noqa: E402
-from medals_export.verify import (  # noqa: E402
-    reference_passes,
-    relative_error,
-    unverified,
-    verify_graph,
-)
-from medals_rt.errors import ExportError  # noqa: E402
-from medals_rt.manifest import FOLDED_REFINERS, GRAPH_NAMES  # noqa: E402
-from medals_rt.runners import open_runner  # noqa: E402
-from tests.bundles import tiny_bank, tiny_checkpoint  # noqa: E402
+from medals_export.arithmetic import ARITHMETICS, FP32, half_network
+from medals_export.graph_checks import check_graph
+from medals_export.graph_plans import graph_plans
+from medals_export.onnx_graphs import trace
+from medals_export.verify import reference_passes, relative_error, unverified, verify_graph
+from medals_rt.bundle.manifest import FOLDED_REFINERS, GRAPH_NAMES
+from medals_rt.errors import ExportError
+from medals_rt.runners.selection import open_runner
+from tests.bundles import tiny_bank, tiny_checkpoint
 
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 HANDED_ON = {"features", "image_embedding", "refined"}

@@ -1,7 +1,6 @@
 """The network against forward passes of the released code (golden/model_64.npz)."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +8,9 @@ import torch
 
 from medals_export.model import MedalS, ModelConfig
 from medals_rt.errors import ExportError
+from tests.paths import GOLDEN
 from tests.recipes import recipe_state_dict
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 RELATIVE_ERROR = 1e-4
 
 

@@ -1,29 +1,21 @@
 """Traced graphs keep the contract: names, shapes, free N, operators, no traces of this machine."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-import onnx  # noqa: E402
-from onnx import numpy_helper  # noqa: E402
+import onnx
+from onnx import numpy_helper
 
-from medals_export.graph_checks import (  # noqa: E402
-    ALLOWED_OPERATORS,
-    check_graph,
-    tensor_records,
-)
-from medals_export.graph_plans import graph_plans  # noqa: E402
-from medals_export.half_storage import (  # noqa: E402
-    round_weights_to_fp16,
-    store_constants_as_fp16,
-)
-from medals_export.onnx_graphs import trace  # noqa: E402
-from medals_rt.errors import ExportError  # noqa: E402
-from medals_rt.manifest import GRAPH_NAMES  # noqa: E402
-from tests.bundles import tiny_checkpoint  # noqa: E402
+from medals_export.graph_checks import ALLOWED_OPERATORS, check_graph, tensor_records
+from medals_export.graph_plans import graph_plans
+from medals_export.half_storage import round_weights_to_fp16, store_constants_as_fp16
+from medals_export.onnx_graphs import trace
+from medals_rt.bundle.manifest import GRAPH_NAMES
+from medals_rt.errors import ExportError
+from tests.bundles import tiny_checkpoint
+from tests.paths import ROOT
 
 WINDOW = (16, 16, 16)
 TOKENS = 64
@@ -134,7 +126,7 @@ def test_same_weights_give_the_same_bytes(plans, refiner):
 
 
 def test_nothing_of_this_machine_is_in_a_graph(tiny_bundle):
-    folder = str(Path(__file__).parents[2]).encode()
+    folder = str(ROOT).encode()
     for graph in CONTRACT:
         data = tiny_bundle.graph_path(2, graph).read_bytes()
         assert folder not in data

@@ -10,14 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from medals_export.text_encoder import load_text_encoder  # noqa: E402
-from medals_rt.errors import ExportError, InputError, MissingFileError  # noqa: E402
-from tests.texts import (  # noqa: E402
-    SENTENCES,
-    TINY_DIM,
-    text_encoder_state,
-    write_biolord,
-)
+from medals_export.text_encoder import load_text_encoder
+from medals_rt.errors import ExportError, InputError, MissingFileError
+from tests.texts import SENTENCES, TINY_DIM, text_encoder_state, write_biolord
 
 
 @pytest.fixture(scope="module")

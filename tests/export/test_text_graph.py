@@ -8,13 +8,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import onnx  # noqa: E402
+import onnx
 
-from medals_export.text_encoder import load_text_encoder  # noqa: E402
-from medals_export.text_graph import check_text_graph, compare_with_pytorch  # noqa: E402
-from medals_rt.errors import ExportError  # noqa: E402
-from medals_rt.free_text import LIBRARIES, batch_tokens, open_graph  # noqa: E402
-from tests.texts import SENTENCES, TINY_DIM, close_to  # noqa: E402
+from medals_export.text_encoder import load_text_encoder
+from medals_export.text_graph import check_text_graph, compare_with_pytorch
+from medals_rt.errors import ExportError
+from medals_rt.prompts.text_encoder import LIBRARIES, batch_tokens, open_graph
+from tests.texts import SENTENCES, TINY_DIM, close_to
 
 
 @pytest.fixture(scope="module")

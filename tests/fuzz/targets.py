@@ -11,19 +11,21 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from medals_rt.batch.jobs_file import read_jobs
-from medals_rt.bundle import Bundle
-from medals_rt.cases import read_case, read_labels
-from medals_rt.manifest import EmbeddingsRecord, file_sha256, parse_manifest
-from medals_rt.prompts import parse_prompts, read_prompts
-from medals_rt.recipes import read_recipe
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.manifest import EmbeddingsRecord, file_sha256, parse_manifest
+from medals_rt.bundle.recipes import read_recipe
+from medals_rt.io.registry import read_case, read_labels
+from medals_rt.pipeline.batch.jobs_file import read_jobs
+from medals_rt.prompts.embedding import PromptEmbedder
+from medals_rt.prompts.prompt_set import parse_prompts, read_prompts
 from tests.dicom import write_series
 from tests.fuzz.mutations import Mutation, inside_gzip, inside_zip
+from tests.paths import ROOT
 
 MAX_VOXELS = 1 << 18
 """Given to every reader: what is larger must be refused before memory is taken for it."""
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = ROOT
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,9 @@ def _feed_bank(path: Path) -> object:
         source="fuzzed",
     )
     bundle = Bundle(path.parent, msgspec.structs.replace(manifest, embeddings=record))
-    return bundle.embeddings(parse_prompts({"1": "Liver in abdominal CT", "instance_label": 0}))
+    return PromptEmbedder(bundle).embed(
+        parse_prompts({"1": "Liver in abdominal CT", "instance_label": 0})
+    )
 
 
 TARGETS = (

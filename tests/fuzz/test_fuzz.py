@@ -11,6 +11,7 @@ import pytest
 from medals_rt.errors import MedalsError
 from tests.fuzz.mutations import BLIND, inside_gzip, inside_zip, mutate
 from tests.fuzz.targets import TARGETS, Target
+from tests.paths import ROOT
 
 INPUTS = 600
 SEED = 20261124
@@ -36,7 +37,7 @@ for found in watch.attack((), 1, 1):
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).resolve().parents[2]
+    root = ROOT
     environment = {**os.environ, "PYTHONPATH": str(root)}
     return subprocess.run(
         [sys.executable, *arguments],

@@ -5,22 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from medals_rt.bundle import Bundle
-from tests.runners.engine_bundles import build_standin_engines
-from tests.standins import StandIns, in_place
+from medals_rt.bundle.bundle import Bundle
+from tests.fakes import Fakes, in_place
+from tests.runners.engine_bundles import build_fake_engines
 
 
 @pytest.fixture(scope="session")
 def built_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The minuscule bundle with stand-in engines of all its graphs; read only."""
-    with pytest.MonkeyPatch.context() as patch, in_place(patch) as standins:
+    with pytest.MonkeyPatch.context() as patch, in_place(patch) as fakes:
         folder = tmp_path_factory.mktemp("built") / "bundle"
-        return build_standin_engines(folder, tiny_bundle, standins)
+        return build_fake_engines(folder, tiny_bundle, fakes)
 
 
 @pytest.fixture
-def bundle(standins: StandIns, built_bundle: Bundle, tmp_path: Path) -> Bundle:
+def bundle(fakes: Fakes, built_bundle: Bundle, tmp_path: Path) -> Bundle:
     """A copy of it, while the stand-ins are in place."""
-    assert standins.library.version == standins.tensorrt.__version__
+    assert fakes.library.version == fakes.tensorrt.__version__
     shutil.copytree(built_bundle.folder, tmp_path / "bundle")
     return Bundle.open(tmp_path / "bundle", verify=False)

@@ -9,18 +9,18 @@ import msgspec
 import numpy as np
 
 from medals_export.engines import build_engines
-from medals_rt.bundle import Bundle
-from medals_rt.engines import ENGINE_FOLDER, Engine, list_engines, write_record
-from medals_rt.manifest import file_sha256
-from medals_rt.recipes import recipe_for
-from tests.standins import StandIns
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.engines import ENGINE_FOLDER, Engine, list_engines, write_record
+from medals_rt.bundle.manifest import file_sha256
+from medals_rt.bundle.recipes import recipe_for
+from tests.fakes import Fakes
 
 
-def build_standin_engines(folder: Path, like: Bundle, standins: StandIns) -> Bundle:
+def build_fake_engines(folder: Path, like: Bundle, fakes: Fakes) -> Bundle:
     """Copy a bundle and build engines of all its graphs by the stand-in."""
     shutil.copytree(like.folder, folder)
     bundle = Bundle.open(folder, verify=False)
-    build_engines(bundle, standins.library, *recipe_for("tensorrt", "fp32"))
+    build_engines(bundle, fakes.library, *recipe_for("tensorrt", "fp32"))
     return bundle
 
 

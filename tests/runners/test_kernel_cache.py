@@ -52,14 +52,14 @@ class RTXEngine:
         return "context"
 
 
-def test_kernels_compiled_on_first_use_are_kept(standins, bundle, tmp_path, monkeypatch):
+def test_kernels_compiled_on_first_use_are_kept(fakes, bundle, tmp_path, monkeypatch):
     """The part that TensorRT-RTX has and TensorRT has not."""
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "cache"))
     trt = SimpleNamespace(
-        ExecutionContextAllocationStrategy=standins.tensorrt.ExecutionContextAllocationStrategy,
+        ExecutionContextAllocationStrategy=fakes.tensorrt.ExecutionContextAllocationStrategy,
         DynamicShapesKernelSpecializationStrategy=Enum("Strategy", ["EAGER", "LAZY"]),
     )
-    library = Library("tensorrt-rtx", trt, "1.7.1", standins.library.log)
+    library = Library("tensorrt-rtx", trt, "1.7.1", fakes.library.log)
     engine = engine_of(bundle, GRAPH)
     path = tmp_path / "cache" / "tensorrt-rtx" / f"kernels-{engine.record.sha256}.cache"
 
@@ -84,7 +84,7 @@ def test_kernels_compiled_on_first_use_are_kept(standins, bundle, tmp_path, monk
     older = path.with_name("kernels-older.cache")
     older.write_bytes(b"kernels")
     os.utime(older, (0, 0))
-    monkeypatch.setattr("medals_rt.caches.KEPT_BYTES", 1)
+    monkeypatch.setattr("medals_rt.common.cache_dir.KEPT_BYTES", 1)
     assert opened_and_kept() == ()
     assert [each.name for each in path.parent.iterdir()] == [path.name]
     (tmp_path / "file").touch()

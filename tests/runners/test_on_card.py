@@ -1,7 +1,7 @@
 """On a card: every runner that is installed against ONNX Runtime on the CPU.
 
 Ready to run where there is one: `pytest -m gpu -rs`. Elsewhere skipped aloud. Nothing here has been
-run on a card yet; `tests/test_standins.py` runs it on stand-ins.
+run on a card yet; `tests/fakes/test_fakes.py` runs it on stand-ins.
 """
 
 import shutil
@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 
 from medals_export.engines import build_engines
-from medals_rt.bundle import Bundle
-from medals_rt.cards import find_card
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.manifest import GRAPH_NAMES
+from medals_rt.bundle.recipes import recipe_for, verification_for
+from medals_rt.common.choices import TENSORRT_LABELS
+from medals_rt.common.gpu import find_gpu
 from medals_rt.errors import RunnerError
-from medals_rt.manifest import GRAPH_NAMES
-from medals_rt.recipes import recipe_for, verification_for
-from medals_rt.runners import choose, installed, open_runner
+from medals_rt.runners.engine_check import ensure_tried
+from medals_rt.runners.selection import choose, installed, open_runner
 from medals_rt.runners.tensorrt import TensorRTRunner
-from medals_rt.runners.tensorrt_library import LABELS, open_library
-from medals_rt.runners.trial import ensure_tried
+from medals_rt.runners.tensorrt_library import open_library
 from tests.runners.engine_bundles import engine_of, random_feeds
 
 pytestmark = pytest.mark.gpu
@@ -31,7 +32,7 @@ TOLERANCE = verification_for("fp32").relative_error
 def cupy():
     """CuPy, where it finds a card."""
     module = pytest.importorskip("cupy", reason="CuPy is not installed")
-    if find_card() is None or not module.is_available():
+    if find_gpu() is None or not module.is_available():
         pytest.skip("there is no CUDA card")
     return module
 
@@ -49,10 +50,10 @@ def bundle(kind, tiny_bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("card") / kind
     shutil.copytree(tiny_bundle.folder, folder)
     copy = Bundle.open(folder)
-    if kind in LABELS:
-        architecture = find_card().architecture
+    if kind in TENSORRT_LABELS:
+        architecture = find_gpu().architecture
         if not open_library(kind).builds_for(architecture):
-            pytest.skip(f"{LABELS[kind]} does not build for {architecture}")
+            pytest.skip(f"{TENSORRT_LABELS[kind]} does not build for {architecture}")
         targets = ("CURRENT",) if kind == "tensorrt-rtx" else ()
         build_engines(copy, open_library(kind), *recipe_for(kind, "fp32"), architectures=targets)
     return copy
@@ -60,7 +61,7 @@ def bundle(kind, tiny_bundle, tmp_path_factory):
 
 @pytest.fixture
 def trt_kind(kind):
-    if kind not in LABELS:
+    if kind not in TENSORRT_LABELS:
         pytest.skip("for TensorRT and TensorRT-RTX")
     return kind
 
@@ -163,13 +164,13 @@ def test_engines_are_tried_in_a_child(bundle):
 def test_auto_takes_the_engines(trt_kind, bundle):
     choice = choose("auto", bundle)
     assert choice.kind == trt_kind or installed("tensorrt")
-    assert find_card().name in choice.why
+    assert find_gpu().name in choice.why
 
 
 def test_a_whole_case(kind, bundle):
     """From text to labels, against ONNX Runtime on the CPU."""
-    from medals_rt.segmenter import Segmenter
-    from medals_rt.volume import Volume
+    from medals_rt.io.volume import Volume
+    from medals_rt.pipeline.segmenter import Segmenter
 
     rng = np.random.default_rng(5)
     image = rng.integers(0, 256, (20, 24, 28)).astype(np.float32)

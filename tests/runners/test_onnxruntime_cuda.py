@@ -6,33 +6,33 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from medals_rt import runners
 from medals_rt.errors import InputError, MissingDependencyError, RunnerError
 from medals_rt.runners import onnxruntime as module
-from medals_rt.runners import open_runner, precisions
+from medals_rt.runners import selection
+from medals_rt.runners.selection import open_runner, precisions
+from tests.fakes.onnxruntime_cuda import make_library
 from tests.runners.engine_bundles import random_feeds
-from tests.standins.onnxruntime_cuda import make_library
 
 GRAPH = "refiner"
 
 
 @pytest.fixture
-def library(standins, monkeypatch):
-    library = make_library(standins.cupy.cuda)
+def library(fakes, monkeypatch):
+    library = make_library(fakes.cupy.cuda)
     monkeypatch.setattr(module, "import_onnxruntime", lambda: library)
     return library
 
 
-def test_results_and_what_is_bound(library, standins, bundle):
+def test_results_and_what_is_bound(library, fakes, bundle):
     runner = open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH), name=GRAPH)
     assert (runner.kind, runner.device, runner.precision) == ("onnxruntime-cuda", "cuda", "fp32")
     for count in (3, 1):
-        feeds = random_feeds(standins.cupy, bundle, GRAPH, count)
+        feeds = random_feeds(fakes.cupy, bundle, GRAPH, count)
         found = runner.run(feeds)
         on_cpu = onnxruntime.InferenceSession(bundle.graph_path(1, GRAPH))
         (wanted,) = on_cpu.run(None, {key: array.get() for key, array in feeds.items()})
         np.testing.assert_array_equal(found["probabilities"].get(), wanted)
-        assert isinstance(found["probabilities"], standins.cupy.ndarray)
+        assert isinstance(found["probabilities"], fakes.cupy.ndarray)
         for key, (dtype, shape, address) in library.binding.inputs.items():
             array = feeds[key]
             assert (dtype, shape, address) == (np.float32, array.shape, array.data.ptr)
@@ -56,10 +56,10 @@ def test_cuda_from_python_packages_is_loaded_before_a_session(library, bundle, c
     open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH))
 
 
-def test_order_of_work_is_kept_by_events(library, standins, bundle):
+def test_order_of_work_is_kept_by_events(library, fakes, bundle):
     runner = open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH))
-    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
-    cuda = standins.cupy.cuda
+    feeds = random_feeds(fakes.cupy, bundle, GRAPH, 2)
+    cuda = fakes.cupy.cuda
     cuda.log.clear()
     runner.run(feeds)
     own = int(library.providers[0][1]["user_compute_stream"])
@@ -74,19 +74,19 @@ def test_order_of_work_is_kept_by_events(library, standins, bundle):
     assert cuda.log[-1] == ("synchronize", own)
 
 
-def test_views_are_copied_on_the_card(library, standins, bundle):
+def test_views_are_copied_on_the_card(library, fakes, bundle):
     runner = open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH))
-    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    feeds = random_feeds(fakes.cupy, bundle, GRAPH, 2)
     wanted = runner.run(feeds)["probabilities"]
-    turned = standins.cupy.asfortranarray(feeds["features"])
+    turned = fakes.cupy.asfortranarray(feeds["features"])
     found = runner.run({**feeds, "features": turned})["probabilities"]
     np.testing.assert_array_equal(found.get(), wanted.get())
     assert library.binding.inputs["features"][2] != turned.data.ptr
 
 
-def test_what_does_not_fit(library, standins, bundle):
+def test_what_does_not_fit(library, fakes, bundle):
     runner = open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH), name=GRAPH)
-    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    feeds = random_feeds(fakes.cupy, bundle, GRAPH, 2)
     with pytest.raises(RunnerError, match="in host memory"):
         runner.run({key: array.get() for key, array in feeds.items()})
     with pytest.raises(RunnerError, match="takes features"):
@@ -131,11 +131,13 @@ def test_what_counts_as_installed(monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(runners, "find_spec", lambda name: name == "cupy" or None)
-    monkeypatch.setattr(runners, "distribution", lambda name: name)
-    assert runners.installed("onnxruntime-cuda")
-    monkeypatch.setattr(runners, "distribution", missing)
-    assert not runners.installed("onnxruntime-cuda")
-    assert not runners.installed("tensorrt-rtx")
-    monkeypatch.setattr(runners, "find_spec", lambda name: name == "tensorrt_rtx_bindings" or None)
-    assert not runners.installed("tensorrt-rtx")  # without CuPy there are no arrays for it
+    monkeypatch.setattr(selection, "find_spec", lambda name: name == "cupy" or None)
+    monkeypatch.setattr(selection, "distribution", lambda name: name)
+    assert selection.installed("onnxruntime-cuda")
+    monkeypatch.setattr(selection, "distribution", missing)
+    assert not selection.installed("onnxruntime-cuda")
+    assert not selection.installed("tensorrt-rtx")
+    monkeypatch.setattr(
+        selection, "find_spec", lambda name: name == "tensorrt_rtx_bindings" or None
+    )
+    assert not selection.installed("tensorrt-rtx")  # without CuPy there are no arrays for it

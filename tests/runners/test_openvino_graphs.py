@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("torch")
 openvino = pytest.importorskip("openvino")
 
-from medals_rt.runners import openvino_graphs  # noqa: E402
-from medals_rt.runners.openvino_graphs import (  # noqa: E402
+from medals_rt.runners import openvino_graphs
+from medals_rt.runners.openvino_graphs import (
     LARGE_PLANE_VOXELS,
     PROMPT_INDEX,
     arrange,

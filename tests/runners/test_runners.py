@@ -8,12 +8,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from medals_export.graph_plans import graph_plans  # noqa: E402
-from medals_export.verify import relative_error  # noqa: E402
-from medals_rt.children import run_python  # noqa: E402
-from medals_rt.errors import InputError, MissingFileError, RunnerError  # noqa: E402
-from medals_rt.runners import open_joined, open_runner, release_memory  # noqa: E402
-from tests.bundles import tiny_checkpoint  # noqa: E402
+from medals_export.graph_plans import graph_plans
+from medals_export.verify import relative_error
+from medals_rt.common.subprocesses import run_python
+from medals_rt.errors import InputError, MissingFileError, RunnerError
+from medals_rt.runners.selection import open_joined, open_runner, release_memory
+from tests.bundles import tiny_checkpoint
 
 GRAPHS = ("image_encoder", "query_decoder", "refiner", "refiner_text_only")
 KINDS = ("openvino", "onnxruntime")
@@ -214,7 +214,7 @@ def test_only_the_last_used_compilations_are_kept(tiny_bundle, tmp_path, monkeyp
     open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="first")
     (first,) = blobs(tmp_path)
     os.utime(first, (0, 0))
-    monkeypatch.setattr("medals_rt.caches.KEPT_BYTES", 1)
+    monkeypatch.setattr("medals_rt.common.cache_dir.KEPT_BYTES", 1)
     open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="second")
     (kept,) = blobs(tmp_path)
     assert kept != first
@@ -295,7 +295,7 @@ def test_ctrl_c_is_told_after_graphs_were_closed(bundle):
     """OpenVINO lends the main thread a stack for signals, and several lent ones come back amiss."""
     code = (
         "import signal\n"
-        "from medals_rt.runners import open_runner\n"
+        "from medals_rt.runners.selection import open_runner\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"paths = {[str(bundle.graph_path(2, graph)) for graph in GRAPHS]}\n"
         "opened = [open_runner('openvino', path) for path in map(Path, paths)]\n"

@@ -6,17 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
-from medals_rt import cards
-from medals_rt.cards import Card
+from medals_rt.common import gpu
+from medals_rt.common.gpu import Gpu
 from medals_rt.errors import BundleError, InputError, MissingDependencyError, RunnerError
-from medals_rt.runners import choose, open_runner
 from medals_rt.runners import tensorrt as module
+from medals_rt.runners.selection import choose, open_runner
 from medals_rt.runners.tensorrt import TensorRTRunner
-from tests.runners.engine_bundles import (
-    behaving,
-    engine_of,
-    random_feeds,
-)
+from tests.runners.engine_bundles import behaving, engine_of, random_feeds
 
 GRAPH = "refiner"
 DEFAULT_STREAM = 1
@@ -29,8 +25,8 @@ def untried(monkeypatch):
 
 
 @pytest.fixture
-def runner(standins, bundle):
-    return TensorRTRunner(engine_of(bundle, GRAPH), standins.library, name=GRAPH)
+def runner(fakes, bundle):
+    return TensorRTRunner(engine_of(bundle, GRAPH), fakes.library, name=GRAPH)
 
 
 def expected(bundle, feeds, graph=GRAPH):
@@ -38,9 +34,9 @@ def expected(bundle, feeds, graph=GRAPH):
     return on_cpu.run({key: array.get() for key, array in feeds.items()})
 
 
-def test_what_a_runner_tells(runner, standins, bundle):
+def test_what_a_runner_tells(runner, fakes, bundle):
     assert (runner.kind, runner.device, runner.precision) == ("tensorrt", "cuda", "fp32")
-    assert runner.version == standins.tensorrt.__version__
+    assert runner.version == fakes.tensorrt.__version__
     assert runner.prompt_counts == (1, 32)
     names = [spec.name for spec in runner.inputs]
     assert names == [tensor.name for tensor in bundle.graph(1, GRAPH).inputs]
@@ -49,60 +45,60 @@ def test_what_a_runner_tells(runner, standins, bundle):
     assert runner.outputs[0].dtype == "float32"
 
 
-def test_n_changes_from_run_to_run(runner, standins, bundle):
+def test_n_changes_from_run_to_run(runner, fakes, bundle):
     for count in (3, 1, 7, 3):
-        feeds = random_feeds(standins.cupy, bundle, GRAPH, count, seed=count)
+        feeds = random_feeds(fakes.cupy, bundle, GRAPH, count, seed=count)
         found = runner.run(feeds)["probabilities"]
-        assert isinstance(found, standins.cupy.ndarray)
+        assert isinstance(found, fakes.cupy.ndarray)
         np.testing.assert_array_equal(found.get(), expected(bundle, feeds)["probabilities"])
 
 
-def test_every_graph_of_the_bundle_runs(standins, bundle):
+def test_every_graph_of_the_bundle_runs(fakes, bundle):
     for graph in bundle.stage_record(1).graphs:
-        runner = TensorRTRunner(engine_of(bundle, graph), standins.library, name=graph)
-        feeds = random_feeds(standins.cupy, bundle, graph, 2)
+        runner = TensorRTRunner(engine_of(bundle, graph), fakes.library, name=graph)
+        feeds = random_feeds(fakes.cupy, bundle, graph, 2)
         found, wanted = runner.run(feeds), expected(bundle, feeds, graph)
         assert found.keys() == wanted.keys()
         for key, array in found.items():
             np.testing.assert_array_equal(array.get(), wanted[key])
 
 
-def test_outputs_are_the_callers_own(runner, standins, bundle):
-    first_feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+def test_outputs_are_the_callers_own(runner, fakes, bundle):
+    first_feeds = random_feeds(fakes.cupy, bundle, GRAPH, 2)
     first = runner.run(first_feeds)["probabilities"]
     kept = first.get()
-    second = runner.run(random_feeds(standins.cupy, bundle, GRAPH, 2, seed=1))["probabilities"]
+    second = runner.run(random_feeds(fakes.cupy, bundle, GRAPH, 2, seed=1))["probabilities"]
     assert first.data.ptr != second.data.ptr
     np.testing.assert_array_equal(first.get(), kept)
     assert not np.array_equal(second.get(), kept)
 
 
-def test_outputs_that_the_caller_gives_are_written_into(runner, standins, bundle):
-    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
-    given = standins.cupy.empty((2, *bundle.stage_spec(1).window_hwd), "float32")
+def test_outputs_that_the_caller_gives_are_written_into(runner, fakes, bundle):
+    feeds = random_feeds(fakes.cupy, bundle, GRAPH, 2)
+    given = fakes.cupy.empty((2, *bundle.stage_spec(1).window_hwd), "float32")
     found = runner.run(feeds, {"probabilities": given})
     assert found["probabilities"] is given
     np.testing.assert_array_equal(given.get(), expected(bundle, feeds)["probabilities"])
 
 
-def test_inputs_are_read_where_they_are(runner, standins, bundle):
+def test_inputs_are_read_where_they_are(runner, fakes, bundle):
     """By address; only a view is copied, and left as it was."""
-    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    feeds = random_feeds(fakes.cupy, bundle, GRAPH, 2)
     runner.run(feeds)
     addresses = runner._context._addresses
     assert {key: array.data.ptr for key, array in feeds.items()}.items() <= addresses.items()
-    turned = {**feeds, "prompts": standins.cupy.asfortranarray(feeds["prompts"])}
+    turned = {**feeds, "prompts": fakes.cupy.asfortranarray(feeds["prompts"])}
     found = runner.run(turned)["probabilities"]
     assert addresses["prompts"] != turned["prompts"].data.ptr
     np.testing.assert_array_equal(found.get(), expected(bundle, feeds)["probabilities"])
 
 
-def test_arrays_that_begin_inside_another_are_aligned_first(runner, standins, bundle):
+def test_arrays_that_begin_inside_another_are_aligned_first(runner, fakes, bundle):
     """TensorRT takes addresses that are multiples of 256; a slice of T need not begin at one."""
-    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    feeds = random_feeds(fakes.cupy, bundle, GRAPH, 2)
     wanted = expected(bundle, feeds)["probabilities"]
     queries = feeds["adapted_queries"]
-    whole = standins.cupy.zeros((3, queries.shape[1]), "float32")
+    whole = fakes.cupy.zeros((3, queries.shape[1]), "float32")
     whole[1:] = queries
     part = whole[1:]
     assert part.flags.c_contiguous
@@ -111,15 +107,15 @@ def test_arrays_that_begin_inside_another_are_aligned_first(runner, standins, bu
     np.testing.assert_array_equal(found.get(), wanted)
     assert all(address % 256 == 0 for address in runner._context._addresses.values())
     shape = (3, *bundle.stage_spec(1).window_hwd)
-    odd = standins.cupy.empty((math.prod(shape) + 1,), "float32")[1:].reshape(shape)
-    feeds = random_feeds(standins.cupy, bundle, GRAPH, 3)
+    odd = fakes.cupy.empty((math.prod(shape) + 1,), "float32")[1:].reshape(shape)
+    feeds = random_feeds(fakes.cupy, bundle, GRAPH, 3)
     with pytest.raises(RunnerError, match="begins at a multiple of 256 bytes"):
         runner.run(feeds, {"probabilities": odd})
 
 
-def test_order_of_work_is_kept_by_events_and_nothing_waits(runner, standins, bundle):
-    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
-    cuda = standins.cupy.cuda
+def test_order_of_work_is_kept_by_events_and_nothing_waits(runner, fakes, bundle):
+    feeds = random_feeds(fakes.cupy, bundle, GRAPH, 2)
+    cuda = fakes.cupy.cuda
     cuda.log.clear()
     with cuda.Stream() as callers:
         runner.run(feeds)
@@ -137,26 +133,26 @@ def test_order_of_work_is_kept_by_events_and_nothing_waits(runner, standins, bun
     ]
 
 
-def test_runners_share_a_stream_so_that_they_share_scratch(standins, bundle, runner):
-    other = TensorRTRunner(engine_of(bundle, "fusion"), standins.library, name="fusion")
+def test_runners_share_a_stream_so_that_they_share_scratch(fakes, bundle, runner):
+    other = TensorRTRunner(engine_of(bundle, "fusion"), fakes.library, name="fusion")
     assert other._stream is runner._stream
-    standins.cupy.cuda.log.clear()
+    fakes.cupy.cuda.log.clear()
     runner.close()
-    assert standins.cupy.cuda.log == [("synchronize", runner._stream.ptr)]
+    assert fakes.cupy.cuda.log == [("synchronize", runner._stream.ptr)]
 
 
-def test_scratch_is_what_the_shapes_need_and_from_the_runners_stream(runner, standins, bundle):
+def test_scratch_is_what_the_shapes_need_and_from_the_runners_stream(runner, fakes, bundle):
     taken = []
-    alloc = standins.cupy.cuda.alloc
+    alloc = fakes.cupy.cuda.alloc
 
     def noting(size):
         memory = alloc(size)
         taken.append((size, memory.stream))
         return memory
 
-    standins.cupy.cuda.alloc = noting
+    fakes.cupy.cuda.alloc = noting
     for count in (2, 5):
-        runner.run(random_feeds(standins.cupy, bundle, GRAPH, count))
+        runner.run(random_feeds(fakes.cupy, bundle, GRAPH, count))
     assert taken == [(512, runner._stream.ptr), (1280, runner._stream.ptr)]
 
 
@@ -169,43 +165,43 @@ def test_scratch_is_what_the_shapes_need_and_from_the_runners_stream(runner, sta
         ("bad address", r"refused the memory of features in refiner"),
     ],
 )
-def test_what_the_library_refuses_is_raised(standins, bundle, behaviour, match):
+def test_what_the_library_refuses_is_raised(fakes, bundle, behaviour, match):
     engine = behaving(engine_of(bundle, GRAPH), behaviour)
-    runner = TensorRTRunner(engine, standins.library, name=GRAPH)
-    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    runner = TensorRTRunner(engine, fakes.library, name=GRAPH)
+    feeds = random_feeds(fakes.cupy, bundle, GRAPH, 2)
     for _ in range(2):  # a refusal is no less one the second time
         with pytest.raises(RunnerError, match=match):
             runner.run(feeds)
 
 
-def test_a_shape_other_than_the_graphs_is_not_written_into(runner, standins, bundle, monkeypatch):
-    monkeypatch.setattr(standins.tensorrt.Context, "get_tensor_shape", lambda *_: (9, 9, 9, 9))
+def test_a_shape_other_than_the_graphs_is_not_written_into(runner, fakes, bundle, monkeypatch):
+    monkeypatch.setattr(fakes.tensorrt.Context, "get_tensor_shape", lambda *_: (9, 9, 9, 9))
     with pytest.raises(RunnerError, match=r"gives probabilities the shape \(9, 9, 9, 9\)"):
-        runner.run(random_feeds(standins.cupy, bundle, GRAPH, 2))
+        runner.run(random_feeds(fakes.cupy, bundle, GRAPH, 2))
 
 
 @pytest.mark.parametrize(("behaviour", "match"), [("no context", "can't run .*engine")])
-def test_engines_that_do_not_open(standins, bundle, behaviour, match):
+def test_engines_that_do_not_open(fakes, bundle, behaviour, match):
     engine = behaving(engine_of(bundle, GRAPH), behaviour)
     with pytest.raises(RunnerError, match=match):
-        TensorRTRunner(engine, standins.library, name=GRAPH)
+        TensorRTRunner(engine, fakes.library, name=GRAPH)
 
 
-def test_inputs_that_do_not_fit(runner, standins, bundle):
-    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+def test_inputs_that_do_not_fit(runner, fakes, bundle):
+    feeds = random_feeds(fakes.cupy, bundle, GRAPH, 2)
     host = {key: array.get() for key, array in feeds.items()}
     with pytest.raises(RunnerError, match=r"features is a ndarray in host memory.*to_device"):
         runner.run(host)
     with pytest.raises(RunnerError, match="takes features, adapted_queries, prompts; got features"):
         runner.run({"features": feeds["features"]})
     with pytest.raises(RunnerError, match=r"got 33 prompts.* 1 to 32; give fewer at once"):
-        runner.run(random_feeds(standins.cupy, bundle, GRAPH, 33))
+        runner.run(random_feeds(fakes.cupy, bundle, GRAPH, 33))
     shape = (2, *bundle.stage_spec(1).window_hwd)
     for wrong in (
-        standins.cupy.empty((1, *shape[1:]), "float32"),
-        standins.cupy.empty(shape, "float16"),
+        fakes.cupy.empty((1, *shape[1:]), "float32"),
+        fakes.cupy.empty(shape, "float16"),
         np.empty(shape, np.float32),
-        standins.cupy.empty(shape[::-1], "float32").T,
+        fakes.cupy.empty(shape[::-1], "float32").T,
     ):
         with pytest.raises(RunnerError, match="given for probabilities is not a contiguous CuPy"):
             runner.run(feeds, {"probabilities": wrong})
@@ -217,12 +213,12 @@ def test_inputs_that_do_not_fit(runner, standins, bundle):
         runner.run(feeds)
 
 
-def test_cuda_graphs_are_recorded_once_an_address_set_and_n(standins, bundle):
+def test_cuda_graphs_are_recorded_once_an_address_set_and_n(fakes, bundle):
     engine = engine_of(bundle, GRAPH)
-    runner = TensorRTRunner(engine, standins.library, name=GRAPH, cuda_graphs=True)
-    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
-    given = {"probabilities": standins.cupy.empty((2, *bundle.stage_spec(1).window_hwd), "float32")}
-    log = standins.cupy.cuda.log
+    runner = TensorRTRunner(engine, fakes.library, name=GRAPH, cuda_graphs=True)
+    feeds = random_feeds(fakes.cupy, bundle, GRAPH, 2)
+    given = {"probabilities": fakes.cupy.empty((2, *bundle.stage_spec(1).window_hwd), "float32")}
+    log = fakes.cupy.cuda.log
 
     def kinds():
         seen = [entry[0] for entry in log if entry[0] not in {"record", "wait"}]
@@ -253,10 +249,10 @@ def test_cuda_graphs_are_recorded_once_an_address_set_and_n(standins, bundle):
 
 
 @pytest.mark.usefixtures("untried")
-def test_the_engine_of_a_graph_is_found_and_opened(standins, bundle):
+def test_the_engine_of_a_graph_is_found_and_opened(fakes, bundle):
     record = bundle.graph(1, GRAPH)
     runner = open_runner("tensorrt", bundle.graph_path(1, GRAPH), cache_key=record.sha256)
-    feeds = random_feeds(standins.cupy, bundle, GRAPH, 2)
+    feeds = random_feeds(fakes.cupy, bundle, GRAPH, 2)
     found = runner.run(feeds)["probabilities"]
     np.testing.assert_array_equal(found.get(), expected(bundle, feeds)["probabilities"])
     unhashed = open_runner("tensorrt", bundle.graph_path(1, GRAPH), precision="fp32")
@@ -286,7 +282,7 @@ def test_engines_swapped_or_changed_are_never_loaded(bundle):
 def test_stale_and_foreign_engines_are_passed_over_with_the_reason(bundle, monkeypatch):
     path = bundle.graph_path(1, GRAPH)
     with monkeypatch.context() as patch:
-        patch.setattr(cards, "find_card", lambda: Card("NVIDIA RTX 4090", "SM89", 24 << 30, "580"))
+        patch.setattr(gpu, "find_gpu", lambda: Gpu("NVIDIA RTX 4090", "SM89", 24 << 30, "580"))
         with pytest.raises(BundleError, match="for cards of SM90, here is SM89; run `medals-rt bu"):
             open_runner("tensorrt", path)
     changed = path.read_bytes() + b"\x00"
@@ -302,7 +298,9 @@ def test_graphs_outside_a_bundle_have_no_engine(bundle, tmp_path):
 
 
 def test_auto_takes_fitting_engines_and_says_why_not(bundle, monkeypatch):
-    monkeypatch.setattr("medals_rt.runners.installed", lambda kind: kind != "tensorrt-rtx")
+    monkeypatch.setattr(
+        "medals_rt.runners.selection.installed", lambda kind: kind != "tensorrt-rtx"
+    )
     choice = choose("auto", bundle)
     assert choice.kind == "tensorrt"
     assert "NVIDIA Stand-in 90, and the bundle has tensorrt engines for it" in choice.why
@@ -312,7 +310,7 @@ def test_auto_takes_fitting_engines_and_says_why_not(bundle, monkeypatch):
     assert "no TensorRT engine for fusion of stage 2" in choice.why
     assert "tensorrt-rtx is not installed" in choice.why
     assert "no bundle to look for tensorrt engines in" in choose("auto").why
-    monkeypatch.setattr("medals_rt.runners.installed", lambda kind: kind == "openvino")
+    monkeypatch.setattr("medals_rt.runners.selection.installed", lambda kind: kind == "openvino")
     choice = choose("auto", bundle)
     assert choice.kind == "openvino"
     assert "NVIDIA Stand-in 90 is not used: tensorrt is not installed" in choice.why
@@ -320,11 +318,11 @@ def test_auto_takes_fitting_engines_and_says_why_not(bundle, monkeypatch):
 
 
 @pytest.mark.usefixtures("untried")
-def test_without_a_card_or_cupy(standins, bundle, monkeypatch):
+def test_without_a_card_or_cupy(fakes, bundle, monkeypatch):
     path = bundle.graph_path(1, GRAPH)
-    monkeypatch.setattr(standins.cupy, "is_available", lambda: False)
+    monkeypatch.setattr(fakes.cupy, "is_available", lambda: False)
     with pytest.raises(MissingDependencyError, match="CuPy finds no card"):
         open_runner("tensorrt", path)
-    monkeypatch.setattr(cards, "find_card", lambda: None)
+    monkeypatch.setattr(gpu, "find_gpu", lambda: None)
     with pytest.raises(MissingDependencyError, match="TensorRT needs an NVIDIA card"):
         open_runner("tensorrt", path)

@@ -1,0 +1,1 @@
+"""An exported model on disk: manifest, graphs, engines, recipes."""

@@ -1,0 +1,242 @@
+"""A bundle: the folder that holds an exported model, checked when it is opened."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Literal, Self
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from medals_rt.bundle.manifest import (
+    MANIFEST_FILE,
+    ClassRecord,
+    EmbeddingsRecord,
+    FileRecord,
+    GraphName,
+    GraphRecord,
+    Manifest,
+    StageRecord,
+    file_sha256,
+    manifest_hash,
+    parse_manifest,
+)
+from medals_rt.bundle.stage_spec import StageSpec
+from medals_rt.errors import BundleError, MissingFileError
+
+BUNDLE_VARIABLE = "MEDALS_RT_BUNDLE"
+_Bank = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle; make one with `Bundle.open`.
+
+    Attributes
+    ----------
+    folder
+        Where it lies.
+    manifest
+        The content of its `bundle.json`.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Self:
+        """Open a bundle's folder and check it.
+
+        Sizes of all files are always checked; hashes only with `verify`, which reads every file
+        once.
+
+        Raises
+        ------
+        MissingFileError
+            If there is no such folder or no `bundle.json` in it.
+        BundleError
+            If the manifest is damaged or of another format version, a path leaves the folder, or
+            a file is missing, of a wrong size, or (with `verify`) of a wrong hash.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            found = "is a file" if folder.exists() else "does not exist"
+            raise MissingFileError(
+                f"bundle {folder} {found}; a bundle is a folder with a {MANIFEST_FILE}"
+            )
+        manifest_path = folder / MANIFEST_FILE
+        if not manifest_path.is_file():
+            raise MissingFileError(f"{folder} is no bundle: there is no {MANIFEST_FILE} in it")
+        manifest = parse_manifest(manifest_path.read_bytes(), str(manifest_path))
+        files = manifest.files()
+        for record in files:
+            _check_size(folder, record)
+        if verify:
+            for record in files:
+                _check_hash(folder, record)
+        return cls(folder, manifest)
+
+    @property
+    def name(self) -> str:
+        """The name given at export."""
+        return self.manifest.name
+
+    @property
+    def precision(self) -> Literal["fp32", "fp16", "bf16"]:
+        """Arithmetic that the graphs ask for: "fp32", "fp16" or "bf16"."""
+        return self.manifest.precision
+
+    @property
+    def classes(self) -> tuple[ClassRecord, ...]:
+        """The classes that the embedding bank covers, in the order of its rows."""
+        return self.manifest.classes
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of all that decides the results; see `manifest_hash`."""
+        return manifest_hash(self.manifest)
+
+    def stage_record(self, stage: int) -> StageRecord:
+        """Give the manifest's record of stage 1 (coarse) or 2 (fine)."""
+        if stage not in (1, 2):
+            raise BundleError(f"a bundle has stages 1 and 2, not {stage}")
+        return self.manifest.stages.coarse if stage == 1 else self.manifest.stages.fine
+
+    def stage_spec(self, stage: int) -> StageSpec:
+        """Give window and target spacing of stage 1 (coarse) or 2 (fine)."""
+        record = self.stage_record(stage)
+        return StageSpec(stage, record.window_hwd, record.spacing_hwd_mm)
+
+    def graph(self, stage: int, name: GraphName) -> GraphRecord:
+        """Give a graph's record: file, hash, inputs and outputs."""
+        return self.stage_record(stage).graphs[name]
+
+    def graph_path(self, stage: int, name: GraphName) -> Path:
+        """Give the path of a graph's ONNX file."""
+        return path_inside(self.folder, self.graph(stage, name).file)
+
+    @property
+    def class_embeddings(self) -> npt.NDArray[np.float32]:
+        """The bank's rows of classes `(K, dim)` float32, in the order of `classes`."""
+        return self._bank[0]
+
+    @property
+    def sentence_embeddings(self) -> npt.NDArray[np.float32]:
+        """The bank's rows of known sentences `(M, dim)` float32; see `sentence_rows`."""
+        return self._bank[1]
+
+    @cached_property
+    def class_rows(self) -> dict[str, int]:
+        """Row of `class_embeddings` by bank key."""
+        return {record.bank_key: row for row, record in enumerate(self.manifest.classes)}
+
+    @cached_property
+    def sentence_rows(self) -> dict[str, dict[str, int]]:
+        """Row of `sentence_embeddings` by modality and sentence."""
+        record = self.manifest.sentences
+        if record is None:
+            return {}
+        data = path_inside(self.folder, record.file).read_bytes()
+        try:
+            return msgspec.json.decode(data, type=dict[str, dict[str, int]])
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BundleError(f"{record.file} is damaged: {error}; export again") from error
+
+    @cached_property
+    def _bank(self) -> _Bank:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        record = self.manifest.embeddings
+        try:
+            tensors = load_file(path_inside(self.folder, record.file))
+        except SafetensorError as error:
+            raise BundleError(f"{record.file} is damaged: {error}; export again") from error
+        sentence_count = max(
+            (row + 1 for rows in self.sentence_rows.values() for row in rows.values()), default=0
+        )
+        by_class = _checked(tensors, "class_embeddings", len(self.classes), record)
+        if not sentence_count:
+            return by_class, by_class[:0]
+        return by_class, _checked(tensors, "sentence_embeddings", sentence_count, record)
+
+
+def resolve_bundle(explicit: str | os.PathLike[str] | None = None) -> Path:
+    """Decide which bundle is meant.
+
+    The one named explicitly, else the one that the environment variable `MEDALS_RT_BUNDLE` names,
+    else `engines/demo` of the checkout that this package runs from.
+
+    Raises
+    ------
+    MissingFileError
+        If none of them is there; the message says what to do.
+    """
+    if explicit is not None:
+        return Path(explicit)
+    variable = os.environ.get(BUNDLE_VARIABLE)
+    if variable:
+        return Path(variable)
+    demo = Path(__file__).resolve().parents[2] / "engines" / "demo"
+    if (demo / MANIFEST_FILE).is_file():
+        return demo
+    raise MissingFileError(
+        f"no model bundle: name one with --bundle DIR or in {BUNDLE_VARIABLE}; "
+        "`medals-rt export` makes one from checkpoints"
+    )
+
+
+def path_inside(folder: Path, file: str) -> Path:
+    """Join a path of the manifest to the bundle's folder.
+
+    Raises
+    ------
+    BundleError
+        If it is absolute, not written with `/`, or leads out of the folder (also by a link).
+    """
+    pure = PurePosixPath(file)
+    plain = file and "\\" not in file and ":" not in file and "\0" not in file
+    if not plain or pure.is_absolute() or ".." in pure.parts:
+        raise BundleError(f"{MANIFEST_FILE} names {file!r}, which is no path inside the bundle")
+    path = folder / pure
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{MANIFEST_FILE} names {file!r}, a link that leaves the bundle")
+    return path
+
+
+def _check_size(folder: Path, record: FileRecord) -> None:
+    path = path_inside(folder, record.file)
+    if not path.is_file():
+        raise BundleError(f"bundle {folder} lacks {record.file}; export or fetch it again")
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise BundleError(
+            f"{path} has {size} bytes, {MANIFEST_FILE} says {record.bytes}; "
+            "export or fetch it again"
+        )
+
+
+def _check_hash(folder: Path, record: FileRecord) -> None:
+    path = path_inside(folder, record.file)
+    found = file_sha256(path)
+    if found != record.sha256:
+        raise BundleError(
+            f"{path} has SHA-256 {found}, {MANIFEST_FILE} says {record.sha256}; "
+            "export or fetch it again"
+        )
+
+
+def _checked(
+    tensors: dict[str, npt.NDArray[np.generic]], name: str, rows: int, record: EmbeddingsRecord
+) -> npt.NDArray[np.float32]:
+    if name not in tensors:
+        raise BundleError(f"{record.file} lacks {name}; export again")
+    tensor = tensors[name]
+    if tensor.dtype != np.float32 or tensor.shape != (rows, record.dim):
+        raise BundleError(
+            f"{record.file}: {name} is {tensor.dtype} {tensor.shape}, "
+            f"expected float32 {(rows, record.dim)}; export again"
+        )
+    return tensor.astype(np.float32, copy=False)

@@ -1,0 +1,1 @@
+"""What every other folder uses: types, choices, arrays, files, the machine."""

@@ -1,0 +1,89 @@
+"""Spatial prompts from a person's annotation: the hybrid mode (system rule 7).
+
+An annotation is a label map on the case's grid. It is `S_p` for the labels that it holds; the other
+classes take the coarse prediction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medals_rt.common.arrays import look_up, namespace, present_values
+from medals_rt.common.typing import Array
+from medals_rt.errors import CaseError
+from medals_rt.postprocessing.component_filter import drop_small_components
+from medals_rt.postprocessing.finalize import SMALLEST_COMPONENT_VOXELS
+from medals_rt.prompts.prompt_set import PromptSet
+
+
+def checked_annotation(
+    annotation: npt.NDArray[Any] | None, shape_dhw: tuple[int, ...], prompts: PromptSet
+) -> npt.NDArray[Any] | None:
+    """Check that an annotation lies on the image's grid and holds only labels of the prompts.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        `(D, H, W)`, uint8 (uint16 where a label needs it); None where there is no annotation.
+
+    Raises
+    ------
+    CaseError
+        It has another shape, holds no integers, no label at all, or labels that no prompt names.
+    """
+    if annotation is None:
+        return None
+    array = np.asarray(annotation)
+    if array.shape != tuple(shape_dhw):
+        raise CaseError(
+            f"the annotation has shape {array.shape}, the image {tuple(shape_dhw)} (D, H, W): "
+            "give an annotation drawn on this image's grid"
+        )
+    if array.dtype.kind not in "biu":
+        raise CaseError(f"the annotation must hold integer labels, its type is {array.dtype}")
+    found = labels_in(array)
+    unknown = sorted(found - set(prompts.labels))
+    if unknown:
+        raise CaseError(
+            f"the annotation holds labels that no prompt names: {unknown}; the prompts' labels are "
+            f"{sorted(prompts.labels)}"
+        )
+    if not found:
+        raise CaseError("the annotation is empty: leave it away, or draw something")
+    return array.astype(np.uint8 if max(prompts.labels) < 256 else np.uint16)
+
+
+def labels_in(array: Array | None) -> set[int]:
+    """Labels that a label map holds, without the background."""
+    return set() if array is None else present_values(array)
+
+
+def fine_prompts(coarse_dhw: Array, annotation_dhw: Array | None, *, lesion: bool) -> Array:
+    """Make the fine stage's prompts: the coarse labels with the annotation over them.
+
+    Components of the coarse foreground smaller than 10 voxels are dropped for anatomy (section 6,
+    rule 2). Labels that the annotation holds come from it alone.
+
+    Parameters
+    ----------
+    coarse_dhw, annotation_dhw
+        Label maps `(D, H, W)` on one grid and device.
+    lesion
+        Lesions keep their specks: a small lesion is still a lesion.
+    """
+    xp = namespace(coarse_dhw)
+    labels = coarse_dhw
+    nothing = xp.zeros((), dtype=labels.dtype, device=labels.device)
+    if not lesion:
+        labels = xp.where(
+            drop_small_components(labels > 0, SMALLEST_COMPONENT_VOXELS), labels, nothing
+        )
+    if annotation_dhw is None:
+        return labels
+    stays = np.ones(int(xp.max(labels)) + 1, dtype=np.bool_)
+    stays[[label for label in labels_in(annotation_dhw) if label < len(stays)]] = False
+    labels = xp.where(look_up(stays, labels), labels, nothing)
+    return xp.where(annotation_dhw > 0, xp.astype(annotation_dhw, labels.dtype), labels)

@@ -1,0 +1,1 @@
+"""Scans and label maps in files: one module a format, one registry."""

@@ -1,0 +1,324 @@
+"""Find and read the DICOM files of a folder, a zip or a single file.
+
+Nothing is unpacked to disk: members of a zip are read one at a time into memory, after their
+announced sizes were added up, and no name in it is ever used as a path. Of a file that may turn out
+to be anything only the first bytes are read. What isn't a DICOM
+file is passed over and counted.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from struct import error as struct_error
+from typing import Any, BinaryIO, Final
+
+from medals_rt.common.optional_deps import import_optional
+from medals_rt.errors import CaseError, MissingDependencyError
+
+MAX_FILES: Final = 100_000
+"""More files than this in one folder or zip are refused."""
+
+MAX_HEADER_BYTES: Final = 64 * 2**20
+"""Room for everything in a file that isn't pixels; what comes later isn't looked at."""
+
+_BYTES_PER_VOXEL: Final = 4
+"""Bytes of a stored voxel at most."""
+
+MAX_READS: Final = 20_000_000
+"""Pieces that the headers of one case may be read in, some three an element: a study of ten
+thousand slices takes half of it. More are meant to take time."""
+
+_PREAMBLE: Final = 132
+_OVERLAYS: Final = 0x60
+_DEFLATED: Final = "1.2.840.10008.1.2.1.99"
+_MAX_RATIO: Final = 1040
+"""Deflate can't shrink data further than about 1032 times; what announces more is lying."""
+
+
+class _Meter:
+    """Counts the pieces that are read, over all files of a case."""
+
+    def __init__(self) -> None:
+        self.left = MAX_READS
+
+    def count(self) -> None:
+        """Count one.
+
+        Raises
+        ------
+        CaseError
+            If there were too many.
+        """
+        self.left -= 1
+        if self.left < 0:
+            raise CaseError(
+                "the DICOM headers hold more elements than a study has; give the folder of one "
+                "series"
+            )
+
+
+class _Metered:
+    """As much of a stream as pydicom needs, every read counted."""
+
+    def __init__(self, stream: BinaryIO, meter: _Meter) -> None:
+        self._read, self._meter = stream.read, meter
+        self.seek, self.tell, self.close = stream.seek, stream.tell, stream.close
+
+    def read(self, size: int = -1) -> bytes:
+        """Read as the stream does."""
+        self._meter.count()
+        return self._read(size)
+
+
+@dataclass(frozen=True, eq=False)
+class DicomFile:
+    """One DICOM file: where it lies, how many bytes it has, and the meter of its case's reads."""
+
+    name: str
+    size: int
+    place: Path | tuple[zipfile.ZipFile, zipfile.ZipInfo]
+    meter: _Meter
+
+    def start(self, length: int) -> BinaryIO:
+        """Give a stream of its first `length` bytes, which are read at once if it is longer."""
+        if not isinstance(self.place, Path):
+            archive, member = self.place
+            with archive.open(member) as file:
+                return io.BytesIO(file.read(length))
+        if self.size <= length:
+            return self.place.open("rb")
+        with self.place.open("rb") as file:
+            return io.BytesIO(file.read(length))
+
+    def looks_like_dicom(self) -> bool:
+        """Whether it bears the mark of a DICOM file."""
+        with self.start(_PREAMBLE) as stream:
+            return stream.read(_PREAMBLE)[128:] == b"DICM"
+
+
+@contextmanager
+def dicom_files(path: Path, *, max_voxels: int) -> Iterator[tuple[list[DicomFile], int]]:
+    """Give the DICOM files of a folder, a zip or one file, and how many others there were.
+
+    Parameters
+    ----------
+    path
+        A folder (searched with all folders in it; links to folders aren't followed), a zip, or a
+        DICOM file.
+    max_voxels
+        Files and zips that are larger than so many voxels could make them are refused.
+
+    Raises
+    ------
+    CaseError
+        If there are too many files, they are too large, or the zip is damaged, encrypted, or holds
+        names that lead out of it.
+    """
+    max_bytes = max_voxels * _BYTES_PER_VOXEL + MAX_HEADER_BYTES
+    if path.is_dir():
+        yield _sorted_out(_files_of_folder(path), max_bytes)
+    elif path.suffix.lower() == ".zip":
+        with reading(path.name):
+            archive = zipfile.ZipFile(path)
+        with archive:
+            yield _sorted_out(_files_of_zip(archive, path, max_bytes), max_bytes)
+    else:
+        yield _sorted_out([DicomFile(path.name, path.stat().st_size, path, _Meter())], max_bytes)
+
+
+def read_header(file: DicomFile) -> Any:
+    """Read a file up to its pixels, as a pydicom data set without private and overlay data.
+
+    Raises
+    ------
+    CaseError
+        If it is damaged, or compressed as a whole.
+    """
+    pydicom = require_pydicom()
+    from pydicom.filereader import read_dataset, read_preamble
+
+    with reading(file.name), file.start(MAX_HEADER_BYTES) as plain:
+        stream: Any = _Metered(plain, file.meter)
+        read_preamble(stream, force=False)
+        meta = read_dataset(
+            stream,
+            is_implicit_VR=False,
+            is_little_endian=True,
+            stop_when=lambda tag, _vr, _length: tag.group != 2,
+        )
+        if "TransferSyntaxUID" not in meta:
+            raise CaseError(f"{file.name} names no transfer syntax; write the file anew")
+        if str(meta.TransferSyntaxUID) == _DEFLATED:
+            # Unpacked by pydicom in one go, whatever it grows to.
+            raise CaseError(
+                f"{file.name} is deflated as a whole, which isn't read; "
+                "convert the series to Explicit VR Little Endian"
+            )
+        stream.seek(0)
+        header = pydicom.dcmread(stream, stop_before_pixels=True)
+        for tag in tuple(header.keys()):
+            if tag.is_private or tag.group >> 8 == _OVERLAYS:
+                del header[tag]
+    return header
+
+
+def read_whole(file: DicomFile, pixel_bytes: int) -> Any:
+    """Read a file with its pixels, still as they are stored.
+
+    Parameters
+    ----------
+    file
+        One whose header was read.
+    pixel_bytes
+        What its pixels take; a file that is much larger isn't read.
+
+    Raises
+    ------
+    CaseError
+        If it is damaged or too large.
+    """
+    pydicom = require_pydicom()
+    largest = 2 * pixel_bytes + MAX_HEADER_BYTES
+    if file.size > largest:
+        raise CaseError(
+            f"{file.name} has {file.size:,} bytes for {pixel_bytes:,} bytes of pixels; "
+            "it is damaged, export the series anew"
+        )
+    with reading(file.name), file.start(largest) as stream:
+        return pydicom.dcmread(stream)
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn what damaged data makes pydicom raise into a `CaseError`."""
+    try:
+        yield
+    except (CaseError, MissingDependencyError):
+        raise
+    except _damage() as error:
+        raise CaseError(
+            f"{name} can't be read, it is damaged or unusual ({_short(error)}); "
+            "export the series anew"
+        ) from error
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """Give what pydicom and its decoders raise on damage, as data is read or a value is used."""
+    from pydicom import errors
+
+    return (
+        errors.BytesLengthException, errors.InvalidDicomError,
+        ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError,
+        RuntimeError, EOFError, OSError, MemoryError, BufferError,
+        struct_error, zlib.error, zipfile.BadZipFile,
+    )  # fmt: skip
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Keep back pydicom's warnings: what it warns of is either harmless or refused here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _short(error: BaseException) -> str:
+    """First words of an error, on one line and printable."""
+    return printable(str(error), 100) or type(error).__name__
+
+
+def printable(text: object, length: int = 64) -> str:
+    """Text from a file for a message: one line, no control characters, not too long."""
+    words = " ".join(str(text).split())[:length]
+    return "".join(letter if letter.isprintable() else "?" for letter in words)
+
+
+def require_pydicom() -> Any:
+    """Import pydicom.
+
+    Raises
+    ------
+    MissingDependencyError
+        If it isn't installed.
+    """
+    return import_optional("pydicom", "a DICOM file")
+
+
+def _sorted_out(files: list[DicomFile], max_bytes: int) -> tuple[list[DicomFile], int]:
+    """DICOM files by name, and the number of others."""
+    found = []
+    for file in files:
+        with reading(file.name):
+            is_dicom = file.size > _PREAMBLE and file.looks_like_dicom()
+        if not is_dicom:
+            continue
+        if file.size > max_bytes:
+            raise CaseError(
+                f"{file.name} has {file.size:,} bytes, more than {max_bytes:,}; "
+                "raise the limit of voxels if it's right"
+            )
+        found.append(file)
+    return found, len(files) - len(found)
+
+
+def _files_of_folder(folder: Path) -> list[DicomFile]:
+    files, meter = [], _Meter()
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(parent, name)
+            try:
+                state = path.stat()
+            except OSError:  # A link that leads nowhere is no DICOM file.
+                state = None
+            size = state.st_size if state is not None and stat.S_ISREG(state.st_mode) else 0
+            files.append(DicomFile(printable(path.relative_to(folder)), size, path, meter))
+            _check_number(len(files), folder)
+    return files
+
+
+def _files_of_zip(archive: zipfile.ZipFile, path: Path, max_bytes: int) -> list[DicomFile]:
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    _check_number(len(members), path)
+    stored = path.stat().st_size
+    total = 0
+    for member in members:
+        name = printable(member.filename)
+        if PurePosixPath(member.filename).is_absolute() or ".." in member.filename.split("/"):
+            raise CaseError(f"{path.name} holds {name!r}, which leads out of it; pack it anew")
+        if member.flag_bits & 1:
+            raise CaseError(f"{path.name} is encrypted ({name!r}); unpack it and give the folder")
+        if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+            raise CaseError(f"{name!r} in {path.name} is compressed in a way that isn't read")
+        if (
+            member.file_size > member.compress_size * _MAX_RATIO + _PREAMBLE
+            or member.compress_size > stored
+        ):
+            raise CaseError(
+                f"{name!r} in {path.name} announces {member.file_size:,} bytes, more than its "
+                f"{member.compress_size:,} stored ones can hold; the zip is damaged"
+            )
+        total += member.file_size
+    if total > 2 * max_bytes:
+        raise CaseError(
+            f"{path.name} would unpack to {total:,} bytes, more than {2 * max_bytes:,}; pack one "
+            "series a zip, or give the unpacked folder"
+        )
+    meter = _Meter()
+    return [DicomFile(printable(m.filename), m.file_size, (archive, m), meter) for m in members]
+
+
+def _check_number(files: int, place: Path) -> None:
+    if files > MAX_FILES:
+        raise CaseError(
+            f"{place} holds more than {MAX_FILES:,} files; give the folder of one study"
+        )

@@ -1,0 +1,199 @@
+"""What a label is called, which color and which code it has: for formats that store it.
+
+Codes are SNOMED CT where the class has one that DICOM lists (`data/snomed_codes.json`), else of the
+private scheme `PRIVATE_SCHEME`, made of the class's modality, kind and id.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, TypeAlias
+
+import msgspec
+import numpy as np
+
+from medals_rt.common.choices import KINDS
+from medals_rt.errors import CaseError
+from medals_rt.prompts.classes import ClassKey, class_table, read_data
+from medals_rt.prompts.prompt_set import INSTANCE_LABEL, MAX_LABEL, PromptSet
+
+Array: TypeAlias = Any
+
+SNOMED: Final = "SCT"
+PRIVATE_SCHEME: Final = "99MEDALSRT"
+"""Coding scheme of what has no SNOMED CT code here; 99 marks private schemes in DICOM."""
+
+_GOLDEN_RATIO: Final = (5**0.5 - 1) / 2
+_SATURATION_VALUE: Final = ((0.6, 0.95), (0.85, 0.8), (0.4, 0.85))
+
+
+@dataclass(frozen=True)
+class Code:
+    """A coded concept: value, the scheme that defines it, and what it means."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One label of a result.
+
+    Attributes
+    ----------
+    label
+        Its value in the label map.
+    name
+        Of its class; where that isn't known its sentence, else `label N`.
+    sentence
+        The prompt.
+    rgb
+        Its color, 0 to 1.
+    category, type
+        Codes of what it is: an anatomical or an abnormal structure, and which.
+    region
+        For something abnormal the code of the organ that it lies in, where that is known.
+    side
+        Code of the side of `type` (or `region`), where it has one.
+    """
+
+    label: int
+    name: str
+    sentence: str
+    rgb: tuple[float, float, float]
+    category: Code
+    type: Code
+    region: Code | None = None
+    side: Code | None = None
+
+
+class _ClassCodes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Meanings of one class's codes."""
+
+    category: str
+    type: str
+    region: str | None = None
+    side: str | None = None
+
+
+class CodeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole of `snomed_codes.json`."""
+
+    notice: str
+    codes: dict[str, str]
+    categories: dict[str, str]
+    sides: dict[str, str]
+    classes: dict[str, _ClassCodes]
+
+    def code(self, meaning: str) -> Code:
+        """Give the SNOMED CT code of a meaning that the table uses."""
+        return Code(self.codes[meaning], SNOMED, meaning)
+
+
+@lru_cache(maxsize=1)
+def code_table() -> CodeTable:
+    """`snomed_codes.json`, read once."""
+    table: CodeTable = read_data("snomed_codes.json", CodeTable)
+    return table
+
+
+def segments_of(
+    prompts: PromptSet | Mapping[str, object] | None, labels: Array
+) -> tuple[Segment, ...]:
+    """Describe every label that was asked for or is there.
+
+    Parameters
+    ----------
+    prompts
+        The prompts; a mapping as a case file holds it tells no classes, but sentences.
+    labels
+        Unsigned integers `(., ., .)` up to 65535. Labels that no prompt names are described by
+        their number.
+
+    Returns
+    -------
+    tuple of Segment
+        Prompts in their order, then labels without one.
+
+    Raises
+    ------
+    CaseError
+        If a label is above 65535.
+    """
+    segments = {}
+    if isinstance(prompts, PromptSet):
+        for prompt in prompts.prompts:
+            segments[prompt.label] = _class_segment(prompt.label, prompt.text, prompt.class_key)
+    elif prompts is not None:
+        for key, sentence in prompts.items():
+            if key != INSTANCE_LABEL and key.isascii() and key.isdigit():
+                segments[int(key)] = _plain_segment(int(key), str(sentence), str(sentence))
+    for label in sorted(_present(labels) - {0} - set(segments)):
+        segments[label] = _plain_segment(label, f"label {label}", "")
+    return tuple(segments.values())
+
+
+def class_color(name: str) -> tuple[float, float, float]:
+    """Color of a class, red, green, blue from 0 to 1: the same in every case and modality.
+
+    Hues follow each other by the golden angle in the order of the class list, so that neighbors
+    (left and right of a pair, say) differ clearly.
+    """
+    return numbered_color(_places()[name])
+
+
+def numbered_color(number: int) -> tuple[float, float, float]:
+    """Color number 0, 1, 2, ... of the endless palette."""
+    saturation, value = _SATURATION_VALUE[number % len(_SATURATION_VALUE)]
+    rgb = colorsys.hsv_to_rgb(number * _GOLDEN_RATIO % 1.0, saturation, value)
+    return (round(rgb[0], 3), round(rgb[1], 3), round(rgb[2], 3))
+
+
+@lru_cache(maxsize=1)
+def _places() -> dict[str, int]:
+    names = dict.fromkeys(entry.name for entry in class_table().classes)
+    return {name: place for place, name in enumerate(names)}
+
+
+def _present(labels: Array) -> set[int]:
+    """Values of a label map; counting by planes takes a tenth of the time of sorting them."""
+    highest = int(labels.max(initial=0))
+    if highest > MAX_LABEL:
+        raise CaseError(
+            f"labels up to {highest:,} can't be named: segments have labels up to {MAX_LABEL:,}; "
+            "write .npz or .nii.gz"
+        )
+    found: set[int] = set()
+    for plane in labels:
+        found.update(np.flatnonzero(np.bincount(plane.reshape(-1))).tolist())
+    return found
+
+
+def _class_segment(label: int, sentence: str, key: ClassKey) -> Segment:
+    table = code_table()
+    known = table.classes.get(key.name)
+    if known is None:
+        category = table.code(table.categories[key.kind])
+        kind = key.kind[0].upper()
+        private = Code(f"{key.modality}-{kind}-{key.id}", PRIVATE_SCHEME, key.name)
+        return Segment(label, key.name, sentence, class_color(key.name), category, private)
+    return Segment(
+        label,
+        key.name,
+        sentence,
+        class_color(key.name),
+        table.code(table.categories[known.category]),
+        table.code(known.type),
+        None if known.region is None else table.code(known.region),
+        None if known.side is None else table.code(table.sides[known.side]),
+    )
+
+
+def _plain_segment(label: int, name: str, sentence: str) -> Segment:
+    category = code_table().code(code_table().categories[KINDS[0]])
+    kind = Code(f"label-{label}", PRIVATE_SCHEME, name)
+    return Segment(label, name, sentence, numbered_color(label), category, kind)

@@ -1,0 +1,1 @@
+"""A case from request to result: segmenter, job, report, batch."""

@@ -1,0 +1,262 @@
+"""What a batch has to do: its cases, their names, and where each result goes."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from unicodedata import normalize
+
+from medals_rt.errors import InputError, MissingFileError
+from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
+from medals_rt.pipeline.batch.jobs_file import JobRow, check_prompts, read_jobs
+from medals_rt.pipeline.job import Job, own_ending
+from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.prompts.prompt_set import PromptReading
+
+STATE_FOLDER = ".medals-rt"
+"""Where, beside the reports, a batch keeps its records."""
+
+_ARCHIVE = ".zip"
+_LIST = ".txt"
+_DIRECTORY_OF_DICOM = "DICOMDIR"
+
+
+@dataclass(frozen=True)
+class BatchCase:
+    """One case of a batch.
+
+    `name` is unique in the batch: the input's path from the folder of inputs, without its ending.
+    `record` is where the batch notes that the case is finished.
+    """
+
+    name: str
+    job: Job
+    record: Path
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """All cases of a batch in their order, and where what is about all of them goes."""
+
+    cases: tuple[BatchCase, ...]
+    results: Path
+    reports: Path
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A case that was found.
+
+    `ending` is that of its result where a row names one. `row` is its row of the jobs file, `place`
+    where that stands, `folder` where its paths start.
+    """
+
+    path: Path
+    name: str
+    ending: str | None = None
+    row: JobRow | None = None
+    place: str = ""
+    folder: Path = Path()
+
+
+def plan_batch(
+    inputs: Sequence[Path],
+    results: Path,
+    *,
+    jobs: Path | None = None,
+    reports: Path | None = None,
+    source: PromptSource,
+    options: RunOptions,
+    ending: str | None = None,
+    preview: bool = True,
+) -> BatchPlan:
+    """Find the cases and decide on the name of every file that will be written.
+
+    Parameters
+    ----------
+    inputs
+        Folders (with all below them), cases, patterns such as ``scans/*.nii.gz``, or text files
+        that list such, one a line. With `jobs` one folder, from which its paths are taken.
+    results
+        The folder of results.
+    jobs
+        A jobs file, which then says which cases there are; see `jobs_file.JobRow`.
+    reports
+        The folder of reports, pictures and records; None: that of the results.
+    source, options
+        Prompts and options of the cases whose row has none.
+    ending
+        Of the results, such as ``".nii.gz"``; None: that of the case.
+    preview
+        Whether pictures are drawn.
+
+    Raises
+    ------
+    InputError
+        There is no case, two would be written to one file, a name leads out of the folder of
+        results, or the jobs file has an error.
+    """
+    reports = reports or results
+    if jobs is not None:
+        found = list(_from_jobs(jobs, inputs, source, options.reading))
+    else:
+        found = list(_from_inputs(inputs, skip={results.resolve(), reports.resolve()}))
+    if not found:
+        raise InputError(
+            f"there is no case in {', '.join(map(str, inputs))}; cases are files that end in "
+            f"{', '.join(ENDINGS)}, DICOM folders and zips of them"
+        )
+    places = _Places(results, reports, ending, preview)
+    cases = tuple(_batch_case(each, places, source, options) for each in found)
+    _refuse_clashes(cases)
+    return BatchPlan(cases, results, reports)
+
+
+def report_path(reports: Path, name: str) -> Path:
+    """Say where the report of a case goes."""
+    return reports / "reports" / f"{name}.json"
+
+
+def preview_path(reports: Path, name: str) -> Path:
+    """Say where the picture of a case goes."""
+    return reports / "previews" / f"{name}.png"
+
+
+def one_name(name: str) -> str:
+    """Give what is the same for all names that one file goes by where case doesn't count."""
+    return normalize("NFC", name).casefold()
+
+
+def _from_inputs(inputs: Iterable[Path], skip: set[Path]) -> Iterator[_Found]:
+    """Go through what the command line names."""
+    for given in inputs:
+        if given.is_dir():
+            yield from _from_folder(given, skip)
+        elif given.suffix.lower() == _LIST and given.is_file():
+            lines = given.read_text(encoding="utf-8-sig").splitlines()
+            listed = [given.parent / line.strip() for line in lines if line.strip()]
+            yield from _from_inputs(listed, skip)
+        elif given.exists():
+            yield _Found(given, case_stem(given))
+        elif glob.has_magic(str(given)):
+            matches = sorted(glob.glob(str(given), recursive=True))  # noqa: PTH207 - also absolute
+            if not matches:
+                raise MissingFileError(f"nothing matches {given}; check the pattern")
+            yield from _from_inputs(map(Path, matches), skip)
+        else:
+            raise MissingFileError(f"there is no {given}; check the path")
+
+
+def _from_folder(top: Path, skip: set[Path]) -> Iterator[_Found]:
+    """Find the cases of a folder and all below it; a folder that holds DICOM files is one case."""
+    for parent, folders, files in os.walk(top):
+        folder = Path(parent)
+        below = folder.relative_to(top)
+        visible = sorted(name for name in files if not name.startswith("."))
+        named = [name for name in visible if name.lower().endswith((*ENDINGS, _ARCHIVE))]
+        others = (folder / name for name in visible if name not in named)
+        if any(path.name != _DIRECTORY_OF_DICOM and is_dicom(path) for path in others):
+            yield _Found(folder, below.as_posix() if below.parts else case_stem(top))
+            folders.clear()
+        for file in (folder / name for name in named):
+            yield _Found(file, (below / case_stem(file)).as_posix())
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and (folder / name).resolve() not in skip
+        )
+
+
+def _from_jobs(
+    file: Path, inputs: Sequence[Path], source: PromptSource, reading: PromptReading
+) -> Iterator[_Found]:
+    """Go through a jobs file."""
+    if len(inputs) != 1 or not inputs[0].is_dir():
+        raise InputError("with --jobs give the one folder from which its paths are taken")
+    (folder,) = inputs
+    for number, row in enumerate(read_jobs(file), start=1):
+        place = f"{file.name}, job {number}"
+        check_prompts(row, folder, row.kind or source.kind, reading, place)
+        path = folder / row.input
+        name = row.output or case_stem(path)
+        ending = next((each for each in OUTPUT_ENDINGS if name.lower().endswith(each)), "")
+        stem = name[: len(name) - len(ending)]
+        yield _Found(path, stem, ending or None, row, f"{place}: ", folder)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where files go, the ending of results (None: the case's), and whether there are pictures."""
+
+    results: Path
+    reports: Path
+    ending: str | None
+    preview: bool
+
+
+def _batch_case(
+    found: _Found, places: _Places, source: PromptSource, options: RunOptions
+) -> BatchCase:
+    """Say what is to be done with a case, and where its files go."""
+    name = PurePosixPath(found.name).as_posix()
+    parts = name.split("/")
+    if "\0" in name or any(part.startswith(".") or not part for part in parts):
+        raise InputError(
+            f"{found.place}{name!r} can't name a result: it must stay in the folder of outputs, "
+            "and no part of it may begin with a dot"
+        )
+    ending = found.ending or places.ending or own_ending(found.path)
+    job = Job(
+        input=found.path,
+        output=places.results / f"{name}{ending}",
+        source=source,
+        report=report_path(places.reports, name),
+        preview=preview_path(places.reports, name) if places.preview else None,
+        options=options,
+    )
+    if found.row is not None:
+        job = _with_row(job, found.row, found.folder)
+    return BatchCase(name, job, places.reports / STATE_FOLDER / f"{name}.json")
+
+
+def _with_row(job: Job, row: JobRow, folder: Path) -> Job:
+    """Put what a row of the jobs file says in the place of what the command line says."""
+    source = job.source
+    if row.prompts is not None:
+        source = PromptSource(file=folder / row.prompts)
+    elif row.sentences is not None:
+        source = PromptSource(sentences=row.sentences, kind=row.kind or source.kind)
+    elif row.kind is not None:
+        source = replace(source, kind=row.kind)
+    options = replace(
+        job.options,
+        window=row.window or job.options.window,
+        preset=row.preset or job.options.preset,
+        refinement=row.refinement or job.options.refinement,
+        seed=job.options.seed if row.seed is None else row.seed,
+    )
+    drawn = None if row.spatial_prompts is None else folder / row.spatial_prompts
+    return replace(job, source=source, options=options, spatial_prompts=drawn, series=row.series)
+
+
+def _refuse_clashes(cases: Sequence[BatchCase]) -> None:
+    """Refuse results that would take each other's place, also where case doesn't count, or inputs'.
+
+    Raises
+    ------
+    InputError
+    """
+    by_name: dict[str, BatchCase] = {}
+    inputs = {case.job.input.resolve() for case in cases}
+    for case in cases:
+        twin = by_name.setdefault(one_name(case.name), case)
+        if twin is not case:
+            raise InputError(
+                f"{twin.job.input} and {case.job.input} would both be called {case.name}; "
+                "name one of them in a jobs file, or run them into two folders"
+            )
+        if case.job.output.resolve() in inputs:
+            raise InputError(
+                f"{case.job.output} would overwrite an input; choose another folder of outputs"
+            )

@@ -1,0 +1,240 @@
+"""What a batch remembers of finished cases, so that it can be taken up again.
+
+A case is finished when a record says so for the very content that it has now: the bytes of the
+input, its prompts, the options that decide a result, the bundle and this package's version. The
+record holds the SHA-256 of every file that was written; one that is missing or changed is made
+anew. Records are written after the files that they speak of.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Literal
+
+import msgspec
+
+import medals_rt
+from medals_rt.bundle.manifest import file_sha256
+from medals_rt.common.atomic_io import write_json
+from medals_rt.pipeline.batch.find import (
+    STATE_FOLDER,
+    BatchCase,
+    BatchPlan,
+    one_name,
+    preview_path,
+    report_path,
+)
+from medals_rt.pipeline.class_statistics import ClassStatistics
+from medals_rt.pipeline.job import Job
+from medals_rt.prompts.prompt_set import numbered, read_prompts
+
+RECORD_FORMAT: Final = 1
+
+Status = Literal["done", "kept", "failed"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How one case went, as the summary tells it.
+
+    Attributes
+    ----------
+    name, input, output
+        The case's name, and where it was read from and written to.
+    status
+        ``"done"`` now, ``"kept"`` from an earlier run, or ``"failed"``.
+    error
+        Of a failed case the reason, one line.
+    modality, kind, shape_dhw, spacing_hwd_mm
+        Of the image and the prompts; None for a failed case.
+    seconds, seconds_per_class, within_budget
+        From reading to labels, as in the report of the run that made them.
+    notes
+        The report's warnings.
+    classes
+        What was found.
+    """
+
+    name: str
+    input: str
+    output: str
+    status: Status
+    error: str | None = None
+    modality: str | None = None
+    kind: str | None = None
+    shape_dhw: tuple[int, int, int] | None = None
+    spacing_hwd_mm: tuple[float, float, float] | None = None
+    seconds: float | None = None
+    seconds_per_class: float | None = None
+    within_budget: bool | None = None
+    notes: tuple[str, ...] = ()
+    classes: tuple[ClassStatistics, ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished case.
+
+    Attributes
+    ----------
+    format
+        Of the record.
+    fingerprint
+        Of what the case was made from.
+    files
+        SHA-256 of what was written, by role.
+    entry
+        How it went.
+    ending
+        Of the result's name, which begins with the case's.
+    """
+
+    format: int
+    fingerprint: str
+    files: dict[str, str]
+    entry: Entry
+    ending: str
+
+
+def fingerprint(job: Job, bundle_hash: str) -> str:
+    """SHA-256 (hex) of everything that decides the result of a job.
+
+    Raises
+    ------
+    InputError : the prompts can't be read
+    OSError : the input or the annotation can't be read
+    """
+    drawn, reading = job.spatial_prompts, job.options.reading
+    prompts = None  # inside the input
+    if job.source.file is not None:
+        prompts = read_prompts(job.source.file, reading).as_mapping()
+    elif job.source.sentences:
+        prompts = numbered(job.source.sentences, job.source.kind, reading).as_mapping()
+    parts = {
+        "format": RECORD_FORMAT,
+        "version": medals_rt.__version__,
+        "bundle": bundle_hash,
+        "options": job.options.deciding(),
+        "input": content_sha256(job.input),
+        "series": job.series,
+        "prompts": None if prompts is None else list(prompts.items()),
+        "spatial_prompts": None if drawn is None else content_sha256(drawn),
+    }
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+
+
+def content_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file, or of the names and content of all files in a folder."""
+    if not path.is_dir():
+        return file_sha256(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            digest.update(os.fsencode(file.relative_to(path)) + b"\0")
+            digest.update(bytes.fromhex(file_sha256(file)))
+    return digest.hexdigest()
+
+
+def kept_entry(case: BatchCase, made_from: str) -> Entry | None:
+    """Give the entry of a case that is finished and whose files are as they were written."""
+    record = _read(case.record)
+    if record is None or record.fingerprint != made_from or not _intact(case.job, record):
+        return None
+    return replace(
+        record.entry, status="kept", input=shown(case.job.input), output=shown(case.job.output)
+    )
+
+
+def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
+    """Give the cases that earlier batches finished in a batch's folders, its own left out, by name.
+
+    Those whose files are as they were written. Whether their inputs changed since is not asked.
+    """
+    folder = plan.reports / STATE_FOLDER
+    own = {one_name(case.name) for case in plan.cases}
+    found = []
+    for path in sorted(folder.rglob("*.json")):
+        name = path.relative_to(folder).as_posix().removesuffix(".json")
+        record = None if one_name(name) in own else _read(path)
+        if record is None:
+            continue
+        job = Job(
+            input=Path(record.entry.input),
+            output=plan.results / f"{name}{record.ending}",
+            report=report_path(plan.reports, name),
+            preview=preview_path(plan.reports, name) if "preview" in record.files else None,
+        )
+        if _intact(job, record):
+            entry = replace(record.entry, status="kept", output=shown(job.output))
+            found.append((BatchCase(name, job, path), entry))
+    return tuple(found)
+
+
+def remember(case: BatchCase, made_from: str, entry: Entry) -> None:
+    """Note that a case is finished.
+
+    Raises
+    ------
+    OutputError : the record can't be written
+    """
+    files = {role: file_sha256(path) for role, path in _files(case.job)}
+    ending = case.job.output.name.removeprefix(PurePosixPath(case.name).name)
+    record = Record(RECORD_FORMAT, made_from, files, entry, ending)
+    case.record.parent.mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = msgspec.to_builtins(record)
+    write_json(case.record, content)
+
+
+def forget(case: BatchCase) -> None:
+    """Remove the files that a record speaks of, where they are as they were written, and itself.
+
+    For a case that failed: a result of another content must not pass for its own.
+    """
+    record = _read(case.record)
+    if record is not None:
+        for role, path in _files(case.job):
+            if record.files.get(role) == _hash_of(path):
+                path.unlink()
+    case.record.unlink(missing_ok=True)
+
+
+def remove_files(job: Job) -> None:
+    """Remove what was already written of a case that failed while it was written."""
+    for _, path in _files(job):
+        path.unlink(missing_ok=True)
+
+
+def shown(text: object, length: int = 1000) -> str:
+    """Text that may come from a file or its name, for people: one printable line."""
+    words = " ".join(str(text).split())[:length]
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words
+    )
+
+
+def _files(job: Job) -> Iterator[tuple[str, Path]]:
+    """Go through the files that a job writes, by role."""
+    roles = {"labels": job.output, "report": job.report, "preview": job.preview}
+    for role, path in roles.items():
+        if path is not None:
+            yield role, path
+
+
+def _intact(job: Job, record: Record) -> bool:
+    """Tell whether all files of a job are there, as the record says they were written."""
+    return all(record.files.get(role) == _hash_of(path) for role, path in _files(job))
+
+
+def _hash_of(path: Path) -> str | None:
+    return file_sha256(path) if path.is_file() else None
+
+
+def _read(path: Path) -> Record | None:
+    """Read a record; one that is missing or damaged counts as none, and the case is made anew."""
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=Record)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return record if record.format == RECORD_FORMAT else None

@@ -1,0 +1,83 @@
+"""What a batch leaves to read: `summary.csv`, `statistics.csv`, and the page `index.html`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from medals_rt.pipeline.batch.find import BatchPlan
+from medals_rt.pipeline.batch.page import write_page
+from medals_rt.pipeline.batch.records import Entry, finished_before
+from medals_rt.pipeline.csv_tables import STATISTICS_COLUMNS, Cell, statistics_row, write_csv
+
+SUMMARY_FILE: Final = "summary.csv"
+STATISTICS_FILE: Final = "statistics.csv"
+PAGE_FILE: Final = "index.html"
+
+SUMMARY_COLUMNS: Final = (
+    "case", "status", "error", "input", "output", "modality", "kind", "classes", "classes_found",
+    "d", "h", "w", "spacing_h_mm", "spacing_w_mm", "spacing_d_mm", "seconds", "seconds_per_class",
+    "within_budget", "notes",
+)  # fmt: skip
+
+
+def summary_files(plan: BatchPlan, *, statistics: bool, page: bool) -> tuple[Path, ...]:
+    """Name the files that `write_summaries` writes."""
+    names = [SUMMARY_FILE]
+    if statistics:
+        names.append(STATISTICS_FILE)
+    if page:
+        names.append(PAGE_FILE)
+    return tuple(plan.reports / name for name in names)
+
+
+def write_summaries(
+    plan: BatchPlan, entries: Sequence[Entry], *, statistics: bool, page: bool
+) -> tuple[Path, ...]:
+    """Write what was asked for, each file whole or not at all, and give their paths.
+
+    They tell of all that the folders hold: after the cases of this batch, those that earlier ones
+    finished and this one doesn't ask for.
+
+    Parameters
+    ----------
+    plan : the batch
+    entries : one a case, in the order of the plan's
+    statistics : whether the classes of every case are written to `statistics.csv`
+    page : whether `index.html` is written
+
+    Raises
+    ------
+    OutputError : a file can't be written
+    """
+    files = summary_files(plan, statistics=statistics, page=page)
+    cases = (*zip(plan.cases, entries, strict=True), *finished_before(plan))
+    entries = [entry for _, entry in cases]
+    write_csv(plan.reports / SUMMARY_FILE, SUMMARY_COLUMNS, map(_summary_row, entries))
+    if statistics:
+        columns = ("case", *STATISTICS_COLUMNS)
+        rows = ((each.name, *statistics_row(found)) for each in entries for found in each.classes)
+        write_csv(plan.reports / STATISTICS_FILE, columns, rows)
+    if page:
+        write_page(plan.reports / PAGE_FILE, plan.results.resolve().name or "results", cases)
+    return files
+
+
+def _summary_row(entry: Entry) -> tuple[Cell, ...]:
+    nothing = (None, None, None)
+    return (
+        entry.name,
+        entry.status,
+        entry.error,
+        entry.input,
+        entry.output,
+        entry.modality,
+        entry.kind,
+        len(entry.classes) or None,
+        sum(found.voxels > 0 for found in entry.classes) if entry.classes else None,
+        *(entry.shape_dhw or nothing),
+        *(entry.spacing_hwd_mm or nothing),
+        entry.seconds,
+        entry.seconds_per_class,
+        entry.within_budget,
+        "; ".join(entry.notes),
+    )

@@ -1,0 +1,355 @@
+"""One case from files to files: read, segment, write. The command `medals-rt run` is this."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medals_rt.bundle.bundle import resolve_bundle
+from medals_rt.common.atomic_io import prepare_output, write_json
+from medals_rt.common.optional_deps import require
+from medals_rt.common.progress import Progress
+from medals_rt.common.stopwatch import Stopwatch
+from medals_rt.errors import CaseError, InputError, PromptError
+from medals_rt.io.case import Case
+from medals_rt.io.registry import (
+    ENDINGS,
+    OUTPUT_ENDINGS,
+    case_stem,
+    check_output,
+    is_dicom,
+    read_case,
+    read_labels,
+    write_segmentation,
+)
+from medals_rt.io.volume import Volume
+from medals_rt.pipeline.class_statistics import ClassStatistics, class_statistics
+from medals_rt.pipeline.csv_tables import STATISTICS_COLUMNS, statistics_row, write_csv
+from medals_rt.pipeline.intensity_windows import Pass, check_window, segment_by_window
+from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.pipeline.preview import Orientation, save_preview
+from medals_rt.planning.policy import load_policy
+from medals_rt.preprocessing.intensity import prepare_intensities
+from medals_rt.prompts.prompt_set import (
+    PLAIN_READING,
+    PromptReading,
+    PromptSet,
+    numbered,
+    parse_prompts,
+    read_prompts,
+)
+
+if TYPE_CHECKING:
+    from medals_rt.pipeline.segmenter import Result, Segmenter
+
+_SPACING_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done with one case.
+
+    Attributes
+    ----------
+    input
+        The case's file, or the folder of a DICOM series.
+    output
+        Where the labels go; the ending decides the format.
+    source
+        Where its prompts come from.
+    report, preview, statistics
+        Where the report (JSON), the picture (PNG) and the statistics (CSV) go, if at all.
+    spatial_prompts
+        A file of labels drawn by the user (hybrid mode).
+    series
+        Which series of a DICOM folder, as for `cases.read_case`.
+    options
+        How it is read and segmented.
+    """
+
+    input: Path
+    output: Path
+    source: PromptSource = field(default_factory=PromptSource)
+    report: Path | None = None
+    preview: Path | None = None
+    statistics: Path | None = None
+    spatial_prompts: Path | None = None
+    series: str | None = None
+    options: RunOptions = field(default_factory=RunOptions)
+
+
+@dataclass(frozen=True, eq=False)
+class ReadJob:
+    """A job whose files have been read.
+
+    `annotation_dhw` are the labels drawn by the user, on the case's grid; `seconds` is what reading
+    took, by step.
+    """
+
+    job: Job
+    case: Case
+    prompts: PromptSet
+    annotation_dhw: Any | None
+    seconds: dict[str, float]
+
+
+def run_job(job: Job, progress: Progress | None = None) -> "Result":
+    """Segment one case and write what the job asks for, each file whole or not at all.
+
+    All that can be wrong with the request is found before the model is opened.
+
+    Parameters
+    ----------
+    job : what to do
+    progress : called with a stage's name, the windows done and the windows in all
+
+    Raises
+    ------
+    InputError : a file, prompt or option is unusable
+    MedalsError : the work itself failed
+    """
+    check_outputs(job)
+    read = read_job(job)
+    if job.preview is not None:
+        require("a preview", "Matplotlib")
+    watch = Stopwatch()
+    with watch.step("open models"):
+        opened = open_models(job.options)
+    with opened as segmenter:
+        result = segment_job(segmenter, read, progress, seconds_before=watch.seconds)
+    write_job(read, result)
+    return result
+
+
+def read_job(job: Job) -> ReadJob:
+    """Read the case, its prompts and its annotation.
+
+    Raises
+    ------
+    InputError : a file can't be used, or the prompts name no class
+    """
+    watch = Stopwatch()
+    with watch.step("read"):
+        case, prompts = read_prompted_case(job.input, job.source, job.options, job.series)
+        annotation = None
+        if job.spatial_prompts is not None:
+            annotation = read_annotation(job.spatial_prompts, case.volume)
+        check_window(job.options.window, prompts.modality)
+        check_output(job.output, case)
+    return ReadJob(job, case, prompts, annotation, watch.seconds)
+
+
+def read_prompted_case(
+    path: Path, source: PromptSource, options: RunOptions, series: str | None = None
+) -> tuple[Case, PromptSet]:
+    """Read a case and choose its prompts.
+
+    Raises
+    ------
+    InputError : a file can't be used, or the prompts name no class
+    """
+    case = read_case(path, max_voxels=options.max_voxels, series=series)
+    return case, choose_prompts(case, source, options.reading)
+
+
+def open_models(options: RunOptions) -> "Segmenter":
+    """Open the models that the options name; see `Segmenter.open`."""
+    from medals_rt.pipeline.segmenter import load
+
+    return load(
+        resolve_bundle(options.bundle),
+        runner=options.runner,
+        precision=options.precision,
+        threads=options.threads,
+    )
+
+
+def segment_job(
+    segmenter: "Segmenter",
+    read: ReadJob,
+    progress: Progress | None = None,
+    *,
+    seconds_before: Mapping[str, float] | None = None,
+) -> "Result":
+    """Segment a case that was read; its report counts reading and what came before, by step.
+
+    Raises
+    ------
+    MedalsError : as `Segmenter.segment`
+    """
+    options, volume = read.job.options, read.case.volume
+    before = {**read.seconds, **(seconds_before or {})}
+    watch, passed = Stopwatch(), 0
+
+    def run(one: Pass) -> "Result":
+        nonlocal passed
+        # A pass has the time of its classes, and what earlier passes left of theirs.
+        own = (options.time_budget or 0.0) * passed
+        passed += len(one.prompts.labels)
+        return segmenter.segment(
+            volume,
+            one.prompts,
+            preset=options.preset,
+            seed=options.seed,
+            refinement=options.refinement,
+            window=one.window,
+            spatial_prompts=one.annotation_dhw,
+            progress=one.progress,
+            keep_probability=one.keep_probability,
+            max_memory=options.max_memory,
+            time_budget=options.time_budget,
+            seconds_spent=sum(before.values()) + watch.total() - own,
+        )
+
+    result = segment_by_window(
+        volume, read.prompts, options.window, read.annotation_dhw, progress, run
+    )
+    report = result.report.with_steps_before(before)
+    notes = (*read.case.notes, *_modality_notes(read), *report.notes)
+    return replace(result, report=replace(report, notes=notes))
+
+
+def _modality_notes(read: ReadJob) -> tuple[str, ...]:
+    """Warn where the file says that it is of another modality than the prompts."""
+    found, asked = read.case.modality, read.prompts.modality
+    if found in {None, asked}:
+        return ()
+    return (f"the file says that it is {found}, the prompts say {asked}: results are doubtful",)
+
+
+def write_job(read: ReadJob, result: "Result") -> None:
+    """Write labels and what else the job asks for, each file whole or not at all.
+
+    Raises
+    ------
+    OutputError : a file can't be written, as when the disk is full
+    """
+    job = read.job
+    write_segmentation(
+        job.output,
+        read.case,
+        result.labels_dhw,
+        instances_dhw=result.instances_dhw,
+        prompts=read.prompts,
+        model=result.report.bundle["name"],
+    )
+    if job.report is not None:
+        write_json(job.report, result.report.to_dict())
+    if job.preview is not None:
+        draw_preview(
+            job.preview, read.case.volume, result.labels_dhw, read.prompts, job.options.window
+        )
+    if job.statistics is not None:
+        rows = [statistics_row(found) for found in measure(read, result)]
+        write_csv(job.statistics, STATISTICS_COLUMNS, rows)
+
+
+def measure(read: ReadJob, result: "Result") -> tuple[ClassStatistics, ...]:
+    """Measure what was found of each class on the image as it was read."""
+    names = {found.label: found.name for found in result.report.classes}
+    return class_statistics(read.case.volume, result.labels_dhw, names)
+
+
+def default_output(path: Path) -> Path:
+    """Name the result of a case: NAME_seg in the current folder, in the format of the case."""
+    return Path(f"{case_stem(path)}_seg{own_ending(path)}")
+
+
+def own_ending(path: Path) -> str:
+    """Give the ending of the format in which a case's result goes back to where it came from."""
+    if is_dicom(path):
+        return ".dcm"
+    return next((each for each in ENDINGS if path.name.lower().endswith(each)), ".npz")
+
+
+def check_outputs(job: Job) -> None:
+    """Refuse outputs that can't be written or would overwrite what the job reads.
+
+    Raises
+    ------
+    InputError
+    """
+    asked = (job.output, job.report, job.preview, job.statistics)
+    outputs = [path for path in asked if path is not None]
+    inputs = (job.input, job.source.file, job.spatial_prompts)
+    read = {path.resolve() for path in inputs if path is not None}
+    for path in outputs:
+        if path.resolve() in read:
+            raise InputError(f"{path} would overwrite an input; give another name")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise InputError("output, report, preview and statistics need different names")
+    if not job.output.name.lower().endswith(OUTPUT_ENDINGS):
+        raise InputError(
+            f"don't know how to write {job.output.name}; end it in {', '.join(OUTPUT_ENDINGS)}"
+        )
+    for path in outputs:
+        prepare_output(path)
+
+
+def read_annotation(path: Path, volume: Volume) -> Any:
+    """Read labels `(D, H, W)` that were drawn on the grid of `volume`.
+
+    Raises
+    ------
+    CaseError : the file is broken, or its shape or spacing is another one
+    """
+    drawn = read_labels(path)
+    spacing = drawn.spacing_hwd_mm or volume.spacing_hwd_mm
+    same = all(
+        abs(a / b - 1) < _SPACING_TOLERANCE
+        for a, b in zip(spacing, volume.spacing_hwd_mm, strict=True)
+    )
+    if drawn.labels_dhw.shape != volume.shape_dhw or not same:
+        raise CaseError(
+            f"{path} is on another grid: shape {drawn.labels_dhw.shape} (D, H, W) and spacing "
+            f"{spacing} mm (H, W, D), the case has {volume.shape_dhw} and {volume.spacing_hwd_mm}; "
+            "resample the annotation to the case"
+        )
+    return drawn.labels_dhw
+
+
+def choose_prompts(
+    case: Case, source: PromptSource, reading: PromptReading = PLAIN_READING
+) -> PromptSet:
+    """Take the prompts from a file, from sentences, or from inside the case.
+
+    Raises
+    ------
+    PromptError : there are none, both a file and sentences, or one of them names no class
+    """
+    if source.file is not None and source.sentences:
+        raise PromptError("give either a prompts file or sentences, not both")
+    if source.file is not None:
+        return read_prompts(source.file, reading)
+    if source.sentences:
+        return numbered(source.sentences, source.kind, reading)
+    if case.prompts is None:
+        raise PromptError(
+            f"{case.path} holds no text_prompts: give --prompts FILE "
+            'or --prompt "Liver in abdominal CT"'
+        )
+    return parse_prompts(case.prompts, reading)
+
+
+def draw_preview(
+    path: Path, volume: Volume, labels_dhw: Any, prompts: PromptSet, window: str = "auto"
+) -> None:
+    """Draw a result on its image, in the intensities that the model saw."""
+    if window == "auto":
+        window = load_policy().intensity_window(prompts.class_keys)
+    shown = prepare_intensities(volume, prompts.modality, window)
+    orientation: Orientation = "known"
+    if prompts.modality == "Microscopy":
+        orientation = "none"
+    elif volume.source.affine_lps is None:
+        orientation = "assumed"
+    names = {prompt.label: prompt.class_key.name for prompt in prompts.prompts}
+    save_preview(
+        path,
+        shown.image_dhw,
+        labels_dhw,
+        volume.spacing_dhw_mm,
+        names,
+        title=volume.name,
+        orientation=orientation,
+    )

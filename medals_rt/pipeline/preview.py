@@ -1,0 +1,338 @@
+"""A picture of a result: overlays in three planes, every class named in its color.
+
+Needs matplotlib (the extra `preview`), and no screen.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.optional_deps import require
+from medals_rt.common.typing import Array
+from medals_rt.errors import InputError
+
+_LineStyle = Literal["solid", "dashed", "dotted"]
+_Style = tuple[str, _LineStyle]
+
+# Colors that people with any common color blindness tell apart, bright enough on gray images:
+# Okabe and Ito's set without black, then those of Paul Tol's sets that add a new one.
+PALETTE = (
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#D55E00",
+    "#CC79A7",
+    "#4477AA",
+    "#DDCC77",
+    "#882255",
+    "#44AA99",
+    "#EE6677",
+    "#BBCC33",
+    "#AA4499",
+    "#99DDFF",
+    "#999933",
+    "#FFAABB",
+)
+_LINE_STYLES: tuple[_LineStyle, ...] = ("solid", "dashed", "dotted")
+
+_WIDTH_IN = 13.0
+_TALLEST_PANELS_IN = 9.0
+_GAP_IN = 0.35
+_LEGEND_ROW_IN = 0.2
+_DPI = 120
+_FULLNESS_WEIGHT = 0.01
+_LONGEST_TEXT = 100
+
+# Canonical arrays run to superior, posterior and left (see `volume`). A plane cuts across one axis;
+# its rows run down and its columns to the right, as radiologists are used to: the patient faces the
+# viewer. Superior is up, so that D runs against the rows.
+_PLANES = (
+    ("axial", 0, ("A", "P", "R", "L")),
+    ("coronal", 1, ("S", "I", "R", "L")),
+    ("sagittal", 2, ("S", "I", "A", "P")),
+)
+_FOOTNOTES = {
+    "known": "radiological view: the patient's right is on the left of the picture",
+    "assumed": "radiological view, as far as known: the file holds no orientation, its axes are "
+    "taken to run to S, P and L",
+    "none": "slices across the array's axes D, H and W",
+}
+
+Orientation = Literal["known", "assumed", "none"]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plane's slice, turned as it is shown: rows down, columns to the right.
+
+    `marks` are the body directions at the top, bottom, left and right.
+    """
+
+    plane: str
+    image: Array
+    labels: Array
+    pixel_mm: tuple[float, float]
+    marks: tuple[str, str, str, str]
+    index: int
+    count: int
+
+    @property
+    def size_mm(self) -> tuple[float, float]:
+        """Height and width."""
+        rows, columns = self.image.shape
+        return rows * self.pixel_mm[0], columns * self.pixel_mm[1]
+
+
+def save_preview(
+    path: Path,
+    image_dhw: Array,
+    labels_dhw: Array,
+    spacing_dhw_mm: tuple[float, float, float],
+    names: Mapping[int, str],
+    *,
+    title: str,
+    orientation: Orientation = "known",
+) -> None:
+    """Draw axial, coronal and sagittal overlays and write them as a PNG, atomically.
+
+    Parameters
+    ----------
+    path : the file to write
+    image_dhw : (D, H, W) gray values; 0 to 255 is black to white
+    labels_dhw : (D, H, W) integers, 0 is background
+    spacing_dhw_mm : voxel spacing along (D, H, W)
+    names : label to class name, in the order of the legend
+    title : a line above the picture, such as the case's name
+    orientation : whether the directions of the canonical axes come from the file ("known"), from
+        the convention of challenge files ("assumed"), or mean nothing ("none": microscopy)
+
+    Raises
+    ------
+    MissingDependencyError : matplotlib is not installed
+    InputError : the shapes differ or are not three-dimensional
+    """
+    if image_dhw.ndim != 3 or image_dhw.shape != labels_dhw.shape:
+        raise InputError(
+            f"a preview needs an image and labels of one (D, H, W) shape, "
+            f"not {image_dhw.shape} and {labels_dhw.shape}"
+        )
+    require("a preview", "Matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = cut_panels(image_dhw, labels_dhw, spacing_dhw_mm)
+    scale = _inches_per_mm(panels)
+    texts = _legend_texts(names, labels_dhw, spacing_dhw_mm)
+    legend_rows = -(-len(texts) // _legend_columns(texts))
+    panels_in = scale * max(panel.size_mm[0] for panel in panels)
+    top_in, bottom_in = 0.75, 0.5 + _LEGEND_ROW_IN * legend_rows
+    height_in = top_in + panels_in + bottom_in
+    figure = Figure(figsize=(_WIDTH_IN, height_in), dpi=_DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    colors = {
+        label: (PALETTE[k % len(PALETTE)], _LINE_STYLES[k // len(PALETTE) % len(_LINE_STYLES)])
+        for k, label in enumerate(names)
+    }
+    used_in = sum(scale * panel.size_mm[1] for panel in panels) + _GAP_IN * (len(panels) - 1)
+    left_in = (_WIDTH_IN - used_in) / 2
+    bar_mm = _bar_length(min(panel.size_mm[1] for panel in panels))
+    for panel in panels:
+        width_in, panel_in = scale * panel.size_mm[1], scale * panel.size_mm[0]
+        low_in = bottom_in + (panels_in - panel_in) / 2
+        place = (left_in / _WIDTH_IN, low_in / height_in)
+        size = (width_in / _WIDTH_IN, panel_in / height_in)
+        _draw_panel(figure.add_axes((*place, *size)), panel, colors, bar_mm)
+        if orientation != "none":
+            _write_marks(figure.axes[-1], panel.marks)
+        left_in += width_in + _GAP_IN
+    figure.text(
+        0.5,
+        1 - 0.13 / height_in,
+        _drawable(title),
+        ha="center",
+        va="top",
+        fontsize=14,
+        weight="bold",
+        parse_math=False,
+    )
+    _draw_legend(figure, texts, colors, bottom_in - 0.08)
+    note = _FOOTNOTES[orientation]
+    figure.text(0.5, 0.1 / height_in, note, ha="center", va="bottom", fontsize=8, color="#555555")
+    with atomic_output(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def cut_panels(
+    image_dhw: Array, labels_dhw: Array, spacing_dhw_mm: tuple[float, float, float]
+) -> tuple[Panel, ...]:
+    """Cut the three planes where they show most of the labels, turned to the radiological view.
+
+    Each label counts by its share of its own largest slice, so that a large structure does not hide
+    a small one, and counts less where an earlier plane shows it already. The fuller slice wins
+    among equals; without any label it is the middle one.
+    """
+    panels = []
+    weights = np.ones(int(labels_dhw.max(initial=0)) + 1)
+    weights[0] = _FULLNESS_WEIGHT
+    for plane, axis, marks in _PLANES:
+        shares = slice_shares(labels_dhw, axis)
+        index = int(np.argmax(shares @ weights)) if shares.any() else len(shares) // 2
+        weights[1:] *= 1 - shares[index, 1:] / 2
+        image, labels = (np.take(array, index, axis=axis) for array in (image_dhw, labels_dhw))
+        if axis != 0:
+            image, labels = image[::-1], labels[::-1]
+        row_mm, column_mm = spacing_dhw_mm[:axis] + spacing_dhw_mm[axis + 1 :]
+        panels.append(
+            Panel(plane, image, labels, (row_mm, column_mm), marks, index, image_dhw.shape[axis])
+        )
+    return tuple(panels)
+
+
+def slice_shares(labels: Array, axis: int) -> Array:
+    """Tell how much of each label every slice across an axis shows.
+
+    Gives (slices, labels + 1) float64: the voxels of label 1, 2, ... as a share of that label's
+    largest slice, and first of all those of any label as a share of the fullest slice.
+    """
+    length = int(labels.max(initial=0)) + 1
+    planes = np.moveaxis(labels, axis, 0)
+    counts = np.stack([np.bincount(plane.ravel(), minlength=length) for plane in planes])
+    counts[:, 0] = counts[:, 1:].sum(axis=1)
+    return counts / np.maximum(counts.max(axis=0), 1)
+
+
+def _inches_per_mm(panels: tuple[Panel, ...]) -> float:
+    """Give one scale for all panels, so that lengths compare across them."""
+    wide_mm = sum(panel.size_mm[1] for panel in panels)
+    tall_mm = max(panel.size_mm[0] for panel in panels)
+    free_in = _WIDTH_IN - 0.8 - _GAP_IN * (len(panels) - 1)
+    return min(free_in / wide_mm, _TALLEST_PANELS_IN / tall_mm)
+
+
+def _draw_panel(axes: Any, panel: Panel, colors: Mapping[int, _Style], bar_mm: float) -> None:
+    """Draw one slice: gray image, filled labels, outlines, numbers, letters and a scale bar."""
+    height_mm, width_mm = panel.size_mm
+    extent = (0.0, width_mm, height_mm, 0.0)
+    axes.set_facecolor("black")
+    axes.imshow(panel.image, cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="bilinear")
+    rows_mm = (np.arange(panel.labels.shape[0]) + 0.5) * panel.pixel_mm[0]
+    columns_mm = (np.arange(panel.labels.shape[1]) + 0.5) * panel.pixel_mm[1]
+    for label, (color, style) in colors.items():
+        mask = panel.labels == label
+        if not mask.any():
+            continue
+        fill = np.zeros((*mask.shape, 4))
+        fill[mask] = (*_rgb(color), 0.33)
+        axes.imshow(fill, extent=extent, interpolation="nearest")
+        if min(mask.shape) > 1:
+            axes.contour(
+                columns_mm, rows_mm, mask, [0.5], colors=[color], linewidths=1.3, linestyles=style
+            )
+        _write_number(axes, label, mask, panel.pixel_mm)
+    axes.set(xlim=(0, width_mm), ylim=(height_mm, 0), xticks=[], yticks=[], aspect="equal")
+    axes.set_title(f"{panel.plane}, slice {panel.index + 1} of {panel.count}", fontsize=10, pad=4)
+    x, y = width_mm * 0.04, height_mm * 0.96
+    axes.plot((x, x + bar_mm), (y, y), color="white", linewidth=2.5, solid_capstyle="butt")
+    _write(axes, x + bar_mm / 2, y - height_mm * 0.03, f"{bar_mm:g} mm", fontsize=7)
+
+
+def _write_marks(axes: Any, marks: tuple[str, str, str, str]) -> None:
+    """Write the body directions at the middle of each side."""
+    places = ((0.5, 0.965), (0.5, 0.035), (0.025, 0.5), (0.975, 0.5))
+    for mark, (x, y) in zip(marks, places, strict=True):
+        _write(axes, x, y, mark, transform=axes.transAxes, fontsize=10)
+
+
+def _write_number(axes: Any, label: int, mask: Array, pixel_mm: tuple[float, float]) -> None:
+    """Write the label's number into the thickest part of its area."""
+    from scipy.ndimage import distance_transform_edt
+
+    depth = distance_transform_edt(np.pad(mask, 1), sampling=pixel_mm)[1:-1, 1:-1]
+    row, column = np.unravel_index(depth.argmax(), depth.shape)
+    _write(axes, (column + 0.5) * pixel_mm[1], (row + 0.5) * pixel_mm[0], str(label), fontsize=8)
+
+
+def _bar_length(narrowest_mm: float) -> float:
+    """Choose a round length for the scale bars, at most a quarter of the narrowest panel."""
+    power = 10.0 ** np.floor(np.log10(narrowest_mm / 4))
+    return float(max(step * power for step in (1, 2, 5) if step * power <= narrowest_mm / 4))
+
+
+def _write(axes: Any, x: float, y: float, text: str, **options: Any) -> None:
+    """Write white text with a dark rim, readable on any ground."""
+    from matplotlib.patheffects import withStroke
+
+    rim = [withStroke(linewidth=2, foreground="black")]
+    axes.text(x, y, text, color="white", ha="center", va="center", path_effects=rim, **options)
+
+
+def _drawable(text: str) -> str:
+    """Replace what the font has no sign for: matplotlib would warn and draw boxes."""
+    from matplotlib.font_manager import findfont, get_font
+
+    known = get_font(findfont("DejaVu Sans")).get_charmap()
+    short = (
+        text
+        if len(text) <= _LONGEST_TEXT
+        else f"{text[: _LONGEST_TEXT - 1]}\N{HORIZONTAL ELLIPSIS}"
+    )
+    return "".join(letter if ord(letter) in known else "?" for letter in short)
+
+
+def _legend_columns(texts: Mapping[int, str]) -> int:
+    """Choose how many columns fit: about 0.085 inch a letter, and the color's patch."""
+    widest = max((len(text) for text in texts.values()), default=1)
+    return max(1, min(len(texts), 5, int((_WIDTH_IN - 0.6) / (0.7 + 0.085 * widest))))
+
+
+def _legend_texts(
+    names: Mapping[int, str], labels_dhw: Array, spacing_dhw_mm: tuple[float, float, float]
+) -> dict[int, str]:
+    """Give every class's number, name and volume, those that were not found as well."""
+    voxels = np.bincount(labels_dhw.ravel(), minlength=max(names, default=0) + 1)
+    texts = {}
+    for label, name in names.items():
+        volume_ml = float(voxels[label] * np.prod(spacing_dhw_mm) / 1000)
+        texts[label] = f"{label}  {name}, " + (
+            f"{volume_ml:,.4g} mL" if voxels[label] else "not found"
+        )
+    return texts
+
+
+def _draw_legend(
+    figure: Any, texts: Mapping[int, str], colors: Mapping[int, _Style], top_in: float
+) -> None:
+    """Write the legend below the panels, its upper edge `top_in` above the figure's lower one."""
+    from matplotlib.patches import Patch
+
+    handles = [
+        Patch(
+            facecolor=(*_rgb(colors[label][0]), 0.45),
+            edgecolor=colors[label][0],
+            linestyle=colors[label][1],
+            label=_drawable(text),
+        )
+        for label, text in texts.items()
+    ]
+    legend = figure.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, top_in / figure.get_figheight()),
+        ncols=_legend_columns(texts),
+        fontsize=9.5,
+        frameon=False,
+        handlelength=1.6,
+        borderaxespad=0,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _rgb(color: str) -> tuple[float, float, float]:
+    red, green, blue = (int(color[k : k + 2], 16) / 255 for k in (1, 3, 5))
+    return red, green, blue

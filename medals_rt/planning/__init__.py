@@ -1,0 +1,1 @@
+"""What will be computed, before anything is: pure arithmetic on shapes, spacings and rules."""

@@ -1,0 +1,335 @@
+"""Which spacing, shape and windows a stage works on, and which box the fine stage looks at.
+
+Pure functions of shapes and spacings. The release computes in float32 and its rules are full of
+thresholds, so every step here keeps its types: spacings are float32 scalars, targets stay Python
+floats (which NumPy 2 lets float32 absorb) until a rule replaces them.
+
+Rules are numbered as in section 4 of the system's specification; `p` is the window, `d` the image's
+length in voxels, `s` its spacing and `t` the target spacing along one axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from medals_rt.bundle.stage_spec import StageSpec
+from medals_rt.common.typing import Box, Shape, Spacing
+from medals_rt.planning.policy import CaseRules, Preset
+from medals_rt.planning.sliding_window import HALF_OVERLAP, Window, padded_shape, plan_windows
+
+_Number: TypeAlias = float | np.float32
+_Values: TypeAlias = Sequence[_Number] | Sequence[float] | npt.NDArray[np.float32]
+
+_SMALLEST_MEANT_SPACING = 0.1
+_SWAPPED_SPACING_ABOVE = 0.5
+_LARGEST_AXIS_HWD = (1000, 1000, 700)
+_LARGEST_RATIO_TO_TARGET = 3
+_HIGH_RESOLUTION_BELOW = 0.4
+_HIGH_RESOLUTION_FACTOR = 1.5
+_MEMORY_BOUND_SCALE = 1.8
+_BOUNDED_AXIS_SCALE = 1.9
+_SEPARATE_AXIS_ABOVE = 3.0
+_ENLARGEMENT_BASE = 1.25
+_LARGEST_ENLARGEMENT = 50
+
+
+@dataclass(frozen=True)
+class StageGeometry:
+    """What one stage does to one image.
+
+    Attributes
+    ----------
+    stage
+        The stage it is for.
+    spacing_hwd_mm, target_spacing_hwd_mm
+        The spacing that the image is taken to have and the one it is brought to. Only their ratio
+        means anything: the release's rules bend both.
+    input_shape_hwd, resampled_shape_hwd, padded_shape_hwd
+        Shapes before and after resampling, and after padding to the window at the far end.
+    separate_axis
+        The coarse axis that is resampled by nearest neighbor, the plane linearly; None: trilinear.
+    windows
+        In the order in which they are run.
+    iterations
+        Masked pairs that lesions get after the first prediction of a window.
+    """
+
+    stage: StageSpec
+    spacing_hwd_mm: Spacing
+    target_spacing_hwd_mm: Spacing
+    input_shape_hwd: Shape
+    resampled_shape_hwd: Shape
+    padded_shape_hwd: Shape
+    separate_axis: int | None
+    windows: tuple[Window, ...]
+    iterations: int
+
+
+def clean_spacing(shape_dhw: Sequence[int], stored_spacing_hwd: Sequence[float]) -> Spacing:
+    """Repair the spacing that a challenge file stores (rule 4.1, both presets).
+
+    Values under 0.1 become 1. If the image's shortest axis is not the axis of the largest spacing
+    and that spacing is over 0.5, the two spacings are swapped: the file had them in another order.
+
+    Parameters
+    ----------
+    shape_dhw
+        Shape of the image in file order.
+    stored_spacing_hwd
+        The three numbers as stored, read as (H, W, D), in mm.
+
+    Returns
+    -------
+    tuple of float
+        Spacing (H, W, D) in mm, rounded to float32.
+    """
+    spacing = np.asarray(stored_spacing_hwd)[[2, 0, 1]]
+    spacing[spacing < _SMALLEST_MEANT_SPACING] = 1.0
+    shortest, coarsest = int(np.argmin(shape_dhw)), int(np.argmax(spacing))
+    if shortest != coarsest and spacing[coarsest] > _SWAPPED_SPACING_ABOVE:
+        spacing[[shortest, coarsest]] = spacing[[coarsest, shortest]]
+    return _floats(spacing.astype(np.float32)[[1, 2, 0]])
+
+
+def plan_stage(
+    shape_hwd: Sequence[int],
+    spacing_hwd: Sequence[float],
+    stage: StageSpec,
+    rules: CaseRules,
+    preset: Preset,
+    overlap: float = HALF_OVERLAP,
+) -> StageGeometry:
+    """Decide how `stage` sees an image: spacing, shapes and windows.
+
+    Parameters
+    ----------
+    shape_hwd
+        Shape of the image, or of the region of interest.
+    spacing_hwd
+        Its spacing in mm, from `clean_spacing`.
+    stage, rules, preset
+        The model, what the classes decide (`Policy.rules`), and how resampling is meant.
+    overlap
+        Share of a window that it has in common with the next.
+    """
+    shape = _shape(shape_hwd)
+    spacing = np.asarray(spacing_hwd, dtype=np.float32)
+    if preset.dynamic_resampling == "release":
+        spacing, target = _release_spacing(shape, spacing, stage, rules)
+    else:
+        target = list(stage.spacing_hwd_mm)
+        spacing = _bounded(shape, spacing, target, stage, raised_by=1.0)
+    resampled = _shape(
+        max(1, round(s / t * d)) for s, t, d in zip(spacing, target, shape, strict=True)
+    )
+    padded = padded_shape(resampled, stage.window_hwd)
+    return StageGeometry(
+        stage=stage,
+        spacing_hwd_mm=_floats(spacing),
+        target_spacing_hwd_mm=_floats(target),
+        input_shape_hwd=shape,
+        resampled_shape_hwd=resampled,
+        padded_shape_hwd=padded,
+        separate_axis=separate_axis(spacing, target),
+        windows=plan_windows(padded, stage.window_hwd, overlap),
+        iterations=rules.further_iterations["fine" if stage.is_fine else "coarse"],
+    )
+
+
+def region_of_interest(
+    coarse_box_dhw: Box,
+    shape_dhw: Sequence[int],
+    spacing_hwd: Sequence[float],
+    fine: StageSpec,
+    rules: CaseRules,
+    preset: Preset,
+) -> Box:
+    """Widen the box of the coarse foreground to what the fine stage looks at (section 6, rule 3).
+
+    The box is scaled by ``rules.roi_margin`` about its center and made at least about as large as
+    the fine window, then cut to the image. It always holds `coarse_box_dhw`.
+
+    Parameters
+    ----------
+    coarse_box_dhw
+        Box around the coarse foreground, file order, high end exclusive.
+    shape_dhw
+        Shape of the whole image, file order.
+    spacing_hwd
+        Its spacing in mm, from `clean_spacing`, in model order like everywhere.
+    fine, rules, preset
+        As for `plan_stage`. The release preset bends the spacing by the *whole* image's shape.
+
+    Returns
+    -------
+    tuple
+        (low inclusive, high exclusive), each (D, H, W).
+    """
+    shape_hwd = _shape(shape_dhw[axis] for axis in (1, 2, 0))
+    spacing = np.asarray(spacing_hwd, dtype=np.float32)
+    if preset.dynamic_resampling == "release":
+        spacing = _release_region_spacing(shape_hwd, spacing, fine, rules)
+    low, high = [], []
+    for axis_dhw, axis in enumerate((2, 0, 1)):
+        first, last = coarse_box_dhw[0][axis_dhw], coarse_box_dhw[1][axis_dhw] - 1
+        center = (first + last) / 2
+        half = (last - first + 1) * rules.roi_margin / 2
+        half_window = (fine.window_hwd[axis] / 2) * fine.spacing_hwd_mm[axis] / spacing[axis]
+        half = max(float(half_window - 1), half)
+        low.append(max(0, int(center - half)))
+        high.append(min(shape_dhw[axis_dhw] - 1, int(center + half)) + 1)
+    return (low[0], low[1], low[2]), (high[0], high[1], high[2])
+
+
+def smallest_region(
+    shape_dhw: Sequence[int],
+    spacing_hwd: Sequence[float],
+    fine: StageSpec,
+    rules: CaseRules,
+    preset: Preset,
+) -> Box:
+    """Give the region of interest of a single voxel in the image's middle: no case has less."""
+    low = (shape_dhw[0] // 2, shape_dhw[1] // 2, shape_dhw[2] // 2)
+    box = (low, (low[0] + 1, low[1] + 1, low[2] + 1))
+    return region_of_interest(box, shape_dhw, spacing_hwd, fine, rules, preset)
+
+
+def separate_axis(spacing: _Values, target_spacing: _Values) -> int | None:
+    """Give the axis that is so coarse that it is resampled by itself; None where there is none.
+
+    Where the largest spacing is more than three times the smallest (of the image, else of the
+    target) and one axis alone has it (nnU-Net's rule).
+    """
+    for spacings in (spacing, target_spacing):
+        values = np.asarray(list(spacings))
+        if values.max() / values.min() > _SEPARATE_AXIS_ABOVE:
+            (coarse,) = np.nonzero(values.max() / values == 1)
+            return int(coarse[0]) if len(coarse) == 1 else None
+    return None
+
+
+def _release_spacing(
+    shape: Shape, spacing: npt.NDArray[np.float32], stage: StageSpec, rules: CaseRules
+) -> tuple[npt.NDArray[np.float32], list[_Number]]:
+    """Apply rules 4.2 to 4.8 to the image of one stage; give its spacing and target."""
+    spacing = spacing.copy()
+    target: list[_Number] = list(stage.spacing_hwd_mm)
+    for axis, (d, p) in enumerate(zip(shape, stage.window_hwd, strict=True)):
+        largest = _LARGEST_AXIS_HWD[axis]
+        s = _class_spacing(
+            spacing[axis], d, axis, stage, rules, large_extent_factors=rules.large_extent_factors
+        )
+        if s * d > largest and s > target[axis]:
+            s = np.float32(target[axis])
+        elif s * d < p * target[axis]:
+            target[axis] = _small_image_target(s, d, p, target[axis])
+        if stage.is_fine:
+            s = s * rules.fine_spacing_factor
+        spacing[axis] = s
+    if not rules.single:
+        spacing = _bounded(shape, spacing, target, stage, raised_by=1.1)
+    return spacing, target
+
+
+def _release_region_spacing(
+    shape: Shape, spacing: npt.NDArray[np.float32], fine: StageSpec, rules: CaseRules
+) -> npt.NDArray[np.float32]:
+    """Apply the rules that the region of interest uses: 4.2 to 4.5, half of 4.6, 4.7, 4.8."""
+    spacing = spacing.copy()
+    target = list(fine.spacing_hwd_mm)
+    for axis, d in enumerate(shape):
+        s = _class_spacing(
+            spacing[axis], d, axis, fine, rules, large_extent_factors=rules.roi_large_extent_factors
+        )
+        if s * d > _LARGEST_AXIS_HWD[axis] and s > target[axis]:
+            s = np.float32(target[axis])
+        spacing[axis] = s * rules.fine_spacing_factor
+    if not rules.single:
+        # The release walks the axes as (D, H, W) here; the product's last bit may hang on it.
+        order = [2, 0, 1]
+        spacing = _bounded(shape, spacing, target, fine, raised_by=1.1, product_order=order)
+    return spacing
+
+
+def _class_spacing(
+    s: np.float32,
+    d: int,
+    axis: int,
+    stage: StageSpec,
+    rules: CaseRules,
+    *,
+    large_extent_factors: tuple[float, ...],
+) -> np.float32:
+    """Apply rules 4.2 to 4.5 along one axis.
+
+    The factor 2 that rule 4.5 ends with for a single class is out of reach: an axis that long was
+    already brought to twice the window.
+    """
+    p, t, largest = stage.window_hwd[axis], stage.spacing_hwd_mm[axis], _LARGEST_AXIS_HWD[axis]
+    if rules.unit_spacing or (s < 1 and d <= largest):
+        s = np.float32(1)
+    if rules.single and s > 1:
+        divisors = rules.spacing_divisor
+        s = max(s / (divisors.fine if stage.is_fine else divisors.coarse), np.float32(t))
+        if s / t > _LARGEST_RATIO_TO_TARGET:
+            s = _LARGEST_RATIO_TO_TARGET * s / (s / t - 0.5)
+    if rules.single:
+        for factor in large_extent_factors:
+            if d > p * factor:
+                return np.float32(p * factor / d)
+    if stage.is_fine and s < _HIGH_RESOLUTION_BELOW and d <= largest and d > 2 * p:
+        return s * _HIGH_RESOLUTION_FACTOR
+    return s
+
+
+def _small_image_target(s: np.float32, d: int, p: int, t: _Number) -> _Number:
+    """Lower the target so that a small image fills more of the window (rule 4.6, second half)."""
+    enlargement: float = 1
+    power = _ENLARGEMENT_BASE
+    while power <= _LARGEST_ENLARGEMENT:
+        if d <= p / power:
+            enlargement = power
+        power *= _ENLARGEMENT_BASE
+    lowered: _Number = max(s * d / p, s / enlargement)
+    return min(t, lowered)
+
+
+def _bounded(
+    shape: Shape,
+    spacing: npt.NDArray[np.float32],
+    target: Sequence[_Number] | Sequence[float],
+    stage: StageSpec,
+    *,
+    raised_by: float,
+    product_order: Sequence[int] = (0, 1, 2),
+) -> npt.NDArray[np.float32]:
+    """Keep a large volume within memory (rule 4.8; paper 2.5 with a = 1.9, section 6 rule 6).
+
+    Where the volume exceeds ``1.8^3 prod(p)``, each axis longer than ``1.9 p t`` is brought down to
+    that, but never enlarged. `raised_by` is the release's extra divisor of the bound for axes
+    coarser than the target; the paper has none.
+    """
+    volume = np.prod([spacing[axis] * shape[axis] for axis in product_order])
+    if not volume > _MEMORY_BOUND_SCALE**3 * np.prod(stage.window_hwd):
+        return spacing
+    bounded = spacing.copy()
+    for axis, (s, t, p, d) in enumerate(zip(spacing, target, stage.window_hwd, shape, strict=True)):
+        if s * d > p * _BOUNDED_AXIS_SCALE * t:
+            limit = p * _BOUNDED_AXIS_SCALE * t / d
+            bounded[axis] = max(t, limit / raised_by) if s > t else min(t, limit)
+    return bounded
+
+
+def _shape(values: Iterable[int]) -> Shape:
+    h, w, d = (int(value) for value in values)
+    return h, w, d
+
+
+def _floats(values: _Values) -> Spacing:
+    h, w, d = (float(value) for value in values)
+    return h, w, d

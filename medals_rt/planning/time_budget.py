@@ -1,0 +1,277 @@
+"""Keeping a case within its time: what is planned, and what is given up when it would not fit.
+
+The challenge scores a case zero that takes more than 60 seconds a class (system section 10), so a
+worse segmentation in time is worth more than a better one too late. In this order is given up:
+
+1. the further iterations of lesions,
+2. half of the windows' overlap (50 % to 25 %),
+3. the fine stage: the coarse result is the result.
+
+That is decided before each stage, from what a pass is known to cost. While it runs a watchdog looks
+at the clock before each window and each further iteration: windows that would come too late are run
+from the text alone in one pass, and those for which even that is too slow are left out. What the
+fine stage leaves out keeps the coarse result; what the coarse stage leaves out is background.
+Nothing interrupts a pass that runs, so the last one may end late by less than a pass.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from medals_rt.errors import InputError
+from medals_rt.planning.sliding_window import HALF_OVERLAP
+
+Clock = Callable[[], float]
+
+QUARTER_OVERLAP = 0.25
+
+DEGRADED_NOTE = "time budget: "
+"""How a report's notes begin that say what was left out."""
+
+_RESERVED_SHARE = 0.1
+_RESERVED_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class QualityLevel:
+    """How thoroughly a stage is run.
+
+    Attributes
+    ----------
+    iterates
+        Lesions get the plan's further iterations.
+    overlap
+        Share of a window that it has in common with the next.
+    """
+
+    iterates: bool = True
+    overlap: float = HALF_OVERLAP
+
+
+QUALITY_LEVELS = (
+    QualityLevel(),
+    QualityLevel(iterates=False),
+    QualityLevel(iterates=False, overlap=QUARTER_OVERLAP),
+)
+"""From everything to the least."""
+
+
+def degraded_words(effort: QualityLevel, *, lesions: bool) -> str:
+    """Say what an effort leaves out; of iterations only where there would have been some."""
+    words = []
+    if not effort.iterates and lesions:
+        words.append("without further iterations")
+    if effort.overlap < HALF_OVERLAP:
+        words.append(f"with windows overlapping by {effort.overlap:.0%}")
+    return " and ".join(words)
+
+
+@dataclass
+class Budget:
+    """The time of one case, counted from `started` on `clock`.
+
+    Attributes
+    ----------
+    seconds
+        In all.
+    started
+        What the clock showed when the case's time began.
+    clock
+        Seconds that never go back.
+    given_up
+        What was left out to keep the time, in words, for the report.
+    planned
+        Seconds that each stage was expected to take, by stage name.
+    """
+
+    seconds: float
+    started: float
+    clock: Clock = time.perf_counter
+    given_up: list[str] = field(default_factory=list)
+    planned: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def reserved(self) -> float:
+        """Seconds kept for what follows the network: going back to the case's grid, writing."""
+        return min(_RESERVED_SHARE * self.seconds + _RESERVED_SECONDS, 0.5 * self.seconds)
+
+    @property
+    def left(self) -> float:
+        """Seconds that the network may still take."""
+        return self.started + self.seconds - self.reserved - self.clock()
+
+    def degrade(self, what: str) -> None:
+        """Note once what is left out."""
+        if what not in self.given_up:
+            self.given_up.append(what)
+
+    def record(self) -> dict[str, object]:
+        """Give what a report says of it."""
+        return {
+            "seconds": round(self.seconds, 3),
+            "planned_seconds": {name: round(each, 3) for name, each in self.planned.items()},
+            "taken_seconds": round(self.clock() - self.started, 3),
+            "given_up": list(self.given_up),
+        }
+
+
+def case_budget(
+    seconds_per_class: float | None, classes: int, spent: float, clock: Clock = time.perf_counter
+) -> Budget | None:
+    """Make the budget of a case of so many classes, of which some seconds are already spent.
+
+    Raises
+    ------
+    InputError
+        The time is not positive.
+    """
+    if seconds_per_class is None:
+        return None
+    return Budget(seconds_of_case(seconds_per_class, classes), clock() - spent, clock)
+
+
+def seconds_of_case(seconds_per_class: float, classes: int) -> float:
+    """Give the seconds of a case of so many classes.
+
+    Raises
+    ------
+    InputError
+        The time is not positive.
+    """
+    if not 0 < seconds_per_class < float("inf"):
+        raise InputError(
+            f"a time budget needs a positive number of seconds, not {seconds_per_class}"
+        )
+    return seconds_per_class * classes
+
+
+def choose_quality(seconds: Sequence[float], left: float) -> int | None:
+    """Give the first of several ways, from the most thorough to the least, that fits in the time.
+
+    Parameters
+    ----------
+    seconds
+        What each way is expected to take.
+    left
+        What there is.
+
+    Returns
+    -------
+    int or None
+        Its position; None where none fits.
+    """
+    return next((k for k, expected in enumerate(seconds) if expected <= left), None)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How thoroughly a stage is run to keep the time.
+
+    Attributes
+    ----------
+    effort
+        Position in `QUALITY_LEVELS`; None: none fits.
+    seconds
+        What it is expected to take; where none fits, what the least would.
+    gives_up
+        What it leaves out, in words; empty where that is nothing.
+    """
+
+    effort: int | None
+    seconds: float
+    gives_up: str = ""
+
+
+def choose_stage(
+    seconds: Sequence[float], left: float, *, after: Sequence[float] = (), lesions: bool
+) -> Choice:
+    """Choose the most thorough effort of a stage that fits.
+
+    Parameters
+    ----------
+    seconds
+        What each of `QUALITY_LEVELS` is expected to take.
+    left
+        What there is.
+    after
+        What the stage that follows takes at each of them, at the least. Where no effort leaves time
+        for that, this stage is to be the result, and gets the time.
+    lesions
+        Whether there would be further iterations.
+    """
+    chosen = None
+    if after:
+        chosen = choose_quality([a + b for a, b in zip(seconds, after, strict=True)], left)
+    if chosen is None:
+        chosen = choose_quality(seconds, left)
+    if chosen is None:
+        return Choice(None, seconds[-1])
+    # an effort that saves nothing over a more thorough one gives nothing up
+    saves = seconds[chosen] < seconds[0]
+    words = degraded_words(QUALITY_LEVELS[chosen], lesions=lesions) if saves else ""
+    return Choice(chosen, seconds[chosen], words)
+
+
+class Watchdog:
+    """Looks at the clock while a stage walks its windows.
+
+    Parameters
+    ----------
+    budget
+        The case's time.
+    seconds_per_pass
+        What a pass of this stage is expected to take.
+    """
+
+    def __init__(self, budget: Budget, seconds_per_pass: float) -> None:
+        self._budget = budget
+        self._expected = seconds_per_pass
+        self._passes = 0
+        self._seconds = 0.0
+        self._began = budget.clock()
+
+    @property
+    def seconds_per_pass(self) -> float:
+        """What a pass takes, as far as known: the slower of all so far and the last window's."""
+        if self._passes == 0:
+            return self._expected
+        return max(self._seconds / self._passes, self._expected)
+
+    def choose_way(self, passes: Sequence[int], windows_left: int) -> int | None:
+        """Decide how the next window is run.
+
+        Parameters
+        ----------
+        passes
+            Of one window, for each way, from the most thorough to the least.
+        windows_left
+            This one and those after it.
+
+        Returns
+        -------
+        int or None
+            The first way by which all that are left end in time; where none does, the least as
+            long as one window of it does; else None: the window is left out.
+        """
+        left, of_pass = self._budget.left, self.seconds_per_pass
+        found = choose_quality([each * windows_left * of_pass for each in passes], left)
+        if found is None and passes[-1] * of_pass <= left:
+            return len(passes) - 1
+        return found
+
+    def allows(self, passes: int) -> bool:
+        """Say whether so many further passes end in time."""
+        return passes * self.seconds_per_pass <= self._budget.left
+
+    def window_begins(self) -> None:
+        """Start the time of a window."""
+        self._began = self._budget.clock()
+
+    def window_ended(self, passes: int) -> None:
+        """Count a window of so many passes, which ended now."""
+        seconds = self._budget.clock() - self._began
+        self._passes += passes
+        self._seconds += seconds
+        self._expected = seconds / passes

@@ -1,0 +1,1 @@
+"""From raw labels to the result: connected components and Algorithm 3."""

@@ -1,0 +1,268 @@
+"""Connected components of masks and label maps: numbered, measured, and kept or removed.
+
+Connectivity is 6 throughout. On a processor all but the numbering is done by runs, stretches of
+voxels of one number in the order of memory: there are far fewer of them than voxels. On a card a
+voxel is as good as a run, and the array library counts them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from medals_rt.common.arrays import (
+    as_namespace,
+    bounding_box,
+    box_slices,
+    contiguous,
+    is_cupy,
+    look_up,
+    namespace,
+    on_all_cores,
+    row_slabs,
+    to_host,
+)
+from medals_rt.common.typing import Array
+
+_SLAB_BLOCKS = 4
+"""A slab is so many blocks: with fewer the threads wait for each other in Python."""
+
+
+class Pieces(NamedTuple):
+    """Parts of components: runs of voxels on a processor, single voxels elsewhere, ``(m,)`` each.
+
+    Attributes
+    ----------
+    number
+        The component's number; of runs also 0, for background.
+    start
+        The flat index of its first voxel.
+    size
+        Voxels; None: one each.
+    """
+
+    number: Array
+    start: Array
+    size: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The n components of a volume, in the order in which a scan, last axis fastest, meets them.
+
+    Attributes
+    ----------
+    numbers
+        ``(A, B, C)`` uint32 on the volume's device: 1 to n, 0 for background.
+    labels
+        ``(n,)`` on the host: the value that the volume has in each.
+    sizes
+        ``(n,)`` int64 on the host: voxels.
+    """
+
+    numbers: Array
+    labels: npt.NDArray[Any]
+    sizes: npt.NDArray[np.int64]
+    pieces: Pieces
+
+
+def label_components(array: Array) -> tuple[Array, int]:
+    """Find and number the 6-connected components of a mask or of a label map.
+
+    Parameters
+    ----------
+    array
+        ``(A, B, C)``: bool, or integer labels with 0 for background. In a label map, voxels of
+        different labels are never in one component.
+
+    Returns
+    -------
+    numbers
+        ``(A, B, C)`` uint32, 0 for background, in the order in which a scan with the last axis
+        fastest first meets the components. Within one label the order is thus that of `cc3d` on
+        that label's mask, on which ties in `postprocess` rest.
+    count
+        The number of components.
+    """
+    xp = namespace(array)
+    box = bounding_box(array)
+    if box is None:
+        return xp.zeros(array.shape, dtype=xp.uint32, device=array.device), 0
+    inside = box_slices(box)
+    found, count = _number(array[inside])
+    if tuple(found.shape) == tuple(array.shape):
+        return found, count
+    numbers = xp.zeros(array.shape, dtype=xp.uint32, device=array.device)
+    numbers[inside] = found
+    return numbers, count
+
+
+def measure_components(labels: Array) -> Components:
+    """Find the components of a mask or label map, and tell of each what and how large it is.
+
+    Parameters
+    ----------
+    labels
+        ``(A, B, C)``, at least one voxel, else as for `label_components`. All of it is read: cut
+        out the box that counts.
+    """
+    labels = contiguous(labels)
+    numbers, count = _number(labels)
+    pieces = _runs(numbers) if isinstance(numbers, np.ndarray) else _voxels(numbers)
+    sizes = _sums(pieces.number, pieces.size, count + 1).astype(np.int64)
+    of_each = _value_of_each(pieces.number, _at(labels, pieces.start), count + 1)
+    return Components(numbers, of_each[1:], sizes[1:], pieces)
+
+
+def component_means(components: Components, values: Array) -> npt.NDArray[np.float32]:
+    """Give the mean in each component, ``(n,)`` on the host, of ``(A, B, C)`` float32 `values`.
+
+    Sums are taken in float32 along a run of voxels and in float64 beyond.
+    """
+    number, start, size = components.pieces
+    of_pieces = _at(values, start) if size is None else _sums_of_runs(values, start)
+    sums = _sums(number, of_pieces, len(components.sizes) + 1)[1:]
+    means: npt.NDArray[np.float32] = (sums / components.sizes).astype(np.float32)
+    return means
+
+
+def keep_components(labels: Array, components: Components, stays: npt.NDArray[np.bool_]) -> Array:
+    """Give a copy of a volume in which components that do not stay are 0.
+
+    Parameters
+    ----------
+    labels
+        ``(A, B, C)``: the volume.
+    components
+        Its components.
+    stays
+        ``(n,)`` on the host.
+    """
+    xp = namespace(labels)
+    table = np.concatenate([np.ones(1, np.bool_), stays])
+    number, start, size = components.pieces
+    if size is None:
+        background = xp.zeros((), dtype=labels.dtype, device=labels.device)
+        return xp.where(look_up(table, components.numbers), labels, background)
+    result = np.array(labels, order="C")
+    goes = ~table[number]
+    start, size = start[goes], size[goes]
+    # the voxels of all these runs: counted up within each from where it starts
+    before = np.cumsum(size) - size
+    result.reshape(-1)[np.repeat(start - before, size) + np.arange(size.sum())] = 0
+    return result
+
+
+def _number(labels: Array) -> tuple[Array, int]:
+    """Give each component a number, and say how many there are."""
+    if is_cupy(labels):
+        return _number_cupy(labels)
+    import cc3d
+
+    found, count = cc3d.connected_components(
+        to_host(contiguous(labels)), connectivity=6, return_N=True, out_dtype=np.uint32
+    )
+    return as_namespace(found, namespace(labels)), int(count)
+
+
+def _number_cupy(array: Array) -> tuple[Array, int]:
+    """Do the same on a card: uint32 numbers, and how many.
+
+    `cupyx.scipy.ndimage.label` takes masks only. cuCIM's takes label maps; without it each label
+    but the only one is numbered by itself, and all are put in the order of appearance.
+    """
+    import cupy
+    from cupyx.scipy import ndimage
+
+    if array.dtype == cupy.bool_:
+        numbers, count = ndimage.label(array)
+        return numbers.astype(cupy.uint32), int(count)
+    if find_spec("cucim") is not None:
+        from cucim.skimage import measure
+
+        numbers, count = measure.label(
+            cupy.ascontiguousarray(array), background=0, return_num=True, connectivity=1
+        )
+        return numbers.astype(cupy.uint32), int(count)
+    numbers = cupy.zeros(array.shape, cupy.int64)
+    total = 0
+    for value in cupy.unique(array).tolist():
+        if value != 0:
+            of_label, count = ndimage.label(array == value)
+            numbers += cupy.where(of_label > 0, of_label + total, 0)
+            total += int(count)
+    _, first_met = cupy.unique(numbers[numbers > 0], return_index=True)
+    renumbered = cupy.zeros(total + 1, cupy.uint32)
+    renumbered[1 + cupy.argsort(first_met)] = cupy.arange(1, total + 1, dtype=cupy.uint32)
+    return renumbered[numbers], total
+
+
+def _runs(numbers: npt.NDArray[np.uint32]) -> Pieces:
+    """Cut a volume into stretches of one number, none of which lies in two slabs."""
+    plane = prod(numbers.shape[1:])
+    starts: dict[int, npt.NDArray[np.intp]] = {}
+
+    def find(begin: int, end: int) -> None:
+        flat = numbers[begin:end].reshape(-1)
+        changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+        starts[begin] = np.concatenate([np.zeros(1, np.intp), changes]) + begin * plane
+
+    slabs = row_slabs(numbers, _SLAB_BLOCKS)
+    on_all_cores(find, slabs, numbers)
+    start = np.concatenate([starts[begin] for begin, _ in slabs])
+    return Pieces(numbers.reshape(-1)[start], start, np.diff(start, append=numbers.size))
+
+
+def _sums_of_runs(values: npt.NDArray[Any], start: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+    """Add up the values of each run."""
+    plane = prod(values.shape[1:])
+    sums = np.empty(len(start), values.dtype)
+
+    def add(begin: int, end: int) -> None:
+        runs = slice(*np.searchsorted(start, (begin * plane, end * plane)))
+        sums[runs] = np.add.reduceat(values[begin:end].reshape(-1), start[runs] - begin * plane)
+
+    on_all_cores(add, row_slabs(values, _SLAB_BLOCKS), values)
+    return sums
+
+
+def _voxels(numbers: Array) -> Pieces:
+    """Find the voxels of all components."""
+    xp = namespace(numbers)
+    flat = xp.reshape(numbers, (-1,))
+    (at,) = xp.nonzero(flat)
+    return Pieces(xp.take(flat, at), at)
+
+
+def _at(array: Array, index: Array) -> Array:
+    """Read ``(A, B, C)`` at flat indices."""
+    xp = namespace(array)
+    return xp.take(xp.reshape(array, (-1,)), index)
+
+
+def _sums(numbers: Array, weights: Array | None, length: int) -> npt.NDArray[Any]:
+    """Count each number, ``0 <= number < length``, or sum its weights in float64."""
+    numbers = _countable(numbers)
+    if weights is not None:
+        weights = _countable(weights).astype(np.float64)
+    xp = namespace(numbers)
+    return to_host(xp.bincount(numbers, weights=weights, minlength=length))
+
+
+def _value_of_each(numbers: Array, values: Array, length: int) -> npt.NDArray[Any]:
+    """Give the value that always stands with a number, ``0 <= number < length``."""
+    numbers, values = _countable(numbers), _countable(values)
+    xp = namespace(numbers)
+    table = xp.zeros(length, dtype=values.dtype)
+    table[numbers] = values
+    return to_host(table)
+
+
+def _countable(array: Array) -> Array:
+    """Bring an array to the host, which counts for libraries of no more than the standard."""
+    return array if is_cupy(array) else to_host(array)

@@ -1,0 +1,1 @@
+"""From stored values to what the network sees: intensities and resampling."""

@@ -1,0 +1,113 @@
+"""One text embedding a prompt: from the bundle's bank, or from its text encoder."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from rapidfuzz import process
+
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.errors import BundleError
+from medals_rt.prompts.prompt_set import Prompt, PromptSet
+from medals_rt.prompts.text_encoder import TextEncoder
+
+EmbeddingSource = Literal["sentence", "encoder", "class"]
+
+
+class PromptEmbedder:
+    """Embeds prompts for a bundle's networks; sentences that were encoded once are kept.
+
+    Parameters
+    ----------
+    bundle
+        Its bank, and the text encoder that it may carry.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._encoded: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
+
+    def embed(
+        self, prompts: PromptSet | Sequence[Prompt]
+    ) -> tuple[npt.NDArray[np.float32], tuple[EmbeddingSource, ...]]:
+        """Return one text embedding a prompt.
+
+        A sentence that was known at export gets its own embedding. Any other gets its own from the
+        bundle's text encoder, or its class's where the bundle has none.
+
+        Returns
+        -------
+        embeddings
+            `(N, dim)` float32, in the order of the prompts.
+        sources
+            For each prompt "sentence" (from the bank), "encoder" or "class".
+
+        Raises
+        ------
+        BundleError
+            If there is no text encoder and the bank does not cover a prompt's class (the message
+            names the nearest it covers), or the prompt is free text.
+        MissingDependencyError
+            If the text encoder is needed and a library that it needs is not installed.
+        """
+        asked = prompts if isinstance(prompts, Sequence) else prompts.prompts
+        bundle = self._bundle
+        sources = tuple(self._source(prompt) for prompt in asked)
+        missing = [
+            str(prompt.class_key)
+            for prompt, source in zip(asked, sources, strict=True)
+            if source == "class" and prompt.class_key.bank_key not in bundle.class_rows
+        ]
+        if missing:
+            raise BundleError(self._not_covered(missing))
+        encoded = self._encode(
+            (prompt.class_key.modality, prompt.text.strip())
+            for prompt, source in zip(asked, sources, strict=True)
+            if source == "encoder"
+        )
+        embeddings = np.empty((len(asked), bundle.class_embeddings.shape[1]), np.float32)
+        for row, (prompt, source) in enumerate(zip(asked, sources, strict=True)):
+            modality, text = prompt.class_key.modality, prompt.text.strip()
+            if source == "sentence":
+                embeddings[row] = bundle.sentence_embeddings[bundle.sentence_rows[modality][text]]
+            elif source == "encoder":
+                embeddings[row] = encoded[modality, text]
+            else:
+                key = prompt.class_key.bank_key
+                embeddings[row] = bundle.class_embeddings[bundle.class_rows[key]]
+        return embeddings, sources
+
+    def _source(self, prompt: Prompt) -> EmbeddingSource:
+        """Say where a prompt's embedding comes from."""
+        key = prompt.class_key
+        if prompt.text.strip() in self._bundle.sentence_rows.get(key.modality, {}):
+            return "sentence"
+        if self._bundle.manifest.text_encoder is not None or key.is_free_text:
+            return "encoder"
+        return "class"
+
+    def _encode(
+        self, wanted: Iterable[tuple[str, str]]
+    ) -> Mapping[tuple[str, str], npt.NDArray[np.float32]]:
+        """Embed sentences (modality, text), each alone, so that none depends on its case's others.
+
+        The encoder is not kept open, since it takes as much memory as a stage's network.
+        """
+        new = [each for each in wanted if each not in self._encoded]
+        if new:
+            encoder = TextEncoder.open(self._bundle)
+            for modality, text in new:
+                (self._encoded[modality, text],) = encoder.embed([text], modality)
+        return self._encoded
+
+    def _not_covered(self, missing: list[str]) -> str:
+        bundle = self._bundle
+        covered = [f"{record.bank_key.split('/')[0]} {record.name}" for record in bundle.classes]
+        near = dict.fromkeys(
+            name for wanted in missing for name, _, _ in process.extract(wanted, covered, limit=3)
+        )
+        return (
+            f"bundle {bundle.name!r} knows {len(covered)} classes and not {', '.join(missing)}; "
+            f"nearest that it knows: {', '.join(near)}"
+        )

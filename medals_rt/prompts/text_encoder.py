@@ -1,0 +1,263 @@
+"""Sentences to embeddings at run time, by the text encoder that a bundle may carry.
+
+The encoder is an ONNX graph beside the tokenizer that it was trained with (`tokenizer.json`, read
+by the library `tokenizers`), so that neither torch nor transformers is needed. How tokens are cut,
+marked and padded is the released code's way (system section 2), told in `batch_tokens`; the export
+uses the same function, so that bank and run time can't drift apart.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, TypeAlias, get_args
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from medals_rt.bundle.bundle import Bundle, path_inside
+from medals_rt.common.optional_deps import import_optional, missing_one_of
+from medals_rt.errors import BundleError, InputError, RunnerError
+from medals_rt.runners.base import thread_limit
+from medals_rt.runners.openvino_graphs import shared_core
+from medals_rt.runners.selection import installed
+
+TEXT_ENCODER_FOLDER = "text_encoder"
+SENTENCES_PER_RUN = 32
+
+Library: TypeAlias = Literal["openvino", "onnxruntime"]
+LIBRARIES: tuple[Library, ...] = get_args(Library)
+TokenIds: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float32]
+Graph: TypeAlias = Callable[[TokenIds, TokenIds], Floats]
+"""`token_ids (B, L)` and `modality (B,)` to `embeddings (B, dim)`."""
+
+
+class TextEncoderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What stands in `text_encoder/settings.json`.
+
+    Attributes
+    ----------
+    max_tokens
+        Tokens of a sentence at most, its start and end marks among them.
+    start_id, end_id
+        Marks before and after a sentence's tokens.
+    pad_id
+        Fills shorter sentences of a batch; the graph leaves it out of attention and mean.
+    dim
+        Width of the embeddings.
+    modalities
+        Names in the order of the encoder's modality vectors.
+    """
+
+    max_tokens: int
+    start_id: int
+    end_id: int
+    pad_id: int
+    dim: int
+    modalities: tuple[str, ...]
+
+    def modality_index(self, modality: str) -> int:
+        """Give the row of a modality's vector; `InputError` for one that the encoder lacks."""
+        if modality not in self.modalities:
+            known = ", ".join(self.modalities)
+            raise InputError(f"the text encoder has no modality {modality!r}; it knows {known}")
+        return self.modalities.index(modality)
+
+
+def batch_tokens(
+    tokenizer: Any, sentences: Sequence[str], settings: TextEncoderSettings
+) -> TokenIds:
+    """Cut sentences into tokens as the released code does.
+
+    Each is start mark, tokens, end mark; longer ones are cut to `max_tokens` and still end in the
+    mark. Shorter ones are filled up to the longest of the batch. Whether letters are lowered is
+    decided by the tokenizer's own normalizer.
+
+    Parameters
+    ----------
+    tokenizer
+        A `tokenizers.Tokenizer`; its own marks, padding and cutting are not used.
+    sentences
+        B sentences.
+    settings
+        Marks and limit.
+
+    Returns
+    -------
+    `(B, L)` int64, C order.
+    """
+    encodings = tokenizer.encode_batch(list(sentences), add_special_tokens=False)
+    rows = [
+        [settings.start_id, *encoding.ids[: settings.max_tokens - 2], settings.end_id]
+        for encoding in encodings
+    ]
+    tokens = np.full((len(rows), max(map(len, rows))), settings.pad_id, np.int64)
+    for row, ids in enumerate(rows):
+        tokens[row, : len(ids)] = ids
+    return tokens
+
+
+def open_tokenizer(path: Path) -> Any:
+    """Read a `tokenizer.json`, with the padding and cutting written in it turned off.
+
+    Raises
+    ------
+    MissingDependencyError
+        If `tokenizers` is not installed.
+    BundleError
+        If it is not one that this version of `tokenizers` reads.
+    """
+    tokenizers = import_optional("tokenizers", "free text")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exceptions
+        raise BundleError(f"{path} is no tokenizer that can be read: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A bundle's text encoder, opened; computes in fp32 on the CPU.
+
+    Attributes
+    ----------
+    settings
+        Marks, limits and modalities.
+    tokenizer
+        A `tokenizers.Tokenizer`.
+    runner
+        The library that computes.
+    graph
+        The opened graph.
+    """
+
+    settings: TextEncoderSettings
+    tokenizer: Any
+    runner: Library
+    graph: Graph
+
+    @classmethod
+    def open(cls, bundle: Bundle) -> Self:
+        """Open the text encoder of a bundle.
+
+        Raises
+        ------
+        BundleError
+            If the bundle has none, or its files are damaged.
+        MissingDependencyError
+            If `tokenizers` or every inference library is missing.
+        RunnerError
+            If the library refuses the graph.
+        """
+        record = bundle.manifest.text_encoder
+        if record is None:
+            raise BundleError(
+                f"bundle {bundle.name!r} has no text encoder and so reads only sentences that name "
+                "a class it knows; export it with --with-text-encoder for free text"
+            )
+        settings = read_settings(path_inside(bundle.folder, record.settings.file))
+        if settings.dim != bundle.manifest.embeddings.dim:
+            raise BundleError(
+                f"the text encoder of {bundle.name!r} gives embeddings of width {settings.dim}, "
+                f"its networks take {bundle.manifest.embeddings.dim}; export again"
+            )
+        tokenizer = open_tokenizer(path_inside(bundle.folder, record.tokenizer.file))
+        kind, graph = open_graph(path_inside(bundle.folder, record.graph.file))
+        return cls(settings, tokenizer, kind, graph)
+
+    def embed(self, sentences: Sequence[str], modality: str) -> Floats:
+        """Embed sentences about images of one modality.
+
+        Returns
+        -------
+        `(N, dim)` float32, in the order of the sentences.
+
+        Raises
+        ------
+        InputError
+            If the encoder has no such modality.
+        RunnerError
+            If the library fails.
+        """
+        index = self.settings.modality_index(modality)
+        embeddings = np.empty((len(sentences), self.settings.dim), np.float32)
+        for start in range(0, len(sentences), SENTENCES_PER_RUN):
+            part = slice(start, start + SENTENCES_PER_RUN)
+            tokens = batch_tokens(self.tokenizer, sentences[part], self.settings)
+            embeddings[part] = self.graph(tokens, np.full(len(tokens), index, np.int64))
+        return embeddings
+
+
+def read_settings(path: Path) -> TextEncoderSettings:
+    """Read `settings.json`; `BundleError` if it is not of the right form."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=TextEncoderSettings)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} is damaged: {error}; export the bundle again") from error
+
+
+def open_graph(path: Path, library: Library | None = None) -> tuple[Library, Graph]:
+    """Open the encoder's graph in a library, or in the first that is installed.
+
+    Not a `Runner` of the networks: those have one free axis, this graph has two (sentences and
+    tokens), it always computes in fp32, and it runs once a case.
+
+    Raises
+    ------
+    MissingDependencyError
+        If no library is installed.
+    RunnerError
+        If the library refuses the graph.
+    """
+    chosen = library or next((name for name in LIBRARIES if installed(name)), None)
+    if chosen is None:
+        raise missing_one_of("the text encoder", "OpenVINO", "ONNX Runtime")
+    try:
+        run = _OPENERS[chosen](path)
+    except Exception as error:  # the libraries' errors share no base class
+        raise RunnerError(f"{chosen} refused the text encoder {path}: {error}") from error
+
+    def embed(token_ids: TokenIds, modality: TokenIds) -> Floats:
+        try:
+            return run(token_ids, modality)
+        except Exception as error:  # the libraries' errors share no base class
+            raise RunnerError(f"{chosen} failed in the text encoder {path}: {error}") from error
+
+    return chosen, embed
+
+
+def _open_openvino(path: Path) -> Graph:
+    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads := thread_limit(None):
+        config["INFERENCE_NUM_THREADS"] = threads
+    request = shared_core().compile_model(str(path), "CPU", config).create_infer_request()
+
+    def run(token_ids: TokenIds, modality: TokenIds) -> Floats:
+        request.infer({"token_ids": token_ids, "modality": modality})
+        return np.array(request.get_tensor("embeddings").data, np.float32)
+
+    return run
+
+
+def _open_onnxruntime(path: Path) -> Graph:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = thread_limit(None)
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(token_ids: TokenIds, modality: TokenIds) -> Floats:
+        (embeddings,) = session.run(["embeddings"], {"token_ids": token_ids, "modality": modality})
+        return np.asarray(embeddings, np.float32)
+
+    return run
+
+
+_OPENERS: dict[Library, Callable[[Path], Graph]] = {
+    "openvino": _open_openvino,
+    "onnxruntime": _open_onnxruntime,
+}

@@ -1,0 +1,182 @@
+"""A new engine is first run in a child process, so that a fault on the card can't end the run.
+
+After a CUDA fault a process can use the card no more, and a bad engine may end it without a word.
+So the first time that an engine is opened with a card and driver, a child runs it on zeros, with
+the fewest and the most prompts that it is for. What came of it is kept beside the engine: what
+failed is not opened again. Untried on a card; the tests use a stand-in for the library.
+"""
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from medals_rt.bundle.engines import Engine, list_engines
+from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.gpu import Gpu, require_gpu
+from medals_rt.common.subprocesses import run_python
+from medals_rt.errors import MedalsError, RunnerError
+from medals_rt.runners.base import TensorSpec
+
+TIMEOUT_S = 600.0
+EXIT_FAILED, EXIT_OUT_OF_MEMORY = 1, 3
+
+
+class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One trial.
+
+    Attributes
+    ----------
+    engine_sha256
+        What was tried.
+    card, driver
+        With what; another card or driver is another trial.
+    failure
+        Why it is not to be used; empty where it ran.
+    tried
+        When, in UTC.
+    """
+
+    engine_sha256: str
+    card: str
+    driver: str
+    failure: str
+    tried: str
+
+
+def ensure_tried(engine: Engine, name: str, *, timeout_s: float = TIMEOUT_S) -> tuple[str, ...]:
+    """Try an engine, unless it has been tried with this card and driver.
+
+    Parameters
+    ----------
+    engine
+        An engine that fits.
+    name
+        The graph's name, for messages.
+    timeout_s
+        How long the child may take, seconds.
+
+    Returns
+    -------
+    tuple of str
+        Notes for the run's report: that the result could not be kept.
+
+    Raises
+    ------
+    RunnerError
+        If it failed, now or then; the message gives the reason.
+    MissingDependencyError
+        If there is no card.
+    """
+    card = require_gpu(f"the engine of {name}")
+    known = _known_trials(engine)
+    notes: tuple[str, ...] = ()
+    trial = next((trial for trial in known if _is_of(trial, engine, card)), None)
+    if trial is None:
+        failure, lasting = _try_in_child(engine, timeout_s)
+        trial = Trial(
+            engine_sha256=engine.record.sha256,
+            card=card.name,
+            driver=card.driver,
+            failure=failure,
+            tried=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        if lasting:
+            notes = _keep(engine, [*known, trial])
+    if trial.failure:
+        raise RunnerError(
+            f"the engine of {name} was tried in a process of its own ({trial.tried}, {card.name}) "
+            f"and is not used: {trial.failure}; build it again with --rebuild, or delete "
+            f"{engine.trials_path} to have it tried again"
+        )
+    return notes
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run an engine on zeros: what the child does. `arguments` are its folder and its name.
+
+    The reason of a failure is the last line on standard output.
+    """
+    folder, name = arguments
+    engine = next(each for each in list_engines(Path(folder)) if each.record.name == name)
+    try:
+        _run_on_zeros(engine)
+    except MemoryError as error:
+        sys.stdout.write(f"out of memory: {error}\n")
+        return EXIT_OUT_OF_MEMORY
+    except (MedalsError, RuntimeError) as error:  # CuPy's errors are RuntimeErrors
+        sys.stdout.write(f"{' '.join(str(error).split())}\n")
+        return EXIT_FAILED
+    return 0
+
+
+def _run_on_zeros(engine: Engine) -> None:
+    from medals_rt.runners.cuda import import_cupy
+    from medals_rt.runners.tensorrt import TensorRTRunner
+    from medals_rt.runners.tensorrt_library import open_library
+
+    cupy = import_cupy()
+    record = engine.record
+    runner = TensorRTRunner(engine, open_library(record.key.library), name=record.graph)
+    for count in sorted(set(runner.prompt_counts or (1,))):
+        feeds = {spec.name: _zeros(cupy, spec, count) for spec in runner.inputs}
+        for key, array in runner.run(feeds).items():
+            if not bool(cupy.isfinite(array).all()):
+                raise RunnerError(f"{key} is not finite where all inputs are 0 and N is {count}")
+    runner.close()
+
+
+def _zeros(cupy: Any, spec: TensorSpec, count: int) -> Any:
+    shape = tuple(size if isinstance(size, int) else count for size in spec.shape)
+    return cupy.zeros(shape, spec.dtype)
+
+
+def _try_in_child(engine: Engine, timeout_s: float) -> tuple[str, bool]:
+    """Give why the engine failed (empty: it ran), and whether that is worth remembering."""
+    child = run_python(["-m", __name__, str(engine.folder), engine.record.name], timeout_s)
+    if child.code == 0:
+        return "", True
+    if child.code is None:
+        return f"it did not end within {timeout_s:g} s", True
+    told = (*child.complained, *child.said)
+    reason = told[-1] if told else "it gave no reason"
+    if child.signal is not None:
+        reason = f"the process ended by {child.signal} ({reason})"
+    return reason, child.code != EXIT_OUT_OF_MEMORY
+
+
+def _is_of(trial: Trial, engine: Engine, card: Gpu) -> bool:
+    return (trial.engine_sha256, trial.card, trial.driver) == (
+        engine.record.sha256,
+        card.name,
+        card.driver,
+    )
+
+
+def _known_trials(engine: Engine) -> list[Trial]:
+    """Read the trials of this very engine; those of one that it replaced are forgotten."""
+    try:
+        trials = msgspec.json.decode(engine.trials_path.read_bytes(), type=list[Trial])
+    except FileNotFoundError:
+        return []
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RunnerError(
+            f"{engine.trials_path} is damaged: {error}; delete it to have the engine tried again"
+        ) from error
+    return [trial for trial in trials if trial.engine_sha256 == engine.record.sha256]
+
+
+def _keep(engine: Engine, trials: list[Trial]) -> tuple[str, ...]:
+    try:
+        with atomic_output(engine.trials_path) as temporary:
+            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(trials), indent=2))
+    except OSError as error:
+        return (f"it is not kept that the engines were tried: {error}",)
+    return ()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Around the pipeline: evaluate, verify, bench, doctor."""

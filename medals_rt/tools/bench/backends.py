@@ -1,0 +1,57 @@
+"""Which ways of running the network a benchmark compares."""
+
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.choices import RUNNER_KINDS
+from medals_rt.runners.selection import choose, installed, usable, why_not
+from medals_rt.tools.bench.records import Contestant
+from medals_rt.tools.bench.run import BASELINE
+
+
+def runners_for(bundle: Bundle) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Give the runners of this machine that can run a bundle, and why others of it can't.
+
+    What `auto` would take comes first, then OpenVINO in fp32 and the rest. A runner that is not
+    installed, or lacks a card, is none of this machine.
+
+    Raises
+    ------
+    MissingDependencyError
+        No runner is there.
+    """
+    first = choose("auto", bundle).kind
+    exact = ["openvino:fp32"] if installed("openvino") else []
+    rest, left_out = [], []
+    for kind in RUNNER_KINDS:
+        if kind == first or not usable(kind):
+            continue
+        if reason := why_not(kind, bundle):
+            left_out.append(f"{kind} is left out: {reason}")
+        else:
+            rest.append(kind)
+    return (first, *exact, *rest), tuple(left_out)
+
+
+def parse_contestants(asked: tuple[str, ...], *, pytorch: bool) -> tuple[Contestant, ...]:
+    """Read runners such as "openvino" or "openvino:fp32", each once.
+
+    Parameters
+    ----------
+    asked
+        As on the command line, the one that matters most first.
+    pytorch
+        Add eager PyTorch under autocast.
+
+    Raises
+    ------
+    InputError, MissingDependencyError
+        As `runners.choose` raises them for a library that does not exist or is not installed.
+    """
+    found: list[Contestant] = []
+    for text in asked:
+        name, _, precision = text.partition(":")
+        if name != BASELINE.runner:
+            name = choose(name).kind
+        found.append(Contestant(name, precision or None))
+    if pytorch and all(each.runner != BASELINE.runner for each in found):
+        found.append(BASELINE)
+    return tuple(dict.fromkeys(found))

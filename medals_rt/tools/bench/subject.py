@@ -1,0 +1,62 @@
+"""What is measured: a segmenter whose network one library runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.optional_deps import require
+from medals_rt.errors import InputError
+from medals_rt.inference.network import NetworkInfo, StageNetwork
+from medals_rt.pipeline.segmenter import Segmenter
+from medals_rt.tools.bench.records import Question
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An opened segmenter."""
+
+    segmenter: Segmenter
+
+    @property
+    def fine(self) -> StageNetwork:
+        """The network of the fine stage."""
+        return self.segmenter.network(2)
+
+    @property
+    def info(self) -> NetworkInfo:
+        """How the network is run."""
+        return self.fine.info
+
+
+@contextmanager
+def open_subject(question: Question) -> Iterator[Subject]:
+    """Open the segmenter that a question is about, and close it after use.
+
+    Raises
+    ------
+    InputError
+        PyTorch without checkpoints.
+    MissingDependencyError
+        PyTorch, or the library asked for, is not installed.
+    """
+    asked = question.contestant
+    bundle = Bundle.open(question.bundle)
+    if asked.runner != "pytorch":
+        opened = Segmenter.open(
+            bundle, runner=asked.runner, precision=asked.precision, threads=question.threads
+        )
+    else:
+        if question.checkpoints is None:
+            raise InputError("eager PyTorch needs the checkpoints of both stages")
+        require("the runner pytorch", "PyTorch")
+        from medals_export.eager import open_eager
+
+        opened = open_eager(
+            bundle,
+            *question.checkpoints,
+            precision=asked.precision or "fp32",
+            threads=question.threads,
+        )
+    with opened as segmenter:
+        yield Subject(segmenter)

@@ -1,0 +1,154 @@
+"""One measurement in a process of its own: a question on standard input, an answer in a file.
+
+    python -m medals_rt.tools.bench.worker ANSWER.json < question.json
+
+The process is the unit because peak memory is counted for a process, and because a library that was
+used before is warm.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.environment import peak_memory_mib
+from medals_rt.errors import MissingDependencyError
+from medals_rt.io.case import Case
+from medals_rt.io.registry import read_case
+from medals_rt.pipeline.job import choose_prompts
+from medals_rt.pipeline.options import PromptSource
+from medals_rt.pipeline.report import RunReport
+from medals_rt.prompts.prompt_set import PromptSet
+from medals_rt.tools.bench.gpu_memory import CardMemory
+from medals_rt.tools.bench.records import Answer, Growth, Question, RunTime, StageWork
+from medals_rt.tools.bench.subject import Subject, open_subject
+
+
+def answer_question(question: Question) -> Answer:
+    """Measure what a question asks for, in this process.
+
+    Raises
+    ------
+    MedalsError
+        As reading the case, opening the bundle and running it raise them.
+    """
+    if question.task == "roofs":
+        return _roofs(question)
+    case = read_case(question.case)
+    prompts = choose_prompts(
+        case, PromptSource(None if question.prompts is None else Path(question.prompts))
+    )
+    with CardMemory() as card:
+        start = time.perf_counter()
+        with open_subject(question) as subject:
+            open_seconds = time.perf_counter() - start
+            if question.task == "classes":
+                from medals_rt.tools.bench.scaling import growth_with_classes
+
+                return _answer(
+                    subject, open_seconds, card, growth=growth_with_classes(subject, question)
+                )
+            if question.task == "volumes":
+                from medals_rt.tools.bench.scaling import growth_with_volume
+
+                growth = growth_with_volume(subject, question, case, prompts)
+                return _answer(subject, open_seconds, card, growth=growth)
+            return _case(subject, question, case, prompts, open_seconds, card)
+
+
+def _case(
+    subject: Subject,
+    question: Question,
+    case: Case,
+    prompts: PromptSet,
+    open_seconds: float,
+    card: CardMemory,
+) -> Answer:
+    """Run the case once (cold) or, after a first run that does not count, several times."""
+    runs: list[RunTime] = []
+    report: RunReport | None = None
+    for turn in range(1 if question.task == "cold" else 1 + question.repetitions):
+        result = subject.segmenter.segment(case.volume, prompts, refinement=question.refinement)
+        report = result.report
+        if turn or question.task == "cold":
+            steps = {name: s for name, s in report.seconds.items() if name != "total"}
+            runs.append(RunTime(report.seconds["total"], steps))
+    stages = () if report is None or question.task == "cold" else _work(subject, report, runs)
+    return _answer(subject, open_seconds, card, runs=tuple(runs), stages=stages)
+
+
+def _work(subject: Subject, report: RunReport, runs: list[RunTime]) -> tuple[StageWork, ...]:
+    """Put the arithmetic of a stage's passes beside the seconds of its network."""
+    found = []
+    for number, stage in enumerate(report.stages, start=3 - len(report.stages)):
+        prompted = stage.prompts != "text only"
+        try:
+            from medals_rt.tools.bench.arithmetic import pass_tflop
+
+            classes = len(report.classes)
+            tflop = stage.passes * pass_tflop(
+                subject.segmenter.bundle, number, classes, prompted=prompted
+            )
+        except MissingDependencyError:
+            tflop = None
+        seconds = sorted(run.steps[f"{stage.name}: network"] for run in runs)
+        found.append(
+            StageWork(
+                name=stage.name,
+                windows=stage.windows,
+                passes=stage.passes,
+                resampled_shape_hwd=stage.resampled_shape_hwd,
+                window_hwd=stage.window_hwd,
+                tflop=tflop,
+                network_seconds=seconds[len(seconds) // 2],
+            )
+        )
+    return tuple(found)
+
+
+def _roofs(question: Question) -> Answer:
+    from medals_rt.runners.selection import choose
+    from medals_rt.tools.bench.roofline import measure_roofs
+
+    kind = choose(question.contestant.runner).kind
+    roofs = measure_roofs(kind, question.contestant.precision, question.threads)
+    return Answer(version="", device="", precision="", threads=0, roofs=roofs)
+
+
+def _answer(
+    subject: Subject,
+    open_seconds: float,
+    card: CardMemory,
+    *,
+    runs: tuple[RunTime, ...] = (),
+    stages: tuple[StageWork, ...] = (),
+    growth: tuple[Growth, ...] = (),
+) -> Answer:
+    info = subject.info
+    return Answer(
+        version=info.version,
+        device=info.device,
+        precision=info.precision,
+        threads=info.threads,
+        open_seconds=open_seconds,
+        peak_memory_mib=peak_memory_mib(),
+        peak_card_memory_mib=card.peak_mib,
+        notes=info.notes,
+        runs=runs,
+        stages=stages,
+        growth=growth,
+    )
+
+
+def main() -> None:
+    """Read the question, write the answer."""
+    question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
+    answer = answer_question(question)
+    with atomic_output(Path(sys.argv[1])) as temporary:
+        temporary.write_bytes(msgspec.json.encode(answer))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""Opening, checking and reading a bundle, on one written by hand (no torch)."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from medals_rt.bundle.bundle import Bundle, path_inside, resolve_bundle
+from medals_rt.bundle.manifest import GRAPH_NAMES
+from medals_rt.errors import BundleError, MissingFileError
+from medals_rt.prompts.embedding import PromptEmbedder
+
+NO_HASH = "0" * 64
+CLASS_ROWS = np.arange(6, dtype=np.float32).reshape(2, 3)
+SENTENCE_ROWS = np.full((1, 3), 9, np.float32)
+KNOWN_SENTENCE = "Liver in abdominal CT"
+
+
+@dataclass(frozen=True)
+class Key:
+    modality: str
+    name: str
+    bank_key: str
+    is_free_text = False
+
+    def __str__(self):
+        return f"{self.modality} {self.name}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    text: str
+    class_key: Key
+
+
+LIVER = Key("CT", "Liver", "CT/anatomy/1")
+SPLEEN = Key("CT", "Spleen", "CT/anatomy/2")
+
+
+def file_entry(folder: Path, file: str) -> dict:
+    data = (folder / file).read_bytes()
+    return {"file": file, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "bundle.json").read_text())
+
+
+def write(folder: Path, manifest: dict) -> None:
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles") / "pristine"
+    stages = {}
+    for stage, depth in (("coarse", 8), ("fine", 16)):
+        (folder / stage).mkdir(parents=True)
+        graphs = {}
+        for graph in GRAPH_NAMES:
+            (folder / stage / f"{graph}.onnx").write_bytes(f"{stage} {graph}".encode())
+            tensor = {"name": "x", "dtype": "float32", "shape": ["N", 3]}
+            graphs[graph] = {
+                **file_entry(folder, f"{stage}/{graph}.onnx"),
+                "inputs": [tensor],
+                "outputs": [tensor],
+            }
+        stages[stage] = {
+            "window_hwd": [16, 16, depth],
+            "spacing_hwd_mm": [1.5, 1.5, 3],
+            "graphs": graphs,
+        }
+    tensors = {"class_embeddings": CLASS_ROWS, "sentence_embeddings": SENTENCE_ROWS}
+    save_file(tensors, folder / "embeddings.safetensors")
+    (folder / "sentences.json").write_text(json.dumps({"CT": {KNOWN_SENTENCE: 0}}))
+    manifest = {
+        "format_version": 2,
+        "name": "by hand",
+        "created": "2026-11-24T00:00:00+00:00",
+        "precision": "fp32",
+        "weights": "fp32",
+        "stages": stages,
+        "embeddings": {
+            **file_entry(folder, "embeddings.safetensors"),
+            "dim": 3,
+            "source": "made up",
+        },
+        "classes": [
+            {"bank_key": LIVER.bank_key, "name": "Liver"},
+            {"bank_key": "CT/anatomy/3", "name": "Right kidney"},
+        ],
+        "sentences": file_entry(folder, "sentences.json"),
+        "sources": {stage: {"file": "a.pth", "sha256": NO_HASH} for stage in ("coarse", "fine")},
+        "versions": {"medals-rt": "0"},
+    }
+    write(folder, manifest)
+    return folder
+
+
+@pytest.fixture
+def folder(pristine, tmp_path):
+    return Path(shutil.copytree(pristine, tmp_path / "bundle"))
+
+
+def test_open_reads_stages_and_paths(folder):
+    bundle = Bundle.open(folder)
+    assert bundle.name == "by hand"
+    assert bundle.stage_spec(1).window_hwd == (16, 16, 8)
+    assert bundle.stage_spec(2).window_hwd == (16, 16, 16)
+    assert bundle.stage_spec(2).spacing_hwd_mm == (1.5, 1.5, 3.0)
+    assert bundle.graph_path(2, "refiner").read_bytes() == b"fine refiner"
+    with pytest.raises(BundleError, match="stages 1 and 2, not 3"):
+        bundle.stage_spec(3)
+
+
+def test_missing_folder_and_manifest(tmp_path):
+    with pytest.raises(MissingFileError, match="does not exist"):
+        Bundle.open(tmp_path / "nothing")
+    with pytest.raises(MissingFileError, match=r"no bundle\.json"):
+        Bundle.open(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(MissingFileError, match="is a file"):
+        Bundle.open(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"{", "no bundle manifest"),
+        (b"[]", "no bundle manifest"),
+        (b'{"name": "x"}', "format_version"),
+        (b'{"format_version": 2}', "damaged.*missing required field"),
+        (b'{"format_version": 99}', "format_version 99.*reads 2"),
+    ],
+)
+def test_broken_manifest(folder, content, match):
+    (folder / "bundle.json").write_bytes(content)
+    with pytest.raises(BundleError, match=match):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "match"),
+    [
+        (("stages", "coarse", "window_hwd"), [16, 16], "window_hwd"),
+        (("stages", "coarse", "window_hwd"), [16, 16, 0], "window_hwd"),
+        (("stages", "fine", "spacing_hwd_mm"), [1, 1, 0], "spacing_hwd_mm"),
+        (("embeddings", "sha256"), "abc", "embeddings.sha256"),
+        (("precision",), "int4", "precision"),
+    ],
+)
+def test_wrong_member_is_named(folder, where, value, match):
+    manifest = read(folder)
+    target = manifest
+    for name in where[:-1]:
+        target = target[name]
+    target[where[-1]] = value
+    write(folder, manifest)
+    with pytest.raises(BundleError, match=match):
+        Bundle.open(folder)
+
+
+def test_missing_graph_is_named(folder):
+    manifest = read(folder)
+    del manifest["stages"]["fine"]["graphs"]["refiner"]
+    write(folder, manifest)
+    with pytest.raises(BundleError, match="fine lacks refiner"):
+        Bundle.open(folder)
+
+
+def test_later_members_are_passed_over(folder):
+    before = Bundle.open(folder).hash
+    write(folder, {**read(folder), "engines": [1, 2], "created": "later"})
+    assert Bundle.open(folder).hash == before
+
+
+def test_wrong_hash_names_file_expected_and_found(folder):
+    path = folder / "fine/refiner.onnx"
+    expected = read(folder)["stages"]["fine"]["graphs"]["refiner"]["sha256"]
+    path.write_bytes(b"fine refinex")
+    found = hashlib.sha256(b"fine refinex").hexdigest()
+    with pytest.raises(BundleError, match=rf"refiner\.onnx has SHA-256 {found}.*says {expected}"):
+        Bundle.open(folder)
+    assert Bundle.open(folder, verify=False).name == "by hand"
+
+
+def test_wrong_size_and_missing_file_need_no_hash(folder):
+    (folder / "fine/refiner.onnx").write_bytes(b"short")
+    with pytest.raises(BundleError, match=r"has 5 bytes.*says 12"):
+        Bundle.open(folder, verify=False)
+    (folder / "fine/refiner.onnx").unlink()
+    with pytest.raises(BundleError, match=r"lacks fine/refiner\.onnx"):
+        Bundle.open(folder, verify=False)
+
+
+@pytest.mark.parametrize(
+    "file", ["../out", "a/../../out", "/etc/hostname", "C:/x", "a\\b", "", "a\0b"]
+)
+def test_path_may_not_leave_the_folder(folder, file):
+    with pytest.raises(BundleError, match="no path inside the bundle"):
+        path_inside(folder, file)
+    manifest = read(folder)
+    manifest["embeddings"]["file"] = file
+    write(folder, manifest)
+    with pytest.raises(BundleError, match="no path inside the bundle"):
+        Bundle.open(folder)
+
+
+def test_link_may_not_leave_the_folder(folder, tmp_path):
+    outside = tmp_path / "outside"
+    (folder / "embeddings.safetensors").rename(outside)
+    (folder / "embeddings.safetensors").symlink_to(outside)
+    with pytest.raises(BundleError, match="link that leaves"):
+        Bundle.open(folder)
+
+
+def test_embeddings_by_sentence_and_by_class(folder):
+    bundle = Bundle.open(folder)
+    asked = [Asked(f" {KNOWN_SENTENCE} ", LIVER), Asked("the liver in this CT", LIVER)]
+    embeddings, which = PromptEmbedder(bundle).embed(asked)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_array_equal(embeddings, np.stack([SENTENCE_ROWS[0], CLASS_ROWS[0]]))
+    assert which == ("sentence", "class")
+
+
+def test_sentence_of_another_modality_is_not_taken(folder):
+    key = Key("MRI", "Liver", "CT/anatomy/3")
+    assert PromptEmbedder(Bundle.open(folder)).embed([Asked(KNOWN_SENTENCE, key)])[1] == ("class",)
+
+
+def test_class_not_covered_names_the_nearest(folder):
+    key = Key("CT", "Left kidney", "CT/anatomy/4")
+    with pytest.raises(BundleError, match=r"not CT Left kidney, CT Spleen; nearest.*Right kidney"):
+        PromptEmbedder(Bundle.open(folder)).embed([Asked("x", key), Asked("y", SPLEEN)])
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"other": CLASS_ROWS},
+        {"class_embeddings": CLASS_ROWS[:1], "sentence_embeddings": SENTENCE_ROWS},
+        {"class_embeddings": CLASS_ROWS.astype(np.float64), "sentence_embeddings": SENTENCE_ROWS},
+        {"class_embeddings": CLASS_ROWS},
+    ],
+)
+def test_bank_that_does_not_fit_its_index(folder, tensors):
+    save_file(tensors, folder / "embeddings.safetensors")
+    manifest = read(folder)
+    manifest["embeddings"].update(file_entry(folder, "embeddings.safetensors"))
+    write(folder, manifest)
+    with pytest.raises(BundleError, match=r"embeddings\.safetensors.*export again"):
+        PromptEmbedder(Bundle.open(folder)).embed([Asked("x", LIVER)])
+
+
+def test_hash_is_that_of_the_described_members(folder):
+    manifest = read(folder)
+    members = ("format_version", "stages", "embeddings", "classes", "sentences")
+    chosen = {name: manifest[name] for name in members} | {"text_encoder": None}
+    for stage in chosen["stages"].values():
+        stage["spacing_hwd_mm"] = [float(value) for value in stage["spacing_hwd_mm"]]
+    compact = json.dumps(chosen, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert Bundle.open(folder).hash == hashlib.sha256(compact.encode()).hexdigest()
+    manifest["classes"].reverse()
+    write(folder, manifest)
+    assert Bundle.open(folder).hash != hashlib.sha256(compact.encode()).hexdigest()
+
+
+def test_resolution_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDALS_RT_BUNDLE", str(tmp_path / "from-environment"))
+    assert resolve_bundle(tmp_path / "explicit") == tmp_path / "explicit"
+    assert resolve_bundle() == tmp_path / "from-environment"
+    monkeypatch.delenv("MEDALS_RT_BUNDLE")
+    package = tmp_path / "checkout" / "medals_rt" / "bundle.py"
+    monkeypatch.setattr("medals_rt.bundle.bundle.__file__", str(package))
+    with pytest.raises(MissingFileError, match=r"MEDALS_RT_BUNDLE.*medals-rt export"):
+        resolve_bundle()
+    demo = tmp_path / "checkout" / "engines" / "demo"
+    demo.mkdir(parents=True)
+    (demo / "bundle.json").touch()
+    assert resolve_bundle() == demo.resolve()

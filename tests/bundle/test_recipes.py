@@ -1,0 +1,101 @@
+"""Recipes: what comes with the package, and what is refused."""
+
+import msgspec
+import pytest
+
+from medals_rt.bundle.recipes import (
+    parse_recipe,
+    read_recipe,
+    recipe_folder,
+    recipe_for,
+    shipped_recipes,
+    verification_for,
+)
+from medals_rt.errors import InputError, MissingFileError
+from medals_rt.planning.memory import CLASSES_PER_CHUNK
+from medals_rt.prompts.classes import all_classes
+
+GOOD = """
+description = "made up"
+runners = ["tensorrt-rtx"]
+precision = "fp16"
+[verification]
+relative_error = 2e-2
+mean_dsc = 0.999
+lowest_class_dsc = 0.99
+[build]
+optimization_level = 3
+workspace_mib = 1024
+architectures = ["SM89"]
+query_counts = { least = 1, best = 16, most = 256 }
+prompt_counts = { least = 1, best = 4, most = 16 }
+"""
+
+
+def test_tolerances_are_those_of_the_issue():
+    expected = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 4e-2}
+    for recipe in shipped_recipes().values():
+        found = recipe.verification
+        assert found == verification_for(recipe.precision)
+        assert found.relative_error == expected[recipe.precision]
+        assert (found.mean_dsc, found.lowest_class_dsc) == (0.999, 0.99)
+    assert {recipe.precision for recipe in shipped_recipes().values()} == set(expected)
+
+
+def test_targets_have_a_recipe_each():
+    assert set(shipped_recipes()) >= {"h100-fp16", "rtx-fp16", "cpu-bf16"}
+    assert recipe_for("tensorrt", "fp16")[0] == "h100-fp16"
+    assert recipe_for("tensorrt-rtx", "fp16")[0] == "rtx-fp16"
+    assert recipe_for("tensorrt-rtx", "fp32")[0] == "rtx-fp32"
+    assert recipe_for("openvino", "bf16")[0] == "cpu-bf16"
+    with pytest.raises(InputError, match="for openvino in fp16; there are cpu-bf16"):
+        recipe_for("openvino", "fp16")
+    with pytest.raises(InputError, match="precision 'int8'"):
+        verification_for("int8")
+
+
+def test_engines_serve_every_chunk_and_all_queries():
+    """The network asks for at most as many at once as an engine is built for."""
+    for recipe in shipped_recipes().values():
+        if recipe.build is not None:
+            assert recipe.build.query_counts.most >= len(all_classes())
+            assert recipe.build.prompt_counts.most >= CLASSES_PER_CHUNK
+            assert recipe.build.query_counts.least == recipe.build.prompt_counts.least == 1
+
+
+def test_read_by_name_or_file(tmp_path):
+    assert read_recipe("h100-fp16") == read_recipe(recipe_folder() / "h100-fp16.toml")
+    assert read_recipe("h100-fp16.toml") == read_recipe("h100-fp16")
+    own = tmp_path / "own.toml"
+    own.write_text(GOOD)
+    assert read_recipe(own).build.architectures == ("SM89",)
+    for missing in ("h200", tmp_path / "h100-fp16.toml", "../recipes/h100-fp16"):
+        with pytest.raises(MissingFileError, match=r"no recipe .*come with medals-rt: cpu-bf16"):
+            read_recipe(missing)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ("optimization_level = 3", "optimisation_level = 3", "unknown field `optimisation_level`"),
+        ("optimization_level = 3", "optimization_level = 6", r"\$\.build\.optimization_level"),
+        ("mean_dsc = 0.999", "mean_dsc = 99.9", r"\$\.verification\.mean_dsc"),
+        ('precision = "fp16"', 'precision = "int8"', "Invalid enum value 'int8'"),
+        ('"SM89"', '"sm_89"', r"\$\.build\.architectures"),
+        ("best = 4, most = 16", "best = 40, most = 16", "must rise: least 1, best 40, most 16"),
+        ("least = 1, best = 4", "least = 0, best = 4", r"\$\.build\.prompt_counts\.least"),
+        ('runners = ["tensorrt-rtx"]', "runners = []", "names no runner"),
+        ("description", "= description", "not valid"),
+    ],
+)
+def test_what_is_wrong_is_named(old, new, match):
+    with pytest.raises(InputError, match=rf"recipe mine is not valid: .*{match}|{match}"):
+        parse_recipe(GOOD.replace(old, new), "mine")
+
+
+def test_recipes_are_values():
+    with pytest.raises(AttributeError):
+        read_recipe("rtx-fp16").precision = "fp32"
+    assert msgspec.json.decode(
+        msgspec.json.encode(read_recipe("rtx-fp16")), type=type(read_recipe("rtx-fp16"))
+    ) == read_recipe("rtx-fp16")

@@ -1,0 +1,98 @@
+"""Outputs appear whole or not at all."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from medals_rt.common.atomic_io import atomic_output, prepare_output, remove_leftovers, write_json
+from medals_rt.errors import InputError, OutputError
+
+
+def test_an_output_replaces_the_old_one_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    path.write_text("old")
+    with atomic_output(path) as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.name.endswith("a.nii.gz")
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failed_output_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "a.npz"
+    path.write_text("old")
+
+    def fail() -> None:
+        with atomic_output(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    path = prepare_output(tmp_path / "new" / "deep" / "a.json")
+    assert path.parent.is_dir()
+    assert not path.exists()
+    write_json(path, {"ä": 1.5, "none": None})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"ä": 1.5, "none": None}
+
+
+def test_what_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(InputError, match="can't write"):
+        prepare_output(file / "below" / "a.json")
+    with pytest.raises(InputError, match="is a folder"):
+        prepare_output(tmp_path)
+
+
+def test_json_refuses_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OutputError, match=r"a\.json: No space left on device; make room"):
+        write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_leftovers_of_killed_processes_go(tmp_path: Path) -> None:
+    dead = 999_999_999  # above the highest number that a system gives
+    alive = os.getppid()
+    kept = {
+        f".partial-{alive}-a.npz",
+        f".partial-{dead}-b.npz",
+        ".partial-x-a.npz",
+        ".partial-" + 30 * "9" + "-a.npz",
+        "a.npz",
+    }
+    gone = {f".partial-{dead}-a.npz", f".partial-{os.getpid()}-a.npz"}
+    for name in kept | gone:
+        (tmp_path / name).touch()
+    remove_leftovers([tmp_path / "a.npz", tmp_path / "missing" / "c.npz"])
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"name": "caf\udce9"})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"name": "caf\udce9"}

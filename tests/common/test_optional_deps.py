@@ -1,0 +1,100 @@
+"""Libraries that may be missing: the table is the project's, and all is told in one way."""
+
+import re
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, metadata
+from pathlib import Path
+
+import pytest
+
+from medals_rt.common.optional_deps import (
+    OPTIONAL_LIBRARIES,
+    OptionalLibrary,
+    import_optional,
+    missing,
+    missing_one_of,
+    require,
+)
+from medals_rt.errors import MissingDependencyError
+from tests.paths import ROOT
+
+
+@pytest.mark.parametrize("library", OPTIONAL_LIBRARIES, ids=lambda library: library.name)
+def test_the_extras_that_install_it(library: OptionalLibrary) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {
+        extra
+        for extra, wanted in project["optional-dependencies"].items()
+        for requirement in wanted
+        if re.split(r"[^\w-]", requirement)[0] in library.packages
+    }
+    assert set(library.extras) == named - {"test", "dev"}
+
+
+def test_extras_of_other_packages_are_offered_by_them() -> None:
+    """pip only warns of one that a package has not, and leaves out what it was to bring."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = {
+        (found[1], extra)
+        for wanted in project["optional-dependencies"].values()
+        for found in [re.match(r"([\w-]+)\[([\w,]+)\]", each) for each in wanted]
+        if found and found[1] != "medals-rt"
+        for extra in found[2].split(",")
+    }
+    assert ("cupy-cuda12x", "ctk") in asked  # CUDA's headers and compiler
+    assert ("onnxruntime-gpu", "cudnn") in asked
+    for package, extra in asked:
+        try:
+            offered = metadata(package).get_all("Provides-Extra") or []
+        except PackageNotFoundError:
+            continue
+        assert extra in offered, package
+
+
+def test_one_extra_where_one_installs_all() -> None:
+    for names, extras in {
+        ("ONNX",): "bench",
+        ("ONNX", "ONNX Script"): "export",
+        ("ONNX Runtime",): "onnx",
+        ("ONNX Runtime", "CuPy"): "gpu",
+        ("TensorRT", "CuPy"): "tensorrt,gpu",
+        ("Matplotlib", "Jinja2"): "preview",
+    }.items():
+        said = str(missing("this", *names))
+        assert said == f"this needs {', '.join(names)}: pip install 'medals-rt[{extras}]'"
+
+
+def test_one_of_several() -> None:
+    said = str(missing_one_of("this", "OpenVINO", "ONNX Runtime", remark=", and no card"))
+    assert said == (
+        "this needs OpenVINO or ONNX Runtime: pip install 'medals-rt[cpu]' or 'medals-rt[onnx]', "
+        "and no card"
+    )
+
+
+def test_what_is_there_is_imported() -> None:
+    require("this", "Jinja2", "Matplotlib")
+    assert import_optional("Jinja2", "this") is sys.modules["jinja2"]
+
+
+def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingDependencyError, match=r"^this needs Jinja2: pip install"):
+        import_optional("Jinja2", "this")
+    monkeypatch.setattr(
+        "medals_rt.common.optional_deps.find_spec", lambda name: name == "onnx" or None
+    )
+    with pytest.raises(MissingDependencyError, match=r"^this needs ONNX Script, PyTorch: pip"):
+        require("this", "ONNX", "ONNX Script", "PyTorch")
+
+
+def test_what_cannot_be_imported_is_told_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt_rtx.py").write_text("import no_such_library_below")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt_rtx", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
+    with pytest.raises(MissingDependencyError, match=r"TensorRT-RTX \(No module named 'no_such"):
+        import_optional("TensorRT-RTX", "this")

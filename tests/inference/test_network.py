@@ -1,0 +1,207 @@
+"""A stage's network put together from graphs, against the PyTorch network in one piece."""
+
+import msgspec
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.manifest import GRAPH_NAMES
+from medals_rt.errors import BundleError
+from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.spatial_prompts import channel_prompts, label_prompts
+from medals_rt.planning.sliding_window import plan_windows
+from medals_rt.runners.selection import open_runner, precisions
+from tests.bundles import TINY_SPACINGS_HWD_MM, tiny_checkpoint, tiny_config
+
+TOLERANCE = 1e-4
+MANY = 21  # more than a folded refiner takes
+MORE = 40  # more than go through the classifier at once
+
+
+@pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
+def network(request, tiny_bundle):
+    with StageNetwork.open(tiny_bundle, 2, runner=request.param, precision="fp32") as opened:
+        yield opened
+
+
+def window_case(count):
+    """Image, queries and spatial prompts, exclusive ones and ones that overlap."""
+    rng = np.random.default_rng(count)
+    window = tiny_config(2).window_hwd
+    image = rng.random((1, 1, *window), np.float32) * 255
+    queries = rng.standard_normal((count, 24), dtype=np.float32)
+    label_map = rng.integers(0, count + 3, window).astype(np.uint8)
+    windows = plan_windows(window, window)
+    (exclusive,) = label_prompts(label_map, windows, range(1, count + 1), 4)
+    overlapping = channel_prompts(rng.random((count, *window)) > 0.8, 4)
+    return image, queries, (exclusive, overlapping)
+
+
+def whole(network, *arguments, **options):
+    """All classes of a pass, which must come in order and once."""
+    classes, probabilities = zip(*network.predict(*arguments, **options), strict=True)
+    wanted = options.get("classes") or slice(0, arguments[1].shape[0])
+    assert [n for chunk in classes for n in range(chunk.start, chunk.stop)] == list(
+        range(wanted.start, wanted.stop)
+    )
+    found = np.concatenate(probabilities)
+    assert found.dtype == np.float32
+    return found
+
+
+def in_pytorch(image, queries, prompts):
+    count = queries.shape[0]
+    foreground, spatial = np.zeros_like(image), None
+    if prompts is not None:
+        foreground = prompts.foreground()
+        spatial = torch.from_numpy(prompts.channels(count))[None]
+    tensors = [torch.from_numpy(array) for array in (image, foreground, queries)]
+    with torch.inference_mode():
+        return tiny_checkpoint(2).model(*tensors, spatial)[0].sigmoid().numpy()
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 16, 17, MORE])
+def test_prompted_windows_are_those_of_pytorch(network, count):
+    """Folded refiners of every width, padded and not, and many classes, `F_a` looked up or made."""
+    image, queries, both = window_case(count)
+    for prompts in both:
+        found = whole(network, image, queries, prompts)
+        expected = in_pytorch(image, queries, prompts)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("per_chunk", [32, 4])
+def test_text_only_windows_are_those_of_pytorch(network, per_chunk):
+    image, queries, _ = window_case(MANY)
+    found = whole(network, image, queries, classes_per_chunk=per_chunk)
+    expected = in_pytorch(image, queries, None)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("count", [5, MANY])
+@pytest.mark.parametrize("prompted", [False, True])
+def test_some_classes_are_those_of_all(network, count, prompted):
+    """The prompts of the others still count: they are in `S_f` and `F_a`."""
+    image, queries, both = window_case(count)
+    prompts = both[0] if prompted else None
+    expected = whole(network, image, queries, prompts, classes_per_chunk=2)
+    wanted = slice(1, 4)
+    found = whole(network, image, queries, prompts, classes=wanted, classes_per_chunk=2)
+    np.testing.assert_allclose(found, expected[wanted], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("prompted", [False, True])
+def test_a_class_alone_is_the_class_among_twenty(network, prompted):
+    """Queries are independent: the others change nothing, as long as S_p is the same."""
+    image, queries, _ = window_case(20)
+    among = alone = None
+    if prompted:
+        shown = np.zeros((20, *image.shape[2:]), bool)
+        shown[0] = np.random.default_rng(0).random(image.shape[2:]) > 0.8
+        among, alone = channel_prompts(shown, 4), channel_prompts(shown[:1], 4)
+    expected = whole(network, image, queries, among)[:1]
+    found = whole(network, image, queries[:1], alone)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+def test_passes_in_any_order_give_the_same_bytes(network):
+    """Each chain of graphs gives its memory back to the next and takes it anew."""
+    image, queries, (prompts, _) = window_case(3)
+    first = whole(network, image, queries, prompts)
+    kept = first.copy()
+    text_only = whole(network, image, queries)
+    network.rest()
+    np.testing.assert_array_equal(whole(network, image, queries), text_only)
+    np.testing.assert_array_equal(whole(network, image, queries, prompts), kept)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_graphs_are_opened_when_they_are_needed(tiny_bundle):
+    with StageNetwork.open(tiny_bundle, 2, runner="onnxruntime") as network:
+        assert set(network._runners) == {"image_encoder", "query_decoder", "refiner_text_only"}
+        network.prepare(3, slice(0, 3), 32, prompted=True)
+        assert set(network._runners) > {"refiner_4"}
+        network.prepare(17, slice(0, 17), 32, prompted=True)
+        assert set(network._runners) > {"fusion", "classifier"}
+
+
+def test_a_plain_mapping_of_runners_is_a_network_too(tiny_bundle):
+    runners = {
+        name: open_runner("onnxruntime", tiny_bundle.graph_path(2, name)) for name in GRAPH_NAMES
+    }
+    image, queries, (prompts, _) = window_case(MANY)
+    with StageNetwork(tiny_bundle.stage_spec(2), runners, "the reference") as network:
+        assert network.info.why == "the reference"
+        found = whole(network, image, queries, prompts)
+    expected = in_pytorch(image, queries, prompts)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("count", [17, MORE])
+def test_bf16_hands_features_on_as_they_lie(tiny_bundle, count):
+    """From text, exclusive and overlapping prompts; bf16 in NumPy is its bits, channels last."""
+    if "bf16" not in precisions("openvino"):
+        pytest.skip("this processor has no bf16 arithmetic")
+    image, queries, both = window_case(count)
+    with StageNetwork.open(tiny_bundle, 2, runner="openvino", precision="bf16") as network:
+        for shown in (None, *both):
+            found = whole(network, image, queries, shown, classes_per_chunk=8)
+            error = found - in_pytorch(image, queries, shown)
+            assert np.abs(error).max() < 0.05
+            assert np.sqrt(np.mean(error**2)) < 0.01
+        specs = {
+            spec.name: (spec.shape, spec.dtype)
+            for runner in network._joined.values()
+            for spec in (*runner.inputs, *runner.outputs)
+        }
+    window, channels = tiny_config(2).window_hwd, tiny_config(2).channels
+    last = ((1, *window, channels), "uint16")
+    assert specs["features"] == specs["refined"] == last
+    assert specs["prompt_features"] == ((1, channels, *window), "float32")
+    assert specs["probabilities"] == (("?", *window), "float32")
+
+
+@pytest.mark.parametrize("count", [17, MORE])
+def test_exclusive_prompts_are_looked_up_as_arrays_would_be(network, count):
+    image, queries, (exclusive, _) = window_case(count)
+    shown = np.stack([exclusive.index_hwd == n + 1 for n in range(count)])
+    expected = whole(network, image, queries, channel_prompts(shown, 4))
+    found = whole(network, image, queries, exclusive)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_many_classes_run_in_two_chains(tiny_bundle):
+    """One that reads a voxel's class, and the classifier, whose memory is no reason to rest."""
+    image, queries, (exclusive, _) = window_case(MORE)
+    with StageNetwork.open(tiny_bundle, 2, runner="openvino", precision="fp32") as network:
+        network.prepare(MORE, slice(0, MORE), 32, prompted=True)
+        before = set(network._joined)
+        first = whole(network, image, queries, exclusive)
+        assert set(network._joined) == before
+        assert network._working == ("image_encoder", "query_decoder", "fusion")
+        np.testing.assert_array_equal(whole(network, image, queries, exclusive), first)
+        whole(network, image, queries)
+        assert network._working == ("image_encoder", "query_decoder", "fusion_text_only")
+        np.testing.assert_array_equal(whole(network, image, queries, exclusive), first)
+
+
+def test_info_and_spec(tiny_bundle):
+    with StageNetwork.open(tiny_bundle, 1, runner="onnxruntime", threads=1) as network:
+        assert network.spec == tiny_bundle.stage_spec(1)
+        assert network.spec.spacing_hwd_mm == TINY_SPACINGS_HWD_MM[1]
+        assert network.array_device == "cpu"
+        info = network.info
+    assert (info.runner, info.why, info.precision) == ("onnxruntime", "asked for", "fp32")
+    assert (info.threads, info.notes) == (1, ())
+
+
+def test_graphs_for_another_window_are_refused(tiny_bundle):
+    stages = tiny_bundle.manifest.stages
+    wrong = msgspec.structs.replace(stages.fine, window_hwd=(16, 16, 32))
+    manifest = msgspec.structs.replace(
+        tiny_bundle.manifest, stages=msgspec.structs.replace(stages, fine=wrong)
+    )
+    with pytest.raises(BundleError, match=r"windows of \(16, 16, 16\).*\(16, 16, 32\)"):
+        StageNetwork.open(Bundle(tiny_bundle.folder, manifest), 2, runner="onnxruntime")

@@ -1,0 +1,189 @@
+"""A stage cut for memory against the same stage in one piece, on a network that is a formula."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medals_rt.bundle.stage_spec import StageSpec
+from medals_rt.common.arrays import namespace, to_host
+from medals_rt.common.choices import Refinement
+from medals_rt.common.stopwatch import Stopwatch
+from medals_rt.inference import stage
+from medals_rt.inference.refinement import MaskRequest, seeded_masks
+from medals_rt.inference.stage import StageResult, StageTask, run_stage
+from medals_rt.planning.memory import MemoryLimit
+from medals_rt.planning.policy import load_policy
+from medals_rt.planning.stage_plan import CaseOutline, StagePlan, stage_plans
+from medals_rt.planning.time_budget import QUALITY_LEVELS, Budget, Watchdog
+from medals_rt.prompts.classes import by_exact_name
+
+FINE = StageSpec(2, (16, 12, 8), (1.0, 1.0, 1.0))
+SHAPE_HWD = (21, 27, 19)
+ANATOMY = ("Liver", "Spleen", "Right kidney")
+LESIONS = ("Liver tumors", "Pancreas tumors", "Colon cancer primaries")
+LABELS = (4, 2, 9)
+PLENTY, LITTLE, LEAST = 10**9, 80_000, 1
+
+
+class Formula:
+    """Stands in for a network: a voxel's value, place in its window, class and prompts decide."""
+
+    def prepare(self, *_: Any, **__: Any) -> None: ...
+
+    def rest(self) -> None: ...
+
+    def predict(
+        self,
+        image: Any,
+        queries: Any,
+        prompts: Any = None,
+        *,
+        classes: slice,
+        classes_per_chunk: int,
+    ) -> Iterator[tuple[slice, Any]]:
+        xp = namespace(image)
+        ramp = xp.reshape(xp.arange(image[0, 0, ...].size, dtype=xp.float32), image.shape[2:])
+        place = 0.2 * xp.abs(xp.sin(ramp))
+        shown = None if prompts is None else prompts.channels(queries.shape[0])
+        for start in range(classes.start, classes.stop, classes_per_chunk):
+            chunk = slice(start, min(start + classes_per_chunk, classes.stop))
+            found = []
+            for n in range(chunk.start, chunk.stop):
+                value = place + 0.45 * xp.abs(xp.sin(image[0, 0, ...] / 40 + 2.0 * n))
+                found.append(value if shown is None else value + 0.3 * shown[n, ...])
+            yield chunk, xp.stack(found)
+
+
+def way(largest_slab: int, mode: Refinement, names: tuple[str, ...]) -> StagePlan:
+    policy = load_policy()
+    case = CaseOutline(
+        shape_dhw=(SHAPE_HWD[2], *SHAPE_HWD[:2]),
+        spacing_hwd_mm=(1.0, 1.0, 1.0),
+        rules=policy.rules([by_exact_name("CT", name) for name in names], "paper"),
+        preset=policy.preset("paper"),
+        mode=mode,
+        classes=len(names),
+        channels=4,
+        memory=MemoryLimit(10**12, "a test", largest_slab),
+        classes_per_chunk=2,
+    )
+    (planned,) = stage_plans(case, FINE, case.whole, QUALITY_LEVELS[:1], prompted=True)
+    return planned
+
+
+def run(
+    planned: StagePlan,
+    xp: Any,
+    asked: list[MaskRequest],
+    watchdog: Watchdog | None = None,
+    watch: Stopwatch | None = None,
+) -> tuple[StageResult, list[tuple[int, int]]]:
+    rng = np.random.default_rng(3)
+    image = rng.integers(0, 256, SHAPE_HWD).astype(np.float32)
+    prompts = rng.choice(np.asarray([0, *LABELS], np.uint8), SHAPE_HWD)
+    prompts[:, :9] = 0
+    draw = seeded_masks(5, "a case")
+
+    def masks(request: MaskRequest) -> Any:
+        asked.append(request)
+        return draw(request)
+
+    told: list[tuple[int, int]] = []
+    result = run_stage(
+        Formula(),  # type: ignore[arg-type]
+        planned,
+        xp.asarray(image),
+        StageTask(xp.zeros((3, 4), dtype=xp.float32), LABELS, masks),
+        prompt_labels_hwd=None if planned.window_pass.mode == "none" else xp.asarray(prompts),
+        keep_probability=True,
+        watch=watch or Stopwatch(),
+        name="fine",
+        progress=lambda _, done, total: told.append((done, total)),
+        watchdog=watchdog,
+    )
+    return result, told
+
+
+@pytest.mark.parametrize(
+    ("mode", "names"),
+    [("masked", ANATOMY), ("masked", LESIONS), ("unmasked", LESIONS), ("none", ANATOMY)],
+)
+def test_blocks_and_groups_give_the_stage_in_one_piece(
+    xp: Any, mode: Refinement, names: tuple[str, ...]
+) -> None:
+    whole = way(PLENTY, mode, names)
+    assert len(whole.memory.walks) == 1
+    requests: list[MaskRequest] = []
+    expected, _ = run(whole, xp, requests)
+    assert len(np.unique(to_host(expected.labels_hwd))) > 3
+    for limit in (LITTLE, LEAST):
+        cut = way(limit, mode, names)
+        assert cut.memory.column_blocks > 1
+        assert (cut.memory.class_groups > 1) == (limit == LEAST)
+        again: list[MaskRequest] = []
+        found, told = run(cut, xp, again)
+        np.testing.assert_array_equal(to_host(found.labels_hwd), to_host(expected.labels_hwd))
+        np.testing.assert_array_equal(
+            to_host(found.probability_hwd), to_host(expected.probability_hwd)
+        )
+        assert set(again) == set(requests)
+        runs = cut.memory.window_runs
+        assert told == [(done, runs) for done in range(runs + 1)]
+        assert expected.passes < found.passes <= cut.passes
+
+
+def test_a_card_is_waited_for_inside_the_step_that_it_works_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a step's seconds would be those of asking, and estimates of time rest on them."""
+
+    class Noting(Stopwatch):
+        at: str | None = None
+
+        @contextmanager
+        def step(self, name: str) -> Iterator[None]:
+            self.at = name
+            with super().step(name):
+                yield
+            self.at = None
+
+    watch, waited = Noting(), []
+    monkeypatch.setattr(stage, "settle", lambda _: waited.append(watch.at))
+    planned = way(LEAST, "masked", ANATOMY)
+    run(planned, np, [], watch=watch)
+    walks = len(planned.memory.walks)
+    assert waited == ["fine: resample", *["fine: network"] * walks, "fine: restore"]
+
+
+def test_windows_are_counted_once_a_run_when_time_is_short() -> None:
+    """No time at all: every run of a window is left out, and the prompts stand."""
+    cut = way(LEAST, "masked", ANATOMY)
+    clock = SimpleNamespace(now=50.0)
+    watchdog = Watchdog(Budget(10.0, started=0.0, clock=lambda: clock.now), 1.0)
+    result, told = run(cut, np, [], watchdog)
+    assert result.left_out == cut.memory.window_runs > len(cut.plan.windows)
+    assert told[-1] == (result.left_out, result.left_out)
+    assert set(np.unique(result.labels_hwd)) == {0, *LABELS}
+    assert not result.labels_hwd[:, :9].any()
+
+
+def test_the_watchdog_looks_at_all_runs_that_are_left() -> None:
+    """A pass of 1 s: what would do for the windows once does not for their runs in blocks."""
+    cut, whole = way(LITTLE, "masked", ANATOMY), way(PLENTY, "masked", ANATOMY)
+    once, runs = len(whole.plan.windows), cut.memory.window_runs
+    assert runs > once
+
+    def hastened(planned: StagePlan) -> int:
+        clock = SimpleNamespace(now=0.0)
+        budget = Budget(1.0, started=0.0, clock=lambda: clock.now)
+        budget.seconds = (2 * once + 0.5) / 0.9 + 1.0
+        return run(planned, np, [], Watchdog(budget, 1.0))[0].hastened
+
+    assert hastened(whole) == 0
+    assert hastened(cut) > 0

@@ -1,0 +1,382 @@
+"""DICOM series in: geometry, values, choices, and everything that is refused."""
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    MPEG2MPML,
+    DeflatedExplicitVRLittleEndian,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+    SegmentationStorage,
+)
+
+from medals_rt.errors import CaseError, InputError
+from medals_rt.io.registry import read_case, write_segmentation
+from tests.dicom import write_series
+from tests.io.test_formats import ORIENTATIONS, affine_of, sphere_ijk
+
+RIGHT_HANDED = [
+    (order, signs)
+    for order, signs in ORIENTATIONS
+    if np.linalg.det(affine_of(order, signs)[:3, :3]) > 0
+]
+RNG = np.random.default_rng(0)
+HU = RNG.integers(-1000, 2000, (6, 8, 10)).astype(np.int16)
+UPRIGHT = np.diag([0.7, 0.8, 2.5, 1.0])
+UPRIGHT[:3, 3] = (-20.0, -30.0, 100.0)
+
+
+def read_by_itk(folder: Path) -> SimpleITK.Image:
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    return reader.Execute()
+
+
+def zipped(folder: Path, path: Path) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.iterdir()):
+            archive.write(file, f"study/{file.name}")
+    return path
+
+
+@pytest.mark.parametrize(("order", "signs"), RIGHT_HANDED)
+def test_a_sphere_lies_where_simpleitk_sees_it(tmp_path: Path, order: Any, signs: Any) -> None:
+    affine = affine_of(order, signs)
+    ball = sphere_ijk(affine).transpose()
+    write_series(tmp_path / "series", ball, affine)
+    case = read_case(tmp_path / "series")
+    canonical = SimpleITK.DICOMOrient(read_by_itk(tmp_path / "series"), "LPS")
+    assert np.array_equal(case.volume.image_dhw, SimpleITK.GetArrayViewFromImage(canonical))
+    assert case.volume.spacing_dhw_mm == pytest.approx(canonical.GetSpacing()[::-1])
+    write_segmentation(tmp_path / "out.nii.gz", case, case.volume.image_dhw)
+    written = SimpleITK.DICOMOrient(SimpleITK.ReadImage(str(tmp_path / "out.nii.gz")), "LPS")
+    assert np.array_equal(SimpleITK.GetArrayViewFromImage(written), case.volume.image_dhw)
+    assert written.GetOrigin() == pytest.approx(canonical.GetOrigin(), abs=1e-4)
+
+
+def test_oblique_series_keep_their_affine(tmp_path: Path) -> None:
+    rotation, _ = np.linalg.qr(RNG.standard_normal((3, 3)))
+    rotation[:, 2] = np.cross(rotation[:, 0], rotation[:, 1])
+    affine = np.eye(4)
+    affine[:3, :3] = rotation * (0.7, 0.8, 3.0)
+    write_series(tmp_path / "series", HU, affine)
+    case = read_case(tmp_path / "series")
+    np.testing.assert_allclose(case.volume.source.affine_lps, affine, atol=1e-6)
+    assert np.array_equal(case.volume.restore(case.volume.image_dhw), HU)
+
+
+def test_values_are_scaled_slice_by_slice(tmp_path: Path) -> None:
+    def change(k: int, data: Dataset) -> None:
+        data.RescaleSlope, data.RescaleIntercept = f"{0.5 + k}", f"{-100 * k}"
+
+    write_series(tmp_path / "a", HU, UPRIGHT, change=change)
+    image = read_case(tmp_path / "a").volume.image_dhw
+    k = np.arange(len(HU))[:, None, None]
+    np.testing.assert_allclose(image, (HU + 1024.0) * (0.5 + k) - 100 * k, rtol=1e-6)
+    assert image.dtype == np.float32
+
+
+def test_values_beyond_16_bits_are_kept(tmp_path: Path) -> None:
+    def change(_: int, data: Dataset) -> None:
+        data.RescaleIntercept = "40000"
+
+    write_series(tmp_path / "a", HU, UPRIGHT, change=change)
+    assert np.array_equal(read_case(tmp_path / "a").volume.image_dhw, HU.astype(np.int32) + 41024)
+
+
+def test_what_is_not_an_image_is_passed_over_and_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "er"
+    written = write_series(folder, HU, UPRIGHT)
+    (tmp_path / "notes.txt").write_text("nothing")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")
+    report = written[0]
+    report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = SegmentationStorage
+    report.SOPInstanceUID = "1.2.9"
+    report.SeriesInstanceUID = "1.2.99"
+    report.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
+    case = read_case(tmp_path)
+    assert case.volume.name == tmp_path.name
+    assert case.modality == "CT"
+    assert "passed over 3 files" in case.notes[0]
+    assert "1 DICOM files without" in case.notes[0]
+
+
+def test_one_of_several_series_is_chosen(tmp_path: Path) -> None:
+    def localizer(_: int, data: Dataset) -> None:
+        data.SeriesNumber, data.SeriesDescription = 1, "scout\x1b[31m"
+
+    write_series(tmp_path / "a", HU, UPRIGHT, seed=0)
+    write_series(tmp_path / "b", HU[:3] + 7, UPRIGHT, seed=1, change=localizer)
+    with pytest.raises(CaseError, match=r"2 series: \[1\] CT 'scout.*3 slices.*\[2\] CT") as caught:
+        read_case(tmp_path)
+    assert str(caught.value).isprintable()
+    for wanted in ("1", "1.2.3.4.2"):
+        assert read_case(tmp_path, series=wanted).volume.shape_dhw[0] == 3
+    assert read_case(tmp_path, series="2").volume.shape_dhw[0] == len(HU)
+    for wrong, message in (("1.2.3", "more than one"), ("3", "no series"), ("9.9", "no series")):
+        with pytest.raises(CaseError, match=message):
+            read_case(tmp_path, series=wrong)
+    np.savez(tmp_path / "a.npz", imgs=HU, spacing=(1.0, 1.0, 1.0))
+    with pytest.raises(CaseError, match="no series to choose"):
+        read_case(tmp_path / "a.npz", series="1")
+
+
+def test_zips_are_read_without_unpacking(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", HU, UPRIGHT)
+    path = zipped(tmp_path / "a", tmp_path / "scan.zip")
+    before = set(tmp_path.rglob("*"))
+    case = read_case(path)
+    assert np.array_equal(case.volume.image_dhw, HU)
+    assert case.volume.name == "scan"
+    assert set(tmp_path.rglob("*")) == before
+
+
+def escape(archive: zipfile.ZipFile) -> None:
+    archive.writestr("../../outside.dcm", b"x")
+
+
+def grow(archive: zipfile.ZipFile) -> None:
+    archive.writestr("zeros.dcm", bytes(130 * 2**20))
+
+
+def lie(archive: zipfile.ZipFile) -> None:
+    archive.writestr("small.dcm", b"small")
+    archive.getinfo("small.dcm").file_size = 2**29
+
+
+@pytest.mark.parametrize(
+    ("fill", "message"), [(escape, "leads out"), (grow, "would unpack"), (lie, "damaged")]
+)
+def test_hostile_zips_are_refused(
+    tmp_path: Path, fill: Callable[[zipfile.ZipFile], None], message: str
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        fill(archive)
+    with pytest.raises(CaseError, match=message):
+        read_case(tmp_path / "a.zip", max_voxels=10_000)
+
+
+def test_damaged_zips_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"no zip")
+    with pytest.raises(CaseError, match="damaged"):
+        read_case(tmp_path / "a.zip")
+
+
+def test_enhanced_multi_frame_files_are_read(tmp_path: Path) -> None:
+    affine = affine_of((0, 2, 1), (1.0, -1.0, 1.0))
+    ball = sphere_ijk(affine).transpose()
+    slices = write_series(tmp_path / "a", ball, affine)
+    write_enhanced(tmp_path / "enhanced", slices)
+    case = read_case(tmp_path / "enhanced")
+    single = read_case(tmp_path / "a")
+    assert np.array_equal(case.volume.image_dhw, single.volume.image_dhw)
+    np.testing.assert_allclose(case.volume.source.affine_lps, affine, atol=1e-6)
+
+
+def write_enhanced(path: Path, slices: list[Dataset]) -> None:
+    """Write slices as one enhanced CT file, its frames in an order of their own."""
+    order = np.random.default_rng(1).permutation(len(slices))
+    enhanced = highdicom.legacy.LegacyConvertedEnhancedCTImage(
+        [slices[index] for index in order], "1.2.3.4.77", 5, "1.2.3.4.78", 1
+    )
+    enhanced.save_as(path)
+
+
+def put(name: str, value: Any, only: int | None = None) -> Callable[[int, Dataset], None]:
+    def change(k: int, data: Dataset) -> None:
+        if only in {None, k}:
+            setattr(data, name, value)
+
+    return change
+
+
+def drop(name: str) -> Callable[[int, Dataset], None]:
+    return lambda _, data: delattr(data, name)
+
+
+def tilt(k: int, data: Dataset) -> None:
+    data.ImagePositionPatient = [-20, -30 + 0.4 * k, 100 + 2.5 * k]
+
+
+def uneven(k: int, data: Dataset) -> None:
+    data.ImagePositionPatient = [-20, -30, 100 + (2.5 if k < 3 else 3.0) * k]
+
+
+def table(_: int, data: Dataset) -> None:
+    data.ModalityLUTSequence = [Dataset()]
+
+
+def other_syntax(uid: str) -> Callable[[int, Dataset], None]:
+    def change(_: int, data: Dataset) -> None:
+        data.PixelData = pydicom.encaps.encapsulate([b"nothing that any decoder knows.."])
+        data["PixelData"].VR = "OB"
+        data.file_meta.TransferSyntaxUID = pydicom.uid.UID(uid)
+
+    return change
+
+
+def deflated(_: int, data: Dataset) -> None:
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (tilt, r"gantry tilt of about 9\.1 degrees"),
+        (uneven, "unevenly spaced"),
+        (put("ImagePositionPatient", [-20, -30, 100], only=1), "two slices at one place"),
+        (put("ImageOrientationPatient", [1, 0, 0, 0, 0, -1], only=2), "mixes orientations"),
+        (put("ImageOrientationPatient", [1, 0, 0, 1, 0, 0]), "orthogonal unit vectors"),
+        (put("ImageOrientationPatient", [1, 0, 0]), "unusable ImageOrientationPatient"),
+        (put("PixelSpacing", [0.9, 0.8], only=2), "mixes pixel spacings"),
+        (put("PixelSpacing", [0, 0]), "must be positive"),
+        (put("Rows", 7, only=2), "mixes sizes"),
+        (put("Rows", 60000), "expected|damaged"),
+        (put("PhotometricInterpretation", "RGB"), "only MONOCHROME2"),
+        (put("PhotometricInterpretation", "MONOCHROME1"), "only MONOCHROME2"),
+        (put("SamplesPerPixel", 3), "3 samples"),
+        (put("RescaleSlope", "0"), "rescale slope"),
+        (put("NumberOfFrames", 2), "several multi-frame files"),
+        (table, "by a table"),
+        (drop("ImagePositionPatient"), "no ImagePositionPatient"),
+        (drop("PixelSpacing"), "no PixelSpacing"),
+        (drop("PixelData"), "no pixels"),
+        (drop("SeriesInstanceUID"), "names no series"),
+        (drop("BitsStored"), "Bits Stored"),
+        (other_syntax(JPEGLosslessSV1), "no decoder is installed.*pylibjpeg"),
+        (other_syntax(MPEG2MPML), "MPEG2.*isn't read"),
+        (other_syntax(RLELossless), "damaged"),
+        (other_syntax(JPEGLSLossless), "damaged"),
+        (deflated, "deflated as a whole"),
+    ],
+)
+def test_what_is_no_regular_gray_grid_is_refused(
+    tmp_path: Path, change: Callable[[int, Dataset], None], message: str
+) -> None:
+    write_series(tmp_path / "a", HU, UPRIGHT, change=change)
+    with pytest.raises(CaseError, match=message):
+        read_case(tmp_path / "a")
+
+
+def test_missing_slices_are_counted(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", HU, UPRIGHT, skip=(2, 3))
+    with pytest.raises(CaseError, match=r"lacks about 2 slice\(s\).*7\.500 mm apart.*2\.500"):
+        read_case(tmp_path / "a")
+
+
+def test_one_slice_is_no_volume(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", HU, UPRIGHT)
+    with pytest.raises(CaseError, match=r"one slice.*the folder"):
+        read_case(tmp_path / "a" / "IM0000")
+
+
+@pytest.mark.parametrize("length", [500, 900])
+def test_a_file_that_was_cut_off_is_not_passed_over(tmp_path: Path, length: int) -> None:
+    write_series(tmp_path / "a", HU, UPRIGHT)
+    path = tmp_path / "a" / "IM0005"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(CaseError, match=r"cut off|damaged"):
+        read_case(tmp_path / "a")
+
+
+def test_a_file_much_larger_than_its_pixels_is_not_read(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", HU, UPRIGHT)
+    with (tmp_path / "a" / "IM0005").open("ab") as file:
+        file.truncate(200 * 2**20)
+    with pytest.raises(CaseError, match="bytes for 160 bytes of pixels"):
+        read_case(tmp_path / "a")
+
+
+def test_headers_of_endless_elements_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medals_rt.io.dicom.files.MAX_READS", 2000)
+    write_series(tmp_path / "few", HU, UPRIGHT)
+    assert read_case(tmp_path / "few").volume.shape_dhw == HU.shape
+    write_series(tmp_path / "many", HU, UPRIGHT)
+    path = tmp_path / "many" / "IM0000"
+    data = path.read_bytes()
+    at = data.index(b"\x08\x00\x16\x00UI")
+    path.write_bytes(data[:at] + b"\x08\x00\x15\x00LO\x00\x00" * 2000 + data[at:])
+    with pytest.raises(CaseError, match="more elements"):
+        read_case(tmp_path / "many")
+
+
+def test_a_folder_without_images_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(CaseError, match=r"no DICOM image \(0 DICOM files.*1 other"):
+        read_case(tmp_path)
+
+
+def test_sizes_are_checked_before_pixels_are_read(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", HU, UPRIGHT, change=drop("PixelData"))
+    with pytest.raises(CaseError, match="480 voxels, more than the limit of 479"):
+        read_case(tmp_path / "a", max_voxels=479)
+
+
+def test_a_ct_without_rescale_is_noted(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", HU, UPRIGHT, change=drop("RescaleSlope"))
+    assert any("taken as Hounsfield" in note for note in read_case(tmp_path / "a").notes)
+
+
+def test_compressed_series_are_read_where_a_decoder_is_there(tmp_path: Path) -> None:
+    def change(_: int, data: Dataset) -> None:
+        data.compress(RLELossless, generate_instance_uid=False)
+
+    write_series(tmp_path / "a", HU, UPRIGHT, change=change)
+    assert np.array_equal(read_case(tmp_path / "a").volume.image_dhw, HU)
+
+
+@pytest.mark.parametrize("multi_frame", [False, True])
+def test_no_mutation_does_anything_but_fail_cleanly(tmp_path: Path, multi_frame: bool) -> None:
+    slices = write_series(tmp_path / "a", HU, UPRIGHT)
+    if multi_frame:
+        write_enhanced(tmp_path / "enhanced", slices)
+    source = tmp_path / "enhanced" if multi_frame else tmp_path / "a" / "IM0002"
+    target = tmp_path / "mutated" if multi_frame else source
+    valid = source.read_bytes()
+    rng = np.random.default_rng(11)
+    for _ in range(60):
+        data = bytearray(valid)
+        for _ in range(rng.integers(1, 5)):
+            data[rng.integers(132, min(len(data), 4000))] = rng.integers(256)
+        if rng.random() < 0.2:
+            data = data[: rng.integers(132, len(data))]
+        target.write_bytes(data)
+        try:
+            case = read_case(target if multi_frame else target.parent, max_voxels=100_000)
+        except InputError:
+            continue
+        assert case.volume.image_dhw.ndim == 3
+
+
+def test_nested_sequences_cannot_exhaust_the_stack(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", HU, UPRIGHT)
+    path = tmp_path / "a" / "IM0000"
+    data = path.read_bytes()
+    # Sequences of undefined length, each in an item of the one before.
+    opening = b"\x08\x00\x15\x11SQ\x00\x00\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    at = data.index(b"\x08\x00\x16\x00UI")
+    path.write_bytes(data[:at] + opening * 20_000 + data[at:])
+    with pytest.raises(CaseError, match="damaged"):
+        read_case(tmp_path / "a")
+
+
+def test_orders_of_files_do_not_matter(tmp_path: Path) -> None:
+    images = []
+    for seed in (0, 3):
+        write_series(tmp_path / str(seed), HU, UPRIGHT, seed=seed)
+        images.append(read_case(tmp_path / str(seed)).volume.image_dhw)
+    assert np.array_equal(images[0], images[1])

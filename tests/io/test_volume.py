@@ -1,0 +1,142 @@
+"""Volumes: what is refused, and the way between a file's grid and the canonical one."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medals_rt.errors import CaseError
+from medals_rt.io.volume import SourceGrid, Volume, check_image, to_dhw, to_hwd
+
+ORIENTATIONS = [
+    (order, signs)
+    for order in itertools.permutations(range(3))
+    for signs in itertools.product((1.0, -1.0), repeat=3)
+]
+"""All 48 ways that three axes of a file can run along three axes of a patient."""
+
+
+def affine_of(order: tuple[int, ...], signs: tuple[float, ...], spacing: Any) -> np.ndarray:
+    """Affine whose file axis `n` runs along patient axis `order[n]`, in LPS."""
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, (world, sign) in enumerate(zip(order, signs, strict=True)):
+        affine[world, axis] = sign * spacing[axis]
+    affine[:3, 3] = (5.0, -7.0, 11.0)
+    return affine
+
+
+def test_hwd_and_dhw_are_views_of_each_other() -> None:
+    array = np.arange(24).reshape(2, 3, 4)
+    turned = to_hwd(array)
+    assert turned.shape == (3, 4, 2)
+    assert turned[1, 2, 0] == array[0, 1, 2]
+    assert np.array_equal(to_dhw(turned), array)
+    assert np.shares_memory(turned, array)
+    assert to_hwd(array[None]).shape == (1, 3, 4, 2)
+
+
+@pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
+def test_canonical_axes_run_to_head_back_and_left(order: Any, signs: Any) -> None:
+    spacing = (0.7, 1.3, 2.9)
+    shape_ijk = (3, 4, 5)
+    affine = affine_of(order, signs, spacing)
+    source = SourceGrid.from_affine(affine)
+    index_ijk = np.indices(shape_ijk)
+    points = np.einsum("ab,bijk->aijk", affine[:3, :3], index_ijk) + affine[:3, 3, None, None, None]
+    left, back, head = (source.to_canonical(points[axis].transpose()) for axis in range(3))
+    assert (np.diff(head, axis=0) > 0).all()
+    assert (np.diff(back, axis=1) > 0).all()
+    assert (np.diff(left, axis=2) > 0).all()
+    step = (
+        np.diff(back, axis=1).mean(),
+        np.diff(left, axis=2).mean(),
+        np.diff(head, axis=0).mean(),
+    )
+    assert source.spacing_hwd_mm == pytest.approx(step)
+    own = np.arange(60).reshape(shape_ijk[::-1])
+    assert np.array_equal(source.to_source(source.to_canonical(own)), own)
+
+
+def test_oblique_grids_go_to_the_nearest_axis() -> None:
+    angle = np.deg2rad(20)
+    rotation = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ np.diag([2.0, 2.0, 5.0])
+    source = SourceGrid.from_affine(affine)
+    assert source.permutation == (0, 1, 2)
+    assert source.flips == (False, False, False)
+    assert source.spacing_hwd_mm == pytest.approx((2, 2, 5))
+
+
+@pytest.mark.parametrize(
+    "affine",
+    [
+        np.eye(3),
+        np.full((4, 4), np.nan),
+        np.diag([1.0, 0.0, 1.0, 1.0]),
+        np.array([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]),
+    ],
+)
+def test_broken_affines_are_refused(affine: np.ndarray) -> None:
+    with pytest.raises(CaseError, match="header anew"):
+        SourceGrid.from_affine(affine)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((3, 4)), "2 axes"),
+        (np.zeros((1, 3, 4, 5)), "4 axes"),
+        (np.zeros((0, 4, 5)), "is empty"),
+        (np.full((2, 2, 2), np.nan), "NaN"),
+        (np.full((2, 2, 2), np.inf, np.float32), "NaN or infinite"),
+        (np.zeros((2, 2, 2), complex), "complex"),
+        (np.full((2, 2, 2), "a"), "real numbers"),
+        (np.zeros((2, 2, 2), object), "object"),
+    ],
+)
+def test_unusable_images_are_refused(image: np.ndarray, message: str) -> None:
+    with pytest.raises(CaseError, match=message):
+        Volume(image, (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "spacing",
+    [
+        (),
+        (1.0, 1.0),
+        (0.0, 1.0, 1.0),
+        (1.0, -1.0, 1.0),
+        (1.0, np.nan, 1.0),
+        (1.0, np.inf, 1.0),
+        ("x",) * 3,
+    ],
+)
+def test_unusable_spacings_are_refused(spacing: Any) -> None:
+    with pytest.raises(CaseError, match="spacing"):
+        Volume(np.zeros((2, 2, 2)), spacing)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.float16, np.float64, ">i2"])
+def test_real_types_are_taken(dtype: Any) -> None:
+    volume = Volume(np.zeros((2, 3, 4), dtype), np.array([1, 2, 3]))
+    assert volume.spacing_hwd_mm == (1.0, 2.0, 3.0)
+    assert volume.spacing_dhw_mm == (3.0, 1.0, 2.0)
+    assert volume.shape_hwd == (3, 4, 2)
+    assert volume.voxel_ml == pytest.approx(0.006)
+
+
+def test_too_many_voxels_are_refused_by_shape_alone() -> None:
+    huge = np.broadcast_to(np.uint8(0), (2000, 2000, 2000))
+    with pytest.raises(CaseError, match="8,000,000,000 voxels"):
+        check_image(huge)
+
+
+def test_results_of_another_shape_are_refused() -> None:
+    volume = Volume(np.zeros((2, 3, 4)), (1.0, 1.0, 1.0))
+    with pytest.raises(CaseError, match="doesn't belong"):
+        volume.restore(np.zeros((2, 4, 3)))

@@ -1,0 +1,7 @@
+"""Where the checkout, the reference figures and the test data lie."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+DATA = ROOT / "tests" / "data"

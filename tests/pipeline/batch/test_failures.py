@@ -1,0 +1,141 @@
+"""Cases that fail, models that can't be opened, full disks and Ctrl-C."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medals_rt.errors import BundleError, OutputError, RunnerError
+from medals_rt.pipeline.options import RunOptions
+from tests.pipeline.batch.helpers import LIVER, Result, files_below, statuses, write_case
+
+
+def test_a_case_that_fails_is_told_and_the_rest_go_on(
+    run: Callable[..., Result], scans: Path, out: Path
+) -> None:
+    (scans / "case0.npz").write_bytes(b"PK\3\4 noise")
+    write_case(scans / "case1.npz", prompts={"1": "Livre in CT"})
+    write_case(scans / "more" / "[red]x.npz", prompts={"1": "Spleen in CT"})  # not in the bundle
+    result = run()
+    assert result.exit_code == 1
+    assert statuses(out) == {
+        "case0": "failed",
+        "case1": "failed",
+        "case2": "done",
+        "more/[red]x": "failed",
+    }
+    assert result.stderr.splitlines()[-1] == "error: 3 of 4 cases failed"
+    assert "[red]x" in result.stdout
+    assert "knows 4 classes and not CT Spleen" in (out / "summary.csv").read_text()
+    assert files_below(out) == ["case2.npz", "reports/case2.json", "summary.csv"]
+    write_case(scans / "case1.npz", 1, LIVER)  # repaired
+    run()
+    assert statuses(out)["case1"] == "done"
+    assert statuses(out)["case2"] == "kept"
+
+
+def test_no_result_of_earlier_content_stays_under_a_failed_name(
+    run: Callable[..., Result], scans: Path, out: Path
+) -> None:
+    assert run().exit_code == 0
+    for name in ("case0", "case1"):
+        (scans / f"{name}.npz").write_bytes(b"noise")
+    (out / "case1.npz").write_bytes(b"somebody else's work")
+    assert run().exit_code == 1
+    assert files_below(out) == [
+        "case1.npz",
+        "case2.npz",
+        "reports/case2.json",
+        "summary.csv",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "words"),
+    [
+        ("read_job", MemoryError("3 GiB"), "out of memory (3 GiB)"),
+        ("segment_job", RunnerError("the library\nrefused"), "the library refused"),
+        ("write_job", ZeroDivisionError("surprise"), "ZeroDivisionError: surprise"),
+        ("measure", ZeroDivisionError("surprise"), "ZeroDivisionError: surprise"),
+    ],
+)
+def test_whatever_a_case_raises_is_its_own_failure(
+    run: Callable[..., Result],
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    error: Exception,
+    words: str,
+) -> None:
+    original = getattr(run, step)
+
+    def fail(*given: Any, **options: Any) -> Any:
+        job = getattr(given[0], "job", None) or getattr(given[1:2] and given[1], "job", given[0])
+        done = original(*given, **options)
+        if job.input.name == "case1.npz":
+            raise error
+        return done
+
+    monkeypatch.setattr(run, step, fail)
+    assert run().exit_code == 1
+    assert statuses(out) == {"case0": "done", "case1": "failed", "case2": "done"}
+    assert words in (out / "summary.csv").read_text()
+    assert "case1.npz" not in files_below(out)
+    assert "reports/case1.json" not in files_below(out)
+
+
+def test_models_that_cannot_be_opened_end_the_batch(
+    run: Callable[..., Result], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: RunOptions) -> None:
+        raise BundleError("no such graph")
+
+    monkeypatch.setattr(run, "open_models", refuse)
+    result = run()
+    assert result.exit_code == 2
+    assert result.stderr == "error: no such graph\n"
+    assert files_below(out) == []
+
+
+def test_a_full_disk_ends_the_batch_with_what_is_finished(
+    run: Callable[..., Result], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = run.write_job
+
+    def write(read: Any, result: Any) -> None:
+        if read.job.input.name == "case1.npz":
+            raise OutputError(f"can't write {read.job.output}: {os.strerror(errno.ENOSPC)}")
+        original(read, result)
+
+    monkeypatch.setattr(run, "write_job", write)
+    result = run()
+    assert result.exit_code == 1
+    assert "No space left on device; 1 of 3 cases are finished" in result.stderr
+    assert "summary.csv" not in files_below(out)
+    monkeypatch.setattr(run, "write_job", original)
+    assert run().exit_code == 0
+    assert statuses(out) == {"case0": "kept", "case1": "done", "case2": "done"}
+
+
+def test_ctrl_c_keeps_what_is_finished(
+    run: Callable[..., Result], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = run.segment_job
+
+    def segment(segmenter: Any, read: Any, progress: Any) -> Any:
+        if read.job.input.name == "case1.npz":
+            raise KeyboardInterrupt
+        return original(segmenter, read, progress)
+
+    monkeypatch.setattr(run, "segment_job", segment)
+    result = run()
+    assert result.exit_code == 130
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("interrupted; 1 of 3 cases are finished")
+    assert files_below(out) == ["case0.npz", "reports/case0.json"]
+    monkeypatch.setattr(run, "segment_job", original)
+    assert run().exit_code == 0
+    assert statuses(out) == {"case0": "kept", "case1": "done", "case2": "done"}

@@ -1,0 +1,174 @@
+"""Which cases a batch finds, what they are called, and where their files go."""
+
+from pathlib import Path
+
+import pytest
+
+from medals_rt.errors import InputError, MissingFileError
+from medals_rt.pipeline.batch import BatchPlan, plan_batch
+from medals_rt.pipeline.options import PromptSource, RunOptions
+from tests.pipeline.batch.helpers import write_json
+
+LIVER = ["Liver in abdominal CT"]
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """A folder of cases; what stands in the files is nobody's concern here."""
+    folder = tmp_path / "scans"
+    for name in ("b.npz", "a.nii.gz", "deep/er/c.NRRD", "notes.md", ".hidden.npz", ".x/d.npz"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return folder
+
+
+def plan(*inputs: Path, out: Path, **changes: object) -> BatchPlan:
+    options = {"source": PromptSource(), "options": RunOptions(), **changes}
+    return plan_batch(inputs, out, **options)
+
+
+def results(found: BatchPlan) -> dict[str, str]:
+    return {
+        case.name: case.job.output.relative_to(found.results).as_posix() for case in found.cases
+    }
+
+
+def test_a_folder_with_all_below_it(scans: Path, tmp_path: Path) -> None:
+    found = plan(scans, out=tmp_path / "out")
+    assert results(found) == {"a": "a.nii.gz", "b": "b.npz", "deep/er/c": "deep/er/c.nrrd"}
+    (deep,) = (case for case in found.cases if case.name == "deep/er/c")
+    assert deep.job.report == tmp_path / "out" / "reports" / "deep" / "er" / "c.json"
+    assert deep.job.preview == tmp_path / "out" / "previews" / "deep" / "er" / "c.png"
+    assert deep.record == tmp_path / "out" / ".medals-rt" / "deep" / "er" / "c.json"
+
+
+def test_another_format_and_another_place_for_reports(scans: Path, tmp_path: Path) -> None:
+    found = plan(scans, out=tmp_path / "out", reports=tmp_path / "r", ending=".npz", preview=False)
+    assert results(found) == {"a": "a.npz", "b": "b.npz", "deep/er/c": "deep/er/c.npz"}
+    assert all(case.job.preview is None for case in found.cases)
+    assert found.cases[0].job.report == tmp_path / "r" / "reports" / "a.json"
+    assert found.cases[0].record == tmp_path / "r" / ".medals-rt" / "a.json"
+
+
+def test_folders_of_dicom_files_are_cases(scans: Path, tmp_path: Path) -> None:
+    series = scans / "patient" / "series"
+    (series / "more").mkdir(parents=True)
+    for name in ("slice1", "slice2", "more/slice3"):
+        (series / name).write_bytes(bytes(128) + b"DICM")
+    (scans / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    (scans / "packed.zip").write_bytes(b"PK")
+    found = plan(scans, out=tmp_path / "out")
+    assert results(found) == {
+        "a": "a.nii.gz",
+        "b": "b.npz",
+        "packed": "packed.dcm",
+        "deep/er/c": "deep/er/c.nrrd",
+        "patient/series": "patient/series.dcm",
+    }
+    assert results(plan(series, out=tmp_path / "out")) == {"series": "series.dcm"}
+
+
+def test_results_inside_the_inputs_are_no_cases(scans: Path) -> None:
+    out = scans / "out"
+    out.mkdir()
+    (out / "a.npz").write_bytes(b"")
+    assert set(results(plan(scans, out=out))) == {"a", "b", "deep/er/c"}
+
+
+def test_files_patterns_and_lists(scans: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text("scans/b.npz\n\nscans/deep\n", encoding="utf-8")
+    for inputs, names in {
+        (scans / "b.npz", scans / "a.nii.gz"): ["b", "a"],
+        (scans / "*.npz",): ["b"],
+        (scans / "**" / "*.*z",): ["a", "b"],
+        (listed,): ["b", "er/c"],
+    }.items():
+        assert [case.name for case in plan(*inputs, out=tmp_path / "out").cases] == names
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("none.npz", "there is no .*none.npz"),
+        ("*.npy", "nothing matches"),
+        ("empty", "there is no case in"),
+    ],
+)
+def test_nothing_to_do_is_said(scans: Path, tmp_path: Path, name: str, words: str) -> None:
+    (scans / "empty").mkdir()
+    with pytest.raises(InputError, match=words):
+        plan(scans / name, out=tmp_path / "out")
+
+
+def test_two_cases_of_one_name_are_refused(scans: Path, tmp_path: Path) -> None:
+    (scans / "B.nii").write_bytes(b"")
+    with pytest.raises(InputError, match=r"B\.nii and .*b\.npz would both be called b"):
+        plan(scans, out=tmp_path / "out")
+
+
+def test_results_never_replace_inputs(scans: Path) -> None:
+    with pytest.raises(InputError, match="overwrite an input"):
+        plan(scans / "b.npz", scans / "a.nii.gz", out=scans)
+
+
+def test_a_jobs_file_says_what_to_do(scans: Path, tmp_path: Path) -> None:
+    write_json(scans / "p.json", {"3": "Spleen in abdominal CT"})
+    rows = [
+        {"input": "b.npz", "output": "one/liver.nii.gz", "sentences": LIVER, "window": "lung"},
+        {"input": "b.npz", "output": "two", "prompts": "p.json", "preset": "release", "seed": 3},
+        {"input": str(scans / "a.nii.gz"), "kind": "lesion", "refinement": "none"},
+        {"input": "deep", "series": "2", "spatial_prompts": "drawn.nrrd"},
+    ]
+    options = RunOptions(seed=9, window="bone")
+    found = plan(
+        scans,
+        out=tmp_path / "out",
+        jobs=write_json(tmp_path / "jobs.json", rows),
+        source=PromptSource(sentences=("Spleen in CT",)),
+        options=options,
+        ending=".npz",
+    )
+    assert results(found) == {
+        "one/liver": "one/liver.nii.gz",
+        "two": "two.npz",
+        "a": "a.npz",
+        "deep": "deep.npz",
+    }
+    liver, spleen, lesion, series = (case.job for case in found.cases)
+    assert liver.source == PromptSource(sentences=tuple(LIVER))
+    assert (liver.options.window, liver.options.seed) == ("lung", 9)
+    assert spleen.source == PromptSource(file=scans / "p.json")
+    assert (spleen.options.preset, spleen.options.seed) == ("release", 3)
+    assert lesion.source == PromptSource(sentences=("Spleen in CT",), kind="lesion")
+    assert (lesion.options.refinement, lesion.options.window) == ("none", "bone")
+    assert (series.series, series.spatial_prompts) == ("2", scans / "drawn.nrrd")
+
+
+@pytest.mark.parametrize(
+    "name", ["../b", "/etc/b", "a/../../b", ".x", "a//b", "nul\0", "a/.medals"]
+)
+def test_results_stay_in_their_folder(scans: Path, tmp_path: Path, name: str) -> None:
+    jobs = write_json(tmp_path / "jobs.json", [{"input": "b.npz", "output": name}])
+    if name == "a//b":  # the same as a/b
+        assert list(results(plan(scans, out=tmp_path / "out", jobs=jobs))) == ["a/b"]
+        return
+    with pytest.raises(InputError, match=r"jobs.json, job 1: .* must stay in the folder"):
+        plan(scans, out=tmp_path / "out", jobs=jobs)
+
+
+def test_jobs_start_from_one_folder(scans: Path, tmp_path: Path) -> None:
+    jobs = write_json(tmp_path / "jobs.json", [{"input": "b.npz"}])
+    for inputs in ((scans, scans), (scans / "b.npz",)):
+        with pytest.raises(InputError, match="the one folder"):
+            plan(*inputs, out=tmp_path / "out", jobs=jobs)
+    with pytest.raises(MissingFileError, match="no jobs file"):
+        plan(scans, out=tmp_path / "out", jobs=tmp_path / "none.json")
+
+
+def test_sentences_of_a_row_are_read_before_any_case_is_run(scans: Path, tmp_path: Path) -> None:
+    rows = [{"input": "b.npz"}, {"input": "a.nii.gz", "sentences": ["Livre on CT"]}]
+    jobs = write_json(tmp_path / "jobs.json", rows)
+    with pytest.raises(InputError, match=r"jobs\.json, job 2: .*Livre"):
+        plan(scans, out=tmp_path / "out", jobs=jobs)

@@ -1,0 +1,202 @@
+"""What `run` writes beside the labels, how commands share options, and outputs with no room."""
+
+import errno
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any, get_type_hints
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.cli import app
+from medals_rt.cli._options import run_options, takes
+from medals_rt.cli.batch import batch_command
+from medals_rt.cli.run import run_command
+from medals_rt.pipeline.job import Job, default_output, read_job, segment_job
+from medals_rt.pipeline.options import PromptSource, RunOptions
+from tests.pipeline.batch.helpers import SHAPE, write_case
+
+
+def words(bundle: Bundle, case: Path, output: Path, *more: object) -> list[str]:
+    fixed = ["run", "--input", case, "--output", output, "--bundle", bundle.folder]
+    return [*map(str, fixed), "--runner", "onnxruntime", "--precision", "fp32", *map(str, more)]
+
+
+def test_run_writes_statistics(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    case, output, table = write_case(tmp_path / "a.npz"), tmp_path / "s.npz", tmp_path / "s.csv"
+    result = CliRunner().invoke(app, words(tiny_bundle, case, output, "--statistics", table))
+    assert result.exit_code == 0, result.output
+    assert f"wrote {table}" in result.stdout
+    headings, row = (line.split(",") for line in table.read_text().splitlines())
+    found = dict(zip(headings, row, strict=True))
+    with np.load(output) as stored, np.load(case) as given:
+        inside = given["imgs"][stored["segs"] == 1]
+    assert (found["class"], int(found["voxels"])) == ("Liver", inside.size)
+    assert float(found["mean"]) == pytest.approx(inside.mean(), rel=1e-5)
+    same = CliRunner().invoke(app, words(tiny_bundle, case, output, "--statistics", output))
+    assert same.exit_code == 2
+    assert "different names" in same.stderr
+
+
+@pytest.mark.parametrize("step", ["os.fsync", "numpy.savez_compressed"])
+def test_run_on_a_full_disk(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    case, out = write_case(tmp_path / "a.npz"), tmp_path / "out"
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(step, full)
+    result = CliRunner().invoke(app, words(tiny_bundle, case, out / "s.npz"))
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: can't write {out / 's.npz'}: No space left on device;")
+    assert result.stderr.count("\n") == 1
+    assert not list(out.iterdir())
+
+
+def test_a_home_that_cannot_be_written_is_no_hindrance(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDALS_RT_CACHE", "/proc/no/cache")
+    case, output = write_case(tmp_path / "a.npz"), tmp_path / "s.npz"
+    result = CliRunner().invoke(app, words(tiny_bundle, case, output, "--quiet"))
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    with np.load(output) as stored:
+        assert stored["segs"].shape == SHAPE
+
+
+@pytest.mark.parametrize(
+    ("name", "result"),
+    [
+        ("a.npz", "a_seg.npz"),
+        ("x/b.nii.gz", "b_seg.nii.gz"),
+        ("c.v2.NRRD", "c.v2_seg.nrrd"),
+        ("d", "d_seg.npz"),
+        ("e.zip", "e_seg.dcm"),
+    ],
+)
+def test_the_name_of_a_result(tmp_path: Path, name: str, result: str) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / name).write_bytes(b"")
+    assert default_output(tmp_path / name) == Path(result)
+    assert default_output(tmp_path / "x") == Path("x_seg.dcm")
+
+
+def test_every_option_of_a_run_has_its_flag_in_run_and_batch() -> None:
+    flags = inspect.signature(run_options).parameters
+    for command in (run_command, batch_command):
+        parameters = inspect.signature(command).parameters
+        assert set(flags) <= set(parameters)
+        assert not {"options", "source"} & set(parameters)
+    made = run_options(**{name: flag.default for name, flag in flags.items()})
+    assert made == RunOptions()
+
+
+def test_the_options_that_decide_a_result() -> None:
+    every = {each.name for each in fields(RunOptions)}
+    assert every - set(RunOptions().deciding()) >= {"bundle", "threads", "max_memory", "max_voxels"}
+    assert {"preset", "refinement", "seed", "window", "runner"} <= set(RunOptions().deciding())
+    assert RunOptions(time_budget=1).deciding() != RunOptions().deciding()
+    assert RunOptions(seed=1).deciding() != RunOptions().deciding()
+    assert RunOptions(threads=1).deciding() == RunOptions().deciding()
+
+
+def test_flags_take_the_place_of_what_they_make() -> None:
+    def pair(*, left: int = 1, right: Annotated[int, typer.Option(min=0)] = 2) -> tuple[int, int]:
+        return left, right
+
+    @takes(both=pair)
+    def command(*, first: int, both: tuple[int, int], last: str = "z") -> None:
+        """Print what it was given."""
+        typer.echo(f"{first} {both} {last}")
+
+    assert list(inspect.signature(command).parameters) == ["first", "left", "right", "last"]
+    assert set(get_type_hints(command)) == {"first", "left", "right", "last"}
+    small = typer.Typer()
+    small.command()(command)
+    result = CliRunner().invoke(small, ["7", "--right", "5"])
+    assert result.stdout == "7 (1, 5) z\n"
+    assert CliRunner().invoke(small, ["7", "--right", "-5"]).exit_code == 2
+
+
+def test_ctrl_c_while_the_command_line_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    from medals_rt import __main__ as start
+
+    class Interrupts:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "medals_rt.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "medals_rt.cli", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupts(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        start.main()
+    assert ended.value.code == 130
+
+
+def test_the_package_is_a_command_too() -> None:
+    command = [sys.executable, "-m", "medals_rt", "version", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "medals-rt" in json.loads(done.stdout)
+
+
+def test_window_passes_share_the_time_of_their_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two windows, of one and of two classes: the second pass has what the first left."""
+    image = np.random.default_rng(0).normal(0, 400, SHAPE)
+    case = tmp_path / "a.npz"
+    np.savez(case, imgs=image, spacing=np.array([2.0, 2.0, 3.0]))
+    sentences = ("Left lung in CT", "Liver in CT", "Spleen in CT")
+    options = RunOptions(time_budget=10.0, max_memory=5)
+    read = read_job(
+        Job(case, tmp_path / "s.npz", PromptSource(sentences=sentences), options=options)
+    )
+    clock = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    given: list[tuple[int, object, object, float]] = []
+
+    class Segmenter:
+        def segment(self, _: object, prompts: Any, **chosen: Any) -> None:
+            spent = chosen["seconds_spent"] - sum(read.seconds.values())
+            given.append((len(prompts.labels), chosen["time_budget"], chosen["max_memory"], spent))
+            clock[0] += 4.0
+            if len(given) == 2:
+                raise StopIteration
+
+    monkeypatch.setattr("medals_rt.pipeline.intensity_windows._merge", lambda *_: None)
+    monkeypatch.setattr(Segmenter, "segment", recorded(Segmenter.segment))
+    with pytest.raises(StopIteration):
+        segment_job(Segmenter(), read, seconds_before={"open models": 3.0})
+    assert given == [(1, 10.0, 5, 3.0), (2, 10.0, 5, 3.0 + 4.0 - 10.0)]
+
+
+def recorded(segment: Callable[..., None]) -> Callable[..., SimpleNamespace]:
+    """Give a result that has just what is looked at between two passes."""
+
+    def run(*given: Any, **chosen: Any) -> SimpleNamespace:
+        segment(*given, **chosen)
+        return SimpleNamespace(report=None, stage_labels_dhw={})
+
+    return run
+
+
+def test_sizes_of_memory_are_read_from_words(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    case, output = write_case(tmp_path / "a.npz"), tmp_path / "s.npz"
+    more = ("--quiet", "--time-budget", 60)
+    result = CliRunner().invoke(app, words(tiny_bundle, case, output, *more, "--max-memory", "4GB"))
+    assert (result.exit_code, result.stderr) == (0, "")
+    result = CliRunner().invoke(app, words(tiny_bundle, case, output, "--max-memory", "much"))
+    assert result.exit_code == 2
+    assert "'much' is no amount of memory" in result.stderr

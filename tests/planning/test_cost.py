@@ -1,0 +1,340 @@
+"""The dry run: geometry as the release has it, passes, time and memory."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import medals_rt
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.cli import app
+from medals_rt.errors import InputError
+from medals_rt.io.volume import Volume
+from medals_rt.pipeline.plan_case import plan_numbers
+from medals_rt.planning import pass_timings
+from medals_rt.planning.cost import plan_shape, with_seconds, with_time_budget
+from medals_rt.planning.cost_budget import BudgetPlan
+from medals_rt.planning.pass_timings import MeasuredPasses
+from medals_rt.planning.time_budget import Budget
+from medals_rt.prompts.classes import by_exact_name
+from tests.paths import GOLDEN as REFERENCES
+
+GOLDEN = json.loads((REFERENCES / "geometry.json").read_text())
+LIVER = by_exact_name("CT", "Liver")
+SPLEEN = by_exact_name("CT", "Spleen")
+TUMOR = by_exact_name("CT", "Liver tumors")
+SHAPE, SPACING = (100, 400, 420), (0.8, 0.8, 3.0)
+
+
+def assert_golden(stage: dict, case: dict) -> None:
+    assert stage["spacing_mm_hwd"] == pytest.approx(case["out_spacing_hwd"], rel=1e-5)
+    assert stage["target_spacing_mm_hwd"] == pytest.approx(case["out_target_spacing_hwd"], rel=1e-5)
+    assert list(stage["resampled_shape_hwd"]) == case["resampled_shape_hwd"]
+    assert list(stage["padded_shape_hwd"]) == case["padded_shape_hwd"]
+    assert stage["windows"] == case["n_windows"]
+    assert stage["iterations"] == case["iterations"]
+
+
+def test_all_golden_cases() -> None:
+    for case in GOLDEN:
+        plan = plan_numbers(
+            ",".join(map(str, case["image_shape_dhw"])),
+            ",".join(map(repr, case["spacing_hwd"])),
+            ";".join(name.replace("_", "/", 1) for name in case["classes"]),
+            stage=case["stage"],
+            preset="release",
+        )
+        (stage,) = plan.to_dict()["stages"]
+        assert_golden(stage, case)
+
+
+@pytest.mark.parametrize("case", GOLDEN[::25])
+def test_golden_cases_through_the_command(case: dict) -> None:
+    options = {
+        "--shape": ",".join(map(str, case["image_shape_dhw"])),
+        "--spacing": ",".join(map(repr, case["spacing_hwd"])),
+        "--classes": ";".join(name.replace("_", "/", 1) for name in case["classes"]),
+        "--stage": str(case["stage"]),
+        "--preset": "release",
+    }
+    arguments = ["plan", "--json", *(word for pair in options.items() for word in pair)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    (stage,) = plan["stages"]
+    assert stage["stage"] == case["stage"]
+    assert_golden(stage, case)
+
+
+@pytest.mark.parametrize(
+    ("classes", "preset", "refinement", "coarse", "fine"),
+    [
+        ([LIVER, SPLEEN], "paper", "masked", 1, 2),  # fine: one masked pair
+        ([LIVER, SPLEEN], "paper", "unmasked", 1, 1),
+        ([LIVER, SPLEEN], "paper", "none", 1, 1),
+        ([TUMOR], "paper", "masked", 3, 4),  # a further pair in either stage
+        ([TUMOR], "release", "masked", 3, 4),
+    ],
+)
+def test_passes_a_window(
+    classes: list, preset: str, refinement: str, coarse: int, fine: int
+) -> None:
+    plan = plan_shape(SHAPE, SPACING, classes, preset=preset, refinement=refinement)
+    assert [stage.passes for stage in plan.stages] == [
+        coarse * plan.stages[0].windows,
+        fine * plan.stages[1].windows,
+    ]
+
+
+def test_the_paper_preset_keeps_the_spacing_and_bounds_the_volume() -> None:
+    small = plan_shape(SHAPE, SPACING, [LIVER])
+    assert small.stages[1].spacing_mm_hwd == pytest.approx(SPACING)
+    assert small.stages[1].target_spacing_mm_hwd == (1.0, 1.0, 1.0)
+    huge = plan_shape((700, 900, 900), (1.0, 1.0, 1.0), [LIVER])
+    assert all(
+        size <= 1.9 * window + 1
+        for size, window in zip(
+            huge.stages[1].resampled_shape_hwd, huge.stages[1].window_hwd, strict=True
+        )
+    )
+
+
+def test_the_region_of_interest_bounds_the_fine_stage_from_below() -> None:
+    plan = plan_shape((400, 500, 500), (0.8, 0.8, 1.5), [LIVER, SPLEEN])
+    coarse, fine = plan.stages
+    assert coarse.windows == coarse.windows_smallest_region
+    assert 1 <= fine.windows_smallest_region < fine.windows
+    assert fine.passes_smallest_region == 2 * fine.windows_smallest_region
+
+
+def test_seconds_are_passes_times_the_measured_pass() -> None:
+    plan = plan_shape((400, 500, 500), (0.8, 0.8, 1.5), [LIVER, SPLEEN])
+    coarse, fine = plan.stages
+    timed = with_seconds(plan, MeasuredPasses("openvino/bf16", {1: 0.5, 2: 2.0}))
+    least = 0.5 * coarse.passes + 2.0 * fine.passes_smallest_region
+    assert timed.expected_seconds == pytest.approx((least, 0.5 * coarse.passes + 2 * fine.passes))
+    assert timed.measured_on == "openvino/bf16"
+    unknown = with_seconds(plan, MeasuredPasses("openvino/bf16", {1: 0.5}))
+    assert unknown.expected_seconds is None
+
+
+def test_memory_grows_with_the_network_and_with_the_image() -> None:
+    tiny = plan_shape((32, 64, 64), (1.0, 1.0, 1.0), [LIVER], features=16)
+    wide = plan_shape((32, 64, 64), (1.0, 1.0, 1.0), [LIVER])
+    large = plan_shape((600, 600, 600), (0.5, 0.5, 0.5), [LIVER])
+    assert tiny.expected_peak_memory_mib < wide.expected_peak_memory_mib
+    assert wide.expected_peak_memory_mib < large.expected_peak_memory_mib
+    assert 4_300 < wide.expected_peak_memory_mib < 5_400  # measured for its window: 4.6 GiB
+
+
+def test_a_memory_limit_is_planned_with() -> None:
+    many = [LIVER] * 104
+    shape, spacing = (400, 512, 512), (1.5, 1.5, 1.5)
+    fine = plan_shape(shape, spacing, many).stages[1]
+    assert fine.padded_shape_hwd == (512, 512, 400)
+    assert (fine.class_groups, fine.column_blocks) == (1, 4)  # by default sums take at most 6 GB
+    assert fine.accumulators_mib * 2**20 <= 6e9
+    assert fine.window_runs == 1.5 * fine.windows
+    tight = plan_shape(shape, spacing, many, max_memory=13 * 10**9)
+    assert tight.stages[1].window_runs > fine.window_runs
+    assert tight.stages[1].passes == 2 * tight.stages[1].window_runs
+    assert tight.expected_peak_memory_mib * 2**20 < 15e9
+    with pytest.raises(InputError, match="allow at least"):
+        plan_shape(shape, spacing, many, max_memory=10**9)
+
+
+def timed_plan(seconds: dict[int, float], classes: list, budget: float) -> BudgetPlan:
+    plan = plan_shape((400, 500, 500), (0.8, 0.8, 1.5), classes)
+    timed = with_seconds(plan, MeasuredPasses("openvino/bf16", seconds))
+    planned = with_time_budget(timed, budget, lesions=classes == [TUMOR]).time_budget
+    assert planned is not None
+    return planned
+
+
+def test_passes_shrink_with_the_effort() -> None:
+    coarse, fine = plan_shape((400, 500, 500), (0.8, 0.8, 1.5), [TUMOR]).stages
+    for cost in (coarse, fine):
+        assert cost.passes_by_quality[0] == cost.passes
+        assert cost.passes_by_quality_smallest_region[0] == cost.passes_smallest_region
+        assert list(cost.passes_by_quality) == sorted(cost.passes_by_quality, reverse=True)
+    assert [passes // coarse.windows for passes in coarse.passes_by_quality[:2]] == [3, 1]
+    assert [passes // fine.windows for passes in fine.passes_by_quality[:2]] == [4, 2]
+
+
+def test_time_enough_leaves_nothing_out() -> None:
+    planned = timed_plan({1: 0.01, 2: 0.01}, [LIVER, SPLEEN], 60)
+    assert planned.seconds == 120
+    assert planned.network_seconds == 107.5
+    for choices in (planned.smallest_region, planned.whole_image):
+        assert choices is not None
+        assert [(each.stage, each.runs, each.fits, each.gives_up) for each in choices] == [
+            (1, True, True, ""),
+            (2, True, True, ""),
+        ]
+
+
+def test_what_would_be_left_out_comes_in_the_documented_order() -> None:
+    """The whole image's fine stage is made to miss by more and more."""
+    costs = plan_shape((400, 500, 500), (0.8, 0.8, 1.5), [TUMOR]).stages
+    by_effort = costs[1].passes_by_quality
+    assert by_effort[0] > by_effort[1] > by_effort[2]
+    words = []
+    for passes in (*by_effort, by_effort[2] - 1):
+        budget = Budget(100.0, 0.0, lambda: 0.0).left
+        planned = timed_plan({1: 1e-6, 2: (budget - 0.01) / passes}, [TUMOR], 100)
+        assert planned.whole_image is not None
+        fine = planned.whole_image[1]
+        words.append((fine.runs, fine.gives_up))
+    assert words == [
+        (True, ""),
+        (True, "without further iterations"),
+        (True, "without further iterations and with windows overlapping by 25%"),
+        (False, ""),
+    ]
+
+
+def test_the_coarse_stage_leaves_time_for_the_smallest_fine_stage() -> None:
+    coarse, fine = plan_shape((400, 500, 500), (0.8, 0.8, 1.5), [TUMOR]).stages
+    everything = coarse.passes + fine.passes_smallest_region
+    short = (everything - 1) / 0.9 + 0.6
+    planned = timed_plan({1: 1.0, 2: 1.0}, [TUMOR], short)
+    assert planned.smallest_region is not None
+    assert planned.whole_image is not None
+    assert planned.smallest_region[0].gives_up == "without further iterations"
+    assert planned.smallest_region[1].runs
+    assert planned.whole_image[0] == planned.smallest_region[0]
+    assert not planned.whole_image[1].runs
+
+
+def test_no_time_at_all_is_said() -> None:
+    planned = timed_plan({1: 10.0, 2: 10.0}, [LIVER], 1)
+    assert planned.whole_image is not None
+    coarse, fine = planned.whole_image
+    assert (coarse.runs, coarse.fits, fine.runs, fine.fits) == (True, False, False, False)
+
+
+def test_an_unmeasured_stage_counts_by_its_voxels() -> None:
+    both = timed_plan({1: 0.224 * 0.224 * 0.128, 2: 0.192**3}, [LIVER], 60)
+    assert timed_plan({1: 0.224 * 0.224 * 0.128}, [LIVER], 60) == both
+    assert timed_plan({}, [LIVER], 60).whole_image is None
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0, float("nan")])
+def test_a_budget_that_is_no_time(budget: float) -> None:
+    with pytest.raises(InputError, match="positive number of seconds"):
+        timed_plan({}, [LIVER], budget)
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Bundle, float], None]:
+    """Have the passes of a bundle known, and no others."""
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path))
+
+    def tell(bundle: Bundle, seconds: float) -> None:
+        pass_timings.record(bundle.hash, "onnxruntime/fp32", {1: seconds, 2: seconds})
+
+    return tell
+
+
+def planned_by_command(bundle: Bundle, *options: str) -> str:
+    words = ["--shape", "12,60,60", "--spacing", "4,4,6", "--classes", "CT/Liver"]
+    result = CliRunner().invoke(app, ["plan", *words, "--bundle", str(bundle.folder), *options])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_command_tells_what_a_budget_leaves_out(
+    tiny_bundle: Bundle, measured: Callable[[Bundle, float], None]
+) -> None:
+    unknown = planned_by_command(tiny_bundle, "--time-budget", "60")
+    assert "time budget: 60 s, 53.5 s of it for the network" in unknown
+    assert "no pass of the bundle was measured on this machine" in unknown
+    measured(tiny_bundle, 0.001)
+    assert planned_by_command(tiny_bundle, "--time-budget", "60").count("everything: ") == 4
+    assert "time budget" not in planned_by_command(tiny_bundle)
+    measured(tiny_bundle, 1.0)
+    printed = planned_by_command(tiny_bundle, "--time-budget", "60")
+    fine = next(line for line in printed.splitlines() if line.startswith("fine stage"))
+    assert "everything: " in fine
+    assert "not run: it takes" in fine
+    measured(tiny_bundle, 1e4)
+    assert "does not fit: it takes" in planned_by_command(tiny_bundle, "--time-budget", "60")
+
+
+def test_the_command_gives_the_budget_as_json(
+    tiny_bundle: Bundle, measured: Callable[[Bundle, float], None]
+) -> None:
+    options = ("--time-budget", "60", "--json")
+    unknown = json.loads(planned_by_command(tiny_bundle, *options))["time_budget"]
+    assert unknown["seconds_per_class"] == 60
+    assert (unknown["smallest_region"], unknown["whole_image"]) == (None, None)
+    measured(tiny_bundle, 1.0)
+    plan = json.loads(planned_by_command(tiny_bundle, *options))
+    coarse, fine = plan["time_budget"]["whole_image"]
+    assert coarse["expected_seconds"] == plan["stages"][0]["passes"]
+    assert fine == {
+        "stage": 2,
+        "runs": False,
+        "fits": False,
+        "gives_up": "",
+        "expected_seconds": min(plan["stages"][1]["passes_by_quality"]),
+    }
+
+
+def test_a_run_does_what_the_plan_of_its_case_said(
+    tiny_bundle: Bundle, tmp_path: Path, measured: Callable[[Bundle, float], None]
+) -> None:
+    """Passes are told to take a second: all but one of those of the coarse stage would fit."""
+    measured(tiny_bundle, 1.0)
+    image = np.random.default_rng(1).integers(0, 256, (12, 60, 60), dtype=np.uint8)
+    np.savez(tmp_path / "case.npz", imgs=image, spacing=(4.0, 4.0, 6.0))
+    prompts = {"1": "Adrenocortical carcinoma in abdominal CT", "instance_label": 1}
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    words = ["plan", "--json", "--input", str(tmp_path / "case.npz")]
+    words += ["--prompts", str(tmp_path / "prompts.json"), "--bundle", str(tiny_bundle.folder)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    coarse, fine = json.loads(result.stdout)["stages"]
+    everything = coarse["passes"] + fine["passes_smallest_region"]
+    budget = (everything - 1 + 0.5) / 0.9
+    result = CliRunner().invoke(app, [*words, "--time-budget", str(budget)])
+    assert result.exit_code == 0, result.output
+    planned = json.loads(result.stdout)["time_budget"]
+    assert planned["network_seconds"] == pytest.approx(everything - 1)
+    gives_up = planned["smallest_region"][0]["gives_up"]
+    assert gives_up == "without further iterations"
+    with medals_rt.load(tiny_bundle.folder, runner="onnxruntime", precision="fp32") as segmenter:
+        report = segmenter.segment(
+            Volume(image, (4.0, 4.0, 6.0)), prompts, time_budget=budget
+        ).report
+    assert report.budget is not None
+    assert f"the coarse stage was run {gives_up}" in report.budget["given_up"]
+    expected = planned["smallest_region"][0]["expected_seconds"]
+    assert report.budget["planned_seconds"]["coarse"] == expected == coarse["windows"]
+
+
+def test_a_budget_is_for_both_stages() -> None:
+    with pytest.raises(InputError, match="leave the stage out"):
+        plan_numbers("10,10,10", "1,1,1", "CT/Liver", stage=1, time_budget=60)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "classes", "message"),
+    [
+        ("10,10", "1,1,1", "CT/Liver", "shape D,H,W needs three numbers"),
+        ("10,10,x", "1,1,1", "CT/Liver", "shape D,H,W needs three numbers"),
+        ("10,10,10", "1,1,1,1", "CT/Liver", "spacing H,W,D needs three numbers"),
+        ("10,10,0", "1,1,1", "CT/Liver", "positive sizes"),
+        ("10,10,10", "1,1,-1", "CT/Liver", "positive lengths"),
+        ("10,10,10", "1,1,nan", "CT/Liver", "positive lengths"),
+        ("10,10,10", "1,1,1", "CT/Livr", "Liver"),
+        ("10,10,10", "1,1,1", "Liver", "Liver"),
+        ("10,10,10", "1,1,1", " ; ", "no class"),
+    ],
+)
+def test_what_cannot_be_planned(shape: str, spacing: str, classes: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan_numbers(shape, spacing, classes)

@@ -1,0 +1,307 @@
+"""How a stage is cut to fit a memory limit, and that no cut changes a label."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations, pairwise
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import medals_rt
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.byte_sizes import parse_size
+from medals_rt.common.typing import Shape
+from medals_rt.errors import InputError
+from medals_rt.io.volume import Volume
+from medals_rt.planning.axis_tiling import Columns
+from medals_rt.planning.cost import feature_channels
+from medals_rt.planning.memory import (
+    LARGEST_DEFAULT_SLAB,
+    MemoryLimit,
+    MemoryPlan,
+    TileSweep,
+    available_bytes,
+    memory_limit,
+    network_bytes,
+    plan_memory,
+    slab_bytes,
+)
+from medals_rt.planning.sliding_window import Window, padded_shape, plan_windows, window_starts
+
+FINE = (192, 192, 192)
+PLENTY = MemoryLimit(10**15, "a test")
+ANATOMY = {"1": "Liver in abdominal CT", "4": "Right kidney in abdominal CT"}
+LESIONS = {"7": "Adrenocortical carcinoma in abdominal CT", "instance_label": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("6GB", 6 * 10**9),
+        ("6 gb", 6 * 10**9),
+        ("6G", 6 * 10**9),
+        ("6GiB", 6 * 2**30),
+        ("512MiB", 512 * 2**20),
+        ("1.5e9", 1_500_000_000),
+        ("100", 100),
+        ("2T", 2 * 10**12),
+        ("20kB", 20_000),
+    ],
+)
+def test_sizes_as_people_write_them(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "6XB", "-3GB", "0", "1..5GB", "GB", "0.1"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(InputError, match="no amount of memory"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("classes", "shape", "windows", "runs"),
+    [
+        (104, (192, 192, 192), 1, 1),
+        (104, (365, 365, 365), 27, 45),
+        (104, (512, 512, 400), 100, 150),  # 6 of 5 along W times 5 of 4 along D
+        (243, (192, 192, 192), 1, 2),
+        (243, (512, 512, 400), 100, 240),
+    ],
+)
+def test_many_classes_stay_below_six_gigabytes(
+    classes: int, shape: Shape, windows: int, runs: int
+) -> None:
+    limit = MemoryLimit(64 * 10**9, "a test", LARGEST_DEFAULT_SLAB)
+    plan = plan_memory(classes, shape, plan_windows(shape, FINE), 64, limit)
+    assert plan.window_runs == runs
+    assert plan.slab_bytes == max(walk_bytes(walk) for walk in plan.walks) <= 6e9
+    at_once = plan_memory(classes, shape, plan_windows(shape, FINE), 64, PLENTY)
+    assert (len(at_once.walks), at_once.window_runs) == (1, windows)
+
+
+def walk_bytes(walk: TileSweep, rows: int = FINE[0]) -> int:
+    """Sums of a walk, counted from its classes and columns."""
+    across = [block.stop - block.start for block in walk.columns]
+    return 4 * (walk.classes.stop - walk.classes.start + 1) * rows * prod(across)
+
+
+@example(classes=28, shape=(542, 600, 600), overlap=0.5, gigabytes=12, held=True)
+@given(
+    classes=st.integers(1, 243),
+    shape=st.tuples(*[st.integers(90, 600)] * 3),
+    overlap=st.sampled_from([0.5, 0.25]),
+    gigabytes=st.integers(12, 200),
+    held=st.booleans(),
+)
+def test_every_plan_covers_all_classes_and_columns_within_the_limit(
+    classes: int, shape: Shape, overlap: float, gigabytes: int, held: bool
+) -> None:
+    limit = MemoryLimit(gigabytes * 10**9, "asked for", LARGEST_DEFAULT_SLAB)
+    windows = plan_windows(padded_shape(shape, FINE), FINE, overlap)
+    plan = plan_memory(classes, shape, windows, 64, limit, held=min(classes, 10) if held else 0)
+    times = np.zeros((classes, *shape[1:]), np.uint8)
+    for walk in plan.walks:
+        times[walk.classes, *walk.columns] += 1
+        assert walk.windows == tuple(
+            index for index, window in enumerate(windows) if covers(window, walk.columns)
+        )
+    assert (times == 1).all()
+    assert len(plan.walks) == plan.class_groups * plan.column_blocks
+    assert plan.window_runs >= len(windows)
+    assert 1 <= plan.classes_per_chunk <= 32
+    assert max(walk_bytes(walk) for walk in plan.walks) <= plan.slab_bytes <= LARGEST_DEFAULT_SLAB
+    assert plan.expected_bytes <= limit.total
+
+
+def covers(window: Window, columns: Columns) -> bool:
+    """Whether a window has a voxel of the columns, voxel by voxel along each axis."""
+    return all(
+        set(range(window.starts_hwd[axis], window.stops_hwd[axis]))
+        & set(range(block.start, block.stop))
+        for axis, block in zip((1, 2), columns, strict=True)
+    )
+
+
+def runs_of_every_cut(length: int, window: int, overlap: float) -> set[tuple[int, int, int]]:
+    """Widest block, runs and blocks of every way to cut an axis."""
+    starts = window_starts(max(length, window), window, overlap)
+    found = set()
+    for count in range(length):
+        for inner in combinations(range(1, length), count):
+            blocks = list(pairwise((0, *inner, length)))
+            widest = max(b - a for a, b in blocks)
+            runs = sum(start < b and start + window > a for a, b in blocks for start in starts)
+            if widest >= min(length, window // 2):
+                found.add((widest, runs, len(blocks)))
+    return found
+
+
+@given(
+    classes=st.integers(1, 9),
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
+    window=st.tuples(*[st.integers(1, 6)] * 3),
+    overlap=st.sampled_from([0.5, 0.25]),
+    share=st.floats(0.05, 1.2),
+)
+def test_no_other_cut_within_the_limit_runs_fewer_windows(
+    classes: int, shape: Shape, window: Shape, overlap: float, share: float
+) -> None:
+    windows = plan_windows(padded_shape(shape, window), window, overlap)
+    slab = int(share * slab_bytes(classes, (window[0], *shape[1:])))
+    limit = MemoryLimit(10**12, "a test", slab)
+    plan = plan_memory(classes, shape, windows, 1, limit)
+    rows = len({each.starts_hwd[0] for each in windows})
+    along_w, along_d = (runs_of_every_cut(shape[k], window[k], overlap) for k in (1, 2))
+    fitting = [
+        (groups * w_runs * d_runs * rows, groups * w_blocks * d_blocks)
+        for groups in range(1, classes + 1)
+        for w, w_runs, w_blocks in along_w
+        for d, d_runs, d_blocks in along_d
+        if slab_bytes(-(-classes // groups), (window[0], w, d)) <= slab
+    ]
+    if fitting:
+        assert plan.slab_bytes <= slab
+        assert (plan.window_runs, len(plan.walks)) == min(fitting)
+    else:  # unasked, the narrowest blocks of one class are held in any case
+        assert {walk.classes.stop - walk.classes.start for walk in plan.walks} == {1}
+
+
+@pytest.mark.parametrize("classes", [1, 3, 104])
+@pytest.mark.parametrize("shape", [FINE, (512, 512, 400), (90, 60, 500)])
+def test_a_limit_too_small_is_refused_with_what_would_do(classes: int, shape: Shape) -> None:
+    windows = plan_windows(padded_shape(shape, FINE), FINE)
+    with pytest.raises(InputError, match=r"2\.0 GB of memory are too few .* allow at least") as no:
+        plan_memory(classes, shape, windows, 64, MemoryLimit(2 * 10**9, "asked for"))
+    enough = parse_size(str(no.value).rpartition("at least ")[2])
+    more = MemoryLimit(enough, "asked for")
+    plan = plan_memory(classes, shape, windows, 64, more)
+    assert plan.expected_bytes <= enough
+    tight = MemoryLimit(enough - 2 * 10**8, "asked for")
+    with pytest.raises(InputError, match="allow at least"):
+        plan_memory(classes, shape, windows, 64, tight)
+
+
+def test_little_free_memory_does_not_cut_what_is_small() -> None:
+    little = MemoryLimit(2 * 10**9, "what is free")
+    window = plan_windows(FINE, FINE)
+    assert len(plan_memory(3, FINE, window, 64, little).walks) == 1
+    many = plan_memory(200, FINE, window, 64, little)
+    assert 2**29 < many.slab_bytes <= 2**30
+
+
+def test_held_probabilities_count() -> None:
+    limit = MemoryLimit(12 * 10**9, "a test")
+    window = plan_windows(FINE, FINE)
+    free = plan_memory(10, FINE, window, 64, limit)
+    held = plan_memory(10, FINE, window, 64, limit, held=10)
+    assert held.expected_bytes > free.expected_bytes
+
+
+def test_the_limit_is_what_was_asked_for_or_most_of_what_is_free() -> None:
+    assert memory_limit(5, "cpu") == MemoryLimit(5, "asked for")
+    with pytest.raises(InputError, match="must be positive"):
+        memory_limit(0, "cpu")
+    free = memory_limit(None, "cpu")
+    assert free.total > 0
+    assert free.largest_slab == LARGEST_DEFAULT_SLAB
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ({}, 4096_000),
+        ({"memory.max": "3000000\n", "memory.current": "1000000\n"}, 2_000_000),
+        ({"memory.max": "max\n", "memory.current": "1000000\n"}, 4096_000),
+        ({"memory.max": "1000\n", "memory.current": "2000\n"}, 0),
+        (
+            {
+                "memory/memory.limit_in_bytes": "500000\n",
+                "memory/memory.usage_in_bytes": "100000\n",
+            },
+            400_000,
+        ),
+    ],
+)
+def test_a_containers_limit_is_respected(
+    tmp_path: Path, groups: dict[str, str], expected: int
+) -> None:
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "meminfo").write_text("MemTotal: 8000 kB\nMemFree: 1 kB\nMemAvailable: 4000 kB\n")
+    for name, text in groups.items():
+        (tmp_path / name).write_text(text)
+    assert available_bytes(tmp_path, tmp_path) == expected
+    assert available_bytes(tmp_path / "none", tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("prompts", "refinement"), [(ANATOMY, "masked"), (ANATOMY, "none"), (LESIONS, "masked")]
+)
+def test_a_case_in_groups_and_chunks_is_the_case(
+    tiny_bundle: Bundle, prompts: dict, refinement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One class a walk and a chunk, in many blocks, through both stages: the same bytes."""
+    rng = np.random.default_rng(5)
+    volume = Volume(rng.integers(0, 256, (8, 24, 22), dtype=np.uint8), (4.0, 4.0, 6.0))
+
+    def one_by_one(*arguments: Any, **options: Any) -> MemoryPlan:
+        tiny = MemoryLimit(10**12, "a test", 1)
+        plan = plan_memory(*arguments[:-1], tiny, **options)
+        return replace(plan, classes_per_chunk=1)
+
+    with medals_rt.load(tiny_bundle.folder, runner="onnxruntime", precision="fp32") as segmenter:
+        whole = segmenter.segment(volume, prompts, refinement=refinement)
+        monkeypatch.setattr("medals_rt.planning.stage_plan.plan_memory", one_by_one)
+        cut = segmenter.segment(volume, prompts, refinement=refinement)
+    assert {stage.class_groups for stage in whole.report.stages} == {1}
+    assert {stage.class_groups for stage in cut.report.stages} == {len(whole.report.classes)}
+    for before, after in zip(whole.report.stages, cut.report.stages, strict=True):
+        assert (before.column_blocks, before.window_runs) == (1, before.windows)
+        assert after.column_blocks >= 4
+        assert after.window_runs > 3 * after.windows * after.class_groups
+        assert after.passes > 3 * before.passes
+    assert whole.labels_dhw.any()
+    np.testing.assert_array_equal(cut.labels_dhw, whole.labels_dhw)
+
+
+def test_max_memory_cuts_the_image_into_blocks_and_changes_no_label(tiny_bundle: Bundle) -> None:
+    """A limit that is short of half of the fine stage's sums; the coarse stage's need less."""
+    rng = np.random.default_rng(5)
+    volume = Volume(rng.integers(0, 256, (8, 24, 22), dtype=np.uint8), (4.0, 4.0, 6.0))
+    with medals_rt.load(tiny_bundle.folder, runner="onnxruntime", precision="fp32") as segmenter:
+        whole = segmenter.segment(volume, ANATOMY)
+        fine = whole.report.stages[1]
+        windows = plan_windows(fine.padded_shape_hwd, fine.window_hwd)
+        channels = feature_channels(tiny_bundle)
+        shape = fine.resampled_shape_hwd
+        plan = plan_memory(2, shape, windows, channels, PLENTY, precision="fp32")
+        limit = plan.expected_bytes - plan.slab_bytes // 2
+        cut = segmenter.segment(volume, ANATOMY, max_memory=limit)
+    after = cut.report.stages[1]
+    assert (fine.column_blocks, fine.window_runs) == (1, fine.windows)
+    assert after.column_blocks > 1
+    assert after.windows == fine.windows < after.window_runs
+    assert whole.labels_dhw.any()
+    np.testing.assert_array_equal(cut.labels_dhw, whole.labels_dhw)
+    np.testing.assert_array_equal(cut.stage_labels_dhw["fine"], whole.stage_labels_dhw["fine"])
+
+
+def test_a_limit_is_honoured_and_reported(tiny_bundle: Bundle) -> None:
+    volume = Volume(np.full((6, 10, 10), 90, np.uint8), (4.0, 4.0, 6.0))
+    with medals_rt.load(tiny_bundle.folder, runner="onnxruntime", precision="fp32") as segmenter:
+        report = segmenter.segment(volume, ANATOMY, max_memory=2 * 2**30).report
+        assert report.memory == {"limit_mib": 2048.0, "limit_from": "asked for"}
+        assert segmenter.segment(volume, ANATOMY).report.memory["limit_mib"] > 0
+        with pytest.raises(InputError, match="allow at least"):
+            segmenter.segment(volume, ANATOMY, max_memory=2**20)
+
+
+def test_the_network_of_a_full_window_is_what_was_measured() -> None:
+    assert 3.5e9 < network_bytes(FINE, 64, 4, "bf16") < 4.5e9
+    assert 7.5e9 < network_bytes(FINE, 64, 40, "bf16") < 8.5e9
+    assert 7e9 < network_bytes(FINE, 64, 4, "fp32") < 8e9  # twice: an estimate

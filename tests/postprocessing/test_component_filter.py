@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import label
+
+from medals_rt.common.arrays import to_host
+from medals_rt.postprocessing.component_filter import (
+    drop_small_components,
+    keep_probable_components,
+)
+
+
+def test_golden_cases(golden: Path, xp: Any) -> None:
+    """12 of 12 results of the release, exactly."""
+    with np.load(golden / "postprocess_release.npz") as stored:
+        assert len(stored.files) == 12 * 4
+        for i in range(12):
+            found = keep_probable_components(
+                xp.asarray(stored[f"{i}_seg"]),
+                xp.asarray(stored[f"{i}_prob"]),
+                stored[f"{i}_labels"].tolist(),
+            )
+            np.testing.assert_array_equal(to_host(found), stored[f"{i}_out"], err_msg=str(i))
+
+
+def one_label_at_a_time(
+    labels: np.ndarray, probability: np.ndarray, treated: list[int], size_ratio: float | None
+) -> np.ndarray:
+    """Algorithm 3 as it is written, with scipy's labels: slow and plain."""
+    result = labels.copy()
+    for value in treated:
+        numbers, count = label(labels == value)
+        if count == 0:
+            continue
+        components = sorted(range(1, count + 1), key=lambda c: -np.count_nonzero(numbers == c))[:3]
+        means = {c: np.mean(probability[numbers == c], dtype=np.float64) for c in components}
+        best = max(means.values())
+        kept = [c for c in components if best - means[c] <= 0.1 and means[c] > 0.86]
+        if len(kept) < 2:
+            likeliest = max(components, key=lambda c: means[c])
+            share = np.count_nonzero(numbers == likeliest) / np.count_nonzero(
+                numbers == components[0]
+            )
+            trusted = likeliest in components[:2] and (size_ratio is None or share > size_ratio)
+            kept = [likeliest if trusted else components[0]]
+        result[(labels == value) & ~np.isin(numbers, kept)] = 0
+    return result
+
+
+@settings(max_examples=80)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(*[st.integers(1, 12)] * 3),
+    st.sampled_from([None, 0.6]),
+    st.sampled_from([np.uint8, np.int16, np.uint16]),
+)
+def test_equals_the_written_rule_and_never_adds_a_voxel(
+    seed: int, shape: tuple[int, ...], size_ratio: float | None, dtype: type
+) -> None:
+    rng = np.random.default_rng(seed)
+    sparse = rng.random(shape) < rng.random()
+    labels = (rng.integers(0, 4, shape) * sparse).astype(dtype)
+    # Per-region offsets move means across the thresholds; noise keeps them off exact ties.
+    probability = (rng.choice([0.55, 0.85, 0.95]) + 0.04 * rng.random(shape)).astype(np.float32)
+    probability[: shape[0] // 2] -= np.float32(0.07)
+    found = keep_probable_components(labels, probability, [1, 3, 200], size_ratio)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(
+        found, one_label_at_a_time(labels, probability, [1, 3], size_ratio)
+    )
+    assert ((found == labels) | (found == 0)).all()
+    np.testing.assert_array_equal(found == 2, labels == 2)
+
+
+def bars(*lengths_and_means: tuple[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Components in a row each: so many voxels long, of that probability."""
+    count = len(lengths_and_means)
+    labels = np.zeros((2 * count, 1, 20), np.uint8)
+    probability = np.zeros(labels.shape, np.float32)
+    for row, (length, mean) in enumerate(lengths_and_means):
+        labels[2 * row, 0, :length] = 1
+        probability[2 * row] = mean
+    return labels, probability
+
+
+@pytest.mark.parametrize(
+    ("components", "size_ratio", "kept"),
+    [
+        ([(20, 0.70), (10, 0.80)], None, [1]),  # the likelier of the two largest
+        ([(20, 0.70), (10, 0.80)], 0.6, [0]),  # ... but it is only half as large
+        ([(20, 0.70), (13, 0.80)], 0.6, [1]),
+        ([(20, 0.70), (12, 0.80)], 0.6, [0]),  # more than 0.6, not exactly 0.6
+        ([(20, 0.70), (13, 0.60), (12, 0.99)], None, [0]),  # the likeliest is third in size
+        ([(20, 0.90), (13, 0.95), (12, 0.87)], None, [0, 1, 2]),  # all sure and close
+        ([(20, 0.90), (13, 0.95), (12, 0.84)], None, [0, 1]),  # not above 0.86
+        ([(20, 0.80), (13, 0.95), (12, 0.94)], 0.6, [1, 2]),
+        ([(20, 0.90), (13, 0.95), (12, 0.94), (11, 0.96)], None, [0, 1, 2]),  # fourth: never
+        ([(9, 0.50), (9, 0.50)], None, [0]),  # of equals the first met
+    ],
+)
+def test_which_components_stay(
+    components: list[tuple[int, float]], size_ratio: float | None, kept: list[int]
+) -> None:
+    labels, probability = bars(*components)
+    found = keep_probable_components(labels, probability, [1], size_ratio)
+    stayed = [row for row in range(len(components)) if found[2 * row].any()]
+    assert stayed == kept
+
+
+def test_touching_labels_are_separate_components(xp: Any) -> None:
+    labels = np.zeros((1, 1, 10), np.uint8)
+    labels[0, 0] = [1, 1, 2, 1, 1, 1, 0, 2, 2, 2]
+    probability = xp.full((1, 1, 10), 0.5, dtype=xp.float32)
+    found = keep_probable_components(xp.asarray(labels), probability, [1, 2])
+    assert to_host(found)[0, 0].tolist() == [0, 0, 0, 1, 1, 1, 0, 2, 2, 2]
+
+
+def test_input_is_left_alone(xp: Any) -> None:
+    labels, probability = bars((5, 0.5), (3, 0.5))
+    given_labels = xp.asarray(labels)
+    keep_probable_components(given_labels, xp.asarray(probability), [1])
+    np.testing.assert_array_equal(to_host(given_labels), labels)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12))
+def test_small_components_go(seed: int, min_voxels: int) -> None:
+    """Beside scipy's labels, whose default is six neighbors too."""
+    rng = np.random.default_rng(seed)
+    mask = rng.random((9, 8, 7)) < rng.uniform(0.05, 0.5)
+    numbers, _ = label(mask)
+    sizes = np.bincount(numbers.ravel())
+    expected = mask & (sizes[numbers] >= min_voxels)
+    found = drop_small_components(mask, min_voxels)
+    assert found.dtype == np.bool_
+    np.testing.assert_array_equal(found, expected)
+    assert not (found & ~mask).any()
+
+
+def test_ten_voxels_are_enough(xp: Any) -> None:
+    mask = np.zeros((3, 1, 12), np.bool_)
+    mask[0, 0, :9] = True
+    mask[2, 0, :10] = True
+    found = to_host(drop_small_components(xp.asarray(mask)))
+    assert not found[0].any()
+    np.testing.assert_array_equal(found[2], mask[2])
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3), (1, 1, 1)])
+def test_nothing_in_nothing_out(xp: Any, shape: tuple[int, int, int]) -> None:
+    empty = xp.zeros(shape, dtype=xp.uint8)
+    assert not to_host(drop_small_components(empty > 0)).any()
+    probability = xp.zeros(shape, dtype=xp.float32)
+    assert not to_host(keep_probable_components(empty, probability, [1, 2])).any()

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import label, mean
+
+from medals_rt.common.arrays import to_host
+from medals_rt.postprocessing.connected_components import (
+    component_means,
+    keep_components,
+    label_components,
+    measure_components,
+)
+
+
+@given(st.integers(0, 2**32 - 1), st.tuples(*[st.integers(1, 9)] * 3))
+def test_components_of_a_label_map_are_numbered_as_in_its_masks(
+    seed: int, shape: tuple[int, ...]
+) -> None:
+    """Within a label, the order of first appearance: ties of size in Algorithm 3 rest on it."""
+    labels = np.random.default_rng(seed).integers(0, 4, shape).astype(np.uint8)
+    numbers, count = label_components(labels)
+    assert count == len(np.unique(numbers[numbers > 0]))
+    for value in (1, 2, 3):
+        of_mask, _ = label(labels == value)
+        mine = np.where(labels == value, numbers, 0)
+        _, dense = np.unique(mine[mine > 0], return_inverse=True)
+        np.testing.assert_array_equal(dense + 1, of_mask[mine > 0])
+
+
+def test_transposed_views_are_labeled_in_their_own_order() -> None:
+    mask = np.random.default_rng(0).random((6, 7, 8)) > 0.6
+    view = mask.transpose(2, 0, 1)
+    np.testing.assert_array_equal(
+        label_components(view)[0], label_components(np.ascontiguousarray(view))[0]
+    )
+
+
+def test_components_are_numbered_from_one(xp: Any) -> None:
+    labels = np.zeros((4, 4, 4), np.uint8)
+    labels[0, 0, 1] = labels[1, 1, 1] = labels[3, 3] = 2
+    labels[3, 3, 2:] = 1
+    numbers, count = label_components(xp.asarray(labels))
+    assert count == 4
+    assert numbers.dtype == xp.uint32
+    assert to_host(numbers)[[0, 1, 3, 3], [0, 1, 3, 3], [1, 1, 0, 3]].tolist() == [1, 2, 3, 4]
+    np.testing.assert_array_equal(to_host(numbers) > 0, labels > 0)
+    numbers, count = label_components(xp.asarray(labels > 0))
+    assert count == 3
+    assert to_host(numbers)[3, 3].tolist() == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3), (1, 1, 1), (0, 2, 2)])
+def test_nothing_has_no_components(xp: Any, shape: tuple[int, int, int]) -> None:
+    numbers, count = label_components(xp.zeros(shape, dtype=xp.uint8))
+    assert count == 0
+    assert numbers.shape == shape
+    assert not to_host(numbers).any()
+
+
+def several_slabs() -> tuple[np.ndarray, np.ndarray]:
+    """Give a label map and values that are worked on in more than one slab, cut out of larger ones.
+
+    Blocks of 3 voxels: components cross slabs, rows and planes.
+    """
+    rng = np.random.default_rng(5)
+    blocks = rng.choice(np.array([0, 0, 0, 2, 7], np.uint8), (45, 28, 21))
+    labels = blocks.repeat(3, 0).repeat(3, 1).repeat(3, 2)
+    values = rng.random(labels.shape, dtype=np.float32)
+    box = (slice(1, None), slice(0, 83), slice(2, None))
+    return labels[box], values[box]
+
+
+def scipy_components(labels: np.ndarray) -> np.ndarray:
+    """Number the components of each label by scipy, and all in the order of their first voxels."""
+    numbers = np.zeros(labels.shape, np.int64)
+    for value in np.unique(labels[labels > 0]):
+        found, _ = label(labels == value)
+        numbers[found > 0] = found[found > 0] + numbers.max()
+    _, first = np.unique(numbers[numbers > 0], return_index=True)
+    order = np.zeros(len(first) + 1, np.int64)
+    order[1 + np.argsort(first)] = np.arange(1, len(first) + 1)
+    return order[numbers]
+
+
+def check(xp: Any, labels: np.ndarray, values: np.ndarray) -> None:
+    """Compare everything with scipy and with plain masks."""
+    expected = scipy_components(labels)
+    count = expected.max()
+    found = measure_components(xp.asarray(labels))
+    np.testing.assert_array_equal(to_host(found.numbers), expected)
+    assert found.sizes.tolist() == np.bincount(expected.reshape(-1))[1:].tolist()
+    _, first = np.unique(expected[expected > 0], return_index=True)
+    np.testing.assert_array_equal(found.labels, labels[expected > 0][first])
+    means = component_means(found, xp.asarray(values))
+    exact = mean(values.astype(np.float64), expected, np.arange(1, count + 1))
+    np.testing.assert_allclose(means, exact, rtol=3e-7)
+    stays = np.random.default_rng(count).random(count) < 0.5
+    kept = to_host(keep_components(xp.asarray(labels), found, stays))
+    assert kept.dtype == labels.dtype
+    gone = np.isin(expected, np.flatnonzero(~stays) + 1)
+    np.testing.assert_array_equal(kept, np.where(gone, 0, labels))
+
+
+def test_components_in_several_slabs(xp: Any) -> None:
+    check(xp, *several_slabs())
+
+
+@given(st.integers(0, 2**32 - 1), st.tuples(*[st.integers(1, 9)] * 3))
+def test_components_are_measured_and_kept(seed: int, shape: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(seed)
+    labels = (rng.integers(0, 4, shape) * (rng.random(shape) < rng.random())).astype(np.uint16)
+    labels[0, 0, 0] = 3
+    check(np, labels, rng.random(shape, dtype=np.float32))
+
+
+def test_components_of_a_mask(xp: Any) -> None:
+    mask = np.array([[[True, False, True, True]]])
+    found = measure_components(xp.asarray(mask))
+    assert found.sizes.tolist() == [1, 2]
+    kept = keep_components(xp.asarray(mask), found, np.array([False, True]))
+    assert kept.dtype == xp.bool
+    assert to_host(kept).tolist() == [[[False, False, True, True]]]

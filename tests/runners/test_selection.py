@@ -1,0 +1,113 @@
+"""Which inference library is chosen, and what is said where one is missing."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from medals_rt.errors import InputError, MissingDependencyError
+from medals_rt.runners import selection
+from medals_rt.runners.base import thread_limit
+from medals_rt.runners.selection import choose, why_not
+
+
+@pytest.fixture(autouse=True)
+def _no_card(monkeypatch):
+    """What is chosen where there is a card: test_tensorrt."""
+    monkeypatch.setattr("medals_rt.common.gpu.find_gpu", lambda: None)
+
+
+def with_installed(monkeypatch, *kinds):
+    monkeypatch.setattr(selection, "installed", lambda kind: kind in kinds)
+
+
+@pytest.mark.parametrize(
+    ("there", "kind", "why"),
+    [
+        (("openvino", "onnxruntime"), "openvino", "OpenVINO is installed"),
+        (("onnxruntime",), "onnxruntime", "OpenVINO is not installed"),
+    ],
+)
+def test_auto_says_why(monkeypatch, there, kind, why):
+    with_installed(monkeypatch, *there)
+    choice = choose("auto")
+    assert choice.kind == kind
+    assert why in choice.why
+
+
+def test_nothing_installed_names_both_extras(monkeypatch):
+    with_installed(monkeypatch)
+    with pytest.raises(MissingDependencyError, match=r"medals-rt\[cpu\].*medals-rt\[onnx\]"):
+        choose("auto")
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [
+        ("openvino", "cpu"),
+        ("onnxruntime", "onnx"),
+        ("onnxruntime-cuda", "gpu"),
+        ("tensorrt", "tensorrt,gpu"),
+        ("tensorrt-rtx", "rtx,gpu"),
+    ],
+)
+def test_what_is_asked_for_is_never_replaced(monkeypatch, kind, extra):
+    with_installed(monkeypatch, *({*selection.RUNNER_KINDS} - {kind}))
+    message = rf"^the runner {kind} needs .*medals-rt\[{extra}\]"
+    with pytest.raises(MissingDependencyError, match=message):
+        choose(kind)
+
+
+def test_usable_is_installed_and_a_card_where_one_is_needed(monkeypatch):
+    with_installed(monkeypatch, *selection.RUNNER_KINDS)
+    assert [kind for kind in selection.RUNNER_KINDS if selection.usable(kind)] == [
+        "openvino",
+        "onnxruntime",
+    ]
+    monkeypatch.setattr("medals_rt.common.gpu.find_gpu", object)
+    assert all(selection.usable(kind) for kind in selection.RUNNER_KINDS)
+    with_installed(monkeypatch)
+    assert not any(selection.usable(kind) for kind in selection.RUNNER_KINDS)
+
+
+def test_why_a_runner_cannot_run_a_bundle(monkeypatch, tiny_bundle):
+    with_installed(monkeypatch, "openvino", "onnxruntime", "tensorrt")
+    assert why_not("openvino", tiny_bundle) == why_not("onnxruntime", tiny_bundle) == ""
+    assert why_not("onnxruntime-cuda", tiny_bundle) == "onnxruntime-cuda is not installed"
+    assert "tensorrt needs an NVIDIA card" in why_not("tensorrt", tiny_bundle)
+    half = SimpleNamespace(precision="bf16")
+    assert "no arithmetic on a CPU for a bundle in bf16" in why_not("onnxruntime", half)
+    assert why_not("openvino", half) == ""
+
+
+def test_unknown_runner_lists_the_known():
+    with pytest.raises(
+        InputError,
+        match=r"'torch'.*auto, openvino, onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx",
+    ):
+        choose("torch")
+
+
+def test_choosing_imports_no_library():
+    code = (
+        "import sys, medals_rt.inference.network; import medals_rt.runners.selection as r;"
+        "r.choose('auto');"
+        "heavy = ('openvino', 'onnxruntime', 'torch', 'onnx', 'cupy', 'tensorrt');"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_threads_must_be_positive():
+    assert thread_limit(3) == 3
+    with pytest.raises(InputError, match="at least 1, got 0"):
+        thread_limit(0)
