@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from medals_export.model import MedalS
 from medals_export.model.query_decoder import CrossAttention
 from medals_rt.common.choices import Precision
-from medals_rt.errors import ExportError
+from medals_rt.common.errors import ExportError
 
 
 @dataclass(frozen=True)

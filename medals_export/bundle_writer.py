@@ -16,7 +16,7 @@ from medals_rt.bundle.manifest import (
     dump_manifest,
     file_sha256,
 )
-from medals_rt.errors import ExportError
+from medals_rt.common.errors import ExportError
 
 
 def file_record(folder: Path, file: str) -> FileRecord:

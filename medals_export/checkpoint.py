@@ -15,7 +15,7 @@ from torch import Tensor
 from medals_export.model import MedalS, ModelConfig
 from medals_export.model.query_decoder import sinusoidal_position_encoding
 from medals_rt.bundle.manifest import SourceRecord, file_sha256
-from medals_rt.errors import ExportError, MissingFileError
+from medals_rt.common.errors import ExportError, MissingFileError
 
 Shape3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]

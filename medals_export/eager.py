@@ -16,8 +16,8 @@ from medals_export.model import MedalS
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.arrays import namespace
+from medals_rt.common.errors import InputError
 from medals_rt.common.typing import Array
-from medals_rt.errors import InputError
 from medals_rt.inference.network import NetworkInfo, StageNetwork
 from medals_rt.inference.spatial_prompts import SpatialPrompts
 from medals_rt.pipeline.segmenter import Segmenter

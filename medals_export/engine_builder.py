@@ -15,7 +15,7 @@ from typing import Any
 from medals_rt.bundle.recipes import BuildSettings, PromptCounts
 from medals_rt.common.atomic_io import atomic_output, prepare_output
 from medals_rt.common.cache_dir import cache_folder
-from medals_rt.errors import BuildError
+from medals_rt.common.errors import BuildError
 from medals_rt.runners.tensorrt_library import Library
 
 _MEBIBYTE = 1 << 20

@@ -17,6 +17,8 @@ from medals_export.engine_builder import EngineOrder, build_engine, open_timing_
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.engines import (
     ENGINE_FOLDER,
+    BuildProgress,
+    BuiltEngine,
     Engine,
     EngineKey,
     EngineRecord,
@@ -26,32 +28,9 @@ from medals_rt.bundle.engines import (
 )
 from medals_rt.bundle.manifest import GRAPH_NAMES, GraphName, GraphRecord, file_sha256
 from medals_rt.bundle.recipes import BuildSettings, Recipe
+from medals_rt.common.errors import BuildError, BundleError, InputError
 from medals_rt.common.gpu import require_gpu
-from medals_rt.errors import BuildError, BundleError, InputError
 from medals_rt.runners.tensorrt_library import Library
-
-
-@dataclass(frozen=True)
-class BuildProgress:
-    """How far a build is: engines done of all, and a phase of the one that is being built.
-
-    Phases are the library's own, and nested; what is told is the one that moved last.
-    """
-
-    graph: str
-    engines_done: int
-    engines: int
-    phase: str
-    steps_done: int
-    steps: int
-
-
-@dataclass(frozen=True)
-class BuiltEngine:
-    """An engine that lies in the bundle now; `built` is False where it lay there before."""
-
-    engine: Engine
-    built: bool
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ from medals_rt.bundle.manifest import (
     VerifiedRecord,
 )
 from medals_rt.common.choices import CPU_RUNNERS, Precision, RunnerKind
+from medals_rt.common.errors import ExportError
 from medals_rt.common.progress import Progress
-from medals_rt.errors import ExportError
 from medals_rt.prompts.classes import by_bank_key
 from medals_rt.runners.selection import installed
 

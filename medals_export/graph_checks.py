@@ -9,7 +9,7 @@ from onnx import TensorProto, shape_inference
 
 from medals_export.graph_plans import GraphPlan
 from medals_rt.bundle.manifest import TensorRecord
-from medals_rt.errors import ExportError
+from medals_rt.common.errors import ExportError
 
 PROMPT_AXIS = "N"
 ALLOWED_OPERATORS = frozenset(

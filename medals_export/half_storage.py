@@ -6,7 +6,7 @@ import torch
 from onnx import numpy_helper
 
 from medals_export.model import MedalS
-from medals_rt.errors import ExportError
+from medals_rt.common.errors import ExportError
 
 
 def store_constants_as_fp16(model: onnx.ModelProto) -> None:

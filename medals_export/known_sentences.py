@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from medals_rt.common.choices import KINDS
-from medals_rt.errors import InputError, MissingFileError, PromptError
+from medals_rt.common.errors import InputError, MissingFileError, PromptError
 from medals_rt.prompts.classes import ClassKey
 from medals_rt.prompts.matching import find_class
 from medals_rt.prompts.prompt_set import INSTANCE_LABEL

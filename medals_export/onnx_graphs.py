@@ -15,7 +15,7 @@ from torch import nn
 
 from medals_export.graph_checks import PROMPT_AXIS, check_graph
 from medals_export.graph_plans import EXAMPLE_PROMPTS, GraphPlan
-from medals_rt.errors import ExportError
+from medals_rt.common.errors import ExportError
 
 MAX_PROMPTS = 256
 

@@ -32,8 +32,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.bundle.manifest import SourceRecord, file_sha256
+from medals_rt.common.errors import ExportError, MissingFileError
 from medals_rt.common.progress import Progress
-from medals_rt.errors import ExportError, MissingFileError
 from medals_rt.prompts.classes import ClassKey, all_classes
 
 if TYPE_CHECKING:

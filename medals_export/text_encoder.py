@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from medals_export.checkpoint import check_keys, read_checkpoint
 from medals_rt.bundle.manifest import SourceRecord, file_sha256
 from medals_rt.common.choices import MODALITIES
+from medals_rt.common.errors import ExportError, MissingFileError
 from medals_rt.common.optional_deps import import_optional
-from medals_rt.errors import ExportError, MissingFileError
 from medals_rt.prompts.text_encoder import Floats, TextEncoderSettings, batch_tokens
 
 MAX_TOKENS = 256

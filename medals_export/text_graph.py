@@ -12,7 +12,7 @@ from medals_export.graph_checks import check_operators, infer_shapes, tensor_rec
 from medals_export.onnx_graphs import trace_module
 from medals_export.text_encoder import TextCheckpoint, load_text_encoder
 from medals_rt.bundle.manifest import GraphRecord, TextEncoderRecord
-from medals_rt.errors import ExportError
+from medals_rt.common.errors import ExportError
 from medals_rt.prompts.text_encoder import LIBRARIES, TEXT_ENCODER_FOLDER, batch_tokens, open_graph
 from medals_rt.runners.selection import installed
 

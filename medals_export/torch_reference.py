@@ -27,8 +27,8 @@ from medals_rt.bundle.manifest import (
     SourceRecord,
     TensorRecord,
 )
+from medals_rt.common.errors import InputError, RunnerError
 from medals_rt.common.typing import Array
-from medals_rt.errors import InputError, RunnerError
 from medals_rt.inference.network import StageNetwork
 from medals_rt.runners.base import TensorSpec
 

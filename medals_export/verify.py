@@ -17,7 +17,7 @@ from medals_export.model.refiner import spread_prompts
 from medals_export.torch_reference import graph_function
 from medals_rt.bundle.manifest import FOLDED_REFINERS, GraphName, UnverifiedRecord, VerifiedRecord
 from medals_rt.common.choices import Precision, RunnerKind
-from medals_rt.errors import ExportError
+from medals_rt.common.errors import ExportError
 from medals_rt.runners.base import Runner
 from medals_rt.runners.selection import open_runner
 from medals_rt.tools.verify import measures

@@ -5,6 +5,21 @@
 >>> with medals_rt.load("engines/demo") as segmenter:
 ...     result = segmenter.segment(case.volume, {"1": "Liver in abdominal CT"})
 >>> result.labels_dhw  # (D, H, W), on the case's grid
+
+Folders, from the ground up; each imports only those above it in this list (tests/test_layout.py):
+
+- `common`: types, closed lists, arrays, errors, files, the machine
+- `bundle`: an exported model on disk, its manifest, engines and recipes
+- `runners`: inference libraries behind one protocol, one file each
+- `prompts`: from sentences to classes and their text embeddings
+- `io`: scans and label maps in files, one file a format
+- `planning`: what will be computed, before anything is: rules, geometry, windows, memory, time
+- `preprocessing`: intensities and resampling
+- `postprocessing`: connected components and Algorithm 3
+- `inference`: the network, its windows, and the coarse-to-fine cascade
+- `pipeline`: a case from request to result: segmenter, job, report, preview, batch
+- `tools`: evaluate, verify, bench, doctor
+- `cli`: the command `medals-rt`, one file a command
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from medals_rt.errors import ExportError
+from medals_rt.common.errors import ExportError
 
 Shape3 = tuple[int, int, int]
 

@@ -24,7 +24,7 @@ from medals_rt.bundle.manifest import (
     parse_manifest,
 )
 from medals_rt.bundle.stage_spec import StageSpec
-from medals_rt.errors import BundleError, MissingFileError
+from medals_rt.common.errors import BundleError, MissingFileError
 
 BUNDLE_VARIABLE = "MEDALS_RT_BUNDLE"
 _Bank = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]

@@ -18,7 +18,7 @@ from medals_rt.bundle.manifest import GRAPH_NAMES, GraphName, Sha256
 from medals_rt.bundle.recipes import PromptCounts
 from medals_rt.common.atomic_io import write_json
 from medals_rt.common.choices import TENSORRT_LABELS, Precision, TensorRTKind
-from medals_rt.errors import BundleError
+from medals_rt.common.errors import BundleError
 
 ENGINE_FOLDER = "engines"
 
@@ -132,6 +132,29 @@ class Engine:
                 f"{found}, its record says {self.record.bytes} and {self.record.sha256}; {again}"
             )
         return data
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """How far a build is: engines done of all, and a phase of the one that is being built.
+
+    Phases are the library's own, and nested; what is told is the one that moved last.
+    """
+
+    graph: str
+    engines_done: int
+    engines: int
+    phase: str
+    steps_done: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine that lies in the bundle now; `built` is False where it lay there before."""
+
+    engine: Engine
+    built: bool
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
-from medals_rt.errors import BundleError
+from medals_rt.common.errors import BundleError
 
 FORMAT_VERSION = 2
 MANIFEST_FILE = "bundle.json"

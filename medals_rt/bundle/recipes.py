@@ -13,7 +13,7 @@ import msgspec
 
 from medals_rt.bundle.manifest import Count
 from medals_rt.common.choices import Precision, RunnerKind
-from medals_rt.errors import InputError, MissingFileError
+from medals_rt.common.errors import InputError, MissingFileError
 
 Fraction = Annotated[float, msgspec.Meta(gt=0, le=1)]
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
-from medals_rt.errors import InputError, MedalsError
+from medals_rt.common.errors import InputError, MedalsError
 
 EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2

@@ -10,7 +10,7 @@ import typer
 
 from medals_rt.cli._console import EXIT_FAILURE, EXIT_INTERRUPTED, Debug, print_table
 from medals_rt.cli._options import prompt_source, run_options, takes
-from medals_rt.errors import InputError, OutputError
+from medals_rt.common.errors import InputError, OutputError
 from medals_rt.pipeline.options import PromptSource, RunOptions
 
 if TYPE_CHECKING:

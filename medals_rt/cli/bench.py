@@ -14,7 +14,7 @@ from medals_rt.cli._console import (
     print_table,
     progress_bar,
 )
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 
 if TYPE_CHECKING:
     from medals_rt.tools.bench.records import BenchReport

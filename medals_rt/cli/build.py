@@ -12,7 +12,7 @@ import typer
 from medals_rt.cli._console import Bundle, Debug, print_table
 
 if TYPE_CHECKING:
-    from medals_export.engines import BuildProgress, BuiltEngine
+    from medals_rt.bundle.engines import BuildProgress, BuiltEngine
 
 
 class Target(StrEnum):
@@ -53,11 +53,13 @@ def build_command(
 ) -> None:
     """Build engines of all graphs of a bundle, into its folder engines: all or none."""
     del debug  # read by one_line_errors
-    from medals_export.engines import build_engines
     from medals_rt.bundle.bundle import Bundle as OpenedBundle
     from medals_rt.bundle.bundle import resolve_bundle
     from medals_rt.bundle.recipes import read_recipe, recipe_for
+    from medals_rt.common.plugins import load_plugin
     from medals_rt.runners.tensorrt_library import open_library
+
+    build_engines = load_plugin("build", "medals-rt build")
 
     opened = OpenedBundle.open(resolve_bundle(bundle))
     name, content = (

@@ -2,16 +2,16 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from medals_rt.cli._console import Debug, progress_bar
+from medals_rt.common.errors import InputError
 from medals_rt.common.optional_deps import missing_one_of, require
-from medals_rt.errors import InputError
+from medals_rt.common.plugins import load_plugin
 
 if TYPE_CHECKING:
-    from medals_export.export import TextSource
     from medals_rt.bundle.bundle import Bundle
     from medals_rt.common.choices import RunnerKind
 
@@ -88,7 +88,7 @@ def export_command(
     """Export two checkpoints and their text embeddings as a bundle of ONNX graphs."""
     del debug  # read by one_line_errors
     require("export", "PyTorch", "ONNX", "ONNX Script")
-    from medals_export.export import export_bundle
+    export_bundle = load_plugin("export", "medals-rt export")
 
     source = _bank_source(text_encoder, biolord, sentences, bank)
     if with_text_encoder and source == bank:
@@ -115,10 +115,8 @@ def export_command(
 
 def _bank_source(
     text_encoder: Path | None, biolord: Path | None, sentences: Path | None, bank: Path | None
-) -> "TextSource | Path":
+) -> Any:
     """Decide where the text embeddings come from: exactly one of two ways."""
-    from medals_export.export import TextSource
-
     encoder_options = {
         "--text-encoder": text_encoder,
         "--biolord": biolord,
@@ -137,7 +135,7 @@ def _bank_source(
             "text embeddings need --text-encoder FILE and --biolord DIR, or --bank FILE; given: "
             f"{', '.join(given) or 'none of them'}"
         )
-    return TextSource(text_encoder, biolord, sentences)
+    return load_plugin("text-source", "medals-rt export")(text_encoder, biolord, sentences)
 
 
 def _libraries(*, verify: bool) -> "tuple[RunnerKind, ...]":

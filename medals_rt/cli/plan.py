@@ -18,7 +18,7 @@ from medals_rt.cli._console import (
 )
 from medals_rt.cli._options import prompt_source, takes
 from medals_rt.common.byte_sizes import parse_size
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 from medals_rt.pipeline.options import PromptSource, RunOptions
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medals_rt.cli._console import AsJson, Debug, Kind, Modality, print_table
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 
 
 def prompts_command(

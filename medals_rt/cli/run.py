@@ -42,7 +42,6 @@ def run_command(
     """Segment one case by text prompts."""
     del debug  # read by one_line_errors
     from medals_rt.pipeline.job import Job, default_output, run_job
-    from medals_rt.planning.time_budget import DEGRADED_NOTE
 
     job = Job(
         input=input_file,
@@ -58,9 +57,9 @@ def run_command(
     with progress_bar(quiet=quiet) as progress:
         result = run_job(job, progress)
     for note in result.report.notes:
-        loud = note.startswith(DEGRADED_NOTE)
-        if loud or not quiet:
-            typer.echo(f"{'warning' if loud else 'note'}: {note}", err=True)
+        needs_a_look = note.severity == "warning"
+        if needs_a_look or not quiet:
+            typer.echo(f"{'warning' if needs_a_look else 'note'}: {note.text}", err=True)
     if not quiet:
         print_summary(result.report)
         for path in (job.output, job.report, job.preview, job.statistics):

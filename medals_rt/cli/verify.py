@@ -14,8 +14,9 @@ from medals_rt.cli._console import (
     print_table,
     progress_bar,
 )
+from medals_rt.common.errors import InputError
 from medals_rt.common.optional_deps import require
-from medals_rt.errors import InputError
+from medals_rt.common.plugins import load_plugin
 
 if TYPE_CHECKING:
     from medals_rt.bundle.bundle import Bundle as OpenedBundle
@@ -224,9 +225,10 @@ def _reference(
 
         return OwnGraphs(opened, threads)
     require("--against", "PyTorch", "ONNX")
-    from medals_export.torch_reference import TorchReference
-
-    return TorchReference(opened, *against, threads=threads)
+    reference: Reference = load_plugin("torch-reference", "--against")(
+        opened, *against, threads=threads
+    )
+    return reference
 
 
 def _content(

@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.common.cgroups import CGROUP, cpu_quota
+from medals_rt.common.errors import MissingDependencyError
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.pinned_memory import download, upload
 from medals_rt.common.typing import Array, Box, Namespace
-from medals_rt.errors import MissingDependencyError
 
 _CACHE_ELEMENTS = 1 << 17
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from medals_rt.errors import InputError, MedalsError, OutputError
+from medals_rt.common.errors import InputError, MedalsError, OutputError
 
 _PARTIAL: Final = re.compile(r"\.partial-([0-9]{1,9})-(.+)", re.DOTALL)
 

@@ -2,7 +2,7 @@
 
 import re
 
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY_UNITS = {f"{unit}I": 1024**power for power, unit in enumerate("KMGT", start=1)}

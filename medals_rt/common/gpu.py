@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from medals_rt.errors import MissingDependencyError
+from medals_rt.common.errors import MissingDependencyError
 
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 _VERSION_FILE = Path("/proc/driver/nvidia/version")

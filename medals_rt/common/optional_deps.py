@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Final
 
-from medals_rt.errors import MissingDependencyError
+from medals_rt.common.errors import MissingDependencyError
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.common.arrays import look_up, namespace, present_values
+from medals_rt.common.errors import CaseError
 from medals_rt.common.typing import Array
-from medals_rt.errors import CaseError
 from medals_rt.postprocessing.component_filter import drop_small_components
 from medals_rt.postprocessing.finalize import SMALLEST_COMPONENT_VOXELS
 from medals_rt.prompts.prompt_set import PromptSet

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from medals_rt.errors import CaseError
+from medals_rt.common.errors import CaseError
+from medals_rt.common.notes import Note
 from medals_rt.io.volume import SourceGrid, Volume, check_image
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Case:
     path: Path
     header: object | None = None
     modality: str | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.errors import CaseError
+from medals_rt.common.notes import Note, warning
 from medals_rt.common.optional_deps import import_optional
-from medals_rt.errors import CaseError
 from medals_rt.io.case import Case, LabelFile, check_labels
 from medals_rt.io.volume import SourceGrid, Triple, Volume, check_image, check_shape, check_spacing
 
@@ -75,7 +76,7 @@ class _Read:
     spacing_hwd_mm: Triple
     source: SourceGrid
     header: Any
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
 
 def _read(path: Path, max_voxels: int) -> _Read:
@@ -104,7 +105,7 @@ def _read(path: Path, max_voxels: int) -> _Read:
     return _Read(array.transpose(), spacing, source, image.header, notes)
 
 
-def _place(image: Any) -> tuple[Triple, SourceGrid, tuple[str, ...]]:
+def _place(image: Any) -> tuple[Triple, SourceGrid, tuple[Note, ...]]:
     """Spacing, orientation, and what is doubtful about them.
 
     Without an orientation the axes are taken as SimpleITK takes them, to run to the patient's left,
@@ -115,14 +116,18 @@ def _place(image: Any) -> tuple[Triple, SourceGrid, tuple[str, ...]]:
     qform, sform = int(header["qform_code"]), int(header["sform_code"])
     if qform <= 0 and sform <= 0:
         i_mm, j_mm, k_mm = (float(size * to_mm[0, 0]) for size in header.get_zooms()[:3])
-        note = "the file names no orientation: its axes are taken to run to left, back and head"
+        note = warning(
+            "orientation-assumed",
+            "the file names no orientation: its axes are taken to run to left, back and head",
+        )
         return check_spacing((j_mm, i_mm, k_mm)), SourceGrid(), (note,)
     source = SourceGrid.from_affine(RAS_TO_LPS @ to_mm @ image.affine)
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     if qform > 0 and sform > 0:
         apart_mm = float(np.abs(to_mm @ (header.get_qform() - header.get_sform())).max())
         if apart_mm > _SAME_PLACE_MM:
-            notes = ("the file's qform and sform are not the same place: the sform was taken",)
+            text = "the file's qform and sform are not the same place: the sform was taken"
+            notes = (warning("orientation-contradicted", text),)
     return check_spacing(source.spacing_hwd_mm or ()), source, notes
 
 

@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from medals_rt.common.atomic_io import atomic_output
-from medals_rt.errors import CaseError
+from medals_rt.common.errors import CaseError
 from medals_rt.io.case import Case, LabelFile, check_labels
 from medals_rt.io.safe_pickle import read_pickled_mapping
 from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing

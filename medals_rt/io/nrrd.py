@@ -9,8 +9,8 @@ from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.errors import CaseError
 from medals_rt.common.optional_deps import import_optional
-from medals_rt.errors import CaseError
 from medals_rt.io.case import Case, LabelFile, check_labels
 from medals_rt.io.nifti import stem
 from medals_rt.io.segment_metadata import Code, Segment

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+from medals_rt.common.errors import CaseError, MissingFileError
 from medals_rt.common.limits import MAX_VOXELS
-from medals_rt.errors import CaseError, MissingFileError
 from medals_rt.io.case import Case, LabelFile, compact_labels
 from medals_rt.prompts.prompt_set import PromptSet
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
-from medals_rt.errors import CaseError
+from medals_rt.common.errors import CaseError
 
 MAX_BYTES: Final = 4 * 2**20
 MAX_STEPS: Final = 200_000

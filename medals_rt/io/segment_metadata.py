@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from medals_rt.common.choices import KINDS
-from medals_rt.errors import CaseError
+from medals_rt.common.errors import CaseError
 from medals_rt.prompts.classes import ClassKey, class_table, read_data
 from medals_rt.prompts.prompt_set import INSTANCE_LABEL, MAX_LABEL, PromptSet
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from medals_rt.common import limits
-from medals_rt.errors import CaseError
+from medals_rt.common.errors import CaseError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

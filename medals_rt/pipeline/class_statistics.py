@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.common.arrays import bounding_box, box_slices
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 from medals_rt.io.volume import SourceGrid, Volume
 from medals_rt.postprocessing.connected_components import measure_components
 

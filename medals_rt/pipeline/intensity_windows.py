@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from medals_rt.common.errors import InputError
+from medals_rt.common.notes import Note
 from medals_rt.common.progress import Progress
-from medals_rt.errors import InputError
 from medals_rt.inference.hybrid_prompts import checked_annotation
 from medals_rt.pipeline.report import class_records
 from medals_rt.planning.policy import load_policy
@@ -229,7 +230,7 @@ def _one_report(
         f"{window} for labels {', '.join(map(str, labels))}"
         for window, labels in zip(windows, labels_of, strict=True)
     )
-    note = (
+    text = (
         f"the classes want {len(windows)} CT windows, so the case was run once for each ({passes}) "
         f"and merged; {merged.contested} voxels claimed by two passes went to the likelier class"
     )
@@ -259,5 +260,8 @@ def _one_report(
         seconds_per_class=total / len(prompts.labels),
         peak_memory_mib=max(peaks, default=None),
         budget={"passes": budgets} if any(budgets.values()) else None,
-        notes=(note, *dict.fromkeys(note for each in reports for note in each.notes)),
+        notes=(
+            Note("windows-merged", text),
+            *dict.fromkeys(note for each in reports for note in each.notes),
+        ),
     )

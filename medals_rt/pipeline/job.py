@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from medals_rt.bundle.bundle import resolve_bundle
 from medals_rt.common.atomic_io import prepare_output, write_json
+from medals_rt.common.errors import CaseError, InputError, PromptError
+from medals_rt.common.notes import Note, warning
 from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
-from medals_rt.errors import CaseError, InputError, PromptError
 from medals_rt.io.case import Case
 from medals_rt.io.registry import (
     ENDINGS,
@@ -209,12 +210,13 @@ def segment_job(
     return replace(result, report=replace(report, notes=notes))
 
 
-def _modality_notes(read: ReadJob) -> tuple[str, ...]:
+def _modality_notes(read: ReadJob) -> tuple[Note, ...]:
     """Warn where the file says that it is of another modality than the prompts."""
     found, asked = read.case.modality, read.prompts.modality
     if found in {None, asked}:
         return ()
-    return (f"the file says that it is {found}, the prompts say {asked}: results are doubtful",)
+    text = f"the file says that it is {found}, the prompts say {asked}: results are doubtful"
+    return (warning("modality-contradicted", text),)
 
 
 def write_job(read: ReadJob, result: "Result") -> None:

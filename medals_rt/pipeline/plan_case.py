@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.choices import Refinement
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 from medals_rt.pipeline.job import read_prompted_case
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.planning.cost import (

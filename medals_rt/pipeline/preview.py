@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.errors import InputError
 from medals_rt.common.optional_deps import require
 from medals_rt.common.typing import Array
-from medals_rt.errors import InputError
 
 _LineStyle = Literal["solid", "dashed", "dotted"]
 _Style = tuple[str, _LineStyle]

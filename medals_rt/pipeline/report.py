@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medals_rt.common.environment import library_versions, machine_facts
+from medals_rt.common.notes import Note
 from medals_rt.inference.cascade import StageSummary
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 BUDGET_SECONDS_PER_CLASS = 60.0
 """The challenge's limit: a case that takes longer scores zero (system rule 10)."""
 
-REPORT_FORMAT = 1
+REPORT_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class RunReport:
     peak_memory_mib: float | None
     memory: dict[str, Any] = field(default_factory=dict)
     budget: dict[str, Any] | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     versions: dict[str, str] = field(default_factory=library_versions)
     machine: dict[str, Any] = field(default_factory=machine_facts)
 

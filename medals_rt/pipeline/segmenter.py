@@ -19,9 +19,10 @@ from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.arrays import to_device, to_host
 from medals_rt.common.choices import RUNNER_KINDS, STAGE_NAMES, Refinement, StageNumber
 from medals_rt.common.environment import peak_memory_mib
+from medals_rt.common.errors import InputError
+from medals_rt.common.notes import Note, warning
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
-from medals_rt.errors import InputError
 from medals_rt.inference.cascade import CaseRun, StageOutcome, run_stages
 from medals_rt.inference.hybrid_prompts import checked_annotation
 from medals_rt.inference.network import StageNetwork
@@ -35,7 +36,7 @@ from medals_rt.planning.geometry import clean_spacing
 from medals_rt.planning.memory import CLASSES_PER_CHUNK, memory_limit, memory_record
 from medals_rt.planning.policy import load_policy
 from medals_rt.planning.stage_plan import CaseOutline
-from medals_rt.planning.time_budget import DEGRADED_NOTE, Budget, case_budget
+from medals_rt.planning.time_budget import Budget, case_budget
 from medals_rt.postprocessing.finalize import finish_labels, treated_labels
 from medals_rt.preprocessing.intensity import prepare_intensities
 from medals_rt.prompts.embedding import PromptEmbedder
@@ -318,11 +319,12 @@ class Segmenter:
         info = self._networks[1].info
         return f"{info.runner}/{info.precision}"
 
-    def _notes(self, budget: Budget | None) -> tuple[str, ...]:
+    def _notes(self, budget: Budget | None) -> tuple[Note, ...]:
         """Remarks of both networks, and loudly what the time budget made the case give up."""
-        given_up = [] if budget is None else [DEGRADED_NOTE + what for what in budget.given_up]
+        given_up = [] if budget is None else budget.given_up
+        degraded = [warning("time-budget", f"time budget: {what}") for what in given_up]
         of_networks = (note for each in self._networks.values() for note in each.info.notes)
-        return tuple(dict.fromkeys([*given_up, *of_networks]))
+        return (*degraded, *(Note("runner", text) for text in dict.fromkeys(of_networks)))
 
 
 def load(

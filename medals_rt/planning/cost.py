@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.choices import Refinement
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 from medals_rt.planning.cost_budget import BudgetPlan, plan_budget
 from medals_rt.planning.geometry import clean_spacing
 from medals_rt.planning.memory import ANY_MACHINE, LARGEST_DEFAULT_SLAB, MemoryLimit, memory_limit
@@ -51,7 +51,7 @@ class StageCost:
     without any coarse prediction will need fewer. For memory, results are gathered in
     `column_blocks` blocks of the image and in `class_groups` groups of classes, each of which runs
     the windows that reach into it: `window_runs` in all. The sums of one take `accumulators_mib`.
-    `passes_by_quality` are those of `budget.QUALITY_LEVELS`, for the whole image and for the smallest
+    `passes_by_quality` are those of each quality level, for the whole image and for the smallest
     region, the first of which are `passes` and `passes_smallest_region`.
     """
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from medals_rt.bundle.manifest import FOLDED_REFINERS
 from medals_rt.common import cgroups
+from medals_rt.common.errors import InputError
 from medals_rt.common.typing import Shape
-from medals_rt.errors import InputError
 from medals_rt.planning.axis_tiling import AxisCut, Columns, axis_cuts
 from medals_rt.planning.sliding_window import Window
 

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 
 PresetName = Literal["paper", "release"]
 StageName = Literal["coarse", "fine"]

@@ -20,15 +20,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 from medals_rt.planning.sliding_window import HALF_OVERLAP
 
 Clock = Callable[[], float]
 
 QUARTER_OVERLAP = 0.25
-
-DEGRADED_NOTE = "time budget: "
-"""How a report's notes begin that say what was left out."""
 
 _RESERVED_SHARE = 0.1
 _RESERVED_SECONDS = 0.5

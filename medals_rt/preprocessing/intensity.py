@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 from medals_rt.planning.policy import load_policy
 
 if TYPE_CHECKING:

@@ -145,15 +145,15 @@ def resample_labels(
     if max(prod(new_shape), prod(shape) // 4) <= _FEW_VOXELS:
         result[...] = vote_everywhere(source, moved, last_first)
         return _in_order(result, walked, order, xp)
-    coded_dtype, empty_label_map = _code_of_undecided(labels_hwd, xp)
+    coded_dtype, undecided = _code_of_undecided(labels_hwd, xp)
 
     def fill(start: int, stop: int) -> None:
         part, local = _part(source, moved, slice(start, stop))
-        coded = _decide_where_neighbors_agree(part, local, coded_dtype, empty_label_map, xp)
+        coded = _decide_where_neighbors_agree(part, local, coded_dtype, undecided, xp)
         for axis in _axes_by_growth(local):
             coded = _take(coded, local[axis].lower, axis, xp)
         decided = xp.astype(coded, labels_hwd.dtype)
-        contested = xp.reshape(coded == empty_label_map, (-1,))
+        contested = xp.reshape(coded == undecided, (-1,))
         (voxels,) = xp.nonzero(contested)
         if voxels.shape[0]:
             flat = xp.reshape(decided, (-1,))
@@ -290,13 +290,13 @@ def _code_of_undecided(labels: Array, xp: Namespace) -> tuple[npt.DTypeLike, int
 
 
 def _decide_where_neighbors_agree(
-    labels: Array, axes: list[Axis], dtype: npt.DTypeLike, empty_label_map: int, xp: Namespace
+    labels: Array, axes: list[Axis], dtype: npt.DTypeLike, undecided: int, xp: Namespace
 ) -> Array:
-    """Give the labels, with `empty_label_map` at the lower corner of each cell whose corners differ.
+    """Give the labels, with `undecided` at the lower corner of each cell whose corners differ.
 
     A cell reaches one voxel up on every axis that is interpolated. The volume is compared with
     itself as one long line, which is faster; so a cell at the end of an axis, where there is none
-    further up, may be called empty_label_map for what follows on the line. It then votes in vain.
+    further up, may be called undecided for what follows on the line. It then votes in vain.
     """
     flat = xp.reshape(labels, (-1,))
     agree = xp.ones(flat.shape, dtype=xp.bool, device=labels.device)
@@ -305,6 +305,6 @@ def _decide_where_neighbors_agree(
         if axis.mixes and axis.length > 1:
             agree[:-step] = agree[:-step] & agree[step:] & (flat[:-step] == flat[step:])
         step *= axis.length
-    mark = xp.full((), empty_label_map, dtype=dtype, device=labels.device)
+    mark = xp.full((), undecided, dtype=dtype, device=labels.device)
     decided = xp.where(agree, xp.astype(flat, dtype, copy=False), mark)
     return xp.reshape(decided, labels.shape)

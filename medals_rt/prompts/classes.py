@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from medals_rt.common.choices import KINDS, MODALITIES
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 
 FREE_TEXT_ID: Final = 0
 

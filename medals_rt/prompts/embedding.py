@@ -8,7 +8,7 @@ import numpy.typing as npt
 from rapidfuzz import process
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.errors import BundleError
+from medals_rt.common.errors import BundleError
 from medals_rt.prompts.prompt_set import Prompt, PromptSet
 from medals_rt.prompts.text_encoder import TextEncoder
 

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from medals_rt.common.choices import KINDS, MODALITIES
-from medals_rt.errors import PromptError
+from medals_rt.common.errors import PromptError
 from medals_rt.prompts.classes import (
     FREE_TEXT_ID,
     ClassKey,

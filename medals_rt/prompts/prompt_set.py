@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from medals_rt.common.choices import KINDS
-from medals_rt.errors import MissingFileError, PromptError
+from medals_rt.common.errors import MissingFileError, PromptError
 from medals_rt.prompts.classes import ClassKey, check_kind
 from medals_rt.prompts.matching import Match, find_class, free_text
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.bundle.bundle import Bundle, path_inside
+from medals_rt.common.errors import BundleError, InputError, RunnerError
 from medals_rt.common.optional_deps import import_optional, missing_one_of
-from medals_rt.errors import BundleError, InputError, RunnerError
 from medals_rt.runners.base import thread_limit
 from medals_rt.runners.openvino_graphs import shared_core
 from medals_rt.runners.selection import installed

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from medals_rt.common.choices import MODALITIES
-from medals_rt.errors import PromptError
+from medals_rt.common.errors import PromptError
 from medals_rt.prompts.tokenization import Token, known_words, plain_phrases, prompt_words
 
 if TYPE_CHECKING:

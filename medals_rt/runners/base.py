@@ -7,8 +7,8 @@ from typing import Protocol
 
 from medals_rt.common.cgroups import CGROUP, cpu_quota
 from medals_rt.common.choices import PRECISIONS, Precision, RunnerKind
+from medals_rt.common.errors import InputError, RunnerError
 from medals_rt.common.typing import Array
-from medals_rt.errors import InputError, RunnerError
 
 
 @dataclass(frozen=True)

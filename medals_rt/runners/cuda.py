@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from medals_rt.common.errors import MissingDependencyError, RunnerError
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import Array
-from medals_rt.errors import MissingDependencyError, RunnerError
 from medals_rt.runners.base import TensorSpec
 
 _ALIGNMENT_BYTES = 256

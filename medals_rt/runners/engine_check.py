@@ -6,23 +6,19 @@ the fewest and the most prompts that it is for. What came of it is kept beside t
 failed is not opened again. Untried on a card; the tests use a stand-in for the library.
 """
 
-import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from medals_rt.bundle.engines import Engine, list_engines
+from medals_rt.bundle.engines import Engine
 from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.errors import RunnerError
 from medals_rt.common.gpu import Gpu, require_gpu
 from medals_rt.common.subprocesses import run_python
-from medals_rt.errors import MedalsError, RunnerError
-from medals_rt.runners.base import TensorSpec
 
 TIMEOUT_S = 600.0
 EXIT_FAILED, EXIT_OUT_OF_MEMORY = 1, 3
+WORKER = "medals_rt.runners.engine_check_worker"
 
 
 class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,48 +91,9 @@ def ensure_tried(engine: Engine, name: str, *, timeout_s: float = TIMEOUT_S) -> 
     return notes
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run an engine on zeros: what the child does. `arguments` are its folder and its name.
-
-    The reason of a failure is the last line on standard output.
-    """
-    folder, name = arguments
-    engine = next(each for each in list_engines(Path(folder)) if each.record.name == name)
-    try:
-        _run_on_zeros(engine)
-    except MemoryError as error:
-        sys.stdout.write(f"out of memory: {error}\n")
-        return EXIT_OUT_OF_MEMORY
-    except (MedalsError, RuntimeError) as error:  # CuPy's errors are RuntimeErrors
-        sys.stdout.write(f"{' '.join(str(error).split())}\n")
-        return EXIT_FAILED
-    return 0
-
-
-def _run_on_zeros(engine: Engine) -> None:
-    from medals_rt.runners.cuda import import_cupy
-    from medals_rt.runners.tensorrt import TensorRTRunner
-    from medals_rt.runners.tensorrt_library import open_library
-
-    cupy = import_cupy()
-    record = engine.record
-    runner = TensorRTRunner(engine, open_library(record.key.library), name=record.graph)
-    for count in sorted(set(runner.prompt_counts or (1,))):
-        feeds = {spec.name: _zeros(cupy, spec, count) for spec in runner.inputs}
-        for key, array in runner.run(feeds).items():
-            if not bool(cupy.isfinite(array).all()):
-                raise RunnerError(f"{key} is not finite where all inputs are 0 and N is {count}")
-    runner.close()
-
-
-def _zeros(cupy: Any, spec: TensorSpec, count: int) -> Any:
-    shape = tuple(size if isinstance(size, int) else count for size in spec.shape)
-    return cupy.zeros(shape, spec.dtype)
-
-
 def _try_in_child(engine: Engine, timeout_s: float) -> tuple[str, bool]:
     """Give why the engine failed (empty: it ran), and whether that is worth remembering."""
-    child = run_python(["-m", __name__, str(engine.folder), engine.record.name], timeout_s)
+    child = run_python(["-m", WORKER, str(engine.folder), engine.record.name], timeout_s)
     if child.code == 0:
         return "", True
     if child.code is None:
@@ -176,7 +133,3 @@ def _keep(engine: Engine, trials: list[Trial]) -> tuple[str, ...]:
     except OSError as error:
         return (f"it is not kept that the engines were tried: {error}",)
     return ()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -13,9 +13,14 @@ from typing import Any
 import numpy as np
 
 from medals_rt.common.choices import Precision, RunnerKind
+from medals_rt.common.errors import (
+    InputError,
+    MissingDependencyError,
+    MissingFileError,
+    RunnerError,
+)
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import Array
-from medals_rt.errors import InputError, MissingDependencyError, MissingFileError, RunnerError
 from medals_rt.runners.base import TensorSpec, check_feeds, check_precision, thread_limit
 
 _CUDA = "CUDAExecutionProvider"

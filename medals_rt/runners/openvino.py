@@ -8,8 +8,8 @@ import numpy as np
 
 from medals_rt.common.cache_dir import mark_used
 from medals_rt.common.choices import Precision, RunnerKind
+from medals_rt.common.errors import InputError, MissingFileError, RunnerError
 from medals_rt.common.typing import Array
-from medals_rt.errors import InputError, MissingFileError, RunnerError
 from medals_rt.runners.base import TensorSpec, check_feeds, check_precision, thread_limit
 from medals_rt.runners.openvino_cache import compiled_file, keep_compiled
 from medals_rt.runners.openvino_graphs import (

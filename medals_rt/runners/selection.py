@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from medals_rt.common.choices import Precision, RunnerKind
+from medals_rt.common.errors import BundleError, InputError, MissingDependencyError
 from medals_rt.common.optional_deps import missing, missing_one_of
-from medals_rt.errors import BundleError, InputError, MissingDependencyError
 from medals_rt.runners.base import Runner, TensorSpec
 
 if TYPE_CHECKING:

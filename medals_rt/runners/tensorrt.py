@@ -15,9 +15,9 @@ from medals_rt.bundle.manifest import MANIFEST_FILE, file_sha256
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.cache_dir import cache_folder, forget_old, mark_used
 from medals_rt.common.choices import Precision, RunnerKind, TensorRTKind
+from medals_rt.common.errors import BundleError, MissingFileError, RunnerError
 from medals_rt.common.gpu import require_gpu
 from medals_rt.common.typing import Array
-from medals_rt.errors import BundleError, MissingFileError, RunnerError
 from medals_rt.runners.base import TensorSpec, check_feeds, check_precision
 from medals_rt.runners.cuda import (
     Ordering,

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from medals_rt.bundle.bundle import Bundle, path_inside, resolve_bundle
 from medals_rt.bundle.manifest import GRAPH_NAMES
-from medals_rt.errors import BundleError, MissingFileError
+from medals_rt.common.errors import BundleError, MissingFileError
 from medals_rt.prompts.embedding import PromptEmbedder
 
 NO_HASH = "0" * 64

@@ -14,7 +14,7 @@ from medals_rt.bundle.engines import (
     write_record,
 )
 from medals_rt.bundle.recipes import PromptCounts
-from medals_rt.errors import BundleError
+from medals_rt.common.errors import BundleError
 
 GRAPH = "a" * 64
 KEY = EngineKey(GRAPH, "tensorrt", "11.4.0", ("SM90",), "fp16", PromptCounts(1, 4, 16))

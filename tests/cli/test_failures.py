@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from medals_rt.errors import RunnerError
+from medals_rt.common.errors import RunnerError
 from tests.cli.helpers import Result, assert_one_line
 
 

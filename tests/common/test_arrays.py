@@ -22,7 +22,7 @@ from medals_rt.common.arrays import (
     to_host,
     usable_cores,
 )
-from medals_rt.errors import MissingDependencyError
+from medals_rt.common.errors import MissingDependencyError
 
 
 def test_namespace_is_found_from_an_array(xp: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medals_rt.common.atomic_io import atomic_output, prepare_output, remove_leftovers, write_json
-from medals_rt.errors import InputError, OutputError
+from medals_rt.common.errors import InputError, OutputError
 
 
 def test_an_output_replaces_the_old_one_at_the_end(tmp_path: Path) -> None:

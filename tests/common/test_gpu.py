@@ -5,8 +5,8 @@ import ctypes
 import pytest
 
 from medals_rt.common import gpu
+from medals_rt.common.errors import MissingDependencyError
 from medals_rt.common.gpu import ask_driver, driver_version, require_gpu
-from medals_rt.errors import MissingDependencyError
 
 VERSION_TEXT = (
     "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 07:14:30 UTC 2025\n"

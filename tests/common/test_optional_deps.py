@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from medals_rt.common.errors import MissingDependencyError
 from medals_rt.common.optional_deps import (
     OPTIONAL_LIBRARIES,
     OptionalLibrary,
@@ -16,7 +17,6 @@ from medals_rt.common.optional_deps import (
     missing_one_of,
     require,
 )
-from medals_rt.errors import MissingDependencyError
 from tests.paths import ROOT
 
 

@@ -17,7 +17,7 @@ from medals_export.checkpoint import (
 )
 from medals_export.model import MedalS, ModelConfig
 from medals_rt.bundle.manifest import file_sha256
-from medals_rt.errors import ExportError, MissingFileError
+from medals_rt.common.errors import ExportError, MissingFileError
 from tests.bundles import tiny_checkpoint, tiny_config
 
 FINE_NAME = "nano_UNet_CVPR2025_crop_size_192_192_192_spacing_1.0_1.0_1.0_step_341300.pth"

@@ -22,7 +22,7 @@ from medals_rt.bundle.engines import list_engines
 from medals_rt.bundle.manifest import GRAPH_NAMES
 from medals_rt.bundle.recipes import read_recipe, recipe_for
 from medals_rt.cli import app
-from medals_rt.errors import BuildError, InputError, MissingDependencyError
+from medals_rt.common.errors import BuildError, InputError, MissingDependencyError
 from medals_rt.runners.tensorrt_library import MODULES, open_library
 
 ENGINES = 2 * len(GRAPH_NAMES)

@@ -16,7 +16,7 @@ from medals_export.text_bank import save_bank
 from medals_export.verify import relative_error
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import GRAPH_NAMES
-from medals_rt.errors import BundleError, ExportError, InputError
+from medals_rt.common.errors import BundleError, ExportError, InputError
 from medals_rt.runners.selection import open_runner
 from tests.bundles import TINY_CLASS_KEYS, export_tiny_bundle, tiny_bank, tiny_checkpoint
 

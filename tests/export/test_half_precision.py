@@ -16,7 +16,7 @@ from medals_export.graph_plans import graph_plans
 from medals_export.onnx_graphs import trace
 from medals_export.verify import reference_passes, relative_error, unverified, verify_graph
 from medals_rt.bundle.manifest import FOLDED_REFINERS, GRAPH_NAMES
-from medals_rt.errors import ExportError
+from medals_rt.common.errors import ExportError
 from medals_rt.runners.selection import open_runner
 from tests.bundles import tiny_bank, tiny_checkpoint
 

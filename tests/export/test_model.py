@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medals_export.model import MedalS, ModelConfig
-from medals_rt.errors import ExportError
+from medals_rt.common.errors import ExportError
 from tests.paths import GOLDEN
 from tests.recipes import recipe_state_dict
 

@@ -13,7 +13,7 @@ from medals_export.graph_plans import graph_plans
 from medals_export.half_storage import round_weights_to_fp16, store_constants_as_fp16
 from medals_export.onnx_graphs import trace
 from medals_rt.bundle.manifest import GRAPH_NAMES
-from medals_rt.errors import ExportError
+from medals_rt.common.errors import ExportError
 from tests.bundles import tiny_checkpoint
 from tests.paths import ROOT
 

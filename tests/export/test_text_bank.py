@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from medals_export.text_bank import TextBank, load_bank, save_bank
-from medals_rt.errors import ExportError, MissingFileError
+from medals_rt.common.errors import ExportError, MissingFileError
 
 ROWS = np.arange(6, dtype=np.float32).reshape(2, 3)
 INDEX = {"CT/anatomy/1": 1, "CT/anatomy/2": 0}

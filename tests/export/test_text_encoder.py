@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from medals_export.text_encoder import load_text_encoder
-from medals_rt.errors import ExportError, InputError, MissingFileError
+from medals_rt.common.errors import ExportError, InputError, MissingFileError
 from tests.texts import SENTENCES, TINY_DIM, text_encoder_state, write_biolord
 
 

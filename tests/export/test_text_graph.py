@@ -12,7 +12,7 @@ import onnx
 
 from medals_export.text_encoder import load_text_encoder
 from medals_export.text_graph import check_text_graph, compare_with_pytorch
-from medals_rt.errors import ExportError
+from medals_rt.common.errors import ExportError
 from medals_rt.prompts.text_encoder import LIBRARIES, batch_tokens, open_graph
 from tests.texts import SENTENCES, TINY_DIM, close_to
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medals_rt.errors import MedalsError
+from medals_rt.common.errors import MedalsError
 from tests.fuzz.mutations import BLIND, inside_gzip, inside_zip, mutate
 from tests.fuzz.targets import TARGETS, Target
 from tests.paths import ROOT

@@ -19,7 +19,7 @@ from types import FrameType
 import numpy as np
 
 from medals_rt.common.environment import peak_memory_mib
-from medals_rt.errors import MedalsError
+from medals_rt.common.errors import MedalsError
 from tests.fuzz.mutations import mutate
 from tests.fuzz.targets import TARGETS, Target
 

@@ -61,7 +61,7 @@ def gathered(
     masks: np.ndarray | None = None,
     keep_probability: bool = True,
 ) -> LabelMap:
-    """TileSweep by walk (else all at once), a window in chunks of classes and, with masks, in halves."""
+    """Sweep by sweep (else all at once), a window in chunks of classes and, masked, in halves."""
     weights = gaussian_weights(WINDOW, xp)
     decided = empty_label_map(shape, label_values, weights, keep_probability=keep_probability)
     everywhere = (slice(0, shape[1]), slice(0, shape[2]))

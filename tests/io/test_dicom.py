@@ -21,7 +21,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from medals_rt.errors import CaseError, InputError
+from medals_rt.common.errors import CaseError, InputError
 from medals_rt.io.registry import read_case, write_segmentation
 from tests.dicom import write_series
 from tests.io.test_formats import ORIENTATIONS, affine_of, sphere_ijk
@@ -109,8 +109,8 @@ def test_what_is_not_an_image_is_passed_over_and_counted(tmp_path: Path) -> None
     case = read_case(tmp_path)
     assert case.volume.name == tmp_path.name
     assert case.modality == "CT"
-    assert "passed over 3 files" in case.notes[0]
-    assert "1 DICOM files without" in case.notes[0]
+    assert "passed over 3 files" in case.notes[0].text
+    assert "1 DICOM files without" in case.notes[0].text
 
 
 def test_one_of_several_series_is_chosen(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_sizes_are_checked_before_pixels_are_read(tmp_path: Path) -> None:
 
 def test_a_ct_without_rescale_is_noted(tmp_path: Path) -> None:
     write_series(tmp_path / "a", HU, UPRIGHT, change=drop("RescaleSlope"))
-    assert any("taken as Hounsfield" in note for note in read_case(tmp_path / "a").notes)
+    assert any("taken as Hounsfield" in note.text for note in read_case(tmp_path / "a").notes)
 
 
 def test_compressed_series_are_read_where_a_decoder_is_there(tmp_path: Path) -> None:

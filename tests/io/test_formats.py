@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from medals_rt.errors import CaseError, InputError
+from medals_rt.common.errors import CaseError, InputError
 from medals_rt.io.registry import read_case, read_labels, write_segmentation
 from tests.paths import DATA
 
@@ -179,7 +179,7 @@ def test_two_places_in_one_header_are_noted(tmp_path: Path) -> None:
     image.set_sform(np.diag([1.0, 1.0, 1.0, 1.0]), 2)
     image.set_qform(np.diag([-1.0, 1.0, 1.0, 1.0]), 1)
     nibabel.save(image, tmp_path / "a.nii")
-    assert "qform and sform" in read_case(tmp_path / "a.nii").notes[0]
+    assert "qform and sform" in read_case(tmp_path / "a.nii").notes[0].text
 
 
 def test_one_frame_of_4d_is_a_volume_and_two_are_not(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medals_rt.errors import CaseError, InputError, MissingFileError
+from medals_rt.common.errors import CaseError, InputError, MissingFileError
 from medals_rt.io.case import Case
 from medals_rt.io.registry import read_case, read_labels, write_segmentation
 from medals_rt.io.volume import SourceGrid, Volume

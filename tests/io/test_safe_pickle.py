@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medals_rt.errors import CaseError
+from medals_rt.common.errors import CaseError
 from medals_rt.io.safe_pickle import MAX_BYTES, MAX_ENTRIES, read_pickled_mapping
 
 PROMPTS = {"1": "Liver in abdominal CT", "2": "Spléen", "instance_label": 0}

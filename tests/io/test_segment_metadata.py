@@ -11,7 +11,7 @@ import pytest
 import SimpleITK
 from pydicom.sr._concepts_dict import concepts
 
-from medals_rt.errors import CaseError
+from medals_rt.common.errors import CaseError
 from medals_rt.io.case import Case
 from medals_rt.io.registry import check_output, read_case, write_segmentation
 from medals_rt.io.segment_metadata import PRIVATE_SCHEME, class_color, code_table, segments_of

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medals_rt.errors import CaseError
+from medals_rt.common.errors import CaseError
 from medals_rt.io.volume import SourceGrid, Volume, check_image, to_dhw, to_hwd
 
 ORIENTATIONS = [

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 from medals_rt.io.volume import SourceGrid, Volume
 from medals_rt.pipeline.class_statistics import class_statistics
 from medals_rt.pipeline.csv_tables import STATISTICS_COLUMNS, statistics_row, write_csv

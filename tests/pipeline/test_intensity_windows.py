@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medals_rt.errors import CaseError, InputError
+from medals_rt.common.errors import CaseError, InputError
+from medals_rt.common.notes import Note
 from medals_rt.inference.cascade import StageSummary
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.intensity_windows import (
@@ -54,7 +55,7 @@ def report_of(one: Pass, seconds: float) -> RunReport:
         seconds={"prepare": seconds, "total": seconds},
         seconds_per_class=seconds,
         peak_memory_mib=seconds,
-        notes=("shared", one.window),
+        notes=(Note("x", "shared"), Note("x", one.window)),
     )
 
 
@@ -146,8 +147,10 @@ def test_the_likelier_class_keeps_a_contested_voxel() -> None:
     assert report.intensities["action"] == "windows"
     assert report.intensities["windows"][1] == {"action": "window", "window": "lung", "labels": [2]}
     assert report.intensities["contested_voxels"] == 60
-    assert "run once for each (soft tissue for labels 1, 3; lung for labels 2" in report.notes[0]
-    assert report.notes[1:] == ("shared", "soft tissue", "lung", "bone")
+    assert (
+        "run once for each (soft tissue for labels 1, 3; lung for labels 2" in report.notes[0].text
+    )
+    assert [note.text for note in report.notes[1:]] == ["shared", "soft tissue", "lung", "bone"]
 
 
 def test_instances_are_numbered_on() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medals_rt.errors import InputError, MissingDependencyError
+from medals_rt.common.errors import InputError, MissingDependencyError
 from medals_rt.pipeline.preview import PALETTE, cut_panels, save_preview
 
 SPACING_DHW = (5.0, 1.0, 2.0)

@@ -8,7 +8,7 @@ import pytest
 
 import medals_rt
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.errors import BundleError, CaseError, InputError
+from medals_rt.common.errors import BundleError, CaseError, InputError
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.segmenter import Segmenter
 from medals_rt.prompts.prompt_set import parse_prompts

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import medals_rt
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.cli import app
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.plan_case import plan_numbers
 from medals_rt.planning import pass_timings

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import medals_rt
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.byte_sizes import parse_size
+from medals_rt.common.errors import InputError
 from medals_rt.common.typing import Shape
-from medals_rt.errors import InputError
 from medals_rt.io.volume import Volume
 from medals_rt.planning.axis_tiling import Columns
 from medals_rt.planning.cost import feature_channels

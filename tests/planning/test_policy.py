@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import medals_rt
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 from medals_rt.planning.policy import load_policy, parse_policy
 from medals_rt.prompts.classes import all_classes
 

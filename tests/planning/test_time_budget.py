@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import medals_rt
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.cli import app
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.segmenter import Result, Segmenter
 from medals_rt.planning import pass_timings
@@ -188,7 +188,7 @@ def told(segmenter: Segmenter, seconds: dict[int, float]) -> None:
 
 
 def given_up(result: Result) -> str:
-    notes = [note for note in result.report.notes if note.startswith("time budget: ")]
+    notes = [note.text for note in result.report.notes if note.code == "time-budget"]
     assert result.report.budget is not None
     assert len(notes) == len(result.report.budget["given_up"])
     return "\n".join(notes)

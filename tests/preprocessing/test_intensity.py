@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 from medals_rt.io.volume import Volume
 from medals_rt.preprocessing.intensity import prepare_intensities
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 from medals_rt.prompts.classes import (
     KINDS,
     MODALITIES,

@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 from medals_export.text_encoder import load_text_encoder
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.cli import app
-from medals_rt.errors import (
+from medals_rt.common.errors import (
     BundleError,
     InputError,
     MissingDependencyError,

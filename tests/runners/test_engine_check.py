@@ -4,10 +4,11 @@ import msgspec
 import pytest
 
 from medals_rt.common import gpu
+from medals_rt.common.errors import RunnerError
 from medals_rt.common.gpu import Gpu
-from medals_rt.errors import RunnerError
 from medals_rt.runners import engine_check
-from medals_rt.runners.engine_check import Trial, ensure_tried, main
+from medals_rt.runners.engine_check import Trial, ensure_tried
+from medals_rt.runners.engine_check_worker import main
 from medals_rt.runners.selection import open_runner
 from tests.runners.engine_bundles import behaving, engine_of, random_feeds
 

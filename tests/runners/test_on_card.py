@@ -14,8 +14,8 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import GRAPH_NAMES
 from medals_rt.bundle.recipes import recipe_for, verification_for
 from medals_rt.common.choices import TENSORRT_LABELS
+from medals_rt.common.errors import RunnerError
 from medals_rt.common.gpu import find_gpu
-from medals_rt.errors import RunnerError
 from medals_rt.runners.engine_check import ensure_tried
 from medals_rt.runners.selection import choose, installed, open_runner
 from medals_rt.runners.tensorrt import TensorRTRunner

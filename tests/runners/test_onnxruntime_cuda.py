@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from medals_rt.errors import InputError, MissingDependencyError, RunnerError
+from medals_rt.common.errors import InputError, MissingDependencyError, RunnerError
 from medals_rt.runners import onnxruntime as module
 from medals_rt.runners import selection
 from medals_rt.runners.selection import open_runner, precisions

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from medals_rt.errors import InputError, MissingDependencyError
+from medals_rt.common.errors import InputError, MissingDependencyError
 from medals_rt.runners import selection
 from medals_rt.runners.base import thread_limit
 from medals_rt.runners.selection import choose, why_not

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from medals_rt.common import gpu
+from medals_rt.common.errors import BundleError, InputError, MissingDependencyError, RunnerError
 from medals_rt.common.gpu import Gpu
-from medals_rt.errors import BundleError, InputError, MissingDependencyError, RunnerError
 from medals_rt.runners import tensorrt as module
 from medals_rt.runners.selection import choose, open_runner
 from medals_rt.runners.tensorrt import TensorRTRunner

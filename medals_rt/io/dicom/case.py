@@ -8,7 +8,8 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from medals_rt.errors import CaseError
+from medals_rt.common.errors import CaseError
+from medals_rt.common.notes import Note, warning
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.files import (
     DicomFile,
@@ -187,17 +188,19 @@ def _value_type(stack: Stack) -> type[np.int16 | np.float32]:
     return np.int16
 
 
-def _notes(series: Series, others: int, without_image: int) -> tuple[str, ...]:
+def _notes(series: Series, others: int, without_image: int) -> tuple[Note, ...]:
     notes = []
     if others or without_image:
-        notes.append(
+        text = (
             f"passed over {others} files that aren't DICOM and {without_image} DICOM files "
             "without an image"
         )
+        notes.append(Note("files-passed-over", text))
     header = series.images[0].header
     unscaled = "RescaleSlope" not in header and "NumberOfFrames" not in header
     if series.modality == "CT" and unscaled:
-        notes.append("the CT names no rescale slope: its values are taken as Hounsfield units")
+        text = "the CT names no rescale slope: its values are taken as Hounsfield units"
+        notes.append(warning("rescale-assumed", text))
     return tuple(notes)
 
 

@@ -21,8 +21,8 @@ from pathlib import Path, PurePosixPath
 from struct import error as struct_error
 from typing import Any, BinaryIO, Final
 
+from medals_rt.common.errors import CaseError, MissingDependencyError
 from medals_rt.common.optional_deps import import_optional
-from medals_rt.errors import CaseError, MissingDependencyError
 
 MAX_FILES: Final = 100_000
 """More files than this in one folder or zip are refused."""

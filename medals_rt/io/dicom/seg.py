@@ -12,8 +12,8 @@ import numpy as np
 
 import medals_rt
 from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.errors import CaseError
 from medals_rt.common.optional_deps import import_optional
-from medals_rt.errors import CaseError
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.case import DicomSource
 from medals_rt.io.segment_metadata import PRIVATE_SCHEME, Code, Segment

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from medals_rt.errors import CaseError
+from medals_rt.common.errors import CaseError
 from medals_rt.io.dicom.files import printable, reading
 from medals_rt.io.dicom.series import Image, Series
 

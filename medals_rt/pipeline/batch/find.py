@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
-from medals_rt.errors import InputError, MissingFileError
+from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
 from medals_rt.pipeline.batch.jobs_file import JobRow, check_prompts, read_jobs
 from medals_rt.pipeline.job import Job, own_ending

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from medals_rt.errors import InputError, MissingFileError
+from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.preprocessing.intensity import AUTO, parse_window
 from medals_rt.prompts.prompt_set import PromptReading, numbered, read_prompts
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from medals_rt.common.atomic_io import prepare_output
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 from medals_rt.pipeline.batch.find import STATE_FOLDER, BatchPlan
 
 LOCK_FILE: Final = ".lock"

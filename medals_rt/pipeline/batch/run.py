@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.atomic_io import remove_leftovers
-from medals_rt.errors import MedalsError, OutputError
+from medals_rt.common.errors import MedalsError, OutputError
 from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.records import (
     Entry,
@@ -172,7 +172,7 @@ def _entry(ready: _Ready, result: "Result") -> Entry:
         seconds=report.seconds["total"],
         seconds_per_class=report.seconds_per_class,
         within_budget=report.within_budget,
-        notes=tuple(shown(note) for note in report.notes),
+        notes=tuple(shown(note.text) for note in report.notes),
         classes=measure(ready.read, result),
     )
 

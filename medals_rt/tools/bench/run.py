@@ -14,8 +14,8 @@ import msgspec
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.choices import TENSORRT_LABELS
 from medals_rt.common.environment import library_versions, machine_facts
+from medals_rt.common.errors import InputError, MedalsError
 from medals_rt.common.progress import Progress
-from medals_rt.errors import InputError, MedalsError
 from medals_rt.io.registry import read_case
 from medals_rt.pipeline.job import choose_prompts
 from medals_rt.pipeline.options import PromptSource

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.errors import InputError
 from medals_rt.common.optional_deps import require
-from medals_rt.errors import InputError
+from medals_rt.common.plugins import load_plugin
 from medals_rt.inference.network import NetworkInfo, StageNetwork
 from medals_rt.pipeline.segmenter import Segmenter
 from medals_rt.tools.bench.records import Question
@@ -50,9 +51,7 @@ def open_subject(question: Question) -> Iterator[Subject]:
         if question.checkpoints is None:
             raise InputError("eager PyTorch needs the checkpoints of both stages")
         require("the runner pytorch", "PyTorch")
-        from medals_export.eager import open_eager
-
-        opened = open_eager(
+        opened = load_plugin("eager", "the runner pytorch")(
             bundle,
             *question.checkpoints,
             precision=asked.precision or "fp32",

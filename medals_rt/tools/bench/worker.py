@@ -14,7 +14,7 @@ import msgspec
 
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.environment import peak_memory_mib
-from medals_rt.errors import MissingDependencyError
+from medals_rt.common.errors import MissingDependencyError
 from medals_rt.io.case import Case
 from medals_rt.io.registry import read_case
 from medals_rt.pipeline.job import choose_prompts

@@ -10,8 +10,8 @@ from medals_rt.bundle.engines import ENGINE_FOLDER, Engine, Wanted, differing_pa
 from medals_rt.common.cache_dir import KEPT_BYTES, cache_folder
 from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS, RunnerKind
 from medals_rt.common.environment import library_versions
+from medals_rt.common.errors import BundleError, MedalsError, MissingDependencyError
 from medals_rt.common.gpu import Gpu, find_gpu
-from medals_rt.errors import BundleError, MedalsError, MissingDependencyError
 from medals_rt.runners.selection import LIBRARIES, choose, installed, precisions
 from medals_rt.runners.tensorrt_library import open_library
 from medals_rt.tools.doctor.libraries import Library, look_at_libraries

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from medals_rt.common.atomic_io import prepare_output, write_json
+from medals_rt.common.errors import CaseError, InputError, MissingFileError, PromptError
 from medals_rt.common.typing import Array
-from medals_rt.errors import CaseError, InputError, MissingFileError, PromptError
 from medals_rt.io.case import LabelFile
 from medals_rt.io.registry import ENDINGS, read_labels
 from medals_rt.prompts.prompt_set import PromptSet, parse_prompts, read_prompts

@@ -7,8 +7,8 @@ from pathlib import Path
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import CaseParity
 from medals_rt.common.choices import StageNumber
+from medals_rt.common.errors import MedalsError
 from medals_rt.common.progress import Progress
-from medals_rt.errors import MedalsError
 from medals_rt.inference.network import StageNetwork
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.io.registry import ENDINGS, read_case

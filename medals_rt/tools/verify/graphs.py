@@ -21,9 +21,9 @@ from medals_rt.bundle.manifest import (
     GraphRecord,
 )
 from medals_rt.common.arrays import to_device, to_host
+from medals_rt.common.errors import MedalsError
 from medals_rt.common.progress import Progress
 from medals_rt.common.typing import Array
-from medals_rt.errors import MedalsError
 from medals_rt.runners.base import Runner
 from medals_rt.tools.verify.measures import relative_error
 from medals_rt.tools.verify.references import Candidate, Reference, open_candidate

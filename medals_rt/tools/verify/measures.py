@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.bundle.manifest import CaseParity
+from medals_rt.common.errors import RunnerError
 from medals_rt.common.typing import Box
-from medals_rt.errors import RunnerError
 from medals_rt.tools.evaluate.metrics import dice_by_label
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _or_none(score: float) -> float | None:
 
 
 def _blocks(first: Floats, second: Floats) -> Iterator[tuple[Floats, Floats]]:
-    """TileSweep two arrays in blocks of float32; they must be of one shape."""
+    """Walk two arrays in blocks of float32; they must be of one shape."""
     if first.shape != second.shape:
         raise RunnerError(f"shapes differ: {first.shape} and {second.shape}")
     flat = first.reshape(-1), second.reshape(-1)

@@ -20,9 +20,9 @@ from medals_rt.bundle.manifest import (
 from medals_rt.bundle.recipes import Recipe, Verification, verification_for
 from medals_rt.common.atomic_io import atomic_output, prepare_output
 from medals_rt.common.environment import library_versions, machine_facts
+from medals_rt.common.errors import BundleError, InputError
 from medals_rt.common.gpu import find_gpu
 from medals_rt.common.progress import Progress
-from medals_rt.errors import BundleError, InputError
 from medals_rt.tools.verify.cases import ParityCase, compare_whole_cases
 from medals_rt.tools.verify.graphs import PROMPTS_TRIED, compare_graphs
 from medals_rt.tools.verify.references import COARSENESS, Candidate, Reference, itself

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import FOLDED_REFINERS, GraphParity
 from medals_rt.common.arrays import to_device, to_host
+from medals_rt.common.errors import MedalsError
 from medals_rt.common.progress import Progress
-from medals_rt.errors import MedalsError
 from medals_rt.inference.network import StageNetwork
 from medals_rt.inference.spatial_prompts import channel_prompts
 from medals_rt.tools.verify.graphs import Tensors, graph_parity, made_up_inputs, tell

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.notes import warning
 from tests.pipeline.batch.helpers import (
     KIDNEY,
     SHAPE,
@@ -105,7 +106,10 @@ def test_warnings_of_a_case_are_told(
     def segment(*given: Any) -> Any:
         result = original(*given)
         return replace(
-            result, report=replace(result.report, notes=("time budget: less\nwas done",))
+            result,
+            report=replace(
+                result.report, notes=(warning("time-budget", "time budget: less\nwas done"),)
+            ),
         )
 
     monkeypatch.setattr(run, "segment_job", segment)

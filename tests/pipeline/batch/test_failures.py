@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from medals_rt.errors import BundleError, OutputError, RunnerError
+from medals_rt.common.errors import BundleError, OutputError, RunnerError
 from medals_rt.pipeline.options import RunOptions
 from tests.pipeline.batch.helpers import LIVER, Result, files_below, statuses, write_case
 

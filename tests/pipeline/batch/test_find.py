@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medals_rt.errors import InputError, MissingFileError
+from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.pipeline.batch import BatchPlan, plan_batch
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from tests.pipeline.batch.helpers import write_json

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 from medals_rt.pipeline.batch.jobs_file import JobRow, read_jobs
 
 

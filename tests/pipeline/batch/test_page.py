@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from medals_rt.errors import MissingDependencyError
+from medals_rt.common.errors import MissingDependencyError
 from medals_rt.pipeline.batch import Entry
 from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.page import card, duration, write_page

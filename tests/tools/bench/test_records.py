@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 from medals_rt.runners import selection
 from medals_rt.tools.bench.backends import parse_contestants, runners_for
 from medals_rt.tools.bench.records import Contestant, Question, StageWork, quantile

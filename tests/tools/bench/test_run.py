@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from medals_export.checkpoint import save_checkpoint
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.cli import app
-from medals_rt.errors import InputError
+from medals_rt.common.errors import InputError
 from medals_rt.io.registry import read_case
 from medals_rt.prompts.classes import by_bank_key
 from medals_rt.prompts.prompt_set import read_prompts

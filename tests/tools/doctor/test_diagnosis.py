@@ -15,9 +15,9 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.engines import ENGINE_FOLDER, EngineKey, EngineRecord, write_record
+from medals_rt.common.errors import MissingDependencyError
 from medals_rt.common.gpu import Gpu
 from medals_rt.common.optional_deps import OPTIONAL_LIBRARIES
-from medals_rt.errors import MissingDependencyError
 from medals_rt.tools.doctor import diagnosis
 from medals_rt.tools.doctor.diagnosis import Diagnosis, EngineState, diagnose, look_at_cache
 from medals_rt.tools.doctor.libraries import Library, State

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from typer.testing import CliRunner
 
 from medals_rt.cli import app
-from medals_rt.errors import CaseError, InputError, MissingFileError
+from medals_rt.common.errors import CaseError, InputError, MissingFileError
 from medals_rt.io.case import LabelFile
 from medals_rt.prompts.prompt_set import parse_prompts
 from medals_rt.tools.evaluate.evaluation import evaluate, score_case

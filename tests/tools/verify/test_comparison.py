@@ -13,7 +13,7 @@ from medals_export.torch_reference import TorchReference
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import FOLDED_REFINERS
 from medals_rt.bundle.recipes import Verification, read_recipe
-from medals_rt.errors import InputError, MissingDependencyError, RunnerError
+from medals_rt.common.errors import InputError, MissingDependencyError, RunnerError
 from medals_rt.tools.verify import graphs as parity_graphs
 from medals_rt.tools.verify import references
 from medals_rt.tools.verify.graphs import compare_graphs

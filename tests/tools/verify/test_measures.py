@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from medals_rt.errors import RunnerError
+from medals_rt.common.errors import RunnerError
 from medals_rt.tools.verify import measures
 from medals_rt.tools.verify.measures import compare_cases, relative_error, rms_error
 

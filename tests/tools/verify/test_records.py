@@ -10,7 +10,7 @@ pytest.importorskip("onnx")
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import MachineRecord, dump_manifest
-from medals_rt.errors import BundleError, InputError
+from medals_rt.common.errors import BundleError, InputError
 from medals_rt.tools.verify import verify
 from medals_rt.tools.verify.references import OwnGraphs
 from medals_rt.tools.verify.verify import record_in_bundle, verify_bundle
