@@ -238,6 +238,7 @@ def write_job(read: ReadJob, result: Result) -> None:
             result.labels_dhw,
             read.prompts,
             job.options.segment.window,
+            notice=result.report.bundle["notice"],
         )
     if job.statistics is not None:
         rows = [statistics_row(found) for found in measure(read, result)]
@@ -332,7 +333,12 @@ def choose_prompts(
 
 
 def draw_preview(
-    path: Path, volume: Volume, labels_dhw: Any, prompts: PromptSet, window: str = "auto"
+    path: Path,
+    volume: Volume,
+    labels_dhw: Any,
+    prompts: PromptSet,
+    window: str = "auto",
+    notice: str | None = None,
 ) -> None:
     """Draw a result on its image, in the intensities that the model saw."""
     if window == "auto":
@@ -352,4 +358,5 @@ def draw_preview(
         names,
         title=volume.name,
         orientation=orientation,
+        notice=notice,
     )

@@ -166,7 +166,7 @@ def build_report(
         runner_reason=info.why,
         device=info.device,
         precision=info.precision,
-        bundle={"name": bundle.name, "hash": bundle.hash},
+        bundle={"name": bundle.name, "hash": bundle.hash, "notice": bundle.notice},
         image={
             "shape_dhw": volume.shape_dhw,
             "stored_spacing_hwd_mm": volume.spacing_hwd_mm,
@@ -191,7 +191,12 @@ def build_report(
         peak_memory_mib=peak_memory_mib(),
         memory=memory_record(groups[0].memory),
         budget=_budget(groups),
-        notes=(*_degraded(groups), *provenance.notes, *_of_networks(networks)),
+        notes=(
+            *_notice(bundle),
+            *_degraded(groups),
+            *provenance.notes,
+            *_of_networks(networks),
+        ),
     )
 
 
@@ -216,6 +221,10 @@ def _budget(groups: Sequence[GroupResult]) -> dict[str, Any] | None:
     if len(records) <= 1:
         return next(iter(records.values()), None)
     return {"groups": records}
+
+
+def _notice(bundle: Bundle) -> tuple[Note, ...]:
+    return () if bundle.notice is None else (warning("notice", bundle.notice),)
 
 
 def _degraded(groups: Sequence[GroupResult]) -> tuple[Note, ...]:
