@@ -80,7 +80,7 @@ def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def show_card(monkeypatch: pytest.MonkeyPatch, card: Gpu | None) -> None:
-    for module in ("doctor.diagnosis", "doctor.machine", "cards"):
+    for module in ("tools.doctor.diagnosis", "tools.doctor.machine", "common.gpu"):
         monkeypatch.setattr(f"medals_rt.{module}.find_gpu", lambda: card)
 
 
