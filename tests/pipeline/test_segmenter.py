@@ -161,8 +161,8 @@ def test_prompts_come_in_several_forms(segmenter: Segmenter, volume: Volume) -> 
     ("given", "says"),
     [
         ({"volume": np.zeros((3, 3, 3))}, "Volume.from_nibabel"),
-        ({"prompts": 7}, "pass a sentence"),
-        ({"prompts": ["Liver in CT", 3]}, "pass a sentence"),
+        ({"prompts": 7}, "prompts"),
+        ({"prompts": ["Liver in CT", 3]}, "prompts"),
         ({"options": {"preset": "paper"}}, "SegmentOptions"),
     ],
 )
