@@ -22,6 +22,13 @@ _ARCHIVE = ".zip"
 _LIST = ".txt"
 _DIRECTORY_OF_DICOM = "DICOMDIR"
 
+_UNREAD_IMAGES = (
+    *(".mgz", ".mgh", ".minc", ".mnc", ".nii.xz", ".nii.bz2", ".nii.zst", ".gipl", ".vtk", ".vti"),
+    *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".czi", ".nd2", ".lif", ".h5", ".hdf5"),
+    *(".mat", ".npy", ".par", ".rec"),
+)
+"""Endings of images that aren't read: those in a folder are named, not passed over silently."""
+
 
 @dataclass(frozen=True)
 class BatchCase:
@@ -38,11 +45,15 @@ class BatchCase:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """All cases of a batch in their order, and where what is about all of them goes."""
+    """All cases of a batch in their order, and where what is about all of them goes.
+
+    `unread` are images in the folders whose formats aren't read.
+    """
 
     cases: tuple[BatchCase, ...]
     results: Path
     reports: Path
+    unread: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,10 @@ def plan_batch(
     places = _Places(results, reports, ending, preview)
     cases = tuple(_batch_case(each, places, source, options) for each in found)
     _refuse_clashes(cases)
-    return BatchPlan(cases, results, reports)
+    folders = [path for path in inputs if path.is_dir()] if jobs is None else []
+    skip = {results.resolve(), reports.resolve()}
+    unread = tuple(path for folder in folders for path in _unread_images(folder, skip))
+    return BatchPlan(cases, results, reports, unread)
 
 
 def report_path(reports: Path, name: str) -> Path:
@@ -167,6 +181,19 @@ def _from_folder(top: Path, skip: set[Path]) -> Iterator[_Found]:
             for name in folders
             if not name.startswith(".") and (folder / name).resolve() not in skip
         )
+
+
+def _unread_images(top: Path, skip: set[Path]) -> Iterator[Path]:
+    """Find the images of a folder and all below it whose formats aren't read."""
+    for parent, folders, files in os.walk(top):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and (Path(parent) / name).resolve() not in skip
+        )
+        for name in sorted(files):
+            if name.lower().endswith(_UNREAD_IMAGES) and not name.startswith("."):
+                yield Path(parent) / name
 
 
 def _from_jobs(

@@ -88,7 +88,7 @@ def card(entry: Entry, case: BatchCase, folder: Path) -> PageCard:
         facts += [f"{h} x {w} x {d} voxels", f"{spacing} mm (H x W x D)"]
     if entry.seconds is not None and entry.seconds_per_class is not None:
         facts.append(f"{duration(entry.seconds)}, {entry.seconds_per_class:.1f} s a class")
-    written = entry.status != "failed"
+    written = entry.status in {"done", "kept"}
     return PageCard(
         entry=entry,
         picture=_link(job.preview, folder) if written else "",

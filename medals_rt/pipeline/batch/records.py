@@ -32,7 +32,7 @@ from medals_rt.prompts.prompt_set import numbered, read_prompts
 
 RECORD_FORMAT: Final = 1
 
-Status = Literal["done", "kept", "failed"]
+Status = Literal["done", "kept", "failed", "skipped"]
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,10 @@ class Entry:
     name, input, output
         The case's name, and where it was read from and written to.
     status
-        ``"done"`` now, ``"kept"`` from an earlier run, or ``"failed"``.
+        ``"done"`` now, ``"kept"`` from an earlier run, ``"failed"``, or ``"skipped"``: there is no
+        image in it (a folder of RTSTRUCT, reports or documents).
     error
-        Of a failed case the reason, one line.
+        Of a failed or skipped case the reason, one line.
     modality, kind, shape_dhw, spacing_hwd_mm
         Of the image and the prompts; None for a failed case.
     seconds, seconds_per_class, within_budget

@@ -177,6 +177,10 @@ def _entry(ready: _Ready, result: Result) -> Entry:
     )
 
 
+NO_IMAGES = "no-images"
+"""Code of the error that says that what was read holds no image at all."""
+
+
 def _failed(case: BatchCase, error: Exception) -> Entry:
     """Say in one line why a case failed. No result of earlier content stays under its name."""
     forget(case)
@@ -187,6 +191,6 @@ def _failed(case: BatchCase, error: Exception) -> Entry:
         name=shown(case.name),
         input=shown(case.job.input),
         output=shown(case.job.output),
-        status="failed",
+        status="skipped" if getattr(error, "code", None) == NO_IMAGES else "failed",
         error=shown(reason),
     )

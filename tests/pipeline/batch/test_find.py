@@ -172,3 +172,11 @@ def test_sentences_of_a_row_are_read_before_any_case_is_run(scans: Path, tmp_pat
     jobs = write_json(tmp_path / "jobs.json", rows)
     with pytest.raises(InputError, match=r"jobs\.json, job 2: .*Livre"):
         plan(scans, out=tmp_path / "out", jobs=jobs)
+
+
+def test_images_that_are_not_read_are_named(scans: Path, tmp_path: Path) -> None:
+    for name in ("brain.mgz", "deep/er/slide.TIFF", "notes.md", ".hidden.png"):
+        (scans / name).parent.mkdir(parents=True, exist_ok=True)
+        (scans / name).write_bytes(b"")
+    found = plan(scans, out=tmp_path / "out")
+    assert [path.name for path in found.unread] == ["brain.mgz", "slide.TIFF"]
