@@ -54,7 +54,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, *hidden: str, broken: tuple[str, ...] 
             each.name,
             state(each.name),
             None if each.name in hidden else "1.0",
-            each.extras[0],
+            each.extra,
             each.use,
             reason="ImportError: it lacks something" if each.name in broken else None,
         )
