@@ -1,5 +1,6 @@
 """The exit codes, and the one map from exceptions to them and to the line that users see."""
 
+import re
 import traceback
 from dataclasses import dataclass
 from typing import Final
@@ -74,18 +75,20 @@ def usage_message(error: Exception) -> str:
     """Say what is wrong with the words of a command, in one line that names the nearest flag."""
     context = getattr(error, "ctx", None)
     command = "medals-rt" if context is None else context.command_path
-    option = getattr(error, "option_name", None)
-    nearest = getattr(error, "possibilities", None)
-    if hasattr(error, "possibilities"):
-        problem = f"there is no option {option}"
-        if nearest:
-            problem += f"; did you mean {nearest[0]}?"
+    if hasattr(error, "option_name") and hasattr(error, "possibilities"):
+        problem = f"there is no option {error.option_name}"
+        if error.possibilities:
+            problem += f"; did you mean {error.possibilities[0]}?"
     else:
-        said: str = error.format_message()  # type: ignore[attr-defined]
-        said = said.replace("Value error, ", "").rstrip(".")
-        problem = said[:1].lower() + said[1:]
-    end = "" if problem.endswith("?") else ";"
-    return f"{problem}{end} see `{command} --help`"
+        problem = _as_clauses(error.format_message())  # type: ignore[attr-defined]
+    more = f"ee `{command} --help`"
+    return f"{problem} S{more}" if problem.endswith("?") else f"{problem.rstrip('.')}; s{more}"
+
+
+def _as_clauses(sentences: str) -> str:
+    """Join click's sentences by semicolons, as the messages of this package are."""
+    joined = sentences.replace("Value error, ", "").replace(". ", "; ")
+    return re.sub(r"(?:^|(?<=[:;] ))[A-Z](?=[a-z])", lambda found: found[0].lower(), joined)
 
 
 def _comes_from_ctrl_c(error: BaseException | None) -> bool:

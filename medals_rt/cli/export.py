@@ -8,8 +8,6 @@ import typer
 from medals_rt.cli._output import out as output
 from medals_rt.common.choices import Precision
 from medals_rt.common.errors import InputError
-from medals_rt.common.optional_deps import missing_one_of, require
-from medals_rt.common.plugins import load_plugin
 
 if TYPE_CHECKING:
     from medals_rt.bundle.bundle import Bundle
@@ -87,6 +85,9 @@ def export_command(
     ] = False,
 ) -> None:
     """Export two checkpoints and their text embeddings as ONNX graphs."""
+    from medals_rt.common.optional_deps import require
+    from medals_rt.common.plugins import load_plugin
+
     require("export", "PyTorch", "ONNX", "ONNX Script")
     export_bundle = load_plugin("export", "medals-rt export")
 
@@ -139,12 +140,15 @@ def _bank_source(
             f"{', '.join(given) or 'none of them'}",
             code="text-embeddings-missing",
         )
+    from medals_rt.common.plugins import load_plugin
+
     return load_plugin("text-source", "medals-rt export")(text_encoder, biolord, sentences)
 
 
 def _libraries(*, verify: bool) -> "tuple[RunnerKind, ...]":
     """Return the libraries to compare with PyTorch, if the user said whether to."""
     from medals_rt.common.choices import CPU_RUNNERS
+    from medals_rt.common.optional_deps import missing_one_of
     from medals_rt.runners.selection import installed
 
     found = tuple(kind for kind in CPU_RUNNERS if installed(kind))

@@ -29,6 +29,7 @@ EXAMPLES: Final = (
     'medals-rt plan --input engines/demo/cases/ct_anatomy.npz --prompt "Liver in CT"',
     'medals-rt plan --shape 400,512,512 --spacing 0.8,0.8,1.5 --classes "CT/Liver;CT/Spleen"',
 )
+_STAGES: Final[dict[int, str]] = dict(STAGE_NAMES.items())
 
 
 @takes(source=prompt_source)
@@ -100,7 +101,7 @@ def plan_command(
 
 def _print_plan(result: "CasePlan") -> None:
     columns = {"": "left"}
-    columns |= {STAGE_NAMES[cost.stage]: "right" for cost in result.stages}
+    columns |= {_STAGES[cost.stage]: "right" for cost in result.stages}
     rows = [
         ["spacing (H, W, D), mm", *(_triple(cost.spacing_mm_hwd) for cost in result.stages)],
         ["target spacing, mm", *(_triple(cost.target_spacing_mm_hwd) for cost in result.stages)],
@@ -135,7 +136,7 @@ def _print_budget(budget: "BudgetPlan") -> None:
         return
     columns = {"": "left", "smallest region": "left", "whole image": "left"}
     rows = [
-        [f"{STAGE_NAMES[one.stage]} stage", _choice(one), _choice(other)]
+        [f"{_STAGES[one.stage]} stage", _choice(one), _choice(other)]
         for one, other in zip(budget.smallest_region, budget.whole_image, strict=True)
     ]
     out.table("what a run would do", columns, rows)

@@ -12,8 +12,6 @@ from medals_rt.cli._options import Bundle, PromptsFile, Threads
 from medals_rt.cli._output import out
 from medals_rt.common.choices import STAGE_NAMES
 from medals_rt.common.errors import InputError
-from medals_rt.common.optional_deps import require
-from medals_rt.common.plugins import load_plugin
 
 if TYPE_CHECKING:
     from medals_rt.bundle.bundle import Bundle as OpenedBundle
@@ -238,6 +236,9 @@ def _reference(
         from medals_rt.tools.verify.references import OwnGraphs
 
         return OwnGraphs(opened, threads)
+    from medals_rt.common.optional_deps import require
+    from medals_rt.common.plugins import load_plugin
+
     require("--against", "PyTorch", "ONNX")
     reference: Reference = load_plugin("torch-reference", "--against")(
         opened, *against, threads=threads
