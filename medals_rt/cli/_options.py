@@ -142,7 +142,7 @@ def run_options(
     ] = MAX_VOXELS,
 ) -> "RunOptions":
     """Make the options of a run from their flags."""
-    from medals_rt.pipeline.options import RunOptions
+    from medals_rt.pipeline.options import RunOptions, SegmentOptions
     from medals_rt.prompts.prompt_set import PromptReading
 
     return RunOptions(
@@ -150,13 +150,15 @@ def run_options(
         runner=runner,
         precision=None if precision == "auto" else precision,
         threads=threads,
-        preset=preset,
-        refinement=refinement,
-        seed=seed,
-        window=window,
+        segment=SegmentOptions(
+            preset=preset,
+            refinement=refinement,
+            window=window,
+            seed=seed,
+            time_budget=time_budget,
+            max_memory=None if max_memory is None else parse_size(max_memory),
+        ),
         reading=PromptReading(modality, free_text),
-        time_budget=time_budget,
-        max_memory=None if max_memory is None else parse_size(max_memory),
         max_voxels=max_voxels,
     )
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from medals_rt.tools.evaluate.scores import Evaluation
 
 EXAMPLES: Final = (
-    "medals-rt evaluate ct_anatomy_seg.npz engines/demo/cases/ct_anatomy.npz",
-    "medals-rt evaluate results engines/demo/cases --csv scores.csv --json scores.json",
+    "medals-rt evaluate anatomy.npz engines/demo/cases/ct_anatomy.npz",
+    "medals-rt evaluate results references --csv scores.csv --json scores.json",
 )
 
 

@@ -33,6 +33,8 @@ def info_command(*, bundle: Bundle = None, as_json: AsJson = False) -> None:
 def _print_bundle(opened: "OpenedBundle") -> None:
     manifest = opened.manifest
     out.line(f"{opened.name}  ({opened.folder}, all files checked)")
+    if opened.notice is not None:
+        out.line(f"notice: {opened.notice}")
     out.line(f"hash {opened.hash}")
     out.line(f"format {manifest.format_version}, {opened.precision}, made {manifest.created}")
     rows = []

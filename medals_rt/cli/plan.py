@@ -57,7 +57,7 @@ def plan_command(
     as_json: AsJson = False,
 ) -> None:
     """Show geometry, passes, time and memory of a case; run nothing."""
-    from medals_rt.pipeline.options import RunOptions
+    from medals_rt.pipeline.options import RunOptions, SegmentOptions
     from medals_rt.pipeline.plan_case import plan_files, plan_numbers
 
     limit = None if max_memory is None else parse_size(max_memory)
@@ -70,10 +70,12 @@ def plan_command(
             )
         options = RunOptions(
             bundle=bundle,
-            preset=preset,
-            refinement=refinement,
-            max_memory=limit,
-            time_budget=time_budget,
+            segment=SegmentOptions(
+                preset=preset,
+                refinement=refinement,
+                max_memory=limit,
+                time_budget=time_budget,
+            ),
         )
         result = plan_files(input_file, source, options)
     elif shape and spacing and classes:

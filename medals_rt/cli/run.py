@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 EXAMPLES: Final = (
     'medals-rt run --input engines/demo/cases/ct_anatomy.npz --prompt "Liver in CT"',
     "medals-rt run --input engines/demo/cases/ct_anatomy.npz \\",
-    "  --prompts engines/demo/cases/ct_anatomy.prompts.json --preview anatomy.png",
+    "  --prompts engines/demo/cases/ct_anatomy.prompts.json --output anatomy.npz",
     "medals-rt run --input engines/demo/cases/ct_liver_tumors.npz --kind lesion \\",
     '  --prompt "Liver tumors in abdominal CT" --output tumors.npz --report tumors.json',
 )

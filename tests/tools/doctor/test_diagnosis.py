@@ -80,7 +80,7 @@ def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def show_card(monkeypatch: pytest.MonkeyPatch, card: Gpu | None) -> None:
-    for module in ("doctor.diagnosis", "doctor.machine", "cards"):
+    for module in ("tools.doctor.diagnosis", "tools.doctor.machine", "common.gpu"):
         monkeypatch.setattr(f"medals_rt.{module}.find_gpu", lambda: card)
 
 
@@ -155,7 +155,7 @@ def test_cache_that_cant_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [each.name for each in (tmp_path / "cache").iterdir()] == ["graph"]
     hide(monkeypatch)
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "cache"))
-    assert "cache: 1.0 MiB, compiled graphs are kept up to 8,192" in call("doctor").stdout
+    assert "cache: 1.0 MiB of at most 8,192" in call("doctor").stdout
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "file"))
     assert any("MEDALS_RT_CACHE" in each for each in diagnose().advice)
 
