@@ -22,7 +22,7 @@ def parse_size(text: str) -> int:
     units = _UNITS | _BINARY_UNITS
     try:
         size = int(float(match[1]) * units[match[2].upper()]) if match else 0
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         size = 0
     if size <= 0:
         raise InputError(
