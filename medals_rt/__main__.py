@@ -1,16 +1,15 @@
 """Where the command `medals-rt` starts (also `python -m medals_rt`)."""
 
+import signal
 import sys
-
-EXIT_INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C is a clean end already while its modules are imported."""
+    """Run the command line; Ctrl-C ends it cleanly even while its modules are being imported."""
     try:
         from medals_rt.cli import main as run
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(128 + signal.SIGINT)
     run()
 
 

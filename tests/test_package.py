@@ -7,6 +7,8 @@ import sys
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
+import pytest
+
 import medals_rt
 from medals_rt.prompts.classes import all_classes
 
@@ -31,10 +33,18 @@ def test_import_is_light() -> None:
     assert not loaded & set(HEAVY)
 
 
-def test_the_command_is_light() -> None:
-    """`medals-rt --help` needs neither NumPy nor rich's tables."""
-    loaded = modules_after("from medals_rt.cli import app")
-    assert not loaded & {*HEAVY, "numpy", "scipy"}
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_the_command_is_light(flag: str) -> None:
+    """It needs neither NumPy nor rich, nor the readers of models and class lists."""
+    code = (
+        "import contextlib, sys\n"
+        "from medals_rt.cli import main\n"
+        f"sys.argv = ['medals-rt', '{flag}']\n"
+        "with contextlib.suppress(SystemExit):\n"
+        "    main()"
+    )
+    loaded = modules_after(code)
+    assert not loaded & {*HEAVY, "numpy", "scipy", "rich", "msgspec", "rapidfuzz"}
 
 
 def test_every_module_imports_without_the_optional_libraries() -> None:

@@ -1,154 +1,220 @@
-"""Options that several commands take, each written once, and how a command gets them.
+"""Options that several commands take, each written once, and how commands get them.
 
 A command names what it needs as one parameter (`options: RunOptions`), and `takes` puts the flags
-of the function that makes it in that parameter's place.
+of the function that makes it in that parameter's place. Closed lists come from `common.choices`.
 """
 
 import functools
 import inspect
 from collections.abc import Callable
-from enum import StrEnum
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from medals_rt.cli._console import (
-    Bundle,
-    Kind,
-    Modality,
-    Preset,
-    PresetOption,
-    PromptsFile,
-    Refinement,
-    RefinementOption,
-    Sentences,
-)
+from medals_rt.cli._completion import complete_sentence, complete_window
+from medals_rt.cli._output import out
 from medals_rt.common.byte_sizes import parse_size
+from medals_rt.common.choices import Kind, Modality, Precision, PresetName, Refinement, RunnerKind
 from medals_rt.common.limits import MAX_VOXELS
-from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
-from medals_rt.prompts.prompt_set import PromptReading
 
+if TYPE_CHECKING:
+    from medals_rt.pipeline.options import PromptSource, RunOptions
 
-class Runner(StrEnum):
-    """Inference libraries."""
+Command: TypeAlias = Callable[..., int | None]
+"""What a command is: a function of its options that returns an exit code, None for 0."""
 
-    AUTO = "auto"
-    OPENVINO = "openvino"
-    ONNXRUNTIME = "onnxruntime"
-    ONNXRUNTIME_CUDA = "onnxruntime-cuda"
-    TENSORRT = "tensorrt"
-    TENSORRT_RTX = "tensorrt-rtx"
-
-
-class Precision(StrEnum):
-    """Arithmetic of the network."""
-
-    AUTO = "auto"
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
+Bundle = Annotated[
+    Path | None,
+    typer.Option(
+        "--bundle",
+        help="Folder of the exported model [default: $MEDALS_RT_BUNDLE, else the demo model].",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+PromptsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        help='JSON file of prompts: {"1": "Liver in abdominal CT", "instance_label": 0}.',
+    ),
+]
+Sentences = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt",
+        metavar="SENTENCE",
+        autocompletion=complete_sentence,
+        help="What to segment, such as 'Liver in abdominal CT'; repeat it for more classes. "
+        "Labels are 1, 2, ... in this order.",
+    ),
+]
+PresetOption = Annotated[
+    PresetName,
+    typer.Option(
+        "--preset", help="The algorithms of the paper, or the rules of the released code."
+    ),
+]
+RefinementOption = Annotated[
+    Refinement,
+    typer.Option(
+        "--refinement", help="How the fine stage uses the coarse result as spatial prompts."
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, help="CPU threads of the inference library."),
+]
+TimeBudget = Annotated[
+    float | None,
+    typer.Option(
+        "--time-budget",
+        metavar="SECONDS",
+        min=0.1,
+        help="Seconds per class that a case may take. If they don't suffice, less is computed, "
+        "and what was left out is reported.",
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory", metavar="SIZE", help="Memory that a case may take, such as 6GB or 512MiB."
+    ),
+]
 
 
 def prompt_source(
     *,
     prompts: PromptsFile = None,
     prompt: Sentences = None,
-    kind: Annotated[Kind, typer.Option(help="What sentences ask for.")] = Kind.ANATOMY,
-) -> PromptSource:
+    kind: Annotated[
+        Kind, typer.Option(help="What the sentences ask for: one region, or separate lesions.")
+    ] = "anatomy",
+) -> "PromptSource":
     """Make the source of prompts from its flags."""
-    return PromptSource(prompts, tuple(prompt or ()), kind.value)
+    from medals_rt.pipeline.options import PromptSource
+
+    return PromptSource(prompts, tuple(prompt or ()), kind)
 
 
 def run_options(
     *,
     bundle: Bundle = None,
-    runner: Annotated[Runner, typer.Option(help="Inference library.")] = Runner.AUTO,
+    runner: Annotated[
+        Literal["auto", RunnerKind],
+        typer.Option(help="Inference library; auto takes the fastest that this machine can run."),
+    ] = "auto",
     precision: Annotated[
-        Precision, typer.Option(help="Arithmetic; auto takes what the processor is good at.")
-    ] = Precision.AUTO,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the inference library.")
-    ] = None,
-    preset: PresetOption = Preset.PAPER,
-    refinement: RefinementOption = Refinement.MASKED,
+        Literal["auto", Precision],
+        typer.Option(help="Arithmetic of the network; auto takes the fastest of this processor."),
+    ] = "auto",
+    threads: Threads = None,
+    preset: PresetOption = "paper",
+    refinement: RefinementOption = "masked",
     window: Annotated[
         str,
         typer.Option(
-            metavar="auto|soft tissue|lung|brain|bone|W,L",
-            help="Intensity window of an image that is not in 0 to 255: what the classes want "
-            "(a CT whose classes want several is run once for each), the name of a window of "
-            "Hounsfield units, or width and level such as 400,40 for any image.",
+            metavar="auto|NAME|WIDTH,LEVEL",
+            autocompletion=complete_window,
+            help="Intensity window of an image that isn't in 0 to 255 already. auto: the one each "
+            "class needs; a CT whose classes need several is run once for each. NAME: a window of "
+            "Hounsfield units, such as lung. WIDTH,LEVEL: such as 400,40, for any image.",
         ),
     ] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random block masks.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Seed of the random block masks.")
+    ] = 0,
     modality: Annotated[
-        Modality | None, typer.Option(help="What the image is, for sentences that don't say it.")
+        Modality | None,
+        typer.Option(help="Modality of the image, for sentences that don't name it."),
     ] = None,
     free_text: Annotated[
         bool,
         typer.Option(
             "--free-text",
-            help="Take sentences that name no known class as they are; the bundle needs a text "
-            "encoder.",
+            help="Accept sentences that name no known class; needs a bundle with a text encoder.",
         ),
     ] = False,
-    time_budget: Annotated[
-        float | None,
-        typer.Option(
-            min=0.1,
-            help="Seconds a class that a case may take. Where they don't suffice, less is done, "
-            "and the report says what was left out.",
-        ),
-    ] = None,
-    max_memory: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Memory that a case may take, such as 6GB or 512MiB."),
-    ] = None,
+    time_budget: TimeBudget = None,
+    max_memory: MaxMemory = None,
     max_voxels: Annotated[
-        int, typer.Option(min=1, help="Refuse images of more voxels than this.")
+        int, typer.Option(metavar="N", min=1, help="Refuse images with more voxels than this.")
     ] = MAX_VOXELS,
-) -> RunOptions:
+) -> "RunOptions":
     """Make the options of a run from their flags."""
+    from medals_rt.pipeline.options import RunOptions, SegmentOptions
+    from medals_rt.prompts.prompt_set import PromptReading
+
     return RunOptions(
         bundle=bundle,
-        runner=runner.value,
-        precision=None if precision is Precision.AUTO else precision.value,
+        runner=runner,
+        precision=None if precision == "auto" else precision,
         threads=threads,
         segment=SegmentOptions(
-            preset=preset.value,
-            refinement=refinement.value,
+            preset=preset,
+            refinement=refinement,
             window=window,
             seed=seed,
             time_budget=time_budget,
             max_memory=None if max_memory is None else parse_size(max_memory),
         ),
-        reading=PromptReading(modality and modality.value, free_text),
+        reading=PromptReading(modality, free_text),
         max_voxels=max_voxels,
     )
 
 
-def takes(**makers: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def common_flags(
+    *,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print only warnings and errors (and JSON).")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Set up the output of the command that runs."""
+    out.start(quiet=quiet, debug=debug)
+
+
+def with_common_flags(command: Command) -> Command:
+    """Add the flags that every command has, and act on them before the command runs."""
+    flags = inspect.signature(common_flags).parameters
+
+    @functools.wraps(command)
+    def run(**given: Any) -> int | None:
+        common_flags(**{flag: given.pop(flag) for flag in flags})
+        return command(**given)
+
+    _set_parameters(run, [*inspect.signature(command).parameters.values(), *flags.values()])
+    return run
+
+
+def takes(**makers: Callable[..., Any]) -> Callable[[Command], Command]:
     """Replace parameters of a command by the flags of the functions that make them.
 
     Parameters
     ----------
-    makers : name of a parameter of the command to the function that makes its value
+    makers
+        Name of a parameter of the command, and the function that makes its value.
     """
     flags = {name: inspect.signature(maker).parameters for name, maker in makers.items()}
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(command: Command) -> Command:
         @functools.wraps(command)
-        def run(**given: Any) -> None:
+        def run(**given: Any) -> int | None:
             for name, maker in makers.items():
                 given[name] = maker(**{flag: given.pop(flag) for flag in flags[name]})
-            command(**given)
+            return command(**given)
 
-        signature = inspect.signature(command)
         parameters: list[inspect.Parameter] = []
-        for parameter in signature.parameters.values():
+        for parameter in inspect.signature(command).parameters.values():
             parameters += flags.get(parameter.name, {parameter.name: parameter}).values()
-        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        _set_parameters(run, parameters)
         return run
 
     return decorate
+
+
+def _set_parameters(command: Command, parameters: list[inspect.Parameter]) -> None:
+    """Let typer see these parameters instead of those that a function was written with."""
+    signature = inspect.signature(command).replace(parameters=parameters)
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}

@@ -2,34 +2,29 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from medals_rt.cli._console import EXIT_FAILURE, EXIT_INTERRUPTED, Debug, print_table
+from medals_rt.cli._completion import complete_format
+from medals_rt.cli._errors import EXIT_DONE, EXIT_FAILURE, EXIT_INTERRUPTED
 from medals_rt.cli._options import prompt_source, run_options, takes
+from medals_rt.cli._output import out
 from medals_rt.common.errors import InputError, OutputError
-from medals_rt.pipeline.options import PromptSource, RunOptions
 
 if TYPE_CHECKING:
     from medals_rt.pipeline.batch import Entry
+    from medals_rt.pipeline.options import PromptSource, RunOptions
 
+EXAMPLES: Final = (
+    'medals-rt batch engines/demo/cases results --prompt "Liver in CT" --prompt "Spleen in CT"',
+    'medals-rt batch "scans/*.nii.gz" results --prompts prompts.json --statistics',
+    "medals-rt batch scans results --jobs jobs.csv --format seg.nrrd",
+)
 _MOST_ROWS = 100
 _STATUS_WORDS = {"done": "done", "kept": "finished before", "failed": "failed"}
-
-
-class Format(StrEnum):
-    """Formats of results."""
-
-    SAME = "same"
-    NPZ = "npz"
-    NIFTI = "nii"
-    NIFTI_GZ = "nii.gz"
-    NRRD = "nrrd"
-    SEG_NRRD = "seg.nrrd"
-    DICOM_SEG = "dcm"
+_SAME: Final = "same"
 
 
 @takes(source=prompt_source, options=run_options)
@@ -38,41 +33,48 @@ def batch_command(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders, cases, patterns like 'scans/*.nii.gz', or a .txt that lists such.",
+            help="Cases, folders, patterns such as 'scans/*.nii.gz', or a .txt that lists them.",
         ),
     ],
-    outputs: Annotated[Path, typer.Argument(help="The folder of results.")],
+    outputs: Annotated[Path, typer.Argument(help="Folder of the results.")],
     jobs: Annotated[
         Path | None,
-        typer.Option(help="JSON or CSV, one case a row, with prompts and names of its own."),
+        typer.Option(help="JSON or CSV, a case per row, with its own prompts and output name."),
     ] = None,
-    source: PromptSource,
+    source: "PromptSource",
     output_format: Annotated[
-        Format, typer.Option("--format", help="Of results; same: as the case.")
-    ] = Format.SAME,
+        str,
+        typer.Option(
+            "--format",
+            metavar="ENDING",
+            autocompletion=complete_format,
+            help="Format of the results, such as nii.gz, seg.nrrd or dcm; same: that of the case.",
+        ),
+    ] = _SAME,
     preview: Annotated[
-        bool, typer.Option("--preview/--no-preview", help="Draw pictures and write index.html.")
+        bool,
+        typer.Option(
+            "--preview/--no-preview", help="Draw a picture of each case and write index.html."
+        ),
     ] = True,
     statistics: Annotated[
-        bool, typer.Option("--statistics", help="Write statistics.csv: each class of each case.")
+        bool, typer.Option("--statistics", help="Write statistics.csv, a row per class and case.")
     ] = False,
     reports: Annotated[
         Path | None,
-        typer.Option(help="Where reports, pictures and records go [default: OUTPUTS]."),
+        typer.Option(help="Folder of reports, pictures and records [default: OUTPUTS]."),
     ] = None,
-    options: RunOptions,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
-    debug: Debug = False,
-) -> None:
-    """Segment many cases; run it again and it goes on where it stopped.
+    options: "RunOptions",
+) -> int:
+    """Segment many cases; run again, it continues where it stopped.
 
-    A case whose input, prompts, options and model are those of a finished one is not run again. The
-    exit code is 1 if a case failed.
+    A case that is finished is not run again unless its input, prompts, options or model changed.
+    The exit code is 1 if a case failed.
     """
-    del debug  # read by one_line_errors
     from medals_rt.cli._batch_progress import batch_listener
     from medals_rt.common.atomic_io import prepare_output, remove_leftovers
     from medals_rt.common.optional_deps import require
+    from medals_rt.io.registry import OUTPUT_ENDINGS
     from medals_rt.pipeline.batch import (
         lock_folders,
         plan_batch,
@@ -85,9 +87,19 @@ def batch_command(
     if preview:
         require("--preview", "Matplotlib", "Jinja2")
     if source.file is not None and source.sentences:
-        raise InputError("give either a prompts file or sentences, not both")
+        raise InputError(
+            "prompts come from --prompts or from --prompt, not both; leave out one of them",
+            code="prompts-twice",
+        )
     if source.file is not None:
         read_prompts(source.file, options.reading)
+    ending = None if output_format == _SAME else f".{output_format}"
+    if ending is not None and not ending.endswith(OUTPUT_ENDINGS):
+        raise InputError(
+            f"there is no format {output_format!r}; use {_SAME} or one of "
+            f"{', '.join(each.removeprefix('.') for each in OUTPUT_ENDINGS)}",
+            code="format-unknown",
+        )
     plan = plan_batch(
         inputs,
         outputs,
@@ -95,7 +107,7 @@ def batch_command(
         reports=reports,
         source=source,
         options=options,
-        ending=None if output_format is Format.SAME else f".{output_format.value}",
+        ending=ending,
         preview=preview,
     )
     tables = summary_files(plan, statistics=statistics, page=preview)
@@ -103,27 +115,25 @@ def batch_command(
         for file in tables:
             prepare_output(file)
         remove_leftovers(tables)
-        with batch_listener(len(plan.cases), quiet=quiet) as listener:
+        with batch_listener(len(plan.cases)) as listener:
             try:
                 entries = run_batch(plan.cases, options, listener)
             except KeyboardInterrupt:
-                typer.echo(f"interrupted; {listener.standing()}", err=True)
-                raise typer.Exit(EXIT_INTERRUPTED) from None
+                out.failure(f"interrupted; {listener.standing()}")
+                return EXIT_INTERRUPTED
             except OutputError as error:
-                raise OutputError(f"{error}; {listener.standing()}") from error
+                raise OutputError(f"{error}; {listener.standing()}", code=error.code) from error
         write_summaries(plan, entries, statistics=statistics, page=preview)
-    if not quiet:
-        _print_summary(entries)
-        for file in tables:
-            typer.echo(f"wrote {file}")
-    failed = [entry for entry in entries if entry.status == "failed"]
+    _print_summary(entries)
+    out.wrote(*tables)
+    failed = sum(entry.status == "failed" for entry in entries)
     if failed:
-        typer.echo(f"error: {len(failed)} of {len(entries)} cases failed", err=True)
-        raise typer.Exit(EXIT_FAILURE)
+        out.failure(f"error: {failed} of {len(entries)} cases failed")
+    return EXIT_FAILURE if failed else EXIT_DONE
 
 
 def _print_summary(entries: Sequence["Entry"]) -> None:
-    """Print one row a case; of very many only those that failed."""
+    """Print a row per case; of very many cases only those that failed."""
     counts = Counter(entry.status for entry in entries)
     shown = entries
     if len(entries) > _MOST_ROWS:
@@ -137,9 +147,9 @@ def _print_summary(entries: Sequence["Entry"]) -> None:
     columns = {"case": "left", "status": "left", "classes": "right", "s": "right", "": "wrap"}
     title = ", ".join(f"{count} {_STATUS_WORDS[status]}" for status, count in counts.items())
     if rows:
-        print_table(title, columns, rows)
+        out.table(title, columns, rows)
     else:
-        typer.echo(title)
+        out.line(title)
 
 
 def _remark(entry: "Entry") -> str:

@@ -1,23 +1,23 @@
 """`medals-rt bench`: how fast a bundle is here, runners side by side."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from medals_rt.cli._console import (
-    Bundle,
-    Debug,
-    PromptsFile,
-    Refinement,
-    RefinementOption,
-    print_table,
-    progress_bar,
-)
+from medals_rt.cli._completion import complete_backend
+from medals_rt.cli._errors import EXIT_DONE, EXIT_FAILURE
+from medals_rt.cli._options import Bundle, PromptsFile, RefinementOption, Threads
+from medals_rt.cli._output import out
 from medals_rt.common.errors import InputError
 
 if TYPE_CHECKING:
     from medals_rt.tools.bench.records import BenchReport
+
+EXAMPLES: Final = (
+    "medals-rt bench --bundle engines/demo --quick",
+    "medals-rt bench --bundle engines/demo --runner openvino:bf16 --runner onnxruntime",
+)
 
 
 def bench_command(
@@ -30,33 +30,32 @@ def bench_command(
     runner: Annotated[
         list[str] | None,
         typer.Option(
-            help="A library, or one with its precision: openvino, openvino:fp32. Repeat it for "
-            "more; the first is measured most closely [default: all that can run the bundle here]."
+            metavar="NAME[:PRECISION]",
+            autocompletion=complete_backend,
+            help="Runner to measure, such as openvino or openvino:fp32; repeat it for more, the "
+            "first is measured in most detail [default: all that can run the bundle here].",
         ),
     ] = None,
     stage1: Annotated[
-        Path | None, typer.Option(help="Coarse checkpoint: adds eager PyTorch, with --stage2.")
+        Path | None,
+        typer.Option(help="Coarse checkpoint; with --stage2, eager PyTorch is measured too."),
     ] = None,
     stage2: Annotated[Path | None, typer.Option(help="Fine checkpoint.")] = None,
     output: Annotated[
         Path, typer.Option(help="Folder for report.json, report.md and report.html.")
     ] = Path("bench"),
-    repetitions: Annotated[int, typer.Option(min=1, help="Runs that count.")] = 5,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the inference library.")
-    ] = None,
-    refinement: RefinementOption = Refinement.MASKED,
+    repetitions: Annotated[int, typer.Option(metavar="N", min=1, help="Timed runs.")] = 5,
+    threads: Threads = None,
+    refinement: RefinementOption = "masked",
     thorough: Annotated[
         bool,
         typer.Option(
             "--thorough/--quick",
-            help="Also measure growth with classes and volume, and the machine's own rates.",
+            help="Also measure scaling with classes and volume, and the machine's peak rates.",
         ),
     ] = True,
-    debug: Debug = False,
-) -> None:
-    """Measure a bundle on this machine: cold and warm, steps, memory, growth, against PyTorch."""
-    del debug  # read by one_line_errors
+) -> int:
+    """Measure latency, steps, memory and scaling of each runner."""
     from medals_rt.bundle.bundle import Bundle as OpenBundle
     from medals_rt.bundle.bundle import resolve_bundle
     from medals_rt.tools.bench.backends import parse_contestants, runners_for
@@ -64,7 +63,9 @@ def bench_command(
     from medals_rt.tools.bench.run import BenchRequest, run_bench
 
     if (stage1 is None) != (stage2 is None):
-        raise InputError("eager PyTorch needs both checkpoints: --stage1 and --stage2")
+        raise InputError(
+            "eager PyTorch needs both checkpoints: --stage1 and --stage2", code="checkpoint-missing"
+        )
     folder = resolve_bundle(bundle)
     case, prompts_file = (input_file, prompts) if input_file else _bundled_case(folder, prompts)
     left_out: tuple[str, ...] = ()
@@ -72,7 +73,7 @@ def bench_command(
     if not names:
         names, left_out = runners_for(OpenBundle.open(folder, verify=False))
     for line in left_out:
-        typer.echo(line, err=True)
+        out.remark(line)
     request = BenchRequest(
         bundle=folder,
         case=case,
@@ -81,18 +82,16 @@ def bench_command(
         checkpoints=None if stage1 is None or stage2 is None else (stage1, stage2),
         threads=threads,
         repetitions=repetitions,
-        refinement=refinement.value,
+        refinement=refinement,
         thorough=thorough,
         left_out=left_out,
     )
-    with progress_bar() as progress:
+    with out.progress() as progress:
         report = run_bench(request, progress)
     written = write_pages(output, report)
     print_summary(report)
-    for path in written:
-        typer.echo(f"wrote {path}")
-    if not report.finished:
-        raise typer.Exit(1)
+    out.wrote(*written)
+    return EXIT_DONE if report.finished else EXIT_FAILURE
 
 
 def print_summary(report: "BenchReport") -> None:
@@ -104,7 +103,7 @@ def print_summary(report: "BenchReport") -> None:
         "arithmetic": "left",
         "case p50, s": "right",
         "p95, s": "right",
-        "a class, s": "right",
+        "per class, s": "right",
         "against PyTorch": "right",
         "peak, MiB": "right",
     }
@@ -112,15 +111,17 @@ def print_summary(report: "BenchReport") -> None:
         [r.label, r.arithmetic, r.p50, r.p95, r.per_class, r.against_baseline, r.peak_memory]
         for r in (row_of(each, report) for each in report.standings)
     ]
-    print_table(f"{report.case.name}, {len(report.case.prompts)} classes", columns, rows)
+    out.table(f"{report.case.name}, {len(report.case.prompts)} classes", columns, rows)
     for standing in report.standings:
         if standing.failure:
-            typer.echo(f"{standing.contestant.label} failed: {standing.failure}", err=True)
+            out.failure(f"error: {standing.contestant.label} failed: {standing.failure}")
 
 
 def _bundled_case(folder: Path, prompts: Path | None) -> tuple[Path, Path | None]:
-    """Take the first case that lies in the bundle, with the prompts beside it."""
+    """Return the first case in the bundle's folder, and the prompts beside it."""
     for case in sorted((folder / "cases").glob("*.npz")):
         beside = case.with_name(f"{case.stem}.prompts.json")
         return case, prompts or (beside if beside.is_file() else None)
-    raise InputError(f"bundle {folder} has no cases of its own; name one with --input")
+    raise InputError(
+        f"bundle {folder} has no case of its own; name one with --input", code="case-missing"
+    )

@@ -1,58 +1,61 @@
 """`medals-rt build`: make TensorRT or TensorRT-RTX engines of a bundle's graphs."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from medals_rt.cli._console import Bundle, Debug, print_table
+from medals_rt.cli._completion import complete_recipe
+from medals_rt.cli._options import Bundle
+from medals_rt.cli._output import out
+from medals_rt.common.choices import STAGE_NAMES, TensorRTKind
 
 if TYPE_CHECKING:
     from medals_rt.bundle.engines import BuildProgress, BuiltEngine
 
 
-class Target(StrEnum):
-    """Libraries that engines are built for."""
-
-    TENSORRT = "tensorrt"
-    TENSORRT_RTX = "tensorrt-rtx"
+EXAMPLES: Final = (
+    "medals-rt build --target tensorrt-rtx --bundle engines/demo",
+    "medals-rt build --target tensorrt-rtx --bundle engines/demo --arch SM89 --arch SM120",
+    "medals-rt build --target tensorrt --bundle engines/demo --recipe h100-fp16",
+)
 
 
 def build_command(
     *,
     target: Annotated[
-        Target,
+        TensorRTKind,
         typer.Option(
-            help="tensorrt builds on the card that is to run it; tensorrt-rtx needs no card."
+            help="tensorrt builds on the GPU that will run the engines; tensorrt-rtx needs none."
         ),
     ],
     bundle: Bundle = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A recipe's file, or the name of one that comes with medals-rt, such as "
-            "rtx-fp16 [default: the one for the target and the bundle's precision]."
+            metavar="NAME|FILE",
+            autocompletion=complete_recipe,
+            help="A recipe that comes with medals-rt, such as rtx-fp16, or a file [default: the "
+            "one for the target and the bundle's precision].",
         ),
     ] = None,
     arch: Annotated[
         list[str] | None,
         typer.Option(
-            help="Build for this compute capability (SM89 is 8.9, CURRENT this machine's card), "
-            "not for those of the recipe; repeat it for more. tensorrt-rtx only."
+            help="Compute capability to build for, instead of those of the recipe: SM89 is 8.9, "
+            "CURRENT that of this machine's GPU. Repeat it for more; tensorrt-rtx only."
         ),
     ] = None,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Build also the engines that are there.")
+        bool, typer.Option("--rebuild", help="Also build engines that exist already.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
-    debug: Debug = False,
 ) -> None:
-    """Build engines of all graphs of a bundle, into its folder engines: all or none."""
-    del debug  # read by one_line_errors
+    """Build TensorRT or TensorRT-RTX engines of a bundle's graphs.
+
+    They go into the bundle's folder engines: those of all graphs, or none.
+    """
     from medals_rt.bundle.bundle import Bundle as OpenedBundle
     from medals_rt.bundle.bundle import resolve_bundle
     from medals_rt.bundle.recipes import read_recipe, recipe_for
@@ -63,13 +66,11 @@ def build_command(
 
     opened = OpenedBundle.open(resolve_bundle(bundle))
     name, content = (
-        recipe_for(target.value, opened.precision)
-        if recipe is None
-        else (recipe, read_recipe(recipe))
+        recipe_for(target, opened.precision) if recipe is None else (recipe, read_recipe(recipe))
     )
-    library = open_library(target.value)
+    library = open_library(target)
     began = time.perf_counter()
-    with _build_bars(quiet=quiet) as report:
+    with _build_bars() as report:
         engines = build_engines(
             opened,
             library,
@@ -79,23 +80,18 @@ def build_command(
             rebuild=rebuild,
             report=report,
         )
-    if not quiet:
-        _print_engines(f"{library.label} {library.version}, recipe {name}", engines)
-        count = sum(each.built for each in engines)
-        typer.echo(f"built {count} engines in {time.perf_counter() - began:.1f} s")
+    _print_engines(f"{library.label} {library.version}, recipe {name}", engines)
+    count = sum(each.built for each in engines)
+    out.line(f"built {count} engines in {time.perf_counter() - began:.1f} s")
 
 
 @contextmanager
-def _build_bars(*, quiet: bool) -> Iterator["Callable[[BuildProgress], None] | None"]:
-    """Draw engines done, and below it the phase that the library is in; None without a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description:32.32}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bars:
+def _build_bars() -> Iterator["Callable[[BuildProgress], None] | None"]:
+    """Draw engines done, and below it the phase that the library is in; None as `out.bars`."""
+    with out.bars("elapsed") as bars:
+        if bars is None:
+            yield None
+            return
         engines = bars.add_task("engines", total=None)
         phase = bars.add_task("", total=None)
 
@@ -131,12 +127,12 @@ def _print_engines(title: str, engines: tuple["BuiltEngine", ...]) -> None:
         counts = record.key.prompt_counts
         rows.append(
             [
-                "coarse" if record.stage == 1 else "fine",
+                STAGE_NAMES[record.stage],
                 record.graph,
                 " ".join(record.key.architectures),
                 "" if counts is None else f"{counts.least} to {counts.most}",
                 f"{record.bytes / 1e6:,.1f}",
-                "built" if each.built else "was there",
+                "built" if each.built else "existed",
             ]
         )
-    print_table(title, columns, rows)
+    out.table(title, columns, rows)

@@ -1,19 +1,24 @@
 """`medals-rt doctor`: what this machine has and what would run on it."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from medals_rt.cli._console import EXIT_FAILURE, AsJson, Debug, print_table
+from medals_rt.cli._errors import EXIT_DONE, EXIT_FAILURE
+from medals_rt.cli._options import AsJson
+from medals_rt.cli._output import out
 
 if TYPE_CHECKING:
     from medals_rt.tools.doctor.diagnosis import BundleState, Cache, Diagnosis
     from medals_rt.tools.doctor.machine import Graphics, Memory, Processor
 
 REPORT_FORMAT = 1
+EXAMPLES: Final = (
+    "medals-rt doctor",
+    "medals-rt doctor --bundle engines/demo --json",
+)
 
 
 def doctor_command(
@@ -25,23 +30,20 @@ def doctor_command(
         ),
     ] = None,
     as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Tell what this machine has, what would run on it and why, and what to install for more.
+) -> int:
+    """Show what this machine has, what runs on it, what to install.
 
-    Exit code 1 where nothing could run, or the bundle can't be opened.
+    The exit code is 1 if nothing can run, or the bundle can't be opened.
     """
-    del debug  # read by one_line_errors
     from medals_rt.tools.doctor.diagnosis import diagnose
 
     found = diagnose(bundle)
     if as_json:
         content = {"format": REPORT_FORMAT, "can_run": found.can_run, **asdict(found)}
-        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        out.json(content)
     else:
         print_diagnosis(found)
-    if not found.can_run:
-        raise typer.Exit(EXIT_FAILURE)
+    return EXIT_DONE if found.can_run else EXIT_FAILURE
 
 
 def print_diagnosis(found: "Diagnosis") -> None:
@@ -49,34 +51,34 @@ def print_diagnosis(found: "Diagnosis") -> None:
     rows = [
         ["processor", _processor(found.processor)],
         ["memory", _memory(found.memory)],
-        *_cards(found.graphics),
+        *_gpus(found.graphics),
         ["cache", _cache(found.cache)],
         ["medals-rt", f"{found.versions['medals-rt']}, Python {found.versions['python']}"],
     ]
-    print_table("machine", {"what": "left", "found": "left"}, rows)
+    out.table("machine", {"what": "left", "found": "left"}, rows)
     rows = [
         [each.name, each.state, each.version or "", each.extra, each.detail or each.reason or ""]
         for each in found.libraries
     ]
     headings = ("library", "state", "version", "extra", "detail")
-    print_table("libraries", dict.fromkeys(headings, "left"), rows)
+    out.table("libraries", dict.fromkeys(headings, "left"), rows)
     rows = [
         [each.kind, "ready" if each.problem is None else each.problem, ", ".join(each.precisions)]
         for each in found.runners
     ]
-    print_table("runners", dict.fromkeys(("runner", "state", "precisions"), "left"), rows)
+    out.table("runners", dict.fromkeys(("runner", "state", "precisions"), "left"), rows)
     if found.bundle is not None:
         _print_bundle(found.bundle)
     chosen = found.automatic
     name = "nothing" if chosen.runner is None else f"{chosen.runner} in {chosen.precision}"
-    typer.echo(f"auto takes {name} ({chosen.why})")
+    out.line(f"--runner auto takes {name} ({chosen.why})")
     for advice in found.advice:
-        typer.echo(f"- {advice}")
+        out.line(f"- {advice}")
 
 
 def _processor(processor: "Processor") -> str:
     features = processor.features
-    shown = "features unknown" if features is None else ", ".join(features) or "none that matter"
+    shown = "features unknown" if features is None else ", ".join(features) or "none of interest"
     quota = "" if processor.quota is None else f", a quota of {processor.quota}"
     cores = f"{processor.cores} of {processor.cores_in_machine} cores{quota}"
     return f"{processor.name}, {cores} ({shown})"
@@ -84,18 +86,18 @@ def _processor(processor: "Processor") -> str:
 
 def _memory(memory: "Memory") -> str:
     limit = "" if memory.limit_mib is None else f", at most {memory.limit_mib:,} in this container"
-    return f"{memory.total_mib:,} MiB, {memory.available_mib:,} of them available{limit}"
+    return f"{memory.total_mib:,} MiB, {memory.available_mib:,} of it available{limit}"
 
 
 def _cache(cache: "Cache") -> str:
-    held = f"{cache.mib:,} MiB, compiled graphs are kept up to {cache.kept_mib:,}"
+    held = f"{cache.mib:,} MiB of at most {cache.kept_mib:,}"
     return f"{cache.folder}: {cache.problem or held}"
 
 
-def _cards(graphics: "Graphics") -> list[list[str]]:
-    rows = [["card", card] for card in graphics.cards] or [["card", "no NVIDIA card is found"]]
+def _gpus(graphics: "Graphics") -> list[list[str]]:
+    rows = [["GPU", card] for card in graphics.cards] or [["GPU", "no NVIDIA GPU was found"]]
     if graphics.used is not None:
-        rows.append(["card that is used", f"{graphics.used}, driver {graphics.driver}"])
+        rows.append(["GPU that is used", f"{graphics.used}, driver {graphics.driver}"])
     if graphics.remark is not None:
         rows.append(["", graphics.remark])
     return rows
@@ -103,11 +105,11 @@ def _cards(graphics: "Graphics") -> list[list[str]]:
 
 def _print_bundle(bundle: "BundleState") -> None:
     if bundle.problem is not None:
-        typer.echo(f"bundle {bundle.folder} can't be used: {bundle.problem}")
+        out.line(f"bundle {bundle.folder} can't be used: {bundle.problem}")
         return
-    typer.echo(f"bundle {bundle.name} ({bundle.folder}): all files checked, {bundle.precision}")
+    out.line(f"bundle {bundle.name} ({bundle.folder}): all files checked, {bundle.precision}")
     rows = [
         [each.file, "fits" if each.problem is None else each.problem] for each in bundle.engines
     ]
     if rows:
-        print_table("engines", {"engine": "left", "state": "left"}, rows)
+        out.table("engines", {"engine": "left", "state": "left"}, rows)

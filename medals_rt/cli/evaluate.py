@@ -2,20 +2,29 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from medals_rt.cli._console import Debug, Kind, PromptsFile, print_table, progress_bar
+from medals_rt.cli._options import PromptsFile
+from medals_rt.cli._output import out
+from medals_rt.common.choices import Kind
 
 if TYPE_CHECKING:
     from medals_rt.tools.evaluate.scores import Evaluation
 
+EXAMPLES: Final = (
+    "medals-rt evaluate anatomy.npz engines/demo/cases/ct_anatomy.npz",
+    "medals-rt evaluate results references --csv scores.csv --json scores.json",
+)
+
 
 def evaluate_command(
     *,
-    predicted: Annotated[Path, typer.Argument(metavar="PRED", help="Result file or folder.")],
-    reference: Annotated[Path, typer.Argument(metavar="GT", help="Reference file or folder.")],
+    predicted: Annotated[
+        Path, typer.Argument(metavar="PRED", help="Result, or folder of results.")
+    ],
+    reference: Annotated[Path, typer.Argument(metavar="GT", help="Reference, or folder of them.")],
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the scores as JSON here.")
     ] = None,
@@ -24,37 +33,36 @@ def evaluate_command(
     ] = None,
     prompts: PromptsFile = None,
     kind: Annotated[
-        Kind | None, typer.Option(help="How to score [default: as the prompts say].")
+        Kind | None,
+        typer.Option(help="Which scores to compute [default: those of the prompts' kind]."),
     ] = None,
     split_reference: Annotated[
         bool,
         typer.Option(
-            "--split-reference", help="Number the pieces of a binary lesion reference, too."
+            "--split-reference",
+            help="Split a binary lesion reference into its connected components.",
         ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
-    debug: Debug = False,
 ) -> None:
-    """Score results against references: DSC and NSD for anatomy, F1 and DSC TP for lesions."""
-    del debug  # read by one_line_errors
+    """Score results against references: DSC, NSD, F1 and DSC TP.
+
+    Anatomy is scored by DSC and NSD, lesions by F1 and DSC TP.
+    """
     from medals_rt.tools.evaluate.evaluation import evaluate_to_files
 
-    with progress_bar(quiet=quiet) as progress:
+    with out.progress() as progress:
         scores = evaluate_to_files(
             predicted,
             reference,
             json_file=json_file,
             csv_file=csv_file,
             prompts_file=prompts,
-            kind=None if kind is None else kind.value,
+            kind=kind,
             split_reference=split_reference,
             progress=progress and (lambda _, done, total: progress("cases", done, total)),
         )
-    if not quiet:
-        print_scores(scores)
-        for path in (json_file, csv_file):
-            if path is not None:
-                typer.echo(f"wrote {path}")
+    print_scores(scores)
+    out.wrote(json_file, csv_file)
 
 
 def print_scores(scores: "Evaluation") -> None:
@@ -63,9 +71,9 @@ def print_scores(scores: "Evaluation") -> None:
     _print_lesions(scores)
     missing = [case.case for case in scores.cases if case.missing]
     if missing:
-        typer.echo(f"no prediction, scored as empty: {', '.join(missing)}")
+        out.line(f"no prediction, scored as empty: {', '.join(missing)}")
     if scores.without_reference:
-        typer.echo(f"no reference, not scored: {', '.join(scores.without_reference)}")
+        out.line(f"no reference, not scored: {', '.join(scores.without_reference)}")
 
 
 def _print_anatomy(scores: "Evaluation") -> None:
@@ -78,10 +86,15 @@ def _print_anatomy(scores: "Evaluation") -> None:
         return
     means = [scores.mean(name) for name in ("dsc", "nsd_geometry", "nsd_official")]
     rows.append(["mean over cases", "", *map(_score, means)])
-    columns = {"case": "left", "class": "left", "DSC": "right", "NSD 2 mm": "right"}
+    columns = {
+        "case": "left",
+        "class": "left",
+        "DSC": "right",
+        "NSD 2 mm": "right",
+    }
     if scores.axis_order_matters:
         columns["NSD as the public script"] = "right"
-    print_table("anatomy", columns, [row[: len(columns)] for row in rows])
+    out.table("anatomy", columns, [row[: len(columns)] for row in rows])
 
 
 def _print_lesions(scores: "Evaluation") -> None:
@@ -95,9 +108,15 @@ def _print_lesions(scores: "Evaluation") -> None:
         return
     means = [scores.mean_instances(name) for name in ("f1", "dsc_tp")]
     rows.append(["mean over cases", "", "", "", *map(_score, means)])
-    columns = {"case": "left", "found": "right", "false": "right", "missed": "right"}
-    columns |= {"F1": "right", "DSC TP": "right"}
-    print_table("lesions", columns, rows)
+    columns = {
+        "case": "left",
+        "found": "right",
+        "false": "right",
+        "missed": "right",
+        "F1": "right",
+        "DSC TP": "right",
+    }
+    out.table("lesions", columns, rows)
 
 
 def _score(value: float) -> str:

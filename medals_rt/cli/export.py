@@ -1,29 +1,25 @@
 """`medals-rt export`: turn checkpoints into a bundle. Needs the extra `export` (torch)."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from medals_rt.cli._console import Debug, progress_bar
+from medals_rt.cli._output import out as output
+from medals_rt.common.choices import Precision
 from medals_rt.common.errors import InputError
-from medals_rt.common.optional_deps import missing_one_of, require
-from medals_rt.common.plugins import load_plugin
 
 if TYPE_CHECKING:
     from medals_rt.bundle.bundle import Bundle
     from medals_rt.common.choices import RunnerKind
 
 
-class Precision(StrEnum):
-    """What graphs compute in."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-
-
+EXAMPLES: Final = (
+    "medals-rt export --stage1 runs/demo/coarse.pth --stage2 runs/demo/fine.pth \\",
+    "  --bank runs/demo/bank.safetensors --out engines/mine",
+    "medals-rt export --stage1 coarse.pth --stage2 fine.pth --text-encoder text_encoder.pth \\",
+    "  --biolord BioLORD-2023-C --precision bf16 --out engines/mine",
+)
 _REMARKS_SHOWN = 10
 
 
@@ -38,85 +34,92 @@ def export_command(
     ] = None,
     biolord: Annotated[
         Path | None,
-        typer.Option(help="Local BioLORD folder: the text encoder's configuration and tokenizer."),
+        typer.Option(
+            help="Folder of BioLORD, with the text encoder's configuration and tokenizer."
+        ),
     ] = None,
     sentences: Annotated[
         Path | None,
         typer.Option(
-            help="Known sentences (challenge_prompts.json), each to get an embedding of its own."
+            help="Known sentences (challenge_prompts.json), each of which gets its own embedding."
         ),
     ] = None,
     bank: Annotated[
         Path | None,
         typer.Option(
-            help="Text embeddings computed elsewhere, instead of the text encoder (.safetensors, "
-            "with its index in .json beside it)."
+            help="Text embeddings computed elsewhere (.safetensors, with its index in .json "
+            "beside it), instead of a text encoder."
         ),
     ] = None,
     with_text_encoder: Annotated[
         bool,
         typer.Option(
             "--with-text-encoder",
-            help="Put the text encoder into the bundle, for sentences that are not known.",
+            help="Put the text encoder into the bundle, for sentences that name no known class.",
         ),
     ] = False,
-    name: Annotated[str | None, typer.Option(help="Its name [default: the folder's].")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the bundle [default: the folder's].")
+    ] = None,
     precision: Annotated[
         Precision,
-        typer.Option(help="What the graphs compute in; norms and softmax are fp32 in any case."),
-    ] = Precision.FP32,
+        typer.Option(help="Arithmetic of the graphs; norms and softmax are always fp32."),
+    ] = "fp32",
     weights: Annotated[
         Precision | None,
         typer.Option(
-            help="How weights are stored [default: in the precision]. fp16 halves an fp32 bundle."
+            help="Precision that weights are stored in [default: --precision]; fp16 halves an "
+            "fp32 bundle."
         ),
     ] = None,
     verify: Annotated[
         bool | None,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare every graph with PyTorch, in each library that is installed "
-            "[default: where windows have at most 96 x 96 x 96 voxels].",
+            help="Compare every graph with PyTorch in each installed library [default: if "
+            "windows have at most 96 x 96 x 96 voxels].",
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a bundle that is there.")
+        bool, typer.Option("--overwrite", help="Replace an existing bundle.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
-    debug: Debug = False,
 ) -> None:
-    """Export two checkpoints and their text embeddings as a bundle of ONNX graphs."""
-    del debug  # read by one_line_errors
+    """Export two checkpoints and their text embeddings as ONNX graphs."""
+    from medals_rt.common.optional_deps import require
+    from medals_rt.common.plugins import load_plugin
+
     require("export", "PyTorch", "ONNX", "ONNX Script")
     export_bundle = load_plugin("export", "medals-rt export")
 
     source = _bank_source(text_encoder, biolord, sentences, bank)
     if with_text_encoder and source == bank:
-        raise InputError("--with-text-encoder needs --text-encoder and --biolord, not --bank")
-    with progress_bar(quiet=quiet) as progress:
+        raise InputError(
+            "--with-text-encoder needs --text-encoder and --biolord, not --bank",
+            code="text-encoder-missing",
+        )
+    with output.progress() as progress:
         bundle = export_bundle(
             stage1,
             stage2,
             source,
             out,
             name=name or out.resolve().name,
-            precision=precision.value,
-            weights=None if weights is None else weights.value,
+            precision=precision,
+            weights=weights,
             with_text_encoder=with_text_encoder,
             verify_with=None if verify is None else _libraries(verify=verify),
             overwrite=overwrite,
             progress=progress,
         )
-    if not quiet:
-        typer.echo(f"wrote {bundle.folder}: {len(bundle.classes)} classes, hash {bundle.hash[:12]}")
-        _tell_remarks(bundle)
-        _tell_verified(bundle, stage1, stage2)
+    output.line(f"wrote {bundle.folder}: {len(bundle.classes)} classes, hash {bundle.hash[:12]}")
+    _print_remarks(bundle)
+    _print_verified(bundle, stage1, stage2)
 
 
 def _bank_source(
     text_encoder: Path | None, biolord: Path | None, sentences: Path | None, bank: Path | None
 ) -> Any:
-    """Decide where the text embeddings come from: exactly one of two ways."""
+    """Return where the text embeddings come from: a bank or a text encoder, never both."""
     encoder_options = {
         "--text-encoder": text_encoder,
         "--biolord": biolord,
@@ -127,20 +130,25 @@ def _bank_source(
         if given:
             raise InputError(
                 f"text embeddings come from --bank or from --text-encoder and --biolord, not both: "
-                f"leave out --bank or {', '.join(given)}"
+                f"leave out --bank or {', '.join(given)}",
+                code="text-embeddings-twice",
             )
         return bank
     if text_encoder is None or biolord is None:
         raise InputError(
             "text embeddings need --text-encoder FILE and --biolord DIR, or --bank FILE; given: "
-            f"{', '.join(given) or 'none of them'}"
+            f"{', '.join(given) or 'none of them'}",
+            code="text-embeddings-missing",
         )
+    from medals_rt.common.plugins import load_plugin
+
     return load_plugin("text-source", "medals-rt export")(text_encoder, biolord, sentences)
 
 
 def _libraries(*, verify: bool) -> "tuple[RunnerKind, ...]":
-    """Give the libraries to compare with where the user has said whether to."""
+    """Return the libraries to compare with PyTorch, if the user said whether to."""
     from medals_rt.common.choices import CPU_RUNNERS
+    from medals_rt.common.optional_deps import missing_one_of
     from medals_rt.runners.selection import installed
 
     found = tuple(kind for kind in CPU_RUNNERS if installed(kind))
@@ -149,29 +157,29 @@ def _libraries(*, verify: bool) -> "tuple[RunnerKind, ...]":
     return found if verify else ()
 
 
-def _tell_remarks(bundle: "Bundle") -> None:
-    """Say what could not be used for the bank; the manifest holds all of it."""
+def _print_remarks(bundle: "Bundle") -> None:
+    """Print what could not be used for the bank; the manifest lists all of it."""
     remarks = bundle.manifest.embeddings.remarks
     for remark in remarks[:_REMARKS_SHOWN]:
-        typer.echo(f"text bank: {remark}")
+        output.line(f"text bank: {remark}")
     if len(remarks) > _REMARKS_SHOWN:
-        typer.echo(f"text bank: {len(remarks) - _REMARKS_SHOWN} more such remarks in bundle.json")
+        output.line(f"text bank: {len(remarks) - _REMARKS_SHOWN} more such remarks in bundle.json")
 
 
-def _tell_verified(bundle: "Bundle", stage1: Path, stage2: Path) -> None:
-    """Say what was compared with PyTorch, and what was not."""
+def _print_verified(bundle: "Bundle", stage1: Path, stage2: Path) -> None:
+    """Print what was compared with PyTorch, and what was not."""
     manifest = bundle.manifest
     for record in manifest.unverified:
-        typer.echo(f"not compared in {record.runner}: {record.why}")
+        output.line(f"not compared in {record.runner}: {record.why}")
     if manifest.verified:
         libraries = dict.fromkeys(record.runner for record in manifest.verified)
         worst = max(record.relative_error for record in manifest.verified)
-        typer.echo(
+        output.line(
             f"every graph agrees with PyTorch in {', '.join(libraries)}: relative error at most "
             f"{worst:.2g}, allowed {manifest.verified[0].tolerance:.0e}"
         )
         return
-    typer.echo(
-        "no graph was compared with PyTorch yet; to do so: "
+    output.line(
+        "no graph was compared with PyTorch yet; do so with: "
         f"medals-rt verify --bundle {bundle.folder} --against {stage1} {stage2}"
     )

@@ -1,22 +1,23 @@
-"""`medals-rt info` and `medals-rt version`: what there is."""
+"""`medals-rt info`: what a bundle holds, and what was verified where."""
 
-import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-import typer
-
-from medals_rt.cli._console import AsJson, Bundle, Debug, print_table
+from medals_rt.cli._options import AsJson, Bundle
+from medals_rt.cli._output import out
 
 if TYPE_CHECKING:
     from medals_rt.bundle.bundle import Bundle as OpenedBundle
     from medals_rt.bundle.manifest import Manifest, ParityRecord
 
+EXAMPLES: Final = (
+    "medals-rt info",
+    "medals-rt info --bundle engines/demo --json",
+)
 _NAMES_SHOWN = 12
 
 
-def info_command(*, bundle: Bundle = None, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Check a bundle's files and tell what it holds."""
-    del debug  # read by one_line_errors
+def info_command(*, bundle: Bundle = None, as_json: AsJson = False) -> None:
+    """Check a bundle's files and show what it holds."""
     import msgspec
 
     from medals_rt.bundle.bundle import Bundle as OpenedBundle
@@ -24,32 +25,18 @@ def info_command(*, bundle: Bundle = None, as_json: AsJson = False, debug: Debug
 
     opened = OpenedBundle.open(resolve_bundle(bundle))
     if as_json:
-        content = {"hash": opened.hash, **msgspec.to_builtins(opened.manifest)}
-        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        out.json({"hash": opened.hash, **msgspec.to_builtins(opened.manifest)})
     else:
         _print_bundle(opened)
 
 
-def version_command(*, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Print the versions of this package and of the libraries that decide results."""
-    del debug  # read by one_line_errors
-    from medals_rt.common.environment import library_versions
-
-    versions = library_versions()
-    if as_json:
-        typer.echo(json.dumps(versions, indent=2))
-    else:
-        for name, found in versions.items():
-            typer.echo(f"{name} {found}")
-
-
 def _print_bundle(opened: "OpenedBundle") -> None:
     manifest = opened.manifest
-    typer.echo(f"{opened.name}  ({opened.folder}, all files checked)")
+    out.line(f"{opened.name}  ({opened.folder}, all files checked)")
     if opened.notice is not None:
-        typer.echo(f"notice: {opened.notice}")
-    typer.echo(f"hash {opened.hash}")
-    typer.echo(f"format {manifest.format_version}, {opened.precision}, made {manifest.created}")
+        out.line(f"notice: {opened.notice}")
+    out.line(f"hash {opened.hash}")
+    out.line(f"format {manifest.format_version}, {opened.precision}, made {manifest.created}")
     rows = []
     for number, name in ((1, "coarse"), (2, "fine")):
         spec = opened.stage_spec(number)
@@ -57,35 +44,40 @@ def _print_bundle(opened: "OpenedBundle") -> None:
         window = " x ".join(map(str, spec.window_hwd))
         spacing = " x ".join(f"{value:g}" for value in spec.spacing_hwd_mm)
         rows.append([name, window, spacing, f"{size / 1e6:,.1f}"])
-    columns = {"stage": "left", "window (H, W, D)": "left", "spacing, mm": "left", "MB": "right"}
-    print_table("models", columns, rows)
+    columns = {
+        "stage": "left",
+        "window (H, W, D)": "left",
+        "spacing, mm": "left",
+        "MB": "right",
+    }
+    out.table("models", columns, rows)
     _print_checks(manifest)
     groups: dict[str, list[str]] = {}
     for record in opened.classes:
         groups.setdefault(" ".join(record.bank_key.split("/")[:2]), []).append(record.name)
-    typer.echo(f"{len(opened.classes)} classes")
+    out.line(f"{len(opened.classes)} classes")
     for group, names in groups.items():
         shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
-        typer.echo(f"  {group} ({len(names)}): {shown}")
+        out.line(f"  {group} ({len(names)}): {shown}")
 
 
 def _print_checks(manifest: "Manifest") -> None:
-    """Tell what was compared with PyTorch: by the export, and by `medals-rt verify` since then."""
+    """Print what was compared with PyTorch: by the export, and by `medals-rt verify` since."""
     libraries: dict[str, list[float]] = {}
     for check in manifest.verified:
         name = f"{check.runner} {check.runner_version} {check.precision}"
         libraries.setdefault(name, []).append(check.relative_error)
     for name, errors in libraries.items():
-        typer.echo(
+        out.line(
             f"checked by the export: {len(errors)} graphs in {name}, relative error at most "
             f"{max(errors):.1e}"
         )
     for left_out in manifest.unverified:
-        typer.echo(f"not checked in {left_out.runner}: {left_out.why}")
+        out.line(f"not checked in {left_out.runner}: {left_out.why}")
     if not libraries:
-        typer.echo("the export did not check its graphs")
+        out.line("the export compared no graph with PyTorch")
     if not manifest.parity:
-        typer.echo("not verified since then: `medals-rt verify` does")
+        out.line("not verified since: run `medals-rt verify`")
         return
     rows = [
         [
@@ -100,7 +92,7 @@ def _print_checks(manifest: "Manifest") -> None:
         for record in manifest.parity
     ]
     headings = ("when", "where", "runner", "what", "worst", "passed", "against")
-    print_table("verified", dict.fromkeys(headings, "left"), rows)
+    out.table("verified", dict.fromkeys(headings, "left"), rows)
 
 
 def _machine(record: "ParityRecord") -> str:
@@ -109,7 +101,7 @@ def _machine(record: "ParityRecord") -> str:
 
 
 def _worst(record: "ParityRecord") -> str:
-    """Give the largest error of a graph, or the lowest DSC of a class and the mean."""
+    """Return the largest error of a graph, or the lowest DSC of a class and the mean."""
     from medals_rt.tools.verify.verify import mean_and_lowest_dsc
 
     faults = [graph.fault for graph in record.graphs] + [case.fault for case in record.cases]

@@ -1,16 +1,24 @@
 """`medals-rt run`: segment one case."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from medals_rt.cli._console import Debug, print_table, progress_bar
 from medals_rt.cli._options import prompt_source, run_options, takes
-from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.cli._output import out
 
 if TYPE_CHECKING:
+    from medals_rt.pipeline.options import PromptSource, RunOptions
     from medals_rt.pipeline.report import RunReport
+
+EXAMPLES: Final = (
+    'medals-rt run --input engines/demo/cases/ct_anatomy.npz --prompt "Liver in CT"',
+    "medals-rt run --input engines/demo/cases/ct_anatomy.npz \\",
+    "  --prompts engines/demo/cases/ct_anatomy.prompts.json --output anatomy.npz",
+    "medals-rt run --input engines/demo/cases/ct_liver_tumors.npz --kind lesion \\",
+    '  --prompt "Liver tumors in abdominal CT" --output tumors.npz --report tumors.json',
+)
 
 
 @takes(source=prompt_source, options=run_options)
@@ -20,27 +28,28 @@ def run_command(
         Path,
         typer.Option("--input", help="The case: .npz, .nii, .nii.gz, .nrrd, or a DICOM folder."),
     ],
-    source: PromptSource,
+    source: "PromptSource",
     output: Annotated[
-        Path | None, typer.Option(help="Where the labels go [default: NAME_seg.npz].")
+        Path | None, typer.Option(help="File of the labels [default: NAME_seg, as the input].")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write a JSON report here.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a report (JSON) here.")] = None,
     preview: Annotated[Path | None, typer.Option(help="Write a picture (PNG) here.")] = None,
     statistics: Annotated[
-        Path | None, typer.Option(help="Write volume, intensity and place of each class (CSV).")
+        Path | None,
+        typer.Option(help="Write volume, intensity and position of each class (CSV) here."),
     ] = None,
     series: Annotated[
-        str | None, typer.Option(help="Which series of a DICOM folder: its number or its UID.")
+        str | None,
+        typer.Option(
+            metavar="NUMBER|UID", help="Which series of a DICOM folder: its number or its UID."
+        ),
     ] = None,
     spatial_prompts: Annotated[
-        Path | None, typer.Option(help="Labels that you have drawn, to start from (hybrid mode).")
+        Path | None, typer.Option(help="Labels drawn by hand to start from (hybrid mode).")
     ] = None,
-    options: RunOptions,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
-    debug: Debug = False,
+    options: "RunOptions",
 ) -> None:
     """Segment one case by text prompts."""
-    del debug  # read by one_line_errors
     from medals_rt.pipeline.job import Job, default_output, run_job
 
     job = Job(
@@ -54,22 +63,22 @@ def run_command(
         spatial_prompts=spatial_prompts,
         options=options,
     )
-    with progress_bar(quiet=quiet) as progress:
+    with out.progress() as progress:
         result = run_job(job, progress)
     for note in result.report.notes:
-        needs_a_look = note.severity == "warning"
-        if needs_a_look or not quiet:
-            typer.echo(f"{'warning' if needs_a_look else 'note'}: {note.text}", err=True)
-    if not quiet:
-        print_summary(result.report)
-        for path in (job.output, job.report, job.preview, job.statistics):
-            if path is not None:
-                typer.echo(f"wrote {path}")
+        out.note(note)
+    print_summary(result.report)
+    out.wrote(job.output, job.report, job.preview, job.statistics)
 
 
 def print_summary(report: "RunReport") -> None:
     """Print what was found, for people."""
-    columns = {"label": "right", "class": "left", "voxels": "right", "mL": "right"}
+    columns = {
+        "label": "right",
+        "class": "left",
+        "voxels": "right",
+        "mL": "right",
+    }
     lesions = any(found.components is not None for found in report.classes)
     if lesions:
         columns["lesions"] = "right"
@@ -77,8 +86,8 @@ def print_summary(report: "RunReport") -> None:
     for found in report.classes:
         row = [str(found.label), found.name, f"{found.voxels:,}", f"{found.volume_ml:,.2f}"]
         rows.append([*row, str(found.components or 0)] if lesions else row)
-    print_table(report.case, columns, rows)
-    typer.echo(
-        f"{report.seconds['total']:.1f} s, {report.seconds_per_class:.1f} s a class "
+    out.table(report.case, columns, rows)
+    out.line(
+        f"{report.seconds['total']:.1f} s, {report.seconds_per_class:.1f} s per class "
         f"({report.runner} {report.precision} on {report.device}, preset {report.preset})"
     )

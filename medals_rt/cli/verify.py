@@ -1,22 +1,17 @@
-"""`medals-rt verify`: hold a bundle to PyTorch on this machine."""
+"""`medals-rt verify`: compare a bundle with PyTorch on this machine."""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from medals_rt.cli._console import (
-    EXIT_FAILURE,
-    Bundle,
-    Debug,
-    PromptsFile,
-    print_table,
-    progress_bar,
-)
+from medals_rt.cli._completion import complete_precision, complete_recipe, complete_runner
+from medals_rt.cli._errors import EXIT_DONE, EXIT_FAILURE
+from medals_rt.cli._options import Bundle, PromptsFile, Threads
+from medals_rt.cli._output import out
+from medals_rt.common.choices import STAGE_NAMES
 from medals_rt.common.errors import InputError
-from medals_rt.common.optional_deps import require
-from medals_rt.common.plugins import load_plugin
 
 if TYPE_CHECKING:
     from medals_rt.bundle.bundle import Bundle as OpenedBundle
@@ -25,6 +20,11 @@ if TYPE_CHECKING:
     from medals_rt.tools.verify.verify import Outcome
 
 REPORT_FORMAT = 1
+EXAMPLES: Final = (
+    "medals-rt verify --bundle engines/demo --runner openvino --graphs-only --no-record",
+    "medals-rt verify --bundle engines/mine --against coarse.pth fine.pth --json parity.json",
+    "medals-rt verify --bundle engines/mine --recipe cpu-bf16 --case case.npz --prompts p.json",
+)
 
 
 def verify_command(
@@ -34,54 +34,63 @@ def verify_command(
         tuple[Path, Path] | None,
         typer.Option(
             metavar="COARSE FINE",
-            help="The two checkpoints (.pth) it was exported from: PyTorch in fp32 is then the "
-            "reference. Without them: ONNX Runtime on the bundle's own graphs, a weaker check.",
+            help="The two checkpoints (.pth) that the bundle was exported from: the reference is "
+            "PyTorch in fp32. Without them it is ONNX Runtime on the same graphs, a weaker check.",
         ),
     ] = None,
     case: Annotated[
         Path | None,
-        typer.Option(help="A case to run end to end [default: those in the bundle's cases/]."),
+        typer.Option(help="Case to run end to end [default: those in the bundle's cases/]."),
     ] = None,
     prompts: PromptsFile = None,
     runner: Annotated[
         list[str] | None,
-        typer.Option(help="What to verify; repeat it for more [default: all that are there]."),
+        typer.Option(
+            metavar="NAME",
+            autocompletion=complete_runner,
+            help="Runner to verify; repeat it for more [default: all that are installed].",
+        ),
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help="In which arithmetic; repeat it for more [default: all on offer]."),
+        typer.Option(
+            metavar="NAME",
+            autocompletion=complete_precision,
+            help="Precision to verify; repeat it for more [default: all that a runner offers].",
+        ),
     ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="A recipe, by file or name (cpu-bf16), whose runners, precision and tolerances "
-            "count [default: each precision's own tolerances]."
+            metavar="NAME|FILE",
+            autocompletion=complete_recipe,
+            help="Recipe, such as cpu-bf16, whose runners, precision and tolerances apply "
+            "[default: each precision's own tolerances].",
         ),
     ] = None,
     stage: Annotated[
-        int | None, typer.Option(min=1, max=2, help="Of the graphs, those of stage 1 or 2 only.")
+        int | None, typer.Option(min=1, max=2, help="Verify only the graphs of this stage.")
     ] = None,
     graphs_only: Annotated[
-        bool, typer.Option("--graphs-only", help="No end-to-end cases.")
+        bool, typer.Option("--graphs-only", help="Verify graphs, but no whole cases.")
     ] = False,
     cases_only: Annotated[
-        bool, typer.Option("--cases-only", help="No single graphs, just end-to-end cases.")
+        bool, typer.Option("--cases-only", help="Verify whole cases, but no single graphs.")
     ] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write everything found as JSON here.")
+        Path | None, typer.Option("--json", help="Write all results as JSON here.")
     ] = None,
     record: Annotated[
         bool, typer.Option(help="Write the result into the bundle's bundle.json.")
     ] = True,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
-    debug: Debug = False,
-) -> None:
-    """Compare every graph and whole cases with PyTorch, on every runner that this machine has.
+    threads: Threads = None,
+) -> int:
+    """Compare graphs and whole cases of each runner with PyTorch.
 
-    Exit code 1 where something lies outside the tolerances.
+    Every graph is compared on every runner that this machine has.
+
+    The exit code is 1 if a difference exceeds the tolerances.
     """
-    del debug  # read by one_line_errors
     from medals_rt.bundle.bundle import Bundle as OpenedBundle
     from medals_rt.bundle.bundle import resolve_bundle
     from medals_rt.bundle.recipes import read_recipe
@@ -91,9 +100,12 @@ def verify_command(
     from medals_rt.tools.verify.verify import check_recordable, record_in_bundle, verify_bundle
 
     if graphs_only and cases_only:
-        raise InputError("--graphs-only and --cases-only leave nothing to do; give one of them")
+        raise InputError(
+            "--graphs-only and --cases-only leave nothing to do; give one of them",
+            code="nothing-to-verify",
+        )
     if prompts is not None and case is None:
-        raise InputError("--prompts belongs to --case; give both")
+        raise InputError("--prompts belongs to --case; give both", code="case-missing")
     if json_file is not None:
         prepare_output(json_file)
     chosen = None if recipe is None else read_recipe(recipe)
@@ -104,7 +116,7 @@ def verify_command(
     if record:
         check_recordable(opened)
     reference = _reference(opened, against, threads)
-    with progress_bar(quiet=quiet) as progress:
+    with out.progress() as progress:
         outcome = verify_bundle(
             opened,
             reference,
@@ -117,22 +129,19 @@ def verify_command(
         )
     if json_file is not None:
         write_json(json_file, _content(opened, reference, outcome))
-    if not quiet:
-        print_outcome(outcome, reference.name)
+    print_outcome(outcome, reference.name)
     if record:
         record_in_bundle(opened, outcome.records)
-    if not quiet and record:
-        typer.echo(f"recorded in {opened.folder / 'bundle.json'}")
-    if not outcome.passed:
-        raise typer.Exit(EXIT_FAILURE)
+        out.line(f"recorded in {opened.folder / 'bundle.json'}")
+    return EXIT_DONE if outcome.passed else EXIT_FAILURE
 
 
 def print_outcome(outcome: "Outcome", reference: str) -> None:
     """Print what was found: a table for each stage's graphs and for each case."""
-    for part, what in (("coarse", "coarse graphs"), ("fine", "fine graphs")):
+    for part in STAGE_NAMES.values():
         records = [each for each in outcome.records if each.part == part]
         if records:
-            _print_graphs(f"{what}: relative error against {reference}", records)
+            _print_graphs(f"{part} graphs: relative error against {reference}", records)
     records = [each for each in outcome.records if each.part == "cases"]
     for index, first in enumerate(records[0].cases if records else ()):
         found = [record.cases[index] for record in records]
@@ -140,8 +149,8 @@ def print_outcome(outcome: "Outcome", reference: str) -> None:
     for record in records:
         _print_dsc(record)
     for note in outcome.notes:
-        typer.echo(note)
-    typer.echo("passed" if outcome.passed else "NOT PASSED: see the entries marked with !")
+        out.line(note)
+    out.line("passed" if outcome.passed else "FAILED: see the entries marked with !")
 
 
 def _print_graphs(title: str, records: "list[ParityRecord]") -> None:
@@ -157,10 +166,10 @@ def _print_graphs(title: str, records: "list[ParityRecord]") -> None:
         rows.append(row)
     rows.append(["allowed", "", *(f"{record.relative_error:.0e}" for record in records)])
     columns = {"graph": "left", "N": "left"}
-    print_table(title, columns | _columns(records), rows)
+    out.table(title, columns | _columns(records), rows)
     for fault in faults:
-        typer.echo(fault)
-    typer.echo("of windows the root mean square counts, the largest difference is in brackets")
+        out.line(fault)
+    out.line("of windows the root mean square decides; the largest difference is in brackets")
 
 
 def _print_case(title: str, records: "list[ParityRecord]", found: "list[CaseParity]") -> None:
@@ -173,21 +182,24 @@ def _print_case(title: str, records: "list[ParityRecord]", found: "list[CasePari
     rows += [
         ["mean", *(_score(each.mean_dsc, 0) for each in found)],
         ["voxels of equal label", *(_score(each.agreement, 0) for each in found)],
-        ["probability, most apart", *(_score(each.probability_difference, 0) for each in found)],
+        [
+            "largest difference of probability",
+            *(_score(each.probability_difference, 0) for each in found),
+        ],
     ]
-    print_table(title, {"class": "left"} | _columns(records), rows)
+    out.table(title, {"class": "left"} | _columns(records), rows)
     for record, each in pairs:
         if each.fault is not None:
-            typer.echo(f"! {record.runner} {record.precision}: {each.fault}")
+            out.line(f"! {record.runner} {record.precision}: {each.fault}")
 
 
 def _print_dsc(record: "ParityRecord") -> None:
-    """Tell what decides: mean and lowest DSC over all classes of all cases."""
+    """Print what decides: mean and lowest DSC over all classes of all cases."""
     from medals_rt.tools.verify.verify import cases_pass, mean_and_lowest_dsc
 
     mean, lowest = mean_and_lowest_dsc(record.cases)
     mark = "" if cases_pass(record.cases, record) else "! "
-    typer.echo(
+    out.line(
         f"{mark}{record.runner} {record.precision}: over all classes of all cases the mean DSC is "
         f"{mean:.5f} (at least {record.mean_dsc}), the lowest {lowest:.5f} (at least "
         f"{record.lowest_class_dsc})"
@@ -199,7 +211,7 @@ def _columns(records: "list[ParityRecord]") -> dict[str, str]:
 
 
 def _error(found: "GraphParity", allowed: float) -> str:
-    """Give the error that counts: the largest, of windows the root mean square and the largest."""
+    """Return the error that decides: the largest; of windows root mean square and largest."""
     from medals_rt.tools.verify.verify import graph_passes
 
     mark = "" if graph_passes(found, allowed) else "! "
@@ -219,11 +231,14 @@ def _score(found: float | None, least: float) -> str:
 def _reference(
     opened: "OpenedBundle", against: tuple[Path, Path] | None, threads: int | None
 ) -> "Reference":
-    """Load PyTorch's networks where checkpoints are named."""
+    """Return the reference: PyTorch's networks if checkpoints are named."""
     if against is None:
         from medals_rt.tools.verify.references import OwnGraphs
 
         return OwnGraphs(opened, threads)
+    from medals_rt.common.optional_deps import require
+    from medals_rt.common.plugins import load_plugin
+
     require("--against", "PyTorch", "ONNX")
     reference: Reference = load_plugin("torch-reference", "--against")(
         opened, *against, threads=threads
@@ -234,7 +249,7 @@ def _reference(
 def _content(
     opened: "OpenedBundle", reference: "Reference", outcome: "Outcome"
 ) -> dict[str, object]:
-    """Give everything as JSON has it."""
+    """Return everything as JSON has it."""
     import msgspec
 
     return {

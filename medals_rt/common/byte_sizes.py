@@ -9,19 +9,24 @@ _BINARY_UNITS = {f"{unit}I": 1024**power for power, unit in enumerate("KMGT", st
 
 
 def parse_size(text: str) -> int:
-    """Read a size: "6GB", "6e9", "512 MiB", "6G". Units of ten, or of two where written with i.
+    """Return the bytes of a size such as ``"6GB"``, ``"6e9"``, ``"512 MiB"`` or ``"6G"``.
+
+    Units are powers of 1000, or of 1024 if written with an i.
 
     Raises
     ------
     InputError
-        It is no size, or not positive.
+        If it isn't a size, or isn't positive.
     """
     match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?I?)B?\s*", text, re.IGNORECASE)
     units = _UNITS | _BINARY_UNITS
     try:
         size = int(float(match[1]) * units[match[2].upper()]) if match else 0
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         size = 0
     if size <= 0:
-        raise InputError(f"{text!r} is no amount of memory; write it like 6GB, 512MiB or 6e9")
+        raise InputError(
+            f"{text!r} is not an amount of memory; write it as 6GB, 512MiB or 6e9",
+            code="memory-size-invalid",
+        )
     return size

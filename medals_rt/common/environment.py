@@ -3,25 +3,34 @@
 import os
 import platform
 import sys
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from medals_rt import __version__
+from medals_rt.common.distribution import NAME, requirements
+
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python, this package and the libraries that decide results, where installed."""
-    found = {"python": platform.python_version()}
-    names = ("medals-rt", "numpy", "scipy", "openvino", "onnxruntime", "onnxruntime-gpu", "cupy")
-    for name in (*names, "tensorrt", "connected-components-3d"):
+    """Return the versions of Python, this package, and what is installed of its requirements."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> Mapping[str, str]:
+    found = {"python": platform.python_version(), NAME: __version__}
+    for package in sorted({each.package for each in requirements()}):
         try:
-            found[name] = version(name)
+            found[package] = version(package)
         except PackageNotFoundError:
             continue
     return found
 
 
 def machine_facts() -> dict[str, Any]:
-    """Name the machine's kind, never its owner: system, architecture, processor, cores."""
+    """Return what kind of machine this is: system, architecture, processor, usable cores."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
     return {
@@ -33,7 +42,7 @@ def machine_facts() -> dict[str, Any]:
 
 
 def _processor_name() -> str:
-    """Read the processor's name where Linux keeps it, else what Python knows."""
+    """Read the processor's name where Linux lists it, else take what Python knows."""
     listing = Path("/proc/cpuinfo")
     if listing.is_file():
         for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -43,10 +52,9 @@ def _processor_name() -> str:
 
 
 def peak_memory_mib() -> float | None:
-    """Largest resident size of this process so far, in MiB; None where the system can't tell.
+    """Return the peak resident memory of this process so far, in MiB; None if it is unknown.
 
-    Linux keeps it with the process's memory; what `getrusage` gives there counts that of the
-    program that started this one, too.
+    On Linux `getrusage` would include the peak of the program that started this one.
     """
     status = Path("/proc/self/status")
     if status.is_file():

@@ -1,10 +1,10 @@
-"""What can go wrong, as a small tree.
+"""The errors that this package raises on purpose.
 
-Each error is also a builtin, so that callers who do not know this package can catch it. A message
-says what was wrong, what was found and what to do about it, in one line.
+Each is also a builtin, so that callers who don't know this package can catch it. A message says in
+one line what was wrong, what was found and what to do about it.
 
-`InputError` and its children mean that the caller gave something unusable (the command line exits
-with 2); every other `MedalsError` is a failure while doing the work (exit code 1).
+`InputError` and its subclasses mean that the caller's input can't be used (the command line exits
+with 2); every other `MedalsError` is a failure during the work (1).
 """
 
 

@@ -1,7 +1,8 @@
-"""Libraries that extras install: which extra installs which, and how a missing one is told.
+"""Libraries that extras install: what each is for, and the error where one is missing.
 
 One table serves the code that needs such a library (`import_optional`, `require`) and
-`medals-rt doctor`, which looks for all of them.
+`medals-rt doctor`, which looks for all of them. Which extra installs which is not repeated here:
+`distribution` reads it from the installed metadata.
 """
 
 import importlib
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Final
 
+from medals_rt.common.distribution import NAME, extras_with
 from medals_rt.common.errors import MissingDependencyError
 
 
@@ -21,11 +23,9 @@ class OptionalLibrary:
     name
         For people.
     modules
-        Names under which it is imported, the first found counts.
+        Names under which it is imported; the first that is found is used.
     packages
-        Names under which it is installed, the first found counts.
-    extras
-        Of medals-rt, that install it, the smallest first.
+        Names under which it is installed; the first that is found is used.
     use
         What it is for.
     detail
@@ -35,9 +35,18 @@ class OptionalLibrary:
     name: str
     modules: tuple[str, ...]
     packages: tuple[str, ...]
-    extras: tuple[str, ...]
     use: str
     detail: str = ""
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Extras of medals-rt that install it, the smallest first."""
+        return extras_with(self.packages)
+
+    @property
+    def extra(self) -> str:
+        """The extra to install for it; empty where medals-rt itself isn't installed."""
+        return next(iter(self.extras), "")
 
 
 OPTIONAL_LIBRARIES: Final = (
@@ -45,8 +54,7 @@ OPTIONAL_LIBRARIES: Final = (
         "OpenVINO",
         ("openvino",),
         ("openvino",),
-        ("cpu",),
-        "runs networks on a CPU, the fastest",
+        "runs networks on a CPU, the fastest there",
         "'computes in ' + ', '.join(c for c in "
         "m.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES') if c[:2] in ('FP', 'BF'))",
     ),
@@ -54,79 +62,58 @@ OPTIONAL_LIBRARIES: Final = (
         "ONNX Runtime",
         ("onnxruntime",),
         ("onnxruntime-gpu", "onnxruntime"),
-        ("onnx", "gpu", "export"),
-        "runs networks on a CPU; with CUDA as onnxruntime-gpu",
+        "runs networks on a CPU; as onnxruntime-gpu also on a GPU",
         "', '.join(p.removesuffix('ExecutionProvider') for p in m.get_available_providers())",
     ),
     OptionalLibrary(
         "CuPy",
         ("cupy",),
         ("cupy-cuda13x", "cupy-cuda12x", "cupy"),
-        ("gpu",),
-        "arrays on a card, which every runner there needs",
+        "arrays on a GPU, which every GPU runner needs",
         "f'CUDA {m.cuda.runtime.runtimeGetVersion() // 1000}, ' + "
-        "('finds a card' if m.is_available() else 'finds no card')",
+        "('finds a GPU' if m.is_available() else 'finds no GPU')",
     ),
     OptionalLibrary(
         "TensorRT",
         ("tensorrt",),
         ("tensorrt", "tensorrt_cu13", "tensorrt_cu12"),
-        ("tensorrt",),
-        "the fastest on a data-centre card",
+        "runs networks on a data-center GPU, the fastest there",
     ),
     OptionalLibrary(
         "TensorRT-RTX",
         ("tensorrt_rtx", "tensorrt_rtx_bindings"),
         ("tensorrt_rtx", "tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu12_bindings"),
-        ("rtx",),
-        "the fastest on an RTX card; builds engines without one",
+        "runs networks on an RTX GPU, the fastest there; builds engines without one",
     ),
     OptionalLibrary(
-        "cuCIM", ("cucim",), ("cucim-cu13", "cucim-cu12"), ("gpu",), "components on a card"
+        "cuCIM", ("cucim",), ("cucim-cu13", "cucim-cu12"), "connected components on a GPU"
     ),
-    OptionalLibrary("NiBabel", ("nibabel",), ("nibabel",), ("formats",), "NIfTI"),
-    OptionalLibrary("pynrrd", ("nrrd",), ("pynrrd",), ("formats",), "NRRD"),
-    OptionalLibrary("pydicom", ("pydicom",), ("pydicom",), ("dicom",), "DICOM"),
-    OptionalLibrary("highdicom", ("highdicom",), ("highdicom",), ("dicom",), "DICOM segmentations"),
-    OptionalLibrary(
-        "Matplotlib", ("matplotlib",), ("matplotlib",), ("preview", "bench"), "previews and plots"
-    ),
-    OptionalLibrary(
-        "Jinja2", ("jinja2",), ("jinja2",), ("preview", "bench"), "pages of folders and benchmarks"
-    ),
+    OptionalLibrary("NiBabel", ("nibabel",), ("nibabel",), "NIfTI files"),
+    OptionalLibrary("pynrrd", ("nrrd",), ("pynrrd",), "NRRD files"),
+    OptionalLibrary("pydicom", ("pydicom",), ("pydicom",), "DICOM files"),
+    OptionalLibrary("highdicom", ("highdicom",), ("highdicom",), "DICOM segmentations"),
+    OptionalLibrary("Matplotlib", ("matplotlib",), ("matplotlib",), "previews and plots"),
+    OptionalLibrary("Jinja2", ("jinja2",), ("jinja2",), "HTML pages of batches and benchmarks"),
     OptionalLibrary(
         "PyTorch",
         ("torch",),
         ("torch",),
-        ("export",),
-        "export, and the reference of verify",
+        "export, and the reference of `medals-rt verify`",
         "'CUDA ' + m.version.cuda if m.version.cuda else 'CPU only'",
     ),
+    OptionalLibrary("ONNX", ("onnx",), ("onnx",), "export, and operation counts of benchmarks"),
+    OptionalLibrary("ONNX Script", ("onnxscript",), ("onnxscript",), "export"),
     OptionalLibrary(
-        "ONNX",
-        ("onnx",),
-        ("onnx",),
-        ("bench", "export"),
-        "export, and the arithmetic of benchmarks",
+        "transformers", ("transformers",), ("transformers",), "export of the text encoder"
     ),
-    OptionalLibrary("ONNX Script", ("onnxscript",), ("onnxscript",), ("export",), "export"),
-    OptionalLibrary(
-        "transformers", ("transformers",), ("transformers",), ("export",), "the text encoder"
-    ),
-    OptionalLibrary(
-        "tokenizers",
-        ("tokenizers",),
-        ("tokenizers",),
-        ("text", "export"),
-        "free sentences at run time",
-    ),
+    OptionalLibrary("tokenizers", ("tokenizers",), ("tokenizers",), "free text as prompts"),
 )
 
 _BY_NAME: Final = {each.name: each for each in OPTIONAL_LIBRARIES}
 
 
 def modules_of(name: str) -> tuple[str, ...]:
-    """Give the names under which a library of `OPTIONAL_LIBRARIES` may be imported."""
+    """Return the names under which a library of `OPTIONAL_LIBRARIES` may be imported."""
     return _BY_NAME[name].modules
 
 
@@ -156,7 +143,7 @@ def import_optional(name: str, what: str) -> Any:
 
 
 def require(what: str, *names: str) -> None:
-    """Make sure that libraries are installed, without importing them; as `import_optional`.
+    """Check that libraries are installed, without importing them; as `import_optional`.
 
     Raises
     ------
@@ -169,16 +156,25 @@ def require(what: str, *names: str) -> None:
 
 
 def missing(what: str, *names: str, reason: str = "") -> MissingDependencyError:
-    """Say which libraries something needs, and what installs them: one extra if one does."""
-    extras = [_BY_NAME[name].extras for name in names]
-    shared = [extra for extra in extras[0] if all(extra in each for each in extras)]
-    chosen = ",".join(shared[:1] or dict.fromkeys(each[0] for each in extras))
+    """Return the error that names the libraries that something needs, and how to install them."""
     return MissingDependencyError(
-        f"{what} needs {', '.join(names)}{reason}: pip install 'medals-rt[{chosen}]'"
+        f"{what} needs {', '.join(names)}{reason}: pip install {_to_install(*names)}"
     )
 
 
 def missing_one_of(what: str, *names: str, remark: str = "") -> MissingDependencyError:
-    """Say that something needs one of several libraries, and what installs each."""
-    ways = " or ".join(f"'medals-rt[{_BY_NAME[name].extras[0]}]'" for name in names)
+    """Return the error that something needs one of several libraries, and how to install each."""
+    ways = " or ".join(map(_to_install, names))
     return MissingDependencyError(f"{what} needs {' or '.join(names)}: pip install {ways}{remark}")
+
+
+def _to_install(*names: str) -> str:
+    """Return what pip installs for libraries: one extra if it has all, else one for each."""
+    libraries = [_BY_NAME[name] for name in names]
+    if not all(each.extras for each in libraries):
+        return " ".join(each.packages[0] for each in libraries)
+    shared = [
+        extra for extra in libraries[0].extras if all(extra in each.extras for each in libraries)
+    ]
+    chosen = shared[:1] or dict.fromkeys(each.extra for each in libraries)
+    return f"'{NAME}[{','.join(chosen)}]'"

@@ -1,4 +1,4 @@
-"""The installed command, and the commands that say things: info, version, prompts, plan, export."""
+"""The installed command, and the commands that only show something."""
 
 import json
 import subprocess
@@ -8,8 +8,16 @@ from pathlib import Path
 
 import pytest
 
+import medals_rt
 from medals_rt.bundle.bundle import Bundle
-from tests.cli.helpers import Result, assert_one_line, call
+from medals_rt.common.errors import (
+    BundleError,
+    InputError,
+    MissingDependencyError,
+    MissingFileError,
+    PromptError,
+)
+from tests.cli.helpers import Result, assert_one_line, assert_refused, call, error_of
 
 
 def test_the_installed_command(tmp_path: Path) -> None:
@@ -33,29 +41,34 @@ def test_info(tiny_bundle: Bundle, tmp_path: Path) -> None:
     content = json.loads(call("info", "--bundle", tiny_bundle.folder, "--json").stdout)
     assert content["hash"] == tiny_bundle.hash
     assert content["format_version"] == 2
-    assert_one_line(call("info", "--bundle", tmp_path), 2, "bundle.json")
+    assert_refused(call("info", "--bundle", tmp_path), BundleError | MissingFileError)
 
 
 def test_version() -> None:
-    import medals_rt
-
-    assert f"medals-rt {medals_rt.__version__}" in call("version").stdout
-    assert json.loads(call("version", "--json").stdout)["medals-rt"] == medals_rt.__version__
+    shown = call("version")
+    assert shown.stdout.splitlines()[1] == f"medals-rt {medals_rt.__version__}"
+    versions = json.loads(call("version", "--json").stdout)
+    assert versions["medals-rt"] == medals_rt.__version__
+    assert [f"{name} {version}" for name, version in versions.items()] == shown.stdout.splitlines()
 
 
 def test_prompts() -> None:
     found = json.loads(call("prompts", "Liver in abdominal CT", "--json").stdout)
     assert found == {"modality": "CT", "class": "Liver", "id": 1, "matched": found["matched"]}
     assert "Liver" in call("prompts", "liver, CT").stdout
-    assert_one_line(call("prompts", "Livre on CT"), 2, "Liver")
-    assert_one_line(call("prompts"), 2, "--list")
-    assert_one_line(call("prompts", "liver, CT", "--list"), 2, "one of")
-    listed = json.loads(call("prompts", "--list", "--json").stdout)
-    assert len(listed) == 243
+    assert_refused(call("prompts", "Livre on CT"), PromptError)
+    for words in (("prompts",), ("prompts", "liver, CT", "--list")):
+        assert error_of(call(*words)).code == "sentence-or-list"
+
+
+def test_the_list_of_classes() -> None:
+    assert len(json.loads(call("prompts", "--list", "--json").stdout)) == 243
     listed = json.loads(call("prompts", "--list", "--modality", "CT", "--json").stdout)
     assert len(listed) == 137
     assert {row["modality"] for row in listed} == {"CT"}
-    assert "Liver" in call("prompts", "--list", "--kind", "anatomy").stdout
+    shown = call("prompts", "--list", "--kind", "anatomy").stdout
+    assert "Liver" in shown
+    assert "lesion" not in shown
 
 
 def test_plan_of_a_case(tiny_bundle: Bundle, case: Path, run: Callable[..., Result]) -> None:
@@ -70,11 +83,32 @@ def test_plan_of_a_case(tiny_bundle: Bundle, case: Path, run: Callable[..., Resu
     shown = call(*arguments).stdout
     assert "CT Liver" in shown
     assert "peak memory" in shown
-    assert_one_line(call("plan", "--input", case, "--shape", "1,1,1"), 2, "--shape")
-    assert_one_line(call("plan", "--shape", "1,1,1"), 2, "--spacing")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--input", "a.npz", "--shape", "1,1,1"), "case-twice"),
+        (("--shape", "1,1,1"), "case-missing"),
+        (("--input", "a.npz", "--max-memory", "much"), "memory-size-invalid"),
+    ],
+)
+def test_plans_of_nothing(words: tuple[str, ...], code: str) -> None:
+    result = call("plan", *words)
+    assert_refused(result, InputError)
+    assert error_of(result).code == code
 
 
 def test_export_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medals_rt.common.optional_deps.find_spec", lambda _: None)
     words = ("--stage1", "a.pth", "--stage2", "b.pth", "--bank", "c", "--out", tmp_path)
-    assert_one_line(call("export", *words), 1, "medals-rt[export]")
+    result = call("export", *words)
+    assert_one_line(result, 1)
+    assert isinstance(error_of(result), MissingDependencyError)
+
+
+def test_a_batch_of_an_unknown_format(case: Path, tmp_path: Path) -> None:
+    words = ("--format", "tiff", "--prompt", "liver in CT", "--no-preview")
+    result = call("batch", case, tmp_path / "results", *words)
+    assert error_of(result).code == "format-unknown"
+    assert not (tmp_path / "results").exists()

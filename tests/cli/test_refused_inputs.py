@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
-from tests.cli.helpers import SHAPE, Result, assert_one_line, call, write_case
+from medals_rt.common.errors import (
+    BundleError,
+    CaseError,
+    InputError,
+    MissingFileError,
+    PromptError,
+)
+from tests.cli.helpers import SHAPE, Result, assert_one_line, assert_refused, call, write_case
 
 
 def test_an_annotation_that_does_not_fit(
@@ -16,36 +23,39 @@ def test_an_annotation_that_does_not_fit(
 ) -> None:
     file = tmp_path / "drawn.npz"
     np.savez(file, segs=np.ones((3, 3, 3), np.uint8), spacing=np.array([2.0, 2.0, 3.0]))
-    assert_one_line(run(spatial_prompts=file), 2, "another grid")
+    assert_refused(run(spatial_prompts=file), CaseError)
     np.savez(file, segs=np.ones(SHAPE, np.uint8), spacing=np.array([2.0, 2.0, 5.0]))
-    assert_one_line(run(spatial_prompts=file), 2, "another grid")
+    assert_refused(run(spatial_prompts=file), CaseError)
     np.savez(file, segs=np.full(SHAPE, 9, np.uint8), spacing=np.array([2.0, 2.0, 3.0]))
-    assert_one_line(run(spatial_prompts=file), 2, "no prompt names", "9")
+    assert_refused(run(spatial_prompts=file), InputError)
     assert not list(out.iterdir())
 
 
 BROKEN_CASES = {
-    "no image": ({"imgs": None}, "imgs"),
-    "no spacing": ({"spacing": None}, "spacing"),
-    "two dimensions": ({"imgs": np.zeros((4, 4))}, "(4, 4)"),
-    "four dimensions": ({"imgs": np.zeros((2, 4, 4, 4))}, "(2, 4, 4, 4)"),
-    "empty": ({"imgs": np.zeros((0, 4, 4))}, "empty"),
-    "NaN": ({"imgs": np.full(SHAPE, np.nan)}, "NaN"),
-    "infinite": ({"imgs": np.full(SHAPE, np.inf)}, "infinite"),
-    "complex": ({"imgs": np.zeros(SHAPE, complex)}, "complex"),
-    "empty spacing": ({"spacing": np.array([])}, "spacing"),
-    "zero spacing": ({"spacing": np.array([1.0, 0.0, 1.0])}, "spacing"),
-    "negative spacing": ({"spacing": np.array([1.0, 1.0, -1.0])}, "spacing"),
-    "NaN spacing": ({"spacing": np.array([1.0, 1.0, np.nan])}, "spacing"),
-    "no prompts": ({"text_prompts": None}, "--prompts"),
-    "no class": ({"text_prompts": {"instance_label": 0}}, "prompt"),
-    "unknown class": ({"text_prompts": {"1": "Livre in CT", "instance_label": 0}}, "Liver"),
-    "no label": ({"text_prompts": {"liver": "Liver in CT"}}, "'liver'"),
-    "one label twice": ({"text_prompts": {"1": "Liver in CT", "01": "Spleen in CT"}}, "twice"),
-    "two labels of one class": ({"text_prompts": {"1": "Liver in CT", "2": "liver, CT"}}, "both"),
-    "two modalities": ({"text_prompts": {"1": "Liver in CT", "2": "Spleen in MRI"}}, "modalities"),
-    "bad kind": ({"text_prompts": {"1": "Liver in CT", "instance_label": 2}}, "instance_label"),
-    "not in the bundle": ({"text_prompts": {"1": "Spleen in CT"}}, "Spleen"),
+    "no image": ({"imgs": None}, CaseError),
+    "no spacing": ({"spacing": None}, CaseError),
+    "two dimensions": ({"imgs": np.zeros((4, 4))}, CaseError),
+    "four dimensions": ({"imgs": np.zeros((2, 4, 4, 4))}, CaseError),
+    "empty": ({"imgs": np.zeros((0, 4, 4))}, CaseError),
+    "NaN": ({"imgs": np.full(SHAPE, np.nan)}, CaseError),
+    "infinite": ({"imgs": np.full(SHAPE, np.inf)}, CaseError),
+    "complex": ({"imgs": np.zeros(SHAPE, complex)}, CaseError),
+    "empty spacing": ({"spacing": np.array([])}, CaseError),
+    "zero spacing": ({"spacing": np.array([1.0, 0.0, 1.0])}, CaseError),
+    "negative spacing": ({"spacing": np.array([1.0, 1.0, -1.0])}, CaseError),
+    "NaN spacing": ({"spacing": np.array([1.0, 1.0, np.nan])}, CaseError),
+    "no prompts": ({"text_prompts": None}, PromptError),
+    "no class": ({"text_prompts": {"instance_label": 0}}, PromptError),
+    "unknown class": ({"text_prompts": {"1": "Livre in CT", "instance_label": 0}}, PromptError),
+    "no label": ({"text_prompts": {"liver": "Liver in CT"}}, PromptError),
+    "one label twice": ({"text_prompts": {"1": "Liver in CT", "01": "Spleen in CT"}}, PromptError),
+    "two labels of one class": (
+        {"text_prompts": {"1": "Liver in CT", "2": "liver, CT"}},
+        PromptError,
+    ),
+    "two modalities": ({"text_prompts": {"1": "Liver in CT", "2": "Spleen in MRI"}}, PromptError),
+    "bad kind": ({"text_prompts": {"1": "Liver in CT", "instance_label": 2}}, PromptError),
+    "not in the bundle": ({"text_prompts": {"1": "Spleen in CT"}}, BundleError),
 }
 
 
@@ -53,11 +63,11 @@ BROKEN_CASES = {
 def test_a_case_that_cannot_be_used(
     run: Callable[..., Result], tmp_path: Path, out: Path, name: str
 ) -> None:
-    changes, word = BROKEN_CASES[name]
+    changes, kind = BROKEN_CASES[name]
     if isinstance(changes.get("text_prompts"), dict):
         changes = {"text_prompts": np.array(changes["text_prompts"], dtype=object)}
     broken = write_case(tmp_path / "broken.npz", **changes)
-    assert_one_line(run(input=broken), 2, word)
+    assert_refused(run(input=broken), kind)
     assert not list(out.iterdir())
 
 
@@ -74,7 +84,7 @@ class Malice:
 def test_a_pickle_runs_nothing(run: Callable[..., Result], tmp_path: Path, out: Path) -> None:
     made = tmp_path / "made"
     prompts = np.array({"1": Malice(made)}, dtype=object)
-    assert_one_line(run(input=write_case(tmp_path / "evil.npz", text_prompts=prompts)), 2)
+    assert_refused(run(input=write_case(tmp_path / "evil.npz", text_prompts=prompts)), InputError)
     assert not made.exists()
     assert not list(out.iterdir())
 
@@ -83,17 +93,20 @@ def test_files_that_cannot_be_used(
     run: Callable[..., Result], case: Path, tmp_path: Path, out: Path
 ) -> None:
     before = case.read_bytes()
-    assert_one_line(run(input=tmp_path / "missing.npz"), 2, "missing.npz")
-    assert_one_line(run(output=case), 2, "overwrite")
-    assert_one_line(run(report=out / "seg.npz"), 2, "different names")
-    assert_one_line(run(output=out / "seg.tiff"), 2, ".nii.gz")
-    assert_one_line(run(output=case / "below" / "seg.npz"), 2, "can't write")
-    assert_one_line(run(report=out), 2, "folder")
-    assert_one_line(run(prompts=tmp_path / "missing.json"), 2, "missing.json")
-    assert_one_line(run("--prompt", "liver on CT", prompts=case), 2, "not both")
-    assert_one_line(run(bundle=tmp_path / "missing"), 2, "missing")
     (tmp_path / "noise.npz").write_bytes(b"noise")
-    assert_one_line(run(input=tmp_path / "noise.npz"), 2, "noise.npz")
+    for changes, kind in (
+        ({"input": tmp_path / "missing.npz"}, MissingFileError),
+        ({"input": tmp_path / "noise.npz"}, CaseError),
+        ({"output": case}, InputError),
+        ({"output": out / "seg.tiff"}, InputError),
+        ({"output": case / "below" / "seg.npz"}, InputError),
+        ({"report": out / "seg.npz"}, InputError),
+        ({"report": out}, InputError),
+        ({"prompts": tmp_path / "missing.json"}, MissingFileError),
+        ({"bundle": tmp_path / "missing"}, MissingFileError),
+    ):
+        assert_refused(run(**changes), kind)
+    assert_refused(run("--prompt", "liver on CT", prompts=case), PromptError)
     assert case.read_bytes() == before
     assert not list(out.iterdir())
 
@@ -107,8 +120,8 @@ def test_a_damaged_bundle(
     content = bytearray(graph.read_bytes())
     content[len(content) // 2] ^= 1
     graph.write_bytes(content)
-    assert_one_line(run(bundle=copy), 2, "SHA-256", graph.name)
-    assert_one_line(call("info", "--bundle", copy), 2, "SHA-256")
+    assert_refused(run(bundle=copy), BundleError)
+    assert_refused(call("info", "--bundle", copy), BundleError)
     assert not list(out.iterdir())
 
 
@@ -127,6 +140,4 @@ def test_a_damaged_bundle(
     ],
 )
 def test_wrong_usage(arguments: list[str]) -> None:
-    result = call(*arguments)
-    assert result.exit_code == 2
-    assert "Error: " in result.stderr
+    assert_one_line(call(*arguments), 2)

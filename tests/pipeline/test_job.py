@@ -159,4 +159,4 @@ def test_sizes_of_memory_are_read_from_words(tiny_bundle: Bundle, tmp_path: Path
     assert (result.exit_code, result.stderr) == (0, "")
     result = CliRunner().invoke(app, words(tiny_bundle, case, output, "--max-memory", "much"))
     assert result.exit_code == 2
-    assert "'much' is no amount of memory" in result.stderr
+    assert result.stderr.startswith("error: 'much' ")

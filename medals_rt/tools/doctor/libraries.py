@@ -45,11 +45,11 @@ def look_at_library(kind: OptionalLibrary) -> Library:
     """Look for one library, and import it in a child process if it is there."""
     module = next((name for name in kind.modules if find_spec(name) is not None), None)
     if module is None:
-        return Library(kind.name, "missing", None, kind.extras[0], kind.use)
+        return Library(kind.name, "missing", None, kind.extra, kind.use)
     detail, reason = import_apart(module, kind.detail)
     state: State = "installed" if reason is None else "broken"
     found = installed_version(kind.packages)
-    return Library(kind.name, state, found, kind.extras[0], kind.use, detail, reason)
+    return Library(kind.name, state, found, kind.extra, kind.use, detail, reason)
 
 
 def import_apart(module: str, detail: str = "") -> tuple[str | None, str | None]:

@@ -54,7 +54,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, *hidden: str, broken: tuple[str, ...] 
             each.name,
             state(each.name),
             None if each.name in hidden else "1.0",
-            each.extras[0],
+            each.extra,
             each.use,
             reason="ImportError: it lacks something" if each.name in broken else None,
         )
@@ -155,7 +155,7 @@ def test_cache_that_cant_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [each.name for each in (tmp_path / "cache").iterdir()] == ["graph"]
     hide(monkeypatch)
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "cache"))
-    assert "cache: 1.0 MiB, compiled graphs are kept up to 8,192" in call("doctor").stdout
+    assert "cache: 1.0 MiB of at most 8,192" in call("doctor").stdout
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "file"))
     assert any("MEDALS_RT_CACHE" in each for each in diagnose().advice)
 

@@ -10,7 +10,7 @@ from medals_rt.tools.doctor.libraries import import_apart, look_at_libraries
 
 def kind(module: str, detail: str = "") -> OptionalLibrary:
     modules, packages = ("no_such_module", module), ("not-there", "numpy")
-    return OptionalLibrary(module, modules, packages, ("cpu",), "a test", detail)
+    return OptionalLibrary(module, modules, packages, "a test", detail)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Failures and interrupts: one line, the right exit code, nothing half written."""
+"""Ctrl-C and termination: one line, the right exit code, nothing half written."""
 
 import os
 import signal
@@ -9,35 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from medals_rt.common.errors import RunnerError
-from tests.cli.helpers import Result, assert_one_line
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "words"),
-    [
-        (RunnerError("the library refused\nthe graph"), 1, ("refused the graph",)),
-        (ZeroDivisionError("surprise"), 1, ("ZeroDivisionError: surprise", "--debug")),
-        (MemoryError("3 GiB"), 1, ("out of memory", "3 GiB")),
-    ],
-)
-def test_failures(
-    run: Callable[..., Result],
-    out: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    error: Exception,
-    code: int,
-    words: tuple[str, ...],
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr("medals_rt.pipeline.segmenter.Segmenter.segment", fail)
-    assert_one_line(run(), code, *words)
-    result = run("--debug")
-    assert result.exit_code == code
-    assert "Traceback" in result.stderr
-    assert not list(out.iterdir())
+from tests.cli.helpers import Result
 
 
 def test_an_interrupt_that_a_library_wraps_is_one(
@@ -49,7 +21,8 @@ def test_an_interrupt_that_a_library_wraps_is_one(
     monkeypatch.setattr("medals_rt.pipeline.segmenter.Segmenter.segment", fail)
     result = run()
     assert result.exit_code == 130
-    assert result.stderr == "interrupted; no unfinished file is left behind\n"
+    assert result.stderr.startswith("interrupted")
+    assert result.stderr.count("\n") == 1
 
 
 def test_an_interrupt_while_writing_leaves_nothing(

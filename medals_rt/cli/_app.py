@@ -1,0 +1,122 @@
+"""The command line as a whole: which commands there are, and where every error ends.
+
+A new command is a module with a function and `EXAMPLES`, and a line in `COMMANDS`.
+"""
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+
+from medals_rt import __version__
+from medals_rt.cli import (
+    batch,
+    bench,
+    build,
+    doctor,
+    evaluate,
+    export,
+    info,
+    plan,
+    prompts,
+    run,
+    verify,
+    version,
+)
+from medals_rt.cli._errors import report_error
+from medals_rt.cli._options import Command, with_common_flags
+from medals_rt.cli._output import out
+
+COMMANDS: Final[dict[str, tuple[Command, Sequence[str]]]] = {
+    "run": (run.run_command, run.EXAMPLES),
+    "batch": (batch.batch_command, batch.EXAMPLES),
+    "plan": (plan.plan_command, plan.EXAMPLES),
+    "prompts": (prompts.prompts_command, prompts.EXAMPLES),
+    "evaluate": (evaluate.evaluate_command, evaluate.EXAMPLES),
+    "info": (info.info_command, info.EXAMPLES),
+    "export": (export.export_command, export.EXAMPLES),
+    "build": (build.build_command, build.EXAMPLES),
+    "verify": (verify.verify_command, verify.EXAMPLES),
+    "doctor": (doctor.doctor_command, doctor.EXAMPLES),
+    "bench": (bench.bench_command, bench.EXAMPLES),
+    "version": (version.version_command, version.EXAMPLES),
+}
+"""Each command with its examples, in the order of `medals-rt --help`."""
+
+
+class Commands(TyperGroup):
+    """The group of all commands, which turns what they return and raise into exit codes."""
+
+    def make_context(self, *given: Any, **more: Any) -> Any:
+        """Parse what stands before the command's name."""
+        with _errors_end_the_command():
+            return super().make_context(*given, **more)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse a command's own words and run it."""
+        with _errors_end_the_command():
+            code = super().invoke(ctx)
+        raise typer.Exit(code or 0)
+
+
+app = typer.Typer(
+    name="medals-rt",
+    cls=Commands,
+    help="Segment 3D medical images by text with exported Medal S models.",
+    epilog="`medals-rt COMMAND --help` shows a command's options and examples.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version of medals-rt and exit.")
+    ] = False,
+) -> None:
+    out.start()
+    if version:
+        out.line(f"medals-rt {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        out.line(context.get_help())
+
+
+def _register(name: str, command: Command, examples: Sequence[str]) -> None:
+    # \b keeps the lines of a paragraph as they are
+    epilog = "\n".join(("\b", "Examples:", *(f"  {example}" for example in examples)))
+    app.command(name, epilog=epilog)(with_common_flags(command))
+
+
+for _name, (_command, _examples) in COMMANDS.items():
+    _register(_name, _command, _examples)
+
+
+@contextmanager
+def _errors_end_the_command() -> Iterator[None]:
+    """Report what is raised in one line, and exit with its code."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort, BrokenPipeError):  # typer ends on these by itself
+        raise
+    except (KeyboardInterrupt, Exception) as error:
+        raise typer.Exit(report_error(error)) from error
+
+
+def main() -> None:
+    """Run the command line. SIGTERM ends it as an error does: nothing is left half written."""
+    signal.signal(signal.SIGTERM, _terminate)
+    app()
+
+
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)

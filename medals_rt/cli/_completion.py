@@ -1,0 +1,54 @@
+"""What the shell offers for a flag that takes one of many names (`--install-completion`).
+
+The lists are read where they stand, and only when the shell asks; typer keeps those that begin as
+the user typed.
+"""
+
+import typer
+
+from medals_rt.common.choices import PRECISIONS, RUNNER_KINDS
+
+
+def complete_sentence(context: typer.Context) -> list[str]:
+    """Offer a sentence for every class, of the modality and kind that were given."""
+    from medals_rt.prompts.classes import classes_of
+
+    known = classes_of(context.params.get("modality"), context.params.get("kind"))
+    return [f"{key.name} in {key.modality}" for key in known]
+
+
+def complete_runner() -> list[str]:
+    """Offer the runners."""
+    return list(RUNNER_KINDS)
+
+
+def complete_precision() -> list[str]:
+    """Offer the precisions."""
+    return list(PRECISIONS)
+
+
+def complete_backend(incomplete: str) -> list[str]:
+    """Offer the runners, and once one is named its precisions: ``openvino:fp32``."""
+    runner, colon, _ = incomplete.partition(":")
+    return [f"{runner}:{each}" for each in PRECISIONS] if colon else list(RUNNER_KINDS)
+
+
+def complete_recipe() -> list[str]:
+    """Offer the recipes that come with the package."""
+    from medals_rt.bundle.recipes import shipped_recipes
+
+    return list(shipped_recipes())
+
+
+def complete_window() -> list[str]:
+    """Offer the intensity windows of the policy."""
+    from medals_rt.planning.policy import load_policy
+
+    return ["auto", *load_policy().intensity_windows.windows]
+
+
+def complete_format() -> list[str]:
+    """Offer the formats that results are written in."""
+    from medals_rt.io.registry import OUTPUT_ENDINGS
+
+    return ["same", *(ending.removeprefix(".") for ending in OUTPUT_ENDINGS)]

@@ -1,0 +1,171 @@
+"""The one sink of everything that commands print.
+
+Results go to standard output; progress, notes, warnings and errors to standard error. `--quiet`
+silences all but JSON, warnings and errors. On a terminal, warnings are amber and errors red, unless
+NO_COLOR is set.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+import typer
+
+from medals_rt.common.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+    from medals_rt.common.notes import Note
+
+AMBER: Final = "bold #ffbf00"
+RED: Final = "bold red"
+
+_WIDEST_TABLE = 2000
+_CONTROL: Final = dict.fromkeys(
+    (*range(9), *range(11, 32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}"
+)
+
+
+class Output:
+    """Where commands print; there is one, `out`."""
+
+    def __init__(self) -> None:
+        self.quiet = False
+        self.debug = False
+
+    def start(self, *, quiet: bool = False, debug: bool = False) -> None:
+        """Take the common flags of the command that runs."""
+        self.quiet, self.debug = quiet, debug
+
+    def line(self, text: str) -> None:
+        """Print a line of the result."""
+        if not self.quiet:
+            typer.echo(_printable(text))
+
+    def wrote(self, *paths: Path | None) -> None:
+        """Print which files were written, of those that were asked for."""
+        for path in paths:
+            if path is not None:
+                self.line(f"wrote {path}")
+
+    def json(self, content: object) -> None:
+        """Print the result as JSON, which was asked for: also when quiet."""
+        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+
+    def table(self, title: str, columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table.
+
+        Parameters
+        ----------
+        title
+            Printed above it.
+        columns
+            Headings, and how each column is set: "left", "right", or "wrap" (left, in several lines
+            where it is long).
+        rows
+            Texts of the cells, which may hold anything.
+        """
+        if self.quiet:
+            return
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for heading, side in columns.items():
+            justify: Literal["left", "right"] = "right" if side == "right" else "left"
+            table.add_column(heading, justify=justify, no_wrap=side != "wrap", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(_printable(cell)) for cell in row))
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            whole = console.options.update(max_width=_WIDEST_TABLE)
+            console.width = max(1, console.measure(table, options=whole).maximum)
+        console.print(Text(_printable(title), style="bold"))
+        console.print(table)
+
+    def remark(self, text: str) -> None:
+        """Print a line about the work on standard error."""
+        if not self.quiet:
+            _to_stderr(text)
+
+    def note(self, note: "Note") -> None:
+        """Print a note on standard error: a warning also when quiet."""
+        if note.severity == "warning":
+            self.warning(note.text)
+        else:
+            self.remark(f"note: {note.text}")
+
+    def warning(self, text: str) -> None:
+        """Print a warning on standard error, also when quiet."""
+        _to_stderr(f"warning: {text}", style=AMBER)
+
+    def failure(self, line: str) -> None:
+        """Print what failed in one line on standard error, also when quiet."""
+        _to_stderr(" ".join(line.split()), style=RED)
+
+    def traceback(self, text: str) -> None:
+        """Print a traceback on standard error."""
+        typer.echo(text, err=True, nl=False)
+
+    @contextmanager
+    def bars(self, time: Literal["elapsed", "remaining"]) -> Iterator["Bars | None"]:
+        """Draw progress bars on standard error; None when quiet or where there is no terminal."""
+        if self.quiet or not sys.stderr.isatty():
+            yield None
+            return
+        from rich import progress
+        from rich.console import Console
+
+        columns = (
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn() if time == "elapsed" else progress.TimeRemainingColumn(),
+        )
+        with progress.Progress(*columns, console=Console(stderr=True)) as bars:
+            yield bars
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress | None]:
+        """Draw one bar for each name with the time left; None as `bars`."""
+        with self.bars("remaining") as bars:
+            if bars is None:
+                yield None
+                return
+            tasks: dict[str, TaskID] = {}
+
+            def advance(name: str, done: int, total: int) -> None:
+                if name not in tasks:
+                    tasks[name] = bars.add_task(name, total=total)
+                bars.update(tasks[name], completed=done, total=total)
+
+            yield advance
+
+
+out: Final = Output()
+
+
+def _printable(text: str) -> str:
+    """Return a text without control characters, which a file from outside may hold."""
+    return text.translate(_CONTROL)
+
+
+def _to_stderr(text: str, style: str = "") -> None:
+    """Print a line; on a terminal the word before its first colon in the style."""
+    text = _printable(text)
+    if not sys.stderr.isatty():
+        typer.echo(text, err=True)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    head, colon, rest = text.partition(":")
+    shown = Text.assemble((head + colon, style), rest) if colon else Text(text)
+    Console(stderr=True, highlight=False).print(shown, soft_wrap=True)

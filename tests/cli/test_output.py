@@ -1,0 +1,121 @@
+"""The sink of all output: which stream, what --quiet leaves, colors, control characters."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from medals_rt.cli._output import Output
+from medals_rt.common.notes import Note, warning
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def out() -> Output:
+    return Output()
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Put a terminal with colors in the place of standard error (in the test: pytest resets it)."""
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    return stream
+
+
+def print_all(out: Output) -> None:
+    out.line("a result")
+    out.wrote(None)
+    out.table("numbers", {"name": "left", "value": "right"}, [["one", "1"]])
+    out.json({"value": 1})
+    out.remark("a remark")
+    out.note(Note("assumed", "an assumption"))
+    out.note(warning("repaired", "a repair"))
+    out.failure("error: a\nfailure")
+
+
+def test_results_and_remarks_go_to_their_streams(
+    out: Output, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_all(out)
+    shown = capsys.readouterr()
+    assert shown.err.splitlines() == [
+        "a remark",
+        "note: an assumption",
+        "warning: a repair",
+        "error: a failure",
+    ]
+    first, title, *_ = shown.out.splitlines()
+    assert (first, title.strip()) == ("a result", "numbers")
+    assert "wrote" not in shown.out
+
+
+def test_quiet_leaves_json_warnings_and_errors(
+    out: Output, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out.start(quiet=True)
+    print_all(out)
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {"value": 1}
+    assert shown.err.splitlines() == ["warning: a repair", "error: a failure"]
+    with out.progress() as progress:
+        assert progress is None
+
+
+def test_warnings_are_amber_on_a_terminal(out: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
+    out.warning("a repair")
+    assert stream.getvalue() == "\x1b[1;38;2;255;191;0mwarning:\x1b[0m a repair\n"
+
+
+def test_no_color(out: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
+    monkeypatch.setenv("NO_COLOR", "1")
+    out.warning("a repair")
+    assert "38;2" not in stream.getvalue()
+    assert "a repair" in stream.getvalue()
+
+
+def test_a_long_line_stays_one(out: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
+    out.warning("word " * 100)
+    assert stream.getvalue().count("\n") == 1
+
+
+def test_a_terminal_shows_progress(out: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch)
+    with out.progress() as progress:
+        assert progress is not None
+        progress("coarse", 1, 4)
+        progress("coarse", 4, 4)
+    assert "coarse" in stream.getvalue()
+    assert "4/4" in stream.getvalue()
+
+
+def test_control_characters_of_a_file_reach_no_terminal(
+    out: Output, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = terminal(monkeypatch)
+    hostile = "name\x1b]0;title\x07\x9b31m"
+    out.line(hostile)
+    out.table(hostile, {"name": "left"}, [[hostile]])
+    out.remark(hostile)
+    shown = capsys.readouterr().out + stream.getvalue()
+    assert "name" in shown
+    assert not set("\x1b\x07\x9b") & set(shown)
+
+
+def test_tables_hold_any_text(out: Output, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "[bold]" + "x" * 300
+    out.table("t", {"name": "left"}, [[long]])
+    assert long in capsys.readouterr().out  # no markup, and cut nowhere where it is no terminal
