@@ -21,7 +21,7 @@ from medals_rt.common.progress import Progress
 from medals_rt.inference.hybrid_prompts import checked_annotation
 from medals_rt.pipeline.report import class_records
 from medals_rt.planning.policy import load_policy
-from medals_rt.preprocessing.intensity import AUTO, is_native, parse_window
+from medals_rt.preprocessing.intensity import AUTO, is_prepared, parse_window
 from medals_rt.prompts.prompt_set import PromptSet
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def check_window(window: str, modality: str) -> None:
 def group_by_window(volume: Volume, prompts: PromptSet, window: str) -> dict[str, PromptSet]:
     """Split prompts by the CT window that each class wants, in the order of the prompts.
 
-    There is one group where a window was named, where the image isn't CT or is native (0 to 255:
-    its window was chosen by whoever made it), and where all classes agree; its window is as given.
+    There is one group where a window was named, where the image isn't CT or was prepared (its
+    window was chosen by whoever made it), and where all classes agree; its window is as given.
     """
     whole = {window: prompts}
     if window != AUTO or prompts.modality != "CT":
@@ -99,7 +99,7 @@ def group_by_window(volume: Volume, prompts: PromptSet, window: str) -> dict[str
     groups: dict[str, list[Any]] = {}
     for prompt in prompts.prompts:
         groups.setdefault(policy.window_of(prompt.class_key), []).append(prompt)
-    if len(groups) == 1 or is_native(volume.image_dhw):
+    if len(groups) == 1 or is_prepared(volume):
         return whole
     return {name: PromptSet(tuple(group)) for name, group in groups.items()}
 

@@ -32,12 +32,12 @@ from medals_rt.io.volume import Volume
 from medals_rt.pipeline.report import RunReport, class_records
 from medals_rt.planning import pass_timings
 from medals_rt.planning.cost import feature_channels
-from medals_rt.planning.geometry import clean_spacing
+from medals_rt.planning.geometry import spacing_for
 from medals_rt.planning.memory import CLASSES_PER_CHUNK, memory_limit, memory_record
 from medals_rt.planning.policy import load_policy
 from medals_rt.planning.stage_plan import CaseOutline
 from medals_rt.planning.time_budget import Budget, case_budget
-from medals_rt.postprocessing.finalize import finish_labels, treated_labels
+from medals_rt.postprocessing.finalize import finish_labels, removal_notes, treated_labels
 from medals_rt.preprocessing.intensity import prepare_intensities
 from medals_rt.prompts.embedding import PromptEmbedder
 from medals_rt.prompts.prompt_set import PromptSet, parse_prompts
@@ -231,9 +231,16 @@ class Segmenter:
             device = self._networks[1].array_device
             treated = treated_labels(volume.image_dhw.size, prompts, preset)
             known = pass_timings.recall(self.bundle.hash, self._arithmetic)
+            spacing, spacing_notes = spacing_for(
+                volume.shape_dhw,
+                volume.spacing_hwd_mm,
+                geometry_is_stated=volume.source.affine_lps is not None,
+                preset=chosen,
+                modality=prompts.modality,
+            )
             outline = CaseOutline(
                 shape_dhw=volume.shape_dhw,
-                spacing_hwd_mm=clean_spacing(volume.shape_dhw, volume.spacing_hwd_mm),
+                spacing_hwd_mm=spacing,
                 rules=rules,
                 preset=chosen,
                 mode=mode,
@@ -260,11 +267,12 @@ class Segmenter:
         outcomes = run_stages(self._networks, case, annotated)
         with watch.step("post-process"):
             last = outcomes[-1]
-            labels, instances = finish_labels(
+            final = finish_labels(
                 last.labels_dhw, last.probability_dhw, treated, lesion=rules.lesion, preset=chosen
             )
         with watch.step("download"):
-            labels_host = to_host(labels)
+            labels_host = to_host(final.labels_dhw)
+            instances = final.instances_dhw
             instances_host = None if instances is None else to_host(instances)
             stage_labels = {each.record.name: to_host(each.labels_dhw) for each in outcomes}
             probability = to_host(last.probability_dhw) if keep_probability else None
@@ -294,7 +302,12 @@ class Segmenter:
             peak_memory_mib=peak_memory_mib(),
             memory=memory_record(outline.memory),
             budget=None if budget is None else budget.record(),
-            notes=self._notes(budget),
+            notes=(
+                *spacing_notes,
+                *intensities.notes,
+                *removal_notes(final.removals, prompts, volume.voxel_ml),
+                *self._notes(budget),
+            ),
         )
         return Result(labels_host, instances_host, stage_labels, report, probability)
 

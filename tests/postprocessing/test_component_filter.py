@@ -21,7 +21,7 @@ def test_golden_cases(golden: Path, xp: Any) -> None:
     with np.load(golden / "postprocess_release.npz") as stored:
         assert len(stored.files) == 12 * 4
         for i in range(12):
-            found = keep_probable_components(
+            found, _ = keep_probable_components(
                 xp.asarray(stored[f"{i}_seg"]),
                 xp.asarray(stored[f"{i}_prob"]),
                 stored[f"{i}_labels"].tolist(),
@@ -69,7 +69,7 @@ def test_equals_the_written_rule_and_never_adds_a_voxel(
     # Per-region offsets move means across the thresholds; noise keeps them off exact ties.
     probability = (rng.choice([0.55, 0.85, 0.95]) + 0.04 * rng.random(shape)).astype(np.float32)
     probability[: shape[0] // 2] -= np.float32(0.07)
-    found = keep_probable_components(labels, probability, [1, 3, 200], size_ratio)
+    found, _ = keep_probable_components(labels, probability, [1, 3, 200], size_ratio)
     assert found.dtype == dtype
     np.testing.assert_array_equal(
         found, one_label_at_a_time(labels, probability, [1, 3], size_ratio)
@@ -108,7 +108,7 @@ def test_which_components_stay(
     components: list[tuple[int, float]], size_ratio: float | None, kept: list[int]
 ) -> None:
     labels, probability = bars(*components)
-    found = keep_probable_components(labels, probability, [1], size_ratio)
+    found, _ = keep_probable_components(labels, probability, [1], size_ratio)
     stayed = [row for row in range(len(components)) if found[2 * row].any()]
     assert stayed == kept
 
@@ -117,7 +117,7 @@ def test_touching_labels_are_separate_components(xp: Any) -> None:
     labels = np.zeros((1, 1, 10), np.uint8)
     labels[0, 0] = [1, 1, 2, 1, 1, 1, 0, 2, 2, 2]
     probability = xp.full((1, 1, 10), 0.5, dtype=xp.float32)
-    found = keep_probable_components(xp.asarray(labels), probability, [1, 2])
+    found, _ = keep_probable_components(xp.asarray(labels), probability, [1, 2])
     assert to_host(found)[0, 0].tolist() == [0, 0, 0, 1, 1, 1, 0, 2, 2, 2]
 
 
@@ -156,4 +156,4 @@ def test_nothing_in_nothing_out(xp: Any, shape: tuple[int, int, int]) -> None:
     empty = xp.zeros(shape, dtype=xp.uint8)
     assert not to_host(drop_small_components(empty > 0)).any()
     probability = xp.zeros(shape, dtype=xp.float32)
-    assert not to_host(keep_probable_components(empty, probability, [1, 2])).any()
+    assert not to_host(keep_probable_components(empty, probability, [1, 2])[0]).any()
