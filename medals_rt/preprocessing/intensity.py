@@ -159,8 +159,8 @@ def look_at(image: Array) -> ImageFacts:
         eight_bit=image.dtype == xp.uint8,
         whole=in_range
         and (not real or all(bool(xp.all(each == xp.round(each))) for each in slices)),
-        negative=sum(int(xp.sum(each < 0)) for each in slices) if lowest < 0 else 0,
-        padding=sum(int(xp.sum(each == lowest)) for each in slices),
+        negative=sum(int(xp.count_nonzero(each < 0)) for each in slices) if lowest < 0 else 0,
+        padding=sum(int(xp.count_nonzero(each == lowest)) for each in slices),
         voxels=int(image.size),
     )
 

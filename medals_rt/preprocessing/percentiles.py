@@ -70,7 +70,8 @@ def nonzero_percentiles(image: Array, percents: Sequence[float]) -> tuple[float,
 def _zeros(image: Array) -> int:
     """Count the voxels that are 0."""
     xp = namespace(image)
-    return sum(int(xp.sum(image[i, ...] == 0)) for i in range(image.shape[0]))
+    voxels = int(image.size)
+    return voxels - sum(int(xp.count_nonzero(image[i, ...])) for i in range(image.shape[0]))
 
 
 def _counts(image: Array, highs: npt.NDArray[np.intp] | None) -> list[npt.NDArray[np.int64]]:
@@ -79,7 +80,7 @@ def _counts(image: Array, highs: npt.NDArray[np.intp] | None) -> list[npt.NDArra
     adding = Lock()
 
     def count(start: int, stop: int) -> None:
-        slab = image[start:stop]
+        slab = image[start:stop, ...]
         keys = _ordered_keys(slab if is_cupy(slab) else to_host(slab))
         xp = namespace(keys)
         high = keys >> np.uint32(16)

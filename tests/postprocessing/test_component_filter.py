@@ -11,6 +11,7 @@ from scipy.ndimage import label
 
 from medals_rt.common.arrays import to_host
 from medals_rt.postprocessing.component_filter import (
+    ComponentRemoval,
     drop_small_components,
     keep_probable_components,
 )
@@ -111,6 +112,51 @@ def test_which_components_stay(
     found, _ = keep_probable_components(labels, probability, [1], size_ratio)
     stayed = [row for row in range(len(components)) if found[2 * row].any()]
     assert stayed == kept
+
+
+def cut(components: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Components as of `bars`, whose first voxels lie at the edge of the image's last axis."""
+    labels, probability = bars(*components)
+    return np.pad(labels, ((1, 1), (0, 0), (0, 0))), np.pad(probability, ((1, 1), (0, 0), (0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("components", "stay"),
+    [
+        ([(20, 0.82), (3, 0.80)], [0, 1]),  # an aorta below its arch
+        ([(20, 0.82), (3, 0.71)], [0]),  # less likely than the rest
+        ([(20, 0.82), (5, 0.80), (4, 0.80), (3, 0.80), (2, 0.80)], [0, 1, 2, 3, 4]),
+        ([(3, 0.95), (20, 0.86), (19, 0.80)], [0, 1]),  # beside the best of the three largest
+    ],
+)
+@pytest.mark.parametrize("side", [False, True])
+def test_pieces_at_the_edge_stay_where_they_are_likely(
+    components: list[tuple[int, float]], stay: list[int], side: bool, xp: Any
+) -> None:
+    labels, probability = cut(components)
+    if side:
+        labels, probability = labels[..., ::-1].copy(), probability[..., ::-1].copy()
+    found, _ = keep_probable_components(
+        xp.asarray(labels), xp.asarray(probability), [1], 0.6, keeps_cut_pieces=True
+    )
+    kept = to_host(found)[1:-1]
+    assert [row for row in range(len(components)) if kept[2 * row].any()] == stay
+
+
+def test_a_single_slice_has_no_edge_but_its_sides() -> None:
+    labels, probability = bars((9, 0.8), (3, 0.8))
+    labels, probability = (np.pad(a, ((1, 1), (0, 0), (1, 1))) for a in (labels, probability))
+    found, removals = keep_probable_components(labels, probability, [1], 0.6, keeps_cut_pieces=True)
+    assert found.sum() == 9
+    assert removals == (ComponentRemoval(1, 1, 3, 9),)
+
+
+def test_labels_that_are_not_treated_are_not_counted() -> None:
+    labels, probability = bars((9, 0.5), (3, 0.5), (4, 0.5), (2, 0.5))
+    labels[4:] *= 2
+    found, removals = keep_probable_components(labels, probability, [2, 7])
+    assert removals == (ComponentRemoval(2, 1, 2, 4),)
+    assert np.count_nonzero(found == 1) == 12
 
 
 def test_touching_labels_are_separate_components(xp: Any) -> None:
