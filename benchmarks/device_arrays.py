@@ -46,7 +46,7 @@ def steps() -> dict[str, Step]:
         "small components": lambda _, labels, __: drop_small_components(labels > 0),
         "Algorithm 3": lambda _, labels, probability: keep_probable_components(
             labels, probability, treated, 0.6
-        ),
+        )[0],
     }
     if find_spec("cc3d") is None:
         del found["small components"], found["Algorithm 3"]

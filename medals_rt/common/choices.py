@@ -32,11 +32,18 @@ REFINEMENTS: Final[tuple[Refinement, ...]] = get_args(Refinement)
 PresetName: TypeAlias = Literal["paper", "release"]
 PRESETS: Final[tuple[PresetName, ...]] = get_args(PresetName)
 
+Postprocess: TypeAlias = Literal["auto", "off", "all"]
+"""Which classes Algorithm 3 treats. ``auto``: those of the preset's rule. ``off``: none. ``all``:
+every anatomy class."""
+POSTPROCESS: Final[tuple[Postprocess, ...]] = get_args(Postprocess)
+
 Kind: TypeAlias = Literal["anatomy", "lesion"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 Modality: TypeAlias = Literal["CT", "MRI", "US", "PET", "Microscopy"]
 MODALITIES: Final[tuple[Modality, ...]] = get_args(Modality)
+BODY_MODALITIES: Final[tuple[Modality, ...]] = ("CT", "MRI", "US", "PET")
+"""Those whose images are of a body: with a size that can be doubted, with sides, with organs."""
 
 StageNumber: TypeAlias = Literal[1, 2]
 STAGE_NAMES: Final[dict[StageNumber, str]] = {1: "coarse", 2: "fine"}

@@ -16,13 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.common.errors import InputError
+from medals_rt.common.notes import Note
 from medals_rt.common.progress import Progress
 from medals_rt.inference.cascade import StageSummary
 from medals_rt.io.volume import Volume
 from medals_rt.planning.memory import MemoryLimit
 from medals_rt.planning.policy import load_policy
 from medals_rt.planning.time_budget import Budget
-from medals_rt.preprocessing.intensity import AUTO, is_native, parse_window
+from medals_rt.postprocessing.component_filter import ComponentRemoval
+from medals_rt.preprocessing.intensity import AUTO, is_prepared, parse_window
 from medals_rt.prompts.embedding import EmbeddingSource
 from medals_rt.prompts.prompt_set import Prompt, PromptSet
 
@@ -58,8 +60,6 @@ class GroupResult:
         Of each prompt, whose text embedding it used.
     intensities
         What the network was shown, as the report has it.
-    spacing_hwd_mm
-        The spacing that was used.
     labels_dhw, instances_dhw
         The labels, and the numbered lesions or None.
     probability_dhw
@@ -67,6 +67,10 @@ class GroupResult:
         needs it.
     stage_labels_dhw, stages
         What each stage came to, by name, and what it did.
+    removals
+        What post-processing removed, for each label that was treated and is there.
+    notes
+        Remarks on the image's values.
     memory, budget
         What the group might hold and how its time was spent.
     seconds
@@ -76,12 +80,13 @@ class GroupResult:
     group: WindowGroup
     sources: tuple[EmbeddingSource, ...]
     intensities: Mapping[str, object]
-    spacing_hwd_mm: tuple[float, float, float]
     labels_dhw: Labels
     instances_dhw: npt.NDArray[np.uint32] | None
     probability_dhw: npt.NDArray[np.float32] | None
     stage_labels_dhw: Mapping[str, Labels]
     stages: tuple[StageSummary, ...]
+    removals: tuple[ComponentRemoval, ...]
+    notes: tuple[Note, ...]
     memory: MemoryLimit
     budget: Budget | None
     seconds: Mapping[str, float]
@@ -120,8 +125,8 @@ def check_window(window: str, modality: str) -> None:
 def group_by_window(volume: Volume, prompts: PromptSet, window: str) -> tuple[WindowGroup, ...]:
     """Split prompts by the CT window that each class wants, in the order of the prompts.
 
-    There is one group where a window was named, where the image isn't CT or is native (0 to 255:
-    its window was chosen by whoever made it), and where all classes agree.
+    There is one group where a window was named, where the image isn't CT or was prepared (its
+    window was chosen by whoever made it), and where all classes agree.
     """
     whole = (WindowGroup(window, prompts),)
     if window != AUTO or prompts.modality != "CT":
@@ -130,7 +135,7 @@ def group_by_window(volume: Volume, prompts: PromptSet, window: str) -> tuple[Wi
     groups: dict[str, list[Prompt]] = {}
     for prompt in prompts.prompts:
         groups.setdefault(policy.window_of(prompt.class_key), []).append(prompt)
-    if len(groups) == 1 or is_native(volume.image_dhw):
+    if len(groups) == 1 or is_prepared(volume):
         return whole
     return tuple(WindowGroup(name, PromptSet(tuple(group))) for name, group in groups.items())
 

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from medals_rt.common.choices import PRESETS, REFINEMENTS, PresetName, Refinement
+from medals_rt.common.choices import (
+    POSTPROCESS,
+    PRESETS,
+    REFINEMENTS,
+    Postprocess,
+    PresetName,
+    Refinement,
+)
 from medals_rt.common.errors import InputError
 from medals_rt.common.limits import CLASSES_PER_CHUNK, MAX_VOXELS
 from medals_rt.prompts.prompt_set import PLAIN_READING, PromptReading
@@ -35,6 +42,9 @@ class SegmentOptions:
         Intensity window: ``"auto"`` (the one that the classes want; a CT whose classes want several
         is run once for each and merged), the name of a window of Hounsfield units, or
         ``"WIDTH,LEVEL"``.
+    postprocess
+        Which anatomy classes Algorithm 3 treats: ``"auto"``: those of the preset's rule. ``"all"``:
+        every one. ``"off"``: none.
     seed
         Of the block masks; the same seed, case, bundle and runner give the same bytes.
     time_budget
@@ -59,6 +69,7 @@ class SegmentOptions:
     preset: PresetName = "paper"
     refinement: Refinement = "masked"
     window: str = "auto"
+    postprocess: Postprocess = "auto"
     seed: int = 0
     time_budget: float | None = None
     max_memory: int | None = field(default=None, metadata=_CHANGES_NO_RESULT)
@@ -71,6 +82,7 @@ class SegmentOptions:
     def __post_init__(self) -> None:
         _check_choice("preset", self.preset, PRESETS)
         _check_choice("refinement", self.refinement, REFINEMENTS)
+        _check_choice("postprocess", self.postprocess, POSTPROCESS)
         if not isinstance(self.window, str):
             raise TypeError(
                 f"window must be 'auto', a window's name or 'WIDTH,LEVEL', found {self.window!r}"

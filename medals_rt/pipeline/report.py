@@ -12,12 +12,16 @@ import numpy.typing as npt
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.environment import library_versions, machine_facts, peak_memory_mib
 from medals_rt.common.notes import Note, warning
+from medals_rt.common.typing import Spacing
 from medals_rt.inference.cascade import StageSummary
 from medals_rt.inference.network import NetworkInfo
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.intensity_windows import GroupResult, Merged
 from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.planning.memory import memory_record
+from medals_rt.postprocessing.component_filter import ComponentRemoval
+from medals_rt.postprocessing.finalize import removal_notes
+from medals_rt.postprocessing.label_notes import label_notes
 from medals_rt.prompts.prompt_set import PromptSet
 
 BUDGET_SECONDS_PER_CLASS = 60.0
@@ -32,7 +36,8 @@ class ClassSummary:
 
     `embedding` says where its text embedding came from: the bank's of the very "sentence" or of its
     "class", or the bundle's text "encoder". Free text has id 0 and its sentence as its name.
-    `components` is the number of instances of a lesion, None for anatomy.
+    `components` is the number of instances of a lesion, None for anatomy. `components_removed` and
+    `removed_ml` say what post-processing took away; None where it did not treat the class.
     """
 
     label: int
@@ -46,6 +51,8 @@ class ClassSummary:
     voxels: int
     volume_ml: float
     components: int | None = None
+    components_removed: int | None = None
+    removed_ml: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,7 @@ class RunReport:
 
 def build_report(
     volume: Volume,
+    used_spacing_hwd_mm: Spacing,
     prompts: PromptSet,
     options: SegmentOptions,
     bundle: Bundle,
@@ -128,7 +136,7 @@ def build_report(
 
     Parameters
     ----------
-    volume, prompts, options
+    volume, used_spacing_hwd_mm, prompts, options
         What was asked for.
     bundle, networks
         What did it: of both stages.
@@ -157,6 +165,15 @@ def build_report(
         seconds |= {named(result, step): taken for step, taken in result.seconds.items()}
     total = total_seconds + sum(provenance.seconds.values())
     info = networks[0]
+    removals = [removal for result in groups for removal in result.removals]
+    classes = class_summaries(
+        prompts,
+        tuple(sources[label] for label in prompts.labels),
+        merged.labels_dhw,
+        merged.instances_dhw,
+        volume.voxel_ml,
+        removals,
+    )
     return RunReport(
         case=volume.name,
         preset=options.preset,
@@ -170,17 +187,11 @@ def build_report(
         image={
             "shape_dhw": volume.shape_dhw,
             "stored_spacing_hwd_mm": volume.spacing_hwd_mm,
-            "used_spacing_hwd_mm": groups[0].spacing_hwd_mm,
+            "used_spacing_hwd_mm": used_spacing_hwd_mm,
             **({"origin": dict(provenance.origin)} if provenance.origin else {}),
         },
         intensities=_intensities(groups, merged),
-        classes=class_summaries(
-            prompts,
-            tuple(sources[label] for label in prompts.labels),
-            merged.labels_dhw,
-            merged.instances_dhw,
-            volume.voxel_ml,
-        ),
+        classes=classes,
         stages=tuple(
             replace(stage, name=named(result, stage.name))
             for result in groups
@@ -195,6 +206,9 @@ def build_report(
             *_notice(bundle),
             *_degraded(groups),
             *provenance.notes,
+            *dict.fromkeys(note for result in groups for note in result.notes),
+            *removal_notes(removals, prompts, volume.voxel_ml),
+            *label_notes(merged.labels_dhw, prompts, {each.label: each.voxels for each in classes}),
             *_of_networks(networks),
         ),
     )
@@ -244,6 +258,7 @@ def class_summaries(
     labels_dhw: npt.NDArray[Any],
     instances_dhw: npt.NDArray[np.uint32] | None,
     voxel_ml: float,
+    removals: Sequence[ComponentRemoval] = (),
 ) -> tuple[ClassSummary, ...]:
     """Count what each prompt came to.
 
@@ -255,7 +270,10 @@ def class_summaries(
         The final labels, and the numbered lesions or None.
     voxel_ml
         Volume of a voxel in mL.
+    removals
+        What post-processing took away.
     """
+    removed = {each.label: each for each in removals}
     highest = max(prompts.labels) + 1
     voxels = np.zeros(highest, np.int64)
     for plane in labels_dhw:  # counting the volume at once would take eight bytes a voxel
@@ -264,6 +282,7 @@ def class_summaries(
     records = []
     for prompt, source in zip(prompts.prompts, sources, strict=True):
         key, count = prompt.class_key, int(voxels[prompt.label])
+        taken = removed.get(prompt.label)
         components = None if of_label is None else of_label.get(prompt.label, 0)
         records.append(
             ClassSummary(
@@ -278,6 +297,8 @@ def class_summaries(
                 voxels=count,
                 volume_ml=round(count * voxel_ml, 3),
                 components=components,
+                components_removed=None if taken is None else taken.components_removed,
+                removed_ml=None if taken is None else round(taken.voxels_removed * voxel_ml, 3),
             )
         )
     return tuple(records)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ from medals_rt.common.choices import STAGE_NAMES, StageNumber
 from medals_rt.common.errors import InputError
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
+from medals_rt.common.typing import Spacing
 from medals_rt.inference.cascade import CaseRun, run_stages
 from medals_rt.inference.hybrid_prompts import checked_annotation
 from medals_rt.inference.network import StageNetwork
@@ -41,7 +42,7 @@ from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.report import Provenance, RunReport, build_report
 from medals_rt.planning import pass_timings
 from medals_rt.planning.cost import feature_channels
-from medals_rt.planning.geometry import clean_spacing
+from medals_rt.planning.geometry import spacing_for
 from medals_rt.planning.memory import memory_limit
 from medals_rt.planning.policy import load_policy
 from medals_rt.planning.stage_plan import CaseOutline
@@ -225,6 +226,13 @@ class Segmenter:
         check_window(options.window, prompts.modality)
         watch = Stopwatch()
         annotation = checked_annotation(spatial_prompts, volume.shape_dhw, prompts)
+        spacing_hwd_mm, spacing_notes = spacing_for(
+            volume.shape_dhw,
+            volume.spacing_hwd_mm,
+            geometry_is_stated=volume.source.affine_lps is not None,
+            preset=load_policy().preset(options.preset),
+            modality=prompts.modality,
+        )
         groups = group_by_window(volume, prompts, options.window)
         spent_before, classes_before = sum(provenance.seconds.values()), 0
         results: list[GroupResult] = []
@@ -240,6 +248,7 @@ class Segmenter:
             results.append(
                 self._segment_group(
                     volume,
+                    spacing_hwd_mm,
                     group,
                     options,
                     budget,
@@ -251,13 +260,14 @@ class Segmenter:
         merged = merge(results)
         report = build_report(
             volume,
+            spacing_hwd_mm,
             prompts,
             options,
             self.bundle,
             [each.info for each in self._networks.values()],
             results,
             merged,
-            provenance,
+            replace(provenance, notes=(*provenance.notes, *spacing_notes)),
             watch.total(),
         )
         several = len(results) > 1
@@ -272,6 +282,7 @@ class Segmenter:
     def _segment_group(
         self,
         volume: Volume,
+        spacing_hwd_mm: Spacing,
         group: WindowGroup,
         options: SegmentOptions,
         budget: Budget | None,
@@ -293,11 +304,13 @@ class Segmenter:
             intensities = prepare_intensities(volume, prompts.modality, window)
             embeddings, sources = self._embedder.embed(prompts)
             device = self._networks[1].array_device
-            treated = treated_labels(volume.image_dhw.size, prompts, options.preset)
+            treated = treated_labels(
+                volume.image_dhw.size, prompts, options.preset, options.postprocess
+            )
             known = pass_timings.recall(self.bundle.hash, self.arithmetic)
             outline = CaseOutline(
                 shape_dhw=volume.shape_dhw,
-                spacing_hwd_mm=clean_spacing(volume.shape_dhw, volume.spacing_hwd_mm),
+                spacing_hwd_mm=spacing_hwd_mm,
                 rules=rules,
                 preset=preset,
                 mode=options.refinement,
@@ -321,11 +334,12 @@ class Segmenter:
         outcomes = run_stages(self._networks, case, annotated)
         last = outcomes[-1]
         with watch.step("post-process"):
-            labels, instances = finish_labels(
+            final = finish_labels(
                 last.labels_dhw, last.probability_dhw, treated, lesion=rules.lesion, preset=preset
             )
         with watch.step("download"):
-            labels_host = to_host(labels)
+            labels_host = to_host(final.labels_dhw)
+            instances = final.instances_dhw
             instances_host = None if instances is None else to_host(instances)
             stage_labels = {each.record.name: to_host(each.labels_dhw) for each in outcomes}
             probability = to_host(last.probability_dhw) if keep_probability else None
@@ -333,12 +347,13 @@ class Segmenter:
             group=group,
             sources=sources,
             intensities=intensities.describe(),
-            spacing_hwd_mm=outline.spacing_hwd_mm,
             labels_dhw=labels_host,
             instances_dhw=instances_host,
             probability_dhw=probability,
             stage_labels_dhw=stage_labels,
             stages=tuple(each.record for each in outcomes),
+            removals=final.removals,
+            notes=intensities.notes,
             memory=outline.memory,
             budget=budget,
             seconds=watch.seconds,

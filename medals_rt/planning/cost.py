@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.choices import Refinement
 from medals_rt.common.errors import InputError
+from medals_rt.common.notes import Note
 from medals_rt.planning.cost_budget import BudgetPlan, plan_budget
-from medals_rt.planning.geometry import clean_spacing
+from medals_rt.planning.geometry import spacing_for
 from medals_rt.planning.memory import ANY_MACHINE, LARGEST_DEFAULT_SLAB, MemoryLimit, memory_limit
 from medals_rt.planning.pass_timings import MeasuredPasses, recall
 from medals_rt.planning.policy import CaseRules, load_policy
@@ -94,6 +95,7 @@ class CasePlan:
     expected_seconds: tuple[float, float] | None = None
     measured_on: str | None = None
     time_budget: BudgetPlan | None = None
+    notes: tuple[Note, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values for JSON."""
@@ -116,7 +118,7 @@ def plan_shape(
     Parameters
     ----------
     shape_dhw : the image's shape (D, H, W)
-    spacing_hwd_mm : its spacing (H, W, D) in mm, already cleaned by rule 1 of system section 4
+    spacing_hwd_mm : its spacing (H, W, D) in mm, as `spacing_for` decides it
     classes : what is asked for
     stages : the stages to plan, each on the whole image
     preset : "paper" or "release"
@@ -190,9 +192,16 @@ def plan_case(
     rules = load_policy().rules(prompts.class_keys, preset)
     both = RELEASED_STAGES if bundle is None else (bundle.stage_spec(1), bundle.stage_spec(2))
     volume = case.volume
+    spacing, notes = spacing_for(
+        volume.shape_dhw,
+        volume.spacing_hwd_mm,
+        geometry_is_stated=volume.source.affine_lps is not None,
+        preset=load_policy().preset(preset),
+        modality=prompts.modality,
+    )
     plan = plan_shape(
         volume.shape_dhw,
-        clean_spacing(volume.shape_dhw, volume.spacing_hwd_mm),
+        spacing,
         prompts.class_keys,
         stages=stages_of(rules, both),
         preset=preset,
@@ -200,7 +209,7 @@ def plan_case(
         features=RELEASED_FEATURES if bundle is None else feature_channels(bundle),
         max_memory=max_memory,
     )
-    plan = with_seconds(plan, None if bundle is None else recall(bundle.hash))
+    plan = with_seconds(replace(plan, notes=notes), None if bundle is None else recall(bundle.hash))
     return with_time_budget(plan, time_budget, lesions=rules.lesion)
 
 

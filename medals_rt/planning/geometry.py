@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.bundle.stage_spec import StageSpec
+from medals_rt.common.choices import BODY_MODALITIES
+from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import Box, Shape, Spacing
 from medals_rt.planning.policy import CaseRules, Preset
 from medals_rt.planning.sliding_window import HALF_OVERLAP, Window, padded_shape, plan_windows
@@ -29,13 +31,13 @@ _SMALLEST_MEANT_SPACING = 0.1
 _SWAPPED_SPACING_ABOVE = 0.5
 _LARGEST_AXIS_HWD = (1000, 1000, 700)
 _LARGEST_RATIO_TO_TARGET = 3
-_HIGH_RESOLUTION_BELOW = 0.4
-_HIGH_RESOLUTION_FACTOR = 1.5
 _MEMORY_BOUND_SCALE = 1.8
 _BOUNDED_AXIS_SCALE = 1.9
 _SEPARATE_AXIS_ABOVE = 3.0
 _ENLARGEMENT_BASE = 1.25
 _LARGEST_ENLARGEMENT = 50
+_LARGEST_BODY_SPACING_MM = 20.0
+_LARGEST_BODY_ANISOTROPY = 30.0
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,52 @@ class StageGeometry:
     iterations: int
 
 
+def spacing_for(
+    shape_dhw: Sequence[int],
+    spacing_hwd_mm: Sequence[float],
+    *,
+    geometry_is_stated: bool,
+    preset: Preset,
+    modality: str,
+) -> tuple[Spacing, tuple[Note, ...]]:
+    """Decide which spacing an image has, and say what is doubtful about it.
+
+    A file that states its geometry is believed. One that holds three bare numbers, and under the
+    preset ``"release"`` every file, is repaired as the released code does (`clean_spacing`).
+
+    Parameters
+    ----------
+    shape_dhw
+        Shape of the image, canonical order.
+    spacing_hwd_mm
+        Its spacing as read, canonical order.
+    geometry_is_stated
+        Whether the file names its axes (NIfTI, NRRD, DICOM) or holds bare numbers (`.npz`).
+    preset
+        Whether a stated geometry is repaired too.
+    modality
+        Of the image: what can't be a body's spacing may be a microscope's.
+
+    Returns
+    -------
+    spacing_hwd_mm
+        The spacing to work with, in mm, rounded to float32.
+    notes
+        Warnings of what was repaired, and of what can't be the spacing of a body.
+    """
+    spacing = _floats(np.asarray(spacing_hwd_mm, dtype=np.float32))
+    notes: list[Note] = []
+    if preset.repairs_stated_spacing or not geometry_is_stated:
+        stored, spacing = spacing, clean_spacing(shape_dhw, spacing_hwd_mm)
+        if spacing != stored:
+            notes.append(_repair_note(stored, spacing, geometry_is_stated=geometry_is_stated))
+    if modality in BODY_MODALITIES:
+        notes += _doubts(spacing)
+    return spacing, tuple(notes)
+
+
 def clean_spacing(shape_dhw: Sequence[int], stored_spacing_hwd: Sequence[float]) -> Spacing:
-    """Repair the spacing that a challenge file stores (rule 4.1, both presets).
+    """Repair the spacing that a challenge file stores (rule 4.1).
 
     Values under 0.1 become 1. If the image's shortest axis is not the axis of the largest spacing
     and that spacing is over 0.5, the two spacings are swapped: the file had them in another order.
@@ -88,7 +134,7 @@ def clean_spacing(shape_dhw: Sequence[int], stored_spacing_hwd: Sequence[float])
     tuple of float
         Spacing (H, W, D) in mm, rounded to float32.
     """
-    spacing = np.asarray(stored_spacing_hwd)[[2, 0, 1]]
+    spacing = np.array(stored_spacing_hwd, dtype=np.float64)[[2, 0, 1]]
     spacing[spacing < _SMALLEST_MEANT_SPACING] = 1.0
     shortest, coarsest = int(np.argmin(shape_dhw)), int(np.argmax(spacing))
     if shortest != coarsest and spacing[coarsest] > _SWAPPED_SPACING_ABOVE:
@@ -111,7 +157,7 @@ def plan_stage(
     shape_hwd
         Shape of the image, or of the region of interest.
     spacing_hwd
-        Its spacing in mm, from `clean_spacing`.
+        Its spacing in mm, from `spacing_for`.
     stage, rules, preset
         The model, what the classes decide (`Policy.rules`), and how resampling is meant.
     overlap
@@ -161,7 +207,7 @@ def region_of_interest(
     shape_dhw
         Shape of the whole image, file order.
     spacing_hwd
-        Its spacing in mm, from `clean_spacing`, in model order like everywhere.
+        Its spacing in mm, from `spacing_for`, in model order as everywhere.
     fine, rules, preset
         As for `plan_stage`. The release preset bends the spacing by the *whole* image's shape.
 
@@ -193,14 +239,14 @@ def smallest_region(
     rules: CaseRules,
     preset: Preset,
 ) -> Box:
-    """Give the region of interest of a single voxel in the image's middle: no case has less."""
+    """Return the region of interest of the image's middle voxel: no case has a smaller one."""
     low = (shape_dhw[0] // 2, shape_dhw[1] // 2, shape_dhw[2] // 2)
     box = (low, (low[0] + 1, low[1] + 1, low[2] + 1))
     return region_of_interest(box, shape_dhw, spacing_hwd, fine, rules, preset)
 
 
 def separate_axis(spacing: _Values, target_spacing: _Values) -> int | None:
-    """Give the axis that is so coarse that it is resampled by itself; None where there is none.
+    """Find the axis that is so coarse that it is resampled by itself; None where there is none.
 
     Where the largest spacing is more than three times the smallest (of the image, else of the
     target) and one axis alone has it (nnU-Net's rule).
@@ -216,7 +262,7 @@ def separate_axis(spacing: _Values, target_spacing: _Values) -> int | None:
 def _release_spacing(
     shape: Shape, spacing: npt.NDArray[np.float32], stage: StageSpec, rules: CaseRules
 ) -> tuple[npt.NDArray[np.float32], list[_Number]]:
-    """Apply rules 4.2 to 4.8 to the image of one stage; give its spacing and target."""
+    """Apply rules 4.2 to 4.8 to the image of one stage; return its spacing and target."""
     spacing = spacing.copy()
     target: list[_Number] = list(stage.spacing_hwd_mm)
     for axis, (d, p) in enumerate(zip(shape, stage.window_hwd, strict=True)):
@@ -250,7 +296,7 @@ def _release_region_spacing(
             s = np.float32(target[axis])
         spacing[axis] = s * rules.fine_spacing_factor
     if not rules.single:
-        # The release walks the axes as (D, H, W) here; the product's last bit may hang on it.
+        # The release multiplies the axes as (D, H, W) here; the product's last bit depends on it.
         order = [2, 0, 1]
         spacing = _bounded(shape, spacing, target, fine, raised_by=1.1, product_order=order)
     return spacing
@@ -267,8 +313,8 @@ def _class_spacing(
 ) -> np.float32:
     """Apply rules 4.2 to 4.5 along one axis.
 
-    The factor 2 that rule 4.5 ends with for a single class is out of reach: an axis that long was
-    already brought to twice the window.
+    What rule 4.5 ends with, factors for spacings under 0.4, is out of reach: rule 4.3 has made
+    those 1, and a single class on an axis that long was brought to twice the window.
     """
     p, t, largest = stage.window_hwd[axis], stage.spacing_hwd_mm[axis], _LARGEST_AXIS_HWD[axis]
     if rules.unit_spacing or (s < 1 and d <= largest):
@@ -282,8 +328,6 @@ def _class_spacing(
         for factor in large_extent_factors:
             if d > p * factor:
                 return np.float32(p * factor / d)
-    if stage.is_fine and s < _HIGH_RESOLUTION_BELOW and d <= largest and d > 2 * p:
-        return s * _HIGH_RESOLUTION_FACTOR
     return s
 
 
@@ -323,6 +367,45 @@ def _bounded(
             limit = p * _BOUNDED_AXIS_SCALE * t / d
             bounded[axis] = max(t, limit / raised_by) if s > t else min(t, limit)
     return bounded
+
+
+def _repair_note(stored: Spacing, used: Spacing, *, geometry_is_stated: bool) -> Note:
+    """Say which spacing is used in place of the one that was read, and why."""
+    believed = tuple(1.0 if value < _SMALLEST_MEANT_SPACING else value for value in stored)
+    what = []
+    if believed != stored:
+        what.append(f"values under {_SMALLEST_MEANT_SPACING:g} were taken as 1")
+    if used != believed:
+        what.append("the largest was moved to the axis of the fewest voxels")
+    why = (
+        "the preset repairs every file's spacing"
+        if geometry_is_stated
+        else "the file names no axes"
+    )
+    return warning(
+        "spacing-repaired",
+        f"spacing (H, W, D) {_listed(stored)} mm is used as {_listed(used)}: "
+        f"{' and '.join(what)} ({why})",
+    )
+
+
+def _doubts(spacing: Spacing) -> list[Note]:
+    """Warn of a spacing that no scan of a body has."""
+    low, middle, high = sorted(spacing)
+    if low < _SMALLEST_MEANT_SPACING:
+        what = f"under {_SMALLEST_MEANT_SPACING:g} mm"
+    elif middle > _LARGEST_BODY_SPACING_MM:
+        what = f"over {_LARGEST_BODY_SPACING_MM:g} mm along two axes"
+    elif high / low > _LARGEST_BODY_ANISOTROPY:
+        what = f"more than {_LARGEST_BODY_ANISOTROPY:g} times as coarse along one axis as another"
+    else:
+        return []
+    text = f"spacing (H, W, D) {_listed(spacing)} mm is {what}: is it in millimeters?"
+    return [warning("spacing-implausible", text)]
+
+
+def _listed(spacing: Spacing) -> str:
+    return ", ".join(f"{value:.4g}" for value in spacing)
 
 
 def _shape(values: Iterable[int]) -> Shape:

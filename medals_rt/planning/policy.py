@@ -14,14 +14,14 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from medals_rt.common.choices import Postprocess, PresetName
 from medals_rt.common.errors import InputError
 
-PresetName = Literal["paper", "release"]
 StageName = Literal["coarse", "fine"]
 
 
 class NamedClass(Protocol):
-    """What a class must tell to be looked up: `vocabulary.ClassKey` does."""
+    """What looking up a class needs to know of it; `classes.ClassKey` has it."""
 
     @property
     def policy_name(self) -> str:
@@ -30,6 +30,10 @@ class NamedClass(Protocol):
     @property
     def kind(self) -> str:
         """``"anatomy"`` or ``"lesion"``."""
+
+    @property
+    def is_free_text(self) -> bool:
+        """Whether it is a sentence instead of a known class."""
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -112,10 +116,18 @@ class IterationLists(_Table, frozen=True):
     none_in_fine_stage: frozenset[str]
 
 
+class SeveralObjects(_Table, frozen=True):
+    """Classes of which one body, or one image, shows several objects, and why."""
+
+    reason: str
+    classes: frozenset[str]
+
+
 class ComponentLists(_Table, frozen=True):
-    """Classes named by the component rules."""
+    """Classes named by the component rules: the release's list, and the paper's exemptions."""
 
     listed: frozenset[str]
+    exempt: tuple[SeveralObjects, ...]
 
 
 class MaskedPass(_Table, frozen=True):
@@ -127,21 +139,38 @@ class MaskedPass(_Table, frozen=True):
 
 
 class ComponentRule(_Table, frozen=True):
-    """Algorithm 3: which classes it treats, its size condition, and the images it is meant for."""
+    """Algorithm 3: which classes it treats, its size condition, and the images it is meant for.
 
-    classes: Literal["all", "listed"]
+    Attributes
+    ----------
+    classes
+        ``"all"``, ``"listed"`` or all that are ``"not exempt"``.
+    size_ratio
+        The share of the largest component's voxels that the likeliest must exceed; None: none.
+    fewer_voxels_than
+        Larger images are left alone; None: none are.
+    keeps_cut_pieces
+        Whether a component at the image's edge, which may be joined to the others outside, stays
+        where it is as likely as they are.
+    """
+
+    classes: Literal["all", "listed", "not exempt"]
     size_ratio: float | None = None
     fewer_voxels_than: int | None = None
+    keeps_cut_pieces: bool = False
 
 
 class Preset(_Table, frozen=True):
-    """One way of running the algorithm, ``"paper"`` or ``"release"``, as ``policy.toml`` has it.
+    """A variant of the algorithm, ``"paper"`` or ``"release"``, as ``policy.toml`` has it.
 
-    `prompted` is the pass of Algorithm 2 where spatial prompts are given, `further` what lesions
-    get after it. `combine` says what is averaged over repetitions: with one repetition the two are
-    equal, because a binary mask picks one of two values at each voxel.
+    `repairs_stated_spacing` says whether a spacing that its file states is repaired as that of a
+    challenge file is (rule 4.1). `prompted` is the pass of Algorithm 2 where spatial prompts are
+    given, `further` what lesions get after it. `combine` says what is averaged over repetitions:
+    with one repetition the two are equal, because a binary mask picks one of two values at each
+    voxel.
     """
 
+    repairs_stated_spacing: bool
     dynamic_resampling: Literal["paper", "release"]
     prompted: MaskedPass
     further: MaskedPass
@@ -204,7 +233,7 @@ class Policy(_Table, frozen=True):
     presets: dict[PresetName, Preset]
 
     def preset(self, name: str) -> Preset:
-        """Give the preset called `name`.
+        """Return the preset called `name`.
 
         Raises
         ------
@@ -214,7 +243,8 @@ class Policy(_Table, frozen=True):
         for known, preset in self.presets.items():
             if known == name:
                 return preset
-        raise InputError(f"no preset {name!r}: choose one of {', '.join(sorted(self.presets))}")
+        known_names = ", ".join(sorted(self.presets))
+        raise InputError(f"no preset {name!r}: choose one of {known_names}", code="preset-unknown")
 
     def rules(self, classes: Sequence[NamedClass], preset: str) -> CaseRules:
         """Resolve every rule for a case that asks for `classes` under the preset called `preset`.
@@ -225,7 +255,7 @@ class Policy(_Table, frozen=True):
             `classes` is empty or there is no such preset.
         """
         if not classes:
-            raise InputError("no class was asked for: give at least one prompt")
+            raise InputError("no class was asked for: give at least one prompt", code="no-class")
         chosen = self.preset(preset)
         names = frozenset(key.policy_name for key in classes)
         lists_count = chosen.further_iteration_lists_count
@@ -258,10 +288,19 @@ class Policy(_Table, frozen=True):
         wanted = {self.window_of(key) for key in classes}
         return wanted.pop() if len(wanted) == 1 else self.intensity_windows.default
 
-    def treats_components(self, key: NamedClass, preset: str) -> bool:
-        """Say whether Algorithm 3 treats the class `key`: anatomy only, by the preset's rule."""
-        every = self.preset(preset).components.classes == "all"
-        return key.kind == "anatomy" and (every or key.policy_name in self.components.listed)
+    def treats_components(self, key: NamedClass, preset: str, choice: Postprocess = "auto") -> bool:
+        """Whether Algorithm 3 treats the class `key`: anatomy only.
+
+        `choice` is ``"auto"`` for the preset's rule, ``"all"`` or ``"off"``. A sentence that names
+        no known class may mean several objects: a rule with exemptions leaves it alone.
+        """
+        if key.kind != "anatomy" or choice == "off":
+            return False
+        rule = "all" if choice == "all" else self.preset(preset).components.classes
+        if rule == "not exempt":
+            exempt = any(key.policy_name in each.classes for each in self.components.exempt)
+            return not (exempt or key.is_free_text)
+        return rule == "all" or key.policy_name in self.components.listed
 
     def class_names(self) -> frozenset[str]:
         """Every class that a rule names."""
@@ -277,6 +316,7 @@ class Policy(_Table, frozen=True):
             self.further_iterations.none,
             self.further_iterations.none_in_fine_stage,
             self.components.listed,
+            *(e.classes for e in self.components.exempt),
         )
         return frozenset().union(*lists)
 
@@ -324,11 +364,14 @@ def parse_policy(text: str | bytes) -> Policy:
     try:
         policy = msgspec.toml.decode(text, type=Policy)
     except msgspec.DecodeError as error:
-        raise InputError(f"the policy is not valid: {error}") from error
+        raise InputError(f"the policy is not valid: {error}", code="policy-invalid") from error
     windows = policy.intensity_windows
     undefined = {windows.default, *windows.classes} - set(windows.windows)
     if undefined:
-        raise InputError(f"the policy names undefined intensity windows: {sorted(undefined)}")
+        raise InputError(
+            f"the policy names undefined intensity windows: {sorted(undefined)}",
+            code="policy-invalid",
+        )
     return policy
 
 

@@ -1,12 +1,13 @@
 """Connected components of masks and label maps: numbered, measured, and kept or removed.
 
 Connectivity is 6 throughout. On a processor all but the numbering is done by runs, stretches of
-voxels of one number in the order of memory: there are far fewer of them than voxels. On a card a
+voxels of one number in the order of memory: there are far fewer of them than voxels. On a GPU a
 voxel is as good as a run, and the array library counts them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import prod
@@ -85,7 +86,7 @@ def label_components(array: Array) -> tuple[Array, int]:
     numbers
         ``(A, B, C)`` uint32, 0 for background, in the order in which a scan with the last axis
         fastest first meets the components. Within one label the order is thus that of `cc3d` on
-        that label's mask, on which ties in `postprocess` rest.
+        that label's mask, which decides ties in `component_filter`.
     count
         The number of components.
     """
@@ -103,13 +104,13 @@ def label_components(array: Array) -> tuple[Array, int]:
 
 
 def measure_components(labels: Array) -> Components:
-    """Find the components of a mask or label map, and tell of each what and how large it is.
+    """Find the components of a mask or label map with the label and size of each.
 
     Parameters
     ----------
     labels
         ``(A, B, C)``, at least one voxel, else as for `label_components`. All of it is read: cut
-        out the box that counts.
+        out the box that matters.
     """
     labels = contiguous(labels)
     numbers, count = _number(labels)
@@ -120,7 +121,7 @@ def measure_components(labels: Array) -> Components:
 
 
 def component_means(components: Components, values: Array) -> npt.NDArray[np.float32]:
-    """Give the mean in each component, ``(n,)`` on the host, of ``(A, B, C)`` float32 `values`.
+    """Return each component's mean, ``(n,)`` on the host, of ``(A, B, C)`` float32 `values`.
 
     Sums are taken in float32 along a run of voxels and in float64 beyond.
     """
@@ -131,8 +132,36 @@ def component_means(components: Components, values: Array) -> npt.NDArray[np.flo
     return means
 
 
+def values_of_components(components: Components, values: Array) -> npt.NDArray[Any]:
+    """Return what ``(A, B, C)`` `values` hold in one voxel of each component, ``(n,)``."""
+    number, start, _ = components.pieces
+    return _value_of_each(number, _at(values, start), len(components.sizes) + 1)[1:]
+
+
+def cut_components(
+    components: Components, sides: Sequence[tuple[bool, bool]]
+) -> npt.NDArray[np.bool_]:
+    """Say which components touch sides of their volume, ``(n,)`` on the host.
+
+    Parameters
+    ----------
+    components
+        Of a volume.
+    sides
+        For each of its three axes, whether the low and the high side matter.
+    """
+    touches = np.zeros(len(components.sizes) + 1, np.bool_)
+    for axis, matter in enumerate(sides):
+        for index, matters in zip((0, -1), matter, strict=True):
+            if matters:
+                face = [slice(None)] * 3
+                face[axis] = slice(index, None if index else 1)
+                touches[to_host(components.numbers[tuple(face)])] = True
+    return touches[1:]
+
+
 def keep_components(labels: Array, components: Components, stays: npt.NDArray[np.bool_]) -> Array:
-    """Give a copy of a volume in which components that do not stay are 0.
+    """Copy a volume with the components that do not stay set to 0.
 
     Parameters
     ----------
@@ -152,14 +181,14 @@ def keep_components(labels: Array, components: Components, stays: npt.NDArray[np
     result = np.array(labels, order="C")
     goes = ~table[number]
     start, size = start[goes], size[goes]
-    # the voxels of all these runs: counted up within each from where it starts
+    # the flat indices of all these runs' voxels
     before = np.cumsum(size) - size
     result.reshape(-1)[np.repeat(start - before, size) + np.arange(size.sum())] = 0
     return result
 
 
 def _number(labels: Array) -> tuple[Array, int]:
-    """Give each component a number, and say how many there are."""
+    """Find and number the components, and say how many there are."""
     if is_cupy(labels):
         return _number_cupy(labels)
     import cc3d
@@ -171,7 +200,7 @@ def _number(labels: Array) -> tuple[Array, int]:
 
 
 def _number_cupy(array: Array) -> tuple[Array, int]:
-    """Do the same on a card: uint32 numbers, and how many.
+    """Find and number the components on a GPU: uint32 numbers, and how many.
 
     `cupyx.scipy.ndimage.label` takes masks only. cuCIM's takes label maps; without it each label
     but the only one is numbered by itself, and all are put in the order of appearance.
@@ -255,7 +284,7 @@ def _sums(numbers: Array, weights: Array | None, length: int) -> npt.NDArray[Any
 
 
 def _value_of_each(numbers: Array, values: Array, length: int) -> npt.NDArray[Any]:
-    """Give the value that always stands with a number, ``0 <= number < length``."""
+    """Return a value that comes with each number, ``0 <= number < length``."""
     numbers, values = _countable(numbers), _countable(values)
     xp = namespace(numbers)
     table = xp.zeros(length, dtype=values.dtype)

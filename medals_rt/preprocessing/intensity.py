@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from medals_rt.common.arrays import contiguous, namespace, on_all_cores, row_slabs
 from medals_rt.common.errors import InputError
+from medals_rt.common.notes import Note, warning
+from medals_rt.common.typing import Array
 from medals_rt.planning.policy import load_policy
+from medals_rt.preprocessing.percentiles import nonzero_percentiles
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from medals_rt.io.volume import Volume
-
-    Array: TypeAlias = Any
 
 AUTO: Final = "auto"
 """In place of a window: what the classes want."""
 
 PERCENTILES: Final = (0.5, 99.5)
 """Where images of the other modalities are cut (paper 3.2)."""
+
+WHITE: Final = 255.0
+"""The largest value of a prepared image; the smallest is 0."""
+
+_NEAR_WHITE = 250.0
+_DIM = 128.0
+_AIR_HU = -1100.0
+_LARGEST_PADDING = 0.99
+_LARGEST_NEGATIVE_SHARE = 0.01
+_SLAB_BLOCKS = 2
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,33 @@ class Window:
         return self.level + self.width / 2
 
 
+@dataclass(frozen=True)
+class ImageFacts:
+    """What the values of an image look like.
+
+    Attributes
+    ----------
+    lowest, highest
+        Its extremes.
+    eight_bit
+        Its type is unsigned and of 8 bits.
+    whole
+        All values are whole numbers; only known of images within 0 to 255.
+    negative, padding
+        How many voxels are below 0, and how many have the lowest value.
+    voxels
+        How many there are.
+    """
+
+    lowest: float
+    highest: float
+    eight_bit: bool
+    whole: bool
+    negative: int
+    padding: int
+    voxels: int
+
+
 @dataclass(frozen=True, eq=False)
 class Intensities:
     """An image in 0 to 255, and how it got there.
@@ -60,6 +97,8 @@ class Intensities:
         The window as it was asked for, a name or width and level; else `None`.
     low, high
         The source values that became 0 and 255; for `"unchanged"` the image's own extremes.
+    notes
+        What was assumed about the values, and what is doubtful about them.
     """
 
     image_dhw: Array
@@ -67,9 +106,10 @@ class Intensities:
     window: str | None
     low: float
     high: float
+    notes: tuple[Note, ...] = ()
 
     def describe(self) -> dict[str, object]:
-        """Say what was done, for the report."""
+        """Return what was done, for the report."""
         return {"action": self.action, "window": self.window, "low": self.low, "high": self.high}
 
 
@@ -89,25 +129,71 @@ def parse_window(text: str) -> Window:
     except ValueError:
         raise InputError(
             f"no window is called {text!r}; choose from {', '.join(known)}, or give WIDTH,LEVEL "
-            "such as 400,40"
+            "such as 400,40",
+            code="window-unknown",
         ) from None
     if not (np.isfinite([width, level]).all() and width > 0):
-        raise InputError(f"the window {text!r} needs a width above 0 and a level, both finite")
+        raise InputError(
+            f"the window {text!r} needs a width above 0 and a level, both finite",
+            code="window-not-positive",
+        )
     return Window(None, width, level)
 
 
-def is_native(image_dhw: Array) -> bool:
-    """Whether all values lie in 0 to 255 already, as those of a challenge file."""
-    return float(image_dhw.min()) >= 0.0 and float(image_dhw.max()) <= 255.0
+def look_at(image: Array) -> ImageFacts:
+    """Find what the values of an image look like, slice by slice.
+
+    Parameters
+    ----------
+    image
+        ``(A, B, C)``, real and finite, on any device.
+    """
+    xp = namespace(image)
+    lowest, highest = float(xp.min(image)), float(xp.max(image))
+    slices = [image[i, ...] for i in range(image.shape[0])]
+    in_range = lowest >= 0 and highest <= WHITE
+    real = xp.isdtype(image.dtype, "real floating")
+    return ImageFacts(
+        lowest=lowest,
+        highest=highest,
+        eight_bit=image.dtype == xp.uint8,
+        whole=in_range
+        and (not real or all(bool(xp.all(each == xp.round(each))) for each in slices)),
+        negative=sum(int(xp.count_nonzero(each < 0)) for each in slices) if lowest < 0 else 0,
+        padding=sum(int(xp.count_nonzero(each == lowest)) for each in slices),
+        voxels=int(image.size),
+    )
+
+
+def is_prepared(volume: Volume) -> bool:
+    """Whether an image holds gray values from 0 to 255 that are ready for the network.
+
+    That its values lie in 0 to 255 is not enough: those of an MR from 0 to 1, or of a PET in SUV,
+    do too. An image is prepared if its type is 8-bit, or if its values are whole and end near 255.
+    A file without a stated geometry is a challenge file, whose values lie in 0 to 255 by
+    definition: there one of the two signs suffices, since cropping takes the brightest voxel away,
+    and resampling the whole numbers.
+    """
+    return _are_prepared(look_at(volume.image_dhw), stated=volume.source.affine_lps is not None)
+
+
+def _are_prepared(facts: ImageFacts, *, stated: bool) -> bool:
+    """Decide as `is_prepared`."""
+    if facts.eight_bit:
+        return True
+    if facts.lowest < 0 or facts.highest > WHITE:
+        return False
+    bright = facts.highest >= _NEAR_WHITE
+    return (facts.whole and bright) if stated else (facts.whole or bright)
 
 
 def prepare_intensities(volume: Volume, modality: str, window: str = "soft tissue") -> Intensities:
-    """Scale a volume to 0..255 unless it already lies there.
+    """Scale a volume to 0..255 unless it was prepared so (`is_prepared`).
 
-    CT is cut to a Hounsfield window and scaled; every other modality is cut at its 0.5 and 99.5
-    percentiles over all voxels and scaled. An image whose values all lie in 0..255 is what a
-    challenge file holds and stays as it is. A window given in numbers is taken at its word,
-    whatever the modality and the values.
+    CT is cut to a Hounsfield window and scaled. Every other modality is cut at the 0.5 and 99.5
+    percentiles of the voxels that are not 0 and scaled; those that are 0 stay 0, as MedSAM, whose
+    preprocessing the paper names, and the authors' script do (system section 11). A window given in
+    numbers is taken at its word, whatever the modality and the values.
 
     Parameters
     ----------
@@ -126,27 +212,101 @@ def prepare_intensities(volume: Volume, modality: str, window: str = "soft tissu
     """
     chosen = parse_window(window)
     image = volume.image_dhw
+    stated = volume.source.affine_lps is not None
+    facts = look_at(image)
     by_hand = chosen.name is None
-    if not by_hand and is_native(image):
-        lowest, highest = float(image.min()), float(image.max())
-        unchanged = np.ascontiguousarray(image, dtype=np.float32)
-        return Intensities(unchanged, "unchanged", None, lowest, highest)
-    if by_hand or modality == "CT":
-        scaled = _scale(image, chosen.low, chosen.high)
-        return Intensities(scaled, "window", window, chosen.low, chosen.high)
-    low, high = (float(value) for value in np.percentile(image, PERCENTILES))
-    return Intensities(_scale(image, low, high), "percentiles", None, low, high)
-
-
-def _scale(image: Array, low: float, high: float) -> Array:
-    """Cut to `[low, high]` and map onto 0..255; an image of one value becomes zeros."""
-    scaled = np.ascontiguousarray(image, dtype=np.float32)
-    if scaled is image:
-        scaled = image.copy()
-    np.clip(scaled, low, high, out=scaled)
-    scaled -= np.float32(low)
-    if high > low:
-        scaled *= np.float32(255.0 / (high - low))
+    if by_hand:
+        done = _scaled(image, "window", window, chosen.low, chosen.high)
+    elif _are_prepared(facts, stated=stated):
+        xp = namespace(image)
+        unchanged = contiguous(xp.astype(image, xp.float32, copy=False))
+        done = Intensities(unchanged, "unchanged", None, facts.lowest, facts.highest)
+    elif modality == "CT":
+        done = _scaled(image, "window", window, chosen.low, chosen.high)
     else:
-        scaled[...] = 0.0
-    return np.clip(scaled, 0.0, 255.0, out=scaled)
+        found = nonzero_percentiles(image, PERCENTILES) or (0.0, 0.0)
+        low, high = found if found[0] < found[1] else (facts.lowest, facts.highest)
+        done = _scaled(image, "percentiles", None, low, high, keep_zeros=True)
+    return replace(done, notes=_notes(facts, modality, done, by_hand=by_hand, stated=stated))
+
+
+def _scaled(
+    image: Array,
+    action: str,
+    window: str | None,
+    low: float,
+    high: float,
+    *,
+    keep_zeros: bool = False,
+) -> Intensities:
+    """Cut to `[low, high]` and map onto 0..255; an image of one value becomes zeros."""
+    xp = namespace(image)
+    result = xp.zeros(image.shape, dtype=xp.float32, device=image.device)
+    factor = np.float32(WHITE / (high - low)) if high > low else np.float32(0)
+
+    def scale(start: int, stop: int) -> None:
+        slab = xp.astype(image[start:stop, ...], xp.float32, copy=False)
+        grays = xp.clip((xp.clip(slab, low, high) - np.float32(low)) * factor, 0.0, WHITE)
+        result[start:stop, ...] = grays * (slab != 0) if keep_zeros and low < 0 else grays
+
+    on_all_cores(scale, row_slabs(image, _SLAB_BLOCKS), image)
+    return Intensities(result, action, window, low, high)
+
+
+def _notes(
+    facts: ImageFacts, modality: str, done: Intensities, *, by_hand: bool, stated: bool
+) -> tuple[Note, ...]:
+    """Say what was assumed about an image's values, and what is doubtful about them."""
+    extent = f"from {facts.lowest:.4g} to {facts.highest:.4g}"
+    if facts.lowest == facts.highest:
+        text = f"the image is constant: every voxel is {facts.lowest:.4g}"
+        return (warning("image-constant", text),)
+    notes = []
+    if facts.padding > _LARGEST_PADDING * facts.voxels:
+        share = 100 * facts.padding / facts.voxels
+        text = f"{share:.4g} % of the voxels have one value, {facts.lowest:.4g}"
+        notes.append(warning("image-mostly-constant", text))
+    if done.action == "window" and not (facts.highest > done.low and facts.lowest < done.high):
+        text = (
+            f"the window from {done.low:.4g} to {done.high:.4g} holds none of the image's values, "
+            f"which go {extent}"
+        )
+        notes.append(warning("window-misses-image", text))
+    if not by_hand:
+        notes += _notes_on_scaling(facts, modality, done, extent, stated=stated)
+    return tuple(notes)
+
+
+def _notes_on_scaling(
+    facts: ImageFacts, modality: str, done: Intensities, extent: str, *, stated: bool
+) -> list[Note]:
+    """Say what scaling, or leaving it out, took for granted."""
+    notes = []
+    if done.action == "unchanged":
+        text = f"values {extent} were taken for gray values from 0 to 255 and not scaled"
+        if facts.highest < _DIM:
+            notes.append(warning("intensities-dim", f"{text}, though they end far below 255"))
+        elif stated:
+            notes.append(Note("intensities-prepared", text))
+        return notes
+    if facts.lowest >= 0 and facts.highest <= WHITE:
+        text = f"values {extent} were not taken for prepared gray values, and scaled"
+        notes.append((Note if stated else warning)("intensities-not-prepared", text))
+    only_padding_is_negative = facts.lowest < _AIR_HU and facts.negative == facts.padding
+    if modality == "CT":
+        if facts.lowest >= 0 or only_padding_is_negative:
+            text = (
+                f"no value of this CT is below 0 ({extent}), so these are hardly Hounsfield units: "
+                "correct them, or give --window WIDTH,LEVEL in their units"
+            )
+            if facts.lowest < 0:
+                text = text.replace("below 0", f"below 0 but the padding's {facts.lowest:.4g}")
+            notes.append(warning("ct-not-hounsfield", text))
+    elif facts.negative > _LARGEST_NEGATIVE_SHARE * facts.voxels:
+        share = 100 * facts.negative / facts.voxels
+        text = (
+            f"{share:.3g} % of the voxels are below 0 ({extent}), unusual for {modality}: is it a "
+            "CT, or were the values standardized?"
+        )
+        notes.append(warning("negative-values", text))
+    return notes

@@ -12,8 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medals_rt.bundle.stage_spec import StageSpec
-from medals_rt.planning.geometry import clean_spacing, plan_stage, region_of_interest, separate_axis
+from medals_rt.common.choices import MODALITIES, PresetName
+from medals_rt.io.case import Case
+from medals_rt.io.volume import SourceGrid, Volume
+from medals_rt.planning.cost import plan_case, plan_shape
+from medals_rt.planning.geometry import (
+    clean_spacing,
+    plan_stage,
+    region_of_interest,
+    separate_axis,
+    spacing_for,
+)
 from medals_rt.planning.policy import CaseRules, load_policy
+from medals_rt.prompts.prompt_set import parse_prompts
 
 COARSE = StageSpec(1, (224, 224, 128), (1.5, 1.5, 3.0))
 FINE = StageSpec(2, (192, 192, 192), (1.0, 1.0, 1.0))
@@ -108,6 +119,105 @@ def test_stored_spacing_is_repaired(
 ) -> None:
     found = clean_spacing(shape_dhw, stored)
     assert found == tuple(float(np.float32(value)) for value in clean)
+
+
+LONG_DHW, LONG_MM = (700, 512, 512), (0.78, 0.78, 1.0)
+"""A scan of legs: more slices than rows, and the slices coarser than the rows."""
+
+
+@pytest.mark.parametrize(
+    ("stated", "preset", "repaired"),
+    [
+        (True, "paper", False),
+        (False, "paper", True),
+        (True, "release", True),
+        (False, "release", True),
+    ],
+)
+def test_a_stated_spacing_is_believed(stated: bool, preset: PresetName, repaired: bool) -> None:
+    found, notes = spacing_for(
+        LONG_DHW,
+        LONG_MM,
+        geometry_is_stated=stated,
+        preset=load_policy().preset(preset),
+        modality="CT",
+    )
+    expected = (1.0, 0.78, 0.78) if repaired else LONG_MM
+    assert found == tuple(float(np.float32(value)) for value in expected)
+    assert [(note.code, note.severity) for note in notes] == (
+        [("spacing-repaired", "warning")] if repaired else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape_dhw", "stored", "said"),
+    [
+        ((30, 200, 200), (0.05, 0.7, 5.0), ["taken as 1"]),
+        ((200, 200, 30), (0.7, 0.7, 5.0), ["moved to the axis of the fewest voxels"]),
+        (
+            (200, 200, 30),
+            (0.7, 0.05, 5.0),
+            ["taken as 1", "moved to the axis of the fewest voxels"],
+        ),
+        ((30, 200, 200), (0.7, 0.7, 5.0), []),
+    ],
+)
+def test_a_repair_is_told(
+    shape_dhw: tuple[int, ...], stored: tuple[float, ...], said: list[str]
+) -> None:
+    _, notes = spacing_for(
+        shape_dhw,
+        stored,
+        geometry_is_stated=False,
+        preset=load_policy().preset("paper"),
+        modality="CT",
+    )
+    assert len(notes) == bool(said)
+    assert all(part in str(note) for note in notes for part in said)
+    if len(said) == 1:
+        (other,) = {"taken as 1", "moved to the axis of the fewest voxels"} - set(said)
+        assert other not in str(notes[0])
+
+
+@pytest.mark.parametrize(
+    ("spacing", "doubtful"),
+    [
+        ((0.001, 0.001, 0.003), True),  # meters
+        ((0.1, 0.1, 0.1), False),
+        ((0.09, 0.5, 0.5), True),
+        ((20.0, 20.0, 20.0), False),
+        ((1.0, 20.5, 20.5), True),
+        ((1.0, 1.0, 25.0), False),  # a slice may be thick
+        ((1.0, 1.0, 30.0), False),
+        ((1.0, 1.0, 30.5), True),
+    ],
+)
+def test_a_spacing_that_no_body_has_is_doubted(
+    spacing: tuple[float, float, float], doubtful: bool
+) -> None:
+    for modality in MODALITIES:
+        found, notes = spacing_for(
+            (20, 200, 200),
+            spacing,
+            geometry_is_stated=True,
+            preset=load_policy().preset("paper"),
+            modality=modality,
+        )
+        assert found == pytest.approx(spacing, rel=1e-6)
+        expected = ["spacing-implausible"] if doubtful and modality != "Microscopy" else []
+        assert [note.code for note in notes] == expected
+
+
+def test_a_plan_of_numbers_equals_that_of_a_file() -> None:
+    prompts = parse_prompts({"1": "Liver in abdominal CT"})
+    affine = np.diag([0.78, 0.78, 1.0, 1.0])
+    shape = (70, 51, 51)
+    volume = Volume(np.zeros(shape, np.int16), LONG_MM, source=SourceGrid.from_affine(affine))
+    of_file = plan_case(Case(volume, None, None, Path("legs.nii.gz")), prompts)
+    assert of_file.stages == plan_shape(shape, LONG_MM, prompts.class_keys).stages
+    assert of_file.notes == ()
+    bare = Case(Volume(volume.image_dhw, LONG_MM), None, None, Path("legs.npz"))
+    assert [note.code for note in plan_case(bare, prompts).notes] == ["spacing-repaired"]
 
 
 def test_paper_resamples_physically_and_pads_small_images() -> None:

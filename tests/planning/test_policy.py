@@ -19,6 +19,7 @@ PACKAGE = Path(medals_rt.__file__).parent
 class Key:
     policy_name: str
     kind: str = "anatomy"
+    is_free_text: bool = False
 
 
 def all_class_names() -> set[str]:
@@ -54,6 +55,8 @@ def test_presets_differ_as_documented() -> None:
     assert paper.components.size_ratio == 0.6
     assert release.components.size_ratio is None
     assert release.components.fewer_voxels_than == 650 * 650 * 100
+    assert (paper.repairs_stated_spacing, release.repairs_stated_spacing) == (False, True)
+    assert (paper.components.keeps_cut_pieces, release.components.keeps_cut_pieces) == (True, False)
     assert (paper.lesions, release.lesions) == ("labels and instances", "binary")
 
 
@@ -65,11 +68,41 @@ def test_release_treats_the_36_listed_anatomy_classes_only() -> None:
     assert not policy.treats_components(Key("CT_Liver"), "release")
 
 
-def test_paper_treats_all_anatomy_and_no_lesion() -> None:
+def exempt_names() -> list[str]:
+    return [name for each in load_policy().components.exempt for name in sorted(each.classes)]
+
+
+def test_paper_treats_anatomy_but_what_is_several_objects() -> None:
     policy = load_policy()
-    assert policy.treats_components(Key("CT_Liver"), "paper")
-    assert policy.treats_components(Key("CT_Small bowel"), "paper")
+    anatomy = {key.policy_name for key in all_classes() if key.kind == "anatomy"}
+    treated = {name for name in anatomy if policy.treats_components(Key(name), "paper")}
+    assert anatomy - treated == set(exempt_names())
+    assert {"CT_Liver", "CT_Aorta", "CT_Left lung", "CT_Vertebrae L1"} <= treated
+    several = {"MRI_Vertebrae", "MRI_Intervertebral discs", "CT_Left kidney cyst", "CT_Colon"}
+    assert not several & treated
     assert not policy.treats_components(Key("CT_Liver tumors", "lesion"), "paper")
+
+
+def test_each_exemption_is_of_anatomy_once_and_has_a_reason() -> None:
+    anatomy = {key.policy_name for key in all_classes() if key.kind == "anatomy"}
+    assert set(exempt_names()) <= anatomy
+    assert len(exempt_names()) == len(set(exempt_names()))
+    assert all(each.reason for each in load_policy().components.exempt)
+
+
+def test_a_sentence_of_no_known_class_may_mean_several_objects() -> None:
+    sentence = Key("CT_All the ribs", is_free_text=True)
+    assert not load_policy().treats_components(sentence, "paper")
+    assert load_policy().treats_components(sentence, "paper", "all")
+
+
+@pytest.mark.parametrize("preset", ["paper", "release"])
+@pytest.mark.parametrize("name", ["CT_Liver", "CT_Spleen", "MRI_Vertebrae"])
+def test_the_preset_s_rule_can_be_overridden(preset: str, name: str) -> None:
+    policy = load_policy()
+    assert policy.treats_components(Key(name), preset, "all")
+    assert not policy.treats_components(Key(name), preset, "off")
+    assert not policy.treats_components(Key(name, "lesion"), preset, "all")
 
 
 def test_single_counts_distinct_classes() -> None:
@@ -120,10 +153,12 @@ def test_one_intensity_window_serves_a_case(names: list[str], window: str) -> No
 
 
 def test_no_class_and_unknown_preset_are_input_errors() -> None:
-    with pytest.raises(InputError, match="no class was asked for"):
+    with pytest.raises(InputError) as none:
         load_policy().rules([], "paper")
-    with pytest.raises(InputError, match=r"no preset 'papers': choose one of paper, release"):
+    assert none.value.code == "no-class"
+    with pytest.raises(InputError, match="paper, release") as unknown:
         load_policy().preset("papers")
+    assert unknown.value.code == "preset-unknown"
 
 
 @pytest.mark.parametrize(
@@ -138,8 +173,9 @@ def test_no_class_and_unknown_preset_are_input_errors() -> None:
 def test_a_damaged_policy_is_refused(old: str, new: str) -> None:
     text = (PACKAGE / "planning" / "policy.toml").read_text(encoding="utf-8")
     assert old in text
-    with pytest.raises(InputError):
+    with pytest.raises(InputError) as refused:
         parse_policy(text.replace(old, new, 1))
+    assert refused.value.code == "policy-invalid"
 
 
 def test_a_policy_cannot_be_changed_by_accident() -> None:

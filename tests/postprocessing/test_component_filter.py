@@ -11,6 +11,7 @@ from scipy.ndimage import label
 
 from medals_rt.common.arrays import to_host
 from medals_rt.postprocessing.component_filter import (
+    ComponentRemoval,
     drop_small_components,
     keep_probable_components,
 )
@@ -21,7 +22,7 @@ def test_golden_cases(golden: Path, xp: Any) -> None:
     with np.load(golden / "postprocess_release.npz") as stored:
         assert len(stored.files) == 12 * 4
         for i in range(12):
-            found = keep_probable_components(
+            found, _ = keep_probable_components(
                 xp.asarray(stored[f"{i}_seg"]),
                 xp.asarray(stored[f"{i}_prob"]),
                 stored[f"{i}_labels"].tolist(),
@@ -69,7 +70,7 @@ def test_equals_the_written_rule_and_never_adds_a_voxel(
     # Per-region offsets move means across the thresholds; noise keeps them off exact ties.
     probability = (rng.choice([0.55, 0.85, 0.95]) + 0.04 * rng.random(shape)).astype(np.float32)
     probability[: shape[0] // 2] -= np.float32(0.07)
-    found = keep_probable_components(labels, probability, [1, 3, 200], size_ratio)
+    found, _ = keep_probable_components(labels, probability, [1, 3, 200], size_ratio)
     assert found.dtype == dtype
     np.testing.assert_array_equal(
         found, one_label_at_a_time(labels, probability, [1, 3], size_ratio)
@@ -108,16 +109,61 @@ def test_which_components_stay(
     components: list[tuple[int, float]], size_ratio: float | None, kept: list[int]
 ) -> None:
     labels, probability = bars(*components)
-    found = keep_probable_components(labels, probability, [1], size_ratio)
+    found, _ = keep_probable_components(labels, probability, [1], size_ratio)
     stayed = [row for row in range(len(components)) if found[2 * row].any()]
     assert stayed == kept
+
+
+def cut(components: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Components as of `bars`, whose first voxels lie at the edge of the image's last axis."""
+    labels, probability = bars(*components)
+    return np.pad(labels, ((1, 1), (0, 0), (0, 0))), np.pad(probability, ((1, 1), (0, 0), (0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("components", "stay"),
+    [
+        ([(20, 0.82), (3, 0.80)], [0, 1]),  # an aorta below its arch
+        ([(20, 0.82), (3, 0.71)], [0]),  # less likely than the rest
+        ([(20, 0.82), (5, 0.80), (4, 0.80), (3, 0.80), (2, 0.80)], [0, 1, 2, 3, 4]),
+        ([(3, 0.95), (20, 0.86), (19, 0.80)], [0, 1]),  # beside the best of the three largest
+    ],
+)
+@pytest.mark.parametrize("side", [False, True])
+def test_pieces_at_the_edge_stay_where_they_are_likely(
+    components: list[tuple[int, float]], stay: list[int], side: bool, xp: Any
+) -> None:
+    labels, probability = cut(components)
+    if side:
+        labels, probability = labels[..., ::-1].copy(), probability[..., ::-1].copy()
+    found, _ = keep_probable_components(
+        xp.asarray(labels), xp.asarray(probability), [1], 0.6, keeps_cut_pieces=True
+    )
+    kept = to_host(found)[1:-1]
+    assert [row for row in range(len(components)) if kept[2 * row].any()] == stay
+
+
+def test_a_single_slice_has_no_edge_but_its_sides() -> None:
+    labels, probability = bars((9, 0.8), (3, 0.8))
+    labels, probability = (np.pad(a, ((1, 1), (0, 0), (1, 1))) for a in (labels, probability))
+    found, removals = keep_probable_components(labels, probability, [1], 0.6, keeps_cut_pieces=True)
+    assert found.sum() == 9
+    assert removals == (ComponentRemoval(1, 1, 3, 9),)
+
+
+def test_labels_that_are_not_treated_are_not_counted() -> None:
+    labels, probability = bars((9, 0.5), (3, 0.5), (4, 0.5), (2, 0.5))
+    labels[4:] *= 2
+    found, removals = keep_probable_components(labels, probability, [2, 7])
+    assert removals == (ComponentRemoval(2, 1, 2, 4),)
+    assert np.count_nonzero(found == 1) == 12
 
 
 def test_touching_labels_are_separate_components(xp: Any) -> None:
     labels = np.zeros((1, 1, 10), np.uint8)
     labels[0, 0] = [1, 1, 2, 1, 1, 1, 0, 2, 2, 2]
     probability = xp.full((1, 1, 10), 0.5, dtype=xp.float32)
-    found = keep_probable_components(xp.asarray(labels), probability, [1, 2])
+    found, _ = keep_probable_components(xp.asarray(labels), probability, [1, 2])
     assert to_host(found)[0, 0].tolist() == [0, 0, 0, 1, 1, 1, 0, 2, 2, 2]
 
 
@@ -156,4 +202,4 @@ def test_nothing_in_nothing_out(xp: Any, shape: tuple[int, int, int]) -> None:
     empty = xp.zeros(shape, dtype=xp.uint8)
     assert not to_host(drop_small_components(empty > 0)).any()
     probability = xp.zeros(shape, dtype=xp.float32)
-    assert not to_host(keep_probable_components(empty, probability, [1, 2])).any()
+    assert not to_host(keep_probable_components(empty, probability, [1, 2])[0]).any()

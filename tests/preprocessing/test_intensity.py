@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from medals_rt.common.errors import InputError
-from medals_rt.io.volume import Volume
-from medals_rt.preprocessing.intensity import prepare_intensities
+from medals_rt.io.volume import SourceGrid, Volume
+from medals_rt.preprocessing.intensity import is_prepared, prepare_intensities
 
 RNG = np.random.default_rng(0)
 
@@ -14,13 +14,66 @@ def volume(image: np.ndarray) -> Volume:
     return Volume(image, (1.0, 1.0, 1.0))
 
 
+def scan(image: np.ndarray) -> Volume:
+    """A volume of a file that states its geometry."""
+    return Volume(image, (1.0, 1.0, 1.0), source=SourceGrid.from_affine(np.eye(4)))
+
+
+def codes(volume: Volume, modality: str, window: str = "soft tissue") -> list[tuple[str, str]]:
+    return [(n.code, n.severity) for n in prepare_intensities(volume, modality, window).notes]
+
+
+def ramp(low: float, high: float, dtype: type = np.float32) -> np.ndarray:
+    """Every value equally often, the extremes among them."""
+    return np.linspace(low, high, 600).reshape(6, 10, 10).astype(dtype)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.int16])
-def test_images_in_0_to_255_are_untouched(dtype: type) -> None:
+def test_prepared_images_are_untouched(dtype: type) -> None:
     image = RNG.integers(0, 256, (4, 5, 6)).astype(dtype)
-    done = prepare_intensities(volume(image), "CT")
-    assert done.action == "unchanged"
-    assert done.image_dhw.dtype == np.float32
-    assert np.array_equal(done.image_dhw, image)
+    image[0, 0, :2] = 0, 255
+    for source in (volume, scan):
+        done = prepare_intensities(source(image), "CT")
+        assert done.action == "unchanged"
+        assert done.image_dhw.dtype == np.float32
+        assert np.array_equal(done.image_dhw, image)
+
+
+@pytest.mark.parametrize(
+    ("image", "of_a_scan", "of_a_challenge_file"),
+    [
+        (ramp(0, 255, np.uint8), True, True),
+        (ramp(0, 12, np.uint8), True, True),  # 8-bit: as it is, but see the notes
+        (np.rint(ramp(0, 255)), True, True),
+        (np.rint(ramp(0, 250)), True, True),
+        (np.rint(ramp(0, 249)), False, True),  # a challenge file that was cropped
+        (ramp(0, 255), False, True),  # ... that was resampled
+        (ramp(0, 249), False, False),
+        (ramp(0, 1), False, False),
+        (ramp(0, 20), False, False),  # a PET in SUV
+        (ramp(0, 255, np.int16) - 1, False, False),
+        (ramp(0, 256, np.int16), False, False),
+        (ramp(0, 4095), False, False),
+    ],
+)
+def test_what_counts_as_prepared(
+    image: np.ndarray, of_a_scan: bool, of_a_challenge_file: bool
+) -> None:
+    assert is_prepared(scan(image)) == of_a_scan
+    assert is_prepared(volume(image)) == of_a_challenge_file
+    for source, prepared in ((scan, of_a_scan), (volume, of_a_challenge_file)):
+        done = prepare_intensities(source(image), "MRI")
+        assert (done.action == "unchanged") == prepared
+
+
+@pytest.mark.parametrize("highest", [1.0, 12.0, 200.5, 4095.0])
+def test_a_scan_is_scaled_alike_in_whatever_units(highest: float) -> None:
+    image = RNG.gamma(2, 1, (6, 7, 8))
+    image[:3] = 0
+    first = prepare_intensities(scan(image / image.max()), "MRI").image_dhw
+    other = prepare_intensities(scan(image / image.max() * highest), "MRI").image_dhw
+    np.testing.assert_allclose(other, first, atol=1e-3)
+    assert first.max() == pytest.approx(255, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -46,16 +99,98 @@ def test_a_window_in_numbers_is_taken_at_its_word(modality: str) -> None:
     assert done.describe() == {"action": "window", "window": "100,80", "low": 30.0, "high": 130.0}
 
 
-def test_other_modalities_are_cut_at_percentiles() -> None:
-    image = RNG.normal(1000, 300, (8, 9, 10))
-    done = prepare_intensities(volume(image), "MRI")
-    low, high = np.percentile(image, [0.5, 99.5])
-    np.testing.assert_allclose(
-        done.image_dhw, np.clip((image - low) / (high - low), 0, 1) * 255, atol=1e-3
-    )
+@pytest.mark.parametrize("modality", ["MRI", "PET", "US", "Microscopy"])
+@pytest.mark.parametrize("background", [0.0, 0.6])
+def test_other_modalities_are_cut_at_percentiles_of_what_is_not_0(
+    modality: str, background: float
+) -> None:
+    image = RNG.normal(1000, 150, (8, 9, 10))
+    image[RNG.random(image.shape) < background] = 0
+    done = prepare_intensities(scan(image), modality)
+    low, high = np.percentile(image[image != 0], [0.5, 99.5])
+    expected = np.clip((image - low) / (high - low), 0, 1) * 255
+    expected[image == 0] = 0
+    np.testing.assert_allclose(done.image_dhw, expected, atol=1e-3)
     assert done.action == "percentiles"
-    assert done.image_dhw.min() == 0
-    assert done.image_dhw.max() == pytest.approx(255, abs=1e-3)
+    assert (done.low, done.high) == pytest.approx((low, high), rel=1e-6)
+
+
+def test_zeros_stay_0_among_negative_values() -> None:
+    """A standardized MR: its background is 0, in the middle of its values."""
+    image = RNG.normal(0, 1, (8, 9, 10))
+    image[:4] = 0
+    done = prepare_intensities(scan(image), "MRI")
+    assert not done.image_dhw[:4].any()
+    assert np.median(done.image_dhw[4:]) == pytest.approx(127, abs=15)
+
+
+def test_two_values_are_told_apart() -> None:
+    """Of a mask, all that is not 0 is one value: no percentiles to scale between."""
+    image = np.where(RNG.random((4, 5, 6)) < 0.3, 7.0, 0.0)
+    done = prepare_intensities(scan(image), "MRI")
+    np.testing.assert_allclose(done.image_dhw, image / 7 * 255, rtol=1e-6)
+
+
+HU = ramp(-1024, 1500)
+
+
+@pytest.mark.parametrize(
+    ("image", "modality", "window", "expected"),
+    [
+        (HU, "CT", "soft tissue", []),
+        (HU + 1024, "CT", "soft tissue", [("ct-not-hounsfield", "warning")]),
+        (
+            np.where(HU < -1000, -2000, HU + 1024),
+            "CT",
+            "soft tissue",
+            [("ct-not-hounsfield", "warning")],
+        ),
+        (np.where(HU < -1000, -2000, HU), "CT", "soft tissue", []),  # padding around a good CT
+        (np.where(HU < 0, -1000, HU), "CT", "soft tissue", []),  # a phantom in air
+        (HU + 1024, "CT", "400,1064", []),  # whoever gives numbers knows the units
+        (HU, "CT", "10,5000", [("window-misses-image", "warning")]),
+        (HU - 2000, "CT", "soft tissue", [("window-misses-image", "warning")]),
+        (HU, "MRI", "soft tissue", [("negative-values", "warning")]),
+        (np.where(HU < -1015, -3, HU.clip(0)), "MRI", "soft tissue", []),  # ringing
+        (np.full((2, 2, 2), 700), "MRI", "soft tissue", [("image-constant", "warning")]),
+        (np.full((2, 2, 2), 7, np.uint8), "CT", "soft tissue", [("image-constant", "warning")]),
+        (ramp(0, 12, np.uint8), "MRI", "soft tissue", [("intensities-dim", "warning")]),
+        (ramp(0, 255, np.uint8), "MRI", "soft tissue", [("intensities-prepared", "info")]),
+        (ramp(0, 20), "PET", "soft tissue", [("intensities-not-prepared", "info")]),
+        (
+            ramp(0, 1),
+            "CT",
+            "soft tissue",
+            [("intensities-not-prepared", "info"), ("ct-not-hounsfield", "warning")],
+        ),
+    ],
+)
+def test_notes_of_a_scan(
+    image: np.ndarray, modality: str, window: str, expected: list[tuple[str, str]]
+) -> None:
+    assert codes(scan(image), modality, window) == expected
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (np.rint(ramp(0, 255)), []),
+        (np.rint(ramp(0, 200)), []),
+        (np.rint(ramp(0, 12)), [("intensities-dim", "warning")]),
+        (ramp(0, 1), [("intensities-not-prepared", "warning")]),
+        (ramp(0, 4095), []),
+    ],
+)
+def test_notes_of_a_challenge_file(image: np.ndarray, expected: list[tuple[str, str]]) -> None:
+    assert codes(volume(image), "MRI") == expected
+
+
+def test_an_image_that_is_mostly_padding() -> None:
+    image = np.zeros((20, 20, 20))
+    image[:4, :4, :4] = ramp(500, 900).reshape(-1)[:64].reshape(4, 4, 4)
+    assert codes(scan(image), "MRI") == [("image-mostly-constant", "warning")]
+    image[:4, :5, :4] = 600
+    assert codes(scan(image), "MRI") == []
 
 
 def test_an_image_of_one_value_becomes_zeros() -> None:
@@ -68,6 +203,17 @@ def test_flipped_views_are_taken() -> None:
     assert done.image_dhw.flags.c_contiguous
 
 
-def test_unknown_windows_are_refused() -> None:
-    with pytest.raises(InputError, match="soft tissue"):
-        prepare_intensities(volume(np.full((2, 2, 2), 700)), "CT", "liverish")
+@pytest.mark.parametrize(
+    ("window", "code"),
+    [
+        ("liverish", "window-unknown"),
+        ("400", "window-unknown"),
+        ("0,40", "window-not-positive"),
+        ("nan,40", "window-not-positive"),
+        ("400,inf", "window-not-positive"),
+    ],
+)
+def test_unknown_windows_are_refused(window: str, code: str) -> None:
+    with pytest.raises(InputError) as refused:
+        prepare_intensities(volume(np.full((2, 2, 2), 700)), "CT", window)
+    assert refused.value.code == code
