@@ -330,12 +330,14 @@ def _is_part(words: Sequence[Word], index: int) -> bool:
 
     It means the region beside a modality ("head CT") or after a preposition ("in the neck").
     """
+    lists = prompt_words()
     word = words[index]
-    if word.word not in prompt_words().part_words:
+    if word.word not in lists.part_words | lists.parts_of:
         return False
     before = words[index - 1] if index > 0 else None
     after = words[index + 1] if index + 1 < len(words) else None
-    if before is not None and before.role == "hard" and not word.token.stop:
+    alone = word.word in lists.part_words
+    if alone and before is not None and before.role == "hard" and not word.token.stop:
         return True
     if after is not None and after.word == "of":
         named = (
@@ -346,6 +348,8 @@ def _is_part(words: Sequence[Word], index: int) -> bool:
         first = next(named, None)
         if first is not None and first.role == "hard":
             return True
+    if not alone:
+        return False
     if before is not None and before.role in {"modality", "region"} and not word.token.stop:
         return False
     if after is not None and after.role in {"modality", "region"} and not after.token.stop:
@@ -353,7 +357,7 @@ def _is_part(words: Sequence[Word], index: int) -> bool:
     start = index - 1
     while start >= 0 and (words[start].word in _LIGHT or words[start].role == "region"):
         start -= 1
-    return start < 0 or words[start].word not in prompt_words().context_prepositions
+    return start < 0 or words[start].word not in lists.context_prepositions
 
 
 def _is_context(words: Sequence[Word], index: int) -> bool:
@@ -512,16 +516,20 @@ def _refuse_part(
 def _refuse_relation(candidate: Candidate, words: Sequence[Word], quoted: str) -> None:
     """Refuse what uses a class's words for two things, or for what lies beside it.
 
-    "Kidney with cyst" isn't "kidney cyst", "kidney and cyst" neither, and "left of the kidney"
-    isn't "left kidney". A class that has "and" or "/" in its own name may be joined.
+    "Kidney with cyst" isn't "kidney cyst", "kidney and cyst" neither, "left of the kidney" isn't
+    "left kidney", and "contrast in the stomach" isn't the stomach. A class that has "and" or "/"
+    in its own name may be joined.
     """
     lists = prompt_words()
-    joined = " and " in candidate.key.name or "/" in candidate.key.name
+    name = candidate.key.name
+    joined_by = lists.joins if "/" in name else frozenset(name.split()) & lists.joins
     for index, word in enumerate(words):
         beside = word.role.startswith("side") and index + 1 < len(words)
         if beside and words[index + 1].word == "of" and not words[index + 1].token.stop:
             said = f"{word.token.text} of"
-        elif word.word in lists.havings or (word.word in lists.joins and not joined):
+        elif word.word not in candidate.allowed and _is_content(words, index):
+            said = f"{word.token.text} {words[index + 1].token.text}"
+        elif word.word in lists.havings or word.word in lists.joins - joined_by:
             said = word.token.text
             if not _weighs_on_both_sides(words, index, word.word in lists.havings):
                 continue
@@ -532,6 +540,17 @@ def _refuse_relation(candidate: Candidate, words: Sequence[Word], quoted: str) -
             f"{str(candidate.key)!r}; name one class, as in {candidate.key.name!r}",
             code="relation",
         )
+
+
+def _is_content(words: Sequence[Word], index: int) -> bool:
+    """Whether a word such as "contrast" is what is asked for, since "in the stomach" follows."""
+    lists = prompt_words()
+    if words[index].word not in lists.contents or index + 1 == len(words):
+        return False
+    if words[index + 1].word not in lists.context_prepositions:
+        return False
+    after = next((word for word in words[index + 2 :] if not _is_light(word)), None)
+    return after is not None and after.role == "hard"
 
 
 def _weighs_on_both_sides(words: Sequence[Word], index: int, anywhere_before: bool) -> bool:
