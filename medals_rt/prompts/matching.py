@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from medals_rt.common.choices import KINDS, MODALITIES, check_kind, check_modality
@@ -253,16 +252,22 @@ def _spoken_modalities(
 
 
 def _phrase_roles(tokens: Sequence[Token]) -> list[str]:
-    """Role of each token by the longest listed phrase that it's part of; `""` where none."""
+    """Role of each token by the longest listed phrase that it's part of; `""` where none.
+
+    A phrase doesn't run across a comma: "vertebrae, lumbar, MRI" asks for the lumbar ones.
+    """
     roles = [""] * len(tokens)
     plain = tuple(token.word for token in tokens)
     index = 0
     while index < len(tokens):
         length = 1
         for phrase, role in plain_phrases().get(plain[index], ()):
-            if plain[index : index + len(phrase)] == phrase:
+            end = index + len(phrase)
+            if plain[index:end] == phrase and not any(
+                token.stop for token in tokens[index + 1 : end]
+            ):
                 length = len(phrase)
-                roles[index : index + length] = [role] * length
+                roles[index:end] = [role] * length
                 break
         index += length
     return roles
@@ -496,18 +501,19 @@ def _refuse_region(candidate: Candidate, words: Sequence[Word], quoted: str) -> 
 def _refuse_part(
     candidate: Candidate, term: frozenset[str], words: Sequence[Word], quoted: str
 ) -> None:
-    """Refuse "abdominal ..." of a structure that runs through several regions."""
+    """Refuse "abdominal ..." and "..., abdominal," of what runs through several regions."""
     if not candidate.spans_regions:
         return
-    for before, word in pairwise(words):
-        if (
-            word.word in term
-            and not word.token.stop
-            and before.word in prompt_words().region_adjectives
-            and before.word not in term
-        ):
+    adjectives = prompt_words().region_adjectives - term
+    for index, word in enumerate(words):
+        if word.word not in adjectives:
+            continue
+        before, after = words[max(index - 1, 0)], words[index + 1 : index + 2]
+        leads = any(one.word in term and not one.token.stop for one in after)
+        alone = word.token.stop and all(one.token.stop for one in after)
+        if leads or (alone and before.word in term):
             raise PromptError(
-                f"prompt {quoted} seems to mean only the {before.token.text!r} part of "
+                f"prompt {quoted} seems to mean only the {word.token.text!r} part of "
                 f"{str(candidate.key)!r}; leave that word out to ask for the whole",
                 code="part-of-class",
             )
