@@ -339,11 +339,7 @@ def _is_part(words: Sequence[Word], index: int) -> bool:
     word = words[index]
     if word.word not in lists.part_words | lists.parts_of:
         return False
-    before = words[index - 1] if index > 0 else None
     after = words[index + 1] if index + 1 < len(words) else None
-    alone = word.word in lists.part_words
-    if alone and before is not None and before.role == "hard" and not word.token.stop:
-        return True
     if after is not None and after.word == "of":
         named = (
             other
@@ -353,16 +349,22 @@ def _is_part(words: Sequence[Word], index: int) -> bool:
         first = next(named, None)
         if first is not None and first.role == "hard":
             return True
-    if not alone:
-        return False
-    if before is not None and before.role in {"modality", "region"} and not word.token.stop:
-        return False
+    return word.word in lists.part_words and not _is_region(words, index)
+
+
+def _is_region(words: Sequence[Word], index: int) -> bool:
+    """Whether a region's name stands beside a modality or region, or after a preposition."""
+    word = words[index]
+    before = words[index - 1] if index > 0 else None
+    after = words[index + 1] if index + 1 < len(words) else None
+    if before is not None and not word.token.stop and before.role in {"hard", "modality", "region"}:
+        return before.role != "hard"
     if after is not None and after.role in {"modality", "region"} and not after.token.stop:
-        return False
+        return True
     start = index - 1
     while start >= 0 and (words[start].word in _LIGHT or words[start].role == "region"):
         start -= 1
-    return start < 0 or words[start].word not in lists.context_prepositions
+    return start >= 0 and words[start].word in prompt_words().context_prepositions
 
 
 def _is_context(words: Sequence[Word], index: int) -> bool:
