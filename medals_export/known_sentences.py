@@ -1,4 +1,4 @@
-"""The sentences that are known at export, each under the class that it names."""
+"""The sentences that are known at export, each with the class that it names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +53,10 @@ def read_sentences(path: Path) -> KnownSentences:
     if not path.is_file():
         raise MissingFileError(f"there is no file of sentences {path}")
     if path.stat().st_size > _MAX_FILE_BYTES:
-        raise InputError(f"{path} is larger than {_MAX_FILE_BYTES} bytes; is it sentences?")
+        raise InputError(
+            f"{path} is larger than {_MAX_FILE_BYTES} bytes; is it sentences?",
+            code="sentences-file-too-large",
+        )
     try:
         content = msgspec.json.decode(
             path.read_bytes(), type=dict[str, dict[str, int | tuple[str, ...]]]
@@ -61,7 +64,8 @@ def read_sentences(path: Path) -> KnownSentences:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} is no file of sentences ({error}); write "
-            '{"DATA SET": {"1": ["Spleen in abdominal CT"], "instance_label": 0}}'
+            '{"DATA SET": {"1": ["Spleen in abdominal CT"], "instance_label": 0}}',
+            code="sentences-form",
         ) from error
     found: dict[ClassKey, dict[str, None]] = {}
     unread: list[str] = []
@@ -76,18 +80,23 @@ def read_sentences(path: Path) -> KnownSentences:
                 else:
                     unread.append(f"{data_set} {label}: {key}")
     if not found:
-        raise InputError(f"no sentence of {path} names a class; the first: {unread[:1]}")
+        raise InputError(
+            f"no sentence of {path} names a class; the first: {unread[:1]}", code="no-class"
+        )
     return KnownSentences({key: tuple(texts) for key, texts in found.items()}, tuple(unread))
 
 
 def _kind(value: object, where: str) -> str:
     if value not in (0, 1):
-        raise InputError(f"{where}: instance_label is {value!r}; use 0 (anatomy) or 1 (lesions)")
+        raise InputError(
+            f"{where}: instance_label is {value!r}; use 0 (anatomy) or 1 (lesions)",
+            code="instance-label-invalid",
+        )
     return KINDS[value]
 
 
 def _resolve(sentences: Sequence[str], kind: str) -> dict[str, ClassKey | PromptError]:
-    """Give the class of each sentence of a label, or why there is none."""
+    """Find the class of each sentence of a label, or why there is none."""
     found: dict[str, ClassKey | PromptError] = {}
     for text in (sentence.strip() for sentence in sentences):
         found[text] = _class_or_reason(text, kind, None)

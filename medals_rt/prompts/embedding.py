@@ -46,8 +46,9 @@ class PromptEmbedder:
         Raises
         ------
         BundleError
-            If there is no text encoder and the bank does not cover a prompt's class (the message
-            names the nearest it covers), or the prompt is free text.
+            If there is no text encoder and the bank does not cover a prompt's class (code
+            `class-not-covered`; the message names the nearest), or the prompt is free text
+            (`no-text-encoder`).
         MissingDependencyError
             If the text encoder is needed and a library that it needs is not installed.
         """
@@ -60,7 +61,7 @@ class PromptEmbedder:
             if source == "class" and prompt.class_key.bank_key not in bundle.class_rows
         ]
         if missing:
-            raise BundleError(self._not_covered(missing))
+            raise BundleError(self._not_covered(missing), code="class-not-covered")
         encoded = self._encode(
             (prompt.class_key.modality, prompt.text.strip())
             for prompt, source in zip(asked, sources, strict=True)
@@ -79,7 +80,7 @@ class PromptEmbedder:
         return embeddings, sources
 
     def _source(self, prompt: Prompt) -> EmbeddingSource:
-        """Say where a prompt's embedding comes from."""
+        """Return where a prompt's embedding comes from."""
         key = prompt.class_key
         if prompt.text.strip() in self._bundle.sentence_rows.get(key.modality, {}):
             return "sentence"

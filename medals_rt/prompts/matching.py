@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from medals_rt.common.choices import KINDS, MODALITIES, check_kind, check_modality
@@ -253,16 +252,22 @@ def _spoken_modalities(
 
 
 def _phrase_roles(tokens: Sequence[Token]) -> list[str]:
-    """Role of each token by the longest listed phrase that it's part of; `""` where none."""
+    """Role of each token by the longest listed phrase that it's part of; `""` where none.
+
+    A phrase doesn't run across a comma: "vertebrae, lumbar, MRI" asks for the lumbar ones.
+    """
     roles = [""] * len(tokens)
     plain = tuple(token.word for token in tokens)
     index = 0
     while index < len(tokens):
         length = 1
         for phrase, role in plain_phrases().get(plain[index], ()):
-            if plain[index : index + len(phrase)] == phrase:
+            end = index + len(phrase)
+            if plain[index:end] == phrase and not any(
+                token.stop for token in tokens[index + 1 : end]
+            ):
                 length = len(phrase)
-                roles[index : index + length] = [role] * length
+                roles[index:end] = [role] * length
                 break
         index += length
     return roles
@@ -330,13 +335,11 @@ def _is_part(words: Sequence[Word], index: int) -> bool:
 
     It means the region beside a modality ("head CT") or after a preposition ("in the neck").
     """
+    lists = prompt_words()
     word = words[index]
-    if word.word not in prompt_words().part_words:
+    if word.word not in lists.part_words | lists.parts_of:
         return False
-    before = words[index - 1] if index > 0 else None
     after = words[index + 1] if index + 1 < len(words) else None
-    if before is not None and before.role == "hard" and not word.token.stop:
-        return True
     if after is not None and after.word == "of":
         named = (
             other
@@ -346,14 +349,22 @@ def _is_part(words: Sequence[Word], index: int) -> bool:
         first = next(named, None)
         if first is not None and first.role == "hard":
             return True
-    if before is not None and before.role in {"modality", "region"} and not word.token.stop:
-        return False
+    return word.word in lists.part_words and not _is_region(words, index)
+
+
+def _is_region(words: Sequence[Word], index: int) -> bool:
+    """Whether a region's name stands beside a modality or region, or after a preposition."""
+    word = words[index]
+    before = words[index - 1] if index > 0 else None
+    after = words[index + 1] if index + 1 < len(words) else None
+    if before is not None and not word.token.stop and before.role in {"hard", "modality", "region"}:
+        return before.role != "hard"
     if after is not None and after.role in {"modality", "region"} and not after.token.stop:
-        return False
+        return True
     start = index - 1
     while start >= 0 and (words[start].word in _LIGHT or words[start].role == "region"):
         start -= 1
-    return start < 0 or words[start].word not in prompt_words().context_prepositions
+    return start >= 0 and words[start].word in prompt_words().context_prepositions
 
 
 def _is_context(words: Sequence[Word], index: int) -> bool:
@@ -492,18 +503,19 @@ def _refuse_region(candidate: Candidate, words: Sequence[Word], quoted: str) -> 
 def _refuse_part(
     candidate: Candidate, term: frozenset[str], words: Sequence[Word], quoted: str
 ) -> None:
-    """Refuse "abdominal ..." of a structure that runs through several regions."""
+    """Refuse "abdominal ..." and "..., abdominal," of what runs through several regions."""
     if not candidate.spans_regions:
         return
-    for before, word in pairwise(words):
-        if (
-            word.word in term
-            and not word.token.stop
-            and before.word in prompt_words().region_adjectives
-            and before.word not in term
-        ):
+    adjectives = prompt_words().region_adjectives - term
+    for index, word in enumerate(words):
+        if word.word not in adjectives:
+            continue
+        before, after = words[max(index - 1, 0)], words[index + 1 : index + 2]
+        leads = any(one.word in term and not one.token.stop for one in after)
+        alone = word.token.stop and all(one.token.stop for one in after)
+        if leads or (alone and before.word in term):
             raise PromptError(
-                f"prompt {quoted} seems to mean only the {before.token.text!r} part of "
+                f"prompt {quoted} seems to mean only the {word.token.text!r} part of "
                 f"{str(candidate.key)!r}; leave that word out to ask for the whole",
                 code="part-of-class",
             )
@@ -512,16 +524,20 @@ def _refuse_part(
 def _refuse_relation(candidate: Candidate, words: Sequence[Word], quoted: str) -> None:
     """Refuse what uses a class's words for two things, or for what lies beside it.
 
-    "Kidney with cyst" isn't "kidney cyst", "kidney and cyst" neither, and "left of the kidney"
-    isn't "left kidney". A class that has "and" or "/" in its own name may be joined.
+    "Kidney with cyst" isn't "kidney cyst", "kidney and cyst" neither, "left of the kidney" isn't
+    "left kidney", and "contrast in the stomach" isn't the stomach. A class that has "and" or "/"
+    in its own name may be joined.
     """
     lists = prompt_words()
-    joined = " and " in candidate.key.name or "/" in candidate.key.name
+    name = candidate.key.name
+    joined_by = lists.joins if "/" in name else frozenset(name.split()) & lists.joins
     for index, word in enumerate(words):
         beside = word.role.startswith("side") and index + 1 < len(words)
         if beside and words[index + 1].word == "of" and not words[index + 1].token.stop:
             said = f"{word.token.text} of"
-        elif word.word in lists.havings or (word.word in lists.joins and not joined):
+        elif word.word not in candidate.allowed and _is_content(words, index):
+            said = f"{word.token.text} {words[index + 1].token.text}"
+        elif word.word in lists.havings or word.word in lists.joins - joined_by:
             said = word.token.text
             if not _weighs_on_both_sides(words, index, word.word in lists.havings):
                 continue
@@ -532,6 +548,17 @@ def _refuse_relation(candidate: Candidate, words: Sequence[Word], quoted: str) -
             f"{str(candidate.key)!r}; name one class, as in {candidate.key.name!r}",
             code="relation",
         )
+
+
+def _is_content(words: Sequence[Word], index: int) -> bool:
+    """Whether a word such as "contrast" is what is asked for, since "in the stomach" follows."""
+    lists = prompt_words()
+    if words[index].word not in lists.contents or index + 1 == len(words):
+        return False
+    if words[index + 1].word not in lists.context_prepositions:
+        return False
+    after = next((word for word in words[index + 2 :] if not _is_light(word)), None)
+    return after is not None and after.role == "hard"
 
 
 def _weighs_on_both_sides(words: Sequence[Word], index: int, anywhere_before: bool) -> bool:

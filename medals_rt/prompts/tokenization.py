@@ -32,6 +32,11 @@ class PromptWords(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expansions
         Abbreviations and Latin terms with the words that they mean. A part with a capital letter
         must be written exactly so ("LA"), any other in whatever case.
+    part_words, parts_of
+        Regions whose name may mean a part of an organ: anywhere ("pancreas head"), or only before
+        "of" ("head and neck of the pancreas").
+    contents
+        Harmless words that are what is asked for in "contrast in the stomach".
     suggestions
         Phrases that mean no class but are near one or several; those are named first when the
         phrase is refused.
@@ -47,6 +52,7 @@ class PromptWords(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     regions: tuple[str, ...]
     region_adjectives: frozenset[str]
     part_words: frozenset[str]
+    parts_of: frozenset[str]
     neutral_phrases: tuple[str, ...]
     neutral: frozenset[str]
     organs: frozenset[str]
@@ -54,6 +60,7 @@ class PromptWords(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     misleading: tuple[str, ...]
     joins: frozenset[str]
     havings: frozenset[str]
+    contents: frozenset[str]
     sequences: frozenset[str]
     not_sequences_beside: frozenset[str]
     context_prepositions: frozenset[str]

@@ -4,15 +4,16 @@ from collections import Counter
 
 import pytest
 
+from medals_rt.common.choices import KINDS, MODALITIES
 from medals_rt.common.errors import InputError
 from medals_rt.prompts.classes import (
-    KINDS,
-    MODALITIES,
     all_classes,
     by_bank_key,
     by_exact_name,
     by_policy_name,
     classes_of,
+    classes_of_group,
+    groups,
     nearest_names,
 )
 
@@ -46,8 +47,9 @@ def test_keys_lead_back() -> None:
 
 
 def test_a_name_of_both_kinds_needs_its_kind() -> None:
-    with pytest.raises(InputError, match="both kinds"):
+    with pytest.raises(InputError) as caught:
         by_policy_name("MRI_Vertebrae")
+    assert caught.value.code == "kind-missing"
 
 
 @pytest.mark.parametrize(
@@ -64,12 +66,77 @@ def test_misspelled_names_find_the_meant_one_first(text: str, nearest: str) -> N
     assert len(names) == 3
 
 
+def test_the_side_leads_no_suggestion() -> None:
+    names = nearest_names("kidny", "CT", "anatomy", side="left")
+    assert names[0] == "CT Left kidney"
+    assert not [name for name in names if "Right" in name]
+
+
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(InputError, match="Left kidney"):
+    with pytest.raises(InputError, match="Left kidney") as caught:
         by_exact_name("CT", "Left kidny")
-    with pytest.raises(InputError, match="modality/kind/id"):
+    assert caught.value.code == "class-unknown"
+    with pytest.raises(InputError) as caught:
         by_bank_key("CT/anatomy/999")
-    with pytest.raises(InputError, match="no modality 'XR'"):
+    assert caught.value.code == "bank-key-unknown"
+    with pytest.raises(InputError) as caught:
         classes_of("XR")
-    with pytest.raises(InputError, match="no kind 'organ'"):
+    assert caught.value.code == "modality-unknown"
+    with pytest.raises(InputError) as caught:
         classes_of("CT", "organ")
+    assert caught.value.code == "kind-unknown"
+
+
+# Groups -------------------------------------------------------------------------------------------
+
+
+def test_every_anatomy_class_is_in_a_group() -> None:
+    grouped = {
+        key for modality in MODALITIES for each in groups(modality) for key in each.keys(modality)
+    }
+    assert grouped == set(classes_of(kind="anatomy"))
+
+
+def test_groups_hold_known_classes_once_and_have_their_own_names() -> None:
+    known = {key.name for key in classes_of(kind="anatomy")}
+    names = [name for group in groups() for name in (group.name, *group.also)]
+    assert len(names) == len(set(names))
+    for group in groups():
+        assert set(group.classes) <= known
+        assert len(group.classes) == len(set(group.classes))
+
+
+def test_a_group_lists_its_classes_by_id() -> None:
+    lobes = classes_of_group("Lungs_and-lobes", "CT")
+    assert [key.id for key in lobes] == [46, 47, 75, 76, 77, 78, 79]
+    assert classes_of_group("lungs", "MRI") == tuple(
+        by_exact_name("MRI", name) for name in ("Left lung", "Right lung")
+    )
+    assert len(classes_of_group("vertebrae", "CT")) == 26
+
+
+def test_groups_of_a_modality_are_those_it_has_classes_of() -> None:
+    assert {group.name for group in groups("US")} >= {"heart chambers", "calf muscles"}
+    assert groups("PET") == ()
+    for modality in MODALITIES:
+        for group in groups(modality):
+            assert classes_of_group(group.name, modality)
+
+
+@pytest.mark.parametrize(
+    ("name", "modality", "code", "said"),
+    [
+        ("abdominal organ", "CT", "group-unknown", "'abdominal organs'"),
+        ("vertebra", "CT", "group-unknown", "'vertebrae'"),
+        ("ribs", "CT", "group-unknown", "nearest"),
+        ("bones", "US", "group-empty", "'calf muscles'"),
+        ("bones", "PET", "group-empty", "none"),
+        ("bones", "XR", "modality-unknown", "CT"),
+    ],
+)
+def test_a_group_that_is_not_there_is_refused(
+    name: str, modality: str, code: str, said: str
+) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        classes_of_group(name, modality)
+    assert caught.value.code == code

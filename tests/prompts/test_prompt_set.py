@@ -1,190 +1,21 @@
-"""Sentences to classes: the 2,715 known ones, phrasings of our own, and every class by template."""
+"""The prompts of a case: sets, files, and every form in which a caller may have them."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from medals_rt.common.errors import MissingFileError, PromptError
-from medals_rt.prompts.classes import ClassKey, all_classes, by_bank_key, by_exact_name
-from medals_rt.prompts.matching import assign_roles, find_modality, known_sentences, match_words
-from medals_rt.prompts.prompt_set import describe, find_class, numbered, parse_prompts, read_prompts
-from medals_rt.prompts.tokenization import tokenize
-from tests.paths import DATA, GOLDEN
-
-
-def known() -> Iterator[tuple[str, ClassKey]]:
-    """Golden sentences with their class."""
-    table = json.loads((GOLDEN / "prompt_classes.json").read_text())
-    for key, texts in table.items():
-        bank_key, name = key.split("|")
-        found = by_bank_key(bank_key)
-        assert found.name == name
-        for text in texts:
-            yield text, found
-
-
-def test_known_sentences_are_read_exactly() -> None:
-    sentences = list(known())
-    assert len(sentences) == 2715
-    wrong = [text for text, key in sentences if find_class(text, key.kind).class_key != key]
-    assert not wrong
-
-
-def test_the_rules_alone_never_misread_a_known_sentence() -> None:
-    refused = []
-    for text, key in known():
-        try:
-            tokens = tokenize(text)
-            modality = find_modality(tokens, repr(text), None)
-            words = assign_roles(tokens, modality, tolerant=key.kind == "anatomy")
-            assert match_words(words, repr(text), modality, key.kind).class_key == key
-        except PromptError:
-            refused.append(text)
-    assert set(refused) == set(known_sentences()), "the table holds what the rules refuse, no more"
-    assert len(refused) <= 40
-
-
-def phrasings() -> list[tuple[str, str, str | None]]:
-    rows = json.loads((DATA / "prompt_phrasings.json").read_text())
-    return [tuple(row) for row in rows]
-
-
-def test_no_phrasing_is_misread_and_few_are_refused() -> None:
-    wrong, refused, named = [], [], 0
-    for kind, text, expected in phrasings():
-        named += expected is not None
-        try:
-            key = find_class(text, kind).class_key
-        except PromptError:
-            if expected is not None:
-                refused.append((text, expected.endswith("?")))
-            continue
-        modality, _, name = (expected or ":").rstrip("?").partition(":")
-        if (key.modality, key.name) != (modality, name):
-            wrong.append((text, str(key)))
-    assert not wrong
-    assert named >= 500
-    assert not [text for text, fair in refused if not fair]
-    assert len(refused) / named < 0.06
-
-
-TEMPLATES = (
-    "{name} on {modality}",
-    "{modality} scan showing the {name}",
-    "segment the {name} in this {modality}",
-    "Please find the {name} ({modality}).",
-    "{modality}: {name}",
-    "{name}; {modality}",
+from medals_rt.common.errors import InputError, MissingFileError, PromptError
+from medals_rt.prompts.classes import by_exact_name
+from medals_rt.prompts.prompt_set import (
+    MAX_PROMPTS,
+    PromptReading,
+    PromptSet,
+    as_prompt_set,
+    numbered,
+    parse_prompts,
+    read_prompts,
 )
-
-
-@pytest.mark.parametrize("key", all_classes(), ids=lambda key: key.bank_key)
-def test_every_class_is_found_by_its_name(key: ClassKey) -> None:
-    for template in TEMPLATES:
-        for name in {key.name, key.name.lower(), key.name.upper(), key.name.replace(" ", "-")}:
-            text = template.format(name=name, modality=key.modality)
-            assert find_class(text, key.kind).class_key == key, text
-
-
-@pytest.mark.parametrize(
-    "key", [key for key in all_classes() if {"Left", "Right"} & set(key.name.split())], ids=str
-)
-def test_the_side_may_stand_behind(key: ClassKey) -> None:
-    side = key.name.split()[0]
-    rest = key.name.partition(" ")[2]
-    for text in (
-        f"{rest}, {side.lower()}, {key.modality}",
-        f"{rest} ({side.lower()}) on {key.modality}",
-        f"{side}-sided {rest} in {key.modality}",
-        f"{rest} on the {side.lower()} side, {key.modality}",
-    ):
-        assert find_class(text, key.kind).class_key == key, text
-    other = {"Left": "right", "Right": "left"}[side]
-    for text in (f"{rest} on {key.modality}", f"{side} and {other} {rest} on {key.modality}"):
-        with pytest.raises(PromptError):
-            find_class(text, key.kind)
-
-
-def test_plurals_mean_the_same_where_the_singular_is_one_thing() -> None:
-    for key in all_classes():
-        last = key.name.rpartition(" ")[2]
-        if last[-1] in "aeioustx" or last[-1].isdigit() or last in {"left", "right"}:
-            continue
-        assert find_class(f"{key.name}s on {key.modality}", key.kind).class_key == key, key
-
-
-@given(st.text(max_size=60))
-def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
-    for kind in ("anatomy", "lesion"):
-        message = ""
-        try:
-            find_class(text, kind, "CT")
-        except PromptError as error:
-            message = str(error)
-        assert len(message.splitlines()) <= 1
-
-
-NAMES = sorted({key.name for key in all_classes() if key.modality == "CT"})
-
-
-@given(st.sampled_from(NAMES), st.sampled_from(NAMES))
-def test_two_classes_in_one_sentence_are_never_read_as_a_third(one: str, two: str) -> None:
-    try:
-        key = find_class(f"{one} and {two} on CT", "anatomy").class_key
-    except PromptError:
-        return
-    assert key.name in {one, two, "Portal vein and splenic vein", "Prostate/uterus"}
-    assert one == two or {one, two} <= {"Prostate", "Prostate/uterus", "Thyroid", "Thyroid gland"}
-
-
-# Messages -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("kidney on CT", "'CT Right kidney' or 'CT Left kidney'"),
-        ("both lungs on CT", "'CT Left lung' or 'CT Right lung'"),
-        ("lefft kidny on CT", "'CT Left kidney'"),
-        ("liver vessels on CT", "'vessels'"),
-        ("liver and spleen on CT", "'CT Liver' and 'CT Spleen'"),
-        ("liver in CT and MRI", "CT ('CT') and MRI ('MRI')"),
-        ("liver", "names no modality"),
-        ("right atrial appendage on CT", "'CT Left atrial appendage'"),
-        ("liver tumor on CT", "kind lesion"),
-        ("liver on an x-ray", "another kind"),
-        ("abdominal aorta on CT", "'abdominal' part of 'CT Aorta'"),
-        ("left kidney with cyst on CT", "'with'"),
-        ("  ", "is empty"),
-        ("liver on CT " * 100, "longer than"),
-    ],
-)
-def test_refusals_say_what_and_what_to_do(text: str, said: str) -> None:
-    with pytest.raises(PromptError) as caught:
-        find_class(text, "anatomy")
-    assert said in str(caught.value)
-
-
-def test_an_unknown_class_gets_three_nearest() -> None:
-    with pytest.raises(PromptError, match=r"the nearest are: '[^']+', '[^']+', '[^']+'$"):
-        find_class("blob on CT", "anatomy")
-
-
-def test_a_match_describes_itself() -> None:
-    match = find_class("left renal cyst on CT", "anatomy")
-    assert describe(match) == {
-        "modality": "CT",
-        "class": "Left kidney cyst",
-        "id": 85,
-        "matched": "left renal cyst",
-    }
-
-
-# Sets ---------------------------------------------------------------------------------------------
 
 
 def test_a_set_keeps_order_labels_and_kind() -> None:
@@ -205,34 +36,34 @@ def test_a_prompt_without_modality_takes_that_of_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mapping", "said"),
+    ("mapping", "code"),
     [
-        ({}, "no prompt"),
-        ({"instance_label": 1}, "no prompt"),
-        ({"0": "Liver in CT"}, "label '0'"),
-        ({"-1": "Liver in CT"}, "label '-1'"),
-        ({"1.5": "Liver in CT"}, "label '1.5'"),
-        ({"one": "Liver in CT"}, "label 'one'"),
-        ({True: "Liver in CT"}, "label True"),
-        ({"70000": "Liver in CT"}, "label 70000"),
-        ({"9" * 5000: "Liver in CT"}, "isn't a label value"),
-        ({"1": "Liver in CT", "01": "Spleen in CT"}, "label 1 is given twice"),
-        ({"1": "Liver in CT", 1: "Spleen in CT"}, "label 1 is given twice"),
-        ({"1": "Liver in CT", "2": "hepatic tissue in CT"}, "both mean 'CT Liver'"),
-        ({"1": "Liver in CT", "2": "Spleen in MRI"}, "2 modalities: CT (label 1), MRI (label 2)"),
-        ({"1": 5}, "is 5; write a sentence"),
-        ({"1": "Liver in CT", "instance_label": 2}, "instance_label is 2"),
-        ({"1": "Liver in CT", "instance_label": True}, "instance_label is True"),
-        ({"1": "Liver in CT", "instance_label": [0]}, "instance_label is [0]"),
-        ({"1": "Liver in CT", "instance_label": 0.0}, "instance_label is 0.0"),
-        ({"1": "Spleen", "2": "Liver"}, "names no modality"),
-        ([("1", "Liver in CT")], "prompts are a list"),
+        ({}, "no-prompt"),
+        ({"instance_label": 1}, "no-prompt"),
+        ({"0": "Liver in CT"}, "label-invalid"),
+        ({"-1": "Liver in CT"}, "label-invalid"),
+        ({"1.5": "Liver in CT"}, "label-invalid"),
+        ({"one": "Liver in CT"}, "label-invalid"),
+        ({True: "Liver in CT"}, "label-invalid"),
+        ({"70000": "Liver in CT"}, "label-invalid"),
+        ({"9" * 5000: "Liver in CT"}, "label-invalid"),
+        ({"1": "Liver in CT", "01": "Spleen in CT"}, "label-repeated"),
+        ({"1": "Liver in CT", 1: "Spleen in CT"}, "label-repeated"),
+        ({"1": "Liver in CT", "2": "hepatic tissue in CT"}, "class-repeated"),
+        ({"1": "Liver in CT", "2": "Spleen in MRI"}, "several-modalities"),
+        ({"1": 5}, "prompt-not-text"),
+        ({"1": "Liver in CT", "instance_label": 2}, "instance-label-invalid"),
+        ({"1": "Liver in CT", "instance_label": True}, "instance-label-invalid"),
+        ({"1": "Liver in CT", "instance_label": [0]}, "instance-label-invalid"),
+        ({"1": "Liver in CT", "instance_label": 0.0}, "instance-label-invalid"),
+        ({"1": "Spleen", "2": "Liver"}, "no-modality"),
+        ([("1", "Liver in CT")], "prompts-form"),
     ],
 )
-def test_contradictions_are_refused(mapping: dict[str, object], said: str) -> None:
+def test_contradictions_are_refused(mapping: dict[str, object], code: str) -> None:
     with pytest.raises(PromptError) as caught:
         parse_prompts(mapping)
-    assert said in str(caught.value)
+    assert caught.value.code == code
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -240,8 +71,9 @@ def test_repeated_prompts_are_numbered() -> None:
     prompts = numbered(["Liver tumors in CT", "Kidney lesions in CT"], "lesion")
     assert prompts.labels == (1, 2)
     assert prompts.kind == "lesion"
-    with pytest.raises(PromptError, match="no prompt"):
+    with pytest.raises(PromptError) as caught:
         numbered([], "lesion")
+    assert caught.value.code == "no-prompt"
 
 
 def test_a_prompts_file(tmp_path: Path) -> None:
@@ -271,3 +103,74 @@ def test_a_broken_prompts_file_is_refused(tmp_path: Path, content: bytes) -> Non
     with pytest.raises(PromptError) as caught:
         read_prompts(path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_more_prompts_than_the_limit_are_refused() -> None:
+    with pytest.raises(PromptError) as caught:
+        numbered(["Liver in CT"] * (MAX_PROMPTS + 1), "anatomy")
+    assert caught.value.code == "too-many-prompts"
+
+
+def test_the_stated_modality_reads_the_whole_set() -> None:
+    prompts = parse_prompts({"1": "liver", "2": "spleen"}, PromptReading(modality="MRI"))
+    assert prompts.modality == "MRI"
+    with pytest.raises(PromptError) as caught:
+        parse_prompts({"1": "liver", "2": "spleen on CT"}, PromptReading(modality="MRI"))
+    assert caught.value.code == "modality-contradiction"
+
+
+# Any form -----------------------------------------------------------------------------------------
+
+SENTENCE = "Liver in abdominal CT"
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        SENTENCE,
+        [SENTENCE],
+        (SENTENCE,),
+        {"1": SENTENCE},
+        {1: SENTENCE, "instance_label": 0},
+        numbered([SENTENCE], "anatomy"),
+    ],
+    ids=lambda prompts: type(prompts).__name__,
+)
+def test_prompts_may_have_any_form(
+    prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
+) -> None:
+    expected = numbered([SENTENCE], "anatomy")
+    assert as_prompt_set(prompts) == expected
+    assert as_prompt_set(prompts, "anatomy", PromptReading(modality="CT")) == expected
+
+
+def test_the_kind_reads_sentences_and_mappings() -> None:
+    for prompts in ("Liver tumors", ["Liver tumors"], {"1": "Liver tumors"}):
+        found = as_prompt_set(prompts, "lesion", PromptReading(modality="CT"))
+        assert found.class_keys == (by_exact_name("CT", "Liver tumors"),)
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [None, 5, b"Liver in CT", ["Liver in CT", 5], [b"Liver"], Path("prompts.json")],
+    ids=str,
+)
+def test_another_type_is_told_what_to_give(prompts: object) -> None:
+    with pytest.raises(TypeError, match="a list of sentences, a mapping"):
+        as_prompt_set(prompts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reading", "code"),
+    [
+        ("lesion", PromptReading(), "kind-contradiction"),
+        (None, PromptReading(modality="MRI"), "modality-contradiction"),
+        ("organ", PromptReading(), "kind-unknown"),
+    ],
+)
+def test_a_contradicted_set_is_refused(kind: str | None, reading: PromptReading, code: str) -> None:
+    read = numbered([SENTENCE], "anatomy")
+    for prompts in (read, read.as_mapping()):
+        with pytest.raises(InputError) as caught:
+            as_prompt_set(prompts, kind, reading)
+        assert caught.value.code == code
