@@ -30,7 +30,7 @@ from medals_rt.bundle.manifest import GRAPH_NAMES, GraphName, GraphRecord, file_
 from medals_rt.bundle.recipes import BuildSettings, Recipe
 from medals_rt.common.errors import BuildError, BundleError, InputError
 from medals_rt.common.gpu import require_gpu
-from medals_rt.runners.tensorrt_library import Library
+from medals_rt.runners.tensorrt_library import TensorRTLibrary
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _Job:
 
 def build_engines(
     bundle: Bundle,
-    library: Library,
+    library: TensorRTLibrary,
     recipe_name: str,
     recipe: Recipe,
     *,
@@ -122,7 +122,7 @@ def build_engines(
 
 
 def _checked_settings(
-    bundle: Bundle, library: Library, recipe_name: str, recipe: Recipe
+    bundle: Bundle, library: TensorRTLibrary, recipe_name: str, recipe: Recipe
 ) -> BuildSettings:
     if recipe.build is None or library.kind not in recipe.runners:
         raise InputError(
@@ -138,7 +138,9 @@ def _checked_settings(
     return recipe.build
 
 
-def _targets(library: Library, settings: BuildSettings, asked: Sequence[str]) -> tuple[str, ...]:
+def _targets(
+    library: TensorRTLibrary, settings: BuildSettings, asked: Sequence[str]
+) -> tuple[str, ...]:
     """Decide which architectures to build for, in rising order."""
     if not library.compiles_on_first_use:
         card = require_gpu(f"building {library.label} engines")
@@ -169,7 +171,7 @@ def _number(architecture: str) -> tuple[int, str]:
 
 
 def _jobs(
-    bundle: Bundle, library: Library, settings: BuildSettings, targets: tuple[str, ...]
+    bundle: Bundle, library: TensorRTLibrary, settings: BuildSettings, targets: tuple[str, ...]
 ) -> list[_Job]:
     jobs = []
     stages: tuple[Literal[1, 2], ...] = (1, 2)

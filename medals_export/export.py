@@ -39,10 +39,11 @@ from medals_rt.bundle.manifest import (
     Stages,
     VerifiedRecord,
 )
-from medals_rt.common.choices import CPU_RUNNERS, Precision, RunnerKind
+from medals_rt.common.choices import Precision, RunnerKind
 from medals_rt.common.errors import ExportError
 from medals_rt.common.progress import Progress
 from medals_rt.prompts.classes import by_bank_key
+from medals_rt.runners.registry import CPU_RUNNERS
 from medals_rt.runners.selection import installed
 
 AnyPath = str | os.PathLike[str]

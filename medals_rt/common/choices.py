@@ -8,7 +8,6 @@ RunnerKind: TypeAlias = Literal[
 """Inference libraries, each with its device."""
 
 RUNNER_KINDS: Final[tuple[RunnerKind, ...]] = get_args(RunnerKind)
-CPU_RUNNERS: Final[tuple[RunnerKind, ...]] = ("openvino", "onnxruntime")
 
 TensorRTKind: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 TENSORRT_LABELS: Final[dict[TensorRTKind, str]] = {

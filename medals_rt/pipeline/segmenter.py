@@ -25,7 +25,7 @@ from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.inference.cascade import CaseRun, StageOutcome, run_stages
 from medals_rt.inference.hybrid_prompts import checked_annotation
-from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.inference.refinement import MaskSource, seeded_masks
 from medals_rt.inference.stage import StageTask
 from medals_rt.io.volume import Volume
@@ -77,7 +77,7 @@ class Segmenter:
     Make one with `medals_rt.load` or `Segmenter.open`.
     """
 
-    def __init__(self, bundle: Bundle, networks: dict[StageNumber, StageNetwork]) -> None:
+    def __init__(self, bundle: Bundle, networks: dict[StageNumber, Network]) -> None:
         self.bundle = bundle
         self._networks = networks
         self._embedder = PromptEmbedder(bundle)
@@ -98,7 +98,7 @@ class Segmenter:
         bundle
             Its folder; None for the one named by ``MEDALS_RT_BUNDLE``, else the demo.
         runner
-            ``"auto"`` or one of `medals_rt.runners.selection.RUNNER_KINDS`.
+            ``"auto"`` or one of `medals_rt.common.choices.RUNNER_KINDS`.
         precision
             ``"fp32"``, ``"fp16"`` or ``"bf16"``; None: what suits this machine and bundle.
         threads
@@ -112,7 +112,7 @@ class Segmenter:
             The runner's library is not installed.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(resolve_bundle(bundle))
-        networks: dict[StageNumber, StageNetwork] = {}
+        networks: dict[StageNumber, Network] = {}
         try:
             for number in STAGE_NAMES:
                 networks[number] = StageNetwork.open(
@@ -124,7 +124,7 @@ class Segmenter:
             raise
         return cls(opened, networks)
 
-    def network(self, stage: StageNumber) -> StageNetwork:
+    def network(self, stage: StageNumber) -> Network:
         """Give the network of stage 1 (coarse) or 2 (fine)."""
         return self._networks[stage]
 

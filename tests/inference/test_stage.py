@@ -32,11 +32,11 @@ PLENTY, LITTLE, LEAST = 10**9, 80_000, 1
 
 
 class Formula:
-    """Stands in for a network: a voxel's value, place in its window, class and prompts decide."""
+    """A fake network: a voxel's value, place in its window, class and prompts decide."""
 
     def prepare(self, *_: Any, **__: Any) -> None: ...
 
-    def rest(self) -> None: ...
+    def release(self) -> None: ...
 
     def predict(
         self,
@@ -60,7 +60,7 @@ class Formula:
             yield chunk, xp.stack(found)
 
 
-def way(largest_slab: int, mode: Refinement, names: tuple[str, ...]) -> StagePlan:
+def planned_stage(largest_slab: int, mode: Refinement, names: tuple[str, ...]) -> StagePlan:
     policy = load_policy()
     case = CaseOutline(
         shape_dhw=(SHAPE_HWD[2], *SHAPE_HWD[:2]),
@@ -117,13 +117,13 @@ def run(
 def test_blocks_and_groups_give_the_stage_in_one_piece(
     xp: Any, mode: Refinement, names: tuple[str, ...]
 ) -> None:
-    whole = way(PLENTY, mode, names)
-    assert len(whole.memory.walks) == 1
+    whole = planned_stage(PLENTY, mode, names)
+    assert len(whole.memory.sweeps) == 1
     requests: list[MaskRequest] = []
     expected, _ = run(whole, xp, requests)
     assert len(np.unique(to_host(expected.labels_hwd))) > 3
     for limit in (LITTLE, LEAST):
-        cut = way(limit, mode, names)
+        cut = planned_stage(limit, mode, names)
         assert cut.memory.column_blocks > 1
         assert (cut.memory.class_groups > 1) == (limit == LEAST)
         again: list[MaskRequest] = []
@@ -155,15 +155,15 @@ def test_a_card_is_waited_for_inside_the_step_that_it_works_for(
 
     watch, waited = Noting(), []
     monkeypatch.setattr(stage, "settle", lambda _: waited.append(watch.at))
-    planned = way(LEAST, "masked", ANATOMY)
+    planned = planned_stage(LEAST, "masked", ANATOMY)
     run(planned, np, [], watch=watch)
-    walks = len(planned.memory.walks)
-    assert waited == ["fine: resample", *["fine: network"] * walks, "fine: restore"]
+    sweeps = len(planned.memory.sweeps)
+    assert waited == ["fine: resample", *["fine: network"] * sweeps, "fine: restore"]
 
 
 def test_windows_are_counted_once_a_run_when_time_is_short() -> None:
     """No time at all: every run of a window is left out, and the prompts stand."""
-    cut = way(LEAST, "masked", ANATOMY)
+    cut = planned_stage(LEAST, "masked", ANATOMY)
     clock = SimpleNamespace(now=50.0)
     watchdog = Watchdog(Budget(10.0, started=0.0, clock=lambda: clock.now), 1.0)
     result, told = run(cut, np, [], watchdog)
@@ -175,7 +175,7 @@ def test_windows_are_counted_once_a_run_when_time_is_short() -> None:
 
 def test_the_watchdog_looks_at_all_runs_that_are_left() -> None:
     """A pass of 1 s: what would do for the windows once does not for their runs in blocks."""
-    cut, whole = way(LITTLE, "masked", ANATOMY), way(PLENTY, "masked", ANATOMY)
+    cut, whole = planned_stage(LITTLE, "masked", ANATOMY), planned_stage(PLENTY, "masked", ANATOMY)
     once, runs = len(whole.plan.windows), cut.memory.window_runs
     assert runs > once
 

@@ -60,7 +60,7 @@ def report_of(one: Pass, seconds: float) -> RunReport:
 
 
 class Passes:
-    """Stands in for a segmenter: gives prepared labels, and remembers what it was asked."""
+    """A fake segmenter: gives prepared labels, and remembers what it was asked."""
 
     def __init__(self, **found: tuple[Any, Any]) -> None:
         self.found = found

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from medals_rt.common.choices import RUNNER_KINDS
 from medals_rt.common.errors import InputError, MissingDependencyError
 from medals_rt.runners import selection
 from medals_rt.runners.base import thread_limit
@@ -54,31 +55,31 @@ def test_nothing_installed_names_both_extras(monkeypatch):
     ],
 )
 def test_what_is_asked_for_is_never_replaced(monkeypatch, kind, extra):
-    with_installed(monkeypatch, *({*selection.RUNNER_KINDS} - {kind}))
+    with_installed(monkeypatch, *({*RUNNER_KINDS} - {kind}))
     message = rf"^the runner {kind} needs .*medals-rt\[{extra}\]"
     with pytest.raises(MissingDependencyError, match=message):
         choose(kind)
 
 
 def test_usable_is_installed_and_a_card_where_one_is_needed(monkeypatch):
-    with_installed(monkeypatch, *selection.RUNNER_KINDS)
-    assert [kind for kind in selection.RUNNER_KINDS if selection.usable(kind)] == [
+    with_installed(monkeypatch, *RUNNER_KINDS)
+    assert [kind for kind in RUNNER_KINDS if selection.usable(kind)] == [
         "openvino",
         "onnxruntime",
     ]
     monkeypatch.setattr("medals_rt.common.gpu.find_gpu", object)
-    assert all(selection.usable(kind) for kind in selection.RUNNER_KINDS)
+    assert all(selection.usable(kind) for kind in RUNNER_KINDS)
     with_installed(monkeypatch)
-    assert not any(selection.usable(kind) for kind in selection.RUNNER_KINDS)
+    assert not any(selection.usable(kind) for kind in RUNNER_KINDS)
 
 
 def test_why_a_runner_cannot_run_a_bundle(monkeypatch, tiny_bundle):
     with_installed(monkeypatch, "openvino", "onnxruntime", "tensorrt")
     assert why_not("openvino", tiny_bundle) == why_not("onnxruntime", tiny_bundle) == ""
     assert why_not("onnxruntime-cuda", tiny_bundle) == "onnxruntime-cuda is not installed"
-    assert "tensorrt needs an NVIDIA card" in why_not("tensorrt", tiny_bundle)
+    assert "tensorrt needs an NVIDIA GPU" in why_not("tensorrt", tiny_bundle)
     half = SimpleNamespace(precision="bf16")
-    assert "no arithmetic on a CPU for a bundle in bf16" in why_not("onnxruntime", half)
+    assert "can't compute a bundle in bf16" in why_not("onnxruntime", half)
     assert why_not("openvino", half) == ""
 
 

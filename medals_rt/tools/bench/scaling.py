@@ -7,7 +7,7 @@ import numpy as np
 from medals_rt.common.arrays import to_device
 from medals_rt.common.environment import peak_memory_mib
 from medals_rt.common.typing import Array
-from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.network import Network
 from medals_rt.inference.spatial_prompts import SpatialPrompts, label_prompts
 from medals_rt.io.case import Case
 from medals_rt.io.volume import Volume
@@ -15,13 +15,13 @@ from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.prompts.prompt_set import PromptSet
 from medals_rt.tools.bench.gpu_memory import wait_for_device
 from medals_rt.tools.bench.records import Growth, Question
-from medals_rt.tools.bench.subject import Subject
+from medals_rt.tools.bench.target import BenchTarget
 
 _SEED = 0
 _BLOCK_VOXELS = 8
 
 
-def growth_with_classes(subject: Subject, question: Question) -> tuple[Growth, ...]:
+def growth_with_classes(subject: BenchTarget, question: Question) -> tuple[Growth, ...]:
     """Time the network on one window of the fine stage for each number of classes.
 
     The image is noise and the text embeddings are random: neither changes what is computed. With
@@ -52,7 +52,7 @@ def growth_with_classes(subject: Subject, question: Question) -> tuple[Growth, .
 
 
 def growth_with_volume(
-    subject: Subject, question: Question, case: Case, prompts: PromptSet
+    subject: BenchTarget, question: Question, case: Case, prompts: PromptSet
 ) -> tuple[Growth, ...]:
     """Time the whole case with its image repeated along D."""
     volume = case.volume
@@ -68,7 +68,7 @@ def growth_with_volume(
     return tuple(found)
 
 
-def _seconds(subject: Subject, volume: Volume, prompts: PromptSet, refinement: str) -> float:
+def _seconds(subject: BenchTarget, volume: Volume, prompts: PromptSet, refinement: str) -> float:
     result = subject.segmenter.segment(volume, prompts, refinement=refinement)
     return result.report.seconds["total"]
 
@@ -80,7 +80,7 @@ def _spread(blocks: Array, window: tuple[int, int, int]) -> Array:
 
 
 def _best_of_two(
-    network: StageNetwork, image: Array, queries: Array, prompts: SpatialPrompts | None
+    network: Network, image: Array, queries: Array, prompts: SpatialPrompts | None
 ) -> float:
     """Time one pass; the first may compile and does not count where the second is faster."""
     seconds = []

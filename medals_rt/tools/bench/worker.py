@@ -23,7 +23,7 @@ from medals_rt.pipeline.report import RunReport
 from medals_rt.prompts.prompt_set import PromptSet
 from medals_rt.tools.bench.gpu_memory import CardMemory
 from medals_rt.tools.bench.records import Answer, Growth, Question, RunTime, StageWork
-from medals_rt.tools.bench.subject import Subject, open_subject
+from medals_rt.tools.bench.target import BenchTarget, open_target
 
 
 def answer_question(question: Question) -> Answer:
@@ -42,7 +42,7 @@ def answer_question(question: Question) -> Answer:
     )
     with CardMemory() as card:
         start = time.perf_counter()
-        with open_subject(question) as subject:
+        with open_target(question) as subject:
             open_seconds = time.perf_counter() - start
             if question.task == "classes":
                 from medals_rt.tools.bench.scaling import growth_with_classes
@@ -59,7 +59,7 @@ def answer_question(question: Question) -> Answer:
 
 
 def _case(
-    subject: Subject,
+    subject: BenchTarget,
     question: Question,
     case: Case,
     prompts: PromptSet,
@@ -79,7 +79,7 @@ def _case(
     return _answer(subject, open_seconds, card, runs=tuple(runs), stages=stages)
 
 
-def _work(subject: Subject, report: RunReport, runs: list[RunTime]) -> tuple[StageWork, ...]:
+def _work(subject: BenchTarget, report: RunReport, runs: list[RunTime]) -> tuple[StageWork, ...]:
     """Put the arithmetic of a stage's passes beside the seconds of its network."""
     found = []
     for number, stage in enumerate(report.stages, start=3 - len(report.stages)):
@@ -118,7 +118,7 @@ def _roofs(question: Question) -> Answer:
 
 
 def _answer(
-    subject: Subject,
+    subject: BenchTarget,
     open_seconds: float,
     card: CardMemory,
     *,

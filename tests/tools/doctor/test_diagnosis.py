@@ -65,7 +65,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, *hidden: str, broken: tuple[str, ...] 
         module for each in OPTIONAL_LIBRARIES if each.name in hidden for module in each.modules
     }
     monkeypatch.setattr(
-        "medals_rt.runners.selection.find_spec", lambda name: None if name in modules else name
+        "medals_rt.common.optional_deps.find_spec", lambda name: None if name in modules else name
     )
 
 
@@ -80,7 +80,7 @@ def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def show_card(monkeypatch: pytest.MonkeyPatch, card: Gpu | None) -> None:
-    for module in ("doctor.diagnosis", "doctor.machine", "cards"):
+    for module in ("tools.doctor.diagnosis", "tools.doctor.machine", "common.gpu"):
         monkeypatch.setattr(f"medals_rt.{module}.find_gpu", lambda: card)
 
 
