@@ -44,7 +44,8 @@ def namespace(array: Array) -> Namespace:
 
         return array_api_compat.cupy
     if hasattr(array, "__array_namespace__"):
-        return array.__array_namespace__()
+        library: Namespace = array.__array_namespace__()
+        return library
     raise TypeError(f"expected a NumPy or CuPy array, found {type(array).__name__}")
 
 
@@ -83,7 +84,7 @@ def to_device(array: npt.ArrayLike, device: str) -> Array:
     return upload(np.asarray(array))
 
 
-def as_namespace(array: npt.ArrayLike, xp: Namespace, like: Array | None = None) -> Array:
+def as_namespace(array: npt.ArrayLike | Array, xp: Namespace, like: Array | None = None) -> Array:
     """Turn a host array into one of the library `xp`, on the device of `like` where it is given."""
     if xp is np:
         return np.asarray(array)
@@ -115,9 +116,10 @@ def contiguous(array: Array) -> Array:
 
 def memory_order(array: Array) -> tuple[int, int, int]:
     """Give the three axes of `array` from the slowest to the fastest in memory."""
-    if not (isinstance(array, np.ndarray) or is_cupy(array)):
-        return 0, 1, 2  # the standard knows no strides
-    first, second, third = sorted(range(3), key=lambda axis: -array.strides[axis])
+    strides: tuple[int, ...] | None = getattr(array, "strides", None)
+    if strides is None:
+        return 0, 1, 2  # the standard knows none
+    first, second, third = sorted(range(3), key=lambda axis: -strides[axis])
     return first, second, third
 
 
@@ -178,7 +180,8 @@ class RowSums:
         xp = namespace(rows)
         if xp is np and not self._copies:
             # reads and writes each line once or twice, where taking and multiplying need five
-            return self._matrix @ rows
+            summed: Array = self._matrix @ rows
+            return summed
         first = xp.take(rows, as_namespace(self._indices[:, 0], xp, rows), axis=0)
         if self._copies:
             return first
@@ -207,7 +210,9 @@ class RowSums:
 def take_into(out: Array, array: Array, index: npt.NDArray[np.integer]) -> None:
     """Write ``array[..., index]`` to `out`, without an array in between where that can be had."""
     xp = namespace(array)
-    if xp is np:  # "clip" lets NumPy write to `out` at once; every index is inside
+    if isinstance(array, np.ndarray) and isinstance(
+        out, np.ndarray
+    ):  # "clip" lets NumPy write to `out` at once; every index is inside
         np.take(array, index, axis=-1, out=out, mode="clip")
     else:
         out[...] = xp.take(array, as_namespace(index, xp, array), axis=-1)
@@ -233,7 +238,7 @@ def present_values(labels: Array) -> set[int]:
     xp = namespace(labels)
     if xp is np and labels.dtype in (np.uint8, np.uint16):  # sorting a volume takes seconds
         present = np.zeros(int(np.iinfo(labels.dtype).max) + 1, np.bool_)
-        for plane in labels:
+        for plane in to_host(labels):
             present[plane] = True
         return set(np.flatnonzero(present).tolist()) - {0}
     return set(to_host(xp.unique_values(labels)).tolist()) - {0}

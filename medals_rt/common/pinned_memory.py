@@ -25,7 +25,8 @@ def upload(host: npt.NDArray[Any]) -> Array:
     import cupy
 
     if host.nbytes < _WORTH_STAGING_BYTES:
-        return cupy.asarray(host)
+        small: Array = cupy.asarray(host)
+        return small
     flat = np.ascontiguousarray(host).reshape(-1)
     result = cupy.empty(flat.shape, flat.dtype)
     stream = _copy_stream(cupy.cuda.Device().id)
@@ -41,10 +42,11 @@ def upload(host: npt.NDArray[Any]) -> Array:
         copied[turn] = stream.record()
     _follow(cupy.cuda.get_current_stream(), stream)
     stream.synchronize()
-    return result.reshape(host.shape)
+    whole: Array = result.reshape(host.shape)
+    return whole
 
 
-def download(array: Array) -> npt.NDArray[Any]:
+def download(array: Any) -> npt.NDArray[Any]:
     """Copy an array from its card, with its memory in the order of its axes."""
     import cupy
 

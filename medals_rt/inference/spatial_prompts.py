@@ -101,12 +101,12 @@ class LabelPrompts:
         table = contiguous(xp.concat([nothing, adapted_queries]).T)
         flat = xp.reshape(self.index_hwd, (-1,))
         if xp is not np:
-            spread = xp.take(table, xp.astype(flat, xp.int64), axis=1)
-            return xp.reshape(spread, (1, -1, *self.index_hwd.shape))
+            rows = xp.take(table, xp.astype(flat, xp.int64), axis=1)
+            return xp.reshape(rows, (1, -1, *self.index_hwd.shape))
         spread = np.empty((table.shape[0], flat.size), np.float32)
 
         def look_up(voxels: slice) -> None:
-            spread[:, voxels] = table.take(flat[voxels].astype(np.intp), axis=1)
+            spread[:, voxels] = xp.take(table, xp.astype(flat[voxels], xp.int64), axis=1)
 
         on_all_cores(look_up, _runs(flat.size), spread)
         return spread.reshape(1, -1, *self.index_hwd.shape)

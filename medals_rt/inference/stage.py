@@ -141,7 +141,7 @@ def run_stage(
         labels_hwd = _with_prompts_where_uncovered(label_map, prompt_map)
         labels_hwd = resample_labels(labels_hwd, plan.input_shape_hwd, order=FILE_ORDER)
         probability = None
-        if keep_probability:
+        if keep_probability and label_map.probability_hwd is not None:
             probability = resample_image(
                 label_map.probability_hwd, plan.input_shape_hwd, order=FILE_ORDER
             )

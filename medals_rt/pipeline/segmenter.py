@@ -267,7 +267,9 @@ class Segmenter:
             labels_host = to_host(labels)
             instances_host = None if instances is None else to_host(instances)
             stage_labels = {each.record.name: to_host(each.labels_dhw) for each in outcomes}
-            probability = to_host(last.probability_dhw) if keep_probability else None
+            probability = None
+            if keep_probability and last.probability_dhw is not None:
+                probability = to_host(last.probability_dhw)
         total = watch.total()
         self._remember_speed(outcomes, watch)
         info = self._networks[1].info

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from medals_rt.common.errors import InputError
+from medals_rt.common.typing import HostArray
 from medals_rt.planning.policy import load_policy
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from medals_rt.io.volume import Volume
 
-    Array: TypeAlias = Any
 
 AUTO: Final = "auto"
 """In place of a window: what the classes want."""
@@ -62,7 +60,7 @@ class Intensities:
         The source values that became 0 and 255; for `"unchanged"` the image's own extremes.
     """
 
-    image_dhw: Array
+    image_dhw: HostArray
     action: str
     window: str | None
     low: float
@@ -96,7 +94,7 @@ def parse_window(text: str) -> Window:
     return Window(None, width, level)
 
 
-def is_native(image_dhw: Array) -> bool:
+def is_native(image_dhw: HostArray) -> bool:
     """Whether all values lie in 0 to 255 already, as those of a challenge file."""
     return float(image_dhw.min()) >= 0.0 and float(image_dhw.max()) <= 255.0
 
@@ -138,7 +136,7 @@ def prepare_intensities(volume: Volume, modality: str, window: str = "soft tissu
     return Intensities(_scale(image, low, high), "percentiles", None, low, high)
 
 
-def _scale(image: Array, low: float, high: float) -> Array:
+def _scale(image: HostArray, low: float, high: float) -> HostArray:
     """Cut to `[low, high]` and map onto 0..255; an image of one value becomes zeros."""
     scaled = np.ascontiguousarray(image, dtype=np.float32)
     if scaled is image:

@@ -99,7 +99,7 @@ def device_inputs(cupy: Any, name: str, feeds: Mapping[str, Array]) -> dict[str,
     return {key: array if _aligned(array) else array.copy() for key, array in contiguous.items()}
 
 
-def _aligned(array: Array) -> bool:
+def _aligned(array: Any) -> bool:
     return int(array.data.ptr) % _ALIGNMENT_BYTES == 0
 
 

@@ -186,7 +186,7 @@ class ONNXRuntimeCUDARunner(Runner):
             self._ordering.wait()
         self._session = None
 
-    def _place(self, array: Array) -> tuple[str, int, np.dtype[Any], tuple[int, ...], int]:
+    def _place(self, array: Any) -> tuple[str, int, np.dtype[Any], tuple[int, ...], int]:
         """Return device, its number, dtype, shape and address: where the library finds it."""
         return (
             "cuda",

@@ -254,7 +254,7 @@ class TensorRTRunner(Runner):
         if self._graphs is None:
             self._scratch_bytes = int(self._context.update_device_memory_size_for_shapes())
 
-    def _set_addresses(self, arrays: Mapping[str, Array]) -> list[int]:
+    def _set_addresses(self, arrays: Mapping[str, Any]) -> list[int]:
         addresses = []
         for key, array in arrays.items():
             address = int(array.data.ptr)

@@ -6,7 +6,7 @@ import numpy as np
 
 from medals_rt.common.arrays import to_device
 from medals_rt.common.environment import peak_memory_mib
-from medals_rt.common.typing import Array
+from medals_rt.common.typing import Array, HostArray
 from medals_rt.inference.network import Network
 from medals_rt.inference.spatial_prompts import SpatialPrompts, label_prompts
 from medals_rt.io.case import Case
@@ -73,7 +73,7 @@ def _seconds(subject: BenchTarget, volume: Volume, prompts: PromptSet, refinemen
     return result.report.seconds["total"]
 
 
-def _spread(blocks: Array, window: tuple[int, int, int]) -> Array:
+def _spread(blocks: HostArray, window: tuple[int, int, int]) -> HostArray:
     for axis, size in enumerate(window):
         blocks = np.take(blocks, np.arange(size) // _BLOCK_VOXELS, axis=axis)
     return blocks
