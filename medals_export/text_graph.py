@@ -12,8 +12,9 @@ from medals_export.graph_checks import check_operators, infer_shapes, tensor_rec
 from medals_export.onnx_graphs import trace_module
 from medals_export.text_encoder import TextCheckpoint, load_text_encoder
 from medals_rt.bundle.manifest import GraphRecord, TextEncoderRecord
+from medals_rt.common.choices import CPU_RUNNERS
 from medals_rt.common.errors import ExportError
-from medals_rt.prompts.text_encoder import LIBRARIES, TEXT_ENCODER_FOLDER, batch_tokens, open_graph
+from medals_rt.prompts.text_encoder import TEXT_ENCODER_FOLDER, batch_tokens, open_graph
 from medals_rt.runners.selection import installed
 
 _NAME = "the text encoder"
@@ -173,7 +174,7 @@ def compare_with_pytorch(encoder: TextCheckpoint, graph: Path) -> dict[str, floa
     with torch.inference_mode():
         expected = encoder.model(torch.from_numpy(tokens), torch.from_numpy(modality)).numpy()
     errors: dict[str, float] = {}
-    for library in LIBRARIES:
+    for library in CPU_RUNNERS:
         if not installed(library):
             continue
         _, run = open_graph(graph, library)

@@ -140,7 +140,7 @@ def _bank_source(
 
 def _libraries(*, verify: bool) -> "tuple[RunnerKind, ...]":
     """Give the libraries to compare with where the user has said whether to."""
-    from medals_rt.runners.registry import CPU_RUNNERS
+    from medals_rt.common.choices import CPU_RUNNERS
     from medals_rt.runners.selection import installed
 
     found = tuple(kind for kind in CPU_RUNNERS if installed(kind))

@@ -19,7 +19,7 @@ from medals_rt.cli._console import (
 from medals_rt.cli._options import prompt_source, takes
 from medals_rt.common.byte_sizes import parse_size
 from medals_rt.common.errors import InputError
-from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 
 if TYPE_CHECKING:
     from medals_rt.planning.cost import CasePlan, StageCost
@@ -68,10 +68,12 @@ def plan_command(
             raise InputError("--shape, --spacing, --classes and --stage don't go with --input")
         options = RunOptions(
             bundle=bundle,
-            preset=preset.value,
-            refinement=refinement.value,
-            max_memory=limit,
-            time_budget=time_budget,
+            segment=SegmentOptions(
+                preset=preset.value,
+                refinement=refinement.value,
+                max_memory=limit,
+                time_budget=time_budget,
+            ),
         )
         result = plan_files(input_file, source, options)
     elif shape and spacing and classes:

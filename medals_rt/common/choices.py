@@ -2,12 +2,17 @@
 
 from typing import Final, Literal, TypeAlias, get_args
 
+from medals_rt.common.errors import InputError
+
 RunnerKind: TypeAlias = Literal[
     "openvino", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"
 ]
 """Inference libraries, each with its device."""
 
 RUNNER_KINDS: Final[tuple[RunnerKind, ...]] = get_args(RunnerKind)
+
+CpuRunnerKind: TypeAlias = Literal["openvino", "onnxruntime"]
+CPU_RUNNERS: Final[tuple[CpuRunnerKind, ...]] = get_args(CpuRunnerKind)
 
 TensorRTKind: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 TENSORRT_LABELS: Final[dict[TensorRTKind, str]] = {
@@ -35,3 +40,18 @@ MODALITIES: Final[tuple[Modality, ...]] = get_args(Modality)
 
 StageNumber: TypeAlias = Literal[1, 2]
 STAGE_NAMES: Final[dict[StageNumber, str]] = {1: "coarse", 2: "fine"}
+
+
+def check_modality(modality: str | None) -> None:
+    """Refuse a modality that isn't one of `MODALITIES` or `None`."""
+    if modality is not None and modality not in MODALITIES:
+        raise InputError(
+            f"no modality {modality!r}; choose from {', '.join(MODALITIES)}",
+            code="modality-unknown",
+        )
+
+
+def check_kind(kind: str | None) -> None:
+    """Refuse a kind that isn't one of `KINDS` or `None`."""
+    if kind is not None and kind not in KINDS:
+        raise InputError(f"no kind {kind!r}; choose from {', '.join(KINDS)}", code="kind-unknown")

@@ -1,12 +1,13 @@
 """One case from files to files: read, segment, write. The command `medals-rt run` is this."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medals_rt.bundle.bundle import resolve_bundle
 from medals_rt.common.atomic_io import prepare_output, write_json
+from medals_rt.common.choices import STAGE_NAMES
 from medals_rt.common.errors import CaseError, InputError, PromptError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.optional_deps import require
@@ -26,9 +27,12 @@ from medals_rt.io.registry import (
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.class_statistics import ClassStatistics, class_statistics
 from medals_rt.pipeline.csv_tables import STATISTICS_COLUMNS, statistics_row, write_csv
-from medals_rt.pipeline.intensity_windows import Pass, check_window, segment_by_window
+from medals_rt.pipeline.intensity_windows import check_window
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.preview import Orientation, save_preview
+from medals_rt.pipeline.report import Provenance
+from medals_rt.pipeline.segmenter import Result, Segmenter, load
+from medals_rt.planning import pass_timings
 from medals_rt.planning.policy import load_policy
 from medals_rt.preprocessing.intensity import prepare_intensities
 from medals_rt.prompts.prompt_set import (
@@ -39,9 +43,6 @@ from medals_rt.prompts.prompt_set import (
     parse_prompts,
     read_prompts,
 )
-
-if TYPE_CHECKING:
-    from medals_rt.pipeline.segmenter import Result, Segmenter
 
 _SPACING_TOLERANCE = 1e-3
 
@@ -94,7 +95,7 @@ class ReadJob:
     seconds: dict[str, float]
 
 
-def run_job(job: Job, progress: Progress | None = None) -> "Result":
+def run_job(job: Job, progress: Progress | None = None) -> Result:
     """Segment one case and write what the job asks for, each file whole or not at all.
 
     All that can be wrong with the request is found before the model is opened.
@@ -118,6 +119,7 @@ def run_job(job: Job, progress: Progress | None = None) -> "Result":
         opened = open_models(job.options)
     with opened as segmenter:
         result = segment_job(segmenter, read, progress, seconds_before=watch.seconds)
+        remember_speed(segmenter, result)
     write_job(read, result)
     return result
 
@@ -135,7 +137,7 @@ def read_job(job: Job) -> ReadJob:
         annotation = None
         if job.spatial_prompts is not None:
             annotation = read_annotation(job.spatial_prompts, case.volume)
-        check_window(job.options.window, prompts.modality)
+        check_window(job.options.segment.window, prompts.modality)
         check_output(job.output, case)
     return ReadJob(job, case, prompts, annotation, watch.seconds)
 
@@ -153,10 +155,8 @@ def read_prompted_case(
     return case, choose_prompts(case, source, options.reading)
 
 
-def open_models(options: RunOptions) -> "Segmenter":
+def open_models(options: RunOptions) -> Segmenter:
     """Open the models that the options name; see `Segmenter.open`."""
-    from medals_rt.pipeline.segmenter import load
-
     return load(
         resolve_bundle(options.bundle),
         runner=options.runner,
@@ -166,48 +166,42 @@ def open_models(options: RunOptions) -> "Segmenter":
 
 
 def segment_job(
-    segmenter: "Segmenter",
+    segmenter: Segmenter,
     read: ReadJob,
     progress: Progress | None = None,
     *,
     seconds_before: Mapping[str, float] | None = None,
-) -> "Result":
+) -> Result:
     """Segment a case that was read; its report counts reading and what came before, by step.
 
     Raises
     ------
     MedalsError : as `Segmenter.segment`
     """
-    options, volume = read.job.options, read.case.volume
-    before = {**read.seconds, **(seconds_before or {})}
-    watch, passed = Stopwatch(), 0
-
-    def run(one: Pass) -> "Result":
-        nonlocal passed
-        # A pass has the time of its classes, and what earlier passes left of theirs.
-        own = (options.time_budget or 0.0) * passed
-        passed += len(one.prompts.labels)
-        return segmenter.segment(
-            volume,
-            one.prompts,
-            preset=options.preset,
-            seed=options.seed,
-            refinement=options.refinement,
-            window=one.window,
-            spatial_prompts=one.annotation_dhw,
-            progress=one.progress,
-            keep_probability=one.keep_probability,
-            max_memory=options.max_memory,
-            time_budget=options.time_budget,
-            seconds_spent=sum(before.values()) + watch.total() - own,
-        )
-
-    result = segment_by_window(
-        volume, read.prompts, options.window, read.annotation_dhw, progress, run
+    return segmenter.segment(
+        read.case.volume,
+        read.prompts,
+        read.job.options.segment,
+        spatial_prompts=read.annotation_dhw,
+        provenance=Provenance(
+            seconds={**read.seconds, **(seconds_before or {})},
+            notes=(*read.case.notes, *_modality_notes(read)),
+        ),
+        progress=progress,
     )
-    report = result.report.with_steps_before(before)
-    notes = (*read.case.notes, *_modality_notes(read), *report.notes)
-    return replace(result, report=replace(report, notes=notes))
+
+
+def remember_speed(segmenter: Segmenter, result: Result) -> None:
+    """Keep what a pass took in the user's cache, so that `plan` and time budgets can use it."""
+    report = result.report
+    measured: dict[int, float] = {}
+    for number, name in STAGE_NAMES.items():
+        stages = [each for each in report.stages if each.name.split(": ")[-1] == name]
+        passes = sum(each.passes for each in stages)
+        if passes:
+            seconds = sum(report.seconds.get(f"{each.name}: network", 0.0) for each in stages)
+            measured[number] = seconds / passes
+    pass_timings.record(segmenter.bundle.hash, segmenter.arithmetic, measured)
 
 
 def _modality_notes(read: ReadJob) -> tuple[Note, ...]:
@@ -219,7 +213,7 @@ def _modality_notes(read: ReadJob) -> tuple[Note, ...]:
     return (warning("modality-contradicted", text),)
 
 
-def write_job(read: ReadJob, result: "Result") -> None:
+def write_job(read: ReadJob, result: Result) -> None:
     """Write labels and what else the job asks for, each file whole or not at all.
 
     Raises
@@ -239,14 +233,19 @@ def write_job(read: ReadJob, result: "Result") -> None:
         write_json(job.report, result.report.to_dict())
     if job.preview is not None:
         draw_preview(
-            job.preview, read.case.volume, result.labels_dhw, read.prompts, job.options.window
+            job.preview,
+            read.case.volume,
+            result.labels_dhw,
+            read.prompts,
+            job.options.segment.window,
+            notice=result.report.bundle["notice"],
         )
     if job.statistics is not None:
         rows = [statistics_row(found) for found in measure(read, result)]
         write_csv(job.statistics, STATISTICS_COLUMNS, rows)
 
 
-def measure(read: ReadJob, result: "Result") -> tuple[ClassStatistics, ...]:
+def measure(read: ReadJob, result: Result) -> tuple[ClassStatistics, ...]:
     """Measure what was found of each class on the image as it was read."""
     names = {found.label: found.name for found in result.report.classes}
     return class_statistics(read.case.volume, result.labels_dhw, names)
@@ -334,7 +333,12 @@ def choose_prompts(
 
 
 def draw_preview(
-    path: Path, volume: Volume, labels_dhw: Any, prompts: PromptSet, window: str = "auto"
+    path: Path,
+    volume: Volume,
+    labels_dhw: Any,
+    prompts: PromptSet,
+    window: str = "auto",
+    notice: str | None = None,
 ) -> None:
     """Draw a result on its image, in the intensities that the model saw."""
     if window == "auto":
@@ -354,4 +358,5 @@ def draw_preview(
         names,
         title=volume.name,
         orientation=orientation,
+        notice=notice,
     )

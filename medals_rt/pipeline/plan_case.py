@@ -40,10 +40,10 @@ def plan_files(path: Path, source: PromptSource, options: RunOptions) -> CasePla
         case,
         prompts,
         opened,
-        preset=options.preset,
-        refinement=options.refinement,
-        max_memory=options.max_memory,
-        time_budget=options.time_budget,
+        preset=options.segment.preset,
+        refinement=options.segment.refinement,
+        max_memory=options.segment.max_memory,
+        time_budget=options.segment.time_budget,
     )
 
 

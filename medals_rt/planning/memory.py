@@ -18,12 +18,10 @@ from pathlib import Path
 from medals_rt.bundle.manifest import FOLDED_REFINERS
 from medals_rt.common import cgroups
 from medals_rt.common.errors import InputError
+from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Shape
 from medals_rt.planning.axis_tiling import AxisCut, Columns, axis_cuts
 from medals_rt.planning.sliding_window import Window
-
-CLASSES_PER_CHUNK = 32
-"""Classes that go through the classifier at once: bounds the memory of their probabilities."""
 
 LARGEST_DEFAULT_SLAB = 6 * 10**9
 """Bytes of sums that the host holds unless ``--max-memory`` allows more."""
@@ -281,7 +279,7 @@ def network_bytes(window_hwd: Shape, channels: int, classes: int, precision: str
 
 
 def slab_bytes(classes: int, slab_hwd: Shape) -> int:
-    """Bytes of sums that a `SlabAccumulator` holds: N classes and the weights.
+    """Bytes of sums that a `SlabAggregator` holds: N classes and the weights.
 
     `slab_hwd` are the window's rows along H and the block's columns along W and D.
     """

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.choices import Refinement
+from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Box, Spacing
 from medals_rt.planning.geometry import StageGeometry, plan_stage, smallest_region
-from medals_rt.planning.memory import CLASSES_PER_CHUNK, MemoryLimit, MemoryPlan, plan_memory
+from medals_rt.planning.memory import MemoryLimit, MemoryPlan, plan_memory
 from medals_rt.planning.policy import CaseRules, Preset
 from medals_rt.planning.time_budget import QualityLevel
 from medals_rt.planning.window_pass import WindowPass, passes_per_window

@@ -1,12 +1,13 @@
-"""The 243 classes that a Medal S model knows, and the words that name them.
+"""The 243 classes that a Medal S model knows, the words that name them, and groups of them.
 
 Names and ids are those of the released code (system section 2); ids count within a modality and a
-kind, so that `(modality, kind, id)` is what tells classes apart. Everything stands in
-`data/classes.json`; nothing here knows a class by name.
+kind, so that `(modality, kind, id)` is what tells classes apart. Classes and their words are in
+`data/classes.json`, groups in `data/groups.json`; nothing here knows a class by name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from medals_rt.common.choices import KINDS, MODALITIES
+from medals_rt.common.choices import KINDS, MODALITIES, check_kind, check_modality
 from medals_rt.common.errors import InputError
 
 FREE_TEXT_ID: Final = 0
@@ -24,7 +25,7 @@ FREE_TEXT_ID: Final = 0
 class ClassKey:
     """One class: modality, kind (`"anatomy"` or `"lesion"`), name, and id within both.
 
-    Ids count from 1; 0 is free text, whose name is the sentence itself (`sentences.free_text`).
+    Ids count from 1; 0 is free text, whose name is the sentence itself (`matching.free_text`).
     """
 
     modality: str
@@ -69,6 +70,9 @@ class ClassEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Words (or groups) that may stand beside a term without changing what is meant.
     located_in
         Places that may be named as where it lies, though they are organs themselves.
+    not_in
+        Regions of the body that it can't be in, so that a sentence which names one means something
+        else ("left ventricle on head MRI").
     spans_regions
         It runs through several regions of the body, so that a region before its name
         ("abdominal ...") would mean a part of it.
@@ -83,6 +87,7 @@ class ClassEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     side: str | None = None
     may_add: tuple[str, ...] = ()
     located_in: tuple[str, ...] = ()
+    not_in: tuple[str, ...] = ()
     spans_regions: bool = False
     either_side: bool = False
 
@@ -138,18 +143,6 @@ def classes_of(modality: str | None = None, kind: str | None = None) -> tuple[Cl
     )
 
 
-def check_modality(modality: str | None) -> None:
-    """Refuse a modality that isn't one of `MODALITIES` or `None`."""
-    if modality is not None and modality not in MODALITIES:
-        raise InputError(f"no modality {modality!r}; choose from {', '.join(MODALITIES)}")
-
-
-def check_kind(kind: str | None) -> None:
-    """Refuse a kind that isn't `"anatomy"`, `"lesion"` or `None`."""
-    if kind is not None and kind not in KINDS:
-        raise InputError(f"no kind {kind!r}; choose from {', '.join(KINDS)}")
-
-
 @lru_cache(maxsize=1)
 def _by_bank_key() -> dict[str, ClassKey]:
     return {key.bank_key: key for key in all_classes()}
@@ -162,7 +155,8 @@ def by_bank_key(bank_key: str) -> ClassKey:
     except KeyError:
         raise InputError(
             f"no class has the key {bank_key!r}; keys are modality/kind/id, such as "
-            f"{all_classes()[0].bank_key}"
+            f"{all_classes()[0].bank_key}",
+            code="bank-key-unknown",
         ) from None
 
 
@@ -193,25 +187,149 @@ def by_exact_name(modality: str, name: str, kind: str | None = None) -> ClassKey
         return found[0]
     if found:
         kinds = " and ".join(key.kind for key in found)
-        raise InputError(f"{modality} {name} is a class of both kinds, {kinds}; say which")
+        raise InputError(
+            f"{modality} {name} is a class of both kinds, {kinds}; say which", code="kind-missing"
+        )
     near = ", ".join(nearest_names(name, modality, kind))
-    raise InputError(f"{modality} has no class {name!r}; the nearest are: {near}")
+    raise InputError(
+        f"{modality} has no class {name!r}; the nearest are: {near}", code="class-unknown"
+    )
 
 
 def nearest_names(
-    text: str, modality: str | None = None, kind: str | None = None, limit: int = 3
+    text: str,
+    modality: str | None = None,
+    kind: str | None = None,
+    limit: int = 3,
+    *,
+    side: str | None = None,
 ) -> tuple[str, ...]:
     """Names of the classes that are spelled most like `text`, best first, each with its modality.
 
     For suggestions only: a fuzzy match never decides what is segmented. Where the modality has no
     class of that kind, all kinds are searched.
+
+    Parameters
+    ----------
+    text, modality, kind
+        What was asked for.
+    limit
+        How many names at most.
+    side
+        `"left"` or `"right"` where `text` is what remains of a request without its side: names are
+        compared without theirs, and those of the other side left out.
     """
+    candidates = classes_of(modality, kind) or classes_of(modality) or all_classes()
+    if side is None:
+        choices = {key: key.name for key in candidates}
+    else:
+        other_sides = {"left", "right"} - {side}
+        choices = {
+            key: " ".join(word for word in key.name.split() if word.lower() != side)
+            for key in candidates
+            if other_sides.isdisjoint(key.name.lower().split())
+        }
+    return _most_alike(text, {key: (name, str(key)) for key, name in choices.items()}, limit)
+
+
+def _most_alike(text: str, choices: Mapping[Any, tuple[str, str]], limit: int) -> tuple[str, ...]:
+    """Rank choices by their first string and return the second ones, each once."""
     from rapidfuzz import fuzz, process, utils
 
-    candidates = classes_of(modality, kind) or classes_of(modality) or all_classes()
-    choices = {key: key.name for key in candidates}
     ranked = process.extract(
-        text, choices, scorer=fuzz.WRatio, processor=utils.default_process, limit=3 * limit
+        text,
+        {key: compared for key, (compared, _) in choices.items()},
+        scorer=fuzz.WRatio,
+        processor=utils.default_process,
+        limit=3 * limit,
     )
-    names = dict.fromkeys(str(key) for _, _, key in ranked)
-    return tuple(names)[:limit]
+    return tuple(dict.fromkeys(choices[key][1] for _, _, key in ranked))[:limit]
+
+
+# Groups -------------------------------------------------------------------------------------------
+
+
+class ClassGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Anatomy classes that are asked for together, such as "abdominal organs".
+
+    Attributes
+    ----------
+    name
+        Plural, lower case.
+    classes
+        Names of its classes in any modality, in the order of their ids.
+    also
+        Other names of the group.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    also: tuple[str, ...] = ()
+
+    def keys(self, modality: str) -> tuple[ClassKey, ...]:
+        """Its classes of one modality, by id; empty where the modality has none of them."""
+        return tuple(key for key in classes_of(modality, KINDS[0]) if key.name in self.classes)
+
+
+@lru_cache(maxsize=1)
+def _group_table() -> tuple[ClassGroup, ...]:
+    table: tuple[ClassGroup, ...] = read_data("groups.json", tuple[ClassGroup, ...])
+    return table
+
+
+def groups(modality: str | None = None) -> tuple[ClassGroup, ...]:
+    """Return the groups of classes; with a modality those that it has a class of.
+
+    Every anatomy class is in at least one. Groups overlap, and a group may hold classes that do in
+    the body ("Left lung" and its lobes), though each voxel of a result has one label.
+
+    Raises
+    ------
+    InputError
+        If the modality is unknown (code `modality-unknown`).
+    """
+    check_modality(modality)
+    return tuple(group for group in _group_table() if modality is None or group.keys(modality))
+
+
+def classes_of_group(name: str, modality: str) -> tuple[ClassKey, ...]:
+    """Classes of a group in one modality, by id.
+
+    Parameters
+    ----------
+    name
+        As in `groups`; case, hyphens and underscores don't matter.
+    modality
+        One of `MODALITIES`.
+
+    Raises
+    ------
+    InputError
+        If there is no such group (code `group-unknown`; the nearest are named), the modality has
+        no class of it (`group-empty`), or the modality is unknown (`modality-unknown`).
+    """
+    there = [group.name for group in groups(modality)]
+    wanted = _group_key(name)
+    group = next(
+        (group for group in groups() if wanted in map(_group_key, (group.name, *group.also))), None
+    )
+    if group is None:
+        spelled = {
+            (group.name, each): (each, group.name)
+            for group in groups(modality) or groups()
+            for each in (group.name, *group.also)
+        }
+        near = ", ".join(map(repr, _most_alike(name, spelled, limit=3)))
+        raise InputError(f"no group {name!r}; the nearest are: {near}", code="group-unknown")
+    keys = group.keys(modality)
+    if not keys:
+        listed = ", ".join(map(repr, there)) or "none"
+        raise InputError(
+            f"{modality} has no class of the group {group.name!r}; its groups: {listed}",
+            code="group-empty",
+        )
+    return keys
+
+
+def _group_key(name: str) -> str:
+    return " ".join(name.casefold().replace("-", " ").replace("_", " ").split())

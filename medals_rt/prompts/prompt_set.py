@@ -8,18 +8,17 @@ labels) or 1 for lesions (instances); system section 3.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from medals_rt.common.choices import KINDS
+from medals_rt.common.choices import KINDS, check_kind
 from medals_rt.common.errors import MissingFileError, PromptError
-from medals_rt.prompts.classes import ClassKey, check_kind
+from medals_rt.prompts.classes import ClassKey
 from medals_rt.prompts.matching import Match, find_class, free_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from os import PathLike
 
 INSTANCE_LABEL: Final = "instance_label"
@@ -76,7 +75,8 @@ class PromptSet:
         if not self.prompts:
             raise PromptError(
                 "there is no prompt; give at least one, such as "
-                '{"1": "Spleen in abdominal CT", "instance_label": 0}'
+                '{"1": "Spleen in abdominal CT", "instance_label": 0}',
+                code="no-prompt",
             )
         _refuse_mixture(self.prompts)
         _refuse_repetition(self.prompts)
@@ -112,7 +112,7 @@ class PromptSet:
         return len(set(self.class_keys)) == 1
 
     def as_mapping(self) -> dict[str, object]:
-        """Give the prompts as a challenge case and `prompts.json` hold them."""
+        """Return the prompts as a challenge case and `prompts.json` hold them."""
         mapping: dict[str, object] = {str(prompt.label): prompt.text for prompt in self.prompts}
         mapping[INSTANCE_LABEL] = KINDS.index(self.kind)
         return mapping
@@ -127,7 +127,8 @@ def _refuse_mixture(prompts: Sequence[Prompt]) -> None:
             listed = ", ".join(f"{value} (label {prompt.label})" for value, prompt in found.items())
             raise PromptError(
                 f"the prompts of one case are of {len(found)} {name}: {listed}; "
-                "a case is one image, split the prompts"
+                "a case is one image, split the prompts",
+                code=f"several-{name}",
             )
 
 
@@ -137,19 +138,23 @@ def _refuse_repetition(prompts: Sequence[Prompt]) -> None:
     for prompt in prompts:
         if not 1 <= prompt.label <= MAX_LABEL:
             raise PromptError(
-                f"label {prompt.label} isn't a label value; use whole numbers from 1 to {MAX_LABEL}"
+                f"label {prompt.label} isn't a label value; "
+                f"use whole numbers from 1 to {MAX_LABEL}",
+                code="label-invalid",
             )
         twin = by_label.setdefault(prompt.label, prompt)
         if twin is not prompt:
             raise PromptError(
                 f"label {prompt.label} is given twice, for {twin.text!r} and {prompt.text!r}; "
-                "give each class its own label"
+                "give each class its own label",
+                code="label-repeated",
             )
         twin = by_class.setdefault(prompt.class_key, prompt)
         if twin is not prompt:
             raise PromptError(
                 f"labels {twin.label} and {prompt.label} both mean {str(prompt.class_key)!r} "
-                f"({twin.text!r}, {prompt.text!r}); keep one of them"
+                f"({twin.text!r}, {prompt.text!r}); keep one of them",
+                code="class-repeated",
             )
 
 
@@ -165,17 +170,16 @@ def parse_prompts(
     Raises
     ------
     PromptError
-        If a key isn't a positive whole number or stands twice ("1" and "01"), a value isn't a
+        If a key isn't a positive whole number or occurs twice ("1" and "01"), a value isn't a
         sentence, `instance_label` isn't 0 or 1, a sentence names no class or several (the nearest
         are given), two labels mean one class, or two modalities are named.
     """
     if not isinstance(mapping, Mapping):
         raise PromptError(
             f"prompts are a {type(mapping).__name__}; give an object such as "
-            '{"1": "Spleen in abdominal CT", "instance_label": 0}'
+            '{"1": "Spleen in abdominal CT", "instance_label": 0}',
+            code="prompts-form",
         )
-    if len(mapping) > MAX_PROMPTS:
-        raise PromptError(f"{len(mapping)} prompts are more than {MAX_PROMPTS}; split the case")
     kind = _read_kind(mapping.get(INSTANCE_LABEL, 0))
     texts: dict[int, str] = {}
     for key, text in mapping.items():
@@ -183,11 +187,14 @@ def parse_prompts(
             continue
         label = _read_label(key)
         if not isinstance(text, str):
-            raise PromptError(f"the prompt of label {label} is {text!r}; write a sentence")
+            raise PromptError(
+                f"the prompt of label {label} is {text!r}; write a sentence", code="prompt-not-text"
+            )
         if label in texts:
             raise PromptError(
                 f"label {label} is given twice, for {texts[label]!r} and {text!r}; "
-                "give each class its own label"
+                "give each class its own label",
+                code="label-repeated",
             )
         texts[label] = text
     return _resolve(texts, kind, reading)
@@ -196,7 +203,8 @@ def parse_prompts(
 def _read_kind(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str) or str(value) not in {"0", "1"}:
         raise PromptError(
-            f"instance_label is {value!r}; use 0 (anatomy, one label a class) or 1 (lesions)"
+            f"instance_label is {value!r}; use 0 (anatomy, one label a class) or 1 (lesions)",
+            code="instance-label-invalid",
         )
     return KINDS[int(value)]
 
@@ -205,13 +213,19 @@ def _read_label(key: object) -> int:
     text = str(key).strip()
     if isinstance(key, bool) or not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
         raise PromptError(
-            f"label {key!r} isn't a label value; use whole numbers from 1 to {MAX_LABEL} as keys"
+            f"label {key!r} isn't a label value; use whole numbers from 1 to {MAX_LABEL} as keys",
+            code="label-invalid",
         )
     return int(text)
 
 
 def _resolve(texts: Mapping[int, str], kind: str, reading: PromptReading) -> PromptSet:
     """Read every sentence; those without a modality take the one that the others name."""
+    if len(texts) > MAX_PROMPTS:
+        raise PromptError(
+            f"{len(texts)} prompts are more than {MAX_PROMPTS}; split the case",
+            code="too-many-prompts",
+        )
     found: dict[int, Match] = {}
     refused: dict[int, PromptError] = {}
     for label, text in texts.items():
@@ -252,19 +266,23 @@ def read_prompts(path: str | PathLike[str], reading: PromptReading = PLAIN_READI
     if not file.is_file():
         raise MissingFileError(f"there is no prompts file {file}; check the path")
     if file.stat().st_size > _MAX_FILE_BYTES:
-        raise PromptError(f"{file} is larger than {_MAX_FILE_BYTES} bytes; is it a prompts file?")
+        raise PromptError(
+            f"{file} is larger than {_MAX_FILE_BYTES} bytes; is it a prompts file?",
+            code="prompts-file-too-large",
+        )
     try:
         pairs = _decode_pairs(file.read_bytes())
     except (ValueError, RecursionError) as error:
         raise PromptError(
             f"{file} isn't a JSON object of prompts ({error}); write "
-            '{"1": "Spleen in abdominal CT", "instance_label": 0}'
+            '{"1": "Spleen in abdominal CT", "instance_label": 0}',
+            code="prompts-form",
         ) from error
     return parse_prompts(pairs, reading)
 
 
 def _decode_pairs(data: bytes) -> dict[str, object]:
-    """Decode one JSON object; a key that stands twice would silently win, so it's refused."""
+    """Decode one JSON object; a key that occurs twice would silently win: refused."""
     import json
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -272,7 +290,7 @@ def _decode_pairs(data: bytes) -> dict[str, object]:
         if len(decoded) != len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"key {twice!r} stands twice")
+            raise ValueError(f"key {twice!r} occurs twice")
         return decoded
 
     decoded = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
@@ -293,8 +311,71 @@ def numbered(texts: Sequence[str], kind: str, reading: PromptReading = PLAIN_REA
     return _resolve(dict(enumerate(texts, start=1)), kind, reading)
 
 
+def as_prompt_set(
+    prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
+    kind: str | None = None,
+    reading: PromptReading = PLAIN_READING,
+) -> PromptSet:
+    """Read prompts in whatever form a caller has them.
+
+    Parameters
+    ----------
+    prompts
+        Prompts that were read before, a mapping as in `parse_prompts`, sentences (numbered from 1),
+        or one sentence.
+    kind
+        `"anatomy"` or `"lesion"`. If left out, a mapping's `instance_label` says it, and sentences
+        ask for anatomy.
+    reading
+        How sentences are read; prompts that were read before are returned as they are.
+
+    Raises
+    ------
+    TypeError
+        If `prompts` is something else.
+    PromptError
+        As `parse_prompts`; code `kind-contradiction` where `prompts` are of another kind than
+        `kind`, `modality-contradiction` where they are of another modality than `reading`'s.
+    """
+    check_kind(kind)
+    found = _read_any(prompts, kind, reading)
+    if kind not in {None, found.kind}:
+        raise PromptError(
+            f"the prompts are of kind {found.kind}, but {kind} was asked for; leave one out",
+            code="kind-contradiction",
+        )
+    if reading.modality not in {None, found.modality}:
+        raise PromptError(
+            f"the prompts are about {found.modality}, but {reading.modality} was asked for",
+            code="modality-contradiction",
+        )
+    return found
+
+
+def _read_any(prompts: object, kind: str | None, reading: PromptReading) -> PromptSet:
+    if isinstance(prompts, PromptSet):
+        return prompts
+    if isinstance(prompts, Mapping):
+        said = {} if kind is None else {INSTANCE_LABEL: KINDS.index(kind)}
+        return parse_prompts({**said, **prompts}, reading)
+    texts = (prompts,) if isinstance(prompts, str) else prompts
+    if (
+        not isinstance(texts, Sequence)
+        or isinstance(texts, bytes | bytearray)
+        or not all(isinstance(text, str) for text in texts)
+    ):
+        given = type(prompts).__name__
+        if isinstance(texts, Sequence) and not isinstance(texts, bytes | bytearray):
+            given += " of " + ", ".join(sorted({type(text).__name__ for text in texts}))
+        raise TypeError(
+            f"prompts are of type {given}; use a sentence, a list of sentences, a mapping such as "
+            '{"1": "Spleen in abdominal CT", "instance_label": 0}, or a PromptSet'
+        )
+    return numbered(texts, kind or KINDS[0], reading)
+
+
 def describe(found: Match | Prompt) -> dict[str, object]:
-    """Say what a sentence was read as: `modality`, `class`, `id`, `matched`."""
+    """Return what a sentence was read as: `modality`, `class`, `id`, `matched`."""
     key = found.class_key
     return {"modality": key.modality, "class": key.name, "id": key.id, "matched": found.matched}
 
@@ -305,6 +386,7 @@ __all__ = [
     "Prompt",
     "PromptReading",
     "PromptSet",
+    "as_prompt_set",
     "describe",
     "find_class",
     "numbered",

@@ -1,32 +1,30 @@
 """Sentences to embeddings at run time, by the text encoder that a bundle may carry.
 
 The encoder is an ONNX graph beside the tokenizer that it was trained with (`tokenizer.json`, read
-by the library `tokenizers`), so that neither torch nor transformers is needed. How tokens are cut,
-marked and padded is the released code's way (system section 2), told in `batch_tokens`; the export
+by the library `tokenizers`), so that neither torch nor transformers is needed. Tokens
+are cut, marked and padded as in the released code (system section 2), by `batch_tokens`; the export
 uses the same function, so that bank and run time can't drift apart.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, get_args
+from typing import Any, Self, TypeAlias
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from medals_rt.bundle.bundle import Bundle, path_inside
+from medals_rt.common.choices import CPU_RUNNERS, CpuRunnerKind
 from medals_rt.common.errors import BundleError, InputError, RunnerError
 from medals_rt.common.optional_deps import import_optional, missing_one_of
 from medals_rt.runners.base import thread_limit
-from medals_rt.runners.openvino_graphs import shared_core
 from medals_rt.runners.selection import installed
 
 TEXT_ENCODER_FOLDER = "text_encoder"
 SENTENCES_PER_RUN = 32
 
-Library: TypeAlias = Literal["openvino", "onnxruntime"]
-LIBRARIES: tuple[Library, ...] = get_args(Library)
 TokenIds: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float32]
 Graph: TypeAlias = Callable[[TokenIds, TokenIds], Floats]
@@ -58,10 +56,13 @@ class TextEncoderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     modalities: tuple[str, ...]
 
     def modality_index(self, modality: str) -> int:
-        """Give the row of a modality's vector; `InputError` for one that the encoder lacks."""
+        """Row of a modality's vector; `InputError` for one that the encoder lacks."""
         if modality not in self.modalities:
             known = ", ".join(self.modalities)
-            raise InputError(f"the text encoder has no modality {modality!r}; it knows {known}")
+            raise InputError(
+                f"the text encoder has no modality {modality!r}; it knows {known}",
+                code="modality-unknown",
+            )
         return self.modalities.index(modality)
 
 
@@ -112,7 +113,10 @@ def open_tokenizer(path: Path) -> Any:
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exceptions
-        raise BundleError(f"{path} is no tokenizer that can be read: {error}") from error
+        raise BundleError(
+            f"{path} is no tokenizer that can be read ({error}); export the bundle again",
+            code="tokenizer-damaged",
+        ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -136,7 +140,7 @@ class TextEncoder:
 
     settings: TextEncoderSettings
     tokenizer: Any
-    runner: Library
+    runner: CpuRunnerKind
     graph: Graph
 
     @classmethod
@@ -156,13 +160,15 @@ class TextEncoder:
         if record is None:
             raise BundleError(
                 f"bundle {bundle.name!r} has no text encoder and so reads only sentences that name "
-                "a class it knows; export it with --with-text-encoder for free text"
+                "a class it knows; export it with --with-text-encoder for free text",
+                code="no-text-encoder",
             )
         settings = read_settings(path_inside(bundle.folder, record.settings.file))
         if settings.dim != bundle.manifest.embeddings.dim:
             raise BundleError(
                 f"the text encoder of {bundle.name!r} gives embeddings of width {settings.dim}, "
-                f"its networks take {bundle.manifest.embeddings.dim}; export again"
+                f"its networks take {bundle.manifest.embeddings.dim}; export again",
+                code="text-encoder-width",
             )
         tokenizer = open_tokenizer(path_inside(bundle.folder, record.tokenizer.file))
         kind, graph = open_graph(path_inside(bundle.folder, record.graph.file))
@@ -196,10 +202,12 @@ def read_settings(path: Path) -> TextEncoderSettings:
     try:
         return msgspec.json.decode(path.read_bytes(), type=TextEncoderSettings)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is damaged: {error}; export the bundle again") from error
+        raise BundleError(
+            f"{path} is damaged ({error}); export the bundle again", code="text-encoder-damaged"
+        ) from error
 
 
-def open_graph(path: Path, library: Library | None = None) -> tuple[Library, Graph]:
+def open_graph(path: Path, library: CpuRunnerKind | None = None) -> tuple[CpuRunnerKind, Graph]:
     """Open the encoder's graph in a library, or in the first that is installed.
 
     Not a `Runner` of the networks: those have one free axis, this graph has two (sentences and
@@ -212,24 +220,30 @@ def open_graph(path: Path, library: Library | None = None) -> tuple[Library, Gra
     RunnerError
         If the library refuses the graph.
     """
-    chosen = library or next((name for name in LIBRARIES if installed(name)), None)
+    chosen = library or next((name for name in CPU_RUNNERS if installed(name)), None)
     if chosen is None:
         raise missing_one_of("the text encoder", "OpenVINO", "ONNX Runtime")
     try:
         run = _OPENERS[chosen](path)
     except Exception as error:  # the libraries' errors share no base class
-        raise RunnerError(f"{chosen} refused the text encoder {path}: {error}") from error
+        raise RunnerError(
+            f"{chosen} refused the text encoder {path}: {error}", code="text-encoder-refused"
+        ) from error
 
     def embed(token_ids: TokenIds, modality: TokenIds) -> Floats:
         try:
             return run(token_ids, modality)
         except Exception as error:  # the libraries' errors share no base class
-            raise RunnerError(f"{chosen} failed in the text encoder {path}: {error}") from error
+            raise RunnerError(
+                f"{chosen} failed in the text encoder {path}: {error}", code="text-encoder-failed"
+            ) from error
 
     return chosen, embed
 
 
 def _open_openvino(path: Path) -> Graph:
+    from medals_rt.runners.openvino_graphs import shared_core
+
     config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads := thread_limit(None):
         config["INFERENCE_NUM_THREADS"] = threads
@@ -257,7 +271,7 @@ def _open_onnxruntime(path: Path) -> Graph:
     return run
 
 
-_OPENERS: dict[Library, Callable[[Path], Graph]] = {
+_OPENERS: dict[CpuRunnerKind, Callable[[Path], Graph]] = {
     "openvino": _open_openvino,
     "onnxruntime": _open_onnxruntime,
 }

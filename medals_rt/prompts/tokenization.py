@@ -1,7 +1,7 @@
-"""From the text of a prompt to plain tokens: spelling, plurals, punctuation, known phrases.
+"""From the text of a prompt to plain tokens: spelling, plurals, punctuation, abbreviations, Latin.
 
-The lists stand in `data/prompt_words.json`. What a token *is* (part of a class name, a modality, a
-filler word) is decided by `sentences`; here it only gets its plain form.
+The lists are in `data/prompt_words.json`. What a token *is* (part of a class name, a modality, a
+filler word) is decided in `matching`; here it only gets its plain form.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ import msgspec
 
 from medals_rt.prompts.classes import ClassEntry, class_table, read_data
 
-HEAD_NECK: Final = "head_neck"
-"""`head and neck` as one word, which is a region of its own."""
-
 
 class ModalityWords(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Words that say a modality, and words that only hint at it where none is said."""
@@ -28,9 +25,21 @@ class ModalityWords(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PromptWords(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole of `prompt_words.json`."""
+    """The whole of `prompt_words.json`.
+
+    Attributes
+    ----------
+    expansions
+        Abbreviations and Latin terms with the words that they mean. A part with a capital letter
+        must be written exactly so ("LA"), any other in whatever case.
+    suggestions
+        Phrases that mean no class but are near one or several; those are named first when the
+        phrase is refused.
+    """
 
     notice: str
+    expansions: dict[str, str]
+    suggestions: dict[str, tuple[str, ...]]
     modalities: dict[str, ModalityWords]
     other_modalities: tuple[str, ...]
     sides: dict[str, tuple[str, ...]]
@@ -89,7 +98,7 @@ _STOPS: Final = frozenset(",;:()[]{}.!?|\u2013\u2014")
 def tokenize(text: str) -> tuple[Token, ...]:
     """Cut a prompt into tokens; hyphens, slashes and underscores separate words.
 
-    `head and neck`, however it is joined, becomes one token.
+    Abbreviations ("LUL") and Latin terms ("vesica urinaria") become the words that they mean.
     """
     plain = unicodedata.normalize("NFKD", text)
     plain = "".join(char for char in plain if not unicodedata.combining(char))
@@ -101,24 +110,45 @@ def tokenize(text: str) -> tuple[Token, ...]:
         bare = re.sub(r"['\u2019]s?$", "", found.group().lower().replace("\u2019", "'"))
         tokens.append(Token(found.group(), plain_word(bare.replace("'", "")), stop))
         end = found.end()
-    return _join_head_neck(tokens)
+    return _expand_tokens(tokens)
 
 
-def _join_head_neck(tokens: list[Token]) -> tuple[Token, ...]:
-    joined: list[Token] = []
+def _expand_tokens(tokens: list[Token]) -> tuple[Token, ...]:
+    """Put the plain words in place of abbreviations and of terms in Latin, longest first."""
+    expanded: list[Token] = []
     index = 0
     while index < len(tokens):
-        for pattern in (("head", "and", "neck"), ("head", "neck")):
-            run = tokens[index : index + len(pattern)]
-            if tuple(token.word for token in run) == pattern:
-                text = " ".join(token.text for token in run)
-                joined.append(Token(text, HEAD_NECK, tokens[index].stop))
-                index += len(pattern)
+        for phrase, meaning in _expansions().get(tokens[index].word, ()):
+            run = tokens[index : index + len(phrase)]
+            if len(run) == len(phrase) and all(map(_says, run, phrase)):
+                written = " ".join(token.text for token in run)
+                texts = (written,) if len(meaning) == 1 else meaning
+                stops = (run[0].stop, *(False for _ in meaning[1:]))
+                expanded += map(Token, texts, meaning, stops)
+                index += len(phrase)
                 break
         else:
-            joined.append(tokens[index])
+            expanded.append(tokens[index])
             index += 1
-    return tuple(joined)
+    return tuple(expanded)
+
+
+def _says(token: Token, part: str) -> bool:
+    """Whether a token is a part of a listed phrase; one in capitals must be written so."""
+    return token.text == part if part != part.lower() else token.word == plain_word(part)
+
+
+@lru_cache(maxsize=1)
+def _expansions() -> dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]]:
+    """Sort the listed expansions by first plain word, longest first."""
+    found: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = {}
+    for phrase, meaning in prompt_words().expansions.items():
+        parts = tuple(phrase.split())
+        found.setdefault(plain_word(parts[0].lower()), []).append((parts, plain_phrase(meaning)))
+    return {
+        first: tuple(sorted(pairs, key=lambda pair: -len(pair[0])))
+        for first, pairs in found.items()
+    }
 
 
 @lru_cache(maxsize=1)
@@ -131,6 +161,7 @@ def _raw_words() -> frozenset[str]:
         *words.other_modalities, *words.both_sides, *words.regions, *words.neutral_phrases,
         *words.misleading,
         *(phrase for phrases in words.sides.values() for phrase in phrases),
+        *(phrase.lower() for phrase in words.expansions), *words.suggestions,
     ]  # fmt: skip
     for modality in words.modalities.values():
         phrases += [*modality.strong, *modality.weak]
@@ -216,7 +247,7 @@ def _singular(word: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def plain_phrases() -> dict[str, tuple[tuple[tuple[str, ...], str], ...]]:
-    """Sort the listed phrases by first word, longest first, each with its role; see `roles`."""
+    """Sort the listed phrases by first word, longest first, each with its role; see `Word`."""
     words = prompt_words()
     groups: dict[str, tuple[str, ...]] = {
         "other": words.other_modalities,

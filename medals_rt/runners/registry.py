@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from medals_rt.common.choices import RUNNER_KINDS, RunnerKind
+from medals_rt.common.choices import RunnerKind
 from medals_rt.runners.base import RunnerSpec
 from medals_rt.runners.onnxruntime import ONNXRUNTIME, ONNXRUNTIME_CUDA
 from medals_rt.runners.openvino import OPENVINO
@@ -18,10 +18,6 @@ REGISTRY: Final[tuple[RunnerSpec, ...]] = (
 """In the order in which `auto` prefers them."""
 
 _BY_KIND: Final = {spec.kind: spec for spec in REGISTRY}
-
-CPU_RUNNERS: Final[tuple[RunnerKind, ...]] = tuple(
-    kind for kind in RUNNER_KINDS if _BY_KIND[kind].device == "cpu"
-)
 
 
 def runner_spec(kind: RunnerKind) -> RunnerSpec:

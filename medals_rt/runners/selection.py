@@ -7,11 +7,11 @@ from pathlib import Path
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common import gpu
-from medals_rt.common.choices import RUNNER_KINDS, Precision, RunnerKind
+from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS, Precision, RunnerKind
 from medals_rt.common.errors import InputError
 from medals_rt.common.optional_deps import is_installed, missing, missing_one_of
 from medals_rt.runners.base import OpenRequest, Runner, RunnerSpec, check_precision
-from medals_rt.runners.registry import CPU_RUNNERS, REGISTRY, runner_spec
+from medals_rt.runners.registry import REGISTRY, runner_spec
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ def test_resolution_order(tmp_path, monkeypatch):
     assert resolve_bundle(tmp_path / "explicit") == tmp_path / "explicit"
     assert resolve_bundle() == tmp_path / "from-environment"
     monkeypatch.delenv("MEDALS_RT_BUNDLE")
-    package = tmp_path / "checkout" / "medals_rt" / "bundle.py"
+    package = tmp_path / "checkout" / "medals_rt" / "bundle" / "bundle.py"
     monkeypatch.setattr("medals_rt.bundle.bundle.__file__", str(package))
     with pytest.raises(MissingFileError, match=r"MEDALS_RT_BUNDLE.*medals-rt export"):
         resolve_bundle()

@@ -12,8 +12,9 @@ import onnx
 
 from medals_export.text_encoder import load_text_encoder
 from medals_export.text_graph import check_text_graph, compare_with_pytorch
+from medals_rt.common.choices import CPU_RUNNERS
 from medals_rt.common.errors import ExportError
-from medals_rt.prompts.text_encoder import LIBRARIES, batch_tokens, open_graph
+from medals_rt.prompts.text_encoder import batch_tokens, open_graph
 from tests.texts import SENTENCES, TINY_DIM, close_to
 
 
@@ -31,7 +32,7 @@ def test_the_record_tells_what_was_written(text_bundle):
     ]
     inputs = {each.name: (each.dtype, each.shape) for each in record.graph.inputs}
     assert inputs == {"token_ids": ("int64", ("N", "L")), "modality": ("int64", ("N",))}
-    assert record.relative_errors.keys() == set(LIBRARIES)
+    assert record.relative_errors.keys() == set(CPU_RUNNERS)
     assert all(error <= 1e-4 for error in record.relative_errors.values())
     settings = json.loads((text_bundle.folder / record.settings.file).read_text())
     assert settings == {
@@ -44,7 +45,7 @@ def test_the_record_tells_what_was_written(text_bundle):
     }
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("library", CPU_RUNNERS)
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_graph_agrees_with_pytorch_at_every_size(text_bundle, reference, library, count):
     _, run = open_graph(text_bundle.folder / "text_encoder/encoder.onnx", library)

@@ -1,7 +1,7 @@
 """A whole process on the fakes: a card is found, and ONNX Runtime is one with CUDA.
 
 For children that were given `tests.fakes.environment()`: a pytest takes it as a plugin
-(``-p tests.fakes.card``), other code calls `put_in`. The process ends with it.
+(``-p tests.fakes.gpu``), other code calls `put_in`. The process ends with it.
 """
 
 import sys

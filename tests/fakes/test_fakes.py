@@ -53,7 +53,7 @@ def test_all_tests_for_a_card_pass(tiny_bundle: Bundle, tmp_path: Path) -> None:
         if marked.search(path.read_text(encoding="utf-8"))
     ]
     run_python(
-        *("-m", "pytest", "-m", "gpu", "-p", "tests.fakes.card", "-p", "no:cacheprovider"),
+        *("-m", "pytest", "-m", "gpu", "-p", "tests.fakes.gpu", "-p", "no:cacheprovider"),
         *(f"--junitxml={tmp_path / 'results.xml'}", *files),
         MEDALS_RT_TESTS_TINY_BUNDLE=str(tiny_bundle.folder),
     )

@@ -13,6 +13,7 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.cli import app
 from medals_rt.common.errors import InputError
 from medals_rt.io.volume import Volume
+from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.plan_case import plan_numbers
 from medals_rt.planning import pass_timings
 from medals_rt.planning.cost import plan_shape, with_seconds, with_time_budget
@@ -308,7 +309,7 @@ def test_a_run_does_what_the_plan_of_its_case_said(
     assert gives_up == "without further iterations"
     with medals_rt.load(tiny_bundle.folder, runner="onnxruntime", precision="fp32") as segmenter:
         report = segmenter.segment(
-            Volume(image, (4.0, 4.0, 6.0)), prompts, time_budget=budget
+            Volume(image, (4.0, 4.0, 6.0)), prompts, SegmentOptions(time_budget=budget)
         ).report
     assert report.budget is not None
     assert f"the coarse stage was run {gives_up}" in report.budget["given_up"]

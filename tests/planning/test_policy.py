@@ -136,7 +136,7 @@ def test_no_class_and_unknown_preset_are_input_errors() -> None:
     ],
 )
 def test_a_damaged_policy_is_refused(old: str, new: str) -> None:
-    text = (PACKAGE / "policy.toml").read_text(encoding="utf-8")
+    text = (PACKAGE / "planning" / "policy.toml").read_text(encoding="utf-8")
     assert old in text
     with pytest.raises(InputError):
         parse_policy(text.replace(old, new, 1))

@@ -16,6 +16,7 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.cli import app
 from medals_rt.common.errors import InputError
 from medals_rt.io.volume import Volume
+from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.segmenter import Result, Segmenter
 from medals_rt.planning import pass_timings
 from medals_rt.planning.memory import MemoryLimit, MemoryPlan, plan_memory
@@ -197,7 +198,7 @@ def given_up(result: Result) -> str:
 def test_time_enough_changes_nothing(segmenter: Segmenter, volume: Volume) -> None:
     free = segmenter.segment(volume, ANATOMY)
     assert free.report.budget is None
-    kept = segmenter.segment(volume, ANATOMY, time_budget=600)
+    kept = segmenter.segment(volume, ANATOMY, SegmentOptions(time_budget=600))
     np.testing.assert_array_equal(kept.labels_dhw, free.labels_dhw)
     assert given_up(kept) == ""
     planned = kept.report.budget["planned_seconds"]
@@ -205,10 +206,11 @@ def test_time_enough_changes_nothing(segmenter: Segmenter, volume: Volume) -> No
 
 
 def test_nothing_measured_is_measured_first(segmenter: Segmenter, volume: Volume) -> None:
-    report = segmenter.segment(volume, ANATOMY, time_budget=600).report
+    report = segmenter.segment(volume, ANATOMY, SegmentOptions(time_budget=600)).report
     assert report.seconds["measure a pass"] > 0
     assert (
-        "measure a pass" not in segmenter.segment(volume, ANATOMY, time_budget=600).report.seconds
+        "measure a pass"
+        not in segmenter.segment(volume, ANATOMY, SegmentOptions(time_budget=600)).report.seconds
     )
 
 
@@ -221,7 +223,7 @@ def test_what_is_given_up_comes_in_the_documented_order(
     told(segmenter, {1: 0.001, 2: 1.0})
     # four passes of a second each a window with a further iteration, two without
     seconds = 4.0 * windows["fine"]
-    without = segmenter.segment(volume, LESIONS, time_budget=0.8 * seconds)
+    without = segmenter.segment(volume, LESIONS, SegmentOptions(time_budget=0.8 * seconds))
     assert "the fine stage was run without further iterations" in given_up(without)
     assert "overlapping" not in given_up(without)
     fine = without.report.stages[-1]
@@ -231,7 +233,7 @@ def test_what_is_given_up_comes_in_the_documented_order(
 def test_a_slow_fine_stage_is_not_run(segmenter: Segmenter, volume: Volume) -> None:
     full = segmenter.segment(volume, ANATOMY)
     told(segmenter, {1: 0.001, 2: 1e4})
-    result = segmenter.segment(volume, ANATOMY, time_budget=60)
+    result = segmenter.segment(volume, ANATOMY, SegmentOptions(time_budget=60))
     assert "the fine stage was not run" in given_up(result)
     assert [stage.name for stage in result.report.stages] == ["coarse"]
     np.testing.assert_array_equal(
@@ -246,7 +248,7 @@ def test_fewer_windows_overlap_where_that_suffices(segmenter: Segmenter) -> None
     small = Volume(rng.integers(0, 256, (13, 27, 27), dtype=np.uint8), (4.0, 4.0, 6.0))
     full = segmenter.segment(small, ANATOMY).report.stages[0]
     told(segmenter, {1: 1.0, 2: 0.001})
-    result = segmenter.segment(small, ANATOMY, time_budget=0.45 * full.passes)
+    result = segmenter.segment(small, ANATOMY, SegmentOptions(time_budget=0.45 * full.passes))
     assert "the coarse stage was run with windows overlapping by 25%" in given_up(result)
     coarse = result.report.stages[0]
     assert (full.windows, coarse.windows) == (27, 8)
@@ -255,7 +257,7 @@ def test_fewer_windows_overlap_where_that_suffices(segmenter: Segmenter) -> None
 
 def test_no_time_at_all_still_gives_a_segmentation(segmenter: Segmenter, volume: Volume) -> None:
     told(segmenter, {1: 1e3, 2: 1e3})
-    result = segmenter.segment(volume, ANATOMY, time_budget=1.0)
+    result = segmenter.segment(volume, ANATOMY, SegmentOptions(time_budget=1.0))
     assert result.labels_dhw.shape == volume.shape_dhw
     assert not result.labels_dhw.any()
     notes = given_up(result)
@@ -281,7 +283,7 @@ def test_a_fine_stage_that_turns_slow_keeps_the_coarse_result_where_it_did_not_g
         return 0 if len(calls) == 1 else None
 
     monkeypatch.setattr(Watchdog, "choose_way", choose_way)
-    result = segmenter.segment(volume, ANATOMY, time_budget=600)
+    result = segmenter.segment(volume, ANATOMY, SegmentOptions(time_budget=600))
     fine = result.report.stages[-1]
     assert fine.windows > 1
     assert f"{fine.windows - 1} of {fine.windows} windows of the fine stage" in given_up(result)
@@ -305,7 +307,7 @@ def test_windows_run_for_several_blocks_are_counted_a_run(
 
     monkeypatch.setattr("medals_rt.planning.stage_plan.plan_memory", tiny_sums)
     told(segmenter, {1: 1e3, 2: 1e3})
-    result = segmenter.segment(volume, ANATOMY, time_budget=1.0)
+    result = segmenter.segment(volume, ANATOMY, SegmentOptions(time_budget=1.0))
     coarse = result.report.stages[0]
     assert coarse.window_runs > coarse.windows
     runs = f"{coarse.window_runs} of {coarse.window_runs} window runs of the coarse stage"

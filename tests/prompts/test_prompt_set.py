@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from medals_rt.common.errors import MissingFileError, PromptError
 from medals_rt.prompts.classes import ClassKey, all_classes, by_bank_key, by_exact_name
-from medals_rt.prompts.matching import known_sentences, match_words
+from medals_rt.prompts.matching import assign_roles, find_modality, known_sentences, match_words
 from medals_rt.prompts.prompt_set import describe, find_class, numbered, parse_prompts, read_prompts
-from medals_rt.prompts.token_roles import assign_roles, find_modality
 from medals_rt.prompts.tokenization import tokenize
 from tests.paths import DATA, GOLDEN
 

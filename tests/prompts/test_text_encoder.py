@@ -102,8 +102,9 @@ def test_the_encoder_is_opened_once_a_sentence(text_bundle, monkeypatch):
     original = TextEncoder.open
     monkeypatch.setattr(TextEncoder, "open", lambda found: opened.append(found) or original(found))
     prompts = numbered(["odd spots in CT", "strange dots in CT"], "lesion", FREE)
-    first, _ = PromptEmbedder(bundle).embed(prompts)
-    second, _ = PromptEmbedder(bundle).embed(prompts)
+    embedder = PromptEmbedder(bundle)
+    first, _ = embedder.embed(prompts)
+    second, _ = embedder.embed(prompts)
     assert len(opened) == 1
     np.testing.assert_array_equal(first, second)
 

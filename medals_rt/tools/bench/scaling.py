@@ -5,12 +5,14 @@ import time
 import numpy as np
 
 from medals_rt.common.arrays import to_device
+from medals_rt.common.choices import Refinement
 from medals_rt.common.environment import peak_memory_mib
 from medals_rt.common.typing import Array, HostArray
 from medals_rt.inference.network import Network
 from medals_rt.inference.spatial_prompts import SpatialPrompts, label_prompts
 from medals_rt.io.case import Case
 from medals_rt.io.volume import Volume
+from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.prompts.prompt_set import PromptSet
 from medals_rt.tools.bench.gpu_memory import wait_for_device
@@ -21,18 +23,18 @@ _SEED = 0
 _BLOCK_VOXELS = 8
 
 
-def growth_with_classes(subject: BenchTarget, question: Question) -> tuple[Growth, ...]:
+def growth_with_classes(target: BenchTarget, question: Question) -> tuple[Growth, ...]:
     """Time the network on one window of the fine stage for each number of classes.
 
     The image is noise and the text embeddings are random: neither changes what is computed. With
     prompts, every class has blocks of its own.
     """
-    network = subject.fine
+    network = target.fine
     rng = np.random.default_rng(_SEED)
     window = network.spec.window_hwd
     device = network.array_device
     image = to_device(rng.random((1, 1, *window), np.float32) * 255, device)
-    dim = subject.segmenter.bundle.manifest.embeddings.dim
+    dim = target.segmenter.bundle.manifest.embeddings.dim
     found = []
     for count in question.class_counts:
         queries = to_device(rng.standard_normal((count, dim), np.float32), device)
@@ -52,7 +54,7 @@ def growth_with_classes(subject: BenchTarget, question: Question) -> tuple[Growt
 
 
 def growth_with_volume(
-    subject: BenchTarget, question: Question, case: Case, prompts: PromptSet
+    target: BenchTarget, question: Question, case: Case, prompts: PromptSet
 ) -> tuple[Growth, ...]:
     """Time the whole case with its image repeated along D."""
     volume = case.volume
@@ -60,16 +62,18 @@ def growth_with_volume(
     for factor in question.volume_factors:
         image = np.tile(volume.image_dhw, (factor, 1, 1))
         larger = Volume(image, volume.spacing_hwd_mm, volume.name)
-        text_only = _seconds(subject, larger, prompts, "none")
+        text_only = _seconds(target, larger, prompts, "none")
         prompted = None
         if question.refinement != "none":
-            prompted = _seconds(subject, larger, prompts, question.refinement)
+            prompted = _seconds(target, larger, prompts, question.refinement)
         found.append(Growth(int(image.size), text_only, prompted, peak_memory_mib()))
     return tuple(found)
 
 
-def _seconds(subject: BenchTarget, volume: Volume, prompts: PromptSet, refinement: str) -> float:
-    result = subject.segmenter.segment(volume, prompts, refinement=refinement)
+def _seconds(
+    target: BenchTarget, volume: Volume, prompts: PromptSet, refinement: Refinement
+) -> float:
+    result = target.segmenter.segment(volume, prompts, SegmentOptions(refinement=refinement))
     return result.report.seconds["total"]
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.engines import ENGINE_FOLDER, Engine, Wanted, differing_parts, list_engines
 from medals_rt.common.cache_dir import KEPT_BYTES, cache_folder
-from medals_rt.common.choices import RUNNER_KINDS, RunnerKind
+from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS, RunnerKind
 from medals_rt.common.environment import library_versions
 from medals_rt.common.errors import BundleError, MedalsError, MissingDependencyError
 from medals_rt.common.gpu import Gpu, find_gpu
-from medals_rt.runners.registry import CPU_RUNNERS, runner_spec
+from medals_rt.runners.registry import runner_spec
 from medals_rt.runners.selection import choose, installed, precisions
 from medals_rt.runners.tensorrt_library import open_library
 from medals_rt.tools.doctor.libraries import Library, look_at_libraries

@@ -10,6 +10,7 @@ from medals_rt.common.errors import CaseError, InputError, MissingFileError, Pro
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import LabelFile
 from medals_rt.io.registry import ENDINGS, read_labels
+from medals_rt.pipeline.csv_tables import write_csv
 from medals_rt.prompts.prompt_set import PromptSet, parse_prompts, read_prompts
 from medals_rt.tools.evaluate.metrics import (
     InstanceScore,
@@ -19,7 +20,7 @@ from medals_rt.tools.evaluate.metrics import (
     nsd_by_label,
     split_binary,
 )
-from medals_rt.tools.evaluate.scores import CaseScore, Evaluation, Kind, LabelScore, write_csv
+from medals_rt.tools.evaluate.scores import COLUMNS, CaseScore, Evaluation, Kind, LabelScore
 
 
 def evaluate(
@@ -107,7 +108,7 @@ def evaluate_to_files(
     if json_file is not None:
         write_json(json_file, scores.to_dict())
     if csv_file is not None:
-        write_csv(csv_file, scores)
+        write_csv(csv_file, COLUMNS, scores.rows())
     return scores
 
 

@@ -1,19 +1,16 @@
 """What scores are made of: labels, cases, all cases; plain values for JSON and rows for CSV."""
 
-import csv
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from medals_rt.common.atomic_io import atomic_output
 from medals_rt.tools.evaluate.metrics import InstanceScore
 
 Kind = Literal["anatomy", "lesion"]
 
-_FIELDS = (
+COLUMNS = (
     *("case", "kind", "label", "name", "dsc", "nsd_official", "nsd_geometry", "f1", "dsc_tp"),
     *("true_positives", "false_positives", "false_negatives", "foreground_dsc", "missing"),
 )
@@ -99,8 +96,8 @@ class Evaluation:
             "without_reference": list(self.without_reference),
         }
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Give one row a label and one a case (its `label` is empty), for a table or CSV."""
+    def rows(self) -> list[tuple[Any, ...]]:
+        """Return one row a label and one a case (its `label` is empty), cells as in `COLUMNS`."""
         rows: list[dict[str, Any]] = []
         for case in self.cases:
             common = {"case": case.case, "kind": case.kind}
@@ -108,18 +105,7 @@ class Evaluation:
             whole = _case_to_dict(case)
             del whole["labels"]
             rows.append({**whole, "label": None, "name": None})
-        return rows
-
-
-def write_csv(path: Path, evaluation: Evaluation) -> None:
-    """Write the rows of an evaluation as CSV, atomically."""
-    with (
-        atomic_output(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as stream,
-    ):
-        writer = csv.DictWriter(stream, _FIELDS)
-        writer.writeheader()
-        writer.writerows(evaluation.rows())
+        return [tuple(row.get(column) for column in COLUMNS) for row in rows]
 
 
 def _case_to_dict(case: CaseScore) -> dict[str, Any]:

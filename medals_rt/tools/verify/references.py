@@ -7,12 +7,11 @@ from typing import Protocol
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import GraphName
 from medals_rt.bundle.recipes import Recipe
-from medals_rt.common.choices import RUNNER_KINDS, Precision, RunnerKind
+from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS, Precision, RunnerKind
 from medals_rt.common.environment import library_versions
 from medals_rt.common.errors import InputError
 from medals_rt.inference.network import ALWAYS_FP32, Network, StageNetwork
 from medals_rt.runners.base import Runner
-from medals_rt.runners.registry import CPU_RUNNERS
 from medals_rt.runners.selection import choose, open_runner, precisions, usable
 
 COARSENESS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")

@@ -197,8 +197,8 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
         ("a", ""),
         ("c", ""),
     ]
-    assert float(rows[0]["dsc"]) == content["dsc"]["Liver"]
-    assert float(rows[3]["f1"]) == content["mean_f1"]
+    assert float(rows[0]["dsc"]) == pytest.approx(content["dsc"]["Liver"], rel=1e-5)
+    assert float(rows[3]["f1"]) == pytest.approx(content["mean_f1"], rel=1e-5)
     assert sorted(path.name for path in out.iterdir()) == ["s.csv", "s.json"]
     failed = CliRunner().invoke(app, [*arguments[:2], str(tmp_path / "none")])
     assert failed.exit_code == 2
