@@ -197,7 +197,7 @@ def _parse_errors(library: TensorRTLibrary, parser: Any, order: EngineOrder) -> 
 
 
 def _profile(builder: Any, network: Any, counts: PromptCounts) -> Any:
-    """Give every free dimension the range of N."""
+    """Return every free dimension the range of N."""
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -225,7 +225,7 @@ def _set_architectures(library: TensorRTLibrary, config: Any, order: EngineOrder
 
 
 def _attach_timing_cache(config: Any, timing: TimingCache) -> Any:
-    """Give the library what was measured before; where it refuses that, an empty cache."""
+    """Return the library what was measured before; where it refuses that, an empty cache."""
     for data in (timing.data, b""):
         cache = config.create_timing_cache(data)
         if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):

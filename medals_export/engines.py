@@ -197,7 +197,7 @@ def _takes_prompts(record: GraphRecord) -> bool:
 
 
 def _undamaged(folder: Path) -> dict[str, Engine]:
-    """Give the engines that lie in a bundle and are what their records say, by name."""
+    """Return the engines that lie in a bundle and are what their records say, by name."""
     found = {}
     for engine in list_engines(folder):
         try:
@@ -210,7 +210,7 @@ def _undamaged(folder: Path) -> dict[str, Engine]:
 
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """Give a folder beside the engines that is gone afterwards; so is theirs if it is empty."""
+    """Return a folder beside the engines that is gone afterwards; so is theirs if it is empty."""
     try:
         folder.mkdir(exist_ok=True)
         with TemporaryDirectory(prefix=".partial-", dir=folder) as staging:

@@ -87,7 +87,7 @@ def _kind(value: object, where: str) -> str:
 
 
 def _resolve(sentences: Sequence[str], kind: str) -> dict[str, ClassKey | PromptError]:
-    """Give the class of each sentence of a label, or why there is none."""
+    """Return the class of each sentence of a label, or why there is none."""
     found: dict[str, ClassKey | PromptError] = {}
     for text in (sentence.strip() for sentence in sentences):
         found[text] = _class_or_reason(text, kind, None)

@@ -53,7 +53,7 @@ class GraphReference:
 
 
 def relative_error(found: Sequence[Floats], expected: Sequence[Floats]) -> float:
-    """Give the largest absolute difference over the largest absolute value, worst of all arrays.
+    """Return the largest absolute difference over the largest absolute value, worst of all arrays.
 
     Raises
     ------

@@ -30,7 +30,7 @@ _CACHE_ELEMENTS = 1 << 17
 
 
 def namespace(array: Array) -> Namespace:
-    """Give the library that `array` belongs to.
+    """Return the library that `array` belongs to.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def is_cupy(array: Array) -> bool:
 
 
 def to_host(array: Array) -> npt.NDArray[Any]:
-    """Give `array` as a NumPy array: itself where it is one, else a copy from its device."""
+    """Return `array` as a NumPy array: itself where it is one, else a copy from its device."""
     if isinstance(array, np.ndarray):
         return array
     if is_cupy(array):
@@ -109,13 +109,13 @@ def settle(array: Array) -> None:
 
 
 def contiguous(array: Array) -> Array:
-    """Give `array` with its memory in the order of its axes: itself where it already lies so."""
+    """Return `array` with its memory in the order of its axes: itself where it already lies so."""
     xp = namespace(array)
     return xp.ascontiguousarray(array) if xp is np or is_cupy(array) else array
 
 
 def memory_order(array: Array) -> tuple[int, int, int]:
-    """Give the three axes of `array` from the slowest to the fastest in memory."""
+    """Return the three axes of `array` from the slowest to the fastest in memory."""
     strides: tuple[int, ...] | None = getattr(array, "strides", None)
     if strides is None:
         return 0, 1, 2  # the standard knows none
@@ -219,7 +219,7 @@ def take_into(out: Array, array: Array, index: npt.NDArray[np.integer]) -> None:
 
 
 def look_up(table: Array, indices: Array) -> Array:
-    """Give ``table[indices]``: a small table, here or on the host, and integers ``(A, B, C)``."""
+    """Return ``table[indices]``: a small table, here or on the host, and integers ``(A, B, C)``."""
     xp = namespace(indices)
     on_device = as_namespace(table, xp, indices)
     result = xp.empty(indices.shape, dtype=on_device.dtype, device=indices.device)
@@ -245,7 +245,7 @@ def present_values(labels: Array) -> set[int]:
 
 
 def bounding_box(array: Array) -> Box | None:
-    """Give the smallest box that holds what is not 0 of a mask or label map; None: nothing is.
+    """Return the smallest box that holds what is not 0 of a mask or label map; None: nothing is.
 
     Parameters
     ----------
@@ -276,6 +276,6 @@ def bounding_box(array: Array) -> Box | None:
 
 
 def box_slices(box: Box) -> tuple[slice, slice, slice]:
-    """Give a box as an index into an ``(A, B, C)`` array."""
+    """Return a box as an index into an ``(A, B, C)`` array."""
     a, b, c = (slice(low, high) for low, high in zip(*box, strict=True))
     return a, b, c
