@@ -1,6 +1,6 @@
 """The graphs of a bundle to TensorRT or TensorRT-RTX engines in its folder `engines`.
 
-Needs no torch. TensorRT-RTX builds run anywhere; TensorRT builds run on the card that is to run
+Needs no torch. TensorRT-RTX builds run anywhere; TensorRT builds run on the GPU that is to run
 the engines, which has not been tried on one: what is called is what both libraries share, and the
 tests call it in TensorRT-RTX.
 """
@@ -75,7 +75,7 @@ def build_engines(
     recipe_name, recipe
         How to build. Its precision must be the bundle's, because precision lives in the graphs.
     architectures
-        What to build for instead of the recipe's, such as "SM89"; "CURRENT" is this machine's card.
+        What to build for instead of the recipe's, such as "SM89"; "CURRENT" is this machine's GPU.
     rebuild
         Build also what is there.
     report
@@ -91,7 +91,7 @@ def build_engines(
     InputError
         If recipe, bundle, library and architectures do not go together.
     MissingDependencyError
-        If a card is needed and there is none.
+        If a GPU is needed and there is none.
     BuildError
         If the library refuses a graph (the message is its own), or an engine can't be written.
     """
@@ -143,18 +143,18 @@ def _targets(
 ) -> tuple[str, ...]:
     """Decide which architectures to build for, in rising order."""
     if not library.compiles_on_first_use:
-        card = require_gpu(f"building {library.label} engines")
-        if others := sorted({*asked} - {card.architecture, "CURRENT"}):
+        gpu = require_gpu(f"building {library.label} engines")
+        if others := sorted({*asked} - {gpu.architecture, "CURRENT"}):
             raise InputError(
-                f"{library.label} builds for the card that it runs on, {card.name} "
-                f"({card.architecture}), not for {', '.join(others)}"
+                f"{library.label} builds for the GPU that it runs on, {gpu.name} "
+                f"({gpu.architecture}), not for {', '.join(others)}"
             )
-        return (card.architecture,)
+        return (gpu.architecture,)
     known = {*library.module.ComputeCapability.__members__} - {"NONE", "CURRENT"}
     names = set(asked or settings.architectures)
     if "CURRENT" in names:
-        card = require_gpu("architecture CURRENT")
-        names = names - {"CURRENT"} | {card.architecture}
+        gpu = require_gpu("architecture CURRENT")
+        names = names - {"CURRENT"} | {gpu.architecture}
     if not names:
         raise InputError("the recipe names no architecture; name one with --arch")
     if unknown := sorted(names - known, key=_number):

@@ -251,10 +251,10 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """The whole of `bundle.json`.
 
     `precision` is the arithmetic that the graphs ask for, `weights` the type in which their
-    constants are stored. `max_prompts` is the largest N of the graphs; bundles that were exported
-    before it was written down say nothing, and take `MAX_PROMPTS`. `versions` names the libraries that made the bundle. `verified` and
-    `unverified` were found by the export, `parity` since then by `medals-rt verify` wherever it
-    ran. `notice` is what everyone who sees a result must be told; None: nothing.
+    constants are stored. `max_prompts` is the largest N of the graphs; bundles of earlier exports
+    don't say it, and take `MAX_PROMPTS`. `versions` names the libraries that made the bundle.
+    `verified` and `unverified` were found by the export, `parity` since then by `medals-rt verify`
+    wherever it ran.
     """
 
     format_version: int

@@ -65,12 +65,12 @@ def to_host(array: Array) -> npt.NDArray[Any]:
 
 
 def to_device(array: npt.ArrayLike, device: str) -> Array:
-    """Put a host array on `device`: ``"cpu"`` (NumPy) or ``"cuda"`` (CuPy, the current card).
+    """Put a host array on `device`: ``"cpu"`` (NumPy) or ``"cuda"`` (CuPy, the current GPU).
 
     Raises
     ------
     MissingDependencyError
-        ``"cuda"`` was asked for and CuPy or a card is missing.
+        ``"cuda"`` was asked for and CuPy or a GPU is missing.
     ValueError
         `device` is neither.
     """
@@ -80,7 +80,7 @@ def to_device(array: npt.ArrayLike, device: str) -> Array:
         raise ValueError(f"unknown device {device!r}: choose 'cpu' or 'cuda'")
     cupy = import_optional("CuPy", "device 'cuda'")
     if not cupy.is_available():
-        raise MissingDependencyError("device 'cuda' was asked for, but CuPy finds no CUDA card")
+        raise MissingDependencyError("device 'cuda' was asked for, but CuPy finds no CUDA GPU")
     return upload(np.asarray(array))
 
 
@@ -97,13 +97,13 @@ def as_namespace(array: npt.ArrayLike | Array, xp: Namespace, like: Array | None
 def block_elements(array: Array) -> int:
     """Say how many elements of `array` are best worked on at once.
 
-    On a processor what fits its cache; on a card everything, since each step costs a launch.
+    On a processor what fits its cache; on a GPU everything, since each step costs a launch.
     """
     return max(1, int(array.size)) if is_cupy(array) else _CACHE_ELEMENTS
 
 
 def settle(array: Array) -> None:
-    """Wait until a card has done all that was asked of it; without one there is nothing to do."""
+    """Wait until a GPU has done all that was asked of it; without one there is nothing to do."""
     if is_cupy(array):
         array.device.synchronize()
 
@@ -127,7 +127,7 @@ def on_all_cores(work: Callable[..., None], blocks: Sequence[tuple[Any, ...]], l
     """Do `work` on every block, whose arguments they are; each writes to a place of its own.
 
     NumPy lets go of the interpreter in its loops, so that threads share the blocks. Other
-    libraries, which run on a card or only in tests, take them one by one, as do single blocks.
+    libraries, which run on a GPU or only in tests, take them one by one, as do single blocks.
     """
     threads = min(usable_cores(), len(blocks)) if namespace(like) is np else 1
     if threads <= 1:
@@ -255,7 +255,7 @@ def bounding_box(array: Array) -> Box | None:
     Returns
     -------
     Box or None
-        Found with one transfer from a card, whatever is in the array.
+        Found with one transfer from a GPU, whatever is in the array.
     """
     xp = namespace(array)
     if 0 in array.shape:

@@ -8,9 +8,10 @@ torch = pytest.importorskip("torch")
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import BundleError
-from medals_rt.inference.network import SingleGraphs, StageNetwork
+from medals_rt.inference.network import JoinedGraphs, SingleGraphs, StageNetwork
 from medals_rt.inference.spatial_prompts import channel_prompts, label_prompts
 from medals_rt.planning.sliding_window import plan_windows
+from medals_rt.runners.base import Runner
 from medals_rt.runners.selection import open_runner, precisions
 from tests.bundles import TINY_SPACINGS_HWD_MM, tiny_checkpoint, tiny_config
 
@@ -186,6 +187,50 @@ def test_many_classes_run_in_two_chains(tiny_bundle):
         whole(network, image, queries)
         assert network._graphs._working == ("image_encoder", "query_decoder", "fusion_text_only")
         np.testing.assert_array_equal(whole(network, image, queries, exclusive), first)
+
+
+class CountingRunner(Runner):
+    """Notes in a shared list what is run and what is released."""
+
+    name, kind, device, precision, version = "", "openvino", "cpu", "fp32", "1"
+    threads, notes, inputs, outputs = 1, (), (), ()
+
+    def __init__(self, chain, log):
+        self.chain, self.log = chain, log
+
+    def run(self, feeds):
+        self.log.append(("run", self.chain))
+        return {}
+
+    def release(self):
+        self.log.append(("release", self.chain))
+
+    def close(self):
+        self.log.append(("close", self.chain))
+
+
+def test_memory_is_released_between_large_chains_and_at_the_end_of_a_stage():
+    """Not before the classifier, whose chain is light, and once where nothing ran since."""
+    log = []
+    graphs = JoinedGraphs(lambda chain: CountingRunner(chain, log))
+    first, second, light = ("image_encoder",), ("fusion",), ("classifier",)
+    for chain in (first, light, first, second):
+        graphs.run(chain, {})
+    assert log == [
+        *[("run", chain) for chain in (first, light, first)],
+        ("release", first),
+        ("run", second),
+    ]
+    log.clear()
+    graphs.release()
+    graphs.release()
+    assert log == [("release", second)]
+    log.clear()
+    graphs.run(second, {})
+    assert log == [("run", second)]  # what was released is no reason to release again
+    with graphs.encoder:
+        pass
+    assert log[-1][0] == "close"
 
 
 def test_info_and_spec(tiny_bundle):

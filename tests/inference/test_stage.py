@@ -15,6 +15,7 @@ from medals_rt.common.arrays import namespace, to_host
 from medals_rt.common.choices import Refinement
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.inference import stage
+from medals_rt.inference.aggregation import LabelMap
 from medals_rt.inference.refinement import MaskRequest, seeded_masks
 from medals_rt.inference.stage import StageResult, StageTask, run_stage
 from medals_rt.planning.memory import MemoryLimit
@@ -36,7 +37,11 @@ class Formula:
 
     def prepare(self, *_: Any, **__: Any) -> None: ...
 
-    def release(self) -> None: ...
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def release(self) -> None:
+        self.log.append("release")
 
     def predict(
         self,
@@ -47,6 +52,7 @@ class Formula:
         classes: slice,
         classes_per_chunk: int,
     ) -> Iterator[tuple[slice, Any]]:
+        self.log.append("pass")
         xp = namespace(image)
         ramp = xp.reshape(xp.arange(image[0, 0, ...].size, dtype=xp.float32), image.shape[2:])
         place = 0.2 * xp.abs(xp.sin(ramp))
@@ -83,6 +89,7 @@ def run(
     asked: list[MaskRequest],
     watchdog: Watchdog | None = None,
     watch: Stopwatch | None = None,
+    network: Formula | None = None,
 ) -> tuple[StageResult, list[tuple[int, int]]]:
     rng = np.random.default_rng(3)
     image = rng.integers(0, 256, SHAPE_HWD).astype(np.float32)
@@ -96,7 +103,7 @@ def run(
 
     told: list[tuple[int, int]] = []
     result = run_stage(
-        Formula(),  # type: ignore[arg-type]
+        network or Formula(),  # type: ignore[arg-type]
         planned,
         xp.asarray(image),
         StageTask(xp.zeros((3, 4), dtype=xp.float32), LABELS, masks),
@@ -159,6 +166,28 @@ def test_a_card_is_waited_for_inside_the_step_that_it_works_for(
     run(planned, np, [], watch=watch)
     sweeps = len(planned.memory.sweeps)
     assert waited == ["fine: resample", *["fine: network"] * sweeps, "fine: restore"]
+
+
+def test_memory_is_released_once_when_all_windows_were_run() -> None:
+    network = Formula()
+    run(planned_stage(LEAST, "masked", ANATOMY), np, [], network=network)
+    assert network.log.count("release") == 1
+    assert network.log[-1] == "release"
+    assert network.log.count("pass") > 1
+
+
+def test_prompts_fill_only_what_no_window_decided(xp: Any) -> None:
+    """A voxel whose class another sweep decided keeps it, though a later one left it out."""
+    label_map = LabelMap(
+        labels_hwd=xp.asarray([[[3, 0, 0, 3]]], dtype=xp.uint8),
+        probability_hwd=None,
+        uncovered_hwd=xp.asarray([[[True, True, False, False]]]),
+    )
+    prompts = xp.asarray([[[7, 7, 7, 7, 7]]], dtype=xp.uint16)
+    found = stage._with_prompts_where_uncovered(label_map, prompts)
+    assert to_host(found).tolist() == [[[3, 7, 0, 3]]]
+    assert found.dtype == xp.uint8
+    assert stage._with_prompts_where_uncovered(label_map, None) is label_map.labels_hwd
 
 
 def test_windows_are_counted_once_a_run_when_time_is_short() -> None:

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from medals_rt.common.choices import RUNNER_KINDS
+from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS
 from medals_rt.common.errors import InputError, MissingDependencyError
+from medals_rt.common.optional_deps import OPTIONAL_LIBRARIES
 from medals_rt.runners import selection
 from medals_rt.runners.base import thread_limit
+from medals_rt.runners.registry import REGISTRY
 from medals_rt.runners.selection import choose, why_not
 
 
@@ -81,6 +83,22 @@ def test_why_a_runner_cannot_run_a_bundle(monkeypatch, tiny_bundle):
     half = SimpleNamespace(precision="bf16")
     assert "can't compute a bundle in bf16" in why_not("onnxruntime", half)
     assert why_not("openvino", half) == ""
+
+
+def test_the_registry_is_the_closed_list() -> None:
+    """A runner of one and not of the other would be offered and not opened, or never offered."""
+    assert {spec.kind for spec in REGISTRY} == set(RUNNER_KINDS)
+    assert len(REGISTRY) == len(RUNNER_KINDS)
+    assert {spec.kind for spec in REGISTRY if spec.device == "cpu"} == set(CPU_RUNNERS)
+    known = {library.name for library in OPTIONAL_LIBRARIES}
+    assert all(known.issuperset(spec.libraries) for spec in REGISTRY)
+    assert all((spec.device == "cuda") == ("CuPy" in spec.libraries) for spec in REGISTRY)
+
+
+def test_a_bundle_that_nothing_here_can_run_is_refused_with_the_reason(monkeypatch):
+    with_installed(monkeypatch, "onnxruntime")
+    with pytest.raises(MissingDependencyError, match="onnxruntime can't compute a bundle in bf16"):
+        choose("auto", SimpleNamespace(precision="bf16"))
 
 
 def test_unknown_runner_lists_the_known():
