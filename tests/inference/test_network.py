@@ -199,6 +199,7 @@ class CountingRunner(Runner):
         self.chain, self.log = chain, log
 
     def run(self, feeds):
+        assert feeds == {}
         self.log.append(("run", self.chain))
         return {}
 
