@@ -27,7 +27,7 @@ from medals_rt.common.arrays import namespace, settle, to_device, to_host
 from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.common.gpu import require_gpu
 from medals_rt.common.typing import Array
-from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.inference.spatial_prompts import LabelPrompts, label_prompts
 from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.runners.selection import usable, why_not
@@ -58,7 +58,7 @@ def window_inputs(window_hwd: tuple[int, ...], classes: int, text_dim: int, devi
     return to_device(image.astype(np.float32), device), to_device(queries, device), prompts
 
 
-def network_pass(network: StageNetwork) -> Pass:
+def network_pass(network: Network) -> Pass:
     """Run a network, and wait for the card where it is on one."""
 
     def run(arrays: Inputs, prompted: bool) -> Array:

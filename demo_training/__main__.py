@@ -11,7 +11,7 @@ import torch
 
 from demo_training.cases import read_check_case
 from demo_training.checkpoints import Run
-from demo_training.recipe import Recipe, demo_recipe
+from demo_training.recipe import TrainingRecipe, demo_recipe
 from demo_training.store import build_store
 from demo_training.train import train_stage
 from demo_training.validation import held_out_case
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--stage", choices=("both", "coarse", "fine"), default="both")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    recipe: Recipe = demo_recipe()
+    recipe: TrainingRecipe = demo_recipe()
     options.out.mkdir(parents=True, exist_ok=True)
     run = Run(
         options.out,

@@ -55,7 +55,7 @@ class StageRecipe:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """The whole training: how many phantoms, and both stages."""
 
     phantoms: int
@@ -92,7 +92,7 @@ def _network(window: Shape3) -> ModelConfig:
     )
 
 
-def demo_recipe() -> Recipe:
+def demo_recipe() -> TrainingRecipe:
     """Give the demo model's recipe: about ninety minutes on two cores with AVX512-BF16."""
 
     def plan(size: int, spacing: float, tumor: float, zero: float) -> WindowPlan:
@@ -134,4 +134,4 @@ def demo_recipe() -> Recipe:
         minutes=46,
         validate_every_minutes=10,
     )
-    return Recipe(480, coarse, fine, validation_cases=6, save_every_minutes=3)
+    return TrainingRecipe(480, coarse, fine, validation_cases=6, save_every_minutes=3)

@@ -27,7 +27,7 @@ from demo_training.checkpoints import (
 from demo_training.classes import QUERIES
 from demo_training.losses import segmentation_loss
 from demo_training.network import Average, Learner
-from demo_training.recipe import Recipe, StageRecipe, ease, learning_rate
+from demo_training.recipe import StageRecipe, TrainingRecipe, ease, learning_rate
 from demo_training.sampling import Sample, Windows
 from demo_training.validation import score_cases
 
@@ -159,7 +159,7 @@ def validate(run: Run, stage: StageRecipe, training: Training) -> None:
         run.log(stage=stage.name, step=step, mode="extra", dsc=scores)
 
 
-def _begin(run: Run, stage: StageRecipe, recipe: Recipe) -> Training:
+def _begin(run: Run, stage: StageRecipe, recipe: TrainingRecipe) -> Training:
     """Make the first weights of a stage, or take up those of a stage that was cut off."""
     torch.manual_seed(recipe.seed)
     learner = Learner(stage.config)
@@ -186,7 +186,9 @@ def _fork(run: Run, training: Training, on_fork: Fork | None) -> None:
         on_fork()
 
 
-def train_stage(run: Run, stage: StageRecipe, recipe: Recipe, on_fork: Fork | None = None) -> None:
+def train_stage(
+    run: Run, stage: StageRecipe, recipe: TrainingRecipe, on_fork: Fork | None = None
+) -> None:
     """Train one stage; `<stage>.pth` holds its averaged weights after the first minutes.
 
     A stage that was cut off goes on from `<stage>.state`, written at every validation. The coarse

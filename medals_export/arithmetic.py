@@ -60,7 +60,7 @@ ARITHMETICS: dict[Precision, Arithmetic] = {
 
 
 def half_network(network: MedalS, arithmetic: Arithmetic) -> MedalS:
-    """Give a copy of a network that computes in an arithmetic; the network itself for fp32.
+    """Return a copy of a network that computes in an arithmetic; the network itself for fp32.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def half_network(network: MedalS, arithmetic: Arithmetic) -> MedalS:
 
 
 def _type_of(module: nn.Module, arithmetic: Arithmetic) -> torch.dtype | None:
-    """Give what a module computes in; None for those that are left as they are.
+    """Return what a module computes in; None for those that are left as they are.
 
     LayerNorm is one of these: it gets float32 from the sums before it, and gives it to layers that
     take it to their own type.

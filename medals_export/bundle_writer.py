@@ -20,7 +20,7 @@ from medals_rt.common.errors import ExportError
 
 
 def file_record(folder: Path, file: str) -> FileRecord:
-    """Give the manifest's record of a file that was just written below `folder`."""
+    """Return the manifest's record of a file that was just written below `folder`."""
     path = folder / file
     return FileRecord(file=file, sha256=file_sha256(path), bytes=path.stat().st_size)
 
@@ -95,7 +95,7 @@ def _keep_other_files(old: Path, new: Path) -> None:
 
 
 def _named_files(manifest: Path) -> set[str]:
-    """Give the files that a manifest names, whichever version its format has."""
+    """Return the files that a manifest names, whichever version its format has."""
     try:
         rest = [msgspec.json.decode(manifest.read_bytes())]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

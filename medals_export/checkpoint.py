@@ -123,7 +123,7 @@ def parse_released_name(name: str) -> tuple[Shape3 | None, Spacing3 | None]:
 
 
 def normalize_keys(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Give a state dict the plain keys of `MedalS`.
+    """Return a state dict the plain keys of `MedalS`.
 
     Takes off the prefix `module.`, drops deep supervision, and reads `all_modules.0` and `.1` as
     `conv` and `norm`; where both are there they must agree.

@@ -7,6 +7,7 @@ every pass, with prompts of zeros where there are none, as the released code doe
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch.utils.dlpack import from_dlpack
@@ -19,7 +20,7 @@ from medals_rt.common.arrays import namespace
 from medals_rt.common.errors import InputError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Array
-from medals_rt.inference.network import NetworkInfo, StageNetwork
+from medals_rt.inference.network import NetworkInfo
 from medals_rt.inference.spatial_prompts import SpatialPrompts
 from medals_rt.pipeline.segmenter import Segmenter
 
@@ -28,10 +29,11 @@ AnyPath = str | os.PathLike[str]
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class EagerNetwork(StageNetwork):
-    """One stage's network in eager PyTorch, on the card where PyTorch finds one.
+class EagerNetwork:
+    """One stage's network in eager PyTorch; see `medals_rt.inference.network.Network`.
 
-    Takes and gives NumPy arrays on a processor and CuPy's on a card (untried there).
+    It runs on the GPU where PyTorch finds one, and takes and returns NumPy arrays on a processor
+    and CuPy's on a GPU (untried there).
 
     Parameters
     ----------
@@ -46,7 +48,7 @@ class EagerNetwork(StageNetwork):
     """
 
     def __init__(self, spec: StageSpec, network: MedalS, precision: str, device: str) -> None:
-        super().__init__(spec, {}, "asked for")
+        self.spec = spec
         self._network = network.to(device)
         self._precision = precision
         self._device = device
@@ -78,7 +80,7 @@ class EagerNetwork(StageNetwork):
         classes: slice | None = None,
         classes_per_chunk: int = CLASSES_PER_CHUNK,
     ) -> Iterator[tuple[slice, Array]]:
-        """Run one pass over one window; see `StageNetwork.predict`. All classes come at once."""
+        """Run one pass over one window; see `Network.predict`. All classes come at once."""
         del classes_per_chunk
         wanted = classes or slice(0, queries.shape[0])
         xp = namespace(image)
@@ -100,13 +102,19 @@ class EagerNetwork(StageNetwork):
     ) -> None:
         """Do nothing: there is nothing to open."""
 
-    def rest(self) -> None:
-        """Give back what PyTorch keeps on a card."""
+    def release(self) -> None:
+        """Return what PyTorch keeps on a GPU."""
         if self._device == "cuda":
             torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Nothing to close: the network goes with this object."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def open_eager(
@@ -138,7 +146,10 @@ def open_eager(
         A checkpoint is missing or can't be loaded.
     """
     if precision not in _AUTOCAST:
-        raise InputError(f"eager PyTorch runs in {', '.join(_AUTOCAST)}, not {precision!r}")
+        raise InputError(
+            f"eager PyTorch runs in {', '.join(_AUTOCAST)}, not {precision!r}",
+            code="precision-unknown",
+        )
     if threads is not None:
         torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -157,6 +168,7 @@ def _network(
     if checkpoint.model.config.window_hwd != spec.window_hwd:
         raise InputError(
             f"{checkpoint.source.file} is for windows of {checkpoint.model.config.window_hwd}, "
-            f"stage {stage} of the bundle for {spec.window_hwd}; name the coarse one first"
+            f"stage {stage} of the bundle for {spec.window_hwd}; name the coarse one first",
+            code="checkpoint-window",
         )
     return EagerNetwork(spec, checkpoint.model, precision, device)

@@ -16,7 +16,7 @@ from medals_rt.bundle.recipes import BuildSettings, PromptCounts
 from medals_rt.common.atomic_io import atomic_output, prepare_output
 from medals_rt.common.cache_dir import cache_folder
 from medals_rt.common.errors import BuildError
-from medals_rt.runners.tensorrt_library import Library
+from medals_rt.runners.tensorrt_library import TensorRTLibrary
 
 _MEBIBYTE = 1 << 20
 
@@ -60,7 +60,7 @@ class TimingCache:
 
 
 def build_engine(
-    library: Library, order: EngineOrder, timing: TimingCache, on_step: OnStep
+    library: TensorRTLibrary, order: EngineOrder, timing: TimingCache, on_step: OnStep
 ) -> memoryview:
     """Parse a graph and build its engine.
 
@@ -89,7 +89,9 @@ def build_engine(
 
 
 @contextmanager
-def open_timing_cache(library: Library, architectures: tuple[str, ...]) -> Iterator[TimingCache]:
+def open_timing_cache(
+    library: TensorRTLibrary, architectures: tuple[str, ...]
+) -> Iterator[TimingCache]:
     """Load what was measured before with this exact version, and keep what is measured now.
 
     It lies in the user's cache folder. What was measured is kept also if a build fails.
@@ -140,7 +142,7 @@ class _Progress:
 
 
 def _build(
-    library: Library, order: EngineOrder, timing: TimingCache, progress: _Progress
+    library: TensorRTLibrary, order: EngineOrder, timing: TimingCache, progress: _Progress
 ) -> memoryview:
     """Build in this thread."""
     trt, settings = library.module, order.settings
@@ -182,7 +184,7 @@ def _build(
     return memoryview(plan)
 
 
-def _parse_errors(library: Library, parser: Any, order: EngineOrder) -> str:
+def _parse_errors(library: TensorRTLibrary, parser: Any, order: EngineOrder) -> str:
     """List what the parser did not understand, each with its node."""
     found = []
     for index in range(parser.num_errors):
@@ -195,7 +197,7 @@ def _parse_errors(library: Library, parser: Any, order: EngineOrder) -> str:
 
 
 def _profile(builder: Any, network: Any, counts: PromptCounts) -> Any:
-    """Give every free dimension the range of N."""
+    """Return every free dimension the range of N."""
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -211,7 +213,7 @@ def _profile(builder: Any, network: Any, counts: PromptCounts) -> Any:
     return profile
 
 
-def _set_architectures(library: Library, config: Any, order: EngineOrder) -> None:
+def _set_architectures(library: TensorRTLibrary, config: Any, order: EngineOrder) -> None:
     config.num_compute_capabilities = len(order.architectures)
     for index, name in enumerate(order.architectures):
         capability = getattr(library.module.ComputeCapability, name)
@@ -223,7 +225,7 @@ def _set_architectures(library: Library, config: Any, order: EngineOrder) -> Non
 
 
 def _attach_timing_cache(config: Any, timing: TimingCache) -> Any:
-    """Give the library what was measured before; where it refuses that, an empty cache."""
+    """Return the library what was measured before; where it refuses that, an empty cache."""
     for data in (timing.data, b""):
         cache = config.create_timing_cache(data)
         if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):

@@ -1,6 +1,6 @@
 """The graphs of a bundle to TensorRT or TensorRT-RTX engines in its folder `engines`.
 
-Needs no torch. TensorRT-RTX builds run anywhere; TensorRT builds run on the card that is to run
+Needs no torch. TensorRT-RTX builds run anywhere; TensorRT builds run on the GPU that is to run
 the engines, which has not been tried on one: what is called is what both libraries share, and the
 tests call it in TensorRT-RTX.
 """
@@ -30,7 +30,7 @@ from medals_rt.bundle.manifest import GRAPH_NAMES, GraphName, GraphRecord, file_
 from medals_rt.bundle.recipes import BuildSettings, Recipe
 from medals_rt.common.errors import BuildError, BundleError, InputError
 from medals_rt.common.gpu import require_gpu
-from medals_rt.runners.tensorrt_library import Library
+from medals_rt.runners.tensorrt_library import TensorRTLibrary
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _Job:
 
 def build_engines(
     bundle: Bundle,
-    library: Library,
+    library: TensorRTLibrary,
     recipe_name: str,
     recipe: Recipe,
     *,
@@ -75,7 +75,7 @@ def build_engines(
     recipe_name, recipe
         How to build. Its precision must be the bundle's, because precision lives in the graphs.
     architectures
-        What to build for instead of the recipe's, such as "SM89"; "CURRENT" is this machine's card.
+        What to build for instead of the recipe's, such as "SM89"; "CURRENT" is this machine's GPU.
     rebuild
         Build also what is there.
     report
@@ -91,7 +91,7 @@ def build_engines(
     InputError
         If recipe, bundle, library and architectures do not go together.
     MissingDependencyError
-        If a card is needed and there is none.
+        If a GPU is needed and there is none.
     BuildError
         If the library refuses a graph (the message is its own), or an engine can't be written.
     """
@@ -122,7 +122,7 @@ def build_engines(
 
 
 def _checked_settings(
-    bundle: Bundle, library: Library, recipe_name: str, recipe: Recipe
+    bundle: Bundle, library: TensorRTLibrary, recipe_name: str, recipe: Recipe
 ) -> BuildSettings:
     if recipe.build is None or library.kind not in recipe.runners:
         raise InputError(
@@ -138,21 +138,23 @@ def _checked_settings(
     return recipe.build
 
 
-def _targets(library: Library, settings: BuildSettings, asked: Sequence[str]) -> tuple[str, ...]:
+def _targets(
+    library: TensorRTLibrary, settings: BuildSettings, asked: Sequence[str]
+) -> tuple[str, ...]:
     """Decide which architectures to build for, in rising order."""
     if not library.compiles_on_first_use:
-        card = require_gpu(f"building {library.label} engines")
-        if others := sorted({*asked} - {card.architecture, "CURRENT"}):
+        gpu = require_gpu(f"building {library.label} engines")
+        if others := sorted({*asked} - {gpu.architecture, "CURRENT"}):
             raise InputError(
-                f"{library.label} builds for the card that it runs on, {card.name} "
-                f"({card.architecture}), not for {', '.join(others)}"
+                f"{library.label} builds for the GPU that it runs on, {gpu.name} "
+                f"({gpu.architecture}), not for {', '.join(others)}"
             )
-        return (card.architecture,)
+        return (gpu.architecture,)
     known = {*library.module.ComputeCapability.__members__} - {"NONE", "CURRENT"}
     names = set(asked or settings.architectures)
     if "CURRENT" in names:
-        card = require_gpu("architecture CURRENT")
-        names = names - {"CURRENT"} | {card.architecture}
+        gpu = require_gpu("architecture CURRENT")
+        names = names - {"CURRENT"} | {gpu.architecture}
     if not names:
         raise InputError("the recipe names no architecture; name one with --arch")
     if unknown := sorted(names - known, key=_number):
@@ -169,7 +171,7 @@ def _number(architecture: str) -> tuple[int, str]:
 
 
 def _jobs(
-    bundle: Bundle, library: Library, settings: BuildSettings, targets: tuple[str, ...]
+    bundle: Bundle, library: TensorRTLibrary, settings: BuildSettings, targets: tuple[str, ...]
 ) -> list[_Job]:
     jobs = []
     stages: tuple[Literal[1, 2], ...] = (1, 2)
@@ -195,7 +197,7 @@ def _takes_prompts(record: GraphRecord) -> bool:
 
 
 def _undamaged(folder: Path) -> dict[str, Engine]:
-    """Give the engines that lie in a bundle and are what their records say, by name."""
+    """Return the engines that lie in a bundle and are what their records say, by name."""
     found = {}
     for engine in list_engines(folder):
         try:
@@ -208,7 +210,7 @@ def _undamaged(folder: Path) -> dict[str, Engine]:
 
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """Give a folder beside the engines that is gone afterwards; so is theirs if it is empty."""
+    """Return a folder beside the engines that is gone afterwards; so is theirs if it is empty."""
     try:
         folder.mkdir(exist_ok=True)
         with TemporaryDirectory(prefix=".partial-", dir=folder) as staging:

@@ -41,6 +41,7 @@ from medals_rt.bundle.manifest import (
 )
 from medals_rt.common.choices import CPU_RUNNERS, Precision, RunnerKind
 from medals_rt.common.errors import ExportError
+from medals_rt.common.limits import MAX_PROMPTS
 from medals_rt.common.progress import Progress
 from medals_rt.prompts.classes import by_bank_key
 from medals_rt.runners.selection import installed
@@ -211,7 +212,7 @@ def _weights(precision: Precision, weights: Weights | None) -> Weights:
 
 
 def _default_kinds(checkpoints: Sequence[Checkpoint]) -> tuple[RunnerKind, ...]:
-    """Give the libraries to compare with where nobody says."""
+    """Return the libraries to compare with where nobody says."""
     voxels = max(math.prod(each.model.config.window_hwd) for each in checkpoints)
     if voxels > MOST_VERIFIED_VOXELS:
         return ()
@@ -309,6 +310,7 @@ def _manifest(
             "onnx": onnx.__version__,
         },
         sentences=sentences,
+        max_prompts=MAX_PROMPTS,
         verified=(*coarse.verified, *fine.verified),
         unverified=unverified(job.arithmetic, job.kinds),
     )

@@ -84,7 +84,7 @@ def check_operators(model: onnx.ModelProto, name: str, opset: int, allowed: froz
 
 
 def infer_shapes(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """Give a graph with the shapes that ONNX infers, after its checker has passed it.
+    """Return a graph with the shapes that ONNX infers, after its checker has passed it.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def _check_types(model: onnx.ModelProto, plan: GraphPlan) -> None:
 
 
 def tensor_records(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorRecord, ...]:
-    """Give name, type and shape of a graph's inputs or outputs."""
+    """Return name, type and shape of a graph's inputs or outputs."""
     return tuple(
         TensorRecord(
             name=value.name,

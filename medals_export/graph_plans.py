@@ -94,7 +94,7 @@ _FORMS: dict[GraphName, _Form] = {
 
 
 def graph_plans(network: MedalS, arithmetic: Arithmetic = FP32) -> tuple[GraphPlan, ...]:
-    """Give the graphs of a network in an arithmetic, ready to trace, in the manifest's order.
+    """Return the graphs of a network in an arithmetic, ready to trace, in the manifest's order.
 
     The example inputs are uninitialized memory that is never read or written.
 
@@ -131,7 +131,7 @@ def graph_plans(network: MedalS, arithmetic: Arithmetic = FP32) -> tuple[GraphPl
 def _example(
     network: MedalS, arithmetic: Arithmetic, name: str, width: int | None, device: str = "cpu"
 ) -> Tensor:
-    """Give a tensor of the shape and type that an input or output of this name has."""
+    """Return a tensor of the shape and type that an input or output of this name has."""
     config = network.config
     window, channels, dim = config.window_hwd, config.channels, config.text_dim
     count = width or EXAMPLE_PROMPTS

@@ -16,8 +16,7 @@ from torch import nn
 from medals_export.graph_checks import PROMPT_AXIS, check_graph
 from medals_export.graph_plans import EXAMPLE_PROMPTS, GraphPlan
 from medals_rt.common.errors import ExportError
-
-MAX_PROMPTS = 256
+from medals_rt.common.limits import MAX_PROMPTS
 
 
 def trace(plans: Iterable[GraphPlan]) -> Iterator[tuple[GraphPlan, onnx.ModelProto]]:
@@ -103,7 +102,7 @@ def trace_module(
 
 
 def _with_width(shared: onnx.ModelProto, width: int) -> onnx.ModelProto:
-    """Give a graph the number of prompts as a value, and the shapes that follow from it."""
+    """Return a graph the number of prompts as a value, and the shapes that follow from it."""
     model = onnx.ModelProto()
     model.CopyFrom(shared)
     for value in (*model.graph.input, *model.graph.output):

@@ -3,7 +3,7 @@
 A sentence that was known at export gets its own vector. A class's vector stands in for all others,
 whatever way of naming the class nobody thought of. It is the *mean over the class's known
 sentences*: training drew one of them at random each time and asked for the same mask, so their
-centre is where the network was taught the class, and no point is nearer to all of them in the sense
+center is where the network was taught the class, and no point is nearer to all of them in the sense
 of squares. Measured by `benchmarks/text_bank.py` on the 2,964 public challenge sentences (6 to 37 a
 class), with the MPNet that BioLORD was made from (all-mpnet-base-v2, no projection, no modality
 vector): a sentence left out lies at 0.21 of its squared length from the mean of the others, at 0.29

@@ -162,7 +162,7 @@ def check_text_graph(model: onnx.ModelProto, dim: int) -> None:
 
 
 def compare_with_pytorch(encoder: TextCheckpoint, graph: Path) -> dict[str, float]:
-    """Give the largest difference over the largest value, by inference library installed.
+    """Return the largest difference over the largest value, by inference library installed.
 
     Raises
     ------

@@ -22,15 +22,14 @@ from medals_export.model.refiner import mask_logits
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import (
     FOLDED_REFINERS,
-    GRAPH_NAMES,
     GraphName,
     SourceRecord,
     TensorRecord,
 )
 from medals_rt.common.errors import InputError, RunnerError
 from medals_rt.common.typing import Array
-from medals_rt.inference.network import StageNetwork
-from medals_rt.runners.base import TensorSpec
+from medals_rt.inference.network import Network, SingleGraphs, StageNetwork
+from medals_rt.runners.base import Device, Runner, TensorSpec
 
 AnyPath = str | os.PathLike[str]
 
@@ -87,11 +86,11 @@ class TorchReference:
         """Open what a graph has to compute, with the weights as the bundle stores them."""
         return TorchRunner(self._bundle, stage, graph, self._stored[stage])
 
-    def open_network(self, stage: int) -> StageNetwork:
+    def open_network(self, stage: int) -> Network:
         """Open a whole stage, with the checkpoint's own weights."""
         network = self._checkpoints[stage].model
-        runners = {name: TorchRunner(self._bundle, stage, name, network) for name in GRAPH_NAMES}
-        return StageNetwork(self._bundle.stage_spec(stage), runners, "the reference")
+        graphs = SingleGraphs(lambda name: TorchRunner(self._bundle, stage, name, network))
+        return StageNetwork(self._bundle.stage_spec(stage), graphs, "the reference")
 
     @cached_property
     def _stored(self) -> dict[int, MedalS]:
@@ -106,11 +105,11 @@ class TorchReference:
         return rounded
 
 
-class TorchRunner:
-    """One graph's part of a network in eager PyTorch; see `medals_rt.runners.selection.Runner`."""
+class TorchRunner(Runner):
+    """One graph's part of a network in eager PyTorch; see `medals_rt.runners.base.Runner`."""
 
     kind: Any = "pytorch"  # never a runner of the run time, so it is not among `RunnerKind`
-    device = "cpu"
+    device: Device = "cpu"
     precision: Any = "fp32"
     notes: tuple[str, ...] = ()
 
@@ -130,7 +129,9 @@ class TorchRunner:
             with torch.inference_mode():
                 found = self._compute(*tensors)
         except RuntimeError as error:
-            raise RunnerError(f"PyTorch failed in {self.name}: {error}") from error
+            raise RunnerError(
+                f"PyTorch failed in {self.name}: {error}", code="run-failed"
+            ) from error
         return {spec.name: t.numpy() for spec, t in zip(self.outputs, found, strict=True)}
 
     def close(self) -> None:
@@ -138,7 +139,7 @@ class TorchRunner:
 
 
 def graph_function(network: MedalS, graph: GraphName) -> Callable[..., tuple[Tensor, ...]]:
-    """Give what a graph has to compute as a function of its inputs, in their order."""
+    """Return what a graph has to compute as a function of its inputs, in their order."""
 
     def encode(image: Tensor, foreground: Tensor) -> tuple[Tensor, ...]:
         features, image_embedding = network.encode(image, foreground)
@@ -176,7 +177,7 @@ def graph_function(network: MedalS, graph: GraphName) -> Callable[..., tuple[Ten
 
 
 def _in_fp32(records: tuple[TensorRecord, ...]) -> tuple[TensorSpec, ...]:
-    """Give a graph's inputs or outputs as PyTorch has them, whatever the graph's precision."""
+    """Return a graph's inputs or outputs as PyTorch has them, whatever the graph's precision."""
     return tuple(TensorSpec(each.name, each.shape, "float32") for each in records)
 
 
@@ -193,7 +194,8 @@ def _load(bundle: Bundle, stage: int, given: Checkpoint | AnyPath) -> Checkpoint
         raise InputError(
             f"{checkpoint.source.file} is for windows of {config.window_hwd} and text embeddings "
             f"of {config.text_dim}, stage {stage} of the bundle for {spec.window_hwd} and {dim}; "
-            "name the checkpoints it was exported from, coarse first"
+            "name the checkpoints it was exported from, coarse first",
+            code="checkpoint-window",
         )
     return checkpoint
 

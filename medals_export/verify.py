@@ -16,6 +16,7 @@ from medals_export.model import MedalS
 from medals_export.model.refiner import spread_prompts
 from medals_export.torch_reference import graph_function
 from medals_rt.bundle.manifest import FOLDED_REFINERS, GraphName, UnverifiedRecord, VerifiedRecord
+from medals_rt.common.arrays import to_host
 from medals_rt.common.choices import Precision, RunnerKind
 from medals_rt.common.errors import ExportError
 from medals_rt.runners.base import Runner
@@ -52,7 +53,7 @@ class GraphReference:
 
 
 def relative_error(found: Sequence[Floats], expected: Sequence[Floats]) -> float:
-    """Give the largest absolute difference over the largest absolute value, worst of all arrays.
+    """Return the largest absolute difference over the largest absolute value, worst of all arrays.
 
     Raises
     ------
@@ -218,5 +219,6 @@ def _graph_outputs(runner: Runner, plan: GraphPlan, one: ReferencePass) -> list[
         feeds[name] = (np.pad(value, widths) if padded else value).astype(dtype, copy=False)
     found = runner.run(feeds)
     return [
-        found[name][: len(expected)].astype(np.float32) for name, expected in one.outputs.items()
+        to_host(found[name])[: len(expected)].astype(np.float32)
+        for name, expected in one.outputs.items()
     ]

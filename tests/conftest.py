@@ -71,7 +71,7 @@ def text_bundle(
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fakes]:
-    """Stand-ins for CuPy, TensorRT and a card."""
+    """Fakes of CuPy, TensorRT and a card."""
     with in_place(monkeypatch) as found:
         yield found
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-STANDIN = """#!/usr/bin/env bash
+FAKE_PYTHON = """#!/usr/bin/env bash
 # Python on a machine with a card: writes down what it is to run, and says what it is asked
 case "$1 $2" in
   "- "*)
@@ -41,7 +41,7 @@ esac
 def card(tmp_path: Path) -> Callable[..., tuple[subprocess.CompletedProcess[str], list[str], str]]:
     """Run the script with a Python that only notes its calls; gives the calls and the report."""
     python = tmp_path / "python"
-    python.write_text(STANDIN, encoding="utf-8")
+    python.write_text(FAKE_PYTHON, encoding="utf-8")
     python.chmod(0o755)
 
     def run_there(*parts: str, **variables: str) -> Any:

@@ -71,7 +71,7 @@ class ModelConfig:
 
     @classmethod
     def released(cls, window_hwd: Shape3) -> Self:
-        """Give the configuration of the released checkpoints, for stage 1 or 2 by its window."""
+        """Return the configuration of the released checkpoints, for stage 1 or 2 by its window."""
         return cls(window_hwd=window_hwd)
 
     @classmethod
@@ -83,5 +83,5 @@ class ModelConfig:
         return cls(**data)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values, for a checkpoint or a manifest."""
+        """Return plain values, for a checkpoint or a manifest."""
         return asdict(self)

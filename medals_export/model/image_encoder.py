@@ -54,7 +54,7 @@ class Encoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Give every stage's feature map, finest first."""
+        """Return every stage's feature map, finest first."""
         skips = []
         for stage in self.stages:
             x = stage(x)
@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, skips: list[Tensor]) -> Tensor:
-        """Give the per-voxel features `F (B, C, H, W, D)`."""
+        """Return the per-voxel features `F (B, C, H, W, D)`."""
         x = skips[-1]
         for up, stage, skip in zip(
             self.transpconvs, self.stages, reversed(skips[:-1]), strict=True

@@ -10,7 +10,7 @@ from medals_export.model.config import Shape3
 
 
 def sinusoidal_position_encoding(grid_hwd: Shape3, channels: int) -> Tensor:
-    """Give the fixed 3D encoding: a third of the channels an axis, sine and cosine interleaved.
+    """Return the fixed 3D encoding: a third of the channels an axis, sine and cosine interleaved.
 
     Gives what `PositionalEncoding3D` of the package `positional_encodings` gives.
 

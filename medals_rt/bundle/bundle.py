@@ -64,11 +64,14 @@ class Bundle:
         if not folder.is_dir():
             found = "is a file" if folder.exists() else "does not exist"
             raise MissingFileError(
-                f"bundle {folder} {found}; a bundle is a folder with a {MANIFEST_FILE}"
+                f"bundle {folder} {found}; a bundle is a folder with a {MANIFEST_FILE}",
+                code="bundle-missing",
             )
         manifest_path = folder / MANIFEST_FILE
         if not manifest_path.is_file():
-            raise MissingFileError(f"{folder} is no bundle: there is no {MANIFEST_FILE} in it")
+            raise MissingFileError(
+                f"{folder} is no bundle: there is no {MANIFEST_FILE} in it", code="bundle-missing"
+            )
         manifest = parse_manifest(manifest_path.read_bytes(), str(manifest_path))
         files = manifest.files()
         for record in files:
@@ -104,22 +107,22 @@ class Bundle:
         return manifest_hash(self.manifest)
 
     def stage_record(self, stage: int) -> StageRecord:
-        """Give the manifest's record of stage 1 (coarse) or 2 (fine)."""
+        """Return the manifest's record of stage 1 (coarse) or 2 (fine)."""
         if stage not in (1, 2):
-            raise BundleError(f"a bundle has stages 1 and 2, not {stage}")
+            raise BundleError(f"a bundle has stages 1 and 2, not {stage}", code="stage-unknown")
         return self.manifest.stages.coarse if stage == 1 else self.manifest.stages.fine
 
     def stage_spec(self, stage: int) -> StageSpec:
-        """Give window and target spacing of stage 1 (coarse) or 2 (fine)."""
+        """Return window and target spacing of stage 1 (coarse) or 2 (fine)."""
         record = self.stage_record(stage)
         return StageSpec(stage, record.window_hwd, record.spacing_hwd_mm)
 
     def graph(self, stage: int, name: GraphName) -> GraphRecord:
-        """Give a graph's record: file, hash, inputs and outputs."""
+        """Return a graph's record: file, hash, inputs and outputs."""
         return self.stage_record(stage).graphs[name]
 
     def graph_path(self, stage: int, name: GraphName) -> Path:
-        """Give the path of a graph's ONNX file."""
+        """Return the path of a graph's ONNX file."""
         return path_inside(self.folder, self.graph(stage, name).file)
 
     @property
@@ -147,7 +150,9 @@ class Bundle:
         try:
             return msgspec.json.decode(data, type=dict[str, dict[str, int]])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BundleError(f"{record.file} is damaged: {error}; export again") from error
+            raise BundleError(
+                f"{record.file} is damaged: {error}; export again", code="file-damaged"
+            ) from error
 
     @cached_property
     def _bank(self) -> _Bank:
@@ -158,7 +163,9 @@ class Bundle:
         try:
             tensors = load_file(path_inside(self.folder, record.file))
         except SafetensorError as error:
-            raise BundleError(f"{record.file} is damaged: {error}; export again") from error
+            raise BundleError(
+                f"{record.file} is damaged: {error}; export again", code="file-damaged"
+            ) from error
         sentence_count = max(
             (row + 1 for rows in self.sentence_rows.values() for row in rows.values()), default=0
         )
@@ -189,7 +196,8 @@ def resolve_bundle(explicit: str | os.PathLike[str] | None = None) -> Path:
         return demo
     raise MissingFileError(
         f"no model bundle: name one with --bundle DIR or in {BUNDLE_VARIABLE}; "
-        "`medals-rt export` makes one from checkpoints"
+        "`medals-rt export` makes one from checkpoints",
+        code="bundle-missing",
     )
 
 
@@ -204,22 +212,31 @@ def path_inside(folder: Path, file: str) -> Path:
     pure = PurePosixPath(file)
     plain = file and "\\" not in file and ":" not in file and "\0" not in file
     if not plain or pure.is_absolute() or ".." in pure.parts:
-        raise BundleError(f"{MANIFEST_FILE} names {file!r}, which is no path inside the bundle")
+        raise BundleError(
+            f"{MANIFEST_FILE} names {file!r}, which is no path inside the bundle",
+            code="path-leaves-bundle",
+        )
     path = folder / pure
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise BundleError(f"{MANIFEST_FILE} names {file!r}, a link that leaves the bundle")
+        raise BundleError(
+            f"{MANIFEST_FILE} names {file!r}, a link that leaves the bundle",
+            code="path-leaves-bundle",
+        )
     return path
 
 
 def _check_size(folder: Path, record: FileRecord) -> None:
     path = path_inside(folder, record.file)
     if not path.is_file():
-        raise BundleError(f"bundle {folder} lacks {record.file}; export or fetch it again")
+        raise BundleError(
+            f"bundle {folder} lacks {record.file}; export or fetch it again", code="file-missing"
+        )
     size = path.stat().st_size
     if size != record.bytes:
         raise BundleError(
             f"{path} has {size} bytes, {MANIFEST_FILE} says {record.bytes}; "
-            "export or fetch it again"
+            "export or fetch it again",
+            code="file-damaged",
         )
 
 
@@ -229,7 +246,8 @@ def _check_hash(folder: Path, record: FileRecord) -> None:
     if found != record.sha256:
         raise BundleError(
             f"{path} has SHA-256 {found}, {MANIFEST_FILE} says {record.sha256}; "
-            "export or fetch it again"
+            "export or fetch it again",
+            code="file-damaged",
         )
 
 
@@ -237,11 +255,12 @@ def _checked(
     tensors: dict[str, npt.NDArray[np.generic]], name: str, rows: int, record: EmbeddingsRecord
 ) -> npt.NDArray[np.float32]:
     if name not in tensors:
-        raise BundleError(f"{record.file} lacks {name}; export again")
+        raise BundleError(f"{record.file} lacks {name}; export again", code="file-damaged")
     tensor = tensors[name]
     if tensor.dtype != np.float32 or tensor.shape != (rows, record.dim):
         raise BundleError(
             f"{record.file}: {name} is {tensor.dtype} {tensor.shape}, "
-            f"expected float32 {(rows, record.dim)}; export again"
+            f"expected float32 {(rows, record.dim)}; export again",
+            code="file-damaged",
         )
     return tensor.astype(np.float32, copy=False)

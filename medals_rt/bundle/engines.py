@@ -124,12 +124,15 @@ class Engine:
         try:
             data = self.path.read_bytes()
         except FileNotFoundError as error:
-            raise BundleError(f"engine {self.path} is missing; {again}") from error
+            raise BundleError(
+                f"engine {self.path} is missing; {again}", code="engine-missing"
+            ) from error
         found = hashlib.sha256(data).hexdigest()
         if len(data) != self.record.bytes or found != self.record.sha256:
             raise BundleError(
                 f"engine {self.path} is not the one that was built: {len(data)} bytes with SHA-256 "
-                f"{found}, its record says {self.record.bytes} and {self.record.sha256}; {again}"
+                f"{found}, its record says {self.record.bytes} and {self.record.sha256}; {again}",
+                code="engine-damaged",
             )
         return data
 
@@ -175,7 +178,7 @@ def engine_name(stage: int, graph: str, key: EngineKey) -> str:
 
 
 def list_engines(folder: Path) -> tuple[Engine, ...]:
-    """Give the engines of a bundle's folder `engines`, by name; none where there is no folder.
+    """List the engines of a bundle's folder `engines`, by name; none where there is no folder.
 
     Raises
     ------
@@ -216,7 +219,8 @@ def find_engine(folder: Path, wanted: Wanted, name: str) -> Engine:
     found = f"; the nearest, {min(reasons)[1]}" if reasons else f" in {folder}"
     raise BundleError(
         f"there is no {TENSORRT_LABELS[wanted.library]} engine for {name}{found}; "
-        f"run `medals-rt build --target {wanted.library}`"
+        f"run `medals-rt build --target {wanted.library}`",
+        code="engine-missing",
     )
 
 
@@ -263,12 +267,14 @@ def _read_record(path: Path) -> EngineRecord:
         record = msgspec.json.decode(path.read_bytes(), type=EngineRecord)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(
-            f"engine record {path} is damaged: {error}; delete it and build again"
+            f"engine record {path} is damaged: {error}; delete it and build again",
+            code="engine-record-damaged",
         ) from error
     if record.name != path.stem:
         raise BundleError(
             f"engine record {path} is that of {record.name}; "
-            "engines are not renamed: delete it and build again"
+            "engines are not renamed: delete it and build again",
+            code="engine-renamed",
         )
     return record
 

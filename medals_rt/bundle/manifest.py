@@ -10,6 +10,7 @@ from typing import Annotated, Literal, get_args
 import msgspec
 
 from medals_rt.common.errors import BundleError
+from medals_rt.common.limits import MAX_PROMPTS
 
 FORMAT_VERSION = 2
 MANIFEST_FILE = "bundle.json"
@@ -40,7 +41,7 @@ FOLDED_REFINERS: dict[int, GraphName] = {
 
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, msgspec.Meta(gt=0)]
-Millimetres = Annotated[float, msgspec.Meta(gt=0)]
+Millimeters = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class FileRecord(msgspec.Struct, frozen=True):
@@ -66,18 +67,21 @@ class GraphRecord(FileRecord, frozen=True):
     outputs: tuple[TensorRecord, ...]
 
     def input(self, name: str) -> TensorRecord:
-        """Give the input of that name."""
+        """Return the input of that name."""
         for tensor in self.inputs:
             if tensor.name == name:
                 return tensor
-        raise BundleError(f"{self.file} has no input {name!r}; export the bundle again")
+        raise BundleError(
+            f"{self.file} has no input {name!r}; export the bundle again",
+            code="graph-input-missing",
+        )
 
 
 class StageRecord(msgspec.Struct, frozen=True):
     """One stage: the window its network sees, the spacing it was trained for, its graphs."""
 
     window_hwd: tuple[Count, Count, Count]
-    spacing_hwd_mm: tuple[Millimetres, Millimetres, Millimetres]
+    spacing_hwd_mm: tuple[Millimeters, Millimeters, Millimeters]
     graphs: dict[str, GraphRecord]
 
 
@@ -111,7 +115,7 @@ class TextEncoderRecord(msgspec.Struct, frozen=True):
     relative_errors: dict[str, float]
 
     def files(self) -> tuple[FileRecord, ...]:
-        """Give its files."""
+        """Return its files."""
         return self.graph, self.tokenizer, self.settings
 
 
@@ -247,9 +251,10 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """The whole of `bundle.json`.
 
     `precision` is the arithmetic that the graphs ask for, `weights` the type in which their
-    constants are stored. `versions` names the libraries that made the bundle. `verified` and
-    `unverified` were found by the export, `parity` since then by `medals-rt verify` wherever it
-    ran. `notice` is what everyone who sees a result must be told; None: nothing.
+    constants are stored. `max_prompts` is the largest N of the graphs; bundles of earlier exports
+    don't say it, and take `MAX_PROMPTS`. `versions` names the libraries that made the bundle.
+    `verified` and `unverified` were found by the export, `parity` since then by `medals-rt verify`
+    wherever it ran.
     """
 
     format_version: int
@@ -262,6 +267,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     classes: tuple[ClassRecord, ...]
     sources: Sources
     versions: dict[str, str]
+    max_prompts: Count | None = None
     sentences: FileRecord | None = None
     text_encoder: TextEncoderRecord | None = None
     verified: tuple[VerifiedRecord, ...] = ()
@@ -269,8 +275,13 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     parity: tuple[ParityRecord, ...] = ()
     notice: str | None = None
 
+    @property
+    def prompt_limit(self) -> int:
+        """Most prompts of one case."""
+        return MAX_PROMPTS if self.max_prompts is None else self.max_prompts
+
     def files(self) -> tuple[FileRecord, ...]:
-        """Give every file that the manifest names."""
+        """Return every file that the manifest names."""
         graphs = (
             graph
             for stage in (self.stages.coarse, self.stages.fine)
@@ -296,25 +307,33 @@ def parse_manifest(data: bytes, origin: str) -> Manifest:
     try:
         version = msgspec.json.decode(data, type=_Version).format_version
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{origin} is no bundle manifest: {error}") from error
+        raise BundleError(
+            f"{origin} is no bundle manifest: {error}", code="manifest-damaged"
+        ) from error
     if version != FORMAT_VERSION:
         raise BundleError(
             f"{origin} has format_version {version}, this version of medals-rt reads "
-            f"{FORMAT_VERSION}; install the medals-rt that wrote it, or export again"
+            f"{FORMAT_VERSION}; install the medals-rt that wrote it, or export again",
+            code="format-unknown",
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{origin} is damaged: {error}; export the bundle again") from error
+        raise BundleError(
+            f"{origin} is damaged: {error}; export the bundle again", code="manifest-damaged"
+        ) from error
     for name, stage in (("coarse", manifest.stages.coarse), ("fine", manifest.stages.fine)):
         missing = [graph for graph in GRAPH_NAMES if graph not in stage.graphs]
         if missing:
-            raise BundleError(f"{origin}: stage {name} lacks {', '.join(missing)}; export again")
+            raise BundleError(
+                f"{origin}: stage {name} lacks {', '.join(missing)}; export again",
+                code="graph-missing",
+            )
     return manifest
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
-    """Give the indented JSON of a manifest."""
+    """Return the indented JSON of a manifest."""
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
 
 

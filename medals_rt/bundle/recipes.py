@@ -61,7 +61,7 @@ class BuildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Most scratch memory that a kernel may take, MiB.
     architectures
         What TensorRT-RTX builds for, such as "SM89" (compute capability 8.9); several share one
-        engine. TensorRT builds for the card it runs on, and takes none.
+        engine. TensorRT builds for the GPU it runs on, and takes none.
     query_counts
         N of the query decoder, where one more prompt costs a vector.
     prompt_counts
@@ -110,9 +110,9 @@ def parse_recipe(data: bytes | str, origin: str) -> Recipe:
     try:
         recipe = msgspec.toml.decode(data, type=Recipe)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"recipe {origin} is not valid: {error}") from error
+        raise InputError(f"recipe {origin} is not valid: {error}", code="recipe-damaged") from error
     if not recipe.runners:
-        raise InputError(f"recipe {origin} is not valid: it names no runner")
+        raise InputError(f"recipe {origin} is not valid: it names no runner", code="recipe-damaged")
     return recipe
 
 
@@ -132,7 +132,8 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         if file.parent != Path() or not shipped.is_file():
             raise MissingFileError(
                 f"there is no recipe {file}; those that come with medals-rt: "
-                f"{', '.join(shipped_recipes())}"
+                f"{', '.join(shipped_recipes())}",
+                code="recipe-missing",
             )
         file = shipped
     return parse_recipe(file.read_bytes(), str(file))
@@ -146,7 +147,7 @@ def shipped_recipes() -> dict[str, Recipe]:
 
 
 def recipe_for(runner: RunnerKind, precision: str) -> tuple[str, Recipe]:
-    """Give name and content of the recipe that comes with the package for a runner and precision.
+    """Return name and content of the recipe that comes with the package for a runner and precision.
 
     Where several fit, the one that names the runner earliest; among those the first by name.
 
@@ -163,14 +164,15 @@ def recipe_for(runner: RunnerKind, precision: str) -> tuple[str, Recipe]:
     if not fitting:
         raise InputError(
             f"no recipe comes with medals-rt for {runner} in {precision}; "
-            f"there are {', '.join(shipped_recipes())}"
+            f"there are {', '.join(shipped_recipes())}",
+            code="recipe-missing",
         )
     name = min(fitting)[1]
     return name, shipped_recipes()[name]
 
 
 def verification_for(precision: str) -> Verification:
-    """Give the tolerances of a precision, which are the same in every recipe that comes along.
+    """Return the tolerances of a precision, which are the same in every recipe that comes along.
 
     Raises
     ------
@@ -180,11 +182,14 @@ def verification_for(precision: str) -> Verification:
     for recipe in shipped_recipes().values():
         if recipe.precision == precision:
             return recipe.verification
-    raise InputError(f"no recipe that comes with medals-rt is for precision {precision!r}")
+    raise InputError(
+        f"no recipe that comes with medals-rt is for precision {precision!r}",
+        code="precision-unknown",
+    )
 
 
 def recipe_folder() -> Path:
-    """Give the folder of the recipes: the installed one, or the checkout's."""
+    """Return the folder of the recipes: the installed one, or the checkout's."""
     installed = Path(__file__).parent / "recipes"
     if installed.is_dir():
         return installed

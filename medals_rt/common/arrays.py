@@ -30,7 +30,7 @@ _CACHE_ELEMENTS = 1 << 17
 
 
 def namespace(array: Array) -> Namespace:
-    """Give the library that `array` belongs to.
+    """Return the library that `array` belongs to.
 
     Raises
     ------
@@ -44,7 +44,8 @@ def namespace(array: Array) -> Namespace:
 
         return array_api_compat.cupy
     if hasattr(array, "__array_namespace__"):
-        return array.__array_namespace__()
+        library: Namespace = array.__array_namespace__()
+        return library
     raise TypeError(f"expected a NumPy or CuPy array, found {type(array).__name__}")
 
 
@@ -55,7 +56,7 @@ def is_cupy(array: Array) -> bool:
 
 
 def to_host(array: Array) -> npt.NDArray[Any]:
-    """Give `array` as a NumPy array: itself where it is one, else a copy from its device."""
+    """Return `array` as a NumPy array: itself where it is one, else a copy from its device."""
     if isinstance(array, np.ndarray):
         return array
     if is_cupy(array):
@@ -64,12 +65,12 @@ def to_host(array: Array) -> npt.NDArray[Any]:
 
 
 def to_device(array: npt.ArrayLike, device: str) -> Array:
-    """Put a host array on `device`: ``"cpu"`` (NumPy) or ``"cuda"`` (CuPy, the current card).
+    """Put a host array on `device`: ``"cpu"`` (NumPy) or ``"cuda"`` (CuPy, the current GPU).
 
     Raises
     ------
     MissingDependencyError
-        ``"cuda"`` was asked for and CuPy or a card is missing.
+        ``"cuda"`` was asked for and CuPy or a GPU is missing.
     ValueError
         `device` is neither.
     """
@@ -79,11 +80,11 @@ def to_device(array: npt.ArrayLike, device: str) -> Array:
         raise ValueError(f"unknown device {device!r}: choose 'cpu' or 'cuda'")
     cupy = import_optional("CuPy", "device 'cuda'")
     if not cupy.is_available():
-        raise MissingDependencyError("device 'cuda' was asked for, but CuPy finds no CUDA card")
+        raise MissingDependencyError("device 'cuda' was asked for, but CuPy finds no CUDA GPU")
     return upload(np.asarray(array))
 
 
-def as_namespace(array: npt.ArrayLike, xp: Namespace, like: Array | None = None) -> Array:
+def as_namespace(array: npt.ArrayLike | Array, xp: Namespace, like: Array | None = None) -> Array:
     """Turn a host array into one of the library `xp`, on the device of `like` where it is given."""
     if xp is np:
         return np.asarray(array)
@@ -96,28 +97,29 @@ def as_namespace(array: npt.ArrayLike, xp: Namespace, like: Array | None = None)
 def block_elements(array: Array) -> int:
     """Say how many elements of `array` are best worked on at once.
 
-    On a processor what fits its cache; on a card everything, since each step costs a launch.
+    On a processor what fits its cache; on a GPU everything, since each step costs a launch.
     """
     return max(1, int(array.size)) if is_cupy(array) else _CACHE_ELEMENTS
 
 
 def settle(array: Array) -> None:
-    """Wait until a card has done all that was asked of it; without one there is nothing to do."""
+    """Wait until a GPU has done all that was asked of it; without one there is nothing to do."""
     if is_cupy(array):
         array.device.synchronize()
 
 
 def contiguous(array: Array) -> Array:
-    """Give `array` with its memory in the order of its axes: itself where it already lies so."""
+    """Return `array` with its memory in the order of its axes: itself where it already lies so."""
     xp = namespace(array)
     return xp.ascontiguousarray(array) if xp is np or is_cupy(array) else array
 
 
 def memory_order(array: Array) -> tuple[int, int, int]:
-    """Give the three axes of `array` from the slowest to the fastest in memory."""
-    if not (isinstance(array, np.ndarray) or is_cupy(array)):
-        return 0, 1, 2  # the standard knows no strides
-    first, second, third = sorted(range(3), key=lambda axis: -array.strides[axis])
+    """Return the three axes of `array` from the slowest to the fastest in memory."""
+    strides: tuple[int, ...] | None = getattr(array, "strides", None)
+    if strides is None:
+        return 0, 1, 2  # the standard knows none
+    first, second, third = sorted(range(3), key=lambda axis: -strides[axis])
     return first, second, third
 
 
@@ -125,7 +127,7 @@ def on_all_cores(work: Callable[..., None], blocks: Sequence[tuple[Any, ...]], l
     """Do `work` on every block, whose arguments they are; each writes to a place of its own.
 
     NumPy lets go of the interpreter in its loops, so that threads share the blocks. Other
-    libraries, which run on a card or only in tests, take them one by one, as do single blocks.
+    libraries, which run on a GPU or only in tests, take them one by one, as do single blocks.
     """
     threads = min(usable_cores(), len(blocks)) if namespace(like) is np else 1
     if threads <= 1:
@@ -178,7 +180,8 @@ class RowSums:
         xp = namespace(rows)
         if xp is np and not self._copies:
             # reads and writes each line once or twice, where taking and multiplying need five
-            return self._matrix @ rows
+            summed: Array = self._matrix @ rows
+            return summed
         first = xp.take(rows, as_namespace(self._indices[:, 0], xp, rows), axis=0)
         if self._copies:
             return first
@@ -207,14 +210,16 @@ class RowSums:
 def take_into(out: Array, array: Array, index: npt.NDArray[np.integer]) -> None:
     """Write ``array[..., index]`` to `out`, without an array in between where that can be had."""
     xp = namespace(array)
-    if xp is np:  # "clip" lets NumPy write to `out` at once; every index is inside
+    if isinstance(array, np.ndarray) and isinstance(
+        out, np.ndarray
+    ):  # "clip" lets NumPy write to `out` at once; every index is inside
         np.take(array, index, axis=-1, out=out, mode="clip")
     else:
         out[...] = xp.take(array, as_namespace(index, xp, array), axis=-1)
 
 
 def look_up(table: Array, indices: Array) -> Array:
-    """Give ``table[indices]``: a small table, here or on the host, and integers ``(A, B, C)``."""
+    """Return ``table[indices]``: a small table, here or on the host, and integers ``(A, B, C)``."""
     xp = namespace(indices)
     on_device = as_namespace(table, xp, indices)
     result = xp.empty(indices.shape, dtype=on_device.dtype, device=indices.device)
@@ -233,14 +238,14 @@ def present_values(labels: Array) -> set[int]:
     xp = namespace(labels)
     if xp is np and labels.dtype in (np.uint8, np.uint16):  # sorting a volume takes seconds
         present = np.zeros(int(np.iinfo(labels.dtype).max) + 1, np.bool_)
-        for plane in labels:
+        for plane in to_host(labels):
             present[plane] = True
         return set(np.flatnonzero(present).tolist()) - {0}
     return set(to_host(xp.unique_values(labels)).tolist()) - {0}
 
 
 def bounding_box(array: Array) -> Box | None:
-    """Give the smallest box that holds what is not 0 of a mask or label map; None: nothing is.
+    """Return the smallest box that holds what is not 0 of a mask or label map; None: nothing is.
 
     Parameters
     ----------
@@ -250,7 +255,7 @@ def bounding_box(array: Array) -> Box | None:
     Returns
     -------
     Box or None
-        Found with one transfer from a card, whatever is in the array.
+        Found with one transfer from a GPU, whatever is in the array.
     """
     xp = namespace(array)
     if 0 in array.shape:
@@ -271,6 +276,6 @@ def bounding_box(array: Array) -> Box | None:
 
 
 def box_slices(box: Box) -> tuple[slice, slice, slice]:
-    """Give a box as an index into an ``(A, B, C)`` array."""
+    """Return a box as an index into an ``(A, B, C)`` array."""
     a, b, c = (slice(low, high) for low, high in zip(*box, strict=True))
     return a, b, c

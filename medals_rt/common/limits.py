@@ -2,6 +2,9 @@
 
 from typing import Final
 
+MAX_PROMPTS: Final = 256
+"""Most classes of one case: what graphs are exported for; a bundle says how many its own take."""
+
 MAX_VOXELS: Final = 2**31
 """Largest volume accepted unless a caller says otherwise (an image of 1290 voxels a side)."""
 

@@ -142,6 +142,11 @@ def import_optional(name: str, what: str) -> Any:
     raise missing(what, name, reason="" if cause is None else f" ({cause})") from cause
 
 
+def is_installed(name: str) -> bool:
+    """Whether a library of `OPTIONAL_LIBRARIES` is there, without importing it."""
+    return any(find_spec(module) is not None for module in modules_of(name))
+
+
 def require(what: str, *names: str) -> None:
     """Check that libraries are installed, without importing them; as `import_optional`.
 
@@ -150,7 +155,7 @@ def require(what: str, *names: str) -> None:
     MissingDependencyError
         If one is not.
     """
-    absent = [name for name in names if not any(map(find_spec, modules_of(name)))]
+    absent = [name for name in names if not is_installed(name)]
     if absent:
         raise missing(what, *absent)
 

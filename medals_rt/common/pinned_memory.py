@@ -1,9 +1,9 @@
-"""Bringing arrays to a card and back through page-locked memory.
+"""Bringing arrays to a GPU and back through page-locked memory.
 
 A copy from ordinary memory goes through a small buffer of the driver and holds the host up. Here
 two page-locked buffers take turns: while one is on the bus, the processor fills or empties the
 other. Copies go over a stream of their own, which waits for the caller's stream, as the caller's
-waits for it. Written against CuPy's documented API; not yet run on a card.
+waits for it. Written against CuPy's documented API; not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ _WORTH_STAGING_BYTES = 1 << 20
 
 
 def upload(host: npt.NDArray[Any]) -> Array:
-    """Copy a host array to the current card; it may be changed as soon as this returns."""
+    """Copy a host array to the current GPU; it may be changed as soon as this returns."""
     import cupy
 
     if host.nbytes < _WORTH_STAGING_BYTES:
-        return cupy.asarray(host)
+        small: Array = cupy.asarray(host)
+        return small
     flat = np.ascontiguousarray(host).reshape(-1)
     result = cupy.empty(flat.shape, flat.dtype)
     stream = _copy_stream(cupy.cuda.Device().id)
@@ -41,11 +42,12 @@ def upload(host: npt.NDArray[Any]) -> Array:
         copied[turn] = stream.record()
     _follow(cupy.cuda.get_current_stream(), stream)
     stream.synchronize()
-    return result.reshape(host.shape)
+    whole: Array = result.reshape(host.shape)
+    return whole
 
 
-def download(array: Array) -> npt.NDArray[Any]:
-    """Copy an array from its card, with its memory in the order of its axes."""
+def download(array: Any) -> npt.NDArray[Any]:
+    """Copy an array from its GPU, with its memory in the order of its axes."""
     import cupy
 
     with array.device:

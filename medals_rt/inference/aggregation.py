@@ -1,4 +1,4 @@
-"""How the results of windows become labels, in memory that does not grow with N times the volume.
+"""Windows aggregated to labels, in memory that does not grow with N times the volume.
 
 System section 5. Arrays are in model order ``(H, W, D)``.
 """
@@ -21,7 +21,7 @@ _ARRAYS_OF_A_DECISION = 4  # that share a cache: sums, weights, the best probabi
 
 @dataclass(frozen=True)
 class LabelMap:
-    """What is decided for an image ``(H, W, D)``, so far.
+    """Labels of an image ``(H, W, D)``, as far as they are decided.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class LabelMap:
 def empty_label_map(
     shape_hwd: Shape, label_values: Sequence[int], weights: Array, *, keep_probability: bool
 ) -> LabelMap:
-    """Make the arrays that `SlabAccumulator` decides into: background everywhere.
+    """Make the arrays that `SlabAggregator` writes to: background everywhere.
 
     Parameters
     ----------
@@ -62,8 +62,8 @@ def empty_label_map(
     )
 
 
-class SlabAccumulator:
-    """Gathers the windows of an image and decides its labels, in slabs.
+class SlabAggregator:
+    """Aggregates the windows of an image and decides its labels, in slabs.
 
     The probability of a class at a voxel is the sum of weight times probability over the sum of
     weights; the voxel takes the class of the largest, where that is at least 0.5 (system section
@@ -71,8 +71,8 @@ class SlabAccumulator:
     final: they are decided and their memory is used again. Sums take ``(N, window_h, W, D)``
     float32 instead of ``(N, H, W, D)``, and the labels are those of the plain method to the bit.
 
-    Where even a slab is too large, it is gathered in parts, one walk over windows each: blocks of
-    columns, of which only the windows that reach into them are run, and groups of classes, which
+    Where even a slab is too large, it is aggregated in parts, one sweep over windows each: blocks
+    of columns, of which only the windows that reach into them are run, and groups of classes, which
     are compared with what the groups before them decided. The labels are still the same: each voxel
     gets the same sums in the same order.
 
@@ -87,8 +87,8 @@ class SlabAccumulator:
     weights
         ``(window_h, window_w, window_d)`` float32 (`gaussian_weights`); their library and device
         are those of everything else.
-    decided
-        `empty_label_map`, or what the walks before this one gave. Its arrays are written to.
+    label_map
+        `empty_label_map`, or the result of the sweeps before this one. Its arrays are written to.
     columns
         The block of columns; None: the whole image.
     """
@@ -98,7 +98,7 @@ class SlabAccumulator:
         windows: Sequence[Window],
         label_values: Sequence[int],
         weights: Array,
-        decided: LabelMap,
+        label_map: LabelMap,
         columns: Columns | None = None,
     ) -> None:
         if not windows:
@@ -108,7 +108,7 @@ class SlabAccumulator:
         starts = [window.starts_hwd[0] for window in windows]
         if starts != sorted(starts):
             raise ValueError("windows must come with the H axis slowest")
-        height, width, depth = decided.labels_hwd.shape
+        height, width, depth = label_map.labels_hwd.shape
         self._height = height
         self._columns = columns or (slice(0, width), slice(0, depth))
         for window in windows:
@@ -124,9 +124,9 @@ class SlabAccumulator:
         device = weights.device
         self._sums = xp.zeros((len(self._values), *slab), dtype=xp.float32, device=device)
         self._weight_sums = xp.zeros(slab, dtype=xp.float32, device=device)
-        self._labels = decided.labels_hwd
-        self._probability = decided.probability_hwd
-        self._uncovered = decided.uncovered_hwd
+        self._labels = label_map.labels_hwd
+        self._probability = label_map.probability_hwd
+        self._uncovered = label_map.uncovered_hwd
         self._first_open_row = starts[0]
 
     def begin(self, window: Window) -> None:
@@ -157,7 +157,7 @@ class SlabAccumulator:
             xp = namespace(self._weights)
             self._uncovered = xp.zeros_like(self._labels, dtype=xp.bool)
 
-    def add(self, classes: slice, probabilities: Array, counted: Array | None = None) -> None:
+    def add(self, classes: slice, probabilities: Array, valid_mask: Array | None = None) -> None:
         """Add probabilities of some classes in the window that was begun.
 
         Parameters
@@ -166,18 +166,18 @@ class SlabAccumulator:
             Which of the N, with start and stop.
         probabilities
             ``(n, window_h, window_w, window_d)`` float32, one a class of `classes`.
-        counted
-            ``(window_h, window_w, window_d)`` bool: where these are what counts, as other ones of
-            the same classes do elsewhere. None: everywhere.
+        valid_mask
+            ``(window_h, window_w, window_d)`` bool: where these are valid, as other ones of
+            the same classes are elsewhere. None: everywhere.
         """
         if self._window is None:
             raise ValueError("no window was begun")
         (w, of_w), (d, of_d) = self._across(self._window)
         inside = (slice(None), of_w, of_d)
         weights = self._weights[inside]
-        if counted is not None:
+        if valid_mask is not None:
             xp = namespace(weights)
-            weights = weights * xp.astype(counted[inside], xp.float32)
+            weights = weights * xp.astype(valid_mask[inside], xp.float32)
         rows_at_once = max(1, block_elements(weights) // (weights.shape[1] * weights.shape[2]))
         blocks = [
             (n, slice(k, min(k + rows_at_once, rows.stop)), of_window.start + k - rows.start)
@@ -195,7 +195,7 @@ class SlabAccumulator:
         on_all_cores(add_block, blocks, weights)
 
     def result(self) -> LabelMap:
-        """Decide what is left and give everything.
+        """Decide what is left and return everything.
 
         Raises
         ------
@@ -214,7 +214,7 @@ class SlabAccumulator:
         self._decide_up_to(window.starts_hwd[0])
 
     def _across(self, window: Window) -> list[tuple[slice, slice]]:
-        """Give, along W and along D, where a window lies in the block, and that part of it."""
+        """Return, along W and along D, where a window lies in the block, and that part of it."""
         parts = []
         for axis, block in enumerate(self._columns, start=1):
             start, stop = window.starts_hwd[axis], window.stops_hwd[axis]
@@ -226,7 +226,7 @@ class SlabAccumulator:
     def _ring(self, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
         """Cut image rows ``start:stop`` into runs of the ring buffer.
 
-        Gives (rows in the buffer, rows relative to `start`).
+        Yields (rows in the buffer, rows relative to `start`).
         """
         row = start
         while row < stop:
@@ -298,7 +298,7 @@ def decide_labels(
     dtype: npt.DTypeLike,
     before: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array]:
-    """Give each voxel the label of its most probable class, 0 where that is less likely than 0.5.
+    """Label each voxel by its most probable class, 0 where that is less likely than 0.5.
 
     One class at a time, so that nothing of N times the volume is made.
 

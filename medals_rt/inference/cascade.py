@@ -13,7 +13,7 @@ from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array, Box, Shape, Spacing
 from medals_rt.inference.hybrid_prompts import fine_prompts, labels_in
-from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.network import Network
 from medals_rt.inference.stage import StageResult, StageTask, run_stage
 from medals_rt.io.volume import to_dhw, to_hwd
 from medals_rt.planning.geometry import region_of_interest
@@ -42,7 +42,7 @@ class CaseRun:
     keep_probability
         The last stage's largest probability is needed.
     watch, progress
-        Where seconds and windows are told.
+        Where seconds and windows are reported.
     budget
         The case's time; None: there is no limit.
     seconds_per_pass
@@ -65,7 +65,7 @@ class StageSummary:
 
     `spacing_mm_hwd` is the image's spacing as dynamic resampling read it. `passes` counts the
     network's encoder passes; `iterations` the masked refinements of a window. For memory, results
-    were gathered in `column_blocks` blocks of the image and in `class_groups` groups of classes,
+    were aggregated in `column_blocks` blocks of the image and in `class_groups` groups of classes,
     each of which runs the windows that reach into it: `window_runs` in all. The sums of one took
     `accumulators_mib`; classes were classified `classes_per_chunk` at a time.
     """
@@ -98,7 +98,7 @@ class StageOutcome:
 
 
 def run_stages(
-    networks: Mapping[StageNumber, StageNetwork], case: CaseRun, annotation_dhw: Array | None
+    networks: Mapping[StageNumber, Network], case: CaseRun, annotation_dhw: Array | None
 ) -> list[StageOutcome]:
     """Run the stages that a case needs; the last one's labels count (section 6).
 
@@ -119,9 +119,9 @@ def run_stages(
     prompt_map = annotation_dhw
     if not rules.skip_coarse and (rules.skip_fine or set(case.task.labels) - annotated):
         shown = annotation_dhw if rules.skip_fine else None
-        ways = _ways(networks[1], case, outline.whole, prompted=shown is not None)
-        way = _choose_coarse(networks[2], case, ways, seconds)
-        outcomes.append(_run(networks[1], case, outline.whole, shown, way, seconds))
+        plans = _plans(networks[1], case, outline.whole, prompted=shown is not None)
+        stage_plan = _choose_coarse(networks[2], case, plans, seconds)
+        outcomes.append(_run(networks[1], case, outline.whole, shown, stage_plan, seconds))
         if rules.skip_fine:
             return outcomes
         prompt_map = fine_prompts(outcomes[0].labels_dhw, annotation_dhw, lesion=rules.lesion)
@@ -138,17 +138,17 @@ def run_stages(
             rules,
             outline.preset,
         )
-    ways = _ways(networks[2], case, region, prompted=prompt_map is not None)
-    fine_seconds = [way.passes * seconds[2] for way in ways]
+    plans = _plans(networks[2], case, region, prompted=prompt_map is not None)
+    fine_seconds = [each.passes * seconds[2] for each in plans]
     chosen = _choose(case, "fine", fine_seconds, may_be_left_out=bool(outcomes))
     if chosen is None and outcomes:
         return outcomes
-    way = ways[-1 if chosen is None else chosen]
-    return [*outcomes, _run(networks[2], case, region, prompt_map, way, seconds)]
+    stage_plan = plans[-1 if chosen is None else chosen]
+    return [*outcomes, _run(networks[2], case, region, prompt_map, stage_plan, seconds)]
 
 
-def _ways(network: StageNetwork, case: CaseRun, box: Box, *, prompted: bool) -> list[StagePlan]:
-    """Plan a stage on a box, from the most thorough effort to the least."""
+def _plans(network: Network, case: CaseRun, box: Box, *, prompted: bool) -> list[StagePlan]:
+    """Plan a stage on a box, from the highest quality level to the lowest."""
     return stage_plans(
         case.outline,
         network.spec,
@@ -160,17 +160,17 @@ def _ways(network: StageNetwork, case: CaseRun, box: Box, *, prompted: bool) -> 
 
 
 def _choose_coarse(
-    fine: StageNetwork, case: CaseRun, ways: list[StagePlan], seconds: Mapping[int, float]
+    fine: Network, case: CaseRun, plans: list[StagePlan], seconds: Mapping[int, float]
 ) -> StagePlan:
-    """Choose the coarse stage's effort so that the smallest fine stage fits after it."""
+    """Choose the coarse stage's quality level so that the smallest fine stage fits after it."""
     after: list[float] = []
     if not case.outline.rules.skip_fine and case.budget is not None:
         region = smallest_region_of(case.outline, fine.spec)
-        smallest = _ways(fine, case, region, prompted=True)
-        after = [way.passes * seconds[2] for way in smallest]
-    alone = [way.passes * seconds[1] for way in ways]
+        smallest = _plans(fine, case, region, prompted=True)
+        after = [each.passes * seconds[2] for each in smallest]
+    alone = [each.passes * seconds[1] for each in plans]
     chosen = _choose(case, "coarse", alone, after)
-    return ways[-1 if chosen is None else chosen]
+    return plans[-1 if chosen is None else chosen]
 
 
 def _choose(
@@ -181,7 +181,7 @@ def _choose(
     *,
     may_be_left_out: bool = False,
 ) -> int | None:
-    """Choose how a stage is run in the time left (`choose_stage`), and note what that gives up.
+    """Choose how a stage is run in the time left (`choose_stage`), and note what that leaves out.
 
     None: nothing fits; a stage that may not be left out is then run as far as the watchdog lets it.
     """
@@ -203,15 +203,15 @@ def _choose(
 
 
 def _run(
-    network: StageNetwork,
+    network: Network,
     case: CaseRun,
     box: Box,
     prompt_map_dhw: Array | None,
-    way: StagePlan,
+    stage_plan: StagePlan,
     seconds: Mapping[int, float],
 ) -> StageOutcome:
     """Run one stage on a box of the case and paste its result into the whole grid."""
-    plan, number = way.plan, network.spec.number
+    plan, number = stage_plan.plan, network.spec.number
     name = STAGE_NAMES[1 if number == 1 else 2]
     inside = tuple(slice(low, high) for low, high in zip(*box, strict=True))
     if case.outline.mode == "none":
@@ -219,7 +219,7 @@ def _run(
     shown = None if prompt_map_dhw is None else to_hwd(prompt_map_dhw[inside])
     result = run_stage(
         network,
-        way,
+        stage_plan,
         to_hwd(case.image_dhw[inside]),
         case.task,
         prompt_labels_hwd=shown,
@@ -230,9 +230,9 @@ def _run(
         watchdog=None if case.budget is None else Watchdog(case.budget, seconds[number]),
     )
     if case.budget is not None:
-        runs = way.memory.window_runs
+        runs = stage_plan.memory.window_runs
         windows = "windows" if runs == len(plan.windows) else "window runs"
-        stands = "the coarse result stands" if shown is not None else "they are background"
+        kept = "the coarse result stands" if shown is not None else "they are background"
         if result.hastened:
             case.budget.degrade(
                 f"{result.hastened} of {runs} {windows} of the {name} stage took fewer passes "
@@ -241,7 +241,7 @@ def _run(
         if result.left_out:
             case.budget.degrade(
                 f"{result.left_out} of {runs} {windows} of the {name} stage were left out, because "
-                f"time ran out: where no other window reaches, {stands}"
+                f"time ran out: where no other window reaches, {kept}"
             )
     record = StageSummary(
         name=name,
@@ -253,21 +253,19 @@ def _run(
         window_hwd=plan.stage.window_hwd,
         windows=len(plan.windows),
         passes=result.passes,
-        iterations=way.window_pass.further_iterations,
+        iterations=stage_plan.window_pass.further_iterations,
         prompts="text only" if shown is None else f"text and {case.outline.mode} spatial prompts",
-        class_groups=way.memory.class_groups,
-        column_blocks=way.memory.column_blocks,
-        window_runs=way.memory.window_runs,
-        classes_per_chunk=way.memory.classes_per_chunk,
-        accumulators_mib=round(way.memory.slab_bytes / 2**20, 1),
+        class_groups=stage_plan.memory.class_groups,
+        column_blocks=stage_plan.memory.column_blocks,
+        window_runs=stage_plan.memory.window_runs,
+        classes_per_chunk=stage_plan.memory.classes_per_chunk,
+        accumulators_mib=round(stage_plan.memory.slab_bytes / 2**20, 1),
     )
     return StageOutcome(*_pasted(result, inside, case.image_dhw), record)
 
 
-def _seconds_per_pass(
-    networks: Mapping[StageNumber, StageNetwork], case: CaseRun
-) -> dict[int, float]:
-    """Give what a pass of each stage takes; where nothing is known and time counts, measure it.
+def _seconds_per_pass(networks: Mapping[StageNumber, Network], case: CaseRun) -> dict[int, float]:
+    """Seconds that a pass of each stage takes, measured where nothing is known and time counts.
 
     One pass of the coarse network from text alone is run on zeros.
     """
@@ -283,7 +281,7 @@ def _seconds_per_pass(
     return seconds_of_both(known, sizes)
 
 
-def _measured(network: StageNetwork, case: CaseRun) -> float:
+def _measured(network: Network, case: CaseRun) -> float:
     xp = namespace(case.image_dhw)
     shape = (1, 1, *network.spec.window_hwd)
     image = xp.zeros(shape, dtype=xp.float32, device=case.image_dhw.device)

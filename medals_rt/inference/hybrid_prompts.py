@@ -40,19 +40,26 @@ def checked_annotation(
     if array.shape != tuple(shape_dhw):
         raise CaseError(
             f"the annotation has shape {array.shape}, the image {tuple(shape_dhw)} (D, H, W): "
-            "give an annotation drawn on this image's grid"
+            "use an annotation drawn on this image's grid",
+            code="annotation-shape",
         )
     if array.dtype.kind not in "biu":
-        raise CaseError(f"the annotation must hold integer labels, its type is {array.dtype}")
+        raise CaseError(
+            f"the annotation must hold integer labels, its type is {array.dtype}",
+            code="annotation-type",
+        )
     found = labels_in(array)
     unknown = sorted(found - set(prompts.labels))
     if unknown:
         raise CaseError(
             f"the annotation holds labels that no prompt names: {unknown}; the prompts' labels are "
-            f"{sorted(prompts.labels)}"
+            f"{sorted(prompts.labels)}",
+            code="annotation-labels",
         )
     if not found:
-        raise CaseError("the annotation is empty: leave it away, or draw something")
+        raise CaseError(
+            "the annotation is empty: leave it out, or draw something", code="annotation-empty"
+        )
     return array.astype(np.uint8 if max(prompts.labels) < 256 else np.uint16)
 
 

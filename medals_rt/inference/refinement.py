@@ -72,7 +72,7 @@ MaskSource: TypeAlias = Callable[[MaskRequest], BlockMask]
 
 @dataclass(frozen=True)
 class Part:
-    """Probabilities of some classes of a window, and where they count.
+    """Probabilities of some classes of a window, and where they are valid.
 
     Attributes
     ----------
@@ -80,18 +80,18 @@ class Part:
         Which of the N, with start and stop.
     probabilities
         ``(n, h, w, d)`` float32, one a class.
-    counted
-        ``(h, w, d)`` bool; None: everywhere. Of the parts of one class exactly one counts at a
+    valid_mask
+        ``(h, w, d)`` bool; None: everywhere. Of the parts of one class exactly one is valid at a
         voxel.
     """
 
     classes: slice
     probabilities: Array
-    counted: Array | None = None
+    valid_mask: Array | None = None
 
 
 def block_grid(window_hwd: Shape, block_size: int) -> Shape:
-    """Give the number of blocks along each axis; blocks at the far end may be cut."""
+    """Return the number of blocks along each axis; blocks at the far end may be cut."""
     h, w, d = (-(-length // block_size) for length in window_hwd)
     return h, w, d
 
@@ -161,7 +161,7 @@ def masked_pass(
     ``P_1 (1 - M) + P_2 M`` with ``P_1`` from ``P M`` and ``P_2`` from ``P (1 - M)``. The release
     combines logits and takes the sigmoid afterwards; the mask is binary, so at each voxel one of
     the two is picked as it is, and the result is the same. What is picked needs no array of its
-    own: each part says where it counts.
+    own: each part says where it is valid.
 
     Parameters
     ----------
@@ -178,9 +178,9 @@ def masked_pass(
     """
     shown = expand_mask(mask, window_hwd, prompts.xp)
     hidden = Blocks(mask.size, ~mask.chosen)
-    for seen, blocks, counted in ((shown, mask, ~shown), (~shown, hidden, shown)):
+    for seen, blocks, valid_mask in ((shown, mask, ~shown), (~shown, hidden, shown)):
         for chunk, probabilities in predict(prompts.where(seen, blocks), classes):
-            yield Part(chunk, probabilities, counted)
+            yield Part(chunk, probabilities, valid_mask)
 
 
 def refine(
@@ -190,10 +190,10 @@ def refine(
     masks: MaskSource,
     go_on: Callable[[], bool] = lambda: True,
 ) -> Iterator[Part]:
-    """Run the passes of one window; give the probabilities of the classes wanted, in parts.
+    """Run the passes of one window; yield the probabilities of the classes wanted, in parts.
 
     The network runs as the parts are asked for. Those of the last masked pair are handed on as they
-    come; what an earlier one gave is held whole, for the next pair's prompts.
+    come; what an earlier one predicted is held whole, for the next pair's prompts.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ def refine(
     masks
         Where block masks come from: `seeded_masks`, or a test's own. It is asked once a
         repetition, in order, also for windows whose prompts are empty, though these need no mask:
-        hiding nothing leaves both predictions equal, so one pass without prompts stands for the
+        hiding nothing leaves both predictions equal, so one pass without prompts replaces the
         pair.
     go_on
         Asked before each further pair; where it says no, what there is is the result.
@@ -246,14 +246,14 @@ def collect(parts: Iterable[Part], classes: slice) -> Array:
         here = slice(part.classes.start - classes.start, part.classes.stop - classes.start)
         xp = namespace(part.probabilities)
         if whole is None:
-            if part.counted is None and part.classes == classes:
+            if part.valid_mask is None and part.classes == classes:
                 return part.probabilities
             shape = (classes.stop - classes.start, *part.probabilities.shape[1:])
             whole = xp.zeros(shape, dtype=xp.float32, device=part.probabilities.device)
-        if part.counted is None:
+        if part.valid_mask is None:
             whole[here, ...] = part.probabilities
         else:
-            whole[here, ...] = xp.where(part.counted, part.probabilities, whole[here, ...])
+            whole[here, ...] = xp.where(part.valid_mask, part.probabilities, whole[here, ...])
     if whole is None:
         raise ValueError("no class was predicted")
     return whole
@@ -314,6 +314,6 @@ def _mean(pairs: list[Array], combine: Combine) -> Array:
 
 
 def _logit(probabilities: Array, xp: Namespace) -> Array:
-    """Give ``log(p / (1 - p))``, kept finite: the nearest float32 to 1 is 6e-8 away from it."""
+    """Return ``log(p / (1 - p))``, kept finite: the nearest float32 to 1 is 6e-8 away from it."""
     safe = xp.clip(probabilities, _LOGIT_MARGIN, 1.0 - _LOGIT_MARGIN)
     return xp.log(safe) - xp.log1p(-safe)

@@ -38,7 +38,7 @@ class Blocks:
     chosen: npt.NDArray[np.bool_]
 
     def in_blocks_of(self, size: int, grid: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-        """Say the same in smaller blocks, whose edge divides this one's; `grid` is their number."""
+        """Split into smaller blocks, whose edge divides this one's; `grid` is their number."""
         if self.size % size:
             raise ValueError(f"blocks of {self.size} voxels don't split into blocks of {size}")
         finer = self.chosen
@@ -80,33 +80,33 @@ class LabelPrompts:
         return replace(self, index_hwd=index, occupied=occupied)
 
     def foreground(self) -> Array:
-        """Give `S_f`: ``(1, 1, h, w, d)`` float32, 1 where any class is prompted."""
+        """Return `S_f`: ``(1, 1, h, w, d)`` float32, 1 where any class is prompted."""
         xp = self.xp
         return xp.astype(self.index_hwd > 0, xp.float32)[None, None, ...]
 
     def channels(self, width: int) -> Array:
-        """Give `S_p (width, h, w, d)` float32, one channel a class, the rest zeros."""
+        """Return `S_p (width, h, w, d)` float32, one channel a class, the rest zeros."""
         xp = self.xp
         return xp.stack([xp.astype(self.index_hwd == n + 1, xp.float32) for n in range(width)])
 
     def index(self) -> Array:
-        """Give ``(h, w, d)`` int32 for graphs that look up: ``n + 1`` for class n, 0 for none."""
+        """Return ``(h, w, d)`` int32 for graphs that look up: ``n + 1`` for class n, 0 for none."""
         xp = self.xp
         return xp.astype(self.index_hwd, xp.int32)
 
     def spread(self, adapted_queries: Array) -> Array:
-        """Give `F_a (1, C, h, w, d)` float32: a voxel's row of `T (N, C)`, zeros for no class."""
+        """Return `F_a (1, C, h, w, d)` float32: a voxel's row of `T (N, C)`, zeros for no class."""
         xp = self.xp
         nothing = xp.zeros_like(adapted_queries[:1, ...])
         table = contiguous(xp.concat([nothing, adapted_queries]).T)
         flat = xp.reshape(self.index_hwd, (-1,))
         if xp is not np:
-            spread = xp.take(table, xp.astype(flat, xp.int64), axis=1)
-            return xp.reshape(spread, (1, -1, *self.index_hwd.shape))
+            rows = xp.take(table, xp.astype(flat, xp.int64), axis=1)
+            return xp.reshape(rows, (1, -1, *self.index_hwd.shape))
         spread = np.empty((table.shape[0], flat.size), np.float32)
 
         def look_up(voxels: slice) -> None:
-            spread[:, voxels] = table.take(flat[voxels].astype(np.intp), axis=1)
+            spread[:, voxels] = xp.take(table, xp.astype(flat[voxels], xp.int64), axis=1)
 
         on_all_cores(look_up, _runs(flat.size), spread)
         return spread.reshape(1, -1, *self.index_hwd.shape)
@@ -145,12 +145,12 @@ class ChannelPrompts:
         return ChannelPrompts(self.shown & mask, occupied)
 
     def foreground(self) -> Array:
-        """Give `S_f`: ``(1, 1, h, w, d)`` float32, 1 where any class is prompted."""
+        """Return `S_f`: ``(1, 1, h, w, d)`` float32, 1 where any class is prompted."""
         xp = self.xp
         return xp.astype(xp.any(self.shown, axis=0), xp.float32)[None, None, ...]
 
     def channels(self, width: int) -> Array:
-        """Give `S_p (width, h, w, d)` float32, one channel a class, the rest zeros."""
+        """Return `S_p (width, h, w, d)` float32, one channel a class, the rest zeros."""
         xp = self.xp
         channels = xp.astype(self.shown, xp.float32)
         if width == self.count:
@@ -159,7 +159,7 @@ class ChannelPrompts:
         return xp.concat([channels, *[more] * (width - self.count)])
 
     def spread(self, adapted_queries: Array) -> Array:
-        """Give `F_a (1, C, h, w, d)` float32: `T^T S_p`, in runs of voxels that fit a cache."""
+        """Return `F_a (1, C, h, w, d)` float32: `T^T S_p`, in runs of voxels that fit a cache."""
         xp = self.xp
         table = contiguous(adapted_queries.T)
         flat = xp.reshape(self.shown, (self.count, -1))
@@ -218,7 +218,7 @@ def label_prompts(
 def channel_prompts(shown: Array, block_size: int) -> ChannelPrompts | None:
     """Make prompts of masks ``(N, h, w, d)`` bool that may overlap; None where all are empty.
 
-    Where they are is asked of the device: it hangs on what the network just gave.
+    Where they are is asked of the device: it depends on what the network just predicted.
     """
     xp = namespace(shown)
     grid = to_host(_occupied(xp.any(shown, axis=0), block_size, xp))
@@ -226,7 +226,7 @@ def channel_prompts(shown: Array, block_size: int) -> ChannelPrompts | None:
 
 
 def _occupied(mask: Array, block_size: int, xp: Namespace) -> Array:
-    """Tell which blocks of a mask ``(h, w, d)`` hold anything."""
+    """Return which blocks of a mask ``(h, w, d)`` hold anything."""
     grid = [-(-int(length) // block_size) for length in mask.shape]
     h, w, d = (blocks * block_size for blocks in grid)
     split = [part for blocks in grid for part in (blocks, block_size)]

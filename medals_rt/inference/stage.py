@@ -1,4 +1,4 @@
-"""One stage of a case: resample, walk the windows, decide, and go back to the stage's own grid.
+"""One stage of a case: resample, sweep over the windows, decide, and restore the stage's grid.
 
 Both stages run through `run_stage`; what differs is the plan, the network and whether there are
 spatial prompts (system rules 5 to 7).
@@ -13,8 +13,8 @@ from medals_rt.common.arrays import contiguous, namespace, settle
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array
-from medals_rt.inference.aggregation import LabelMap, SlabAccumulator, empty_label_map
-from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.aggregation import LabelMap, SlabAggregator, empty_label_map
+from medals_rt.inference.network import Network
 from medals_rt.inference.refinement import MaskSource, Part, refine
 from medals_rt.inference.spatial_prompts import LabelPrompts, SpatialPrompts, label_prompts
 from medals_rt.planning.memory import TileSweep
@@ -60,8 +60,8 @@ class StageResult:
 
 
 def run_stage(
-    network: StageNetwork,
-    way: StagePlan,
+    network: Network,
+    stage_plan: StagePlan,
     image_hwd: Array,
     task: StageTask,
     *,
@@ -77,9 +77,9 @@ def run_stage(
     Parameters
     ----------
     network
-        The stage's graphs.
-    way
-        Geometry, cuts and passes, from `ways.stage_plans` for this image.
+        The stage's.
+    stage_plan
+        Geometry, sweeps and passes, from `planning.stage_plan.stage_plans` for this image.
     image_hwd
         `(H, W, D)` float32 in 0..255, on the device of the network.
     task
@@ -87,16 +87,16 @@ def run_stage(
     prompt_labels_hwd
         Label map on the same grid whose masks are the spatial prompts `S_p`; None: text only.
     keep_probability
-        Also give the largest probability, which post-processing needs.
+        Also return the largest probability, which post-processing needs.
     watch, name, progress
         Seconds go to the steps ``"{name}: resample"``, ``"... open graphs"``, ``"... network"``,
-        ``"... gather"`` and ``"... restore"``. A card is waited for once a step; all that it does
+        ``"... aggregate"`` and ``"... restore"``. A GPU is waited for once a step; all that it does
         for a window counts as the network's.
     watchdog
         Shortens the stage when time runs out; None: there is no limit.
     """
     xp = namespace(image_hwd)
-    plan, memory = way.plan, way.memory
+    plan, memory = stage_plan.plan, stage_plan.memory
     with watch.step(f"{name}: resample"):
         image = pad_far_end(
             resample_image(image_hwd, plan.resampled_shape_hwd, plan.separate_axis),
@@ -109,174 +109,205 @@ def run_stage(
                 resample_labels(prompt_labels_hwd, plan.resampled_shape_hwd, plan.separate_axis),
                 plan.padded_shape_hwd,
             )
-            blocks = way.window_pass.block_size
+            blocks = stage_plan.window_pass.block_size
             prompts = label_prompts(prompt_map, plan.windows, task.labels, blocks)
         weights = gaussian_weights(plan.stage.window_hwd, xp)
         settle(image)
     with watch.step(f"{name}: open graphs"):
-        prompted = any(each is not None for each in prompts) and way.window_pass.mode != "none"
-        classes = memory.walks[0].classes
-        network.prepare(len(task.labels), classes, memory.classes_per_chunk, prompted=prompted)
-    decided = empty_label_map(
+        prompted = any(each is not None for each in prompts)
+        network.prepare(
+            len(task.labels),
+            memory.sweeps[0].classes,
+            memory.classes_per_chunk,
+            prompted=prompted and stage_plan.window_pass.mode != "none",
+        )
+    label_map = empty_label_map(
         plan.resampled_shape_hwd,
         task.labels,
         weights,
         keep_probability=keep_probability or memory.class_groups > 1,
     )
-    walker = _Walker(network, way, image, task, prompts, watchdog, watch, name, progress)
-    for walk in memory.walks:
-        windows = [plan.windows[index] for index in walk.windows]
-        labels = task.labels[walk.classes]
-        gathered = SlabAccumulator(windows, labels, weights, decided, walk.columns)
-        decided = walker.walk(walk, gathered)
-        del gathered
-    network.rest()
+    sweeper = _Sweeper(
+        StageInput(network, stage_plan, image, task, prompts, watch, name, progress, watchdog)
+    )
+    for sweep in memory.sweeps:
+        windows = [plan.windows[index] for index in sweep.windows]
+        labels = task.labels[sweep.classes]
+        aggregator = SlabAggregator(windows, labels, weights, label_map, sweep.columns)
+        label_map = sweeper.run(sweep, aggregator)
+        del aggregator
+    network.release()
     with watch.step(f"{name}: restore"):
-        labels, probability = _with_prompts_where_uncovered(decided, prompt_map), None
-        labels = resample_labels(labels, plan.input_shape_hwd, order=FILE_ORDER)
-        if keep_probability:
+        labels_hwd = _with_prompts_where_uncovered(label_map, prompt_map)
+        labels_hwd = resample_labels(labels_hwd, plan.input_shape_hwd, order=FILE_ORDER)
+        probability = None
+        if keep_probability and label_map.probability_hwd is not None:
             probability = resample_image(
-                decided.probability_hwd, plan.input_shape_hwd, order=FILE_ORDER
+                label_map.probability_hwd, plan.input_shape_hwd, order=FILE_ORDER
             )
-        settle(labels)
-    return StageResult(labels, probability, walker.passes, walker.hastened, walker.left_out)
+        settle(labels_hwd)
+    counts = sweeper.counts
+    return StageResult(labels_hwd, probability, counts.passes, counts.hastened, counts.left_out)
 
 
-class _Walker:
-    """Walks over a stage's windows and counts what was spent."""
+@dataclass(frozen=True)
+class StageInput:
+    """What the windows of a stage are run on.
 
-    def __init__(
-        self,
-        network: StageNetwork,
-        way: StagePlan,
-        image: Array,
-        task: StageTask,
-        prompts: Sequence[LabelPrompts | None],
-        watchdog: Watchdog | None,
-        watch: Stopwatch,
-        name: str,
-        progress: Progress | None,
-    ) -> None:
-        self._network = network
-        self._windows = way.plan.windows
-        self._ways = _shorter_ways(way.window_pass)
-        self._image = image
-        self._task = task
-        self._prompts = prompts
-        self._classes_per_chunk = way.memory.classes_per_chunk
-        self._watchdog = watchdog
-        self._watch = watch
-        self._name = name
-        self._progress = progress
-        self._runs = way.memory.window_runs
-        self._done = 0
-        self.passes = 0
-        self.hastened = 0
-        self.left_out = 0
-        self._tell()
+    Attributes
+    ----------
+    network, stage_plan, task, watch, name, progress, watchdog
+        As for `run_stage`.
+    image_hwd
+        The stage's, resampled and padded.
+    prompts
+        Spatial prompts of each window; None where it holds none.
+    """
 
-    def walk(self, walk: TileSweep, gathered: SlabAccumulator) -> LabelMap:
-        """Run the windows of a walk and decide.
+    network: Network
+    stage_plan: StagePlan
+    image_hwd: Array
+    task: StageTask
+    prompts: Sequence[LabelPrompts | None]
+    watch: Stopwatch
+    name: str
+    progress: Progress | None
+    watchdog: Watchdog | None
 
-        Block masks hang on a window's place in the stage's plan, whichever walk it is run for.
+
+@dataclass
+class _Counts:
+    """Window runs that are done, and what they took; see `StageResult`."""
+
+    done: int = 0
+    passes: int = 0
+    hastened: int = 0
+    left_out: int = 0
+
+
+class _Sweeper:
+    """Sweeps over a stage's windows and counts what was spent."""
+
+    def __init__(self, stage: StageInput) -> None:
+        self._stage = stage
+        self._levels = _shorter_passes(stage.stage_plan.window_pass)
+        self._runs = stage.stage_plan.memory.window_runs
+        self.counts = _Counts()
+        self._report_progress()
+
+    def run(self, sweep: TileSweep, aggregator: SlabAggregator) -> LabelMap:
+        """Run the windows of a sweep and decide.
+
+        Block masks depend on a window's place in the stage's plan, whichever sweep it is run for.
         """
-        for index in walk.windows:
-            window = self._windows[index]
-            way = self._choose_way()
-            with self._watch.step(f"{self._name}: gather"):
-                if way is None:
-                    gathered.skip(window)
+        stage = self._stage
+        for index in sweep.windows:
+            window = stage.stage_plan.plan.windows[index]
+            window_pass = self._choose_pass()
+            with stage.watch.step(f"{stage.name}: aggregate"):
+                if window_pass is None:
+                    aggregator.skip(window)
                 else:
-                    gathered.begin(window)
-            if way is not None:
-                self._gather_window(gathered, replace(way, window_index=index, wanted=walk.classes))
-            self._done += 1
-            self._tell()
-        with self._watch.step(f"{self._name}: network"):
-            settle(self._image)  # else these seconds would be those of asking a card, not its work
-        with self._watch.step(f"{self._name}: gather"):
-            return gathered.result()
+                    aggregator.begin(window)
+            if window_pass is not None:
+                window_pass = replace(window_pass, window_index=index, wanted=sweep.classes)
+                self._aggregate_window(aggregator, window_pass, sweep.classes.start)
+            self.counts.done += 1
+            self._report_progress()
+        with stage.watch.step(f"{stage.name}: network"):
+            settle(
+                stage.image_hwd
+            )  # else these seconds would be those of asking a GPU, not its work
+        with stage.watch.step(f"{stage.name}: aggregate"):
+            return aggregator.result()
 
-    def _gather_window(self, gathered: SlabAccumulator, way: WindowPass) -> None:
-        first = 0 if way.wanted is None else way.wanted.start
-        parts = self._run_window(way)
+    def _aggregate_window(
+        self, aggregator: SlabAggregator, window_pass: WindowPass, first: int
+    ) -> None:
+        """Run a window and add its parts; `first` is the class that the aggregator counts from."""
+        watch, name = self._stage.watch, self._stage.name
+        parts = self._run_window(window_pass)
         while True:
-            with self._watch.step(f"{self._name}: network"):
+            with watch.step(f"{name}: network"):
                 part = next(parts, None)
             if part is None:
                 return
-            with self._watch.step(f"{self._name}: gather"):
+            with watch.step(f"{name}: aggregate"):
                 classes = slice(part.classes.start - first, part.classes.stop - first)
-                gathered.add(classes, part.probabilities, part.counted)
+                aggregator.add(classes, part.probabilities, part.valid_mask)
             del part
 
-    def _tell(self) -> None:
-        if self._progress is not None:
-            self._progress(self._name, self._done, self._runs)
+    def _report_progress(self) -> None:
+        if self._stage.progress is not None:
+            self._stage.progress(self._stage.name, self.counts.done, self._runs)
 
-    def _choose_way(self) -> WindowPass | None:
+    def _choose_pass(self) -> WindowPass | None:
         """Decide how the next window is run; None: not at all, for there is no time."""
-        if self._watchdog is None:
-            return self._ways[0]
-        costs = [passes_per_window(way) for way in self._ways]
-        chosen = self._watchdog.choose_way(costs, self._runs - self._done)
+        watchdog = self._stage.watchdog
+        if watchdog is None:
+            return self._levels[0]
+        costs = [passes_per_window(level) for level in self._levels]
+        chosen = watchdog.choose_way(costs, self._runs - self.counts.done)
         if chosen is None:
-            self.left_out += 1
+            self.counts.left_out += 1
             return None
-        self.hastened += chosen > 0
-        return self._ways[chosen]
+        self.counts.hastened += chosen > 0
+        return self._levels[chosen]
 
-    def _run_window(self, way: WindowPass) -> Iterator[Part]:
+    def _run_window(self, window_pass: WindowPass) -> Iterator[Part]:
         """Run the passes of a window, as its parts are asked for."""
-        image = contiguous(self._image[self._windows[way.window_index].slices])[None, None, ...]
-        before = self.passes
-        if self._watchdog is not None:
-            self._watchdog.window_begins()
+        stage, index = self._stage, window_pass.window_index
+        window = stage.stage_plan.plan.windows[index]
+        image = contiguous(stage.image_hwd[window.slices])[None, None, ...]
+        before = self.counts.passes
+        if stage.watchdog is not None:
+            stage.watchdog.window_begins()
 
         def predict(
             prompts: SpatialPrompts | None, classes: slice
         ) -> Iterator[tuple[slice, Array]]:
-            self.passes += 1
-            return self._network.predict(
+            self.counts.passes += 1
+            return stage.network.predict(
                 image,
-                self._task.queries,
+                stage.task.queries,
                 prompts,
                 classes=classes,
-                classes_per_chunk=self._classes_per_chunk,
+                classes_per_chunk=stage.stage_plan.memory.classes_per_chunk,
             )
 
         yield from refine(
             predict,
-            self._prompts[way.window_index],
-            way,
-            self._task.masks,
-            lambda: self._goes_on(way),
+            stage.prompts[index],
+            window_pass,
+            stage.task.masks,
+            lambda: self._goes_on(window_pass),
         )
-        if self._watchdog is not None:
+        if stage.watchdog is not None:
             settle(image)
-            self._watchdog.window_ended(self.passes - before)
+            stage.watchdog.window_ended(self.counts.passes - before)
 
-    def _goes_on(self, way: WindowPass) -> bool:
+    def _goes_on(self, window_pass: WindowPass) -> bool:
         """Decide whether a lesion's next iteration is run."""
-        if self._watchdog is None:
+        watchdog = self._stage.watchdog
+        if watchdog is None:
             return True
-        goes_on = self._watchdog.allows(2 if way.mode == "masked" else 1)
-        self.hastened += not goes_on
+        goes_on = watchdog.allows(2 if window_pass.mode == "masked" else 1)
+        self.counts.hastened += not goes_on
         return goes_on
 
 
-def _shorter_ways(planned: WindowPass) -> list[WindowPass]:
-    """Give the ways to run a window, as planned first, each of fewer passes than the one before."""
-    ways = [planned]
+def _shorter_passes(planned: WindowPass) -> list[WindowPass]:
+    """List quality levels of a window, as planned first, each of fewer passes than the last."""
+    levels = [planned]
     for shorter in (replace(planned, further_iterations=0), replace(planned, mode="none")):
-        if passes_per_window(shorter) < passes_per_window(ways[-1]):
-            ways.append(shorter)
-    return ways
+        if passes_per_window(shorter) < passes_per_window(levels[-1]):
+            levels.append(shorter)
+    return levels
 
 
-def _with_prompts_where_uncovered(decided: LabelMap, prompt_map: Array | None) -> Array:
+def _with_prompts_where_uncovered(label_map: LabelMap, prompt_map: Array | None) -> Array:
     """Fill voxels of which no window was run with what the stage was shown, if anything."""
-    labels, uncovered = decided.labels_hwd, decided.uncovered_hwd
+    labels, uncovered = label_map.labels_hwd, label_map.uncovered_hwd
     if uncovered is None or prompt_map is None:
         return labels
     xp = namespace(labels)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medals_rt.common.errors import CaseError
 from medals_rt.common.notes import Note
+from medals_rt.common.typing import HostArray
 from medals_rt.io.volume import SourceGrid, Volume, check_image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    Array: TypeAlias = Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,7 @@ class Case:
 
     volume: Volume
     prompts: Mapping[str, object] | None
-    ground_truth_dhw: Array | None
+    ground_truth_dhw: HostArray | None
     path: Path
     header: object | None = None
     modality: str | None = None
@@ -69,14 +68,14 @@ class LabelFile:
         The mapping that an `.npz` holds under `text_prompts`, as it was read; else `None`.
     """
 
-    labels_dhw: Array
-    instances_dhw: Array | None
+    labels_dhw: HostArray
+    instances_dhw: HostArray | None
     spacing_hwd_mm: tuple[float, float, float] | None
     source: SourceGrid = field(default_factory=SourceGrid)
     prompts: Mapping[str, object] | None = None
 
 
-def check_labels(labels: Array, what: str, *, max_voxels: int) -> Array:
+def check_labels(labels: HostArray, what: str, *, max_voxels: int) -> HostArray:
     """Check a 3-D label map; whole numbers stored as floats become integers.
 
     Raises
@@ -97,7 +96,7 @@ def check_labels(labels: Array, what: str, *, max_voxels: int) -> Array:
     return labels
 
 
-def compact_labels(labels: Array) -> Array:
+def compact_labels(labels: HostArray) -> HostArray:
     """Cast labels to the smallest unsigned type that holds them, so that files stay small.
 
     Raises

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -12,13 +12,13 @@ from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import CaseError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.optional_deps import import_optional
+from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, check_labels
 from medals_rt.io.volume import SourceGrid, Triple, Volume, check_image, check_shape, check_spacing
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    Array: TypeAlias = Any
 
 _SAME_PLACE_MM: Final = 0.1
 
@@ -42,7 +42,7 @@ def read_nifti_labels(path: Path, *, max_voxels: int) -> LabelFile:
     return LabelFile(read.source.to_canonical(labels), None, read.spacing_hwd_mm, read.source)
 
 
-def write_nifti(path: Path, case: Case, labels_dhw: Array) -> None:
+def write_nifti(path: Path, case: Case, labels_dhw: HostArray) -> None:
     """Write labels on the source's own grid; from a NIfTI case with its own header and affine."""
     nibabel = import_optional("NiBabel", "a NIfTI file")
     labels_ijk = np.ascontiguousarray(case.volume.restore(labels_dhw)).transpose()
@@ -72,7 +72,7 @@ def stem(path: Path) -> str:
 class _Read:
     """A file's values `(k, j, i)`, its place, and what is to be said of it."""
 
-    array_kji: Array
+    array_kji: HostArray
     spacing_hwd_mm: Triple
     source: SourceGrid
     header: Any
@@ -131,7 +131,7 @@ def _place(image: Any) -> tuple[Triple, SourceGrid, tuple[Note, ...]]:
     return check_spacing(source.spacing_hwd_mm or ()), source, notes
 
 
-def _to_mm(header: Any) -> Array:
+def _to_mm(header: Any) -> HostArray:
     """Scale from the header's unit of length to millimetres; an unknown unit counts as them."""
     unit = header.get_xyzt_units()[0]
     scale = {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)

@@ -20,12 +20,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from struct import error as struct_error
 from tokenize import TokenError
-from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import CaseError
+from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, check_labels
 from medals_rt.io.safe_pickle import read_pickled_mapping
 from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
@@ -33,7 +34,6 @@ from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, ch
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    Array: TypeAlias = Any
 
 MAX_SMALL_BYTES: Final = 4 * 2**20
 """Limit for every member that isn't a volume."""
@@ -108,9 +108,9 @@ def read_npz_labels(path: Path, *, max_voxels: int, prefer: str) -> LabelFile:
 def write_npz(
     path: Path,
     case: Case,
-    labels_dhw: Array,
+    labels_dhw: HostArray,
     *,
-    instances_dhw: Array | None,
+    instances_dhw: HostArray | None,
     prompts: Mapping[str, object] | None,
 ) -> None:
     """Write `segs`, `spacing`, and if given `instances` and `text_prompts`, atomically.
@@ -119,7 +119,9 @@ def write_npz(
     challenge's layout; read it elsewhere with `allow_pickle=True` only if you trust who wrote it.
     """
     source = case.volume.source
-    fields: dict[str, Array] = {"segs": np.ascontiguousarray(case.volume.restore(labels_dhw))}
+    fields: dict[str, Any] = {  # NumPy types its own keywords and these together
+        "segs": np.ascontiguousarray(case.volume.restore(labels_dhw))
+    }
     if instances_dhw is not None:
         fields["instances"] = np.ascontiguousarray(case.volume.restore(instances_dhw))
     if source.affine_lps is None:
@@ -170,7 +172,9 @@ def _read_geometry(
             f"{path.name} has no 'spacing' (it has {_listed(members)}); "
             "add the voxel size in mm, three numbers"
         )
-    spacing = check_spacing(_read_array(archive, members["spacing"], "spacing", MAX_SMALL_BYTES))
+    spacing = check_spacing(
+        _read_array(archive, members["spacing"], "spacing", MAX_SMALL_BYTES).tolist()
+    )
     if "direction" not in members:
         return spacing, SourceGrid()
     direction = _read_array(archive, members["direction"], "direction", MAX_SMALL_BYTES)
@@ -189,7 +193,7 @@ def _read_geometry(
 
 def _read_volume(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, max_voxels: int
-) -> Array:
+) -> HostArray:
     return _read_array(archive, info, name, max_voxels * _MAX_ITEM, max_voxels=max_voxels)
 
 
@@ -200,7 +204,7 @@ def _read_array(
     max_bytes: int,
     *,
     max_voxels: int | None = None,
-) -> Array:
+) -> HostArray:
     """Read one numeric member; nothing is allocated before its size is known to be right."""
     with _reading(name), archive.open(info) as file:
         shape, fortran, dtype = _read_header(file, name)

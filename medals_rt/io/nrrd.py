@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import CaseError
 from medals_rt.common.optional_deps import import_optional
+from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, check_labels
 from medals_rt.io.nifti import stem
 from medals_rt.io.segment_metadata import Code, Segment
@@ -19,7 +20,6 @@ from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape
 if TYPE_CHECKING:
     from pathlib import Path
 
-    Array: TypeAlias = Any
 
 _TYPES: Final = {
     alias: code
@@ -68,7 +68,7 @@ def read_nrrd_labels(path: Path, *, max_voxels: int) -> LabelFile:
     return LabelFile(source.to_canonical(labels), None, source.spacing_hwd_mm, source)
 
 
-def write_nrrd(path: Path, case: Case, labels_dhw: Array, segments: Sequence[Segment]) -> None:
+def write_nrrd(path: Path, case: Case, labels_dhw: HostArray, segments: Sequence[Segment]) -> None:
     """Write labels on the source's own grid, in the LPS frame, with 3D Slicer's segment fields."""
     pynrrd = import_optional("pynrrd", "an NRRD file")
     labels_ijk = np.ascontiguousarray(case.volume.restore(labels_dhw)).transpose()
@@ -85,7 +85,7 @@ def write_nrrd(path: Path, case: Case, labels_dhw: Array, segments: Sequence[Seg
         pynrrd.write(str(temporary), labels_ijk, header, index_order="F")
 
 
-def _slicer_fields(labels_ijk: Array, segments: Sequence[Segment]) -> dict[str, str]:
+def _slicer_fields(labels_ijk: HostArray, segments: Sequence[Segment]) -> dict[str, str]:
     """Key/value pairs by which 3D Slicer knows the segments of a `.seg.nrrd`."""
     from scipy.ndimage import find_objects
 
@@ -143,7 +143,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _read(path: Path, max_voxels: int) -> tuple[Array, SourceGrid]:
+def _read(path: Path, max_voxels: int) -> tuple[HostArray, SourceGrid]:
     pynrrd = import_optional("pynrrd", "an NRRD file")
     try:
         with path.open("rb") as file:
@@ -163,7 +163,7 @@ def _read(path: Path, max_voxels: int) -> tuple[Array, SourceGrid]:
     return array, source
 
 
-def _data(header: Any, file: IO[bytes], shape: tuple[int, ...], path: Path) -> Array:
+def _data(header: Any, file: IO[bytes], shape: tuple[int, ...], path: Path) -> HostArray:
     """Values after the header as `(k, j, i)`; never more than the header announces are unpacked."""
     skips = [header.get(key, 0) for key in ("line skip", "lineskip", "byte skip", "byteskip")]
     if "data file" in header or "datafile" in header or any(skips):

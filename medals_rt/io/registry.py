@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal
 
 from medals_rt.common.errors import CaseError, MissingFileError
 from medals_rt.common.limits import MAX_VOXELS
+from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, compact_labels
 from medals_rt.prompts.prompt_set import PromptSet
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
 
-    Array: TypeAlias = Any
 
 ENDINGS: Final = (".npz", ".nii.gz", ".nii", ".nrrd")
 """Of files that hold images, and of those that hold labels."""
@@ -105,9 +105,9 @@ def read_labels(
 def write_segmentation(
     path: str | PathLike[str],
     case: Case,
-    labels_dhw: Array,
+    labels_dhw: HostArray,
     *,
-    instances_dhw: Array | None = None,
+    instances_dhw: HostArray | None = None,
     prompts: PromptSet | Mapping[str, object] | None = None,
     model: str | None = None,
 ) -> None:

@@ -10,17 +10,16 @@ import colorsys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 import msgspec
 import numpy as np
 
 from medals_rt.common.choices import KINDS
 from medals_rt.common.errors import CaseError
+from medals_rt.common.typing import HostArray
 from medals_rt.prompts.classes import ClassKey, class_table, read_data
 from medals_rt.prompts.prompt_set import INSTANCE_LABEL, MAX_LABEL, PromptSet
-
-Array: TypeAlias = Any
 
 SNOMED: Final = "SCT"
 PRIVATE_SCHEME: Final = "99MEDALSRT"
@@ -102,7 +101,7 @@ def code_table() -> CodeTable:
 
 
 def segments_of(
-    prompts: PromptSet | Mapping[str, object] | None, labels: Array
+    prompts: PromptSet | Mapping[str, object] | None, labels: HostArray
 ) -> tuple[Segment, ...]:
     """Describe every label that was asked for or is there.
 
@@ -159,7 +158,7 @@ def _places() -> dict[str, int]:
     return {name: place for place, name in enumerate(names)}
 
 
-def _present(labels: Array) -> set[int]:
+def _present(labels: HostArray) -> set[int]:
     """Values of a label map; counting by planes takes a tenth of the time of sorting them."""
     highest = int(labels.max(initial=0))
     if highest > MAX_LABEL:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from medals_rt.common import limits
+from medals_rt.common.arrays import namespace
 from medals_rt.common.errors import CaseError
+from medals_rt.common.typing import Array, HostArray
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
-    Array: TypeAlias = Any
 
 MAX_VOXELS = limits.MAX_VOXELS
 """Largest volume accepted unless a caller says otherwise."""
@@ -33,13 +33,15 @@ Affine: TypeAlias = tuple[tuple[float, ...], ...]
 def to_hwd(array_dhw: Array) -> Array:
     """View of an array `(..., D, H, W)` as `(..., H, W, D)`, NumPy or CuPy; nothing is copied."""
     leading = tuple(range(array_dhw.ndim - 3))
-    return array_dhw.transpose(*leading, -2, -1, -3)
+    last = array_dhw.ndim - 1
+    return namespace(array_dhw).permute_dims(array_dhw, (*leading, last - 1, last, last - 2))
 
 
 def to_dhw(array_hwd: Array) -> Array:
     """View of an array `(..., H, W, D)` as `(..., D, H, W)`, NumPy or CuPy; nothing is copied."""
     leading = tuple(range(array_hwd.ndim - 3))
-    return array_hwd.transpose(*leading, -1, -3, -2)
+    last = array_hwd.ndim - 1
+    return namespace(array_hwd).permute_dims(array_hwd, (*leading, last, last - 2, last - 1))
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class SourceGrid:
     affine_lps: Affine | None = None
 
     @classmethod
-    def from_affine(cls, affine_lps: Array) -> SourceGrid:
+    def from_affine(cls, affine_lps: HostArray) -> SourceGrid:
         """Find the permutation and flips that bring a file nearest to the canonical orientation.
 
         An oblique grid keeps its tilt: each axis of the file goes to the patient's axis that it
@@ -122,19 +124,19 @@ class SourceGrid:
         d, h, w = (ijk[2 - axis] for axis in self.permutation)
         return (h, w, d)
 
-    def to_canonical(self, array_kji: Array) -> Array:
+    def to_canonical(self, array_kji: HostArray) -> HostArray:
         """View of the file's own array `(k, j, i)` in canonical `(D, H, W)`."""
         turned = array_kji.transpose(self.permutation)
         return turned[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
 
-    def to_source(self, array_dhw: Array) -> Array:
+    def to_source(self, array_dhw: HostArray) -> HostArray:
         """View of a canonical `(D, H, W)` array in the file's own `(k, j, i)` order."""
         unflipped = array_dhw[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
         inverse = [self.permutation.index(axis) for axis in range(3)]
         return unflipped.transpose(inverse)
 
 
-def _assign_axes(strength: Array) -> list[int]:
+def _assign_axes(strength: HostArray) -> list[int]:
     """For each world axis the file axis to use, strongest pair first, each axis once."""
     nearest = [-1, -1, -1]
     left = strength.copy()
@@ -169,7 +171,7 @@ class Volume:
         If the image isn't a non-empty finite real 3-D array or a spacing isn't positive.
     """
 
-    image_dhw: Array
+    image_dhw: HostArray
     spacing_hwd_mm: Triple
     name: str = "case"
     source: SourceGrid = field(default_factory=SourceGrid)
@@ -203,7 +205,7 @@ class Volume:
         return h * w * d / 1000.0
 
     @property
-    def affine_lps(self) -> Array:
+    def affine_lps(self) -> HostArray:
         """4 x 4, float64: the file's voxel index `(i, j, k, 1)` to millimetres in the LPS frame.
 
         For a file that knows no place in space the axes run to left, back and head from the origin.
@@ -213,7 +215,7 @@ class Volume:
             return np.diag([w, h, d, 1.0])
         return np.asarray(self.source.affine_lps, dtype=np.float64)
 
-    def restore(self, labels_dhw: Array) -> Array:
+    def restore(self, labels_dhw: HostArray) -> HostArray:
         """Bring a result `(D, H, W)` back onto the file's own grid `(k, j, i)`.
 
         Raises
@@ -229,7 +231,9 @@ class Volume:
         return self.source.to_source(labels_dhw)
 
 
-def check_image(image_dhw: Array, *, max_voxels: int = MAX_VOXELS, what: str = "the image") -> None:
+def check_image(
+    image_dhw: HostArray, *, max_voxels: int = MAX_VOXELS, what: str = "the image"
+) -> None:
     """Refuse what can't be an image: see `Volume`. A NumPy array is looked at slice by slice."""
     shape = tuple(int(size) for size in image_dhw.shape)
     check_shape(shape, max_voxels=max_voxels, what=what)

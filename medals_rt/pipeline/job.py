@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medals_rt.bundle.bundle import resolve_bundle
+from medals_rt.common.arrays import to_host
 from medals_rt.common.atomic_io import prepare_output, write_json
 from medals_rt.common.choices import STAGE_NAMES
 from medals_rt.common.errors import CaseError, InputError, PromptError
@@ -352,7 +353,7 @@ def draw_preview(
     names = {prompt.label: prompt.class_key.name for prompt in prompts.prompts}
     save_preview(
         path,
-        shown.image_dhw,
+        to_host(shown.image_dhw),
         labels_dhw,
         volume.spacing_dhw_mm,
         names,

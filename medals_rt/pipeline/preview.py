@@ -13,7 +13,7 @@ import numpy as np
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import InputError
 from medals_rt.common.optional_deps import require
-from medals_rt.common.typing import Array
+from medals_rt.common.typing import HostArray
 
 _LineStyle = Literal["solid", "dashed", "dotted"]
 _Style = tuple[str, _LineStyle]
@@ -75,8 +75,8 @@ class Panel:
     """
 
     plane: str
-    image: Array
-    labels: Array
+    image: HostArray
+    labels: HostArray
     pixel_mm: tuple[float, float]
     marks: tuple[str, str, str, str]
     index: int
@@ -91,8 +91,8 @@ class Panel:
 
 def save_preview(
     path: Path,
-    image_dhw: Array,
-    labels_dhw: Array,
+    image_dhw: HostArray,
+    labels_dhw: HostArray,
     spacing_dhw_mm: tuple[float, float, float],
     names: Mapping[int, str],
     *,
@@ -177,7 +177,7 @@ def _write_foot(figure: Any, height: float, text: str, color: str, **style: str)
 
 
 def cut_panels(
-    image_dhw: Array, labels_dhw: Array, spacing_dhw_mm: tuple[float, float, float]
+    image_dhw: HostArray, labels_dhw: HostArray, spacing_dhw_mm: tuple[float, float, float]
 ) -> tuple[Panel, ...]:
     """Cut the three planes where they show most of the labels, turned to the radiological view.
 
@@ -202,7 +202,7 @@ def cut_panels(
     return tuple(panels)
 
 
-def slice_shares(labels: Array, axis: int) -> Array:
+def slice_shares(labels: HostArray, axis: int) -> HostArray:
     """Tell how much of each label every slice across an axis shows.
 
     Gives (slices, labels + 1) float64: the voxels of label 1, 2, ... as a share of that label's
@@ -210,9 +210,10 @@ def slice_shares(labels: Array, axis: int) -> Array:
     """
     length = int(labels.max(initial=0)) + 1
     planes = np.moveaxis(labels, axis, 0)
-    counts = np.stack([np.bincount(plane.ravel(), minlength=length) for plane in planes])
+    counts: HostArray = np.stack([np.bincount(p.ravel(), minlength=length) for p in planes])
     counts[:, 0] = counts[:, 1:].sum(axis=1)
-    return counts / np.maximum(counts.max(axis=0), 1)
+    shares: HostArray = counts / np.maximum(counts.max(axis=0), 1)
+    return shares
 
 
 def _inches_per_mm(panels: tuple[Panel, ...]) -> float:
@@ -257,7 +258,7 @@ def _write_marks(axes: Any, marks: tuple[str, str, str, str]) -> None:
         _write(axes, x, y, mark, transform=axes.transAxes, fontsize=10)
 
 
-def _write_number(axes: Any, label: int, mask: Array, pixel_mm: tuple[float, float]) -> None:
+def _write_number(axes: Any, label: int, mask: HostArray, pixel_mm: tuple[float, float]) -> None:
     """Write the label's number into the thickest part of its area."""
     from scipy.ndimage import distance_transform_edt
 
@@ -300,7 +301,7 @@ def _legend_columns(texts: Mapping[int, str]) -> int:
 
 
 def _legend_texts(
-    names: Mapping[int, str], labels_dhw: Array, spacing_dhw_mm: tuple[float, float, float]
+    names: Mapping[int, str], labels_dhw: HostArray, spacing_dhw_mm: tuple[float, float, float]
 ) -> dict[int, str]:
     """Give every class's number, name and volume, those that were not found as well."""
     voxels = np.bincount(labels_dhw.ravel(), minlength=max(names, default=0) + 1)

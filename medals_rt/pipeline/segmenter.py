@@ -24,7 +24,7 @@ from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Spacing
 from medals_rt.inference.cascade import CaseRun, run_stages
 from medals_rt.inference.hybrid_prompts import checked_annotation
-from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.inference.stage import StageTask
 from medals_rt.io.volume import Volume
@@ -86,7 +86,7 @@ class Segmenter:
     Make one with `medals_rt.load` or `Segmenter.open`. Not safe to share between threads.
     """
 
-    def __init__(self, bundle: Bundle, networks: Mapping[StageNumber, StageNetwork]) -> None:
+    def __init__(self, bundle: Bundle, networks: Mapping[StageNumber, Network]) -> None:
         self.bundle = bundle
         self._networks = dict(networks)
         self._embedder = PromptEmbedder(bundle)
@@ -139,7 +139,7 @@ class Segmenter:
             return f"<Segmenter of {self.bundle.name}, closed>"
         return f"<Segmenter of {self.bundle.name}, {self.arithmetic}>"
 
-    def network(self, stage: StageNumber) -> StageNetwork:
+    def network(self, stage: StageNumber) -> Network:
         """Return the network of stage 1 (coarse) or 2 (fine)."""
         return self._networks[stage]
 
@@ -302,6 +302,7 @@ class Segmenter:
             if window == AUTO:
                 window = policy.intensity_window(prompts.class_keys)
             intensities = prepare_intensities(volume, prompts.modality, window)
+            prepared = to_host(intensities.image_dhw)
             embeddings, sources = self._embedder.embed(prompts)
             device = self._networks[1].array_device
             treated = treated_labels(
@@ -319,9 +320,9 @@ class Segmenter:
                 memory=memory_limit(options.max_memory, device),
                 classes_per_chunk=options.classes_per_chunk,
             )
-            masks = options.masks or seeded_masks(options.seed, _content_key(intensities.image_dhw))
+            masks = options.masks or seeded_masks(options.seed, _content_key(prepared))
             case = CaseRun(
-                image_dhw=to_device(intensities.image_dhw, device),
+                image_dhw=to_device(prepared, device),
                 outline=outline,
                 task=StageTask(to_device(embeddings, device), prompts.labels, masks),
                 keep_probability=keep_probability or bool(treated),
@@ -342,7 +343,9 @@ class Segmenter:
             instances = final.instances_dhw
             instances_host = None if instances is None else to_host(instances)
             stage_labels = {each.record.name: to_host(each.labels_dhw) for each in outcomes}
-            probability = to_host(last.probability_dhw) if keep_probability else None
+            probability = None
+            if keep_probability and last.probability_dhw is not None:
+                probability = to_host(last.probability_dhw)
         return GroupResult(
             group=group,
             sources=sources,

@@ -126,7 +126,10 @@ def component_means(components: Components, values: Array) -> npt.NDArray[np.flo
     Sums are taken in float32 along a run of voxels and in float64 beyond.
     """
     number, start, size = components.pieces
-    of_pieces = _at(values, start) if size is None else _sums_of_runs(values, start)
+    if size is None:
+        of_pieces = _at(values, start)
+    else:
+        of_pieces = _sums_of_runs(to_host(values), to_host(start))
     sums = _sums(number, of_pieces, len(components.sizes) + 1)[1:]
     means: npt.NDArray[np.float32] = (sums / components.sizes).astype(np.float32)
     return means
@@ -174,14 +177,14 @@ def keep_components(labels: Array, components: Components, stays: npt.NDArray[np
     """
     xp = namespace(labels)
     table = np.concatenate([np.ones(1, np.bool_), stays])
-    number, start, size = components.pieces
-    if size is None:
+    pieces = components.pieces
+    if pieces.size is None:
         background = xp.zeros((), dtype=labels.dtype, device=labels.device)
         return xp.where(look_up(table, components.numbers), labels, background)
     result = np.array(labels, order="C")
-    goes = ~table[number]
-    start, size = start[goes], size[goes]
-    # the flat indices of all these runs' voxels
+    goes = ~table[to_host(pieces.number)]
+    start, size = to_host(pieces.start)[goes], to_host(pieces.size)[goes]
+    # the voxels of all these runs: counted up within each from where it starts
     before = np.cumsum(size) - size
     result.reshape(-1)[np.repeat(start - before, size) + np.arange(size.sum())] = 0
     return result
@@ -277,9 +280,9 @@ def _at(array: Array, index: Array) -> Array:
 def _sums(numbers: Array, weights: Array | None, length: int) -> npt.NDArray[Any]:
     """Count each number, ``0 <= number < length``, or sum its weights in float64."""
     numbers = _countable(numbers)
-    if weights is not None:
-        weights = _countable(weights).astype(np.float64)
     xp = namespace(numbers)
+    if weights is not None:
+        weights = xp.astype(_countable(weights), xp.float64)
     return to_host(xp.bincount(numbers, weights=weights, minlength=length))
 
 

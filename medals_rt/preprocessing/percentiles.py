@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,8 +98,11 @@ def _counts(image: Array, highs: npt.NDArray[np.intp] | None) -> list[npt.NDArra
     return totals
 
 
-def _ordered_keys(slab: Array) -> Array:
-    """Turn values into uint32 numbers of the same order, ``(n,)``; -0 becomes 0."""
+def _ordered_keys(slab: Any) -> Array:
+    """Turn values into uint32 numbers of the same order, ``(n,)``; -0 becomes 0.
+
+    `slab` is NumPy's or CuPy's: `view` is their own, and no function of the array API.
+    """
     xp = namespace(slab)
     values = xp.reshape(xp.astype(slab, xp.float32), (-1,)) + np.float32(0)
     bits = values.view(xp.uint32)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -282,11 +282,12 @@ def _axes_by_growth(axes: list[Axis]) -> list[int]:
     return [axis for axis in ordered if not axes[axis].keeps]
 
 
-def _code_of_undecided(labels: Array, xp: Namespace) -> tuple[npt.DTypeLike, int]:
+def _code_of_undecided(labels: Array, xp: Namespace) -> tuple[Any, int]:
     """Give a small integer type and a value of it that no label has."""
     largest = int(xp.max(labels)) if labels.size else 0
-    dtype = next(t for t in (xp.uint8, xp.uint16, xp.int64) if largest < int(xp.iinfo(t).max))
-    return dtype, int(xp.iinfo(dtype).max)
+    infos: list[Any] = [xp.iinfo(dtype) for dtype in (xp.uint8, xp.uint16, xp.int64)]
+    info = next(info for info in infos if largest < int(info.max))
+    return info.dtype, int(info.max)
 
 
 def _decide_where_neighbors_agree(

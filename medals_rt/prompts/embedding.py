@@ -8,7 +8,7 @@ import numpy.typing as npt
 from rapidfuzz import process
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.common.errors import BundleError
+from medals_rt.common.errors import BundleError, PromptError
 from medals_rt.prompts.prompt_set import Prompt, PromptSet
 from medals_rt.prompts.text_encoder import TextEncoder
 
@@ -45,6 +45,8 @@ class PromptEmbedder:
 
         Raises
         ------
+        PromptError
+            If there are more than the bundle's graphs take.
         BundleError
             If there is no text encoder and the bank does not cover a prompt's class (code
             `class-not-covered`; the message names the nearest), or the prompt is free text
@@ -54,6 +56,13 @@ class PromptEmbedder:
         """
         asked = prompts if isinstance(prompts, Sequence) else prompts.prompts
         bundle = self._bundle
+        limit = bundle.manifest.prompt_limit
+        if len(asked) > limit:
+            raise PromptError(
+                f"{len(asked)} prompts are more than the {limit} that bundle {bundle.name!r} takes "
+                "at once; split the case",
+                code="too-many-prompts",
+            )
         sources = tuple(self._source(prompt) for prompt in asked)
         missing = [
             str(prompt.class_key)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from medals_rt.common.choices import KINDS, check_kind
 from medals_rt.common.errors import MissingFileError, PromptError
+from medals_rt.common.limits import MAX_PROMPTS
 from medals_rt.prompts.classes import ClassKey
 from medals_rt.prompts.matching import Match, find_class, free_text
 
@@ -25,7 +26,6 @@ INSTANCE_LABEL: Final = "instance_label"
 MAX_LABEL: Final = 65535
 """Label values are stored as 16-bit integers at most."""
 
-MAX_PROMPTS: Final = 1000
 _MAX_FILE_BYTES: Final = 4 * 2**20
 
 

@@ -1,14 +1,21 @@
 """What every inference library is to the rest of the package: a runner of one graph."""
 
 import os
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol, Self, TypeAlias
 
+from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.cgroups import CGROUP, cpu_quota
 from medals_rt.common.choices import PRECISIONS, Precision, RunnerKind
 from medals_rt.common.errors import InputError, RunnerError
+from medals_rt.common.gpu import Gpu
 from medals_rt.common.typing import Array
+
+Device: TypeAlias = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,9 @@ class TensorSpec:
 
 
 class Runner(Protocol):
-    """One graph, opened once, run any number of times; not safe to share between threads.
+    """One graph, opened once, run any number of times; a context manager that closes it.
+
+    Not safe to share between threads. Runners are subclasses, for what is the same for all.
 
     Attributes
     ----------
@@ -30,7 +39,7 @@ class Runner(Protocol):
     kind
         The library, one of `RunnerKind`.
     device
-        Where arrays are taken from and given back: "cpu" or "cuda".
+        Where arrays are taken from and returned: "cpu" or "cuda".
     precision
         Arithmetic that is really used, one of `Precision`.
     version
@@ -45,7 +54,7 @@ class Runner(Protocol):
 
     name: str
     kind: RunnerKind
-    device: str
+    device: Device
     precision: Precision
     version: str
     threads: int
@@ -53,6 +62,7 @@ class Runner(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    @abstractmethod
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Compute all outputs from all inputs, by name.
 
@@ -64,15 +74,97 @@ class Runner(Protocol):
         RunnerError
             If an input is missing, unknown, or of a wrong shape or dtype, or the library fails.
         """
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Free what the library holds; the runner can't be used afterwards."""
-        ...
+
+    def release(self) -> None:
+        """Return the memory that the library keeps between runs; the next run takes it again."""
+        return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class OpenRequest:
+    """What is to be opened, and how; see `medals_rt.runners.selection.open_runner`.
+
+    `graph_paths` has one path, or those of graphs that are to be joined.
+    """
+
+    graph_paths: tuple[Path, ...]
+    name: str
+    precision: Precision | None = None
+    graph_precision: Precision | None = None
+    threads: int | None = None
+    cache_key: str | None = None
+    cuda_graphs: bool = False
+    joined: bool = False
+
+
+@dataclass(frozen=True)
+class RunnerSpec:
+    """An inference library as `medals_rt.runners.registry` lists it; its own file declares it.
+
+    Attributes
+    ----------
+    kind
+        The name by which it is chosen.
+    device
+        Where it computes and where its arrays lie.
+    libraries
+        What it needs, by the names of `medals_rt.common.optional_deps`.
+    open_graphs
+        Opens one graph, or joins several.
+    precisions
+        Arithmetic that it offers on this machine for graphs of a precision, what it takes unasked
+        first. May import the library.
+    auto_reason
+        Why `auto` takes it, for the report.
+    distributions
+        Packages one of whose modules another package has too, so that they are looked for by name.
+    graph_precisions
+        Of the graphs that it can run.
+    joins_graphs
+        Whether it gains from seeing the graphs of a pass as one.
+    why_no_engines
+        For libraries that need engines: why a bundle has none for a GPU; empty where it has.
+    """
+
+    kind: RunnerKind
+    device: Device
+    libraries: tuple[str, ...]
+    open_graphs: Callable[[OpenRequest], Runner]
+    precisions: Callable[[Precision], tuple[Precision, ...]]
+    auto_reason: str
+    distributions: tuple[str, ...] = ()
+    graph_precisions: tuple[Precision, ...] = PRECISIONS
+    joins_graphs: bool = False
+    why_no_engines: Callable[[Bundle, Gpu], str] | None = None
+
+
+def precision_of_graphs(graph_precision: Precision) -> tuple[Precision, ...]:
+    """Return a graph's own precision: all that there is on a GPU."""
+    return (graph_precision,)
 
 
 def check_feeds(name: str, inputs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> int | None:
-    """Hold inputs to a graph's specification and give the free dimension's size (None: no such).
+    """Check inputs against a graph's specification.
+
+    Returns
+    -------
+    int or None
+        Size of the free dimension; None where the graph has none.
 
     Raises
     ------
@@ -81,7 +173,8 @@ def check_feeds(name: str, inputs: Sequence[TensorSpec], feeds: Mapping[str, Arr
     """
     if feeds.keys() != {spec.name for spec in inputs}:
         raise RunnerError(
-            f"{name} takes {', '.join(spec.name for spec in inputs)}; got {', '.join(feeds)}"
+            f"{name} takes {', '.join(spec.name for spec in inputs)}; got {', '.join(feeds)}",
+            code="input-names",
         )
     free: int | None = None
     for spec in inputs:
@@ -96,13 +189,14 @@ def check_feeds(name: str, inputs: Sequence[TensorSpec], feeds: Mapping[str, Arr
         if not fits:
             raise RunnerError(
                 f"{name}: {spec.name} is {array.dtype} {tuple(array.shape)}, "
-                f"expected {spec.dtype} {spec.shape}"
+                f"expected {spec.dtype} {spec.shape}",
+                code="input-shape",
             )
     return free
 
 
 def check_precision(precision: str | None) -> Precision | None:
-    """Give back a precision that exists.
+    """Return a precision that exists, or None as it is.
 
     Raises
     ------
@@ -114,11 +208,14 @@ def check_precision(precision: str | None) -> Precision | None:
             return known
     if precision is None:
         return None
-    raise InputError(f"precision {precision!r} is not known here; use {' or '.join(PRECISIONS)}")
+    raise InputError(
+        f"unknown precision {precision!r}; use {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}",
+        code="precision-unknown",
+    )
 
 
 def thread_limit(threads: int | None) -> int:
-    """Decide how many threads to ask a library for; 0 leaves it to the library.
+    """Return how many threads to ask a library for; 0 leaves it to the library.
 
     Libraries look at the machine's cores. In a container that may use only part of them (a CPU
     quota) that means many threads waiting for each other, so the quota is given to them.
@@ -130,7 +227,9 @@ def thread_limit(threads: int | None) -> int:
     """
     if threads is not None:
         if threads < 1:
-            raise InputError(f"threads must be at least 1, got {threads}")
+            raise InputError(
+                f"threads must be at least 1, got {threads}", code="threads-not-positive"
+            )
         return threads
     quota = cpu_quota(CGROUP)
     return quota if quota is not None and quota < (os.cpu_count() or 1) else 0

@@ -1,6 +1,6 @@
-"""What runners on a card share: CuPy's arrays, one stream, and the order of work on it.
+"""What runners on a GPU share: CuPy's arrays, one stream, and the order of work on it.
 
-Untried on a card; the tests run it on a stand-in for CuPy that keeps arrays in host memory.
+Untried on a GPU; the tests run it on a fake of CuPy that keeps arrays in host memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,28 +14,30 @@ from medals_rt.common.typing import Array
 from medals_rt.runners.base import TensorSpec
 
 _ALIGNMENT_BYTES = 256
-"""Where arrays must begin that TensorRT reads or writes; CuPy's pool gives multiples of 512."""
+"""Where arrays must begin that TensorRT reads or writes; CuPy's pool takes multiples of 512."""
 
 
 def import_cupy() -> Any:
-    """Import CuPy where it finds a card.
+    """Import CuPy where it finds a GPU.
 
     Raises
     ------
     MissingDependencyError
-        If CuPy is not installed, or finds no card.
+        If CuPy is not installed, or finds no GPU.
     """
-    cupy = import_optional("CuPy", "a runner on a card")
+    cupy = import_optional("CuPy", "a runner on a GPU")
     if not cupy.is_available():
-        raise MissingDependencyError("a runner on a card was asked for, but CuPy finds no card")
+        raise MissingDependencyError(
+            "a runner on a GPU was asked for, but CuPy finds no GPU", code="gpu-missing"
+        )
     return cupy
 
 
 def runner_stream(cupy: Any) -> Any:
-    """Give the stream on which all graphs of this process run, for CuPy's current device.
+    """Return the stream on which all graphs of this process run, for CuPy's current device.
 
     It is none of the caller's, and does not wait for the default stream: inference libraries
-    synchronise the whole device when they are given that one. All runners share it, so that memory
+    synchronize the whole device when they are given that one. All runners share it, so that memory
     which one graph has done with serves the next (CuPy's pool keeps memory apart by stream).
     """
     return _stream_of(cupy, cupy.cuda.Device().id)
@@ -79,7 +81,7 @@ class Ordering:
 
 
 def device_inputs(cupy: Any, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Give inputs as contiguous, aligned CuPy arrays: themselves, or for views a copy on the card.
+    """Return inputs as contiguous, aligned CuPy arrays: themselves, or for views copies.
 
     Raises
     ------
@@ -90,13 +92,14 @@ def device_inputs(cupy: Any, name: str, feeds: Mapping[str, Array]) -> dict[str,
         if not isinstance(array, cupy.ndarray):
             raise RunnerError(
                 f"{name}: {key} is a {type(array).__name__} in host memory, and this runner takes "
-                "CuPy arrays; move it with medals_rt.common.arrays.to_device(array, 'cuda')"
+                "CuPy arrays; move it with medals_rt.common.arrays.to_device(array, 'cuda')",
+                code="input-not-on-gpu",
             )
     contiguous = {key: cupy.ascontiguousarray(array) for key, array in feeds.items()}
     return {key: array if _aligned(array) else array.copy() for key, array in contiguous.items()}
 
 
-def _aligned(array: Array) -> bool:
+def _aligned(array: Any) -> bool:
     return int(array.data.ptr) % _ALIGNMENT_BYTES == 0
 
 
@@ -107,7 +110,7 @@ def device_outputs(
     free: int | None,
     given: Mapping[str, Array] | None,
 ) -> dict[str, Array]:
-    """Give arrays for a graph's outputs: those given, else new ones from CuPy's pool.
+    """Return arrays for a graph's outputs: those given, else new ones from CuPy's pool.
 
     New ones are the caller's own: they are made on its current stream.
 
@@ -115,16 +118,19 @@ def device_outputs(
     ------
     RunnerError
         If an array given is unknown, of a wrong shape or dtype, or not contiguous and aligned, or
-        a shape can't be told from N.
+        a shape doesn't follow from N.
     """
     given = given or {}
     if unknown := sorted(given.keys() - {spec.name for spec in specs}):
-        raise RunnerError(f"{name} has no output {', '.join(unknown)}")
+        raise RunnerError(f"{name} has no output {', '.join(unknown)}", code="output-names")
     outputs = {}
     for spec in specs:
         sizes = tuple(size if isinstance(size, int) else free for size in spec.shape)
         if None in sizes:
-            raise RunnerError(f"{name}: the shape {spec.shape} of {spec.name} can't be told")
+            raise RunnerError(
+                f"{name}: the shape {spec.shape} of {spec.name} can't be known from the inputs",
+                code="output-shape",
+            )
         array = given.get(spec.name)
         if array is None:
             array = cupy.empty(sizes, spec.dtype)
@@ -137,7 +143,8 @@ def device_outputs(
         ):
             raise RunnerError(
                 f"{name}: the array given for {spec.name} is not a contiguous CuPy array of "
-                f"{spec.dtype} {sizes} that begins at a multiple of {_ALIGNMENT_BYTES} bytes"
+                f"{spec.dtype} {sizes} that begins at a multiple of {_ALIGNMENT_BYTES} bytes",
+                code="output-shape",
             )
         outputs[spec.name] = array
     return outputs

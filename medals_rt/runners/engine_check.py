@@ -1,9 +1,9 @@
-"""A new engine is first run in a child process, so that a fault on the card can't end the run.
+"""A new engine is first run in a child process, so that a fault on the GPU can't end the run.
 
-After a CUDA fault a process can use the card no more, and a bad engine may end it without a word.
-So the first time that an engine is opened with a card and driver, a child runs it on zeros, with
+After a CUDA fault a process can use the GPU no more, and a bad engine may end it without a word.
+So the first time that an engine is opened with a GPU and driver, a child runs it on zeros, with
 the fewest and the most prompts that it is for. What came of it is kept beside the engine: what
-failed is not opened again. Untried on a card; the tests use a stand-in for the library.
+failed is not opened again. Untried on a GPU; the tests use a fake of the library.
 """
 
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine_sha256
         What was tried.
     card, driver
-        With what; another card or driver is another trial.
+        With what; another GPU or driver is another trial. The name `card` is that of the file.
     failure
         Why it is not to be used; empty where it ran.
     tried
@@ -44,7 +44,7 @@ class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def ensure_tried(engine: Engine, name: str, *, timeout_s: float = TIMEOUT_S) -> tuple[str, ...]:
-    """Try an engine, unless it has been tried with this card and driver.
+    """Try an engine, unless it has been tried with this GPU and driver.
 
     Parameters
     ----------
@@ -65,18 +65,18 @@ def ensure_tried(engine: Engine, name: str, *, timeout_s: float = TIMEOUT_S) -> 
     RunnerError
         If it failed, now or then; the message gives the reason.
     MissingDependencyError
-        If there is no card.
+        If there is no GPU.
     """
-    card = require_gpu(f"the engine of {name}")
+    gpu = require_gpu(f"the engine of {name}")
     known = _known_trials(engine)
     notes: tuple[str, ...] = ()
-    trial = next((trial for trial in known if _is_of(trial, engine, card)), None)
+    trial = next((trial for trial in known if _is_of(trial, engine, gpu)), None)
     if trial is None:
         failure, lasting = _try_in_child(engine, timeout_s)
         trial = Trial(
             engine_sha256=engine.record.sha256,
-            card=card.name,
-            driver=card.driver,
+            card=gpu.name,
+            driver=gpu.driver,
             failure=failure,
             tried=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -84,32 +84,33 @@ def ensure_tried(engine: Engine, name: str, *, timeout_s: float = TIMEOUT_S) -> 
             notes = _keep(engine, [*known, trial])
     if trial.failure:
         raise RunnerError(
-            f"the engine of {name} was tried in a process of its own ({trial.tried}, {card.name}) "
+            f"the engine of {name} was tried in a process of its own ({trial.tried}, {gpu.name}) "
             f"and is not used: {trial.failure}; build it again with --rebuild, or delete "
-            f"{engine.trials_path} to have it tried again"
+            f"{engine.trials_path} to have it tried again",
+            code="engine-failed-trial",
         )
     return notes
 
 
 def _try_in_child(engine: Engine, timeout_s: float) -> tuple[str, bool]:
-    """Give why the engine failed (empty: it ran), and whether that is worth remembering."""
+    """Return why the engine failed (empty: it ran), and whether that is worth remembering."""
     child = run_python(["-m", WORKER, str(engine.folder), engine.record.name], timeout_s)
     if child.code == 0:
         return "", True
     if child.code is None:
         return f"it did not end within {timeout_s:g} s", True
-    told = (*child.complained, *child.said)
-    reason = told[-1] if told else "it gave no reason"
+    lines = (*child.complained, *child.said)
+    reason = lines[-1] if lines else "it gave no reason"
     if child.signal is not None:
         reason = f"the process ended by {child.signal} ({reason})"
     return reason, child.code != EXIT_OUT_OF_MEMORY
 
 
-def _is_of(trial: Trial, engine: Engine, card: Gpu) -> bool:
+def _is_of(trial: Trial, engine: Engine, gpu: Gpu) -> bool:
     return (trial.engine_sha256, trial.card, trial.driver) == (
         engine.record.sha256,
-        card.name,
-        card.driver,
+        gpu.name,
+        gpu.driver,
     )
 
 
@@ -121,7 +122,8 @@ def _known_trials(engine: Engine) -> list[Trial]:
         return []
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RunnerError(
-            f"{engine.trials_path} is damaged: {error}; delete it to have the engine tried again"
+            f"{engine.trials_path} is damaged: {error}; delete it to have the engine tried again",
+            code="trials-damaged",
         ) from error
     return [trial for trial in trials if trial.engine_sha256 == engine.record.sha256]
 

@@ -35,13 +35,15 @@ def main(arguments: Sequence[str]) -> int:
 def _run_on_zeros(engine: Engine) -> None:
     cupy = import_cupy()
     record = engine.record
-    runner = TensorRTRunner(engine, open_library(record.key.library), name=record.graph)
-    for count in sorted(set(runner.prompt_counts or (1,))):
-        feeds = {spec.name: _zeros(cupy, spec, count) for spec in runner.inputs}
-        for key, array in runner.run(feeds).items():
-            if not bool(cupy.isfinite(array).all()):
-                raise RunnerError(f"{key} is not finite where all inputs are 0 and N is {count}")
-    runner.close()
+    with TensorRTRunner(engine, open_library(record.key.library), name=record.graph) as runner:
+        for count in sorted(set(runner.prompt_counts or (1,))):
+            feeds = {spec.name: _zeros(cupy, spec, count) for spec in runner.inputs}
+            for key, array in runner.run(feeds).items():
+                if not bool(cupy.isfinite(array).all()):
+                    raise RunnerError(
+                        f"{key} is not finite where all inputs are 0 and N is {count}",
+                        code="output-not-finite",
+                    )
 
 
 def _zeros(cupy: Any, spec: TensorSpec, count: int) -> Any:

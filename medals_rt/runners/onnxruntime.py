@@ -1,14 +1,14 @@
-"""ONNX Runtime, on the CPU and on a card.
+"""ONNX Runtime, on the CPU and on a GPU.
 
-The part for cards has not been run on one; the tests run it on stand-ins for CuPy and for ONNX
-Runtime's binding of device memory, and those marked `gpu` are ready to run on a card.
+The part for GPUs has not been run on one; the tests run it on fakes of CuPy and of ONNX Runtime's
+binding of device memory, and those marked `gpu` are ready to run on a GPU.
 """
 
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -21,7 +21,23 @@ from medals_rt.common.errors import (
 )
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import Array
-from medals_rt.runners.base import TensorSpec, check_feeds, check_precision, thread_limit
+from medals_rt.runners.base import (
+    Device,
+    OpenRequest,
+    Runner,
+    RunnerSpec,
+    TensorSpec,
+    check_feeds,
+    precision_of_graphs,
+    thread_limit,
+)
+from medals_rt.runners.cuda import (
+    Ordering,
+    device_inputs,
+    device_outputs,
+    import_cupy,
+    runner_stream,
+)
 
 _CUDA = "CUDAExecutionProvider"
 _TYPES = {
@@ -33,39 +49,34 @@ _TYPES = {
 }
 
 
-class ONNXRuntimeRunner:
+class ONNXRuntimeRunner(Runner):
     """One ONNX graph in an ONNX Runtime session on the CPU, in fp32; see `Runner`.
 
     Arrays are NumPy's. The library makes new output arrays each run; they are the caller's own.
     """
 
     kind: RunnerKind = "onnxruntime"
-    device = "cpu"
+    device: Device = "cpu"
     precision: Precision = "fp32"
 
-    def __init__(
-        self,
-        graph_path: Path,
-        *,
-        name: str,
-        precision: str | None = None,
-        threads: int | None = None,
-    ) -> None:
+    def __init__(self, request: OpenRequest) -> None:
         onnxruntime = import_onnxruntime()
-        if check_precision(precision) not in {None, "fp32"}:
+        (graph_path,) = request.graph_paths
+        if request.precision not in {None, "fp32"}:
             raise InputError(
-                f"ONNX Runtime computes in fp32 on a CPU, not {precision}; "
-                "use precision fp32 or --runner openvino"
+                f"ONNX Runtime computes in fp32 on a CPU, not {request.precision}; "
+                "use precision fp32 or --runner openvino",
+                code="precision-unsupported",
             )
-        self.name = name
+        self.name = request.name
         self.version: str = onnxruntime.__version__
-        self.threads = thread_limit(threads)
+        self.threads = thread_limit(request.threads)
         self.notes: tuple[str, ...] = ()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         self._session = _open_session(
-            onnxruntime, graph_path, options, ["CPUExecutionProvider"], name
+            onnxruntime, graph_path, options, ["CPUExecutionProvider"], self.name
         )
         self.inputs = _specs(self._session.get_inputs())
         self.outputs = _specs(self._session.get_outputs())
@@ -78,7 +89,9 @@ class ONNXRuntimeRunner:
         try:
             results = self._session.run(names, contiguous)
         except Exception as error:  # the library's errors share no base class of their own
-            raise RunnerError(f"ONNX Runtime failed in {self.name}: {error}") from error
+            raise RunnerError(
+                f"ONNX Runtime failed in {self.name}: {error}", code="run-failed"
+            ) from error
         return dict(zip(names, results, strict=True))
 
     def close(self) -> None:
@@ -86,42 +99,35 @@ class ONNXRuntimeRunner:
         self._session = None
 
 
-class ONNXRuntimeCUDARunner:
-    """One ONNX graph in an ONNX Runtime session on the current card; see `Runner`.
+class ONNXRuntimeCUDARunner(Runner):
+    """One ONNX graph in an ONNX Runtime session on the current GPU; see `Runner`.
 
     Arrays are CuPy's and are bound by their addresses: nothing is copied but a view that is not
-    contiguous, and that on the card. Outputs are new arrays from CuPy's pool that belong to the
+    contiguous, and that on the GPU. Outputs are new arrays from CuPy's pool that belong to the
     caller. Work is queued on the stream that runners share and ordered by events against the
-    caller's current stream; `run` does not wait for the card.
+    caller's current stream; `run` does not wait for the GPU.
 
     The graph decides the arithmetic: fp16 where its tensors are, else fp32 without TF32.
     """
 
     kind: RunnerKind = "onnxruntime-cuda"
-    device = "cuda"
+    device: Device = "cuda"
     threads = 0
 
-    def __init__(
-        self,
-        graph_path: Path,
-        *,
-        name: str,
-        precision: str | None = None,
-        graph_precision: Precision | None = None,
-    ) -> None:
-        from medals_rt.runners.cuda import Ordering, import_cupy, runner_stream
-
+    def __init__(self, request: OpenRequest) -> None:
         onnxruntime = import_onnxruntime()
         if _CUDA not in onnxruntime.get_available_providers():
             raise MissingDependencyError(
                 f"this ONNX Runtime ({onnxruntime.__version__}) is one without CUDA: "
-                "pip uninstall onnxruntime, then pip install 'medals-rt[gpu]'"
+                "pip uninstall onnxruntime, then pip install 'medals-rt[gpu]'",
+                code="onnxruntime-without-cuda",
             )
         self._cupy = import_cupy()
         _load_cuda_libraries(onnxruntime)
         self._device = int(self._cupy.cuda.Device().id)
         self._ordering = Ordering(self._cupy, runner_stream(self._cupy))
-        self.name = name
+        (graph_path,) = request.graph_paths
+        self.name = request.name
         self.version: str = onnxruntime.__version__
         self.notes: tuple[str, ...] = ()
         provider = {
@@ -132,31 +138,31 @@ class ONNXRuntimeCUDARunner:
             "arena_extend_strategy": "kSameAsRequested",
         }
         self._session = _open_session(
-            onnxruntime, graph_path, onnxruntime.SessionOptions(), [(_CUDA, provider)], name
+            onnxruntime, graph_path, onnxruntime.SessionOptions(), [(_CUDA, provider)], self.name
         )
         if self._session.get_providers()[:1] != [_CUDA]:
             raise RunnerError(
-                f"ONNX Runtime did not take {name} to the card (its CUDA and cuDNN libraries are "
-                "missing or of another version); it would have run on the CPU"
+                f"ONNX Runtime did not take {self.name} to the GPU (its CUDA and cuDNN libraries "
+                "are missing or of another version); it would have run on the CPU",
+                code="cuda-not-used",
             )
         self.inputs = _specs(self._session.get_inputs())
         self.outputs = _specs(self._session.get_outputs())
-        self.precision: Precision = graph_precision or _graph_precision(
+        self.precision: Precision = request.graph_precision or _graph_precision(
             (*self.inputs, *self.outputs)
         )
-        if check_precision(precision) not in {None, self.precision}:
+        if request.precision not in {None, self.precision}:
             raise InputError(
-                f"{name} is a graph in {self.precision}, and ONNX Runtime computes in that on a "
-                f"card, not in {precision}; export the bundle in {precision}"
+                f"{self.name} is a graph in {self.precision}, and ONNX Runtime computes in that on "
+                f"a GPU, not in {request.precision}; export the bundle in {request.precision}",
+                code="precision-unsupported",
             )
         self._run_options = onnxruntime.RunOptions()
-        # Else a run waits for the card; the order of work is kept by events.
+        # Else a run waits for the GPU; the order of work is kept by events.
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Queue the computation of all outputs; see `Runner.run`."""
-        from medals_rt.runners.cuda import device_inputs, device_outputs
-
         free = check_feeds(self.name, self.inputs, feeds)
         arrays = device_inputs(self._cupy, self.name, feeds)
         results = device_outputs(self._cupy, self.name, self.outputs, free, None)
@@ -169,7 +175,9 @@ class ONNXRuntimeCUDARunner:
             with self._ordering.after_and_before():
                 self._session.run_with_iobinding(binding, self._run_options)
         except Exception as error:  # the library's errors share no base class of their own
-            raise RunnerError(f"ONNX Runtime failed in {self.name}: {error}") from error
+            raise RunnerError(
+                f"ONNX Runtime failed in {self.name}: {error}", code="run-failed"
+            ) from error
         return results
 
     def close(self) -> None:
@@ -178,8 +186,8 @@ class ONNXRuntimeCUDARunner:
             self._ordering.wait()
         self._session = None
 
-    def _place(self, array: Array) -> tuple[str, int, np.dtype[Any], tuple[int, ...], int]:
-        """Give device, its number, dtype, shape and address: where the library finds it."""
+    def _place(self, array: Any) -> tuple[str, int, np.dtype[Any], tuple[int, ...], int]:
+        """Return device, its number, dtype, shape and address: where the library finds it."""
         return (
             "cuda",
             self._device,
@@ -209,12 +217,12 @@ def _open_session(
     onnxruntime: Any, graph_path: Path, options: Any, providers: Sequence[Any], name: str
 ) -> Any:
     if not graph_path.is_file():
-        raise MissingFileError(f"there is no graph {graph_path}")
+        raise MissingFileError(f"there is no graph {graph_path}", code="graph-missing")
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(graph_path), options, providers=list(providers))
     except Exception as error:  # the library's errors share no base class of their own
-        raise RunnerError(f"ONNX Runtime refused {name}: {error}") from error
+        raise RunnerError(f"ONNX Runtime refused {name}: {error}", code="graph-refused") from error
 
 
 def _graph_precision(specs: Sequence[TensorSpec]) -> Precision:
@@ -227,3 +235,27 @@ def _specs(values: Sequence[Any]) -> tuple[TensorSpec, ...]:
         TensorSpec(value.name, tuple(value.shape), _TYPES.get(value.type, value.type))
         for value in values
     )
+
+
+def _in_fp32(_: Precision) -> tuple[Precision, ...]:
+    return ("fp32",)
+
+
+ONNXRUNTIME: Final = RunnerSpec(
+    kind="onnxruntime",
+    device="cpu",
+    libraries=("ONNX Runtime",),
+    open_graphs=ONNXRuntimeRunner,
+    precisions=_in_fp32,
+    auto_reason="OpenVINO is not installed, ONNX Runtime is",
+    graph_precisions=("fp32", "fp16"),  # it has no bf16 convolution on a CPU
+)
+ONNXRUNTIME_CUDA: Final = RunnerSpec(
+    kind="onnxruntime-cuda",
+    device="cuda",
+    libraries=("ONNX Runtime", "CuPy"),
+    distributions=("onnxruntime-gpu",),
+    open_graphs=ONNXRuntimeCUDARunner,
+    precisions=precision_of_graphs,
+    auto_reason="ONNX Runtime runs on it",
+)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -10,7 +10,15 @@ from medals_rt.common.cache_dir import mark_used
 from medals_rt.common.choices import Precision, RunnerKind
 from medals_rt.common.errors import InputError, MissingFileError, RunnerError
 from medals_rt.common.typing import Array
-from medals_rt.runners.base import TensorSpec, check_feeds, check_precision, thread_limit
+from medals_rt.runners.base import (
+    Device,
+    OpenRequest,
+    Runner,
+    RunnerSpec,
+    TensorSpec,
+    check_feeds,
+    thread_limit,
+)
 from medals_rt.runners.openvino_cache import compiled_file, keep_compiled
 from medals_rt.runners.openvino_graphs import (
     arrange,
@@ -33,90 +41,76 @@ _DTYPES = {
 }
 
 
-class OpenVINORunner:
+class OpenVINORunner(Runner):
     """One ONNX graph, or several joined into one, compiled by OpenVINO for the CPU; see `Runner`.
 
-    Arrays are NumPy's. Each run is a request of its own, so that the arrays which it gives are the
-    caller's own, and the library keeps none that it was given.
+    Arrays are NumPy's. Each run is a request of its own, so that the arrays which it returns are
+    the caller's own, and the library keeps none that it was given.
 
-    Parameters
-    ----------
-    graph_paths
-        An ONNX file, or several: an input of a later one that has the name of an earlier one's
-        output is fed by it, inputs of one name are one, and what no later graph reads is given
-        back. The library then optimizes across them: what one hands to the next stays in the
-        processor's own layout and precision. `prompt_features` of `adapted_queries` made before is
-        looked up by the input `prompt_index` (see `openvino_graphs.PROMPT_INDEX`).
-    name
-        For messages.
-    precision, threads
-        As for `open_runner`.
-    cache_key
-        Names the graphs' content; the compiled form is kept under it. None keeps nothing.
-    chained
-        In bf16, arrange graphs for speed (`openvino_graphs.arrange_for_bf16`), and take and give
-        what one chain of graphs hands to the next (`HANDED_OVER` there) as `(1, H, W, D, C)` bf16,
-        whose bits are NumPy's uint16: half the memory, and neither converted nor turned around.
+    Of several graphs, an input of a later one that has the name of an earlier one's output is fed
+    by it, inputs of one name are one, and what no later graph reads is returned. The library then
+    optimizes across them: what one hands to the next stays in the processor's own layout and
+    precision. `prompt_features` of `adapted_queries` made before is looked up by the input
+    `prompt_index` (see `openvino_graphs.PROMPT_INDEX`).
+
+    Joined graphs in bf16 are arranged for speed (`openvino_graphs.arrange_for_bf16`), and take and
+    return what one chain of graphs hands to the next (`HANDED_OVER` there) as `(1, H, W, D, C)`
+    bf16, whose bits are NumPy's uint16: half the memory, and neither converted nor transposed.
+
+    The compiled form is kept in the user's cache folder under the request's `cache_key`.
     """
 
     kind: RunnerKind = "openvino"
-    device = "cpu"
+    device: Device = "cpu"
 
-    def __init__(
-        self,
-        graph_paths: Path | Sequence[Path],
-        *,
-        name: str,
-        precision: str | None = None,
-        threads: int | None = None,
-        cache_key: str | None = None,
-        chained: bool = False,
-    ) -> None:
+    def __init__(self, request: OpenRequest) -> None:
         openvino = import_openvino()
-        paths = (graph_paths,) if isinstance(graph_paths, Path) else tuple(graph_paths)
-        for path in paths:
+        for path in request.graph_paths:
             if not path.is_file():
-                raise MissingFileError(f"there is no graph {path}")
-        self.name = name
+                raise MissingFileError(f"there is no graph {path}", code="graph-missing")
+        self.name = request.name
         self.version: str = openvino.__version__.partition("-")[0]
         self.notes: tuple[str, ...] = ()
         self._library = openvino
         self._mapped: Any = None
         core = shared_core()
-        self.precision = _precision(core, check_precision(precision))
+        self.precision = _precision(core, request.precision)
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
         }
-        limit = thread_limit(threads)
+        limit = thread_limit(request.threads)
         if limit:
             config["INFERENCE_NUM_THREADS"] = limit
         try:
             self._compiled: Any = None
             kept = None
-            if cache_key is not None:
+            if request.cache_key is not None:
                 processor = core.get_property("CPU", "FULL_DEVICE_NAME")
                 parts = (
                     _JOINED_BY,
-                    cache_key,
+                    request.cache_key,
                     self.version,
                     processor,
                     self.precision,
-                    chained,
+                    request.joined,
                     limit,
                 )
                 kept, self.notes = compiled_file(parts)
             if kept is not None:
                 self._compiled = self._reopened(core, kept, config)
             if self._compiled is None:
-                model = arrange(join_graphs(paths), self.precision, chained=chained)
+                joined = join_graphs(request.graph_paths)
+                model = arrange(joined, self.precision, chained=request.joined)
                 self._compiled = core.compile_model(model, "CPU", config)
                 if kept is not None:
                     self.notes += keep_compiled(kept, self._compiled.export_model)
             self.threads = int(self._compiled.get_property("INFERENCE_NUM_THREADS"))
         except RuntimeError as error:
-            raise RunnerError(f"OpenVINO refused {name}: {_reason(error)}") from error
+            raise RunnerError(
+                f"OpenVINO refused {self.name}: {_reason(error)}", code="graph-refused"
+            ) from error
         self.inputs = _specs(self._compiled.inputs)
         self.outputs = _specs(self._compiled.outputs)
         ports = (*self._compiled.inputs, *self._compiled.outputs)
@@ -139,7 +133,9 @@ class OpenVINORunner:
             }
             request.infer(inputs, share_inputs=True, share_outputs=True)
         except RuntimeError as error:
-            raise RunnerError(f"OpenVINO failed in {self.name}: {_reason(error)}") from error
+            raise RunnerError(
+                f"OpenVINO failed in {self.name}: {_reason(error)}", code="run-failed"
+            ) from error
         # an output of free size that is set would be written elsewhere first, and then copied
         for spec in self.outputs:
             if spec.name not in results:
@@ -147,7 +143,7 @@ class OpenVINORunner:
         return results
 
     def release(self) -> None:
-        """Give back the memory that the library keeps between runs; the next run takes it anew."""
+        """Return the memory that the library keeps between runs; the next run takes it again."""
         self._compiled.release_memory()
 
     def close(self) -> None:
@@ -175,15 +171,12 @@ class OpenVINORunner:
         return compiled
 
     def _tensor(self, name: str, array: Array) -> Any:
-        """Give the library's view of an array, in the type of an input or output."""
+        """Return the library's view of an array, in the type of an input or output."""
         return self._library.Tensor(array, self._library.Shape(array.shape), self._types[name])
 
 
-def precisions() -> tuple[Precision, ...]:
-    """Precisions that this processor computes in, the one taken unasked first.
-
-    OpenVINO itself is asked what is native: bf16 needs AMX or AVX512-BF16.
-    """
+def _precisions(_: Precision) -> tuple[Precision, ...]:
+    """Return what this processor computes in, as OpenVINO says; bf16 needs AMX or AVX512-BF16."""
     return _native(shared_core())
 
 
@@ -193,14 +186,18 @@ def _native(core: Any) -> tuple[Precision, ...]:
 
 
 def _precision(core: Any, asked: Precision | None) -> Precision:
-    """Choose bf16 where the processor computes in it natively, else fp32, unless told."""
+    """Choose bf16 where the processor computes in it natively, else fp32, unless one is asked."""
     if asked == "fp16":
-        raise InputError("OpenVINO is far slower in fp16 on a CPU; use precision bf16 or fp32")
+        raise InputError(
+            "OpenVINO is far slower in fp16 on a CPU; use precision bf16 or fp32",
+            code="precision-unsupported",
+        )
     offered = _native(core)
     if asked is not None and asked not in offered:
         raise RunnerError(
             f"this processor has no {asked} arithmetic (bf16 needs AMX or AVX512-BF16); "
-            "use precision fp32"
+            "use precision fp32",
+            code="precision-not-native",
         )
     return asked or offered[0]
 
@@ -221,6 +218,17 @@ def _specs(ports: Sequence[Any]) -> tuple[TensorSpec, ...]:
 
 
 def _reason(error: Exception) -> str:
-    """Give the last line that says something; the ones before it name source files."""
+    """Return the last line that says something; the ones before it name source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+OPENVINO: Final = RunnerSpec(
+    kind="openvino",
+    device="cpu",
+    libraries=("OpenVINO",),
+    open_graphs=OpenVINORunner,
+    precisions=_precisions,
+    auto_reason="OpenVINO is installed, the fastest on a CPU",
+    joins_graphs=True,
+)

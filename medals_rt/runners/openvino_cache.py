@@ -10,7 +10,7 @@ from medals_rt.common.cache_dir import cache_folder, forget_old
 
 
 def compiled_file(key: Sequence[object]) -> tuple[Path | None, tuple[str, ...]]:
-    """Give the file of a compiled graph, named by all that decides whether it fits, and notes.
+    """Return the file of a compiled graph, named by all that decides whether it fits, and notes.
 
     The key names the graphs' content, so that another graph under the same path never finds the
     old one's compilation. Where there is no place for caches, the file is None and a note says so.
@@ -23,7 +23,7 @@ def compiled_file(key: Sequence[object]) -> tuple[Path | None, tuple[str, ...]]:
 
 
 def keep_compiled(file: Path, export: Callable[[], Any]) -> tuple[str, ...]:
-    """Write a compiled graph; what can't be kept is told in a note, and is not fatal.
+    """Write a compiled graph; what can't be kept becomes a note, and is not fatal.
 
     Parameters
     ----------

@@ -83,9 +83,9 @@ def arrange_for_bf16(model: Any) -> Any:
     """Take out what a chain spends beside arithmetic when it computes in bf16.
 
     There the plugin keeps volumes with their channels last. So values that are handed over are
-    given and taken that way, and classes are products with voxels' rows: no volume is turned
-    around. Joining two volumes' channels is a copy of both; instead each goes through its half of
-    the convolution, which adds to what the first one gave. That rounds once more, so it is done
+    given and taken that way, and classes are products with voxels' rows: no volume is
+    transposed. Joining two volumes' channels is a copy of both; instead each goes through its half
+    of the convolution, which adds to what the first one gave. That rounds once more, so it is done
     only to large volumes, whose copies cost time and memory.
     """
     _change_each(model, {"Convolution": _split_convolution, "MatMul": _multiply_rows})
@@ -111,7 +111,7 @@ def import_openvino() -> Any:
 
 
 def shared_core() -> Any:
-    """Give the process's one `openvino.Core`.
+    """Return the process's one `openvino.Core`.
 
     Each has a CPU plugin of its own, which gives the thread another stack for signal handlers while
     it lives. Of several, those that end in the order in which they began leave a stack that is no
@@ -135,7 +135,7 @@ def port_name(port: Any) -> str:
 
 
 def _looked_up(adapted_queries: Any, prompt_features: Any) -> tuple[Any, Any]:
-    """Give the input `PROMPT_INDEX`, and `F_a (1, C, H, W, D)`: a voxel's row of `T (N, C)`."""
+    """Return the input `PROMPT_INDEX`, and `F_a (1, C, H, W, D)`: a voxel's row of `T (N, C)`."""
     openvino = import_openvino()
     from openvino import opset13
 
@@ -213,7 +213,7 @@ def _multiply_rows(product: Any) -> None:
 
 
 def _norm_in_steps(norm: Any) -> None:
-    """Give ``(x - mean) / sqrt(variance + eps)`` by means in steps, where planes are large."""
+    """Return ``(x - mean) / sqrt(variance + eps)`` by means in steps, where planes are large."""
     from openvino import opset13
 
     options, values = norm.get_attributes(), norm.input_value(0)
@@ -266,7 +266,7 @@ def _mean_in_steps(values: Any, pools: Sequence[Sequence[int]]) -> Any:
 
 
 def _with_channels_last(model: Any) -> Any:
-    """Give and take values of the names `HANDED_OVER` as `(1, H, W, D, C)` bf16."""
+    """Return and take values of the names `HANDED_OVER` as `(1, H, W, D, C)` bf16."""
     openvino = import_openvino()
     from openvino import opset13
 
@@ -299,7 +299,7 @@ def _with_channels_last(model: Any) -> Any:
 
 
 def _named(model: Any, outputs: Sequence[str]) -> Any:
-    """Give a model's outputs their names, on tensor and node, where the library loses them."""
+    """Name a model's outputs, on tensor and node, where the library loses them."""
     for port, name in zip(model.outputs, outputs, strict=True):
         port.get_tensor().set_names({name})
         port.get_node().set_friendly_name(name + _OUTPUT_NODE)
@@ -307,7 +307,7 @@ def _named(model: Any, outputs: Sequence[str]) -> Any:
 
 
 def _of_width(source: Any, parameter: Any) -> Any:
-    """Give what comes from one graph the number of prompts that the next one fixes."""
+    """Return what comes from one graph the number of prompts that the next one fixes."""
     wanted = parameter.get_partial_shape()
     if source.get_partial_shape().is_static or wanted.is_dynamic:
         return source

@@ -1,72 +1,35 @@
-"""Inference libraries behind one protocol, one file each; none is imported before it is chosen."""
+"""Choosing an inference library and opening graphs in it; all is read from the registry."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
 
-from medals_rt.common.choices import Precision, RunnerKind
-from medals_rt.common.errors import BundleError, InputError, MissingDependencyError
-from medals_rt.common.optional_deps import missing, missing_one_of
-from medals_rt.runners.base import Runner, TensorSpec
-
-if TYPE_CHECKING:
-    from medals_rt.bundle.bundle import Bundle
-    from medals_rt.common.choices import TensorRTKind
-    from medals_rt.common.gpu import Gpu
-
-__all__ = [
-    "CPU_RUNNERS",
-    "JOINING_RUNNERS",
-    "LIBRARIES",
-    "RUNNER_KINDS",
-    "Choice",
-    "Precision",
-    "Runner",
-    "RunnerKind",
-    "TensorSpec",
-    "choose",
-    "installed",
-    "open_joined",
-    "open_runner",
-    "precisions",
-    "release_memory",
-    "usable",
-    "why_not",
-]
-
-RUNNER_KINDS: tuple[RunnerKind, ...] = get_args(RunnerKind)
-CPU_RUNNERS: tuple[RunnerKind, ...] = ("openvino", "onnxruntime")
-JOINING_RUNNERS: tuple[RunnerKind, ...] = ("openvino",)
-"""Libraries that gain from seeing the graphs of a pass as one (`open_joined`)."""
-LIBRARIES: dict[RunnerKind, tuple[str, ...]] = {
-    "openvino": ("OpenVINO",),
-    "onnxruntime": ("ONNX Runtime",),
-    "onnxruntime-cuda": ("ONNX Runtime", "CuPy"),
-    "tensorrt": ("TensorRT", "CuPy"),
-    "tensorrt-rtx": ("TensorRT-RTX", "CuPy"),
-}
-"""What each needs, by the names of `medals_rt.common.optional_deps`."""
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.common import gpu
+from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS, Precision, RunnerKind
+from medals_rt.common.errors import InputError
+from medals_rt.common.optional_deps import is_installed, missing, missing_one_of
+from medals_rt.runners.base import OpenRequest, Runner, RunnerSpec, check_precision
+from medals_rt.runners.registry import REGISTRY, runner_spec
 
 
 @dataclass(frozen=True)
-class Choice:
+class RunnerChoice:
     """Which library runs, and why, for the report."""
 
     kind: RunnerKind
     why: str
 
 
-def choose(asked: str = "auto", bundle: "Bundle | None" = None) -> Choice:
+def choose(asked: str = "auto", bundle: Bundle | None = None) -> RunnerChoice:
     """Decide which inference library runs.
 
-    "auto" takes, on a machine with an NVIDIA card, TensorRT or TensorRT-RTX where the bundle has
-    an engine of every graph that fits the card and the library's version, else ONNX Runtime with
-    CUDA. Without a card, or where all of that is missing, it takes OpenVINO (the fastest on a
-    CPU), else ONNX Runtime. What was passed over is told in `why`. What is asked for by name is
-    never replaced by another.
+    "auto" takes the first of `REGISTRY` that can run the bundle here (`why_not`): with an NVIDIA
+    GPU, TensorRT or TensorRT-RTX where the bundle has an engine of every graph that fits the GPU
+    and the library's version, else ONNX Runtime with CUDA; without one, or where all of that is
+    missing, OpenVINO (the fastest on a CPU), else ONNX Runtime. What was passed over on a GPU is
+    told in `why`. What is asked for by name is never replaced by another.
 
     Parameters
     ----------
@@ -88,9 +51,11 @@ def choose(asked: str = "auto", bundle: "Bundle | None" = None) -> Choice:
     for kind in RUNNER_KINDS:
         if asked == kind:
             if not installed(kind):
-                raise missing(f"the runner {kind}", *LIBRARIES[kind])
-            return Choice(kind, "asked for")
-    raise InputError(f"there is no runner {asked!r}; use auto, {', '.join(RUNNER_KINDS)}")
+                raise missing(f"the runner {kind}", *runner_spec(kind).libraries)
+            return RunnerChoice(kind, "asked for")
+    raise InputError(
+        f"there is no runner {asked!r}; use auto, {', '.join(RUNNER_KINDS)}", code="runner-unknown"
+    )
 
 
 def open_runner(
@@ -109,14 +74,14 @@ def open_runner(
     Parameters
     ----------
     kind
-        As `choose` gave it.
+        As `choose` found it.
     graph_path
         An ONNX file; for TensorRT one of a bundle, whose folder `engines` holds its engine.
     name
-        Name for messages; the file's stem if none is given.
+        Name for messages; None: the file's stem.
     precision
         "fp32", "fp16" or "bf16". None for the fastest that the processor computes in natively; on
-        a card for the graph's own, which is all that there is.
+        a GPU for the graph's own, which is all that there is.
     graph_precision
         The arithmetic that the graph asks for, as its bundle says; None where that is not known.
     threads
@@ -138,33 +103,16 @@ def open_runner(
     RunnerError
         If the library refuses the graph, or the processor lacks the precision.
     """
-    name = name or graph_path.stem
-    if kind == "openvino":
-        from medals_rt.runners.openvino import OpenVINORunner
-
-        return OpenVINORunner(
-            graph_path, name=name, precision=precision, threads=threads, cache_key=cache_key
-        )
-    if kind == "onnxruntime":
-        from medals_rt.runners.onnxruntime import ONNXRuntimeRunner
-
-        return ONNXRuntimeRunner(graph_path, name=name, precision=precision, threads=threads)
-    if kind == "onnxruntime-cuda":
-        from medals_rt.runners.onnxruntime import ONNXRuntimeCUDARunner
-
-        return ONNXRuntimeCUDARunner(
-            graph_path, name=name, precision=precision, graph_precision=graph_precision
-        )
-    from medals_rt.runners.tensorrt import open_engine
-
-    return open_engine(
-        kind,
-        graph_path,
-        name=name,
-        precision=precision,
-        graph_sha256=cache_key,
+    request = OpenRequest(
+        graph_paths=(graph_path,),
+        name=name or graph_path.stem,
+        precision=check_precision(precision),
+        graph_precision=graph_precision,
+        threads=threads,
+        cache_key=cache_key,
         cuda_graphs=cuda_graphs,
     )
+    return runner_spec(kind).open_graphs(request)
 
 
 def open_joined(
@@ -179,68 +127,48 @@ def open_joined(
     """Open several graphs that run in a row as one graph.
 
     An input of a later graph with the name of an earlier one's output is fed by it, and what none
-    of them reads is given back. What only the next such graph reads (features) may be given as
-    something that only this library understands. The rest is as for `open_runner`.
+    of them reads is returned. What only the next such graph reads (features) may be something that
+    only this library understands. The rest is as for `open_runner`.
 
     Parameters
     ----------
     kind
-        One of `JOINING_RUNNERS`.
+        One that joins graphs (`RunnerSpec.joins_graphs`).
     graph_paths
         ONNX files, in the order in which they run.
     name, precision, threads, cache_key
         As for `open_runner`.
     """
-    if kind not in JOINING_RUNNERS:
+    spec = runner_spec(kind)
+    if not spec.joins_graphs:
         raise ValueError(f"{kind} does not join graphs")
-    from medals_rt.runners.openvino import OpenVINORunner
-
-    return OpenVINORunner(
-        graph_paths,
+    request = OpenRequest(
+        graph_paths=tuple(graph_paths),
         name=name,
-        precision=precision,
+        precision=check_precision(precision),
         threads=threads,
         cache_key=cache_key,
-        chained=True,
+        joined=True,
     )
-
-
-def release_memory(runner: Runner) -> None:
-    """Give back what a runner keeps between runs, where its library can."""
-    release = getattr(runner, "release", None)
-    if release is not None:
-        release()
+    return spec.open_graphs(request)
 
 
 def installed(kind: RunnerKind) -> bool:
-    """Tell whether what a runner needs is there, without importing it; not whether a card is."""
-    if kind in CPU_RUNNERS:
-        return find_spec(kind) is not None
-    if find_spec("cupy") is None:
-        return False
-    if kind == "onnxruntime-cuda":
-        try:
-            distribution("onnxruntime-gpu")
-        except PackageNotFoundError:
-            return False
-        return True
-    return kind in _tensorrt_installed()
+    """Whether what a runner needs is there, without importing it; not whether a GPU is."""
+    spec = runner_spec(kind)
+    return all(map(is_installed, spec.libraries)) and all(map(_distributed, spec.distributions))
 
 
 def usable(kind: RunnerKind) -> bool:
-    """Tell whether a runner could be opened here: installed, and a card there if it needs one."""
-    if not installed(kind):
-        return False
-    from medals_rt.common.gpu import find_gpu
-
-    return kind in CPU_RUNNERS or find_gpu() is not None
+    """Whether a runner could be opened here: installed, and a GPU there if it needs one."""
+    return installed(kind) and (kind in CPU_RUNNERS or gpu.find_gpu() is not None)
 
 
-def why_not(kind: RunnerKind, bundle: "Bundle | None") -> str:
+def why_not(kind: RunnerKind, bundle: Bundle | None) -> str:
     """Say why a runner can't run a bundle on this machine; empty where it can.
 
-    Told from what is installed, the card, and the records in the bundle: nothing is opened, so a
-    library may still refuse a graph.
+    It follows from what is installed, the GPU, and the records in the bundle: no graph is opened,
+    so a library may still refuse one.
 
     Parameters
     ----------
@@ -251,29 +179,21 @@ def why_not(kind: RunnerKind, bundle: "Bundle | None") -> str:
     """
     if not installed(kind):
         return f"{kind} is not installed"
-    if kind == "openvino":
-        return ""
-    if kind == "onnxruntime":
-        if bundle is not None and not precisions(kind, bundle.precision):
-            return f"{kind} has no arithmetic on a CPU for a bundle in {bundle.precision}"
-        return ""
-    from medals_rt.common.gpu import find_gpu
-
-    card = find_gpu()
-    if card is None:
-        return f"{kind} needs an NVIDIA card, and no driver finds one"
-    return "" if kind == "onnxruntime-cuda" else _why_no_engines(kind, bundle, card)
+    spec = runner_spec(kind)
+    if bundle is not None and bundle.precision not in spec.graph_precisions:
+        return f"{kind} can't compute a bundle in {bundle.precision}"
+    return "" if spec.device == "cpu" else _why_not_on_gpu(spec, bundle)
 
 
 def precisions(kind: RunnerKind, graph_precision: Precision = "fp32") -> tuple[Precision, ...]:
-    """Precisions that a library offers on this machine, the one that it takes unasked first.
+    """Return what a library computes in on this machine, what it takes unasked first.
 
     Parameters
     ----------
     kind
         The library.
     graph_precision
-        What the graphs ask for, which on a card is all that there is.
+        What the graphs ask for, which on a GPU is all that there is.
 
     Returns
     -------
@@ -286,58 +206,48 @@ def precisions(kind: RunnerKind, graph_precision: Precision = "fp32") -> tuple[P
     MissingDependencyError
         If the library is not installed.
     """
-    if kind == "openvino":
-        from medals_rt.runners import openvino
-
-        return openvino.precisions()
-    if kind == "onnxruntime":
-        return () if graph_precision == "bf16" else ("fp32",)
-    return (graph_precision,)
+    spec = runner_spec(kind)
+    return spec.precisions(graph_precision) if graph_precision in spec.graph_precisions else ()
 
 
-def _automatic(bundle: "Bundle | None") -> Choice:
-    from medals_rt.common.gpu import find_gpu
-
-    card = find_gpu()
-    if card is None:
-        return _automatic_on_cpu("")
-    passed_over: list[str] = []
-    for kind in ("tensorrt", "tensorrt-rtx"):
-        reason = why_not(kind, bundle)
-        if not reason:
-            return Choice(kind, f"auto: {card.name}, and the bundle has {kind} engines for it")
-        passed_over.append(reason)
-    if installed("onnxruntime-cuda"):
-        return Choice("onnxruntime-cuda", f"auto: {card.name}; {'; '.join(passed_over)}")
-    passed_over.append("onnxruntime-cuda is not installed")
-    return _automatic_on_cpu(f", and {card.name} is not used: {'; '.join(passed_over)}")
+def _why_not_on_gpu(spec: RunnerSpec, bundle: Bundle | None) -> str:
+    found = gpu.find_gpu()
+    if found is None:
+        return f"{spec.kind} needs an NVIDIA GPU, and no driver finds one"
+    if spec.why_no_engines is None:
+        return ""
+    if bundle is None:
+        return f"no bundle to look for {spec.kind} engines in"
+    return spec.why_no_engines(bundle, found)
 
 
-def _automatic_on_cpu(remark: str) -> Choice:
-    if installed("openvino"):
-        return Choice("openvino", f"auto: OpenVINO is installed, the fastest on a CPU{remark}")
-    if installed("onnxruntime"):
-        return Choice("onnxruntime", f"auto: OpenVINO is not installed, ONNX Runtime is{remark}")
+def _automatic(bundle: Bundle | None) -> RunnerChoice:
+    found = gpu.find_gpu()
+    on_gpu: list[str] = []
+    on_cpu: list[str] = []
+    for spec in REGISTRY:
+        needs_gpu = spec.device == "cuda"
+        if needs_gpu and found is None:
+            continue
+        reason = why_not(spec.kind, bundle)
+        if reason:
+            (on_gpu if needs_gpu else on_cpu).append(reason)
+            continue
+        if found is None:
+            return RunnerChoice(spec.kind, f"auto: {spec.auto_reason}")
+        passed_over = "; ".join(on_gpu)
+        if needs_gpu:
+            why = f"auto: {found.name}, and {spec.auto_reason}"
+            return RunnerChoice(spec.kind, f"{why}; {passed_over}" if passed_over else why)
+        why = f"auto: {spec.auto_reason}, and {found.name} is not used: {passed_over}"
+        return RunnerChoice(spec.kind, why)
+    remark = f" ({'; '.join((*on_gpu, *on_cpu))})"
     raise missing_one_of("running networks", "OpenVINO", "ONNX Runtime", remark=remark)
 
 
-def _why_no_engines(kind: "TensorRTKind", bundle: "Bundle | None", card: "Gpu") -> str:
-    if bundle is None:
-        return f"no bundle to look for {kind} engines in"
-    from medals_rt.bundle.engines import require_engines
-    from medals_rt.runners.tensorrt_library import open_library
-
+def _distributed(package: str) -> bool:
     try:
-        library = open_library(kind)
-        if not library.builds_for(card.architecture):
-            return f"{library.label} {library.version} has no engines for {card.architecture} cards"
-        require_engines(bundle, kind, library.version, card.architecture)
-    except (BundleError, MissingDependencyError) as error:
-        return str(error)
-    return ""
-
-
-def _tensorrt_installed() -> tuple[RunnerKind, ...]:
-    from medals_rt.runners.tensorrt_library import MODULES
-
-    return tuple(kind for kind, names in MODULES.items() if any(find_spec(name) for name in names))
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True

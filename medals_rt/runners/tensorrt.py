@@ -1,24 +1,39 @@
 """TensorRT and TensorRT-RTX engines, run through CuPy.
 
 Written against the libraries' documented interface (TensorRT 10.13 to 11.4, TensorRT-RTX 1.4 to
-1.7, CuPy 13.4 and 14). Nothing here has been run on a card: the tests run it on stand-ins for both
+1.7, CuPy 13.4 and 14). Nothing here has been run on a GPU: the tests run it on fakes of both
 libraries, and those marked `gpu` are ready to run on one.
 """
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from medals_rt.bundle.engines import ENGINE_FOLDER, Engine, Wanted, find_engine
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.engines import ENGINE_FOLDER, Engine, Wanted, find_engine, require_engines
 from medals_rt.bundle.manifest import MANIFEST_FILE, file_sha256
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.cache_dir import cache_folder, forget_old, mark_used
-from medals_rt.common.choices import Precision, RunnerKind, TensorRTKind
-from medals_rt.common.errors import BundleError, MissingFileError, RunnerError
-from medals_rt.common.gpu import require_gpu
+from medals_rt.common.choices import TENSORRT_LABELS, Precision, RunnerKind, TensorRTKind
+from medals_rt.common.errors import (
+    BundleError,
+    MissingDependencyError,
+    MissingFileError,
+    RunnerError,
+)
+from medals_rt.common.gpu import Gpu, require_gpu
 from medals_rt.common.typing import Array
-from medals_rt.runners.base import TensorSpec, check_feeds, check_precision
+from medals_rt.runners.base import (
+    Device,
+    OpenRequest,
+    Runner,
+    RunnerSpec,
+    TensorSpec,
+    check_feeds,
+    precision_of_graphs,
+)
 from medals_rt.runners.cuda import (
     Ordering,
     device_inputs,
@@ -27,7 +42,7 @@ from medals_rt.runners.cuda import (
     runner_stream,
 )
 from medals_rt.runners.engine_check import ensure_tried
-from medals_rt.runners.tensorrt_library import Library, open_library
+from medals_rt.runners.tensorrt_library import TensorRTLibrary, open_library
 
 _KEPT_CUDA_GRAPHS = 8
 _DTYPES = {
@@ -39,36 +54,21 @@ _DTYPES = {
 }
 
 
-def open_engine(
-    kind: TensorRTKind,
-    graph_path: Path,
-    *,
-    name: str,
-    precision: str | None = None,
-    graph_sha256: str | None = None,
-    cuda_graphs: bool = False,
-) -> "TensorRTRunner":
+def open_engine(kind: TensorRTKind, request: OpenRequest) -> "TensorRTRunner":
     """Find the engine of a bundle's graph, try it if it is new, and open it.
 
     Parameters
     ----------
     kind
         Which of the two libraries.
-    graph_path
-        A bundle's ONNX file; the engine lies in the bundle's folder `engines`.
-    name
-        The graph's name, for messages.
-    precision
-        "fp32", "fp16" or "bf16", to be sure of it; None takes the graph's own.
-    graph_sha256
-        The graph's hash; None has it computed.
-    cuda_graphs
-        See `TensorRTRunner`.
+    request
+        Its path is a bundle's ONNX file, in whose folder `engines` the engine lies; its
+        `cache_key` the graph's hash, computed where it is None.
 
     Raises
     ------
     MissingDependencyError
-        If the library, CuPy or a card is missing.
+        If the library, CuPy or a GPU is missing.
     MissingFileError
         If there is no graph.
     BundleError
@@ -76,35 +76,37 @@ def open_engine(
     RunnerError
         If the engine failed when it was tried, or is refused.
     """
+    (graph_path,) = request.graph_paths
     if not graph_path.is_file():
-        raise MissingFileError(f"there is no graph {graph_path}")
+        raise MissingFileError(f"there is no graph {graph_path}", code="graph-missing")
     folder = next((each for each in graph_path.parents if (each / MANIFEST_FILE).is_file()), None)
     if folder is None:
-        raise BundleError(f"{graph_path} lies in no bundle, so there is no engine of it")
+        raise BundleError(
+            f"{graph_path} lies in no bundle, so there is no engine of it", code="graph-not-bundled"
+        )
     library = open_library(kind)
-    card = require_gpu(f"{library.label}")
     wanted = Wanted(
-        graph_sha256=graph_sha256 or file_sha256(graph_path),
+        graph_sha256=request.cache_key or file_sha256(graph_path),
         library=kind,
         version=library.version,
-        architecture=card.architecture,
-        precision=check_precision(precision),
+        architecture=require_gpu(library.label).architecture,
+        precision=request.precision,
     )
-    engine = find_engine(folder / ENGINE_FOLDER, wanted, name)
-    notes = ensure_tried(engine, name)
-    runner = TensorRTRunner(engine, library, name=name, cuda_graphs=cuda_graphs)
+    engine = find_engine(folder / ENGINE_FOLDER, wanted, request.name)
+    notes = ensure_tried(engine, request.name)
+    runner = TensorRTRunner(engine, library, name=request.name, cuda_graphs=request.cuda_graphs)
     runner.notes += notes
     return runner
 
 
-class TensorRTRunner:
-    """One engine of TensorRT or TensorRT-RTX on the current card; see `Runner`.
+class TensorRTRunner(Runner):
+    """One engine of TensorRT or TensorRT-RTX on the current GPU; see `Runner`.
 
     Arrays are CuPy's, on its current device. Inputs are read where they are; a view that is not
-    contiguous is copied on the card first. Outputs are new arrays from CuPy's pool that belong to
-    the caller, or arrays that the caller gives to be written into. Work is queued on a stream that
+    contiguous is copied on the GPU first. Outputs are new arrays from CuPy's pool that belong to
+    the caller, or arrays that the caller passes to be written into. Work is queued on a stream that
     runners share and ordered by events against the caller's current stream: `run` returns before
-    the card is done, and nothing waits on the processor, but for the capture of a CUDA graph.
+    the GPU is done, and nothing waits on the processor, but for the capture of a CUDA graph.
 
     Scratch memory comes from CuPy's pool too, as much as the shapes of a run need.
 
@@ -127,16 +129,16 @@ class TensorRTRunner:
     BundleError
         If the engine's file is not what its record says.
     MissingDependencyError
-        If CuPy or a card is missing.
+        If CuPy or a GPU is missing.
     RunnerError
         If the library refuses the engine.
     """
 
-    device = "cuda"
+    device: Device = "cuda"
     threads = 0
 
     def __init__(
-        self, engine: Engine, library: Library, *, name: str, cuda_graphs: bool = False
+        self, engine: Engine, library: TensorRTLibrary, *, name: str, cuda_graphs: bool = False
     ) -> None:
         data = engine.read()
         self._cupy = import_cupy()
@@ -152,11 +154,17 @@ class TensorRTRunner:
         self._runtime = library.module.Runtime(library.log)
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
-            raise RunnerError(f"{library.label} refused {engine.path}: {library.take_errors()}")
+            raise RunnerError(
+                f"{library.label} refused {engine.path}: {library.take_errors()}",
+                code="engine-refused",
+            )
         self._kernels = KernelCache(engine, library)
         self._context = self._kernels.open_context(self._engine)
         if self._context is None:
-            raise RunnerError(f"{library.label} can't run {engine.path}: {library.take_errors()}")
+            raise RunnerError(
+                f"{library.label} can't run {engine.path}: {library.take_errors()}",
+                code="engine-refused",
+            )
         self.inputs, self.outputs = _tensor_specs(library.module, self._engine, name)
         self._shaped_for: int | None = -1  # N that the context is set to; -1 is none yet
         self._scratch_bytes = 0
@@ -186,7 +194,7 @@ class TensorRTRunner:
             shape and dtype, which overlap no input. They stay the caller's, and are given back.
         """
         if self._context is None:
-            raise RunnerError(f"{self.name} was closed")
+            raise RunnerError(f"{self.name} was closed", code="runner-closed")
         free = check_feeds(self.name, self.inputs, feeds)
         self._check_count(free)
         arrays = device_inputs(self._cupy, self.name, feeds)
@@ -223,7 +231,8 @@ class TensorRTRunner:
             return
         raise RunnerError(
             f"{self.name} got {free} prompts, and its engine was built for {counts.least} to "
-            f"{counts.most}; give fewer at once, or build with a recipe that allows more"
+            f"{counts.most}; ask for fewer at once, or build with a recipe that allows more",
+            code="prompt-count",
         )
 
     def _set_shapes(self, arrays: Mapping[str, Array], results: Mapping[str, Array]) -> None:
@@ -239,12 +248,13 @@ class TensorRTRunner:
             if found != tuple(array.shape):
                 raise RunnerError(
                     f"{self.name}: {self._library.label} gives {key} the shape {found}, "
-                    f"expected {tuple(array.shape)}"
+                    f"expected {tuple(array.shape)}",
+                    code="output-shape",
                 )
         if self._graphs is None:
             self._scratch_bytes = int(self._context.update_device_memory_size_for_shapes())
 
-    def _set_addresses(self, arrays: Mapping[str, Array]) -> list[int]:
+    def _set_addresses(self, arrays: Mapping[str, Any]) -> list[int]:
         addresses = []
         for key, array in arrays.items():
             address = int(array.data.ptr)
@@ -260,7 +270,8 @@ class TensorRTRunner:
     def _launch(self) -> None:
         if not self._context.execute_async_v3(self._stream.ptr):
             raise RunnerError(
-                f"{self._library.label} failed in {self.name}: {self._library.take_errors()}"
+                f"{self._library.label} failed in {self.name}: {self._library.take_errors()}",
+                code="run-failed",
             )
 
     def _launch_recorded(
@@ -284,21 +295,22 @@ class TensorRTRunner:
 
     def _refusal(self, what: str) -> RunnerError:
         return RunnerError(
-            f"{self._library.label} refused {what} in {self.name}: {self._library.take_errors()}"
+            f"{self._library.label} refused {what} in {self.name}: {self._library.take_errors()}",
+            code="input-refused",
         )
 
 
 class KernelCache:
     """Opens an engine's context; for TensorRT-RTX with the kernels compiled by earlier processes.
 
-    TensorRT-RTX compiles an engine for the card when it is first run. What was compiled is kept in
+    TensorRT-RTX compiles an engine for the GPU when it is first run. What was compiled is kept in
     the user's cache folder, as much as `caches.KEPT_BYTES` allows, and the library itself refuses
-    what is of another version, card or driver. Kernels for the shapes of a run are compiled before
+    what is of another version, GPU or driver. Kernels for the shapes of a run are compiled before
     it, not beside it: else the first runs would use other kernels than later ones, and one case
     could give two results.
     """
 
-    def __init__(self, engine: Engine, library: Library) -> None:
+    def __init__(self, engine: Engine, library: TensorRTLibrary) -> None:
         self._engine_sha256 = engine.record.sha256
         self._library = library
         self._config: Any = None
@@ -321,7 +333,7 @@ class KernelCache:
             self._before = path.read_bytes()
             mark_used(path)
             if not self._cache.deserialize(self._before):
-                self._before = b""  # of another card or driver: compiled anew, and then replaced
+                self._before = b""  # of another GPU or driver: compiled again, then replaced
                 self._library.log.errors.clear()
         self._config.set_runtime_cache(self._cache)
         return engine.create_execution_context(self._config)
@@ -331,7 +343,7 @@ class KernelCache:
         self._cache = self._config = None
 
     def keep(self) -> tuple[str, ...]:
-        """Write what was compiled since; give a note where that could not be."""
+        """Write what was compiled since; return a note where that could not be."""
         if self._cache is None:
             return ()
         data = bytes(self._cache.serialize())
@@ -361,8 +373,39 @@ def _tensor_specs(
         tensor = engine.get_tensor_name(index)
         dtype = _DTYPES.get(engine.get_tensor_dtype(tensor).name)
         if dtype is None or engine.get_tensor_location(tensor) != trt.TensorLocation.DEVICE:
-            raise RunnerError(f"{name}: {tensor} is of a kind that this runner does not know")
+            raise RunnerError(
+                f"{name}: {tensor} is of a kind that this runner does not know",
+                code="tensor-unknown",
+            )
         shape = tuple("?" if size < 0 else int(size) for size in engine.get_tensor_shape(tensor))
         is_input = engine.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT
         (inputs if is_input else outputs).append(TensorSpec(tensor, shape, dtype))
     return tuple(inputs), tuple(outputs)
+
+
+def _why_no_engines(kind: TensorRTKind, bundle: Bundle, gpu: Gpu) -> str:
+    """Say why a bundle has no engines for a GPU, from its records; empty where it has them."""
+    try:
+        library = open_library(kind)
+        if not library.builds_for(gpu.architecture):
+            return f"{library.label} {library.version} has no engines for {gpu.architecture} GPUs"
+        require_engines(bundle, kind, library.version, gpu.architecture)
+    except (BundleError, MissingDependencyError) as error:
+        return str(error)
+    return ""
+
+
+def _spec(kind: TensorRTKind) -> RunnerSpec:
+    return RunnerSpec(
+        kind=kind,
+        device="cuda",
+        libraries=(TENSORRT_LABELS[kind], "CuPy"),
+        open_graphs=partial(open_engine, kind),
+        precisions=precision_of_graphs,
+        auto_reason=f"the bundle has {kind} engines for it",
+        why_no_engines=partial(_why_no_engines, kind),
+    )
+
+
+TENSORRT: Final = _spec("tensorrt")
+TENSORRT_RTX: Final = _spec("tensorrt-rtx")

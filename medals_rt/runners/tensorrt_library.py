@@ -1,7 +1,7 @@
 """TensorRT and TensorRT-RTX as one: the same interface under two names.
 
-Builder (`medals_export.engines`) and runner (`medals_rt.runners.tensorrt`) take a `Library` and do
-not ask which of the two it is, but where this file says that they differ.
+Builder (`medals_export.engines`) and runner (`medals_rt.runners.tensorrt`) take a
+`TensorRTLibrary` and do not ask which of the two it is, but where this file says that they differ.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ MODULES: dict[TensorRTKind, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Library:
+class TensorRTLibrary:
     """One of the two, imported.
 
     Attributes
@@ -45,29 +45,29 @@ class Library:
 
     @property
     def compiles_on_first_use(self) -> bool:
-        """Whether engines hold portable code, compiled for the card when they are first run.
+        """Whether engines hold portable code, compiled for the GPU when they are first run.
 
-        TensorRT-RTX's do: they are built without a card and for several architectures, keep no
+        TensorRT-RTX's do: they are built without a GPU and for several architectures, keep no
         timing cache (its functions do nothing there), and have a cache of compiled kernels.
         """
         return self.kind == "tensorrt-rtx"
 
     def builds_for(self, architecture: str) -> bool:
-        """Say whether it makes engines for cards of a compute capability, such as "SM90".
+        """Whether it makes engines for GPUs of a compute capability, such as "SM90".
 
-        TensorRT-RTX's are for RTX cards: those of data centres are none of its own list.
+        TensorRT-RTX's are for RTX GPUs: those of data centers are not on its list.
         """
         return self.kind == "tensorrt" or hasattr(self.module.ComputeCapability, architecture)
 
     def take_errors(self) -> str:
-        """Give what the library has complained of since it was last asked, in one line."""
+        """Return what the library has complained of since it was last asked, in one line."""
         said = "; ".join(dict.fromkeys(" ".join(line.split()) for line in self.log.errors))
         self.log.errors.clear()
         return said or "it gave no reason"
 
 
 @cache
-def open_library(kind: TensorRTKind) -> Library:
+def open_library(kind: TensorRTKind) -> TensorRTLibrary:
     """Import the library; once, because it knows one logger a process.
 
     Raises
@@ -76,7 +76,7 @@ def open_library(kind: TensorRTKind) -> Library:
         If it is not installed, or its own libraries are missing.
     """
     module = import_optional(TENSORRT_LABELS[kind], f"the runner {kind}")
-    return Library(kind, module, str(module.__version__), make_log(module))
+    return TensorRTLibrary(kind, module, str(module.__version__), make_log(module))
 
 
 def make_log(module: Any) -> Any:

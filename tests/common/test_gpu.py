@@ -1,4 +1,4 @@
-"""What the driver is asked, on a stand-in for its library."""
+"""What the driver is asked, on a fake of its library."""
 
 import ctypes
 

@@ -1,4 +1,4 @@
-"""Staged copies, on a stand-in for CuPy here and on CuPy itself where there is a card."""
+"""Staged copies, on a fake of CuPy here and on CuPy itself where there is a card."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Device:
 
 
 class CardArray(np.ndarray):
-    """Memory of the stand-in card."""
+    """Memory of the fake card."""
 
     device = Device()
 
@@ -76,7 +76,7 @@ class CardArray(np.ndarray):
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Stream:
-    """Put the stand-in in CuPy's place; gives the caller's stream."""
+    """Put the fake in CuPy's place; gives the caller's stream."""
     callers = Stream()
     cupy: Any = types.ModuleType("cupy")
     cupy.asarray = lambda host: np.array(host).view(CardArray)

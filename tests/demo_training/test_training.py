@@ -19,7 +19,7 @@ from demo_training.network import (
     use_fast_norms,
 )
 from demo_training.prompt_simulation import PromptNoise
-from demo_training.recipe import Phase, Recipe, StageRecipe, ease, learning_rate
+from demo_training.recipe import Phase, StageRecipe, TrainingRecipe, ease, learning_rate
 from demo_training.sampling import Sample, WindowPlan, draw_sample
 from demo_training.store import Store, build_store
 from demo_training.subject import LABELS
@@ -65,7 +65,7 @@ def _stage(name: str, fork_at: float | None = None) -> StageRecipe:
 
 
 def test_both_stages_train_and_share_one_bank(store: Store, tmp_path: Path) -> None:
-    recipe = Recipe(4, _stage("coarse", 0.5), _stage("fine"), 1, 100)
+    recipe = TrainingRecipe(4, _stage("coarse", 0.5), _stage("fine"), 1, 100)
     run = Run(tmp_path, store, [held_out_case(0, SHAPE)], [], loaders=0)
     forks: list[int] = []
     train_stage(run, recipe.coarse, recipe, on_fork=lambda: forks.append(1))
@@ -86,7 +86,7 @@ def test_both_stages_train_and_share_one_bank(store: Store, tmp_path: Path) -> N
 
 
 def test_a_finished_stage_is_not_trained_again(store: Store, tmp_path: Path) -> None:
-    recipe = Recipe(4, _stage("coarse"), _stage("fine"), 1, 100)
+    recipe = TrainingRecipe(4, _stage("coarse"), _stage("fine"), 1, 100)
     run = Run(tmp_path, store, [held_out_case(0, SHAPE)], [], loaders=0)
     train_stage(run, recipe.coarse, recipe)
     first = torch.load(tmp_path / "coarse.pth", weights_only=True)["model_state_dict"]

@@ -1,4 +1,4 @@
-"""Building engines: with TensorRT-RTX for real, and what only a stand-in can be made to do."""
+"""Building engines: with TensorRT-RTX for real, and what only a fake can be made to do."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def bundle(tmp_path) -> Bundle:
 
 @pytest.fixture
 def build(fakes, bundle):
-    """Build the bundle's engines with the stand-in for TensorRT."""
+    """Build the bundle's engines with the fake of TensorRT."""
 
     def build(**options):
         return build_engines(bundle, fakes.library, NAME, RECIPE, **options)
@@ -261,7 +261,7 @@ def test_a_cache_that_cannot_be_written_is_told_before_the_work(
 
 
 def test_what_does_not_go_together(build, bundle, fakes):
-    with pytest.raises(InputError, match=r"Stand-in 90 \(SM90\), not for SM89"):
+    with pytest.raises(InputError, match=r"Fake 90 \(SM90\), not for SM89"):
         build(architectures=("SM89", "SM90"))
     for name, match in (
         ("cpu-fp32", "recipe cpu-fp32 is for openvino, onnxruntime and builds no TensorRT"),

@@ -1,4 +1,4 @@
-"""Stand-ins for CuPy and TensorRT on a machine without a card.
+"""Fakes of CuPy and TensorRT on a machine without a card.
 
 `in_place` puts them there for a test, `environment` for a child process. They show that the code
 keeps the libraries' rules as far as they are known, and nothing of a card.
@@ -17,12 +17,12 @@ import pytest
 
 from medals_rt.common import gpu
 from medals_rt.common.gpu import Gpu
-from medals_rt.runners.tensorrt_library import Library, open_library
+from medals_rt.runners.tensorrt_library import TensorRTLibrary, open_library
 
-CARD = Gpu("NVIDIA Stand-in 90", "SM90", 80 << 30, "580.65.06, CUDA 13.0")
+CARD = Gpu("NVIDIA Fake 90", "SM90", 80 << 30, "580.65.06, CUDA 13.0")
 FOLDER = Path(__file__).parent
-ALLOWED = "MEDALS_RT_STANDINS"
-"""The variable without which no stand-in can be imported."""
+ALLOWED = "MEDALS_RT_FAKES"
+"""The variable without which no fake can be imported."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class Fakes:
 
     cupy: ModuleType
     tensorrt: ModuleType
-    library: Library
+    library: TensorRTLibrary
 
 
 @contextmanager
 def in_place(patch: pytest.MonkeyPatch) -> Iterator[Fakes]:
-    """Have `import cupy`, `import tensorrt` and the driver give stand-ins, also to children.
+    """Have `import cupy`, `import tensorrt` and the driver find fakes, also to children.
 
     Afterwards, and once `patch` is undone, nothing of them is left: what had been imported under
     these names is back.
     """
-    earlier = {name: sys.modules.pop(name) for name in _stood_in_for()}
+    earlier = {name: sys.modules.pop(name) for name in _faked_modules()}
     patch.setenv(ALLOWED, "1")
     patch.syspath_prepend(str(FOLDER))
     patch.setattr(gpu, "find_gpu", lambda: CARD)
@@ -51,18 +51,18 @@ def in_place(patch: pytest.MonkeyPatch) -> Iterator[Fakes]:
         yield Fakes(*modules, open_library("tensorrt"))
     finally:
         open_library.cache_clear()
-        for name in _stood_in_for():
+        for name in _faked_modules():
             del sys.modules[name]
         sys.modules.update(earlier)
 
 
-def _stood_in_for() -> list[str]:
-    """Name the modules that are, or hold on to, what the stand-ins stand for."""
+def _faked_modules() -> list[str]:
+    """List the modules that are faked, or hold on to one that is."""
     roots = {"cupy", "cupyx", "tensorrt", "array_api_compat"}
     return [name for name in sys.modules if name.partition(".")[0] in roots]
 
 
 def environment() -> dict[str, str]:
-    """Give the variables of a child process that is to find the stand-ins, and nothing of CuPy."""
+    """Give the variables of a child process that is to find the fakes, and nothing of CuPy."""
     path = os.pathsep.join([str(FOLDER), str(FOLDER.parent.parent)])
     return {**os.environ, ALLOWED: "1", "PYTHONPATH": path}

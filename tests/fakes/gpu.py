@@ -1,4 +1,4 @@
-"""A whole process on the stand-ins: a card is found, and ONNX Runtime is one with CUDA.
+"""A whole process on the fakes: a card is found, and ONNX Runtime is one with CUDA.
 
 For children that were given `tests.fakes.environment()`: a pytest takes it as a plugin
 (``-p tests.fakes.gpu``), other code calls `put_in`. The process ends with it.
@@ -17,7 +17,7 @@ from tests.fakes.onnxruntime_cuda import make_library
 
 def put_in():
     """Have the driver, ONNX Runtime and its package be found as on a machine with a card."""
-    assert "standin" in cupy.__version__, "needs tests.fakes.environment()"
+    assert "fake" in cupy.__version__, "needs tests.fakes.environment()"
     library, distribution = make_library(cupy.cuda), selection.distribution
     sys.modules["cucim"] = None  # where it is installed, it takes the real CuPy's arrays
     gpu.find_gpu = lambda: CARD

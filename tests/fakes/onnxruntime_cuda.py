@@ -1,4 +1,4 @@
-"""A stand-in for ONNX Runtime with CUDA: the CPU computes, on the addresses that are bound."""
+"""A fake of ONNX Runtime with CUDA: the CPU computes, on the addresses that are bound."""
 
 import ctypes
 import sys
@@ -24,7 +24,7 @@ class Binding:
 
 
 def make_library(cuda):
-    """Make the module; `cuda` is the stand-in's `cupy.cuda`, on whose streams it runs.
+    """Make the module; `cuda` is the fake's `cupy.cuda`, on whose streams it runs.
 
     It keeps the last `options`, `providers`, `binding` and `run_options`. Tests set what is
     `available`, what a session has `taken`, and a `failure`.

@@ -1,4 +1,4 @@
-"""A stand-in for TensorRT, as far as its documented interface is used here.
+"""A fake of TensorRT, as far as its documented interface is used here.
 
 An "engine" is a line of JSON and an ONNX file, which ONNX Runtime computes on the addresses that it
 is given. The line says how it behaves: see `Context`. How building fails is set in `builds`.

@@ -1,7 +1,7 @@
-"""What is written for a card, on the stand-ins: all tests marked gpu, and whole cases.
+"""What is written for a card, on the fakes: all tests marked gpu, and whole cases.
 
 This shows that the code keeps the rules of CuPy's arrays and of the libraries' interfaces, as far
-as the stand-ins know them. It is no run on a card: that is `benchmarks/gpu.sh`.
+as the fakes know them. It is no run on a card: that is `benchmarks/gpu.sh`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ONLY_FOR_ENGINES = "for TensorRT and TensorRT-RTX"
 
 
 def run_python(*arguments: str, **variables: str) -> str:
-    """Run this Python where the stand-ins are found; gives what it wrote."""
+    """Run this Python where the fakes are found; gives what it wrote."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
@@ -118,7 +118,7 @@ def test_arrays_of_card_and_host_do_not_mix(
         mix(SimpleNamespace(cupy=fakes.cupy, ours=fakes.cupy.asarray(host), host=host))
 
 
-def test_what_the_standin_has_cupy_has() -> None:
+def test_what_the_fake_has_cupy_has() -> None:
     """Else a test would pass on it that fails on a card."""
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     told = run_python(
@@ -135,7 +135,7 @@ def test_what_the_standin_has_cupy_has() -> None:
     assert len(names) > 80
 
 
-def test_the_standins_are_not_found_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fakes_are_not_found_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cupy", "cupyx", "tensorrt"):
         spec = find_spec(name)
         assert spec is None or not str(spec.origin).startswith(str(FOLDER))
@@ -148,7 +148,7 @@ def test_the_standins_are_not_found_by_accident(monkeypatch: pytest.MonkeyPatch)
             check=False,
         )
         assert done.returncode == 1
-        assert "stand-in for CuPy, for tests only" in done.stderr
+        assert "fake of CuPy, for tests only" in done.stderr
     earlier = {name: module for name, module in sys.modules.items() if "cupy" in name}
     with monkeypatch.context() as patch, in_place(patch) as fakes:
         import array_api_compat.cupy as xp

@@ -1,4 +1,4 @@
-"""Cases of the demo from image to labels, on the stand-in for a card and on the processor.
+"""Cases of the demo from image to labels, on the fake of a card and on the processor.
 
     python -m tests.fakes.whole_cases engines/demo
 

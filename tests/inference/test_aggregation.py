@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medals_rt.common.arrays import to_host
-from medals_rt.inference.aggregation import LabelMap, SlabAccumulator, empty_label_map
+from medals_rt.inference.aggregation import LabelMap, SlabAggregator, empty_label_map
 from medals_rt.planning.memory import TileSweep, slab_bytes
 from medals_rt.planning.sliding_window import Window, gaussian_weights, padded_shape, plan_windows
 
@@ -50,28 +50,28 @@ def few_levels(count: int, windows: int, seed: int) -> list[np.ndarray]:
     ]
 
 
-def gathered(
+def aggregated(
     windows: tuple[Window, ...],
     shape: tuple[int, int, int],
     probabilities: list[np.ndarray],
     label_values: tuple[int, ...],
     xp: Any = np,
-    walks: Sequence[TileSweep] = (),
+    sweeps: Sequence[TileSweep] = (),
     chunk_size: int | None = None,
     masks: np.ndarray | None = None,
     keep_probability: bool = True,
 ) -> LabelMap:
     """Sweep by sweep (else all at once), a window in chunks of classes and, masked, in halves."""
     weights = gaussian_weights(WINDOW, xp)
-    decided = empty_label_map(shape, label_values, weights, keep_probability=keep_probability)
+    label_map = empty_label_map(shape, label_values, weights, keep_probability=keep_probability)
     everywhere = (slice(0, shape[1]), slice(0, shape[2]))
     at_once = TileSweep(slice(0, len(label_values)), everywhere, tuple(range(len(windows))))
-    for walk in walks or [at_once]:
-        group = walk.classes
-        chosen = [windows[index] for index in walk.windows]
-        slabs = SlabAccumulator(chosen, label_values[group], weights, decided, walk.columns)
+    for sweep in sweeps or [at_once]:
+        group = sweep.classes
+        chosen = [windows[index] for index in sweep.windows]
+        slabs = SlabAggregator(chosen, label_values[group], weights, label_map, sweep.columns)
         size = group.stop - group.start
-        for index, window in zip(walk.windows, chosen, strict=True):
+        for index, window in zip(sweep.windows, chosen, strict=True):
             probability = probabilities[index]
             slabs.begin(window)
             for first in range(0, size, chunk_size or size):
@@ -81,14 +81,14 @@ def gathered(
                     slabs.add(chunk, values)
                 else:
                     other = xp.asarray(np.random.default_rng(1).random(values.shape, np.float32))
-                    counted = xp.asarray(masks)
-                    slabs.add(chunk, xp.where(counted, values, other), counted)
-                    slabs.add(chunk, xp.where(counted, other, values), ~counted)
-        decided = slabs.result()
-    return decided
+                    valid_mask = xp.asarray(masks)
+                    slabs.add(chunk, xp.where(valid_mask, values, other), valid_mask)
+                    slabs.add(chunk, xp.where(valid_mask, other, values), ~valid_mask)
+        label_map = slabs.result()
+    return label_map
 
 
-def cut_walks(
+def cut_sweeps(
     windows: tuple[Window, ...], shape: tuple[int, int, int], count: int, group_size: int, seed: int
 ) -> list[TileSweep]:
     """Groups of classes in every block of a grid of columns that is drawn at random."""
@@ -100,7 +100,7 @@ def cut_walks(
         for length in shape[1:]
     ]
     along_w, along_d = ([slice(a, b) for a, b in pairwise(cuts)] for cuts in edges)
-    walks = []
+    sweeps = []
     for w, d in product(along_w, along_d):
         reaching = tuple(
             index
@@ -111,19 +111,19 @@ def cut_walks(
             and window.stops_hwd[2] > d.start
         )
         groups = [slice(k, min(k + group_size, count)) for k in range(0, count, group_size)]
-        walks += [TileSweep(group, (w, d), reaching) for group in groups]
-    return walks
+        sweeps += [TileSweep(group, (w, d), reaching) for group in groups]
+    return sweeps
 
 
 @given(st.tuples(*[st.integers(1, 21)] * 3))
 def test_where_every_probability_is_one_so_is_the_mean(shape: tuple[int, int, int]) -> None:
     windows = plan_windows(padded_shape(shape, WINDOW), WINDOW)
     ones = [np.ones((1, *WINDOW), np.float32) for _ in windows]
-    decided = gathered(windows, shape, ones, (3,))
-    assert decided.labels_hwd.shape == shape
-    assert (decided.labels_hwd == 3).all()
-    np.testing.assert_array_equal(decided.probability_hwd, 1)
-    assert decided.uncovered_hwd is None
+    label_map = aggregated(windows, shape, ones, (3,))
+    assert label_map.labels_hwd.shape == shape
+    assert (label_map.labels_hwd == 3).all()
+    np.testing.assert_array_equal(label_map.probability_hwd, 1)
+    assert label_map.uncovered_hwd is None
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -134,13 +134,13 @@ def test_slabs_give_the_plain_labels_to_the_bit(
     windows = plan_windows(padded_shape(shape, WINDOW), WINDOW)
     values = (4, 260, 7)
     probabilities = few_levels(3, len(windows), shape[0])
-    walks = cut_walks(windows, shape, 3, 2, seed=shape[0]) if cut else ()
-    assert not cut or len(walks) > 2
-    decided = gathered(windows, shape, probabilities, values, xp, walks)
+    sweeps = cut_sweeps(windows, shape, 3, 2, seed=shape[0]) if cut else ()
+    assert not cut or len(sweeps) > 2
+    label_map = aggregated(windows, shape, probabilities, values, xp, sweeps)
     expected, expected_probability = plain(windows, shape, probabilities, values)
-    assert decided.labels_hwd.dtype == xp.uint16
-    np.testing.assert_array_equal(to_host(decided.labels_hwd), expected)
-    np.testing.assert_array_equal(to_host(decided.probability_hwd), expected_probability)
+    assert label_map.labels_hwd.dtype == xp.uint16
+    np.testing.assert_array_equal(to_host(label_map.labels_hwd), expected)
+    np.testing.assert_array_equal(to_host(label_map.probability_hwd), expected_probability)
 
 
 @given(
@@ -165,18 +165,18 @@ def test_blocks_groups_chunks_and_halves_change_nothing(
     values = tuple(np.random.default_rng(seed).permutation(np.arange(1, 300))[:count].tolist())
     probabilities = few_levels(count, len(windows), seed)
     masks = np.random.default_rng(seed).random(WINDOW) > 0.5 if masked else None
-    decided = gathered(
+    label_map = aggregated(
         windows,
         shape,
         probabilities,
         values,
-        walks=cut_walks(windows, shape, count, group_size, seed),
+        sweeps=cut_sweeps(windows, shape, count, group_size, seed),
         chunk_size=chunk_size,
         masks=masks,
     )
     expected, expected_probability = plain(windows, shape, probabilities, values)
-    np.testing.assert_array_equal(decided.labels_hwd, expected)
-    np.testing.assert_array_equal(decided.probability_hwd, expected_probability)
+    np.testing.assert_array_equal(label_map.labels_hwd, expected)
+    np.testing.assert_array_equal(label_map.probability_hwd, expected_probability)
 
 
 def test_large_windows_go_through_blocks_and_threads_to_the_same_bits() -> None:
@@ -186,7 +186,7 @@ def test_large_windows_go_through_blocks_and_threads_to_the_same_bits() -> None:
     rng = np.random.default_rng(0)
     weights = gaussian_weights(window)
     nothing = empty_label_map(shape, values, weights, keep_probability=True)
-    slabs = SlabAccumulator(windows, values, weights, nothing)
+    slabs = SlabAggregator(windows, values, weights, nothing)
     padded = padded_shape(shape, window)
     sums, weight_sums = np.zeros((2, *padded), np.float32), np.zeros(padded, np.float32)
     for each in windows:
@@ -197,10 +197,10 @@ def test_large_windows_go_through_blocks_and_threads_to_the_same_bits() -> None:
         weight_sums[each.slices] += weights
     h, w, d = shape
     mean = (sums / weight_sums)[:, :h, :w, :d]
-    decided = slabs.result()
-    np.testing.assert_array_equal(decided.probability_hwd, mean.max(0))
+    label_map = slabs.result()
+    np.testing.assert_array_equal(label_map.probability_hwd, mean.max(0))
     labels = np.where(mean.max(0) >= 0.5, mean.argmax(0) + 1, 0)
-    np.testing.assert_array_equal(decided.labels_hwd, labels)
+    np.testing.assert_array_equal(label_map.labels_hwd, labels)
 
 
 def test_windows_left_out_leave_what_no_other_reaches_uncovered(xp: Any) -> None:
@@ -209,19 +209,19 @@ def test_windows_left_out_leave_what_no_other_reaches_uncovered(xp: Any) -> None
     assert [window.starts_hwd[0] for window in windows] == [0, 4, 8, 12]
     weights = gaussian_weights(WINDOW, xp)
     nothing = empty_label_map(shape, (5,), weights, keep_probability=True)
-    slabs = SlabAccumulator(windows, (5,), weights, nothing)
+    slabs = SlabAggregator(windows, (5,), weights, nothing)
     ones = xp.ones((1, *WINDOW), dtype=xp.float32)
     for window in windows[:2]:
         slabs.begin(window)
         slabs.add(slice(0, 1), ones)
     for window in windows[2:]:
         slabs.skip(window)
-    decided = slabs.result()
-    uncovered = to_host(decided.uncovered_hwd)
+    label_map = slabs.result()
+    uncovered = to_host(label_map.uncovered_hwd)
     assert not uncovered[:12].any()
     assert uncovered[12:].all()
-    np.testing.assert_array_equal(to_host(decided.labels_hwd), np.where(uncovered, 0, 5))
-    np.testing.assert_array_equal(to_host(decided.probability_hwd), np.where(uncovered, 0, 1))
+    np.testing.assert_array_equal(to_host(label_map.labels_hwd), np.where(uncovered, 0, 5))
+    np.testing.assert_array_equal(to_host(label_map.probability_hwd), np.where(uncovered, 0, 1))
 
 
 def test_slabs_hold_one_row_of_windows(xp: Any) -> None:
@@ -229,16 +229,16 @@ def test_slabs_hold_one_row_of_windows(xp: Any) -> None:
     weights = gaussian_weights(WINDOW, xp)
     nothing = empty_label_map((200, 16, 4), (1, 2), weights, keep_probability=False)
     assert nothing.labels_hwd.dtype == xp.uint8
-    slabs = SlabAccumulator(windows, (1, 2), weights, nothing)
+    slabs = SlabAggregator(windows, (1, 2), weights, nothing)
     assert tuple(slabs._sums.shape) == (2, 8, 16, 4)
     assert slabs_bytes_of(slabs) == slab_bytes(2, (8, 16, 4))
     block = (slice(3, 9), slice(0, 4))
-    slabs = SlabAccumulator(windows, (1, 2), weights, nothing, block)
+    slabs = SlabAggregator(windows, (1, 2), weights, nothing, block)
     assert tuple(slabs._sums.shape) == (2, 8, 6, 4)
     assert slabs_bytes_of(slabs) == slab_bytes(2, (8, 6, 4))
 
 
-def slabs_bytes_of(slabs: SlabAccumulator) -> int:
+def slabs_bytes_of(slabs: SlabAggregator) -> int:
     shapes = (slabs._sums.shape, slabs._weight_sums.shape)
     return sum(4 * int(np.prod(shape)) for shape in shapes)
 
@@ -247,15 +247,15 @@ def test_ties_go_to_the_first_class_and_half_is_foreground() -> None:
     windows = plan_windows(WINDOW, WINDOW)
     weights = gaussian_weights(WINDOW)
     nothing = empty_label_map(WINDOW, (9, 2), weights, keep_probability=False)
-    slabs = SlabAccumulator(windows, (9, 2), weights, nothing)
+    slabs = SlabAggregator(windows, (9, 2), weights, nothing)
     halves = np.full((2, *WINDOW), 0.5, np.float32)
     halves[:, 0] = np.float32(0.49)
     slabs.begin(windows[0])
     slabs.add(slice(0, 2), halves)
-    decided = slabs.result()
-    assert decided.probability_hwd is None
-    assert (decided.labels_hwd[0] == 0).all()
-    assert (decided.labels_hwd[1:] == 9).all()
+    label_map = slabs.result()
+    assert label_map.probability_hwd is None
+    assert (label_map.labels_hwd[0] == 0).all()
+    assert (label_map.labels_hwd[1:] == 9).all()
 
 
 def test_blocks_need_no_probability() -> None:
@@ -263,12 +263,14 @@ def test_blocks_need_no_probability() -> None:
     shape, values = (19, 13, 9), (4, 2, 7)
     windows = plan_windows(padded_shape(shape, WINDOW), WINDOW)
     probabilities = few_levels(3, len(windows), 0)
-    walks = cut_walks(windows, shape, 3, 3, seed=4)
-    assert len(walks) > 1
-    decided = gathered(windows, shape, probabilities, values, walks=walks, keep_probability=False)
-    assert decided.probability_hwd is None
+    sweeps = cut_sweeps(windows, shape, 3, 3, seed=4)
+    assert len(sweeps) > 1
+    label_map = aggregated(
+        windows, shape, probabilities, values, sweeps=sweeps, keep_probability=False
+    )
+    assert label_map.probability_hwd is None
     np.testing.assert_array_equal(
-        decided.labels_hwd, plain(windows, shape, probabilities, values)[0]
+        label_map.labels_hwd, plain(windows, shape, probabilities, values)[0]
     )
 
 
@@ -278,41 +280,41 @@ def test_windows_left_out_of_one_block_are_uncovered_there_only() -> None:
     assert [window.starts_hwd[1] for window in windows] == [0, 4]
     weights = gaussian_weights(WINDOW)
     ones = np.ones((1, *WINDOW), np.float32)
-    decided = empty_label_map(shape, (5,), weights, keep_probability=True)
+    label_map = empty_label_map(shape, (5,), weights, keep_probability=True)
     for columns, left_out in ((slice(0, 6), ()), (slice(6, 12), (1,))):
-        slabs = SlabAccumulator(windows, (5,), weights, decided, (columns, slice(0, 4)))
+        slabs = SlabAggregator(windows, (5,), weights, label_map, (columns, slice(0, 4)))
         for index, window in enumerate(windows):
             if index in left_out:
                 slabs.skip(window)
             else:
                 slabs.begin(window)
                 slabs.add(slice(0, 1), ones)
-        decided = slabs.result()
-    assert not decided.uncovered_hwd[:, :8].any()
-    assert decided.uncovered_hwd[:, 8:].all()
-    np.testing.assert_array_equal(decided.labels_hwd, np.where(decided.uncovered_hwd, 0, 5))
+        label_map = slabs.result()
+    assert not label_map.uncovered_hwd[:, :8].any()
+    assert label_map.uncovered_hwd[:, 8:].all()
+    np.testing.assert_array_equal(label_map.labels_hwd, np.where(label_map.uncovered_hwd, 0, 5))
 
 
 def test_windows_out_of_turn_or_missing_are_refused() -> None:
     windows = plan_windows((12, 8, 4), WINDOW)
     weights = gaussian_weights(WINDOW)
     nothing = empty_label_map((12, 8, 4), (1,), weights, keep_probability=False)
-    slabs = SlabAccumulator(windows, (1,), weights, nothing)
+    slabs = SlabAggregator(windows, (1,), weights, nothing)
     with pytest.raises(ValueError, match="no window was begun"):
         slabs.add(slice(0, 1), np.ones((1, *WINDOW), np.float32))
     with pytest.raises(ValueError, match="not the next window"):
         slabs.begin(windows[1])
-    slabs = SlabAccumulator(windows, (1,), weights, nothing)
+    slabs = SlabAggregator(windows, (1,), weights, nothing)
     slabs.begin(windows[0])
     with pytest.raises(ValueError, match="never added"):
         slabs.result()
     with pytest.raises(ValueError, match="H axis slowest"):
-        SlabAccumulator(windows[::-1], (1,), weights, nothing)
+        SlabAggregator(windows[::-1], (1,), weights, nothing)
     with pytest.raises(ValueError, match="at least one window"):
-        SlabAccumulator((), (1,), weights, nothing)
+        SlabAggregator((), (1,), weights, nothing)
     with pytest.raises(ValueError, match="no class"):
-        SlabAccumulator(windows, (), weights, nothing)
+        SlabAggregator(windows, (), weights, nothing)
     beside = plan_windows((12, 16, 4), WINDOW)
     wide = empty_label_map((12, 16, 4), (1,), weights, keep_probability=False)
     with pytest.raises(ValueError, match="does not reach into"):
-        SlabAccumulator(beside, (1,), weights, wide, (slice(0, 4), slice(0, 4)))
+        SlabAggregator(beside, (1,), weights, wide, (slice(0, 4), slice(0, 4)))

@@ -7,11 +7,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.bundle.manifest import GRAPH_NAMES
 from medals_rt.common.errors import BundleError
-from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.network import JoinedGraphs, SingleGraphs, StageNetwork
 from medals_rt.inference.spatial_prompts import channel_prompts, label_prompts
 from medals_rt.planning.sliding_window import plan_windows
+from medals_rt.runners.base import Runner
 from medals_rt.runners.selection import open_runner, precisions
 from tests.bundles import TINY_SPACINGS_HWD_MM, tiny_checkpoint, tiny_config
 
@@ -112,27 +112,29 @@ def test_passes_in_any_order_give_the_same_bytes(network):
     first = whole(network, image, queries, prompts)
     kept = first.copy()
     text_only = whole(network, image, queries)
-    network.rest()
+    network.release()
     np.testing.assert_array_equal(whole(network, image, queries), text_only)
     np.testing.assert_array_equal(whole(network, image, queries, prompts), kept)
     np.testing.assert_array_equal(first, kept)
 
 
+def opened(network):
+    return set(network._graphs._pool.opened)
+
+
 def test_graphs_are_opened_when_they_are_needed(tiny_bundle):
     with StageNetwork.open(tiny_bundle, 2, runner="onnxruntime") as network:
-        assert set(network._runners) == {"image_encoder", "query_decoder", "refiner_text_only"}
+        assert opened(network) == {"image_encoder", "query_decoder", "refiner_text_only"}
         network.prepare(3, slice(0, 3), 32, prompted=True)
-        assert set(network._runners) > {"refiner_4"}
+        assert opened(network) > {"refiner_4"}
         network.prepare(17, slice(0, 17), 32, prompted=True)
-        assert set(network._runners) > {"fusion", "classifier"}
+        assert opened(network) > {"fusion", "classifier"}
 
 
-def test_a_plain_mapping_of_runners_is_a_network_too(tiny_bundle):
-    runners = {
-        name: open_runner("onnxruntime", tiny_bundle.graph_path(2, name)) for name in GRAPH_NAMES
-    }
+def test_runners_of_any_origin_make_a_network(tiny_bundle):
+    graphs = SingleGraphs(lambda name: open_runner("onnxruntime", tiny_bundle.graph_path(2, name)))
     image, queries, (prompts, _) = window_case(MANY)
-    with StageNetwork(tiny_bundle.stage_spec(2), runners, "the reference") as network:
+    with StageNetwork(tiny_bundle.stage_spec(2), graphs, "the reference") as network:
         assert network.info.why == "the reference"
         found = whole(network, image, queries, prompts)
     expected = in_pytorch(image, queries, prompts)
@@ -153,7 +155,7 @@ def test_bf16_hands_features_on_as_they_lie(tiny_bundle, count):
             assert np.sqrt(np.mean(error**2)) < 0.01
         specs = {
             spec.name: (spec.shape, spec.dtype)
-            for runner in network._joined.values()
+            for runner in network._graphs.opened
             for spec in (*runner.inputs, *runner.outputs)
         }
     window, channels = tiny_config(2).window_hwd, tiny_config(2).channels
@@ -177,14 +179,59 @@ def test_many_classes_run_in_two_chains(tiny_bundle):
     image, queries, (exclusive, _) = window_case(MORE)
     with StageNetwork.open(tiny_bundle, 2, runner="openvino", precision="fp32") as network:
         network.prepare(MORE, slice(0, MORE), 32, prompted=True)
-        before = set(network._joined)
+        before = opened(network)
         first = whole(network, image, queries, exclusive)
-        assert set(network._joined) == before
-        assert network._working == ("image_encoder", "query_decoder", "fusion")
+        assert opened(network) == before
+        assert network._graphs._working == ("image_encoder", "query_decoder", "fusion")
         np.testing.assert_array_equal(whole(network, image, queries, exclusive), first)
         whole(network, image, queries)
-        assert network._working == ("image_encoder", "query_decoder", "fusion_text_only")
+        assert network._graphs._working == ("image_encoder", "query_decoder", "fusion_text_only")
         np.testing.assert_array_equal(whole(network, image, queries, exclusive), first)
+
+
+class CountingRunner(Runner):
+    """Notes in a shared list what is run and what is released."""
+
+    name, kind, device, precision, version = "", "openvino", "cpu", "fp32", "1"
+    threads, notes, inputs, outputs = 1, (), (), ()
+
+    def __init__(self, chain, log):
+        self.chain, self.log = chain, log
+
+    def run(self, feeds):
+        assert feeds == {}
+        self.log.append(("run", self.chain))
+        return {}
+
+    def release(self):
+        self.log.append(("release", self.chain))
+
+    def close(self):
+        self.log.append(("close", self.chain))
+
+
+def test_memory_is_released_between_large_chains_and_at_the_end_of_a_stage():
+    """Not before the classifier, whose chain is light, and once where nothing ran since."""
+    log = []
+    graphs = JoinedGraphs(lambda chain: CountingRunner(chain, log))
+    first, second, light = ("image_encoder",), ("fusion",), ("classifier",)
+    for chain in (first, light, first, second):
+        graphs.run(chain, {})
+    assert log == [
+        *[("run", chain) for chain in (first, light, first)],
+        ("release", first),
+        ("run", second),
+    ]
+    log.clear()
+    graphs.release()
+    graphs.release()
+    assert log == [("release", second)]
+    log.clear()
+    graphs.run(second, {})
+    assert log == [("run", second)]  # what was released is no reason to release again
+    with graphs.encoder:
+        pass
+    assert log[-1][0] == "close"
 
 
 def test_info_and_spec(tiny_bundle):

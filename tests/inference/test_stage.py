@@ -15,6 +15,7 @@ from medals_rt.common.arrays import namespace, to_host
 from medals_rt.common.choices import Refinement
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.inference import stage
+from medals_rt.inference.aggregation import LabelMap
 from medals_rt.inference.refinement import MaskRequest, seeded_masks
 from medals_rt.inference.stage import StageResult, StageTask, run_stage
 from medals_rt.planning.memory import MemoryLimit
@@ -32,11 +33,15 @@ PLENTY, LITTLE, LEAST = 10**9, 80_000, 1
 
 
 class Formula:
-    """Stands in for a network: a voxel's value, place in its window, class and prompts decide."""
+    """A fake network: a voxel's value, place in its window, class and prompts decide."""
 
     def prepare(self, *_: Any, **__: Any) -> None: ...
 
-    def rest(self) -> None: ...
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def release(self) -> None:
+        self.log.append("release")
 
     def predict(
         self,
@@ -47,6 +52,7 @@ class Formula:
         classes: slice,
         classes_per_chunk: int,
     ) -> Iterator[tuple[slice, Any]]:
+        self.log.append("pass")
         xp = namespace(image)
         ramp = xp.reshape(xp.arange(image[0, 0, ...].size, dtype=xp.float32), image.shape[2:])
         place = 0.2 * xp.abs(xp.sin(ramp))
@@ -60,7 +66,7 @@ class Formula:
             yield chunk, xp.stack(found)
 
 
-def way(largest_slab: int, mode: Refinement, names: tuple[str, ...]) -> StagePlan:
+def planned_stage(largest_slab: int, mode: Refinement, names: tuple[str, ...]) -> StagePlan:
     policy = load_policy()
     case = CaseOutline(
         shape_dhw=(SHAPE_HWD[2], *SHAPE_HWD[:2]),
@@ -83,6 +89,7 @@ def run(
     asked: list[MaskRequest],
     watchdog: Watchdog | None = None,
     watch: Stopwatch | None = None,
+    network: Formula | None = None,
 ) -> tuple[StageResult, list[tuple[int, int]]]:
     rng = np.random.default_rng(3)
     image = rng.integers(0, 256, SHAPE_HWD).astype(np.float32)
@@ -96,7 +103,7 @@ def run(
 
     told: list[tuple[int, int]] = []
     result = run_stage(
-        Formula(),  # type: ignore[arg-type]
+        network or Formula(),  # type: ignore[arg-type]
         planned,
         xp.asarray(image),
         StageTask(xp.zeros((3, 4), dtype=xp.float32), LABELS, masks),
@@ -117,13 +124,13 @@ def run(
 def test_blocks_and_groups_give_the_stage_in_one_piece(
     xp: Any, mode: Refinement, names: tuple[str, ...]
 ) -> None:
-    whole = way(PLENTY, mode, names)
-    assert len(whole.memory.walks) == 1
+    whole = planned_stage(PLENTY, mode, names)
+    assert len(whole.memory.sweeps) == 1
     requests: list[MaskRequest] = []
     expected, _ = run(whole, xp, requests)
     assert len(np.unique(to_host(expected.labels_hwd))) > 3
     for limit in (LITTLE, LEAST):
-        cut = way(limit, mode, names)
+        cut = planned_stage(limit, mode, names)
         assert cut.memory.column_blocks > 1
         assert (cut.memory.class_groups > 1) == (limit == LEAST)
         again: list[MaskRequest] = []
@@ -155,15 +162,37 @@ def test_a_card_is_waited_for_inside_the_step_that_it_works_for(
 
     watch, waited = Noting(), []
     monkeypatch.setattr(stage, "settle", lambda _: waited.append(watch.at))
-    planned = way(LEAST, "masked", ANATOMY)
+    planned = planned_stage(LEAST, "masked", ANATOMY)
     run(planned, np, [], watch=watch)
-    walks = len(planned.memory.walks)
-    assert waited == ["fine: resample", *["fine: network"] * walks, "fine: restore"]
+    sweeps = len(planned.memory.sweeps)
+    assert waited == ["fine: resample", *["fine: network"] * sweeps, "fine: restore"]
+
+
+def test_memory_is_released_once_when_all_windows_were_run() -> None:
+    network = Formula()
+    run(planned_stage(LEAST, "masked", ANATOMY), np, [], network=network)
+    assert network.log.count("release") == 1
+    assert network.log[-1] == "release"
+    assert network.log.count("pass") > 1
+
+
+def test_prompts_fill_only_what_no_window_decided(xp: Any) -> None:
+    """A voxel whose class another sweep decided keeps it, though a later one left it out."""
+    label_map = LabelMap(
+        labels_hwd=xp.asarray([[[3, 0, 0, 3]]], dtype=xp.uint8),
+        probability_hwd=None,
+        uncovered_hwd=xp.asarray([[[True, True, False, False]]]),
+    )
+    prompts = xp.asarray([[[7, 7, 7, 7, 7]]], dtype=xp.uint16)
+    found = stage._with_prompts_where_uncovered(label_map, prompts)
+    assert to_host(found).tolist() == [[[3, 7, 0, 3]]]
+    assert found.dtype == xp.uint8
+    assert stage._with_prompts_where_uncovered(label_map, None) is label_map.labels_hwd
 
 
 def test_windows_are_counted_once_a_run_when_time_is_short() -> None:
     """No time at all: every run of a window is left out, and the prompts stand."""
-    cut = way(LEAST, "masked", ANATOMY)
+    cut = planned_stage(LEAST, "masked", ANATOMY)
     clock = SimpleNamespace(now=50.0)
     watchdog = Watchdog(Budget(10.0, started=0.0, clock=lambda: clock.now), 1.0)
     result, told = run(cut, np, [], watchdog)
@@ -175,7 +204,7 @@ def test_windows_are_counted_once_a_run_when_time_is_short() -> None:
 
 def test_the_watchdog_looks_at_all_runs_that_are_left() -> None:
     """A pass of 1 s: what would do for the windows once does not for their runs in blocks."""
-    cut, whole = way(LITTLE, "masked", ANATOMY), way(PLENTY, "masked", ANATOMY)
+    cut, whole = planned_stage(LITTLE, "masked", ANATOMY), planned_stage(PLENTY, "masked", ANATOMY)
     once, runs = len(whole.plan.windows), cut.memory.window_runs
     assert runs > once
 

@@ -1,4 +1,4 @@
-"""What the tests of runners on stand-ins share."""
+"""What the tests of runners on fakes share."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.runners.engine_bundles import build_fake_engines
 
 @pytest.fixture(scope="session")
 def built_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The minuscule bundle with stand-in engines of all its graphs; read only."""
+    """The minuscule bundle with fake engines of all its graphs; read only."""
     with pytest.MonkeyPatch.context() as patch, in_place(patch) as fakes:
         folder = tmp_path_factory.mktemp("built") / "bundle"
         return build_fake_engines(folder, tiny_bundle, fakes)
@@ -20,7 +20,7 @@ def built_bundle(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def bundle(fakes: Fakes, built_bundle: Bundle, tmp_path: Path) -> Bundle:
-    """A copy of it, while the stand-ins are in place."""
+    """A copy of it, while the fakes are in place."""
     assert fakes.library.version == fakes.tensorrt.__version__
     shutil.copytree(built_bundle.folder, tmp_path / "bundle")
     return Bundle.open(tmp_path / "bundle", verify=False)

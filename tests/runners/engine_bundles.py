@@ -1,4 +1,4 @@
-"""A bundle with stand-in engines, for tests of what runs them."""
+"""A bundle with fake engines, for tests of what runs them."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from tests.fakes import Fakes
 
 
 def build_fake_engines(folder: Path, like: Bundle, fakes: Fakes) -> Bundle:
-    """Copy a bundle and build engines of all its graphs by the stand-in."""
+    """Copy a bundle and build engines of all its graphs by the fake."""
     shutil.copytree(like.folder, folder)
     bundle = Bundle.open(folder, verify=False)
     build_engines(bundle, fakes.library, *recipe_for("tensorrt", "fp32"))
@@ -35,7 +35,7 @@ def engine_of(bundle: Bundle, graph: str, stage: int = 1) -> Engine:
 
 
 def behaving(engine: Engine, behaviour: str) -> Engine:
-    """Replace an engine by one that behaves otherwise; see the stand-in's `Context`."""
+    """Replace an engine by one that behaves otherwise; see the fake's `Context`."""
     header, _, onnx = engine.path.read_bytes().partition(b"\n")
     data = json.dumps({**json.loads(header), "behaviour": behaviour}).encode() + b"\n" + onnx
     engine.path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""New engines are tried in a child process first: real children, stand-ins for the libraries."""
+"""New engines are tried in a child process first: real children, fakes of the libraries."""
 
 import msgspec
 import pytest
@@ -43,7 +43,7 @@ def test_a_good_engine_is_tried_once_a_card_and_driver(fakes, bundle, children, 
     assert kept.driver == "580.65.06, CUDA 13.0"
     assert ensure_tried(engine, GRAPH) == ()
     assert len(children) == 1
-    other = Gpu("NVIDIA Stand-in 90", "SM90", 80 << 30, "590.10, CUDA 13.1")
+    other = Gpu("NVIDIA Fake 90", "SM90", 80 << 30, "590.10, CUDA 13.1")
     monkeypatch.setattr(gpu, "find_gpu", lambda: other)
     ensure_tried(engine, GRAPH)
     assert [each.driver for each in trials_of(engine)] == [kept.driver, other.driver]

@@ -1,4 +1,4 @@
-"""TensorRT-RTX compiles kernels on first use: how they are kept, on a stand-in for its engine."""
+"""TensorRT-RTX compiles kernels on first use: how they are kept, on a fake engine."""
 
 import os
 import weakref
@@ -6,7 +6,7 @@ from enum import Enum
 from types import SimpleNamespace
 
 from medals_rt.runners.tensorrt import KernelCache
-from medals_rt.runners.tensorrt_library import Library
+from medals_rt.runners.tensorrt_library import TensorRTLibrary
 from tests.runners.engine_bundles import engine_of
 
 GRAPH = "refiner"
@@ -59,7 +59,7 @@ def test_kernels_compiled_on_first_use_are_kept(fakes, bundle, tmp_path, monkeyp
         ExecutionContextAllocationStrategy=fakes.tensorrt.ExecutionContextAllocationStrategy,
         DynamicShapesKernelSpecializationStrategy=Enum("Strategy", ["EAGER", "LAZY"]),
     )
-    library = Library("tensorrt-rtx", trt, "1.7.1", fakes.library.log)
+    library = TensorRTLibrary("tensorrt-rtx", trt, "1.7.1", fakes.library.log)
     engine = engine_of(bundle, GRAPH)
     path = tmp_path / "cache" / "tensorrt-rtx" / f"kernels-{engine.record.sha256}.cache"
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on a card: what is bound where, on stand-ins for CuPy and the library."""
+"""ONNX Runtime on a card: what is bound where, on fakes of CuPy and the library."""
 
 import importlib.metadata
 
@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from medals_rt.common import optional_deps
 from medals_rt.common.errors import InputError, MissingDependencyError, RunnerError
 from medals_rt.runners import onnxruntime as module
 from medals_rt.runners import selection
@@ -98,7 +99,7 @@ def test_what_does_not_fit(library, fakes, bundle):
 
 def test_a_session_that_falls_back_to_the_cpu_is_refused(library, bundle):
     library.taken = ["CPUExecutionProvider"]
-    with pytest.raises(RunnerError, match="did not take refiner to the card"):
+    with pytest.raises(RunnerError, match="did not take refiner to the GPU"):
         open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH))
     library.available = ["CPUExecutionProvider"]
     with pytest.raises(MissingDependencyError, match=r"1\.26\.0.* without CUDA: .*\[gpu\]"):
@@ -131,13 +132,15 @@ def test_what_counts_as_installed(monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(selection, "find_spec", lambda name: name == "cupy" or None)
+    monkeypatch.setattr(
+        optional_deps, "find_spec", lambda name: name in {"cupy", "onnxruntime"} or None
+    )
     monkeypatch.setattr(selection, "distribution", lambda name: name)
     assert selection.installed("onnxruntime-cuda")
     monkeypatch.setattr(selection, "distribution", missing)
     assert not selection.installed("onnxruntime-cuda")
     assert not selection.installed("tensorrt-rtx")
     monkeypatch.setattr(
-        selection, "find_spec", lambda name: name == "tensorrt_rtx_bindings" or None
+        optional_deps, "find_spec", lambda name: name == "tensorrt_rtx_bindings" or None
     )
     assert not selection.installed("tensorrt-rtx")  # without CuPy there are no arrays for it

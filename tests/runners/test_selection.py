@@ -7,9 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS
 from medals_rt.common.errors import InputError, MissingDependencyError
+from medals_rt.common.optional_deps import OPTIONAL_LIBRARIES
 from medals_rt.runners import selection
 from medals_rt.runners.base import thread_limit
+from medals_rt.runners.registry import REGISTRY
 from medals_rt.runners.selection import choose, why_not
 
 
@@ -54,32 +57,48 @@ def test_nothing_installed_names_both_extras(monkeypatch):
     ],
 )
 def test_what_is_asked_for_is_never_replaced(monkeypatch, kind, extra):
-    with_installed(monkeypatch, *({*selection.RUNNER_KINDS} - {kind}))
+    with_installed(monkeypatch, *({*RUNNER_KINDS} - {kind}))
     message = rf"^the runner {kind} needs .*medals-rt\[{extra}\]"
     with pytest.raises(MissingDependencyError, match=message):
         choose(kind)
 
 
 def test_usable_is_installed_and_a_card_where_one_is_needed(monkeypatch):
-    with_installed(monkeypatch, *selection.RUNNER_KINDS)
-    assert [kind for kind in selection.RUNNER_KINDS if selection.usable(kind)] == [
+    with_installed(monkeypatch, *RUNNER_KINDS)
+    assert [kind for kind in RUNNER_KINDS if selection.usable(kind)] == [
         "openvino",
         "onnxruntime",
     ]
     monkeypatch.setattr("medals_rt.common.gpu.find_gpu", object)
-    assert all(selection.usable(kind) for kind in selection.RUNNER_KINDS)
+    assert all(selection.usable(kind) for kind in RUNNER_KINDS)
     with_installed(monkeypatch)
-    assert not any(selection.usable(kind) for kind in selection.RUNNER_KINDS)
+    assert not any(selection.usable(kind) for kind in RUNNER_KINDS)
 
 
 def test_why_a_runner_cannot_run_a_bundle(monkeypatch, tiny_bundle):
     with_installed(monkeypatch, "openvino", "onnxruntime", "tensorrt")
     assert why_not("openvino", tiny_bundle) == why_not("onnxruntime", tiny_bundle) == ""
     assert why_not("onnxruntime-cuda", tiny_bundle) == "onnxruntime-cuda is not installed"
-    assert "tensorrt needs an NVIDIA card" in why_not("tensorrt", tiny_bundle)
+    assert "tensorrt needs an NVIDIA GPU" in why_not("tensorrt", tiny_bundle)
     half = SimpleNamespace(precision="bf16")
-    assert "no arithmetic on a CPU for a bundle in bf16" in why_not("onnxruntime", half)
+    assert "can't compute a bundle in bf16" in why_not("onnxruntime", half)
     assert why_not("openvino", half) == ""
+
+
+def test_the_registry_is_the_closed_list() -> None:
+    """A runner of one and not of the other would be offered and not opened, or never offered."""
+    assert {spec.kind for spec in REGISTRY} == set(RUNNER_KINDS)
+    assert len(REGISTRY) == len(RUNNER_KINDS)
+    assert {spec.kind for spec in REGISTRY if spec.device == "cpu"} == set(CPU_RUNNERS)
+    known = {library.name for library in OPTIONAL_LIBRARIES}
+    assert all(known.issuperset(spec.libraries) for spec in REGISTRY)
+    assert all((spec.device == "cuda") == ("CuPy" in spec.libraries) for spec in REGISTRY)
+
+
+def test_a_bundle_that_nothing_here_can_run_is_refused_with_the_reason(monkeypatch):
+    with_installed(monkeypatch, "onnxruntime")
+    with pytest.raises(MissingDependencyError, match="onnxruntime can't compute a bundle in bf16"):
+        choose("auto", SimpleNamespace(precision="bf16"))
 
 
 def test_unknown_runner_lists_the_known():

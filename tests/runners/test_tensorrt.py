@@ -1,4 +1,4 @@
-"""The TensorRT runner on stand-ins for TensorRT and CuPy: what it asks for, and what it refuses."""
+"""The TensorRT runner on fakes of TensorRT and CuPy: what it asks for, and what it refuses."""
 
 import math
 import shutil
@@ -194,7 +194,7 @@ def test_inputs_that_do_not_fit(runner, fakes, bundle):
         runner.run(host)
     with pytest.raises(RunnerError, match="takes features, adapted_queries, prompts; got features"):
         runner.run({"features": feeds["features"]})
-    with pytest.raises(RunnerError, match=r"got 33 prompts.* 1 to 32; give fewer at once"):
+    with pytest.raises(RunnerError, match=r"got 33 prompts.* 1 to 32; ask for fewer at once"):
         runner.run(random_feeds(fakes.cupy, bundle, GRAPH, 33))
     shape = (2, *bundle.stage_spec(1).window_hwd)
     for wrong in (
@@ -303,7 +303,7 @@ def test_auto_takes_fitting_engines_and_says_why_not(bundle, monkeypatch):
     )
     choice = choose("auto", bundle)
     assert choice.kind == "tensorrt"
-    assert "NVIDIA Stand-in 90, and the bundle has tensorrt engines for it" in choice.why
+    assert "NVIDIA Fake 90, and the bundle has tensorrt engines for it" in choice.why
     engine_of(bundle, "fusion", 2).record_path.unlink()
     choice = choose("auto", bundle)
     assert choice.kind == "onnxruntime-cuda"
@@ -313,7 +313,7 @@ def test_auto_takes_fitting_engines_and_says_why_not(bundle, monkeypatch):
     monkeypatch.setattr("medals_rt.runners.selection.installed", lambda kind: kind == "openvino")
     choice = choose("auto", bundle)
     assert choice.kind == "openvino"
-    assert "NVIDIA Stand-in 90 is not used: tensorrt is not installed" in choice.why
+    assert "NVIDIA Fake 90 is not used: tensorrt is not installed" in choice.why
     assert "onnxruntime-cuda is not installed" in choice.why
 
 
@@ -321,7 +321,7 @@ def test_auto_takes_fitting_engines_and_says_why_not(bundle, monkeypatch):
 def test_without_a_card_or_cupy(fakes, bundle, monkeypatch):
     path = bundle.graph_path(1, GRAPH)
     monkeypatch.setattr(fakes.cupy, "is_available", lambda: False)
-    with pytest.raises(MissingDependencyError, match="CuPy finds no card"):
+    with pytest.raises(MissingDependencyError, match="CuPy finds no GPU"):
         open_runner("tensorrt", path)
     monkeypatch.setattr(gpu, "find_gpu", lambda: None)
     with pytest.raises(MissingDependencyError, match="TensorRT needs an NVIDIA card"):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 
 from medals_rt.common.errors import CaseError
 from medals_rt.common.notes import Note, warning
+from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.files import (
     DicomFile,
@@ -24,8 +25,6 @@ from medals_rt.io.dicom.files import (
 from medals_rt.io.dicom.series import Image, Series, choose_series, group_series, is_image
 from medals_rt.io.dicom.slices import Stack, slices_of, stack_slices
 from medals_rt.io.volume import SourceGrid, Volume, check_shape, check_spacing
-
-Array: TypeAlias = Any
 
 MODALITIES: Final = {"CT": "CT", "MR": "MRI", "PT": "PET", "US": "US"}
 """DICOM's names of modalities, and those of prompts."""
@@ -136,12 +135,12 @@ def _check_decoders(series: Series) -> None:
             )
 
 
-def _read_pixels(stack: Stack) -> Array:
+def _read_pixels(stack: Stack) -> HostArray:
     """Values of every slice, `(k, j, i)`: int16 (int32 where one needs it) or float32."""
     from pydicom.pixels.utils import pixel_array
 
     rows, columns = stack.slices[0].shape
-    array: Array = np.empty((len(stack.slices), rows, columns), dtype=_value_type(stack))
+    array: HostArray = np.empty((len(stack.slices), rows, columns), dtype=_value_type(stack))
     loaded: tuple[DicomFile | None, Any] = (None, None)
     for number, each in enumerate(stack.slices):
         file, header = each.image.file, each.image.header

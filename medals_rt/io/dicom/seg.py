@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 
@@ -14,11 +14,10 @@ import medals_rt
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import CaseError
 from medals_rt.common.optional_deps import import_optional
+from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.case import DicomSource
 from medals_rt.io.segment_metadata import PRIVATE_SCHEME, Code, Segment
-
-Array: TypeAlias = Any
 
 _NEEDED: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
 _MAY_BE_EMPTY: Final = (
@@ -62,10 +61,10 @@ def check_source(case: Case, name: str) -> DicomSource:
 def write_seg(
     path: Path,
     case: Case,
-    labels_dhw: Array,
+    labels_dhw: HostArray,
     segments: Sequence[Segment],
     *,
-    instances_dhw: Array | None,
+    instances_dhw: HostArray | None,
     model: str | None,
 ) -> None:
     """Write labels as one binary SEG that refers to the series it was made from, atomically.
@@ -114,8 +113,8 @@ def write_seg(
 
 
 def _numbered(
-    labels: Array, instances: Array | None, segments: Sequence[Segment]
-) -> tuple[Array, list[tuple[Segment, int | None]]]:
+    labels: HostArray, instances: HostArray | None, segments: Sequence[Segment]
+) -> tuple[HostArray, list[tuple[Segment, int | None]]]:
     """Segment number, from 1, of every voxel; and what each number stands for."""
     rows: list[tuple[Segment, int | None]] = []
     if instances is None:

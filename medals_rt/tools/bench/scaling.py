@@ -7,8 +7,8 @@ import numpy as np
 from medals_rt.common.arrays import to_device
 from medals_rt.common.choices import Refinement
 from medals_rt.common.environment import peak_memory_mib
-from medals_rt.common.typing import Array
-from medals_rt.inference.network import StageNetwork
+from medals_rt.common.typing import Array, HostArray
+from medals_rt.inference.network import Network
 from medals_rt.inference.spatial_prompts import SpatialPrompts, label_prompts
 from medals_rt.io.case import Case
 from medals_rt.io.volume import Volume
@@ -17,24 +17,24 @@ from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.prompts.prompt_set import PromptSet
 from medals_rt.tools.bench.gpu_memory import wait_for_device
 from medals_rt.tools.bench.records import Growth, Question
-from medals_rt.tools.bench.subject import Subject
+from medals_rt.tools.bench.target import BenchTarget
 
 _SEED = 0
 _BLOCK_VOXELS = 8
 
 
-def growth_with_classes(subject: Subject, question: Question) -> tuple[Growth, ...]:
+def growth_with_classes(target: BenchTarget, question: Question) -> tuple[Growth, ...]:
     """Time the network on one window of the fine stage for each number of classes.
 
     The image is noise and the text embeddings are random: neither changes what is computed. With
     prompts, every class has blocks of its own.
     """
-    network = subject.fine
+    network = target.fine
     rng = np.random.default_rng(_SEED)
     window = network.spec.window_hwd
     device = network.array_device
     image = to_device(rng.random((1, 1, *window), np.float32) * 255, device)
-    dim = subject.segmenter.bundle.manifest.embeddings.dim
+    dim = target.segmenter.bundle.manifest.embeddings.dim
     found = []
     for count in question.class_counts:
         queries = to_device(rng.standard_normal((count, dim), np.float32), device)
@@ -54,7 +54,7 @@ def growth_with_classes(subject: Subject, question: Question) -> tuple[Growth, .
 
 
 def growth_with_volume(
-    subject: Subject, question: Question, case: Case, prompts: PromptSet
+    target: BenchTarget, question: Question, case: Case, prompts: PromptSet
 ) -> tuple[Growth, ...]:
     """Time the whole case with its image repeated along D."""
     volume = case.volume
@@ -62,27 +62,29 @@ def growth_with_volume(
     for factor in question.volume_factors:
         image = np.tile(volume.image_dhw, (factor, 1, 1))
         larger = Volume(image, volume.spacing_hwd_mm, volume.name)
-        text_only = _seconds(subject, larger, prompts, "none")
+        text_only = _seconds(target, larger, prompts, "none")
         prompted = None
         if question.refinement != "none":
-            prompted = _seconds(subject, larger, prompts, question.refinement)
+            prompted = _seconds(target, larger, prompts, question.refinement)
         found.append(Growth(int(image.size), text_only, prompted, peak_memory_mib()))
     return tuple(found)
 
 
-def _seconds(subject: Subject, volume: Volume, prompts: PromptSet, refinement: Refinement) -> float:
-    result = subject.segmenter.segment(volume, prompts, SegmentOptions(refinement=refinement))
+def _seconds(
+    target: BenchTarget, volume: Volume, prompts: PromptSet, refinement: Refinement
+) -> float:
+    result = target.segmenter.segment(volume, prompts, SegmentOptions(refinement=refinement))
     return result.report.seconds["total"]
 
 
-def _spread(blocks: Array, window: tuple[int, int, int]) -> Array:
+def _spread(blocks: HostArray, window: tuple[int, int, int]) -> HostArray:
     for axis, size in enumerate(window):
         blocks = np.take(blocks, np.arange(size) // _BLOCK_VOXELS, axis=axis)
     return blocks
 
 
 def _best_of_two(
-    network: StageNetwork, image: Array, queries: Array, prompts: SpatialPrompts | None
+    network: Network, image: Array, queries: Array, prompts: SpatialPrompts | None
 ) -> float:
     """Time one pass; the first may compile and does not count where the second is faster."""
     seconds = []

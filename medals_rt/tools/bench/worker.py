@@ -23,7 +23,7 @@ from medals_rt.pipeline.report import RunReport
 from medals_rt.prompts.prompt_set import PromptSet
 from medals_rt.tools.bench.gpu_memory import CardMemory
 from medals_rt.tools.bench.records import Answer, Growth, Question, RunTime, StageWork
-from medals_rt.tools.bench.subject import Subject, open_subject
+from medals_rt.tools.bench.target import BenchTarget, open_target
 
 
 def answer_question(question: Question) -> Answer:
@@ -42,24 +42,24 @@ def answer_question(question: Question) -> Answer:
     )
     with CardMemory() as card:
         start = time.perf_counter()
-        with open_subject(question) as subject:
+        with open_target(question) as target:
             open_seconds = time.perf_counter() - start
             if question.task == "classes":
                 from medals_rt.tools.bench.scaling import growth_with_classes
 
                 return _answer(
-                    subject, open_seconds, card, growth=growth_with_classes(subject, question)
+                    target, open_seconds, card, growth=growth_with_classes(target, question)
                 )
             if question.task == "volumes":
                 from medals_rt.tools.bench.scaling import growth_with_volume
 
-                growth = growth_with_volume(subject, question, case, prompts)
-                return _answer(subject, open_seconds, card, growth=growth)
-            return _case(subject, question, case, prompts, open_seconds, card)
+                growth = growth_with_volume(target, question, case, prompts)
+                return _answer(target, open_seconds, card, growth=growth)
+            return _case(target, question, case, prompts, open_seconds, card)
 
 
 def _case(
-    subject: Subject,
+    target: BenchTarget,
     question: Question,
     case: Case,
     prompts: PromptSet,
@@ -70,18 +70,18 @@ def _case(
     runs: list[RunTime] = []
     report: RunReport | None = None
     for turn in range(1 if question.task == "cold" else 1 + question.repetitions):
-        result = subject.segmenter.segment(
+        result = target.segmenter.segment(
             case.volume, prompts, SegmentOptions(refinement=question.refinement)
         )
         report = result.report
         if turn or question.task == "cold":
             steps = {name: s for name, s in report.seconds.items() if name != "total"}
             runs.append(RunTime(report.seconds["total"], steps))
-    stages = () if report is None or question.task == "cold" else _work(subject, report, runs)
-    return _answer(subject, open_seconds, card, runs=tuple(runs), stages=stages)
+    stages = () if report is None or question.task == "cold" else _work(target, report, runs)
+    return _answer(target, open_seconds, card, runs=tuple(runs), stages=stages)
 
 
-def _work(subject: Subject, report: RunReport, runs: list[RunTime]) -> tuple[StageWork, ...]:
+def _work(target: BenchTarget, report: RunReport, runs: list[RunTime]) -> tuple[StageWork, ...]:
     """Put the arithmetic of a stage's passes beside the seconds of its network."""
     found = []
     for number, stage in enumerate(report.stages, start=3 - len(report.stages)):
@@ -91,7 +91,7 @@ def _work(subject: Subject, report: RunReport, runs: list[RunTime]) -> tuple[Sta
 
             classes = len(report.classes)
             tflop = stage.passes * pass_tflop(
-                subject.segmenter.bundle, number, classes, prompted=prompted
+                target.segmenter.bundle, number, classes, prompted=prompted
             )
         except MissingDependencyError:
             tflop = None
@@ -120,7 +120,7 @@ def _roofs(question: Question) -> Answer:
 
 
 def _answer(
-    subject: Subject,
+    target: BenchTarget,
     open_seconds: float,
     card: CardMemory,
     *,
@@ -128,7 +128,7 @@ def _answer(
     stages: tuple[StageWork, ...] = (),
     growth: tuple[Growth, ...] = (),
 ) -> Answer:
-    info = subject.info
+    info = target.info
     return Answer(
         version=info.version,
         device=info.device,

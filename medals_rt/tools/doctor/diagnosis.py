@@ -12,7 +12,8 @@ from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS, RunnerKind
 from medals_rt.common.environment import library_versions
 from medals_rt.common.errors import BundleError, MedalsError, MissingDependencyError
 from medals_rt.common.gpu import Gpu, find_gpu
-from medals_rt.runners.selection import LIBRARIES, choose, installed, precisions
+from medals_rt.runners.registry import runner_spec
+from medals_rt.runners.selection import choose, installed, precisions
 from medals_rt.runners.tensorrt_library import open_library
 from medals_rt.tools.doctor.libraries import Library, look_at_libraries
 from medals_rt.tools.doctor.machine import (
@@ -140,7 +141,7 @@ def _look_at_runner(
     kind: RunnerKind, libraries: Sequence[Library], bundle: Bundle | None
 ) -> RunnerState:
     """Tell whether a runner could be used, without opening anything in it."""
-    needed = [each for each in libraries if each.name in LIBRARIES[kind]]
+    needed = [each for each in libraries if each.name in runner_spec(kind).libraries]
     broken = [each.name for each in needed if each.state == "broken"]
     if not installed(kind):
         return RunnerState(kind, "not installed", ())

@@ -7,7 +7,7 @@ import numpy as np
 
 from medals_rt.common.atomic_io import prepare_output, write_json
 from medals_rt.common.errors import CaseError, InputError, MissingFileError, PromptError
-from medals_rt.common.typing import Array
+from medals_rt.common.typing import HostArray
 from medals_rt.io.case import LabelFile
 from medals_rt.io.registry import ENDINGS, read_labels
 from medals_rt.pipeline.csv_tables import write_csv
@@ -161,8 +161,8 @@ def score_case(
 
 
 def _score_labels(
-    labels: Array,
-    truth: Array,
+    labels: HostArray,
+    truth: HostArray,
     stored_spacing_mm: Spacing3,
     spacing_dhw_mm: Spacing3,
     names: Mapping[int, str] | None,

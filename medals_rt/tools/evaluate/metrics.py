@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medals_rt.common.typing import Array
+from medals_rt.common.typing import HostArray
 from medals_rt.tools.evaluate.surface import surface_of, surfaces_dice
 
 NSD_TOLERANCE_MM = 2.0
@@ -54,16 +54,16 @@ class OverlapTable:
     `second_labels[pair_second[k]]` in `overlaps[k]` voxels; pairs without overlap are left out.
     """
 
-    first_labels: Array
-    first_sizes: Array
-    second_labels: Array
-    second_sizes: Array
-    pair_first: Array
-    pair_second: Array
-    overlaps: Array
+    first_labels: HostArray
+    first_sizes: HostArray
+    second_labels: HostArray
+    second_sizes: HostArray
+    pair_first: HostArray
+    pair_second: HostArray
+    overlaps: HostArray
 
 
-def overlap_table(first: Array, second: Array) -> OverlapTable:
+def overlap_table(first: HostArray, second: HostArray) -> OverlapTable:
     """Count the voxels of each label and of each pair of labels of two maps.
 
     Parameters
@@ -89,7 +89,7 @@ def overlap_table(first: Array, second: Array) -> OverlapTable:
     )
 
 
-def _sizes(values: Array) -> tuple[Array, Array]:
+def _sizes(values: HostArray) -> tuple[HostArray, HostArray]:
     """Give the distinct values, ascending, and how often each occurs."""
     if values.size == 0 or values.max() > _LARGEST_DENSE_TABLE:
         return np.unique(values, return_counts=True)
@@ -98,7 +98,9 @@ def _sizes(values: Array) -> tuple[Array, Array]:
     return labels, counts[labels]
 
 
-def dice_by_label(predicted: Array, reference: Array, labels: Sequence[int]) -> dict[int, float]:
+def dice_by_label(
+    predicted: HostArray, reference: HostArray, labels: Sequence[int]
+) -> dict[int, float]:
     """Give each label's DSC; NaN for a label that is in neither map.
 
     Parameters
@@ -120,8 +122,8 @@ def dice_by_label(predicted: Array, reference: Array, labels: Sequence[int]) -> 
 
 
 def nsd_by_label(
-    predicted: Array,
-    reference: Array,
+    predicted: HostArray,
+    reference: HostArray,
     labels: Sequence[int],
     spacings_mm: Sequence[Spacing3],
     tolerance_mm: float = NSD_TOLERANCE_MM,
@@ -158,7 +160,7 @@ def nsd_by_label(
     return scores
 
 
-def split_binary(labels: Array) -> Array:
+def split_binary(labels: HostArray) -> HostArray:
     """Split a map of one label into its 6-connected components; give any other map unchanged.
 
     The public script does this to predictions, so that a binary lesion mask can be scored.
@@ -171,7 +173,7 @@ def split_binary(labels: Array) -> Array:
 
 
 def match_instances(
-    predicted: Array, reference: Array, iou_threshold: float = IOU_THRESHOLD
+    predicted: HostArray, reference: HostArray, iou_threshold: float = IOU_THRESHOLD
 ) -> InstanceScore:
     """Match predicted instances with reference instances and score the matching.
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medals_rt.common.typing import Array
+from medals_rt.common.typing import HostArray
 
 _Corner = tuple[int, int, int]
 _Triangle = tuple[int, int, int]
@@ -31,13 +31,13 @@ class Surface(NamedTuple):
     areas_mm2 : (n,) float64
     """
 
-    positions: Array
-    areas_mm2: Array
+    positions: HostArray
+    areas_mm2: HostArray
 
 
 def surface_dice(
-    first: Array,
-    second: Array,
+    first: HostArray,
+    second: HostArray,
     spacing_mm: tuple[float, float, float],
     tolerance_mm: float = 2.0,
 ) -> float:
@@ -78,7 +78,7 @@ def surfaces_dice(
 
 
 def surface_of(
-    mask: Array,
+    mask: HostArray,
     spacing_mm: tuple[float, float, float],
     origin: tuple[int, ...] = (0, 0, 0),
 ) -> Surface:
@@ -90,7 +90,7 @@ def surface_of(
     spacing_mm : voxel spacing along the mask's axes
     origin : the index of the mask's first voxel in the whole array, where it is a crop of one
     """
-    codes: Array = np.pad(np.asarray(mask, dtype=bool), 1).astype(np.uint8)
+    codes: HostArray = np.pad(np.asarray(mask, dtype=bool), 1).astype(np.uint8)
     codes = codes[:, :, :-1] | codes[:, :, 1:] << 1
     codes = codes[:, :-1] | codes[:, 1:] << 2
     codes = codes[:-1] | codes[1:] << 4
@@ -100,8 +100,11 @@ def surface_of(
 
 
 def _within(
-    points: Array, others: Array, spacing_mm: tuple[float, float, float], tolerance_mm: float
-) -> Array:
+    points: HostArray,
+    others: HostArray,
+    spacing_mm: tuple[float, float, float],
+    tolerance_mm: float,
+) -> HostArray:
     """Tell which points have one of the others within a tolerance (bool, one a point).
 
     The tree finds the nearest one; the distance is then taken anew from whole index differences,
@@ -114,21 +117,23 @@ def _within(
     _, nearest = cKDTree(others * spacing).query(
         points * spacing, distance_upper_bound=tolerance_mm + slack
     )
-    found = nearest < len(others)
+    found: HostArray = nearest < len(others)
     steps_mm = (points[found] - others[nearest[found]]) * spacing
     distances_mm = np.sqrt((steps_mm**2).sum(axis=1))
     found[found] = distances_mm <= tolerance_mm
     return found
 
 
-def _areas_by_code(spacing_mm: tuple[float, float, float]) -> Array:
+def _areas_by_code(spacing_mm: tuple[float, float, float]) -> HostArray:
     """Give the area of the surface element of each of the 256 neighborhoods, in mm2."""
     a, b, c = spacing_mm
-    return np.linalg.norm(_normals_by_code() * (b * c, a * c, a * b), axis=2).sum(axis=1)
+    lengths: HostArray = np.linalg.norm(_normals_by_code() * (b * c, a * c, a * b), axis=2)
+    areas: HostArray = lengths.sum(axis=1)
+    return areas
 
 
 @lru_cache(maxsize=1)
-def _normals_by_code() -> Array:
+def _normals_by_code() -> HostArray:
     """Give the area vectors of the triangles of each neighborhood, (256, 4, 3), unit spacing.
 
     Bit k of a neighborhood's code tells whether its k-th corner is inside. Complements have the
@@ -145,7 +150,7 @@ def _normals_by_code() -> Array:
     return normals
 
 
-def _polygons(inside: set[_Corner]) -> Iterator[Array]:
+def _polygons(inside: set[_Corner]) -> Iterator[HostArray]:
     """Give the closed polygons that part the inside corners from the others, (n, 3) each.
 
     On each face, seen from outside, a run of inside corners is cut off by a segment from the edge
@@ -185,7 +190,7 @@ def _faces() -> tuple[tuple[_Corner, ...], ...]:
     return tuple(faces)
 
 
-def _cut(polygon: Array) -> list[Array]:
+def _cut(polygon: HostArray) -> list[HostArray]:
     """Cut a polygon into triangles of the largest total area; give their area vectors."""
     choices = (
         [np.cross(polygon[j] - polygon[i], polygon[k] - polygon[i]) / 2 for i, j, k in triangles]

@@ -9,7 +9,7 @@ from medals_rt.bundle.manifest import CaseParity
 from medals_rt.common.choices import StageNumber
 from medals_rt.common.errors import MedalsError
 from medals_rt.common.progress import Progress
-from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.network import Network
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.io.registry import ENDINGS, read_case
 from medals_rt.io.volume import Volume
@@ -88,7 +88,7 @@ def compare_whole_cases(
             progress("cases", done, total)
         return result
 
-    networks: dict[StageNumber, StageNetwork] = {
+    networks: dict[StageNumber, Network] = {
         1: reference.open_network(1),
         2: reference.open_network(2),
     }

@@ -10,7 +10,7 @@ from medals_rt.bundle.recipes import Recipe
 from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS, Precision, RunnerKind
 from medals_rt.common.environment import library_versions
 from medals_rt.common.errors import InputError
-from medals_rt.inference.network import ALWAYS_FP32, StageNetwork
+from medals_rt.inference.network import ALWAYS_FP32, Network, StageNetwork
 from medals_rt.runners.base import Runner
 from medals_rt.runners.selection import choose, open_runner, precisions, usable
 
@@ -40,7 +40,7 @@ class Reference(Protocol):
         """Open what a graph has to compute, with the weights as the bundle stores them."""
         ...
 
-    def open_network(self, stage: int) -> StageNetwork:
+    def open_network(self, stage: int) -> Network:
         """Open a whole stage."""
         ...
 
@@ -105,7 +105,7 @@ class OwnGraphs:
         """Open the bundle's graph; see `Reference`."""
         return open_candidate(self.bundle, stage, graph, itself(), self.threads)
 
-    def open_network(self, stage: int) -> StageNetwork:
+    def open_network(self, stage: int) -> Network:
         """Open the bundle's stage; see `Reference`."""
         one = itself()
         return StageNetwork.open(

@@ -15,7 +15,7 @@ from medals_rt.bundle.manifest import FOLDED_REFINERS, GraphParity
 from medals_rt.common.arrays import to_device, to_host
 from medals_rt.common.errors import MedalsError
 from medals_rt.common.progress import Progress
-from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.inference.spatial_prompts import channel_prompts
 from medals_rt.tools.verify.graphs import Tensors, graph_parity, made_up_inputs, tell
 from medals_rt.tools.verify.measures import relative_error, rms_error
@@ -92,7 +92,7 @@ def compare_windows(
 
 
 def _probabilities(
-    network: StageNetwork, tensors: Tensors, one: _Pass, wanted: int
+    network: Network, tensors: Tensors, one: _Pass, wanted: int
 ) -> npt.NDArray[np.float32]:
     """Run one pass; give the probabilities `(wanted, H, W, D)` of the first classes."""
     device = network.array_device

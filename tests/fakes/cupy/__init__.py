@@ -1,4 +1,4 @@
-"""A stand-in for CuPy: the rules of its arrays, kept by NumPy in host memory. It is no card.
+"""A fake of CuPy: the rules of its arrays, kept by NumPy in host memory. It is no card.
 
 It shows that array code obeys those rules and says nothing of kernels, streams or speed. What CuPy
 refuses is refused: a NumPy array among its own, giving an array to NumPy without `get`, `set` from
@@ -6,7 +6,7 @@ another dtype or shape. What CuPy does otherwise than NumPy is done: reductions 
 are arrays, memory begins at multiples of 512 bytes and is not empty before it is written.
 
 There are only the functions listed here, each of which CuPy has. `cupy.cuda` logs what is asked of
-streams and runs it at once. Importing it needs `MEDALS_RT_STANDINS=1`, which `tests.fakes` sets:
+streams and runs it at once. Importing it needs `MEDALS_RT_FAKES=1`, which `tests.fakes` sets:
 so it is never taken for CuPy by accident.
 """
 
@@ -15,13 +15,13 @@ from types import SimpleNamespace
 
 import numpy as np
 
-if os.environ.get("MEDALS_RT_STANDINS") != "1":
-    raise ImportError("this is a stand-in for CuPy, for tests only: take tests/fakes off the path")
+if os.environ.get("MEDALS_RT_FAKES") != "1":
+    raise ImportError("this is a fake of CuPy, for tests only: take tests/fakes off the path")
 
 from . import cuda  # noqa: F401
 from ._arrays import _aligned, _card, _host, _host_items, _require, ndarray
 
-__version__ = "14.2.0+standin"
+__version__ = "14.2.0+fake"
 
 _FROM_NUMPY = """
 bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 intp float16 float32 float64 complex64

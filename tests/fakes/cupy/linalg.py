@@ -2,4 +2,4 @@
 
 
 def lstsq(*_):
-    raise NotImplementedError("the stand-in for CuPy has no linear algebra")
+    raise NotImplementedError("the fake of CuPy has no linear algebra")

@@ -1,4 +1,4 @@
-"""A stand-in for CuPy's additions; see the one for CuPy."""
+"""A fake of CuPy's additions; see the one for CuPy."""
 
 import cupy  # noqa: F401 - refuses where it was not meant to be found
 import numpy as np

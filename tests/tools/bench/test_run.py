@@ -18,7 +18,7 @@ from medals_rt.tools.bench import roofline
 from medals_rt.tools.bench.records import Contestant, Question
 from medals_rt.tools.bench.run import BASELINE, BenchRequest, _tasks, run_bench
 from medals_rt.tools.bench.scaling import growth_with_classes, growth_with_volume
-from medals_rt.tools.bench.subject import open_subject
+from medals_rt.tools.bench.target import open_target
 from tests.bundles import TINY_SPACINGS_HWD_MM, tiny_checkpoint
 
 
@@ -102,8 +102,8 @@ def test_eager_pytorch_gives_the_same_labels(
     prompts = read_prompts(case.with_name("noise.prompts.json"))
     labels = []
     for each in (asked, ours):
-        with open_subject(each) as subject:
-            result = subject.segmenter.segment(read_case(case).volume, prompts)
+        with open_target(each) as target:
+            result = target.segmenter.segment(read_case(case).volume, prompts)
             labels.append(result.labels_dhw)
 
     assert np.mean(labels[0] == labels[1]) > 0.999
@@ -112,9 +112,9 @@ def test_eager_pytorch_gives_the_same_labels(
 def test_growth_gives_a_figure_a_size(tiny_bundle: Bundle, case: Path) -> None:
     asked = question(tiny_bundle, case, Contestant("onnxruntime"))
     prompts = read_prompts(case.with_name("noise.prompts.json"))
-    with open_subject(asked) as subject:
-        by_class = growth_with_classes(subject, asked)
-        by_volume = growth_with_volume(subject, asked, read_case(case), prompts)
+    with open_target(asked) as target:
+        by_class = growth_with_classes(target, asked)
+        by_volume = growth_with_volume(target, asked, read_case(case), prompts)
 
     assert [each.size for each in by_class] == [1, 5, 40]
     assert all(each.prompted_seconds for each in by_class)

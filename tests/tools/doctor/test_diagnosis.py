@@ -65,7 +65,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, *hidden: str, broken: tuple[str, ...] 
         module for each in OPTIONAL_LIBRARIES if each.name in hidden for module in each.modules
     }
     monkeypatch.setattr(
-        "medals_rt.runners.selection.find_spec", lambda name: None if name in modules else name
+        "medals_rt.common.optional_deps.find_spec", lambda name: None if name in modules else name
     )
 
 

@@ -8,19 +8,19 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import InputError
 from medals_rt.common.optional_deps import require
 from medals_rt.common.plugins import load_plugin
-from medals_rt.inference.network import NetworkInfo, StageNetwork
+from medals_rt.inference.network import Network, NetworkInfo
 from medals_rt.pipeline.segmenter import Segmenter
 from medals_rt.tools.bench.records import Question
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchTarget:
     """An opened segmenter."""
 
     segmenter: Segmenter
 
     @property
-    def fine(self) -> StageNetwork:
+    def fine(self) -> Network:
         """The network of the fine stage."""
         return self.segmenter.network(2)
 
@@ -31,7 +31,7 @@ class Subject:
 
 
 @contextmanager
-def open_subject(question: Question) -> Iterator[Subject]:
+def open_target(question: Question) -> Iterator[BenchTarget]:
     """Open the segmenter that a question is about, and close it after use.
 
     Raises
@@ -58,4 +58,4 @@ def open_subject(question: Question) -> Iterator[Subject]:
             threads=question.threads,
         )
     with opened as segmenter:
-        yield Subject(segmenter)
+        yield BenchTarget(segmenter)
