@@ -150,7 +150,7 @@ def print_outcome(outcome: "Outcome", reference: str) -> None:
         _print_dsc(record)
     for note in outcome.notes:
         out.line(note)
-    out.line("passed" if outcome.passed else "FAILED: see the entries marked with !")
+    out.line("passed" if outcome.passed else "NOT PASSED: see the entries marked with !")
 
 
 def _print_graphs(title: str, records: "list[ParityRecord]") -> None:

@@ -88,9 +88,9 @@ OPTIONAL_LIBRARIES: Final = (
     OptionalLibrary(
         "cuCIM", ("cucim",), ("cucim-cu13", "cucim-cu12"), "connected components on a GPU"
     ),
-    OptionalLibrary("NiBabel", ("nibabel",), ("nibabel",), "NIfTI files"),
-    OptionalLibrary("pynrrd", ("nrrd",), ("pynrrd",), "NRRD files"),
-    OptionalLibrary("pydicom", ("pydicom",), ("pydicom",), "DICOM files"),
+    OptionalLibrary("NiBabel", ("nibabel",), ("nibabel",), "NIfTI"),
+    OptionalLibrary("pynrrd", ("nrrd",), ("pynrrd",), "NRRD"),
+    OptionalLibrary("pydicom", ("pydicom",), ("pydicom",), "DICOM"),
     OptionalLibrary("highdicom", ("highdicom",), ("highdicom",), "DICOM segmentations"),
     OptionalLibrary("Matplotlib", ("matplotlib",), ("matplotlib",), "previews and plots"),
     OptionalLibrary("Jinja2", ("jinja2",), ("jinja2",), "HTML pages of batches and benchmarks"),
