@@ -6,7 +6,6 @@ module says in which order and writes down what was done (system rules 3 to 8).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,7 +254,8 @@ class Segmenter:
                 task=StageTask(
                     queries=to_device(embeddings, device),
                     labels=prompts.labels,
-                    masks=masks or seeded_masks(seed, _content_key(intensities.image_dhw)),
+                    # of the grid alone: the same scan in other units draws the same masks
+                    masks=masks or seeded_masks(seed, f"{volume.shape_dhw}"),
                 ),
                 keep_probability=keep_probability or bool(treated),
                 watch=watch,
@@ -349,11 +349,3 @@ def load(
 ) -> Segmenter:
     """Open a bundle; see `Segmenter.open`."""
     return Segmenter.open(bundle, runner=runner, precision=precision, threads=threads)
-
-
-def _content_key(image_dhw: npt.NDArray[np.float32]) -> str:
-    """Name a case by what is in it, so that its masks don't hang on a file's name."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr(image_dhw.shape).encode())
-    digest.update(np.ascontiguousarray(image_dhw).data)
-    return digest.hexdigest()
