@@ -320,7 +320,9 @@ class Segmenter:
                 memory=memory_limit(options.max_memory, device),
                 classes_per_chunk=options.classes_per_chunk,
             )
-            masks = options.masks or seeded_masks(options.seed, _content_key(prepared))
+            masks = options.masks or seeded_masks(
+                options.seed, _mask_key(prepared, scaled=intensities.action != "unchanged")
+            )
             case = CaseRun(
                 image_dhw=to_device(prepared, device),
                 outline=outline,
@@ -374,8 +376,14 @@ def load(
     return Segmenter.open(bundle, runner=runner, precision=precision, threads=threads)
 
 
-def _content_key(image_dhw: npt.NDArray[np.float32]) -> str:
-    """Name a case by what is in it, so that its masks don't depend on a file's name."""
+def _mask_key(image_dhw: npt.NDArray[np.float32], *, scaled: bool) -> str:
+    """Name a case for its masks: they depend neither on a file's name nor on its units.
+
+    An image that was prepared is named by its content. One that was scaled is named by its grid
+    alone: the same scan in other units differs in the last bits.
+    """
+    if scaled:
+        return f"{image_dhw.shape}"
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr(image_dhw.shape).encode())
     digest.update(np.ascontiguousarray(image_dhw).data)

@@ -51,7 +51,7 @@ class AxisCut:
 
 @lru_cache(maxsize=32)
 def axis_cuts(spans: tuple[Span, ...], length: int) -> tuple[AxisCut, ...]:
-    """Give the ways to cut an axis that are worth having, from one block to narrow ones.
+    """Return the tilings of an axis that are worth having, from one block to narrow ones.
 
     Each has the fewest runs, and of these the fewest blocks, of all whose blocks are as narrow.
     Blocks are never required to be narrower than half a window: from there on, halving them doubles
@@ -98,7 +98,7 @@ def _windows_through(spans: Sequence[Span], length: int) -> list[int]:
 
 
 def _latest_cuts(through: Sequence[int], most: int) -> list[int]:
-    """Give for each voxel the last cut up to it that goes through at most so many windows, or 0."""
+    """Find for each voxel the last cut up to it that goes through at most so many windows, or 0."""
     cuts = [0] * len(through)
     for at in range(1, len(through)):
         cuts[at] = at if through[at] <= most else cuts[at - 1]

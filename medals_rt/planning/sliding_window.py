@@ -38,7 +38,7 @@ class Window:
 
 
 def window_starts(length: int, window: int, overlap: float = HALF_OVERLAP) -> tuple[int, ...]:
-    """Give the first voxel of each window along one axis.
+    """Return the first voxel of each window along one axis.
 
     Neighbors share `overlap` of the window (system section 5: half), and the last one is pulled
     back inside. At half a window that makes ``max(ceil(length / (window // 2)) - 1, 1)`` windows.
@@ -52,7 +52,7 @@ def window_starts(length: int, window: int, overlap: float = HALF_OVERLAP) -> tu
 def plan_windows(
     padded_shape_hwd: Shape, window_hwd: Shape, overlap: float = HALF_OVERLAP
 ) -> tuple[Window, ...]:
-    """Give every window of a padded image, the H axis slowest and the D axis fastest."""
+    """Return every window of a padded image, the H axis slowest and the D axis fastest."""
     h, w, d = (
         window_starts(length, window, overlap)
         for length, window in zip(padded_shape_hwd, window_hwd, strict=True)
@@ -66,7 +66,7 @@ def plan_windows(
 
 
 def padded_shape(shape_hwd: Shape, window_hwd: Shape) -> Shape:
-    """Give the shape of an image after padding: at least the window on each axis."""
+    """Return the shape of an image after padding: at least the window on each axis."""
     h, w, d = (max(length, window) for length, window in zip(shape_hwd, window_hwd, strict=True))
     return h, w, d
 
@@ -87,7 +87,7 @@ def pad_far_end(array: Array, shape_hwd: Shape) -> Array:
 
 @lru_cache(maxsize=4)
 def gaussian_weights_float16(window_hwd: Shape) -> npt.NDArray[np.float16]:
-    """Give the weights of a window's voxels, ``(H, W, D)`` float16, read-only.
+    """Return the weights of a window's voxels, ``(H, W, D)`` float16, read-only.
 
     A Gaussian of sigma ``window / 8`` about voxel ``window // 2``, cut at four sigma, with peak 10;
     zeros are replaced by the smallest weight that is not. Every window sum of the release is made
@@ -102,7 +102,7 @@ def gaussian_weights_float16(window_hwd: Shape) -> npt.NDArray[np.float16]:
 
 
 def gaussian_weights(window_hwd: Shape, xp: Namespace = np) -> Array:
-    """Give the weights of a window's voxels, ``(H, W, D)`` float32 holding exact float16 values."""
+    """Return the weights of a window's voxels, ``(H, W, D)`` float32 of exact float16 values."""
     return as_namespace(gaussian_weights_float16(window_hwd).astype(np.float32), xp)
 
 

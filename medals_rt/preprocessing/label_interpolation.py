@@ -7,7 +7,7 @@ makes and breaks ties: of equal weights the smallest label wins.
 
 Nearly always the nearest neighbor's label has more than half of the weight, which asks for one sum
 and no care. `vote` takes it for single voxels, `vote_everywhere` for a small volume as a whole,
-whose arrays cost less than finding and gathering what is contested.
+whose arrays cost less than finding and indexing what is contested.
 
 The neighbors of a voxel come as ``(s, s, s, ...)``, the axis that torch sums first last; s is 2, or
 1 along an axis that isn't interpolated. For a majority the nearer one on an axis comes first, for
@@ -37,7 +37,7 @@ _CHUNKS_A_BLOCK = 16
 """So many voxels with their eight neighbors fit a processor's cache twice."""
 
 _LARGEST_CHUNK = 1 << 21
-"""Voxels that vote at once on a card: under 1 KiB each."""
+"""Voxels that are decided at once on a GPU: under 1 KiB each."""
 
 _WEIGHTS_A_VOXEL = 64
 """Eight candidates with eight neighbors each."""
@@ -157,17 +157,17 @@ def _neighbors_everywhere(
 ) -> Array:
     """Read the labels of all voxels' neighbors, ``(s, s, s, A', B', C')``.
 
-    The last axis is gathered first, then its lines are copied whole, which is faster.
+    The last axis is indexed first, then its lines are copied whole, which is faster.
     """
     depth = axes[2].new_length
     near_and_far = as_namespace(axes[2].near_far.reshape(-1), xp, labels)
-    gathered = xp.reshape(xp.take(labels, near_and_far, axis=2), (-1, depth))
-    found = xp.take(gathered, as_namespace(lines.reshape(-1), xp, labels), axis=0)
+    taken = xp.reshape(xp.take(labels, near_and_far, axis=2), (-1, depth))
+    found = xp.take(taken, as_namespace(lines.reshape(-1), xp, labels), axis=0)
     return xp.reshape(found, (*lines.shape[:5], depth))
 
 
 def _positions(voxels: Array, axes: Sequence[Axis]) -> tuple[Array, Array, Array]:
-    """Give flat indices of the output grid axis by axis, ``(n,)`` each."""
+    """Split flat indices of the output grid axis by axis, ``(n,)`` each."""
     _, columns, depth = (axis.new_length for axis in axes)
     plane = voxels // depth
     row = plane // columns
@@ -209,7 +209,7 @@ def _heaviest(
     summing_order: Sequence[int],
     xp: Namespace,
 ) -> Array:
-    """Give the label of the largest weight at some voxels, ``(n,)``."""
+    """Return the label of the largest weight at some voxels, ``(n,)``."""
     count = int(positions[0].shape[0])
     size = max(_FEW_VOXELS, block_elements(labels) // _WEIGHTS_A_VOXEL)
     decided = []

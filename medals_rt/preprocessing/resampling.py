@@ -5,8 +5,8 @@ Linear with half-pixel centers and clamped edges, as `torch.nn.functional.interp
 nearest neighbor instead (nnU-Net's rule, decided in `geometry.separate_axis`). Everything is in
 float32, including the positions, where the release's rounding decides which voxel is nearest.
 
-Volumes are walked in slabs of output rows, which fit a processor's cache and share its cores. The
-larger of the two grids is walked in the order of its memory: files hold ``(D, H, W)``, the model
+Volumes are swept in slabs of output rows, which fit a processor's cache and share its cores. The
+larger of the two grids is swept in the order of its memory: files hold ``(D, H, W)``, the model
 works on ``(H, W, D)``, and turning an array around costs more than resampling it.
 """
 
@@ -46,9 +46,9 @@ _MOST_KEPT_LINES = 1 << 12
 """Tables of so many lines are kept (128 KiB each): making one takes longer than using it."""
 
 _FEW_VOXELS = 1 << 15
-"""Label maps of so many voxels are voted on everywhere: what that needs fits a processor's cache.
+"""Label maps of so many voxels are decided as a whole: what that needs fits a processor's cache.
 
-Larger ones are mostly of one label, which is told from the source's voxels, and that is cheaper.
+Larger ones are mostly of one label, which the source's voxels show, and that is cheaper.
 """
 
 _SLAB_BLOCKS = 16
@@ -87,8 +87,8 @@ def resample_image(
         make_axis(n, m, nearest=axis == separate_axis)
         for axis, (n, m) in enumerate(zip(shape, new_shape, strict=True))
     )
-    source, walked = _to_walk(image_hwd, new_shape, order, xp)
-    moved = [axes[axis] for axis in walked]
+    source, swept = _to_sweep(image_hwd, new_shape, order, xp)
+    moved = [axes[axis] for axis in swept]
     result = xp.empty(
         tuple(each.new_length for each in moved), dtype=xp.float32, device=image_hwd.device
     )
@@ -97,7 +97,7 @@ def resample_image(
         _fill_image_slab(source, moved, slice(start, stop), result[start:stop, :, :], xp)
 
     on_all_cores(fill, _slabs(source, result), source)
-    return _in_order(result, walked, order, xp)
+    return _in_order(result, swept, order, xp)
 
 
 def resample_labels(
@@ -112,8 +112,8 @@ def resample_labels(
     It is the release's result (each label's mask interpolated linearly, times 1000, rounded to
     float16, the first largest wins) without interpolating any mask. A voxel whose eight neighbors
     agree takes their label, which settles nearly all; for the others the eight labels vote with
-    their weights (`voting.vote`). In a small map all voxels vote at once. The cost doesn't grow
-    with the number of labels.
+    their weights (`label_interpolation.vote`). In a small map all voxels are decided at once. The
+    cost doesn't grow with the number of labels.
 
     Parameters
     ----------
@@ -133,18 +133,18 @@ def resample_labels(
         make_axis(n, m, nearest=axis == separate_axis)
         for axis, (n, m) in enumerate(zip(shape, new_shape, strict=True))
     )
-    source, walked = _to_walk(labels_hwd, new_shape, order, xp)
-    moved = [axes[axis] for axis in walked]
+    source, swept = _to_sweep(labels_hwd, new_shape, order, xp)
+    moved = [axes[axis] for axis in swept]
     result = xp.empty(
         tuple(each.new_length for each in moved), dtype=labels_hwd.dtype, device=labels_hwd.device
     )
     if shape == new_shape:
         result[...] = source
-        return _in_order(result, walked, order, xp)
-    last_first = tuple(walked.index(axis) for axis in (2, 1, 0))
+        return _in_order(result, swept, order, xp)
+    last_first = tuple(swept.index(axis) for axis in (2, 1, 0))
     if max(prod(new_shape), prod(shape) // 4) <= _FEW_VOXELS:
         result[...] = vote_everywhere(source, moved, last_first)
-        return _in_order(result, walked, order, xp)
+        return _in_order(result, swept, order, xp)
     coded_dtype, undecided = _code_of_undecided(labels_hwd, xp)
 
     def fill(start: int, stop: int) -> None:
@@ -162,7 +162,7 @@ def resample_labels(
         result[start:stop, :, :] = decided
 
     on_all_cores(fill, _slabs(source, result), source)
-    return _in_order(result, walked, order, xp)
+    return _in_order(result, swept, order, xp)
 
 
 def _shape(shape: tuple[int, ...]) -> Shape:
@@ -170,10 +170,10 @@ def _shape(shape: tuple[int, ...]) -> Shape:
     return h, w, d
 
 
-def _to_walk(array: Array, new_shape: Shape, order: Order, xp: Namespace) -> tuple[Array, Order]:
-    """Give a view of `array` as it is to be walked, and its axes in that order.
+def _to_sweep(array: Array, new_shape: Shape, order: Order, xp: Namespace) -> tuple[Array, Order]:
+    """View `array` as it is to be swept, and name its axes in that order.
 
-    Where the result is the larger one, the array is turned to its order first; else it is walked
+    Where the result is the larger one, the array is turned to its order first; else it is swept
     as it lies, and the result is turned in the end.
     """
     if prod(new_shape) < prod(array.shape):
@@ -182,11 +182,11 @@ def _to_walk(array: Array, new_shape: Shape, order: Order, xp: Namespace) -> tup
     return contiguous(xp.permute_dims(array, order)), order
 
 
-def _in_order(result: Array, walked: Order, order: Order, xp: Namespace) -> Array:
-    """View a result, walked in one order, as ``(H, W, D)`` with its memory in another."""
-    back = tuple(walked.index(axis) for axis in range(3))
-    if walked != order:
-        turned = xp.permute_dims(result, tuple(walked.index(axis) for axis in order))
+def _in_order(result: Array, swept: Order, order: Order, xp: Namespace) -> Array:
+    """View a result, swept in one order, as ``(H, W, D)`` with its memory in another."""
+    back = tuple(swept.index(axis) for axis in range(3))
+    if swept != order:
+        turned = xp.permute_dims(result, tuple(swept.index(axis) for axis in order))
         result = contiguous(turned)
         back = tuple(order.index(axis) for axis in range(3))
     return xp.permute_dims(result, back)
@@ -269,7 +269,7 @@ def _take(array: Array, index: npt.NDArray[np.intp], axis: int, xp: Namespace) -
 def _axes_by_growth(axes: list[Axis]) -> list[int]:
     """Order the axes so that what lies between is smallest: the most shrinking axis first.
 
-    But gathering along the last axis is the slow one: it comes first where it grows, while the
+    But indexing along the last axis is the slow one: it comes first where it grows, while the
     array is small, else last.
     """
     last = 2
@@ -283,7 +283,7 @@ def _axes_by_growth(axes: list[Axis]) -> list[int]:
 
 
 def _code_of_undecided(labels: Array, xp: Namespace) -> tuple[Any, int]:
-    """Give a small integer type and a value of it that no label has."""
+    """Choose a small integer type and a value of it that no label has."""
     largest = int(xp.max(labels)) if labels.size else 0
     infos: list[Any] = [xp.iinfo(dtype) for dtype in (xp.uint8, xp.uint16, xp.int64)]
     info = next(info for info in infos if largest < int(info.max))
@@ -293,7 +293,7 @@ def _code_of_undecided(labels: Array, xp: Namespace) -> tuple[Any, int]:
 def _decide_where_neighbors_agree(
     labels: Array, axes: list[Axis], dtype: npt.DTypeLike, undecided: int, xp: Namespace
 ) -> Array:
-    """Give the labels, with `undecided` at the lower corner of each cell whose corners differ.
+    """Return the labels, with `undecided` at the lower corner of each cell whose corners differ.
 
     A cell reaches one voxel up on every axis that is interpolated. The volume is compared with
     itself as one long line, which is faster; so a cell at the end of an axis, where there is none

@@ -102,7 +102,7 @@ def noise_or_blobs(rng: np.random.Generator, shape: tuple[int, ...], count: int)
     st.sampled_from([None, 0, 1, 2]),
     st.sampled_from([MODEL_ORDER, FILE_ORDER]),
 )
-def test_voting_equals_interpolating_every_mask(
+def test_label_interpolation_equals_interpolating_every_mask(
     everywhere: bool,
     shape: tuple[int, int, int],
     new_shape: tuple[int, int, int],
@@ -124,7 +124,7 @@ def test_voting_equals_interpolating_every_mask(
 
 @pytest.mark.parametrize("few", [0, 1 << 15], ids=["where contested", "everywhere"])
 @pytest.mark.parametrize("new_shape", [(18, 17, 20), (6, 5, 20), (12, 20, 4)])
-def test_every_library_votes_alike(
+def test_every_library_interpolates_labels_alike(
     xp: Any, few: int, new_shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("medals_rt.preprocessing.resampling._FEW_VOXELS", few)
