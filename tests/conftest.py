@@ -26,9 +26,13 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep compiled graphs and measured times of tests out of the user's cache folder."""
+    """Keep compiled graphs and measured times of tests out of the user's home, which need not be.
+
+    CuPy can't be imported where it finds no place for its own.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDALS_RT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for variable in ("MEDALS_RT_CACHE", "CUPY_CACHE_DIR"):
+            patch.setenv(variable, str(tmp_path_factory.mktemp("cache")))
         yield
 
 
