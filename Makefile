@@ -1,5 +1,7 @@
 # make demo        segment the demo case: out/demo/{segmentation.npz,report.json,preview.png,scores.json}
-# make test        run the tests (installs torch)
+# make test        run the tests but for the slow ones (installs torch)
+# make test-all    run all tests
+# make test-hostile  run them as on a machine that is least like a developer's
 # make lint        style and types
 # make train-demo  train the demo model anew (about ninety minutes) and put it in engines/demo
 # make clean       remove what these made
@@ -13,9 +15,11 @@ TORCH := torch==2.13.0
 DEMO := engines/demo
 CASES := $(DEMO)/cases
 PYTEST_ARGS ?=
+# A process a core; the tests of a file stay together, because they share what is slow to make.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := demo
-.PHONY: demo demo-lesions test lint clean train-demo
+.PHONY: demo demo-lesions test test-all test-hostile lint clean train-demo
 
 demo: out/demo/scores.json
 
@@ -32,7 +36,13 @@ out/%/scores.json: $(VENV)/.demo FORCE
 FORCE:
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-all: $(VENV)/.test
+	$(PYTEST) -m '' $(PYTEST_ARGS)
+
+test-hostile: $(VENV)/.test
+	PYTHON=$(BIN)/python tests/hostile.sh $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import array_api_strict
 import numpy as np
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from medals_rt.bundle.bundle import Bundle
@@ -26,47 +27,79 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep compiled graphs and measured times of tests out of the user's cache folder."""
+    """Keep compiled graphs and measured times of tests out of the user's home, which need not be.
+
+    CuPy can't be imported where it finds no place for its own.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDALS_RT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for variable in ("MEDALS_RT_CACHE", "CUPY_CACHE_DIR"):
+            patch.setenv(variable, str(tmp_path_factory.mktemp("cache")))
         yield
 
 
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Make a folder under a name once a session, also where processes share it (pytest-xdist)."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if hasattr(request.config, "workerinput") else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def make_once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, unfinished = shared / name, shared / f"{name}.unfinished"
+        with FileLock(shared / f"{name}.lock"):
+            if not folder.exists():
+                make(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return make_once
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(made_once: MadeOnce) -> Bundle:
     """A bundle of a minuscule network with made-up weights, exported once; read only.
 
     Tests in a child process take the one of their parent, named by `MEDALS_RT_TESTS_TINY_BUNDLE`.
     """
-    if made := os.environ.get("MEDALS_RT_TESTS_TINY_BUNDLE"):
-        from medals_rt.bundle.bundle import Bundle
+    from medals_rt.bundle.bundle import Bundle
 
+    if made := os.environ.get("MEDALS_RT_TESTS_TINY_BUNDLE"):
         return Bundle.open(made)
     pytest.importorskip("torch", reason="makes a bundle, which needs the extra 'export'")
     from tests.bundles import export_tiny_bundle
 
-    return export_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+    return Bundle.open(made_once("tiny", export_tiny_bundle))
 
 
 @pytest.fixture(scope="session")
-def text_sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def text_sources(made_once: MadeOnce) -> tuple[Path, Path]:
     """A minuscule text encoder: its checkpoint, and the BioLORD folder beside it."""
     pytest.importorskip("transformers", reason="makes a text encoder: the extra 'export'")
     from tests.texts import write_biolord, write_text_encoder
 
-    folder = tmp_path_factory.mktemp("text")
-    biolord = write_biolord(folder / "biolord")
-    return write_text_encoder(folder / "text_encoder.pth", biolord), biolord
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        write_text_encoder(folder / "text_encoder.pth", write_biolord(folder / "biolord"))
+
+    folder = made_once("text_sources", make)
+    return folder / "text_encoder.pth", folder / "biolord"
 
 
 @pytest.fixture(scope="session")
 def text_bundle(
-    tiny_bundle: Bundle, text_sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+    tiny_bundle: Bundle, text_sources: tuple[Path, Path], made_once: MadeOnce
 ) -> Bundle:
     """The minuscule bundle with a text encoder in it; read only."""
+    from medals_rt.bundle.bundle import Bundle
     from tests.texts import add_text_encoder
 
-    return add_text_encoder(tiny_bundle, tmp_path_factory.mktemp("bundles") / "text", text_sources)
+    def make(folder: Path) -> None:
+        add_text_encoder(tiny_bundle, folder, text_sources)
+
+    return Bundle.open(made_once("text", make))
 
 
 @pytest.fixture

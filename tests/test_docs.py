@@ -38,6 +38,8 @@ NEEDS_TENSORRT_RTX = {"rtx-workstation.md"}
 """Pages whose commands build engines: the extra 'rtx' isn't published for every machine."""
 MADE_HERE = {"your-own-checkpoint.md": "engines/medal-s"}
 """What a page makes itself, so that it must not be there."""
+SLOW = {"your-own-checkpoint.md"}
+"""Pages whose commands take long also on the smallest model."""
 RELEASED = {
     1: "nano_UNet_CVPR2025_crop_size_224_224_128_spacing_1.5_1.5_3.0_step_358600.pth",
     2: "nano_UNet_CVPR2025_crop_size_192_192_192_spacing_1.0_1.0_1.0_step_341300.pth",
@@ -116,7 +118,12 @@ def has_code(page: Path) -> bool:
     return any(block.language in RUN and not block.label for block in blocks(page))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if has_code(page)], ids=id_of)
+def as_parameter(page: Path) -> Any:
+    marks = [pytest.mark.slow] if page.name in SLOW else []
+    return pytest.param(page, id=id_of(page), marks=marks)
+
+
+@pytest.mark.parametrize("page", [as_parameter(page) for page in PAGES if has_code(page)])
 def test_what_a_page_says_can_be_done(page: Path, workspace: Path) -> None:
     """A page's blocks one after the other, in one folder, as a reader would."""
     if page.name in NEEDS_TENSORRT_RTX and not any(map(find_spec, MODULES["tensorrt-rtx"])):

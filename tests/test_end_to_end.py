@@ -30,6 +30,8 @@ CASES = sorted(path.stem for path in WHOLE_CASES.glob("*.npz"))
 RUNS = [*(("onnxruntime", each) for each in CASES), ("openvino", "empty_coarse")]
 AGREEMENT = 0.999
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class GoldenMasks:

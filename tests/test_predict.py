@@ -56,7 +56,7 @@ def predict(workspace: Path, *words: str) -> subprocess.CompletedProcess[str]:
     }
     command = ["sh", "predict.sh", *words]
     return subprocess.run(
-        command, cwd=workspace, env=environment, capture_output=True, text=True, check=False
+        command, cwd=workspace, env=environment, capture_output=True, encoding="utf-8", check=False
     )
 
 

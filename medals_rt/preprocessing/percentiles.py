@@ -98,13 +98,13 @@ def _counts(image: Array, highs: npt.NDArray[np.intp] | None) -> list[npt.NDArra
     return totals
 
 
-def _ordered_keys(slab: Any) -> Array:
+def _ordered_keys(slab: Array) -> Array:
     """Turn values into uint32 numbers of the same order, ``(n,)``; -0 becomes 0.
 
     `slab` is NumPy's or CuPy's: `view` is their own, and no function of the array API.
     """
     xp = namespace(slab)
-    values = xp.reshape(xp.astype(slab, xp.float32), (-1,)) + np.float32(0)
+    values: Any = xp.reshape(xp.astype(slab, xp.float32), (-1,)) + np.float32(0)
     bits = values.view(xp.uint32)
     return xp.where(values < 0, ~bits, bits | _SIGN)
 

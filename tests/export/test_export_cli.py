@@ -49,6 +49,7 @@ def words(files, out, *more):
     return ("--stage1", files / "1.pth", "--stage2", files / "2.pth", "--out", out, *more)
 
 
+@pytest.mark.slow
 def test_half_precision_with_text_encoder(files, tmp_path):
     """The whole way: checkpoints, text encoder and known sentences to a bundle that opens."""
     known = tmp_path / "known.json"

@@ -17,6 +17,7 @@ from medals_export.onnx_graphs import trace
 from medals_export.verify import reference_passes, relative_error, unverified, verify_graph
 from medals_rt.bundle.manifest import FOLDED_REFINERS, GRAPH_NAMES
 from medals_rt.common.errors import ExportError
+from medals_rt.runners import openvino
 from medals_rt.runners.selection import open_runner
 from tests.bundles import tiny_bank, tiny_checkpoint
 
@@ -47,6 +48,15 @@ def input_types(model):
         types[value.name] = value.type.tensor_type.elem_type
     for node in graph.node:
         yield node.op_type, {types[name] for name in node.input if name}
+
+
+def rounds(precision, graph):
+    """Whether weights, inputs or arithmetic of a graph are in half on the processor at hand.
+
+    The classifier has no weights, and its inputs are float32 in bf16. OpenVINO rounds them only on
+    a processor that computes in bf16, and takes them as they are on any other.
+    """
+    return (precision, graph) != ("bf16", "classifier") or "bf16" in openvino.precisions()
 
 
 def test_operators_compute_in_the_type_they_should(traced):
@@ -100,7 +110,9 @@ def test_graph_agrees_with_pytorch_in_fp32(traced, references, graph, tmp_path):
     records = verify_graph(path, plan, references[graph], 2, ("openvino", "onnxruntime"))
     assert tuple(record.runner for record in records) == RUNNERS[precision]
     for record in records:
-        assert 1e-5 < record.relative_error <= record.tolerance
+        # where nothing is rounded to half, the comparison would say nothing about half precision
+        least = 1e-5 if rounds(precision, graph) else 0
+        assert least <= record.relative_error <= record.tolerance
         assert record.tolerance == {"fp16": 2e-2, "bf16": 4e-2}[precision]
 
 

@@ -45,6 +45,7 @@ def run_python(*arguments: str, **variables: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_all_tests_for_a_card_pass(tiny_bundle: Bundle, tmp_path: Path) -> None:
     marked = re.compile(r"mark\.gpu|\bxp\b")
     files = [
@@ -76,6 +77,7 @@ def test_all_tests_for_a_card_pass(tiny_bundle: Bundle, tmp_path: Path) -> None:
     assert passed["tensorrt"] >= 20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / "engines" / "demo").is_dir(), reason="needs the demo's bundle")
 def test_labels_of_whole_cases_are_those_of_the_processor() -> None:
     told = run_python("-m", "tests.fakes.whole_cases", str(ROOT / "engines" / "demo"))

@@ -29,7 +29,7 @@ def test_cases_of_earlier_batches_are_listed(one: Callable[..., Result], out: Pa
     assert result.stdout.startswith("2 done\n")  # the command tells of its own
     rows = (out / "statistics.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == ["case2", "case0", "case1"]
-    page = (out / "index.html").read_text()
+    page = (out / "index.html").read_text(encoding="utf-8")
     for name in ("case0", "case1", "case2"):
         for link in (f"{name}.npz", f"reports/{name}.json", f"previews/{name}.png"):
             assert f'href="{link}"' in page
@@ -75,7 +75,9 @@ def test_formats_folders_and_pictures_differ_from_batch_to_batch(
     (scans / "deep" / "a  b.v2.npz").unlink()
     assert batch(tiny_bundle.folder, scans, out, *words).exit_code == 0
     assert statuses(reports) == {"c": "done", "deep/a b.v2": "kept"}
-    assert 'href="../out/deep/a%20%20b.v2.seg.nrrd"' in (reports / "index.html").read_text()
+    assert 'href="../out/deep/a%20%20b.v2.seg.nrrd"' in (reports / "index.html").read_text(
+        encoding="utf-8"
+    )
     assert batch(tiny_bundle.folder, scans, tmp_path / "new", *words).exit_code == 0
     assert statuses(reports) == {"c": "done"}  # the other's result lies elsewhere
 
