@@ -99,7 +99,7 @@ def reading(name: str, errors: tuple[type[Exception], ...] = ()) -> Iterator[Non
     errors
         The library's own classes, beside Python's.
     """
-    damaged = (
+    damaged: tuple[type[Exception], ...] = (
         zlib.error, OSError, ValueError, EOFError, TypeError, KeyError, IndexError, MemoryError,
         OverflowError, StopIteration, *errors,
     )  # fmt: skip
@@ -143,7 +143,7 @@ def check_labels(labels: Array, what: str, *, max_voxels: int) -> Array:
 
 def label_dtype(highest: int) -> np.dtype[np.unsignedinteger]:
     """Smallest unsigned type that holds labels up to `highest`."""
-    return np.min_scalar_type(highest)  # type: ignore[return-value]
+    return np.min_scalar_type(highest)
 
 
 def compact_labels(labels: Array) -> Array:

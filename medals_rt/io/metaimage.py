@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
 
@@ -111,7 +111,7 @@ def recognizes_metaimage(start: bytes) -> bool:
 
 def _read(path: Path, max_voxels: int) -> tuple[Array, SourceGrid, tuple[Note, ...]]:
     with reading(path.name), ExitStack() as stack:
-        file = stack.enter_context(path.open("rb"))
+        file: BinaryIO = stack.enter_context(path.open("rb"))
         header = _header(file, path.name)
         shape = squeezed([int(size) for size in header.get("dimsize", "").split()])
         check_shape(shape, max_voxels=max_voxels, what=path.name)
@@ -149,7 +149,7 @@ def _header(file: BinaryIO, name: str) -> dict[str, str]:
     )
 
 
-def _dtype(header: dict[str, str], name: str) -> np.dtype:  # type: ignore[type-arg]
+def _dtype(header: dict[str, str], name: str) -> np.dtype[Any]:
     kind = header.get("elementtype", "")
     if kind not in _TYPES or header.get("elementnumberofchannels", "1") != "1":
         channels = header.get("elementnumberofchannels", "1")
@@ -160,7 +160,7 @@ def _dtype(header: dict[str, str], name: str) -> np.dtype:  # type: ignore[type-
         )
     if not _is_true(header, "binarydata", default="True"):
         raise CaseError(f"{name} keeps its voxels as text; write it binary", code="encoding")
-    order = ">" if _is_true(header, "binarydatabyteordermsb") else "<"
+    order: Literal[">", "<"] = ">" if _is_true(header, "binarydatabyteordermsb") else "<"
     return np.dtype(_TYPES[kind]).newbyteorder(order)
 
 

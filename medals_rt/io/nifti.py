@@ -83,18 +83,16 @@ def read_nifti_labels(path: Path, options: Options) -> LabelFile:
 def write_nifti(path: Path, output: Output) -> None:
     """Write labels on the source's own grid; from a NIfTI case with its own header and affine."""
     nibabel = import_optional("NiBabel", "a NIfTI file")
-    from nibabel.nifti1 import Nifti1Image, Nifti1Pair
-    from nibabel.nifti2 import Nifti2Header, Nifti2Image, Nifti2Pair
 
     case = output.case
     labels_ijk = np.ascontiguousarray(case.volume.restore(output.labels_dhw)).transpose()
-    found = case.header if isinstance(case.header, nibabel.nifti1.Nifti1PairHeader) else None
-    second = isinstance(found, Nifti2Header | nibabel.nifti2.Nifti2PairHeader)
+    found = case.header if isinstance(case.header, nibabel.Nifti1Header) else None
+    second = isinstance(found, nibabel.Nifti2Header)
     pair = is_pair(path)
     if pair:
-        kind = Nifti2Pair if second else Nifti1Pair
+        kind = nibabel.Nifti2Pair if second else nibabel.Nifti1Pair
     else:
-        kind = Nifti2Image if second else Nifti1Image
+        kind = nibabel.Nifti2Image if second else nibabel.Nifti1Image
     if found is None:
         affine = RAS_TO_LPS @ case.volume.affine_lps
         image = kind(labels_ijk, affine, dtype=labels_ijk.dtype)
@@ -200,11 +198,9 @@ def _open(path: Path, stack: ExitStack) -> Stream:
 
 def _read_header(stream: Stream, path: Path, *, single: bool) -> tuple[Any, Array, int]:
     """Header as nibabel checks it, voxel sizes as they are stored, and the bytes that were read."""
-    from nibabel.nifti1 import Nifti1Header, Nifti1PairHeader
-    from nibabel.nifti2 import Nifti2Header, Nifti2PairHeader
-
+    nibabel = import_optional("NiBabel", "a NIfTI file")
     start = bytes(read_exactly(stream, _NIFTI_1, path.name))
-    first_number = {int.from_bytes(start[:4], order) for order in ("little", "big")}  # type: ignore[arg-type]
+    first_number = {int.from_bytes(start[:4], order) for order in ("little", "big")}
     second = _NIFTI_2 in first_number
     if second:
         start += bytes(read_exactly(stream, _NIFTI_2 - _NIFTI_1, path.name))
@@ -224,9 +220,9 @@ def _read_header(stream: Stream, path: Path, *, single: bool) -> tuple[Any, Arra
             code="wrong-ending",
         )
     if second:
-        kind_of = Nifti2Header if single else Nifti2PairHeader
+        kind_of = nibabel.Nifti2Header if single else nibabel.nifti2.Nifti2PairHeader
     else:
-        kind_of = Nifti1Header if single else Nifti1PairHeader
+        kind_of = nibabel.Nifti1Header if single else nibabel.nifti1.Nifti1PairHeader
     raw = kind_of(start, check=False)
     pixdim = np.array(raw["pixdim"], dtype=np.float64)
     done = len(start)

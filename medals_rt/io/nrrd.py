@@ -183,7 +183,7 @@ class _Read:
 def _read(path: Path, max_voxels: int) -> _Read:
     pynrrd = import_optional("pynrrd", "an NRRD file")
     with reading(path.name, (pynrrd.NRRDError,)), ExitStack() as stack:
-        file = stack.enter_context(path.open("rb"))
+        file: BinaryIO = stack.enter_context(path.open("rb"))
         header = pynrrd.read_header(file)
         axes = _space_axes(header)
         sizes = [int(size) for size in header["sizes"]]
@@ -223,7 +223,7 @@ def _is_nan(placed: Sequence[Any], axis: int) -> bool:
     return not np.isfinite(np.asarray(placed[axis], dtype=np.float64)).all()
 
 
-def _dtype(header: Mapping[str, Any], name: str) -> np.dtype:  # type: ignore[type-arg]
+def _dtype(header: Mapping[str, Any], name: str) -> np.dtype[Any]:
     kind = header["type"]
     if kind not in _TYPES:
         raise CaseError(

@@ -301,7 +301,7 @@ def _check_compression(file: Path, named: Format | None, start: bytes) -> None:
         return
     packed = start.startswith(GZIP_MAGIC)
     if packed and not ending.endswith(".gz"):
-        text = f"{file.name} is gzipped; name it {file.name}.gz, or unpack it"
+        text = f"{file.name} is gzipped; let its name end in {ending}.gz, or unpack it"
         raise CaseError(text, code="wrong-ending")
     plain = next((each for each in FORMATS if _fits(each, start) and not packed), None)
     if not packed and ending.endswith(".gz") and plain is named:

@@ -11,7 +11,7 @@ import zlib
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol
 
 import numpy as np
 
@@ -111,7 +111,9 @@ def read_exactly(stream: Stream, size: int, name: str) -> bytearray:
     return data
 
 
-def read_values(stream: Stream, dtype: np.dtype, shape: tuple[int, int, int], name: str) -> Values:  # type: ignore[type-arg]
+def read_values(
+    stream: Stream, dtype: np.dtype[Any], shape: tuple[int, int, int], name: str
+) -> Values:
     """Read a volume and what lies behind it, to the end of the stream.
 
     Parameters

@@ -82,8 +82,9 @@ def test_oblique_grids_go_to_the_nearest_axis() -> None:
     ],
 )
 def test_broken_affines_are_refused(affine: np.ndarray) -> None:
-    with pytest.raises(CaseError, match="header anew"):
+    with pytest.raises(CaseError) as caught:
         SourceGrid.from_affine(affine)
+    assert caught.value.code == "geometry-singular"
 
 
 @pytest.mark.parametrize(
