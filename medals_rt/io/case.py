@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 
-from medals_rt.common.errors import CaseError
+from medals_rt.common.errors import CaseError, InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.typing import HostArray
 from medals_rt.io.volume import SourceGrid, Volume, check_image
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +37,7 @@ class Case:
         The modality that the file names, in the words of prompts (`"CT"`, `"MRI"`, ...); `None`
         where it names none.
     notes
-        What a person should know of how the file was read, for the report.
+        What a person should know of how the file was read, beside `volume_notes(volume)`.
     """
 
     volume: Volume
@@ -48,6 +47,11 @@ class Case:
     header: object | None = None
     modality: str | None = None
     notes: tuple[Note, ...] = ()
+
+    @property
+    def geometry_is_stated(self) -> bool:
+        """Whether the file states which axis each spacing belongs to; see `Volume`."""
+        return self.volume.geometry_is_stated
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,8 @@ class LabelFile:
         The way back to the file's grid.
     prompts
         The mapping that an `.npz` holds under `text_prompts`, as it was read; else `None`.
+    segment_names
+        What the file calls its labels, by label: segments of a `.seg.nrrd`, sentences of an `.npz`.
     """
 
     labels_dhw: HostArray
@@ -73,6 +79,39 @@ class LabelFile:
     spacing_hwd_mm: tuple[float, float, float] | None
     source: SourceGrid = field(default_factory=SourceGrid)
     prompts: Mapping[str, object] | None = None
+    segment_names: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def shape_dhw(self) -> tuple[int, int, int]:
+        """Number of voxels along D, H, W."""
+        d, h, w = self.labels_dhw.shape
+        return (int(d), int(h), int(w))
+
+
+@contextmanager
+def reading(name: str, errors: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn what a library raises on a damaged file into a `CaseError`.
+
+    Parameters
+    ----------
+    name
+        The file's.
+    errors
+        The library's own classes, beside Python's.
+    """
+    damaged: tuple[type[Exception], ...] = (
+        zlib.error, OSError, ValueError, EOFError, TypeError, KeyError, IndexError, MemoryError,
+        OverflowError, StopIteration, *errors,
+    )  # fmt: skip
+    try:
+        yield
+    except InputError:
+        raise
+    except damaged as error:
+        detail = " ".join(str(error).split())[:100] or type(error).__name__
+        raise CaseError(
+            f"{name} is damaged ({detail}); copy or export it again", code="file-damaged"
+        ) from error
 
 
 def check_labels(labels: HostArray, what: str, *, max_voxels: int) -> HostArray:
@@ -87,17 +126,28 @@ def check_labels(labels: HostArray, what: str, *, max_voxels: int) -> HostArray:
     if labels.dtype.kind == "f":
         whole = labels.astype("int64")
         if not (whole == labels).all():
-            raise CaseError(f"{what} holds fractions; labels are whole numbers, 0 is background")
+            raise CaseError(
+                f"{what} holds fractions; labels are whole numbers, 0 is background",
+                code="labels-not-whole",
+            )
         labels = whole
     if labels.dtype.kind == "b":
         labels = labels.astype("uint8")
     if labels.dtype.kind == "i" and int(labels.min()) < 0:
-        raise CaseError(f"{what} holds negative values; labels are 0 (background) and above")
+        raise CaseError(
+            f"{what} holds negative values; labels are 0 (background) and above",
+            code="labels-negative",
+        )
     return labels
 
 
+def label_dtype(highest: int) -> np.dtype[np.unsignedinteger]:
+    """Smallest unsigned type that holds labels up to `highest`."""
+    return np.min_scalar_type(highest)
+
+
 def compact_labels(labels: HostArray) -> HostArray:
-    """Cast labels to the smallest unsigned type that holds them, so that files stay small.
+    """Cast labels to `label_dtype`, so that files stay small.
 
     Raises
     ------
@@ -106,8 +156,12 @@ def compact_labels(labels: HostArray) -> HostArray:
     """
     array = np.asarray(labels)
     if array.dtype.kind not in "biu":
-        raise CaseError(f"labels to write are of type {array.dtype}; give integers")
+        raise CaseError(
+            f"labels to write are of type {array.dtype}; give integers", code="labels-not-whole"
+        )
     highest = int(array.max(initial=0))
     if int(array.min(initial=0)) < 0 or highest >= 2**32:
-        raise CaseError("labels to write must lie between 0 and 4294967295")
-    return array.astype(np.min_scalar_type(highest), copy=False)
+        raise CaseError(
+            "labels to write must lie between 0 and 4294967295", code="labels-out-of-range"
+        )
+    return array.astype(label_dtype(highest), copy=False)

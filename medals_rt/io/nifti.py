@@ -1,142 +1,268 @@
-"""NIfTI cases and results, `.nii` and `.nii.gz`, with nibabel (extra "formats")."""
+"""NIfTI-1 and NIfTI-2, one file or a pair of header and image, with nibabel (extra "formats")."""
 
 from __future__ import annotations
 
-import zlib
+import gzip
+import io
+import logging
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
 from medals_rt.common.atomic_io import atomic_output
-from medals_rt.common.errors import CaseError
-from medals_rt.common.notes import Note, warning
+from medals_rt.common.errors import CaseError, MissingFileError
+from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import HostArray
-from medals_rt.io.case import Case, LabelFile, check_labels
-from medals_rt.io.volume import SourceGrid, Triple, Volume, check_image, check_shape, check_spacing
+from medals_rt.io.case import Case, LabelFile, check_labels, reading
+from medals_rt.io.format import Format, Options, Output, squeezed, stem
+from medals_rt.io.nifti_geometry import RAS_TO_LPS, NiftiGeometry, nifti_geometry
+from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
+from medals_rt.io.voxel_data import (
+    GZIP_MAGIC,
+    InflatedStream,
+    Stream,
+    read_exactly,
+    read_values,
+)
 
-if TYPE_CHECKING:
-    from pathlib import Path
+_NIFTI_1, _NIFTI_2 = 348, 540
+"""Bytes of a header, which its first number repeats."""
 
+_MOST_EXTENSIONS: Final = 64 * 2**20
+_MAGIC: Final = {b"n+1\0": "one", b"ni1\0": "pair", b"n+2\0": "one", b"ni2\0": "pair"}
 
-_SAME_PLACE_MM: Final = 0.1
-
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""NIfTI's millimetres run to the right, front and head; the LPS frame's to the left, back, head."""
-
-
-def read_nifti_case(path: Path, *, max_voxels: int) -> Case:
-    """Read an image; it holds no prompts. See `cases.read_case`."""
-    read = _read(path, max_voxels)
-    check_image(read.array_kji, max_voxels=max_voxels, what=path.name)
-    image = read.source.to_canonical(read.array_kji)
-    volume = Volume(image, read.spacing_hwd_mm, stem(path), read.source)
-    return Case(volume, None, None, path, read.header, notes=read.notes)
-
-
-def read_nifti_labels(path: Path, *, max_voxels: int) -> LabelFile:
-    """Read a label map in canonical orientation."""
-    read = _read(path, max_voxels)
-    labels = check_labels(read.array_kji, path.name, max_voxels=max_voxels)
-    return LabelFile(read.source.to_canonical(labels), None, read.spacing_hwd_mm, read.source)
-
-
-def write_nifti(path: Path, case: Case, labels_dhw: HostArray) -> None:
-    """Write labels on the source's own grid; from a NIfTI case with its own header and affine."""
-    nibabel = import_optional("NiBabel", "a NIfTI file")
-    labels_ijk = np.ascontiguousarray(case.volume.restore(labels_dhw)).transpose()
-    header = case.header if isinstance(case.header, nibabel.Nifti1Header) else None
-    affine = RAS_TO_LPS @ case.volume.affine_lps
-    if header is None:
-        image = nibabel.Nifti1Image(labels_ijk, affine, dtype=labels_ijk.dtype)
-        image.set_qform(affine, code=1)
-        image.set_sform(affine, code=1)
-    else:
-        header = header.copy()
-        header.set_slope_inter(1, 0)
-        header["cal_min"] = header["cal_max"] = 0
-        header.set_data_dtype(labels_ijk.dtype)
-        # None leaves both of the header's own matrices, to the last digit.
-        image = nibabel.Nifti1Image(labels_ijk, None, header)
-    with atomic_output(path) as temporary:
-        nibabel.save(image, temporary)
-
-
-def stem(path: Path) -> str:
-    """Name of a file without `.nii`, `.nii.gz`, `.nrrd` and the like."""
-    return path.name.split(".")[0] or path.name
+_quiet = logging.getLogger("medals_rt.nibabel")
+_quiet.addHandler(logging.NullHandler())
+_quiet.propagate = False
 
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """A file's values `(k, j, i)`, its place, and what is to be said of it."""
+    """A file's values `(k, j, i)`, its place, and remarks."""
 
     array_kji: HostArray
-    spacing_hwd_mm: Triple
+    geometry: NiftiGeometry
     source: SourceGrid
     header: Any
     notes: tuple[Note, ...]
 
+    @property
+    def spacing_hwd_mm(self) -> tuple[float, float, float]:
+        if self.source.spacing_hwd_mm is not None:
+            return check_spacing(self.source.spacing_hwd_mm)
+        i_mm, j_mm, k_mm = self.geometry.spacing_ijk_mm
+        return check_spacing((j_mm, i_mm, k_mm))
+
+
+def read_nifti_case(path: Path, options: Options) -> Case:
+    """Read an image; it holds no prompts. See `registry.read_case`."""
+    read = _read(path, options.max_voxels)
+    check_image(read.array_kji, max_voxels=options.max_voxels, what=path.name)
+    volume = Volume(
+        read.source.to_canonical(read.array_kji),
+        read.spacing_hwd_mm,
+        stem(path, FORMATS),
+        read.source,
+        geometry_is_stated=True,
+        notes=read.notes,
+    )
+    return Case(volume, None, None, path, read.header)
+
+
+def read_nifti_labels(path: Path, options: Options) -> LabelFile:
+    """Read a label map in canonical orientation."""
+    read = _read(path, options.max_voxels)
+    labels = check_labels(read.array_kji, path.name, max_voxels=options.max_voxels)
+    return LabelFile(read.source.to_canonical(labels), None, read.spacing_hwd_mm, read.source)
+
+
+def write_nifti(path: Path, output: Output) -> None:
+    """Write labels on the source's own grid; from a NIfTI case with its own header and affine."""
+    nibabel = import_optional("NiBabel", "a NIfTI file")
+
+    case = output.case
+    labels_ijk = np.ascontiguousarray(case.volume.restore(output.labels_dhw)).transpose()
+    found = case.header if isinstance(case.header, nibabel.Nifti1Header) else None
+    second = isinstance(found, nibabel.Nifti2Header)
+    pair = is_pair(path)
+    if pair:
+        kind = nibabel.Nifti2Pair if second else nibabel.Nifti1Pair
+    else:
+        kind = nibabel.Nifti2Image if second else nibabel.Nifti1Image
+    if found is None:
+        affine = RAS_TO_LPS @ case.volume.affine_lps
+        image = kind(labels_ijk, affine, dtype=labels_ijk.dtype)
+        image.set_qform(affine, code=1)
+        image.set_sform(affine, code=1)
+    else:
+        header = kind.header_class(found.binaryblock, found.endianness, check=False)
+        header.extensions.extend(found.extensions)
+        header.set_slope_inter(1, 0)
+        header["cal_min"] = header["cal_max"] = 0
+        header.set_data_dtype(labels_ijk.dtype)
+        if not pair:
+            header["vox_offset"] = 0  # nibabel makes room for extensions
+        broken_sform = int(header["sform_code"]) > 0 and (
+            nifti_geometry(header, header["pixdim"], path.name).form == "qform"
+        )
+        if broken_sform:
+            header["sform_code"] = 0  # every reader then takes the qform, as this one did
+        # None leaves both of the header's own matrices, to the last digit.
+        image = kind(labels_ijk, None, header)
+    parts = (
+        {"image": path} if not pair else dict(zip(("header", "image"), _pair(path), strict=True))
+    )
+    files = {part: nibabel.FileHolder(fileobj=io.BytesIO()) for part in ("header", "image")}
+    if not pair:
+        files = {"image": files["image"]}
+    image.to_file_map(files)
+    for part in sorted(parts, reverse=True):  # the header last: it makes the image readable
+        _store(parts[part], files[part].fileobj.getbuffer())
+
+
+def is_pair(path: Path) -> bool:
+    """Whether a name is that of a header or an image of a pair."""
+    return path.name.lower().endswith((".hdr", ".img", ".hdr.gz", ".img.gz"))
+
+
+def recognizes_nifti(start: bytes) -> bool:
+    """Whether a file starts as NIfTI does."""
+    return start[344:348] in _MAGIC or start[4:8] in _MAGIC
+
+
+def _store(path: Path, data: memoryview) -> None:
+    with atomic_output(path) as temporary, temporary.open("wb") as file:
+        if path.name.lower().endswith(".gz"):
+            with gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
+                packed.write(data)
+        else:
+            file.write(data)
+
+
+def _pair(path: Path) -> tuple[Path, Path]:
+    """Header and image of a pair, of which either may be given."""
+    lower = path.name.lower()
+    packed = len(".gz") if lower.endswith(".gz") else 0
+    base = path.name[: len(path.name) - len(".hdr") - packed]
+    suffix = path.name[len(path.name) - packed :] if packed else ""
+    ending = path.name[len(base) : len(base) + 4]
+    hdr, img = (".HDR", ".IMG") if ending.isupper() else (".hdr", ".img")
+    return path.with_name(base + hdr + suffix), path.with_name(base + img + suffix)
+
 
 def _read(path: Path, max_voxels: int) -> _Read:
     nibabel = import_optional("NiBabel", "a NIfTI file")
-    try:
-        with nibabel.imageglobals.LoggingOutputSuppressor():  # it repairs headers and tells stderr
-            image = nibabel.Nifti1Image.from_filename(path)
-        shape = tuple(int(size) for size in image.shape)
-        while len(shape) > 3 and shape[-1] == 1:
-            shape = shape[:-1]
+    errors = (nibabel.spatialimages.HeaderDataError, nibabel.wrapstruct.WrapStructError)
+    with reading(path.name, errors), ExitStack() as stack:
+        first, second = _pair(path) if is_pair(path) else (path, None)
+        stream = _open(first, stack)
+        header, pixdim, done = _read_header(stream, first, single=second is None)
+        shape = squeezed(header.get_data_shape())
         check_shape(shape, max_voxels=max_voxels, what=path.name)
-        spacing, source, notes = _place(image)
-        array = np.asanyarray(image.dataobj).reshape(shape)
-    except (
-        nibabel.filebasedimages.ImageFileError,
-        nibabel.spatialimages.HeaderDataError,
-        nibabel.wrapstruct.WrapStructError,
-    ) as error:
-        raise CaseError(f"{path.name} isn't a readable NIfTI file ({_short(error)})") from error
-    except CaseError:
-        raise
-    except (
-        OSError, ValueError, EOFError, KeyError, zlib.error, TypeError, MemoryError, OverflowError,
-    ) as error:  # fmt: skip
-        raise CaseError(f"{path.name} is damaged ({_short(error)}); write it anew") from error
-    return _Read(array.transpose(), spacing, source, image.header, notes)
+        geometry = nifti_geometry(header, pixdim, path.name)
+        source = SourceGrid()
+        if geometry.affine_lps is not None:
+            source = SourceGrid.from_affine(geometry.affine_lps)
+        if second is not None:
+            stream, done = _open(second, stack), 0
+        _skip(stream, int(header.get_data_offset()) - done, path.name)
+        dtype = header.get_data_dtype()
+        if dtype.kind not in "biuf":
+            raise CaseError(
+                f"{path.name} has values of type {dtype}; give real numbers", code="value-type"
+            )
+        values = read_values(stream, dtype, (shape[0], shape[1], shape[2]), path.name)
+        slope, inter = header.get_slope_inter()
+        scale = 1.0 if slope is None else float(slope)
+        shift = 0.0 if inter is None else float(inter)
+        array = values.array_kji
+        if (scale, shift) != (1.0, 0.0):
+            array = nibabel.volumeutils.apply_read_scaling(
+                array, np.float64(scale), np.float64(shift)
+            )
+    return _Read(array, geometry, source, header, (*geometry.notes, *values.notes))
 
 
-def _place(image: Any) -> tuple[Triple, SourceGrid, tuple[Note, ...]]:
-    """Spacing, orientation, and what is doubtful about them.
+def _open(path: Path, stack: ExitStack) -> Stream:
+    if not path.is_file():
+        raise MissingFileError(f"there is no such file {path}; copy the header and the image")
+    file = stack.enter_context(path.open("rb"))
+    packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+    file.seek(0)
+    return InflatedStream(file) if packed else file
 
-    Without an orientation the axes are taken as SimpleITK takes them, to run to the patient's left,
-    back and head. Of two orientations the sform counts, as in nibabel.
-    """
-    header = image.header
-    to_mm = _to_mm(header)
-    qform, sform = int(header["qform_code"]), int(header["sform_code"])
-    if qform <= 0 and sform <= 0:
-        i_mm, j_mm, k_mm = (float(size * to_mm[0, 0]) for size in header.get_zooms()[:3])
-        note = warning(
-            "orientation-assumed",
-            "the file names no orientation: its axes are taken to run to left, back and head",
+
+def _read_header(stream: Stream, path: Path, *, single: bool) -> tuple[Any, HostArray, int]:
+    """Header as nibabel checks it, voxel sizes as they are stored, and the bytes that were read."""
+    nibabel = import_optional("NiBabel", "a NIfTI file")
+    start = bytes(read_exactly(stream, _NIFTI_1, path.name))
+    first_number = {int.from_bytes(start[:4], order) for order in ("little", "big")}
+    second = _NIFTI_2 in first_number
+    if second:
+        start += bytes(read_exactly(stream, _NIFTI_2 - _NIFTI_1, path.name))
+    magic = start[4:8] if second else start[344:348]
+    if magic not in _MAGIC:
+        older = _NIFTI_1 in first_number
+        kind = "an Analyze 7.5 file, which can't tell left from right" if older else "no NIfTI file"
+        raise CaseError(
+            f"{path.name} is {kind}; convert it to .nii.gz where its orientation is known",
+            code="not-nifti",
         )
-        return check_spacing((j_mm, i_mm, k_mm)), SourceGrid(), (note,)
-    source = SourceGrid.from_affine(RAS_TO_LPS @ to_mm @ image.affine)
-    notes: tuple[Note, ...] = ()
-    if qform > 0 and sform > 0:
-        apart_mm = float(np.abs(to_mm @ (header.get_qform() - header.get_sform())).max())
-        if apart_mm > _SAME_PLACE_MM:
-            text = "the file's qform and sform are not the same place: the sform was taken"
-            notes = (warning("orientation-contradicted", text),)
-    return check_spacing(source.spacing_hwd_mm or ()), source, notes
+    if (_MAGIC[magic] == "one") != single:
+        advice = "name it .nii" if not single else "name its two files .hdr and .img"
+        raise CaseError(
+            f"{path.name} says that it is {'one file' if _MAGIC[magic] == 'one' else 'a pair'}; "
+            f"{advice}",
+            code="wrong-ending",
+        )
+    if second:
+        kind_of = nibabel.Nifti2Header if single else nibabel.nifti2.Nifti2PairHeader
+    else:
+        kind_of = nibabel.Nifti1Header if single else nibabel.nifti1.Nifti1PairHeader
+    raw = kind_of(start, check=False)
+    pixdim = np.array(raw["pixdim"], dtype=np.float64)
+    done = len(start)
+    rest = b""
+    if single:
+        wanted = int(raw["vox_offset"]) - done
+        if not 0 <= wanted <= _MOST_EXTENSIONS:
+            raise CaseError(
+                f"{path.name} is damaged: its voxels would start at byte "
+                f"{int(raw['vox_offset']):,}",
+                code="header-damaged",
+            )
+        rest = bytes(read_exactly(stream, wanted, path.name))
+        done += wanted
+    else:
+        while len(rest) <= _MOST_EXTENSIONS and (part := stream.read(2**20)):
+            rest += part
+    header = kind_of.from_fileobj(io.BytesIO(start + rest), check=False)
+    header.check_fix(logger=_quiet, error_level=40)
+    return header, pixdim, done
 
 
-def _to_mm(header: Any) -> HostArray:
-    """Scale from the header's unit of length to millimetres; an unknown unit counts as them."""
-    unit = header.get_xyzt_units()[0]
-    scale = {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)
-    return np.diag([scale, scale, scale, 1.0])
+def _skip(stream: Stream, size: int, name: str) -> None:
+    if not 0 <= size <= _MOST_EXTENSIONS:
+        raise CaseError(
+            f"{name} is damaged: its voxels would start at byte {size:,}", code="header-damaged"
+        )
+    read_exactly(stream, size, name)
 
 
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:100] or type(error).__name__
+FORMATS: Final = (
+    Format(
+        name="nifti",
+        title="NIfTI",
+        endings=(".nii.gz", ".nii", ".hdr.gz", ".hdr"),
+        companions=(".img.gz", ".img"),
+        libraries=("NiBabel",),
+        read_case=read_nifti_case,
+        read_labels=read_nifti_labels,
+        write=write_nifti,
+        recognizes=recognizes_nifti,
+    ),
+)

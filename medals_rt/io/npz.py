@@ -16,11 +16,12 @@ import json
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from struct import error as struct_error
 from tokenize import TokenError
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 
@@ -28,12 +29,10 @@ from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import CaseError
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, check_labels
+from medals_rt.io.format import Format, Options, Output, stem
 from medals_rt.io.safe_pickle import read_pickled_mapping
 from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
+from medals_rt.prompts.prompt_set import PromptSet
 
 MAX_SMALL_BYTES: Final = 4 * 2**20
 """Limit for every member that isn't a volume."""
@@ -47,8 +46,9 @@ _MAX_RATIO: Final = 1040
 """Deflate can't shrink data further than about 1032 times; what announces more is lying."""
 
 
-def read_npz_case(path: Path, *, max_voxels: int) -> Case:
-    """Read `imgs`, `spacing`, and and `text_prompts` and `gts` where they exist."""
+def read_npz_case(path: Path, options: Options) -> Case:
+    """Read `imgs`, `spacing`, and `text_prompts` and `gts` where they exist."""
+    max_voxels = options.max_voxels
     with _open(path) as archive:
         members = _members(archive, path)
         if "imgs" not in members:
@@ -71,12 +71,19 @@ def read_npz_case(path: Path, *, max_voxels: int) -> Case:
                     f"gts has shape {truth.shape}, imgs {image.shape}; they must be the same"
                 )
             truth = source.to_canonical(truth)
-    volume = Volume(source.to_canonical(image), spacing, name=path.stem, source=source)
+    volume = Volume(
+        source.to_canonical(image),
+        spacing,
+        name=stem(path, FORMATS),
+        source=source,
+        geometry_is_stated=source.affine_lps is not None,
+    )
     return Case(volume, prompts, truth, path)
 
 
-def read_npz_labels(path: Path, *, max_voxels: int, prefer: str) -> LabelFile:
-    """Read a label map: `prefer` (`segs` or `gts`), else the other; `spacing` may be missing."""
+def read_npz_labels(path: Path, options: Options) -> LabelFile:
+    """Read the label map that `options` prefer, else the other; `spacing` may be missing."""
+    max_voxels, prefer = options.max_voxels, options.prefer
     with _open(path) as archive:
         members = _members(archive, path)
         key = next((name for name in (prefer, "segs", "gts") if name in members), None)
@@ -102,41 +109,40 @@ def read_npz_labels(path: Path, *, max_voxels: int, prefer: str) -> LabelFile:
         spacing,
         source,
         prompts,
+        {int(key): str(text) for key, text in (prompts or {}).items() if _is_label(key)},
     )
 
 
-def write_npz(
-    path: Path,
-    case: Case,
-    labels_dhw: HostArray,
-    *,
-    instances_dhw: HostArray | None,
-    prompts: Mapping[str, object] | None,
-) -> None:
+def write_npz(path: Path, output: Output) -> None:
     """Write `segs`, `spacing`, and if given `instances` and `text_prompts`, atomically.
 
     `text_prompts` is a pickled 0-d object array of a dict of text and int, since that is the
     challenge's layout; read it elsewhere with `allow_pickle=True` only if you trust who wrote it.
     """
-    source = case.volume.source
-    fields: dict[str, Any] = {  # NumPy types its own keywords and these together
-        "segs": np.ascontiguousarray(case.volume.restore(labels_dhw))
-    }
-    if instances_dhw is not None:
-        fields["instances"] = np.ascontiguousarray(case.volume.restore(instances_dhw))
+    volume, prompts = output.case.volume, output.prompts
+    source = volume.source
+    fields: dict[str, Any] = {"segs": np.ascontiguousarray(volume.restore(output.labels_dhw))}
+    if output.instances_dhw is not None:
+        fields["instances"] = np.ascontiguousarray(volume.restore(output.instances_dhw))
     if source.affine_lps is None:
-        fields["spacing"] = np.asarray(case.volume.spacing_hwd_mm, dtype=np.float64)
+        fields["spacing"] = np.asarray(volume.spacing_hwd_mm, dtype=np.float64)
     else:
         affine = np.asarray(source.affine_lps, dtype=np.float64)
         spacing = np.asarray(source.spacing_ijk_mm, dtype=np.float64)
         fields["spacing"] = spacing
         fields["direction"] = affine[:3, :3] / spacing
         fields["origin"] = affine[:3, 3]
+    if isinstance(prompts, PromptSet):
+        prompts = prompts.as_mapping()
     if prompts is not None:
         plain = {str(key): value for key, value in prompts.items()}
         fields["text_prompts"] = np.array(plain, dtype=object)
     with atomic_output(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **fields)
+
+
+def _is_label(key: str) -> bool:
+    return key.isascii() and key.isdigit()
 
 
 def _open(path: Path) -> zipfile.ZipFile:
@@ -152,13 +158,13 @@ def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
     for info in archive.infolist():
         key = info.filename.removesuffix(".npy")
         if key in members:
-            raise CaseError(f"{path.name} holds {key[:40]!r} twice; write the file anew")
+            raise CaseError(f"{path.name} holds {key[:40]!r} twice; write the file again")
         if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
             raise CaseError(f"{key[:40]!r} is compressed in a way that isn't read; use numpy.savez")
         if info.file_size > info.compress_size * _MAX_RATIO or info.compress_size > stored:
             raise CaseError(
                 f"{key[:40]!r} announces {info.file_size:,} bytes, more than its "
-                f"{info.compress_size:,} stored ones can hold; the file is damaged, write it anew"
+                f"{info.compress_size:,} stored ones can hold; the file is damaged, write it again"
             )
         members[key] = info
     return members
@@ -172,9 +178,7 @@ def _read_geometry(
             f"{path.name} has no 'spacing' (it has {_listed(members)}); "
             "add the voxel size in mm, three numbers"
         )
-    spacing = check_spacing(
-        _read_array(archive, members["spacing"], "spacing", MAX_SMALL_BYTES).tolist()
-    )
+    spacing = check_spacing(_read_array(archive, members["spacing"], "spacing", MAX_SMALL_BYTES))
     if "direction" not in members:
         return spacing, SourceGrid()
     direction = _read_array(archive, members["direction"], "direction", MAX_SMALL_BYTES)
@@ -235,12 +239,12 @@ def _read_prompts(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> dict[str, 
     with _reading(name), archive.open(info) as file:
         shape, _, dtype = _read_header(file, name)
         if shape != ():
-            raise CaseError(f"{name} has shape {shape}; a 0-d array of one dict is due")
+            raise CaseError(f"{name} has shape {shape}; expected a 0-d array of one dict")
         data = file.read(MAX_SMALL_BYTES)
     if dtype.kind == "O":
         return read_pickled_mapping(data)
     if dtype.kind != "U" or len(data) != dtype.itemsize:
-        raise CaseError(f"{name} has values of type {dtype}; a dict (or its JSON text) is due")
+        raise CaseError(f"{name} has values of type {dtype}; expected a dict or its JSON text")
     return _json_prompts(str(np.frombuffer(data, dtype=dtype)[0]))
 
 
@@ -276,7 +280,7 @@ def _check_size(announced: int, info: zipfile.ZipInfo, name: str) -> None:
     if announced != info.file_size:
         raise CaseError(
             f"{name} announces {announced:,} bytes but {info.file_size:,} are stored; "
-            "the file is damaged, write it anew"
+            "the file is damaged, write it again"
         )
 
 
@@ -286,7 +290,7 @@ def _fill(file: IO[bytes], data: bytearray, name: str) -> None:
     while done < len(view):
         part = file.read(min(_CHUNK, len(view) - done))
         if not part:
-            raise CaseError(f"{name} ends after {done:,} of {len(view):,} bytes; write it anew")
+            raise CaseError(f"{name} ends after {done:,} of {len(view):,} bytes; write it again")
         view[done : done + len(part)] = part
         done += len(part)
     file.read(1)  # At the end zipfile compares the checksum.
@@ -309,7 +313,7 @@ def _reading(name: str) -> Iterator[None]:
         raise
     except _DAMAGED as error:
         raise CaseError(
-            f"{name} can't be read, the file is damaged ({_short(error)}); write it anew"
+            f"{name} can't be read, the file is damaged ({_short(error)}); write it again"
         ) from error
 
 
@@ -320,3 +324,15 @@ def _listed(members: Mapping[str, object]) -> str:
 
 def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:100] or type(error).__name__
+
+
+FORMATS: Final = (
+    Format(
+        name="npz",
+        title="challenge .npz",
+        endings=(".npz",),
+        read_case=read_npz_case,
+        read_labels=read_npz_labels,
+        write=write_npz,
+    ),
+)

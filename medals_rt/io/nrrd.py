@@ -1,25 +1,24 @@
-"""NRRD cases and results, `.nrrd`, with pynrrd (extra "formats")."""
+"""NRRD, `.nrrd` and `.nhdr` with its data file, with pynrrd (extra "formats")."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, Any, Final
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import CaseError
+from medals_rt.common.notes import Note, warning
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import HostArray
-from medals_rt.io.case import Case, LabelFile, check_labels
-from medals_rt.io.nifti import stem
-from medals_rt.io.segment_metadata import Code, Segment
-from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
+from medals_rt.io.case import Case, LabelFile, check_labels, reading
+from medals_rt.io.format import Format, Options, Output, stem
+from medals_rt.io.segment_metadata import Code, Segment, segments_of
+from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
+from medals_rt.io.voxel_data import InflatedStream, Stream, open_beside, read_exactly, read_values
 
 _TYPES: Final = {
     alias: code
@@ -49,30 +48,48 @@ _TO_LPS: Final = {
 }
 """Signs that bring a NRRD space to the LPS frame."""
 
-
-def read_nrrd_case(path: Path, *, max_voxels: int) -> Case:
-    """Read an image; it holds no prompts. See `cases.read_case`."""
-    array_kji, source = _read(path, max_voxels)
-    check_image(array_kji, max_voxels=max_voxels, what=path.name)
-    spacing = source.spacing_hwd_mm
-    if spacing is None:
-        raise CaseError(f"{path.name} has no spacing; write its header anew")
-    image = source.to_canonical(array_kji)
-    return Case(Volume(image, spacing, stem(path), source), None, None, path)
+_MOST_LINES: Final = 10_000
+_MOST_SKIPPED: Final = 64 * 2**20
 
 
-def read_nrrd_labels(path: Path, *, max_voxels: int) -> LabelFile:
-    """Read a label map in canonical orientation."""
-    array_kji, source = _read(path, max_voxels)
-    labels = check_labels(array_kji, path.name, max_voxels=max_voxels)
-    return LabelFile(source.to_canonical(labels), None, source.spacing_hwd_mm, source)
+def read_nrrd_case(path: Path, options: Options) -> Case:
+    """Read an image; it holds no prompts. See `registry.read_case`."""
+    read = _read(path, options.max_voxels)
+    check_image(read.array_kji, max_voxels=options.max_voxels, what=path.name)
+    volume = Volume(
+        read.source.to_canonical(read.array_kji),
+        check_spacing(read.source.spacing_hwd_mm or ()),
+        stem(path, FORMATS),
+        read.source,
+        geometry_is_stated=True,
+        notes=read.notes,
+    )
+    return Case(volume, None, None, path)
 
 
-def write_nrrd(path: Path, case: Case, labels_dhw: HostArray, segments: Sequence[Segment]) -> None:
-    """Write labels on the source's own grid, in the LPS frame, with 3D Slicer's segment fields."""
+def read_nrrd_labels(path: Path, options: Options) -> LabelFile:
+    """Read a label map in canonical orientation, with the names of its segments."""
+    read = _read(path, options.max_voxels)
+    labels = check_labels(read.array_kji, path.name, max_voxels=options.max_voxels)
+    return LabelFile(
+        read.source.to_canonical(labels),
+        None,
+        read.source.spacing_hwd_mm,
+        read.source,
+        segment_names=_segment_names(read.header),
+    )
+
+
+def write_nrrd(path: Path, output: Output) -> None:
+    """Write labels on the source's own grid, in the LPS frame, with 3D Slicer's segment fields.
+
+    A `.nhdr` gets its voxels in a `.raw.gz` beside it.
+    """
     pynrrd = import_optional("pynrrd", "an NRRD file")
-    labels_ijk = np.ascontiguousarray(case.volume.restore(labels_dhw)).transpose()
-    affine = case.volume.affine_lps
+    volume = output.case.volume
+    labels_ijk = np.ascontiguousarray(volume.restore(output.labels_dhw)).transpose()
+    segments = segments_of(output.prompts, output.labels_dhw)
+    affine = volume.affine_lps
     header = {
         "space": "left-posterior-superior",
         "space directions": affine[:3, :3].T,
@@ -82,7 +99,18 @@ def write_nrrd(path: Path, case: Case, labels_dhw: HostArray, segments: Sequence
         **_slicer_fields(labels_ijk, segments),
     }
     with atomic_output(path) as temporary:
-        pynrrd.write(str(temporary), labels_ijk, header, index_order="F")
+        whole = temporary.with_name(f"{temporary.name}.nrrd")  # pynrrd takes the kind from the name
+        try:
+            pynrrd.write(str(whole), labels_ijk, header, index_order="F")
+            if path.name.lower().endswith(".nhdr"):
+                text, _, voxels = whole.read_bytes().partition(b"\n\n")
+                data = path.with_suffix(".raw.gz")
+                with atomic_output(data) as beside:  # before the header, which makes it readable
+                    beside.write_bytes(voxels)
+                whole.write_bytes(text + b"\ndata file: " + data.name.encode() + b"\n\n")
+            whole.replace(temporary)
+        finally:
+            whole.unlink(missing_ok=True)
 
 
 def _slicer_fields(labels_ijk: HostArray, segments: Sequence[Segment]) -> dict[str, str]:
@@ -143,71 +171,186 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _read(path: Path, max_voxels: int) -> tuple[HostArray, SourceGrid]:
+class _Read:
+    """A file's values `(k, j, i)`, its place, its header, and remarks."""
+
+    def __init__(
+        self, array_kji: HostArray, source: SourceGrid, header: Mapping[str, Any], *notes: Note
+    ) -> None:
+        self.array_kji, self.source, self.header, self.notes = array_kji, source, header, notes
+
+
+def _read(path: Path, max_voxels: int) -> _Read:
     pynrrd = import_optional("pynrrd", "an NRRD file")
-    try:
-        with path.open("rb") as file:
-            header = pynrrd.read_header(file)
-            shape = tuple(int(size) for size in header["sizes"])
-            check_shape(shape, max_voxels=max_voxels, what=path.name)
-            source = _source(header, path)
-            array = _data(header, file, shape, path)
-    except CaseError:
-        raise
-    except (
-        pynrrd.NRRDError, zlib.error, OSError, ValueError, EOFError, TypeError, KeyError,
-        IndexError, MemoryError, OverflowError, StopIteration,
-    ) as error:  # fmt: skip
-        detail = " ".join(str(error).split())[:100] or type(error).__name__
-        raise CaseError(f"{path.name} isn't a readable NRRD file ({detail})") from error
-    return array, source
+    with reading(path.name, (pynrrd.NRRDError,)), ExitStack() as stack:
+        file: BinaryIO = stack.enter_context(path.open("rb"))
+        header = pynrrd.read_header(file)
+        axes = _space_axes(header)
+        sizes = [int(size) for size in header["sizes"]]
+        shape = tuple(sizes[axis] for axis in axes)
+        check_shape(shape, max_voxels=max_voxels, what=path.name)
+        source, notes = _source(header, axes, path.name)
+        beside = header.get("data file", header.get("datafile"))
+        if beside is not None:
+            file = stack.enter_context(open_beside(path, str(beside)))
+        dtype = _dtype(header, path.name)
+        size = dtype.itemsize * shape[0] * shape[1] * shape[2]
+        stream = _voxels(file, header, size, path.name)
+        values = read_values(stream, dtype, (shape[0], shape[1], shape[2]), path.name)
+    return _Read(values.array_kji, source, header, *notes, *values.notes)
 
 
-def _data(header: Any, file: IO[bytes], shape: tuple[int, ...], path: Path) -> HostArray:
-    """Values after the header as `(k, j, i)`; never more than the header announces are unpacked."""
-    skips = [header.get(key, 0) for key in ("line skip", "lineskip", "byte skip", "byteskip")]
-    if "data file" in header or "datafile" in header or any(skips):
-        raise CaseError(f"{path.name} keeps its data elsewhere; write it as one .nrrd file")
-    if header["type"] not in _TYPES:
+def _space_axes(header: Mapping[str, Any]) -> tuple[int, ...]:
+    """Axes of the file that are axes of space: of four, one of length 1 is left out.
+
+    Where several are that short, one without a direction or spacing, else the last.
+    """
+    sizes = [int(size) for size in header["sizes"]]
+    axes = list(range(len(sizes)))
+    placed = header.get("space directions", header.get("spacings"))
+    while len(axes) > 3:
+        short = [axis for axis in axes if sizes[axis] == 1]
+        if not short:
+            break
+        placeless = [axis for axis in short if placed is not None and _is_nan(placed, axis)]
+        axes.remove((placeless or short)[-1])
+    return tuple(axes)
+
+
+def _is_nan(placed: Sequence[Any], axis: int) -> bool:
+    if axis >= len(placed) or placed[axis] is None:
+        return True
+    return not np.isfinite(np.asarray(placed[axis], dtype=np.float64)).all()
+
+
+def _dtype(header: Mapping[str, Any], name: str) -> np.dtype[Any]:
+    kind = header["type"]
+    if kind not in _TYPES:
         raise CaseError(
-            f"{path.name} has values of type {str(header['type'])[:40]!r}; give real numbers"
+            f"{name} has values of type {str(kind)[:40]!r}; give real numbers", code="value-type"
         )
-    encoding = header["encoding"]
-    if encoding not in {"raw", "gzip", "gz"}:
-        raise CaseError(f"{path.name} is stored as {str(encoding)[:40]!r}; write it as raw or gzip")
-    dtype = np.dtype(_TYPES[header["type"]])
+    dtype = np.dtype(_TYPES[kind])
     if dtype.itemsize > 1:
         dtype = dtype.newbyteorder(">" if header["endian"] == "big" else "<")
-    due = dtype.itemsize * shape[0] * shape[1] * shape[2]
+    return dtype
+
+
+def _voxels(file: BinaryIO, header: Mapping[str, Any], size: int, name: str) -> Stream:
+    """Stream whose next byte is the first of the voxels."""
+    encoding = header["encoding"]
+    if encoding not in {"raw", "gzip", "gz"}:
+        raise CaseError(
+            f"{name} is stored as {str(encoding)[:40]!r}; write it as raw or gzip", code="encoding"
+        )
+    lines = int(header.get("line skip", header.get("lineskip", 0)))
+    skip = int(header.get("byte skip", header.get("byteskip", 0)))
+    if not 0 <= lines <= _MOST_LINES or not -1 <= skip <= _MOST_SKIPPED:
+        raise CaseError(
+            f"{name} would skip {lines} lines and {skip} bytes; write it as one file",
+            code="header-damaged",
+        )
+    for _ in range(lines):
+        file.readline(_MOST_SKIPPED)
     if encoding == "raw":
-        data = file.read(due + 1)
-    else:
-        data = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(file.read(), due + 1)
-    if len(data) != due:
-        raise CaseError(f"{path.name} announces {due:,} bytes of data, not {len(data):,} or more")
-    array = np.frombuffer(data, dtype=dtype).reshape(shape[::-1])
-    return array.astype(dtype.newbyteorder("="))
+        if skip == -1:  # the voxels are the last bytes
+            file.seek(-size, 2)
+        else:
+            read_exactly(file, skip, name)
+        return file
+    stream = InflatedStream(file)
+    read_exactly(stream, max(skip, 0), name)
+    return stream
 
 
-def _source(header: Any, path: Path) -> SourceGrid:
-    """Affine of a NRRD header: space directions, or spacings along the LPS axes."""
+def _source(
+    header: Mapping[str, Any], axes: tuple[int, ...], name: str
+) -> tuple[SourceGrid, tuple[Note, ...]]:
+    """Place of a NRRD: space directions, or spacings along the LPS axes, as SimpleITK takes them.
+
+    Raises
+    ------
+    CaseError
+        If there are neither, or the space isn't one of a patient.
+    """
     affine = np.eye(4)
+    notes: tuple[Note, ...] = ()
+    if "space" not in header:
+        text = "the file names no space: its axes are taken to run to left, back and head"
+        notes = (warning("orientation-assumed", text),)
     if "space directions" in header:
         space = str(header.get("space", "left-posterior-superior")).lower()
         if space not in _TO_LPS:
             raise CaseError(
-                f"{path.name} lies in the space {space[:60]!r}; use left-posterior-superior or "
-                "right-anterior-superior"
+                f"{name} lies in the space {space[:60]!r}; use left-posterior-superior or "
+                "right-anterior-superior",
+                code="unknown-space",
             )
-        directions = np.asarray(header["space directions"], dtype=np.float64)
+        rows = header["space directions"]
+        if len(rows) <= max(axes) or any(rows[axis] is None for axis in axes):
+            raise CaseError(f"{name} has an axis without space direction", code="geometry-singular")
+        directions = np.asarray([rows[axis] for axis in axes], dtype=np.float64)
         if directions.shape != (3, 3):
-            raise CaseError(f"{path.name} has space directions of shape {directions.shape}")
+            raise CaseError(
+                f"{name} has space directions of shape {directions.shape}; give three of three",
+                code="geometry-singular",
+            )
         signs = np.asarray(_TO_LPS[space])
         affine[:3, :3] = signs[:, None] * directions.T
         if "space origin" in header:
             affine[:3, 3] = signs * np.asarray(header["space origin"], dtype=np.float64)
     elif "spacings" in header:
-        affine[:3, :3] = np.diag(np.asarray(header["spacings"], dtype=np.float64))
+        spacing = check_spacing([header["spacings"][axis] for axis in axes])
+        affine[:3, :3] = np.diag(spacing)
+        affine[:3, 3] = _origin(header, axes, spacing)
     else:
-        raise CaseError(f"{path.name} has no spacing ('space directions' or 'spacings'); add one")
-    return SourceGrid.from_affine(affine)
+        raise CaseError(
+            f"{name} has no spacing ('space directions' or 'spacings'); add one",
+            code="spacing-missing",
+        )
+    return SourceGrid.from_affine(affine), notes
+
+
+def _origin(
+    header: Mapping[str, Any], axes: tuple[int, ...], spacing: Sequence[float]
+) -> HostArray:
+    """Center of the first voxel by `axis mins`, which are the edges of cells unless it says nodes.
+
+    As Teem and so SimpleITK compute it; zeros where an axis has no minimum.
+    """
+    minimums = header.get("axis mins", header.get("axismins"))
+    if minimums is None:
+        return np.zeros(3)
+    centers = header.get("centerings", header.get("centers", ()))
+    centers = centers.split() if isinstance(centers, str) else list(centers)
+    origin = np.zeros(3)
+    for place, axis in enumerate(axes):
+        node = axis < len(centers) and centers[axis] == "node"
+        origin[place] = float(minimums[axis]) + (0.0 if node else spacing[place] / 2)
+    return origin if np.isfinite(origin).all() else np.zeros(3)
+
+
+def _segment_names(header: Mapping[str, Any]) -> dict[int, str]:
+    """Names of 3D Slicer's segments by label value."""
+    names: dict[int, str] = {}
+    for field, name in header.items():
+        number, _, rest = field.removeprefix("Segment").partition("_")
+        if not (field.startswith("Segment") and rest == "Name" and number.isdecimal()):
+            continue
+        label = str(header.get(f"Segment{number}_LabelValue", int(number) + 1)).strip()
+        if label.isascii() and label.isdigit():
+            names[int(label)] = _one_line(str(name))
+    return names
+
+
+FORMATS: Final = (
+    Format(
+        name="nrrd",
+        title="NRRD",
+        endings=(".seg.nrrd", ".nrrd", ".nhdr"),
+        libraries=("pynrrd",),
+        read_case=read_nrrd_case,
+        read_labels=read_nrrd_labels,
+        write=write_nrrd,
+        recognizes=lambda start: start.startswith(b"NRRD000"),
+    ),
+)

@@ -1,28 +1,52 @@
-"""Read cases and write results; one module a format, chosen by the file's ending."""
+"""Read cases and write results: finds the format of a file and calls it.
+
+A format is one module that holds `FORMATS`, and one line of `_MODULES`.
+"""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from medals_rt.common.errors import CaseError, MissingFileError
 from medals_rt.common.limits import MAX_VOXELS
+from medals_rt.common.optional_deps import require
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, compact_labels
+from medals_rt.io.format import START, Capability, Format, Options, Output, stem
+from medals_rt.io.voxel_data import GZIP_MAGIC, InflatedStream
 from medals_rt.prompts.prompt_set import PromptSet
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from os import PathLike
+_MODULES: Final = (
+    "medals_rt.io.npz",
+    "medals_rt.io.nifti",
+    "medals_rt.io.nrrd",
+    "medals_rt.io.metaimage",
+    "medals_rt.io.dicom.formats",
+)
+"""Modules of formats. They import their libraries when these are used, so that all are light."""
+
+FORMATS: Final[tuple[Format, ...]] = tuple(
+    each for module in _MODULES for each in importlib.import_module(module).FORMATS
+)
 
 
-ENDINGS: Final = (".npz", ".nii.gz", ".nii", ".nrrd")
-"""Of files that hold images, and of those that hold labels."""
+def _endings(capability: Capability, *, choosable: bool | None = None) -> tuple[str, ...]:
+    able = [each for each in FORMATS if getattr(each, capability) is not None]
+    chosen = [each for each in able if choosable is None or each.choosable is choosable]
+    return tuple(dict.fromkeys(ending for each in chosen for ending in each.endings))
 
-DICOM_ENDINGS: Final = (".dcm", ".zip")
-"""Of DICOM files and zips of them; a folder counts as a DICOM series too."""
 
-OUTPUT_ENDINGS: Final = (*ENDINGS, ".dcm")
+ENDINGS: Final = _endings("read_case", choosable=False)
+"""Of files that each hold one image, or one label map."""
+
+DICOM_ENDINGS: Final = _endings("read_case", choosable=True)
+"""Of files that may hold several series; a folder counts as one too."""
+
+OUTPUT_ENDINGS: Final = _endings("write")
 """Of files that results are written to."""
 
 
@@ -35,8 +59,8 @@ def read_case(
     ----------
     path
         A challenge case `.npz` (`imgs`, `spacing`, if there are any `text_prompts` and `gts`), or
-        an image as `.nii`, `.nii.gz` or `.nrrd`, or a DICOM series: its folder, a `.zip` of it, or
-        an enhanced multi-frame file. All but `.npz` are turned to the canonical orientation.
+        an image as NIfTI, NRRD or MetaImage, or a DICOM series: its folder, a `.zip` of it, or an
+        enhanced multi-frame file. All but `.npz` are turned to the canonical orientation.
     max_voxels
         Larger volumes are refused before memory is taken for them.
     series
@@ -52,25 +76,16 @@ def read_case(
     MissingDependencyError
         If the format's library isn't installed.
     """
-    file = Path(path)
-    if is_dicom(file):
-        from medals_rt.io.dicom.case import read_dicom_case
-
-        return read_dicom_case(file, max_voxels=max_voxels, series=series)
-    if series is not None:
-        raise CaseError(f"{file.name} is no DICOM folder or zip, so there is no series to choose")
-    file, ending = _existing(path)
-    if ending == ".npz":
-        from medals_rt.io.npz import read_npz_case
-
-        return read_npz_case(file, max_voxels=max_voxels)
-    if ending == ".nrrd":
-        from medals_rt.io.nrrd import read_nrrd_case
-
-        return read_nrrd_case(file, max_voxels=max_voxels)
-    from medals_rt.io.nifti import read_nifti_case
-
-    return read_nifti_case(file, max_voxels=max_voxels)
+    file = _existing(path)
+    found = _format_to_read(file, "read_case")
+    if series is not None and not found.choosable:
+        raise CaseError(
+            f"{file.name} is no DICOM folder or zip, so there is no series to choose",
+            code="no-series",
+        )
+    if found.read_case is None:
+        raise AssertionError(found.name)
+    return found.read_case(file, Options(max_voxels=max_voxels, series=series))
 
 
 def read_labels(
@@ -88,18 +103,11 @@ def read_labels(
     MissingFileError, CaseError, MissingDependencyError
         As `read_case`; also if the values aren't whole numbers from 0.
     """
-    file, ending = _existing(path)
-    if ending == ".npz":
-        from medals_rt.io.npz import read_npz_labels
-
-        return read_npz_labels(file, max_voxels=max_voxels, prefer=prefer)
-    if ending == ".nrrd":
-        from medals_rt.io.nrrd import read_nrrd_labels
-
-        return read_nrrd_labels(file, max_voxels=max_voxels)
-    from medals_rt.io.nifti import read_nifti_labels
-
-    return read_nifti_labels(file, max_voxels=max_voxels)
+    file = _existing(path)
+    found = _format_to_read(file, "read_labels")
+    if found.read_labels is None:
+        raise AssertionError(found.name)
+    return found.read_labels(file, Options(max_voxels=max_voxels, prefer=prefer))
 
 
 def write_segmentation(
@@ -110,25 +118,28 @@ def write_segmentation(
     instances_dhw: HostArray | None = None,
     prompts: PromptSet | Mapping[str, object] | None = None,
     model: str | None = None,
+    format: str | None = None,  # noqa: A002 - the word that a caller expects
 ) -> None:
-    """Write a result on the source file's own grid; the file appears whole or not at all.
+    """Write a result on the source file's own grid; each file appears whole or not at all.
 
     Parameters
     ----------
     path
-        `.npz` (`segs`, `spacing`, `text_prompts`, if given `instances`), `.nii`, `.nii.gz`
-        (labels only), `.nrrd` (labels with 3D Slicer's names and colors of segments; call it
-        `.seg.nrrd` so that Slicer opens it as a segmentation), or, for a DICOM case, `.dcm` (a
-        DICOM SEG whose segments are the labels, or the instances where there are any).
+        `.npz` (`segs`, `spacing`, `text_prompts`, if given `instances`); NIfTI or MetaImage (labels
+        only); `.nrrd` (labels with 3D Slicer's names and colors of segments; call it `.seg.nrrd` so
+        that Slicer opens it as a segmentation); or, for a DICOM case, `.dcm` (a DICOM SEG whose
+        segments are the labels, or the instances where there are any).
     case
         The case that was segmented.
     labels_dhw, instances_dhw
         Integers `(D, H, W)`, canonical orientation, of the image's shape.
     prompts
         Written as `text_prompts`; by default those that the case was read with. Only a `PromptSet`
-        tells the classes: without it segments are called by their sentences and have no codes.
+        names the classes: without it segments are called by their sentences and have no codes.
     model
-        Names the model in a DICOM SEG.
+        Name of the model, for formats that store it.
+    format
+        Name of a format of `FORMATS`, where several share the ending.
 
     Raises
     ------
@@ -137,34 +148,22 @@ def write_segmentation(
         is asked for a case that isn't a DICOM series.
     """
     file = Path(path)
-    ending = check_output(file, case)
-    labels_dhw = compact_labels(labels_dhw)
-    if instances_dhw is not None:
-        instances_dhw = compact_labels(instances_dhw)
+    found = _format_to_write(file, format)
+    check_output(file, case, format=format)
+    instances = None if instances_dhw is None else compact_labels(instances_dhw)
     chosen = case.prompts if prompts is None else prompts
-    if ending == ".npz":
-        from medals_rt.io.npz import write_npz
-
-        mapping = chosen.as_mapping() if isinstance(chosen, PromptSet) else chosen
-        write_npz(file, case, labels_dhw, instances_dhw=instances_dhw, prompts=mapping)
-    elif ending == ".nrrd":
-        from medals_rt.io.nrrd import write_nrrd
-        from medals_rt.io.segment_metadata import segments_of
-
-        write_nrrd(file, case, labels_dhw, segments_of(chosen, labels_dhw))
-    elif ending == ".dcm":
-        from medals_rt.io.dicom.seg import write_seg
-        from medals_rt.io.segment_metadata import segments_of
-
-        segments = segments_of(chosen, labels_dhw)
-        write_seg(file, case, labels_dhw, segments, instances_dhw=instances_dhw, model=model)
-    else:
-        from medals_rt.io.nifti import write_nifti
-
-        write_nifti(file, case, labels_dhw)
+    output = Output(case, compact_labels(labels_dhw), instances, chosen, model)
+    if found.write is None:
+        raise AssertionError(found.name)
+    found.write(file, output)
 
 
-def check_output(path: str | PathLike[str], case: Case | None = None) -> str:
+def check_output(
+    path: str | PathLike[str],
+    case: Case | None = None,
+    *,
+    format: str | None = None,  # noqa: A002 - as in `write_segmentation`
+) -> str:
     """Check that a result could be written, before the work is done, and return its ending.
 
     Parameters
@@ -173,6 +172,8 @@ def check_output(path: str | PathLike[str], case: Case | None = None) -> str:
         The file to write.
     case
         The case that it would be the result of, once that is read.
+    format
+        As in `write_segmentation`.
 
     Raises
     ------
@@ -180,60 +181,170 @@ def check_output(path: str | PathLike[str], case: Case | None = None) -> str:
         If the ending is unknown, the folder doesn't exist, or a DICOM SEG is asked for a case that
         isn't a DICOM series.
     MissingDependencyError
-        If highdicom is needed and isn't installed.
+        If a library that the format needs isn't installed.
     """
     file = Path(path)
-    ending = _ending(file, OUTPUT_ENDINGS)
+    found = _format_to_write(file, format)
     if not file.parent.is_dir():
-        raise CaseError(f"there is no folder {file.parent} to write {file.name} to; make it first")
-    if ending == ".dcm" and case is not None:
-        from medals_rt.io.dicom.seg import check_source
-
-        check_source(case, file.name)
-    return ending
+        raise CaseError(
+            f"there is no folder {file.parent} to write {file.name} to; make it first",
+            code="folder-missing",
+        )
+    if found.libraries:
+        require(found.title, *found.libraries)
+    if found.check is not None and case is not None:
+        found.check(file.name, case)
+    return found.ending_of(file.name) or ""
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a path is read as DICOM: a folder, a `.zip` or `.dcm`, or a file marked as such."""
+    """Whether a path may hold several series: a folder, a `.zip` or `.dcm`, or a file marked so."""
     if path.is_dir():
         return True
-    if not path.is_file() or path.name.lower().endswith(ENDINGS):
+    if not path.is_file():
         return False
-    if path.name.lower().endswith(DICOM_ENDINGS):
-        return True
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    found = _by_name(path, "read_case")
+    if found is None:
+        start = _start(path)
+        found = next((each for each in FORMATS if each.choosable and _fits(each, start)), None)
+    return found is not None and found.choosable
 
 
 def case_stem(path: str | PathLike[str]) -> str:
     """Name of a case's file or folder without the ending of its format."""
-    name = Path(path).resolve().name if Path(path).is_dir() else Path(path).name
-    for ending in (*ENDINGS, *DICOM_ENDINGS):
-        if name.lower().endswith(ending) and not Path(path).is_dir():
-            return name[: -len(ending)]
-    return name
-
-
-def _existing(path: str | PathLike[str]) -> tuple[Path, str]:
     file = Path(path)
-    ending = _ending(file, ENDINGS)
-    if not file.is_file():
-        raise MissingFileError(f"there is no file {file}; check the path")
-    return file, ending
+    return file.resolve().name if file.is_dir() else stem(file, FORMATS)
 
 
-def _ending(file: Path, known: tuple[str, ...]) -> str:
-    for ending in known:
-        if file.name.lower().endswith(ending):
-            return ending
-    raise CaseError(f"{file.name} is of an unknown format; use one of {', '.join(known)}")
+def _existing(path: str | PathLike[str]) -> Path:
+    file = Path(path)
+    if not file.exists():
+        raise MissingFileError(f"there is no such file or folder: {file}; check the path")
+    return file
+
+
+def _format_to_read(file: Path, capability: Capability) -> Format:
+    """Format of an existing file by its ending, checked against how the file starts.
+
+    Raises
+    ------
+    CaseError
+        If there is none, or the file is of another format than its ending says.
+    """
+    if file.is_dir():
+        for each in FORMATS:
+            if each.folders and getattr(each, capability) is not None:
+                return each
+        raise CaseError(f"{file} is a folder; give a file", code="is-a-folder")
+    named = _by_name(file, capability)
+    start = _start(file)
+    _check_compression(file, named, start)
+    if named is not None and (_fits(named, start) or named.recognizes is None):
+        return named
+    others = [each for each in FORMATS if getattr(each, capability) and _fits(each, start)]
+    if named is None and others and others[0].choosable:
+        return others[0]
+    if others:
+        ending = next(each for each in others[0].endings if each.endswith(".gz") == _packed(start))
+        raise CaseError(
+            f"{file.name} is of the format {others[0].title} by its content; name it "
+            f"{stem(file, FORMATS)}{ending}",
+            code="wrong-ending",
+        )
+    if named is not None:
+        return named  # damaged: its own reader says how
+    known = ", ".join(_endings(capability))
+    raise CaseError(
+        f"{file.name} is of an unknown format; use one of {known}", code="unknown-format"
+    )
+
+
+def _format_to_write(file: Path, name: str | None) -> Format:
+    if name is None:
+        found = _by_name(file, "write")
+        if found is None:
+            known = ", ".join(OUTPUT_ENDINGS)
+            raise CaseError(
+                f"{file.name} is of an unknown format; use one of {known}", code="unknown-format"
+            )
+        return found
+    writers = {each.name: each for each in FORMATS if each.write is not None}
+    if name not in writers:
+        raise CaseError(
+            f"there is no format {name!r} to write; use one of {', '.join(writers)}",
+            code="unknown-format",
+        )
+    if writers[name].ending_of(file.name) is None:
+        raise CaseError(
+            f"{file.name} can't be of the format {name}; end it in "
+            f"{', '.join(writers[name].endings)}",
+            code="wrong-ending",
+        )
+    return writers[name]
+
+
+def _by_name(file: Path, capability: Capability) -> Format | None:
+    able = [each for each in FORMATS if getattr(each, capability) is not None]
+    fitting = [each for each in able if each.ending_of(file.name)]
+    return max(fitting, key=lambda each: len(each.ending_of(file.name) or ""), default=None)
+
+
+def _check_compression(file: Path, named: Format | None, start: bytes) -> None:
+    """Refuse a name that says gzip where the file isn't, and the reverse.
+
+    Raises
+    ------
+    CaseError
+    """
+    ending = None if named is None else named.ending_of(file.name)
+    if named is None or ending is None:
+        return
+    packed = start.startswith(GZIP_MAGIC)
+    if packed and not ending.endswith(".gz"):
+        text = f"{file.name} is gzipped; let its name end in {ending}.gz, or unpack it"
+        raise CaseError(text, code="wrong-ending")
+    plain = next((each for each in FORMATS if _fits(each, start) and not packed), None)
+    if not packed and ending.endswith(".gz") and plain is named:
+        text = f"{file.name} isn't gzipped; name it {file.name[:-3]}, or compress it with gzip"
+        raise CaseError(text, code="wrong-ending")
+
+
+def _packed(start: bytes) -> bool:
+    return start.startswith(GZIP_MAGIC)
+
+
+def _start(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(4096)
+
+
+def _fits(each: Format, start: bytes) -> bool:
+    if each.recognizes is None:
+        return False
+    return each.recognizes(_unpacked(start) if _packed(start) else start[:START])
+
+
+def _unpacked(start: bytes) -> bytes:
+    """First bytes of what a gzip stream holds, as far as its own first bytes go."""
+    import io
+    import zlib
+
+    stream, found = InflatedStream(io.BytesIO(start)), b""
+    try:
+        while len(found) < START and (part := stream.read(START - len(found))):
+            found += part
+    except (zlib.error, EOFError):
+        pass  # what was unpacked so far may do
+    return found
 
 
 __all__ = [
     "DICOM_ENDINGS",
     "ENDINGS",
+    "FORMATS",
     "OUTPUT_ENDINGS",
     "Case",
+    "Format",
     "LabelFile",
     "case_stem",
     "check_output",

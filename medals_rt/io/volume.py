@@ -9,25 +9,27 @@ another orientation are permuted and flipped when read, never resampled, and res
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
 from medals_rt.common import limits
 from medals_rt.common.arrays import namespace
 from medals_rt.common.errors import CaseError
+from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import Array, HostArray
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+from medals_rt.io.nifti_geometry import RAS_TO_LPS, nifti_geometry
 
 MAX_VOXELS = limits.MAX_VOXELS
 """Largest volume accepted unless a caller says otherwise."""
 
 Triple: TypeAlias = tuple[float, float, float]
 Affine: TypeAlias = tuple[tuple[float, ...], ...]
+
+_SHEARED: Final = 0.01
+"""Cosine between two axes from which on a grid counts as sheared; rounding stays far below."""
 
 
 def to_hwd(array_dhw: Array) -> Array:
@@ -58,7 +60,7 @@ class SourceGrid:
     flips
         For each canonical axis whether it runs against that axis of the file.
     affine_lps
-        4 x 4, voxel index `(i, j, k, 1)` to millimetres in the LPS frame; `None` where the file
+        4 x 4, voxel index `(i, j, k, 1)` to millimeters in the LPS frame; `None` where the file
         knows no place in space (a challenge file).
     """
 
@@ -81,15 +83,17 @@ class SourceGrid:
         affine = np.asarray(affine_lps, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise CaseError(
-                "the file's geometry isn't a finite 4 x 4 affine; write its header anew"
+                "the file's geometry isn't a finite 4 x 4 affine; mend its header",
+                code="geometry-singular",
             )
         directions = affine[:3, :3]
         lengths = np.linalg.norm(directions, axis=0)
         # The volume of a voxel against that of a box of the same edges: 0 means that axes coincide.
         if not (lengths > 0).all() or abs(np.linalg.det(directions / lengths)) < 1e-3:
             raise CaseError(
-                "the file's axes don't span space (a direction is zero or two coincide); "
-                "write its header anew"
+                "the file's axes don't span space (a spacing is zero or two directions coincide); "
+                "mend its header",
+                code="geometry-singular",
             )
         cosines = directions / lengths
         nearest = _assign_axes(np.abs(cosines))
@@ -124,6 +128,41 @@ class SourceGrid:
         d, h, w = (ijk[2 - axis] for axis in self.permutation)
         return (h, w, d)
 
+    @property
+    def voxel_ml(self) -> float | None:
+        """Volume of a voxel in milliliters, of a sheared grid too; None without an affine."""
+        if self.affine_lps is None:
+            return None
+        return float(abs(np.linalg.det(np.asarray(self.affine_lps)[:3, :3]))) / 1000.0
+
+    @property
+    def shear_degrees(self) -> float:
+        """How far the pair of axes that is least at right angles is from it."""
+        if self.affine_lps is None:
+            return 0.0
+        directions = np.asarray(self.affine_lps)[:3, :3]
+        cosines = directions / np.linalg.norm(directions, axis=0)
+        largest = float(np.abs(np.triu(cosines.T @ cosines, 1)).max())
+        return float(np.degrees(np.arcsin(min(largest, 1.0))))
+
+    def canonical_affine_lps(
+        self, shape_dhw: tuple[int, int, int], spacing_hwd_mm: Triple
+    ) -> HostArray:
+        """4 x 4, float64: canonical index `(w, h, d, 1)` to millimeters in the LPS frame.
+
+        Without an affine of its own the grid starts at the origin.
+        """
+        h_mm, w_mm, d_mm = spacing_hwd_mm
+        if self.affine_lps is None:
+            return np.diag([w_mm, h_mm, d_mm, 1.0])
+        to_file = np.zeros((4, 4))
+        to_file[3, 3] = 1.0
+        for canonical, (axis, flip) in enumerate(zip(self.permutation, self.flips, strict=True)):
+            own, other = 2 - axis, 2 - canonical  # axes of kji and DHW count from behind
+            to_file[own, other] = -1.0 if flip else 1.0
+            to_file[own, 3] = shape_dhw[canonical] - 1.0 if flip else 0.0
+        return np.asarray(self.affine_lps, dtype=np.float64) @ to_file
+
     def to_canonical(self, array_kji: HostArray) -> HostArray:
         """View of the file's own array `(k, j, i)` in canonical `(D, H, W)`."""
         turned = array_kji.transpose(self.permutation)
@@ -148,37 +187,194 @@ def _assign_axes(strength: HostArray) -> list[int]:
     return nearest
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Volume:
     """One 3-D image with its voxel size.
+
+    `from_nibabel` and `from_sitk` take an image with its orientation, `from_array` an array and an
+    affine. The constructor takes an array that is in canonical orientation already: D to the head,
+    H to the back, W to the patient's left. An array of another orientation would be segmented with
+    left and right, or head and feet, exchanged.
 
     Attributes
     ----------
     image_dhw
-        `(D, H, W)`, any real or boolean dtype, finite. Values in 0 to 255 are taken as they are;
-        others (Hounsfield units, say) are scaled by `intensities.prepare_intensities`.
+        `(D, H, W)`, any real or boolean dtype, finite.
     spacing_hwd_mm
-        Millimetres along H, W, D. A challenge file's three numbers are read in this order
+        Millimeters along H, W, D. A challenge file's three numbers are read in this order
         (system rule 4.1), without correction.
     name
         Names the case in reports and seeds its random masks.
     source
         The way back to the grid of the file.
+    geometry_is_stated
+        Whether the file says which axis each spacing belongs to, as all formats do but a
+        challenge's `.npz`; the challenge's repair of spacings is for the others.
+    notes
+        What is doubtful about the place; see `volume_notes`.
 
     Raises
     ------
+    TypeError
+        If the image isn't an array.
     CaseError
-        If the image isn't a non-empty finite real 3-D array or a spacing isn't positive.
+        If it isn't a non-empty finite real 3-D array or a spacing isn't positive.
     """
 
     image_dhw: HostArray
     spacing_hwd_mm: Triple
     name: str = "case"
     source: SourceGrid = field(default_factory=SourceGrid)
+    geometry_is_stated: bool = False
+    notes: tuple[Note, ...] = ()
 
     def __post_init__(self) -> None:
+        if not all(hasattr(self.image_dhw, each) for each in ("shape", "dtype", "ndim")):
+            raise TypeError(
+                f"Volume takes an array (D, H, W), not {_type_of(self.image_dhw)}; use "
+                "Volume.from_nibabel, Volume.from_sitk or Volume.from_array"
+            )
         check_image(self.image_dhw)
         object.__setattr__(self, "spacing_hwd_mm", check_spacing(self.spacing_hwd_mm))
+
+    def __repr__(self) -> str:
+        size = " x ".join(str(each) for each in self.shape_dhw)
+        spacing = " x ".join(f"{each:g}" for each in self.spacing_dhw_mm)
+        place = "" if self.has_orientation else ", no orientation"
+        dtype = self.image_dhw.dtype
+        return f"Volume({self.name!r}, {size} voxels of {spacing} mm (D, H, W), {dtype}{place})"
+
+    @classmethod
+    def from_nibabel(cls, image: Any, *, name: str = "case") -> Volume:
+        """Take an image of nibabel's, with its place: ``Volume.from_nibabel(nibabel.load(path))``.
+
+        NIfTI images are read as files of theirs are; of other formats the affine counts.
+
+        Parameters
+        ----------
+        image
+            A `nibabel.spatialimages.SpatialImage` of three axes, or more of length 1.
+        name
+            Names the case in reports and seeds its random masks.
+
+        Raises
+        ------
+        TypeError
+            If it is something else.
+        CaseError
+            If its values or its geometry can't be used.
+        """
+        if not all(hasattr(image, each) for each in ("affine", "header", "dataobj")):
+            raise TypeError(
+                f"Volume.from_nibabel takes an image of nibabel's, not {_type_of(image)}; for an "
+                "array use Volume.from_array with its affine"
+            )
+        shape = tuple(image.shape)
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        array_kji = np.asanyarray(image.dataobj).reshape(shape).transpose()
+        if not hasattr(image.header, "get_sform"):
+            if image.affine is None:
+                raise CaseError("the image has no affine; give it one", code="geometry-missing")
+            return cls._placed(array_kji, RAS_TO_LPS @ image.affine, name)
+        place = nifti_geometry(image.header, image.header["pixdim"], name)
+        if place.affine_lps is not None:
+            return cls._placed(array_kji, place.affine_lps, name, place.notes)
+        i_mm, j_mm, k_mm = place.spacing_ijk_mm
+        return cls(array_kji, (j_mm, i_mm, k_mm), name, geometry_is_stated=True)
+
+    @classmethod
+    def from_sitk(cls, image: Any, *, name: str = "case") -> Volume:
+        """Take an image of SimpleITK's, with its place: ``Volume.from_sitk(ReadImage(path))``.
+
+        Parameters
+        ----------
+        image
+            A `SimpleITK.Image` of three dimensions and one value a voxel.
+        name
+            Names the case in reports and seeds its random masks.
+
+        Raises
+        ------
+        TypeError
+            If it is something else.
+        CaseError
+            If its values or its geometry can't be used.
+        """
+        if not all(hasattr(image, each) for each in ("GetDirection", "GetOrigin", "GetSpacing")):
+            raise TypeError(
+                f"Volume.from_sitk takes a SimpleITK.Image, not {_type_of(image)}; for an array "
+                "use Volume.from_array with its affine"
+            )
+        import SimpleITK
+
+        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+            raise CaseError(
+                f"the image has {image.GetDimension()} dimensions and "
+                f"{image.GetNumberOfComponentsPerPixel()} values a voxel; give 3 and 1",
+                code="shape",
+            )
+        affine = np.eye(4)
+        affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+        affine[:3, 3] = image.GetOrigin()
+        return cls._placed(SimpleITK.GetArrayFromImage(image), affine, name)
+
+    @classmethod
+    def from_array(
+        cls,
+        array: HostArray,
+        affine: HostArray,
+        *,
+        axes: Literal["ijk", "kji"],
+        frame: Literal["RAS", "LPS"],
+        name: str = "case",
+    ) -> Volume:
+        """Take an array and the affine that says where its voxels lie.
+
+        Parameters
+        ----------
+        array
+            Three axes, in the order that `axes` names.
+        affine
+            4 x 4, voxel index `(i, j, k, 1)` to millimeters in `frame`.
+        axes
+            ``"ijk"`` for arrays of nibabel and pynrrd, ``"kji"`` for those of SimpleITK.
+        frame
+            ``"RAS"`` for affines of nibabel, ``"LPS"`` for those of SimpleITK and DICOM.
+        name
+            Names the case in reports and seeds its random masks.
+
+        Raises
+        ------
+        TypeError
+            If `axes` or `frame` is something else.
+        CaseError
+            If values or geometry can't be used.
+        """
+        if axes not in {"ijk", "kji"} or frame not in {"RAS", "LPS"}:
+            raise TypeError(
+                f'axes is "ijk" (nibabel) or "kji" (SimpleITK), not {axes!r}; frame is "RAS" '
+                f'(nibabel) or "LPS" (SimpleITK, DICOM), not {frame!r}'
+            )
+        matrix = np.asarray(affine, dtype=np.float64)
+        if frame == "RAS" and matrix.shape == (4, 4):
+            matrix = RAS_TO_LPS @ matrix
+        return cls._placed(array.transpose() if axes == "ijk" else array, matrix, name)
+
+    @classmethod
+    def _placed(
+        cls, array_kji: HostArray, affine_lps: HostArray, name: str, notes: tuple[Note, ...] = ()
+    ) -> Volume:
+        check_image(array_kji)
+        source = SourceGrid.from_affine(affine_lps)
+        spacing = check_spacing(source.spacing_hwd_mm or ())
+        image = source.to_canonical(array_kji)
+        return cls(image, spacing, name, source, geometry_is_stated=True, notes=notes)
+
+    @property
+    def has_orientation(self) -> bool:
+        """Whether it is known how the axes run in the patient; else they are taken to be right."""
+        return self.source.affine_lps is not None
 
     @property
     def shape_dhw(self) -> tuple[int, int, int]:
@@ -194,19 +390,20 @@ class Volume:
 
     @property
     def spacing_dhw_mm(self) -> Triple:
-        """Millimetres along D, H, W."""
+        """Millimeters along D, H, W."""
         h, w, d = self.spacing_hwd_mm
         return (d, h, w)
 
     @property
     def voxel_ml(self) -> float:
-        """Volume of one voxel in millilitres."""
+        """Volume of one voxel in milliliters."""
         h, w, d = self.spacing_hwd_mm
-        return h * w * d / 1000.0
+        known = self.source.voxel_ml
+        return h * w * d / 1000.0 if known is None else known
 
     @property
     def affine_lps(self) -> HostArray:
-        """4 x 4, float64: the file's voxel index `(i, j, k, 1)` to millimetres in the LPS frame.
+        """4 x 4, float64: the file's voxel index `(i, j, k, 1)` to millimeters in the LPS frame.
 
         For a file that knows no place in space the axes run to left, back and head from the origin.
         """
@@ -226,9 +423,26 @@ class Volume:
         if tuple(labels_dhw.shape) != self.shape_dhw:
             raise CaseError(
                 f"a result of shape {tuple(labels_dhw.shape)} doesn't belong to an image of shape "
-                f"{self.shape_dhw} (D, H, W)"
+                f"{self.shape_dhw} (D, H, W)",
+                code="shape",
             )
         return self.source.to_source(labels_dhw)
+
+
+def volume_notes(volume: Volume) -> tuple[Note, ...]:
+    """Return what a person should know of a volume's place, for the report."""
+    notes = volume.notes
+    if not volume.has_orientation:
+        text = "no orientation is known: the axes are taken to run to head, back and left"
+        # A challenge's file never states one; a file that could and doesn't needs a look.
+        severe = volume.geometry_is_stated
+        note = warning if severe else Note
+        notes += (note("orientation-assumed", text),)
+    shear = volume.source.shear_degrees
+    if np.sin(np.radians(shear)) > _SHEARED:
+        text = f"the grid is sheared by {shear:.1f} degrees: shapes are seen so, volumes are right"
+        notes += (warning("grid-sheared", text),)
+    return notes
 
 
 def check_image(
@@ -239,7 +453,8 @@ def check_image(
     check_shape(shape, max_voxels=max_voxels, what=what)
     if image_dhw.dtype.kind not in "biuf":
         raise CaseError(
-            f"{what} has values of type {image_dhw.dtype}; give real numbers (integer or float)"
+            f"{what} has values of type {image_dhw.dtype}; give real numbers (integer or float)",
+            code="value-type",
         )
     if image_dhw.dtype.kind == "f":
         for index, plane in enumerate(image_dhw):
@@ -248,7 +463,8 @@ def check_image(
                 count = int((~finite).sum())
                 raise CaseError(
                     f"{what} holds NaN or infinite values (slice {index} has {count}); "
-                    "replace them by real intensities"
+                    "replace them by real intensities",
+                    code="values-not-finite",
                 )
 
 
@@ -258,28 +474,36 @@ def check_shape(
     """Refuse a shape that isn't 3-D, is empty or has more than `max_voxels` voxels."""
     if len(shape) != 3:
         raise CaseError(
-            f"{what} has shape {tuple(shape)}, {len(shape)} axes; give one 3-D volume (D, H, W)"
+            f"{what} has shape {tuple(shape)}, {len(shape)} axes; give one 3-D volume (D, H, W)",
+            code="shape",
         )
     if min(shape) < 1:
-        raise CaseError(f"{what} is empty: shape {tuple(shape)}; give at least one voxel an axis")
+        raise CaseError(
+            f"{what} is empty: shape {tuple(shape)}; give at least one voxel an axis", code="shape"
+        )
     voxels = shape[0] * shape[1] * shape[2]
     if voxels > max_voxels:
         raise CaseError(
             f"{what} has {voxels:,} voxels, more than the limit of {max_voxels:,}; "
-            "crop it or raise the limit"
+            "crop it or raise the limit",
+            code="too-many-voxels",
         )
 
 
-def check_spacing(spacing: Sequence[float]) -> Triple:
-    """Three positive finite millimetres as floats, or a `CaseError` that quotes what was found."""
+def check_spacing(spacing: Sequence[float] | HostArray) -> Triple:
+    """Three positive finite millimeters as floats, or a `CaseError` that quotes what was found."""
     values = [_number(value) for value in np.asarray(spacing, dtype=object).ravel()]
     if len(values) != 3:
         raise CaseError(
-            f"spacing has {len(values)} values, not 3; give the voxel size in mm along H, W, D"
+            f"spacing has {len(values)} values, not 3; give the voxel size in mm along H, W, D",
+            code="spacing-not-positive",
         )
     if not all(np.isfinite(value) and value > 0 for value in values):
         found = ", ".join(f"{value:g}" for value in values)
-        raise CaseError(f"spacing is ({found}); each must be a positive number of millimetres")
+        raise CaseError(
+            f"spacing is ({found}); each must be a positive number of millimeters",
+            code="spacing-not-positive",
+        )
     return (values[0], values[1], values[2])
 
 
@@ -288,5 +512,15 @@ def _number(value: object) -> float:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise CaseError(
-            f"spacing holds {value!r}; give three numbers, the voxel size in mm"
+            f"spacing holds {value!r}; give three numbers, the voxel size in mm",
+            code="spacing-not-positive",
         ) from None
+
+
+def _type_of(value: object) -> str:
+    kind = type(value)
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else (f"{kind.__module__}.{kind.__qualname__}")
+    )

@@ -87,6 +87,25 @@ def _nifti_gz_seeds(folder: Path) -> list[bytes]:
     return [gzip.compress(seed, mtime=0) for seed in _nifti_seeds(folder)]
 
 
+def _nifti_2_seeds(folder: Path) -> list[bytes]:
+    import nibabel as nib
+
+    path = folder / "seed2.nii"
+    nib.save(nib.Nifti2Image(_image(), np.diag([1.0, -1.5, 2.0, 1.0])), path)
+    return [path.read_bytes()]
+
+
+def _metaimage_seeds(folder: Path) -> list[bytes]:
+    import SimpleITK
+
+    found = []
+    for packed in (False, True):
+        path = folder / "seed.mha"
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(_image()), str(path), packed)
+        found.append(path.read_bytes())
+    return found
+
+
 def _nrrd_seeds(folder: Path) -> list[bytes]:
     import nrrd
 
@@ -187,6 +206,9 @@ TARGETS = (
     Target("nifti", ".nii", _nifti_seeds, _feed_case),
     Target("nifti gz", ".nii.gz", _nifti_gz_seeds, _feed_case, (inside_gzip,)),
     Target("nifti labels", ".nii", _nifti_seeds, _feed_labels),
+    Target("nifti 2", ".nii", _nifti_2_seeds, _feed_case),
+    Target("metaimage", ".mha", _metaimage_seeds, _feed_case),
+    Target("metaimage labels", ".mha", _metaimage_seeds, _feed_labels),
     Target("nrrd", ".nrrd", _nrrd_seeds, _feed_case),
     Target("nrrd labels", ".nrrd", _nrrd_seeds, _feed_labels),
     Target("dicom zip", ".zip", _dicom_seeds, _feed_case, (inside_zip,)),

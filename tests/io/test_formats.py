@@ -12,6 +12,7 @@ import SimpleITK
 
 from medals_rt.common.errors import CaseError, InputError
 from medals_rt.io.registry import read_case, read_labels, write_segmentation
+from medals_rt.io.volume import volume_notes
 from tests.paths import DATA
 
 ORIENTATIONS = [
@@ -171,7 +172,7 @@ def test_codes_and_both_matrices_are_kept(tmp_path: Path, sform: int, qform: int
         assert np.array_equal(before[field], after[field]), field
     seen = SimpleITK.DICOMOrient(SimpleITK.ReadImage(str(tmp_path / "a.nii")), "LPS")
     assert np.array_equal(case.volume.image_dhw, SimpleITK.GetArrayViewFromImage(seen))
-    assert bool(case.notes) == (sform == qform == 0)
+    assert bool(volume_notes(case.volume)) == (sform == qform == 0)
 
 
 def test_two_places_in_one_header_are_noted(tmp_path: Path) -> None:
@@ -179,7 +180,8 @@ def test_two_places_in_one_header_are_noted(tmp_path: Path) -> None:
     image.set_sform(np.diag([1.0, 1.0, 1.0, 1.0]), 2)
     image.set_qform(np.diag([-1.0, 1.0, 1.0, 1.0]), 1)
     nibabel.save(image, tmp_path / "a.nii")
-    assert "qform and sform" in read_case(tmp_path / "a.nii").notes[0].text
+    (note,) = read_case(tmp_path / "a.nii").volume.notes
+    assert note.code == "orientation-contradicted"
 
 
 def test_one_frame_of_4d_is_a_volume_and_two_are_not(tmp_path: Path) -> None:
@@ -283,7 +285,7 @@ def test_a_header_of_spacings_alone_is_read(tmp_path: Path) -> None:
     ("header", "shape", "message"),
     [
         ({}, (2, 3, 4), "no spacing"),
-        ({"spacings": [1.0, 0.0, 1.0]}, (2, 3, 4), "header anew"),
+        ({"spacings": [1.0, 0.0, 1.0]}, (2, 3, 4), "spacing is"),
         ({"spacings": [1.0, 1.0]}, (2, 3), "2 axes"),
         ({"space": "scanner-xyz", "space directions": np.eye(3)}, (2, 3, 4), "space 'scanner-xyz'"),
         ({"spacings": [1.0] * 3, "encoding": "bzip2"}, (2, 3, 4), "'bzip2'"),

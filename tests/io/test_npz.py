@@ -113,8 +113,12 @@ def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"not a zip file")
     with pytest.raises(CaseError, match=r"isn't a readable \.npz"):
         read_case(tmp_path / "a.npz")
-    with pytest.raises(CaseError, match="unknown format"):
+    with pytest.raises(MissingFileError):
         read_case(tmp_path / "a.dcm")
+    (tmp_path / "a.xyz").write_bytes(b"of no format that is known")
+    with pytest.raises(CaseError) as caught:
+        read_case(tmp_path / "a.xyz")
+    assert caught.value.code == "unknown-format"
 
 
 def lying(shape: tuple[int, ...], data: bytes) -> bytes:

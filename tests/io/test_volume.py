@@ -3,11 +3,13 @@
 import itertools
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 
 from medals_rt.common.errors import CaseError
-from medals_rt.io.volume import SourceGrid, Volume, check_image, to_dhw, to_hwd
+from medals_rt.io.volume import SourceGrid, Volume, check_image, to_dhw, to_hwd, volume_notes
 
 ORIENTATIONS = [
     (order, signs)
@@ -82,8 +84,9 @@ def test_oblique_grids_go_to_the_nearest_axis() -> None:
     ],
 )
 def test_broken_affines_are_refused(affine: np.ndarray) -> None:
-    with pytest.raises(CaseError, match="header anew"):
+    with pytest.raises(CaseError) as caught:
         SourceGrid.from_affine(affine)
+    assert caught.value.code == "geometry-singular"
 
 
 @pytest.mark.parametrize(
@@ -140,3 +143,48 @@ def test_results_of_another_shape_are_refused() -> None:
     volume = Volume(np.zeros((2, 3, 4)), (1.0, 1.0, 1.0))
     with pytest.raises(CaseError, match="doesn't belong"):
         volume.restore(np.zeros((2, 4, 3)))
+
+
+@pytest.mark.parametrize(("order", "signs"), ORIENTATIONS)
+def test_images_of_nibabel_and_simpleitk_lie_as_their_files_do(order: Any, signs: Any) -> None:
+    affine = affine_of(order, signs, (0.7, 1.3, 2.9))
+    array_ijk = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
+    itk = SimpleITK.GetImageFromArray(array_ijk.transpose())
+    itk.SetSpacing((0.7, 1.3, 2.9))
+    itk.SetDirection((affine[:3, :3] / (0.7, 1.3, 2.9)).ravel().tolist())
+    itk.SetOrigin(affine[:3, 3].tolist())
+    expected = SimpleITK.GetArrayFromImage(SimpleITK.DICOMOrient(itk, "LPS"))
+    for volume in (
+        Volume.from_nibabel(nibabel.Nifti1Image(array_ijk, to_ras @ affine)),
+        Volume.from_sitk(itk),
+        Volume.from_array(array_ijk, to_ras @ affine, axes="ijk", frame="RAS"),
+        Volume.from_array(array_ijk.transpose(), affine, axes="kji", frame="LPS"),
+    ):
+        assert np.array_equal(volume.image_dhw, expected)
+        np.testing.assert_allclose(volume.affine_lps, affine, atol=1e-5)
+        assert volume.has_orientation
+        assert volume.geometry_is_stated
+        assert volume_notes(volume) == ()
+
+
+def test_an_array_without_orientation_is_known_as_such() -> None:
+    volume = Volume(np.zeros((2, 3, 4), np.uint8), (1.0, 2.0, 3.0), "made up")
+    assert not volume.has_orientation
+    assert [note.code for note in volume_notes(volume)] == ["orientation-assumed"]
+    text = "Volume('made up', 2 x 3 x 4 voxels of 3 x 1 x 2 mm (D, H, W), uint8, no orientation)"
+    assert repr(volume) == text
+
+
+def test_other_types_are_refused_by_name() -> None:
+    array: Any = np.zeros((2, 3, 4))
+    image: Any = nibabel.Nifti1Image(array, np.eye(4))
+    with pytest.raises(TypeError, match="from_nibabel"):
+        Volume(image.header, (1.0, 1.0, 1.0))
+    with pytest.raises(TypeError, match="from_array"):
+        Volume.from_nibabel(array)
+    with pytest.raises(TypeError, match=r"SimpleITK\.Image"):
+        Volume.from_sitk(image)
+    wrong: Any = "xyz"
+    with pytest.raises(TypeError, match="axes"):
+        Volume.from_array(array, np.eye(4), axes=wrong, frame="LPS")

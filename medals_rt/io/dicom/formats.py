@@ -1,0 +1,53 @@
+"""DICOM in the registry of formats: series in, segmentations out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from medals_rt.io.case import Case
+from medals_rt.io.dicom.case import read_dicom_case
+from medals_rt.io.dicom.seg import check_source, write_seg
+from medals_rt.io.format import Format, Options, Output
+from medals_rt.io.segment_metadata import segments_of
+
+
+def _read_case(path: Path, options: Options) -> Case:
+    return read_dicom_case(path, max_voxels=options.max_voxels, series=options.series)
+
+
+def _write_seg(path: Path, output: Output) -> None:
+    write_seg(
+        path,
+        output.case,
+        output.labels_dhw,
+        segments_of(output.prompts, output.labels_dhw),
+        instances_dhw=output.instances_dhw,
+        model=output.model,
+    )
+
+
+def _check(name: str, case: Case) -> None:
+    check_source(case, name)
+
+
+FORMATS: Final = (
+    Format(
+        name="dicom",
+        title="DICOM",
+        endings=(".dcm", ".zip"),
+        libraries=("pydicom",),
+        read_case=_read_case,
+        recognizes=lambda start: start[128:132] == b"DICM",
+        folders=True,
+        choosable=True,
+    ),
+    Format(
+        name="dicom-seg",
+        title="a DICOM segmentation",
+        endings=(".dcm",),
+        libraries=("highdicom", "pydicom"),
+        write=_write_seg,
+        check=_check,
+    ),
+)

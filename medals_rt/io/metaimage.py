@@ -1,0 +1,211 @@
+"""MetaImage, `.mha` and `.mhd` with its data file, as ITK, elastix and 3D Slicer write it.
+
+Read and written here rather than by SimpleITK: the header is a dozen lines of text, while SimpleITK
+(a quarter of a gigabyte) takes sizes and file names out of a header as they are, which is what
+files from strangers mustn't decide.
+"""
+
+from __future__ import annotations
+
+import zlib
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal
+
+import numpy as np
+
+from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.errors import CaseError
+from medals_rt.common.notes import Note
+from medals_rt.common.typing import HostArray
+from medals_rt.io.case import Case, LabelFile, check_labels, reading
+from medals_rt.io.format import Format, Options, Output, squeezed, stem
+from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
+from medals_rt.io.voxel_data import InflatedStream, Stream, open_beside, read_values
+
+_TYPES: Final = {
+    "MET_CHAR": "i1",
+    "MET_UCHAR": "u1",
+    "MET_SHORT": "i2",
+    "MET_USHORT": "u2",
+    "MET_INT": "i4",
+    "MET_UINT": "u4",
+    "MET_LONG": "i4",
+    "MET_ULONG": "u4",
+    "MET_LONG_LONG": "i8",
+    "MET_ULONG_LONG": "u8",
+    "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}
+_NAMES: Final = {code: name for name, code in _TYPES.items() if "LONG" not in name or "8" in code}
+_DATA: Final = "elementdatafile"
+_LOCAL: Final = "LOCAL"
+_MOST_LINES, _MOST_BYTES = 1000, 4096
+_ALIASES: Final = {
+    "origin": "offset",
+    "position": "offset",
+    "rotation": "transformmatrix",
+    "orientation": "transformmatrix",
+    "elementbyteordermsb": "binarydatabyteordermsb",
+}
+
+
+def read_metaimage_case(path: Path, options: Options) -> Case:
+    """Read an image; it holds no prompts. See `registry.read_case`."""
+    array_kji, source, notes = _read(path, options.max_voxels)
+    check_image(array_kji, max_voxels=options.max_voxels, what=path.name)
+    volume = Volume(
+        source.to_canonical(array_kji),
+        check_spacing(source.spacing_hwd_mm or ()),
+        stem(path, FORMATS),
+        source,
+        geometry_is_stated=True,
+        notes=notes,
+    )
+    return Case(volume, None, None, path)
+
+
+def read_metaimage_labels(path: Path, options: Options) -> LabelFile:
+    """Read a label map in canonical orientation."""
+    array_kji, source, _ = _read(path, options.max_voxels)
+    labels = check_labels(array_kji, path.name, max_voxels=options.max_voxels)
+    return LabelFile(source.to_canonical(labels), None, source.spacing_hwd_mm, source)
+
+
+def write_metaimage(path: Path, output: Output) -> None:
+    """Write labels on the source's own grid, compressed; a `.mhd` with its `.zraw` beside it."""
+    volume = output.case.volume
+    labels_kji = np.ascontiguousarray(volume.restore(output.labels_dhw))
+    affine = volume.affine_lps
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    packed = zlib.compress(labels_kji.astype(labels_kji.dtype.newbyteorder("<")).tobytes(), 6)
+    local = not path.name.lower().endswith(".mhd")
+    data = path.with_suffix(".zraw")
+    fields = {
+        "ObjectType": "Image",
+        "NDims": "3",
+        "BinaryData": "True",
+        "BinaryDataByteOrderMSB": "False",
+        "CompressedData": "True",
+        "CompressedDataSize": str(len(packed)),
+        "TransformMatrix": _numbers((affine[:3, :3] / spacing).T),
+        "Offset": _numbers(affine[:3, 3]),
+        "CenterOfRotation": "0 0 0",
+        "ElementSpacing": _numbers(spacing),
+        "DimSize": " ".join(str(size) for size in labels_kji.shape[::-1]),
+        "ElementType": _NAMES[labels_kji.dtype.str[1:]],
+        "ElementDataFile": _LOCAL if local else data.name,
+    }
+    header = "".join(f"{name} = {value}\n" for name, value in fields.items()).encode()
+    if not local:  # before the header, which makes it readable
+        with atomic_output(data) as temporary:
+            temporary.write_bytes(packed)
+    with atomic_output(path) as temporary:
+        temporary.write_bytes(header + packed if local else header)
+
+
+def recognizes_metaimage(start: bytes) -> bool:
+    """Whether a file starts as MetaImage does."""
+    return start.lstrip().startswith((b"ObjectType", b"NDims"))
+
+
+def _read(path: Path, max_voxels: int) -> tuple[HostArray, SourceGrid, tuple[Note, ...]]:
+    with reading(path.name), ExitStack() as stack:
+        file: BinaryIO = stack.enter_context(path.open("rb"))
+        header = _header(file, path.name)
+        shape = squeezed([int(size) for size in header.get("dimsize", "").split()])
+        check_shape(shape, max_voxels=max_voxels, what=path.name)
+        dtype = _dtype(header, path.name)
+        source = _source(header, path.name)
+        if header[_DATA] != _LOCAL:
+            file = stack.enter_context(open_beside(path, header[_DATA]))
+        size = dtype.itemsize * shape[0] * shape[1] * shape[2]
+        stream: Stream = _from_start(file, header, size)
+        if _is_true(header, "compresseddata"):
+            stream = InflatedStream(stream)
+        values = read_values(stream, dtype, (shape[0], shape[1], shape[2]), path.name)
+    return values.array_kji, source, values.notes
+
+
+def _header(file: BinaryIO, name: str) -> dict[str, str]:
+    """Fields up to the one that names the data, by lower-case name."""
+    header: dict[str, str] = {}
+    for _ in range(_MOST_LINES):
+        line = file.readline(_MOST_BYTES)
+        if not line.strip():
+            if not line:
+                break
+            continue
+        key, sign, value = line.decode("latin-1").partition("=")
+        if not sign:
+            break
+        key = key.strip().lower()
+        header[_ALIASES.get(key, key)] = value.strip()
+        if key == _DATA:
+            return header
+    raise CaseError(
+        f"{name} has no MetaImage header that ends in ElementDataFile; export it again",
+        code="header-damaged",
+    )
+
+
+def _dtype(header: dict[str, str], name: str) -> np.dtype[Any]:
+    kind = header.get("elementtype", "")
+    if kind not in _TYPES or header.get("elementnumberofchannels", "1") != "1":
+        channels = header.get("elementnumberofchannels", "1")
+        raise CaseError(
+            f"{name} has {channels[:20]} values of type {kind[:40]!r} a voxel; "
+            "give one real number",
+            code="value-type",
+        )
+    if not _is_true(header, "binarydata", default="True"):
+        raise CaseError(f"{name} keeps its voxels as text; write it binary", code="encoding")
+    order: Literal[">", "<"] = ">" if _is_true(header, "binarydatabyteordermsb") else "<"
+    return np.dtype(_TYPES[kind]).newbyteorder(order)
+
+
+def _source(header: dict[str, str], name: str) -> SourceGrid:
+    if "elementspacing" not in header:
+        raise CaseError(f"{name} has no spacing (ElementSpacing); add it", code="spacing-missing")
+    count = int(header.get("ndims", "3"))
+    spacing = check_spacing(_row(header["elementspacing"])[:3])
+    rows = _row(header.get("transformmatrix", _numbers(np.eye(count)))).reshape(count, count)
+    affine = np.eye(4)
+    # A row of the matrix is the direction of an axis.
+    affine[:3, :3] = rows[:3, :3].T * spacing
+    affine[:3, 3] = _row(header.get("offset", "0 0 0"))[:3]
+    return SourceGrid.from_affine(affine)
+
+
+def _from_start(file: BinaryIO, header: dict[str, str], size: int) -> BinaryIO:
+    skip = int(header.get("headersize", "0"))
+    if skip == -1:  # the voxels are the last bytes
+        file.seek(-size, 2)
+    elif skip > 0:
+        file.seek(skip)
+    return file
+
+
+def _is_true(header: dict[str, str], name: str, default: str = "False") -> bool:
+    return header.get(name, default).strip().lower() in {"true", "1"}
+
+
+def _row(text: str) -> HostArray:
+    return np.array([float(part) for part in text.split()])
+
+
+def _numbers(values: HostArray) -> str:
+    return " ".join(repr(float(value)) for value in np.ravel(values))
+
+
+FORMATS: Final = (
+    Format(
+        name="metaimage",
+        title="MetaImage",
+        endings=(".mha", ".mhd"),
+        read_case=read_metaimage_case,
+        read_labels=read_metaimage_labels,
+        write=write_metaimage,
+        recognizes=recognizes_metaimage,
+    ),
+)

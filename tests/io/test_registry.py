@@ -1,0 +1,225 @@
+"""Which format a file is of, and what strangers' files of each come to."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK
+
+from medals_rt.common.errors import CaseError, MissingFileError
+from medals_rt.io.registry import (
+    FORMATS,
+    case_stem,
+    check_output,
+    read_case,
+    read_labels,
+    write_segmentation,
+)
+from medals_rt.io.volume import volume_notes
+
+VALUES_KJI = np.arange(8 * 14 * 16, dtype=np.int16).reshape(8, 14, 16)
+ORIGIN, SPACING = (-90.0, -80.0, -50.0), (12.0, 12.0, 15.0)
+NRRD = (
+    "NRRD0005\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 16 14 8\n"
+    "endian: little\nencoding: {encoding}\nspace directions: (12,0,0) (0,12,0) (0,0,15)\n"
+    "space origin: (-90,-80,-50)\n"
+)
+
+
+def scan(direction: tuple[float, ...] | None = None) -> SimpleITK.Image:
+    image = SimpleITK.GetImageFromArray(VALUES_KJI)
+    image.SetOrigin(ORIGIN)
+    image.SetSpacing(SPACING)
+    if direction is not None:
+        image.SetDirection(direction)
+    return image
+
+
+def check_read(path: Path) -> None:
+    case = read_case(path)
+    assert np.array_equal(case.volume.image_dhw, VALUES_KJI)
+    assert case.volume.spacing_hwd_mm == pytest.approx((12, 12, 15))
+    np.testing.assert_allclose(case.volume.affine_lps[:3, 3], ORIGIN, atol=1e-4)
+    assert case.geometry_is_stated
+
+
+def header_of(path: Path) -> bytearray:
+    """Bytes of the scan as plain NIfTI-1."""
+    SimpleITK.WriteImage(scan(), str(path))
+    return bytearray(path.read_bytes())
+
+
+def test_names_of_formats_are_unique_and_each_offers_something() -> None:
+    assert len({each.name for each in FORMATS}) == len(FORMATS)
+    assert all(each.read_case or each.read_labels or each.write for each in FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("patient.1.nii.gz", "patient.1"),
+        ("patient.1.npz", "patient.1"),
+        ("a.seg.nrrd", "a"),
+        ("A.NII.GZ", "A"),
+        ("a.img", "a"),
+        ("folder.name", "folder.name"),
+    ],
+)
+def test_stems_lose_the_ending_and_nothing_else(name: str, expected: str) -> None:
+    assert case_stem(name) == expected
+
+
+@pytest.mark.parametrize("ending", [".mha", ".mhd", ".nhdr", ".hdr", ".img", ".nrrd", ".nii.gz"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_simpleitk_writes_is_read_and_what_is_written_it_reads(
+    tmp_path: Path, ending: str, *, turned: bool
+) -> None:
+    direction = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0) if turned else None
+    SimpleITK.WriteImage(scan(direction), str(tmp_path / f"a{ending}"))
+    case = read_case(tmp_path / f"a{ending}")
+    assert np.array_equal(case.volume.image_dhw, VALUES_KJI)
+    labels = (VALUES_KJI > 500).astype(np.int64) * 3
+    write_segmentation(tmp_path / f"b{ending}", case, labels)
+    assert not list(tmp_path.glob(".partial*"))
+    back = SimpleITK.ReadImage(str(tmp_path / f"b{ending}"))
+    assert np.array_equal(SimpleITK.GetArrayFromImage(back), labels)
+    np.testing.assert_allclose(back.GetOrigin(), ORIGIN, atol=1e-4)
+    np.testing.assert_allclose(back.GetSpacing(), SPACING, rtol=1e-6)
+    np.testing.assert_allclose(back.GetDirection(), scan(direction).GetDirection(), atol=1e-6)
+    assert np.array_equal(read_labels(tmp_path / f"b{ending}").labels_dhw, labels)
+
+
+def test_compressed_metaimage_is_read(tmp_path: Path) -> None:
+    SimpleITK.WriteImage(scan(), str(tmp_path / "a.mha"), useCompression=True)
+    check_read(tmp_path / "a.mha")
+
+
+def test_nifti_2_is_read_and_stays_nifti_2(tmp_path: Path) -> None:
+    affine = np.diag([-12.0, -12.0, 15.0, 1.0])
+    affine[:3, 3] = (90, 80, -50)
+    nibabel.save(nibabel.Nifti2Image(VALUES_KJI.transpose(), affine), tmp_path / "a.nii.gz")
+    check_read(tmp_path / "a.nii.gz")
+    case = read_case(tmp_path / "a.nii.gz")
+    write_segmentation(tmp_path / "b.nii.gz", case, VALUES_KJI)
+    assert isinstance(nibabel.load(tmp_path / "b.nii.gz"), nibabel.Nifti2Image)
+
+
+def test_nrrd_with_a_fourth_axis_members_and_bytes_behind(tmp_path: Path) -> None:
+    data = VALUES_KJI.tobytes()
+    four = NRRD.format(encoding="raw").replace("dimension: 3", "dimension: 4")
+    four = four.replace("sizes: 16", "sizes: 1 16").replace("directions: (", "directions: none (")
+    (tmp_path / "four.nrrd").write_bytes(four.encode() + b"\n" + data)
+    check_read(tmp_path / "four.nrrd")
+    raw = NRRD.format(encoding="raw").encode() + b"\n"
+    (tmp_path / "behind.nrrd").write_bytes(raw + data + b"\n")
+    check_read(tmp_path / "behind.nrrd")
+    codes = [note.code for note in volume_notes(read_case(tmp_path / "behind.nrrd").volume)]
+    assert codes == ["bytes-left-out"]
+    packed = gzip.compress(data[:1000]) + gzip.compress(data[1000:])
+    whole = NRRD.format(encoding="gzip").encode() + b"\n" + packed
+    (tmp_path / "members.nrrd").write_bytes(whole)
+    check_read(tmp_path / "members.nrrd")
+
+
+def test_axis_mins_are_edges_of_cells_as_for_simpleitk(tmp_path: Path) -> None:
+    text = (
+        "NRRD0005\ntype: short\ndimension: 3\nsizes: 16 14 8\nendian: little\nencoding: raw\n"
+        "spacings: 12 12 15\naxis mins: -90 -80 -50\n\n"
+    )
+    path = tmp_path / "a.nrrd"
+    path.write_bytes(text.encode() + VALUES_KJI.tobytes())
+    origin = read_case(path).volume.affine_lps[:3, 3]
+    assert tuple(origin) == SimpleITK.ReadImage(str(path)).GetOrigin() == (-84.0, -74.0, -42.5)
+
+
+@pytest.mark.parametrize("name", ["../a.raw", "/etc/hostname", "sub/a.raw", "LIST", "a%d.raw 1 2"])
+def test_headers_cannot_name_files_elsewhere(tmp_path: Path, name: str) -> None:
+    text = NRRD.format(encoding="raw") + f"data file: {name}\n\n"
+    (tmp_path / "a.nhdr").write_bytes(text.encode())
+    SimpleITK.WriteImage(scan(), str(tmp_path / "b.mhd"))
+    meta = (tmp_path / "b.mhd").read_text().replace("b.raw", name)
+    (tmp_path / "b.mhd").write_text(meta)
+    for file in ("a.nhdr", "b.mhd"):
+        with pytest.raises(CaseError) as caught:
+            read_case(tmp_path / file)
+        assert caught.value.code == "data-file-elsewhere"
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+def test_wrong_checksums_are_damage(tmp_path: Path, ending: str) -> None:
+    SimpleITK.WriteImage(scan(), str(tmp_path / f"a{ending}"), useCompression=True)
+    data = bytearray((tmp_path / f"a{ending}").read_bytes())
+    data[-8] ^= 1
+    (tmp_path / f"a{ending}").write_bytes(data)
+    with pytest.raises(CaseError, match="damaged") as caught:
+        read_case(tmp_path / f"a{ending}")
+    assert caught.value.code == "file-damaged"
+
+
+def test_wrong_endings_are_named(tmp_path: Path) -> None:
+    data = bytes(header_of(tmp_path / "a.nii"))
+    (tmp_path / "packed.nii").write_bytes(gzip.compress(data))
+    (tmp_path / "plain.nii.gz").write_bytes(data)
+    (tmp_path / "other.nrrd").write_bytes(data)
+    (tmp_path / "unknown.xyz").write_bytes(gzip.compress(data))
+    fits = {"packed.nii": ".nii.gz", "plain.nii.gz": "plain.nii,", "other.nrrd": "other.nii"}
+    for name, word in {**fits, "unknown.xyz": "unknown.xyz.nii.gz"}.items():
+        with pytest.raises(CaseError) as caught:
+            read_case(tmp_path / name)
+        assert caught.value.code == "wrong-ending"
+        assert word in str(caught.value)
+
+
+def test_what_does_not_exist_is_said_to(tmp_path: Path) -> None:
+    for name in ("none", "none.dcm", "none.nii.gz"):
+        with pytest.raises(MissingFileError, match="no such file"):
+            read_case(tmp_path / name)
+
+
+@pytest.mark.parametrize("spacing", [0.0, -12.0, float("nan")])
+def test_unusable_spacing_without_forms_is_refused_silently_for_libraries(
+    tmp_path: Path, spacing: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = header_of(tmp_path / "a.nii")
+    data[80:84] = struct.pack("<f", spacing)
+    data[252:256] = bytes(4)  # both form codes
+    (tmp_path / "a.nii").write_bytes(data)
+    with pytest.raises(CaseError) as caught:
+        read_case(tmp_path / "a.nii")
+    assert caught.value.code == "spacing-not-positive"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_zero_sform_leaves_the_qform(tmp_path: Path) -> None:
+    data = header_of(tmp_path / "a.nii")
+    data[254:256] = struct.pack("<h", 1)
+    data[280:328] = bytes(48)
+    (tmp_path / "a.nii").write_bytes(data)
+    check_read(tmp_path / "a.nii")
+    case = read_case(tmp_path / "a.nii")
+    assert [note.code for note in volume_notes(case.volume)] == ["orientation-contradicted"]
+    write_segmentation(tmp_path / "b.nii", case, VALUES_KJI)
+    np.testing.assert_allclose(
+        nibabel.load(tmp_path / "b.nii").affine[:3, 3], (90, 80, -50), atol=1e-4
+    )
+
+
+def test_a_sheared_voxel_has_the_volume_of_the_determinant(tmp_path: Path) -> None:
+    affine = np.diag([-12.0, -12.0, 15.0, 1.0])
+    affine[1, 2] = -15 * np.tan(np.radians(20))
+    nibabel.save(nibabel.Nifti1Image(VALUES_KJI.transpose(), affine), tmp_path / "a.nii")
+    volume = read_case(tmp_path / "a.nii").volume
+    assert volume.voxel_ml == pytest.approx(2.16, rel=1e-6)
+    assert [note.code for note in volume_notes(volume)] == ["grid-sheared"]
+    assert volume.source.shear_degrees == pytest.approx(20, abs=1e-4)
+
+
+def test_a_format_may_be_named(tmp_path: Path) -> None:
+    assert check_output(tmp_path / "a.nii.gz", format="nifti") == ".nii.gz"
+    for name, code in {"nifti": "wrong-ending", "none": "unknown-format"}.items():
+        with pytest.raises(CaseError) as caught:
+            check_output(tmp_path / "a.nrrd", format=name)
+        assert caught.value.code == code
