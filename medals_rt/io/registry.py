@@ -11,7 +11,7 @@ from medals_rt.io.case import Case, LabelFile, compact_labels
 from medals_rt.prompts.prompt_set import PromptSet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from os import PathLike
 
     Array: TypeAlias = Any
@@ -27,7 +27,11 @@ OUTPUT_ENDINGS: Final = (*ENDINGS, ".dcm")
 
 
 def read_case(
-    path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS, series: str | None = None
+    path: str | PathLike[str],
+    *,
+    max_voxels: int = MAX_VOXELS,
+    series: str | None = None,
+    select: Sequence[str] = (),
 ) -> Case:
     """Read a case.
 
@@ -40,8 +44,10 @@ def read_case(
     max_voxels
         Larger volumes are refused before memory is taken for them.
     series
-        Which series of a DICOM folder: its number in the list that the error without it shows, or
-        the beginning of its UID.
+        Which series of a DICOM folder: its SeriesNumber, or the beginning of its UID.
+    select
+        Which of that series' images, as ``KEY=VALUE``: an acquisition, echo, phase, ... See
+        `dicom.selection.KEYS`.
 
     Raises
     ------
@@ -56,8 +62,8 @@ def read_case(
     if is_dicom(file):
         from medals_rt.io.dicom.case import read_dicom_case
 
-        return read_dicom_case(file, max_voxels=max_voxels, series=series)
-    if series is not None:
+        return read_dicom_case(file, max_voxels=max_voxels, series=series, select=select)
+    if series is not None or select:
         raise CaseError(f"{file.name} is no DICOM folder or zip, so there is no series to choose")
     file, ending = _existing(path)
     if ending == ".npz":

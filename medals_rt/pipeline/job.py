@@ -63,7 +63,9 @@ class Job:
     spatial_prompts
         A file of labels drawn by the user (hybrid mode).
     series
-        Which series of a DICOM folder, as for `cases.read_case`.
+        Which series of a DICOM folder, as for `registry.read_case`.
+    select
+        Which of its images, as ``KEY=VALUE``.
     options
         How it is read and segmented.
     """
@@ -76,6 +78,7 @@ class Job:
     statistics: Path | None = None
     spatial_prompts: Path | None = None
     series: str | None = None
+    select: tuple[str, ...] = ()
     options: RunOptions = field(default_factory=RunOptions)
 
 
@@ -131,7 +134,9 @@ def read_job(job: Job) -> ReadJob:
     """
     watch = Stopwatch()
     with watch.step("read"):
-        case, prompts = read_prompted_case(job.input, job.source, job.options, job.series)
+        case, prompts = read_prompted_case(
+            job.input, job.source, job.options, job.series, job.select
+        )
         annotation = None
         if job.spatial_prompts is not None:
             annotation = read_annotation(job.spatial_prompts, case.volume)
@@ -141,7 +146,11 @@ def read_job(job: Job) -> ReadJob:
 
 
 def read_prompted_case(
-    path: Path, source: PromptSource, options: RunOptions, series: str | None = None
+    path: Path,
+    source: PromptSource,
+    options: RunOptions,
+    series: str | None = None,
+    select: tuple[str, ...] = (),
 ) -> tuple[Case, PromptSet]:
     """Read a case and choose its prompts.
 
@@ -149,7 +158,7 @@ def read_prompted_case(
     ------
     InputError : a file can't be used, or the prompts name no class
     """
-    case = read_case(path, max_voxels=options.max_voxels, series=series)
+    case = read_case(path, max_voxels=options.max_voxels, series=series, select=select)
     return case, choose_prompts(case, source, options.reading)
 
 
