@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 from medals_rt.common.errors import CaseError
@@ -232,7 +233,7 @@ def _at_same_place(extents: list[list[float]]) -> bool:
     lying = sorted((place, number) for number, places in enumerate(extents) for place in places)
     return any(
         second[0] - first[0] < _SAME_PLACE_MM and second[1] != first[1]
-        for first, second in zip(lying, lying[1:], strict=False)
+        for first, second in pairwise(lying)
     )
 
 

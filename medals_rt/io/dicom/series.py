@@ -96,7 +96,7 @@ def is_image(image: Image) -> bool:
 
 
 def kinds_of(files: Sequence[Image]) -> str:
-    """Number of DICOM files of each kind, for messages; such as "2 RT Structure Set"."""
+    """Return the number of DICOM files of each kind, for messages; such as "2 RT Structure Set"."""
     names = Counter(
         printable(getattr(file.sop_class, "name", "") or "unknown").removesuffix(" Storage")
         for file in files
