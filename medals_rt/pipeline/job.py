@@ -13,6 +13,7 @@ from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.io.case import Case
+from medals_rt.io.dicom.seg import check_source
 from medals_rt.io.registry import (
     ENDINGS,
     OUTPUT_ENDINGS,
@@ -142,6 +143,8 @@ def read_job(job: Job) -> ReadJob:
             annotation = read_annotation(job.spatial_prompts, case.volume)
         check_window(job.options.window, prompts.modality)
         check_output(job.output, case)
+        if job.output.name.lower().endswith(".dcm"):
+            case = replace(case, notes=(*case.notes, *check_source(case, job.output.name)))
     return ReadJob(job, case, prompts, annotation, watch.seconds)
 
 

@@ -74,13 +74,7 @@ def check_source(case: Case, name: str) -> tuple[Note, ...]:
         If highdicom isn't installed.
     """
     hd = import_optional("highdicom", "a DICOM segmentation")
-    found = case.header
-    if not isinstance(found, DicomSource):
-        raise CaseError(
-            f"{name} would be a DICOM SEG, which refers to a DICOM series, but {case.path.name} is "
-            "none; write .nii.gz, .seg.nrrd or .npz",
-            code="not-dicom",
-        )
+    found = _series_of(case, name)
     with silence(), reading(case.path.name):
         source = _source(found, rows=1, columns=1)
         trial = np.zeros((len(source.images), 1, 1), dtype=np.uint8)
@@ -121,7 +115,7 @@ def write_seg(
         As `check_source`; also for more than 65,535 segments.
     """
     hd = import_optional("highdicom", "a DICOM segmentation")
-    check_source(case, path.name)
+    found = _series_of(case, path.name)
     labels_kji = case.volume.restore(labels_dhw)
     instances_kji = None if instances_dhw is None else case.volume.restore(instances_dhw)
     numbers_kji, rows = _numbered(labels_kji, instances_kji, segments)
@@ -133,13 +127,23 @@ def write_seg(
     descriptions = [_description(hd, number, *row, model) for number, row in enumerate(rows, 1)]
     with silence(), reading(case.path.name):
         _, height, width = numbers_kji.shape
-        source = _source(case.header, rows=height, columns=width)
+        source = _source(found, rows=height, columns=width)
         seg = _segmentation(hd, source, numbers_kji, descriptions, model=model, notice=notice)
     with silence(), atomic_output(path) as temporary:
         seg.save_as(temporary)
 
 
-def _source(found: Any, *, rows: int, columns: int) -> _Source:
+def _series_of(case: Case, name: str) -> DicomSource:
+    if not isinstance(case.header, DicomSource):
+        raise CaseError(
+            f"{name} would be a DICOM SEG, which refers to a DICOM series, but {case.path.name} is "
+            "none; write .nii.gz, .seg.nrrd or .npz",
+            code="not-dicom",
+        )
+    return case.header
+
+
+def _source(found: DicomSource, *, rows: int, columns: int) -> _Source:
     """Make clean data sets of a series' slices, of a size of their own."""
     from pydicom.dataset import Dataset
 
