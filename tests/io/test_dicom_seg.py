@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,18 @@ AFFINE = np.diag([12.0, 12.0, 15.0, 1.0])
 AFFINE[:3, 3] = (-90.0, -80.0, -50.0)
 
 
+def write_odd(folder: Path, change: Callable[[int, Dataset], Any]) -> None:
+    """Write a series with values that pydicom warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_series(folder, LABELS.astype(np.int16), AFFINE, change=change)
+
+
 def segmentation(
     folder: Path, change: Callable[[int, Dataset], Any], notice: str | None = None
 ) -> tuple[Dataset, str]:
     """Write a series and its SEG; the SEG, and the text of what was left out."""
-    write_series(folder / "a", LABELS.astype(np.int16), AFFINE, change=change)
+    write_odd(folder / "a", change)
     case = read_case(folder / "a")
     notes = check_source(case, "out.dcm")
     assert all(note.code == "dicom-value-left-out" for note in notes)
@@ -43,7 +51,7 @@ def validate(path: Path) -> None:
     """Check with an independent validator, where there is one."""
     if shutil.which("dciodvfy") is None:
         return
-    done = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)
+    done = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)  # noqa: S607
     said = (done.stdout + done.stderr).splitlines()
     assert not [line for line in said if line.startswith("Error")]
     assert any("Segmentation" in line for line in said)
@@ -61,7 +69,7 @@ def test_the_independent_validator_is_there() -> None:
         ("ISO_IR 101", "iso8859-2", "Dvořák^Jiří"),
         ("ISO_IR 109", "iso8859-3", "Ħamrun^Ġorġ"),
         ("ISO_IR 110", "iso8859-4", "Bērziņš^Jānis"),
-        ("ISO_IR 144", "iso8859-5", "Люкceмбypг"),
+        ("ISO_IR 144", "iso8859-5", "Иванов^Иван"),
         ("ISO_IR 127", "iso8859-6", "قباني^لنزار"),
         ("ISO_IR 126", "iso8859-7", "Διονυσιος"),
         ("ISO_IR 138", "iso8859-8", "שרון^דבורה"),
@@ -194,7 +202,6 @@ def test_files_without_sop_class_study_id_or_accession_are_referred_to(tmp_path:
         for name in ("StudyID", "AccessionNumber", "PatientSex", "StudyTime"):
             delattr(data, name)
 
-    write_series(tmp_path / "whole", LABELS.astype(np.int16), AFFINE)
     seg, left_out = segmentation(tmp_path, change)
     assert not left_out
     referred = seg.ReferencedSeriesSequence[0]
@@ -208,7 +215,7 @@ def test_files_without_sop_class_study_id_or_accession_are_referred_to(tmp_path:
 
 def test_a_notice_is_the_content_description(tmp_path: Path) -> None:
     notice = "trained on synthetic phantoms only; not for diagnosis, nor for anything like it"
-    seg, _ = segmentation(tmp_path, lambda _, data: None, notice)
+    seg, _ = segmentation(tmp_path, lambda *_: None, notice)
     assert seg.ContentDescription == notice[:64]
     assert seg.ImageComments == notice
 
@@ -222,7 +229,7 @@ def test_what_a_seg_cannot_refer_to_is_refused_before_the_work(
         raw = value.encode()
         data[tag] = pydicom.dataelem.RawDataElement(tag, "UI", len(raw), raw, 0, False, True)
 
-    write_series(tmp_path / "a", LABELS.astype(np.int16), AFFINE, change=change)
+    write_odd(tmp_path / "a", change)
     with pytest.raises(CaseError) as caught:
         check_source(read_case(tmp_path / "a"), "out.dcm")
     assert caught.value.code == code

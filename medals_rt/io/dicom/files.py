@@ -222,6 +222,7 @@ def _inflated(deflated: BinaryIO, meta: Any, limit: int, name: str, *, whole: bo
     pydicom would inflate it in one go, however large it becomes.
     """
     from pydicom.dataset import FileMetaDataset
+    from pydicom.filebase import DicomFileLike
     from pydicom.filewriter import write_file_meta_info
     from pydicom.uid import ExplicitVRLittleEndian
 
@@ -237,7 +238,7 @@ def _inflated(deflated: BinaryIO, meta: Any, limit: int, name: str, *, whole: bo
     plain_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     inflated = io.BytesIO()
     inflated.write(bytes(128) + b"DICM")
-    write_file_meta_info(inflated, plain_meta, enforce_standard=False)
+    write_file_meta_info(DicomFileLike(inflated), plain_meta, enforce_standard=False)
     inflated.write(data)
     inflated.seek(0)
     return inflated

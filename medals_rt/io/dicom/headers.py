@@ -126,7 +126,7 @@ def _clean(header: Any, name: str, encodings: list[str] | None) -> Any:
     from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
     from pydicom.valuerep import validate_value
 
-    tag = tag_for_keyword(name)
+    tag = tag_for_keyword(name) or 0
     kind = dictionary_VR(tag)
     text = _text(header, tag, kind, encodings)
     if not text:
