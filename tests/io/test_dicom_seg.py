@@ -157,7 +157,7 @@ def store_bytes(data: Dataset, name: bytes, named: str | list[str]) -> None:
         ("StudyID", "a number that is too long", None),
         ("AccessionNumber", "1\\2", None),
         ("PatientAge", "forty", None),
-        ("PatientWeight", "70.123456789012345", "70.1234567890123"),
+        ("PatientWeight", "70.123456789012300", "70.1234567890123"),
     ],
 )
 def test_odd_values_are_corrected_or_left_out(
@@ -209,8 +209,12 @@ def test_files_without_sop_class_study_id_or_accession_are_referred_to(tmp_path:
     assert {item.ReferencedSOPInstanceUID for item in referred.ReferencedInstanceSequence} == {
         f"1.2.3.4.1.{number}" for number in range(1, len(LABELS) + 1)
     }
-    frame = seg.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0]
-    assert frame.SourceImageSequence[0].ReferencedSOPInstanceUID == "1.2.3.4.1.2"
+    frames = seg.PerFrameFunctionalGroupsSequence
+    assert len(frames) == 2
+    for frame in frames:
+        k = round((frame.PlanePositionSequence[0].ImagePositionPatient[2] + 50) / 15)
+        referred = frame.DerivationImageSequence[0].SourceImageSequence[0]
+        assert referred.ReferencedSOPInstanceUID == f"1.2.3.4.1.{k + 1}"
 
 
 def test_a_notice_is_the_content_description(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 _MAX_UID: Final = 64
 _SEXES: Final = ("M", "F", "O")
 _ESCAPE: Final = b"\x1b"
+_GB2312: Final = "\x1b$)A"
 
 
 def common_header(each: Slice) -> tuple[Any, tuple[str, ...]]:
@@ -166,6 +167,7 @@ def _text(header: Any, tag: int, kind: str, encodings: list[str] | None) -> str:
     with warnings.catch_warnings(record=True) as doubts:
         warnings.simplefilter("always")
         text = decode_bytes(raw, encodings, PN_DELIMS if kind == "PN" else TEXT_VR_DELIMS)
+    text = text.replace(_GB2312, "")  # pydicom leaves this one escape sequence in.
     if doubts or not text.replace("\r", "").replace("\n", "").replace("\t", "").isprintable():
         raise ValueError("not in the character set that the file names")
     return str(text)
