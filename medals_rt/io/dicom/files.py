@@ -95,7 +95,7 @@ class DicomFile:
     meter: _Meter
 
     def start(self, length: int) -> BinaryIO:
-        """Give a stream of its first `length` bytes, which are read at once if it is longer."""
+        """Open a stream of its first `length` bytes, which are read at once if it is longer."""
         if not isinstance(self.place, Path):
             archive, member = self.place
             with archive.open(member) as file:
@@ -114,7 +114,7 @@ class DicomFile:
 
 @contextmanager
 def dicom_files(path: Path, *, max_voxels: int) -> Iterator[tuple[list[DicomFile], int]]:
-    """Give the DICOM files of a folder, a zip or one file, and how many others there were.
+    """Yield the DICOM files of a folder, a zip or one file, and how many others there were.
 
     Parameters
     ----------
@@ -286,7 +286,7 @@ def reading(name: str) -> Iterator[None]:
 
 
 def _damage() -> tuple[type[Exception], ...]:
-    """Give what pydicom and its decoders raise on damage, as data is read or a value is used."""
+    """Return what pydicom and its decoders raise on damage, as data is read or a value is used."""
     from pydicom import errors
 
     return (
