@@ -44,6 +44,12 @@ def run_command(
             metavar="NUMBER|UID", help="Which series of a DICOM folder: its number or its UID."
         ),
     ] = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Which images of the series, such as ECHO=2 or ACQUISITION=1."
+        ),
+    ] = None,
     spatial_prompts: Annotated[
         Path | None, typer.Option(help="Labels drawn by hand to start from (hybrid mode).")
     ] = None,
@@ -60,6 +66,7 @@ def run_command(
         preview=preview,
         statistics=statistics,
         series=series,
+        select=tuple(select or ()),
         spatial_prompts=spatial_prompts,
         options=options,
     )

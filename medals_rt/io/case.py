@@ -38,6 +38,9 @@ class Case:
         where it names none.
     notes
         What a person should know of how the file was read, beside `volume_notes(volume)`.
+    origin
+        Which image of the place it is, for the report: JSON-able, without the patient. The series
+        for DICOM, else empty.
     """
 
     volume: Volume
@@ -47,6 +50,7 @@ class Case:
     header: object | None = None
     modality: str | None = None
     notes: tuple[Note, ...] = ()
+    origin: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def geometry_is_stated(self) -> bool:

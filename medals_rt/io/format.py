@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from medals_rt.common.limits import MAX_VOXELS
+from medals_rt.common.notes import Note
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile
 from medals_rt.prompts.prompt_set import PromptSet
@@ -25,12 +26,15 @@ class Options:
         Larger volumes are refused before memory is taken for them.
     series
         Which series of a DICOM folder; None where the caller chose none.
+    select
+        Which of its images, as ``KEY=VALUE``.
     prefer
         Which label map of an `.npz` is wanted.
     """
 
     max_voxels: int = MAX_VOXELS
     series: str | None = None
+    select: tuple[str, ...] = ()
     prefer: Literal["segs", "gts"] = "segs"
 
 
@@ -46,8 +50,8 @@ class Output:
         Unsigned integers `(D, H, W)`, canonical orientation, of the smallest type.
     prompts
         What was asked for.
-    model
-        Name of the model.
+    model, notice
+        Name of the model, and what everyone who sees its results must be told.
     """
 
     case: Case
@@ -55,6 +59,7 @@ class Output:
     instances_dhw: HostArray | None = None
     prompts: PromptSet | Mapping[str, object] | None = None
     model: str | None = None
+    notice: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,8 @@ class Format:
     read_case, read_labels, write
         What it offers; None where it can't.
     check
-        Refuses results that couldn't be written, given the file's name and the case.
+        Refuses results that couldn't be written, given the file's name and the case, and says what
+        of the case can't be kept.
     recognizes
         Whether a file that starts with these bytes (as many as `START`) is of this format.
     folders
@@ -95,7 +101,7 @@ class Format:
     read_case: Callable[[Path, Options], Case] | None = None
     read_labels: Callable[[Path, Options], LabelFile] | None = None
     write: Callable[[Path, Output], None] | None = None
-    check: Callable[[str, Case], object] | None = None
+    check: Callable[[str, Case], tuple[Note, ...]] | None = None
     recognizes: Callable[[bytes], bool] | None = None
     folders: bool = False
     choosable: bool = False

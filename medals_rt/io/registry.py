@@ -6,13 +6,14 @@ A format is one module that holds `FORMATS`, and one line of `_MODULES`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Final, Literal
 
 from medals_rt.common.errors import CaseError, MissingFileError
 from medals_rt.common.limits import MAX_VOXELS
+from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import require
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, compact_labels
@@ -51,7 +52,11 @@ OUTPUT_ENDINGS: Final = _endings("write")
 
 
 def read_case(
-    path: str | PathLike[str], *, max_voxels: int = MAX_VOXELS, series: str | None = None
+    path: str | PathLike[str],
+    *,
+    max_voxels: int = MAX_VOXELS,
+    series: str | None = None,
+    select: Sequence[str] = (),
 ) -> Case:
     """Read a case.
 
@@ -64,8 +69,10 @@ def read_case(
     max_voxels
         Larger volumes are refused before memory is taken for them.
     series
-        Which series of a DICOM folder: its number in the list that the error without it shows, or
-        the beginning of its UID.
+        Which series of a DICOM folder: its SeriesNumber, or the beginning of its UID.
+    select
+        Which of that series' images, as ``KEY=VALUE``: an acquisition, echo, phase, ... See
+        `dicom.selection.KEYS`.
 
     Raises
     ------
@@ -78,14 +85,16 @@ def read_case(
     """
     file = _existing(path)
     found = _format_to_read(file, "read_case")
-    if series is not None and not found.choosable:
+    if (series is not None or select) and not found.choosable:
         raise CaseError(
             f"{file.name} is no DICOM folder or zip, so there is no series to choose",
             code="no-series",
         )
     if found.read_case is None:
         raise AssertionError(found.name)
-    return found.read_case(file, Options(max_voxels=max_voxels, series=series))
+    return found.read_case(
+        file, Options(max_voxels=max_voxels, series=series, select=tuple(select))
+    )
 
 
 def read_labels(
@@ -118,6 +127,7 @@ def write_segmentation(
     instances_dhw: HostArray | None = None,
     prompts: PromptSet | Mapping[str, object] | None = None,
     model: str | None = None,
+    notice: str | None = None,
     format: str | None = None,  # noqa: A002 - the word that a caller expects
 ) -> None:
     """Write a result on the source file's own grid; each file appears whole or not at all.
@@ -136,8 +146,9 @@ def write_segmentation(
     prompts
         Written as `text_prompts`; by default those that the case was read with. Only a `PromptSet`
         names the classes: without it segments are called by their sentences and have no codes.
-    model
-        Name of the model, for formats that store it.
+    model, notice
+        Name of the model, and what everyone who sees its results must be told, for formats that
+        store them.
     format
         Name of a format of `FORMATS`, where several share the ending.
 
@@ -149,10 +160,10 @@ def write_segmentation(
     """
     file = Path(path)
     found = _format_to_write(file, format)
-    check_output(file, case, format=format)
+    _check_place(file, found)
     instances = None if instances_dhw is None else compact_labels(instances_dhw)
     chosen = case.prompts if prompts is None else prompts
-    output = Output(case, compact_labels(labels_dhw), instances, chosen, model)
+    output = Output(case, compact_labels(labels_dhw), instances, chosen, model, notice)
     if found.write is None:
         raise AssertionError(found.name)
     found.write(file, output)
@@ -163,8 +174,8 @@ def check_output(
     case: Case | None = None,
     *,
     format: str | None = None,  # noqa: A002 - as in `write_segmentation`
-) -> str:
-    """Check that a result could be written, before the work is done, and return its ending.
+) -> tuple[Note, ...]:
+    """Check that a result could be written, before the work is done.
 
     Parameters
     ----------
@@ -174,6 +185,11 @@ def check_output(
         The case that it would be the result of, once that is read.
     format
         As in `write_segmentation`.
+
+    Returns
+    -------
+    tuple of Note
+        What of the case can't be kept in it.
 
     Raises
     ------
@@ -185,6 +201,14 @@ def check_output(
     """
     file = Path(path)
     found = _format_to_write(file, format)
+    _check_place(file, found)
+    if found.check is None or case is None:
+        return ()
+    return found.check(file.name, case)
+
+
+def _check_place(file: Path, found: Format) -> None:
+    """Refuse a folder that isn't there, and a format whose library isn't."""
     if not file.parent.is_dir():
         raise CaseError(
             f"there is no folder {file.parent} to write {file.name} to; make it first",
@@ -192,9 +216,6 @@ def check_output(
         )
     if found.libraries:
         require(found.title, *found.libraries)
-    if found.check is not None and case is not None:
-        found.check(file.name, case)
-    return found.ending_of(file.name) or ""
 
 
 def is_dicom(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """One case from files to files: read, segment, write. The command `medals-rt run` is this."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.io.case import Case
+from medals_rt.io.grids import grid_of, same_grid
 from medals_rt.io.registry import (
-    ENDINGS,
+    FORMATS,
     OUTPUT_ENDINGS,
     case_stem,
     check_output,
@@ -45,8 +46,6 @@ from medals_rt.prompts.prompt_set import (
     read_prompts,
 )
 
-_SPACING_TOLERANCE = 1e-3
-
 
 @dataclass(frozen=True)
 class Job:
@@ -65,7 +64,9 @@ class Job:
     spatial_prompts
         A file of labels drawn by the user (hybrid mode).
     series
-        Which series of a DICOM folder, as for `cases.read_case`.
+        Which series of a DICOM folder, as for `registry.read_case`.
+    select
+        Which of its images, as ``KEY=VALUE``.
     options
         How it is read and segmented.
     """
@@ -78,6 +79,7 @@ class Job:
     statistics: Path | None = None
     spatial_prompts: Path | None = None
     series: str | None = None
+    select: tuple[str, ...] = ()
     options: RunOptions = field(default_factory=RunOptions)
 
 
@@ -134,17 +136,23 @@ def read_job(job: Job) -> ReadJob:
     """
     watch = Stopwatch()
     with watch.step("read"):
-        case, prompts = read_prompted_case(job.input, job.source, job.options, job.series)
+        case, prompts = read_prompted_case(
+            job.input, job.source, job.options, job.series, job.select
+        )
         annotation = None
         if job.spatial_prompts is not None:
             annotation = read_annotation(job.spatial_prompts, case.volume)
         check_window(job.options.segment.window, prompts.modality)
-        check_output(job.output, case)
+        case = replace(case, notes=(*case.notes, *check_output(job.output, case)))
     return ReadJob(job, case, prompts, annotation, watch.seconds)
 
 
 def read_prompted_case(
-    path: Path, source: PromptSource, options: RunOptions, series: str | None = None
+    path: Path,
+    source: PromptSource,
+    options: RunOptions,
+    series: str | None = None,
+    select: tuple[str, ...] = (),
 ) -> tuple[Case, PromptSet]:
     """Read a case and choose its prompts.
 
@@ -152,7 +160,7 @@ def read_prompted_case(
     ------
     InputError : a file can't be used, or the prompts name no class
     """
-    case = read_case(path, max_voxels=options.max_voxels, series=series)
+    case = read_case(path, max_voxels=options.max_voxels, series=series, select=select)
     return case, choose_prompts(case, source, options.reading)
 
 
@@ -187,6 +195,7 @@ def segment_job(
         provenance=Provenance(
             seconds={**read.seconds, **(seconds_before or {})},
             notes=(*read.case.notes, *_modality_notes(read)),
+            origin=read.case.origin,
         ),
         progress=progress,
     )
@@ -229,6 +238,7 @@ def write_job(read: ReadJob, result: Result) -> None:
         instances_dhw=result.instances_dhw,
         prompts=read.prompts,
         model=result.report.bundle["name"],
+        notice=result.report.bundle["notice"],
     )
     if job.report is not None:
         write_json(job.report, result.report.to_dict())
@@ -261,7 +271,8 @@ def own_ending(path: Path) -> str:
     """Give the ending of the format in which a case's result goes back to where it came from."""
     if is_dicom(path):
         return ".dcm"
-    return next((each for each in ENDINGS if path.name.lower().endswith(each)), ".npz")
+    found = (each.ending_of(path.name) for each in FORMATS if each.write is not None)
+    return max((ending for ending in found if ending), key=len, default=".npz")
 
 
 def check_outputs(job: Job) -> None:
@@ -296,16 +307,12 @@ def read_annotation(path: Path, volume: Volume) -> Any:
     CaseError : the file is broken, or its shape or spacing is another one
     """
     drawn = read_labels(path)
-    spacing = drawn.spacing_hwd_mm or volume.spacing_hwd_mm
-    same = all(
-        abs(a / b - 1) < _SPACING_TOLERANCE
-        for a, b in zip(spacing, volume.spacing_hwd_mm, strict=True)
-    )
-    if drawn.labels_dhw.shape != volume.shape_dhw or not same:
+    difference = same_grid(grid_of(volume), grid_of(drawn))
+    if difference is not None:
         raise CaseError(
-            f"{path} is on another grid: shape {drawn.labels_dhw.shape} (D, H, W) and spacing "
-            f"{spacing} mm (H, W, D), the case has {volume.shape_dhw} and {volume.spacing_hwd_mm}; "
-            "resample the annotation to the case"
+            f"{path.name} is not on the grid of {volume.name}: {difference}; draw on the image "
+            "itself, or resample the annotation to it",
+            code="annotation-on-another-grid",
         )
     return drawn.labels_dhw
 
@@ -321,14 +328,24 @@ def choose_prompts(
     """
     if source.file is not None and source.sentences:
         raise PromptError("give either a prompts file or sentences, not both")
+    if reading.modality is None and case.modality is not None:
+        try:
+            return _read_prompts(case, source, reading)
+        except PromptError:  # what the sentences leave open, the file may state
+            return _read_prompts(case, source, replace(reading, modality=case.modality))
+    return _read_prompts(case, source, reading)
+
+
+def _read_prompts(case: Case, source: PromptSource, reading: PromptReading) -> PromptSet:
     if source.file is not None:
         return read_prompts(source.file, reading)
     if source.sentences:
         return numbered(source.sentences, source.kind, reading)
     if case.prompts is None:
         raise PromptError(
-            f"{case.path} holds no text_prompts: give --prompts FILE "
-            'or --prompt "Liver in abdominal CT"'
+            f"{case.path} holds no text_prompts: pass --prompts FILE "
+            'or --prompt "Liver in abdominal CT"',
+            code="no-prompts",
         )
     return parse_prompts(case.prompts, reading)
 

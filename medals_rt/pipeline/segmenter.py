@@ -27,7 +27,7 @@ from medals_rt.inference.hybrid_prompts import checked_annotation
 from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.inference.stage import StageTask
-from medals_rt.io.volume import Volume
+from medals_rt.io.volume import Volume, volume_notes
 from medals_rt.pipeline.intensity_windows import (
     GroupResult,
     Labels,
@@ -229,7 +229,7 @@ class Segmenter:
         spacing_hwd_mm, spacing_notes = spacing_for(
             volume.shape_dhw,
             volume.spacing_hwd_mm,
-            geometry_is_stated=volume.source.affine_lps is not None,
+            geometry_is_stated=volume.geometry_is_stated,
             preset=load_policy().preset(options.preset),
             modality=prompts.modality,
         )
@@ -267,7 +267,10 @@ class Segmenter:
             [each.info for each in self._networks.values()],
             results,
             merged,
-            replace(provenance, notes=(*provenance.notes, *spacing_notes)),
+            replace(
+                provenance,
+                notes=(*provenance.notes, *volume_notes(volume), *spacing_notes),
+            ),
             watch.total(),
         )
         several = len(results) > 1

@@ -195,7 +195,7 @@ def plan_case(
     spacing, notes = spacing_for(
         volume.shape_dhw,
         volume.spacing_hwd_mm,
-        geometry_is_stated=volume.source.affine_lps is not None,
+        geometry_is_stated=volume.geometry_is_stated,
         preset=load_policy().preset(preset),
         modality=prompts.modality,
     )

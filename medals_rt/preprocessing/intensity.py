@@ -174,7 +174,7 @@ def is_prepared(volume: Volume) -> bool:
     definition: there one of the two signs suffices, since cropping takes the brightest voxel away,
     and resampling the whole numbers.
     """
-    return _are_prepared(look_at(volume.image_dhw), stated=volume.source.affine_lps is not None)
+    return _are_prepared(look_at(volume.image_dhw), stated=volume.geometry_is_stated)
 
 
 def _are_prepared(facts: ImageFacts, *, stated: bool) -> bool:
@@ -212,7 +212,7 @@ def prepare_intensities(volume: Volume, modality: str, window: str = "soft tissu
     """
     chosen = parse_window(window)
     image = volume.image_dhw
-    stated = volume.source.affine_lps is not None
+    stated = volume.geometry_is_stated
     facts = look_at(image)
     by_hand = chosen.name is None
     if by_hand:

@@ -240,7 +240,7 @@ def test_patients_without_a_name_are_written(tmp_path: Path) -> None:
 def test_a_seg_needs_a_series(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", imgs=HU, spacing=(1.0, 1.0, 1.0))
     case = read_case(tmp_path / "a.npz")
-    assert check_output(tmp_path / "out.dcm") == ".dcm"
+    assert check_output(tmp_path / "out.dcm") == ()
     with pytest.raises(CaseError, match=r"refers to a DICOM series, but a\.npz is none"):
         check_output(tmp_path / "out.dcm", case)
     with pytest.raises(CaseError, match="refers to a DICOM series"):

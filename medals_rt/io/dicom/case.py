@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,14 +23,29 @@ from medals_rt.io.dicom.files import (
     require_pydicom,
     silence,
 )
-from medals_rt.io.dicom.series import Image, Series, choose_series, group_series, is_image
-from medals_rt.io.dicom.slices import Stack, slices_of, stack_slices
+from medals_rt.io.dicom.selection import check_one_image, parse_selection, select_slices
+from medals_rt.io.dicom.series import (
+    Image,
+    Series,
+    check_identity,
+    choose_series,
+    group_series,
+    is_image,
+    kinds_of,
+    pixel_bytes,
+    without_copies,
+)
+from medals_rt.io.dicom.slices import Slice, Stack, slices_of, stack_slices
 from medals_rt.io.volume import SourceGrid, Volume, check_shape, check_spacing
 
 MODALITIES: Final = {"CT": "CT", "MR": "MRI", "PT": "PET", "US": "US"}
 """DICOM's names of modalities, and those of prompts."""
 
 _LARGEST_INTERCEPT: Final = 2**30
+_JPEG_EXTENDED: Final = "1.2.840.10008.1.2.4.51"
+_OVERLAP: Final = 1.5
+"""Thickness in slice distances from which slices are said to overlap."""
+
 _PIXEL_ELEMENTS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -39,37 +55,42 @@ class DicomSource:
 
     Attributes
     ----------
-    headers
-        pydicom data sets without pixels, in the order of the volume's slices; one for a multi-frame
-        file.
-    frames
-        For each slice of the volume its frame in that file, from 0; for single-frame files zeros.
+    slices
+        In the order of the volume's slices, with headers without pixels.
+    distance_mm
+        Distance of neighboring slices.
     """
 
-    headers: tuple[Any, ...]
-    frames: tuple[int, ...]
-
-    @property
-    def multi_frame(self) -> bool:
-        """Whether one file holds all slices."""
-        return "NumberOfFrames" in self.headers[0]
+    slices: tuple[Slice, ...]
+    distance_mm: float
 
 
-def read_dicom_case(path: Path, *, max_voxels: int, series: str | None = None) -> Case:
-    """Read one series of a folder, a zip or a multi-frame file. See `cases.read_case`.
+def read_dicom_case(
+    path: Path, *, max_voxels: int, series: str | None = None, select: Sequence[str] = ()
+) -> Case:
+    """Read one series of a folder, a zip or a multi-frame file. See `registry.read_case`.
 
     Slices are sorted along their normal, and their values scaled by each slice's own slope and
     intercept, to Hounsfield units for CT.
+
+    Parameters
+    ----------
+    series
+        SeriesNumber of the series, or the beginning of its UID.
+    select
+        Which of its slices, as ``KEY=VALUE``; see `selection.KEYS`.
 
     Raises
     ------
     CaseError
         If there is no series, more than one and `series` doesn't choose, or the one taken is no
-        regular grid of gray slices; the message says what was found.
+        regular grid of gray slices of one patient; the message says what was found. A folder
+        whose DICOM files hold no image has the code ``"no-images"``.
     MissingDependencyError
         If pydicom isn't installed.
     """
     require_pydicom()
+    selection = parse_selection(select)
     with (
         silence(),
         reading(path.name),
@@ -77,47 +98,59 @@ def read_dicom_case(path: Path, *, max_voxels: int, series: str | None = None) -
     ):
         images, without_image = _images(files)
         if not images:
+            kinds = kinds_of(without_image) or "none without one"
             raise CaseError(
-                f"{path} holds no DICOM image ({without_image} DICOM files without one, {others} "
-                "other files); give the folder of a series"
+                f"{path} holds no DICOM image (DICOM files: {kinds}; {others} other files); give "
+                "the folder of a series",
+                code="no-images" if without_image else "no-dicom",
             )
-        chosen = choose_series(group_series(images), series, str(path))
-        stack = stack_slices(slices_of(chosen), chosen)
+        found = choose_series(group_series(images), series, str(path))
+        chosen, copies = without_copies(found)
+        slices = select_slices(slices_of(chosen), selection, chosen)
+        check_identity([each.image for each in slices], chosen)
+        mixed = check_one_image(slices, selection, chosen)
+        stack = stack_slices(slices, chosen)
         rows, columns = stack.slices[0].shape
         shape = (len(stack.slices), rows, columns)
-        check_shape(shape, max_voxels=max_voxels, what=f"the series {chosen}")
-        _check_decoders(chosen)
+        check_shape(shape, max_voxels=max_voxels, what=f"the series [{chosen}]")
+        _check_decoders(stack)
         array_kji = _read_pixels(stack)
     source = SourceGrid.from_affine(stack.affine_lps)
     spacing = check_spacing(source.spacing_hwd_mm or ())
-    volume = Volume(source.to_canonical(array_kji), spacing, _case_name(path), source)
-    in_order = dict.fromkeys(each.image for each in stack.slices)
-    origin = DicomSource(
-        tuple(image.header for image in in_order), tuple(each.frame for each in stack.slices)
-    )
     return Case(
-        volume,
+        Volume(source.to_canonical(array_kji), spacing, _case_name(path), source),
         None,
         None,
         path,
-        header=origin,
+        header=DicomSource(stack.slices, stack.distance_mm),
         modality=MODALITIES.get(chosen.modality),
-        notes=_notes(chosen, others, without_image),
+        notes=(*_passed_over(others, without_image), *copies, *mixed, *_notes(stack, chosen)),
+        origin={
+            "series_instance_uid": chosen.uid,
+            "series_number": chosen.number,
+            "series_description": chosen.description,
+            "modality": chosen.modality,
+            "images": len(stack.slices),
+            "selected": {key: list(values) for key, values in selection.items()},
+        },
     )
 
 
-def _images(files: list[DicomFile]) -> tuple[list[Image], int]:
-    """Images among DICOM files, and the number of files that hold none."""
+def _images(files: list[DicomFile]) -> tuple[list[Image], list[Image]]:
+    """DICOM files that hold images, and those that hold none."""
     every = [Image(file, read_header(file)) for file in files]
-    images = [image for image in every if is_image(image)]
-    return images, len(every) - len(images)
+    holds = [is_image(each) for each in every]
+    return (
+        [each for each, image in zip(every, holds, strict=True) if image],
+        [each for each, image in zip(every, holds, strict=True) if not image],
+    )
 
 
-def _check_decoders(series: Series) -> None:
+def _check_decoders(stack: Stack) -> None:
     """Refuse compressed pixels whose decoder isn't installed, or isn't known."""
     from pydicom.pixels.decoders.base import get_decoder
 
-    for image in series.images:
+    for image in _in_order(stack):
         syntax = image.header.file_meta.TransferSyntaxUID
         name = printable(syntax.name)
         try:
@@ -125,14 +158,27 @@ def _check_decoders(series: Series) -> None:
         except NotImplementedError as error:
             raise CaseError(
                 f"{image.file.name} is stored as {name}, which isn't read; convert the series to "
-                "Explicit VR Little Endian"
+                "Explicit VR Little Endian",
+                code="transfer-syntax-unknown",
             ) from error
-        if not decoder.is_available:
-            needed = "; or ".join(decoder.missing_dependencies)
-            raise CaseError(
-                f"{image.file.name} is compressed as {name}, for which no decoder is installed; "
-                f"install one ({needed}) or convert the series to Explicit VR Little Endian"
-            )
+        usable = set(decoder.available_plugins)
+        if str(syntax) == _JPEG_EXTENDED and int(image.header.get("BitsStored") or 0) > 8:
+            usable -= {"pillow"}  # It decodes 8 bits only.
+            name = f"{name} with more than 8 bits"
+        if decoder.is_available and (usable or not decoder.available_plugins):
+            continue
+        plugin = "openjpeg" if "2000" in name else "libjpeg"
+        raise CaseError(
+            f"{image.file.name} is compressed as {name}, for which no decoder is installed; "
+            f"pip install pylibjpeg pylibjpeg-{plugin}, or pip install python-gdcm, or convert "
+            "the series to Explicit VR Little Endian",
+            code="decoder-missing",
+        )
+
+
+def _in_order(stack: Stack) -> list[Image]:
+    """Files of the slices, each once."""
+    return list(dict.fromkeys(each.image for each in stack.slices))
 
 
 def _read_pixels(stack: Stack) -> HostArray:
@@ -145,17 +191,22 @@ def _read_pixels(stack: Stack) -> HostArray:
     for number, each in enumerate(stack.slices):
         file, header = each.image.file, each.image.header
         if loaded[0] is not file:
-            loaded = (file, read_whole(file, _pixel_bytes(each.image)))
+            loaded = (file, read_whole(file, pixel_bytes(each.image)))
         data = loaded[1]
         with reading(file.name):
             if not any(element in data for element in _PIXEL_ELEMENTS):
-                raise CaseError(f"{file.name} has no pixels; export the series anew")
+                raise CaseError(
+                    f"{file.name} has no pixels; export the series again", code="pixels-missing"
+                )
             if (data.Rows, data.Columns) != (header.Rows, header.Columns):
-                raise CaseError(f"{file.name} changed while it was read; try again")
+                raise CaseError(
+                    f"{file.name} changed while it was read; try again", code="file-changed"
+                )
             stored = pixel_array(data, index=each.frame)
             if stored.shape != (rows, columns):
                 raise CaseError(
-                    f"{file.name} holds pixels of shape {stored.shape}, not {(rows, columns)}"
+                    f"{file.name} holds pixels of shape {stored.shape}, not {(rows, columns)}",
+                    code="shape-contradicts",
                 )
             if array.dtype.kind == "f":
                 array[number] = stored.astype(np.float64) * each.slope + each.intercept
@@ -166,14 +217,6 @@ def _read_pixels(stack: Stack) -> HostArray:
                 array = array.astype(np.int32)
             array[number] = values
     return array
-
-
-def _pixel_bytes(image: Image) -> int:
-    """Bytes of a file's pixels when they aren't compressed."""
-    header = image.header
-    with reading(image.file.name):
-        frames = int(header.get("NumberOfFrames") or 1)
-        return int(header.Rows * header.Columns * frames * -(-int(header.BitsAllocated) // 8))
 
 
 def _value_type(stack: Stack) -> type[np.int16 | np.float32]:
@@ -187,19 +230,30 @@ def _value_type(stack: Stack) -> type[np.int16 | np.float32]:
     return np.int16
 
 
-def _notes(series: Series, others: int, without_image: int) -> tuple[Note, ...]:
-    notes = []
-    if others or without_image:
-        text = (
-            f"passed over {others} files that aren't DICOM and {without_image} DICOM files "
-            "without an image"
-        )
-        notes.append(Note("files-passed-over", text))
-    header = series.images[0].header
-    unscaled = "RescaleSlope" not in header and "NumberOfFrames" not in header
-    if series.modality == "CT" and unscaled:
+def _passed_over(others: int, without_image: list[Image]) -> tuple[Note, ...]:
+    if not others and not without_image:
+        return ()
+    kinds = f" ({kinds_of(without_image)})" if without_image else ""
+    text = (
+        f"passed over {others} files that aren't DICOM and {len(without_image)} DICOM files "
+        f"without an image{kinds}"
+    )
+    return (Note("files-passed-over", text),)
+
+
+def _notes(stack: Stack, series: Series) -> tuple[Note, ...]:
+    notes = list(stack.notes)
+    first = stack.slices[0]
+    if series.modality == "CT" and "RescaleSlope" not in first.image.header and not first.groups:
         text = "the CT names no rescale slope: its values are taken as Hounsfield units"
         notes.append(warning("rescale-assumed", text))
+    thickness = first.thickness_mm or 0.0
+    if thickness > _OVERLAP * stack.distance_mm:
+        text = (
+            f"slices of {thickness:g} mm lie {stack.distance_mm:g} mm apart: they overlap, or are "
+            "of several acquisitions"
+        )
+        notes.append(Note("slices-overlap", text))
     return tuple(notes)
 
 

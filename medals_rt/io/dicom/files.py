@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import struct
 import warnings
 import zipfile
 import zlib
@@ -18,7 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from struct import error as struct_error
 from typing import Any, BinaryIO, Final
 
 from medals_rt.common.errors import CaseError, MissingDependencyError
@@ -38,8 +38,14 @@ MAX_READS: Final = 20_000_000
 thousand slices takes half of it. More are meant to take time."""
 
 _PREAMBLE: Final = 132
+_START: Final = 1024
+"""Bytes in which two elements are looked for, in a file without preamble."""
+
 _OVERLAYS: Final = 0x60
 _DEFLATED: Final = "1.2.840.10008.1.2.1.99"
+_LONG_VRS: Final = {b"OB", b"OW", b"SQ", b"UN", b"UT", b"UC", b"UR"}
+"""Kinds of values whose length takes four bytes, of those that groups 2 and 8 hold."""
+
 _MAX_RATIO: Final = 1040
 """Deflate can't shrink data further than about 1032 times; what announces more is lying."""
 
@@ -89,7 +95,7 @@ class DicomFile:
     meter: _Meter
 
     def start(self, length: int) -> BinaryIO:
-        """Give a stream of its first `length` bytes, which are read at once if it is longer."""
+        """Open a stream of its first `length` bytes, which are read at once if it is longer."""
         if not isinstance(self.place, Path):
             archive, member = self.place
             with archive.open(member) as file:
@@ -100,14 +106,15 @@ class DicomFile:
             return io.BytesIO(file.read(length))
 
     def looks_like_dicom(self) -> bool:
-        """Whether it bears the mark of a DICOM file."""
-        with self.start(_PREAMBLE) as stream:
-            return stream.read(_PREAMBLE)[128:] == b"DICM"
+        """Whether it bears the mark of a DICOM file, or starts like one without preamble."""
+        with self.start(_START) as stream:
+            start = stream.read(_START)
+        return start[128:_PREAMBLE] == b"DICM" or _starts_with_elements(start)
 
 
 @contextmanager
 def dicom_files(path: Path, *, max_voxels: int) -> Iterator[tuple[list[DicomFile], int]]:
-    """Give the DICOM files of a folder, a zip or one file, and how many others there were.
+    """Yield the DICOM files of a folder, a zip or one file, and how many others there were.
 
     Parameters
     ----------
@@ -141,30 +148,10 @@ def read_header(file: DicomFile) -> Any:
     Raises
     ------
     CaseError
-        If it is damaged, or compressed as a whole.
+        If it is damaged.
     """
-    pydicom = require_pydicom()
-    from pydicom.filereader import read_dataset, read_preamble
-
-    with reading(file.name), file.start(MAX_HEADER_BYTES) as plain:
-        stream: Any = _Metered(plain, file.meter)
-        read_preamble(stream, force=False)
-        meta = read_dataset(
-            stream,
-            is_implicit_VR=False,
-            is_little_endian=True,
-            stop_when=lambda tag, _vr, _length: tag.group != 2,
-        )
-        if "TransferSyntaxUID" not in meta:
-            raise CaseError(f"{file.name} names no transfer syntax; write the file anew")
-        if str(meta.TransferSyntaxUID) == _DEFLATED:
-            # Unpacked by pydicom in one go, whatever it grows to.
-            raise CaseError(
-                f"{file.name} is deflated as a whole, which isn't read; "
-                "convert the series to Explicit VR Little Endian"
-            )
-        stream.seek(0)
-        header = pydicom.dcmread(stream, stop_before_pixels=True)
+    with reading(file.name), file.start(MAX_HEADER_BYTES) as stream:
+        header = _read(stream, file, MAX_HEADER_BYTES, whole=False)
         for tag in tuple(header.keys()):
             if tag.is_private or tag.group >> 8 == _OVERLAYS:
                 del header[tag]
@@ -186,15 +173,102 @@ def read_whole(file: DicomFile, pixel_bytes: int) -> Any:
     CaseError
         If it is damaged or too large.
     """
-    pydicom = require_pydicom()
     largest = 2 * pixel_bytes + MAX_HEADER_BYTES
     if file.size > largest:
         raise CaseError(
             f"{file.name} has {file.size:,} bytes for {pixel_bytes:,} bytes of pixels; "
-            "it is damaged, export the series anew"
+            "it is damaged, export the series again",
+            code="file-too-large",
         )
     with reading(file.name), file.start(largest) as stream:
-        return pydicom.dcmread(stream)
+        return _read(stream, file, largest, whole=True)
+
+
+def _read(plain: BinaryIO, file: DicomFile, limit: int, *, whole: bool) -> Any:
+    """Read a data set, deflated or not, with or without preamble."""
+    pydicom = require_pydicom()
+    from pydicom.filereader import read_dataset, read_preamble
+    from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    stream: Any = plain if whole else _Metered(plain, file.meter)
+    read_preamble(stream, force=True)
+    meta = read_dataset(
+        stream,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, _vr, _length: tag.group != 2,
+    )
+    if len(meta) and "TransferSyntaxUID" not in meta:
+        raise CaseError(
+            f"{file.name} names no transfer syntax; export the file again",
+            code="transfer-syntax-missing",
+        )
+    if str(meta.get("TransferSyntaxUID")) == _DEFLATED:
+        plain = _inflated(plain, meta, limit, file.name, whole=whole)
+        stream = plain if whole else _Metered(plain, file.meter)
+    stream.seek(0)
+    data = pydicom.dcmread(stream, stop_before_pixels=not whole, force=True)
+    if "TransferSyntaxUID" not in data.file_meta:
+        implicit, _ = data.original_encoding
+        data.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        )
+    return data
+
+
+def _inflated(deflated: BinaryIO, meta: Any, limit: int, name: str, *, whole: bool) -> BinaryIO:
+    """Inflate the rest of a stream, as far as `limit`, as a file that isn't deflated.
+
+    pydicom would inflate it in one go, however large it becomes.
+    """
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.filebase import DicomFileLike
+    from pydicom.filewriter import write_file_meta_info
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
+    data = decompressor.decompress(deflated.read(), limit)
+    if whole and decompressor.unconsumed_tail:
+        raise CaseError(
+            f"{name} inflates to more than {limit:,} bytes, more than its image takes; "
+            "it is damaged, export the series again",
+            code="file-too-large",
+        )
+    plain_meta = FileMetaDataset(meta)
+    plain_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    inflated = io.BytesIO()
+    inflated.write(bytes(128) + b"DICM")
+    write_file_meta_info(DicomFileLike(inflated), plain_meta, enforce_standard=False)
+    inflated.write(data)
+    inflated.seek(0)
+    return inflated
+
+
+def _starts_with_elements(start: bytes) -> bool:
+    """Whether a file without preamble starts with two elements of group 2 or 8, little endian."""
+    first = _element(start, 0)
+    if first is None:
+        return False
+    second = _element(start, first[1])
+    return second is not None and second[0] > first[0]
+
+
+def _element(start: bytes, at: int) -> tuple[int, int] | None:
+    """Tag and end of the element at a place; `None` where there is no plausible one."""
+    head = start[at : at + 12]
+    if len(head) < 12:
+        return None
+    group, element = struct.unpack_from("<HH", head)
+    if group not in {0x0002, 0x0008}:
+        return None
+    (length,) = struct.unpack_from("<I", head, 4)
+    size = 8
+    if head[4:6].isalpha() and head[4:6].isupper():
+        (length,) = struct.unpack_from("<H", head, 6)
+        if head[4:6] in _LONG_VRS:
+            (length,) = struct.unpack_from("<I", head, 8)
+            size = 12
+    return (group << 16 | element, at + size + length) if length < _START else None
 
 
 @contextmanager
@@ -207,19 +281,19 @@ def reading(name: str) -> Iterator[None]:
     except _damage() as error:
         raise CaseError(
             f"{name} can't be read, it is damaged or unusual ({_short(error)}); "
-            "export the series anew"
+            "export the series again"
         ) from error
 
 
 def _damage() -> tuple[type[Exception], ...]:
-    """Give what pydicom and its decoders raise on damage, as data is read or a value is used."""
+    """Return what pydicom and its decoders raise on damage, as data is read or a value is used."""
     from pydicom import errors
 
     return (
         errors.BytesLengthException, errors.InvalidDicomError,
         ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError,
         RuntimeError, EOFError, OSError, MemoryError, BufferError,
-        struct_error, zlib.error, zipfile.BadZipFile,
+        struct.error, zlib.error, zipfile.BadZipFile,
     )  # fmt: skip
 
 
@@ -294,7 +368,7 @@ def _files_of_zip(archive: zipfile.ZipFile, path: Path, max_bytes: int) -> list[
     for member in members:
         name = printable(member.filename)
         if PurePosixPath(member.filename).is_absolute() or ".." in member.filename.split("/"):
-            raise CaseError(f"{path.name} holds {name!r}, which leads out of it; pack it anew")
+            raise CaseError(f"{path.name} holds {name!r}, which leads out of it; pack it again")
         if member.flag_bits & 1:
             raise CaseError(f"{path.name} is encrypted ({name!r}); unpack it and give the folder")
         if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from medals_rt.common.notes import Note
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.case import read_dicom_case
 from medals_rt.io.dicom.seg import check_source, write_seg
@@ -13,7 +14,9 @@ from medals_rt.io.segment_metadata import segments_of
 
 
 def _read_case(path: Path, options: Options) -> Case:
-    return read_dicom_case(path, max_voxels=options.max_voxels, series=options.series)
+    return read_dicom_case(
+        path, max_voxels=options.max_voxels, series=options.series, select=options.select
+    )
 
 
 def _write_seg(path: Path, output: Output) -> None:
@@ -24,11 +27,12 @@ def _write_seg(path: Path, output: Output) -> None:
         segments_of(output.prompts, output.labels_dhw),
         instances_dhw=output.instances_dhw,
         model=output.model,
+        notice=output.notice,
     )
 
 
-def _check(name: str, case: Case) -> None:
-    check_source(case, name)
+def _check(name: str, case: Case) -> tuple[Note, ...]:
+    return check_source(case, name)
 
 
 FORMATS: Final = (

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from copy import copy
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,26 +13,57 @@ import numpy as np
 import medals_rt
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import CaseError
+from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.case import DicomSource
-from medals_rt.io.segment_metadata import PRIVATE_SCHEME, Code, Segment
+from medals_rt.io.dicom.files import printable, reading, silence
+from medals_rt.io.dicom.headers import CHARACTER_SET, checked_uid, common_header, decimal
+from medals_rt.io.segment_metadata import PRIVATE_SCHEME, Code, Segment, segments_of
 
-_NEEDED: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
-_MAY_BE_EMPTY: Final = (
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
-    "StudyDate", "StudyTime", "ReferringPhysicianName",
-)  # fmt: skip
-"""Of the patient and the study: has to be there, but may be empty (type 2 in DICOM)."""
+_CT_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
+_CLASS: Final = "SOPClassUID"
+_BY_MODALITY: Final = {
+    "CT": _CT_IMAGE,
+    "MR": "1.2.840.10008.5.1.4.1.1.4",
+    "PT": "1.2.840.10008.5.1.4.1.1.128",
+}
+"""SOP classes of single-frame images, for files that name none."""
 
+_STAND_IN: Final = "2.25"
 _LABEL_LENGTH: Final = 64
 _SERIES_NUMBER: Final = 900
 _MAX_SEGMENTS: Final = 65_535
 
 
-def check_source(case: Case, name: str) -> DicomSource:
-    """Check that a DICOM SEG called `name` can be made of a case's results.
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """A series as highdicom wants it: a clean single-frame data set a slice.
+
+    Attributes
+    ----------
+    images
+        Their SOP Instance UIDs are stand-ins, which name the slices until the SEG is made.
+    references
+        What each of those stands for: SOP class, SOP Instance UID, and the frame from 1, or `None`
+        for files of one frame.
+    left_out
+        Keywords of attributes that couldn't be kept.
+    """
+
+    images: tuple[Any, ...]
+    references: dict[str, tuple[str, str, int | None]]
+    left_out: tuple[str, ...]
+
+
+def check_source(case: Case, name: str) -> tuple[Note, ...]:
+    """Check that a DICOM SEG called `name` can be made of a case's results, by making a small one.
+
+    Returns
+    -------
+    tuple of Note
+        What of the source can't be kept in it.
 
     Raises
     ------
@@ -41,21 +72,19 @@ def check_source(case: Case, name: str) -> DicomSource:
     MissingDependencyError
         If highdicom isn't installed.
     """
-    import_optional("highdicom", "a DICOM segmentation")
-    source = case.header
-    if not isinstance(source, DicomSource):
-        raise CaseError(
-            f"{name} would be a DICOM SEG, which refers to a DICOM series, but {case.path.name} is "
-            "none; write .nii.gz, .seg.nrrd or .npz"
-        )
-    for header in source.headers:
-        missing = [tag for tag in _NEEDED if not header.get(tag)]
-        if missing:
-            raise CaseError(
-                f"a slice of {case.path.name} has no {', '.join(missing)}, which a DICOM SEG "
-                f"refers to; write {name} as .nii.gz, .seg.nrrd or .npz"
-            )
-    return source
+    hd = import_optional("highdicom", "a DICOM segmentation")
+    found = _series_of(case, name)
+    with silence(), reading(case.path.name):
+        source = _source(found, rows=1, columns=1)
+        trial = np.zeros((len(source.images), 1, 1), dtype=np.uint8)
+        trial[0] = 1
+        described = _description(hd, 1, segments_of(None, trial)[0], None, None)
+        _segmentation(hd, source, trial, [described], model=None, notice=None).save_as(BytesIO())
+    if not source.left_out:
+        return ()
+    names = ", ".join(source.left_out)
+    text = f"left out of {name}, because DICOM doesn't allow what the series holds: {names}"
+    return (Note("dicom-value-left-out", text),)
 
 
 def write_seg(
@@ -66,11 +95,18 @@ def write_seg(
     *,
     instances_dhw: HostArray | None,
     model: str | None,
+    notice: str | None = None,
 ) -> None:
     """Write labels as one binary SEG that refers to the series it was made from, atomically.
 
     Each label is a segment, also where nothing was found. With instances each of them is a segment
     that its number follows, and a label without any has none.
+
+    Parameters
+    ----------
+    notice
+        What a reader has to know of the model: the content description, and where it is longer
+        than 64 characters, in full as a comment on the series.
 
     Raises
     ------
@@ -78,38 +114,123 @@ def write_seg(
         As `check_source`; also for more than 65,535 segments.
     """
     hd = import_optional("highdicom", "a DICOM segmentation")
-    source = check_source(case, path.name)
+    found = _series_of(case, path.name)
     labels_kji = case.volume.restore(labels_dhw)
     instances_kji = None if instances_dhw is None else case.volume.restore(instances_dhw)
     numbers_kji, rows = _numbered(labels_kji, instances_kji, segments)
     if len(rows) > _MAX_SEGMENTS:
         raise CaseError(
-            f"{len(rows):,} segments are more than a DICOM SEG holds ({_MAX_SEGMENTS:,})"
+            f"{len(rows):,} segments are more than a DICOM SEG holds ({_MAX_SEGMENTS:,})",
+            code="too-many-segments",
         )
-    by_frame = np.zeros_like(numbers_kji)
-    by_frame[list(source.frames) if source.multi_frame else ...] = numbers_kji
     descriptions = [_description(hd, number, *row, model) for number, row in enumerate(rows, 1)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an empty result, or an odd but harmless header
-        seg = hd.seg.Segmentation(
-            source_images=[_completed(header) for header in source.headers],
-            pixel_array=by_frame,
-            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=descriptions,
-            series_instance_uid=hd.UID(),
-            series_number=_SERIES_NUMBER,
-            sop_instance_uid=hd.UID(),
-            instance_number=1,
-            manufacturer="medals-rt",
-            manufacturer_model_name=(model or "Medal S")[:_LABEL_LENGTH],
-            software_versions=medals_rt.__version__,
-            device_serial_number="none",
-            content_label="SEGMENTATION",
-            series_description="Medal S segmentation",
+    with silence(), reading(case.path.name):
+        _, height, width = numbers_kji.shape
+        source = _source(found, rows=height, columns=width)
+        seg = _segmentation(hd, source, numbers_kji, descriptions, model=model, notice=notice)
+    with silence(), atomic_output(path) as temporary:
+        seg.save_as(temporary)
+
+
+def _series_of(case: Case, name: str) -> DicomSource:
+    if not isinstance(case.header, DicomSource):
+        raise CaseError(
+            f"{name} would be a DICOM SEG, which refers to a DICOM series, but {case.path.name} is "
+            "none; write .nii.gz, .seg.nrrd or .npz",
+            code="not-dicom",
         )
-        _name_private_scheme(seg)
-        with atomic_output(path) as temporary:
-            seg.save_as(temporary)
+    return case.header
+
+
+def _source(found: DicomSource, *, rows: int, columns: int) -> _Source:
+    """Make clean data sets of a series' slices, of a size of their own."""
+    from pydicom.dataset import Dataset
+
+    first = found.slices[0]
+    common, left_out = common_header(first)
+    common.SOPClassUID = _CT_IMAGE
+    common.Modality = printable(first.image.header.get("Modality") or "OT", 16)
+    common.Rows, common.Columns = rows, columns
+    common.PixelSpacing = [decimal(size) for size in first.pixel_mm]
+    common.ImageOrientationPatient = [decimal(part) for part in first.orientation.ravel()]
+    thicknesses = {each.thickness_mm for each in found.slices}
+    named = thicknesses.pop() if len(thicknesses) == 1 else None
+    common.SliceThickness = decimal(named or found.distance_mm)
+    common.SpacingBetweenSlices = decimal(found.distance_mm)
+    images, references = [], {}
+    for number, each in enumerate(found.slices, 1):
+        image = Dataset()
+        image.update(common)
+        image.SOPInstanceUID = f"{_STAND_IN}.{number}"
+        image.ImagePositionPatient = [decimal(part) for part in each.position_lps_mm]
+        images.append(image)
+        kind = checked_uid(each.image.sop_class or _BY_MODALITY.get(common.Modality), _CLASS, each)
+        uid = checked_uid(each.image.sop_instance, "SOPInstanceUID", each)
+        frame = each.frame + 1 if each.groups else None
+        references[str(image.SOPInstanceUID)] = (kind, uid, frame)
+    return _Source(tuple(images), references, left_out)
+
+
+def _segmentation(
+    hd: Any,
+    source: _Source,
+    numbers_kji: HostArray,
+    descriptions: Sequence[Any],
+    *,
+    model: str | None,
+    notice: str | None,
+) -> Any:
+    """Make the SEG of segment numbers `(k, j, i)`."""
+    notice = None if not notice else _plain(notice, None)
+    seg = hd.seg.Segmentation(
+        source_images=source.images,
+        pixel_array=numbers_kji,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=descriptions,
+        series_instance_uid=hd.UID(),
+        series_number=_SERIES_NUMBER,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="medals-rt",
+        manufacturer_model_name=_plain(model or "Medal S"),
+        software_versions=medals_rt.__version__,
+        device_serial_number="none",
+        content_label="SEGMENTATION",
+        content_description=None if notice is None else notice[:_LABEL_LENGTH],
+        series_description="Medal S segmentation",
+        specific_character_set=CHARACTER_SET,
+    )
+    if notice is not None and len(notice) > _LABEL_LENGTH:
+        seg.ImageComments = notice
+    _refer(seg, source)
+    _name_private_scheme(seg)
+    return seg
+
+
+def _refer(seg: Any, source: _Source) -> None:
+    """Refer to the files and frames that the slices come from, in place of their stand-ins."""
+    from pydicom.dataset import Dataset
+
+    for frame in seg.PerFrameFunctionalGroupsSequence:
+        for derivation in frame.get("DerivationImageSequence", ()):
+            for item in derivation.SourceImageSequence:
+                kind, uid, number = source.references[str(item.ReferencedSOPInstanceUID)]
+                item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = kind, uid
+                if number is not None:
+                    item.ReferencedFrameNumber = number
+    items = []
+    for kind, uid in dict.fromkeys(each[:2] for each in source.references.values()):
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = kind, uid
+        items.append(item)
+    seg.SourceImageSequence = items
+    seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence = items
+
+
+def _plain(text: str, length: int | None = _LABEL_LENGTH) -> str:
+    """One line that DICOM takes as one value."""
+    words = " ".join(text.replace("\\", "/").split())
+    return "".join(letter for letter in words if letter.isprintable())[:length]
 
 
 def _numbered(
@@ -141,7 +262,7 @@ def _description(
     from pydicom.sr.codedict import codes
 
     suffix = "" if instance is None else f" {instance}"
-    name = segment.name[: _LABEL_LENGTH - len(suffix)] + suffix
+    name = _plain(segment.name, _LABEL_LENGTH - len(suffix)) + suffix
     algorithm = hd.AlgorithmIdentificationSequence(
         name="Medal S (medals-rt)",
         family=codes.cid7162.ArtificialIntelligence,
@@ -172,20 +293,11 @@ def _description(
 
 def _parameters(segment: Segment, model: str | None) -> dict[str, str] | None:
     given = {"model": model, "prompt": segment.sentence, "label": str(segment.label)}
-    return {name: value for name, value in given.items() if value}
+    return {name: _plain(value) for name, value in given.items() if value}
 
 
 def _concept(hd: Any, code: Code) -> Any:
-    return hd.sr.CodedConcept(code.value, code.scheme, code.meaning[:_LABEL_LENGTH])
-
-
-def _completed(header: Any) -> Any:
-    """Copy a header, with what may be empty but has to be there."""
-    completed = copy(header)
-    for name in _MAY_BE_EMPTY:
-        if name not in completed:
-            setattr(completed, name, "")
-    return completed
+    return hd.sr.CodedConcept(code.value, code.scheme, _plain(code.meaning))
 
 
 def _name_private_scheme(seg: Any) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from medals_rt.common.errors import CaseError
-from medals_rt.io.dicom.files import DicomFile, printable, reading
+from medals_rt.common.notes import Note
+from medals_rt.io.dicom.files import DicomFile, printable, read_whole, reading
 
 _NOT_IMAGES: Final = {
     "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
@@ -17,6 +19,13 @@ _NOT_IMAGES: Final = {
 }
 """SOP classes that have pixels but aren't what is segmented."""
 
+_ONE_OF_EACH: Final = (
+    ("patients", "patients-mixed", ("PatientID", "PatientName", "PatientBirthDate")),
+    ("studies", "studies-mixed", ("StudyInstanceUID",)),
+    ("frames of reference", "frames-of-reference-mixed", ("FrameOfReferenceUID",)),
+)
+"""What a volume is of one of: its name, the code of the error, and the attributes that tell."""
+
 
 @dataclass(frozen=True, eq=False)
 class Image:
@@ -25,21 +34,44 @@ class Image:
     file: DicomFile
     header: Any
 
+    @property
+    def frames(self) -> int:
+        """Number of its frames; 1 where it names none."""
+        with reading(self.file.name):
+            return int(self.header.get("NumberOfFrames") or 1)
+
+    @property
+    def sop_class(self) -> Any:
+        """Its SOP class, from the data or else from the file's own header; "" for none."""
+        meta = self.header.file_meta
+        return self.header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or ""
+
+    @property
+    def sop_instance(self) -> str:
+        """Its SOP Instance UID, as `sop_class`."""
+        meta = self.header.file_meta
+        uid = self.header.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID") or ""
+        return str(uid).strip()
+
 
 @dataclass(frozen=True, eq=False)
 class Series:
     """The images of one series, as they were found."""
 
     uid: str
-    number: int
+    number: int | None
     description: str
     modality: str
     images: tuple[Image, ...]
-    slices: int
+
+    @property
+    def slices(self) -> int:
+        """Number of slices in its files."""
+        return sum(image.frames for image in self.images)
 
     def __str__(self) -> str:
-        text = f"{self.modality} {self.description!r}, {self.slices} slices, {self.uid}"
-        return text if self.number < 0 else f"{text} (series {self.number})"
+        number = "no SeriesNumber" if self.number is None else f"SeriesNumber {self.number}"
+        return f"{number}: {self.modality} {self.description!r}, {self.slices} images, {self.uid}"
 
 
 def is_image(image: Image) -> bool:
@@ -50,16 +82,26 @@ def is_image(image: Image) -> bool:
     CaseError
         If it says that it is an image but doesn't hold one: it was cut off, most likely.
     """
-    header = image.header
     with reading(image.file.name):
-        kind = header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID")
-        if "Rows" in header:
+        kind = image.sop_class
+        if "Rows" in image.header:
             return str(kind) not in _NOT_IMAGES
         if str(getattr(kind, "name", "")).endswith("Image Storage"):
             raise CaseError(
-                f"{image.file.name} is cut off: it is an image without rows; export the series anew"
+                f"{image.file.name} is cut off: it is an image without rows; export the series "
+                "again",
+                code="file-cut-off",
             )
     return False
+
+
+def kinds_of(files: Sequence[Image]) -> str:
+    """Return the number of DICOM files of each kind, for messages; such as "2 RT Structure Set"."""
+    names = Counter(
+        printable(getattr(file.sop_class, "name", "") or "unknown").removesuffix(" Storage")
+        for file in files
+    )
+    return ", ".join(f"{count} {name}" for name, count in sorted(names.items()))
 
 
 def group_series(images: Sequence[Image]) -> list[Series]:
@@ -74,7 +116,9 @@ def group_series(images: Sequence[Image]) -> list[Series]:
     for image in images:
         uid = str(image.header.get("SeriesInstanceUID", "")).strip()
         if not uid:
-            raise CaseError(f"{image.file.name} names no series; export it anew")
+            raise CaseError(
+                f"{image.file.name} names no series; export it again", code="series-uid-missing"
+            )
         by_uid.setdefault(uid, []).append(image)
     found = []
     for uid, members in by_uid.items():
@@ -83,14 +127,13 @@ def group_series(images: Sequence[Image]) -> list[Series]:
             number = header.get("SeriesNumber")
             series = Series(
                 uid=printable(uid),
-                number=-1 if number is None else int(number),
+                number=None if number in {None, ""} else int(number),
                 description=printable(header.get("SeriesDescription", "")),
                 modality=printable(header.get("Modality", "unknown"), 16),
                 images=tuple(members),
-                slices=sum(int(each.header.get("NumberOfFrames") or 1) for each in members),
             )
         found.append(series)
-    return sorted(found, key=lambda series: (series.number, series.uid))
+    return sorted(found, key=lambda each: (each.number is None, each.number or 0, each.uid))
 
 
 def choose_series(found: Sequence[Series], wanted: str | None, place: str) -> Series:
@@ -101,7 +144,7 @@ def choose_series(found: Sequence[Series], wanted: str | None, place: str) -> Se
     found
         From `group_series`.
     wanted
-        A number in the list that the error shows (1 is the first), or the beginning of a UID.
+        A SeriesNumber, or the beginning of a SeriesInstanceUID.
     place
         Names the folder in messages.
 
@@ -110,22 +153,95 @@ def choose_series(found: Sequence[Series], wanted: str | None, place: str) -> Se
     CaseError
         If nothing or more than one series fits; the message lists them.
     """
-    listed = "; ".join(f"[{number}] {series}" for number, series in enumerate(found, 1))
+    listed = "; ".join(f"[{series}]" for series in found)
     if wanted is None:
         if len(found) == 1:
             return found[0]
         raise CaseError(
             f"{place} holds {len(found)} series: {listed}. Choose one with --series, by its "
-            "number in this list or the beginning of its UID"
+            "SeriesNumber or the beginning of its UID",
+            code="several-series",
         )
-    if wanted.isascii() and wanted.isdigit() and 1 <= int(wanted) <= len(found):
-        return found[int(wanted) - 1]
-    fitting = [series for series in found if "." in wanted and series.uid.startswith(wanted)]
-    exact = [series for series in fitting if series.uid == wanted]
-    if len(fitting) != 1 and not exact:
+    asked = wanted.strip()
+    fitting = [each for each in found if each.uid == asked]
+    if not fitting and asked.isascii() and asked.removeprefix("-").isdigit():
+        fitting = [each for each in found if each.number == int(asked)]
+    if not fitting and "." in asked:
+        fitting = [each for each in found if each.uid.startswith(asked)]
+    if len(fitting) != 1:
         many = "more than one" if fitting else "no"
         raise CaseError(
-            f"{many} series of {place} fits {printable(wanted)!r}: {listed}. Give its number in "
-            "this list or more of its UID"
+            f"{many} series of {place} fits {printable(wanted)!r}: {listed}. Choose one by its "
+            "SeriesNumber or by more of its UID",
+            code="series-ambiguous" if fitting else "series-not-found",
         )
-    return (exact or fitting)[0]
+    return fitting[0]
+
+
+def without_copies(series: Series) -> tuple[Series, tuple[Note, ...]]:
+    """Drop images that are there more than once, by their SOP Instance UIDs.
+
+    Raises
+    ------
+    CaseError
+        If two files bear one SOP Instance UID, but differ.
+    """
+    kept: list[Image] = []
+    by_uid: dict[str, Image] = {}
+    for image in series.images:
+        with reading(image.file.name):
+            uid = image.sop_instance
+        first = by_uid.setdefault(uid, image) if uid else image
+        if first is image:
+            kept.append(image)
+        elif not _same(first, image):
+            raise CaseError(
+                f"{first.file.name} and {image.file.name} bear the same SOP Instance UID but "
+                "differ; give a folder with one of them",
+                code="same-uid-different-content",
+            )
+    dropped = len(series.images) - len(kept)
+    if not dropped:
+        return series, ()
+    text = f"dropped {dropped} DICOM files that are copies of others (same SOP Instance UID)"
+    return replace(series, images=tuple(kept)), (Note("copies-dropped", text),)
+
+
+def check_identity(images: Sequence[Image], series: Series) -> None:
+    """Check that images are of one patient, one study and one frame of reference.
+
+    Raises
+    ------
+    CaseError
+        If they aren't; the message names what differs, never a patient.
+    """
+    for what, code, names in _ONE_OF_EACH:
+        for name in names:
+            with reading(series.images[0].file.name):
+                found = {_identity(image.header, name) for image in images} - {""}
+            if len(found) > 1:
+                raise CaseError(
+                    f"the series [{series}] holds images of {len(found)} {what} (they differ in "
+                    f"{name}); give a folder with the images of one",
+                    code=code,
+                )
+
+
+def _identity(header: Any, name: str) -> str:
+    """Value of an attribute without what writers of the same value differ in."""
+    return " ".join(str(header.get(name) or "").replace("^", " ").split()).casefold()
+
+
+def _same(first: Image, second: Image) -> bool:
+    """Whether two files hold the same data set, pixels included."""
+    with reading(second.file.name):
+        pixels = max(pixel_bytes(first), pixel_bytes(second))
+        return bool(read_whole(first.file, pixels) == read_whole(second.file, pixels))
+
+
+def pixel_bytes(image: Image) -> int:
+    """Bytes of a file's pixels when they aren't compressed."""
+    header = image.header
+    with reading(image.file.name):
+        size = int(header.Rows) * int(header.Columns) * image.frames
+        return size * -(-int(header.BitsAllocated) // 8)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.common.errors import CaseError
+from medals_rt.common.notes import Note
 from medals_rt.io.dicom.files import printable, reading
 from medals_rt.io.dicom.series import Image, Series
 
@@ -23,6 +24,9 @@ Vector: TypeAlias = npt.NDArray[np.float64]
 _GRAY: Final = "MONOCHROME2"
 _UNIT_TOLERANCE: Final = 1e-3
 _SAME_TOLERANCE: Final = 1e-4
+_ORIENTATION_TOLERANCE: Final = 1e-3
+"""How far direction cosines of slices may differ: scanners and anonymizers round them."""
+
 _GRID_TOLERANCE: Final = 0.1
 """How far, in slice distances (or pixels, within a slice), a slice may lie off the even grid."""
 
@@ -44,6 +48,10 @@ class Slice:
         Distance of rows, and of columns.
     slope, intercept
         The value is ``slope * stored + intercept``.
+    thickness_mm
+        As the file names it; `None` where it names none that is positive.
+    groups
+        Functional groups of an enhanced file: the frame's own, then the shared ones; else empty.
     """
 
     image: Image
@@ -53,6 +61,8 @@ class Slice:
     pixel_mm: tuple[float, float]
     slope: float
     intercept: float
+    thickness_mm: float | None = None
+    groups: tuple[Any, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,26 +81,27 @@ class Stack:
 
     slices: tuple[Slice, ...]
     affine_lps: Vector
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def distance_mm(self) -> float:
+        """Distance of neighboring slices."""
+        return float(np.linalg.norm(self.affine_lps[:3, 2]))
 
 
 def slices_of(series: Series) -> list[Slice]:
-    """Read where each slice lies, from single-frame files or one enhanced multi-frame file.
+    """Read where each slice lies, from single-frame files or enhanced ones.
 
     Raises
     ------
     CaseError
         If a file isn't gray, or doesn't say where its slices lie or what its values mean.
     """
-    multi = [image for image in series.images if "NumberOfFrames" in image.header]
-    if multi and len(series.images) > 1:
-        raise CaseError(
-            f"the series {series} has several multi-frame files; give a folder with one of them"
-        )
-    slices = []
+    slices: list[Slice] = []
     for image in series.images:
         with reading(image.file.name):
             _check_values(image)
-            if multi:
+            if "PerFrameFunctionalGroupsSequence" in image.header or image.frames > 1:
                 slices += _frames(image)
             else:
                 slices.append(_slice(image, 0, image.header, image.header, image.header))
@@ -108,8 +119,9 @@ def stack_slices(slices: Sequence[Slice], series: Series) -> Stack:
     """
     if len(slices) < 2:
         raise CaseError(
-            f"the series {series} has one slice, which is no volume; give the folder that holds "
-            "all of its slices"
+            f"the series [{series}] has one slice, which is no volume; give the folder that holds "
+            "all of its slices",
+            code="one-slice",
         )
     _check_alike(slices, series)
     first = slices[0]
@@ -125,7 +137,16 @@ def stack_slices(slices: Sequence[Slice], series: Series) -> Stack:
     affine[:3, 1] = first.orientation[1] * first.pixel_mm[0]
     affine[:3, 2] = (positions[-1] - positions[0]) / (len(slices) - 1)
     affine[:3, 3] = positions[0]
-    return Stack(tuple(ordered), affine)
+    return Stack(tuple(ordered), affine, _orientation_notes(ordered))
+
+
+def _orientation_notes(slices: Sequence[Slice]) -> tuple[Note, ...]:
+    first = slices[0].orientation
+    varies = max(float(np.abs(each.orientation - first).max()) for each in slices)
+    if varies <= _SAME_TOLERANCE:
+        return ()
+    text = f"direction cosines of the slices vary by {varies:.1g}; those of the first are taken"
+    return (Note("orientation-varies", text),)
 
 
 def _check_values(image: Image) -> None:
@@ -134,15 +155,20 @@ def _check_values(image: Image) -> None:
     if samples != 1 or photometric != _GRAY:
         raise CaseError(
             f"{name} is of kind {printable(photometric)} with {samples} samples a pixel; only "
-            f"{_GRAY} images hold intensities, choose the original series"
+            f"{_GRAY} images hold intensities, choose the original series",
+            code="not-gray",
         )
     if "ModalityLUTSequence" in header:
         raise CaseError(
             f"{name} scales its values by a table, which isn't read; export it with a rescale "
-            "slope and intercept"
+            "slope and intercept",
+            code="value-table",
         )
     if int(header.Rows) < 1 or int(header.Columns) < 1:
-        raise CaseError(f"{name} is empty: {header.Rows} rows, {header.Columns} columns")
+        raise CaseError(
+            f"{name} is empty: {header.Rows} rows, {header.Columns} columns",
+            code="image-empty",
+        )
 
 
 def _frames(image: Image) -> list[Slice]:
@@ -151,13 +177,15 @@ def _frames(image: Image) -> list[Slice]:
     if "PerFrameFunctionalGroupsSequence" not in header:
         raise CaseError(
             f"{image.file.name} is a multi-frame file that doesn't say where its frames lie; "
-            "export it as enhanced multi-frame or as single slices"
+            "export it as enhanced multi-frame or as single slices",
+            code="place-unknown",
         )
     own = header.PerFrameFunctionalGroupsSequence
     shared = list(header.get("SharedFunctionalGroupsSequence") or [])
-    if len(own) != int(header.NumberOfFrames):
+    if len(own) != image.frames:
         raise CaseError(
-            f"{image.file.name} announces {header.NumberOfFrames} frames and describes {len(own)}"
+            f"{image.file.name} announces {image.frames} frames and describes {len(own)}",
+            code="frames-contradict",
         )
     return [
         _slice(
@@ -167,6 +195,7 @@ def _frames(image: Image) -> list[Slice]:
             _group(frame, shared, "PlaneOrientationSequence", image),
             _group(frame, shared, "PixelMeasuresSequence", image),
             _group(frame, shared, "PixelValueTransformationSequence", None),
+            groups=(frame, *shared),
         )
         for number, frame in enumerate(own)
     ]
@@ -177,12 +206,21 @@ def _group(frame: Any, shared: list[Any], name: str, needed_by: Image | None) ->
         if name in groups and len(groups[name].value):
             return groups[name].value[0]
     if needed_by is not None:
-        raise CaseError(f"{needed_by.file.name} has no {name}: it isn't known where a frame lies")
+        raise CaseError(
+            f"{needed_by.file.name} has no {name}: it isn't known where a frame lies",
+            code="place-unknown",
+        )
     return {}
 
 
 def _slice(
-    image: Image, frame: int, place: Any, plane: Any, measures: Any, scale: Any = None
+    image: Image,
+    frame: int,
+    place: Any,
+    plane: Any,
+    measures: Any,
+    scale: Any = None,
+    groups: tuple[Any, ...] = (),
 ) -> Slice:
     name = image.file.name
     position = _numbers(place, "ImagePositionPatient", 3, name)
@@ -193,17 +231,42 @@ def _slice(
         np.abs(lengths - 1).max() > _UNIT_TOLERANCE
         or abs(orientation[0] @ orientation[1]) > _UNIT_TOLERANCE
     ):
-        raise CaseError(f"{name} has an orientation that isn't two orthogonal unit vectors")
+        raise CaseError(
+            f"{name} has an orientation that isn't two orthogonal unit vectors; export it again",
+            code="orientation-invalid",
+        )
     if pixel.min() <= 0:
-        raise CaseError(f"{name} has a pixel spacing of {pixel.tolist()} mm; it must be positive")
+        raise CaseError(
+            f"{name} has a pixel spacing of {pixel.tolist()} mm; it must be positive",
+            code="spacing-not-positive",
+        )
     scale = image.header if scale is None else scale
     slope = float(_value(scale, "RescaleSlope", 1.0))
     intercept = float(_value(scale, "RescaleIntercept", 0.0))
     if not np.isfinite([slope, intercept]).all() or slope == 0:
-        raise CaseError(f"{name} has an unusable rescale slope {slope:g} or intercept")
+        raise CaseError(
+            f"{name} has an unusable rescale slope {slope:g} or intercept; export it again",
+            code="rescale-invalid",
+        )
     return Slice(
-        image, frame, position, orientation, (float(pixel[0]), float(pixel[1])), slope, intercept
+        image,
+        frame,
+        position,
+        orientation / lengths[:, None],
+        (float(pixel[0]), float(pixel[1])),
+        slope,
+        intercept,
+        _thickness(measures),
+        groups,
     )
+
+
+def _thickness(measures: Any) -> float | None:
+    try:
+        value = float(measures.get("SliceThickness") or 0)
+    except (TypeError, ValueError):  # Nothing but a DICOM SEG needs it, which computes it then.
+        return None
+    return value if np.isfinite(value) and value > 0 else None
 
 
 def _value(group: Any, name: str, missing: float) -> Any:
@@ -216,11 +279,12 @@ def _numbers(group: Any, name: str, count: int, file: str) -> Vector:
     if value is None:
         raise CaseError(
             f"{file} has no {name}, so that its place in space isn't known; choose an original "
-            "series (not a screenshot or a report)"
+            "series (not a screenshot or a report)",
+            code="place-unknown",
         )
     numbers = np.asarray([float(each) for each in value], dtype=np.float64)
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        raise CaseError(f"{file} has an unusable {name}: {printable(value)}")
+        raise CaseError(f"{file} has an unusable {name}: {printable(value)}", code="place-unknown")
     return numbers
 
 
@@ -230,7 +294,9 @@ def _check_alike(slices: Sequence[Slice], series: Series) -> None:
         ("sizes", lambda each: each.shape != first.shape),
         (
             "orientations",
-            lambda each: np.abs(each.orientation - first.orientation).max() > _SAME_TOLERANCE,
+            lambda each: (
+                np.abs(each.orientation - first.orientation).max() > _ORIENTATION_TOLERANCE
+            ),
         ),
         (
             "pixel spacings",
@@ -240,9 +306,10 @@ def _check_alike(slices: Sequence[Slice], series: Series) -> None:
         others = [each for each in slices if differs(each)]
         if others:
             raise CaseError(
-                f"the series {series} mixes {what}: {others[0].image.file.name} and "
+                f"the series [{series}] mixes {what}: {others[0].image.file.name} and "
                 f"{len(others) - 1} more differ from {first.image.file.name}; give a folder "
-                "without them (a localizer is often the cause)"
+                "without them (a localizer is often the cause), or leave them out by --select",
+                code="slices-mixed",
             )
 
 
@@ -252,23 +319,26 @@ def _check_spacing(slices: Sequence[Slice], along_mm: Vector, series: Series) ->
     if gaps.min() <= max(_DUPLICATE_TOLERANCE * usual, 1e-6):
         at = int(np.argmin(gaps))
         raise CaseError(
-            f"the series {series} has two slices at one place: "
-            f"{_named(slices[at])} and {_named(slices[at + 1])}; give each time point, phase or "
-            "copy a folder of its own"
+            f"the series [{series}] has two slices at one place: "
+            f"{_named(slices[at])} and {_named(slices[at + 1])}; choose by --select an attribute "
+            "in which they differ",
+            code="slices-at-one-place",
         )
     if gaps.max() > _MISSING_GAP * usual:
         at = int(np.argmax(gaps))
         lost = max(round(float(gaps[at]) / usual) - 1, 1)
         raise CaseError(
-            f"the series {series} lacks about {lost} slice(s) between {_named(slices[at])} and "
+            f"the series [{series}] lacks about {lost} slice(s) between {_named(slices[at])} and "
             f"{_named(slices[at + 1])}: {gaps[at]:.3f} mm apart, others {usual:.3f} mm; export "
-            "it whole"
+            "it whole",
+            code="slices-missing",
         )
     even = np.linspace(along_mm[0], along_mm[-1], len(along_mm))
     if np.abs(along_mm - even).max() > _GRID_TOLERANCE * usual:
         raise CaseError(
-            f"the series {series} is unevenly spaced: {gaps.min():.3f} to {gaps.max():.3f} mm; "
-            "export it at one spacing"
+            f"the series [{series}] is unevenly spaced: {gaps.min():.3f} to {gaps.max():.3f} mm; "
+            "export it at one spacing",
+            code="spacing-uneven",
         )
 
 
@@ -281,13 +351,13 @@ def _check_tilt(slices: Sequence[Slice], positions: Vector, series: Series) -> N
         cosine = abs(float(run @ first.normal)) / float(np.linalg.norm(run))
         angle = float(np.degrees(np.arccos(min(cosine, 1.0))))
         raise CaseError(
-            f"the slices of {series} are shifted against each other (gantry tilt of about "
+            f"the slices of [{series}] are shifted against each other (gantry tilt of about "
             f"{angle:.1f} degrees); resample the series to an upright grid first, for example "
-            "with dcm2niix"
+            "with dcm2niix",
+            code="gantry-tilt",
         )
 
 
 def _named(each: Slice) -> str:
-    if "NumberOfFrames" in each.image.header:
-        return f"frame {each.frame + 1}"
-    return each.image.file.name
+    name = each.image.file.name
+    return f"frame {each.frame + 1} of {name}" if each.groups else name

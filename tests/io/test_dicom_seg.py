@@ -1,0 +1,239 @@
+"""DICOM SEG of what hospitals send: valid, with what can't be kept left out and named."""
+
+import shutil
+import subprocess
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+
+from medals_rt.common.errors import CaseError
+from medals_rt.io.dicom.seg import check_source, write_seg
+from medals_rt.io.registry import read_case
+from medals_rt.io.segment_metadata import segments_of
+from tests.dicom import write_series
+
+LABELS = np.zeros((5, 8, 10), dtype=np.uint8)
+LABELS[1:3, 2:5, 3:7] = 1
+AFFINE = np.diag([12.0, 12.0, 15.0, 1.0])
+AFFINE[:3, 3] = (-90.0, -80.0, -50.0)
+
+
+def write_odd(folder: Path, change: Callable[[int, Dataset], Any]) -> None:
+    """Write a series with values that pydicom warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_series(folder, LABELS.astype(np.int16), AFFINE, change=change)
+
+
+def segmentation(
+    folder: Path, change: Callable[[int, Dataset], Any], notice: str | None = None
+) -> tuple[Dataset, str]:
+    """Write a series and its SEG; the SEG, and the text of what was left out."""
+    write_odd(folder / "a", change)
+    case = read_case(folder / "a")
+    notes = check_source(case, "out.dcm")
+    assert all(note.code == "dicom-value-left-out" for note in notes)
+    segments = segments_of({"1": "Liver in CT"}, LABELS)
+    write_seg(
+        folder / "out.dcm", case, LABELS, segments, instances_dhw=None, model=None, notice=notice
+    )
+    validate(folder / "out.dcm")
+    return pydicom.dcmread(folder / "out.dcm"), " ".join(note.text for note in notes)
+
+
+def validate(path: Path) -> None:
+    """Check with an independent validator, where there is one."""
+    if shutil.which("dciodvfy") is None:
+        return
+    done = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)  # noqa: S607
+    said = (done.stdout + done.stderr).splitlines()
+    assert not [line for line in said if line.startswith("Error")]
+    assert any("Segmentation" in line for line in said)
+
+
+def test_the_independent_validator_is_there() -> None:
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy isn't installed (Debian package dicom3tools): SEGs go unvalidated")
+
+
+@pytest.mark.parametrize(
+    ("named", "codec", "name"),
+    [
+        ("ISO_IR 100", "latin-1", "Müller^Jörg"),
+        ("ISO_IR 101", "iso8859-2", "Dvořák^Jiří"),
+        ("ISO_IR 109", "iso8859-3", "Ħamrun^Ġorġ"),
+        ("ISO_IR 110", "iso8859-4", "Bērziņš^Jānis"),
+        ("ISO_IR 144", "iso8859-5", "Иванов^Иван"),
+        ("ISO_IR 127", "iso8859-6", "قباني^لنزار"),
+        ("ISO_IR 126", "iso8859-7", "Διονυσιος"),
+        ("ISO_IR 138", "iso8859-8", "שרון^דבורה"),
+        ("ISO_IR 148", "iso8859-9", "Çavuşoğlu^İpek"),
+        ("ISO_IR 166", "tis-620", "นามสกุล"),
+        ("ISO_IR 13", "shift_jis", "ﾔﾏﾀﾞ^ﾀﾛｳ"),
+        ("ISO_IR 192", "utf-8", "Wang^XiaoDong=王^小東"),
+        ("GB18030", "gb18030", "Wang^XiaoDong=王^小东"),
+        ("ISO 2022 IR 100", "latin-1", "Müller^Jörg"),
+        ("UTF-8", "utf-8", "Müller^Jörg"),
+    ],
+)
+def test_names_are_kept_in_every_character_set(
+    tmp_path: Path, named: str, codec: str, name: str
+) -> None:
+    def change(_: int, data: Dataset) -> None:
+        store_bytes(data, name.encode(codec), named)
+
+    seg, left_out = segmentation(tmp_path, change)
+    assert str(seg.PatientName) == name
+    assert seg.SpecificCharacterSet == "ISO_IR 192"
+    assert not left_out
+
+
+@pytest.mark.parametrize(
+    ("named", "stored", "name"),
+    [
+        (
+            ["", "ISO 2022 IR 87"],
+            b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B",
+            "Yamada^Tarou=山田^太郎",
+        ),
+        (
+            ["", "ISO 2022 IR 149"],
+            b"Hong^Gildong=\x1b$)C\xfb\xf3^\x1b$)C\xd1\xce\xd4\xd7",
+            "Hong^Gildong=洪^吉洞",
+        ),
+        (
+            ["", "ISO 2022 IR 58"],
+            b"Zhang^XiaoDong=\x1b$)A\xd5\xc5^\x1b$)A\xd0\xa1\xb6\xab",
+            "Zhang^XiaoDong=张^小东",
+        ),
+    ],
+)
+def test_names_with_escape_sequences_are_kept(
+    tmp_path: Path, named: list[str], stored: bytes, name: str
+) -> None:
+    seg, left_out = segmentation(tmp_path, lambda _, data: store_bytes(data, stored, named))
+    assert str(seg.PatientName) == name
+    assert not left_out
+
+
+@pytest.mark.parametrize("named", ["ISO_IR 999", "nonsense", "ISO_IR 6"])
+def test_names_in_an_unknown_character_set_are_left_out(tmp_path: Path, named: str) -> None:
+    stored = "Müller^Jörg".encode("latin-1")
+    seg, left_out = segmentation(tmp_path, lambda _, data: store_bytes(data, stored, named))
+    if named != "ISO_IR 6":  # pydicom reads the default set as Latin 1.
+        assert seg.PatientName == ""
+        assert "PatientName" in left_out
+    assert "ller" not in left_out
+
+
+def store_bytes(data: Dataset, name: bytes, named: str | list[str]) -> None:
+    """Store a name as a hospital's bytes."""
+    data.SpecificCharacterSet = named
+    del data.PatientName
+    data[0x00100010] = pydicom.dataelem.RawDataElement(
+        pydicom.tag.Tag(0x00100010), "PN", len(name), name + b" " * (len(name) % 2), 0, False, True
+    )
+
+
+@pytest.mark.parametrize(
+    ("attribute", "stored", "kept"),
+    [
+        ("PatientSex", "m", "M"),
+        ("PatientSex", "male", None),
+        ("PatientBirthDate", "00000000", None),
+        ("PatientBirthDate", "0", None),
+        ("PatientBirthDate", "1970.02.03", "19700203"),
+        ("PatientBirthDate", "19700231", None),
+        ("StudyDate", "ANON", None),
+        ("StudyTime", "ANON", None),
+        ("StudyTime", "10:20:30", "102030"),
+        ("StudyTime", "250000", None),
+        ("StudyID", "a number that is too long", None),
+        ("AccessionNumber", "1\\2", None),
+        ("PatientAge", "forty", None),
+        ("PatientWeight", "70.123456789012300", "70.1234567890123"),
+    ],
+)
+def test_odd_values_are_corrected_or_left_out(
+    tmp_path: Path, attribute: str, stored: str, kept: str | None
+) -> None:
+    def change(_: int, data: Dataset) -> None:
+        tag = pydicom.datadict.tag_for_keyword(attribute)
+        assert tag is not None
+        kind = pydicom.datadict.dictionary_VR(tag)
+        value = stored.encode()
+        data[tag] = pydicom.dataelem.RawDataElement(
+            pydicom.tag.Tag(tag), kind, len(value), value + b" " * (len(value) % 2), 0, False, True
+        )
+
+    seg, left_out = segmentation(tmp_path, change)
+    found = seg.get(attribute)
+    if kept is None:
+        assert found in {None, ""}
+        assert attribute in left_out
+        assert stored not in left_out
+    else:
+        assert str(found) == kept
+        assert not left_out
+
+
+@pytest.mark.parametrize("thickness", ["0", "", None, "-3"])
+def test_a_missing_thickness_is_computed_from_positions(
+    tmp_path: Path, thickness: str | None
+) -> None:
+    def change(_: int, data: Dataset) -> None:
+        del data.SliceThickness
+        if thickness is not None:
+            data.SliceThickness = thickness
+
+    seg, _ = segmentation(tmp_path, change)
+    measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SliceThickness == 15
+
+
+def test_files_without_sop_class_study_id_or_accession_are_referred_to(tmp_path: Path) -> None:
+    def change(_: int, data: Dataset) -> None:
+        for name in ("StudyID", "AccessionNumber", "PatientSex", "StudyTime"):
+            delattr(data, name)
+
+    seg, left_out = segmentation(tmp_path, change)
+    assert not left_out
+    referred = seg.ReferencedSeriesSequence[0]
+    assert referred.SeriesInstanceUID == "1.2.3.4.1"
+    assert {item.ReferencedSOPInstanceUID for item in referred.ReferencedInstanceSequence} == {
+        f"1.2.3.4.1.{number}" for number in range(1, len(LABELS) + 1)
+    }
+    frames = seg.PerFrameFunctionalGroupsSequence
+    assert len(frames) == 2
+    for frame in frames:
+        k = round((frame.PlanePositionSequence[0].ImagePositionPatient[2] + 50) / 15)
+        referred = frame.DerivationImageSequence[0].SourceImageSequence[0]
+        assert referred.ReferencedSOPInstanceUID == f"1.2.3.4.1.{k + 1}"
+
+
+def test_a_notice_is_the_content_description(tmp_path: Path) -> None:
+    notice = "trained on synthetic phantoms only; not for diagnosis, nor for anything like it"
+    seg, _ = segmentation(tmp_path, lambda *_: None, notice)
+    assert seg.ContentDescription == notice[:64]
+    assert seg.ImageComments == notice
+
+
+@pytest.mark.parametrize(("value", "code"), [("", "uid-missing"), ("no UID", "uid-invalid")])
+def test_what_a_seg_cannot_refer_to_is_refused_before_the_work(
+    tmp_path: Path, value: str, code: str
+) -> None:
+    def change(_: int, data: Dataset) -> None:
+        tag = pydicom.tag.Tag(0x00200052)
+        raw = value.encode()
+        data[tag] = pydicom.dataelem.RawDataElement(tag, "UI", len(raw), raw, 0, False, True)
+
+    write_odd(tmp_path / "a", change)
+    with pytest.raises(CaseError) as caught:
+        check_source(read_case(tmp_path / "a"), "out.dcm")
+    assert caught.value.code == code
