@@ -3,7 +3,7 @@ r"""What do the sums over windows take, in memory and time, for 1 to 243 classes
     python benchmarks/memory.py --output benchmarks/results/memory [--memory 12GB]
 
 The fine stage's grid of a 512x512x400 image at 1.5 mm (preset `paper`: it stays 512x512x400 voxels,
-of 1 mm to the network), windows of 192^3, of which the first row along H is walked: the sums are as
+of 1 mm to the network), windows of 192^3, of which the first row along H is swept: the sums are as
 large as ever, and a row costs what any other does. The network is replaced by one array of
 probabilities that every window gives, so that what is left is the run time's own: gathering and
 deciding, in blocks of the image and groups of classes. How often windows are run for that is told,
@@ -74,12 +74,12 @@ def measure(classes: int, limit: int) -> dict[str, object]:
     decided = empty_label_map(shape, values, weights, keep_probability=True)
     runs = 0
     adding = deciding = 0.0
-    for walk in memory.walks:
+    for sweep in memory.sweeps:
         start = time.perf_counter()
-        reaching = [plan.windows[index] for index in walk.windows]
+        reaching = [plan.windows[index] for index in sweep.windows]
         row = [window for window in reaching if window.starts_hwd[0] == 0]
-        group = walk.classes
-        slabs = SlabAccumulator(row, values[group], weights, decided, walk.columns)
+        group = sweep.classes
+        slabs = SlabAccumulator(row, values[group], weights, decided, sweep.columns)
         for window in row:
             slabs.begin(window)
             deciding += time.perf_counter() - start

@@ -115,7 +115,7 @@ def run_stage(
         settle(image)
     with watch.step(f"{name}: open graphs"):
         prompted = any(each is not None for each in prompts) and way.window_pass.mode != "none"
-        classes = memory.walks[0].classes
+        classes = memory.sweeps[0].classes
         network.prepare(len(task.labels), classes, memory.classes_per_chunk, prompted=prompted)
     decided = empty_label_map(
         plan.resampled_shape_hwd,
@@ -124,7 +124,7 @@ def run_stage(
         keep_probability=keep_probability or memory.class_groups > 1,
     )
     walker = _Walker(network, way, image, task, prompts, watchdog, watch, name, progress)
-    for walk in memory.walks:
+    for walk in memory.sweeps:
         windows = [plan.windows[index] for index in walk.windows]
         labels = task.labels[walk.classes]
         gathered = SlabAccumulator(windows, labels, weights, decided, walk.columns)

@@ -3,7 +3,7 @@
 Three things grow: the sums over windows with classes times a slab of the image, the probabilities
 of one window with the classes at once, and what the network holds while it runs, which is given.
 The sums are cut into blocks of columns (of which only the windows that reach into them are run) and
-groups of classes (each of which walks these windows), whichever runs the fewest windows; the
+groups of classes (each of which sweeps these windows), whichever runs the fewest windows; the
 classifier is cut into chunks. None of this changes a result.
 """
 
@@ -62,7 +62,7 @@ class MemoryLimit:
 
 @dataclass(frozen=True)
 class TileSweep:
-    """One walk over windows, which gathers some classes in one block of columns.
+    """One sweep over windows, which gathers some classes in one block of columns.
 
     Attributes
     ----------
@@ -85,17 +85,17 @@ class MemoryPlan:
 
     Attributes
     ----------
-    walks
+    sweeps
         Every group of classes in one block of columns, then in the next.
     classes_per_chunk
         Classes that the classifier gives at once.
     slab_bytes
-        What the sums of a walk take at most.
+        What the sums of a sweep take at most.
     expected_bytes
         The estimated peak.
     """
 
-    walks: tuple[TileSweep, ...]
+    sweeps: tuple[TileSweep, ...]
     classes_per_chunk: int
     slab_bytes: int
     expected_bytes: int
@@ -103,17 +103,17 @@ class MemoryPlan:
     @property
     def class_groups(self) -> int:
         """Groups of classes."""
-        return len({walk.classes.start for walk in self.walks})
+        return len({sweep.classes.start for sweep in self.sweeps})
 
     @property
     def column_blocks(self) -> int:
         """Blocks of columns."""
-        return len(self.walks) // self.class_groups
+        return len(self.sweeps) // self.class_groups
 
     @property
     def window_runs(self) -> int:
-        """Windows that are run, counted once a walk."""
-        return sum(len(walk.windows) for walk in self.walks)
+        """Windows that are run, counted once a sweep."""
+        return sum(len(sweep.windows) for sweep in self.sweeps)
 
 
 def memory_limit(asked: int | None, device: str) -> MemoryLimit:
@@ -218,7 +218,7 @@ def plan_memory(
                 f"{ceil(need / 1e8) / 10} GB"
             )
     return MemoryPlan(
-        tuple(cut.walks(windows)), chunk, cut.bytes, fixed + 2 * 4 * window * chunk + cut.bytes
+        tuple(cut.sweeps(windows)), chunk, cut.bytes, fixed + 2 * 4 * window * chunk + cut.bytes
     )
 
 
@@ -237,12 +237,12 @@ class _SlabCut:
         return slab_bytes(self.size, (self.rows, self.w.widest, self.d.widest))
 
     def cost(self) -> tuple[int, int, int]:
-        """Give runs along a row of windows, walks, and blocks: fewer are better, in this order."""
+        """Give runs along a row of windows, sweeps, and blocks: fewer are better, in this order."""
         groups = ceil(self.classes / self.size)
         blocks = len(self.w.blocks) * len(self.d.blocks)
         return groups * self.w.runs * self.d.runs, groups * blocks, blocks
 
-    def walks(self, windows: Sequence[Window]) -> Iterator[TileSweep]:
+    def sweeps(self, windows: Sequence[Window]) -> Iterator[TileSweep]:
         """Give each group of classes in each block."""
         for columns in product(self.w.blocks, self.d.blocks):
             reaching = tuple(k for k, window in enumerate(windows) if _reaches(window, columns))

@@ -80,15 +80,15 @@ def test_many_classes_stay_below_six_gigabytes(
     limit = MemoryLimit(64 * 10**9, "a test", LARGEST_DEFAULT_SLAB)
     plan = plan_memory(classes, shape, plan_windows(shape, FINE), 64, limit)
     assert plan.window_runs == runs
-    assert plan.slab_bytes == max(walk_bytes(walk) for walk in plan.walks) <= 6e9
+    assert plan.slab_bytes == max(sweep_bytes(sweep) for sweep in plan.sweeps) <= 6e9
     at_once = plan_memory(classes, shape, plan_windows(shape, FINE), 64, PLENTY)
-    assert (len(at_once.walks), at_once.window_runs) == (1, windows)
+    assert (len(at_once.sweeps), at_once.window_runs) == (1, windows)
 
 
-def walk_bytes(walk: TileSweep, rows: int = FINE[0]) -> int:
-    """Sums of a walk, counted from its classes and columns."""
-    across = [block.stop - block.start for block in walk.columns]
-    return 4 * (walk.classes.stop - walk.classes.start + 1) * rows * prod(across)
+def sweep_bytes(sweep: TileSweep, rows: int = FINE[0]) -> int:
+    """Sums of a sweep, counted from its classes and columns."""
+    across = [block.stop - block.start for block in sweep.columns]
+    return 4 * (sweep.classes.stop - sweep.classes.start + 1) * rows * prod(across)
 
 
 @example(classes=28, shape=(542, 600, 600), overlap=0.5, gigabytes=12, held=True)
@@ -106,16 +106,18 @@ def test_every_plan_covers_all_classes_and_columns_within_the_limit(
     windows = plan_windows(padded_shape(shape, FINE), FINE, overlap)
     plan = plan_memory(classes, shape, windows, 64, limit, held=min(classes, 10) if held else 0)
     times = np.zeros((classes, *shape[1:]), np.uint8)
-    for walk in plan.walks:
-        times[walk.classes, *walk.columns] += 1
-        assert walk.windows == tuple(
-            index for index, window in enumerate(windows) if covers(window, walk.columns)
+    for sweep in plan.sweeps:
+        times[sweep.classes, *sweep.columns] += 1
+        assert sweep.windows == tuple(
+            index for index, window in enumerate(windows) if covers(window, sweep.columns)
         )
     assert (times == 1).all()
-    assert len(plan.walks) == plan.class_groups * plan.column_blocks
+    assert len(plan.sweeps) == plan.class_groups * plan.column_blocks
     assert plan.window_runs >= len(windows)
     assert 1 <= plan.classes_per_chunk <= 32
-    assert max(walk_bytes(walk) for walk in plan.walks) <= plan.slab_bytes <= LARGEST_DEFAULT_SLAB
+    assert (
+        max(sweep_bytes(sweep) for sweep in plan.sweeps) <= plan.slab_bytes <= LARGEST_DEFAULT_SLAB
+    )
     assert plan.expected_bytes <= limit.total
 
 
@@ -167,9 +169,9 @@ def test_no_other_cut_within_the_limit_runs_fewer_windows(
     ]
     if fitting:
         assert plan.slab_bytes <= slab
-        assert (plan.window_runs, len(plan.walks)) == min(fitting)
+        assert (plan.window_runs, len(plan.sweeps)) == min(fitting)
     else:  # unasked, the narrowest blocks of one class are held in any case
-        assert {walk.classes.stop - walk.classes.start for walk in plan.walks} == {1}
+        assert {sweep.classes.stop - sweep.classes.start for sweep in plan.sweeps} == {1}
 
 
 @pytest.mark.parametrize("classes", [1, 3, 104])
@@ -190,7 +192,7 @@ def test_a_limit_too_small_is_refused_with_what_would_do(classes: int, shape: Sh
 def test_little_free_memory_does_not_cut_what_is_small() -> None:
     little = MemoryLimit(2 * 10**9, "what is free")
     window = plan_windows(FINE, FINE)
-    assert len(plan_memory(3, FINE, window, 64, little).walks) == 1
+    assert len(plan_memory(3, FINE, window, 64, little).sweeps) == 1
     many = plan_memory(200, FINE, window, 64, little)
     assert 2**29 < many.slab_bytes <= 2**30
 
@@ -245,7 +247,7 @@ def test_a_containers_limit_is_respected(
 def test_a_case_in_groups_and_chunks_is_the_case(
     tiny_bundle: Bundle, prompts: dict, refinement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One class a walk and a chunk, in many blocks, through both stages: the same bytes."""
+    """One class a sweep and a chunk, in many blocks, through both stages: the same bytes."""
     rng = np.random.default_rng(5)
     volume = Volume(rng.integers(0, 256, (8, 24, 22), dtype=np.uint8), (4.0, 4.0, 6.0))
 
