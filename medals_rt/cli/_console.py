@@ -15,6 +15,7 @@ from medals_rt.common.errors import InputError, MedalsError
 
 EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2
+EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
 
 _LONGEST_LINE = 2000

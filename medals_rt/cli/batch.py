@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medals_rt.cli._console import EXIT_FAILURE, EXIT_INTERRUPTED, Debug, print_table
+from medals_rt.cli._console import EXIT_FAILURE, EXIT_INCOMPLETE, EXIT_INTERRUPTED, Debug, print_table
 from medals_rt.cli._options import prompt_source, run_options, takes
 from medals_rt.common.errors import InputError, OutputError
 from medals_rt.pipeline.options import PromptSource, RunOptions
@@ -67,7 +67,7 @@ def batch_command(
     """Segment many cases; run it again and it goes on where it stopped.
 
     A case whose input, prompts, options and model are those of a finished one is not run again. The
-    exit code is 1 if a case failed.
+    exit code is 1 if a case failed, else 3 if stages or windows are missing for want of time.
     """
     del debug  # read by one_line_errors
     from medals_rt.cli._batch_progress import batch_listener
@@ -120,6 +120,10 @@ def batch_command(
     if failed:
         typer.echo(f"error: {len(failed)} of {len(entries)} cases failed", err=True)
         raise typer.Exit(EXIT_FAILURE)
+    incomplete = sum(entry.incomplete is not None for entry in entries)
+    if incomplete:
+        typer.echo(f"incomplete: {incomplete} of {len(entries)} cases, for want of time", err=True)
+        raise typer.Exit(EXIT_INCOMPLETE)
 
 
 def _print_summary(entries: Sequence["Entry"]) -> None:
@@ -145,5 +149,5 @@ def _print_summary(entries: Sequence["Entry"]) -> None:
 def _remark(entry: "Entry") -> str:
     if entry.error:
         return entry.error
-    late = ["over the time budget"] if entry.within_budget is False else []
+    late = ["over the time limit"] if entry.late else []
     return "; ".join([*late, *entry.notes])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medals_rt.cli._console import Debug, print_table, progress_bar
+from medals_rt.cli._console import EXIT_INCOMPLETE, Debug, print_table, progress_bar
 from medals_rt.cli._options import prompt_source, run_options, takes
 from medals_rt.pipeline.options import PromptSource, RunOptions
 
@@ -65,6 +65,9 @@ def run_command(
         for path in (job.output, job.report, job.preview, job.statistics):
             if path is not None:
                 typer.echo(f"wrote {path}")
+    if result.report.incomplete is not None:
+        typer.echo(f"incomplete: {result.report.incomplete}", err=True)
+        raise typer.Exit(EXIT_INCOMPLETE)
 
 
 def print_summary(report: "RunReport") -> None:

@@ -6,7 +6,7 @@ spatial prompts (system rules 5 to 7).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 
 from medals_rt.common.arrays import contiguous, namespace, settle
@@ -71,6 +71,7 @@ def run_stage(
     name: str,
     progress: Progress | None = None,
     watchdog: Watchdog | None = None,
+    measured: MutableMapping[int, float] | None = None,
 ) -> StageResult:
     """Segment one image by one network.
 
@@ -94,6 +95,8 @@ def run_stage(
         for a window counts as the network's.
     watchdog
         Shortens the stage when time runs out; None: there is no limit.
+    measured
+        Gets the seconds of a pass by stage number, as windows end.
     """
     xp = namespace(image_hwd)
     plan, memory = way.plan, way.memory
@@ -124,6 +127,7 @@ def run_stage(
         keep_probability=keep_probability or memory.class_groups > 1,
     )
     walker = _Walker(network, way, image, task, prompts, watchdog, watch, name, progress)
+    walker.measured = measured
     for walk in memory.sweeps:
         windows = [plan.windows[index] for index in walk.windows]
         labels = task.labels[walk.classes]
@@ -173,6 +177,7 @@ class _Walker:
         self.passes = 0
         self.hastened = 0
         self.left_out = 0
+        self.measured: MutableMapping[int, float] | None = None
         self._tell()
 
     def walk(self, walk: TileSweep, gathered: SlabAccumulator) -> LabelMap:
@@ -194,6 +199,7 @@ class _Walker:
             self._tell()
         with self._watch.step(f"{self._name}: network"):
             settle(self._image)  # else these seconds would be those of asking a card, not its work
+        self._measure()
         with self._watch.step(f"{self._name}: gather"):
             return gathered.result()
 
@@ -204,11 +210,18 @@ class _Walker:
             with self._watch.step(f"{self._name}: network"):
                 part = next(parts, None)
             if part is None:
+                self._measure()
                 return
             with self._watch.step(f"{self._name}: gather"):
                 classes = slice(part.classes.start - first, part.classes.stop - first)
                 gathered.add(classes, part.probabilities, part.counted)
             del part
+
+    def _measure(self) -> None:
+        """Keep what a pass took so far, of windows that were finished."""
+        if self.measured is not None and self.passes > 0:
+            seconds = self._watch.seconds[f"{self._name}: network"]
+            self.measured[self._network.spec.number] = seconds / self.passes
 
     def _tell(self) -> None:
         if self._progress is not None:
@@ -219,7 +232,7 @@ class _Walker:
         if self._watchdog is None:
             return self._ways[0]
         costs = [passes_per_window(way) for way in self._ways]
-        chosen = self._watchdog.choose_way(costs, self._runs - self._done)
+        chosen = self._watchdog.choose(costs, self._runs - self._done)
         if chosen is None:
             self.left_out += 1
             return None
@@ -250,17 +263,18 @@ class _Walker:
             self._prompts[way.window_index],
             way,
             self._task.masks,
-            lambda: self._goes_on(way),
+            lambda: self._goes_on(way, self.passes - before),
         )
         if self._watchdog is not None:
             settle(image)
             self._watchdog.window_ended(self.passes - before)
 
-    def _goes_on(self, way: WindowPass) -> bool:
-        """Decide whether a lesion's next iteration is run."""
+    def _goes_on(self, way: WindowPass, done: int) -> bool:
+        """Decide whether a lesion's next iteration is run, after so many passes of a window."""
         if self._watchdog is None:
             return True
-        goes_on = self._watchdog.allows(2 if way.mode == "masked" else 1)
+        settle(self._image)
+        goes_on = self._watchdog.allows(2 if way.mode == "masked" else 1, done)
         self.hastened += not goes_on
         return goes_on
 

@@ -1,6 +1,7 @@
 """One case from files to files: read, segment, write. The command `medals-rt run` is this."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from medals_rt.pipeline.csv_tables import STATISTICS_COLUMNS, statistics_row, wr
 from medals_rt.pipeline.intensity_windows import Pass, check_window, segment_by_window
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.preview import Orientation, save_preview
+from medals_rt.planning import pass_timings
 from medals_rt.planning.policy import load_policy
 from medals_rt.preprocessing.intensity import prepare_intensities
 from medals_rt.prompts.prompt_set import (
@@ -116,10 +118,21 @@ def run_job(job: Job, progress: Progress | None = None) -> "Result":
     watch = Stopwatch()
     with watch.step("open models"):
         opened = open_models(job.options)
-    with opened as segmenter:
+    with opened as segmenter, passes_recorded(segmenter):
         result = segment_job(segmenter, read, progress, seconds_before=watch.seconds)
     write_job(read, result)
     return result
+
+
+@contextmanager
+def passes_recorded(segmenter: "Segmenter") -> Iterator[None]:
+    """Keep in the user's cache what passes took, however the block ends."""
+    try:
+        yield
+    finally:
+        measured = segmenter.measured_passes
+        if measured is not None:
+            pass_timings.record(segmenter.bundle.hash, measured)
 
 
 def read_job(job: Job) -> ReadJob:

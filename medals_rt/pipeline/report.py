@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from medals_rt.prompts.prompt_set import PromptSet
 
-BUDGET_SECONDS_PER_CLASS = 60.0
+CHALLENGE_SECONDS_PER_CLASS = 60.0
 """The challenge's limit: a case that takes longer scores zero (system rule 10)."""
 
-REPORT_FORMAT = 2
+REPORT_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class ClassSummary:
 class RunReport:
     """The whole record of one case; `to_dict` is what `report.json` holds.
 
-    `memory` says what might be held. `budget` is what a time budget planned and gave up, None where
-    there was none.
+    `memory` says what might be held. `budget` is what a time budget planned and left out, None where
+    there was none; `asked_seconds_per_class` is that budget.
     """
 
     case: str
@@ -71,14 +71,46 @@ class RunReport:
     peak_memory_mib: float | None
     memory: dict[str, Any] = field(default_factory=dict)
     budget: dict[str, Any] | None = None
+    asked_seconds_per_class: float | None = None
     notes: tuple[Note, ...] = ()
     versions: dict[str, str] = field(default_factory=library_versions)
     machine: dict[str, Any] = field(default_factory=machine_facts)
 
     @property
-    def within_budget(self) -> bool:
+    def within_challenge(self) -> bool:
         """Whether the case stayed inside the challenge's time a class."""
-        return self.seconds_per_class <= BUDGET_SECONDS_PER_CLASS
+        return self.seconds_per_class <= CHALLENGE_SECONDS_PER_CLASS
+
+    @property
+    def within_asked(self) -> bool | None:
+        """Whether the case stayed inside the time that was asked for; None where none was."""
+        if self.asked_seconds_per_class is None:
+            return None
+        return self.seconds_per_class <= self.asked_seconds_per_class
+
+    @property
+    def incomplete(self) -> str | None:
+        """Which stages or windows are missing because time ran out; None: none are."""
+        if self.budget is None:
+            return None
+        passes = self.budget.get("passes")
+        records = {"": self.budget} if passes is None else passes
+        missing = [
+            f"{window}: {what}" if window else what
+            for window, record in records.items()
+            for what in (record or {}).get("missing", ())
+        ]
+        return "; ".join(missing) or None
+
+    @property
+    def limits(self) -> dict[str, float | bool | None]:
+        """Which times a class there were to keep, and which were kept."""
+        return {
+            "challenge_seconds_per_class": CHALLENGE_SECONDS_PER_CLASS,
+            "within_challenge": self.within_challenge,
+            "asked_seconds_per_class": self.asked_seconds_per_class,
+            "within_asked": self.within_asked,
+        }
 
     def with_steps_before(self, seconds: Mapping[str, float]) -> RunReport:
         """Count steps that came before the segmentation, such as reading and opening models."""
@@ -91,11 +123,13 @@ class RunReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values for JSON."""
+        content = asdict(self)
+        del content["asked_seconds_per_class"]
         return {
             "format": REPORT_FORMAT,
-            **asdict(self),
-            "budget_seconds_per_class": BUDGET_SECONDS_PER_CLASS,
-            "within_budget": self.within_budget,
+            **content,
+            "limits": self.limits,
+            "incomplete": self.incomplete,
         }
 
 

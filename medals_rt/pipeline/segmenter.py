@@ -23,7 +23,7 @@ from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
-from medals_rt.inference.cascade import CaseRun, StageOutcome, run_stages
+from medals_rt.inference.cascade import CaseRun, run_stages
 from medals_rt.inference.hybrid_prompts import checked_annotation
 from medals_rt.inference.network import StageNetwork
 from medals_rt.inference.refinement import MaskSource, seeded_masks
@@ -31,11 +31,17 @@ from medals_rt.inference.stage import StageTask
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.report import RunReport, class_records
 from medals_rt.planning import pass_timings
-from medals_rt.planning.cost import feature_channels
 from medals_rt.planning.geometry import clean_spacing
-from medals_rt.planning.memory import CLASSES_PER_CHUNK, memory_limit, memory_record
+from medals_rt.planning.memory import (
+    CLASSES_PER_CHUNK,
+    feature_channels,
+    memory_limit,
+    memory_record,
+    weight_bytes,
+)
 from medals_rt.planning.policy import load_policy
 from medals_rt.planning.stage_plan import CaseOutline
+from medals_rt.planning.pass_timings import MeasuredPasses
 from medals_rt.planning.time_budget import Budget, case_budget
 from medals_rt.postprocessing.finalize import finish_labels, treated_labels
 from medals_rt.preprocessing.intensity import prepare_intensities
@@ -81,6 +87,7 @@ class Segmenter:
         self.bundle = bundle
         self._networks = networks
         self._embedder = PromptEmbedder(bundle)
+        self._measured: dict[int, float] = {}
 
     @classmethod
     def open(
@@ -230,7 +237,8 @@ class Segmenter:
             embeddings, sources = self._embedder.embed(prompts)
             device = self._networks[1].array_device
             treated = treated_labels(volume.image_dhw.size, prompts, preset)
-            known = pass_timings.recall(self.bundle.hash, self._arithmetic)
+            recalled = pass_timings.recall(self.bundle.hash, self._arithmetic)
+            known = {} if recalled is None else recalled.seconds_per_pass
             outline = CaseOutline(
                 shape_dhw=volume.shape_dhw,
                 spacing_hwd_mm=clean_spacing(volume.shape_dhw, volume.spacing_hwd_mm),
@@ -240,6 +248,9 @@ class Segmenter:
                 classes=len(prompts.labels),
                 channels=feature_channels(self.bundle),
                 memory=memory_limit(max_memory, device),
+                weight_bytes=weight_bytes(self.bundle),
+                runner=self._networks[1].info.runner,
+                precision=self._networks[1].info.precision,
                 classes_per_chunk=classes_per_chunk,
             )
             case = CaseRun(
@@ -254,7 +265,8 @@ class Segmenter:
                 watch=watch,
                 progress=progress,
                 budget=budget,
-                seconds_per_pass=None if known is None else known.seconds_per_pass,
+                seconds_per_pass={**known, **self._measured},
+                measured=self._measured,
             )
             annotated = None if annotation is None else to_device(annotation, device)
         outcomes = run_stages(self._networks, case, annotated)
@@ -269,7 +281,6 @@ class Segmenter:
             stage_labels = {each.record.name: to_host(each.labels_dhw) for each in outcomes}
             probability = to_host(last.probability_dhw) if keep_probability else None
         total = watch.total()
-        self._remember_speed(outcomes, watch)
         info = self._networks[1].info
         report = RunReport(
             case=volume.name,
@@ -292,26 +303,25 @@ class Segmenter:
             seconds={**watch.seconds, "total": total},
             seconds_per_class=total / len(prompts.labels),
             peak_memory_mib=peak_memory_mib(),
-            memory=memory_record(outline.memory),
+            memory=memory_record(
+                outline.memory, max(each.record.expected_peak_mib for each in outcomes)
+            ),
             budget=None if budget is None else budget.record(),
+            asked_seconds_per_class=time_budget,
             notes=self._notes(budget),
         )
         return Result(labels_host, instances_host, stage_labels, report, probability)
 
-    def _remember_speed(self, outcomes: list[StageOutcome], watch: Stopwatch) -> None:
-        """Keep what a pass cost, so that `plan` can tell what the next case will.
+    @property
+    def measured_passes(self) -> MeasuredPasses | None:
+        """What passes took in this process, for `pass_timings.record`.
 
-        Networks of another kind than the run time's (PyTorch as a reference) tell nothing of that.
+        None where nothing was run, or the networks are of another kind than the run time's (PyTorch
+        as a reference), which says nothing of it. It holds after a case that failed, too.
         """
-        if self._networks[1].info.runner not in RUNNER_KINDS:
-            return
-        passes = {each.record.name: each.record.passes for each in outcomes}
-        measured: dict[int, float] = {
-            number: watch.seconds[f"{name}: network"] / passes[name]
-            for number, name in STAGE_NAMES.items()
-            if passes.get(name)
-        }
-        pass_timings.record(self.bundle.hash, self._arithmetic, measured)
+        if not self._measured or self._networks[1].info.runner not in RUNNER_KINDS:
+            return None
+        return MeasuredPasses(self._arithmetic, dict(self._measured))
 
     @property
     def _arithmetic(self) -> str:
@@ -320,9 +330,9 @@ class Segmenter:
         return f"{info.runner}/{info.precision}"
 
     def _notes(self, budget: Budget | None) -> tuple[Note, ...]:
-        """Remarks of both networks, and loudly what the time budget made the case give up."""
-        given_up = [] if budget is None else budget.given_up
-        degraded = [warning("time-budget", f"time budget: {what}") for what in given_up]
+        """Remarks of both networks, and warnings of what the time budget left out."""
+        reduced = [] if budget is None else budget.degraded
+        degraded = [warning("time-budget", f"time budget: {what}") for what in reduced]
         of_networks = (note for each in self._networks.values() for note in each.info.notes)
         return (*degraded, *(Note("runner", text) for text in dict.fromkeys(of_networks)))
 
