@@ -24,6 +24,7 @@ import medals_rt
 from demo_training.cases import CaseRecipe, make_case
 from medals_rt.common.environment import machine_facts
 from medals_rt.io.volume import Volume
+from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.segmenter import Result, Segmenter
 from medals_rt.prompts.prompt_set import PromptSet, parse_prompts
 from medals_rt.tools.evaluate.metrics import dice_by_label, match_instances
@@ -119,7 +120,7 @@ def run_anatomy(segmenter: Segmenter, number: int) -> list[Scored]:
 
     results: dict[str, Result] = {}
     for mode in MODES:
-        results[mode] = segmenter.segment(volume, prompts, refinement=mode)
+        results[mode] = segmenter.segment(volume, prompts, SegmentOptions(refinement=mode))
         note(mode, results[mode].labels_dhw)
     note("coarse", results["none"].stage_labels_dhw["coarse"])
     if number % 2 == 0:
@@ -127,7 +128,9 @@ def run_anatomy(segmenter: Segmenter, number: int) -> list[Scored]:
         note("hybrid none", results["none"].labels_dhw)
         note("hybrid drawn", drawn)
         for mode in ("masked", "unmasked"):
-            result = segmenter.segment(volume, prompts, refinement=mode, spatial_prompts=drawn)
+            result = segmenter.segment(
+                volume, prompts, SegmentOptions(refinement=mode), spatial_prompts=drawn
+            )
             note(f"hybrid {mode}", result.labels_dhw)
     return scored
 
@@ -140,7 +143,7 @@ def run_lesions(segmenter: Segmenter, number: int) -> dict[str, tuple[int, int, 
     volume, truth, prompts = as_case(recipe)
     found = {}
     for mode in MODES:
-        result = segmenter.segment(volume, prompts, refinement=mode)
+        result = segmenter.segment(volume, prompts, SegmentOptions(refinement=mode))
         score = match_instances(result.instances_dhw, truth.astype(np.uint32))
         dsc = [score.dsc_tp] * score.true_positives
         found[mode] = (score.true_positives, score.false_positives, score.false_negatives, dsc)
@@ -156,7 +159,7 @@ def run_real_scan(segmenter: Segmenter) -> dict[str, dict[str, float]]:
     prompts = parse_prompts({"5": "Right lung in chest CT", "6": "Left lung in chest CT"})
     scores = {}
     for mode in MODES:
-        result = segmenter.segment(volume, prompts, refinement=mode)
+        result = segmenter.segment(volume, prompts, SegmentOptions(refinement=mode))
         scores[mode] = class_scores(result.labels_dhw, truth, prompts)
         if mode == "none":
             coarse = result.stage_labels_dhw["coarse"]

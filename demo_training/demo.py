@@ -31,6 +31,7 @@ def main() -> None:
         options.out,
         name="demo",
         weights="fp16",
+        notice="trained on synthetic phantoms only; not for diagnosis",
         overwrite=True,
     )
     for name, recipe in DEMO_CASES.items():

@@ -17,11 +17,11 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.arrays import namespace
 from medals_rt.common.errors import InputError
+from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Array
 from medals_rt.inference.network import NetworkInfo, StageNetwork
 from medals_rt.inference.spatial_prompts import SpatialPrompts
 from medals_rt.pipeline.segmenter import Segmenter
-from medals_rt.planning.memory import CLASSES_PER_CHUNK
 
 AnyPath = str | os.PathLike[str]
 

@@ -102,6 +102,7 @@ def export_bundle(
     weights: Weights | None = None,
     with_text_encoder: bool = False,
     verify_with: Sequence[RunnerKind] | None = None,
+    notice: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -130,6 +131,8 @@ def export_bundle(
         passes at the graphs' window; an empty sequence leaves it out, and the manifest then records
         nothing as verified. None takes all that are installed where both windows have at most
         `MOST_VERIFIED_VOXELS` voxels, else none.
+    notice
+        What everyone who sees a result must be told, one line, such as "for research only".
     overwrite
         Replace a bundle that is there.
     progress
@@ -174,6 +177,7 @@ def export_bundle(
             for (number, label), checkpoint in zip(_STAGES, checkpoints, strict=True)
         ]
         manifest = _manifest(job, name, classes, checkpoints, stages)
+        manifest = msgspec.structs.replace(manifest, notice=notice)
         if not with_text_encoder or not isinstance(bank, TextSource):
             return manifest
         from medals_export.text_graph import export_text_encoder

@@ -28,32 +28,80 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medals_rt.io.registry import read_case, write_segmentation
+    from medals_rt.common.errors import (
+        BundleError,
+        CaseError,
+        InputError,
+        MedalsError,
+        PromptError,
+    )
+    from medals_rt.common.notes import Note
+    from medals_rt.io.case import Case
+    from medals_rt.io.registry import read_case, read_labels, write_segmentation
     from medals_rt.io.volume import Volume
-    from medals_rt.pipeline.segmenter import Segmenter, load
-    from medals_rt.prompts.prompt_set import parse_prompts, read_prompts
+    from medals_rt.pipeline.job import Job, run_job
+    from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
+    from medals_rt.pipeline.segmenter import Result, Segmenter, load
+    from medals_rt.prompts.prompt_set import (
+        PromptReading,
+        PromptSet,
+        parse_prompts,
+        read_prompts,
+    )
 
 __version__ = "0.1.0"
 
+_HOMES = {
+    "BundleError": "common.errors",
+    "Case": "io.case",
+    "CaseError": "common.errors",
+    "InputError": "common.errors",
+    "Job": "pipeline.job",
+    "MedalsError": "common.errors",
+    "Note": "common.notes",
+    "PromptError": "common.errors",
+    "PromptReading": "prompts.prompt_set",
+    "PromptSet": "prompts.prompt_set",
+    "PromptSource": "pipeline.options",
+    "Result": "pipeline.segmenter",
+    "RunOptions": "pipeline.options",
+    "SegmentOptions": "pipeline.options",
+    "Segmenter": "pipeline.segmenter",
+    "Volume": "io.volume",
+    "load": "pipeline.segmenter",
+    "parse_prompts": "prompts.prompt_set",
+    "read_case": "io.registry",
+    "read_labels": "io.registry",
+    "read_prompts": "prompts.prompt_set",
+    "run_job": "pipeline.job",
+    "write_segmentation": "io.registry",
+}
+
 __all__ = [
+    "BundleError",
+    "Case",
+    "CaseError",
+    "InputError",
+    "Job",
+    "MedalsError",
+    "Note",
+    "PromptError",
+    "PromptReading",
+    "PromptSet",
+    "PromptSource",
+    "Result",
+    "RunOptions",
+    "SegmentOptions",
     "Segmenter",
     "Volume",
     "load",
     "parse_prompts",
     "read_case",
+    "read_labels",
     "read_prompts",
+    "run_job",
     "write_segmentation",
 ]
-
-_HOMES = {
-    "Segmenter": "medals_rt.pipeline.segmenter",
-    "Volume": "medals_rt.io.volume",
-    "load": "medals_rt.pipeline.segmenter",
-    "parse_prompts": "medals_rt.prompts.prompt_set",
-    "read_case": "medals_rt.io.registry",
-    "read_prompts": "medals_rt.prompts.prompt_set",
-    "write_segmentation": "medals_rt.io.registry",
-}
 
 
 def __getattr__(name: str) -> Any:
@@ -61,4 +109,9 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'medals_rt' has no attribute {name!r}")
-    return getattr(importlib.import_module(home), name)
+    return getattr(importlib.import_module(f"medals_rt.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names: what tab completion shows."""
+    return [*__all__, "__version__"]

@@ -17,6 +17,7 @@ import medals_rt
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.inference.refinement import BlockMask, MaskRequest, block_grid, mask_from_order
 from medals_rt.io.volume import Volume
+from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.segmenter import Result
 from medals_rt.prompts.prompt_set import PromptSet, parse_prompts
 from tests.paths import GOLDEN
@@ -78,7 +79,9 @@ def case(request: pytest.FixtureRequest, bundles: Callable[[str], Bundle]) -> Go
     volume = Volume(golden["imgs"], tuple(golden["spacing"].tolist()), name=name)
     masks = GoldenMasks()
     with medals_rt.load(bundles(name).folder, runner=runner, precision="fp32") as segmenter:
-        result = segmenter.segment(volume, golden_prompts(golden), preset="release", masks=masks)
+        result = segmenter.segment(
+            volume, golden_prompts(golden), SegmentOptions(preset="release", masks=masks)
+        )
     return GoldenCase(golden, masks, result)
 
 

@@ -84,6 +84,11 @@ class Bundle:
         return self.manifest.name
 
     @property
+    def notice(self) -> str | None:
+        """What everyone who sees a result of this model must be told; None: nothing."""
+        return self.manifest.notice
+
+    @property
     def precision(self) -> Literal["fp32", "fp16", "bf16"]:
         """Arithmetic that the graphs ask for: "fp32", "fp16" or "bf16"."""
         return self.manifest.precision

@@ -249,7 +249,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     `precision` is the arithmetic that the graphs ask for, `weights` the type in which their
     constants are stored. `versions` names the libraries that made the bundle. `verified` and
     `unverified` were found by the export, `parity` since then by `medals-rt verify` wherever it
-    ran.
+    ran. `notice` is what everyone who sees a result must be told; None: nothing.
     """
 
     format_version: int
@@ -267,6 +267,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     verified: tuple[VerifiedRecord, ...] = ()
     unverified: tuple[UnverifiedRecord, ...] = ()
     parity: tuple[ParityRecord, ...] = ()
+    notice: str | None = None
 
     def files(self) -> tuple[FileRecord, ...]:
         """Give every file that the manifest names."""

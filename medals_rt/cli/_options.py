@@ -25,7 +25,7 @@ from medals_rt.cli._console import (
 )
 from medals_rt.common.byte_sizes import parse_size
 from medals_rt.common.limits import MAX_VOXELS
-from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.prompts.prompt_set import PromptReading
 
 
@@ -114,13 +114,15 @@ def run_options(
         runner=runner.value,
         precision=None if precision is Precision.AUTO else precision.value,
         threads=threads,
-        preset=preset.value,
-        refinement=refinement.value,
-        seed=seed,
-        window=window,
+        segment=SegmentOptions(
+            preset=preset.value,
+            refinement=refinement.value,
+            window=window,
+            seed=seed,
+            time_budget=time_budget,
+            max_memory=None if max_memory is None else parse_size(max_memory),
+        ),
         reading=PromptReading(modality and modality.value, free_text),
-        time_budget=time_budget,
-        max_memory=None if max_memory is None else parse_size(max_memory),
         max_voxels=max_voxels,
     )
 

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medals_rt.cli._console import EXIT_FAILURE, EXIT_INCOMPLETE, EXIT_INTERRUPTED, Debug, print_table
+from medals_rt.cli._console import (
+    EXIT_FAILURE,
+    EXIT_INCOMPLETE,
+    EXIT_INTERRUPTED,
+    Debug,
+    print_table,
+)
 from medals_rt.cli._options import prompt_source, run_options, takes
 from medals_rt.common.errors import InputError, OutputError
 from medals_rt.pipeline.options import PromptSource, RunOptions
@@ -116,9 +122,14 @@ def batch_command(
         _print_summary(entries)
         for file in tables:
             typer.echo(f"wrote {file}")
-    failed = [entry for entry in entries if entry.status == "failed"]
+    _end(entries)
+
+
+def _end(entries: Sequence["Entry"]) -> None:
+    """End with an exit code of its own where cases failed, or lack stages or windows."""
+    failed = sum(entry.status == "failed" for entry in entries)
     if failed:
-        typer.echo(f"error: {len(failed)} of {len(entries)} cases failed", err=True)
+        typer.echo(f"error: {failed} of {len(entries)} cases failed", err=True)
         raise typer.Exit(EXIT_FAILURE)
     incomplete = sum(entry.incomplete is not None for entry in entries)
     if incomplete:

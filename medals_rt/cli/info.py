@@ -46,6 +46,8 @@ def version_command(*, as_json: AsJson = False, debug: Debug = False) -> None:
 def _print_bundle(opened: "OpenedBundle") -> None:
     manifest = opened.manifest
     typer.echo(f"{opened.name}  ({opened.folder}, all files checked)")
+    if opened.notice is not None:
+        typer.echo(f"notice: {opened.notice}")
     typer.echo(f"hash {opened.hash}")
     typer.echo(f"format {manifest.format_version}, {opened.precision}, made {manifest.created}")
     rows = []

@@ -6,89 +6,60 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medals_rt.cli._console import (
-    AsJson,
-    Bundle,
-    Debug,
-    Preset,
-    PresetOption,
-    Refinement,
-    RefinementOption,
-    print_table,
-)
-from medals_rt.cli._options import prompt_source, takes
-from medals_rt.common.byte_sizes import parse_size
+from medals_rt.cli._console import AsJson, Debug, print_table
+from medals_rt.cli._options import prompt_source, run_options, takes
+from medals_rt.common.choices import STAGE_NAMES
 from medals_rt.common.errors import InputError
 from medals_rt.pipeline.options import PromptSource, RunOptions
 
 if TYPE_CHECKING:
-    from medals_rt.planning.cost import CasePlan, StageCost
-    from medals_rt.planning.cost_budget import BudgetPlan, StageChoice
+    from medals_rt.planning.cost import BudgetPlan, CasePlan, StageChoice, StageCost
 
-_STAGES = {1: "coarse", 2: "fine"}
+_STAGES: dict[int, str] = dict(STAGE_NAMES.items())
 
 
-@takes(source=prompt_source)
+@takes(source=prompt_source, options=run_options)
 def plan_command(
     *,
     input_file: Annotated[
-        Path | None, typer.Option("--input", help="The case, or give --shape and so on.")
+        Path | None, typer.Option("--input", help="The case; or describe it by --shape and so on.")
     ] = None,
     source: PromptSource,
     shape: Annotated[str | None, typer.Option(metavar="D,H,W", help="Shape in voxels.")] = None,
     spacing: Annotated[
         str | None, typer.Option(metavar="H,W,D", help="Spacing in mm, with --shape.")
     ] = None,
-    classes: Annotated[str | None, typer.Option(help='With --shape: "CT/Liver;CT/Spleen".')] = None,
+    classes: Annotated[
+        str | None, typer.Option(help='Classes, with --shape: "CT/Liver;CT/Spleen".')
+    ] = None,
     stage: Annotated[
-        int | None, typer.Option(min=1, max=2, help="With --shape: only this stage.")
-    ] = None,
-    preset: PresetOption = Preset.PAPER,
-    refinement: RefinementOption = Refinement.MASKED,
-    bundle: Bundle = None,
-    max_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory that the run may take, such as 6GB.")
-    ] = None,
-    time_budget: Annotated[
-        float | None,
+        int | None,
         typer.Option(
-            min=0.1, help="Seconds a class: tell what a run with that budget would leave out."
+            min=1, max=2, help="Plan this stage alone, all classes in one run, with --shape."
         ),
     ] = None,
+    options: RunOptions,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Tell the geometry, passes, time and memory of a case without running it."""
+    """Show geometry, passes, time and memory of a case without running it."""
     del debug  # read by one_line_errors
     from medals_rt.pipeline.plan_case import plan_files, plan_numbers
 
-    limit = None if max_memory is None else parse_size(max_memory)
     if input_file is not None:
         if shape or spacing or classes or stage:
-            raise InputError("--shape, --spacing, --classes and --stage don't go with --input")
-        options = RunOptions(
-            bundle=bundle,
-            preset=preset.value,
-            refinement=refinement.value,
-            max_memory=limit,
-            time_budget=time_budget,
-        )
+            raise InputError(
+                "--shape, --spacing, --classes and --stage describe a case that --input names; "
+                "leave out one or the other",
+                code="case-twice",
+            )
         result = plan_files(input_file, source, options)
     elif shape and spacing and classes:
-        result = plan_numbers(
-            shape,
-            spacing,
-            classes,
-            kind=source.kind,
-            stage=stage,
-            bundle=bundle,
-            preset=preset.value,
-            refinement=refinement.value,
-            max_memory=limit,
-            time_budget=time_budget,
-        )
+        result = plan_numbers(shape, spacing, classes, options, kind=source.kind, stage=stage)
     else:
-        raise InputError("give --input CASE, or all of --shape, --spacing and --classes")
+        raise InputError(
+            "give --input CASE, or all of --shape, --spacing and --classes", code="case-missing"
+        )
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:
@@ -96,27 +67,29 @@ def plan_command(
 
 
 def _print_plan(result: "CasePlan") -> None:
-    columns = {"": "left"}
-    columns |= {_STAGES[cost.stage]: "right" for cost in result.stages}
+    columns = {"": "left"} | {_name(cost): "right" for cost in result.stages}
     rows = [
         ["spacing (H, W, D), mm", *(_triple(cost.spacing_mm_hwd) for cost in result.stages)],
         ["target spacing, mm", *(_triple(cost.target_spacing_mm_hwd) for cost in result.stages)],
         ["resampled shape", *(_triple(cost.resampled_shape_hwd) for cost in result.stages)],
         ["padded shape", *(_triple(cost.padded_shape_hwd) for cost in result.stages)],
         ["windows", *(_range(c.windows_smallest_region, c.windows) for c in result.stages)],
-        ["further iterations of lesions", *(str(cost.iterations) for cost in result.stages)],
         ["window runs to fit memory", *(_runs(cost) for cost in result.stages)],
         ["passes", *(_range(c.passes_smallest_region, c.passes) for c in result.stages)],
     ]
+    if any(cost.lesions for cost in result.stages):
+        iterations = (str(cost.iterations if cost.lesions else 0) for cost in result.stages)
+        rows.insert(5, ["further iterations of lesions", *iterations])
     count = len(result.classes)
     what = result.classes[0] if count == 1 else f"{count} classes"
     print_table(f"{what}, preset {result.preset}", columns, rows)
     if result.expected_seconds is None:
-        typer.echo("network time: known after a first run of the bundle on this machine")
+        typer.echo("network time: known after the bundle's first run on this machine")
     else:
         least, most = result.expected_seconds
         typer.echo(f"network time: {_range(least, most)} s (last measured: {result.measured_on})")
-    typer.echo(f"peak memory: about {result.expected_peak_memory_mib:,} MiB")
+    memory = f"{result.expected_peak_memory_mib:,} MiB"
+    typer.echo(f"peak memory: about {memory} with {result.runner} in {result.precision}")
     if result.time_budget is not None:
         _print_budget(result.time_budget)
 
@@ -124,27 +97,36 @@ def _print_plan(result: "CasePlan") -> None:
 def _print_budget(budget: "BudgetPlan") -> None:
     seconds = f"{budget.seconds:g} s, {budget.network_seconds:g} s of it for the network"
     typer.echo(f"time budget: {seconds}")
+    if budget.refused is not None:
+        typer.echo(f"a run would be refused: {budget.refused}")
+        return
     if budget.smallest_region is None or budget.whole_image is None:
         typer.echo(
-            "can't tell what that leaves out: no pass of the bundle was measured on this machine; "
-            "give --bundle, and run a case with it once"
+            "what that leaves out is not known: no pass of the bundle was measured on this "
+            "machine; name it with --bundle, and run a case with it once"
         )
         return
     columns = {"": "left", "smallest region": "left", "whole image": "left"}
     rows = [
-        [f"{_STAGES[one.stage]} stage", _choice(one), _choice(other)]
+        [f"{_name(one)} stage", _choice(one), _choice(other)]
         for one, other in zip(budget.smallest_region, budget.whole_image, strict=True)
     ]
     print_table("what a run would do", columns, rows)
 
 
+def _name(stage: "StageCost | StageChoice") -> str:
+    """Name a stage, with the intensity window that its classes want where there are several."""
+    name = _STAGES[stage.stage]
+    return name if stage.intensity_window is None else f"{stage.intensity_window}: {name}"
+
+
 def _choice(choice: "StageChoice") -> str:
     seconds = f"{choice.expected_seconds:,.1f} s"
     if not choice.runs:
-        return f"not run: it takes {seconds} at the least"
+        return f"not run: it takes at least {seconds}"
     if not choice.fits:
-        return f"does not fit: it takes {seconds} at the least, and is cut short"
-    return f"{choice.gives_up or 'everything'}: {seconds}"
+        return f"does not fit: it takes at least {seconds}, and is cut short"
+    return f"{choice.degraded or 'everything'}: {seconds}"
 
 
 def _runs(cost: "StageCost") -> str:

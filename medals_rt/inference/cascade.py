@@ -71,8 +71,8 @@ class StageSummary:
     network's encoder passes; `iterations` the masked refinements of a window. For memory, results
     were gathered in `column_blocks` blocks of the image and in `class_groups` groups of classes,
     each of which runs the windows that reach into it: `window_runs` in all. The sums of one took
-    `accumulators_mib`; classes were classified `classes_per_chunk` at a time. The process was expected
-    to take `expected_peak_mib`.
+    `accumulators_mib`; classes were classified `classes_per_chunk` at a time. The process was
+    expected to take `expected_peak_mib`.
     """
 
     name: str

@@ -21,9 +21,9 @@ from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.arrays import namespace
 from medals_rt.common.choices import CPU_RUNNERS
 from medals_rt.common.errors import BundleError
+from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Array
 from medals_rt.inference.spatial_prompts import LabelPrompts, SpatialPrompts
-from medals_rt.planning.memory import CLASSES_PER_CHUNK
 from medals_rt.runners.base import Runner
 from medals_rt.runners.selection import (
     JOINING_RUNNERS,

@@ -1,70 +1,101 @@
-"""One case whose classes want different CT windows: once a window, then merged.
+"""One case whose classes want different CT windows: grouped, segmented apart, merged.
 
 The network sees 256 gray values. Lungs and liver can't both be seen in one Hounsfield window, so
-that classes are grouped by the window that they want (paper 3.2; the policy says which), each group
-is segmented by itself, and the results are laid over each other. It costs the time of a case a
-window; whoever wants one pass names a window.
+classes are grouped by the window that they want (paper 3.2; the policy says which), each group is
+segmented by itself, and the results are merged. It costs the time of a case per window; whoever
+wants one pass names a window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from medals_rt.common.errors import InputError
-from medals_rt.common.notes import Note
 from medals_rt.common.progress import Progress
-from medals_rt.inference.hybrid_prompts import checked_annotation
-from medals_rt.pipeline.report import class_records
+from medals_rt.inference.cascade import StageSummary
+from medals_rt.io.volume import Volume
+from medals_rt.planning.memory import MemoryLimit
 from medals_rt.planning.policy import load_policy
+from medals_rt.planning.time_budget import Budget
 from medals_rt.preprocessing.intensity import AUTO, is_native, parse_window
+from medals_rt.prompts.classes import ClassKey
+from medals_rt.prompts.embedding import EmbeddingSource
 from medals_rt.prompts.prompt_set import PromptSet
-
-if TYPE_CHECKING:
-    from medals_rt.io.volume import Volume
-    from medals_rt.pipeline.report import RunReport
-    from medals_rt.pipeline.segmenter import Result
 
 Labels: TypeAlias = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Pass:
-    """One call of the segmenter.
+@dataclass(frozen=True, eq=False)
+class WindowGroup:
+    """Classes that are segmented in one intensity window.
 
     Attributes
     ----------
-    prompts
-        The classes of this pass.
     window
-        As `Segmenter.segment` takes it.
-    annotation_dhw
-        Labels drawn by the user that belong to these classes, or None.
-    keep_probability
-        Whether the result's probabilities are needed.
-    progress
-        Told of windows done.
+        As `SegmentOptions.window` has it: a name, width and level, or ``"auto"`` for what can't be
+        seen in several (its one window follows from the classes).
+    prompts
+        The classes.
     """
 
-    prompts: PromptSet
     window: str
-    annotation_dhw: Labels | None
-    keep_probability: bool
-    progress: Progress | None
+    prompts: PromptSet
 
 
 @dataclass(frozen=True, eq=False)
-class _Merged:
-    """Labels that passes agreed on so far, and what voxels that two of them claim hang on."""
+class GroupResult:
+    """What segmenting one group came to; arrays ``(D, H, W)`` on the host, on the case's grid.
+
+    Attributes
+    ----------
+    group
+        What was asked for.
+    sources
+        Of each prompt, whose text embedding it used.
+    intensities
+        What the network was shown, as the report has it.
+    spacing_hwd_mm
+        The spacing that was used.
+    labels_dhw, instances_dhw
+        The labels, and the numbered lesions or None.
+    probability_dhw
+        Each voxel's largest probability, float32; None where neither the merge nor the caller
+        needs it.
+    stage_labels_dhw, stages
+        What each stage came to, by name, and what it did.
+    memory, budget
+        What the group might hold and how its time was spent.
+    seconds
+        By step.
+    """
+
+    group: WindowGroup
+    sources: tuple[EmbeddingSource, ...]
+    intensities: Mapping[str, object]
+    spacing_hwd_mm: tuple[float, float, float]
+    labels_dhw: Labels
+    instances_dhw: npt.NDArray[np.uint32] | None
+    probability_dhw: npt.NDArray[np.float32] | None
+    stage_labels_dhw: Mapping[str, Labels]
+    stages: tuple[StageSummary, ...]
+    memory: MemoryLimit
+    budget: Budget | None
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """Labels of all groups. `contested` counts the voxels that more than one group claimed."""
 
     labels_dhw: Labels
     instances_dhw: npt.NDArray[np.uint32] | None
-    probability_dhw: npt.NDArray[np.float32]
-    contested: int
+    probability_dhw: npt.NDArray[np.float32] | None
+    contested: int = 0
 
 
 def check_window(window: str, modality: str) -> None:
@@ -73,106 +104,50 @@ def check_window(window: str, modality: str) -> None:
     Raises
     ------
     InputError
-        If it is neither `"auto"`, a window's name nor `"WIDTH,LEVEL"`, or is a Hounsfield window's
-        name and the case is no CT.
+        If it is neither ``"auto"``, a window's name nor ``"WIDTH,LEVEL"``, or is the name of a
+        Hounsfield window and the case is no CT.
     """
     if window == AUTO:
         return
     named = parse_window(window).name
     if named is not None and modality != "CT":
         raise InputError(
-            f"the window {named!r} is one of Hounsfield units, but the prompts say {modality}; "
-            "give WIDTH,LEVEL in the image's own units, or leave it out for percentiles"
+            f"the window {named!r} is in Hounsfield units, but the prompts say {modality}; "
+            "give WIDTH,LEVEL in the image's own units, or leave it out for percentiles",
+            code="window-not-for-modality",
         )
 
 
-def group_by_window(volume: Volume, prompts: PromptSet, window: str) -> dict[str, PromptSet]:
+def group_by_window(volume: Volume, prompts: PromptSet, window: str) -> tuple[WindowGroup, ...]:
     """Split prompts by the CT window that each class wants, in the order of the prompts.
 
     There is one group where a window was named, where the image isn't CT or is native (0 to 255:
-    its window was chosen by whoever made it), and where all classes agree; its window is as given.
+    its window was chosen by whoever made it), and where all classes agree.
     """
-    whole = {window: prompts}
-    if window != AUTO or prompts.modality != "CT":
-        return whole
-    policy = load_policy()
-    groups: dict[str, list[Any]] = {}
-    for prompt in prompts.prompts:
-        groups.setdefault(policy.window_of(prompt.class_key), []).append(prompt)
+    groups = classes_by_window(prompts.class_keys, window)
     if len(groups) == 1 or is_native(volume.image_dhw):
-        return whole
-    return {name: PromptSet(tuple(group)) for name, group in groups.items()}
-
-
-def segment_by_window(
-    volume: Volume,
-    prompts: PromptSet,
-    window: str,
-    annotation_dhw: Labels | None,
-    progress: Progress | None,
-    run: Callable[[Pass], Result],
-) -> Result:
-    """Segment a case, once for each CT window that its classes want.
-
-    A voxel that two passes claim goes to the likelier class, as within one pass (system section 5).
-    Within a pass all is as if its classes were the only ones asked for: rules for a single class
-    apply to a group of one.
-
-    Parameters
-    ----------
-    volume, prompts
-        The case.
-    window
-        `"auto"`, or a window for all classes.
-    annotation_dhw
-        Labels `(D, H, W)` drawn by the user, or None.
-    progress
-        Told the window and stage, the sliding windows done, and those in all.
-    run
-        Does one pass: calls `Segmenter.segment`.
-
-    Returns
-    -------
-    Result
-        Of all classes, with one report: stages and steps are named `window: stage`. Where there is
-        one group only, it is what `run` gave.
-
-    Raises
-    ------
-    InputError
-        As `check_window`, and as `run`.
-    """
-    check_window(window, prompts.modality)
-    groups = group_by_window(volume, prompts, window)
-    if len(groups) == 1:
-        return run(Pass(prompts, window, annotation_dhw, keep_probability=False, progress=progress))
-    annotation = checked_annotation(annotation_dhw, volume.shape_dhw, prompts)
-    merged: _Merged | None = None
-    reports: list[RunReport] = []
-    stage_labels: dict[str, Labels] = {}
-    for name, group in groups.items():
-        drawn = _only(annotation, group.labels)
-        result = run(
-            Pass(group, name, drawn, keep_probability=True, progress=_named(progress, name))
-        )
-        merged = _merge(merged, result)
-        reports.append(result.report)
-        for stage, labels in result.stage_labels_dhw.items():
-            stage_labels[f"{name}: {stage}"] = labels
-    if merged is None:
-        raise InputError("no class was asked for: give at least one prompt")
-    report = _one_report(tuple(groups), reports, prompts, merged, volume.voxel_ml)
-    return replace(
-        result,
-        labels_dhw=merged.labels_dhw,
-        instances_dhw=merged.instances_dhw,
-        stage_labels_dhw=stage_labels,
-        report=report,
-        probability_dhw=None,
+        return (WindowGroup(window, prompts),)
+    return tuple(
+        WindowGroup(name, PromptSet(tuple(p for p in prompts.prompts if p.class_key in classes)))
+        for name, classes in groups.items()
     )
 
 
-def _only(annotation_dhw: Labels | None, labels: Sequence[int]) -> Labels | None:
+def classes_by_window(classes: Sequence[ClassKey], window: str) -> dict[str, list[ClassKey]]:
+    """Group classes by the CT window that each wants, in their order.
+
+    There is one group, of the window as given, where a window was named, where a class is not one
+    of CT, and where all agree.
+    """
+    if window != AUTO or any(key.modality != "CT" for key in classes):
+        return {window: list(classes)}
+    groups: dict[str, list[ClassKey]] = {}
+    for key in classes:
+        groups.setdefault(load_policy().window_of(key), []).append(key)
+    return groups if len(groups) > 1 else {window: list(classes)}
+
+
+def part_of_annotation(annotation_dhw: Labels | None, labels: Sequence[int]) -> Labels | None:
     """Keep the part of an annotation that has these labels; None where that is nothing."""
     if annotation_dhw is None:
         return None
@@ -180,19 +155,35 @@ def _only(annotation_dhw: Labels | None, labels: Sequence[int]) -> Labels | None
     return kept.astype(annotation_dhw.dtype) if kept.any() else None
 
 
-def _named(progress: Progress | None, window: str) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda stage, done, total: progress(f"{window}: {stage}", done, total)
+def progress_of(progress: Progress | None, group: WindowGroup, groups: int) -> Progress | None:
+    """Name a group's window before its stages, where there are several groups."""
+    if progress is None or groups == 1:
+        return progress
+    return lambda stage, done, total: progress(f"{group.window}: {stage}", done, total)
 
 
-def _merge(merged: _Merged | None, result: Result) -> _Merged:
-    """Lay a pass's result over those before; the likelier class keeps a contested voxel."""
+def merge(results: Sequence[GroupResult]) -> Merged:
+    """Merge the labels of all groups.
+
+    A voxel that two groups claim goes to the likelier class, as within one group (system section
+    5); of equally likely ones the earlier group keeps it.
+
+    Raises
+    ------
+    ValueError
+        Of several groups one has no probabilities.
+    """
+    first = results[0]
+    merged = Merged(first.labels_dhw, first.instances_dhw, first.probability_dhw)
+    for result in results[1:]:
+        merged = _merge_two(merged, result)
+    return merged
+
+
+def _merge_two(merged: Merged, result: GroupResult) -> Merged:
     labels, probability = result.labels_dhw, result.probability_dhw
-    if probability is None:
-        raise InputError("a pass to be merged gave no probabilities; ask for them")
-    if merged is None:
-        return _Merged(labels, result.instances_dhw, probability, 0)
+    if probability is None or merged.probability_dhw is None:
+        raise ValueError("groups are merged by their probabilities, and one has none")
     claimed = labels > 0
     both = claimed & (merged.labels_dhw > 0)
     taken = claimed & (~both | (probability > merged.probability_dhw))
@@ -200,68 +191,9 @@ def _merge(merged: _Merged | None, result: Result) -> _Merged:
     if instances is not None and result.instances_dhw is not None:
         shift = np.uint32(instances.max(initial=0))
         instances = np.where(taken, result.instances_dhw + shift, instances)
-    return _Merged(
+    return Merged(
         np.where(taken, labels, merged.labels_dhw),
         instances,
         np.where(taken, probability, merged.probability_dhw),
         merged.contested + int(np.count_nonzero(both)),
-    )
-
-
-def _one_report(
-    windows: Sequence[str],
-    reports: Sequence[RunReport],
-    prompts: PromptSet,
-    merged: _Merged,
-    voxel_ml: float,
-) -> RunReport:
-    """Make one report of several passes: counts of the merged labels, times added up."""
-    sources = {record.label: record.embedding for each in reports for record in each.classes}
-    labels_of = [[record.label for record in each.classes] for each in reports]
-    seconds: dict[str, float] = {}
-    for window, each in zip(windows, reports, strict=True):
-        for step, taken in each.seconds.items():
-            if step != "total":
-                seconds[f"{window}: {step}"] = taken
-    total = sum(each.seconds["total"] for each in reports)
-    peaks = [each.peak_memory_mib for each in reports if each.peak_memory_mib is not None]
-    budgets = {window: each.budget for window, each in zip(windows, reports, strict=True)}
-    passes = "; ".join(
-        f"{window} for labels {', '.join(map(str, labels))}"
-        for window, labels in zip(windows, labels_of, strict=True)
-    )
-    text = (
-        f"the classes want {len(windows)} CT windows, so the case was run once for each ({passes}) "
-        f"and merged; {merged.contested} voxels claimed by two passes went to the likelier class"
-    )
-    return replace(
-        reports[0],
-        intensities={
-            "action": "windows",
-            "windows": [
-                {**each.intensities, "labels": labels}
-                for each, labels in zip(reports, labels_of, strict=True)
-            ],
-            "contested_voxels": merged.contested,
-        },
-        classes=class_records(
-            prompts,
-            tuple(sources[label] for label in prompts.labels),
-            merged.labels_dhw,
-            merged.instances_dhw,
-            voxel_ml,
-        ),
-        stages=tuple(
-            replace(stage, name=f"{window}: {stage.name}")
-            for window, each in zip(windows, reports, strict=True)
-            for stage in each.stages
-        ),
-        seconds={**seconds, "total": total},
-        seconds_per_class=total / len(prompts.labels),
-        peak_memory_mib=max(peaks, default=None),
-        budget={"passes": budgets} if any(budgets.values()) else None,
-        notes=(
-            Note("windows-merged", text),
-            *dict.fromkeys(note for each in reports for note in each.notes),
-        ),
     )

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medals_rt.bundle.bundle import resolve_bundle
 from medals_rt.common.atomic_io import prepare_output, write_json
@@ -27,9 +27,11 @@ from medals_rt.io.registry import (
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.class_statistics import ClassStatistics, class_statistics
 from medals_rt.pipeline.csv_tables import STATISTICS_COLUMNS, statistics_row, write_csv
-from medals_rt.pipeline.intensity_windows import Pass, check_window, segment_by_window
+from medals_rt.pipeline.intensity_windows import check_window
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.preview import Orientation, save_preview
+from medals_rt.pipeline.report import Provenance
+from medals_rt.pipeline.segmenter import Result, Segmenter, load
 from medals_rt.planning import pass_timings
 from medals_rt.planning.policy import load_policy
 from medals_rt.preprocessing.intensity import prepare_intensities
@@ -41,9 +43,6 @@ from medals_rt.prompts.prompt_set import (
     parse_prompts,
     read_prompts,
 )
-
-if TYPE_CHECKING:
-    from medals_rt.pipeline.segmenter import Result, Segmenter
 
 _SPACING_TOLERANCE = 1e-3
 
@@ -96,7 +95,7 @@ class ReadJob:
     seconds: dict[str, float]
 
 
-def run_job(job: Job, progress: Progress | None = None) -> "Result":
+def run_job(job: Job, progress: Progress | None = None) -> Result:
     """Segment one case and write what the job asks for, each file whole or not at all.
 
     All that can be wrong with the request is found before the model is opened.
@@ -124,17 +123,6 @@ def run_job(job: Job, progress: Progress | None = None) -> "Result":
     return result
 
 
-@contextmanager
-def passes_recorded(segmenter: "Segmenter") -> Iterator[None]:
-    """Keep in the user's cache what passes took, however the block ends."""
-    try:
-        yield
-    finally:
-        measured = segmenter.measured_passes
-        if measured is not None:
-            pass_timings.record(segmenter.bundle.hash, measured)
-
-
 def read_job(job: Job) -> ReadJob:
     """Read the case, its prompts and its annotation.
 
@@ -148,7 +136,7 @@ def read_job(job: Job) -> ReadJob:
         annotation = None
         if job.spatial_prompts is not None:
             annotation = read_annotation(job.spatial_prompts, case.volume)
-        check_window(job.options.window, prompts.modality)
+        check_window(job.options.segment.window, prompts.modality)
         check_output(job.output, case)
     return ReadJob(job, case, prompts, annotation, watch.seconds)
 
@@ -166,10 +154,8 @@ def read_prompted_case(
     return case, choose_prompts(case, source, options.reading)
 
 
-def open_models(options: RunOptions) -> "Segmenter":
+def open_models(options: RunOptions) -> Segmenter:
     """Open the models that the options name; see `Segmenter.open`."""
-    from medals_rt.pipeline.segmenter import load
-
     return load(
         resolve_bundle(options.bundle),
         runner=options.runner,
@@ -179,48 +165,40 @@ def open_models(options: RunOptions) -> "Segmenter":
 
 
 def segment_job(
-    segmenter: "Segmenter",
+    segmenter: Segmenter,
     read: ReadJob,
     progress: Progress | None = None,
     *,
     seconds_before: Mapping[str, float] | None = None,
-) -> "Result":
+) -> Result:
     """Segment a case that was read; its report counts reading and what came before, by step.
 
     Raises
     ------
     MedalsError : as `Segmenter.segment`
     """
-    options, volume = read.job.options, read.case.volume
-    before = {**read.seconds, **(seconds_before or {})}
-    watch, passed = Stopwatch(), 0
-
-    def run(one: Pass) -> "Result":
-        nonlocal passed
-        # A pass has the time of its classes, and what earlier passes left of theirs.
-        own = (options.time_budget or 0.0) * passed
-        passed += len(one.prompts.labels)
-        return segmenter.segment(
-            volume,
-            one.prompts,
-            preset=options.preset,
-            seed=options.seed,
-            refinement=options.refinement,
-            window=one.window,
-            spatial_prompts=one.annotation_dhw,
-            progress=one.progress,
-            keep_probability=one.keep_probability,
-            max_memory=options.max_memory,
-            time_budget=options.time_budget,
-            seconds_spent=sum(before.values()) + watch.total() - own,
-        )
-
-    result = segment_by_window(
-        volume, read.prompts, options.window, read.annotation_dhw, progress, run
+    return segmenter.segment(
+        read.case.volume,
+        read.prompts,
+        read.job.options.segment,
+        spatial_prompts=read.annotation_dhw,
+        provenance=Provenance(
+            seconds={**read.seconds, **(seconds_before or {})},
+            notes=(*read.case.notes, *_modality_notes(read)),
+        ),
+        progress=progress,
     )
-    report = result.report.with_steps_before(before)
-    notes = (*read.case.notes, *_modality_notes(read), *report.notes)
-    return replace(result, report=replace(report, notes=notes))
+
+
+@contextmanager
+def passes_recorded(segmenter: Segmenter) -> Iterator[None]:
+    """Keep in the user's cache what passes took, however the block ends."""
+    try:
+        yield
+    finally:
+        measured = segmenter.measured_passes
+        if measured is not None:
+            pass_timings.record(segmenter.bundle.hash, measured)
 
 
 def _modality_notes(read: ReadJob) -> tuple[Note, ...]:
@@ -232,7 +210,7 @@ def _modality_notes(read: ReadJob) -> tuple[Note, ...]:
     return (warning("modality-contradicted", text),)
 
 
-def write_job(read: ReadJob, result: "Result") -> None:
+def write_job(read: ReadJob, result: Result) -> None:
     """Write labels and what else the job asks for, each file whole or not at all.
 
     Raises
@@ -252,14 +230,19 @@ def write_job(read: ReadJob, result: "Result") -> None:
         write_json(job.report, result.report.to_dict())
     if job.preview is not None:
         draw_preview(
-            job.preview, read.case.volume, result.labels_dhw, read.prompts, job.options.window
+            job.preview,
+            read.case.volume,
+            result.labels_dhw,
+            read.prompts,
+            job.options.segment.window,
+            notice=result.report.bundle["notice"],
         )
     if job.statistics is not None:
         rows = [statistics_row(found) for found in measure(read, result)]
         write_csv(job.statistics, STATISTICS_COLUMNS, rows)
 
 
-def measure(read: ReadJob, result: "Result") -> tuple[ClassStatistics, ...]:
+def measure(read: ReadJob, result: Result) -> tuple[ClassStatistics, ...]:
     """Measure what was found of each class on the image as it was read."""
     names = {found.label: found.name for found in result.report.classes}
     return class_statistics(read.case.volume, result.labels_dhw, names)
@@ -347,7 +330,12 @@ def choose_prompts(
 
 
 def draw_preview(
-    path: Path, volume: Volume, labels_dhw: Any, prompts: PromptSet, window: str = "auto"
+    path: Path,
+    volume: Volume,
+    labels_dhw: Any,
+    prompts: PromptSet,
+    window: str = "auto",
+    notice: str | None = None,
 ) -> None:
     """Draw a result on its image, in the intensities that the model saw."""
     if window == "auto":
@@ -367,4 +355,5 @@ def draw_preview(
         names,
         title=volume.name,
         orientation=orientation,
+        notice=notice,
     )

@@ -1,19 +1,84 @@
 """What a run is asked for, the same whether it treats one case or ten thousand."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from medals_rt.common.choices import Refinement
-from medals_rt.common.limits import MAX_VOXELS
+from medals_rt.common.choices import PRESETS, REFINEMENTS, PresetName, Refinement
+from medals_rt.common.errors import InputError
+from medals_rt.common.limits import CLASSES_PER_CHUNK, MAX_VOXELS
 from medals_rt.prompts.prompt_set import PLAIN_READING, PromptReading
 
 if TYPE_CHECKING:
-    pass
+    from medals_rt.inference.refinement import MaskSource
 
-_SEES_NO_RESULT: Final = {"decides": False}
+_CHANGES_NO_RESULT: Final = {"decides": False}
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """How a case is segmented: what `Segmenter.segment` takes beside the image and the prompts.
+
+    Attributes
+    ----------
+    preset
+        Which constants and class lists apply: those of the ``"paper"`` or of the authors' released
+        code (``"release"``).
+    refinement
+        ``"masked"``: Algorithm 2. ``"unmasked"``: the network sees whole prompts. ``"none"``: every
+        stage works from the text alone.
+    window
+        Intensity window: ``"auto"`` (the one that the classes want; a CT whose classes want several
+        is run once for each and merged), the name of a window of Hounsfield units, or
+        ``"WIDTH,LEVEL"``.
+    seed
+        Of the block masks; the same seed, case, bundle and runner give the same bytes.
+    time_budget
+        Seconds a class that the case may take; None for no limit. What is left out to keep it is in
+        the report (`budget`).
+    max_memory
+        Bytes that the process (on a GPU: the arrays there) may hold; None for 80 % of what is free.
+        It changes how the work is cut, not the result.
+    keep_probability
+        Also return the largest probability of each voxel.
+    classes_per_chunk
+        How many classes are classified at once at most; changes memory, not the result.
+    masks
+        Another source of block masks, for tests and comparisons; None draws them from `seed`.
+
+    Raises
+    ------
+    InputError
+        An unknown preset or refinement, or a number that isn't positive.
+    """
+
+    preset: PresetName = "paper"
+    refinement: Refinement = "masked"
+    window: str = "auto"
+    seed: int = 0
+    time_budget: float | None = None
+    max_memory: int | None = field(default=None, metadata=_CHANGES_NO_RESULT)
+    keep_probability: bool = field(default=False, metadata=_CHANGES_NO_RESULT)
+    classes_per_chunk: int = field(default=CLASSES_PER_CHUNK, metadata=_CHANGES_NO_RESULT)
+    masks: MaskSource | None = field(
+        default=None, repr=False, compare=False, metadata=_CHANGES_NO_RESULT
+    )
+
+    def __post_init__(self) -> None:
+        _check_choice("preset", self.preset, PRESETS)
+        _check_choice("refinement", self.refinement, REFINEMENTS)
+        if not isinstance(self.window, str):
+            raise TypeError(
+                f"window must be 'auto', a window's name or 'WIDTH,LEVEL', found {self.window!r}"
+            )
+        for name in ("time_budget", "max_memory", "classes_per_chunk"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"{name} must be positive, found {value}", code="not-positive")
 
 
 @dataclass(frozen=True)
@@ -31,51 +96,51 @@ class PromptSource:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How cases are read, and which model segments them in which way.
+    """Which model segments cases, and how they are read and segmented.
 
-    To add an option, add a field here, its flag in `cli.options.run_options`, and hand it on where
-    it is used: `read_job`, `open_models` or `segment_job` of `job`. A folder of results that was
-    made with other options is made anew; a field that can't change a result says so by
-    `metadata=_SEES_NO_RESULT`.
+    A folder of results that was made with other options is made again; a field that can't change a
+    result says so in its metadata.
 
     Attributes
     ----------
     bundle
-        The model's folder; None is as `bundle.resolve_bundle` has it. (Results hang on its hash,
-        which is looked at beside the options.)
+        The model's folder; None is as `bundle.resolve_bundle` has it. (Results depend on its hash,
+        which is compared beside the options.)
     runner, precision, threads
         As for `Segmenter.open`.
-    preset, refinement, seed, window
+    segment
         As for `Segmenter.segment`.
     reading
         How sentences are read.
-    time_budget
-        Seconds a class that a case may take; what is left out to keep them stands in the report.
-    max_memory
-        Bytes that a case may take; it changes how the work is cut, not its result.
     max_voxels
         Larger images are refused before memory is taken for them.
     """
 
-    bundle: Path | None = field(default=None, metadata=_SEES_NO_RESULT)
+    bundle: Path | None = field(default=None, metadata=_CHANGES_NO_RESULT)
     runner: str = "auto"
     precision: str | None = None
-    threads: int | None = field(default=None, metadata=_SEES_NO_RESULT)
-    preset: str = "paper"
-    refinement: Refinement = "masked"
-    seed: int = 0
-    window: str = "auto"
+    threads: int | None = field(default=None, metadata=_CHANGES_NO_RESULT)
+    segment: SegmentOptions = field(default_factory=SegmentOptions)
     reading: PromptReading = PLAIN_READING
-    time_budget: float | None = None
-    max_memory: int | None = field(default=None, metadata=_SEES_NO_RESULT)
-    max_voxels: int = field(default=MAX_VOXELS, metadata=_SEES_NO_RESULT)
+    max_voxels: int = field(default=MAX_VOXELS, metadata=_CHANGES_NO_RESULT)
 
     def deciding(self) -> Mapping[str, Any]:
-        """Give the options that can change a result, by name, as JSON has them."""
-        chosen = {
-            each.name: getattr(self, each.name)
-            for each in fields(self)
-            if each.metadata.get("decides", True)
-        }
-        content: Mapping[str, Any] = json.loads(json.dumps(chosen, default=str))
+        """Return the options that can change a result, by name, as JSON has them."""
+        content: Mapping[str, Any] = json.loads(json.dumps(_deciding(self), default=str))
         return content
+
+
+def _deciding(options: Any) -> dict[str, Any]:
+    found = {}
+    for each in fields(options):
+        if each.metadata.get("decides", True):
+            value = getattr(options, each.name)
+            found[each.name] = _deciding(value) if is_dataclass(value) else value
+    return found
+
+
+def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(
+            f"no {name} {value!r}: choose {' or '.join(known)}", code=f"{name}-unknown"
+        )

@@ -44,6 +44,7 @@ _WIDTH_IN = 13.0
 _TALLEST_PANELS_IN = 9.0
 _GAP_IN = 0.35
 _LEGEND_ROW_IN = 0.2
+_NOTICE_IN = 0.2
 _DPI = 120
 _FULLNESS_WEIGHT = 0.01
 _LONGEST_TEXT = 100
@@ -97,6 +98,7 @@ def save_preview(
     *,
     title: str,
     orientation: Orientation = "known",
+    notice: str | None = None,
 ) -> None:
     """Draw axial, coronal and sagittal overlays and write them as a PNG, atomically.
 
@@ -110,6 +112,7 @@ def save_preview(
     title : a line above the picture, such as the case's name
     orientation : whether the directions of the canonical axes come from the file ("known"), from
         the convention of challenge files ("assumed"), or mean nothing ("none": microscopy)
+    notice : what everyone who sees the picture must be told; stands in its foot
 
     Raises
     ------
@@ -130,7 +133,8 @@ def save_preview(
     texts = _legend_texts(names, labels_dhw, spacing_dhw_mm)
     legend_rows = -(-len(texts) // _legend_columns(texts))
     panels_in = scale * max(panel.size_mm[0] for panel in panels)
-    top_in, bottom_in = 0.75, 0.5 + _LEGEND_ROW_IN * legend_rows
+    top_in = 0.75
+    bottom_in = 0.5 + _LEGEND_ROW_IN * legend_rows + (0.0 if notice is None else _NOTICE_IN)
     height_in = top_in + panels_in + bottom_in
     figure = Figure(figsize=(_WIDTH_IN, height_in), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
@@ -161,10 +165,15 @@ def save_preview(
         parse_math=False,
     )
     _draw_legend(figure, texts, colors, bottom_in - 0.08)
-    note = _FOOTNOTES[orientation]
-    figure.text(0.5, 0.1 / height_in, note, ha="center", va="bottom", fontsize=8, color="#555555")
+    _write_foot(figure, 0.1 / height_in, _FOOTNOTES[orientation], "#555555")
+    if notice is not None:
+        _write_foot(figure, 0.28 / height_in, _drawable(notice), "#9a3412", weight="bold")
     with atomic_output(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def _write_foot(figure: Any, height: float, text: str, color: str, **style: str) -> None:
+    figure.text(0.5, height, text, ha="center", va="bottom", fontsize=8, color=color, **style)
 
 
 def cut_panels(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from medals_rt.common.environment import library_versions, machine_facts
-from medals_rt.common.notes import Note
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.environment import library_versions, machine_facts, peak_memory_mib
+from medals_rt.common.notes import Note, warning
 from medals_rt.inference.cascade import StageSummary
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from medals_rt.prompts.prompt_set import PromptSet
+from medals_rt.inference.network import NetworkInfo
+from medals_rt.io.volume import Volume
+from medals_rt.pipeline.intensity_windows import GroupResult, Merged
+from medals_rt.pipeline.options import SegmentOptions
+from medals_rt.planning.memory import memory_record
+from medals_rt.prompts.prompt_set import PromptSet
 
 CHALLENGE_SECONDS_PER_CLASS = 60.0
 """The challenge's limit: a case that takes longer scores zero (system rule 10)."""
@@ -46,11 +49,31 @@ class ClassSummary:
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """What is known of a case from before it was segmented.
+
+    Attributes
+    ----------
+    seconds
+        What came before, by step, such as reading and opening models: it counts in the report and
+        towards the time budget.
+    notes
+        Remarks of whoever read the case.
+    origin
+        Which part of the file it is (a DICOM series, say), without the patient; JSON values.
+    """
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RunReport:
     """The whole record of one case; `to_dict` is what `report.json` holds.
 
-    `memory` says what might be held. `budget` is what a time budget planned and left out, None where
-    there was none; `asked_seconds_per_class` is that budget.
+    `memory` says what might be held, and what was expected. `budget` is what a time budget planned
+    and left out, None where there was none; `asked_seconds_per_class` is that budget.
     """
 
     case: str
@@ -93,12 +116,12 @@ class RunReport:
         """Which stages or windows are missing because time ran out; None: none are."""
         if self.budget is None:
             return None
-        passes = self.budget.get("passes")
-        records = {"": self.budget} if passes is None else passes
+        groups = self.budget.get("groups")
+        records = {"": self.budget} if groups is None else groups
         missing = [
             f"{window}: {what}" if window else what
             for window, record in records.items()
-            for what in (record or {}).get("missing", ())
+            for what in record["missing"]
         ]
         return "; ".join(missing) or None
 
@@ -112,15 +135,6 @@ class RunReport:
             "within_asked": self.within_asked,
         }
 
-    def with_steps_before(self, seconds: Mapping[str, float]) -> RunReport:
-        """Count steps that came before the segmentation, such as reading and opening models."""
-        total = self.seconds["total"] + sum(seconds.values())
-        return replace(
-            self,
-            seconds={**seconds, **self.seconds, "total": total},
-            seconds_per_class=total / len(self.classes),
-        )
-
     def to_dict(self) -> dict[str, Any]:
         """Give plain values for JSON."""
         content = asdict(self)
@@ -133,7 +147,136 @@ class RunReport:
         }
 
 
-def class_records(
+def build_report(
+    volume: Volume,
+    prompts: PromptSet,
+    options: SegmentOptions,
+    bundle: Bundle,
+    networks: Sequence[NetworkInfo],
+    groups: Sequence[GroupResult],
+    merged: Merged,
+    provenance: Provenance,
+    total_seconds: float,
+) -> RunReport:
+    """Write down what was done with one case: the only place where a report is made.
+
+    Parameters
+    ----------
+    volume, prompts, options
+        What was asked for.
+    bundle, networks
+        What did it: of both stages.
+    groups
+        The results of all window groups; where there are several, stages and steps are named
+        ``window: stage``.
+    merged
+        The labels of all of them.
+    provenance
+        What came before.
+    total_seconds
+        What segmenting took, on the clock.
+    """
+    several = len(groups) > 1
+
+    def named(result: GroupResult, name: str) -> str:
+        return f"{result.group.window}: {name}" if several else name
+
+    sources = {
+        label: source
+        for result in groups
+        for label, source in zip(result.group.prompts.labels, result.sources, strict=True)
+    }
+    seconds = dict(provenance.seconds)
+    for result in groups:
+        seconds |= {named(result, step): taken for step, taken in result.seconds.items()}
+    total = total_seconds + sum(provenance.seconds.values())
+    info = networks[0]
+    return RunReport(
+        case=volume.name,
+        preset=options.preset,
+        refinement=options.refinement,
+        seed=options.seed,
+        runner=info.runner,
+        runner_reason=info.why,
+        device=info.device,
+        precision=info.precision,
+        bundle={"name": bundle.name, "hash": bundle.hash, "notice": bundle.notice},
+        image={
+            "shape_dhw": volume.shape_dhw,
+            "stored_spacing_hwd_mm": volume.spacing_hwd_mm,
+            "used_spacing_hwd_mm": groups[0].spacing_hwd_mm,
+            **({"origin": dict(provenance.origin)} if provenance.origin else {}),
+        },
+        intensities=_intensities(groups, merged),
+        classes=class_summaries(
+            prompts,
+            tuple(sources[label] for label in prompts.labels),
+            merged.labels_dhw,
+            merged.instances_dhw,
+            volume.voxel_ml,
+        ),
+        stages=tuple(
+            replace(stage, name=named(result, stage.name))
+            for result in groups
+            for stage in result.stages
+        ),
+        seconds={**seconds, "total": total},
+        seconds_per_class=total / len(prompts.labels),
+        peak_memory_mib=peak_memory_mib(),
+        memory=memory_record(
+            groups[0].memory,
+            max(stage.expected_peak_mib for result in groups for stage in result.stages),
+        ),
+        budget=_budget(groups),
+        asked_seconds_per_class=options.time_budget,
+        notes=(
+            *_notice(bundle),
+            *_degraded(groups),
+            *provenance.notes,
+            *_of_networks(networks),
+        ),
+    )
+
+
+def _intensities(groups: Sequence[GroupResult], merged: Merged) -> dict[str, Any]:
+    if len(groups) == 1:
+        return dict(groups[0].intensities)
+    return {
+        "action": "windows",
+        "windows": [
+            {**result.intensities, "labels": list(result.group.prompts.labels)} for result in groups
+        ],
+        "contested_voxels": merged.contested,
+    }
+
+
+def _budget(groups: Sequence[GroupResult]) -> dict[str, Any] | None:
+    records = {
+        result.group.window: result.budget.record()
+        for result in groups
+        if result.budget is not None
+    }
+    if len(records) <= 1:
+        return next(iter(records.values()), None)
+    return {"groups": records}
+
+
+def _notice(bundle: Bundle) -> tuple[Note, ...]:
+    return () if bundle.notice is None else (warning("notice", bundle.notice),)
+
+
+def _degraded(groups: Sequence[GroupResult]) -> tuple[Note, ...]:
+    """Say what the time budget left out."""
+    left_out = [what for each in groups if each.budget is not None for what in each.budget.degraded]
+    return tuple(warning("time-budget", f"time budget: {what}") for what in dict.fromkeys(left_out))
+
+
+def _of_networks(networks: Sequence[NetworkInfo]) -> tuple[Note, ...]:
+    texts = dict.fromkeys(text for info in networks for text in info.notes)
+    return tuple(Note("runner", text) for text in texts)
+
+
+def class_summaries(
     prompts: PromptSet,
     sources: tuple[str, ...],
     labels_dhw: npt.NDArray[Any],

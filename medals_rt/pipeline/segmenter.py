@@ -1,13 +1,13 @@
-"""Two stages, start to end: the models are opened once and serve any number of cases.
+"""Opened models, ready for any number of cases.
 
-No arithmetic stands here: geometry decides, `run_stage` segments, `postprocess` cleans up; this
-module says in which order and writes down what was done (system rules 3 to 8).
+No arithmetic stands here: classes are grouped by intensity window, geometry decides, `run_stages`
+segments, `finalize` cleans up, and `report` writes down what was done (system rules 3 to 8).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,38 +17,39 @@ import numpy.typing as npt
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.arrays import to_device, to_host
-from medals_rt.common.choices import RUNNER_KINDS, STAGE_NAMES, Refinement, StageNumber
-from medals_rt.common.environment import peak_memory_mib
+from medals_rt.common.choices import RUNNER_KINDS, STAGE_NAMES, StageNumber
 from medals_rt.common.errors import InputError
-from medals_rt.common.notes import Note, warning
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.inference.cascade import CaseRun, run_stages
 from medals_rt.inference.hybrid_prompts import checked_annotation
 from medals_rt.inference.network import StageNetwork
-from medals_rt.inference.refinement import MaskSource, seeded_masks
+from medals_rt.inference.refinement import seeded_masks
 from medals_rt.inference.stage import StageTask
 from medals_rt.io.volume import Volume
-from medals_rt.pipeline.report import RunReport, class_records
+from medals_rt.pipeline.intensity_windows import (
+    GroupResult,
+    Labels,
+    WindowGroup,
+    check_window,
+    group_by_window,
+    merge,
+    part_of_annotation,
+    progress_of,
+)
+from medals_rt.pipeline.options import SegmentOptions
+from medals_rt.pipeline.report import Provenance, RunReport, build_report
 from medals_rt.planning import pass_timings
 from medals_rt.planning.geometry import clean_spacing
-from medals_rt.planning.memory import (
-    CLASSES_PER_CHUNK,
-    feature_channels,
-    memory_limit,
-    memory_record,
-    weight_bytes,
-)
+from medals_rt.planning.memory import count_weights, feature_channels, memory_limit
+from medals_rt.planning.pass_timings import MeasuredPasses
 from medals_rt.planning.policy import load_policy
 from medals_rt.planning.stage_plan import CaseOutline
-from medals_rt.planning.pass_timings import MeasuredPasses
 from medals_rt.planning.time_budget import Budget, case_budget
 from medals_rt.postprocessing.finalize import finish_labels, treated_labels
-from medals_rt.preprocessing.intensity import prepare_intensities
+from medals_rt.preprocessing.intensity import AUTO, prepare_intensities
 from medals_rt.prompts.embedding import PromptEmbedder
-from medals_rt.prompts.prompt_set import PromptSet, parse_prompts
-
-REFINEMENTS: tuple[Refinement, ...] = ("masked", "unmasked", "none")
+from medals_rt.prompts.prompt_set import PromptSet, as_prompt_set
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,18 @@ class Result:
     instances_dhw
         For lesions under the preset `paper`: the components numbered from 1, uint32; else None.
     stage_labels_dhw
-        What each stage gave on the whole grid before anything was cleaned up, by stage name.
+        What each stage came to on the whole grid before anything was cleaned up, by stage name
+        (``"window: stage"`` where the classes were seen in several windows).
     report
         What was done.
     probability_dhw
         The last stage's largest probability of a voxel's classes, float32, 0 outside the stage's
-        box; None unless it was asked for.
+        box; None unless `SegmentOptions.keep_probability` asked for it.
     """
 
     labels_dhw: npt.NDArray[Any]
     instances_dhw: npt.NDArray[np.uint32] | None
-    stage_labels_dhw: dict[str, npt.NDArray[Any]]
+    stage_labels_dhw: Mapping[str, npt.NDArray[Any]]
     report: RunReport
     probability_dhw: npt.NDArray[np.float32] | None = None
 
@@ -80,14 +82,15 @@ class Result:
 class Segmenter:
     """Opened models, ready for cases. Use it as a context manager, or call `close`.
 
-    Make one with `medals_rt.load` or `Segmenter.open`.
+    Make one with `medals_rt.load` or `Segmenter.open`. Not safe to share between threads.
     """
 
-    def __init__(self, bundle: Bundle, networks: dict[StageNumber, StageNetwork]) -> None:
+    def __init__(self, bundle: Bundle, networks: Mapping[StageNumber, StageNetwork]) -> None:
         self.bundle = bundle
-        self._networks = networks
+        self._networks = dict(networks)
         self._embedder = PromptEmbedder(bundle)
         self._measured: dict[int, float] = {}
+        self._is_closed = False
 
     @classmethod
     def open(
@@ -105,7 +108,7 @@ class Segmenter:
         bundle
             Its folder; None for the one named by ``MEDALS_RT_BUNDLE``, else the demo.
         runner
-            ``"auto"`` or one of `medals_rt.runners.selection.RUNNER_KINDS`.
+            ``"auto"`` or one of `medals_rt.common.choices.RUNNER_KINDS`.
         precision
             ``"fp32"``, ``"fp16"`` or ``"bf16"``; None: what suits this machine and bundle.
         threads
@@ -131,12 +134,35 @@ class Segmenter:
             raise
         return cls(opened, networks)
 
+    def __repr__(self) -> str:
+        if self._is_closed:
+            return f"<Segmenter of {self.bundle.name}, closed>"
+        return f"<Segmenter of {self.bundle.name}, {self.arithmetic}>"
+
     def network(self, stage: StageNumber) -> StageNetwork:
-        """Give the network of stage 1 (coarse) or 2 (fine)."""
+        """Return the network of stage 1 (coarse) or 2 (fine)."""
         return self._networks[stage]
 
+    @property
+    def arithmetic(self) -> str:
+        """Runner and precision, such as ``"openvino/bf16"``: what measured passes are kept by."""
+        info = self._networks[1].info
+        return f"{info.runner}/{info.precision}"
+
+    @property
+    def measured_passes(self) -> MeasuredPasses | None:
+        """What passes took so far, for `pass_timings.record`; also after a case that failed.
+
+        None where nothing was run, or the networks are of another kind than the run time's (PyTorch
+        as a reference), which says nothing of it.
+        """
+        if not self._measured or self._networks[1].info.runner not in RUNNER_KINDS:
+            return None
+        return MeasuredPasses(self.arithmetic, dict(self._measured))
+
     def close(self) -> None:
-        """Give the models' memory back."""
+        """Free the models' memory; cases are refused from then on."""
+        self._is_closed = True
         for network in self._networks.values():
             network.close()
 
@@ -149,20 +175,12 @@ class Segmenter:
     def segment(
         self,
         volume: Volume,
-        prompts: PromptSet | Mapping[str, object],
+        prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
+        options: SegmentOptions | None = None,
         *,
-        preset: str = "paper",
-        seed: int = 0,
-        refinement: str = "masked",
         spatial_prompts: npt.NDArray[Any] | None = None,
-        window: str = "auto",
+        provenance: Provenance | None = None,
         progress: Progress | None = None,
-        masks: MaskSource | None = None,
-        classes_per_chunk: int = CLASSES_PER_CHUNK,
-        keep_probability: bool = False,
-        max_memory: int | None = None,
-        time_budget: float | None = None,
-        seconds_spent: float = 0.0,
     ) -> Result:
         """Segment one case.
 
@@ -171,96 +189,145 @@ class Segmenter:
         volume
             Image and spacing.
         prompts
-            The classes asked for and their label values; a mapping like that of a prompts file is
-            read by `parse_prompts`.
-        preset
-            ``"paper"`` or ``"release"``: which constants and class lists apply.
-        seed
-            Of the block masks; the same seed, case, bundle and runner give the same bytes.
-        refinement
-            ``"masked"``: Algorithm 2. ``"unmasked"``: the network sees whole prompts.
-            ``"none"``: every stage works from the text alone.
+            The classes asked for and their label values: a `PromptSet`, a mapping like that of a
+            prompts file, a list of sentences (labels 1, 2, ...), or one sentence.
+        options
+            How; None for the defaults.
         spatial_prompts
             An annotation `(D, H, W)` on the volume's grid with label values of `prompts`: it
-            stands in for the coarse prediction of the labels that it holds (hybrid mode).
-        window
-            CT intensity window, ``"auto"``: chosen from the classes.
+            replaces the coarse prediction of the labels that it holds (hybrid mode).
+        provenance
+            What is known of the case from before, for the report and the time budget.
         progress
-            Told the stage's name, windows done and windows in all; one that is run several times,
-            to keep within the memory, counts each time.
-        masks
-            Another source of block masks, for tests.
-        classes_per_chunk
-            How many classes are classified at once at most; changes memory, not results.
-        keep_probability
-            Also give the largest probability of each voxel, for comparisons.
-        max_memory
-            Bytes that the process (on a card: the arrays there) may hold; None for 80 % of what is
-            free. Changes how classes are cut, not results.
-        time_budget
-            Seconds a class that the case may take; None: there is no limit. What is left out to
-            keep it is in the report (`budget`).
-        seconds_spent
-            What the case took before this call, of its budget.
+            Called with the stage's name, windows done and windows in all; a window that is run
+            several times, to keep within the memory, counts each time.
 
         Raises
         ------
+        TypeError
+            `volume` is no `Volume`, `options` are no `SegmentOptions`, or `prompts` none of theirs.
         CaseError
             The annotation does not fit the volume.
         BundleError
             The bundle does not cover a class.
         InputError
-            Unknown preset, refinement or window; `max_memory` or `time_budget` is not positive, or
-            the memory does not hold one class.
+            The segmenter is closed; the window is unknown or not one of the modality; the memory
+            does not hold one class at a time, or the time no pass of the network.
         PromptError
             A prompt names no class.
         """
-        if refinement not in REFINEMENTS:
+        if self._is_closed:
             raise InputError(
-                f"no refinement {refinement!r}: choose one of {', '.join(REFINEMENTS)}"
+                "this segmenter is closed; open it again with medals_rt.load",
+                code="segmenter-closed",
             )
-        mode: Refinement = refinement
-        if not isinstance(prompts, PromptSet):
-            prompts = parse_prompts(prompts)
-        if classes_per_chunk < 1:
-            raise InputError(f"classes_per_chunk must be at least 1, found {classes_per_chunk}")
+        if not isinstance(volume, Volume):
+            raise TypeError(
+                f"volume is a {type(volume).__name__}, not a medals_rt.Volume; make one with "
+                "Volume.from_nibabel(image), Volume.from_sitk(image) or Volume(array, spacing)"
+            )
+        options = SegmentOptions() if options is None else options
+        if not isinstance(options, SegmentOptions):
+            raise TypeError(
+                f"options are a {type(options).__name__}, not medals_rt.SegmentOptions; write "
+                "segment(volume, prompts, SegmentOptions(preset='paper'))"
+            )
+        provenance = provenance or Provenance()
+        prompts = as_prompt_set(prompts)
+        check_window(options.window, prompts.modality)
         watch = Stopwatch()
-        budget = case_budget(time_budget, len(prompts.labels), seconds_spent)
+        annotation = checked_annotation(spatial_prompts, volume.shape_dhw, prompts)
+        groups = group_by_window(volume, prompts, options.window)
+        spent_before, classes_before = sum(provenance.seconds.values()), 0
+        results: list[GroupResult] = []
+        for group in groups:
+            # A group has the time of its classes, and what earlier groups left of theirs.
+            own = (options.time_budget or 0.0) * classes_before
+            budget = case_budget(
+                options.time_budget,
+                len(group.prompts.labels),
+                spent_before + watch.total() - own,
+                may_refuse=not results,
+            )
+            classes_before += len(group.prompts.labels)
+            results.append(
+                self._segment_group(
+                    volume,
+                    group,
+                    options,
+                    budget,
+                    part_of_annotation(annotation, group.prompts.labels),
+                    progress_of(progress, group, len(groups)),
+                    keep_probability=options.keep_probability or len(groups) > 1,
+                )
+            )
+        merged = merge(results)
+        report = build_report(
+            volume,
+            prompts,
+            options,
+            self.bundle,
+            [each.info for each in self._networks.values()],
+            results,
+            merged,
+            provenance,
+            watch.total(),
+        )
+        several = len(results) > 1
+        stage_labels = {
+            f"{result.group.window}: {stage}" if several else stage: labels
+            for result in results
+            for stage, labels in result.stage_labels_dhw.items()
+        }
+        probability = merged.probability_dhw if options.keep_probability else None
+        return Result(merged.labels_dhw, merged.instances_dhw, stage_labels, report, probability)
+
+    def _segment_group(
+        self,
+        volume: Volume,
+        group: WindowGroup,
+        options: SegmentOptions,
+        budget: Budget | None,
+        annotation: Labels | None,
+        progress: Progress | None,
+        *,
+        keep_probability: bool,
+    ) -> GroupResult:
+        """Segment the classes of one intensity window, as if they were the only ones asked for."""
+        prompts = group.prompts
         policy = load_policy()
-        rules = policy.rules(prompts.class_keys, preset)
-        chosen = policy.preset(preset)
+        rules = policy.rules(prompts.class_keys, options.preset)
+        preset = policy.preset(options.preset)
+        watch = Stopwatch()
         with watch.step("prepare"):
-            annotation = checked_annotation(spatial_prompts, volume.shape_dhw, prompts)
-            if window == "auto":
+            window = group.window
+            if window == AUTO:
                 window = policy.intensity_window(prompts.class_keys)
             intensities = prepare_intensities(volume, prompts.modality, window)
             embeddings, sources = self._embedder.embed(prompts)
             device = self._networks[1].array_device
-            treated = treated_labels(volume.image_dhw.size, prompts, preset)
-            recalled = pass_timings.recall(self.bundle.hash, self._arithmetic)
+            treated = treated_labels(volume.image_dhw.size, prompts, options.preset)
+            recalled = pass_timings.recall(self.bundle.hash, self.arithmetic)
             known = {} if recalled is None else recalled.seconds_per_pass
             outline = CaseOutline(
                 shape_dhw=volume.shape_dhw,
                 spacing_hwd_mm=clean_spacing(volume.shape_dhw, volume.spacing_hwd_mm),
                 rules=rules,
-                preset=chosen,
-                mode=mode,
+                preset=preset,
+                mode=options.refinement,
                 classes=len(prompts.labels),
                 channels=feature_channels(self.bundle),
-                memory=memory_limit(max_memory, device),
-                weight_bytes=weight_bytes(self.bundle),
+                memory=memory_limit(options.max_memory, device),
+                classes_per_chunk=options.classes_per_chunk,
+                weights=count_weights(self.bundle),
                 runner=self._networks[1].info.runner,
                 precision=self._networks[1].info.precision,
-                classes_per_chunk=classes_per_chunk,
             )
+            masks = options.masks or seeded_masks(options.seed, _content_key(intensities.image_dhw))
             case = CaseRun(
                 image_dhw=to_device(intensities.image_dhw, device),
                 outline=outline,
-                task=StageTask(
-                    queries=to_device(embeddings, device),
-                    labels=prompts.labels,
-                    masks=masks or seeded_masks(seed, _content_key(intensities.image_dhw)),
-                ),
+                task=StageTask(to_device(embeddings, device), prompts.labels, masks),
                 keep_probability=keep_probability or bool(treated),
                 watch=watch,
                 progress=progress,
@@ -270,71 +337,30 @@ class Segmenter:
             )
             annotated = None if annotation is None else to_device(annotation, device)
         outcomes = run_stages(self._networks, case, annotated)
+        last = outcomes[-1]
         with watch.step("post-process"):
-            last = outcomes[-1]
             labels, instances = finish_labels(
-                last.labels_dhw, last.probability_dhw, treated, lesion=rules.lesion, preset=chosen
+                last.labels_dhw, last.probability_dhw, treated, lesion=rules.lesion, preset=preset
             )
         with watch.step("download"):
             labels_host = to_host(labels)
             instances_host = None if instances is None else to_host(instances)
             stage_labels = {each.record.name: to_host(each.labels_dhw) for each in outcomes}
             probability = to_host(last.probability_dhw) if keep_probability else None
-        total = watch.total()
-        info = self._networks[1].info
-        report = RunReport(
-            case=volume.name,
-            preset=preset,
-            refinement=refinement,
-            seed=seed,
-            runner=info.runner,
-            runner_reason=info.why,
-            device=info.device,
-            precision=info.precision,
-            bundle={"name": self.bundle.name, "hash": self.bundle.hash},
-            image={
-                "shape_dhw": volume.shape_dhw,
-                "stored_spacing_hwd_mm": volume.spacing_hwd_mm,
-                "used_spacing_hwd_mm": outline.spacing_hwd_mm,
-            },
+        return GroupResult(
+            group=group,
+            sources=sources,
             intensities=intensities.describe(),
-            classes=class_records(prompts, sources, labels_host, instances_host, volume.voxel_ml),
+            spacing_hwd_mm=outline.spacing_hwd_mm,
+            labels_dhw=labels_host,
+            instances_dhw=instances_host,
+            probability_dhw=probability,
+            stage_labels_dhw=stage_labels,
             stages=tuple(each.record for each in outcomes),
-            seconds={**watch.seconds, "total": total},
-            seconds_per_class=total / len(prompts.labels),
-            peak_memory_mib=peak_memory_mib(),
-            memory=memory_record(
-                outline.memory, max(each.record.expected_peak_mib for each in outcomes)
-            ),
-            budget=None if budget is None else budget.record(),
-            asked_seconds_per_class=time_budget,
-            notes=self._notes(budget),
+            memory=outline.memory,
+            budget=budget,
+            seconds=watch.seconds,
         )
-        return Result(labels_host, instances_host, stage_labels, report, probability)
-
-    @property
-    def measured_passes(self) -> MeasuredPasses | None:
-        """What passes took in this process, for `pass_timings.record`.
-
-        None where nothing was run, or the networks are of another kind than the run time's (PyTorch
-        as a reference), which says nothing of it. It holds after a case that failed, too.
-        """
-        if not self._measured or self._networks[1].info.runner not in RUNNER_KINDS:
-            return None
-        return MeasuredPasses(self._arithmetic, dict(self._measured))
-
-    @property
-    def _arithmetic(self) -> str:
-        """Runner and precision, as measured passes are kept by."""
-        info = self._networks[1].info
-        return f"{info.runner}/{info.precision}"
-
-    def _notes(self, budget: Budget | None) -> tuple[Note, ...]:
-        """Remarks of both networks, and warnings of what the time budget left out."""
-        reduced = [] if budget is None else budget.degraded
-        degraded = [warning("time-budget", f"time budget: {what}") for what in reduced]
-        of_networks = (note for each in self._networks.values() for note in each.info.notes)
-        return (*degraded, *(Note("runner", text) for text in dict.fromkeys(of_networks)))
 
 
 def load(
@@ -349,7 +375,7 @@ def load(
 
 
 def _content_key(image_dhw: npt.NDArray[np.float32]) -> str:
-    """Name a case by what is in it, so that its masks don't hang on a file's name."""
+    """Name a case by what is in it, so that its masks don't depend on a file's name."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr(image_dhw.shape).encode())
     digest.update(np.ascontiguousarray(image_dhw).data)

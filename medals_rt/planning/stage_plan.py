@@ -12,10 +12,10 @@ from math import ceil, floor, prod
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.choices import Refinement
 from medals_rt.common.errors import InputError
+from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Box, Spacing
 from medals_rt.planning.geometry import StageGeometry, plan_stage, smallest_region
 from medals_rt.planning.memory import (
-    CLASSES_PER_CHUNK,
     MemoryDemand,
     MemoryLimit,
     MemoryPlan,
@@ -48,8 +48,8 @@ class CaseOutline:
         What may be held.
     classes_per_chunk
         The most classes that are classified at once.
-    weight_bytes
-        Of one stage's network, as they are stored.
+    weights
+        Of the networks of both stages together, how many numbers.
     runner, precision
         Inference library and arithmetic of the network.
     """
@@ -63,7 +63,7 @@ class CaseOutline:
     channels: int
     memory: MemoryLimit
     classes_per_chunk: int = CLASSES_PER_CHUNK
-    weight_bytes: int = 0
+    weights: int = 0
     runner: str = "openvino"
     precision: str = "bf16"
 
@@ -147,7 +147,7 @@ def stage_plans(
                 channels=case.channels,
                 runner=case.runner,
                 precision=case.precision,
-                weight_bytes=case.weight_bytes,
+                weights=case.weights,
                 case_voxels=prod(case.shape_dhw),
                 is_fine=spec.is_fine,
                 prompted=prompted or iterates,
@@ -212,7 +212,7 @@ def smallest_region_of(case: CaseOutline, fine: StageSpec) -> Box:
 def seconds_of_both(
     known: Mapping[int, float], window_voxels: Mapping[int, int]
 ) -> dict[int, float]:
-    """Return the seconds of a pass of each stage; an unknown one costs as much a voxel as the other.
+    """Return the seconds of a pass of each stage; an unknown one takes the other's a voxel.
 
     Parameters
     ----------

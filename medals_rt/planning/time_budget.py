@@ -106,7 +106,9 @@ class Budget:
     @property
     def reserved(self) -> float:
         """Seconds kept for what follows the network: going back to the case's grid, writing."""
-        return min(_RESERVED_SHARE * self.seconds + _RESERVED_SECONDS, _MOST_RESERVED * self.seconds)
+        return min(
+            _RESERVED_SHARE * self.seconds + _RESERVED_SECONDS, _MOST_RESERVED * self.seconds
+        )
 
     @property
     def left(self) -> float:

@@ -8,7 +8,7 @@ labels) or 1 for lesions (instances); system section 3.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,7 +19,6 @@ from medals_rt.prompts.classes import ClassKey, check_kind
 from medals_rt.prompts.matching import Match, find_class, free_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from os import PathLike
 
 INSTANCE_LABEL: Final = "instance_label"
@@ -293,6 +292,42 @@ def numbered(texts: Sequence[str], kind: str, reading: PromptReading = PLAIN_REA
     return _resolve(dict(enumerate(texts, start=1)), kind, reading)
 
 
+def as_prompt_set(
+    prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
+    kind: str = "anatomy",
+    reading: PromptReading = PLAIN_READING,
+) -> PromptSet:
+    """Read prompts in any of the forms that the Python interface takes.
+
+    Parameters
+    ----------
+    prompts
+        A `PromptSet` (returned as it is), a mapping as in `prompts.json`, a list of sentences
+        (labels 1, 2, ...), or one sentence.
+    kind, reading
+        Of sentences; see `numbered`.
+
+    Raises
+    ------
+    TypeError
+        It is none of these.
+    PromptError
+        As `parse_prompts`.
+    """
+    if isinstance(prompts, PromptSet):
+        return prompts
+    if isinstance(prompts, str):
+        return numbered([prompts], kind, reading)
+    if isinstance(prompts, Mapping):
+        return parse_prompts(prompts, reading)
+    if isinstance(prompts, Sequence) and all(isinstance(text, str) for text in prompts):
+        return numbered(prompts, kind, reading)
+    raise TypeError(
+        f"prompts are a {type(prompts).__name__}; pass a sentence, a list of sentences, "
+        '{"1": "Liver in abdominal CT"} or a PromptSet'
+    )
+
+
 def describe(found: Match | Prompt) -> dict[str, object]:
     """Say what a sentence was read as: `modality`, `class`, `id`, `matched`."""
     key = found.class_key
@@ -305,6 +340,7 @@ __all__ = [
     "Prompt",
     "PromptReading",
     "PromptSet",
+    "as_prompt_set",
     "describe",
     "find_class",
     "numbered",

@@ -19,7 +19,6 @@ from medals_rt.bundle.bundle import Bundle, path_inside
 from medals_rt.common.errors import BundleError, InputError, RunnerError
 from medals_rt.common.optional_deps import import_optional, missing_one_of
 from medals_rt.runners.base import thread_limit
-from medals_rt.runners.openvino_graphs import shared_core
 from medals_rt.runners.selection import installed
 
 TEXT_ENCODER_FOLDER = "text_encoder"
@@ -230,6 +229,8 @@ def open_graph(path: Path, library: Library | None = None) -> tuple[Library, Gra
 
 
 def _open_openvino(path: Path) -> Graph:
+    from medals_rt.runners.openvino_graphs import shared_core
+
     config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads := thread_limit(None):
         config["INFERENCE_NUM_THREADS"] = threads

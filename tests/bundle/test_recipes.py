@@ -12,7 +12,7 @@ from medals_rt.bundle.recipes import (
     verification_for,
 )
 from medals_rt.common.errors import InputError, MissingFileError
-from medals_rt.planning.memory import CLASSES_PER_CHUNK
+from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.prompts.classes import all_classes
 
 GOOD = """

@@ -6,11 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, get_type_hints
 
 import numpy as np
 import pytest
@@ -22,8 +20,8 @@ from medals_rt.cli import app
 from medals_rt.cli._options import run_options, takes
 from medals_rt.cli.batch import batch_command
 from medals_rt.cli.run import run_command
-from medals_rt.pipeline.job import Job, default_output, read_job, segment_job
-from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.pipeline.job import default_output
+from medals_rt.pipeline.options import RunOptions, SegmentOptions
 from tests.pipeline.batch.helpers import SHAPE, write_case
 
 
@@ -105,10 +103,13 @@ def test_every_option_of_a_run_has_its_flag_in_run_and_batch() -> None:
 
 def test_the_options_that_decide_a_result() -> None:
     every = {each.name for each in fields(RunOptions)}
-    assert every - set(RunOptions().deciding()) >= {"bundle", "threads", "max_memory", "max_voxels"}
-    assert {"preset", "refinement", "seed", "window", "runner"} <= set(RunOptions().deciding())
-    assert RunOptions(time_budget=1).deciding() != RunOptions().deciding()
-    assert RunOptions(seed=1).deciding() != RunOptions().deciding()
+    assert every - set(RunOptions().deciding()) >= {"bundle", "threads", "max_voxels"}
+    decides = RunOptions().deciding()["segment"]
+    assert set(decides) == {"preset", "refinement", "seed", "window", "time_budget"}
+    for options in (SegmentOptions(time_budget=1), SegmentOptions(seed=1)):
+        assert RunOptions(segment=options).deciding() != RunOptions().deciding()
+    lighter = RunOptions(segment=SegmentOptions(max_memory=2**30))
+    assert lighter.deciding() == RunOptions().deciding()
     assert RunOptions(threads=1).deciding() == RunOptions().deciding()
 
 
@@ -149,47 +150,6 @@ def test_the_package_is_a_command_too() -> None:
     command = [sys.executable, "-m", "medals_rt", "version", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "medals-rt" in json.loads(done.stdout)
-
-
-def test_window_passes_share_the_time_of_their_case(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two windows, of one and of two classes: the second pass has what the first left."""
-    image = np.random.default_rng(0).normal(0, 400, SHAPE)
-    case = tmp_path / "a.npz"
-    np.savez(case, imgs=image, spacing=np.array([2.0, 2.0, 3.0]))
-    sentences = ("Left lung in CT", "Liver in CT", "Spleen in CT")
-    options = RunOptions(time_budget=10.0, max_memory=5)
-    read = read_job(
-        Job(case, tmp_path / "s.npz", PromptSource(sentences=sentences), options=options)
-    )
-    clock = [100.0]
-    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    given: list[tuple[int, object, object, float]] = []
-
-    class Segmenter:
-        def segment(self, _: object, prompts: Any, **chosen: Any) -> None:
-            spent = chosen["seconds_spent"] - sum(read.seconds.values())
-            given.append((len(prompts.labels), chosen["time_budget"], chosen["max_memory"], spent))
-            clock[0] += 4.0
-            if len(given) == 2:
-                raise StopIteration
-
-    monkeypatch.setattr("medals_rt.pipeline.intensity_windows._merge", lambda *_: None)
-    monkeypatch.setattr(Segmenter, "segment", recorded(Segmenter.segment))
-    with pytest.raises(StopIteration):
-        segment_job(Segmenter(), read, seconds_before={"open models": 3.0})
-    assert given == [(1, 10.0, 5, 3.0), (2, 10.0, 5, 3.0 + 4.0 - 10.0)]
-
-
-def recorded(segment: Callable[..., None]) -> Callable[..., SimpleNamespace]:
-    """Give a result that has just what is looked at between two passes."""
-
-    def run(*given: Any, **chosen: Any) -> SimpleNamespace:
-        segment(*given, **chosen)
-        return SimpleNamespace(report=None, stage_labels_dhw={})
-
-    return run
 
 
 def test_sizes_of_memory_are_read_from_words(tiny_bundle: Bundle, tmp_path: Path) -> None:

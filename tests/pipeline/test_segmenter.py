@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +11,12 @@ import pytest
 import medals_rt
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import BundleError, CaseError, InputError
+from medals_rt.common.notes import Note
 from medals_rt.io.volume import Volume
+from medals_rt.pipeline.options import SegmentOptions
+from medals_rt.pipeline.report import Provenance
 from medals_rt.pipeline.segmenter import Segmenter
+from medals_rt.planning.policy import Policy
 from medals_rt.prompts.prompt_set import parse_prompts
 
 ANATOMY = {"1": "Liver in abdominal CT", "4": "Right kidney in abdominal CT"}
@@ -31,21 +37,25 @@ def volume() -> Volume:
 
 
 def test_the_same_seed_gives_the_same_bytes(segmenter: Segmenter, volume: Volume) -> None:
-    first = segmenter.segment(volume, ANATOMY, seed=3)
-    second = segmenter.segment(replace(volume, name="renamed"), ANATOMY, seed=3)
+    first = segmenter.segment(volume, ANATOMY, SegmentOptions(seed=3))
+    second = segmenter.segment(replace(volume, name="renamed"), ANATOMY, SegmentOptions(seed=3))
     assert first.labels_dhw.tobytes() == second.labels_dhw.tobytes()
     assert first.labels_dhw.any()
 
 
 def test_another_seed_draws_other_masks(segmenter: Segmenter, volume: Volume) -> None:
     one, other = (
-        segmenter.segment(volume, ANATOMY, seed=seed).stage_labels_dhw["fine"] for seed in (0, 1)
+        segmenter.segment(volume, ANATOMY, SegmentOptions(seed=seed)).stage_labels_dhw["fine"]
+        for seed in (0, 1)
     )
     assert (one != other).any()
 
 
 def test_chunks_of_classes_change_nothing(segmenter: Segmenter, volume: Volume) -> None:
-    whole, cut = (segmenter.segment(volume, ANATOMY, classes_per_chunk=size) for size in (32, 1))
+    whole, cut = (
+        segmenter.segment(volume, ANATOMY, SegmentOptions(classes_per_chunk=size))
+        for size in (32, 1)
+    )
     np.testing.assert_array_equal(whole.labels_dhw, cut.labels_dhw)
 
 
@@ -61,7 +71,12 @@ def test_both_stages_are_recorded(segmenter: Segmenter, volume: Volume) -> None:
     voxels = sum(record.voxels for record in report.classes)
     volume_ml = sum(record.volume_ml for record in report.classes)
     assert volume_ml == pytest.approx(voxels * 4 * 4 * 6 / 1000, abs=0.01)
-    assert report.to_dict()["within_budget"] is True
+    assert report.to_dict()["limits"] == {
+        "challenge_seconds_per_class": 60.0,
+        "within_challenge": True,
+        "asked_seconds_per_class": None,
+        "within_asked": None,
+    }
 
 
 def test_progress_counts_every_window(segmenter: Segmenter, volume: Volume) -> None:
@@ -77,7 +92,7 @@ def test_progress_counts_every_window(segmenter: Segmenter, volume: Volume) -> N
 
 
 def test_text_only_runs_one_pass_a_window(segmenter: Segmenter, volume: Volume) -> None:
-    report = segmenter.segment(volume, ANATOMY, refinement="none").report
+    report = segmenter.segment(volume, ANATOMY, SegmentOptions(refinement="none")).report
     assert all(stage.passes == stage.windows for stage in report.stages)
     assert all(stage.prompts == "text only" for stage in report.stages)
 
@@ -86,13 +101,13 @@ def test_lesions_are_numbered_in_paper_and_binary_in_release(
     segmenter: Segmenter, volume: Volume
 ) -> None:
     prompts = {"7": "Adrenocortical carcinoma in abdominal CT", "instance_label": 1}
-    paper = segmenter.segment(volume, prompts, preset="paper")
+    paper = segmenter.segment(volume, prompts, SegmentOptions(preset="paper"))
     assert paper.instances_dhw is not None
     assert set(np.unique(paper.labels_dhw)) <= {0, 7}
     np.testing.assert_array_equal(paper.instances_dhw > 0, paper.labels_dhw > 0)
     (record,) = paper.report.classes
     assert record.components == paper.instances_dhw.max()
-    release = segmenter.segment(volume, prompts, preset="release")
+    release = segmenter.segment(volume, prompts, SegmentOptions(preset="release"))
     assert release.instances_dhw is None
     assert set(np.unique(release.labels_dhw)) <= {0, 1}
 
@@ -139,11 +154,107 @@ def test_a_wrong_annotation_is_refused(
         segmenter.segment(volume, ANATOMY, spatial_prompts=drawn)
 
 
-def test_unknown_choices_are_refused(segmenter: Segmenter, volume: Volume) -> None:
-    with pytest.raises(InputError, match="no refinement 'blurred'"):
-        segmenter.segment(volume, ANATOMY, refinement="blurred")
-    with pytest.raises(InputError, match="no preset 'book'"):
-        segmenter.segment(volume, ANATOMY, preset="book")
+def test_prompts_come_in_several_forms(segmenter: Segmenter, volume: Volume) -> None:
+    sentence = "Liver in abdominal CT"
+    forms = (sentence, [sentence], {"1": sentence}, parse_prompts({"1": sentence}))
+    first, *others = [segmenter.segment(volume, form).labels_dhw for form in forms]
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"volume": np.zeros((3, 3, 3))}, "Volume.from_nibabel"),
+        ({"prompts": 7}, "pass a sentence"),
+        ({"prompts": ["Liver in CT", 3]}, "pass a sentence"),
+        ({"options": {"preset": "paper"}}, "SegmentOptions"),
+    ],
+)
+def test_wrong_types_are_told_what_to_pass(
+    segmenter: Segmenter, volume: Volume, given: dict[str, Any], says: str
+) -> None:
+    arguments = {"volume": volume, "prompts": "Liver in CT", "options": None} | given
+    with pytest.raises(TypeError, match=says):
+        segmenter.segment(**arguments)
+
+
+def test_a_closed_segmenter_says_so(tiny_bundle: Bundle, volume: Volume) -> None:
+    with medals_rt.load(tiny_bundle.folder, runner="onnxruntime", precision="fp32") as opened:
+        assert repr(opened) == "<Segmenter of tiny, onnxruntime/fp32>"
+    assert repr(opened) == "<Segmenter of tiny, closed>"
+    with pytest.raises(InputError) as caught:
+        opened.segment(volume, ANATOMY)
+    assert caught.value.code == "segmenter-closed"
+
+
+def test_segmenting_writes_nothing_into_the_users_cache(
+    segmenter: Segmenter, volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "cache"))
+    segmenter.segment(volume, ANATOMY)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_case_in_two_windows_is_one_result(
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both kidneys and the liver, where the policy is made to want two windows."""
+    rng = np.random.default_rng(3)
+    volume = Volume(rng.integers(-900, 900, (12, 30, 26)).astype(np.int16), (4.0, 4.0, 6.0))
+    wanted = {"Liver": "soft tissue", "Right kidney": "lung"}
+    monkeypatch.setattr(Policy, "window_of", lambda _, key: wanted[key.name])
+    heard: list[str] = []
+    before = Provenance({"read": 3.0}, (Note("x", "remark"),), {"series": 2})
+    result = segmenter.segment(
+        volume,
+        ANATOMY,
+        provenance=before,
+        progress=lambda stage, *_: heard.append(stage),
+    )
+    report = result.report
+    names = [f"{window}: {stage}" for window in wanted.values() for stage in ("coarse", "fine")]
+    assert list(dict.fromkeys(heard)) == [stage.name for stage in report.stages] == names
+    assert list(result.stage_labels_dhw) == names
+    assert [each.label for each in report.classes] == [1, 4]
+    assert report.intensities["action"] == "windows"
+    assert [each["labels"] for each in report.intensities["windows"]] == [[1], [4]]
+    assert report.seconds["read"] == 3.0
+    assert report.seconds["total"] > 3.0
+    assert Note("x", "remark") in report.notes
+    assert report.image["origin"] == {"series": 2}
+    assert result.probability_dhw is None
+    alone = {
+        label: segmenter.segment(volume, {label: text}, SegmentOptions(window=window)).labels_dhw
+        for (label, text), window in zip(ANATOMY.items(), wanted.values(), strict=True)
+    }
+    claimed = (alone["1"] > 0) | (alone["4"] > 0)
+    np.testing.assert_array_equal(result.labels_dhw > 0, claimed)
+    both = (alone["1"] > 0) & (alone["4"] > 0)
+    assert report.intensities["contested_voxels"] == np.count_nonzero(both)
+    np.testing.assert_array_equal(result.labels_dhw[~both], (alone["1"] + alone["4"])[~both])
+
+
+def test_window_groups_share_the_time_of_their_case(
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two windows, of one class each: the second has what the first left."""
+    volume = Volume(np.full((4, 8, 8), -500, np.int16), (4.0, 4.0, 6.0))
+    wanted = {"Liver": "soft tissue", "Right kidney": "lung"}
+    monkeypatch.setattr(Policy, "window_of", lambda _, key: wanted[key.name])
+    asked: list[tuple[float | None, int, float]] = []
+
+    def case_budget(seconds: float | None, classes: int, spent: float) -> None:
+        asked.append((seconds, classes, spent))
+
+    monkeypatch.setattr("medals_rt.pipeline.segmenter.case_budget", case_budget)
+    segmenter.segment(
+        volume, ANATOMY, SegmentOptions(time_budget=600.0), provenance=Provenance({"read": 3.0})
+    )
+    (first, second) = asked
+    assert first[:2] == second[:2] == (600.0, 1)
+    assert 3.0 <= first[2] < 100.0
+    assert first[2] - 600.0 < second[2] < first[2] - 500.0
 
 
 def test_a_class_outside_the_bundle_is_refused_with_those_it_has(
@@ -156,5 +267,7 @@ def test_a_class_outside_the_bundle_is_refused_with_those_it_has(
 def test_a_case_smaller_than_a_window_and_of_one_slice(segmenter: Segmenter) -> None:
     image = np.full((1, 5, 6), 120, np.uint8)
     for preset in ("paper", "release"):
-        result = segmenter.segment(Volume(image, (1.0, 1.0, 5.0)), ANATOMY, preset=preset)
+        result = segmenter.segment(
+            Volume(image, (1.0, 1.0, 5.0)), ANATOMY, SegmentOptions(preset=preset)
+        )
         assert result.labels_dhw.shape == (1, 5, 6)

@@ -19,6 +19,7 @@ from medals_rt.common.byte_sizes import parse_size
 from medals_rt.common.errors import InputError
 from medals_rt.common.typing import Shape
 from medals_rt.io.volume import Volume
+from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.planning.axis_tiling import Columns
 from medals_rt.planning.cost import feature_channels
 from medals_rt.planning.memory import (
@@ -257,9 +258,9 @@ def test_a_case_in_groups_and_chunks_is_the_case(
         return replace(plan, classes_per_chunk=1)
 
     with medals_rt.load(tiny_bundle.folder, runner="onnxruntime", precision="fp32") as segmenter:
-        whole = segmenter.segment(volume, prompts, refinement=refinement)
+        whole = segmenter.segment(volume, prompts, SegmentOptions(refinement=refinement))
         monkeypatch.setattr("medals_rt.planning.stage_plan.plan_memory", one_by_one)
-        cut = segmenter.segment(volume, prompts, refinement=refinement)
+        cut = segmenter.segment(volume, prompts, SegmentOptions(refinement=refinement))
     assert {stage.class_groups for stage in whole.report.stages} == {1}
     assert {stage.class_groups for stage in cut.report.stages} == {len(whole.report.classes)}
     for before, after in zip(whole.report.stages, cut.report.stages, strict=True):
@@ -283,7 +284,7 @@ def test_max_memory_cuts_the_image_into_blocks_and_changes_no_label(tiny_bundle:
         shape = fine.resampled_shape_hwd
         plan = plan_memory(2, shape, windows, channels, PLENTY, precision="fp32")
         limit = plan.expected_bytes - plan.slab_bytes // 2
-        cut = segmenter.segment(volume, ANATOMY, max_memory=limit)
+        cut = segmenter.segment(volume, ANATOMY, SegmentOptions(max_memory=limit))
     after = cut.report.stages[1]
     assert (fine.column_blocks, fine.window_runs) == (1, fine.windows)
     assert after.column_blocks > 1
@@ -296,11 +297,11 @@ def test_max_memory_cuts_the_image_into_blocks_and_changes_no_label(tiny_bundle:
 def test_a_limit_is_honoured_and_reported(tiny_bundle: Bundle) -> None:
     volume = Volume(np.full((6, 10, 10), 90, np.uint8), (4.0, 4.0, 6.0))
     with medals_rt.load(tiny_bundle.folder, runner="onnxruntime", precision="fp32") as segmenter:
-        report = segmenter.segment(volume, ANATOMY, max_memory=2 * 2**30).report
+        report = segmenter.segment(volume, ANATOMY, SegmentOptions(max_memory=2 * 2**30)).report
         assert report.memory == {"limit_mib": 2048.0, "limit_from": "asked for"}
         assert segmenter.segment(volume, ANATOMY).report.memory["limit_mib"] > 0
         with pytest.raises(InputError, match="allow at least"):
-            segmenter.segment(volume, ANATOMY, max_memory=2**20)
+            segmenter.segment(volume, ANATOMY, SegmentOptions(max_memory=2**20))
 
 
 def test_the_network_of_a_full_window_is_what_was_measured() -> None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 from unicodedata import normalize
 
 from medals_rt.common.errors import InputError, MissingFileError
@@ -229,13 +230,12 @@ def _with_row(job: Job, row: JobRow, folder: Path) -> Job:
         source = PromptSource(sentences=row.sentences, kind=row.kind or source.kind)
     elif row.kind is not None:
         source = replace(source, kind=row.kind)
-    options = replace(
-        job.options,
-        window=row.window or job.options.window,
-        preset=row.preset or job.options.preset,
-        refinement=row.refinement or job.options.refinement,
-        seed=job.options.seed if row.seed is None else row.seed,
-    )
+    given: dict[str, Any] = {
+        name: value
+        for name in ("window", "preset", "refinement", "seed")
+        if (value := getattr(row, name)) is not None
+    }
+    options = replace(job.options, segment=replace(job.options.segment, **given))
     drawn = None if row.spatial_prompts is None else folder / row.spatial_prompts
     return replace(job, source=source, options=options, spatial_prompts=drawn, series=row.series)
 

@@ -37,7 +37,7 @@ class PageClass:
 
 
 @dataclass(frozen=True)
-class Gpu:
+class PageCard:
     """One case as the page shows it; links are relative to the page and quoted, "" for none."""
 
     entry: Entry
@@ -78,7 +78,7 @@ def write_page(path: Path, title: str, cases: Sequence[tuple[BatchCase, Entry]])
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
-def card(entry: Entry, case: BatchCase, folder: Path) -> Gpu:
+def card(entry: Entry, case: BatchCase, folder: Path) -> PageCard:
     """Say what the page in `folder` shows of a case."""
     job = case.job
     facts: list[str] = []
@@ -89,7 +89,7 @@ def card(entry: Entry, case: BatchCase, folder: Path) -> Gpu:
     if entry.seconds is not None and entry.seconds_per_class is not None:
         facts.append(f"{duration(entry.seconds)}, {entry.seconds_per_class:.1f} s a class")
     written = entry.status != "failed"
-    return Gpu(
+    return PageCard(
         entry=entry,
         picture=_link(job.preview, folder) if written else "",
         result=_link(job.output, folder) if written else "",

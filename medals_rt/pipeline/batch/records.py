@@ -76,7 +76,7 @@ class Entry:
 
     @property
     def late(self) -> bool:
-        """Whether it took longer than was asked for, or than the challenge's time where nothing was."""
+        """Whether it took longer than was asked for, else than the challenge's time."""
         kept = self.within_challenge if self.within_asked is None else self.within_asked
         return kept is False
 

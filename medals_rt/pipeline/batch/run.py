@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.atomic_io import remove_leftovers
@@ -34,9 +34,7 @@ from medals_rt.pipeline.job import (
     write_job,
 )
 from medals_rt.pipeline.options import RunOptions
-
-if TYPE_CHECKING:
-    from medals_rt.pipeline.segmenter import Result, Segmenter
+from medals_rt.pipeline.segmenter import Result, Segmenter
 
 
 class Listener(Protocol):
@@ -94,7 +92,7 @@ def run_batch(
         entries[case.name] = entry
         listener.ended(entry)
 
-    def write(ready: _Ready, result: "Result") -> None:
+    def write(ready: _Ready, result: Result) -> None:
         end(ready.case, _written(ready, result))
 
     # Each pool has one thread. On the way out, also by Ctrl-C, both finish what they have begun and
@@ -145,7 +143,7 @@ def _prepared(case: BatchCase, bundle_hash: str) -> _Ready | Entry:
         return _failed(case, error)
 
 
-def _written(ready: _Ready, result: "Result") -> Entry:
+def _written(ready: _Ready, result: Result) -> Entry:
     """Write a case's files, and last of all the record that it is finished."""
     case = ready.case
     try:
@@ -160,7 +158,7 @@ def _written(ready: _Ready, result: "Result") -> Entry:
     return entry
 
 
-def _entry(ready: _Ready, result: "Result") -> Entry:
+def _entry(ready: _Ready, result: Result) -> Entry:
     job, report = ready.case.job, result.report
     return Entry(
         name=shown(ready.case.name),

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.inference.network import pass_chains
-from medals_rt.planning.memory import CLASSES_PER_CHUNK
 
 Shape = tuple[int, ...]
 

@@ -5,6 +5,8 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from medals_rt.common.choices import Refinement
+
 Shape3 = tuple[int, int, int]
 Task = Literal["cold", "warm", "classes", "volumes", "roofs"]
 
@@ -54,7 +56,7 @@ class Question(msgspec.Struct, frozen=True):
     checkpoints: tuple[str, str] | None
     threads: int | None
     repetitions: int
-    refinement: str
+    refinement: Refinement
     class_counts: tuple[int, ...]
     volume_factors: tuple[int, ...]
 
@@ -135,7 +137,7 @@ class CaseFacts(msgspec.Struct, frozen=True):
     shape_dhw: Shape3
     spacing_hwd_mm: tuple[float, float, float]
     prompts: dict[str, str]
-    refinement: str
+    refinement: Refinement
 
 
 class BenchReport(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.common.choices import TENSORRT_LABELS
+from medals_rt.common.choices import TENSORRT_LABELS, Refinement
 from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.common.errors import InputError, MedalsError
 from medals_rt.common.progress import Progress
@@ -66,7 +66,7 @@ class BenchRequest:
     checkpoints: tuple[Path, Path] | None = None
     threads: int | None = None
     repetitions: int = 5
-    refinement: str = "masked"
+    refinement: Refinement = "masked"
     thorough: bool = True
     class_counts: tuple[int, ...] = CLASS_COUNTS
     volume_factors: tuple[int, ...] = VOLUME_FACTORS

@@ -5,12 +5,14 @@ import time
 import numpy as np
 
 from medals_rt.common.arrays import to_device
+from medals_rt.common.choices import Refinement
 from medals_rt.common.environment import peak_memory_mib
 from medals_rt.common.typing import Array
 from medals_rt.inference.network import StageNetwork
 from medals_rt.inference.spatial_prompts import SpatialPrompts, label_prompts
 from medals_rt.io.case import Case
 from medals_rt.io.volume import Volume
+from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.prompts.prompt_set import PromptSet
 from medals_rt.tools.bench.gpu_memory import wait_for_device
@@ -68,8 +70,8 @@ def growth_with_volume(
     return tuple(found)
 
 
-def _seconds(subject: Subject, volume: Volume, prompts: PromptSet, refinement: str) -> float:
-    result = subject.segmenter.segment(volume, prompts, refinement=refinement)
+def _seconds(subject: Subject, volume: Volume, prompts: PromptSet, refinement: Refinement) -> float:
+    result = subject.segmenter.segment(volume, prompts, SegmentOptions(refinement=refinement))
     return result.report.seconds["total"]
 
 

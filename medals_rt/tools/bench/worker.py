@@ -18,7 +18,7 @@ from medals_rt.common.errors import MissingDependencyError
 from medals_rt.io.case import Case
 from medals_rt.io.registry import read_case
 from medals_rt.pipeline.job import choose_prompts
-from medals_rt.pipeline.options import PromptSource
+from medals_rt.pipeline.options import PromptSource, SegmentOptions
 from medals_rt.pipeline.report import RunReport
 from medals_rt.prompts.prompt_set import PromptSet
 from medals_rt.tools.bench.gpu_memory import CardMemory
@@ -70,7 +70,9 @@ def _case(
     runs: list[RunTime] = []
     report: RunReport | None = None
     for turn in range(1 if question.task == "cold" else 1 + question.repetitions):
-        result = subject.segmenter.segment(case.volume, prompts, refinement=question.refinement)
+        result = subject.segmenter.segment(
+            case.volume, prompts, SegmentOptions(refinement=question.refinement)
+        )
         report = result.report
         if turn or question.task == "cold":
             steps = {name: s for name, s in report.seconds.items() if name != "total"}

@@ -14,7 +14,7 @@ from medals_rt.inference.refinement import seeded_masks
 from medals_rt.io.registry import ENDINGS, read_case
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.job import choose_prompts
-from medals_rt.pipeline.options import PromptSource
+from medals_rt.pipeline.options import PromptSource, SegmentOptions
 from medals_rt.pipeline.segmenter import Result, Segmenter
 from medals_rt.prompts.prompt_set import PromptSet
 from medals_rt.tools.verify.measures import compare_cases
@@ -81,8 +81,7 @@ def compare_whole_cases(
         result = segmenter.segment(
             case.volume,
             case.prompts,
-            masks=seeded_masks(0, case.name),
-            keep_probability=True,
+            SegmentOptions(masks=seeded_masks(0, case.name), keep_probability=True),
         )
         done += 1
         if progress is not None:

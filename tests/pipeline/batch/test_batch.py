@@ -11,6 +11,7 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.notes import warning
+from medals_rt.pipeline.batch import run as batch_run
 from tests.pipeline.batch.helpers import (
     KIDNEY,
     SHAPE,
@@ -101,7 +102,7 @@ def test_jobs_with_prompts_and_names_of_their_own(
 def test_warnings_of_a_case_are_told(
     run: Callable[..., Result], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = run.segment_job
+    original = batch_run.segment_job
 
     def segment(*given: Any) -> Any:
         result = original(*given)
@@ -112,7 +113,7 @@ def test_warnings_of_a_case_are_told(
             ),
         )
 
-    monkeypatch.setattr(run, "segment_job", segment)
+    monkeypatch.setattr(batch_run, "segment_job", segment)
     result = run()
     assert result.exit_code == 0
     assert result.stderr.count("; time budget: less was done\n") == 3

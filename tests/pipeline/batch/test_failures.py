@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from medals_rt.common.errors import BundleError, OutputError, RunnerError
+from medals_rt.pipeline.batch import run as batch_run
 from medals_rt.pipeline.options import RunOptions
 from tests.pipeline.batch.helpers import LIVER, Result, files_below, statuses, write_case
 
@@ -70,7 +71,7 @@ def test_whatever_a_case_raises_is_its_own_failure(
     error: Exception,
     words: str,
 ) -> None:
-    original = getattr(run, step)
+    original = getattr(batch_run, step)
 
     def fail(*given: Any, **options: Any) -> Any:
         job = getattr(given[0], "job", None) or getattr(given[1:2] and given[1], "job", given[0])
@@ -79,7 +80,7 @@ def test_whatever_a_case_raises_is_its_own_failure(
             raise error
         return done
 
-    monkeypatch.setattr(run, step, fail)
+    monkeypatch.setattr(batch_run, step, fail)
     assert run().exit_code == 1
     assert statuses(out) == {"case0": "done", "case1": "failed", "case2": "done"}
     assert words in (out / "summary.csv").read_text()
@@ -93,7 +94,7 @@ def test_models_that_cannot_be_opened_end_the_batch(
     def refuse(_: RunOptions) -> None:
         raise BundleError("no such graph")
 
-    monkeypatch.setattr(run, "open_models", refuse)
+    monkeypatch.setattr(batch_run, "open_models", refuse)
     result = run()
     assert result.exit_code == 2
     assert result.stderr == "error: no such graph\n"
@@ -103,19 +104,19 @@ def test_models_that_cannot_be_opened_end_the_batch(
 def test_a_full_disk_ends_the_batch_with_what_is_finished(
     run: Callable[..., Result], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = run.write_job
+    original = batch_run.write_job
 
     def write(read: Any, result: Any) -> None:
         if read.job.input.name == "case1.npz":
             raise OutputError(f"can't write {read.job.output}: {os.strerror(errno.ENOSPC)}")
         original(read, result)
 
-    monkeypatch.setattr(run, "write_job", write)
+    monkeypatch.setattr(batch_run, "write_job", write)
     result = run()
     assert result.exit_code == 1
     assert "No space left on device; 1 of 3 cases are finished" in result.stderr
     assert "summary.csv" not in files_below(out)
-    monkeypatch.setattr(run, "write_job", original)
+    monkeypatch.setattr(batch_run, "write_job", original)
     assert run().exit_code == 0
     assert statuses(out) == {"case0": "kept", "case1": "done", "case2": "done"}
 
@@ -123,19 +124,19 @@ def test_a_full_disk_ends_the_batch_with_what_is_finished(
 def test_ctrl_c_keeps_what_is_finished(
     run: Callable[..., Result], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = run.segment_job
+    original = batch_run.segment_job
 
     def segment(segmenter: Any, read: Any, progress: Any) -> Any:
         if read.job.input.name == "case1.npz":
             raise KeyboardInterrupt
         return original(segmenter, read, progress)
 
-    monkeypatch.setattr(run, "segment_job", segment)
+    monkeypatch.setattr(batch_run, "segment_job", segment)
     result = run()
     assert result.exit_code == 130
     last = result.stderr.splitlines()[-1]
     assert last.startswith("interrupted; 1 of 3 cases are finished")
     assert files_below(out) == ["case0.npz", "reports/case0.json"]
-    monkeypatch.setattr(run, "segment_job", original)
+    monkeypatch.setattr(batch_run, "segment_job", original)
     assert run().exit_code == 0
     assert statuses(out) == {"case0": "kept", "case1": "done", "case2": "done"}

@@ -6,7 +6,7 @@ import pytest
 
 from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.pipeline.batch import BatchPlan, plan_batch
-from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from tests.pipeline.batch.helpers import write_json
 
 LIVER = ["Liver in abdominal CT"]
@@ -121,7 +121,7 @@ def test_a_jobs_file_says_what_to_do(scans: Path, tmp_path: Path) -> None:
         {"input": str(scans / "a.nii.gz"), "kind": "lesion", "refinement": "none"},
         {"input": "deep", "series": "2", "spatial_prompts": "drawn.nrrd"},
     ]
-    options = RunOptions(seed=9, window="bone")
+    options = RunOptions(segment=SegmentOptions(seed=9, window="bone"))
     found = plan(
         scans,
         out=tmp_path / "out",
@@ -138,11 +138,11 @@ def test_a_jobs_file_says_what_to_do(scans: Path, tmp_path: Path) -> None:
     }
     liver, spleen, lesion, series = (case.job for case in found.cases)
     assert liver.source == PromptSource(sentences=tuple(LIVER))
-    assert (liver.options.window, liver.options.seed) == ("lung", 9)
+    assert (liver.options.segment.window, liver.options.segment.seed) == ("lung", 9)
     assert spleen.source == PromptSource(file=scans / "p.json")
-    assert (spleen.options.preset, spleen.options.seed) == ("release", 3)
+    assert (spleen.options.segment.preset, spleen.options.segment.seed) == ("release", 3)
     assert lesion.source == PromptSource(sentences=("Spleen in CT",), kind="lesion")
-    assert (lesion.options.refinement, lesion.options.window) == ("none", "bone")
+    assert (lesion.options.segment.refinement, lesion.options.segment.window) == ("none", "bone")
     assert (series.series, series.spatial_prompts) == ("2", scans / "drawn.nrrd")
 
 

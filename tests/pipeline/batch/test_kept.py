@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.pipeline.batch import run as batch_run
 from medals_rt.pipeline.options import RunOptions
 from tests.pipeline.batch.helpers import KIDNEY, Result, batch, statuses, write_case
 
@@ -20,7 +21,7 @@ def test_a_second_run_keeps_all_and_opens_no_model(
     def refuse(_: RunOptions) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(run, "open_models", refuse)
+    monkeypatch.setattr(batch_run, "open_models", refuse)
     result = run()
     assert result.exit_code == 0, result.output
     assert set(statuses(out).values()) == {"kept"}
@@ -35,7 +36,7 @@ def spoil(path: Path) -> None:
 
 
 def outdate(path: Path) -> None:
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
 
 
 CHANGES = {

@@ -16,14 +16,14 @@ from tests.pipeline.batch.helpers import Result, files_below, statuses
 # A batch that never ends: it says when its first case runs.
 ENDLESS = """
 import time
-from medals_rt.batch import pipeline
+from medals_rt.pipeline.batch import run
 from medals_rt.cli import main
 
 def segment(*_):
     print("running", flush=True)
     time.sleep(120)
 
-pipeline.segment_job = segment
+run.segment_job = segment
 main()
 """
 

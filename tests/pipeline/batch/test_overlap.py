@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.pipeline.batch import Entry, plan_batch, run, run_batch
+from medals_rt.pipeline.batch import Entry, plan_batch, run_batch
+from medals_rt.pipeline.batch import run as batch_run
 from medals_rt.pipeline.job import read_job
 from medals_rt.pipeline.options import PromptSource, RunOptions
 
@@ -38,11 +39,12 @@ def staged(
         def __exit__(self, *_: object) -> None:
             closed.set()
 
-    monkeypatch.setattr(run, "open_models", lambda _: Models())
-    monkeypatch.setattr(run, "_written", lambda ready, _: entry_of(ready.case))
+    monkeypatch.setattr(batch_run, "open_models", lambda _: Models())
+    monkeypatch.setattr(batch_run, "_written", lambda ready, _: entry_of(ready.case))
+    monkeypatch.setattr(batch_run, "remember_speed", lambda *_: None)
     return SimpleNamespace(
         closed=closed,
-        patch=lambda name, step: monkeypatch.setattr(run, name, step),
+        patch=lambda name, step: monkeypatch.setattr(batch_run, name, step),
         run=lambda: run_batch(plan.cases, options, Nobody()),
     )
 

@@ -1,0 +1,40 @@
+"""What a run is asked for."""
+
+from typing import Any
+
+import pytest
+
+from medals_rt.common.errors import InputError
+from medals_rt.pipeline.options import RunOptions, SegmentOptions
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ({"preset": "book"}, "preset-unknown"),
+        ({"refinement": "blurred"}, "refinement-unknown"),
+        ({"time_budget": 0.0}, "not-positive"),
+        ({"max_memory": -1}, "not-positive"),
+        ({"classes_per_chunk": 0}, "not-positive"),
+        ({"time_budget": float("inf")}, "not-positive"),
+    ],
+)
+def test_unusable_options_are_refused_where_they_are_made(given: dict[str, Any], code: str) -> None:
+    with pytest.raises(InputError) as caught:
+        SegmentOptions(**given)
+    assert caught.value.code == code
+
+
+def test_a_window_is_a_text() -> None:
+    with pytest.raises(TypeError, match="WIDTH,LEVEL"):
+        SegmentOptions(window=(400, 40))  # type: ignore[arg-type]
+
+
+def test_only_what_can_change_a_result_decides() -> None:
+    def deciding(**options: Any) -> Any:
+        return RunOptions(segment=SegmentOptions(**options)).deciding()
+
+    for changes in ({"seed": 1}, {"window": "lung"}, {"preset": "release"}, {"time_budget": 9.0}):
+        assert deciding(**changes) != deciding()
+    for keeps in ({"max_memory": 10**9}, {"classes_per_chunk": 3}, {"keep_probability": True}):
+        assert deciding(**keeps) == deciding()
