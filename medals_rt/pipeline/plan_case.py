@@ -64,7 +64,8 @@ def plan_numbers(
     shape
         "D,H,W" in voxels.
     spacing
-        "H,W,D" in mm, as a file would state it.
+        "H,W,D" in mm, as a challenge file states it; with `stage`, as rule 1 of system section 4
+        leaves it.
     classes
         "CT/Liver;CT/Spleen": modality and class name.
     options
@@ -89,12 +90,17 @@ def plan_numbers(
     if not keys:
         raise InputError("no class was asked for: name one, such as CT/Liver", code="no-class")
     bundle = None if options.bundle is None else Bundle.open(options.bundle, verify=False)
+    spacing_mm = lengths
+    if stage is None and min(*sizes, *lengths) > 0:
+        spacing_mm = clean_spacing(sizes, lengths)
     window = options.segment.window
     for modality in sorted({key.modality for key in keys}):
         check_window(window, modality)
     return _planned(
         sizes,
-        clean_spacing(sizes, lengths) if min(*sizes, *lengths) > 0 else lengths,
+        lengths
+        if stage is not None or min(*sizes, *lengths) <= 0
+        else clean_spacing(sizes, lengths),
         classes_by_window(keys, window) if stage is None else {window: keys},
         bundle,
         options,

@@ -38,11 +38,24 @@ _SHARE_OF_A_CHUNK = 0.25
 # What a process holds beside what grows with the case. Measured: see `benchmarks/peak_memory.py`.
 _PROCESS_BYTES = 190 * 10**6
 _BYTES_PER_CASE_VOXEL = 14
-_BYTES_PER_WEIGHT = {"fp32": 9.0, "bf16": 7.3, "fp16": 7.3}  # of a compiled graph, resident
-# values a voxel and feature channel that the network holds at its peak: up to its last graph, and
-# where the features `F_r` wait for the classifier of many classes
-_VALUES_JOINED = 3.0
-_VALUES_MANY = 4.0
+
+
+@dataclass(frozen=True)
+class _Footprint:
+    """What a network holds in one library: see `weight_bytes` and `network_bytes`."""
+
+    bytes_per_weight: float
+    values_joined: float
+    values_many: float
+    has_chains: bool = False
+
+
+_FOOTPRINTS = {
+    ("openvino", "fp32"): _Footprint(9.0, 3.0, 4.0, has_chains=True),
+    ("openvino", "bf16"): _Footprint(7.3, 3.0, 4.0, has_chains=True),
+    ("onnxruntime", "fp32"): _Footprint(4.7, 7.9, 8.9),
+}
+_OTHER_FOOTPRINT = _Footprint(4.0, 4.2, 8.8)  # of runners on GPUs: not measured
 _VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 _BYTES_PER_SUM = 4  # float32
@@ -313,19 +326,27 @@ def _reaches(window: Window, columns: Columns) -> bool:
 def weight_bytes(demand: MemoryDemand) -> int:
     """Estimate what compiled graphs hold by the end of a stage.
 
-    Both stages' text-only chains are open from the start. Windows with prompts take a chain of
-    their own, and so do more classes than the classifier gives at once, in either stage.
+    Both stages' networks are open from the start. Where a library joins graphs, windows with
+    prompts take a chain of their own, and so do more classes than the classifier gives at once.
     """
     many = demand.classes > demand.classes_per_chunk
-    chains = 2 + demand.prompted + many * (2 if demand.is_fine else 1)
-    return int(_BYTES_PER_WEIGHT[demand.precision] * demand.weights * chains / 2)
+    footprint = _footprint(demand)
+    chains = 2
+    if footprint.has_chains:
+        chains += demand.prompted + many * (2 if demand.is_fine else 1)
+    return int(footprint.bytes_per_weight * demand.weights * chains / 2)
 
 
 def network_bytes(demand: MemoryDemand, window_hwd: Shape) -> int:
     """Estimate what the network holds at its peak, beside its weights, for one window."""
     most = max(FOLDED_REFINERS) if demand.prompted else demand.classes_per_chunk
-    values = _VALUES_JOINED if demand.classes <= most else _VALUES_MANY
+    footprint = _footprint(demand)
+    values = footprint.values_joined if demand.classes <= most else footprint.values_many
     return int(prod(window_hwd) * demand.channels * values * _VALUE_BYTES[demand.precision])
+
+
+def _footprint(demand: MemoryDemand) -> _Footprint:
+    return _FOOTPRINTS.get((demand.runner, demand.precision), _OTHER_FOOTPRINT)
 
 
 def count_weights(bundle: Bundle) -> int:

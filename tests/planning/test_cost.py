@@ -273,7 +273,7 @@ def test_a_shape_and_a_file_of_that_shape_are_planned_alike(
     """Also where the spacing is one that a challenge file's is repaired from."""
     image = np.zeros((12, 60, 60), np.uint8)
     np.savez(tmp_path / "case.npz", imgs=image, spacing=(6.0, 4.0, 4.0))
-    bundle = ["--bundle", str(tiny_bundle.folder), *RUNNER, "--json"]
+    bundle = [*on(tiny_bundle), "--json"]
     case = ["--input", str(tmp_path / "case.npz"), "--prompt", "Liver in abdominal CT"]
     shape = ["--shape", "12,60,60", "--spacing", "6,4,4", "--classes", "CT/Liver"]
     found = [CliRunner().invoke(app, ["plan", *words, *bundle]) for words in (case, shape)]
@@ -306,11 +306,13 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Bundl
     return tell
 
 
+def on(bundle: Bundle) -> tuple[str, ...]:
+    return ("--bundle", str(bundle.folder), *RUNNER)
+
+
 def planned_by_command(bundle: Bundle, *options: str) -> str:
     words = ["--shape", "12,60,60", "--spacing", "4,4,6", "--classes", "CT/Liver"]
-    result = CliRunner().invoke(
-        app, ["plan", *words, "--bundle", str(bundle.folder), *RUNNER, *options]
-    )
+    result = CliRunner().invoke(app, ["plan", *words, *on(bundle), *options])
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -368,9 +370,7 @@ def test_a_run_does_what_the_plan_of_its_case_said(
     words += [
         "--prompts",
         str(tmp_path / "prompts.json"),
-        "--bundle",
-        str(tiny_bundle.folder),
-        *RUNNER,
+        *on(tiny_bundle),
     ]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
