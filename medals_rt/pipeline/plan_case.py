@@ -98,9 +98,7 @@ def plan_numbers(
         check_window(window, modality)
     return _planned(
         sizes,
-        lengths
-        if stage is not None or min(*sizes, *lengths) <= 0
-        else clean_spacing(sizes, lengths),
+        spacing_mm,
         classes_by_window(keys, window) if stage is None else {window: keys},
         bundle,
         options,

@@ -35,7 +35,7 @@ _LEAST_DEFAULT_SLAB = 2**30
 _SHARE_OF_AVAILABLE = 0.8
 _SHARE_OF_A_CHUNK = 0.25
 
-# What a process holds beside what grows with the case. Measured: see `benchmarks/peak_memory.py`.
+# What a process holds beside what grows with the case. Measured: benchmarks/NOTES.md.
 _PROCESS_BYTES = 190 * 10**6
 _BYTES_PER_CASE_VOXEL = 14
 

@@ -200,9 +200,10 @@ def test_a_limit_too_small_for_either_stage_is_refused_before_work(
     rng = np.random.default_rng(5)
     volume = Volume(rng.integers(0, 256, (8, 24, 22), dtype=np.uint8), (4.0, 4.0, 6.0))
     with medals_rt.load(tiny_bundle.folder, runner="onnxruntime", precision="fp32") as segmenter:
-        with monkeypatch.context() as patch, pytest.raises(InputError) as no:
+        with monkeypatch.context() as patch:
             patch.setattr(StageNetwork, "predict", None)
-            segmenter.segment(volume, ANATOMY, SegmentOptions(max_memory=2**20))
+            with pytest.raises(InputError) as no:
+                segmenter.segment(volume, ANATOMY, SegmentOptions(max_memory=2**20))
         assert no.value.code == "memory-too-small"
         enough = parse_size(str(no.value).rpartition("at least ")[2])
         assert segmenter.segment(
