@@ -102,7 +102,7 @@ def plan_numbers(
         classes_by_window(keys, window) if stage is None else {window: keys},
         bundle,
         options,
-        stages=(1, 2) if stage is None else (stage,),
+        stage=stage,
     )
 
 
@@ -113,7 +113,7 @@ def _planned(
     bundle: Bundle | None,
     options: RunOptions,
     *,
-    stages: Sequence[int] = (1, 2),
+    stage: int | None = None,
 ) -> CasePlan:
     """Plan on a bundle, or on models of the released size, with what was measured of it here."""
     model, measured = RELEASED, None
@@ -128,7 +128,7 @@ def _planned(
         spacing_hwd_mm,
         groups,
         model,
-        stages=stages,
+        stage=stage,
         preset=segment.preset,
         refinement=segment.refinement,
         max_memory=segment.max_memory,

@@ -204,7 +204,7 @@ def plan_case(
     groups: Mapping[str, Sequence[ClassKey]],
     model: ModelFacts = RELEASED,
     *,
-    stages: Sequence[int] = (1, 2),
+    stage: int | None = None,
     preset: str = "paper",
     refinement: Refinement = "masked",
     max_memory: int | None = None,
@@ -221,8 +221,8 @@ def plan_case(
         The classes by the intensity window in which they are run, each as if it were the only one.
     model
         What will run it.
-    stages
-        Those to plan, 1 and 2, of those that the classes go through.
+    stage
+        1 or 2: that stage, whatever the classes go through; None: those that they go through.
     preset
         ``"paper"`` or ``"release"``.
     refinement
@@ -262,7 +262,7 @@ def plan_case(
             runner=model.runner,
             precision=model.precision,
         )
-        specs = [spec for spec in _stages_of(rules, model) if spec.number in stages]
+        specs = _stages_of(rules, model) if stage is None else [model.stages[stage - 1]]
         check_memory(outline, specs, prompted=False)
         name = window if len(groups) > 1 else None
         costs += [_cost(outline, name, spec) for spec in specs]

@@ -350,6 +350,7 @@ def test_the_command_gives_the_budget_as_json(
     assert coarse["expected_seconds"] == plan["stages"][0]["passes"]
     assert fine == {
         "stage": 2,
+        "intensity_window": None,
         "runs": False,
         "fits": False,
         "degraded": "",
