@@ -118,7 +118,7 @@ def test_blocks_and_groups_give_the_stage_in_one_piece(
     xp: Any, mode: Refinement, names: tuple[str, ...]
 ) -> None:
     whole = way(PLENTY, mode, names)
-    assert len(whole.memory.walks) == 1
+    assert len(whole.memory.sweeps) == 1
     requests: list[MaskRequest] = []
     expected, _ = run(whole, xp, requests)
     assert len(np.unique(to_host(expected.labels_hwd))) > 3
@@ -157,7 +157,7 @@ def test_a_card_is_waited_for_inside_the_step_that_it_works_for(
     monkeypatch.setattr(stage, "settle", lambda _: waited.append(watch.at))
     planned = way(LEAST, "masked", ANATOMY)
     run(planned, np, [], watch=watch)
-    walks = len(planned.memory.walks)
+    walks = len(planned.memory.sweeps)
     assert waited == ["fine: resample", *["fine: network"] * walks, "fine: restore"]
 
 
