@@ -243,15 +243,18 @@ def test_window_groups_share_the_time_of_their_case(
     wanted = {"Liver": "soft tissue", "Right kidney": "lung"}
     monkeypatch.setattr(Policy, "window_of", lambda _, key: wanted[key.name])
     asked: list[tuple[float | None, int, float]] = []
+    refusable = []
 
-    def case_budget(seconds: float | None, classes: int, spent: float) -> None:
+    def case_budget(seconds: float | None, classes: int, spent: float, *, may_refuse: bool) -> None:
         asked.append((seconds, classes, spent))
+        refusable.append(may_refuse)
 
     monkeypatch.setattr("medals_rt.pipeline.segmenter.case_budget", case_budget)
     segmenter.segment(
         volume, ANATOMY, SegmentOptions(time_budget=600.0), provenance=Provenance({"read": 3.0})
     )
     (first, second) = asked
+    assert refusable == [True, False]
     assert first[:2] == second[:2] == (600.0, 1)
     assert 3.0 <= first[2] < 100.0
     assert first[2] - 600.0 < second[2] < first[2] - 500.0
