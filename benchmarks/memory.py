@@ -33,6 +33,7 @@ from medals_rt.inference.aggregation import SlabAggregator, empty_label_map
 from medals_rt.planning.geometry import plan_stage
 from medals_rt.planning.memory import (
     LARGEST_DEFAULT_SLAB,
+    MemoryDemand,
     MemoryLimit,
     MemoryPlan,
     plan_memory,
@@ -56,10 +57,9 @@ def measure(classes: int, limit: int) -> dict[str, object]:
         SHAPE_HWD, SPACING_MM, FINE, policy.rules(keys, "paper"), policy.preset("paper")
     )
     memory = plan_memory(
-        classes,
+        MemoryDemand(classes, CHANNELS),
         plan.resampled_shape_hwd,
         plan.windows,
-        CHANNELS,
         MemoryLimit(limit, "the benchmark", LARGEST_DEFAULT_SLAB),
     )
     _, width, depth = plan.resampled_shape_hwd

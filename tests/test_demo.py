@@ -37,7 +37,7 @@ def test_the_anatomy_case(segmenter: Segmenter) -> None:
     scores = dice_by_label(result.labels_dhw, truth, range(1, 10))
     assert np.mean(list(scores.values())) >= 0.90
     assert min(scores.values()) >= 0.80
-    assert result.report.within_budget
+    assert result.report.within_challenge
 
 
 def test_the_lesion_case(segmenter: Segmenter) -> None:

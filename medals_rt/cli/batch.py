@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from medals_rt.cli._completion import complete_format
-from medals_rt.cli._errors import EXIT_DONE, EXIT_FAILURE, EXIT_INTERRUPTED
+from medals_rt.cli._errors import (
+    EXIT_DONE,
+    EXIT_FAILURE,
+    EXIT_INCOMPLETE,
+    EXIT_INTERRUPTED,
+)
 from medals_rt.cli._options import prompt_source, run_options, takes
 from medals_rt.cli._output import out
 from medals_rt.common.errors import InputError, OutputError
@@ -69,7 +74,7 @@ def batch_command(
     """Segment many cases; run again, it continues where it stopped.
 
     A case that is finished is not run again unless its input, prompts, options or model changed.
-    The exit code is 1 if a case failed.
+    The exit code is 1 if a case failed, else 3 if stages or windows are missing for lack of time.
     """
     from medals_rt.cli._batch_progress import batch_listener
     from medals_rt.common.atomic_io import prepare_output, remove_leftovers
@@ -126,10 +131,20 @@ def batch_command(
         write_summaries(plan, entries, statistics=statistics, page=preview)
     _print_summary(entries)
     out.wrote(*tables)
+    return _end(entries)
+
+
+def _end(entries: Sequence["Entry"]) -> int:
+    """Say last what failed or lacks stages or windows, and return the exit code for it."""
     failed = sum(entry.status == "failed" for entry in entries)
     if failed:
         out.failure(f"error: {failed} of {len(entries)} cases failed")
-    return EXIT_FAILURE if failed else EXIT_DONE
+        return EXIT_FAILURE
+    incomplete = sum(entry.incomplete is not None for entry in entries)
+    if incomplete:
+        out.failure(f"incomplete: {incomplete} of {len(entries)} cases, for lack of time")
+        return EXIT_INCOMPLETE
+    return EXIT_DONE
 
 
 def _print_summary(entries: Sequence["Entry"]) -> None:
@@ -155,5 +170,5 @@ def _print_summary(entries: Sequence["Entry"]) -> None:
 def _remark(entry: "Entry") -> str:
     if entry.error:
         return entry.error
-    late = ["over the time budget"] if entry.within_budget is False else []
+    late = ["over the time limit"] if entry.late else []
     return "; ".join([*late, *entry.notes])

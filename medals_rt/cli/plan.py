@@ -5,25 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from medals_rt.cli._options import (
-    AsJson,
-    Bundle,
-    MaxMemory,
-    PresetOption,
-    RefinementOption,
-    TimeBudget,
-    prompt_source,
-    takes,
-)
+from medals_rt.cli._options import AsJson, prompt_source, run_options, takes
 from medals_rt.cli._output import out
-from medals_rt.common.byte_sizes import parse_size
 from medals_rt.common.choices import STAGE_NAMES
 from medals_rt.common.errors import InputError
 
 if TYPE_CHECKING:
-    from medals_rt.pipeline.options import PromptSource
-    from medals_rt.planning.cost import CasePlan, StageCost
-    from medals_rt.planning.cost_budget import BudgetPlan, StageChoice
+    from medals_rt.pipeline.options import PromptSource, RunOptions
+    from medals_rt.planning.cost import BudgetPlan, CasePlan, StageChoice, StageCost
 
 EXAMPLES: Final = (
     'medals-rt plan --input engines/demo/cases/ct_anatomy.npz --prompt "Liver in CT"',
@@ -32,7 +21,7 @@ EXAMPLES: Final = (
 _STAGES: Final[dict[int, str]] = dict(STAGE_NAMES.items())
 
 
-@takes(source=prompt_source)
+@takes(source=prompt_source, options=run_options)
 def plan_command(
     *,
     input_file: Annotated[
@@ -47,20 +36,17 @@ def plan_command(
         str | None, typer.Option(help='Classes, with --shape: "CT/Liver;CT/Spleen".')
     ] = None,
     stage: Annotated[
-        int | None, typer.Option(min=1, max=2, help="Plan only this stage, with --shape.")
+        int | None,
+        typer.Option(
+            min=1, max=2, help="Plan this stage alone, all classes in one run, with --shape."
+        ),
     ] = None,
-    preset: PresetOption = "paper",
-    refinement: RefinementOption = "masked",
-    bundle: Bundle = None,
-    max_memory: MaxMemory = None,
-    time_budget: TimeBudget = None,
+    options: RunOptions,
     as_json: AsJson = False,
 ) -> None:
     """Show geometry, passes, time and memory of a case; run nothing."""
-    from medals_rt.pipeline.options import RunOptions, SegmentOptions
     from medals_rt.pipeline.plan_case import plan_files, plan_numbers
 
-    limit = None if max_memory is None else parse_size(max_memory)
     if input_file is not None:
         if shape or spacing or classes or stage:
             raise InputError(
@@ -68,29 +54,9 @@ def plan_command(
                 "leave out one or the other",
                 code="case-twice",
             )
-        options = RunOptions(
-            bundle=bundle,
-            segment=SegmentOptions(
-                preset=preset,
-                refinement=refinement,
-                max_memory=limit,
-                time_budget=time_budget,
-            ),
-        )
         result = plan_files(input_file, source, options)
     elif shape and spacing and classes:
-        result = plan_numbers(
-            shape,
-            spacing,
-            classes,
-            kind=source.kind,
-            stage=stage,
-            bundle=bundle,
-            preset=preset,
-            refinement=refinement,
-            max_memory=limit,
-            time_budget=time_budget,
-        )
+        result = plan_numbers(shape, spacing, classes, options, kind=source.kind, stage=stage)
     else:
         raise InputError(
             "give --input CASE, or all of --shape, --spacing and --classes", code="case-missing"
@@ -98,22 +64,25 @@ def plan_command(
     if as_json:
         out.json(result.to_dict())
     else:
+        for note in result.notes:
+            out.note(note)
         _print_plan(result)
 
 
 def _print_plan(result: "CasePlan") -> None:
-    columns = {"": "left"}
-    columns |= {_STAGES[cost.stage]: "right" for cost in result.stages}
+    columns = {"": "left"} | {_name(cost): "right" for cost in result.stages}
     rows = [
         ["spacing (H, W, D), mm", *(_triple(cost.spacing_mm_hwd) for cost in result.stages)],
         ["target spacing, mm", *(_triple(cost.target_spacing_mm_hwd) for cost in result.stages)],
         ["resampled shape", *(_triple(cost.resampled_shape_hwd) for cost in result.stages)],
         ["padded shape", *(_triple(cost.padded_shape_hwd) for cost in result.stages)],
         ["windows", *(_range(c.windows_smallest_region, c.windows) for c in result.stages)],
-        ["further iterations of lesions", *(str(cost.iterations) for cost in result.stages)],
         ["window runs to fit memory", *(_runs(cost) for cost in result.stages)],
         ["passes", *(_range(c.passes_smallest_region, c.passes) for c in result.stages)],
     ]
+    if any(cost.lesions for cost in result.stages):
+        iterations = (str(cost.iterations if cost.lesions else 0) for cost in result.stages)
+        rows.insert(5, ["further iterations of lesions", *iterations])
     count = len(result.classes)
     what = result.classes[0] if count == 1 else f"{count} classes"
     out.table(f"{what}, preset {result.preset}", columns, rows)
@@ -122,7 +91,8 @@ def _print_plan(result: "CasePlan") -> None:
     else:
         least, most = result.expected_seconds
         out.line(f"network time: {_range(least, most)} s (last measured: {result.measured_on})")
-    out.line(f"peak memory: about {result.expected_peak_memory_mib:,} MiB")
+    memory = f"{result.expected_peak_memory_mib:,} MiB"
+    out.line(f"peak memory: about {memory} with {result.runner} in {result.precision}")
     if result.time_budget is not None:
         _print_budget(result.time_budget)
 
@@ -130,18 +100,27 @@ def _print_plan(result: "CasePlan") -> None:
 def _print_budget(budget: "BudgetPlan") -> None:
     seconds = f"{budget.seconds:g} s, {budget.network_seconds:g} s of it for the network"
     out.line(f"time budget: {seconds}")
+    if budget.refused is not None:
+        out.line(f"a run would be refused: {budget.refused}")
+        return
     if budget.smallest_region is None or budget.whole_image is None:
         out.line(
-            "what that leaves out is unknown: no pass of the bundle was timed on this machine yet; "
-            "give --bundle, and run a case with it once"
+            "what that leaves out is not known: no pass of the bundle was measured on this "
+            "machine; name it with --bundle, and run a case with it once"
         )
         return
     columns = {"": "left", "smallest region": "left", "whole image": "left"}
     rows = [
-        [f"{_STAGES[one.stage]} stage", _choice(one), _choice(other)]
+        [f"{_name(one)} stage", _choice(one), _choice(other)]
         for one, other in zip(budget.smallest_region, budget.whole_image, strict=True)
     ]
     out.table("what a run would do", columns, rows)
+
+
+def _name(stage: "StageCost | StageChoice") -> str:
+    """Name a stage, with the intensity window that its classes want where there are several."""
+    name = _STAGES[stage.stage]
+    return name if stage.intensity_window is None else f"{stage.intensity_window}: {name}"
 
 
 def _choice(choice: "StageChoice") -> str:
@@ -150,7 +129,7 @@ def _choice(choice: "StageChoice") -> str:
         return f"not run: it takes at least {seconds}"
     if not choice.fits:
         return f"does not fit: it takes at least {seconds}, and is cut short"
-    return f"{choice.gives_up or 'everything'}: {seconds}"
+    return f"{choice.degraded or 'everything'}: {seconds}"
 
 
 def _runs(cost: "StageCost") -> str:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from medals_rt.cli._errors import EXIT_DONE, EXIT_INCOMPLETE
 from medals_rt.cli._options import prompt_source, run_options, takes
 from medals_rt.cli._output import out
 
@@ -54,7 +55,7 @@ def run_command(
         Path | None, typer.Option(help="Labels drawn by hand to start from (hybrid mode).")
     ] = None,
     options: "RunOptions",
-) -> None:
+) -> int:
     """Segment one case by text prompts."""
     from medals_rt.pipeline.job import Job, default_output, run_job
 
@@ -76,6 +77,10 @@ def run_command(
         out.note(note)
     print_summary(result.report)
     out.wrote(job.output, job.report, job.preview, job.statistics)
+    if result.report.incomplete is None:
+        return EXIT_DONE
+    out.failure(f"incomplete: {result.report.incomplete}")
+    return EXIT_INCOMPLETE
 
 
 def print_summary(report: "RunReport") -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
-from medals_rt.common.arrays import bounding_box, namespace, settle
+from medals_rt.common.arrays import bounding_box, namespace
 from medals_rt.common.choices import STAGE_NAMES, StageNumber
+from medals_rt.common.errors import InputError
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array, Box, Shape, Spacing
@@ -20,6 +20,7 @@ from medals_rt.planning.geometry import region_of_interest
 from medals_rt.planning.stage_plan import (
     CaseOutline,
     StagePlan,
+    check_memory,
     seconds_of_both,
     smallest_region_of,
     stage_plans,
@@ -47,6 +48,8 @@ class CaseRun:
         The case's time; None: there is no limit.
     seconds_per_pass
         What a pass of each stage took before, as far as known.
+    measured
+        Gets what a pass of each stage takes, by stage number, as windows end.
     """
 
     image_dhw: Array
@@ -57,6 +60,7 @@ class CaseRun:
     progress: Progress | None = None
     budget: Budget | None = None
     seconds_per_pass: Mapping[int, float] | None = None
+    measured: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ class StageSummary:
     network's encoder passes; `iterations` the masked refinements of a window. For memory, results
     were aggregated in `column_blocks` blocks of the image and in `class_groups` groups of classes,
     each of which runs the windows that reach into it: `window_runs` in all. The sums of one took
-    `accumulators_mib`; classes were classified `classes_per_chunk` at a time.
+    `accumulators_mib`; classes were classified `classes_per_chunk` at a time. The process was
+    expected to take `expected_peak_mib`.
     """
 
     name: str
@@ -86,6 +91,7 @@ class StageSummary:
     window_runs: int = 0
     classes_per_chunk: int = 0
     accumulators_mib: float = 0.0
+    expected_peak_mib: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -114,14 +120,20 @@ def run_stages(
     outline = case.outline
     rules = outline.rules
     annotated = labels_in(annotation_dhw)
-    seconds = _seconds_per_pass(networks, case)
     outcomes: list[StageOutcome] = []
     prompt_map = annotation_dhw
-    if not rules.skip_coarse and (rules.skip_fine or set(case.task.labels) - annotated):
+    runs_coarse = not rules.skip_coarse and bool(
+        rules.skip_fine or set(case.task.labels) - annotated
+    )
+    first: list[StageNumber] = [1] if runs_coarse else []
+    stages = first if rules.skip_fine else [*first, 2]
+    shown_first = annotation_dhw is not None and (not runs_coarse or rules.skip_fine)
+    _check_limits(networks, case, stages, prompted=shown_first)
+    if runs_coarse:
         shown = annotation_dhw if rules.skip_fine else None
         plans = _plans(networks[1], case, outline.whole, prompted=shown is not None)
-        stage_plan = _choose_coarse(networks[2], case, plans, seconds)
-        outcomes.append(_run(networks[1], case, outline.whole, shown, stage_plan, seconds))
+        plan = _choose_coarse(networks, case, plans)
+        outcomes.append(_run(networks, 1, case, outline.whole, shown, plan))
         if rules.skip_fine:
             return outcomes
         prompt_map = fine_prompts(outcomes[0].labels_dhw, annotation_dhw, lesion=rules.lesion)
@@ -139,86 +151,122 @@ def run_stages(
             outline.preset,
         )
     plans = _plans(networks[2], case, region, prompted=prompt_map is not None)
-    fine_seconds = [each.passes * seconds[2] for each in plans]
-    chosen = _choose(case, "fine", fine_seconds, may_be_left_out=bool(outcomes))
+    of_pass = _seconds_per_pass(networks, case).get(2)
+    chosen = _choose(case, "fine", plans, of_pass, may_be_left_out=bool(outcomes))
     if chosen is None and outcomes:
         return outcomes
-    stage_plan = plans[-1 if chosen is None else chosen]
-    return [*outcomes, _run(networks[2], case, region, prompt_map, stage_plan, seconds)]
+    return [*outcomes, _run(networks, 2, case, region, prompt_map, chosen or plans[-1])]
+
+
+def _check_limits(
+    networks: Mapping[StageNumber, Network],
+    case: CaseRun,
+    stages: Sequence[StageNumber],
+    *,
+    prompted: bool,
+) -> None:
+    """Refuse a case that its memory or time can't hold, before any work.
+
+    Parameters
+    ----------
+    networks, case
+        As for `run_stages`.
+    stages
+        Those that the case goes through.
+    prompted
+        Whether the first of them has spatial prompts.
+
+    Raises
+    ------
+    InputError
+        ``memory-too-small`` or ``budget-too-small``.
+    """
+    check_memory(case.outline, [networks[number].spec for number in stages], prompted=prompted)
+    first, budget = networks[stages[0]], case.budget
+    of_pass = _seconds_per_pass(networks, case).get(stages[0])
+    if budget is None or of_pass is None or not budget.may_refuse:
+        return
+    box = smallest_region_of(case.outline, first.spec) if first.spec.is_fine else case.outline.whole
+    least = _plans(first, case, box, prompted=prompted)[-1].passes * of_pass
+    reason = budget.shortfall(of_pass, least, case.outline.classes)
+    if reason is not None:
+        raise InputError(reason, code="budget-too-small")
 
 
 def _plans(network: Network, case: CaseRun, box: Box, *, prompted: bool) -> list[StagePlan]:
-    """Plan a stage on a box, from the highest quality level to the lowest."""
+    """Plan a stage on a box, from the most thorough quality level to the least."""
     return stage_plans(
         case.outline,
         network.spec,
         box,
         QUALITY_LEVELS if case.budget is not None else QUALITY_LEVELS[:1],
         prompted=prompted,
-        precision=network.info.precision,
     )
 
 
 def _choose_coarse(
-    fine: Network, case: CaseRun, plans: list[StagePlan], seconds: Mapping[int, float]
+    networks: Mapping[StageNumber, Network], case: CaseRun, plans: list[StagePlan]
 ) -> StagePlan:
     """Choose the coarse stage's quality level so that the smallest fine stage fits after it."""
+    seconds = _seconds_per_pass(networks, case)
     after: list[float] = []
-    if not case.outline.rules.skip_fine and case.budget is not None:
-        region = smallest_region_of(case.outline, fine.spec)
-        smallest = _plans(fine, case, region, prompted=True)
-        after = [each.passes * seconds[2] for each in smallest]
-    alone = [each.passes * seconds[1] for each in plans]
-    chosen = _choose(case, "coarse", alone, after)
-    return plans[-1 if chosen is None else chosen]
+    if seconds and not case.outline.rules.skip_fine:
+        region = smallest_region_of(case.outline, networks[2].spec)
+        smallest = _plans(networks[2], case, region, prompted=True)
+        after = [plan.passes * seconds[2] for plan in smallest]
+    return _choose(case, "coarse", plans, seconds.get(1), after) or plans[-1]
 
 
 def _choose(
     case: CaseRun,
     name: str,
-    seconds: list[float],
+    plans: list[StagePlan],
+    of_pass: float | None,
     after: Sequence[float] = (),
     *,
     may_be_left_out: bool = False,
-) -> int | None:
-    """Choose how a stage is run in the time left (`choose_stage`), and note what that leaves out.
+) -> StagePlan | None:
+    """Choose how a stage is run in the time left (`choose_stage`), and note what it leaves out.
 
     None: nothing fits; a stage that may not be left out is then run as far as the watchdog lets it.
     """
     budget = case.budget
-    if budget is None:
-        return 0
+    if budget is None or of_pass is None:
+        return plans[0]
     left = budget.left
+    seconds = [plan.passes * of_pass for plan in plans]
     choice = choose_stage(seconds, left, after=after, lesions=case.outline.rules.lesion)
     budget.planned[name] = choice.seconds
-    if choice.effort is None:
+    if choice.level is None:
         what = "was not run" if may_be_left_out else "does not fit"
         budget.degrade(
             f"the {name} stage {what}: it takes about {choice.seconds:.1f} s at the least, "
-            f"{max(0.0, left):.1f} s were left"
+            f"{max(0.0, left):.1f} s were left",
+            missing=may_be_left_out,
         )
-    elif choice.gives_up:
-        budget.degrade(f"the {name} stage was run {choice.gives_up}")
-    return choice.effort
+        return None
+    if choice.degraded:
+        budget.degrade(f"the {name} stage was run {choice.degraded}")
+    return plans[choice.level]
 
 
 def _run(
-    network: Network,
+    networks: Mapping[StageNumber, Network],
+    number: StageNumber,
     case: CaseRun,
     box: Box,
     prompt_map_dhw: Array | None,
     stage_plan: StagePlan,
-    seconds: Mapping[int, float],
 ) -> StageOutcome:
     """Run one stage on a box of the case and paste its result into the whole grid."""
-    plan, number = stage_plan.plan, network.spec.number
-    name = STAGE_NAMES[1 if number == 1 else 2]
+    plan, memory, name = stage_plan.plan, stage_plan.memory, STAGE_NAMES[number]
+    of_pass = _seconds_per_pass(networks, case).get(number)
     inside = tuple(slice(low, high) for low, high in zip(*box, strict=True))
     if case.outline.mode == "none":
         prompt_map_dhw = None
     shown = None if prompt_map_dhw is None else to_hwd(prompt_map_dhw[inside])
     result = run_stage(
-        network,
+        networks[number],
         stage_plan,
         to_hwd(case.image_dhw[inside]),
         case.task,
@@ -227,10 +275,11 @@ def _run(
         watch=case.watch,
         name=name,
         progress=case.progress,
-        watchdog=None if case.budget is None else Watchdog(case.budget, seconds[number]),
+        watchdog=None if case.budget is None else Watchdog(case.budget, of_pass),
+        measured=case.measured,
     )
     if case.budget is not None:
-        runs = stage_plan.memory.window_runs
+        runs = memory.window_runs
         windows = "windows" if runs == len(plan.windows) else "window runs"
         kept = "the coarse result stands" if shown is not None else "they are background"
         if result.hastened:
@@ -241,7 +290,8 @@ def _run(
         if result.left_out:
             case.budget.degrade(
                 f"{result.left_out} of {runs} {windows} of the {name} stage were left out, because "
-                f"time ran out: where no other window reaches, {kept}"
+                f"time ran out: where no other window reaches, {kept}",
+                missing=True,
             )
     record = StageSummary(
         name=name,
@@ -255,44 +305,22 @@ def _run(
         passes=result.passes,
         iterations=stage_plan.window_pass.further_iterations,
         prompts="text only" if shown is None else f"text and {case.outline.mode} spatial prompts",
-        class_groups=stage_plan.memory.class_groups,
-        column_blocks=stage_plan.memory.column_blocks,
-        window_runs=stage_plan.memory.window_runs,
-        classes_per_chunk=stage_plan.memory.classes_per_chunk,
-        accumulators_mib=round(stage_plan.memory.slab_bytes / 2**20, 1),
+        class_groups=memory.class_groups,
+        column_blocks=memory.column_blocks,
+        window_runs=memory.window_runs,
+        classes_per_chunk=memory.classes_per_chunk,
+        accumulators_mib=round(memory.slab_bytes / 2**20, 1),
+        expected_peak_mib=round(memory.expected_bytes / 2**20, 1),
     )
     return StageOutcome(*_pasted(result, inside, case.image_dhw), record)
 
 
 def _seconds_per_pass(networks: Mapping[StageNumber, Network], case: CaseRun) -> dict[int, float]:
-    """Seconds that a pass of each stage takes, measured where nothing is known and time counts.
-
-    One pass of the coarse network from text alone is run on zeros.
-    """
-    known = dict(case.seconds_per_pass or {})
-    if case.budget is None:
-        return {1: known.get(1, 0.0), 2: known.get(2, 0.0)}
-    sizes: dict[int, int] = {
-        number: prod(each.spec.window_hwd) for number, each in networks.items()
-    }
+    """Return what a pass of each stage takes, as far as known: nothing, or of both stages."""
+    known = {**(case.seconds_per_pass or {}), **case.measured}
     if not known:
-        with case.watch.step("measure a pass"):
-            known[1] = _measured(networks[1], case)
-    return seconds_of_both(known, sizes)
-
-
-def _measured(network: Network, case: CaseRun) -> float:
-    xp = namespace(case.image_dhw)
-    shape = (1, 1, *network.spec.window_hwd)
-    image = xp.zeros(shape, dtype=xp.float32, device=case.image_dhw.device)
-    classes = slice(0, len(case.task.labels))
-    network.prepare(classes.stop, classes, case.outline.classes_per_chunk, prompted=False)
-    start = time.perf_counter()
-    for _, probabilities in network.predict(
-        image, case.task.queries, classes_per_chunk=case.outline.classes_per_chunk
-    ):
-        settle(probabilities)
-    return time.perf_counter() - start
+        return {}
+    return seconds_of_both(known, {n: prod(each.spec.window_hwd) for n, each in networks.items()})
 
 
 def _pasted(

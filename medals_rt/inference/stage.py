@@ -6,7 +6,7 @@ spatial prompts (system rules 5 to 7).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 
 from medals_rt.common.arrays import contiguous, namespace, settle
@@ -71,6 +71,7 @@ def run_stage(
     name: str,
     progress: Progress | None = None,
     watchdog: Watchdog | None = None,
+    measured: MutableMapping[int, float] | None = None,
 ) -> StageResult:
     """Segment one image by one network.
 
@@ -94,6 +95,8 @@ def run_stage(
         for a window counts as the network's.
     watchdog
         Shortens the stage when time runs out; None: there is no limit.
+    measured
+        Gets the seconds of a pass by stage number, as windows end.
     """
     xp = namespace(image_hwd)
     plan, memory = stage_plan.plan, stage_plan.memory
@@ -128,7 +131,9 @@ def run_stage(
         keep_probability=keep_probability or memory.class_groups > 1,
     )
     sweeper = _Sweeper(
-        StageInput(network, stage_plan, image, task, prompts, watch, name, progress, watchdog)
+        StageInput(
+            network, stage_plan, image, task, prompts, watch, name, progress, watchdog, measured
+        )
     )
     for sweep in memory.sweeps:
         windows = [plan.windows[index] for index in sweep.windows]
@@ -156,7 +161,7 @@ class StageInput:
 
     Attributes
     ----------
-    network, stage_plan, task, watch, name, progress, watchdog
+    network, stage_plan, task, watch, name, progress, watchdog, measured
         As for `run_stage`.
     image_hwd
         The stage's, resampled and padded.
@@ -173,6 +178,7 @@ class StageInput:
     name: str
     progress: Progress | None
     watchdog: Watchdog | None
+    measured: MutableMapping[int, float] | None
 
 
 @dataclass
@@ -215,9 +221,8 @@ class _Sweeper:
             self.counts.done += 1
             self._report_progress()
         with stage.watch.step(f"{stage.name}: network"):
-            settle(
-                stage.image_hwd
-            )  # else these seconds would be those of asking a GPU, not its work
+            settle(stage.image_hwd)  # else these seconds would be those of asking a GPU
+        self._measure()
         with stage.watch.step(f"{stage.name}: aggregate"):
             return aggregator.result()
 
@@ -231,11 +236,19 @@ class _Sweeper:
             with watch.step(f"{name}: network"):
                 part = next(parts, None)
             if part is None:
+                self._measure()
                 return
             with watch.step(f"{name}: aggregate"):
                 classes = slice(part.classes.start - first, part.classes.stop - first)
                 aggregator.add(classes, part.probabilities, part.valid_mask)
             del part
+
+    def _measure(self) -> None:
+        """Keep what a pass took so far, of windows that were finished."""
+        stage = self._stage
+        if stage.measured is not None and self.counts.passes > 0:
+            seconds = stage.watch.seconds[f"{stage.name}: network"]
+            stage.measured[stage.network.spec.number] = seconds / self.counts.passes
 
     def _report_progress(self) -> None:
         if self._stage.progress is not None:
@@ -247,7 +260,7 @@ class _Sweeper:
         if watchdog is None:
             return self._levels[0]
         costs = [passes_per_window(level) for level in self._levels]
-        chosen = watchdog.choose_way(costs, self._runs - self.counts.done)
+        chosen = watchdog.choose(costs, self._runs - self.counts.done)
         if chosen is None:
             self.counts.left_out += 1
             return None
@@ -280,18 +293,19 @@ class _Sweeper:
             stage.prompts[index],
             window_pass,
             stage.task.masks,
-            lambda: self._goes_on(window_pass),
+            lambda: self._goes_on(window_pass, self.counts.passes - before),
         )
         if stage.watchdog is not None:
             settle(image)
             stage.watchdog.window_ended(self.counts.passes - before)
 
-    def _goes_on(self, window_pass: WindowPass) -> bool:
-        """Decide whether a lesion's next iteration is run."""
+    def _goes_on(self, window_pass: WindowPass, done: int) -> bool:
+        """Decide whether a lesion's next iteration is run, after so many passes of a window."""
         watchdog = self._stage.watchdog
         if watchdog is None:
             return True
-        goes_on = watchdog.allows(2 if window_pass.mode == "masked" else 1)
+        settle(self._stage.image_hwd)
+        goes_on = watchdog.allows(2 if window_pass.mode == "masked" else 1, done)
         self.counts.hastened += not goes_on
         return goes_on
 

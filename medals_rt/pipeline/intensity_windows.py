@@ -25,8 +25,9 @@ from medals_rt.planning.policy import load_policy
 from medals_rt.planning.time_budget import Budget
 from medals_rt.postprocessing.component_filter import ComponentRemoval
 from medals_rt.preprocessing.intensity import AUTO, is_prepared, parse_window
+from medals_rt.prompts.classes import ClassKey
 from medals_rt.prompts.embedding import EmbeddingSource
-from medals_rt.prompts.prompt_set import Prompt, PromptSet
+from medals_rt.prompts.prompt_set import PromptSet
 
 Labels: TypeAlias = npt.NDArray[Any]
 
@@ -128,16 +129,27 @@ def group_by_window(volume: Volume, prompts: PromptSet, window: str) -> tuple[Wi
     There is one group where a window was named, where the image isn't CT or was prepared (its
     window was chosen by whoever made it), and where all classes agree.
     """
-    whole = (WindowGroup(window, prompts),)
-    if window != AUTO or prompts.modality != "CT":
-        return whole
-    policy = load_policy()
-    groups: dict[str, list[Prompt]] = {}
-    for prompt in prompts.prompts:
-        groups.setdefault(policy.window_of(prompt.class_key), []).append(prompt)
+    groups = classes_by_window(prompts.class_keys, window)
     if len(groups) == 1 or is_prepared(volume):
-        return whole
-    return tuple(WindowGroup(name, PromptSet(tuple(group))) for name, group in groups.items())
+        return (WindowGroup(window, prompts),)
+    return tuple(
+        WindowGroup(name, PromptSet(tuple(p for p in prompts.prompts if p.class_key in classes)))
+        for name, classes in groups.items()
+    )
+
+
+def classes_by_window(classes: Sequence[ClassKey], window: str) -> dict[str, list[ClassKey]]:
+    """Group classes by the CT window that each wants, in their order.
+
+    There is one group, of the window as given, where a window was named, where a class is not one
+    of CT, and where all agree.
+    """
+    if window != AUTO or any(key.modality != "CT" for key in classes):
+        return {window: list(classes)}
+    groups: dict[str, list[ClassKey]] = {}
+    for key in classes:
+        groups.setdefault(load_policy().window_of(key), []).append(key)
+    return groups if len(groups) > 1 else {window: list(classes)}
 
 
 def part_of_annotation(annotation_dhw: Labels | None, labels: Sequence[int]) -> Labels | None:

@@ -1,6 +1,7 @@
 """One case from files to files: read, segment, write. The command `medals-rt run` is this."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 from medals_rt.bundle.bundle import resolve_bundle
 from medals_rt.common.arrays import to_host
 from medals_rt.common.atomic_io import prepare_output, write_json
-from medals_rt.common.choices import STAGE_NAMES
 from medals_rt.common.errors import CaseError, InputError, PromptError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.optional_deps import require
@@ -120,9 +120,8 @@ def run_job(job: Job, progress: Progress | None = None) -> Result:
     watch = Stopwatch()
     with watch.step("open models"):
         opened = open_models(job.options)
-    with opened as segmenter:
+    with opened as segmenter, passes_recorded(segmenter):
         result = segment_job(segmenter, read, progress, seconds_before=watch.seconds)
-        remember_speed(segmenter, result)
     write_job(read, result)
     return result
 
@@ -201,17 +200,15 @@ def segment_job(
     )
 
 
-def remember_speed(segmenter: Segmenter, result: Result) -> None:
-    """Keep what a pass took in the user's cache, so that `plan` and time budgets can use it."""
-    report = result.report
-    measured: dict[int, float] = {}
-    for number, name in STAGE_NAMES.items():
-        stages = [each for each in report.stages if each.name.split(": ")[-1] == name]
-        passes = sum(each.passes for each in stages)
-        if passes:
-            seconds = sum(report.seconds.get(f"{each.name}: network", 0.0) for each in stages)
-            measured[number] = seconds / passes
-    pass_timings.record(segmenter.bundle.hash, segmenter.arithmetic, measured)
+@contextmanager
+def passes_recorded(segmenter: Segmenter) -> Iterator[None]:
+    """Keep in the user's cache what passes took, however the block ends."""
+    try:
+        yield
+    finally:
+        measured = segmenter.measured_passes
+        if measured is not None:
+            pass_timings.record(segmenter.bundle.hash, measured)
 
 
 def _modality_notes(read: ReadJob) -> tuple[Note, ...]:

@@ -1,117 +1,174 @@
 """Dry runs from what a person gives: a case's file, or numbers and class names as typed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
-from medals_rt.common.choices import Refinement
 from medals_rt.common.errors import InputError
+from medals_rt.common.notes import Note
+from medals_rt.common.typing import Shape, Spacing
+from medals_rt.pipeline.intensity_windows import check_window, classes_by_window, group_by_window
 from medals_rt.pipeline.job import read_prompted_case
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.planning.cost import (
-    RELEASED_FEATURES,
-    RELEASED_STAGES,
+    RELEASED,
     CasePlan,
-    feature_channels,
+    facts_of,
     plan_case,
-    plan_shape,
-    stages_of,
     with_seconds,
     with_time_budget,
 )
+from medals_rt.planning.geometry import spacing_for
 from medals_rt.planning.pass_timings import recall
 from medals_rt.planning.policy import load_policy
 from medals_rt.prompts.classes import ClassKey, by_exact_name, classes_of
+from medals_rt.runners.selection import choose, precisions
 
 _Number = TypeVar("_Number", int, float)
 
 
 def plan_files(path: Path, source: PromptSource, options: RunOptions) -> CasePlan:
-    """Plan a case's file with the prompts that a run would take, on the bundle that it would use.
+    """Plan a case's file with the prompts that a run would take, on the model that it would use.
 
     Raises
     ------
-    InputError : a file, prompt or option is unusable
+    InputError
+        A file, prompt or option is unusable; see `planning.cost.plan_case`.
     """
     case, prompts = read_prompted_case(path, source, options)
-    opened = Bundle.open(resolve_bundle(options.bundle), verify=False)
-    return plan_case(
-        case,
-        prompts,
-        opened,
-        preset=options.segment.preset,
-        refinement=options.segment.refinement,
-        max_memory=options.segment.max_memory,
-        time_budget=options.segment.time_budget,
+    check_window(options.segment.window, prompts.modality)
+    volume = case.volume
+    groups = group_by_window(volume, prompts, options.segment.window)
+    spacing_mm, notes = spacing_for(
+        volume.shape_dhw,
+        volume.spacing_hwd_mm,
+        geometry_is_stated=volume.geometry_is_stated,
+        preset=load_policy().preset(options.segment.preset),
+        modality=prompts.modality,
     )
+    plan = _planned(
+        volume.shape_dhw,
+        spacing_mm,
+        {group.window: group.prompts.class_keys for group in groups},
+        Bundle.open(resolve_bundle(options.bundle), verify=False),
+        options,
+    )
+    return replace(plan, notes=notes)
 
 
 def plan_numbers(
     shape: str,
     spacing: str,
     classes: str,
+    options: RunOptions,
     *,
     kind: str = "anatomy",
     stage: int | None = None,
-    bundle: Path | None = None,
-    preset: str = "paper",
-    refinement: Refinement = "masked",
-    max_memory: int | None = None,
-    time_budget: float | None = None,
 ) -> CasePlan:
-    """Plan from what a person types.
+    """Plan from what a person types: the same as `plan_files` of a file with these figures.
+
+    The file is taken to be one of intensities that are not windowed yet, such as Hounsfield units.
 
     Parameters
     ----------
-    shape : "D,H,W" in voxels
-    spacing : "H,W,D" in mm, as rule 1 of system section 4 leaves it
-    classes : "CT/Liver;CT/Spleen": modality and class name
-    kind : of classes that are both anatomy and lesion
-    stage : 1 or 2; None plans those that the classes go through
-    bundle : whose windows count; None: those of the released models
-    preset, refinement, max_memory : as for `plan_shape`
-    time_budget : seconds a class, as for a run; None for no limit
+    shape
+        "D,H,W" in voxels.
+    spacing
+        "H,W,D" in mm, as a file that names its axes (NIfTI, NRRD, DICOM) states it; with `stage`,
+        what that stage works with.
+    classes
+        "CT/Liver;CT/Spleen": modality and class name.
+    options
+        As for a run. Without a bundle the released models are planned for, in bf16 by OpenVINO.
+    kind
+        Of classes that are both anatomy and lesion.
+    stage
+        1 or 2: that stage alone, of all classes in one run. None plans what a run would do.
 
     Raises
     ------
-    InputError : a text can't be read, or names no class; the memory does not hold one class, or the
-        time is not positive
+    InputError
+        A text can't be read, or names no class; see `planning.cost.plan_case`.
     """
-    if time_budget is not None and stage is not None:
-        raise InputError("a time budget is for the whole case: leave the stage out")
+    if options.segment.time_budget is not None and stage is not None:
+        raise InputError(
+            "a time budget is for the whole case: leave the stage out", code="budget-of-one-stage"
+        )
     sizes = _numbers(shape, int, "shape D,H,W")
     lengths = _numbers(spacing, float, "spacing H,W,D")
-    specs, features, measured = RELEASED_STAGES, RELEASED_FEATURES, None
-    if bundle is not None:
-        opened = Bundle.open(bundle, verify=False)
-        specs, features = (opened.stage_spec(1), opened.stage_spec(2)), feature_channels(opened)
-        measured = recall(opened.hash)
     keys = [_named_class(text, kind) for text in classes.split(";") if text.strip()]
-    rules = load_policy().rules(keys, preset)
-    stages = stages_of(rules, specs) if stage is None else [specs[stage - 1]]
-    plan = plan_shape(
-        (sizes[0], sizes[1], sizes[2]),
-        (lengths[0], lengths[1], lengths[2]),
-        keys,
-        stages=stages,
-        preset=preset,
-        refinement=refinement,
-        features=features,
-        max_memory=max_memory,
+    if not keys:
+        raise InputError("no class was asked for: name one, such as CT/Liver", code="no-class")
+    bundle = None if options.bundle is None else Bundle.open(options.bundle, verify=False)
+    spacing_mm: Spacing = lengths
+    notes: tuple[Note, ...] = ()
+    if stage is None and min(*sizes, *lengths) > 0:
+        spacing_mm, notes = spacing_for(
+            sizes,
+            lengths,
+            geometry_is_stated=True,
+            preset=load_policy().preset(options.segment.preset),
+            modality=keys[0].modality,
+        )
+    window = options.segment.window
+    for modality in sorted({key.modality for key in keys}):
+        check_window(window, modality)
+    plan = _planned(
+        sizes,
+        spacing_mm,
+        classes_by_window(keys, window) if stage is None else {window: keys},
+        bundle,
+        options,
+        stage=stage,
     )
-    return with_time_budget(with_seconds(plan, measured), time_budget, lesions=rules.lesion)
+    return replace(plan, notes=notes)
 
 
-def _numbers(text: str, read: Callable[[str], _Number], what: str) -> list[_Number]:
+def _planned(
+    shape_dhw: Shape,
+    spacing_hwd_mm: Spacing,
+    groups: Mapping[str, Sequence[ClassKey]],
+    bundle: Bundle | None,
+    options: RunOptions,
+    *,
+    stage: int | None = None,
+) -> CasePlan:
+    """Plan on a bundle, or on models of the released size, with what was measured of it here."""
+    model, measured = RELEASED, None
+    if bundle is not None:
+        kind = choose(options.runner, bundle).kind
+        precision = options.precision or precisions(kind, bundle.precision)[0]
+        model = facts_of(bundle, kind, precision)
+        measured = recall(bundle.hash, f"{kind}/{precision}")
+    segment = options.segment
+    plan = plan_case(
+        shape_dhw,
+        spacing_hwd_mm,
+        groups,
+        model,
+        stage=stage,
+        preset=segment.preset,
+        refinement=segment.refinement,
+        max_memory=segment.max_memory,
+    )
+    return with_time_budget(with_seconds(plan, measured), segment.time_budget)
+
+
+def _numbers(
+    text: str, read: Callable[[str], _Number], what: str
+) -> tuple[_Number, _Number, _Number]:
     """Read three numbers, separated by commas."""
     try:
         values = [read(part) for part in text.split(",")]
     except ValueError:
         values = []
     if len(values) != 3:
-        raise InputError(f"{what} needs three numbers separated by commas, not {text!r}")
-    return values
+        raise InputError(
+            f"{what} needs three numbers separated by commas, not {text!r}", code="no-three-numbers"
+        )
+    return values[0], values[1], values[2]
 
 
 def _named_class(text: str, kind: str) -> ClassKey:

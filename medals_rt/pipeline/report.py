@@ -24,10 +24,10 @@ from medals_rt.postprocessing.finalize import removal_notes
 from medals_rt.postprocessing.label_notes import label_notes
 from medals_rt.prompts.prompt_set import PromptSet
 
-BUDGET_SECONDS_PER_CLASS = 60.0
+CHALLENGE_SECONDS_PER_CLASS = 60.0
 """The challenge's limit: a case that takes longer scores zero (system rule 10)."""
 
-REPORT_FORMAT = 2
+REPORT_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class Provenance:
 class RunReport:
     """The whole record of one case; `to_dict` is what `report.json` holds.
 
-    `memory` says what might be held. `budget` is what a time budget planned and gave up, None where
-    there was none.
+    `memory` says what might be held, and what was expected. `budget` is what a time budget planned
+    and left out, None where there was none; `asked_seconds_per_class` is that budget.
     """
 
     case: str
@@ -101,22 +101,56 @@ class RunReport:
     peak_memory_mib: float | None
     memory: dict[str, Any] = field(default_factory=dict)
     budget: dict[str, Any] | None = None
+    asked_seconds_per_class: float | None = None
     notes: tuple[Note, ...] = ()
     versions: dict[str, str] = field(default_factory=library_versions)
     machine: dict[str, Any] = field(default_factory=machine_facts)
 
     @property
-    def within_budget(self) -> bool:
+    def within_challenge(self) -> bool:
         """Whether the case stayed inside the challenge's time a class."""
-        return self.seconds_per_class <= BUDGET_SECONDS_PER_CLASS
+        return self.seconds_per_class <= CHALLENGE_SECONDS_PER_CLASS
+
+    @property
+    def within_asked(self) -> bool | None:
+        """Whether the case stayed inside the time that was asked for; None where none was."""
+        if self.asked_seconds_per_class is None:
+            return None
+        return self.seconds_per_class <= self.asked_seconds_per_class
+
+    @property
+    def incomplete(self) -> str | None:
+        """Which stages or windows are missing because time ran out; None: none are."""
+        if self.budget is None:
+            return None
+        groups = self.budget.get("groups")
+        records = {"": self.budget} if groups is None else groups
+        missing = [
+            f"{window}: {what}" if window else what
+            for window, record in records.items()
+            for what in record["missing"]
+        ]
+        return "; ".join(missing) or None
+
+    @property
+    def limits(self) -> dict[str, float | bool | None]:
+        """Which times a class there were to keep, and which were kept."""
+        return {
+            "challenge_seconds_per_class": CHALLENGE_SECONDS_PER_CLASS,
+            "within_challenge": self.within_challenge,
+            "asked_seconds_per_class": self.asked_seconds_per_class,
+            "within_asked": self.within_asked,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values for JSON."""
+        content = asdict(self)
+        del content["asked_seconds_per_class"]
         return {
             "format": REPORT_FORMAT,
-            **asdict(self),
-            "budget_seconds_per_class": BUDGET_SECONDS_PER_CLASS,
-            "within_budget": self.within_budget,
+            **content,
+            "limits": self.limits,
+            "incomplete": self.incomplete,
         }
 
 
@@ -200,8 +234,12 @@ def build_report(
         seconds={**seconds, "total": total},
         seconds_per_class=total / len(prompts.labels),
         peak_memory_mib=peak_memory_mib(),
-        memory=memory_record(groups[0].memory),
+        memory=memory_record(
+            groups[0].memory,
+            max(stage.expected_peak_mib for result in groups for stage in result.stages),
+        ),
         budget=_budget(groups),
+        asked_seconds_per_class=options.time_budget,
         notes=(
             *_notice(bundle),
             *_degraded(groups),
@@ -243,7 +281,7 @@ def _notice(bundle: Bundle) -> tuple[Note, ...]:
 
 def _degraded(groups: Sequence[GroupResult]) -> tuple[Note, ...]:
     """Say what the time budget left out."""
-    left_out = [what for each in groups if each.budget is not None for what in each.budget.given_up]
+    left_out = [what for each in groups if each.budget is not None for what in each.budget.degraded]
     return tuple(warning("time-budget", f"time budget: {what}") for what in dict.fromkeys(left_out))
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.arrays import to_device, to_host
-from medals_rt.common.choices import STAGE_NAMES, StageNumber
+from medals_rt.common.choices import RUNNER_KINDS, STAGE_NAMES, StageNumber
 from medals_rt.common.errors import InputError
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
@@ -41,9 +41,9 @@ from medals_rt.pipeline.intensity_windows import (
 from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.report import Provenance, RunReport, build_report
 from medals_rt.planning import pass_timings
-from medals_rt.planning.cost import feature_channels
 from medals_rt.planning.geometry import spacing_for
-from medals_rt.planning.memory import memory_limit
+from medals_rt.planning.memory import count_weights, feature_channels, memory_limit
+from medals_rt.planning.pass_timings import MeasuredPasses
 from medals_rt.planning.policy import load_policy
 from medals_rt.planning.stage_plan import CaseOutline
 from medals_rt.planning.time_budget import Budget, case_budget
@@ -90,6 +90,7 @@ class Segmenter:
         self.bundle = bundle
         self._networks = dict(networks)
         self._embedder = PromptEmbedder(bundle)
+        self._measured: dict[int, float] = {}
         self._is_closed = False
 
     @classmethod
@@ -149,6 +150,17 @@ class Segmenter:
         info = self._networks[1].info
         return f"{info.runner}/{info.precision}"
 
+    @property
+    def measured_passes(self) -> MeasuredPasses | None:
+        """What passes took so far, for `pass_timings.record`; also after a case that failed.
+
+        None where nothing was run, or the networks are of another kind than the run time's (PyTorch
+        as a reference), which says nothing of it.
+        """
+        if not self._measured or self._networks[1].info.runner not in RUNNER_KINDS:
+            return None
+        return MeasuredPasses(self.arithmetic, dict(self._measured))
+
     def close(self) -> None:
         """Free the models' memory; cases are refused from then on."""
         self._is_closed = True
@@ -201,7 +213,7 @@ class Segmenter:
             The bundle does not cover a class.
         InputError
             The segmenter is closed; the window is unknown or not one of the modality; the memory
-            does not hold one class.
+            does not hold one class at a time, or the time no pass of the network.
         PromptError
             A prompt names no class.
         """
@@ -243,6 +255,7 @@ class Segmenter:
                 options.time_budget,
                 len(group.prompts.labels),
                 spent_before + watch.total() - own,
+                may_refuse=not results,
             )
             classes_before += len(group.prompts.labels)
             results.append(
@@ -311,7 +324,8 @@ class Segmenter:
             treated = treated_labels(
                 volume.image_dhw.size, prompts, options.preset, options.postprocess
             )
-            known = pass_timings.recall(self.bundle.hash, self.arithmetic)
+            recalled = pass_timings.recall(self.bundle.hash, self.arithmetic)
+            known = {} if recalled is None else recalled.seconds_per_pass
             outline = CaseOutline(
                 shape_dhw=volume.shape_dhw,
                 spacing_hwd_mm=spacing_hwd_mm,
@@ -322,6 +336,9 @@ class Segmenter:
                 channels=feature_channels(self.bundle),
                 memory=memory_limit(options.max_memory, device),
                 classes_per_chunk=options.classes_per_chunk,
+                weights=count_weights(self.bundle),
+                runner=self._networks[1].info.runner,
+                precision=self._networks[1].info.precision,
             )
             masks = options.masks or seeded_masks(
                 options.seed, _mask_key(prepared, scaled=intensities.action != "unchanged")
@@ -334,7 +351,8 @@ class Segmenter:
                 watch=watch,
                 progress=progress,
                 budget=budget,
-                seconds_per_pass=None if known is None else known.seconds_per_pass,
+                seconds_per_pass={**known, **self._measured},
+                measured=self._measured,
             )
             annotated = None if annotation is None else to_device(annotation, device)
         outcomes = run_stages(self._networks, case, annotated)

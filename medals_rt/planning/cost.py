@@ -1,45 +1,87 @@
-"""What a case will cost, before it is run: the geometry of each stage and the passes it takes."""
+"""What a case will cost, before it is run: geometry, passes, memory, time, and a budget's choices.
 
-from collections.abc import Sequence
+The same plans and choices that a run makes (`stage_plan`, `time_budget`), on the figures known
+beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.choices import Refinement
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
-from medals_rt.planning.cost_budget import BudgetPlan, plan_budget
-from medals_rt.planning.geometry import spacing_for
-from medals_rt.planning.memory import ANY_MACHINE, LARGEST_DEFAULT_SLAB, MemoryLimit, memory_limit
-from medals_rt.planning.pass_timings import MeasuredPasses, recall
+from medals_rt.common.typing import Shape, Spacing
+from medals_rt.planning.memory import (
+    ANY_MACHINE,
+    LARGEST_DEFAULT_SLAB,
+    MemoryLimit,
+    count_weights,
+    feature_channels,
+    memory_limit,
+)
+from medals_rt.planning.pass_timings import MeasuredPasses
 from medals_rt.planning.policy import CaseRules, load_policy
 from medals_rt.planning.stage_plan import (
     CaseOutline,
     StagePlan,
+    check_memory,
     seconds_of_both,
     smallest_region_of,
     stage_plans,
 )
-from medals_rt.planning.time_budget import QUALITY_LEVELS
+from medals_rt.planning.time_budget import QUALITY_LEVELS, Budget, choose_stage, seconds_of_case
+from medals_rt.prompts.classes import ClassKey
 
-if TYPE_CHECKING:
-    from medals_rt.bundle.bundle import Bundle
-    from medals_rt.io.case import Case
-    from medals_rt.prompts.classes import ClassKey
-    from medals_rt.prompts.prompt_set import PromptSet
 
-RELEASED_STAGES = (
-    StageSpec(1, (224, 224, 128), (1.5, 1.5, 3.0)),
-    StageSpec(2, (192, 192, 192), (1.0, 1.0, 1.0)),
+@dataclass(frozen=True)
+class ModelFacts:
+    """What decides the cost of running a model.
+
+    Attributes
+    ----------
+    stages
+        Windows and spacings of both.
+    features
+        Channels of the feature map.
+    weights
+        Of both networks together, how many numbers.
+    runner, precision
+        Inference library and arithmetic.
+    """
+
+    stages: tuple[StageSpec, StageSpec]
+    features: int
+    weights: int
+    runner: str = "openvino"
+    precision: str = "bf16"
+
+
+RELEASED = ModelFacts(
+    (
+        StageSpec(1, (224, 224, 128), (1.5, 1.5, 3.0)),
+        StageSpec(2, (192, 192, 192), (1.0, 1.0, 1.0)),
+    ),
+    features=64,
+    weights=218_720_000,
 )
-"""Windows and spacings of the released models (system section 1)."""
+"""The released models (system section 1)."""
 
-RELEASED_FEATURES = 64
-"""Channels of their feature map."""
 
-Shape3 = tuple[int, int, int]
-Spacing3 = tuple[float, float, float]
+def facts_of(bundle: Bundle, runner: str, precision: str) -> ModelFacts:
+    """Read what decides the cost of running a bundle."""
+    return ModelFacts(
+        (bundle.stage_spec(1), bundle.stage_spec(2)),
+        feature_channels(bundle),
+        count_weights(bundle),
+        runner,
+        precision,
+    )
 
 
 @dataclass(frozen=True)
@@ -49,20 +91,27 @@ class StageCost:
     All figures are those of the whole image. The fine stage usually looks at a region of interest
     that only the coarse result tells: `windows_smallest_region` and `passes_smallest_region` are
     those of the smallest one. A pass is one run of the image encoder with what follows it; windows
-    without any coarse prediction will need fewer. For memory, results are gathered in
+    without any coarse prediction will need fewer. For memory, results are aggregated in
     `column_blocks` blocks of the image and in `class_groups` groups of classes, each of which runs
     the windows that reach into it: `window_runs` in all. The sums of one take `accumulators_mib`.
     `passes_by_quality` are those of each quality level, for the whole image and for the smallest
     region, the first of which are `passes` and `passes_smallest_region`.
+
+    A case whose classes want several CT windows is run once for each: `intensity_window` names the
+    one (None: there is only one), and `classes` counts those that want it. `iterations` are the
+    further ones of lesions; without `lesions` none are run.
     """
 
     stage: int
-    spacing_mm_hwd: Spacing3
-    target_spacing_mm_hwd: Spacing3
-    input_shape_hwd: Shape3
-    resampled_shape_hwd: Shape3
-    padded_shape_hwd: Shape3
-    window_hwd: Shape3
+    intensity_window: str | None
+    classes: int
+    lesions: bool
+    spacing_mm_hwd: Spacing
+    target_spacing_mm_hwd: Spacing
+    input_shape_hwd: Shape
+    resampled_shape_hwd: Shape
+    padded_shape_hwd: Shape
+    window_hwd: Shape
     windows: int
     windows_smallest_region: int
     iterations: int
@@ -71,10 +120,57 @@ class StageCost:
     passes_by_quality: tuple[int, ...]
     passes_by_quality_smallest_region: tuple[int, ...]
     window_runs: int
-    class_groups: int = 1
-    column_blocks: int = 1
-    accumulators_mib: int = 0
+    class_groups: int
+    column_blocks: int
+    accumulators_mib: int
+    peak_memory_mib: int
     seconds_per_pass: float | None = None
+
+
+@dataclass(frozen=True)
+class StageChoice:
+    """What a run within a time budget would do with a stage.
+
+    Attributes
+    ----------
+    stage
+        1 or 2.
+    intensity_window
+        Of which group of classes, as in `StageCost`.
+    runs
+        Whether it would be run at all.
+    fits
+        Whether it would end in time. A stage that is run without that is cut short as it goes.
+    degraded
+        What it would leave out, in words; empty for nothing.
+    expected_seconds
+        What it would take; of a stage that is not run, the least that it could.
+    """
+
+    stage: int
+    intensity_window: str | None
+    runs: bool
+    fits: bool
+    degraded: str
+    expected_seconds: float
+
+
+@dataclass(frozen=True)
+class BudgetPlan:
+    """What a run within a time budget would do.
+
+    `seconds` is for the case, of which `network_seconds` are left to the networks; what reading the
+    case and opening the models takes comes off that. The stages' choices are for the smallest
+    region of interest and for the whole image; None where no pass of the bundle was measured, or
+    where a run would be refused, `refused` then says why.
+    """
+
+    seconds_per_class: float
+    seconds: float
+    network_seconds: float
+    smallest_region: tuple[StageChoice, ...] | None = None
+    whole_image: tuple[StageChoice, ...] | None = None
+    refused: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,12 +179,14 @@ class CasePlan:
 
     `expected_seconds` is (least, most), for the smallest region of interest and for the whole
     image: passes times the bundle's last measured pass on this machine. None where none was
-    measured. `expected_peak_memory_mib` is an estimate for bf16. `time_budget` is None where none
-    was given.
+    measured. `expected_peak_memory_mib` is the estimated peak of the process with `runner` in
+    `precision`. `time_budget` is None where none was set.
     """
 
     preset: str
     refinement: str
+    runner: str
+    precision: str
     classes: tuple[str, ...]
     stages: tuple[StageCost, ...]
     expected_peak_memory_mib: int
@@ -98,124 +196,87 @@ class CasePlan:
     notes: tuple[Note, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
-def plan_shape(
-    shape_dhw: Shape3,
-    spacing_hwd_mm: Spacing3,
-    classes: Sequence["ClassKey"],
+def plan_case(
+    shape_dhw: Shape,
+    spacing_hwd_mm: Spacing,
+    groups: Mapping[str, Sequence[ClassKey]],
+    model: ModelFacts = RELEASED,
     *,
-    stages: Sequence[StageSpec] = RELEASED_STAGES,
+    stage: int | None = None,
     preset: str = "paper",
     refinement: Refinement = "masked",
-    features: int = RELEASED_FEATURES,
     max_memory: int | None = None,
 ) -> CasePlan:
     """Plan a case of which only shape, spacing and classes are known.
 
     Parameters
     ----------
-    shape_dhw : the image's shape (D, H, W)
-    spacing_hwd_mm : its spacing (H, W, D) in mm, as `spacing_for` decides it
-    classes : what is asked for
-    stages : the stages to plan, each on the whole image
-    preset : "paper" or "release"
-    refinement : "masked", "unmasked" or "none"
-    features : channels of the network's feature map, for the memory estimate
-    max_memory : bytes that the run may hold; None plans for a machine that has enough
+    shape_dhw
+        The image's shape (D, H, W).
+    spacing_hwd_mm
+        The spacing that a run would use, (H, W, D) in mm.
+    groups
+        The classes by the intensity window in which they are run, each as if it were the only one.
+    model
+        What will run it.
+    stage
+        1 or 2: that stage, whatever the classes go through; None: those that they go through.
+    preset
+        ``"paper"`` or ``"release"``.
+    refinement
+        ``"masked"``, ``"unmasked"`` or ``"none"``.
+    max_memory
+        Bytes that the run may hold; None plans for a machine that has enough.
 
     Raises
     ------
-    InputError : a size or spacing is not positive, there is no class, the preset is unknown, or
-        the memory does not hold one class
+    InputError
+        ``not-positive``: a size or spacing is not; there is no class, the preset is unknown, or
+        ``memory-too-small`` (see `check_memory`).
     """
     if min(shape_dhw) < 1 or not all(0 < s < float("inf") for s in spacing_hwd_mm):
         raise InputError(
             f"a shape needs three positive sizes and a spacing three positive lengths, "
-            f"not {shape_dhw} and {spacing_hwd_mm}"
+            f"not {shape_dhw} and {spacing_hwd_mm}",
+            code="not-positive",
         )
     policy = load_policy()
-    rules, how = policy.rules(classes, preset), policy.preset(preset)
     limit = MemoryLimit(ANY_MACHINE, "a dry run", LARGEST_DEFAULT_SLAB)
     if max_memory is not None:
         limit = memory_limit(max_memory, "cpu")
-    outline = CaseOutline(
-        shape_dhw, spacing_hwd_mm, rules, how, refinement, len(classes), features, limit
-    )
-    costs, peaks = [], [0]
-    for spec in stages:
-        prompted = spec.is_fine and not rules.skip_coarse
-        region = smallest_region_of(outline, spec) if prompted else outline.whole
-        whole, smallest = (
-            stage_plans(outline, spec, box, QUALITY_LEVELS, prompted=prompted)
-            for box in (outline.whole, region)
+    costs: list[StageCost] = []
+    for window, classes in groups.items():
+        rules = policy.rules(classes, preset)
+        outline = CaseOutline(
+            shape_dhw=shape_dhw,
+            spacing_hwd_mm=spacing_hwd_mm,
+            rules=rules,
+            preset=policy.preset(preset),
+            mode=refinement,
+            classes=len(classes),
+            channels=model.features,
+            memory=limit,
+            weights=model.weights,
+            runner=model.runner,
+            precision=model.precision,
         )
-        costs.append(_cost(whole, smallest))
-        peaks.append(whole[0].memory.expected_bytes + 3 * 4 * prod(shape_dhw))
+        specs = _stages_of(rules, model) if stage is None else [model.stages[stage - 1]]
+        check_memory(outline, specs, prompted=False)
+        name = window if len(groups) > 1 else None
+        costs += [_cost(outline, name, spec) for spec in specs]
     return CasePlan(
         preset=preset,
         refinement=refinement,
-        classes=tuple(str(key) for key in classes),
+        runner=model.runner,
+        precision=model.precision,
+        classes=tuple(str(key) for classes in groups.values() for key in classes),
         stages=tuple(costs),
-        expected_peak_memory_mib=max(peaks) // 2**20,
+        expected_peak_memory_mib=max((cost.peak_memory_mib for cost in costs), default=0),
     )
-
-
-def plan_case(
-    case: "Case",
-    prompts: "PromptSet",
-    bundle: "Bundle | None" = None,
-    *,
-    preset: str = "paper",
-    refinement: Refinement = "masked",
-    max_memory: int | None = None,
-    time_budget: float | None = None,
-) -> CasePlan:
-    """Plan a case that was read, on a bundle or (None) on models of the released windows.
-
-    The stages are those that the classes go through. The time comes from the bundle's last
-    measured pass on this machine, on whichever runner that was.
-
-    Parameters
-    ----------
-    case, prompts : as for a run
-    bundle : the bundle that will run it
-    preset, refinement, max_memory : as for `plan_shape`
-    time_budget : seconds a class, as for a run; None for no limit
-
-    Raises
-    ------
-    InputError : as for `plan_shape`; or the time is not positive
-    """
-    rules = load_policy().rules(prompts.class_keys, preset)
-    both = RELEASED_STAGES if bundle is None else (bundle.stage_spec(1), bundle.stage_spec(2))
-    volume = case.volume
-    spacing, notes = spacing_for(
-        volume.shape_dhw,
-        volume.spacing_hwd_mm,
-        geometry_is_stated=volume.geometry_is_stated,
-        preset=load_policy().preset(preset),
-        modality=prompts.modality,
-    )
-    plan = plan_shape(
-        volume.shape_dhw,
-        spacing,
-        prompts.class_keys,
-        stages=stages_of(rules, both),
-        preset=preset,
-        refinement=refinement,
-        features=RELEASED_FEATURES if bundle is None else feature_channels(bundle),
-        max_memory=max_memory,
-    )
-    plan = with_seconds(replace(plan, notes=notes), None if bundle is None else recall(bundle.hash))
-    return with_time_budget(plan, time_budget, lesions=rules.lesion)
-
-
-def stages_of(rules: CaseRules, both: Sequence[StageSpec]) -> list[StageSpec]:
-    """Give those of the two stages that a case goes through."""
-    return [spec for spec in both if not (rules.skip_fine if spec.is_fine else rules.skip_coarse)]
 
 
 def with_seconds(plan: CasePlan, measured: MeasuredPasses | None) -> CasePlan:
@@ -227,78 +288,149 @@ def with_seconds(plan: CasePlan, measured: MeasuredPasses | None) -> CasePlan:
         for cost in plan.stages
     )
     expected = None
-    known = [cost for cost in costs if cost.seconds_per_pass is not None]
-    if len(known) == len(costs):
-        smallest = sum((cost.seconds_per_pass or 0) * cost.passes_smallest_region for cost in known)
-        whole = sum((cost.seconds_per_pass or 0) * cost.passes for cost in known)
+    if all(cost.seconds_per_pass is not None for cost in costs):
+        smallest = sum((cost.seconds_per_pass or 0) * cost.passes_smallest_region for cost in costs)
+        whole = sum((cost.seconds_per_pass or 0) * cost.passes for cost in costs)
         # Dynamic resampling may enlarge a small box so much that it takes longer than the whole.
         expected = (round(min(smallest, whole), 2), round(max(smallest, whole), 2))
     return replace(plan, stages=costs, expected_seconds=expected, measured_on=measured.runner)
 
 
-def with_time_budget(plan: CasePlan, seconds_per_class: float | None, *, lesions: bool) -> CasePlan:
-    """Add what a run of a plan's case would do to keep a time budget, by the run's own choices.
+def with_time_budget(plan: CasePlan, seconds_per_class: float | None) -> CasePlan:
+    """Add what a run would do to keep a time budget, if its passes take what is expected.
+
+    Other steps are taken to need no time.
 
     Parameters
     ----------
     plan
-        With its seconds, of the stages that the case goes through.
+        With its seconds, of all stages that the case goes through.
     seconds_per_class
         The budget; None: the plan stays as it is.
-    lesions
-        Whether there are further iterations to give up.
 
     Raises
     ------
     InputError
-        The time is not positive.
+        ``budget-not-positive``: the time is not positive.
     """
     if seconds_per_class is None:
         return plan
+    groups: dict[str | None, list[StageCost]] = {}
+    for cost in plan.stages:
+        groups.setdefault(cost.intensity_window, []).append(cost)
+    budgets = [_budget(seconds_per_class, costs, spent=0.0) for costs in groups.values()]
+    budget = BudgetPlan(
+        seconds_per_class,
+        seconds_of_case(seconds_per_class, len(plan.classes)),
+        round(sum(each.left for each in budgets), 2),
+    )
     known = {c.stage: c.seconds_per_pass for c in plan.stages if c.seconds_per_pass is not None}
-    smallest = whole = None
     if known:
         of_pass = seconds_of_both(known, {c.stage: prod(c.window_hwd) for c in plan.stages})
-        smallest = {
-            c.stage: [passes * of_pass[c.stage] for passes in c.passes_by_quality_smallest_region]
-            for c in plan.stages
-        }
-        whole = {
-            c.stage: [passes * of_pass[c.stage] for passes in c.passes_by_quality]
-            for c in plan.stages
-        }
-    budget = plan_budget(
-        seconds_per_class, len(plan.classes), smallest=smallest, whole=whole, lesions=lesions
-    )
+        first = plan.stages[0]
+        least = first.passes_by_quality_smallest_region[-1] * of_pass[first.stage]
+        budget = replace(
+            budget, refused=budgets[0].shortfall(of_pass[first.stage], least, first.classes)
+        )
+        if budget.refused is None:
+            budget = replace(
+                budget,
+                smallest_region=_choices(seconds_per_class, groups, of_pass, smallest_region=True),
+                whole_image=_choices(seconds_per_class, groups, of_pass, smallest_region=False),
+            )
     return replace(plan, time_budget=budget)
 
 
-def _cost(whole: Sequence[StagePlan], smallest: Sequence[StagePlan]) -> StageCost:
-    """Count windows and passes of a stage at each effort."""
+def _budget(seconds_per_class: float, costs: Sequence[StageCost], spent: float) -> Budget:
+    """Return the budget of a group of classes, of which some seconds are spent."""
+    seconds = seconds_of_case(seconds_per_class, costs[0].classes)
+    return Budget(seconds, started=-spent, clock=lambda: 0.0)
+
+
+def _choices(
+    seconds_per_class: float,
+    groups: Mapping[str | None, Sequence[StageCost]],
+    of_pass: Mapping[int, float],
+    *,
+    smallest_region: bool,
+) -> tuple[StageChoice, ...]:
+    """Go through groups and stages as a run does.
+
+    A group has the time of its classes, and what earlier groups left of theirs. The coarse stage
+    leaves time for the smallest fine one.
+    """
+    choices: list[StageChoice] = []
+    spent = allotted = 0.0
+    for window, costs in groups.items():
+        left = _budget(seconds_per_class, costs, spent - allotted).left
+        allotted += seconds_of_case(seconds_per_class, costs[0].classes)
+        for number, cost in enumerate(costs):
+            passes = cost.passes_by_quality
+            if smallest_region:
+                passes = cost.passes_by_quality_smallest_region
+            seconds = [each * of_pass[cost.stage] for each in passes]
+            after = [
+                each * of_pass[later.stage]
+                for later in costs[number + 1 :]
+                for each in later.passes_by_quality_smallest_region
+            ]
+            choice = choose_stage(seconds, left, after=after, lesions=cost.lesions)
+            fits = choice.level is not None
+            runs = fits or number == 0
+            choices.append(
+                StageChoice(
+                    cost.stage, window, runs, fits, choice.degraded, round(choice.seconds, 2)
+                )
+            )
+            taken = choice.seconds if fits else max(0.0, left) if runs else 0.0
+            left -= taken
+            spent += taken
+    return tuple(choices)
+
+
+def _stages_of(rules: CaseRules, model: ModelFacts) -> list[StageSpec]:
+    """Choose those of the two stages that a case goes through."""
+    return [
+        spec
+        for spec in model.stages
+        if not (rules.skip_fine if spec.is_fine else rules.skip_coarse)
+    ]
+
+
+def _cost(outline: CaseOutline, intensity_window: str | None, spec: StageSpec) -> StageCost:
+    """Count windows and passes of a stage at each quality level."""
+    prompted = spec.is_fine and not outline.rules.skip_coarse
+    region = smallest_region_of(outline, spec) if prompted else outline.whole
+    whole, smallest = (
+        stage_plans(outline, spec, box, QUALITY_LEVELS, prompted=prompted)
+        for box in (outline.whole, region)
+    )
     plan, memory = whole[0].plan, whole[0].memory
     return StageCost(
-        stage=plan.stage.number,
+        stage=spec.number,
+        intensity_window=intensity_window,
+        classes=outline.classes,
+        lesions=outline.rules.lesion,
         spacing_mm_hwd=plan.spacing_hwd_mm,
         target_spacing_mm_hwd=plan.target_spacing_hwd_mm,
         input_shape_hwd=plan.input_shape_hwd,
         resampled_shape_hwd=plan.resampled_shape_hwd,
         padded_shape_hwd=plan.padded_shape_hwd,
-        window_hwd=plan.stage.window_hwd,
+        window_hwd=spec.window_hwd,
         windows=len(plan.windows),
         windows_smallest_region=len(smallest[0].plan.windows),
         iterations=plan.iterations,
         passes=whole[0].passes,
         passes_smallest_region=smallest[0].passes,
-        passes_by_quality=tuple(way.passes for way in whole),
-        passes_by_quality_smallest_region=tuple(way.passes for way in smallest),
+        passes_by_quality=_passes(whole),
+        passes_by_quality_smallest_region=_passes(smallest),
         window_runs=memory.window_runs,
         class_groups=memory.class_groups,
         column_blocks=memory.column_blocks,
         accumulators_mib=memory.slab_bytes // 2**20,
+        peak_memory_mib=memory.expected_bytes // 2**20,
     )
 
 
-def feature_channels(bundle: "Bundle") -> int:
-    """Read the number of feature channels from the image encoder's first output."""
-    channels = bundle.graph(2, "image_encoder").outputs[0].shape[1]
-    return channels if isinstance(channels, int) else RELEASED_FEATURES
+def _passes(plans: Sequence[StagePlan]) -> tuple[int, ...]:
+    return tuple(plan.passes for plan in plans)

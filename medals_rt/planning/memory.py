@@ -1,4 +1,4 @@
-"""How much memory a case may take, and how a stage is cut to stay within it.
+"""How much memory a case takes, how much it may take, and how a stage is cut to stay within that.
 
 Three things grow: the sums over windows with classes times a slab of the image, the probabilities
 of one window with the classes at once, and what the network holds while it runs, which is given.
@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import ceil, floor, prod
+from math import ceil, prod
 from pathlib import Path
 
+from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import FOLDED_REFINERS
 from medals_rt.common import cgroups
-from medals_rt.common.errors import InputError
+from medals_rt.common.errors import BundleError, InputError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Shape
 from medals_rt.planning.axis_tiling import AxisCut, Columns, axis_cuts
@@ -34,14 +35,28 @@ _LEAST_DEFAULT_SLAB = 2**30
 _SHARE_OF_AVAILABLE = 0.8
 _SHARE_OF_A_CHUNK = 0.25
 
-_PROCESS_BYTES = 900 * 2**20  # Python, the libraries, and the weights of both stages
-# What the network holds at its peak, in values a voxel and feature channel. Measured for a window
-# of 192^3 and 64 channels in bf16 (OpenVINO), the whole process: 4.8 GB with 4 prompted classes,
-# 5.4 with 16. With more of them features and F_a are arrays where prompts overlap or graphs run one
-# by one (8.9 GB), and that is expected; where prompts exclude each other it is 6.5 to 8.3.
-_VALUES_JOINED = 4.2
-_VALUES_CUT = 8.8
-_VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+# What a process holds beside what grows with the case. Measured: benchmarks/NOTES.md.
+_PROCESS_BYTES = 190 * 10**6
+_BYTES_PER_CASE_VOXEL = 14
+
+
+@dataclass(frozen=True)
+class _Footprint:
+    """What a network holds in one library: see `weight_bytes` and `network_bytes`."""
+
+    bytes_per_weight: float
+    values_joined: float
+    values_many: float
+    has_chains: bool = False
+
+
+_FOOTPRINTS = {
+    ("openvino", "fp32"): _Footprint(9.0, 3.0, 4.0, has_chains=True),
+    ("openvino", "bf16"): _Footprint(7.3, 3.0, 4.0, has_chains=True),
+    ("onnxruntime", "fp32"): _Footprint(4.7, 7.9, 8.9),
+}
+_OTHER_FOOTPRINT = _Footprint(4.0, 4.2, 8.8)  # of runners on GPUs: not measured
+_VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 _BYTES_PER_SUM = 4  # float32
 
@@ -51,11 +66,54 @@ ANY_MACHINE = 10**15
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """Bytes that the process (or the card) may hold in all, and where that number is from."""
+    """Bytes that the process (or the GPU) may hold in all, and where that number is from."""
 
     total: int
     source: str
     largest_slab: int | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether the caller set it: then it is kept to the letter, or refused."""
+        return self.source == ASKED_FOR
+
+
+@dataclass(frozen=True)
+class MemoryDemand:
+    """What decides the memory of a stage, beside its grid.
+
+    Attributes
+    ----------
+    classes
+        N.
+    channels
+        C, of the network's feature map.
+    runner, precision
+        Inference library and arithmetic of the network.
+    weights
+        Of the networks of both stages together, how many numbers.
+    case_voxels
+        Of the case's image as it was read.
+    is_fine
+        Which of the two stages it is.
+    prompted
+        Whether windows may have spatial prompts.
+    held_classes
+        Classes of one window whose probabilities are held whole (lesions that are iterated).
+    classes_per_chunk
+        The most that the classifier gives at once.
+    """
+
+    classes: int
+    channels: int
+    runner: str = "openvino"
+    precision: str = "bf16"
+    weights: int = 0
+    case_voxels: int = 0
+    is_fine: bool = True
+    prompted: bool = False
+    held_classes: int = 0
+    classes_per_chunk: int = CLASSES_PER_CHUNK
 
 
 @dataclass(frozen=True)
@@ -90,13 +148,16 @@ class MemoryPlan:
     slab_bytes
         What the sums of a sweep take at most.
     expected_bytes
-        The estimated peak.
+        The estimated peak of the process.
+    least_bytes
+        What that would be with one class at a time in the narrowest blocks.
     """
 
     sweeps: tuple[TileSweep, ...]
     classes_per_chunk: int
     slab_bytes: int
     expected_bytes: int
+    least_bytes: int
 
     @property
     def class_groups(self) -> int:
@@ -131,10 +192,12 @@ def memory_limit(asked: int | None, device: str) -> MemoryLimit:
     """
     if asked is not None:
         if asked <= 0:
-            raise InputError(f"max_memory must be positive, found {asked}")
+            raise InputError(
+                f"max_memory must be positive, found {asked}", code="memory-not-positive"
+            )
         return MemoryLimit(asked, ASKED_FOR)
     if device == "cuda":
-        return MemoryLimit(int(_SHARE_OF_AVAILABLE * _free_on_card()), "80 % of the card's memory")
+        return MemoryLimit(int(_SHARE_OF_AVAILABLE * _free_on_gpu()), "80 % of the GPU's memory")
     free = available_bytes(Path("/proc"), cgroups.CGROUP)
     if free is None:
         return MemoryLimit(2 * LARGEST_DEFAULT_SLAB, "the default", LARGEST_DEFAULT_SLAB)
@@ -142,81 +205,69 @@ def memory_limit(asked: int | None, device: str) -> MemoryLimit:
     return MemoryLimit(total, "80 % of the memory that is free here", LARGEST_DEFAULT_SLAB)
 
 
-def memory_record(limit: MemoryLimit) -> dict[str, object]:
-    """Give what a report says of a limit."""
-    return {"limit_mib": round(limit.total / 2**20, 1), "limit_from": limit.source}
+def memory_record(limit: MemoryLimit, expected_peak_mib: float) -> dict[str, object]:
+    """Return what a report says of a limit and of the peak that was expected."""
+    return {
+        "limit_mib": round(limit.total / 2**20, 1),
+        "limit_from": limit.source,
+        "expected_peak_mib": expected_peak_mib,
+    }
 
 
 def plan_memory(
-    classes: int,
-    shape_hwd: Shape,
-    windows: Sequence[Window],
-    channels: int,
-    limit: MemoryLimit,
-    *,
-    precision: str = "bf16",
-    held: int = 0,
-    classes_per_chunk: int = CLASSES_PER_CHUNK,
+    demand: MemoryDemand, shape_hwd: Shape, windows: Sequence[Window], limit: MemoryLimit
 ) -> MemoryPlan:
     """Cut a stage so that it fits and runs as few windows as that allows.
 
+    Where nothing fits it is cut as far as can be; `least_bytes` then exceeds the limit.
+
     Parameters
     ----------
-    classes
-        N.
+    demand
+        Classes and network.
     shape_hwd
         Voxels of the stage's image before padding.
     windows
         All windows of the padded image.
-    channels
-        C, of the network's feature map.
     limit
         What may be held.
-    precision
-        Arithmetic of the network.
-    held
-        Classes of one window whose probabilities are held whole (lesions that are iterated).
-    classes_per_chunk
-        The most that the classifier gives at once.
-
-    Raises
-    ------
-    InputError
-        A limit that was asked for does not even hold one class in the narrowest blocks (see
-        `axis_cuts`); the message says what would do.
     """
     first = windows[0]
     h, w, d = (b - a for a, b in zip(first.starts_hwd, first.stops_hwd, strict=True))
-    padded_hwd = tuple(max(each.stops_hwd[axis] for each in windows) for axis in range(3))
     window = h * w * d
-    fixed = (
-        _PROCESS_BYTES
-        + network_bytes((h, w, d), channels, classes, precision)
-        + prod(padded_hwd) * (4 + 4 + 1 + 1)  # image, largest probability, labels, prompts
-        + held * window * 5  # probabilities, and prompts as bools
-    )
+    fixed = _fixed_bytes(demand, (h, w, d), windows)
     room = limit.total - fixed
     # a chunk is held twice while the library writes the next
     chunk = int(room * _SHARE_OF_A_CHUNK) // (2 * 4 * window)
-    chunk = max(1, min(chunk, classes, classes_per_chunk))
+    chunk = max(1, min(chunk, demand.classes, demand.classes_per_chunk))
     slab = room - 2 * 4 * window * chunk
-    if limit.source != ASKED_FOR:
+    if not limit.asked:
         slab = max(slab, _LEAST_DEFAULT_SLAB)
     if limit.largest_slab is not None:
         slab = min(slab, limit.largest_slab)
-    cuts = _slab_cuts(classes, shape_hwd, windows, h)
-    cut = min((each for each in cuts if each.bytes <= slab), key=_SlabCut.cost, default=None)
-    if cut is None:
-        cut = min(cuts, key=lambda each: each.bytes)
-        if limit.source == ASKED_FOR:
-            need = fixed + 2 * 4 * window + cut.bytes
-            raise InputError(
-                f"{floor(limit.total / 1e8) / 10} GB of memory are too few for windows of "
-                f"{(h, w, d)} in an image of {padded_hwd} voxels (H, W, D): allow at least "
-                f"{ceil(need / 1e8) / 10} GB"
-            )
+    cuts = _slab_cuts(demand.classes, shape_hwd, windows, h)
+    narrowest = min(cuts, key=lambda each: each.bytes)
+    fitting = (each for each in cuts if each.bytes <= slab)
+    cut = min(fitting, key=_SlabCut.cost, default=narrowest)
     return MemoryPlan(
-        tuple(cut.sweeps(windows)), chunk, cut.bytes, fixed + 2 * 4 * window * chunk + cut.bytes
+        sweeps=tuple(cut.sweeps(windows)),
+        classes_per_chunk=chunk,
+        slab_bytes=cut.bytes,
+        expected_bytes=fixed + 2 * 4 * window * chunk + cut.bytes,
+        least_bytes=fixed + 2 * 4 * window + narrowest.bytes,
+    )
+
+
+def _fixed_bytes(demand: MemoryDemand, window_hwd: Shape, windows: Sequence[Window]) -> int:
+    """Estimate what a stage holds however its sums and classes are cut."""
+    padded_hwd = [max(each.stops_hwd[axis] for each in windows) for axis in range(3)]
+    return (
+        _PROCESS_BYTES
+        + weight_bytes(demand)
+        + network_bytes(demand, window_hwd)
+        + demand.case_voxels * _BYTES_PER_CASE_VOXEL
+        + prod(padded_hwd) * (4 + 4 + 1 + 1)  # image, largest probability, labels, prompts
+        + demand.held_classes * prod(window_hwd) * 5  # probabilities, and prompts as bools
     )
 
 
@@ -241,7 +292,7 @@ class _SlabCut:
         return groups * self.w.runs * self.d.runs, groups * blocks, blocks
 
     def sweeps(self, windows: Sequence[Window]) -> Iterator[TileSweep]:
-        """Give each group of classes in each block."""
+        """Go through each group of classes in each block."""
         for columns in product(self.w.blocks, self.d.blocks):
             reaching = tuple(k for k, window in enumerate(windows) if _reaches(window, columns))
             for start in range(0, self.classes, self.size):
@@ -253,7 +304,7 @@ class _SlabCut:
 def _slab_cuts(
     classes: int, shape_hwd: Shape, windows: Sequence[Window], rows: int
 ) -> list[_SlabCut]:
-    """Give every way to cut the sums that is worth having along each of its axes."""
+    """List the cuts of the sums that are worth having along each axis."""
     along_w, along_d = (
         axis_cuts(
             tuple(sorted({(each.starts_hwd[axis], each.stops_hwd[axis]) for each in windows})),
@@ -272,10 +323,57 @@ def _reaches(window: Window, columns: Columns) -> bool:
     )
 
 
-def network_bytes(window_hwd: Shape, channels: int, classes: int, precision: str) -> int:
-    """Estimate what the network holds at its peak for one window of N classes."""
-    values = _VALUES_JOINED if classes <= max(FOLDED_REFINERS) else _VALUES_CUT
-    return int(prod(window_hwd) * channels * values * _VALUE_BYTES[precision])
+def weight_bytes(demand: MemoryDemand) -> int:
+    """Estimate what compiled graphs hold by the end of a stage.
+
+    Both stages' networks are open from the start. Where a library joins graphs, windows with
+    prompts take a chain of their own, and so do more classes than the classifier gives at once.
+    """
+    many = demand.classes > demand.classes_per_chunk
+    footprint = _footprint(demand)
+    chains = 2
+    if footprint.has_chains:
+        chains += demand.prompted + many * (2 if demand.is_fine else 1)
+    return int(footprint.bytes_per_weight * demand.weights * chains / 2)
+
+
+def network_bytes(demand: MemoryDemand, window_hwd: Shape) -> int:
+    """Estimate what the network holds at its peak, beside its weights, for one window."""
+    most = max(FOLDED_REFINERS) if demand.prompted else demand.classes_per_chunk
+    footprint = _footprint(demand)
+    values = footprint.values_joined if demand.classes <= most else footprint.values_many
+    return int(prod(window_hwd) * demand.channels * values * _VALUE_BYTES[demand.precision])
+
+
+def _footprint(demand: MemoryDemand) -> _Footprint:
+    return _FOOTPRINTS.get((demand.runner, demand.precision), _OTHER_FOOTPRINT)
+
+
+def count_weights(bundle: Bundle) -> int:
+    """Count the weights of both stages' image encoders and query decoders, nearly all there are."""
+    stored = sum(
+        bundle.graph(stage, name).bytes
+        for stage in (1, 2)
+        for name in ("image_encoder", "query_decoder")
+    )
+    return stored // _VALUE_BYTES[bundle.manifest.weights]
+
+
+def feature_channels(bundle: Bundle) -> int:
+    """Read the number of feature channels from the image encoder's first output.
+
+    Raises
+    ------
+    BundleError
+        ``bundle-without-channels``: the graph leaves it free.
+    """
+    channels = bundle.graph(2, "image_encoder").outputs[0].shape[1]
+    if isinstance(channels, int):
+        return channels
+    raise BundleError(
+        f"the image encoder of {bundle.name} gives features of any width; export the bundle again",
+        code="bundle-without-channels",
+    )
 
 
 def slab_bytes(classes: int, slab_hwd: Shape) -> int:
@@ -301,7 +399,7 @@ def available_bytes(proc: Path, cgroup: Path) -> int | None:
     return free if limit is None or used is None else min(free, max(0, limit - used))
 
 
-def _free_on_card() -> int:
+def _free_on_gpu() -> int:
     import cupy
 
     free, _ = cupy.cuda.runtime.memGetInfo()

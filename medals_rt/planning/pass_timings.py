@@ -1,8 +1,8 @@
-"""Remembers how long one pass of a bundle's network took on this machine, for `medals-rt plan`.
+"""How long a pass of a bundle's network took on this machine, kept for time budgets and plans.
 
-One small JSON in the user's cache folder, keyed by the bundle's hash and the runner. It only feeds
-estimates: nothing that decides a result is read from it, and a file that can't be read or written
-counts as no memory.
+One small JSON file in the user's cache folder, keyed by the bundle's hash and the runner. Only
+commands and jobs write it, never a call of the library. A file that can't be read or written counts
+as an empty one.
 """
 
 import json
@@ -18,25 +18,30 @@ _KEPT_ENTRIES = 64
 
 @dataclass(frozen=True)
 class MeasuredPasses:
-    """Seconds of one pass in each stage (1 coarse, 2 fine), and the runner that took them."""
+    """Seconds of one pass in each stage.
+
+    Attributes
+    ----------
+    runner
+        Runner and precision that took them, such as ``"openvino/bf16"``.
+    seconds_per_pass
+        By stage number, 1 coarse and 2 fine.
+    """
 
     runner: str
     seconds_per_pass: Mapping[int, float]
 
 
-def record(bundle_hash: str, runner: str, seconds_per_pass: Mapping[int, float]) -> bool:
-    """Keep the seconds a pass of a bundle on a runner; tell whether that could be stored.
+def record(bundle_hash: str, measured: MeasuredPasses) -> bool:
+    """Keep what was measured of a bundle; return whether that could be stored.
 
-    Parameters
-    ----------
-    bundle_hash : the bundle's hash, as in the run's report
-    runner : runner and precision, such as "openvino/bf16"
-    seconds_per_pass : stage number to seconds; stages left out keep their last figure
+    Stages that were not measured keep their last figure.
     """
     known = _read()
-    key = f"{bundle_hash}/{runner}"
+    key = f"{bundle_hash}/{measured.runner}"
     # Taken out and put back, so that the entries stand in the order of their last use.
-    stages = {**known.pop(key, {}), **{str(k): round(v, 4) for k, v in seconds_per_pass.items()}}
+    new = {str(stage): round(each, 4) for stage, each in measured.seconds_per_pass.items()}
+    stages = {**known.pop(key, {}), **new}
     known[key] = stages
     kept = dict(list(known.items())[-_KEPT_ENTRIES:])
     try:
@@ -48,7 +53,7 @@ def record(bundle_hash: str, runner: str, seconds_per_pass: Mapping[int, float])
 
 
 def recall(bundle_hash: str, runner: str | None = None) -> MeasuredPasses | None:
-    """Give what was last measured for a bundle, on one runner or on any; None where nothing was."""
+    """Return what was last measured of a bundle, on one runner or on any; None: nothing was."""
     for key, stages in reversed(_read().items()):
         bundle, _, measured_on = key.partition("/")
         if bundle == bundle_hash and runner in {None, measured_on}:

@@ -1,21 +1,28 @@
-"""The ways to run a stage of a case: geometry, cuts for memory and passes at each effort.
+"""Plans of a stage: geometry, cuts for memory and passes, at each quality level.
 
-A run chooses among them (`two_stages`), a dry run counts them (`plan`).
+A run chooses among them (`inference.cascade`), a dry run counts them (`cost`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil, floor, prod
 
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.choices import Refinement
+from medals_rt.common.errors import InputError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Box, Spacing
 from medals_rt.planning.geometry import StageGeometry, plan_stage, smallest_region
-from medals_rt.planning.memory import MemoryLimit, MemoryPlan, plan_memory
+from medals_rt.planning.memory import (
+    MemoryDemand,
+    MemoryLimit,
+    MemoryPlan,
+    plan_memory,
+)
 from medals_rt.planning.policy import CaseRules, Preset
-from medals_rt.planning.time_budget import QualityLevel
+from medals_rt.planning.time_budget import QUALITY_LEVELS, QualityLevel
 from medals_rt.planning.window_pass import WindowPass, passes_per_window
 
 
@@ -41,6 +48,10 @@ class CaseOutline:
         What may be held.
     classes_per_chunk
         The most classes that are classified at once.
+    weights
+        Of the networks of both stages together, how many numbers.
+    runner, precision
+        Inference library and arithmetic of the network.
     """
 
     shape_dhw: tuple[int, int, int]
@@ -52,6 +63,9 @@ class CaseOutline:
     channels: int
     memory: MemoryLimit
     classes_per_chunk: int = CLASSES_PER_CHUNK
+    weights: int = 0
+    runner: str = "openvino"
+    precision: str = "bf16"
 
     @property
     def whole(self) -> Box:
@@ -61,7 +75,7 @@ class CaseOutline:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage at one effort.
+    """A stage at one quality level.
 
     Attributes
     ----------
@@ -87,12 +101,11 @@ def stage_plans(
     case: CaseOutline,
     spec: StageSpec,
     box_dhw: Box,
-    efforts: Sequence[QualityLevel],
+    levels: Sequence[QualityLevel],
     *,
     prompted: bool,
-    precision: str = "bf16",
 ) -> list[StagePlan]:
-    """Plan a stage on a box of the image, once an effort.
+    """Plan a stage on a box of the image, once a quality level.
 
     Parameters
     ----------
@@ -102,31 +115,25 @@ def stage_plans(
         The stage.
     box_dhw
         What it looks at.
-    efforts
+    levels
         How thoroughly.
     prompted
         Whether there are spatial prompts.
-    precision
-        Arithmetic of the network.
-
-    Raises
-    ------
-    InputError
-        The memory does not hold one class.
     """
     d, h, w = (high - low for low, high in zip(*box_dhw, strict=True))
-    ways = []
-    for effort in efforts:
+    prompted = prompted and case.mode != "none"
+    plans = []
+    for level in levels:
         plan = plan_stage(
-            (h, w, d), case.spacing_hwd_mm, spec, case.rules, case.preset, effort.overlap
+            (h, w, d), case.spacing_hwd_mm, spec, case.rules, case.preset, level.overlap
         )
-        if not effort.iterates:
+        if not level.iterates:
             plan = replace(plan, iterations=0)
         window_pass = WindowPass(
             stage=spec.number,
             window_index=0,
             window_hwd=spec.window_hwd,
-            prompted=case.preset.prompted if prompted and case.mode != "none" else None,
+            prompted=case.preset.prompted if prompted else None,
             further=case.preset.further,
             further_iterations=plan.iterations if case.rules.lesion else 0,
             mode=case.mode,
@@ -135,28 +142,77 @@ def stage_plans(
         )
         iterates = window_pass.further_iterations > 0 and case.mode != "none"
         memory = plan_memory(
-            case.classes,
+            MemoryDemand(
+                classes=case.classes,
+                channels=case.channels,
+                runner=case.runner,
+                precision=case.precision,
+                weights=case.weights,
+                case_voxels=prod(case.shape_dhw),
+                is_fine=spec.is_fine,
+                prompted=prompted or iterates,
+                held_classes=case.classes if iterates else 0,
+                classes_per_chunk=case.classes_per_chunk,
+            ),
             plan.resampled_shape_hwd,
             plan.windows,
-            case.channels,
             case.memory,
-            precision=precision,
-            held=case.classes if iterates else 0,
-            classes_per_chunk=case.classes_per_chunk,
         )
-        ways.append(StagePlan(plan, memory, window_pass))
-    return ways
+        plans.append(StagePlan(plan, memory, window_pass))
+    return plans
+
+
+def check_memory(case: CaseOutline, specs: Sequence[StageSpec], *, prompted: bool) -> None:
+    """Refuse a limit that was asked for and does not hold the stages of a case, before any work.
+
+    The fine stage is held to the whole image and to the smallest region of interest. Any region
+    needs about as much or less: what is fixed (network, weights, the case itself) does not depend
+    on it, sums are cut to fit, and what is left is ten bytes a voxel of the resampled grid. That
+    grid is largest for the whole image, but for rules that bring a large image, not its regions,
+    down to coarser voxels; a region then has at most 1.8^3 windows, a tenth of a gigabyte more.
+
+    Parameters
+    ----------
+    case
+        What is asked for.
+    specs
+        The stages that it goes through.
+    prompted
+        Whether the first of them has spatial prompts; later ones always may.
+
+    Raises
+    ------
+    InputError
+        ``memory-too-small``: the limit does not even hold one class at a time in the narrowest
+        blocks (see `axis_cuts`). The message says what would do.
+    """
+    if not case.memory.asked:
+        return
+    need = max(
+        plan.memory.least_bytes
+        for number, spec in enumerate(specs)
+        for box in ([case.whole, smallest_region_of(case, spec)] if spec.is_fine else [case.whole])
+        for plan in stage_plans(
+            case, spec, box, QUALITY_LEVELS[:1], prompted=prompted or number > 0
+        )
+    )
+    if need > case.memory.total:
+        raise InputError(
+            f"{floor(case.memory.total / 1e8) / 10} GB of memory are too few for this case with "
+            f"{case.runner} in {case.precision}: allow at least {ceil(need / 1e8) / 10} GB",
+            code="memory-too-small",
+        )
 
 
 def smallest_region_of(case: CaseOutline, fine: StageSpec) -> Box:
-    """Give the smallest box that the fine stage may look at."""
+    """Return the smallest box that the fine stage may look at."""
     return smallest_region(case.shape_dhw, case.spacing_hwd_mm, fine, case.rules, case.preset)
 
 
 def seconds_of_both(
     known: Mapping[int, float], window_voxels: Mapping[int, int]
 ) -> dict[int, float]:
-    """Give the seconds of a pass of each stage; an unknown one costs as much a voxel as the other.
+    """Return the seconds of a pass of each stage; an unknown one takes the other's a voxel.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ def test_run_writes_what_was_asked_for(run: Callable[..., Result], out: Path) ->
     assert liver["volume_ml"] == pytest.approx(voxels * 12 / 1000)
     assert {stage["name"] for stage in report["stages"]} >= {"coarse"}
     assert report["seconds_per_class"] > 0
-    assert report["budget_seconds_per_class"] == 60
+    assert report["limits"]["challenge_seconds_per_class"] == 60
     assert files["preview"].read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in out.rglob("*") if path.is_file()) == [
         "preview.png",

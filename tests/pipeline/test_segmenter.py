@@ -71,7 +71,12 @@ def test_both_stages_are_recorded(segmenter: Segmenter, volume: Volume) -> None:
     voxels = sum(record.voxels for record in report.classes)
     volume_ml = sum(record.volume_ml for record in report.classes)
     assert volume_ml == pytest.approx(voxels * 4 * 4 * 6 / 1000, abs=0.01)
-    assert report.to_dict()["within_budget"] is True
+    assert report.to_dict()["limits"] == {
+        "challenge_seconds_per_class": 60.0,
+        "within_challenge": True,
+        "asked_seconds_per_class": None,
+        "within_asked": None,
+    }
 
 
 def test_progress_counts_every_window(segmenter: Segmenter, volume: Volume) -> None:
@@ -238,15 +243,18 @@ def test_window_groups_share_the_time_of_their_case(
     wanted = {"Liver": "soft tissue", "Right kidney": "lung"}
     monkeypatch.setattr(Policy, "window_of", lambda _, key: wanted[key.name])
     asked: list[tuple[float | None, int, float]] = []
+    refusable = []
 
-    def case_budget(seconds: float | None, classes: int, spent: float) -> None:
+    def case_budget(seconds: float | None, classes: int, spent: float, *, may_refuse: bool) -> None:
         asked.append((seconds, classes, spent))
+        refusable.append(may_refuse)
 
     monkeypatch.setattr("medals_rt.pipeline.segmenter.case_budget", case_budget)
     segmenter.segment(
         volume, ANATOMY, SegmentOptions(time_budget=600.0), provenance=Provenance({"read": 3.0})
     )
     (first, second) = asked
+    assert refusable == [True, False]
     assert first[:2] == second[:2] == (600.0, 1)
     assert 3.0 <= first[2] < 100.0
     assert first[2] - 600.0 < second[2] < first[2] - 500.0

@@ -69,7 +69,7 @@ def write_page(path: Path, title: str, cases: Sequence[tuple[BatchCase, Entry]])
         title=title,
         cards=[card(entry, case, path.parent) for case, entry in cases],
         counts=Counter(entry.status for entry in entries),
-        late=sum(entry.within_budget is False for entry in entries),
+        late=sum(entry.late for entry in entries),
         noted=sum(bool(entry.notes) for entry in entries),
         seconds=duration(sum(entry.seconds or 0 for entry in entries)),
         version=medals_rt.__version__,

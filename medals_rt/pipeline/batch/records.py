@@ -30,7 +30,7 @@ from medals_rt.pipeline.class_statistics import ClassStatistics
 from medals_rt.pipeline.job import Job
 from medals_rt.prompts.prompt_set import numbered, read_prompts
 
-RECORD_FORMAT: Final = 1
+RECORD_FORMAT: Final = 2
 
 Status = Literal["done", "kept", "failed", "skipped"]
 
@@ -50,7 +50,7 @@ class Entry:
         Of a failed or skipped case the reason, one line.
     modality, kind, shape_dhw, spacing_hwd_mm
         Of the image and the prompts; None for a failed case.
-    seconds, seconds_per_class, within_budget
+    seconds, seconds_per_class, within_challenge, within_asked, incomplete
         From reading to labels, as in the report of the run that made them.
     notes
         The report's warnings.
@@ -69,9 +69,17 @@ class Entry:
     spacing_hwd_mm: tuple[float, float, float] | None = None
     seconds: float | None = None
     seconds_per_class: float | None = None
-    within_budget: bool | None = None
+    within_challenge: bool | None = None
+    within_asked: bool | None = None
+    incomplete: str | None = None
     notes: tuple[str, ...] = ()
     classes: tuple[ClassStatistics, ...] = ()
+
+    @property
+    def late(self) -> bool:
+        """Whether it took longer than was asked for, else than the challenge's time."""
+        kept = self.within_challenge if self.within_asked is None else self.within_asked
+        return kept is False
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from medals_rt.pipeline.job import (
     check_outputs,
     measure,
     open_models,
+    passes_recorded,
     read_job,
-    remember_speed,
     segment_job,
     write_job,
 )
@@ -111,10 +111,10 @@ def run_batch(
                 continue
             if segmenter is None:
                 segmenter = stack.enter_context(open_models(options))
+                stack.enter_context(passes_recorded(segmenter))
             listener.started(case)
             try:
                 result = segment_job(segmenter, prepared.read, listener.windows)
-                remember_speed(segmenter, result)
             except Exception as error:  # noqa: BLE001 - one case's failure is its own
                 end(case, _failed(case, error))
                 continue
@@ -171,7 +171,9 @@ def _entry(ready: _Ready, result: Result) -> Entry:
         spacing_hwd_mm=ready.read.case.volume.spacing_hwd_mm,
         seconds=report.seconds["total"],
         seconds_per_class=report.seconds_per_class,
-        within_budget=report.within_budget,
+        within_challenge=report.within_challenge,
+        within_asked=report.within_asked,
+        incomplete=report.incomplete,
         notes=tuple(shown(note.text) for note in report.notes),
         classes=measure(ready.read, result),
     )

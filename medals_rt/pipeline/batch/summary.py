@@ -16,7 +16,7 @@ PAGE_FILE: Final = "index.html"
 SUMMARY_COLUMNS: Final = (
     "case", "status", "error", "input", "output", "modality", "kind", "classes", "classes_found",
     "d", "h", "w", "spacing_h_mm", "spacing_w_mm", "spacing_d_mm", "seconds", "seconds_per_class",
-    "within_budget", "notes",
+    "within_challenge", "within_asked", "incomplete", "notes",
 )  # fmt: skip
 
 
@@ -78,6 +78,8 @@ def _summary_row(entry: Entry) -> tuple[Cell, ...]:
         *(entry.spacing_hwd_mm or nothing),
         entry.seconds,
         entry.seconds_per_class,
-        entry.within_budget,
+        entry.within_challenge,
+        entry.within_asked,
+        entry.incomplete,
         "; ".join(entry.notes),
     )

@@ -19,7 +19,7 @@ from medals_rt.common.progress import Progress
 from medals_rt.io.registry import read_case
 from medals_rt.pipeline.job import choose_prompts
 from medals_rt.pipeline.options import PromptSource
-from medals_rt.pipeline.report import BUDGET_SECONDS_PER_CLASS
+from medals_rt.pipeline.report import CHALLENGE_SECONDS_PER_CLASS
 from medals_rt.tools.bench.records import (
     REPORT_FORMAT,
     Answer,
@@ -135,7 +135,7 @@ def run_bench(request: BenchRequest, progress: Progress | None = None) -> BenchR
             )
             for each in request.contestants
         ),
-        budget_seconds_per_class=BUDGET_SECONDS_PER_CLASS,
+        budget_seconds_per_class=CHALLENGE_SECONDS_PER_CLASS,
         left_out=request.left_out,
     )
 

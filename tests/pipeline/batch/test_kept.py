@@ -36,7 +36,7 @@ def spoil(path: Path) -> None:
 
 
 def outdate(path: Path) -> None:
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
 
 
 CHANGES = {

@@ -1,6 +1,7 @@
 """Reading, running and writing of different cases go on at once, and end together."""
 
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +42,7 @@ def staged(
 
     monkeypatch.setattr(batch_run, "open_models", lambda _: Models())
     monkeypatch.setattr(batch_run, "_written", lambda ready, _: entry_of(ready.case))
-    monkeypatch.setattr(batch_run, "remember_speed", lambda *_: None)
+    monkeypatch.setattr(batch_run, "passes_recorded", nullcontext)
     return SimpleNamespace(
         closed=closed,
         patch=lambda name, step: monkeypatch.setattr(batch_run, name, step),

@@ -31,7 +31,7 @@ DONE = Entry(
     spacing_hwd_mm=(1.0, 1.5, 2.5),
     seconds=125.0,
     seconds_per_class=62.5,
-    within_budget=False,
+    within_challenge=False,
     notes=(HOSTILE,),
     classes=(LIVER, SPLEEN),
 )
@@ -82,12 +82,12 @@ def page_of(folder: Path, entries: list[Entry]) -> Page:
 
 def test_what_stands_on_the_page(tmp_path: Path) -> None:
     failed = Entry(name="broken", input="in/x", output="", status="failed", error="no image in it")
-    kept = replace(DONE, name="old", status="kept", within_budget=True, notes=())
+    kept = replace(DONE, name="old", status="kept", within_challenge=True, notes=())
     page = page_of(tmp_path, [DONE, failed, kept])
     text = " ".join(" ".join(page.words).split())
     for words in (
         "20 x 30 x 10 voxels", "1 x 1.5 x 2.5 mm", "2 min 05 s", "62.5 s a class", "1,500 mL",
-        "60.5 ± 9.2", "not found", "no image in it", "over the time budget", "in/x", "4 min 10 s",
+        "60.5 ± 9.2", "not found", "no image in it", "over the time limit", "in/x", "4 min 10 s",
     ):  # fmt: skip
         assert words in text
     classes = [article["class"] for article in page.all("article")]
@@ -101,7 +101,7 @@ def test_what_stands_on_the_page(tmp_path: Path) -> None:
 
 
 def test_only_filters_that_would_find_something(tmp_path: Path) -> None:
-    page = page_of(tmp_path, [replace(DONE, notes=(), within_budget=True)])
+    page = page_of(tmp_path, [replace(DONE, notes=(), within_challenge=True)])
     assert [each["id"] for each in page.all("input")] == ["only-all", "only-done"]
 
 
