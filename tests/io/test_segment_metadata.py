@@ -168,7 +168,7 @@ def test_dicom_seg_lies_on_its_series(cases: dict[str, Case], kind: str, tmp_pat
         expected = ijk @ affine[:3, :3].T + affine[:3, 3]
         expected = expected[np.lexsort(expected.round(3).T)]
         np.testing.assert_allclose(points_mm(seg, number), expected, atol=1e-3)
-    source = case.header.headers[0]  # type: ignore[union-attr]
+    source = case.header.slices[0].image.header  # type: ignore[union-attr]
     assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
     assert seg.FrameOfReferenceUID == source.FrameOfReferenceUID
     assert seg.StudyInstanceUID == source.StudyInstanceUID
@@ -197,8 +197,8 @@ def test_lesions_are_one_segment_an_instance(cases: dict[str, Case], tmp_path: P
     write_segmentation(tmp_path / "out.dcm", case, labels, instances_dhw=instances, prompts=LESIONS)
     seg = highdicom.seg.segread(tmp_path / "out.dcm")
     assert [each.SegmentLabel for each in seg.SegmentSequence] == [
-        "Liver tumors 1",
-        "Liver tumors 2",
+        "Liver tumors 7",
+        "Liver tumors 9",
     ]
     assert seg.SegmentSequence[0].AnatomicRegionSequence[0].CodeMeaning == "Liver"
     assert [len(points_mm(pydicom.dcmread(tmp_path / "out.dcm"), n)) for n in (1, 2)] == [2, 1]

@@ -51,7 +51,7 @@ _PIXEL_ELEMENTS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 @dataclass(frozen=True, eq=False)
 class DicomSource:
-    """What a DICOM SEG needs to know of the series that was segmented.
+    """What DICOM results need to know of the series that was segmented.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What a DICOM SEG takes over of its source: checked, and in one character set.
+"""What DICOM results take over of their source: checked, and in one character set.
 
 Hospital files hold values that DICOM doesn't allow, or texts in character sets that they don't
 name. Each attribute is read from the bytes that the file holds, decoded, checked, and left out
@@ -44,7 +44,7 @@ _GB2312: Final = "\x1b$)A"
 
 
 def common_header(each: Slice) -> tuple[Any, tuple[str, ...]]:
-    """Make a data set of what all slices of a SEG's source share.
+    """Make a data set of what all slices of a result's source share.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def common_header(each: Slice) -> tuple[Any, tuple[str, ...]]:
     Raises
     ------
     CaseError
-        If an identifier that a SEG refers to is missing or no UID.
+        If an identifier that results refer to is missing or no UID.
     """
     from pydicom.dataset import Dataset
 
@@ -91,14 +91,14 @@ def checked_uid(value: object, name: str, each: Slice) -> str:
     uid = str(value or "").strip()
     if not uid:
         raise CaseError(
-            f"{each.image.file.name} has no {name}, which a DICOM SEG refers to; "
+            f"{each.image.file.name} has no {name}, which DICOM results refer to; "
             "write .nii.gz, .seg.nrrd or .npz",
             code="uid-missing",
         )
     if len(uid) > _MAX_UID or not _UID.fullmatch(uid):
         raise CaseError(
-            f"{each.image.file.name} has a {name} that is no UID, so that no DICOM SEG can refer "
-            "to it; write .nii.gz, .seg.nrrd or .npz",
+            f"{each.image.file.name} has a {name} that is no UID, so that no DICOM result can "
+            "refer to it; write .nii.gz, .seg.nrrd or .npz",
             code="uid-invalid",
         )
     return uid
