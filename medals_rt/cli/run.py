@@ -8,6 +8,7 @@ import typer
 from medals_rt.cli._errors import EXIT_DONE, EXIT_INCOMPLETE
 from medals_rt.cli._options import prompt_source, run_options, takes
 from medals_rt.cli._output import out
+from medals_rt.common.choices import OutputFormat
 
 if TYPE_CHECKING:
     from medals_rt.pipeline.options import PromptSource, RunOptions
@@ -32,6 +33,10 @@ def run_command(
     source: "PromptSource",
     output: Annotated[
         Path | None, typer.Option(help="File of the labels [default: NAME_seg, as the input].")
+    ] = None,
+    output_format: Annotated[
+        OutputFormat | None,
+        typer.Option("--format", help="Format of the labels [default: as the output ends]."),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a report (JSON) here.")] = None,
     preview: Annotated[Path | None, typer.Option(help="Write a picture (PNG) here.")] = None,
@@ -62,6 +67,7 @@ def run_command(
     job = Job(
         input=input_file,
         output=output or default_output(input_file),
+        format=output_format,
         source=source,
         report=report,
         preview=preview,

@@ -9,6 +9,7 @@ from typing import Any
 from medals_rt.bundle.bundle import resolve_bundle
 from medals_rt.common.arrays import to_host
 from medals_rt.common.atomic_io import prepare_output, write_json
+from medals_rt.common.choices import OutputFormat
 from medals_rt.common.errors import CaseError, InputError, PromptError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.optional_deps import require
@@ -56,7 +57,7 @@ class Job:
     input
         The case's file, or the folder of a DICOM series.
     output
-        Where the labels go; the ending decides the format.
+        Where the labels go.
     source
         Where its prompts come from.
     report, preview, statistics
@@ -69,6 +70,8 @@ class Job:
         Which of its images, as ``KEY=VALUE``.
     options
         How it is read and segmented.
+    format
+        Name of the output's format (of `registry.FORMATS`); None: its ending decides.
     """
 
     input: Path
@@ -81,6 +84,7 @@ class Job:
     series: str | None = None
     select: tuple[str, ...] = ()
     options: RunOptions = field(default_factory=RunOptions)
+    format: OutputFormat | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +146,8 @@ def read_job(job: Job) -> ReadJob:
         if job.spatial_prompts is not None:
             annotation = read_annotation(job.spatial_prompts, case.volume)
         check_window(job.options.segment.window, prompts.modality)
-        case = replace(case, notes=(*case.notes, *check_output(job.output, case)))
+        unkept = check_output(job.output, case, format=job.format)
+        case = replace(case, notes=(*case.notes, *unkept))
     return ReadJob(job, case, prompts, annotation, watch.seconds)
 
 
@@ -236,6 +241,7 @@ def write_job(read: ReadJob, result: Result) -> None:
         prompts=read.prompts,
         model=result.report.bundle["name"],
         notice=result.report.bundle["notice"],
+        format=job.format,
     )
     if job.report is not None:
         write_json(job.report, result.report.to_dict())
@@ -294,6 +300,7 @@ def check_outputs(job: Job) -> None:
         )
     for path in outputs:
         prepare_output(path)
+    check_output(job.output, format=job.format)
 
 
 def read_annotation(path: Path, volume: Volume) -> Any:

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import Annotated, get_args, get_type_hints
 
 import numpy as np
 import pytest
 import typer
+from pydicom import dcmread
 from typer.testing import CliRunner
 
 from medals_rt.bundle.bundle import Bundle
@@ -20,8 +21,11 @@ from medals_rt.cli import app
 from medals_rt.cli._options import run_options, takes
 from medals_rt.cli.batch import batch_command
 from medals_rt.cli.run import run_command
+from medals_rt.common.choices import OutputFormat
+from medals_rt.io.registry import FORMATS
 from medals_rt.pipeline.job import default_output
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
+from tests.dicom import write_series
 from tests.pipeline.batch.helpers import SHAPE, write_case
 
 
@@ -44,6 +48,26 @@ def test_run_writes_statistics(tiny_bundle: Bundle, tmp_path: Path) -> None:
     same = CliRunner().invoke(app, words(tiny_bundle, case, output, "--statistics", output))
     assert same.exit_code == 2
     assert "different names" in same.stderr
+
+
+def test_the_format_may_be_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", np.zeros((6, 24, 24), np.int16), np.diag([2.0, 2.0, 3.0, 1.0]))
+    prompt = ("--prompt", "Liver in CT")
+    for name, named in (("a.dcm", ["--format", "rtstruct"]), ("a.rtstruct.dcm", [])):
+        asked = words(tiny_bundle, tmp_path / "ct", tmp_path / name, *prompt, *named)
+        result = CliRunner().invoke(app, asked)
+        assert result.exit_code == 0, result.output
+        assert dcmread(tmp_path / name).Modality == "RTSTRUCT"
+    wrong = words(
+        tiny_bundle, tmp_path / "ct", tmp_path / "a.nrrd", *prompt, "--format", "rtstruct"
+    )
+    result = CliRunner().invoke(app, wrong)
+    assert result.exit_code == 2
+    assert "can't be of the format rtstruct" in result.stderr
+
+
+def test_every_format_that_is_written_can_be_named() -> None:
+    assert get_args(OutputFormat) == tuple(each.name for each in FORMATS if each.write is not None)
 
 
 @pytest.mark.parametrize("step", ["os.fsync", "numpy.savez_compressed"])

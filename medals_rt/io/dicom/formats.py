@@ -8,6 +8,7 @@ from typing import Final
 from medals_rt.common.notes import Note
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.case import read_dicom_case
+from medals_rt.io.dicom.rtstruct import check_rtstruct_source, write_rtstruct
 from medals_rt.io.dicom.seg import check_source, write_seg
 from medals_rt.io.format import Format, Options, Output
 from medals_rt.io.segment_metadata import segments_of
@@ -29,6 +30,22 @@ def _write_seg(path: Path, output: Output) -> None:
         model=output.model,
         notice=output.notice,
     )
+
+
+def _write_rtstruct(path: Path, output: Output) -> None:
+    write_rtstruct(
+        path,
+        output.case,
+        output.labels_dhw,
+        segments_of(output.prompts, output.labels_dhw),
+        instances_dhw=output.instances_dhw,
+        model=output.model,
+        notice=output.notice,
+    )
+
+
+def _check_rtstruct(name: str, case: Case) -> tuple[Note, ...]:
+    return check_rtstruct_source(case, name)
 
 
 def _check(name: str, case: Case) -> tuple[Note, ...]:
@@ -53,5 +70,13 @@ FORMATS: Final = (
         libraries=("highdicom", "pydicom"),
         write=_write_seg,
         check=_check,
+    ),
+    Format(
+        name="rtstruct",
+        title="a DICOM structure set",
+        endings=(".rtstruct.dcm", ".dcm"),
+        libraries=("pydicom", "ContourPy"),
+        write=_write_rtstruct,
+        check=_check_rtstruct,
     ),
 )

@@ -14,7 +14,7 @@ from medals_rt.io.case import Case
 from medals_rt.io.dicom.case import DicomSource
 from medals_rt.io.dicom.headers import checked_uid
 from medals_rt.io.dicom.slices import Slice
-from medals_rt.io.segment_metadata import Segment
+from medals_rt.io.segment_metadata import Segment, numbered_color
 
 CT_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
 _BY_MODALITY: Final = {
@@ -112,7 +112,7 @@ def left_out_notes(name: str, left_out: Sequence[str]) -> tuple[Note, ...]:
 def number_objects(
     labels: HostArray, instances: HostArray | None, segments: Sequence[Segment], name: str
 ) -> tuple[HostArray, list[tuple[Segment, int | None]]]:
-    """Number what a result lists: labels, or where there are any, instances.
+    """Assign a number to all that a result lists: labels, or where there are any, instances.
 
     Each label is an object, also where nothing was found. With instances each of them is one, and a
     label without any has none, unless no label has any.
@@ -163,6 +163,11 @@ def object_name(segment: Segment, instance: int | None) -> str:
     """Name an object: its class, and the number of the instance."""
     suffix = "" if instance is None else f" {instance}"
     return one_line(segment.name, LONG_STRING - len(suffix)) + suffix
+
+
+def object_color(segment: Segment, instance: int | None) -> tuple[float, float, float]:
+    """Color of a class; of instances each has its own, so that neighbors can be told apart."""
+    return segment.rgb if instance is None else numbered_color(instance)
 
 
 def one_line(text: str, length: int | None = LONG_STRING) -> str:

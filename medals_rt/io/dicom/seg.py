@@ -27,6 +27,7 @@ from medals_rt.io.dicom.results import (
     file_items,
     left_out_notes,
     number_objects,
+    object_color,
     object_name,
     one_line,
     reference_to,
@@ -113,7 +114,9 @@ def write_seg(
     labels_kji = case.volume.restore(labels_dhw)
     instances_kji = None if instances_dhw is None else case.volume.restore(instances_dhw)
     numbers_kji, objects = number_objects(labels_kji, instances_kji, segments, path.name)
-    descriptions = [_description(hd, number, *each, model) for number, each in enumerate(objects, 1)]
+    descriptions = [
+        _description(hd, number, *each, model) for number, each in enumerate(objects, 1)
+    ]
     with silence(), reading(case.path.name):
         _, height, width = numbers_kji.shape
         source = _source(found, rows=height, columns=width)
@@ -212,6 +215,7 @@ def _description(
         version=medals_rt.__version__,
         parameters=_parameters(segment, model),
     )
+    rgb = [round(255 * part) for part in object_color(segment, instance)]
     description = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=name,
@@ -222,7 +226,7 @@ def _description(
         tracking_id=f"{name} (label {segment.label})"[:LONG_STRING],
         tracking_uid=hd.UID(),
         anatomic_regions=None if segment.region is None else [_concept(hd, segment.region)],
-        display_color=hd.color.CIELabColor.from_rgb(*(round(255 * part) for part in segment.rgb)),
+        display_color=hd.color.CIELabColor.from_rgb(*rgb),
     )
     if segment.side is not None:
         side = [_concept(hd, segment.side)]
