@@ -45,7 +45,9 @@ MODALITIES: Final[tuple[Modality, ...]] = get_args(Modality)
 BODY_MODALITIES: Final[tuple[Modality, ...]] = ("CT", "MRI", "US", "PET")
 """Those whose images are of a body: with a size that can be doubted, with sides, with organs."""
 
-OutputFormat: TypeAlias = Literal["npz", "nifti", "nrrd", "metaimage", "dicom-seg", "rtstruct"]
+OutputFormat: TypeAlias = Literal[
+    "npz", "nifti", "nrrd", "metaimage", "dicom-seg", "dicom-labelmap-seg", "rtstruct"
+]
 """Names of the formats of `io.registry` that results can be written in."""
 
 StageNumber: TypeAlias = Literal[1, 2]

@@ -92,6 +92,7 @@ OPTIONAL_LIBRARIES: Final = (
     OptionalLibrary("pynrrd", ("nrrd",), ("pynrrd",), "NRRD"),
     OptionalLibrary("pydicom", ("pydicom",), ("pydicom",), "DICOM"),
     OptionalLibrary("highdicom", ("highdicom",), ("highdicom",), "DICOM segmentations"),
+    OptionalLibrary("pyjpegls", ("jpeg_ls",), ("pyjpegls",), "DICOM label map segmentations"),
     OptionalLibrary("ContourPy", ("contourpy",), ("contourpy",), "DICOM structure sets"),
     OptionalLibrary("Matplotlib", ("matplotlib",), ("matplotlib",), "previews and plots"),
     OptionalLibrary("Jinja2", ("jinja2",), ("jinja2",), "HTML pages of batches and benchmarks"),

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless
 
 from medals_rt.common.errors import CaseError
 from medals_rt.io.dicom.seg import check_source, write_seg
-from medals_rt.io.registry import read_case
+from medals_rt.io.registry import check_output, read_case, write_segmentation
 from medals_rt.io.segment_metadata import segments_of
 from tests.dicom import write_series
 
@@ -237,3 +239,61 @@ def test_what_a_seg_cannot_refer_to_is_refused_before_the_work(
     with pytest.raises(CaseError) as caught:
         check_source(read_case(tmp_path / "a"), "out.dcm")
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("classes", [3, 300])  # 8 and 16 bits
+def test_a_label_map_comes_back_by_highdicom(tmp_path: Path, classes: int) -> None:
+    labels = np.random.default_rng(0).integers(0, classes + 1, (5, 64, 80)).astype(np.uint16)
+    labels[2] = 0
+    write_series(tmp_path / "a", labels.astype(np.int16), AFFINE)
+    case = read_case(tmp_path / "a")
+    path = tmp_path / "out.labelmap.dcm"
+    assert check_output(path, case) == ()
+    names = {str(label): f"structure {label}" for label in range(1, classes + 1)}
+    write_segmentation(path, case, labels, prompts=names)
+    data = pydicom.dcmread(path)
+    assert data.SegmentationType == "LABELMAP"
+    assert data.file_meta.TransferSyntaxUID == JPEGLSLossless
+    numbers = [each.SegmentNumber for each in data.SegmentSequence]
+    assert numbers == list(range(1, classes + 1))  # none for the background
+    seg = highdicom.seg.segread(path)
+    assert seg.segment_numbers == numbers
+    assert [each.segment_label for each in seg.SegmentSequence] == list(names.values())
+    uids = [f"1.2.3.4.1.{number}" for number in range(1, len(labels) + 1)]
+    found = seg.get_pixels_by_source_instance(
+        uids, combine_segments=True, assert_missing_frames_are_empty=True
+    )
+    assert np.array_equal(found, labels)
+    for frame in data.PerFrameFunctionalGroupsSequence:
+        z = frame.PlanePositionSequence[0].ImagePositionPatient[2]
+        (source,) = frame.DerivationImageSequence[0].SourceImageSequence
+        assert source.ReferencedSOPInstanceUID == uids[round((z + 50) / 15)]
+
+
+def test_a_label_map_has_the_formats_name_or_its_own_ending(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", LABELS.astype(np.int16), AFFINE)
+    case = read_case(tmp_path / "a")
+    for name, named, kind in (
+        ("a.dcm", None, "BINARY"),
+        ("b.dcm", "dicom-labelmap-seg", "LABELMAP"),
+        ("c.labelmap.dcm", None, "LABELMAP"),
+    ):
+        write_segmentation(tmp_path / name, case, LABELS, format=named)
+        assert pydicom.dcmread(tmp_path / name).SegmentationType == kind
+
+
+def test_what_jpeg_ls_cannot_make_smaller_is_stored_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("Encoding error: The destination buffer is too small")
+
+    big = np.zeros((5, 64, 80), np.uint8)
+    big[2] = 1
+    write_series(tmp_path / "a", big.astype(np.int16), AFFINE)
+    case = read_case(tmp_path / "a")
+    monkeypatch.setattr("jpeg_ls.encode_pixel_data", full)
+    write_segmentation(tmp_path / "a.labelmap.dcm", case, big)
+    data = pydicom.dcmread(tmp_path / "a.labelmap.dcm")
+    assert data.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert np.array_equal(data.pixel_array, big[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -9,7 +10,7 @@ from medals_rt.common.notes import Note
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.case import read_dicom_case
 from medals_rt.io.dicom.rtstruct import check_rtstruct_source, write_rtstruct
-from medals_rt.io.dicom.seg import check_source, write_seg
+from medals_rt.io.dicom.seg import SegKind, check_source, write_seg
 from medals_rt.io.format import Format, Options, Output
 from medals_rt.io.segment_metadata import segments_of
 
@@ -20,7 +21,7 @@ def _read_case(path: Path, options: Options) -> Case:
     )
 
 
-def _write_seg(path: Path, output: Output) -> None:
+def _write_seg(path: Path, output: Output, kind: SegKind = "binary") -> None:
     write_seg(
         path,
         output.case,
@@ -29,6 +30,7 @@ def _write_seg(path: Path, output: Output) -> None:
         instances_dhw=output.instances_dhw,
         model=output.model,
         notice=output.notice,
+        kind=kind,
     )
 
 
@@ -44,12 +46,12 @@ def _write_rtstruct(path: Path, output: Output) -> None:
     )
 
 
+def _check_seg(name: str, case: Case, kind: SegKind = "binary") -> tuple[Note, ...]:
+    return check_source(case, name, kind)
+
+
 def _check_rtstruct(name: str, case: Case) -> tuple[Note, ...]:
     return check_rtstruct_source(case, name)
-
-
-def _check(name: str, case: Case) -> tuple[Note, ...]:
-    return check_source(case, name)
 
 
 FORMATS: Final = (
@@ -69,7 +71,15 @@ FORMATS: Final = (
         endings=(".dcm",),
         libraries=("highdicom", "pydicom"),
         write=_write_seg,
-        check=_check,
+        check=_check_seg,
+    ),
+    Format(
+        name="dicom-labelmap-seg",
+        title="a DICOM label map segmentation",
+        endings=(".labelmap.dcm", ".dcm"),
+        libraries=("highdicom", "pydicom", "pyjpegls"),
+        write=partial(_write_seg, kind="labelmap"),
+        check=partial(_check_seg, kind="labelmap"),
     ),
     Format(
         name="rtstruct",

@@ -1,12 +1,17 @@
-"""Results as DICOM Segmentation objects, with highdicom (extra "dicom")."""
+"""Results as DICOM Segmentation objects, with highdicom (extra "dicom").
+
+Binary ones hold an image a segment and slice, which every viewer shows. Label maps (Supplement 243)
+hold an image a slice, compressed: a hundredth of the size, for viewers that know them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -38,6 +43,12 @@ from medals_rt.io.segment_metadata import PRIVATE_SCHEME, Code, Segment, segment
 _TITLE: Final = "a DICOM SEG"
 _STAND_IN: Final = "2.25"
 
+SegKind: TypeAlias = Literal["binary", "labelmap"]
+_UNCOMPRESSED: Final = "1.2.840.10008.1.2.1"
+_JPEG_LS_LOSSLESS: Final = "1.2.840.10008.1.2.4.80"
+_SMALLEST_COMPRESSED: Final = 4096
+"""Pixels of a slice: below, headers take what compression saves, and pyjpegls's buffer is short."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Source:
@@ -58,7 +69,7 @@ class _Source:
     left_out: tuple[str, ...]
 
 
-def check_source(case: Case, name: str) -> tuple[Note, ...]:
+def check_source(case: Case, name: str, kind: SegKind = "binary") -> tuple[Note, ...]:
     """Check that a DICOM SEG called `name` can be made of a case's results, by making a small one.
 
     Returns
@@ -80,7 +91,8 @@ def check_source(case: Case, name: str) -> tuple[Note, ...]:
         trial = np.zeros((len(source.images), 1, 1), dtype=np.uint8)
         trial[0] = 1
         described = _description(hd, 1, segments_of(None, trial)[0], None, None)
-        _segmentation(hd, source, trial, [described], model=None, notice=None).save_as(BytesIO())
+        seg = _segmentation(hd, source, trial, [described], kind=kind, model=None, notice=None)
+        seg.save_as(BytesIO())
     return left_out_notes(name, source.left_out)
 
 
@@ -93,8 +105,9 @@ def write_seg(
     instances_dhw: HostArray | None,
     model: str | None,
     notice: str | None = None,
+    kind: SegKind = "binary",
 ) -> None:
-    """Write labels as one binary SEG that refers to the series it was made from, atomically.
+    """Write labels as one SEG that refers to the series it was made from, atomically.
 
     The segments are those of `results.number_objects`.
 
@@ -103,6 +116,8 @@ def write_seg(
     notice
         What a reader has to know of the model: the content description, and where it is longer
         than 64 characters, in full as a comment on the series.
+    kind
+        How the pixels are stored.
 
     Raises
     ------
@@ -120,7 +135,9 @@ def write_seg(
     with silence(), reading(case.path.name):
         _, height, width = numbers_kji.shape
         source = _source(found, rows=height, columns=width)
-        seg = _segmentation(hd, source, numbers_kji, descriptions, model=model, notice=notice)
+        seg = _segmentation(
+            hd, source, numbers_kji, descriptions, kind=kind, model=model, notice=notice
+        )
     with silence(), atomic_output(path) as temporary:
         seg.save_as(temporary)
 
@@ -157,15 +174,17 @@ def _segmentation(
     numbers_kji: HostArray,
     descriptions: Sequence[Any],
     *,
+    kind: SegKind,
     model: str | None,
     notice: str | None,
 ) -> Any:
     """Make the SEG of segment numbers `(k, j, i)`."""
     notice = None if not notice else one_line(notice, None)
-    seg = hd.seg.Segmentation(
+    make = partial(
+        hd.seg.Segmentation,
         source_images=source.images,
         pixel_array=numbers_kji,
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segmentation_type=hd.seg.SegmentationTypeValues[kind.upper()],
         segment_descriptions=descriptions,
         series_instance_uid=hd.UID(),
         series_number=SERIES_NUMBER,
@@ -180,8 +199,17 @@ def _segmentation(
         series_description="Medal S segmentation",
         specific_character_set=CHARACTER_SET,
     )
+    if kind == "labelmap" and numbers_kji[0].size >= _SMALLEST_COMPRESSED:
+        try:
+            seg = make(transfer_syntax_uid=_JPEG_LS_LOSSLESS)
+        except RuntimeError:  # labels like noise need more room than pyjpegls has for them
+            seg = make(transfer_syntax_uid=_UNCOMPRESSED)
+    else:
+        seg = make(transfer_syntax_uid=_UNCOMPRESSED)
     if notice is not None and len(notice) > LONG_STRING:
         seg.ImageComments = notice
+    # highdicom describes the background as segment 0, by which OHIF 3.13 shifts every label.
+    seg.SegmentSequence = [each for each in seg.SegmentSequence if each.SegmentNumber > 0]
     _refer(seg, source)
     _name_private_scheme(seg)
     return seg
