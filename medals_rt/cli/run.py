@@ -42,7 +42,13 @@ def run_command(
     preview: Annotated[Path | None, typer.Option(help="Write a picture (PNG) here.")] = None,
     statistics: Annotated[
         Path | None,
-        typer.Option(help="Write volume, intensity and position of each class (CSV) here."),
+        typer.Option(
+            help="Write volume, intensity and position of each class (CSV) here; for lesions also "
+            "NAME_lesions.csv with the diameters of each."
+        ),
+    ] = None,
+    instances: Annotated[
+        Path | None, typer.Option(help="Write the numbered lesions as a label map here.")
     ] = None,
     series: Annotated[
         str | None,
@@ -62,7 +68,7 @@ def run_command(
     options: "RunOptions",
 ) -> int:
     """Segment one case by text prompts."""
-    from medals_rt.pipeline.job import Job, default_output, run_job
+    from medals_rt.pipeline.job import Job, default_output, lesion_table, run_job
 
     job = Job(
         input=input_file,
@@ -72,6 +78,7 @@ def run_command(
         report=report,
         preview=preview,
         statistics=statistics,
+        instances=instances,
         series=series,
         select=tuple(select or ()),
         spatial_prompts=spatial_prompts,
@@ -82,7 +89,8 @@ def run_command(
     for note in result.report.notes:
         out.note(note)
     print_summary(result.report)
-    out.wrote(job.output, job.report, job.preview, job.statistics)
+    lesions = lesion_table(statistics) if statistics and result.instances_dhw is not None else None
+    out.wrote(job.output, job.report, job.preview, job.statistics, lesions, job.instances)
     if result.report.incomplete is None:
         return EXIT_DONE
     out.failure(f"incomplete: {result.report.incomplete}")

@@ -7,6 +7,7 @@ from typing import Final, TypeAlias
 
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.pipeline.class_statistics import ClassStatistics
+from medals_rt.pipeline.lesion_statistics import LesionStatistics
 
 Cell: TypeAlias = str | int | float | bool | None
 
@@ -16,7 +17,13 @@ STATISTICS_COLUMNS: Final = (
     "label", "class", "voxels", "volume_ml", "mean", "sd", "components",
     "i_low", "j_low", "k_low", "i_high", "j_high", "k_high", "i_mm", "j_mm", "k_mm",
 )  # fmt: skip
-"""Columns of `statistics_row`; what they hold stands at `statistics.ClassStatistics`."""
+"""Columns of `statistics_row`; what they hold stands at `class_statistics.ClassStatistics`."""
+
+LESION_COLUMNS: Final = (
+    "label", "class", "instance", "voxels", "volume_ml", "mean",
+    "longest_mm", "axial_longest_mm", "axial_short_mm", "x_mm", "y_mm", "z_mm",
+)  # fmt: skip
+"""Columns of `lesion_row`; what they hold stands at `lesion_statistics.LesionStatistics`."""
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
@@ -36,7 +43,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell]]
 
 
 def statistics_row(found: ClassStatistics) -> tuple[Cell, ...]:
-    """Give one class as cells under `STATISTICS_COLUMNS`."""
+    """Return one class as cells under `STATISTICS_COLUMNS`."""
     nothing = (None, None, None)
     return (
         found.label,
@@ -49,6 +56,22 @@ def statistics_row(found: ClassStatistics) -> tuple[Cell, ...]:
         *(found.low_ijk or nothing),
         *(found.high_ijk or nothing),
         *(found.size_ijk_mm or nothing),
+    )
+
+
+def lesion_row(found: LesionStatistics) -> tuple[Cell, ...]:
+    """Return one lesion as cells under `LESION_COLUMNS`."""
+    return (
+        found.label,
+        found.name,
+        found.instance,
+        found.voxels,
+        found.volume_ml,
+        found.mean,
+        found.longest_mm,
+        found.axial_longest_mm,
+        found.axial_short_mm,
+        *(found.center_lps_mm or (None, None, None)),
     )
 
 

@@ -29,8 +29,15 @@ from medals_rt.io.registry import (
 )
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.class_statistics import ClassStatistics, class_statistics
-from medals_rt.pipeline.csv_tables import STATISTICS_COLUMNS, statistics_row, write_csv
+from medals_rt.pipeline.csv_tables import (
+    LESION_COLUMNS,
+    STATISTICS_COLUMNS,
+    lesion_row,
+    statistics_row,
+    write_csv,
+)
 from medals_rt.pipeline.intensity_windows import check_window
+from medals_rt.pipeline.lesion_statistics import lesion_statistics
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.preview import Orientation, save_preview
 from medals_rt.pipeline.report import Provenance
@@ -62,6 +69,9 @@ class Job:
         Where its prompts come from.
     report, preview, statistics
         Where the report (JSON), the picture (PNG) and the statistics (CSV) go, if at all.
+        Statistics of lesions go beside those of classes, see `lesion_table`.
+    instances
+        Where the numbered lesions go as a label map, if at all.
     spatial_prompts
         A file of labels drawn by the user (hybrid mode).
     series
@@ -80,6 +90,7 @@ class Job:
     report: Path | None = None
     preview: Path | None = None
     statistics: Path | None = None
+    instances: Path | None = None
     spatial_prompts: Path | None = None
     series: str | None = None
     select: tuple[str, ...] = ()
@@ -146,6 +157,7 @@ def read_job(job: Job) -> ReadJob:
         if job.spatial_prompts is not None:
             annotation = read_annotation(job.spatial_prompts, case.volume)
         check_window(job.options.segment.window, prompts.modality)
+        _check_instances(job, prompts)
         unkept = check_output(job.output, case, format=job.format)
         case = replace(case, notes=(*case.notes, *unkept))
     return ReadJob(job, case, prompts, annotation, watch.seconds)
@@ -257,6 +269,32 @@ def write_job(read: ReadJob, result: Result) -> None:
     if job.statistics is not None:
         rows = [statistics_row(found) for found in measure(read, result)]
         write_csv(job.statistics, STATISTICS_COLUMNS, rows)
+    _write_lesions(read, result)
+
+
+def _write_lesions(read: ReadJob, result: Result) -> None:
+    """Write what the job asks for of each lesion."""
+    job, instances = read.job, result.instances_dhw
+    if instances is None or (job.statistics is None and job.instances is None):
+        return
+    names = {found.label: found.name for found in result.report.classes}
+    lesions = lesion_statistics(read.case.volume, result.labels_dhw, instances, names)
+    if job.statistics is not None:
+        write_csv(lesion_table(job.statistics), LESION_COLUMNS, map(lesion_row, lesions))
+    if job.instances is not None:
+        write_segmentation(
+            job.instances,
+            read.case,
+            instances,
+            prompts={str(each.instance): f"{each.name} {each.instance}" for each in lesions},
+            model=result.report.bundle["name"],
+            notice=result.report.bundle["notice"],
+        )
+
+
+def lesion_table(statistics: Path) -> Path:
+    """Name the table of lesions beside that of classes: NAME_lesions.csv."""
+    return statistics.with_name(f"{statistics.stem}_lesions{statistics.suffix}")
 
 
 def measure(read: ReadJob, result: Result) -> tuple[ClassStatistics, ...]:
@@ -285,15 +323,17 @@ def check_outputs(job: Job) -> None:
     ------
     InputError
     """
-    asked = (job.output, job.report, job.preview, job.statistics)
+    asked = (job.output, job.report, job.preview, job.statistics, job.instances)
     outputs = [path for path in asked if path is not None]
+    if job.statistics is not None:
+        outputs.append(lesion_table(job.statistics))
     inputs = (job.input, job.source.file, job.spatial_prompts)
     read = {path.resolve() for path in inputs if path is not None}
     for path in outputs:
         if path.resolve() in read:
             raise InputError(f"{path} would overwrite an input; give another name")
     if len({path.resolve() for path in outputs}) < len(outputs):
-        raise InputError("output, report, preview and statistics need different names")
+        raise InputError("output, report, preview, statistics and instances need different names")
     if not job.output.name.lower().endswith(OUTPUT_ENDINGS):
         raise InputError(
             f"don't know how to write {job.output.name}; end it in {', '.join(OUTPUT_ENDINGS)}"
@@ -301,6 +341,29 @@ def check_outputs(job: Job) -> None:
     for path in outputs:
         prepare_output(path)
     check_output(job.output, format=job.format)
+    if job.instances is not None:
+        check_output(job.instances)
+
+
+def _check_instances(job: Job, prompts: PromptSet) -> None:
+    """Refuse to write numbered lesions where there will be none.
+
+    Raises
+    ------
+    InputError
+    """
+    if job.instances is None:
+        return
+    preset = job.options.segment.preset
+    if not any(key.kind == "lesion" for key in prompts.class_keys):
+        why = "the prompts ask for anatomy; ask for lesions (--kind lesion)"
+    elif load_policy().preset(preset).lesions == "binary":
+        why = f"the preset {preset} doesn't number them; take another"
+    else:
+        return
+    raise InputError(
+        f"there will be no numbered lesions for {job.instances}: {why}", code="no-instances"
+    )
 
 
 def read_annotation(path: Path, volume: Volume) -> Any:

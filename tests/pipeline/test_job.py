@@ -22,7 +22,8 @@ from medals_rt.cli._options import run_options, takes
 from medals_rt.cli.batch import batch_command
 from medals_rt.cli.run import run_command
 from medals_rt.common.choices import OutputFormat
-from medals_rt.io.registry import FORMATS
+from medals_rt.io.registry import FORMATS, read_labels
+from medals_rt.pipeline.csv_tables import LESION_COLUMNS
 from medals_rt.pipeline.job import default_output
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
 from tests.dicom import write_series
@@ -48,6 +49,44 @@ def test_run_writes_statistics(tiny_bundle: Bundle, tmp_path: Path) -> None:
     same = CliRunner().invoke(app, words(tiny_bundle, case, output, "--statistics", output))
     assert same.exit_code == 2
     assert "different names" in same.stderr
+
+
+LESIONS = ("--prompt", "adrenocortical carcinoma on CT", "--kind", "lesion")
+
+
+def test_lesions_have_a_table_and_a_map_of_their_own(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    case, output, table = write_case(tmp_path / "a.npz"), tmp_path / "s.npz", tmp_path / "s.csv"
+    numbered = tmp_path / "n.nrrd"
+    more = (*LESIONS, "--statistics", table, "--instances", numbered)
+    result = CliRunner().invoke(app, words(tiny_bundle, case, output, *more))
+    assert result.exit_code == 0, result.output
+    for path in (tmp_path / "s_lesions.csv", numbered):
+        assert f"wrote {path}" in result.stdout
+    lines = (tmp_path / "s_lesions.csv").read_text().splitlines()
+    headings, *rows = (line.split(",") for line in lines)
+    assert headings == list(LESION_COLUMNS)
+    with np.load(output) as stored:
+        instances = stored["instances"]
+    assert len(rows) == len(np.unique(instances)) - 1 > 0
+    for row in rows:
+        found = dict(zip(headings, row, strict=True))
+        assert int(found["voxels"]) == (instances == int(found["instance"])).sum()
+    labels = read_labels(numbered)
+    assert np.array_equal(labels.labels_dhw, instances)
+    text = numbered.read_bytes()
+    assert f"Segment0_Name:={rows[0][1]} {rows[0][2]}".encode() in text
+
+
+@pytest.mark.parametrize("more", [("--prompt", "Liver in CT"), (*LESIONS, "--preset", "release")])
+def test_a_map_of_lesions_that_will_not_be_there_is_refused(
+    tiny_bundle: Bundle, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    case, output = write_case(tmp_path / "a.npz"), tmp_path / "s.npz"
+    asked = words(tiny_bundle, case, output, *more, "--instances", tmp_path / "n.nii.gz")
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 2
+    assert "no numbered lesions" in result.stderr
+    assert not output.exists()
 
 
 def test_the_format_may_be_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
