@@ -245,8 +245,8 @@ def _on_reference_grid(
     )
     instances = predicted.instances_dhw
     moved = LabelFile(
-        onto(predicted.labels_dhw),
-        None if instances is None else onto(instances),
+        np.asarray(onto(predicted.labels_dhw)),
+        None if instances is None else np.asarray(onto(instances)),
         reference.spacing_hwd_mm,
         reference.source,
         predicted.prompts,
