@@ -3,7 +3,7 @@
 import array_api_strict
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK
 
 from medals_rt.preprocessing.label_sampling import sample_labels
 
@@ -21,8 +21,8 @@ def affine(seed: int, *, spacing: float = 1.0) -> np.ndarray:
     return matrix
 
 
-def image(array: np.ndarray, matrix: np.ndarray) -> sitk.Image:
-    made = sitk.GetImageFromArray(array)
+def image(array: np.ndarray, matrix: np.ndarray) -> SimpleITK.Image:
+    made = SimpleITK.GetImageFromArray(array)
     lengths = np.linalg.norm(matrix[:3, :3], axis=0)
     made.SetSpacing(lengths.tolist())
     made.SetDirection((matrix[:3, :3] / lengths).ravel().tolist())
@@ -39,24 +39,24 @@ def test_as_simpleitk(seed: int) -> None:
     source, onto, shape = affine(seed), affine(seed + 100, spacing=0.7), (8, 10, 6)
     ours = sample_labels(labels(), source, onto, shape)
     target = image(np.zeros(shape, np.uint16), onto)
-    theirs = sitk.Resample(
-        image(labels(), source), target, sitk.Transform(), sitk.sitkNearestNeighbor
+    theirs = SimpleITK.Resample(
+        image(labels(), source), target, SimpleITK.Transform(), SimpleITK.sitkNearestNeighbor
     )
     assert ours.dtype == np.uint16
     assert (ours > 0).any()
-    np.testing.assert_array_equal(ours, sitk.GetArrayFromImage(theirs))
+    np.testing.assert_array_equal(ours, SimpleITK.GetArrayFromImage(theirs))
 
 
 def test_halfway_takes_the_later_voxel_as_simpleitk() -> None:
     source, onto = np.diag([1.0, 1.0, 1.0, 1.0]), np.diag([0.5, 1.5, 2.5, 1.0])
     ours = sample_labels(labels(), source, onto, SHAPE)
-    theirs = sitk.Resample(
+    theirs = SimpleITK.Resample(
         image(labels(), source),
         image(np.zeros(SHAPE, np.uint16), onto),
-        sitk.Transform(),
-        sitk.sitkNearestNeighbor,
+        SimpleITK.Transform(),
+        SimpleITK.sitkNearestNeighbor,
     )
-    np.testing.assert_array_equal(ours, sitk.GetArrayFromImage(theirs))
+    np.testing.assert_array_equal(ours, SimpleITK.GetArrayFromImage(theirs))
 
 
 def test_the_same_grid_changes_nothing_and_outside_is_background() -> None:

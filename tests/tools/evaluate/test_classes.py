@@ -75,7 +75,7 @@ def test_labels_are_paired_by_class() -> None:
 @pytest.mark.parametrize(
     ("predicted", "reference", "present"),
     [
-        (named(liver=1), named(liver_parenchyma_by_me=1), ((1,), (1,))),  # perhaps the same
+        (named(liver=1), named(odd_thing=1), ((1,), (1,))),  # perhaps the same
         (named(liver=1), named(spleen=1, liver=2), ((1, 9), (1, 2))),  # 9 has no name
         (named(liver=1, hepar=2), named(spleen=1, liver=2), ((1, 2), (1, 2))),  # which liver?
     ],
