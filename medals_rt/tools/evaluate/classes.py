@@ -18,6 +18,8 @@ from medals_rt.prompts.prompt_set import INSTANCE_LABEL, MAX_LABEL, PromptSet, p
 _UNNAMED = re.compile(r"label \d+", re.IGNORECASE)
 """What this package calls labels that nothing names."""
 
+_NUMBER_BEHIND = re.compile(r"\s+\d+$")
+
 _LISTED = 4
 
 
@@ -231,7 +233,12 @@ def _class_of(text: str) -> ClassKey | None:
     """Class that a name or sentence means in every modality that knows it; None if in doubt."""
     exact = [key for key in all_classes() if key.name.casefold() == text.strip().casefold()]
     found = exact or [key for kind in KINDS for key in _found(text, kind)]
-    return found[0] if len({(key.name, key.kind) for key in found}) == 1 else None
+    if len({(key.name, key.kind) for key in found}) == 1:
+        return found[0]
+    # Instances are segments whose numbers follow the class's name: "Liver tumors 2".
+    class_text = _NUMBER_BEHIND.sub("", text)
+    instance = None if class_text == text else _class_of(class_text)
+    return instance if instance is not None and instance.kind == "lesion" else None
 
 
 def _found(text: str, kind: Kind) -> list[ClassKey]:

@@ -12,7 +12,7 @@ from medals_rt.common.errors import CaseError, InputError, MissingFileError
 from medals_rt.common.notes import Note
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import LabelFile, label_dtype
-from medals_rt.io.grids import grid_of, same_grid
+from medals_rt.io.grids import fill_left_out, grid_of, same_grid
 from medals_rt.io.registry import LABEL_ENDINGS, case_stem, read_labels
 from medals_rt.pipeline.csv_tables import write_csv
 from medals_rt.preprocessing.label_sampling import sample_labels
@@ -183,6 +183,9 @@ def score_case(
     theirs = names_in(reference) or asked
     kind = kind or asked.kind or own.kind or theirs.kind or "anatomy"
     notes: tuple[Note, ...] = ()
+    if predicted is not None:
+        reference = fill_left_out(reference, grid_of(predicted))
+        predicted = fill_left_out(predicted, grid_of(reference))
     truth = reference.labels_dhw
     if predicted is None:
         labels = np.zeros(truth.shape, np.uint8)

@@ -39,6 +39,8 @@ def test_segments_are_known_by_any_words_for_a_class() -> None:
     assert not names.are_unique()
     assert named(liver=1, spleen=2).kind == "anatomy"
     assert named(Liver_tumors=1).kind == "lesion"
+    instances = named(Liver_tumors_1=1, Liver_tumors_2=2)
+    assert (set(instances.names.values()), instances.kind) == ({"Liver tumors"}, "lesion")
 
 
 def test_a_file_without_names_names_nothing() -> None:

@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 from medals_rt.cli import app
 from medals_rt.common.errors import CaseError, InputError, MissingFileError
 from medals_rt.io.case import LabelFile
+from medals_rt.io.registry import read_case, write_segmentation
 from medals_rt.prompts.prompt_set import parse_prompts
 from medals_rt.tools.evaluate.evaluation import evaluate, score_case
 from medals_rt.tools.evaluate.surface import surface_dice
+from tests.dicom import write_series
 
 SPACING_HWD = (1.0, 1.0, 4.0)
 PROMPTS = {"1": "Liver in abdominal CT", "3": "Spleen in abdominal CT", "instance_label": 0}
@@ -306,6 +308,30 @@ def test_segments_name_labels_and_pair_them(tmp_path: Path) -> None:
     unnamed = save(tmp_path / "bare.npz", segs=(labels == 3).astype(np.uint8))
     (case,) = evaluate(unnamed, truth, prompts=parse_prompts(liver)).cases
     assert [(one.label, one.name, one.dsc) for one in case.labels] == [(3, "Liver", 1.0)]
+
+
+def test_segmentations_of_dicom(tmp_path: Path) -> None:
+    """Their segments number classes as they like, and empty slices are left out."""
+    labels = np.zeros((6, 16, 16), np.uint8)
+    labels[1:3, 2:9, 3:8], labels[3:5, 4:9, 9:14] = 1, 2
+    write_series(tmp_path / "ct", labels.astype(np.int16), HERE)
+    case = read_case(tmp_path / "ct")
+    both = {"1": "Liver in CT", "2": "Spleen in CT"}
+    written = {"gt": (labels, parse_prompts(both))}
+    spleen = (labels == 2).astype(np.uint8)
+    written["pred"] = (spleen, parse_prompts({"1": "Spleen in CT"}))
+    for name, (array, prompts) in written.items():
+        for ending in (".dcm", ".nii.gz"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            path = tmp_path / name / f"a{ending}"
+            write_segmentation(path, case, array, prompts=prompts)
+    pred, gt = tmp_path / "pred", tmp_path / "gt"
+    (one,) = evaluate(pred / "a.dcm", gt / "a.dcm").cases
+    assert [(each.label, each.name, each.dsc) for each in one.labels] == [(2, "Spleen", 1.0)]
+    assert [note.code for note in one.notes] == ["labels-paired-by-class"]
+    for files in ((gt / "a.dcm", gt / "a.nii.gz"), (gt / "a.nii.gz", gt / "a.dcm")):
+        (one,) = evaluate(*files).cases
+        assert [(each.name, each.dsc) for each in one.labels] == [("Liver", 1.0), ("Spleen", 1.0)]
 
 
 def test_no_label_in_both_is_a_warning(tmp_path: Path) -> None:
