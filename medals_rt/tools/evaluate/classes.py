@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 from medals_rt.common.choices import KINDS, MODALITIES, Kind
 from medals_rt.common.errors import CaseError, PromptError
 from medals_rt.common.notes import Note, warning
 from medals_rt.io.case import LabelFile
+from medals_rt.io.registry import case_stem
 from medals_rt.prompts.classes import ClassKey, all_classes
 from medals_rt.prompts.matching import find_class
 from medals_rt.prompts.prompt_set import INSTANCE_LABEL, MAX_LABEL, PromptSet, parse_prompts
@@ -68,6 +70,12 @@ class Pairing:
 
     moved: Mapping[int, int] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
+
+
+def prompts_beside(path: Path) -> Path | None:
+    """Prompts file that lies beside a case, `NAME.prompts.json`; None where there is none."""
+    beside = path.with_name(f"{case_stem(path)}.prompts.json")
+    return beside if beside.is_file() else None
 
 
 def names_of_prompts(prompts: PromptSet) -> LabelNames:

@@ -1,6 +1,7 @@
 """Scores of files and folders: which belong together, which labels count, what a case comes to."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from medals_rt.tools.evaluate.classes import (
     names_of_prompts,
     no_class_shared,
     pair_labels,
+    prompts_beside,
     shared_label_notes,
 )
 from medals_rt.tools.evaluate.metrics import (
@@ -62,7 +64,8 @@ def evaluate(
         anatomy.
     prompts
         What was asked for; it names the labels of files that don't name them. None takes what the
-        files hold, and without any, every label of the reference is scored.
+        files hold, or `NAME.prompts.json` beside the reference; without any, every label of the
+        reference is scored.
     split_reference
         Number the components of a binary reference of lesions, too; the public script takes it as
         one instance.
@@ -89,7 +92,7 @@ def evaluate(
             score_case(
                 name,
                 None if prediction_path is None else read_labels(prediction_path),
-                read_labels(reference_path, prefer="gts"),
+                _read_reference(reference_path),
                 kind=kind,
                 prompts=prompts,
                 split_reference=split_reference,
@@ -210,12 +213,22 @@ def score_case(
     labels = _moved(labels, pairing)
     names = _names_to_score(name, asked, own, theirs, pairing, by_value=by_value)
     notes += pairing.notes
+    if own and not theirs:
+        text = f"case {name}: the reference doesn't name its labels: they are paired by value"
+        notes += (Note("reference-unnamed", text),)
     notes += shared_label_notes(name, _present(labels), present[1], names or {})
     h, w, d = grid.spacing_hwd_mm
     stored = grid.source.spacing_ijk_mm or grid.spacing_hwd_mm
     scored = [label for label in present[1] if names is None or label in names]
     scores = _score_labels(labels, truth, stored, (d, h, w), scored, names or {})
     return CaseScore(name, kind, scores, None, foreground, predicted is None, notes)
+
+
+def _read_reference(path: Path) -> LabelFile:
+    """Read a reference; prompts beside it name its labels if it doesn't."""
+    found = read_labels(path, prefer="gts")
+    beside = None if names_in(found) else prompts_beside(path)
+    return found if beside is None else replace(found, prompts=read_prompts(beside).as_mapping())
 
 
 def _on_reference_grid(

@@ -17,10 +17,9 @@ from medals_rt.pipeline.job import choose_prompts
 from medals_rt.pipeline.options import PromptSource, SegmentOptions
 from medals_rt.pipeline.segmenter import Result, Segmenter
 from medals_rt.prompts.prompt_set import PromptSet
+from medals_rt.tools.evaluate.classes import prompts_beside
 from medals_rt.tools.verify.measures import compare_cases
 from medals_rt.tools.verify.references import Candidate, Reference
-
-_PROMPTS_ENDING = ".prompts.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +40,7 @@ def read_parity_case(path: Path, prompts: Path | None = None) -> ParityCase:
         If a file can't be used, or there are no prompts.
     """
     name = case_stem(path)
-    beside = path.with_name(f"{name}{_PROMPTS_ENDING}")
-    if prompts is None and beside.is_file():
-        prompts = beside
+    prompts = prompts or prompts_beside(path)
     case = read_case(path)
     return ParityCase(name, case.volume, choose_prompts(case, PromptSource(prompts)))
 

@@ -310,6 +310,22 @@ def test_segments_name_labels_and_pair_them(tmp_path: Path) -> None:
     assert [(one.label, one.name, one.dsc) for one in case.labels] == [(3, "Liver", 1.0)]
 
 
+def test_prompts_beside_a_reference_name_its_labels(tmp_path: Path) -> None:
+    _, labels = anatomy(0)
+    truth = save(tmp_path / "gt.npz", gts=labels, spacing=np.ones(3))
+    liver = {"1": "Liver in abdominal CT", "instance_label": 0}
+    found = save(
+        tmp_path / "pred.npz",
+        segs=(labels == 3).astype(np.uint8),
+        text_prompts=np.array(liver, dtype=object),
+    )
+    (case,) = evaluate(found, truth).cases
+    assert [note.code for note in case.notes] == ["reference-unnamed"]
+    (tmp_path / "gt.prompts.json").write_text('{"1": "Left lung in CT", "3": "Liver in CT"}')
+    (case,) = evaluate(found, truth).cases
+    assert [(one.label, one.dsc) for one in case.labels] == [(3, 1.0)]
+
+
 def test_segmentations_of_dicom(tmp_path: Path) -> None:
     """Their segments number classes as they like, and empty slices are left out."""
     labels = np.zeros((6, 16, 16), np.uint8)
