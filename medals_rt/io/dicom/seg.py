@@ -211,9 +211,13 @@ def _refer(seg: Any, source: _Source) -> None:
     """Refer to the files and frames that the slices come from, in place of their stand-ins."""
     from pydicom.dataset import Dataset
 
+    mended: set[int] = set()  # frames of several segments share their items
     for frame in seg.PerFrameFunctionalGroupsSequence:
         for derivation in frame.get("DerivationImageSequence", ()):
             for item in derivation.SourceImageSequence:
+                if id(item) in mended:
+                    continue
+                mended.add(id(item))
                 kind, uid, number = source.references[str(item.ReferencedSOPInstanceUID)]
                 item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = kind, uid
                 if number is not None:
