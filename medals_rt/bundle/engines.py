@@ -251,7 +251,7 @@ def differing_parts(key: EngineKey, wanted: Wanted) -> tuple[str, ...]:
         differences.append(f"for {library} {key.version}, here is {wanted.version}")
     if wanted.architecture not in key.architectures:
         built_for = ", ".join(key.architectures)
-        differences.append(f"for cards of {built_for}, here is {wanted.architecture}")
+        differences.append(f"for GPUs of {built_for}, here is {wanted.architecture}")
     if wanted.precision not in {None, key.precision}:
         differences.append(f"in {key.precision}, asked for is {wanted.precision}")
     return tuple(differences)

@@ -29,7 +29,7 @@ from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import CaseError
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, check_labels
-from medals_rt.io.format import Format, Options, Output, stem
+from medals_rt.io.format import Format, Options, SegmentationOutput, stem
 from medals_rt.io.safe_pickle import read_pickled_mapping
 from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
 from medals_rt.prompts.prompt_set import PromptSet
@@ -113,7 +113,7 @@ def read_npz_labels(path: Path, options: Options) -> LabelFile:
     )
 
 
-def write_npz(path: Path, output: Output) -> None:
+def write_npz(path: Path, output: SegmentationOutput) -> None:
     """Write `segs`, `spacing`, and if given `instances` and `text_prompts`, atomically.
 
     `text_prompts` is a pickled 0-d object array of a dict of text and int, since that is the

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
-import medals_rt
 from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import CaseError
 from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import import_optional
@@ -193,7 +193,7 @@ def _segmentation(
         instance_number=1,
         manufacturer="medals-rt",
         manufacturer_model_name=_plain(model or "Medal S"),
-        software_versions=medals_rt.__version__,
+        software_versions=VERSION,
         device_serial_number="none",
         content_label="SEGMENTATION",
         content_description=None if notice is None else notice[:_LABEL_LENGTH],
@@ -266,7 +266,7 @@ def _description(
     algorithm = hd.AlgorithmIdentificationSequence(
         name="Medal S (medals-rt)",
         family=codes.cid7162.ArtificialIntelligence,
-        version=medals_rt.__version__,
+        version=VERSION,
         parameters=_parameters(segment, model),
     )
     description = hd.seg.SegmentDescription(

@@ -11,7 +11,7 @@ def runners_for(bundle: Bundle) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Give the runners of this machine that can run a bundle, and why others of it can't.
 
     What `auto` would take comes first, then OpenVINO in fp32 and the rest. A runner that is not
-    installed, or lacks a card, is none of this machine.
+    installed, or lacks a GPU, is none of this machine.
 
     Raises
     ------

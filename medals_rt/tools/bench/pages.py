@@ -28,7 +28,7 @@ class Row:
     per_class: str
     against_baseline: str
     peak_memory: str
-    peak_card_memory: str
+    peak_gpu_memory: str
     failure: str
 
 
@@ -117,7 +117,7 @@ def row_of(standing: Standing, report: BenchReport) -> Row:
             else ""
         ),
         peak_memory=_mib(None if warm is None else warm.peak_memory_mib),
-        peak_card_memory=_mib(None if warm is None else warm.peak_card_memory_mib),
+        peak_gpu_memory=_mib(None if warm is None else warm.peak_gpu_memory_mib),
         failure=standing.failure or "",
     )
 

@@ -114,7 +114,7 @@ class Answer(msgspec.Struct, frozen=True):
     growth: tuple[Growth, ...] = ()
     roofs: Roofs | None = None
     peak_memory_mib: float | None = None
-    peak_card_memory_mib: float | None = None
+    peak_gpu_memory_mib: float | None = msgspec.field(default=None, name="peak_card_memory_mib")
     notes: tuple[str, ...] = ()
 
 

@@ -20,7 +20,7 @@ from medals_rt.tools.doctor.machine import (
     Graphics,
     Memory,
     Processor,
-    look_at_cards,
+    look_at_gpus,
     look_at_memory,
     look_at_processor,
 )
@@ -105,7 +105,7 @@ class Diagnosis:
 def diagnose(bundle: Path | None = None) -> Diagnosis:
     """Look at this machine, and at a bundle if one is named. Nothing that is wrong raises."""
     libraries = look_at_libraries()
-    graphics = look_at_cards()
+    graphics = look_at_gpus()
     opened, state = _look_at_bundle(bundle)
     runners = tuple(_look_at_runner(kind, libraries, opened) for kind in RUNNER_KINDS)
     automatic = _look_at_choice(runners, opened)
@@ -148,7 +148,7 @@ def _look_at_runner(
     if broken:
         return RunnerState(kind, f"{' and '.join(broken)} can't be imported", ())
     if kind not in CPU_RUNNERS and find_gpu() is None:
-        return RunnerState(kind, "no NVIDIA card is found", ())
+        return RunnerState(kind, "no NVIDIA GPU is found", ())
     graphs = "fp32" if bundle is None else bundle.precision
     offered = precisions(kind, graphs)
     return RunnerState(kind, None if offered else f"it can't run {graphs} graphs", offered)
@@ -190,17 +190,17 @@ def _look_at_bundle(folder: Path | None) -> tuple[Bundle | None, BundleState | N
     )
 
 
-def _engine_problem(bundle: Bundle, engine: Engine, card: Gpu | None) -> str | None:
+def _engine_problem(bundle: Bundle, engine: Engine, gpu: Gpu | None) -> str | None:
     """Say why an engine would not be loaded here."""
     record = engine.record
-    if card is None:
-        return "no NVIDIA card is found"
+    if gpu is None:
+        return "no NVIDIA GPU is found"
     try:
         wanted = Wanted(
             graph_sha256=bundle.graph(record.stage, record.graph).sha256,
             library=record.key.library,
             version=open_library(record.key.library).version,
-            architecture=card.architecture,
+            architecture=gpu.architecture,
         )
         engine.read()
     except (BundleError, MissingDependencyError) as error:

@@ -130,7 +130,7 @@ def open_candidate(
     """Open one graph of a bundle as a candidate runs it.
 
     On a CPU nothing is kept in the user's cache of compiled graphs, which has no room for those of
-    every runner and precision. On a card the graph's hash names its engine.
+    every runner and precision. On a GPU the graph's hash names its engine.
     """
     on_cpu = candidate.kind in CPU_RUNNERS
     return open_runner(
@@ -155,7 +155,7 @@ def find_candidates(
     Parameters
     ----------
     bundle
-        What is to be run: on a card its graphs' precision is the only one.
+        What is to be run: on a GPU its graphs' precision is the only one.
     kinds
         Names of runners; without any, those of the recipe that can be used here, else all.
     asked

@@ -25,8 +25,8 @@ from medals_rt.common.gpu import find_gpu
 from medals_rt.common.progress import Progress
 from medals_rt.tools.verify.cases import ParityCase, compare_whole_cases
 from medals_rt.tools.verify.graphs import PROMPTS_TRIED, compare_graphs
+from medals_rt.tools.verify.passes import compare_passes
 from medals_rt.tools.verify.references import COARSENESS, Candidate, Reference, itself
-from medals_rt.tools.verify.windows import compare_windows
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def verify_bundle(
             threads=threads,
             progress=progress,
         )
-        windows = compare_windows(
+        windows = compare_passes(
             bundle,
             stage,
             reference,
@@ -260,13 +260,13 @@ def _place(record: ParityRecord) -> tuple[object, ...]:
 
 
 def _machine() -> MachineRecord:
-    facts, card = machine_facts(), find_gpu()
+    facts, gpu = machine_facts(), find_gpu()
     return MachineRecord(
         system=facts["system"],
         architecture=facts["architecture"],
         processor=facts["processor"],
         cores=facts["cores"],
-        card=None if card is None else card.name,
+        gpu=None if gpu is None else gpu.name,
     )
 
 
