@@ -13,9 +13,6 @@ from hypothesis import strategies as st
 
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.choices import MODALITIES, PresetName
-from medals_rt.io.case import Case
-from medals_rt.io.volume import SourceGrid, Volume
-from medals_rt.planning.cost import plan_case, plan_shape
 from medals_rt.planning.geometry import (
     clean_spacing,
     plan_stage,
@@ -24,7 +21,6 @@ from medals_rt.planning.geometry import (
     spacing_for,
 )
 from medals_rt.planning.policy import CaseRules, load_policy
-from medals_rt.prompts.prompt_set import parse_prompts
 
 COARSE = StageSpec(1, (224, 224, 128), (1.5, 1.5, 3.0))
 FINE = StageSpec(2, (192, 192, 192), (1.0, 1.0, 1.0))
@@ -206,18 +202,6 @@ def test_a_spacing_that_no_body_has_is_doubted(
         assert found == pytest.approx(spacing, rel=1e-6)
         expected = ["spacing-implausible"] if doubtful and modality != "Microscopy" else []
         assert [note.code for note in notes] == expected
-
-
-def test_a_plan_of_numbers_equals_that_of_a_file() -> None:
-    prompts = parse_prompts({"1": "Liver in abdominal CT"})
-    affine = np.diag([0.78, 0.78, 1.0, 1.0])
-    shape = (70, 51, 51)
-    volume = Volume(np.zeros(shape, np.int16), LONG_MM, source=SourceGrid.from_affine(affine))
-    of_file = plan_case(Case(volume, None, None, Path("legs.nii.gz")), prompts)
-    assert of_file.stages == plan_shape(shape, LONG_MM, prompts.class_keys).stages
-    assert of_file.notes == ()
-    bare = Case(Volume(volume.image_dhw, LONG_MM), None, None, Path("legs.npz"))
-    assert [note.code for note in plan_case(bare, prompts).notes] == ["spacing-repaired"]
 
 
 def test_paper_resamples_physically_and_pads_small_images() -> None:
