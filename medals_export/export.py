@@ -133,11 +133,11 @@ def export_bundle(
         nothing as verified. None takes all that are installed where both windows have at most
         `MOST_VERIFIED_VOXELS` voxels, else none.
     notice
-        What everyone who sees a result must be told, one line, such as "for research only".
+        A warning for everyone who sees a result, one line, such as "for research only".
     overwrite
         Replace a bundle that is there.
     progress
-        Told of each stage, and of the bank, how many steps are done, and how many there are.
+        Called with each stage, or the bank, how many steps are done, and how many there are.
 
     Raises
     ------
@@ -220,7 +220,7 @@ def _default_kinds(checkpoints: Sequence[Checkpoint]) -> tuple[RunnerKind, ...]:
 
 
 def _no_progress(_: str, __: int, ___: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 def _export_stage(job: _Job, number: Literal[1, 2], label: str, checkpoint: Checkpoint) -> _Stage:

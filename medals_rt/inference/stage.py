@@ -194,7 +194,7 @@ class _Counts:
 
 
 class _Sweeper:
-    """Sweeps over a stage's windows and counts what was spent."""
+    """Sweeper of a stage's windows that counts what was spent."""
 
     def __init__(self, stage: StageInput) -> None:
         self._stage = stage

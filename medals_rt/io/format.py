@@ -51,7 +51,7 @@ class SegmentationOutput:
     prompts
         What was asked for.
     model, notice
-        Name of the model, and what everyone who sees its results must be told.
+        Name of the model, and a warning for everyone who sees its results.
     """
 
     case: Case

@@ -160,7 +160,7 @@ def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
         if key in members:
             raise CaseError(f"{path.name} holds {key[:40]!r} twice; write the file again")
         if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-            raise CaseError(f"{key[:40]!r} is compressed in a way that isn't read; use numpy.savez")
+            raise CaseError(f"{key[:40]!r} has a compression that isn't read; use numpy.savez")
         if info.file_size > info.compress_size * _MAX_RATIO or info.compress_size > stored:
             raise CaseError(
                 f"{key[:40]!r} announces {info.file_size:,} bytes, more than its "

@@ -147,7 +147,7 @@ def write_segmentation(
         Written as `text_prompts`; by default those that the case was read with. Only a `PromptSet`
         names the classes: without it segments are called by their sentences and have no codes.
     model, notice
-        Name of the model, and what everyone who sees its results must be told, for formats that
+        Name of the model, and a warning for everyone who sees its results, for formats that
         store them.
     format
         Name of a format of `FORMATS`, where several share the ending.

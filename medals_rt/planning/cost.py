@@ -389,7 +389,7 @@ def _choices(
 
 
 def _stages_of(rules: CaseRules, model: ModelFacts) -> list[StageSpec]:
-    """Choose those of the two stages that a case goes through."""
+    """Choose the stages that a case goes through."""
     return [
         spec
         for spec in model.stages

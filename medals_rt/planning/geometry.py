@@ -370,7 +370,7 @@ def _bounded(
 
 
 def _repair_note(stored: Spacing, used: Spacing, *, geometry_is_stated: bool) -> Note:
-    """Say which spacing is used in place of the one that was read, and why."""
+    """Return the note on the spacing used in place of the one that was read, and why."""
     believed = tuple(1.0 if value < _SMALLEST_MEANT_SPACING else value for value in stored)
     what = []
     if believed != stored:

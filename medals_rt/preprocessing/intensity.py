@@ -256,7 +256,7 @@ def _scaled(
 def _notes(
     facts: ImageFacts, modality: str, done: Intensities, *, by_hand: bool, stated: bool
 ) -> tuple[Note, ...]:
-    """Say what was assumed about an image's values, and what is doubtful about them."""
+    """Note what was assumed about an image's values, and what is doubtful about them."""
     extent = f"from {facts.lowest:.4g} to {facts.highest:.4g}"
     if facts.lowest == facts.highest:
         text = f"the image is constant: every voxel is {facts.lowest:.4g}"
@@ -280,7 +280,7 @@ def _notes(
 def _notes_on_scaling(
     facts: ImageFacts, modality: str, done: Intensities, extent: str, *, stated: bool
 ) -> list[Note]:
-    """Say what scaling, or leaving it out, took for granted."""
+    """Note what scaling, or leaving it out, took for granted."""
     notes = []
     if done.action == "unchanged":
         text = f"values {extent} were taken for gray values from 0 to 255 and not scaled"

@@ -368,7 +368,7 @@ def _is_region(words: Sequence[Word], index: int) -> bool:
 
 
 def _is_context(words: Sequence[Word], index: int) -> bool:
-    """Whether an unknown word stands in a phrase after the named structure, far from it.
+    """Whether an unknown word is in a phrase after the named structure, far from it.
 
     Such a phrase begins with a preposition, holds no word that can name an organ, and follows one
     that does; and the word isn't a near miss of one that matters.
@@ -666,6 +666,6 @@ def _listed_suggestions(words: Sequence[str]) -> Iterator[str]:
 
 
 def _quote(text: str) -> str:
-    """Show the prompt as it stands in a message: one line, not too long."""
+    """Format the prompt for a message: one line, not too long."""
     line = " ".join(text.split())
     return repr(line if len(line) <= 80 else line[:77] + "...")

@@ -44,7 +44,7 @@ class _Source:
     Attributes
     ----------
     images
-        Their SOP Instance UIDs are stand-ins, which name the slices until the SEG is made.
+        Their SOP Instance UIDs are placeholders, which name the slices until the SEG is made.
     references
         What each of those stands for: SOP class, SOP Instance UID, and the frame from 1, or `None`
         for files of one frame.
@@ -208,7 +208,7 @@ def _segmentation(
 
 
 def _refer(seg: Any, source: _Source) -> None:
-    """Refer to the files and frames that the slices come from, in place of their stand-ins."""
+    """Refer to the files and frames that the slices come from, in place of the placeholders."""
     from pydicom.dataset import Dataset
 
     for frame in seg.PerFrameFunctionalGroupsSequence:
@@ -301,7 +301,7 @@ def _concept(hd: Any, code: Code) -> Any:
 
 
 def _name_private_scheme(seg: Any) -> None:
-    """Say which scheme the private codes are of."""
+    """Name the scheme of the private codes."""
     from pydicom.dataset import Dataset
 
     item = Dataset()

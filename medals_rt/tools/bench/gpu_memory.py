@@ -17,7 +17,7 @@ def wait_for_device(array: Array) -> None:
 
 
 class GpuMemory:
-    """Watches the current GPU from a thread of its own, where CuPy is in use and finds one.
+    """Watch on the current GPU in a thread of its own, where CuPy is in use and finds one.
 
     What other programs hold when the watch begins is taken off. Without a GPU nothing is watched
     and `peak_mib` stays None. Untried on a GPU.

@@ -140,7 +140,7 @@ def look_at_cache(folder: Path) -> Cache:
 def _look_at_runner(
     kind: RunnerKind, libraries: Sequence[Library], bundle: Bundle | None
 ) -> RunnerState:
-    """Tell whether a runner could be used, without opening anything in it."""
+    """Check whether a runner could be used, without opening anything in it."""
     needed = [each for each in libraries if each.name in runner_spec(kind).libraries]
     broken = [each.name for each in needed if each.state == "broken"]
     if not installed(kind):
@@ -191,7 +191,7 @@ def _look_at_bundle(folder: Path | None) -> tuple[Bundle | None, BundleState | N
 
 
 def _engine_problem(bundle: Bundle, engine: Engine, gpu: Gpu | None) -> str | None:
-    """Say why an engine would not be loaded here."""
+    """Describe why an engine would not be loaded here."""
     record = engine.record
     if gpu is None:
         return "no NVIDIA GPU is found"
@@ -215,7 +215,7 @@ def _advice(
     cache: Cache,
     graphics: Graphics,
 ) -> tuple[str, ...]:
-    """Say what to install or to repair, what matters most first."""
+    """List what to install or to repair, what matters most first."""
     said = [
         f"{each.name} is installed and can't be imported ({each.reason}): install it again with "
         f"pip install --force-reinstall 'medals-rt[{each.extra}]'"

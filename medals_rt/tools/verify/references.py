@@ -94,7 +94,7 @@ class OwnGraphs:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Say what this check can't find."""
+        """Describe what this check can't find."""
         note = (
             "WEAKER CHECK: the reference is the bundle's own graphs, so an error of the export "
             "can't be found; name the checkpoints with --against COARSE.pth FINE.pth"
@@ -114,7 +114,7 @@ class OwnGraphs:
 
 
 def itself() -> Candidate:
-    """Give the candidate that `OwnGraphs` is, and that is not compared with itself.
+    """Return the candidate that `OwnGraphs` is, which is not compared with itself.
 
     Raises
     ------

@@ -213,7 +213,7 @@ def _judged(
 
 
 def graph_passes(parity: GraphParity, allowed: float) -> bool:
-    """Tell whether a graph is near enough; of a window the root mean square counts."""
+    """Whether a graph is near enough; of a window the root mean square counts."""
     if parity.relative_error is None:
         return False
     judged = parity.relative_error if parity.rms_error is None else parity.rms_error
@@ -221,7 +221,7 @@ def graph_passes(parity: GraphParity, allowed: float) -> bool:
 
 
 def cases_pass(cases: Sequence[CaseParity], allowed: "Verification | ParityRecord") -> bool:
-    """Tell whether whole cases lie within the tolerances.
+    """Whether whole cases lie within the tolerances.
 
     The mean is one over all classes of all cases: a case of one small lesion would else be held to
     the mean's tolerance, and that of the lowest class would never count. Classes that neither
@@ -241,7 +241,7 @@ def cases_pass(cases: Sequence[CaseParity], allowed: "Verification | ParityRecor
 
 
 def mean_and_lowest_dsc(cases: Sequence[CaseParity]) -> tuple[float, float]:
-    """Give the mean and the lowest DSC over all classes of all cases; 1 where there is none."""
+    """Return the mean and the lowest DSC over all classes of all cases; 1 where there is none."""
     scored = [score for case in cases for score in case.dsc.values() if score is not None]
     if not scored:
         return 1.0, 1.0
@@ -249,7 +249,7 @@ def mean_and_lowest_dsc(cases: Sequence[CaseParity]) -> tuple[float, float]:
 
 
 def _place(record: ParityRecord) -> tuple[object, ...]:
-    """Give what a later record has in common with the one whose place it takes."""
+    """Return what a later record has in common with the one whose place it takes."""
     return (
         record.part,
         record.runner,
