@@ -1,20 +1,20 @@
 """The embedding bank: one vector a class, and one a sentence where sentences are known.
 
 A sentence that was known at export gets its own vector. A class's vector serves all other sentences
-that name it. It is the *mean over the class's known sentences*: training drew one of them at random each time and asked for the same mask, so their
-center is where the network was taught the class, and no point is nearer to all of them in the sense
-of squares. Measured by `benchmarks/text_bank.py` on the 2,964 public challenge sentences (6 to 37 a
-class), with the MPNet that BioLORD was made from (all-mpnet-base-v2, no projection, no modality
-vector): a sentence left out lies at 0.21 of its squared length from the mean of the others, at 0.29
-from the most central of them, at 0.41 from "NAME in MODALITY", at 0.81 from the shortest, which is
-the bare name. Of all sentences 97% are nearest to their own class among the classes of their
-modality and kind where means stand for the classes (each being part of its mean), 90% and 91% with
-the next two, 69% with bare names.
+that name it. It is the *mean over the class's known sentences*: training drew one of them at random
+each time and asked for the same mask, so their center is where the network was taught the class,
+and no point is nearer to all of them in the sense of squares. Measured by `benchmarks/text_bank.py`
+on the 2,964 public challenge sentences (6 to 37 a class), with the MPNet that BioLORD was made from
+(all-mpnet-base-v2, no projection, no modality vector): a sentence left out lies at 0.21 of its
+squared length from the mean of the others, at 0.29 from the most central of them, at 0.41 from
+"NAME in MODALITY", at 0.81 from the shortest, which is the bare name. Of all sentences 97% are
+nearest to their own class among the classes of their modality and kind where means stand for the
+classes (each being part of its mean), 90% and 91% with the next two, 69% with bare names.
 
 Two doubts remain. The mean is shorter than the sentences (0.91 of their length), and no sentence
 that the network saw lies exactly there; what that does to a mask can't be known without the
-released weights, which were not at hand. And SAT's training pulls a concept's sentences closer together than
-BioLORD's ancestor has them, which would make the choice matter less.
+released weights, which were not at hand. And SAT's training pulls a concept's sentences closer
+together than BioLORD's ancestor has them, which would make the choice matter less.
 
 Without known sentences, or for a class that has none, the stated sentence "NAME in MODALITY" is
 embedded, as in "Spleen in CT".

@@ -31,7 +31,7 @@ _BY_MODALITY: Final = {
 }
 """SOP classes of single-frame images, for files that name none."""
 
-_STAND_IN: Final = "2.25"
+_PLACEHOLDER: Final = "2.25"
 _LABEL_LENGTH: Final = 64
 _SERIES_NUMBER: Final = 900
 _MAX_SEGMENTS: Final = 65_535
@@ -161,7 +161,7 @@ def _source(found: DicomSource, *, rows: int, columns: int) -> _Source:
     for number, each in enumerate(found.slices, 1):
         image = Dataset()
         image.update(common)
-        image.SOPInstanceUID = f"{_STAND_IN}.{number}"
+        image.SOPInstanceUID = f"{_PLACEHOLDER}.{number}"
         image.ImagePositionPatient = [decimal(part) for part in each.position_lps_mm]
         images.append(image)
         kind = checked_uid(each.image.sop_class or _BY_MODALITY.get(common.Modality), _CLASS, each)
@@ -211,13 +211,18 @@ def _refer(seg: Any, source: _Source) -> None:
     """Refer to the files and frames that the slices come from, in place of the placeholders."""
     from pydicom.dataset import Dataset
 
-    for frame in seg.PerFrameFunctionalGroupsSequence:
-        for derivation in frame.get("DerivationImageSequence", ()):
-            for item in derivation.SourceImageSequence:
-                kind, uid, number = source.references[str(item.ReferencedSOPInstanceUID)]
-                item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = kind, uid
-                if number is not None:
-                    item.ReferencedFrameNumber = number
+    # highdicom shares an item among the segments of a slice: each is changed once
+    shared = {
+        id(item): item
+        for frame in seg.PerFrameFunctionalGroupsSequence
+        for derivation in frame.get("DerivationImageSequence", ())
+        for item in derivation.SourceImageSequence
+    }
+    for item in shared.values():
+        kind, uid, number = source.references[str(item.ReferencedSOPInstanceUID)]
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = kind, uid
+        if number is not None:
+            item.ReferencedFrameNumber = number
     items = []
     for kind, uid in dict.fromkeys(each[:2] for each in source.references.values()):
         item = Dataset()
