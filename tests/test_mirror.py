@@ -53,7 +53,6 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "pipeline/batch/run.py": ("pipeline/batch/test_batch.py", BY_COMMAND),
     "pipeline/csv_tables.py": ("pipeline/test_class_statistics.py", BY_USE),
     "pipeline/options.py": ("pipeline/test_job.py", BY_USE),
-    "pipeline/plan_case.py": ("planning/test_cost.py", BY_PART),
     "planning/cost_budget.py": ("planning/test_cost.py", BY_PART),
     "planning/stage_plan.py": ("planning/test_geometry.py", BY_PART),
     "planning/window_pass.py": ("inference/test_refinement.py", BY_USE),
