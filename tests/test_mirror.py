@@ -76,7 +76,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "tools/verify/cases.py": ("tools/verify/test_comparison.py", BY_PART),
     "tools/verify/graphs.py": ("tools/verify/test_comparison.py", BY_PART),
     "tools/verify/references.py": ("tools/verify/test_records.py", BY_PART),
-    "tools/verify/windows.py": ("tools/verify/test_verify.py", BY_PART),
+    "tools/verify/passes.py": ("tools/verify/test_verify.py", BY_PART),
 }
 """Modules whose tests bear another name: module, its tests, and why. Better is a line less."""
 
