@@ -5,7 +5,7 @@ r"""How fast are the array steps on a card, against the same code on the process
 Upload and download through page-locked memory beside CuPy's own copies, resampling, small
 components, Algorithm 3 and the bounding box, on 512 x 512 x 400 with 104 classes. The card is
 waited for before and after each run; the median counts, after one run that compiles. The results
-of both are compared. Needs a CUDA card and CuPy; without cc3d the processor's components are left
+of both are compared. Needs a CUDA GPU and CuPy; without cc3d the processor's components are left
 out.
 """
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that wants a CUDA card, in one call: the tests marked gpu, then the benchmarks.
+# Everything that wants a CUDA GPU, in one call: the tests marked gpu, then the benchmarks.
 #
 #   benchmarks/gpu.sh                       with the environment's own python3
 #   benchmarks/gpu.sh tests arrays          only these parts of: tests arrays latency bench
@@ -41,7 +41,7 @@ if missing:
 import cupy
 
 if not cupy.is_available():
-    sys.exit("gpu.sh: CuPy finds no CUDA card: run this on a machine that has one, with its driver")
+    sys.exit("gpu.sh: CuPy finds no CUDA GPU: run this on a machine that has one, with its driver")
 EOF
 
 mkdir -p "$out"

@@ -268,7 +268,7 @@ def test_the_sketch_of_a_runner_is_the_protocol() -> None:
     members = {each.target.id for each in shown.body if isinstance(each, ast.AnnAssign)}
     methods = {each.name for each in shown.body if isinstance(each, ast.FunctionDef)}
     assert members == set(Runner.__annotations__)
-    assert methods == {name for name in vars(Runner) if name in {"run", "close"}}
+    assert methods == {name for name in vars(Runner) if name in {"run", "close", "release"}}
 
 
 def links() -> Iterator[tuple[Path, str]]:

@@ -23,7 +23,7 @@ class Case:
     Attributes
     ----------
     volume
-        Image, spacing, and the way back to the file's grid.
+        Image, spacing, and how to return to the file's grid.
     prompts
         The mapping that a challenge file holds under `text_prompts`, as it was read; else `None`.
     ground_truth_dhw
@@ -71,7 +71,7 @@ class LabelFile:
     spacing_hwd_mm
         Spacing as in `Volume`; `None` where the file gives none.
     source
-        The way back to the file's grid.
+        How to return to the file's grid.
     prompts
         The mapping that an `.npz` holds under `text_prompts`, as it was read; else `None`.
     segment_names

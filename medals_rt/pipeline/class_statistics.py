@@ -39,7 +39,7 @@ class ClassStatistics:
         The bounding box in voxels of the file, i running fastest, as viewers and SimpleITK count
         them from 0: lowest index, and highest index plus 1. None where nothing was found.
     size_ijk_mm
-        Edges of the bounding box in millimetres along the same axes.
+        Edges of the bounding box in millimeters along the same axes.
     """
 
     label: int

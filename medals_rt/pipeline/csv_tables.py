@@ -36,7 +36,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell]]
 
 
 def statistics_row(found: ClassStatistics) -> tuple[Cell, ...]:
-    """Give one class as cells under `STATISTICS_COLUMNS`."""
+    """Return one class as cells under `STATISTICS_COLUMNS`."""
     nothing = (None, None, None)
     return (
         found.label,

@@ -96,7 +96,7 @@ class SpacingRules(_Table, frozen=True):
 
 
 class StageLists(_Table, frozen=True):
-    """Classes for which one of the two stages is left out."""
+    """Classes for which one stage is left out."""
 
     coarse_only: frozenset[str]
     fine_only: frozenset[str]

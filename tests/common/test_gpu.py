@@ -92,7 +92,7 @@ def test_no_driver_is_no_card(monkeypatch):
     gpu.find_gpu.cache_clear()
     try:
         assert gpu.find_gpu() is None
-        with pytest.raises(MissingDependencyError, match="this needs an NVIDIA card"):
+        with pytest.raises(MissingDependencyError, match="this needs an NVIDIA GPU"):
             require_gpu("this")
     finally:
         gpu.find_gpu.cache_clear()

@@ -127,7 +127,7 @@ def test_rtx_architectures(rtx, bundle, monkeypatch):
     with pytest.raises(InputError, match=r"builds for SM75, .*SM120.*, not for SM90"):
         build_engines(bundle, rtx, name, recipe, architectures=("SM90",))
     monkeypatch.setattr("medals_rt.common.gpu.find_gpu", lambda: None)
-    with pytest.raises(MissingDependencyError, match="CURRENT needs an NVIDIA card"):
+    with pytest.raises(MissingDependencyError, match="CURRENT needs an NVIDIA GPU"):
         build_engines(bundle, rtx, name, recipe, architectures=("CURRENT",))
 
 

@@ -10,7 +10,7 @@ from medals_rt.io.case import Case
 from medals_rt.io.dicom.case import read_dicom_case
 from medals_rt.io.dicom.seg import check_source, write_seg
 from medals_rt.io.dicom.seg_labels import read_seg_labels
-from medals_rt.io.format import Format, Options, Output
+from medals_rt.io.format import Format, Options, SegmentationOutput
 from medals_rt.io.segment_metadata import segments_of
 
 
@@ -20,7 +20,7 @@ def _read_case(path: Path, options: Options) -> Case:
     )
 
 
-def _write_seg(path: Path, output: Output) -> None:
+def _write_seg(path: Path, output: SegmentationOutput) -> None:
     write_seg(
         path,
         output.case,

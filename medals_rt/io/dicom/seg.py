@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
-import medals_rt
 from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import CaseError
 from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import import_optional
@@ -31,7 +31,7 @@ _BY_MODALITY: Final = {
 }
 """SOP classes of single-frame images, for files that name none."""
 
-_STAND_IN: Final = "2.25"
+_PLACEHOLDER: Final = "2.25"
 _LABEL_LENGTH: Final = 64
 _SERIES_NUMBER: Final = 900
 _MAX_SEGMENTS: Final = 65_535
@@ -44,7 +44,7 @@ class _Source:
     Attributes
     ----------
     images
-        Their SOP Instance UIDs are stand-ins, which name the slices until the SEG is made.
+        Their SOP Instance UIDs are placeholders, which name the slices until the SEG is made.
     references
         What each of those stands for: SOP class, SOP Instance UID, and the frame from 1, or `None`
         for files of one frame.
@@ -161,7 +161,7 @@ def _source(found: DicomSource, *, rows: int, columns: int) -> _Source:
     for number, each in enumerate(found.slices, 1):
         image = Dataset()
         image.update(common)
-        image.SOPInstanceUID = f"{_STAND_IN}.{number}"
+        image.SOPInstanceUID = f"{_PLACEHOLDER}.{number}"
         image.ImagePositionPatient = [decimal(part) for part in each.position_lps_mm]
         images.append(image)
         kind = checked_uid(each.image.sop_class or _BY_MODALITY.get(common.Modality), _CLASS, each)
@@ -193,7 +193,7 @@ def _segmentation(
         instance_number=1,
         manufacturer="medals-rt",
         manufacturer_model_name=_plain(model or "Medal S"),
-        software_versions=medals_rt.__version__,
+        software_versions=VERSION,
         device_serial_number="none",
         content_label="SEGMENTATION",
         content_description=None if notice is None else notice[:_LABEL_LENGTH],
@@ -208,16 +208,21 @@ def _segmentation(
 
 
 def _refer(seg: Any, source: _Source) -> None:
-    """Refer to the files and frames that the slices come from, in place of their stand-ins."""
+    """Refer to the files and frames that the slices come from, in place of the placeholders."""
     from pydicom.dataset import Dataset
 
-    for frame in seg.PerFrameFunctionalGroupsSequence:
-        for derivation in frame.get("DerivationImageSequence", ()):
-            for item in derivation.SourceImageSequence:
-                kind, uid, number = source.references[str(item.ReferencedSOPInstanceUID)]
-                item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = kind, uid
-                if number is not None:
-                    item.ReferencedFrameNumber = number
+    # highdicom shares an item among the segments of a slice: each is changed once
+    shared = {
+        id(item): item
+        for frame in seg.PerFrameFunctionalGroupsSequence
+        for derivation in frame.get("DerivationImageSequence", ())
+        for item in derivation.SourceImageSequence
+    }
+    for item in shared.values():
+        kind, uid, number = source.references[str(item.ReferencedSOPInstanceUID)]
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = kind, uid
+        if number is not None:
+            item.ReferencedFrameNumber = number
     items = []
     for kind, uid in dict.fromkeys(each[:2] for each in source.references.values()):
         item = Dataset()
@@ -266,7 +271,7 @@ def _description(
     algorithm = hd.AlgorithmIdentificationSequence(
         name="Medal S (medals-rt)",
         family=codes.cid7162.ArtificialIntelligence,
-        version=medals_rt.__version__,
+        version=VERSION,
         parameters=_parameters(segment, model),
     )
     description = hd.seg.SegmentDescription(
@@ -301,7 +306,7 @@ def _concept(hd: Any, code: Code) -> Any:
 
 
 def _name_private_scheme(seg: Any) -> None:
-    """Say which scheme the private codes are of."""
+    """Name the scheme of the private codes."""
     from pydicom.dataset import Dataset
 
     item = Dataset()

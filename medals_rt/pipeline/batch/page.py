@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-import medals_rt
 from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.distribution import VERSION
 from medals_rt.common.templates import fill_template
 from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.records import Entry
@@ -72,7 +72,7 @@ def write_page(path: Path, title: str, cases: Sequence[tuple[BatchCase, Entry]])
         late=sum(entry.late for entry in entries),
         noted=sum(bool(entry.notes) for entry in entries),
         seconds=duration(sum(entry.seconds or 0 for entry in entries)),
-        version=medals_rt.__version__,
+        version=VERSION,
     )
     with atomic_output(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))

@@ -15,9 +15,9 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-import medals_rt
 from medals_rt.bundle.manifest import file_sha256
 from medals_rt.common.atomic_io import write_json
+from medals_rt.common.distribution import VERSION
 from medals_rt.pipeline.batch.find import (
     STATE_FOLDER,
     BatchCase,
@@ -123,7 +123,7 @@ def fingerprint(job: Job, bundle_hash: str) -> str:
         prompts = numbered(job.source.sentences, job.source.kind, reading).as_mapping()
     parts = {
         "format": RECORD_FORMAT,
-        "version": medals_rt.__version__,
+        "version": VERSION,
         "bundle": bundle_hash,
         "options": job.options.deciding(),
         "input": content_sha256(job.input),

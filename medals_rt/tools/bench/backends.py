@@ -1,4 +1,4 @@
-"""Which ways of running the network a benchmark compares."""
+"""Backends that a benchmark compares: libraries and their arithmetic."""
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.choices import RUNNER_KINDS
@@ -8,10 +8,10 @@ from medals_rt.tools.bench.run import BASELINE
 
 
 def runners_for(bundle: Bundle) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Give the runners of this machine that can run a bundle, and why others of it can't.
+    """Return the runners of this machine that can run a bundle, and why others of it can't.
 
     What `auto` would take comes first, then OpenVINO in fp32 and the rest. A runner that is not
-    installed, or lacks a card, is none of this machine.
+    installed, or lacks a GPU, is none of this machine.
 
     Raises
     ------

@@ -16,7 +16,7 @@ from medals_rt.tools.bench.records import Answer, BenchReport, Standing, quantil
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant as the tables show it; cells are text, "" where nothing was measured."""
+    """One backend as the tables show it; cells are text, "" where nothing was measured."""
 
     label: str
     arithmetic: str
@@ -28,7 +28,7 @@ class Row:
     per_class: str
     against_baseline: str
     peak_memory: str
-    peak_card_memory: str
+    peak_gpu_memory: str
     failure: str
 
 
@@ -74,7 +74,7 @@ def render(template: str, report: BenchReport, *, pictures: bool) -> str:
 
 
 def leader(report: BenchReport) -> Standing | None:
-    """Give the contestant that was measured most closely: the first, if its case was timed."""
+    """Return the backend that was measured most closely: the first, if its case was timed."""
     finished = report.finished
     return finished[0] if finished else None
 
@@ -95,7 +95,7 @@ def draw(report: BenchReport) -> dict[str, str]:
 
 
 def row_of(standing: Standing, report: BenchReport) -> Row:
-    """Put a contestant's figures into words."""
+    """Put a backend's figures into words."""
     cold, warm = standing.cold, standing.warm
     seconds = _seconds(warm)
     best_known = warm or cold
@@ -117,7 +117,7 @@ def row_of(standing: Standing, report: BenchReport) -> Row:
             else ""
         ),
         peak_memory=_mib(None if warm is None else warm.peak_memory_mib),
-        peak_card_memory=_mib(None if warm is None else warm.peak_card_memory_mib),
+        peak_gpu_memory=_mib(None if warm is None else warm.peak_gpu_memory_mib),
         failure=standing.failure or "",
     )
 

@@ -125,7 +125,7 @@ def roofs_plot(standing: Standing) -> str | None:
 def _figure(
     height_in: float, width_in: float = _WIDTH_IN
 ) -> Iterator[tuple[Any, Callable[[], str]]]:
-    """Give axes, and a function that turns the finished figure into SVG text."""
+    """Return axes, and a function that turns the finished figure into SVG text."""
     require("a plot", "Matplotlib")
     import matplotlib as mpl
     from matplotlib.figure import Figure

@@ -14,7 +14,7 @@ REPORT_FORMAT = 1
 
 
 class Contestant(msgspec.Struct, frozen=True):
-    """One way to run the network: a library and the arithmetic asked for.
+    """What runs the network: a library and the arithmetic asked for.
 
     `precision` None is the library's own choice. `runner` "pytorch" is the eager network, under
     autocast where the precision is "bf16" or "fp16"; it needs the checkpoints.
@@ -114,12 +114,12 @@ class Answer(msgspec.Struct, frozen=True):
     growth: tuple[Growth, ...] = ()
     roofs: Roofs | None = None
     peak_memory_mib: float | None = None
-    peak_card_memory_mib: float | None = None
+    peak_gpu_memory_mib: float | None = msgspec.field(default=None, name="peak_card_memory_mib")
     notes: tuple[str, ...] = ()
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """All that was measured of one contestant; `failure` says why the rest is missing."""
+    """All that was measured of one backend; `failure` says why the rest is missing."""
 
     contestant: Contestant
     cold: Answer | None = None
@@ -157,12 +157,12 @@ class BenchReport(msgspec.Struct, frozen=True):
 
     @property
     def finished(self) -> tuple[Standing, ...]:
-        """The contestants whose case was timed."""
+        """The backends whose case was timed."""
         return tuple(each for each in self.standings if each.warm is not None and each.warm.runs)
 
 
 def quantile(values: list[float], share: float) -> float:
-    """Give the value below which a share of the values lies, interpolated.
+    """Return the value below which a share of the values lies, interpolated.
 
     Raises
     ------

@@ -47,7 +47,7 @@ class BenchRequest:
     bundle, case, prompts
         Paths; `prompts` None takes those inside the case.
     contestants
-        The ways to run the network, the one that matters most first: it is also measured cold, and
+        What runs the network, the one that matters most first: it is also measured cold, and
         its growth with classes and volume.
     checkpoints
         Of the coarse and the fine network, for eager PyTorch; None leaves PyTorch out.
@@ -74,21 +74,21 @@ class BenchRequest:
 
 
 def run_bench(request: BenchRequest, progress: Progress | None = None) -> BenchReport:
-    """Measure all contestants.
+    """Measure all backends.
 
-    A contestant that fails is reported with its reason, and the others go on.
+    A backend that fails is reported with its reason, and the others go on.
 
     Parameters
     ----------
     request
         What to measure.
     progress
-        Told the step, how many are done, and how many there are.
+        Called with the step, how many are done, and how many there are.
 
     Raises
     ------
     InputError
-        No contestant, no repetition, or PyTorch without checkpoints.
+        No backend, no repetition, or PyTorch without checkpoints.
     MedalsError
         The bundle or the case can't be read.
     """
@@ -175,7 +175,7 @@ def _check(request: BenchRequest) -> None:
 
 
 def _tasks(request: BenchRequest, contestant: Contestant) -> Sequence[Task]:
-    """Choose what a contestant is asked: all of the first, the case alone of PyTorch."""
+    """Choose what a backend is asked: all of the first, the case alone of PyTorch."""
     if contestant.runner == "pytorch":
         return ("warm",)
     if contestant != request.contestants[0] or not request.thorough:

@@ -21,7 +21,7 @@ from medals_rt.pipeline.job import choose_prompts
 from medals_rt.pipeline.options import PromptSource, SegmentOptions
 from medals_rt.pipeline.report import RunReport
 from medals_rt.prompts.prompt_set import PromptSet
-from medals_rt.tools.bench.gpu_memory import CardMemory
+from medals_rt.tools.bench.gpu_memory import GpuMemory
 from medals_rt.tools.bench.records import Answer, Growth, Question, RunTime, StageWork
 from medals_rt.tools.bench.target import BenchTarget, open_target
 
@@ -40,7 +40,7 @@ def answer_question(question: Question) -> Answer:
     prompts = choose_prompts(
         case, PromptSource(None if question.prompts is None else Path(question.prompts))
     )
-    with CardMemory() as card:
+    with GpuMemory() as gpu_memory:
         start = time.perf_counter()
         with open_target(question) as target:
             open_seconds = time.perf_counter() - start
@@ -48,14 +48,14 @@ def answer_question(question: Question) -> Answer:
                 from medals_rt.tools.bench.scaling import growth_with_classes
 
                 return _answer(
-                    target, open_seconds, card, growth=growth_with_classes(target, question)
+                    target, open_seconds, gpu_memory, growth=growth_with_classes(target, question)
                 )
             if question.task == "volumes":
                 from medals_rt.tools.bench.scaling import growth_with_volume
 
                 growth = growth_with_volume(target, question, case, prompts)
-                return _answer(target, open_seconds, card, growth=growth)
-            return _case(target, question, case, prompts, open_seconds, card)
+                return _answer(target, open_seconds, gpu_memory, growth=growth)
+            return _case(target, question, case, prompts, open_seconds, gpu_memory)
 
 
 def _case(
@@ -64,7 +64,7 @@ def _case(
     case: Case,
     prompts: PromptSet,
     open_seconds: float,
-    card: CardMemory,
+    gpu_memory: GpuMemory,
 ) -> Answer:
     """Run the case once (cold) or, after a first run that does not count, several times."""
     runs: list[RunTime] = []
@@ -78,7 +78,7 @@ def _case(
             steps = {name: s for name, s in report.seconds.items() if name != "total"}
             runs.append(RunTime(report.seconds["total"], steps))
     stages = () if report is None or question.task == "cold" else _work(target, report, runs)
-    return _answer(target, open_seconds, card, runs=tuple(runs), stages=stages)
+    return _answer(target, open_seconds, gpu_memory, runs=tuple(runs), stages=stages)
 
 
 def _work(target: BenchTarget, report: RunReport, runs: list[RunTime]) -> tuple[StageWork, ...]:
@@ -122,7 +122,7 @@ def _roofs(question: Question) -> Answer:
 def _answer(
     target: BenchTarget,
     open_seconds: float,
-    card: CardMemory,
+    gpu_memory: GpuMemory,
     *,
     runs: tuple[RunTime, ...] = (),
     stages: tuple[StageWork, ...] = (),
@@ -136,7 +136,7 @@ def _answer(
         threads=info.threads,
         open_seconds=open_seconds,
         peak_memory_mib=peak_memory_mib(),
-        peak_card_memory_mib=card.peak_mib,
+        peak_gpu_memory_mib=gpu_memory.peak_mib,
         notes=info.notes,
         runs=runs,
         stages=stages,

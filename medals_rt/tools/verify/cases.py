@@ -46,7 +46,7 @@ def read_parity_case(path: Path, prompts: Path | None = None) -> ParityCase:
 
 
 def cases_of(bundle: Bundle) -> tuple[Path, ...]:
-    """Cases in a bundle's folder `cases`, by name; none where there is no such folder."""
+    """Return the cases in a bundle's folder `cases`, by name; none if it has no such folder."""
     folder = bundle.folder / "cases"
     return tuple(sorted(path for path in folder.glob("*") if path.name.lower().endswith(ENDINGS)))
 
@@ -68,7 +68,7 @@ def compare_whole_cases(
     Raises
     ------
     MedalsError
-        If the reference itself fails. A candidate that fails is told in its `CaseParity`.
+        If the reference itself fails. A candidate that fails is recorded in its `CaseParity`.
     """
     total = len(cases) * (1 + len(candidates))
     done = 0

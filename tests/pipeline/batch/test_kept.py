@@ -92,6 +92,6 @@ def test_the_version_counts(
     run: Callable[..., Result], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run().exit_code == 0
-    monkeypatch.setattr("medals_rt.__version__", "0.0.0")
+    monkeypatch.setattr("medals_rt.pipeline.batch.records.VERSION", "0.0.0")
     assert run().exit_code == 0
     assert set(statuses(out).values()) == {"done"}

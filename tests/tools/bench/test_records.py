@@ -78,7 +78,7 @@ def test_runners_of_the_card_without_engines_are_left_out_and_told(
     assert "tensorrt is left out: there is no TensorRT engine for image_encoder of stage 1" in told
     if selection.installed("tensorrt-rtx"):
         assert "tensorrt-rtx is left out: TensorRT-RTX " in told
-        assert "has no engines for SM90 cards" in told
+        assert "has no engines for SM90 GPUs" in told
 
     built = build_fake_engines(tmp_path / "built", tiny_bundle, fakes)
     names, left_out = runners_for(built)

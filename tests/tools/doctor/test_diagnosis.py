@@ -91,11 +91,11 @@ def test_json_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = msgspec.json.decode(done.stdout, type=Shown)
     assert (shown.format, shown.can_run, shown.bundle) == (1, True, None)
     assert shown.automatic["runner"] == "openvino"
-    assert shown.graphics == {"cards": [], "used": None, "driver": None, "remark": None}
+    assert shown.graphics == {"gpus": [], "used": None, "driver": None, "remark": None}
     assert {each["name"] for each in shown.libraries} == {each.name for each in OPTIONAL_LIBRARIES}
     states = {each["kind"]: each["problem"] for each in shown.runners}
     assert states["openvino"] is None
-    assert states["tensorrt-rtx"] == "no NVIDIA card is found"
+    assert states["tensorrt-rtx"] == "no NVIDIA GPU is found"
     assert shown.processor["cores"] >= 1
 
 
@@ -212,11 +212,11 @@ def test_bundle_and_engines(
     problems = {
         write_engine(bundle, b"engine"): None,
         write_engine(bundle, b"engine", graph_sha256="0" * 64): "for another graph",
-        write_engine(bundle, b"engine", architectures=("SM89",)): "for cards of SM89, here is SM90",
+        write_engine(bundle, b"engine", architectures=("SM89",)): "for GPUs of SM89, here is SM90",
         write_engine(bundle, b"engine", version="10.13.0"): "for TensorRT 10.13.0, here is 11.4.0",
         write_engine(bundle, b"other!", precision="fp16"): "is not the one that was built",
     }
-    assert all(each.problem == "no NVIDIA card is found" for each in engines_of(folder))
+    assert all(each.problem == "no NVIDIA GPU is found" for each in engines_of(folder))
     show_card(monkeypatch, H100)
     monkeypatch.setattr(diagnosis, "open_library", lambda _: SimpleNamespace(version="11.4.0"))
     found = engines_of(folder)

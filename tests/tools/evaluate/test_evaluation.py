@@ -321,7 +321,9 @@ def test_prompts_beside_a_reference_name_its_labels(tmp_path: Path) -> None:
     )
     (case,) = evaluate(found, truth).cases
     assert [note.code for note in case.notes] == ["reference-unnamed"]
-    (tmp_path / "gt.prompts.json").write_text('{"1": "Left lung in CT", "3": "Liver in CT"}')
+    (tmp_path / "gt.prompts.json").write_text(
+        '{"1": "Left lung in CT", "2": "Aorta in CT", "3": "Liver in CT"}'
+    )
     (case,) = evaluate(found, truth).cases
     assert [(one.label, one.dsc) for one in case.labels] == [(3, 1.0)]
 
