@@ -73,6 +73,7 @@ def test_the_list_of_classes() -> None:
 
 def test_plan_of_a_case(tiny_bundle: Bundle, case: Path, run: Callable[..., Result]) -> None:
     arguments = ("plan", "--input", case, "--bundle", tiny_bundle.folder)
+    arguments += ("--precision", "fp32")
     assert run("--quiet").exit_code == 0  # which measures a pass
     plan = json.loads(call(*arguments, "--json").stdout)
     assert [stage["stage"] for stage in plan["stages"]] == [1, 2]

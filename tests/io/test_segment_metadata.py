@@ -18,7 +18,7 @@ from medals_rt.io.segment_metadata import PRIVATE_SCHEME, class_color, code_tabl
 from medals_rt.prompts.classes import all_classes
 from medals_rt.prompts.prompt_set import Prompt, PromptSet, numbered, parse_prompts
 from tests.dicom import write_series
-from tests.io.test_dicom import HU, UPRIGHT, write_enhanced
+from tests.io.dicom.test_case import HU, UPRIGHT, write_enhanced
 from tests.io.test_formats import affine_of, sphere_ijk
 
 SENTENCES = ("Liver in abdominal CT", "Right kidney in CT", "Left autochthon in CT")
@@ -168,7 +168,7 @@ def test_dicom_seg_lies_on_its_series(cases: dict[str, Case], kind: str, tmp_pat
         expected = ijk @ affine[:3, :3].T + affine[:3, 3]
         expected = expected[np.lexsort(expected.round(3).T)]
         np.testing.assert_allclose(points_mm(seg, number), expected, atol=1e-3)
-    source = case.header.headers[0]  # type: ignore[union-attr]
+    source = case.header.slices[0].image.header  # type: ignore[union-attr]
     assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
     assert seg.FrameOfReferenceUID == source.FrameOfReferenceUID
     assert seg.StudyInstanceUID == source.StudyInstanceUID

@@ -105,7 +105,9 @@ def test_the_options_that_decide_a_result() -> None:
     every = {each.name for each in fields(RunOptions)}
     assert every - set(RunOptions().deciding()) >= {"bundle", "threads", "max_voxels"}
     decides = RunOptions().deciding()["segment"]
-    assert set(decides) == {"preset", "refinement", "seed", "window", "time_budget"}
+    assert set(decides) == {
+        *("preset", "refinement", "seed", "window", "postprocess", "time_budget"),
+    }
     for options in (SegmentOptions(time_budget=1), SegmentOptions(seed=1)):
         assert RunOptions(segment=options).deciding() != RunOptions().deciding()
     lighter = RunOptions(segment=SegmentOptions(max_memory=2**30))
