@@ -58,7 +58,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "preprocessing/interpolation.py": ("preprocessing/test_resampling.py", BY_PART),
     "preprocessing/label_interpolation.py": ("preprocessing/test_resampling.py", BY_PART),
     "runners/base.py": ("runners/test_runners.py", "all runners are held to the same tests"),
-    "runners/cuda.py": ("runners/test_on_card.py", BY_PART),
+    "runners/cuda.py": ("runners/test_on_gpu.py", BY_PART),
     "runners/engine_check_worker.py": ("runners/test_engine_check.py", BY_PART),
     "runners/onnxruntime.py": ("runners/test_runners.py", "all runners are held to the same tests"),
     "runners/openvino.py": ("runners/test_runners.py", "all runners are held to the same tests"),

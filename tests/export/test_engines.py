@@ -71,7 +71,7 @@ def rtx():
 
 
 def test_rtx_builds_every_graph_of_the_demo(rtx, bundle):
-    """Parsed and built for real, without a card."""
+    """Parsed and built for real, without a GPU."""
     options = ("--bundle", bundle.folder, "--target", "tensorrt-rtx", "--arch", "SM89")
     done = run("build", *options)
     assert done.exit_code == 0, done.output
@@ -244,7 +244,7 @@ def test_a_full_disk_is_told(build, bundle, monkeypatch):
     assert not (bundle.folder / "engines").exists()
 
 
-def test_what_was_measured_is_kept_for_the_same_version_and_card(
+def test_what_was_measured_is_kept_for_the_same_version_and_gpu(
     build, fakes, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "cache"))

@@ -167,7 +167,7 @@ def test_the_network_itself_stays_as_it_is():
 
 
 def turn(operator, dtype):
-    """Give a change to a graph that lets one operator compute in another type."""
+    """Return a change to a graph that lets one operator compute in another type."""
 
     def change(model):
         nodes = list(model.graph.node)

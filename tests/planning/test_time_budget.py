@@ -1,4 +1,4 @@
-"""What is given up to keep a case within its time: decisions on a clock that the tests turn."""
+"""What is left out to keep a case within its time: decisions on a clock that the tests turn."""
 
 from __future__ import annotations
 

@@ -75,10 +75,10 @@ def test_an_engine_that_hangs_is_given_up(bundle):
     assert trials_of(engine)[0].failure == "it did not end within 2 s"
 
 
-def test_a_full_card_is_no_fault_of_the_engine(bundle, children):
+def test_a_full_gpu_is_no_fault_of_the_engine(bundle, children):
     engine = behaving(engine_of(bundle, GRAPH), "out of memory")
     for _ in range(2):
-        with pytest.raises(RunnerError, match="out of memory: the card is full"):
+        with pytest.raises(RunnerError, match="out of memory: the GPU is full"):
             ensure_tried(engine, GRAPH)
     assert len(children) == 2
     assert not engine.trials_path.exists()

@@ -1,4 +1,4 @@
-"""A batch that is run again: what is finished is kept, what changed is done anew."""
+"""A batch that is run again: what is finished is kept, what changed is done again."""
 
 import shutil
 from collections.abc import Callable

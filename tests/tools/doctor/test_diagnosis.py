@@ -1,4 +1,4 @@
-"""`medals-rt doctor`: what would run here and why, with libraries and cards hidden or made up."""
+"""`medals-rt doctor`: what would run here and why, with libraries and GPUs hidden or made up."""
 
 import hashlib
 import json
@@ -74,14 +74,14 @@ def runner(found: Diagnosis, kind: str) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests say themselves which card there is."""
-    show_card(monkeypatch, None)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests say themselves which GPU there is."""
+    show_gpu(monkeypatch, None)
 
 
-def show_card(monkeypatch: pytest.MonkeyPatch, card: Gpu | None) -> None:
+def show_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None) -> None:
     for module in ("tools.doctor.diagnosis", "tools.doctor.machine", "common.gpu"):
-        monkeypatch.setattr(f"medals_rt.{module}.find_gpu", lambda: card)
+        monkeypatch.setattr(f"medals_rt.{module}.find_gpu", lambda: gpu)
 
 
 def test_json_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +118,8 @@ def test_what_is_missing_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
     advice = "\n".join(found.advice)
     assert "'medals-rt[formats]' adds NiBabel (NIfTI), pynrrd (NRRD)" in advice
     assert "'medals-rt[export]' adds PyTorch" in advice
-    assert "CuPy" not in advice  # of no use without a card
-    show_card(monkeypatch, H100)
+    assert "CuPy" not in advice  # of no use without a GPU
+    show_gpu(monkeypatch, H100)
     advice = "\n".join(diagnose().advice)
     assert "'medals-rt[gpu]' adds CuPy" in advice
     assert "'medals-rt[tensorrt]' adds TensorRT" in advice
@@ -200,7 +200,7 @@ def write_engine(bundle: Bundle, data: bytes, **changes: Any) -> str:
 def test_bundle_and_engines(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Engines that fit, are stale, for another card or library, and damaged."""
+    """Engines that fit, are stale, for another GPU or library, and damaged."""
     folder = tmp_path / "bundle"
     shutil.copytree(tiny_bundle.folder, folder)
     hide(monkeypatch)
@@ -217,7 +217,7 @@ def test_bundle_and_engines(
         write_engine(bundle, b"other!", precision="fp16"): "is not the one that was built",
     }
     assert all(each.problem == "no NVIDIA GPU is found" for each in engines_of(folder))
-    show_card(monkeypatch, H100)
+    show_gpu(monkeypatch, H100)
     monkeypatch.setattr(diagnosis, "open_library", lambda _: SimpleNamespace(version="11.4.0"))
     found = engines_of(folder)
     assert {each.file for each in found} == set(problems)
@@ -236,7 +236,7 @@ def test_engines_whose_library_is_missing(
     folder = tmp_path / "bundle"
     shutil.copytree(tiny_bundle.folder, folder)
     hide(monkeypatch)
-    show_card(monkeypatch, H100)
+    show_gpu(monkeypatch, H100)
     monkeypatch.setattr(diagnosis, "open_library", missing)
     write_engine(Bundle.open(folder), b"engine")
     assert [each.problem for each in engines_of(folder)] == ["TensorRT is not installed"]

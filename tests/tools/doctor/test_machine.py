@@ -68,7 +68,7 @@ def test_no_card_and_no_driver(monkeypatch, tmp_path):
     assert (found.gpus, found.used, found.driver, found.remark) == ((), None, None, None)
 
 
-def test_cards_are_listed_by_the_driver_s_program(monkeypatch, tmp_path):
+def test_gpus_are_listed_by_the_driver_s_program(monkeypatch, tmp_path):
     line = "NVIDIA H100, 81559 MiB, 9.0, 580.65.06"
     fake_program(tmp_path, f"print({line!r}); print({line!r})", monkeypatch)
     monkeypatch.setattr(machine, "find_gpu", lambda: H100)
