@@ -75,7 +75,11 @@ class LabelFile:
     prompts
         The mapping that an `.npz` holds under `text_prompts`, as it was read; else `None`.
     segment_names
-        What the file calls its labels, by label: segments of a `.seg.nrrd`, sentences of an `.npz`.
+        What the file calls its labels, by label: segments of a `.seg.nrrd` or DICOM SEG, sentences
+        of an `.npz`.
+    leaves_out_empty
+        Whether the file holds no slices without labels, so that its grid may be a part of that of
+        the image: a DICOM SEG.
     """
 
     labels_dhw: HostArray
@@ -84,6 +88,7 @@ class LabelFile:
     source: SourceGrid = field(default_factory=SourceGrid)
     prompts: Mapping[str, object] | None = None
     segment_names: Mapping[int, str] = field(default_factory=dict)
+    leaves_out_empty: bool = False
 
     @property
     def shape_dhw(self) -> tuple[int, int, int]:

@@ -47,6 +47,9 @@ ENDINGS: Final = _endings("read_case", choosable=False)
 DICOM_ENDINGS: Final = _endings("read_case", choosable=True)
 """Of files that may hold several series; a folder counts as one too."""
 
+LABEL_ENDINGS: Final = _endings("read_labels")
+"""Of files that label maps are read from."""
+
 OUTPUT_ENDINGS: Final = _endings("write")
 """Of files that results are written to."""
 
@@ -363,6 +366,7 @@ __all__ = [
     "DICOM_ENDINGS",
     "ENDINGS",
     "FORMATS",
+    "LABEL_ENDINGS",
     "OUTPUT_ENDINGS",
     "Case",
     "Format",

@@ -15,7 +15,7 @@ from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.io.case import Case
-from medals_rt.io.grids import grid_of, same_grid
+from medals_rt.io.grids import fill_left_out, grid_of, same_grid
 from medals_rt.io.registry import (
     FORMATS,
     OUTPUT_ENDINGS,
@@ -303,7 +303,7 @@ def read_annotation(path: Path, volume: Volume) -> Any:
     ------
     CaseError : the file is broken, or its shape or spacing is another one
     """
-    drawn = read_labels(path)
+    drawn = fill_left_out(read_labels(path), grid_of(volume))
     difference = same_grid(grid_of(volume), grid_of(drawn))
     if difference is not None:
         raise CaseError(

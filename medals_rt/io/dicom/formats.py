@@ -9,6 +9,7 @@ from medals_rt.common.notes import Note
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.case import read_dicom_case
 from medals_rt.io.dicom.seg import check_source, write_seg
+from medals_rt.io.dicom.seg_labels import read_seg_labels
 from medals_rt.io.format import Format, Options, SegmentationOutput
 from medals_rt.io.segment_metadata import segments_of
 
@@ -51,6 +52,7 @@ FORMATS: Final = (
         title="a DICOM segmentation",
         endings=(".dcm",),
         libraries=("highdicom", "pydicom"),
+        read_labels=read_seg_labels,
         write=_write_seg,
         check=_check,
     ),
