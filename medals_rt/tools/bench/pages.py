@@ -86,11 +86,11 @@ def draw(report: BenchReport) -> dict[str, str]:
     if first is not None and first.warm is not None:
         found["runners"] = plots.runners_plot(report)
         found["waterfall"] = plots.waterfall_plot(first.warm)
-        found["roofs"] = plots.roofs_plot(first)
+        found["roofline"] = plots.roofline_plot(first)
         if first.classes is not None:
-            found["classes"] = plots.growth_plot(first.classes.growth, "classes")
+            found["classes"] = plots.scaling_plot(first.classes.scaling, "classes")
         if first.volumes is not None:
-            found["volumes"] = plots.growth_plot(first.volumes.growth, "voxels of the image")
+            found["volumes"] = plots.scaling_plot(first.volumes.scaling, "voxels of the image")
     return {name: picture for name, picture in found.items() if picture is not None}
 
 
@@ -100,10 +100,10 @@ def row_of(standing: Standing, report: BenchReport) -> Row:
     seconds = _seconds(warm)
     best_known = warm or cold
     baseline = next(
-        (_seconds(s.warm) for s in report.finished if s.contestant.label == report.baseline), []
+        (_seconds(s.warm) for s in report.finished if s.backend.label == report.baseline), []
     )
     return Row(
-        label=standing.contestant.label,
+        label=standing.backend.label,
         arithmetic="" if best_known is None else f"{best_known.precision}, {best_known.device}",
         cold_open="" if cold is None else f"{cold.open_seconds:.2f}",
         cold_first="" if cold is None else f"{cold.runs[0].seconds:.2f}",
@@ -129,12 +129,12 @@ def headlines(report: BenchReport) -> tuple[Headline, ...]:
         return ()
     row = row_of(first, report)
     found = [
-        Headline(f"{row.p50} s", f"a case, {first.contestant.label}, models open (p50)"),
+        Headline(f"{row.p50} s", f"a case, {first.backend.label}, models open (p50)"),
         Headline(
             f"{row.per_class} s", f"a class; the budget is {report.budget_seconds_per_class:g} s"
         ),
     ]
-    if row.against_baseline and first.contestant.label != report.baseline:
+    if row.against_baseline and first.backend.label != report.baseline:
         found.append(Headline(row.against_baseline, f"as fast as {report.baseline} autocast"))
     if row.peak_memory:
         found.append(Headline(f"{row.peak_memory} MiB", "of memory at most"))

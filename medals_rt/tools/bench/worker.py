@@ -22,7 +22,7 @@ from medals_rt.pipeline.options import PromptSource, SegmentOptions
 from medals_rt.pipeline.report import RunReport
 from medals_rt.prompts.prompt_set import PromptSet
 from medals_rt.tools.bench.gpu_memory import GpuMemory
-from medals_rt.tools.bench.records import Answer, Growth, Question, RunTime, StageWork
+from medals_rt.tools.bench.records import Answer, Question, RunTime, Scaling, StageWork
 from medals_rt.tools.bench.target import BenchTarget, open_target
 
 
@@ -34,7 +34,7 @@ def answer_question(question: Question) -> Answer:
     MedalsError
         As reading the case, opening the bundle and running it raise them.
     """
-    if question.task == "roofs":
+    if question.task == "roofline":
         return _roofs(question)
     case = read_case(question.case)
     prompts = choose_prompts(
@@ -45,16 +45,16 @@ def answer_question(question: Question) -> Answer:
         with open_target(question) as target:
             open_seconds = time.perf_counter() - start
             if question.task == "classes":
-                from medals_rt.tools.bench.scaling import growth_with_classes
+                from medals_rt.tools.bench.scaling import scaling_with_classes
 
                 return _answer(
-                    target, open_seconds, gpu_memory, growth=growth_with_classes(target, question)
+                    target, open_seconds, gpu_memory, scaling=scaling_with_classes(target, question)
                 )
             if question.task == "volumes":
-                from medals_rt.tools.bench.scaling import growth_with_volume
+                from medals_rt.tools.bench.scaling import scaling_with_volume
 
-                growth = growth_with_volume(target, question, case, prompts)
-                return _answer(target, open_seconds, gpu_memory, growth=growth)
+                scaling = scaling_with_volume(target, question, case, prompts)
+                return _answer(target, open_seconds, gpu_memory, scaling=scaling)
             return _case(target, question, case, prompts, open_seconds, gpu_memory)
 
 
@@ -112,11 +112,11 @@ def _work(target: BenchTarget, report: RunReport, runs: list[RunTime]) -> tuple[
 
 def _roofs(question: Question) -> Answer:
     from medals_rt.runners.selection import choose
-    from medals_rt.tools.bench.roofline import measure_roofs
+    from medals_rt.tools.bench.roofline import measure_roofline
 
-    kind = choose(question.contestant.runner).kind
-    roofs = measure_roofs(kind, question.contestant.precision, question.threads)
-    return Answer(version="", device="", precision="", threads=0, roofs=roofs)
+    kind = choose(question.backend.runner).kind
+    roofline = measure_roofline(kind, question.backend.precision, question.threads)
+    return Answer(version="", device="", precision="", threads=0, roofline=roofline)
 
 
 def _answer(
@@ -126,7 +126,7 @@ def _answer(
     *,
     runs: tuple[RunTime, ...] = (),
     stages: tuple[StageWork, ...] = (),
-    growth: tuple[Growth, ...] = (),
+    scaling: tuple[Scaling, ...] = (),
 ) -> Answer:
     info = target.info
     return Answer(
@@ -140,7 +140,7 @@ def _answer(
         notes=info.notes,
         runs=runs,
         stages=stages,
-        growth=growth,
+        scaling=scaling,
     )
 
 
