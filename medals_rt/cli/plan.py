@@ -41,7 +41,7 @@ def plan_command(
             min=1, max=2, help="Plan this stage alone, all classes in one run, with --shape."
         ),
     ] = None,
-    options: RunOptions,
+    options: "RunOptions",
     as_json: AsJson = False,
 ) -> None:
     """Show geometry, passes, time and memory of a case; run nothing."""
