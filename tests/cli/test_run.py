@@ -78,7 +78,7 @@ def test_organs_and_lesions_in_one_run(run: Callable[..., Result], out: Path) ->
     result = run(*words, report=out / "r.json")
     assert result.exit_code == 0, result.output
     report = json.loads((out / "r.json").read_text())
-    assert [each["name"] for each in report["stages"]][0] == "organs: coarse"
+    assert report["stages"][0]["name"] == "organs: coarse"
     assert [each["label"] for each in report["classes"]] == [1, 2]
     refused = run(*words, preset="release")
     assert_refused(refused, PromptError)

@@ -122,10 +122,6 @@ def test_organs_in_two_windows_and_lesions(
     assert [each["labels"] for each in shown] == [[1], [4], [7]]
 
 
-def combination(**lesions: str) -> dict[str, object]:
-    return {**ORGANS, "lesions": lesions}
-
-
 @pytest.mark.parametrize(
     ("prompts", "code"),
     [
@@ -181,7 +177,7 @@ def test_python_jobs_and_batches_agree(
     assert (tmp_path / "job.npz").read_bytes() == (tmp_path / "out" / "a.npz").read_bytes()
     found = read_labels(tmp_path / "job.npz")
     np.testing.assert_array_equal(found.labels_dhw, expected.labels_dhw)
-    assert found.names == {1: ORGANS["1"], 2: LESION["7"]}
+    assert found.segment_names == {1: ORGANS["1"], 2: LESION["7"]}
     with np.load(tmp_path / "job.npz") as stored:
         np.testing.assert_array_equal(stored["instances"], expected.instances_dhw)
 
