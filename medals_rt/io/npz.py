@@ -133,7 +133,7 @@ def write_npz(path: Path, output: SegmentationOutput) -> None:
         fields["direction"] = affine[:3, :3] / spacing
         fields["origin"] = affine[:3, 3]
     if isinstance(prompts, PromptSet):
-        prompts = prompts.as_mapping()
+        prompts = prompts.as_case_mapping()
     if prompts is not None:
         plain = {str(key): value for key, value in prompts.items()}
         fields["text_prompts"] = np.array(plain, dtype=object)

@@ -29,11 +29,12 @@ from medals_rt.io.registry import (
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.class_statistics import ClassStatistics, class_statistics
 from medals_rt.pipeline.csv_tables import STATISTICS_COLUMNS, statistics_row, write_csv
-from medals_rt.pipeline.intensity_windows import check_window
+from medals_rt.pipeline.lesions_over_anatomy import check_combination
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.preview import Orientation, save_preview
 from medals_rt.pipeline.report import Provenance
 from medals_rt.pipeline.segmenter import Result, Segmenter, load
+from medals_rt.pipeline.window_groups import check_window
 from medals_rt.planning import pass_timings
 from medals_rt.planning.policy import load_policy
 from medals_rt.preprocessing.intensity import prepare_intensities
@@ -41,9 +42,7 @@ from medals_rt.prompts.prompt_set import (
     PLAIN_READING,
     PromptReading,
     PromptSet,
-    numbered,
     parse_prompts,
-    read_prompts,
 )
 
 
@@ -142,6 +141,7 @@ def read_job(job: Job) -> ReadJob:
         if job.spatial_prompts is not None:
             annotation = read_annotation(job.spatial_prompts, case.volume)
         check_window(job.options.segment.window, prompts.modality)
+        check_combination(prompts, job.options.segment.preset)
         case = replace(case, notes=(*case.notes, *check_output(job.output, case)))
     return ReadJob(job, case, prompts, annotation, watch.seconds)
 
@@ -265,7 +265,7 @@ def default_output(path: Path) -> Path:
 
 
 def own_ending(path: Path) -> str:
-    """Give the ending of the format in which a case's result goes back to where it came from."""
+    """Return the ending of the format in which a case's result goes back to where it came from."""
     if is_dicom(path):
         return ".dcm"
     found = (each.ending_of(path.name) for each in FORMATS if each.write is not None)
@@ -285,12 +285,17 @@ def check_outputs(job: Job) -> None:
     read = {path.resolve() for path in inputs if path is not None}
     for path in outputs:
         if path.resolve() in read:
-            raise InputError(f"{path} would overwrite an input; give another name")
+            raise InputError(
+                f"{path} would overwrite an input; choose another name", code="input-overwritten"
+            )
     if len({path.resolve() for path in outputs}) < len(outputs):
-        raise InputError("output, report, preview and statistics need different names")
+        raise InputError(
+            "output, report, preview and statistics need different names", code="outputs-alike"
+        )
     if not job.output.name.lower().endswith(OUTPUT_ENDINGS):
         raise InputError(
-            f"don't know how to write {job.output.name}; end it in {', '.join(OUTPUT_ENDINGS)}"
+            f"don't know how to write {job.output.name}; end it in {', '.join(OUTPUT_ENDINGS)}",
+            code="format-unknown",
         )
     for path in outputs:
         prepare_output(path)
@@ -323,8 +328,6 @@ def choose_prompts(
     ------
     PromptError : there are none, both a file and sentences, or one of them names no class
     """
-    if source.file is not None and source.sentences:
-        raise PromptError("give either a prompts file or sentences, not both")
     if reading.modality is None and case.modality is not None:
         try:
             return _read_prompts(case, source, reading)
@@ -334,10 +337,9 @@ def choose_prompts(
 
 
 def _read_prompts(case: Case, source: PromptSource, reading: PromptReading) -> PromptSet:
-    if source.file is not None:
-        return read_prompts(source.file, reading)
-    if source.sentences:
-        return numbered(source.sentences, source.kind, reading)
+    stated = source.read(reading)
+    if stated is not None:
+        return stated
     if case.prompts is None:
         raise PromptError(
             f"{case.path} holds no text_prompts: pass --prompts FILE "
@@ -357,7 +359,7 @@ def draw_preview(
 ) -> None:
     """Draw a result on its image, in the intensities that the model saw."""
     if window == "auto":
-        window = load_policy().intensity_window(prompts.class_keys)
+        window = load_policy().intensity_window(prompts.parts[0].class_keys)
     shown = prepare_intensities(volume, prompts.modality, window)
     orientation: Orientation = "known"
     if prompts.modality == "Microscopy":

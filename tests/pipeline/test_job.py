@@ -20,8 +20,10 @@ from medals_rt.cli import app
 from medals_rt.cli._options import run_options, takes
 from medals_rt.cli.batch import batch_command
 from medals_rt.cli.run import run_command
+from medals_rt.common.errors import InputError
 from medals_rt.pipeline.job import default_output
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
+from tests.cli.helpers import error_of
 from tests.pipeline.batch.helpers import SHAPE, write_case
 
 
@@ -43,7 +45,9 @@ def test_run_writes_statistics(tiny_bundle: Bundle, tmp_path: Path) -> None:
     assert float(found["mean"]) == pytest.approx(inside.mean(), rel=1e-5)
     same = CliRunner().invoke(app, words(tiny_bundle, case, output, "--statistics", output))
     assert same.exit_code == 2
-    assert "different names" in same.stderr
+    error = error_of(same)
+    assert isinstance(error, InputError)
+    assert error.code == "outputs-alike"
 
 
 @pytest.mark.parametrize("step", ["os.fsync", "numpy.savez_compressed"])

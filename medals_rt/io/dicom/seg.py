@@ -255,9 +255,13 @@ def _numbered(
         for place, instance in enumerate(found[found > 0].tolist(), 1):
             rows.append((segment, place))
             lookup[instance] = min(len(rows), _MAX_SEGMENTS)
-    if not rows:
-        rows = [(segment, None) for segment in segments]
-    return lookup[instances], rows
+    numbers = lookup[instances]
+    for segment in segments:  # anatomy beside lesions has no instances
+        whole = (labels == segment.label) & (instances == 0)
+        if whole.any():
+            rows.append((segment, None))
+            numbers[whole] = min(len(rows), _MAX_SEGMENTS)
+    return numbers, rows or [(segment, None) for segment in segments]
 
 
 def _description(

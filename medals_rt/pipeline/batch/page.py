@@ -48,7 +48,12 @@ class PageCard:
     classes: tuple[PageClass, ...]
 
 
-def write_page(path: Path, title: str, cases: Sequence[tuple[BatchCase, Entry]]) -> None:
+def write_page(
+    path: Path,
+    title: str,
+    cases: Sequence[tuple[BatchCase, Entry]],
+    notice: str | None = None,
+) -> None:
     """Write the page, atomically.
 
     Parameters
@@ -56,6 +61,7 @@ def write_page(path: Path, title: str, cases: Sequence[tuple[BatchCase, Entry]])
     path : the file to write
     title : what stands above it
     cases : what is shown, in this order
+    notice : what everyone who sees the model's results must be told
 
     Raises
     ------
@@ -67,10 +73,11 @@ def write_page(path: Path, title: str, cases: Sequence[tuple[BatchCase, Entry]])
         "medals_rt.pipeline.batch",
         TEMPLATE,
         title=title,
+        notice=notice,
         cards=[card(entry, case, path.parent) for case, entry in cases],
         counts=Counter(entry.status for entry in entries),
         late=sum(entry.late for entry in entries),
-        noted=sum(bool(entry.notes) for entry in entries),
+        noted=sum(bool(entry.warnings) for entry in entries),
         seconds=duration(sum(entry.seconds or 0 for entry in entries)),
         version=VERSION,
     )
