@@ -3,7 +3,7 @@
 # make test-all    run all tests
 # make test-hostile  run them as on a machine that is least like a developer's
 # make lint        style and types
-# make train-demo  train the demo model anew (about ninety minutes) and put it in engines/demo
+# make train-demo  train the demo model again (about ninety minutes) and put it in engines/demo
 # make clean       remove what these made
 
 PYTHON ?= python3

@@ -73,7 +73,7 @@ def held_out_recipe(number: int) -> CaseRecipe:
 
 
 def as_case(recipe: CaseRecipe) -> tuple[Volume, np.ndarray, PromptSet]:
-    """Give a phantom as the run time takes it, with its truth `(D, H, W)`."""
+    """Return a phantom as the run time takes it, with its truth `(D, H, W)`."""
     arrays, prompts = make_case(recipe)
     spacing = tuple(float(value) for value in arrays["spacing"])
     return (

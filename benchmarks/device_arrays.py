@@ -1,11 +1,11 @@
-r"""How fast are the array steps on a card, against the same code on the processor?
+r"""How fast are the array steps on a GPU, against the same code on the processor?
 
     python benchmarks/device_arrays.py --output benchmarks/results/gpu/arrays
 
 Upload and download through page-locked memory beside CuPy's own copies, resampling, small
-components, Algorithm 3 and the bounding box, on 512 x 512 x 400 with 104 classes. The card is
+components, Algorithm 3 and the bounding box, on 512 x 512 x 400 with 104 classes. The GPU is
 waited for before and after each run; the median counts, after one run that compiles. The results
-of both are compared. Needs a CUDA card and CuPy; without cc3d the processor's components are left
+of both are compared. Needs a CUDA GPU and CuPy; without cc3d the processor's components are left
 out.
 """
 
@@ -37,7 +37,7 @@ Step = Callable[[Any, Any, Any], Any]
 
 
 def steps() -> dict[str, Step]:
-    """Give what is measured, as functions of (image, labels, probability)."""
+    """Return what is measured, as functions of (image, labels, probability)."""
     treated = list(range(1, CLASSES + 1))
     found: dict[str, Step] = {
         "image to the coarse grid": lambda image, *_: resample_image(image, COARSE),
@@ -54,7 +54,7 @@ def steps() -> dict[str, Step]:
 
 
 def median_ms(job: Callable[[], Any], repetitions: int) -> float:
-    """Give the median of so many runs after a first one."""
+    """Return the median of so many runs after a first one."""
     seconds = []
     for repetition in range(repetitions + 1):
         cupy.cuda.Device().synchronize()
@@ -75,30 +75,30 @@ def main() -> None:
     image, labels = smooth_image(FULL), organs(FULL, CLASSES)
     probability = np.random.default_rng(0).random(FULL, dtype=np.float32)
     host = (image, labels, probability)
-    card = tuple(to_device(each, "cuda") for each in host)
+    gpu = tuple(to_device(each, "cuda") for each in host)
     gib = image.nbytes / 2**30
     rows = []
     for name, ours, plain in (
         ("upload", lambda: to_device(image, "cuda"), lambda: cupy.asarray(image)),
-        ("download", lambda: to_host(card[0]), card[0].get),
+        ("download", lambda: to_host(gpu[0]), gpu[0].get),
     ):
         ms, plain_ms = median_ms(ours, options.repetitions), median_ms(plain, options.repetitions)
         rows.append(
             {
                 "step": name,
-                "card_ms": ms,
+                "gpu_ms": ms,
                 "other_ms": plain_ms,
                 "note": f"{1000 * gib / ms:.1f} GiB/s; other: CuPy's own copy",
             }
         )
     for name, step in steps().items():
         difference = np.abs(
-            np.asarray(to_host(step(*card)), np.float64) - np.asarray(step(*host), np.float64)
+            np.asarray(to_host(step(*gpu)), np.float64) - np.asarray(step(*host), np.float64)
         ).max()
         rows.append(
             {
                 "step": name,
-                "card_ms": median_ms(lambda: step(*card), options.repetitions),  # noqa: B023
+                "gpu_ms": median_ms(lambda: step(*gpu), options.repetitions),  # noqa: B023
                 "other_ms": median_ms(lambda: step(*host), 1),  # noqa: B023
                 "note": f"largest difference {difference:.3g}; other: processor",
             }
@@ -106,18 +106,18 @@ def main() -> None:
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     report = {
         "date": today(),
-        "card": properties["name"].decode(),
+        "gpu": properties["name"].decode(),
         "machine": machine_facts(),
         "versions": library_versions(),
         "cucim": find_spec("cucim") is not None,
         "rows": rows,
     }
     lines = [
-        f"{report['card']}, {report['date']}; milliseconds, median.",
+        f"{report['gpu']}, {report['date']}; milliseconds, median.",
         "",
-        "| step | card | other | |",
+        "| step | GPU | other | |",
         "|---|---:|---:|---|",
-        *(f"| {r['step']} | {r['card_ms']} | {r['other_ms']} | {r['note']} |" for r in rows),
+        *(f"| {r['step']} | {r['gpu_ms']} | {r['other_ms']} | {r['note']} |" for r in rows),
     ]
     write_report(options.output, report, "\n".join(lines) + "\n")
 

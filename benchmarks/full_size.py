@@ -40,7 +40,7 @@ BLOCK_VOXELS = 8
 def inputs(
     window_hwd: tuple[int, ...], classes: int, dim: int
 ) -> tuple[np.ndarray, np.ndarray, LabelPrompts]:
-    """Give an image of noise, queries, and blocky prompts; the same every time."""
+    """Return an image of noise, queries, and blocky prompts; the same every time."""
     rng = np.random.default_rng(7)
     image = rng.random((1, 1, *window_hwd), dtype=np.float32) * 255
     queries = rng.standard_normal((classes, dim), dtype=np.float32)

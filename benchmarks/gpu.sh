@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that wants a CUDA card, in one call: the tests marked gpu, then the benchmarks.
+# Everything that wants a CUDA GPU, in one call: the tests marked gpu, then the benchmarks.
 #
 #   benchmarks/gpu.sh                       with the environment's own python3
 #   benchmarks/gpu.sh tests arrays          only these parts of: tests arrays latency bench
@@ -8,12 +8,12 @@
 # For a bare machine: it installs nothing and reaches no network. It needs Python 3.11 with NumPy,
 # SciPy, PyTorch, CuPy and ONNX Runtime; what else is missing is named in the report, and its part
 # is left out (folders with packages that it lacks may stand in PYTHONPATH). Networks run on the
-# card where ONNX Runtime is the one for CUDA or TensorRT is there. The report lands in
+# GPU where ONNX Runtime is the one for CUDA or TensorRT is there. The report lands in
 # benchmarks/results/gpu/ (or the folder in OUT).
 #
 # BUNDLE is another bundle than the demo; then STAGE1 and STAGE2 are its checkpoints (for PyTorch
 # beside it), CASE and PROMPTS a case for `medals-rt bench`, where the bundle holds none.
-# Ends with 0 only if there is a card and every part that could run has passed.
+# Ends with 0 only if there is a GPU and every part that could run has passed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -41,7 +41,7 @@ if missing:
 import cupy
 
 if not cupy.is_available():
-    sys.exit("gpu.sh: CuPy finds no CUDA card: run this on a machine that has one, with its driver")
+    sys.exit("gpu.sh: CuPy finds no CUDA GPU: run this on a machine that has one, with its driver")
 EOF
 
 mkdir -p "$out"
@@ -89,10 +89,10 @@ import cupy
 
 from medals_rt.pipeline.report import library_versions, machine_facts
 
-card = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+gpu = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
 facts = machine_facts()
-print(f"# On a card, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}\n")
-print(f"- card: {card['name'].decode()}, {card['totalGlobalMem'] / 2**30:.0f} GiB")
+print(f"# On a GPU, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}\n")
+print(f"- GPU: {gpu['name'].decode()}, {gpu['totalGlobalMem'] / 2**30:.0f} GiB")
 print(f"- driver speaks CUDA {cupy.cuda.runtime.driverGetVersion()}, runtime {cupy.cuda.runtime.runtimeGetVersion()}")
 print(f"- processor: {facts['processor']}, {facts['cores']} cores")
 found = library_versions()
@@ -117,7 +117,7 @@ if can arrays array_api_compat; then
   part arrays "$python" benchmarks/device_arrays.py --output "$out/arrays"
 fi
 
-# Runners of this card, the fastest first. Engines serve it alone: a copy of the bundle gets them.
+# Runners of this GPU, the fastest first. Engines serve it alone: a copy of the bundle gets them.
 runners=()
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -129,7 +129,7 @@ from medals_rt.runners.tensorrt_library import open_library
 for kind in ('tensorrt', 'tensorrt-rtx', 'onnxruntime-cuda'):
     if not usable(kind):
         continue
-    if kind == 'tensorrt-rtx':  # it builds for RTX cards, and not for an H100
+    if kind == 'tensorrt-rtx':  # it builds for RTX GPUs, and not for an H100
         if not open_library(kind).builds_for(require_gpu(kind).architecture):
             continue
     print(kind)")
@@ -154,7 +154,7 @@ fi
 if can bench $own array_api_compat onnx jinja2 matplotlib; then
   given=${CASE:-$(find "$bundle/cases" -name '*.npz' -print -quit 2>/dev/null || true)}
   if [ "${#runners[@]}" -eq 0 ]; then
-    left_out bench "no runner for a card: needs ONNX Runtime for CUDA (onnxruntime-gpu), or TensorRT" || true
+    left_out bench "no runner for a GPU: needs ONNX Runtime for CUDA (onnxruntime-gpu), or TensorRT" || true
   elif [ -z "$given" ]; then
     left_out bench "the bundle holds no case: set CASE (and PROMPTS)" || true
   else

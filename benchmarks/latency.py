@@ -7,7 +7,7 @@ For both stages: one window from text alone and one with spatial prompts, N clas
 fp32 and bf16 autocast) and every runner that is installed take turns in one process, each with the
 same number of threads; the median of the repetitions counts. Errors are against PyTorch in fp32,
 largest difference of a probability. Needs the extras `cpu`, `onnx` and `export`. With
-`--device cuda` all of it is on the card, and the runners are those for cards (has not run on one).
+`--device cuda` all of it is on the GPU, and the runners are those for GPUs (has not run on one).
 """
 
 import argparse
@@ -43,7 +43,7 @@ Pass = Callable[[Inputs, bool], Array]
 
 
 def window_inputs(window_hwd: tuple[int, ...], classes: int, text_dim: int, device: str) -> Inputs:
-    """Give a smooth image, queries and blocky prompts; the same every time."""
+    """Return a smooth image, queries and blocky prompts; the same every time."""
     rng = np.random.default_rng(7)
     coarse = rng.random([size // 8 for size in window_hwd], dtype=np.float32)
     labels = rng.integers(0, 2 * classes, coarse.shape).astype(np.uint16)
@@ -59,7 +59,7 @@ def window_inputs(window_hwd: tuple[int, ...], classes: int, text_dim: int, devi
 
 
 def network_pass(network: Network) -> Pass:
-    """Run a network, and wait for the card where it is on one."""
+    """Run a network, and wait for the GPU where it is on one."""
 
     def run(arrays: Inputs, prompted: bool) -> Array:
         image, queries, prompts = arrays
@@ -72,7 +72,7 @@ def network_pass(network: Network) -> Pass:
 
 
 def can_run(kind: str, bundle: Bundle) -> bool:
-    """Say whether a runner is there and can run the bundle; tells why one that is there can't."""
+    """Whether a runner is there and can run the bundle; prints why one that is there can't."""
     if not usable(kind):
         return False
     reason = why_not(kind, bundle)

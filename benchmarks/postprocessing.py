@@ -90,7 +90,7 @@ def released_function(folder: Path) -> Released:
 
 
 def median_ms(job: Job, repetitions: int) -> tuple[float, np.ndarray]:
-    """Give the median of so many runs, and what the last gave; of several the first is left out."""
+    """Return the median of so many runs, and the last result; of several the first is left out."""
     seconds = []
     for _ in range(repetitions + (repetitions > 1)):
         start = time.perf_counter()

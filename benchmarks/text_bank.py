@@ -4,12 +4,12 @@
         --output benchmarks/results/text_bank [--tower]
 
 Embeds the known sentences and tells how far apart those of a class lie (cosine to their mean) and
-how near its neighbours are (cosine between the means of two classes of a modality and kind). Then
-four stand-ins for a class are judged by the sentences that they stand for: the mean of its
+how near its neighbors are (cosine between the means of two classes of a modality and kind). Then
+four vectors for a class are judged by the sentences of the class: the mean of its
 sentences, the most central of them, the shortest of them (the bare name), and the stated sentence
 "NAME in MODALITY". Distance: each sentence in turn is left out, and the squared distance from it to
 what the others give is divided by its squared length. Nearest: how many sentences are nearest (by
-cosine) to their own class's stand-in; here none is left out. `--tower` looks at the MPNet's mean
+cosine) to their own class's vector; here none is left out. `--tower` looks at the MPNet's mean
 alone, without projection and modality vectors. Writes a JSON and a Markdown table. Needs the extra
 `export`.
 """
@@ -39,7 +39,7 @@ def leave_out_tower_tail(encoder: TextCheckpoint) -> None:
 
 
 def stand_ins(encoder: TextCheckpoint) -> dict[str, StandIn]:
-    """Give the ways to choose a class's vector."""
+    """Return the rules that choose a class's vector."""
 
     def central(_key: ClassKey, vectors: np.ndarray, _texts: tuple[str, ...]) -> np.ndarray:
         return vectors[np.argmin(((vectors - vectors.mean(0)) ** 2).sum(1))]
@@ -79,7 +79,7 @@ def left_out_distance(choose: StandIn, known: KnownSentences, embedded: Embedded
     return float(np.mean(ratios))
 
 
-def neighbours(known: KnownSentences) -> list[list[ClassKey]]:
+def neighbors(known: KnownSentences) -> list[list[ClassKey]]:
     """Classes that can be asked for together: of one modality and kind, more than one."""
     groups: dict[tuple[str, str], list[ClassKey]] = {}
     for key in known.by_class:
@@ -88,9 +88,9 @@ def neighbours(known: KnownSentences) -> list[list[ClassKey]]:
 
 
 def nearest_share(choose: StandIn, known: KnownSentences, embedded: Embedded) -> float:
-    """Share of sentences that are nearest to their own class's stand-in."""
+    """Share of sentences that are nearest to their own class's vector."""
     right = count = 0
-    for keys in neighbours(known):
+    for keys in neighbors(known):
         rows = unit(np.stack([choose(k, embedded[k], known.by_class[k]) for k in keys]))
         for place, key in enumerate(keys):
             nearest = (unit(embedded[key]) @ rows.T).argmax(1)
@@ -100,14 +100,14 @@ def nearest_share(choose: StandIn, known: KnownSentences, embedded: Embedded) ->
 
 
 def measure(encoder: TextCheckpoint, known: KnownSentences) -> dict[str, object]:
-    """Give all figures, by name."""
+    """Return all figures, by name."""
     embedded = {
         key: encoder.embed(texts, key.modality).astype(np.float64)
         for key, texts in known.by_class.items()
     }
     own = np.concatenate([unit(v) @ unit(v.mean(0)) for v in embedded.values()])
     other = []
-    for keys in neighbours(known):
+    for keys in neighbors(known):
         means = unit(np.stack([embedded[key].mean(0) for key in keys]))
         cosines = means @ means.T
         np.fill_diagonal(cosines, -1)
@@ -135,7 +135,7 @@ def measure(encoder: TextCheckpoint, known: KnownSentences) -> dict[str, object]
 
 
 def table(figures: dict[str, object]) -> str:
-    """Write the stand-ins as Markdown."""
+    """Write the vectors as Markdown."""
     lines = ["| a class is | squared distance of a sentence left out | nearest to its own |"]
     lines += ["|---|---:|---:|"]
     for name, found in figures["stand-ins"].items():

@@ -62,7 +62,7 @@ QUERIES: tuple[Query, ...] = (
 
 
 def rows(modality: str, kind: str) -> list[int]:
-    """Give the indices into `QUERIES` of one modality and kind."""
+    """Return the indices into `QUERIES` of one modality and kind."""
     return [i for i, q in enumerate(QUERIES) if q.modality == modality and q.kind == kind]
 
 

@@ -168,7 +168,7 @@ def _coordinates(rng: np.random.Generator, grid: Grid, modality: str) -> tuple[C
 
 
 def _drop_fragments(labels: NDArray[np.uint8], grid: Grid) -> None:
-    """Give what other organs left of a tumor, where it is hardly anything, back to the liver."""
+    """Return to the liver what other organs left of a tumor, where it is hardly anything."""
     parts, count = ndimage.label(labels == LABELS["Liver tumors"])
     voxels = MIN_TUMOR_ML * 1000 / float(np.prod(grid.spacing_hwd_mm))
     small = np.flatnonzero(np.bincount(parts.ravel(), minlength=count + 1) < voxels)

@@ -26,7 +26,7 @@ class PromptNoise:
 
 
 def _assign_channels(rng: np.random.Generator, active: Bools, channels: int) -> Bools:
-    """Give every active block to a random non-empty subset of the channels: `(N, *blocks)`.
+    """Assign every active block to a random non-empty subset of the channels: `(N, *blocks)`.
 
     The size of the subset is uniform in 1 to N, then the subset is uniform among those of its size.
     """

@@ -93,7 +93,7 @@ def _network(window: Shape3) -> ModelConfig:
 
 
 def demo_recipe() -> TrainingRecipe:
-    """Give the demo model's recipe: about ninety minutes on two cores with AVX512-BF16."""
+    """Return the demo model's recipe: about ninety minutes on two cores with AVX512-BF16."""
 
     def plan(size: int, spacing: float, tumor: float, zero: float) -> WindowPlan:
         return WindowPlan((size,) * 3, spacing, tumor, 0.3, 0.25, 0.35, PromptNoise(zero=zero))

@@ -49,7 +49,7 @@ def _quiet_worker(_worker: int) -> None:
 def windows_from(
     run: Run, stage: StageRecipe, seed: int, first: int
 ) -> Iterator[tuple[int, Sample]]:
-    """Give the steps from `first` on with their windows, phase after phase."""
+    """Yield the steps from `first` on with their windows, phase after phase."""
     begin = 0
     for phase in stage.phases:
         end = begin + phase.steps

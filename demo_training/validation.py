@@ -35,7 +35,7 @@ class CheckCase:
 
 
 def held_out_case(number: int, shape_hwd: Shape3 = SHAPE_HWD) -> CheckCase:
-    """Give a noisy phantom that nobody trains on; every fourth is an MR scan."""
+    """Return a noisy phantom that nobody trains on; every fourth is an MR scan."""
     phantom = stored_phantom(HELD_OUT_SEED + number, shape_hwd)
     rng = np.random.default_rng([phantom.seed, 6])
     raw = scan(

@@ -1,6 +1,6 @@
 """The arithmetic of a bundle's graphs: fp32, or half precision with fp32 where that is needed.
 
-Libraries compute each operator in the type that the graph gives it, so precision is decided here:
+Libraries compute each operator in the type that the graph gives it, so precision is chosen here:
 `half_network` turns a network into one that takes its convolutions and matrix products in half
 precision, and norms, softmax and pooling in float32. The graphs' sigmoid and the float32 at their
 borders are in `graph_modules`.

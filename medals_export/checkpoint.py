@@ -236,11 +236,11 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     Raises
     ------
     ExportError
-        If it can't be read that way, or holds no such entry.
+        If it can't be read so, or holds no such entry.
     """
     try:
         with warnings.catch_warnings():
-            # an unusual pickle protocol either loads, or fails and is told
+            # an unusual pickle protocol either loads, or fails and is reported
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             data = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:

@@ -21,7 +21,7 @@ from medals_rt.runners.tensorrt_library import TensorRTLibrary
 _MEBIBYTE = 1 << 20
 
 OnStep = Callable[[str, int, int], None]
-"""Told a phase's name, its steps done and its steps in all."""
+"""Called with a phase's name, its steps done and its steps in all."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def build_engine(
     """Parse a graph and build its engine.
 
     The library works in a thread of its own, so that Ctrl-C (or any exception in this thread) is
-    seen at once: the build is then told to stop, ends at its next step, and the exception goes on.
+    seen at once: the build is then asked to stop, ends at its next step, and the exception goes on.
 
     Returns
     -------
@@ -129,7 +129,7 @@ class _Progress:
         self._steps[phase] = steps
 
     def stepped(self, phase: str, step: int) -> bool:
-        """Tell that a step is done; False ends the build.
+        """Report a step that is done; False ends the build.
 
         An exception must not reach the library, which would print and forget it.
         """

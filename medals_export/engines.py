@@ -79,7 +79,7 @@ def build_engines(
     rebuild
         Build also what is there.
     report
-        Told of every step, from the library's threads.
+        Called at every step, from the library's threads.
 
     Returns
     -------
@@ -192,7 +192,7 @@ def _jobs(
 
 
 def _takes_prompts(record: GraphRecord) -> bool:
-    """Tell whether a graph has a free dimension: N is the only one there is."""
+    """Whether a graph has a free dimension: N is the only one there is."""
     return any(isinstance(size, str) for tensor in record.inputs for size in tensor.shape)
 
 

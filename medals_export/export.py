@@ -24,7 +24,6 @@ from medals_export.half_storage import round_weights_to_fp16, store_constants_as
 from medals_export.onnx_graphs import trace
 from medals_export.text_bank import TextBank, build_bank, load_bank, save_tensors
 from medals_export.verify import GraphReference, reference_passes, unverified, verify_graph
-from medals_rt import __version__
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import (
     FORMAT_VERSION,
@@ -40,6 +39,7 @@ from medals_rt.bundle.manifest import (
     VerifiedRecord,
 )
 from medals_rt.common.choices import CPU_RUNNERS, Precision, RunnerKind
+from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import ExportError
 from medals_rt.common.limits import MAX_PROMPTS
 from medals_rt.common.progress import Progress
@@ -133,11 +133,11 @@ def export_bundle(
         nothing as verified. None takes all that are installed where both windows have at most
         `MOST_VERIFIED_VOXELS` voxels, else none.
     notice
-        What everyone who sees a result must be told, one line, such as "for research only".
+        A warning for everyone who sees a result, one line, such as "for research only".
     overwrite
         Replace a bundle that is there.
     progress
-        Told of each stage, and of the bank, how many steps are done, and how many there are.
+        Called with each stage, or the bank, how many steps are done, and how many there are.
 
     Raises
     ------
@@ -220,7 +220,7 @@ def _default_kinds(checkpoints: Sequence[Checkpoint]) -> tuple[RunnerKind, ...]:
 
 
 def _no_progress(_: str, __: int, ___: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 def _export_stage(job: _Job, number: Literal[1, 2], label: str, checkpoint: Checkpoint) -> _Stage:
@@ -304,7 +304,7 @@ def _manifest(
         classes=classes,
         sources=Sources(checkpoints[0].source, checkpoints[1].source),
         versions={
-            "medals-rt": __version__,
+            "medals-rt": VERSION,
             "python": platform.python_version(),
             "torch": str(torch.__version__),
             "onnx": onnx.__version__,

@@ -1,21 +1,20 @@
 """The embedding bank: one vector a class, and one a sentence where sentences are known.
 
-A sentence that was known at export gets its own vector. A class's vector stands in for all others,
-whatever way of naming the class nobody thought of. It is the *mean over the class's known
-sentences*: training drew one of them at random each time and asked for the same mask, so their
-center is where the network was taught the class, and no point is nearer to all of them in the sense
-of squares. Measured by `benchmarks/text_bank.py` on the 2,964 public challenge sentences (6 to 37 a
-class), with the MPNet that BioLORD was made from (all-mpnet-base-v2, no projection, no modality
-vector): a sentence left out lies at 0.21 of its squared length from the mean of the others, at 0.29
-from the most central of them, at 0.41 from "NAME in MODALITY", at 0.81 from the shortest, which is
-the bare name. Of all sentences 97% are nearest to their own class among the classes of their
-modality and kind where means stand for the classes (each being part of its mean), 90% and 91% with
-the next two, 69% with bare names.
+A sentence that was known at export gets its own vector. A class's vector serves all other sentences
+that name it. It is the *mean over the class's known sentences*: training drew one of them at random
+each time and asked for the same mask, so their center is where the network was taught the class,
+and no point is nearer to all of them in the sense of squares. Measured by `benchmarks/text_bank.py`
+on the 2,964 public challenge sentences (6 to 37 a class), with the MPNet that BioLORD was made from
+(all-mpnet-base-v2, no projection, no modality vector): a sentence left out lies at 0.21 of its
+squared length from the mean of the others, at 0.29 from the most central of them, at 0.41 from
+"NAME in MODALITY", at 0.81 from the shortest, which is the bare name. Of all sentences 97% are
+nearest to their own class among the classes of their modality and kind where means stand for the
+classes (each being part of its mean), 90% and 91% with the next two, 69% with bare names.
 
 Two doubts remain. The mean is shorter than the sentences (0.91 of their length), and no sentence
-that the network saw lies exactly there; what that does to a mask can't be told without the released
-weights, which were not at hand. And SAT's training pulls a concept's sentences closer together than
-BioLORD's ancestor has them, which would make the choice matter less.
+that the network saw lies exactly there; what that does to a mask can't be known without the
+released weights, which were not at hand. And SAT's training pulls a concept's sentences closer
+together than BioLORD's ancestor has them, which would make the choice matter less.
 
 Without known sentences, or for a class that has none, the stated sentence "NAME in MODALITY" is
 embedded, as in "Spleen in CT".
@@ -53,7 +52,7 @@ class TextBank:
     class_rows
         `bank_key` ("CT/anatomy/1": modality, kind, id) to row.
     source
-        In words, where the vectors come from; stands in the manifest.
+        In words, where the vectors come from; kept in the manifest.
     sentence_embeddings
         `(S, dim)` float32, or none.
     sentence_rows
@@ -114,7 +113,7 @@ def build_bank(
     sentences
         Known sentences in the form of the challenge's `challenge_prompts.json`; None for none.
     progress
-        Told what is done, how many sentences are embedded, and how many there are.
+        Called with what is done, how many sentences are embedded, and how many there are.
 
     Raises
     ------
@@ -154,7 +153,7 @@ def build_bank(
 
 
 def canonical_sentence(key: ClassKey) -> str:
-    """Say what stands for a class that has no known sentence, such as "Spleen in CT"."""
+    """Return the sentence of a class that has no known one, such as "Spleen in CT"."""
     return f"{key.name} in {key.modality}"
 
 

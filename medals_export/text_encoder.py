@@ -96,7 +96,7 @@ class TextCheckpoint:
         modality
             One of `medals_rt.prompts.classes.MODALITIES`.
         advance
-            Told after each pass how many sentences it held.
+            Called after each pass with how many sentences it held.
 
         Returns
         -------

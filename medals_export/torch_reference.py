@@ -38,7 +38,7 @@ class TorchReference:
     """A bundle's checkpoints in PyTorch, fp32, on the CPU; see `medals_rt.tools.verify.Reference`.
 
     Where a bundle computes in fp32 and only stores its weights in fp16, single graphs are compared
-    with weights rounded in the same way, so that a tolerance of 1e-4 is one of arithmetic. Whole
+    with weights rounded alike, so that a tolerance of 1e-4 is one of arithmetic. Whole
     cases are always compared with the checkpoint's own weights.
 
     Parameters

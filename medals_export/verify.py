@@ -200,7 +200,7 @@ def _run(function: Callable[..., tuple[Tensor, ...]], feeds: Feeds, names: Itera
 
 
 def unverified(arithmetic: Arithmetic, kinds: Sequence[RunnerKind]) -> tuple[UnverifiedRecord, ...]:
-    """Tell which of the libraries given `verify_graph` passes over in an arithmetic, and why."""
+    """List which of the libraries given `verify_graph` passes over in an arithmetic, and why."""
     return tuple(
         UnverifiedRecord(kind, _CANNOT_COMPUTE[kind, arithmetic.precision])
         for kind in kinds

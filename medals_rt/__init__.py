@@ -27,6 +27,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from medals_rt.common.distribution import VERSION
+
 if TYPE_CHECKING:
     from medals_rt.common.errors import (
         BundleError,
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
         read_prompts,
     )
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _HOMES = {
     "BundleError": "common.errors",

@@ -13,7 +13,7 @@ from medals_export.text_bank import TextBank
 from medals_rt.bundle.bundle import Bundle
 from tests.recipes import recipe_checkpoint
 
-# The tracer reads its table of operators anew for each graph, which takes most of its time; tests
+# The tracer reads its table of operators again for each graph, which takes most of its time; tests
 # let it read the table once. It is no public function: where it has moved, tests only take longer.
 with contextlib.suppress(ImportError, AttributeError):
     from torch.onnx._internal.exporter._registration import ONNXRegistry

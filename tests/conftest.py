@@ -104,7 +104,7 @@ def text_bundle(
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fakes]:
-    """Fakes of CuPy, TensorRT and a card."""
+    """Fakes of CuPy, TensorRT and a GPU."""
     with in_place(monkeypatch) as found:
         yield found
 
@@ -117,7 +117,7 @@ def golden() -> Path:
 
 @pytest.fixture(params=["numpy", "array_api_strict", pytest.param("cupy", marks=pytest.mark.gpu)])
 def xp(request: pytest.FixtureRequest) -> Any:
-    """Each array library in turn; CuPy where there is a card."""
+    """Each array library in turn; CuPy where there is a GPU."""
     if request.param == "numpy":
         return np
     if request.param == "array_api_strict":
@@ -127,7 +127,7 @@ def xp(request: pytest.FixtureRequest) -> Any:
     import cupy
 
     if not cupy.is_available():
-        pytest.skip("CuPy finds no CUDA card")
+        pytest.skip("CuPy finds no CUDA GPU")
     import array_api_compat.cupy
 
     return array_api_compat.cupy

@@ -19,7 +19,7 @@ COMMAND = "medals-rt"
 CHECKED_ONLY = {
     "install": "changes the environment",
     "docker": "needs Docker",
-    "gpu": "needs a card, or builds for one",
+    "gpu": "needs a GPU, or builds for one",
     "long": "takes minutes",
 }
 """Labels of ```bash blocks that are not run but checked word by word, and why."""
@@ -41,13 +41,13 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Give every page that is written for people, by path."""
+    """Return every page that is written for people, by path."""
     folders = (".", "docs", "benchmarks", "engines", "engines/demo", "tests/data")
     return sorted(page for folder in folders for page in (ROOT / folder).glob("*.md"))
 
 
 def blocks(page: Path) -> list[Block]:
-    """Give the fenced blocks of a page, in order."""
+    """Return the fenced blocks of a page, in order."""
     text = page.read_text(encoding="utf-8")
     return [
         Block(
@@ -61,7 +61,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(block: Block) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """Give the commands of a ```bash block: what is put into the environment, and the words."""
+    """Yield the commands of a ```bash block: what is put into the environment, and the words."""
     for line in block.text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         environment = {}

@@ -121,7 +121,7 @@ def export_e2e_bundle(
 
 
 def _with_refiners(like: Bundle, folder: Path, stage: int, network: MedalS) -> StageRecord:
-    """Give a stage's copied refiners the network's shift, which is in their norm's bias alone."""
+    """Add the network's shift to a stage's copied refiners, which is in their norm's bias alone."""
     record = like.stage_record(stage)
     graphs = dict(record.graphs)
     bias = network.fusion_conv.convs[0].norm.bias.numpy()

@@ -58,7 +58,7 @@ class GoldenCase:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
-    """Give the bundle of a case; what the cases share is traced once."""
+    """Return the bundle of a case; what the cases share is traced once."""
     made: dict[str, Bundle] = {}
     root = tmp_path_factory.mktemp("e2e")
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 
 FAKE_PYTHON = """#!/usr/bin/env bash
-# Python on a machine with a card: writes down what it is to run, and says what it is asked
+# Python on a machine with a GPU: writes down what it is to run, and says what it is asked
 case "$1 $2" in
   "- "*)
     cat >"$SEEN/stdin"
@@ -38,7 +38,9 @@ esac
 
 
 @pytest.fixture
-def card(tmp_path: Path) -> Callable[..., tuple[subprocess.CompletedProcess[str], list[str], str]]:
+def script(
+    tmp_path: Path,
+) -> Callable[..., tuple[subprocess.CompletedProcess[str], list[str], str]]:
     """Run the script with a Python that only notes its calls; gives the calls and the report."""
     python = tmp_path / "python"
     python.write_text(FAKE_PYTHON, encoding="utf-8")
@@ -68,7 +70,7 @@ def test_without_a_card_it_says_so(tmp_path: Path) -> None:
     ended = run(sys.executable, tmp_path / "gpu", CUDA_VISIBLE_DEVICES="-1")
     assert ended.returncode == 2
     assert ended.stderr.startswith("gpu.sh: ")
-    assert "no CUDA card" in ended.stderr or "lacks" in ended.stderr
+    assert "no CUDA GPU" in ended.stderr or "lacks" in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert not (tmp_path / "gpu").exists()
 
@@ -80,13 +82,13 @@ def test_without_python_it_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "gpu").exists()
 
 
-def test_all_parts_run_and_engines_are_built_into_a_copy(card: Any) -> None:
-    ended, calls, report = card(RUNNERS="tensorrt onnxruntime-cuda")
+def test_all_parts_run_and_engines_are_built_into_a_copy(script: Any) -> None:
+    ended, calls, report = script(RUNNERS="tensorrt onnxruntime-cuda")
     assert (ended.returncode, ended.stderr) == (0, "")
     tests, arrays, engines, latency, bench = calls
     files = [word for word in tests.split() if word.endswith(".py")]
-    assert {"tests/runners/test_on_card.py", "tests/common/test_pinned_memory.py"} < set(files)
-    assert not any("test_dicom" in file or "test_formats" in file for file in files)
+    assert {"tests/runners/test_on_gpu.py", "tests/common/test_pinned_memory.py"} < set(files)
+    assert not any("io/dicom" in file or "test_formats" in file for file in files)
     assert "device_arrays.py" in arrays
     bundle = engines.split()[engines.split().index("--bundle") + 1]
     assert not Path(bundle).exists()  # the copy went with the script
@@ -97,16 +99,16 @@ def test_all_parts_run_and_engines_are_built_into_a_copy(card: Any) -> None:
     assert report.count("| passed |") == 5
 
 
-def test_a_part_that_fails_is_told_and_the_others_go_on(card: Any) -> None:
-    ended, calls, report = card("tests", "bench", RUNNERS="onnxruntime-cuda", FAILS="pytest")
+def test_a_part_that_fails_is_told_and_the_others_go_on(script: Any) -> None:
+    ended, calls, report = script("tests", "bench", RUNNERS="onnxruntime-cuda", FAILS="pytest")
     assert ended.returncode == 1
     assert len(calls) == 2
     assert "| tests | **failed** (1), see tests.log |" in report
     assert "| bench | passed |" in report
 
 
-def test_what_lacks_leaves_its_part_out(card: Any) -> None:
-    ended, calls, report = card("tests", "arrays", "bench", LACKS="msgspec hypothesis")
+def test_what_lacks_leaves_its_part_out(script: Any) -> None:
+    ended, calls, report = script("tests", "arrays", "bench", LACKS="msgspec hypothesis")
     assert ended.returncode == 0
     assert len(calls) == 1
     assert "| tests | left out: this Python lacks msgspec hypothesis" in report
@@ -114,14 +116,14 @@ def test_what_lacks_leaves_its_part_out(card: Any) -> None:
     assert "| arrays | passed |" in report
 
 
-def test_another_bundle_without_case_and_checkpoints(card: Any, tmp_path: Path) -> None:
+def test_another_bundle_without_case_and_checkpoints(script: Any, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     own = {"BUNDLE": str(tmp_path / "bundle"), "RUNNERS": "onnxruntime-cuda"}
-    ended, calls, report = card("latency", "bench", **own)
+    ended, calls, report = script("latency", "bench", **own)
     assert (ended.returncode, calls) == (0, [])
     assert "needs the bundle's checkpoints: set STAGE1 and STAGE2" in report
     assert "the bundle holds no case: set CASE (and PROMPTS)" in report
-    _, (bench,), _ = card("bench", **own, CASE="my case.npz")
+    _, (bench,), _ = script("bench", **own, CASE="my case.npz")
     assert bench.endswith("--runner=onnxruntime-cuda --input my case.npz")
-    ended, _, report = card("bench", BUNDLE=own["BUNDLE"])
-    assert "no runner for a card" in report
+    ended, _, report = script("bench", BUNDLE=own["BUNDLE"])
+    assert "no runner for a GPU" in report

@@ -109,6 +109,28 @@ def test_no_circle_of_files() -> None:
         visit(module, ())
 
 
+def test_nothing_in_the_package_imports_its_face() -> None:
+    """What `medals_rt` itself shows is for users: a module inside takes it from where it lies."""
+    found = [
+        f"{module}:{line}"
+        for module in MODULES
+        if module != "medals_rt"
+        for name, line in imports(module)
+        if name == "medals_rt"
+    ]
+    assert found == []
+
+
+def test_a_public_class_name_means_one_thing() -> None:
+    """In both packages together; names that begin with an underscore are private to their file."""
+    homes: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(f"{module}:{node.lineno}")
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}
+
+
 def test_the_listing_shows_the_way_of_a_case() -> None:
     entries = [
         path.name

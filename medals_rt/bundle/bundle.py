@@ -88,7 +88,7 @@ class Bundle:
 
     @property
     def notice(self) -> str | None:
-        """What everyone who sees a result of this model must be told; None: nothing."""
+        """A warning for everyone who sees a result of this model; None: there is none."""
         return self.manifest.notice
 
     @property

@@ -68,7 +68,7 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     recipe
         Name of the recipe.
     optimization_level, workspace_mib
-        What the library was told; see `medals_rt.bundle.recipes.BuildSettings`.
+        The library's settings; see `medals_rt.bundle.recipes.BuildSettings`.
     built
         When, in UTC.
     """
@@ -141,7 +141,7 @@ class Engine:
 class BuildProgress:
     """How far a build is: engines done of all, and a phase of the one that is being built.
 
-    Phases are the library's own, and nested; what is told is the one that moved last.
+    Phases are the library's own, and nested; reported is the one that moved last.
     """
 
     graph: str
@@ -240,7 +240,7 @@ def require_engines(bundle: Bundle, library: TensorRTKind, version: str, archite
 
 
 def differing_parts(key: EngineKey, wanted: Wanted) -> tuple[str, ...]:
-    """Say in which parts an engine's key is not what is wanted; empty where it fits."""
+    """Describe the parts of an engine's key that are not what is wanted; empty where it fits."""
     differences = []
     library = TENSORRT_LABELS[key.library]
     if key.graph_sha256 != wanted.graph_sha256:
@@ -251,7 +251,7 @@ def differing_parts(key: EngineKey, wanted: Wanted) -> tuple[str, ...]:
         differences.append(f"for {library} {key.version}, here is {wanted.version}")
     if wanted.architecture not in key.architectures:
         built_for = ", ".join(key.architectures)
-        differences.append(f"for cards of {built_for}, here is {wanted.architecture}")
+        differences.append(f"for GPUs of {built_for}, here is {wanted.architecture}")
     if wanted.precision not in {None, key.precision}:
         differences.append(f"in {key.precision}, asked for is {wanted.precision}")
     return tuple(differences)

@@ -173,7 +173,7 @@ class MachineRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     architecture: str
     processor: str
     cores: int
-    card: str | None = None
+    gpu: str | None = msgspec.field(default=None, name="card")
 
 
 class GraphParity(msgspec.Struct, frozen=True, omit_defaults=True):

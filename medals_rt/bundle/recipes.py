@@ -51,7 +51,7 @@ class PromptCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, orde
 
 
 class BuildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What TensorRT and TensorRT-RTX are told when they build.
+    """Settings of TensorRT and TensorRT-RTX when they build.
 
     Attributes
     ----------

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from medals_rt import __version__
 from medals_rt.cli import (
     batch,
     bench,
@@ -31,6 +30,7 @@ from medals_rt.cli import (
 from medals_rt.cli._errors import report_error
 from medals_rt.cli._options import Command, with_common_flags
 from medals_rt.cli._output import out
+from medals_rt.common.distribution import VERSION
 
 COMMANDS: Final[dict[str, tuple[Command, Sequence[str]]]] = {
     "run": (run.run_command, run.EXAMPLES),
@@ -85,7 +85,7 @@ def _top(
 ) -> None:
     out.start()
     if version:
-        out.line(f"medals-rt {__version__}")
+        out.line(f"medals-rt {VERSION}")
         raise typer.Exit
     if context.invoked_subcommand is None:
         out.line(context.get_help())

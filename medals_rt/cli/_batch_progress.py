@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class Lines:
-    """Prints a line per case; when quiet only for those that fail."""
+    """Prints a line per case; when quiet only failures and warnings."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.finished = 0
-        self.failed = 0
+        self.ended_cases = 0
 
     def windows(self, stage: str, done: int, total: int) -> None:
         """Print nothing: a line per window would be too many."""
@@ -27,19 +27,20 @@ class Lines:
 
     def ended(self, entry: Entry) -> None:
         """Count a case and print how it went."""
-        if entry.status == "failed":
-            self.failed += 1
-        else:
-            self.finished += 1
+        self.ended_cases += 1
+        self.finished += entry.status in {"done", "kept"}
         self.show(entry)
 
     def show(self, entry: Entry) -> None:
-        """Print how a case went."""
-        line = f"[{self.finished + self.failed}/{self.total}] {_line(entry)}"
+        """Print how a case went, and its warnings unless they were printed when it was run."""
+        line = f"[{self.ended_cases}/{self.total}] {_line(entry)}"
         if entry.status == "failed":
             out.failure(line)
         else:
             out.remark(line)
+        if entry.status == "done":
+            for text in entry.warnings:
+                out.warning(f"{entry.name}: {text}")
 
     def standing(self) -> str:
         """Say how far the batch came, where it ends early."""
@@ -72,8 +73,8 @@ class Bars(Lines):
 
     def show(self, entry: Entry) -> None:
         """Draw one more case; what failed or was noted stays on the screen."""
-        self._bars.update(self._cases, completed=self.finished + self.failed)
-        if entry.status == "failed" or (entry.status == "done" and entry.notes):
+        self._bars.update(self._cases, completed=self.ended_cases)
+        if entry.status in {"failed", "skipped"} or (entry.status == "done" and entry.notes):
             super().show(entry)
 
 
@@ -88,8 +89,10 @@ def _line(entry: Entry) -> str:
     """Say in one line how a case went."""
     if entry.status == "failed":
         return f"{entry.name}: failed: {entry.error}"
+    if entry.status == "skipped":
+        return f"{entry.name}: passed over: {entry.error}"
     if entry.status == "kept":
         return f"{entry.name}: finished before"
     found = sum(each.voxels > 0 for each in entry.classes)
     result = f"{entry.name}: {found} of {len(entry.classes)} classes found, {entry.seconds:.1f} s"
-    return "; ".join((result, *entry.notes))
+    return "; ".join((result, *entry.remarks))

@@ -72,7 +72,7 @@ def report_error(error: BaseException) -> int:
 
 
 def usage_message(error: Exception) -> str:
-    """Say what is wrong with the words of a command, in one line that names the nearest flag."""
+    """Describe what is wrong with a command's words, in one line that names the nearest flag."""
     context = getattr(error, "ctx", None)
     command = "medals-rt" if context is None else context.command_path
     if hasattr(error, "option_name") and hasattr(error, "possibilities"):

@@ -15,7 +15,15 @@ import typer
 from medals_rt.cli._completion import complete_sentence, complete_window
 from medals_rt.cli._output import out
 from medals_rt.common.byte_sizes import parse_size
-from medals_rt.common.choices import Kind, Modality, Precision, PresetName, Refinement, RunnerKind
+from medals_rt.common.choices import (
+    Kind,
+    Modality,
+    Postprocess,
+    Precision,
+    PresetName,
+    Refinement,
+    RunnerKind,
+)
 from medals_rt.common.limits import MAX_VOXELS
 
 if TYPE_CHECKING:
@@ -46,7 +54,19 @@ Sentences = Annotated[
         metavar="SENTENCE",
         autocompletion=complete_sentence,
         help="What to segment, such as 'Liver in abdominal CT'; repeat it for more classes. "
-        "Labels are 1, 2, ... in this order.",
+        "Labels are 1, 2, ... in this order. Classes compete for voxels: more of them change the "
+        "others a little.",
+    ),
+]
+Lesions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lesion",
+        metavar="SENTENCE",
+        autocompletion=complete_sentence,
+        help="Lesions to segment beside the organs of --prompt or --prompts, in a second pass, "
+        "such as 'Liver tumors in abdominal CT'. They replace the organ below them; their labels "
+        "follow those of the organs.",
     ),
 ]
 PresetOption = Annotated[
@@ -87,6 +107,7 @@ def prompt_source(
     *,
     prompts: PromptsFile = None,
     prompt: Sentences = None,
+    lesion: Lesions = None,
     kind: Annotated[
         Kind, typer.Option(help="What the sentences ask for: one region, or separate lesions.")
     ] = "anatomy",
@@ -94,7 +115,7 @@ def prompt_source(
     """Make the source of prompts from its flags."""
     from medals_rt.pipeline.options import PromptSource
 
-    return PromptSource(prompts, tuple(prompt or ()), kind)
+    return PromptSource(prompts, tuple(prompt or ()), kind, tuple(lesion or ()))
 
 
 def run_options(
@@ -119,6 +140,13 @@ def run_options(
             help="Intensity window of an image that isn't in 0 to 255 already. auto: the one each "
             "class needs; a CT whose classes need several is run once for each. NAME: a window of "
             "Hounsfield units, such as lung. WIDTH,LEVEL: such as 400,40, for any image.",
+        ),
+    ] = "auto",
+    postprocess: Annotated[
+        Postprocess,
+        typer.Option(
+            help="Which organs small components are removed from. auto: those that are one object "
+            "by the preset's rule. all: every one. off: none."
         ),
     ] = "auto",
     seed: Annotated[
@@ -154,6 +182,7 @@ def run_options(
             preset=preset,
             refinement=refinement,
             window=window,
+            postprocess=postprocess,
             seed=seed,
             time_budget=time_budget,
             max_memory=None if max_memory is None else parse_size(max_memory),

@@ -28,7 +28,12 @@ EXAMPLES: Final = (
     "medals-rt batch scans results --jobs jobs.csv --format seg.nrrd",
 )
 _MOST_ROWS = 100
-_STATUS_WORDS = {"done": "done", "kept": "finished before", "failed": "failed"}
+_STATUS_WORDS = {
+    "done": "done",
+    "kept": "finished before",
+    "skipped": "without an image",
+    "failed": "failed",
+}
 _SAME: Final = "same"
 
 
@@ -74,8 +79,10 @@ def batch_command(
     """Segment many cases; run again, it continues where it stopped.
 
     A case that is finished is not run again unless its input, prompts, options or model changed.
-    The exit code is 1 if a case failed, else 3 if stages or windows are missing for lack of time.
+    Folders of DICOM objects that are no images (RTSTRUCT, SR, documents) are passed over. The exit
+    code is 1 if a case failed, else 3 if stages or windows are missing for lack of time.
     """
+    from medals_rt.bundle.bundle import Bundle, resolve_bundle
     from medals_rt.cli._batch_progress import batch_listener
     from medals_rt.common.atomic_io import prepare_output, remove_leftovers
     from medals_rt.common.optional_deps import require
@@ -85,6 +92,7 @@ def batch_command(
         plan_batch,
         run_batch,
         summary_files,
+        unread_words,
         write_summaries,
     )
     from medals_rt.prompts.prompt_set import read_prompts
@@ -115,6 +123,11 @@ def batch_command(
         ending=ending,
         preview=preview,
     )
+    notice = Bundle.open(resolve_bundle(options.bundle), verify=False).notice
+    if plan.unread:
+        out.warning(unread_words(plan.unread))
+    if notice is not None:
+        out.warning(notice)
     tables = summary_files(plan, statistics=statistics, page=preview)
     with lock_folders(plan):
         for file in tables:
@@ -128,7 +141,7 @@ def batch_command(
                 return EXIT_INTERRUPTED
             except OutputError as error:
                 raise OutputError(f"{error}; {listener.standing()}", code=error.code) from error
-        write_summaries(plan, entries, statistics=statistics, page=preview)
+        write_summaries(plan, entries, statistics=statistics, page=preview, notice=notice)
     _print_summary(entries)
     out.wrote(*tables)
     return _end(entries)
@@ -171,4 +184,4 @@ def _remark(entry: "Entry") -> str:
     if entry.error:
         return entry.error
     late = ["over the time limit"] if entry.late else []
-    return "; ".join([*late, *entry.notes])
+    return "; ".join([*late, *entry.warnings, *entry.remarks])

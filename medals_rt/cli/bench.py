@@ -58,7 +58,7 @@ def bench_command(
     """Measure latency, steps, memory and scaling of each runner."""
     from medals_rt.bundle.bundle import Bundle as OpenBundle
     from medals_rt.bundle.bundle import resolve_bundle
-    from medals_rt.tools.bench.backends import parse_contestants, runners_for
+    from medals_rt.tools.bench.backends import parse_backends, runners_for
     from medals_rt.tools.bench.pages import write_pages
     from medals_rt.tools.bench.run import BenchRequest, run_bench
 
@@ -78,7 +78,7 @@ def bench_command(
         bundle=folder,
         case=case,
         prompts=prompts_file,
-        contestants=parse_contestants(names, pytorch=stage1 is not None),
+        backends=parse_backends(names, pytorch=stage1 is not None),
         checkpoints=None if stage1 is None or stage2 is None else (stage1, stage2),
         threads=threads,
         repetitions=repetitions,
@@ -114,7 +114,7 @@ def print_summary(report: "BenchReport") -> None:
     out.table(f"{report.case.name}, {len(report.case.prompts)} classes", columns, rows)
     for standing in report.standings:
         if standing.failure:
-            out.failure(f"error: {standing.contestant.label} failed: {standing.failure}")
+            out.failure(f"error: {standing.backend.label} failed: {standing.failure}")
 
 
 def _bundled_case(folder: Path, prompts: Path | None) -> tuple[Path, Path | None]:

@@ -95,7 +95,7 @@ def _cache(cache: "Cache") -> str:
 
 
 def _gpus(graphics: "Graphics") -> list[list[str]]:
-    rows = [["GPU", card] for card in graphics.cards] or [["GPU", "no NVIDIA GPU was found"]]
+    rows = [["GPU", name] for name in graphics.gpus] or [["GPU", "no NVIDIA GPU was found"]]
     if graphics.used is not None:
         rows.append(["GPU that is used", f"{graphics.used}, driver {graphics.driver}"])
     if graphics.remark is not None:

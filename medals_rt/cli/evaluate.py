@@ -43,10 +43,21 @@ def evaluate_command(
             help="Split a binary lesion reference into its connected components.",
         ),
     ] = False,
+    resample: Annotated[
+        bool,
+        typer.Option(
+            "--resample", help="Bring results on another grid onto the reference's (nearest voxel)."
+        ),
+    ] = False,
+    by_value: Annotated[
+        bool,
+        typer.Option("--by-value", help="Pair labels by value, whatever the files call them."),
+    ] = False,
 ) -> None:
     """Score results against references: DSC, NSD, F1 and DSC TP.
 
-    Anatomy is scored by DSC and NSD, lesions by F1 and DSC TP.
+    Anatomy is scored by DSC and NSD, lesions by F1 and DSC TP. Both files must lie on one grid.
+    Labels are paired by value, or by class where both files name them.
     """
     from medals_rt.tools.evaluate.evaluation import evaluate_to_files
 
@@ -59,8 +70,13 @@ def evaluate_command(
             prompts_file=prompts,
             kind=kind,
             split_reference=split_reference,
+            resample=resample,
+            by_value=by_value,
             progress=progress and (lambda _, done, total: progress("cases", done, total)),
         )
+    for case in scores.cases:
+        for note in case.notes:
+            out.note(note)
     print_scores(scores)
     out.wrote(json_file, csv_file)
 

@@ -61,6 +61,14 @@ def export_command(
     name: Annotated[
         str | None, typer.Option(help="Name of the bundle [default: the folder's].")
     ] = None,
+    notice: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What everyone who sees a result must be told, such as 'for research only'; it "
+            "is in every report, picture and DICOM SEG.",
+        ),
+    ] = None,
     precision: Annotated[
         Precision,
         typer.Option(help="Arithmetic of the graphs; norms and softmax are always fp32."),
@@ -104,6 +112,7 @@ def export_command(
             source,
             out,
             name=name or out.resolve().name,
+            notice=notice,
             precision=precision,
             weights=weights,
             with_text_encoder=with_text_encoder,

@@ -97,7 +97,7 @@ def _print_checks(manifest: "Manifest") -> None:
 
 def _machine(record: "ParityRecord") -> str:
     machine = record.machine
-    return f"{machine.card or machine.processor}, {machine.cores} cores"
+    return f"{machine.gpu or machine.processor}, {machine.cores} cores"
 
 
 def _worst(record: "ParityRecord") -> str:

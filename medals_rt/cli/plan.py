@@ -133,7 +133,7 @@ def _choice(choice: "StageChoice") -> str:
 
 
 def _runs(cost: "StageCost") -> str:
-    """Say how often windows are run, and why more than once."""
+    """Describe how often windows are run, and why more than once."""
     parts = {"blocks": cost.column_blocks, "groups of classes": cost.class_groups}
     cut = " x ".join(f"{count} {what}" for what, count in parts.items() if count > 1)
     return f"{cost.window_runs} ({cut})" if cut else str(cost.window_runs)

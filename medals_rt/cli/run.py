@@ -20,6 +20,7 @@ EXAMPLES: Final = (
     "  --prompts engines/demo/cases/ct_anatomy.prompts.json --output anatomy.npz",
     "medals-rt run --input engines/demo/cases/ct_liver_tumors.npz --kind lesion \\",
     '  --prompt "Liver tumors in abdominal CT" --output tumors.npz --report tumors.json',
+    'medals-rt run --input scan.nii.gz --prompt "Liver in CT" --lesion "Liver tumors in CT"',
 )
 
 
@@ -111,7 +112,8 @@ def print_summary(report: "RunReport") -> None:
     rows = []
     for found in report.classes:
         row = [str(found.label), found.name, f"{found.voxels:,}", f"{found.volume_ml:,.2f}"]
-        rows.append([*row, str(found.components or 0)] if lesions else row)
+        count = "" if found.components is None else str(found.components)
+        rows.append([*row, count] if lesions else row)
     out.table(report.case, columns, rows)
     out.line(
         f"{report.seconds['total']:.1f} s, {report.seconds_per_class:.1f} s per class "

@@ -95,6 +95,7 @@ def verify_command(
     from medals_rt.bundle.bundle import resolve_bundle
     from medals_rt.bundle.recipes import read_recipe
     from medals_rt.common.atomic_io import prepare_output, write_json
+    from medals_rt.common.optional_deps import require
     from medals_rt.tools.verify.cases import cases_of, read_parity_case
     from medals_rt.tools.verify.references import find_candidates
     from medals_rt.tools.verify.verify import check_recordable, record_in_bundle, verify_bundle
@@ -108,6 +109,8 @@ def verify_command(
         raise InputError("--prompts belongs to --case; give both", code="case-missing")
     if json_file is not None:
         prepare_output(json_file)
+    if against is not None:
+        require("--against", "PyTorch", "ONNX")
     chosen = None if recipe is None else read_recipe(recipe)
     opened = OpenedBundle.open(resolve_bundle(bundle))
     candidates = find_candidates(opened, tuple(runner or ()), tuple(precision or ()), chosen)
@@ -236,10 +239,8 @@ def _reference(
         from medals_rt.tools.verify.references import OwnGraphs
 
         return OwnGraphs(opened, threads)
-    from medals_rt.common.optional_deps import require
     from medals_rt.common.plugins import load_plugin
 
-    require("--against", "PyTorch", "ONNX")
     reference: Reference = load_plugin("torch-reference", "--against")(
         opened, *against, threads=threads
     )

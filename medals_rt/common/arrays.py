@@ -50,7 +50,7 @@ def namespace(array: Array) -> Namespace:
 
 
 def is_cupy(array: Array) -> bool:
-    """Say whether `array` is CuPy's, without importing CuPy."""
+    """Whether `array` is CuPy's, found without importing CuPy."""
     cupy = sys.modules.get("cupy")
     return cupy is not None and isinstance(array, cupy.ndarray)
 
@@ -95,7 +95,7 @@ def as_namespace(array: npt.ArrayLike | Array, xp: Namespace, like: Array | None
 
 
 def block_elements(array: Array) -> int:
-    """Say how many elements of `array` are best worked on at once.
+    """Return how many elements of `array` are best worked on at once.
 
     On a processor what fits its cache; on a GPU everything, since each step costs a launch.
     """

@@ -18,7 +18,8 @@ def prepare_output(path: Path) -> Path:
 
     Parameters
     ----------
-    path : a file that may exist (it is replaced later) or not
+    path
+        A file that may exist (it is replaced later) or not.
 
     Raises
     ------
@@ -40,7 +41,7 @@ def prepare_output(path: Path) -> Path:
 
 @contextmanager
 def atomic_output(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` that takes its place when the block ends well.
+    """Yield a temporary path beside `path` that takes its place when the block ends well.
 
     The temporary name keeps the file's endings, for libraries that choose a format by them. If the
     block raises (or is interrupted), the temporary file is removed and `path` is as it was. Content

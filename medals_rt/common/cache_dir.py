@@ -14,7 +14,7 @@ COMPILED: Final = ("openvino/*.blob", "tensorrt-rtx/kernels-*.cache")
 
 
 def cache_folder() -> Path:
-    """Give the user's cache folder for this package ($MEDALS_RT_CACHE where that is set)."""
+    """Return the user's cache folder for this package ($MEDALS_RT_CACHE where that is set)."""
     if explicit := os.environ.get("MEDALS_RT_CACHE"):
         return Path(explicit)
     if sys.platform == "darwin":

@@ -34,7 +34,7 @@ def memory_limit(cgroup: Path) -> int | None:
 
 
 def memory_in_use(cgroup: Path) -> int | None:
-    """Read how much memory is held, bytes; None where that is not told."""
+    """Read how much memory is held, bytes; None where that is not known."""
     return _first_number(cgroup / "memory.current", cgroup / "memory" / "memory.usage_in_bytes")
 
 

@@ -14,6 +14,9 @@ from typing import Final
 
 NAME: Final = "medals-rt"
 
+VERSION: Final = "0.1.0"
+"""The one place of the version: `medals_rt.__version__` and the build read it from here."""
+
 _DEVELOPMENT: Final = frozenset({"test", "dev"})
 """Extras of contributors: they repeat those of users."""
 

@@ -9,8 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from medals_rt import __version__
-from medals_rt.common.distribution import NAME, requirements
+from medals_rt.common.distribution import NAME, VERSION, requirements
 
 
 def library_versions() -> dict[str, str]:
@@ -20,7 +19,7 @@ def library_versions() -> dict[str, str]:
 
 @cache
 def _versions() -> Mapping[str, str]:
-    found = {"python": platform.python_version(), NAME: __version__}
+    found = {"python": platform.python_version(), NAME: VERSION}
     for package in sorted({each.package for each in requirements()}):
         try:
             found[package] = version(package)

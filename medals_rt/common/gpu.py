@@ -1,4 +1,4 @@
-"""The NVIDIA card that would be used, asked of the driver itself: no library need be installed."""
+"""The NVIDIA GPU that would be used, asked of the driver itself: no library need be installed."""
 
 import ctypes
 import sys
@@ -15,7 +15,7 @@ _VERSION_FILE = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first card that `CUDA_VISIBLE_DEVICES` leaves to this process.
+    """The first GPU that `CUDA_VISIBLE_DEVICES` leaves to this process.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class Gpu:
 
 @cache
 def find_gpu() -> Gpu | None:
-    """Ask the driver for the first card; None where there is no driver or no card."""
+    """Ask the driver for the first GPU; None where there is no driver or no GPU."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -46,24 +46,24 @@ def find_gpu() -> Gpu | None:
 
 
 def require_gpu(what: str) -> Gpu:
-    """Give the card, or say that `what` needs one.
+    """Return the GPU that `what` needs.
 
     Raises
     ------
     MissingDependencyError
         If the driver finds none.
     """
-    card = find_gpu()
-    if card is None:
+    gpu = find_gpu()
+    if gpu is None:
         raise MissingDependencyError(
-            f"{what} needs an NVIDIA card, and no driver finds one here "
-            "(nvidia-smi lists cards; CUDA_VISIBLE_DEVICES may hide them)"
+            f"{what} needs an NVIDIA GPU, and no driver finds one here "
+            "(nvidia-smi lists GPUs; CUDA_VISIBLE_DEVICES may hide them)"
         )
-    return card
+    return gpu
 
 
 def ask_driver(driver: Any) -> Gpu | None:
-    """Read the first card through the CUDA driver's C interface; None where a call fails."""
+    """Read the first GPU through the CUDA driver's C interface; None where a call fails."""
 
     def answer(function: str, *arguments: object) -> int | None:
         value = ctypes.c_int()
@@ -90,7 +90,7 @@ def ask_driver(driver: Any) -> Gpu | None:
 
 
 def driver_version(file: Path) -> str | None:
-    """Read the driver's version from the file in which Linux drivers tell it; None: no such file.
+    """Read the driver's version from the file in which Linux drivers write it; None: no such file.
 
     The first line reads "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun ...".
     """

@@ -171,8 +171,10 @@ def missing(what: str, *names: str, reason: str = "") -> MissingDependencyError:
 
 def missing_one_of(what: str, *names: str, remark: str = "") -> MissingDependencyError:
     """Return the error that something needs one of several libraries, and how to install each."""
-    ways = " or ".join(map(_to_install, names))
-    return MissingDependencyError(f"{what} needs {' or '.join(names)}: pip install {ways}{remark}")
+    extras = " or ".join(map(_to_install, names))
+    return MissingDependencyError(
+        f"{what} needs {' or '.join(names)}: pip install {extras}{remark}"
+    )
 
 
 def _to_install(*names: str) -> str:

@@ -1,4 +1,4 @@
-"""Work that may end its process is done in a child: a library that crashes, a card that faults."""
+"""Work that may end its process is done in a child: a library that crashes, a GPU that faults."""
 
 import os
 import signal

@@ -21,7 +21,7 @@ _ARRAYS_OF_A_DECISION = 4  # that share a cache: sums, weights, the best probabi
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Labels of an image ``(H, W, D)``, as far as they are decided.
+    """Labels of an image ``(H, W, D)``, as far as they are final.
 
     Attributes
     ----------
@@ -68,12 +68,12 @@ class SlabAggregator:
     The probability of a class at a voxel is the sum of weight times probability over the sum of
     weights; the voxel takes the class of the largest, where that is at least 0.5 (system section
     5). Windows come with H slowest, so once a window starts at a later row, the rows before it are
-    final: they are decided and their memory is used again. Sums take ``(N, window_h, W, D)``
+    final: they become labels and their memory is used again. Sums take ``(N, window_h, W, D)``
     float32 instead of ``(N, H, W, D)``, and the labels are those of the plain method to the bit.
 
     Where even a slab is too large, it is aggregated in parts, one sweep over windows each: blocks
     of columns, of which only the windows that reach into them are run, and groups of classes, which
-    are compared with what the groups before them decided. The labels are still the same: each voxel
+    are compared with the result of the groups before them. The labels stay the same: each voxel
     gets the same sums in the same order.
 
     Parameters
@@ -313,7 +313,7 @@ def decide_labels(
     dtype
         Of the labels.
     before
-        Labels and probability that other classes, which come first, have decided on.
+        Labels and probability of the classes that came first.
 
     Returns
     -------

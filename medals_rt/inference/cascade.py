@@ -259,7 +259,7 @@ def _run(
     stage_plan: StagePlan,
 ) -> StageOutcome:
     """Run one stage on a box of the case and paste its result into the whole grid."""
-    plan, memory, name = stage_plan.plan, stage_plan.memory, STAGE_NAMES[number]
+    geometry, memory, name = stage_plan.geometry, stage_plan.memory, STAGE_NAMES[number]
     of_pass = _seconds_per_pass(networks, case).get(number)
     inside = tuple(slice(low, high) for low, high in zip(*box, strict=True))
     if case.outline.mode == "none":
@@ -280,7 +280,7 @@ def _run(
     )
     if case.budget is not None:
         runs = memory.window_runs
-        windows = "windows" if runs == len(plan.windows) else "window runs"
+        windows = "windows" if runs == len(geometry.windows) else "window runs"
         kept = "the coarse result stands" if shown is not None else "they are background"
         if result.hastened:
             case.budget.degrade(
@@ -296,12 +296,12 @@ def _run(
     record = StageSummary(
         name=name,
         box_dhw=box,
-        spacing_mm_hwd=plan.spacing_hwd_mm,
-        target_spacing_mm_hwd=plan.target_spacing_hwd_mm,
-        resampled_shape_hwd=plan.resampled_shape_hwd,
-        padded_shape_hwd=plan.padded_shape_hwd,
-        window_hwd=plan.stage.window_hwd,
-        windows=len(plan.windows),
+        spacing_mm_hwd=geometry.spacing_hwd_mm,
+        target_spacing_mm_hwd=geometry.target_spacing_hwd_mm,
+        resampled_shape_hwd=geometry.resampled_shape_hwd,
+        padded_shape_hwd=geometry.padded_shape_hwd,
+        window_hwd=geometry.spec.window_hwd,
+        windows=len(geometry.windows),
         passes=result.passes,
         iterations=stage_plan.window_pass.further_iterations,
         prompts="text only" if shown is None else f"text and {case.outline.mode} spatial prompts",

@@ -99,22 +99,24 @@ def run_stage(
         Gets the seconds of a pass by stage number, as windows end.
     """
     xp = namespace(image_hwd)
-    plan, memory = stage_plan.plan, stage_plan.memory
+    geometry, memory = stage_plan.geometry, stage_plan.memory
     with watch.step(f"{name}: resample"):
         image = pad_far_end(
-            resample_image(image_hwd, plan.resampled_shape_hwd, plan.separate_axis),
-            plan.padded_shape_hwd,
+            resample_image(image_hwd, geometry.resampled_shape_hwd, geometry.separate_axis),
+            geometry.padded_shape_hwd,
         )
         prompt_map = None
-        prompts: Sequence[LabelPrompts | None] = [None] * len(plan.windows)
+        prompts: Sequence[LabelPrompts | None] = [None] * len(geometry.windows)
         if prompt_labels_hwd is not None:
             prompt_map = pad_far_end(
-                resample_labels(prompt_labels_hwd, plan.resampled_shape_hwd, plan.separate_axis),
-                plan.padded_shape_hwd,
+                resample_labels(
+                    prompt_labels_hwd, geometry.resampled_shape_hwd, geometry.separate_axis
+                ),
+                geometry.padded_shape_hwd,
             )
             blocks = stage_plan.window_pass.block_size
-            prompts = label_prompts(prompt_map, plan.windows, task.labels, blocks)
-        weights = gaussian_weights(plan.stage.window_hwd, xp)
+            prompts = label_prompts(prompt_map, geometry.windows, task.labels, blocks)
+        weights = gaussian_weights(geometry.spec.window_hwd, xp)
         settle(image)
     with watch.step(f"{name}: open graphs"):
         prompted = any(each is not None for each in prompts)
@@ -125,7 +127,7 @@ def run_stage(
             prompted=prompted and stage_plan.window_pass.mode != "none",
         )
     label_map = empty_label_map(
-        plan.resampled_shape_hwd,
+        geometry.resampled_shape_hwd,
         task.labels,
         weights,
         keep_probability=keep_probability or memory.class_groups > 1,
@@ -136,7 +138,7 @@ def run_stage(
         )
     )
     for sweep in memory.sweeps:
-        windows = [plan.windows[index] for index in sweep.windows]
+        windows = [geometry.windows[index] for index in sweep.windows]
         labels = task.labels[sweep.classes]
         aggregator = SlabAggregator(windows, labels, weights, label_map, sweep.columns)
         label_map = sweeper.run(sweep, aggregator)
@@ -144,11 +146,11 @@ def run_stage(
     network.release()
     with watch.step(f"{name}: restore"):
         labels_hwd = _with_prompts_where_uncovered(label_map, prompt_map)
-        labels_hwd = resample_labels(labels_hwd, plan.input_shape_hwd, order=FILE_ORDER)
+        labels_hwd = resample_labels(labels_hwd, geometry.input_shape_hwd, order=FILE_ORDER)
         probability = None
         if keep_probability and label_map.probability_hwd is not None:
             probability = resample_image(
-                label_map.probability_hwd, plan.input_shape_hwd, order=FILE_ORDER
+                label_map.probability_hwd, geometry.input_shape_hwd, order=FILE_ORDER
             )
         settle(labels_hwd)
     counts = sweeper.counts
@@ -192,7 +194,7 @@ class _Counts:
 
 
 class _Sweeper:
-    """Sweeps over a stage's windows and counts what was spent."""
+    """Sweeper of a stage's windows that counts what was spent."""
 
     def __init__(self, stage: StageInput) -> None:
         self._stage = stage
@@ -208,7 +210,7 @@ class _Sweeper:
         """
         stage = self._stage
         for index in sweep.windows:
-            window = stage.stage_plan.plan.windows[index]
+            window = stage.stage_plan.geometry.windows[index]
             window_pass = self._choose_pass()
             with stage.watch.step(f"{stage.name}: aggregate"):
                 if window_pass is None:
@@ -270,7 +272,7 @@ class _Sweeper:
     def _run_window(self, window_pass: WindowPass) -> Iterator[Part]:
         """Run the passes of a window, as its parts are asked for."""
         stage, index = self._stage, window_pass.window_index
-        window = stage.stage_plan.plan.windows[index]
+        window = stage.stage_plan.geometry.windows[index]
         image = contiguous(stage.image_hwd[window.slices])[None, None, ...]
         before = self.counts.passes
         if stage.watchdog is not None:

@@ -23,7 +23,7 @@ class Case:
     Attributes
     ----------
     volume
-        Image, spacing, and the way back to the file's grid.
+        Image, spacing, and how to return to the file's grid.
     prompts
         The mapping that a challenge file holds under `text_prompts`, as it was read; else `None`.
     ground_truth_dhw
@@ -71,11 +71,15 @@ class LabelFile:
     spacing_hwd_mm
         Spacing as in `Volume`; `None` where the file gives none.
     source
-        The way back to the file's grid.
+        How to return to the file's grid.
     prompts
         The mapping that an `.npz` holds under `text_prompts`, as it was read; else `None`.
     segment_names
-        What the file calls its labels, by label: segments of a `.seg.nrrd`, sentences of an `.npz`.
+        What the file calls its labels, by label: segments of a `.seg.nrrd` or DICOM SEG, sentences
+        of an `.npz`.
+    leaves_out_empty
+        Whether the file holds no slices without labels, so that its grid may be a part of that of
+        the image: a DICOM SEG.
     """
 
     labels_dhw: HostArray
@@ -84,6 +88,7 @@ class LabelFile:
     source: SourceGrid = field(default_factory=SourceGrid)
     prompts: Mapping[str, object] | None = None
     segment_names: Mapping[int, str] = field(default_factory=dict)
+    leaves_out_empty: bool = False
 
     @property
     def shape_dhw(self) -> tuple[int, int, int]:

@@ -39,7 +39,7 @@ class Options:
 
 
 @dataclass(frozen=True, eq=False)
-class Output:
+class SegmentationOutput:
     """What a writer gets.
 
     Attributes
@@ -51,7 +51,7 @@ class Output:
     prompts
         What was asked for.
     model, notice
-        Name of the model, and what everyone who sees its results must be told.
+        Name of the model, and a warning for everyone who sees its results.
     """
 
     case: Case
@@ -100,7 +100,7 @@ class Format:
     companions: tuple[str, ...] = ()
     read_case: Callable[[Path, Options], Case] | None = None
     read_labels: Callable[[Path, Options], LabelFile] | None = None
-    write: Callable[[Path, Output], None] | None = None
+    write: Callable[[Path, SegmentationOutput], None] | None = None
     check: Callable[[str, Case], tuple[Note, ...]] | None = None
     recognizes: Callable[[bytes], bool] | None = None
     folders: bool = False

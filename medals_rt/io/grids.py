@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -80,6 +80,41 @@ def same_grid(first: Grid, second: Grid, tolerance_voxels: float = TOLERANCE_VOX
     if float(np.abs(apart[:3]).max()) <= tolerance_voxels:
         return None
     return _difference(first, second, tolerance_voxels)
+
+
+def fill_left_out(found: LabelFile, other: Grid) -> LabelFile:
+    """Restore the empty slices that a label file left out, as far as another grid reaches.
+
+    Only files that leave them out are changed, and only where voxels of both lie at the same
+    places; `same_grid` tells about all else.
+    """
+    own = grid_of(found)
+    if not found.leaves_out_empty or own.affine_lps is None or other.affine_lps is None:
+        return found
+    start = np.round(np.linalg.solve(other.affine_lps, own.affine_lps)[:3, 3])
+    moved = np.eye(4)
+    moved[:3, 3] = start
+    there = replace(own, affine_lps=other.affine_lps @ moved)
+    if same_grid(there, own) is not None:
+        return found
+    first = start[::-1].astype(int)  # of D, H, W, on the other grid
+    before = np.maximum(first, 0)
+    after = np.maximum(np.array(other.shape_dhw) - first - own.shape_dhw, 0)
+    if not (before.any() or after.any()):
+        return found
+    shift = np.eye(4)
+    for axis, (kji, flip) in enumerate(
+        zip(found.source.permutation, found.source.flips, strict=True)
+    ):
+        shift[2 - kji, 3] = -(after if flip else before)[axis]
+    affine = np.asarray(found.source.affine_lps) @ shift
+    rows = tuple(tuple(float(value) for value in row) for row in affine)
+    widths = list(zip(before.tolist(), after.tolist(), strict=True))
+    return replace(
+        found,
+        labels_dhw=np.pad(found.labels_dhw, widths),
+        source=replace(found.source, affine_lps=rows),
+    )
 
 
 def _difference(first: Grid, second: Grid, tolerance_voxels: float) -> str:

@@ -19,7 +19,7 @@ from medals_rt.common.errors import CaseError
 from medals_rt.common.notes import Note
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, check_labels, reading
-from medals_rt.io.format import Format, Options, Output, squeezed, stem
+from medals_rt.io.format import Format, Options, SegmentationOutput, squeezed, stem
 from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
 from medals_rt.io.voxel_data import InflatedStream, Stream, open_beside, read_values
 
@@ -72,7 +72,7 @@ def read_metaimage_labels(path: Path, options: Options) -> LabelFile:
     return LabelFile(source.to_canonical(labels), None, source.spacing_hwd_mm, source)
 
 
-def write_metaimage(path: Path, output: Output) -> None:
+def write_metaimage(path: Path, output: SegmentationOutput) -> None:
     """Write labels on the source's own grid, compressed; a `.mhd` with its `.zraw` beside it."""
     volume = output.case.volume
     labels_kji = np.ascontiguousarray(volume.restore(output.labels_dhw))

@@ -18,7 +18,7 @@ from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, check_labels, reading
-from medals_rt.io.format import Format, Options, Output, squeezed, stem
+from medals_rt.io.format import Format, Options, SegmentationOutput, squeezed, stem
 from medals_rt.io.nifti_geometry import RAS_TO_LPS, NiftiGeometry, nifti_geometry
 from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
 from medals_rt.io.voxel_data import (
@@ -80,7 +80,7 @@ def read_nifti_labels(path: Path, options: Options) -> LabelFile:
     return LabelFile(read.source.to_canonical(labels), None, read.spacing_hwd_mm, read.source)
 
 
-def write_nifti(path: Path, output: Output) -> None:
+def write_nifti(path: Path, output: SegmentationOutput) -> None:
     """Write labels on the source's own grid; from a NIfTI case with its own header and affine."""
     nibabel = import_optional("NiBabel", "a NIfTI file")
 

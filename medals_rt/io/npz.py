@@ -29,7 +29,7 @@ from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import CaseError
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, check_labels
-from medals_rt.io.format import Format, Options, Output, stem
+from medals_rt.io.format import Format, Options, SegmentationOutput, stem
 from medals_rt.io.safe_pickle import read_pickled_mapping
 from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
 from medals_rt.prompts.prompt_set import PromptSet
@@ -113,7 +113,7 @@ def read_npz_labels(path: Path, options: Options) -> LabelFile:
     )
 
 
-def write_npz(path: Path, output: Output) -> None:
+def write_npz(path: Path, output: SegmentationOutput) -> None:
     """Write `segs`, `spacing`, and if given `instances` and `text_prompts`, atomically.
 
     `text_prompts` is a pickled 0-d object array of a dict of text and int, since that is the
@@ -133,7 +133,7 @@ def write_npz(path: Path, output: Output) -> None:
         fields["direction"] = affine[:3, :3] / spacing
         fields["origin"] = affine[:3, 3]
     if isinstance(prompts, PromptSet):
-        prompts = prompts.as_mapping()
+        prompts = prompts.as_case_mapping()
     if prompts is not None:
         plain = {str(key): value for key, value in prompts.items()}
         fields["text_prompts"] = np.array(plain, dtype=object)
@@ -160,7 +160,7 @@ def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
         if key in members:
             raise CaseError(f"{path.name} holds {key[:40]!r} twice; write the file again")
         if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-            raise CaseError(f"{key[:40]!r} is compressed in a way that isn't read; use numpy.savez")
+            raise CaseError(f"{key[:40]!r} has a compression that isn't read; use numpy.savez")
         if info.file_size > info.compress_size * _MAX_RATIO or info.compress_size > stored:
             raise CaseError(
                 f"{key[:40]!r} announces {info.file_size:,} bytes, more than its "

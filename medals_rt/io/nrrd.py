@@ -15,7 +15,7 @@ from medals_rt.common.notes import Note, warning
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, check_labels, reading
-from medals_rt.io.format import Format, Options, Output, stem
+from medals_rt.io.format import Format, Options, SegmentationOutput, stem
 from medals_rt.io.segment_metadata import Code, Segment, segments_of
 from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
 from medals_rt.io.voxel_data import InflatedStream, Stream, open_beside, read_exactly, read_values
@@ -80,7 +80,7 @@ def read_nrrd_labels(path: Path, options: Options) -> LabelFile:
     )
 
 
-def write_nrrd(path: Path, output: Output) -> None:
+def write_nrrd(path: Path, output: SegmentationOutput) -> None:
     """Write labels on the source's own grid, in the LPS frame, with 3D Slicer's segment fields.
 
     A `.nhdr` gets its voxels in a `.raw.gz` beside it.

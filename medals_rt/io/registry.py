@@ -17,7 +17,7 @@ from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import require
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, compact_labels
-from medals_rt.io.format import START, Capability, Format, Options, Output, stem
+from medals_rt.io.format import START, Capability, Format, Options, SegmentationOutput, stem
 from medals_rt.io.voxel_data import GZIP_MAGIC, InflatedStream
 from medals_rt.prompts.prompt_set import PromptSet
 
@@ -46,6 +46,9 @@ ENDINGS: Final = _endings("read_case", choosable=False)
 
 DICOM_ENDINGS: Final = _endings("read_case", choosable=True)
 """Of files that may hold several series; a folder counts as one too."""
+
+LABEL_ENDINGS: Final = _endings("read_labels")
+"""Of files that label maps are read from."""
 
 OUTPUT_ENDINGS: Final = _endings("write")
 """Of files that results are written to."""
@@ -147,7 +150,7 @@ def write_segmentation(
         Written as `text_prompts`; by default those that the case was read with. Only a `PromptSet`
         names the classes: without it segments are called by their sentences and have no codes.
     model, notice
-        Name of the model, and what everyone who sees its results must be told, for formats that
+        Name of the model, and a warning for everyone who sees its results, for formats that
         store them.
     format
         Name of a format of `FORMATS`, where several share the ending.
@@ -163,7 +166,7 @@ def write_segmentation(
     _check_place(file, found)
     instances = None if instances_dhw is None else compact_labels(instances_dhw)
     chosen = case.prompts if prompts is None else prompts
-    output = Output(case, compact_labels(labels_dhw), instances, chosen, model, notice)
+    output = SegmentationOutput(case, compact_labels(labels_dhw), instances, chosen, model, notice)
     if found.write is None:
         raise AssertionError(found.name)
     found.write(file, output)
@@ -363,6 +366,7 @@ __all__ = [
     "DICOM_ENDINGS",
     "ENDINGS",
     "FORMATS",
+    "LABEL_ENDINGS",
     "OUTPUT_ENDINGS",
     "Case",
     "Format",

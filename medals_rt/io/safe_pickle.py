@@ -93,7 +93,7 @@ def read_pickled_mapping(data: bytes) -> dict[str, int | str]:
     mapping = _array_content(_run(data))
     if type(mapping) is not dict:
         raise CaseError(
-            f"text_prompts holds a {_kind(mapping)}; a dict of label to sentence is due"
+            f"text_prompts holds a {_kind(mapping)}; it has to be a dict of label to sentence"
         )
     if len(mapping) > MAX_ENTRIES:
         raise CaseError(
@@ -230,7 +230,7 @@ def _extend(machine: _Machine) -> None:
 def _array_content(value: Any) -> Any:
     """Take the one item out of what NumPy writes for a 0-d object array."""
     if type(value) is not _Call or value.function.name != "_reconstruct":
-        raise CaseError(f"text_prompts holds a {_kind(value)}; a 0-d object array is due")
+        raise CaseError(f"text_prompts holds a {_kind(value)}; it has to be a 0-d object array")
     state = value.state
     # NumPy's own state: version, shape, dtype, whether Fortran order, list of items.
     if type(state) is not tuple or len(state) != 5:

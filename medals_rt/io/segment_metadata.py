@@ -89,7 +89,7 @@ class CodeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     classes: dict[str, _ClassCodes]
 
     def code(self, meaning: str) -> Code:
-        """Give the SNOMED CT code of a meaning that the table uses."""
+        """Return the SNOMED CT code of a meaning that the table uses."""
         return Code(self.codes[meaning], SNOMED, meaning)
 
 

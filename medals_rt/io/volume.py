@@ -1,4 +1,4 @@
-"""The image of a case, its spacing, and the way back to the file that it came from.
+"""The image of a case, its spacing, and how to return to the grid of its file.
 
 Axes. Arrays of this package are `(D, H, W)` where a file is read or written and `(H, W, D)` where
 the model works; this is the only module that reorders them. The canonical orientation is that of a
@@ -206,7 +206,7 @@ class Volume:
     name
         Names the case in reports and seeds its random masks.
     source
-        The way back to the grid of the file.
+        How to return to the grid of the file.
     geometry_is_stated
         Whether the file says which axis each spacing belongs to, as all formats do but a
         challenge's `.npz`; the challenge's repair of spacings is for the others.

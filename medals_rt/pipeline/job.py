@@ -16,7 +16,7 @@ from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.io.case import Case
-from medals_rt.io.grids import grid_of, same_grid
+from medals_rt.io.grids import fill_left_out, grid_of, same_grid
 from medals_rt.io.registry import (
     FORMATS,
     OUTPUT_ENDINGS,
@@ -36,12 +36,13 @@ from medals_rt.pipeline.csv_tables import (
     statistics_row,
     write_csv,
 )
-from medals_rt.pipeline.intensity_windows import check_window
 from medals_rt.pipeline.lesion_statistics import lesion_statistics
+from medals_rt.pipeline.lesions_over_anatomy import check_combination
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.preview import Orientation, save_preview
 from medals_rt.pipeline.report import Provenance
 from medals_rt.pipeline.segmenter import Result, Segmenter, load
+from medals_rt.pipeline.window_groups import check_window
 from medals_rt.planning import pass_timings
 from medals_rt.planning.policy import load_policy
 from medals_rt.preprocessing.intensity import prepare_intensities
@@ -49,9 +50,7 @@ from medals_rt.prompts.prompt_set import (
     PLAIN_READING,
     PromptReading,
     PromptSet,
-    numbered,
     parse_prompts,
-    read_prompts,
 )
 
 
@@ -160,6 +159,7 @@ def read_job(job: Job) -> ReadJob:
         _check_instances(job, prompts)
         unkept = check_output(job.output, case, format=job.format)
         case = replace(case, notes=(*case.notes, *unkept))
+        check_combination(prompts, job.options.segment.preset)
     return ReadJob(job, case, prompts, annotation, watch.seconds)
 
 
@@ -309,7 +309,7 @@ def default_output(path: Path) -> Path:
 
 
 def own_ending(path: Path) -> str:
-    """Give the ending of the format in which a case's result goes back to where it came from."""
+    """Return the ending of the format in which a case's result goes back to where it came from."""
     if is_dicom(path):
         return ".dcm"
     found = (each.ending_of(path.name) for each in FORMATS if each.write is not None)
@@ -331,12 +331,18 @@ def check_outputs(job: Job) -> None:
     read = {path.resolve() for path in inputs if path is not None}
     for path in outputs:
         if path.resolve() in read:
-            raise InputError(f"{path} would overwrite an input; give another name")
+            raise InputError(
+                f"{path} would overwrite an input; choose another name", code="input-overwritten"
+            )
     if len({path.resolve() for path in outputs}) < len(outputs):
-        raise InputError("output, report, preview, statistics and instances need different names")
+        raise InputError(
+            "output, report, preview, statistics and instances need different names",
+            code="outputs-alike",
+        )
     if not job.output.name.lower().endswith(OUTPUT_ENDINGS):
         raise InputError(
-            f"don't know how to write {job.output.name}; end it in {', '.join(OUTPUT_ENDINGS)}"
+            f"don't know how to write {job.output.name}; end it in {', '.join(OUTPUT_ENDINGS)}",
+            code="format-unknown",
         )
     for path in outputs:
         prepare_output(path)
@@ -373,7 +379,7 @@ def read_annotation(path: Path, volume: Volume) -> Any:
     ------
     CaseError : the file is broken, or its shape or spacing is another one
     """
-    drawn = read_labels(path)
+    drawn = fill_left_out(read_labels(path), grid_of(volume))
     difference = same_grid(grid_of(volume), grid_of(drawn))
     if difference is not None:
         raise CaseError(
@@ -393,8 +399,6 @@ def choose_prompts(
     ------
     PromptError : there are none, both a file and sentences, or one of them names no class
     """
-    if source.file is not None and source.sentences:
-        raise PromptError("give either a prompts file or sentences, not both")
     if reading.modality is None and case.modality is not None:
         try:
             return _read_prompts(case, source, reading)
@@ -404,10 +408,9 @@ def choose_prompts(
 
 
 def _read_prompts(case: Case, source: PromptSource, reading: PromptReading) -> PromptSet:
-    if source.file is not None:
-        return read_prompts(source.file, reading)
-    if source.sentences:
-        return numbered(source.sentences, source.kind, reading)
+    stated = source.read(reading)
+    if stated is not None:
+        return stated
     if case.prompts is None:
         raise PromptError(
             f"{case.path} holds no text_prompts: pass --prompts FILE "
@@ -427,7 +430,7 @@ def draw_preview(
 ) -> None:
     """Draw a result on its image, in the intensities that the model saw."""
     if window == "auto":
-        window = load_policy().intensity_window(prompts.class_keys)
+        window = load_policy().intensity_window(prompts.parts[0].class_keys)
     shown = prepare_intensities(volume, prompts.modality, window)
     orientation: Orientation = "known"
     if prompts.modality == "Microscopy":

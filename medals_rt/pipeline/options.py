@@ -16,9 +16,16 @@ from medals_rt.common.choices import (
     PresetName,
     Refinement,
 )
-from medals_rt.common.errors import InputError
+from medals_rt.common.errors import InputError, PromptError
 from medals_rt.common.limits import CLASSES_PER_CHUNK, MAX_VOXELS
-from medals_rt.prompts.prompt_set import PLAIN_READING, PromptReading
+from medals_rt.prompts.prompt_set import (
+    PLAIN_READING,
+    PromptReading,
+    PromptSet,
+    numbered,
+    read_prompts,
+    with_lesions,
+)
 
 if TYPE_CHECKING:
     from medals_rt.inference.refinement import MaskSource
@@ -98,12 +105,34 @@ class PromptSource:
     """Where a case's prompts come from.
 
     A prompts.json, or sentences of a kind ("anatomy" or "lesion") numbered in order; with neither,
-    the prompts inside the case.
+    the prompts inside the case. `lesions` are sentences of lesions to be found beside the anatomy
+    of a file or of the sentences, with the labels that follow theirs; alone they are all there is.
     """
 
     file: Path | None = None
     sentences: tuple[str, ...] = ()
     kind: str = "anatomy"
+    lesions: tuple[str, ...] = ()
+
+    def read(self, reading: PromptReading) -> PromptSet | None:
+        """Read the prompts; None where they are inside the case.
+
+        Raises
+        ------
+        PromptError
+            There are both a file and sentences, or one of them names no class.
+        """
+        if self.file is not None and self.sentences:
+            raise PromptError(
+                "prompts come from a file or are sentences, not both; leave out one of them",
+                code="prompts-twice",
+            )
+        if self.file is not None:
+            return with_lesions(read_prompts(self.file, reading), self.lesions, reading)
+        if self.sentences:
+            anatomy = numbered(self.sentences, self.kind, reading)
+            return with_lesions(anatomy, self.lesions, reading)
+        return numbered(self.lesions, "lesion", reading) if self.lesions else None
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.typing import Shape, Spacing
-from medals_rt.pipeline.intensity_windows import check_window, classes_by_window, group_by_window
 from medals_rt.pipeline.job import read_prompted_case
+from medals_rt.pipeline.lesions_over_anatomy import case_groups, check_combination
 from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.pipeline.window_groups import check_window, classes_by_window
 from medals_rt.planning.cost import (
     RELEASED,
     CasePlan,
@@ -40,7 +41,8 @@ def plan_files(path: Path, source: PromptSource, options: RunOptions) -> CasePla
     case, prompts = read_prompted_case(path, source, options)
     check_window(options.segment.window, prompts.modality)
     volume = case.volume
-    groups = group_by_window(volume, prompts, options.segment.window)
+    check_combination(prompts, options.segment.preset)
+    groups = case_groups(volume, prompts, options.segment.window)
     spacing_mm, notes = spacing_for(
         volume.shape_dhw,
         volume.spacing_hwd_mm,
@@ -51,7 +53,7 @@ def plan_files(path: Path, source: PromptSource, options: RunOptions) -> CasePla
     plan = _planned(
         volume.shape_dhw,
         spacing_mm,
-        {group.window: group.prompts.class_keys for group in groups},
+        {group.name or group.window: group.prompts.class_keys for group in groups},
         Bundle.open(resolve_bundle(options.bundle), verify=False),
         options,
     )

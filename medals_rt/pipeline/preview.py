@@ -104,20 +104,30 @@ def save_preview(
 
     Parameters
     ----------
-    path : the file to write
-    image_dhw : (D, H, W) gray values; 0 to 255 is black to white
-    labels_dhw : (D, H, W) integers, 0 is background
-    spacing_dhw_mm : voxel spacing along (D, H, W)
-    names : label to class name, in the order of the legend
-    title : a line above the picture, such as the case's name
-    orientation : whether the directions of the canonical axes come from the file ("known"), from
-        the convention of challenge files ("assumed"), or mean nothing ("none": microscopy)
-    notice : what everyone who sees the picture must be told; stands in its foot
+    path
+        The file to write.
+    image_dhw
+        `(D, H, W)`, gray values; 0 to 255 is black to white.
+    labels_dhw
+        `(D, H, W)`, integers; 0 is background.
+    spacing_dhw_mm
+        Voxel spacing along (D, H, W).
+    names
+        Label to class name, in the order of the legend.
+    title
+        A line above the picture, such as the case's name.
+    orientation
+        Whether the directions of the canonical axes come from the file ("known"), from the
+        convention of challenge files ("assumed"), or mean nothing ("none": microscopy).
+    notice
+        A warning for everyone who sees the picture, shown below it.
 
     Raises
     ------
-    MissingDependencyError : matplotlib is not installed
-    InputError : the shapes differ or are not three-dimensional
+    MissingDependencyError
+        If matplotlib is not installed.
+    InputError
+        If the shapes differ or are not three-dimensional.
     """
     if image_dhw.ndim != 3 or image_dhw.shape != labels_dhw.shape:
         raise InputError(
@@ -203,7 +213,7 @@ def cut_panels(
 
 
 def slice_shares(labels: HostArray, axis: int) -> HostArray:
-    """Tell how much of each label every slice across an axis shows.
+    """Count how much of each label every slice across an axis shows.
 
     Gives (slices, labels + 1) float64: the voxels of label 1, 2, ... as a share of that label's
     largest slice, and first of all those of any label as a share of the fullest slice.
@@ -217,7 +227,7 @@ def slice_shares(labels: HostArray, axis: int) -> HostArray:
 
 
 def _inches_per_mm(panels: tuple[Panel, ...]) -> float:
-    """Give one scale for all panels, so that lengths compare across them."""
+    """Return one scale for all panels, so that lengths compare across them."""
     wide_mm = sum(panel.size_mm[1] for panel in panels)
     tall_mm = max(panel.size_mm[0] for panel in panels)
     free_in = _WIDTH_IN - 0.8 - _GAP_IN * (len(panels) - 1)
@@ -303,7 +313,7 @@ def _legend_columns(texts: Mapping[int, str]) -> int:
 def _legend_texts(
     names: Mapping[int, str], labels_dhw: HostArray, spacing_dhw_mm: tuple[float, float, float]
 ) -> dict[int, str]:
-    """Give every class's number, name and volume, those that were not found as well."""
+    """List every class's number, name and volume, those that were not found as well."""
     voxels = np.bincount(labels_dhw.ravel(), minlength=max(names, default=0) + 1)
     texts = {}
     for label, name in names.items():

@@ -16,8 +16,9 @@ from medals_rt.common.typing import Spacing
 from medals_rt.inference.cascade import StageSummary
 from medals_rt.inference.network import NetworkInfo
 from medals_rt.io.volume import Volume
-from medals_rt.pipeline.intensity_windows import GroupResult, Merged
+from medals_rt.pipeline.lesions_over_anatomy import covered_notes
 from medals_rt.pipeline.options import SegmentOptions
+from medals_rt.pipeline.window_groups import GroupResult, Merged
 from medals_rt.planning.memory import memory_record
 from medals_rt.postprocessing.component_filter import ComponentRemoval
 from medals_rt.postprocessing.finalize import removal_notes
@@ -28,6 +29,9 @@ CHALLENGE_SECONDS_PER_CLASS = 60.0
 """The challenge's limit: a case that takes longer scores zero (system rule 10)."""
 
 REPORT_FORMAT = 3
+
+NOTICE = "notice"
+"""Code of the note that repeats the bundle's notice."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class RunReport:
     case: str
     preset: str
     refinement: str
+    postprocess: str
     seed: int
     runner: str
     runner_reason: str
@@ -126,8 +131,8 @@ class RunReport:
         groups = self.budget.get("groups")
         records = {"": self.budget} if groups is None else groups
         missing = [
-            f"{window}: {what}" if window else what
-            for window, record in records.items()
+            f"{group}: {what}" if group else what
+            for group, record in records.items()
             for what in record["missing"]
         ]
         return "; ".join(missing) or None
@@ -175,8 +180,8 @@ def build_report(
     bundle, networks
         What did it: of both stages.
     groups
-        The results of all window groups; where there are several, stages and steps are named
-        ``window: stage``.
+        The results of all groups; where there are several, stages and steps have their names in
+        front, as in ``lesions: coarse``.
     merged
         The labels of all of them.
     provenance
@@ -184,11 +189,6 @@ def build_report(
     total_seconds
         What segmenting took, on the clock.
     """
-    several = len(groups) > 1
-
-    def named(result: GroupResult, name: str) -> str:
-        return f"{result.group.window}: {name}" if several else name
-
     sources = {
         label: source
         for result in groups
@@ -196,7 +196,7 @@ def build_report(
     }
     seconds = dict(provenance.seconds)
     for result in groups:
-        seconds |= {named(result, step): taken for step, taken in result.seconds.items()}
+        seconds |= {result.group.named(step): taken for step, taken in result.seconds.items()}
     total = total_seconds + sum(provenance.seconds.values())
     info = networks[0]
     removals = [removal for result in groups for removal in result.removals]
@@ -212,6 +212,7 @@ def build_report(
         case=volume.name,
         preset=options.preset,
         refinement=options.refinement,
+        postprocess=options.postprocess,
         seed=options.seed,
         runner=info.runner,
         runner_reason=info.why,
@@ -227,7 +228,7 @@ def build_report(
         intensities=_intensities(groups, merged),
         classes=classes,
         stages=tuple(
-            replace(stage, name=named(result, stage.name))
+            replace(stage, name=result.group.named(stage.name))
             for result in groups
             for stage in result.stages
         ),
@@ -245,6 +246,7 @@ def build_report(
             *_degraded(groups),
             *provenance.notes,
             *dict.fromkeys(note for result in groups for note in result.notes),
+            *covered_notes(merged, volume.voxel_ml),
             *removal_notes(removals, prompts, volume.voxel_ml),
             *label_notes(merged.labels_dhw, prompts, {each.label: each.voxels for each in classes}),
             *_of_networks(networks),
@@ -266,9 +268,7 @@ def _intensities(groups: Sequence[GroupResult], merged: Merged) -> dict[str, Any
 
 def _budget(groups: Sequence[GroupResult]) -> dict[str, Any] | None:
     records = {
-        result.group.window: result.budget.record()
-        for result in groups
-        if result.budget is not None
+        result.group.name: result.budget.record() for result in groups if result.budget is not None
     }
     if len(records) <= 1:
         return next(iter(records.values()), None)
@@ -276,7 +276,7 @@ def _budget(groups: Sequence[GroupResult]) -> dict[str, Any] | None:
 
 
 def _notice(bundle: Bundle) -> tuple[Note, ...]:
-    return () if bundle.notice is None else (warning("notice", bundle.notice),)
+    return () if bundle.notice is None else (warning(NOTICE, bundle.notice),)
 
 
 def _degraded(groups: Sequence[GroupResult]) -> tuple[Note, ...]:
@@ -321,7 +321,9 @@ def class_summaries(
     for prompt, source in zip(prompts.prompts, sources, strict=True):
         key, count = prompt.class_key, int(voxels[prompt.label])
         taken = removed.get(prompt.label)
-        components = None if of_label is None else of_label.get(prompt.label, 0)
+        components = None
+        if of_label is not None and key.kind == "lesion":
+            components = of_label.get(prompt.label, 0)
         records.append(
             ClassSummary(
                 label=prompt.label,

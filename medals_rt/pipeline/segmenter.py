@@ -1,7 +1,8 @@
 """Opened models, ready for any number of cases.
 
-No arithmetic stands here: classes are grouped by intensity window, geometry decides, `run_stages`
-segments, `finalize` cleans up, and `report` writes down what was done (system rules 3 to 8).
+No arithmetic stands here: classes are grouped by kind and intensity window, geometry decides,
+`run_stages` segments, `finalize` cleans up, and `report` writes down what was done (system rules 3
+to 8).
 """
 
 from __future__ import annotations
@@ -28,18 +29,17 @@ from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.inference.stage import StageTask
 from medals_rt.io.volume import Volume, volume_notes
-from medals_rt.pipeline.intensity_windows import (
+from medals_rt.pipeline.lesions_over_anatomy import case_groups, check_combination, merge_case
+from medals_rt.pipeline.options import SegmentOptions
+from medals_rt.pipeline.report import Provenance, RunReport, build_report
+from medals_rt.pipeline.window_groups import (
     GroupResult,
     Labels,
     WindowGroup,
     check_window,
-    group_by_window,
-    merge,
     part_of_annotation,
     progress_of,
 )
-from medals_rt.pipeline.options import SegmentOptions
-from medals_rt.pipeline.report import Provenance, RunReport, build_report
 from medals_rt.planning import pass_timings
 from medals_rt.planning.geometry import spacing_for
 from medals_rt.planning.memory import count_weights, feature_channels, memory_limit
@@ -65,7 +65,8 @@ class Result:
         For lesions under the preset `paper`: the components numbered from 1, uint32; else None.
     stage_labels_dhw
         What each stage came to on the whole grid before anything was cleaned up, by stage name
-        (``"window: stage"`` where the classes were seen in several windows).
+        (``"window: stage"`` where the classes were seen in several windows, ``"lesions: stage"``
+        where organs and lesions were asked for).
     report
         What was done.
     probability_dhw
@@ -191,7 +192,10 @@ class Segmenter:
             Image and spacing.
         prompts
             The classes asked for and their label values: a `PromptSet`, a mapping like that of a
-            prompts file, a list of sentences (labels 1, 2, ...), or one sentence.
+            prompts file, a list of sentences (labels 1, 2, ...), or one sentence. Classes that are
+            asked for together compete for voxels: a left lung alone is not exactly the left lung
+            of both. Anatomy and lesions (`prompt_set.combine`, or ``"lesions"`` in a mapping) are
+            segmented apart, each as if asked for alone; lesions then replace the organs below them.
         options
             How; None for the defaults.
         spatial_prompts
@@ -215,7 +219,7 @@ class Segmenter:
             The segmenter is closed; the window is unknown or not one of the modality; the memory
             does not hold one class at a time, or the time no pass of the network.
         PromptError
-            A prompt names no class.
+            A prompt names no class, or the preset can't tell lesions from anatomy.
         """
         if self._is_closed:
             raise InputError(
@@ -236,6 +240,7 @@ class Segmenter:
         provenance = provenance or Provenance()
         prompts = as_prompt_set(prompts)
         check_window(options.window, prompts.modality)
+        check_combination(prompts, options.preset)
         watch = Stopwatch()
         annotation = checked_annotation(spatial_prompts, volume.shape_dhw, prompts)
         spacing_hwd_mm, spacing_notes = spacing_for(
@@ -245,7 +250,7 @@ class Segmenter:
             preset=load_policy().preset(options.preset),
             modality=prompts.modality,
         )
-        groups = group_by_window(volume, prompts, options.window)
+        groups = case_groups(volume, prompts, options.window)
         spent_before, classes_before = sum(provenance.seconds.values()), 0
         results: list[GroupResult] = []
         for group in groups:
@@ -266,11 +271,11 @@ class Segmenter:
                     options,
                     budget,
                     part_of_annotation(annotation, group.prompts.labels),
-                    progress_of(progress, group, len(groups)),
-                    keep_probability=options.keep_probability or len(groups) > 1,
+                    progress_of(progress, group),
+                    keep_probability=options.keep_probability or len(groups) > len(prompts.parts),
                 )
             )
-        merged = merge(results)
+        merged = merge_case(results)
         report = build_report(
             volume,
             spacing_hwd_mm,
@@ -286,9 +291,8 @@ class Segmenter:
             ),
             watch.total(),
         )
-        several = len(results) > 1
         stage_labels = {
-            f"{result.group.window}: {stage}" if several else stage: labels
+            result.group.named(stage): labels
             for result in results
             for stage, labels in result.stage_labels_dhw.items()
         }
@@ -307,7 +311,7 @@ class Segmenter:
         *,
         keep_probability: bool,
     ) -> GroupResult:
-        """Segment the classes of one intensity window, as if they were the only ones asked for."""
+        """Segment the classes of one group, as if they were the only ones asked for."""
         prompts = group.prompts
         policy = load_policy()
         rules = policy.rules(prompts.class_keys, options.preset)

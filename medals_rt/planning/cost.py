@@ -389,7 +389,7 @@ def _choices(
 
 
 def _stages_of(rules: CaseRules, model: ModelFacts) -> list[StageSpec]:
-    """Choose those of the two stages that a case goes through."""
+    """Choose the stages that a case goes through."""
     return [
         spec
         for spec in model.stages
@@ -405,21 +405,21 @@ def _cost(outline: CaseOutline, intensity_window: str | None, spec: StageSpec) -
         stage_plans(outline, spec, box, QUALITY_LEVELS, prompted=prompted)
         for box in (outline.whole, region)
     )
-    plan, memory = whole[0].plan, whole[0].memory
+    geometry, memory = whole[0].geometry, whole[0].memory
     return StageCost(
         stage=spec.number,
         intensity_window=intensity_window,
         classes=outline.classes,
         lesions=outline.rules.lesion,
-        spacing_mm_hwd=plan.spacing_hwd_mm,
-        target_spacing_mm_hwd=plan.target_spacing_hwd_mm,
-        input_shape_hwd=plan.input_shape_hwd,
-        resampled_shape_hwd=plan.resampled_shape_hwd,
-        padded_shape_hwd=plan.padded_shape_hwd,
+        spacing_mm_hwd=geometry.spacing_hwd_mm,
+        target_spacing_mm_hwd=geometry.target_spacing_hwd_mm,
+        input_shape_hwd=geometry.input_shape_hwd,
+        resampled_shape_hwd=geometry.resampled_shape_hwd,
+        padded_shape_hwd=geometry.padded_shape_hwd,
         window_hwd=spec.window_hwd,
-        windows=len(plan.windows),
-        windows_smallest_region=len(smallest[0].plan.windows),
-        iterations=plan.iterations,
+        windows=len(geometry.windows),
+        windows_smallest_region=len(smallest[0].geometry.windows),
+        iterations=geometry.iterations,
         passes=whole[0].passes,
         passes_smallest_region=smallest[0].passes,
         passes_by_quality=_passes(whole),

@@ -46,7 +46,7 @@ class StageGeometry:
 
     Attributes
     ----------
-    stage
+    spec
         The stage it is for.
     spacing_hwd_mm, target_spacing_hwd_mm
         The spacing that the image is taken to have and the one it is brought to. Only their ratio
@@ -61,7 +61,7 @@ class StageGeometry:
         Masked pairs that lesions get after the first prediction of a window.
     """
 
-    stage: StageSpec
+    spec: StageSpec
     spacing_hwd_mm: Spacing
     target_spacing_hwd_mm: Spacing
     input_shape_hwd: Shape
@@ -145,12 +145,12 @@ def clean_spacing(shape_dhw: Sequence[int], stored_spacing_hwd: Sequence[float])
 def plan_stage(
     shape_hwd: Sequence[int],
     spacing_hwd: Sequence[float],
-    stage: StageSpec,
+    spec: StageSpec,
     rules: CaseRules,
     preset: Preset,
     overlap: float = HALF_OVERLAP,
 ) -> StageGeometry:
-    """Decide how `stage` sees an image: spacing, shapes and windows.
+    """Decide how a stage sees an image: spacing, shapes and windows.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def plan_stage(
         Shape of the image, or of the region of interest.
     spacing_hwd
         Its spacing in mm, from `spacing_for`.
-    stage, rules, preset
+    spec, rules, preset
         The model, what the classes decide (`Policy.rules`), and how resampling is meant.
     overlap
         Share of a window that it has in common with the next.
@@ -166,24 +166,24 @@ def plan_stage(
     shape = _shape(shape_hwd)
     spacing = np.asarray(spacing_hwd, dtype=np.float32)
     if preset.dynamic_resampling == "release":
-        spacing, target = _release_spacing(shape, spacing, stage, rules)
+        spacing, target = _release_spacing(shape, spacing, spec, rules)
     else:
-        target = list(stage.spacing_hwd_mm)
-        spacing = _bounded(shape, spacing, target, stage, raised_by=1.0)
+        target = list(spec.spacing_hwd_mm)
+        spacing = _bounded(shape, spacing, target, spec, raised_by=1.0)
     resampled = _shape(
         max(1, round(s / t * d)) for s, t, d in zip(spacing, target, shape, strict=True)
     )
-    padded = padded_shape(resampled, stage.window_hwd)
+    padded = padded_shape(resampled, spec.window_hwd)
     return StageGeometry(
-        stage=stage,
+        spec=spec,
         spacing_hwd_mm=_floats(spacing),
         target_spacing_hwd_mm=_floats(target),
         input_shape_hwd=shape,
         resampled_shape_hwd=resampled,
         padded_shape_hwd=padded,
         separate_axis=separate_axis(spacing, target),
-        windows=plan_windows(padded, stage.window_hwd, overlap),
-        iterations=rules.further_iterations["fine" if stage.is_fine else "coarse"],
+        windows=plan_windows(padded, spec.window_hwd, overlap),
+        iterations=rules.further_iterations["fine" if spec.is_fine else "coarse"],
     )
 
 
@@ -260,25 +260,25 @@ def separate_axis(spacing: _Values, target_spacing: _Values) -> int | None:
 
 
 def _release_spacing(
-    shape: Shape, spacing: npt.NDArray[np.float32], stage: StageSpec, rules: CaseRules
+    shape: Shape, spacing: npt.NDArray[np.float32], spec: StageSpec, rules: CaseRules
 ) -> tuple[npt.NDArray[np.float32], list[_Number]]:
     """Apply rules 4.2 to 4.8 to the image of one stage; return its spacing and target."""
     spacing = spacing.copy()
-    target: list[_Number] = list(stage.spacing_hwd_mm)
-    for axis, (d, p) in enumerate(zip(shape, stage.window_hwd, strict=True)):
+    target: list[_Number] = list(spec.spacing_hwd_mm)
+    for axis, (d, p) in enumerate(zip(shape, spec.window_hwd, strict=True)):
         largest = _LARGEST_AXIS_HWD[axis]
         s = _class_spacing(
-            spacing[axis], d, axis, stage, rules, large_extent_factors=rules.large_extent_factors
+            spacing[axis], d, axis, spec, rules, large_extent_factors=rules.large_extent_factors
         )
         if s * d > largest and s > target[axis]:
             s = np.float32(target[axis])
         elif s * d < p * target[axis]:
             target[axis] = _small_image_target(s, d, p, target[axis])
-        if stage.is_fine:
+        if spec.is_fine:
             s = s * rules.fine_spacing_factor
         spacing[axis] = s
     if not rules.single:
-        spacing = _bounded(shape, spacing, target, stage, raised_by=1.1)
+        spacing = _bounded(shape, spacing, target, spec, raised_by=1.1)
     return spacing, target
 
 
@@ -306,7 +306,7 @@ def _class_spacing(
     s: np.float32,
     d: int,
     axis: int,
-    stage: StageSpec,
+    spec: StageSpec,
     rules: CaseRules,
     *,
     large_extent_factors: tuple[float, ...],
@@ -316,12 +316,12 @@ def _class_spacing(
     What rule 4.5 ends with, factors for spacings under 0.4, is out of reach: rule 4.3 has made
     those 1, and a single class on an axis that long was brought to twice the window.
     """
-    p, t, largest = stage.window_hwd[axis], stage.spacing_hwd_mm[axis], _LARGEST_AXIS_HWD[axis]
+    p, t, largest = spec.window_hwd[axis], spec.spacing_hwd_mm[axis], _LARGEST_AXIS_HWD[axis]
     if rules.unit_spacing or (s < 1 and d <= largest):
         s = np.float32(1)
     if rules.single and s > 1:
         divisors = rules.spacing_divisor
-        s = max(s / (divisors.fine if stage.is_fine else divisors.coarse), np.float32(t))
+        s = max(s / (divisors.fine if spec.is_fine else divisors.coarse), np.float32(t))
         if s / t > _LARGEST_RATIO_TO_TARGET:
             s = _LARGEST_RATIO_TO_TARGET * s / (s / t - 0.5)
     if rules.single:
@@ -347,7 +347,7 @@ def _bounded(
     shape: Shape,
     spacing: npt.NDArray[np.float32],
     target: Sequence[_Number] | Sequence[float],
-    stage: StageSpec,
+    spec: StageSpec,
     *,
     raised_by: float,
     product_order: Sequence[int] = (0, 1, 2),
@@ -359,10 +359,10 @@ def _bounded(
     coarser than the target; the paper has none.
     """
     volume = np.prod([spacing[axis] * shape[axis] for axis in product_order])
-    if not volume > _MEMORY_BOUND_SCALE**3 * np.prod(stage.window_hwd):
+    if not volume > _MEMORY_BOUND_SCALE**3 * np.prod(spec.window_hwd):
         return spacing
     bounded = spacing.copy()
-    for axis, (s, t, p, d) in enumerate(zip(spacing, target, stage.window_hwd, shape, strict=True)):
+    for axis, (s, t, p, d) in enumerate(zip(spacing, target, spec.window_hwd, shape, strict=True)):
         if s * d > p * _BOUNDED_AXIS_SCALE * t:
             limit = p * _BOUNDED_AXIS_SCALE * t / d
             bounded[axis] = max(t, limit / raised_by) if s > t else min(t, limit)
@@ -370,7 +370,7 @@ def _bounded(
 
 
 def _repair_note(stored: Spacing, used: Spacing, *, geometry_is_stated: bool) -> Note:
-    """Say which spacing is used in place of the one that was read, and why."""
+    """Return the note on the spacing used in place of the one that was read, and why."""
     believed = tuple(1.0 if value < _SMALLEST_MEANT_SPACING else value for value in stored)
     what = []
     if believed != stored:

@@ -95,7 +95,7 @@ class MemoryDemand:
     case_voxels
         Of the case's image as it was read.
     is_fine
-        Which of the two stages it is.
+        Whether it is the fine stage.
     prompted
         Whether windows may have spatial prompts.
     held_classes

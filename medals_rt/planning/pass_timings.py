@@ -39,7 +39,7 @@ def record(bundle_hash: str, measured: MeasuredPasses) -> bool:
     """
     known = _read()
     key = f"{bundle_hash}/{measured.runner}"
-    # Taken out and put back, so that the entries stand in the order of their last use.
+    # Taken out and put back, so that the entries are in the order of their last use.
     new = {str(stage): round(each, 4) for stage, each in measured.seconds_per_pass.items()}
     stages = {**known.pop(key, {}), **new}
     known[key] = stages

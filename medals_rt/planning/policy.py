@@ -96,7 +96,7 @@ class SpacingRules(_Table, frozen=True):
 
 
 class StageLists(_Table, frozen=True):
-    """Classes for which one of the two stages is left out."""
+    """Classes for which one stage is left out."""
 
     coarse_only: frozenset[str]
     fine_only: frozenset[str]
@@ -283,7 +283,7 @@ class Policy(_Table, frozen=True):
     def intensity_window(self, classes: Iterable[NamedClass]) -> str:
         """Name the one CT window for a case: the one all `classes` want, else the default.
 
-        The answer is a key of ``intensity_windows.windows``, whose widths and levels are in HU.
+        The answer is a key of ``window_groups.windows``, whose widths and levels are in HU.
         """
         wanted = {self.window_of(key) for key in classes}
         return wanted.pop() if len(wanted) == 1 else self.intensity_windows.default
@@ -321,7 +321,7 @@ class Policy(_Table, frozen=True):
         return frozenset().union(*lists)
 
     def window_of(self, key: NamedClass) -> str:
-        """Name the CT window that the class `key` wants, a key of ``intensity_windows.windows``."""
+        """Name the CT window that the class `key` wants, a key of ``window_groups.windows``."""
         for window, classes in self.intensity_windows.classes.items():
             if key.policy_name in classes:
                 return window

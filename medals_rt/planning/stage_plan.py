@@ -79,15 +79,15 @@ class StagePlan:
 
     Attributes
     ----------
-    plan
-        Its geometry.
+    geometry
+        Shapes, spacings and windows.
     memory
         How it is cut.
     window_pass
         What is done to each window.
     """
 
-    plan: StageGeometry
+    geometry: StageGeometry
     memory: MemoryPlan
     window_pass: WindowPass
 
@@ -124,18 +124,18 @@ def stage_plans(
     prompted = prompted and case.mode != "none"
     plans = []
     for level in levels:
-        plan = plan_stage(
+        geometry = plan_stage(
             (h, w, d), case.spacing_hwd_mm, spec, case.rules, case.preset, level.overlap
         )
         if not level.iterates:
-            plan = replace(plan, iterations=0)
+            geometry = replace(geometry, iterations=0)
         window_pass = WindowPass(
             stage=spec.number,
             window_index=0,
             window_hwd=spec.window_hwd,
             prompted=case.preset.prompted if prompted else None,
             further=case.preset.further,
-            further_iterations=plan.iterations if case.rules.lesion else 0,
+            further_iterations=geometry.iterations if case.rules.lesion else 0,
             mode=case.mode,
             combine=case.preset.combine,
             count=case.classes,
@@ -154,11 +154,11 @@ def stage_plans(
                 held_classes=case.classes if iterates else 0,
                 classes_per_chunk=case.classes_per_chunk,
             ),
-            plan.resampled_shape_hwd,
-            plan.windows,
+            geometry.resampled_shape_hwd,
+            geometry.windows,
             case.memory,
         )
-        plans.append(StagePlan(plan, memory, window_pass))
+        plans.append(StagePlan(geometry, memory, window_pass))
     return plans
 
 

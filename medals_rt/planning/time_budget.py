@@ -8,7 +8,7 @@ order:
 2. half of the windows' overlap (25 % instead of 50 %),
 3. no fine stage: the coarse result is the result.
 
-That is decided before each stage, from what a pass is known to take. While it runs a watchdog looks
+That is chosen before each stage, from what a pass is known to take. While it runs a watchdog looks
 at the clock before each window and each further iteration: windows that would come too late are run
 from the text alone in one pass, and those for which even that is too slow are left out. What the
 fine stage leaves out keeps the coarse result; what the coarse stage leaves out is background.
@@ -63,7 +63,7 @@ QUALITY_LEVELS = (
 
 
 def degraded_words(level: QualityLevel, *, lesions: bool) -> str:
-    """Say what a level leaves out; of iterations only where there would have been some."""
+    """Describe what a level leaves out; iterations only where there would have been some."""
     words = []
     if not level.iterates and lesions:
         words.append("without further iterations")
@@ -123,7 +123,7 @@ class Budget:
                 self.missing.append(what)
 
     def shortfall(self, of_pass: float, least: float, classes: int) -> str | None:
-        """Say how a budget is too small to hold a single pass of the network; None: it is not.
+        """Describe why a budget is too small to hold one pass of the network; None: it is not.
 
         Parameters
         ----------
@@ -323,7 +323,7 @@ class Watchdog:
         return found
 
     def allows(self, passes: int, done: int) -> bool:
-        """Say whether further passes of the window that runs end in time, after those done."""
+        """Whether further passes of the window that runs end in time, after those done."""
         of_pass = self.seconds_per_pass
         if of_pass is None:
             of_pass = (self._budget.clock() - self._began) / done

@@ -184,7 +184,7 @@ def _chosen(
     means: npt.NDArray[np.float32],
     size_ratio: float | None,
 ) -> npt.NDArray[np.bool_]:
-    """Say for each component of a table, in the order of first appearance, whether it stays."""
+    """Decide for each component of a table, in the order of first appearance, whether it stays."""
     stays = np.zeros(len(labels), dtype=np.bool_)
     for largest in _largest_of_each_label(labels, sizes):
         stays[_kept_of_one_label(largest, sizes, means, size_ratio)] = True

@@ -144,7 +144,7 @@ def values_of_components(components: Components, values: Array) -> npt.NDArray[A
 def cut_components(
     components: Components, sides: Sequence[tuple[bool, bool]]
 ) -> npt.NDArray[np.bool_]:
-    """Say which components touch sides of their volume, ``(n,)`` on the host.
+    """Find which components touch sides of their volume, ``(n,)`` on the host.
 
     Parameters
     ----------

@@ -130,7 +130,7 @@ def finish_labels(
 def removal_notes(
     removals: Sequence[ComponentRemoval], prompts: PromptSet, voxel_ml: float
 ) -> tuple[Note, ...]:
-    """Say what post-processing removed: a line a class where it was much, one for all crumbs.
+    """Note what post-processing removed: a line a class where it was much, one for all crumbs.
 
     Much is more than 2 % of what had been found: it may have been a true object, and is a warning.
 

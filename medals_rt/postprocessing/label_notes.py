@@ -17,7 +17,7 @@ _SIDES_DHW = (("feet", "head"), ("front", "back"), ("right", "left"))
 def label_notes(
     labels_dhw: Array, prompts: PromptSet, voxels: Mapping[int, int]
 ) -> tuple[Note, ...]:
-    """Say which classes were not found, and which reach the edge of the image.
+    """Note which classes were not found, and which reach the edge of the image.
 
     Only the six faces are read. What reaches an edge is probably cut there, so that its volume is
     that of a part. An axis of a single voxel has no edge, and a microscope's image has no organs.

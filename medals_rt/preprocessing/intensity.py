@@ -35,7 +35,7 @@ _SLAB_BLOCKS = 2
 
 
 @dataclass(frozen=True)
-class Window:
+class IntensityWindow:
     """An intensity window: `width` around `level`, in the image's units (HU for CT).
 
     `name` is the policy's; None for numbers given by hand.
@@ -113,7 +113,7 @@ class Intensities:
         return {"action": self.action, "window": self.window, "low": self.low, "high": self.high}
 
 
-def parse_window(text: str) -> Window:
+def parse_window(text: str) -> IntensityWindow:
     """Read a window: the name of one of the policy's, or `WIDTH,LEVEL` such as `400,40`.
 
     Raises
@@ -123,7 +123,7 @@ def parse_window(text: str) -> Window:
     """
     known = load_policy().intensity_windows.windows
     if text in known:
-        return Window(text, known[text].width_hu, known[text].level_hu)
+        return IntensityWindow(text, known[text].width_hu, known[text].level_hu)
     try:
         width, level = (float(part) for part in text.split(","))
     except ValueError:
@@ -137,7 +137,7 @@ def parse_window(text: str) -> Window:
             f"the window {text!r} needs a width above 0 and a level, both finite",
             code="window-not-positive",
         )
-    return Window(None, width, level)
+    return IntensityWindow(None, width, level)
 
 
 def look_at(image: Array) -> ImageFacts:
@@ -256,7 +256,7 @@ def _scaled(
 def _notes(
     facts: ImageFacts, modality: str, done: Intensities, *, by_hand: bool, stated: bool
 ) -> tuple[Note, ...]:
-    """Say what was assumed about an image's values, and what is doubtful about them."""
+    """Note what was assumed about an image's values, and what is doubtful about them."""
     extent = f"from {facts.lowest:.4g} to {facts.highest:.4g}"
     if facts.lowest == facts.highest:
         text = f"the image is constant: every voxel is {facts.lowest:.4g}"
@@ -280,7 +280,7 @@ def _notes(
 def _notes_on_scaling(
     facts: ImageFacts, modality: str, done: Intensities, extent: str, *, stated: bool
 ) -> list[Note]:
-    """Say what scaling, or leaving it out, took for granted."""
+    """Note what scaling, or leaving it out, took for granted."""
     notes = []
     if done.action == "unchanged":
         text = f"values {extent} were taken for gray values from 0 to 255 and not scaled"

@@ -37,7 +37,7 @@ _CHUNKS_A_BLOCK = 16
 """So many voxels with their eight neighbors fit a processor's cache twice."""
 
 _LARGEST_CHUNK = 1 << 21
-"""Voxels that are decided at once on a GPU: under 1 KiB each."""
+"""Voxels that are computed at once on a GPU: under 1 KiB each."""
 
 _WEIGHTS_A_VOXEL = 64
 """Eight candidates with eight neighbors each."""
@@ -69,7 +69,7 @@ def vote(labels: Array, axes: Sequence[Axis], voxels: Array, summing_order: Sequ
     labels = contiguous(labels)
     size = min(_LARGEST_CHUNK, max(1, block_elements(labels) // _CHUNKS_A_BLOCK))
     count = int(voxels.shape[0])
-    decided = []
+    result = []
     for start in range(0, count, size):
         positions = _positions(voxels[start : min(start + size, count)], axes)
         reads = [axis.near_far for axis in axes]
@@ -82,8 +82,8 @@ def vote(labels: Array, axes: Sequence[Axis], voxels: Array, summing_order: Sequ
         if left.shape[0]:
             of_left = [xp.take(each, left) for each in positions]
             likeliest[unsure] = _heaviest(labels, axes, of_left, summing_order, xp)
-        decided.append(likeliest)
-    return decided[0] if len(decided) == 1 else xp.concat(decided)
+        result.append(likeliest)
+    return result[0] if len(result) == 1 else xp.concat(result)
 
 
 def vote_everywhere(labels: Array, axes: Sequence[Axis], summing_order: Sequence[int]) -> Array:
@@ -102,26 +102,26 @@ def vote_everywhere(labels: Array, axes: Sequence[Axis], summing_order: Sequence
     xp = namespace(labels)
     lines, of_plane = _kept_tables(*axes, tuple(summing_order))
     neighbors = _neighbors_everywhere(labels, axes, lines, xp)
-    decided = neighbors[0, 0, 0, ...]
+    result = neighbors[0, 0, 0, ...]
     first = as_namespace(axes[0].weights_near_far, xp, labels)
-    sums = xp.astype(neighbors == decided, xp.float32)
+    sums = xp.astype(neighbors == result, xp.float32)
     sums *= as_namespace(of_plane, xp, labels)
     sums = xp.sum(sums, axis=(_side(1, summing_order), _side(2, summing_order)))
     sums *= first[:, :, None, None]
     unsure = xp.reshape(xp.sum(sums, axis=0) < _MAJORITY, (-1,))
     (left,) = xp.nonzero(unsure)
     if left.shape[0]:
-        flat = xp.reshape(decided, (-1,))
+        flat = xp.reshape(result, (-1,))
         flat[unsure] = _heaviest(labels, axes, _positions(left, axes), summing_order, xp)
-        decided = xp.reshape(flat, decided.shape)
-    return decided
+        result = xp.reshape(flat, result.shape)
+    return result
 
 
 @lru_cache(maxsize=32)
 def _kept_tables(
     first: Axis, second: Axis, last: Axis, summing_order: tuple[int, ...]
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
-    """Say which lines of the last axis all voxels read, and with what weights in a plane.
+    """Return which lines of the last axis all voxels read, and with what weights in a plane.
 
     Returns
     -------
@@ -148,7 +148,7 @@ def _spread(table: npt.NDArray[Any], number: int, summing_order: Sequence[int]) 
 
 
 def _side(number: int, summing_order: Sequence[int]) -> int:
-    """Say which of the axes ``(s, s, s)`` is that of the neighbors along axis `number`."""
+    """Return which of the axes ``(s, s, s)`` is that of the neighbors along axis `number`."""
     return 2 - summing_order.index(number)
 
 
@@ -212,7 +212,7 @@ def _heaviest(
     """Return the label of the largest weight at some voxels, ``(n,)``."""
     count = int(positions[0].shape[0])
     size = max(_FEW_VOXELS, block_elements(labels) // _WEIGHTS_A_VOXEL)
-    decided = []
+    result = []
     for start in range(0, count, size):
         some = [each[start : min(start + size, count)] for each in positions]
         neighbors = _neighbors(labels, [axis.reads.T for axis in axes], some, summing_order, xp)
@@ -221,8 +221,8 @@ def _heaviest(
         is_candidate = neighbors == candidates[:, None, None, None, :]
         sums = _to_float16_steps(_fused_sums(is_candidate, weights, xp))
         loses = sums < xp.max(sums, axis=0)
-        decided.append(xp.min(xp.where(loses, xp.max(candidates, axis=0), candidates), axis=0))
-    return decided[0] if len(decided) == 1 else xp.concat(decided)
+        result.append(xp.min(xp.where(loses, xp.max(candidates, axis=0), candidates), axis=0))
+    return result[0] if len(result) == 1 else xp.concat(result)
 
 
 def _fused_sums(is_label: Array, weights: Sequence[Array], xp: Namespace) -> Array:

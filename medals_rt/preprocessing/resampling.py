@@ -1,8 +1,8 @@
 """Resampling images and label maps (paper 2.5, system section 4).
 
 Linear with half-pixel centers and clamped edges, as `torch.nn.functional.interpolate` with
-``align_corners=False``; on the way in, an axis much coarser than the others is resampled by
-nearest neighbor instead (nnU-Net's rule, decided in `geometry.separate_axis`). Everything is in
+``align_corners=False``; on input, an axis much coarser than the others is resampled by
+nearest neighbor instead (nnU-Net's rule, in `geometry.separate_axis`). Everything is in
 float32, including the positions, where the release's rounding decides which voxel is nearest.
 
 Volumes are swept in slabs of output rows, which fit a processor's cache and share its cores. The
@@ -46,7 +46,7 @@ _MOST_KEPT_LINES = 1 << 12
 """Tables of so many lines are kept (128 KiB each): making one takes longer than using it."""
 
 _FEW_VOXELS = 1 << 15
-"""Label maps of so many voxels are decided as a whole: what that needs fits a processor's cache.
+"""Label maps of so many voxels are interpolated as a whole: that fits a processor's cache.
 
 Larger ones are mostly of one label, which the source's voxels show, and that is cheaper.
 """
@@ -72,9 +72,9 @@ def resample_image(
         The shape wanted.
     separate_axis
         Axis that is resampled by nearest neighbor, the other two linearly. None: trilinear, as
-        always on the way back to the original grid.
+        always back to the original grid.
     order
-        How the result lies in memory: `MODEL_ORDER`, or `FILE_ORDER` on the way back.
+        How the result lies in memory: `MODEL_ORDER`, or `FILE_ORDER` back to the original grid.
 
     Returns
     -------
@@ -112,7 +112,7 @@ def resample_labels(
     It is the release's result (each label's mask interpolated linearly, times 1000, rounded to
     float16, the first largest wins) without interpolating any mask. A voxel whose eight neighbors
     agree takes their label, which settles nearly all; for the others the eight labels vote with
-    their weights (`label_interpolation.vote`). In a small map all voxels are decided at once. The
+    their weights (`label_interpolation.vote`). In a small map all voxels are computed at once. The
     cost doesn't grow with the number of labels.
 
     Parameters
@@ -120,7 +120,7 @@ def resample_labels(
     labels_hwd
         ``(H, W, D)``, integers from 0 on.
     new_shape_hwd, separate_axis, order
-        As in `resample_image`. A separate axis copies whole slices, after the plane was decided.
+        As in `resample_image`. A separate axis copies whole slices of the interpolated plane.
 
     Returns
     -------
@@ -152,14 +152,14 @@ def resample_labels(
         coded = _decide_where_neighbors_agree(part, local, coded_dtype, undecided, xp)
         for axis in _axes_by_growth(local):
             coded = _take(coded, local[axis].lower, axis, xp)
-        decided = xp.astype(coded, labels_hwd.dtype)
+        labels_at = xp.astype(coded, labels_hwd.dtype)
         contested = xp.reshape(coded == undecided, (-1,))
         (voxels,) = xp.nonzero(contested)
         if voxels.shape[0]:
-            flat = xp.reshape(decided, (-1,))
+            flat = xp.reshape(labels_at, (-1,))
             flat[contested] = vote(part, local, voxels, last_first)
-            decided = xp.reshape(flat, decided.shape)
-        result[start:stop, :, :] = decided
+            labels_at = xp.reshape(flat, labels_at.shape)
+        result[start:stop, :, :] = labels_at
 
     on_all_cores(fill, _slabs(source, result), source)
     return _in_order(result, swept, order, xp)
@@ -234,7 +234,7 @@ def _along_first_two(part: Array, first: Axis, second: Axis, xp: Namespace) -> A
 
 
 def _line_sums(first: Axis, second: Axis) -> RowSums:
-    """Say which lines of the last axis are summed to each new one, and with what weights."""
+    """Return which lines of the last axis are summed to each new one, and with what weights."""
     # entries by (first, second, first's term, second's term): long inner loops, as NumPy likes them
     of_first, of_second = first.reads.shape[1], second.reads.shape[1]
     term = np.tile(np.repeat(np.arange(of_first), of_second), second.new_length)
@@ -274,11 +274,11 @@ def _axes_by_growth(axes: list[Axis]) -> list[int]:
     """
     last = 2
 
-    def growth(axis: int) -> float:
+    def enlargement(axis: int) -> float:
         return axes[axis].new_length / axes[axis].length
 
-    first_two = sorted(range(last), key=growth)
-    ordered = [last, *first_two] if growth(last) > 1 else [*first_two, last]
+    first_two = sorted(range(last), key=enlargement)
+    ordered = [last, *first_two] if enlargement(last) > 1 else [*first_two, last]
     return [axis for axis in ordered if not axes[axis].keeps]
 
 
@@ -307,5 +307,5 @@ def _decide_where_neighbors_agree(
             agree[:-step] = agree[:-step] & agree[step:] & (flat[:-step] == flat[step:])
         step *= axis.length
     mark = xp.full((), undecided, dtype=dtype, device=labels.device)
-    decided = xp.where(agree, xp.astype(flat, dtype, copy=False), mark)
-    return xp.reshape(decided, labels.shape)
+    labels_at = xp.where(agree, xp.astype(flat, dtype, copy=False), mark)
+    return xp.reshape(labels_at, labels.shape)

@@ -62,7 +62,7 @@ class ClassEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ids
         Modality to id.
     terms
-        Ways to say it without its side; `{group}` stands for any word of that group. Word order
+        Terms for it without its side; `{group}` stands for any word of that group. Word order
         within a term doesn't matter.
     side
         `"left"` or `"right"` for one of a pair.

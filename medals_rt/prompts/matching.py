@@ -87,7 +87,7 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ClassCandidate:
     """One class as the reader sees it: plain terms, and words that may stand beside them."""
 
     key: ClassKey
@@ -368,7 +368,7 @@ def _is_region(words: Sequence[Word], index: int) -> bool:
 
 
 def _is_context(words: Sequence[Word], index: int) -> bool:
-    """Whether an unknown word stands in a phrase after the named structure, far from it.
+    """Whether an unknown word is in a phrase after the named structure, far from it.
 
     Such a phrase begins with a preposition, holds no word that can name an organ, and follows one
     that does; and the word isn't a near miss of one that matters.
@@ -403,7 +403,7 @@ def _near_miss(word: str) -> bool:
 
 
 @lru_cache(maxsize=len(MODALITIES) * len(KINDS))
-def candidates(modality: str, kind: str) -> tuple[Candidate, ...]:
+def candidates(modality: str, kind: str) -> tuple[ClassCandidate, ...]:
     """Classes of a modality and kind with their terms in plain words."""
     found = []
     for entry in class_table().classes:
@@ -416,7 +416,7 @@ def candidates(modality: str, kind: str) -> tuple[Candidate, ...]:
             for words in expand(entry, phrase)
         ]
         found.append(
-            Candidate(
+            ClassCandidate(
                 ClassKey(modality, kind, entry.name, entry.ids[modality]),
                 entry.side,
                 entry.either_side,
@@ -433,7 +433,7 @@ def match_words(words: Sequence[Word], quoted: str, modality: str, kind: str) ->
     """Find the class whose term accounts for every word that matters; see `find_class`."""
     hard = {word.word for word in words if word.role in WEIGHTY}
     usable = {word.word for word in words if word.role in USABLE}
-    fits: list[tuple[Candidate, frozenset[str]]] = []
+    fits: list[tuple[ClassCandidate, frozenset[str]]] = []
     for candidate in candidates(modality, kind):
         for term in candidate.terms:
             if term <= usable and term & hard and hard - term <= candidate.allowed:
@@ -456,8 +456,8 @@ def match_words(words: Sequence[Word], quoted: str, modality: str, kind: str) ->
 
 
 def _pick_side(
-    fits: Sequence[tuple[Candidate, frozenset[str]]], words: Sequence[Word], quoted: str
-) -> tuple[Candidate, frozenset[str]]:
+    fits: Sequence[tuple[ClassCandidate, frozenset[str]]], words: Sequence[Word], quoted: str
+) -> tuple[ClassCandidate, frozenset[str]]:
     """Of classes that differ only in their side, the one whose side the sentence says."""
     sides = {word.role.partition(":")[2] for word in words if word.role.startswith("side")}
     names = " or ".join(repr(str(candidate.key)) for candidate, _ in fits)
@@ -489,7 +489,7 @@ def _pick_side(
     )
 
 
-def _refuse_region(candidate: Candidate, words: Sequence[Word], quoted: str) -> None:
+def _refuse_region(candidate: ClassCandidate, words: Sequence[Word], quoted: str) -> None:
     """Refuse a region of the body that the class can't be in."""
     for word in words:
         if word.word in candidate.not_in:
@@ -501,7 +501,7 @@ def _refuse_region(candidate: Candidate, words: Sequence[Word], quoted: str) -> 
 
 
 def _refuse_part(
-    candidate: Candidate, term: frozenset[str], words: Sequence[Word], quoted: str
+    candidate: ClassCandidate, term: frozenset[str], words: Sequence[Word], quoted: str
 ) -> None:
     """Refuse "abdominal ..." and "..., abdominal," of what runs through several regions."""
     if not candidate.spans_regions:
@@ -521,7 +521,7 @@ def _refuse_part(
             )
 
 
-def _refuse_relation(candidate: Candidate, words: Sequence[Word], quoted: str) -> None:
+def _refuse_relation(candidate: ClassCandidate, words: Sequence[Word], quoted: str) -> None:
     """Refuse what uses a class's words for two things, or for what lies beside it.
 
     "Kidney with cyst" isn't "kidney cyst", "kidney and cyst" neither, "left of the kidney" isn't
@@ -618,7 +618,7 @@ def _why_nothing(
     )
 
 
-def _named(words: Sequence[Word], pool: Sequence[Candidate]) -> list[Candidate]:
+def _named(words: Sequence[Word], pool: Sequence[ClassCandidate]) -> list[ClassCandidate]:
     """Classes whose terms the words hold, longest first, no word used twice."""
     sides = {word.role.partition(":")[2] for word in words if word.role.startswith("side")}
     present = {word.word for word in words if word.role in USABLE}
@@ -666,6 +666,6 @@ def _listed_suggestions(words: Sequence[str]) -> Iterator[str]:
 
 
 def _quote(text: str) -> str:
-    """Show the prompt as it stands in a message: one line, not too long."""
+    """Format the prompt for a message: one line, not too long."""
     line = " ".join(text.split())
     return repr(line if len(line) <= 80 else line[:77] + "...")

@@ -2,14 +2,15 @@
 
 A challenge case and `prompts.json` hold `{"1": "Liver in abdominal CT", "2": ..., "instance_label":
 0}`: label values as keys, sentences as values, and `instance_label` 0 for anatomy (semantic
-labels) or 1 for lesions (instances); system section 3.
+labels) or 1 for lesions (instances); system section 3. A file of ours may ask for lesions beside
+anatomy: `{"1": "Liver in abdominal CT", "lesions": {"2": "Liver tumors in abdominal CT"}}`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from os import PathLike
 
 INSTANCE_LABEL: Final = "instance_label"
+LESIONS: Final = "lesions"
+"""Member of a mapping of anatomy that holds the lesions of the same case."""
+
 MAX_LABEL: Final = 65535
 """Label values are stored as 16-bit integers at most."""
 
@@ -78,7 +82,8 @@ class PromptSet:
                 '{"1": "Spleen in abdominal CT", "instance_label": 0}',
                 code="no-prompt",
             )
-        _refuse_mixture(self.prompts)
+        _refuse_mixture(self.prompts, of="modality", name="modalities")
+        _refuse_mixture(self.prompts, of="kind", name="kinds")
         _refuse_repetition(self.prompts)
 
     @property
@@ -111,25 +116,107 @@ class PromptSet:
         """Whether the case asks for exactly one class (`single` of system section 4)."""
         return len(set(self.class_keys)) == 1
 
-    def as_mapping(self) -> dict[str, object]:
-        """Return the prompts as a challenge case and `prompts.json` hold them."""
-        mapping: dict[str, object] = {str(prompt.label): prompt.text for prompt in self.prompts}
-        mapping[INSTANCE_LABEL] = KINDS.index(self.kind)
+    @property
+    def parts(self) -> tuple[PromptSet, ...]:
+        """The sets of one kind that are segmented one after the other: here the set itself."""
+        return (self,)
+
+    def as_case_mapping(self) -> dict[str, str | int]:
+        """Return the prompts as a challenge case holds them: labels and their sentences."""
+        mapping: dict[str, str | int] = {str(prompt.label): prompt.text for prompt in self.prompts}
+        mapping[INSTANCE_LABEL] = KINDS.index(self.prompts[0].class_key.kind)
         return mapping
 
+    def as_mapping(self) -> dict[str, object]:
+        """Return the prompts as `prompts.json` holds them; `parse_prompts` reads it back."""
+        return dict(self.as_case_mapping())
 
-def _refuse_mixture(prompts: Sequence[Prompt]) -> None:
-    for of, name in (("modality", "modalities"), ("kind", "kinds")):
-        found: dict[str, Prompt] = {}
-        for prompt in prompts:
-            found.setdefault(getattr(prompt.class_key, of), prompt)
-        if len(found) > 1:
-            listed = ", ".join(f"{value} (label {prompt.label})" for value, prompt in found.items())
+
+@dataclass(frozen=True)
+class CombinedPrompts(PromptSet):
+    """Anatomy and lesions of one case, anatomy first; make it with `combine`.
+
+    Each kind is segmented as if it were asked for alone; then lesions replace the anatomy that
+    they lie on.
+
+    Raises
+    ------
+    PromptError
+        If a kind is missing, modalities are mixed, or a label or a class is given twice.
+    """
+
+    def __post_init__(self) -> None:
+        kinds = [prompt.class_key.kind for prompt in self.prompts]
+        if kinds != sorted(kinds, key=KINDS.index) or set(kinds) != set(KINDS):
             raise PromptError(
-                f"the prompts of one case are of {len(found)} {name}: {listed}; "
-                "a case is one image, split the prompts",
-                code=f"several-{name}",
+                f"combined prompts are anatomy and then lesions, found {', '.join(kinds)}; "
+                "leave out what is of the other kind",
+                code="kinds-not-combinable",
             )
+        _refuse_mixture(self.prompts, of="modality", name="modalities")
+        _refuse_repetition(self.prompts)
+
+    @property
+    def kind(self) -> str:
+        """`"anatomy and lesion"`."""
+        return " and ".join(KINDS)
+
+    @property
+    def parts(self) -> tuple[PromptSet, ...]:
+        """Anatomy, and lesions."""
+        return tuple(
+            PromptSet(tuple(each for each in self.prompts if each.class_key.kind == kind))
+            for kind in KINDS
+        )
+
+    def as_mapping(self) -> dict[str, object]:
+        """Return the prompts as `prompts.json` holds them, lesions in a mapping of their own."""
+        anatomy, lesions = self.parts
+        texts = {str(prompt.label): prompt.text for prompt in lesions.prompts}
+        return {**anatomy.as_mapping(), LESIONS: texts}
+
+
+def combine(anatomy: PromptSet, lesions: PromptSet) -> CombinedPrompts:
+    """Ask for anatomy and for lesions of one case; see `CombinedPrompts`."""
+    return CombinedPrompts((*anatomy.prompts, *lesions.prompts))
+
+
+def with_lesions(
+    anatomy: PromptSet, sentences: Sequence[str], reading: PromptReading = PLAIN_READING
+) -> PromptSet:
+    """Add lesions to prompts of anatomy, numbered from the highest label on.
+
+    Parameters
+    ----------
+    anatomy
+        Returned as it is where there are no sentences.
+    sentences
+        Of the lesions; one that names no modality is of that of the anatomy.
+    reading
+        How sentences are read.
+
+    Raises
+    ------
+    PromptError
+        As `parse_prompts` and `CombinedPrompts`.
+    """
+    if not sentences:
+        return anatomy
+    texts = dict(enumerate(sentences, start=max(anatomy.labels) + 1))
+    return combine(anatomy, _resolve(texts, "lesion", replace(reading, modality=anatomy.modality)))
+
+
+def _refuse_mixture(prompts: Sequence[Prompt], *, of: str, name: str) -> None:
+    found: dict[str, Prompt] = {}
+    for prompt in prompts:
+        found.setdefault(getattr(prompt.class_key, of), prompt)
+    if len(found) > 1:
+        listed = ", ".join(f"{value} (label {prompt.label})" for value, prompt in found.items())
+        raise PromptError(
+            f"the prompts of one case are of {len(found)} {name}: {listed}; "
+            "a case is one image, split the prompts",
+            code=f"several-{name}",
+        )
 
 
 def _refuse_repetition(prompts: Sequence[Prompt]) -> None:
@@ -165,7 +252,8 @@ def parse_prompts(
 
     A sentence without a modality takes the one in `reading`, else that of the other prompts, since
     a case is one image.
-    A missing `instance_label` means 0, anatomy.
+    A missing `instance_label` means 0, anatomy. A mapping of anatomy may hold that of lesions as
+    `lesions`.
 
     Raises
     ------
@@ -180,6 +268,8 @@ def parse_prompts(
             '{"1": "Spleen in abdominal CT", "instance_label": 0}',
             code="prompts-form",
         )
+    if LESIONS in mapping:
+        return _parse_combined(mapping, reading)
     kind = _read_kind(mapping.get(INSTANCE_LABEL, 0))
     texts: dict[int, str] = {}
     for key, text in mapping.items():
@@ -198,6 +288,21 @@ def parse_prompts(
             )
         texts[label] = text
     return _resolve(texts, kind, reading)
+
+
+def _parse_combined(mapping: Mapping[str, object], reading: PromptReading) -> CombinedPrompts:
+    """Read a mapping of anatomy that holds one of lesions."""
+    own = {key: value for key, value in mapping.items() if key != LESIONS}
+    held = mapping[LESIONS]
+    if not isinstance(held, Mapping):
+        raise PromptError(
+            f'"{LESIONS}" holds a {type(held).__name__}; give an object such as '
+            '{"2": "Liver tumors in abdominal CT"}',
+            code="prompts-form",
+        )
+    anatomy = parse_prompts(own, reading)
+    of_case = replace(reading, modality=anatomy.modality)
+    return combine(anatomy, parse_prompts({INSTANCE_LABEL: 1, **held}, of_case))
 
 
 def _read_kind(value: object) -> str:
@@ -382,14 +487,17 @@ def describe(found: Match | Prompt) -> dict[str, object]:
 
 __all__ = [
     "INSTANCE_LABEL",
+    "CombinedPrompts",
     "Match",
     "Prompt",
     "PromptReading",
     "PromptSet",
     "as_prompt_set",
+    "combine",
     "describe",
     "find_class",
     "numbered",
     "parse_prompts",
     "read_prompts",
+    "with_lesions",
 ]

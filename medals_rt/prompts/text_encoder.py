@@ -32,7 +32,7 @@ Graph: TypeAlias = Callable[[TokenIds, TokenIds], Floats]
 
 
 class TextEncoderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What stands in `text_encoder/settings.json`.
+    """Content of `text_encoder/settings.json`.
 
     Attributes
     ----------

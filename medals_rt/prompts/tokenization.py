@@ -1,7 +1,7 @@
 """From the text of a prompt to plain tokens: spelling, plurals, punctuation, abbreviations, Latin.
 
 The lists are in `data/prompt_words.json`. What a token *is* (part of a class name, a modality, a
-filler word) is decided in `matching`; here it only gets its plain form.
+filler word) is determined in `matching`; here it only gets its plain form.
 """
 
 from __future__ import annotations

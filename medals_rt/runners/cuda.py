@@ -76,7 +76,7 @@ class Ordering:
             caller.wait_event(self._done)
 
     def wait(self) -> None:
-        """Have the processor wait for all that the runner's stream was given."""
+        """Block until the runner's stream has done all its work."""
         self._stream.synchronize()
 
 

@@ -21,15 +21,15 @@ EXIT_FAILED, EXIT_OUT_OF_MEMORY = 1, 3
 WORKER = "medals_rt.runners.engine_check_worker"
 
 
-class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class EngineTrial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One trial.
 
     Attributes
     ----------
     engine_sha256
         What was tried.
-    card, driver
-        With what; another GPU or driver is another trial. The name `card` is that of the file.
+    gpu, driver
+        With what; another GPU or driver is another trial. The file calls it `card`.
     failure
         Why it is not to be used; empty where it ran.
     tried
@@ -37,7 +37,7 @@ class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     engine_sha256: str
-    card: str
+    gpu: str = msgspec.field(name="card")
     driver: str
     failure: str
     tried: str
@@ -73,9 +73,9 @@ def ensure_tried(engine: Engine, name: str, *, timeout_s: float = TIMEOUT_S) -> 
     trial = next((trial for trial in known if _is_of(trial, engine, gpu)), None)
     if trial is None:
         failure, lasting = _try_in_child(engine, timeout_s)
-        trial = Trial(
+        trial = EngineTrial(
             engine_sha256=engine.record.sha256,
-            card=gpu.name,
+            gpu=gpu.name,
             driver=gpu.driver,
             failure=failure,
             tried=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -106,18 +106,18 @@ def _try_in_child(engine: Engine, timeout_s: float) -> tuple[str, bool]:
     return reason, child.code != EXIT_OUT_OF_MEMORY
 
 
-def _is_of(trial: Trial, engine: Engine, gpu: Gpu) -> bool:
-    return (trial.engine_sha256, trial.card, trial.driver) == (
+def _is_of(trial: EngineTrial, engine: Engine, gpu: Gpu) -> bool:
+    return (trial.engine_sha256, trial.gpu, trial.driver) == (
         engine.record.sha256,
         gpu.name,
         gpu.driver,
     )
 
 
-def _known_trials(engine: Engine) -> list[Trial]:
+def _known_trials(engine: Engine) -> list[EngineTrial]:
     """Read the trials of this very engine; those of one that it replaced are forgotten."""
     try:
-        trials = msgspec.json.decode(engine.trials_path.read_bytes(), type=list[Trial])
+        trials = msgspec.json.decode(engine.trials_path.read_bytes(), type=list[EngineTrial])
     except FileNotFoundError:
         return []
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -128,7 +128,7 @@ def _known_trials(engine: Engine) -> list[Trial]:
     return [trial for trial in trials if trial.engine_sha256 == engine.record.sha256]
 
 
-def _keep(engine: Engine, trials: list[Trial]) -> tuple[str, ...]:
+def _keep(engine: Engine, trials: list[EngineTrial]) -> tuple[str, ...]:
     try:
         with atomic_output(engine.trials_path) as temporary:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(trials), indent=2))

@@ -203,7 +203,7 @@ def import_onnxruntime() -> Any:
 
 
 def _load_cuda_libraries(onnxruntime: Any) -> None:
-    """Have CUDA and cuDNN found where NVIDIA's Python packages put them, besides the system's path.
+    """Load CUDA and cuDNN from where NVIDIA's Python packages put them, if they do.
 
     What is printed of those that are missing is dropped: a session that needs one says so itself.
     """
@@ -226,7 +226,7 @@ def _open_session(
 
 
 def _graph_precision(specs: Sequence[TensorSpec]) -> Precision:
-    """Tell a graph in fp16 by what goes in and out: every graph of such a bundle has some of it."""
+    """Return a graph's precision: each one in fp16 has inputs or outputs of that type."""
     return "fp16" if any(spec.dtype == "float16" for spec in specs) else "fp32"
 
 

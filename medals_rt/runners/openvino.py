@@ -28,7 +28,7 @@ from medals_rt.runners.openvino_graphs import (
     shared_core,
 )
 
-# Part of a compiled graph's key: to be raised when graphs are joined or arranged in another way.
+# Part of a compiled graph's key: to be raised when graphs are joined or arranged differently.
 _JOINED_BY = 5
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 _DTYPES = {

@@ -1,4 +1,4 @@
-"""OpenVINO's graphs of a pass: joined into one, and put the way its CPU plugin runs them best.
+"""OpenVINO's graphs of a pass: joined into one, and arranged as its CPU plugin runs them best.
 
 What is done here is of no use to other libraries, so the exported graphs are left as they are.
 """
@@ -73,7 +73,7 @@ def join_graphs(paths: Sequence[Path]) -> Any:
 
 
 def arrange(model: Any, precision: Precision, *, chained: bool) -> Any:
-    """Put a model the way that suits its precision and, in bf16, that it is one of a chain."""
+    """Arrange a model as suits its precision and, in bf16, that it is one of a chain."""
     if precision == "fp32":
         return arrange_for_fp32(model)
     return arrange_for_bf16(model) if chained else model
@@ -83,7 +83,7 @@ def arrange_for_bf16(model: Any) -> Any:
     """Take out what a chain spends beside arithmetic when it computes in bf16.
 
     There the plugin keeps volumes with their channels last. So values that are handed over are
-    given and taken that way, and classes are products with voxels' rows: no volume is
+    passed in that layout, and classes are products with voxels' rows: no volume is
     transposed. Joining two volumes' channels is a copy of both; instead each goes through its half
     of the convolution, which adds to what the first one gave. That rounds once more, so it is done
     only to large volumes, whose copies cost time and memory.

@@ -1,4 +1,4 @@
-"""Every inference library, a line each; what else is known of one stands in its own file."""
+"""Every inference library, a line each; what else is known of one is in its own file."""
 
 from typing import Final
 

@@ -29,7 +29,7 @@ def choose(asked: str = "auto", bundle: Bundle | None = None) -> RunnerChoice:
     GPU, TensorRT or TensorRT-RTX where the bundle has an engine of every graph that fits the GPU
     and the library's version, else ONNX Runtime with CUDA; without one, or where all of that is
     missing, OpenVINO (the fastest on a CPU), else ONNX Runtime. What was passed over on a GPU is
-    told in `why`. What is asked for by name is never replaced by another.
+    reported in `why`. What is asked for by name is never replaced by another.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ def usable(kind: RunnerKind) -> bool:
 
 
 def why_not(kind: RunnerKind, bundle: Bundle | None) -> str:
-    """Say why a runner can't run a bundle on this machine; empty where it can.
+    """Describe why a runner can't run a bundle on this machine; empty where it can.
 
     It follows from what is installed, the GPU, and the records in the bundle: no graph is opened,
     so a library may still refuse one.

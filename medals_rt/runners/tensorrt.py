@@ -236,7 +236,7 @@ class TensorRTRunner(Runner):
         )
 
     def _set_shapes(self, arrays: Mapping[str, Array], results: Mapping[str, Array]) -> None:
-        """Tell the context the inputs' shapes, and hold the outputs' to what it makes of them."""
+        """Set the inputs' shapes in the context, and hold the outputs' to what it makes of them."""
         self._shaped_for = -1
         for key, array in arrays.items():
             if not self._context.set_input_shape(key, tuple(array.shape)):
@@ -384,7 +384,7 @@ def _tensor_specs(
 
 
 def _why_no_engines(kind: TensorRTKind, bundle: Bundle, gpu: Gpu) -> str:
-    """Say why a bundle has no engines for a GPU, from its records; empty where it has them."""
+    """Describe why a bundle has no engines for a GPU, from its records; empty where it has them."""
     try:
         library = open_library(kind)
         if not library.builds_for(gpu.architecture):

@@ -63,11 +63,11 @@ def test_of_several_that_fit_the_one_for_most_prompts(tmp_path):
     [
         ({"version": "11.3.0"}, "is for TensorRT 11.3.0, here is 11.4.0"),
         ({"library": "tensorrt-rtx"}, "is for TensorRT-RTX, not TensorRT"),
-        ({"architectures": ("SM86", "SM89")}, "is for cards of SM86, SM89, here is SM90"),
+        ({"architectures": ("SM86", "SM89")}, "is for GPUs of SM86, SM89, here is SM90"),
         ({"precision": "fp32"}, "is in fp32, asked for is fp16"),
         (
             {"version": "11.3.0", "architectures": ("SM89",)},
-            "is for TensorRT 11.3.0, here is 11.4.0 and for cards of SM89, here is SM90",
+            "is for TensorRT 11.3.0, here is 11.4.0 and for GPUs of SM89, here is SM90",
         ),
     ],
 )

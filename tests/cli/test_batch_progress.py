@@ -7,12 +7,15 @@ import pytest
 
 from medals_rt.cli._batch_progress import Bars, Lines, batch_listener
 from medals_rt.cli._output import out
+from medals_rt.common.notes import Note, warning
 from medals_rt.pipeline.batch import Entry
 from tests.cli.test_output import Terminal
 
-DONE = Entry("a", "a.npz", "a_seg.npz", "done", seconds=1.25, notes=("less was computed",))
+NOTES = (Note("cut-by-edge", "at the edge"), warning("time-budget", "less was computed"))
+DONE = Entry("a", "a.npz", "a_seg.npz", "done", seconds=1.25, notes=NOTES)
 KEPT = Entry("b", "b.npz", "b_seg.npz", "kept")
 FAILED = Entry("c", "c.npz", "c_seg.npz", "failed", error="no spacing")
+SKIPPED = Entry("d", "d", "d.dcm", "skipped", error="no image in it")
 
 
 @pytest.fixture(autouse=True)
@@ -23,26 +26,31 @@ def loud() -> Iterator[None]:
 
 
 def test_a_line_per_case(capsys: pytest.CaptureFixture[str]) -> None:
-    with batch_listener(3) as listener:
+    with batch_listener(4) as listener:
         assert type(listener) is Lines
-        for entry in (DONE, KEPT, FAILED):
+        for entry in (DONE, KEPT, FAILED, SKIPPED):
             listener.ended(entry)
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.splitlines() == [
-        "[1/3] a: 0 of 0 classes found, 1.2 s; less was computed",
-        "[2/3] b: finished before",
-        "[3/3] c: failed: no spacing",
+        "[1/4] a: 0 of 0 classes found, 1.2 s; at the edge",
+        "warning: a: less was computed",
+        "[2/4] b: finished before",
+        "[3/4] c: failed: no spacing",
+        "[4/4] d: passed over: no image in it",
     ]
-    assert listener.standing().startswith("2 of 3 cases are finished")
+    assert listener.standing().startswith("2 of 4 cases are finished")
 
 
-def test_failures_are_shown_when_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_and_warnings_are_shown_when_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     out.start(quiet=True)
-    with batch_listener(3) as listener:
-        for entry in (DONE, KEPT, FAILED):
+    with batch_listener(4) as listener:
+        for entry in (DONE, KEPT, FAILED, SKIPPED):
             listener.ended(entry)
-    assert capsys.readouterr().err == "[3/3] c: failed: no spacing\n"
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: a: less was computed",
+        "[3/4] c: failed: no spacing",
+    ]
 
 
 def test_bars_keep_what_was_noted_on_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:

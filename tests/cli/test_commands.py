@@ -33,6 +33,12 @@ def test_the_installed_command(tmp_path: Path) -> None:
     assert failed.stderr.count("\n") == 1
 
 
+def test_info_shows_the_notice(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "notice" not in call("info", "--bundle", tiny_bundle.folder).stdout
+    monkeypatch.setattr(Bundle, "notice", "for tests only")
+    assert "\nnotice: for tests only\n" in call("info", "--bundle", tiny_bundle.folder).stdout
+
+
 def test_info(tiny_bundle: Bundle, tmp_path: Path) -> None:
     result = call("info", "--bundle", tiny_bundle.folder)
     assert result.exit_code == 0, result.output
@@ -73,6 +79,7 @@ def test_the_list_of_classes() -> None:
 
 def test_plan_of_a_case(tiny_bundle: Bundle, case: Path, run: Callable[..., Result]) -> None:
     arguments = ("plan", "--input", case, "--bundle", tiny_bundle.folder)
+    arguments += ("--precision", "fp32")
     assert run("--quiet").exit_code == 0  # which measures a pass
     plan = json.loads(call(*arguments, "--json").stdout)
     assert [stage["stage"] for stage in plan["stages"]] == [1, 2]

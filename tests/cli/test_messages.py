@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.io.registry import OUTPUT_ENDINGS
 from tests.cli.helpers import Result, call
 
 USAGE = {
@@ -28,6 +29,8 @@ USAGE = {
     "`medals-rt build --help`",
 }
 
+FORMATS = ", ".join(ending.removeprefix(".") for ending in OUTPUT_ENDINGS)
+
 OPTIONS = {
     "plan": "give --input CASE, or all of --shape, --spacing and --classes",
     "plan --input x --shape 1,1,1": "--shape, --spacing, --classes and --stage describe a case "
@@ -41,8 +44,8 @@ OPTIONS = {
     "bench --stage1 x": "eager PyTorch needs both checkpoints: --stage1 and --stage2",
     "batch x y --no-preview --prompts x --prompt y": "prompts come from --prompts or from "
     "--prompt, not both; leave out one of them",
-    "batch x y --no-preview --format tiff": "there is no format 'tiff'; use same or one of npz, "
-    "nii.gz, nii, nrrd, dcm",
+    "batch x y --no-preview --format tiff": "there is no format 'tiff'; use same "
+    f"or one of {FORMATS}",
 }
 
 FAILURES = {

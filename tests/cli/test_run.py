@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.helpers import LIVER, SHAPE, Result
+from medals_rt.common.errors import PromptError
+from tests.cli.helpers import LIVER, SHAPE, Result, assert_refused, error_of
 
 
 def test_run_writes_what_was_asked_for(run: Callable[..., Result], out: Path) -> None:
@@ -15,7 +16,8 @@ def test_run_writes_what_was_asked_for(run: Callable[..., Result], out: Path) ->
     result = run(**files)
     assert result.exit_code == 0, result.output
     assert "Liver" in result.stdout
-    assert result.stderr == ""  # no progress bar where there is no terminal
+    # no progress bar where there is no terminal
+    assert all(line.startswith(("note: ", "warning: ")) for line in result.stderr.splitlines())
     with np.load(out / "seg.npz", allow_pickle=True) as found:
         assert found["segs"].shape == SHAPE
         assert set(np.unique(found["segs"])) <= {0, 1}
@@ -69,6 +71,22 @@ def test_lesions_and_the_release_preset(run: Callable[..., Result], out: Path) -
     with np.load(out / "seg.npz") as found:
         assert "instances" not in found
         assert set(np.unique(found["segs"])) <= {0, 1}
+
+
+def test_organs_and_lesions_in_one_run(run: Callable[..., Result], out: Path) -> None:
+    words = ("--prompt", "liver on CT", "--lesion", "adrenocortical carcinoma")
+    result = run(*words, report=out / "r.json")
+    assert result.exit_code == 0, result.output
+    report = json.loads((out / "r.json").read_text())
+    assert report["stages"][0]["name"] == "organs: coarse"
+    assert [each["label"] for each in report["classes"]] == [1, 2]
+    refused = run(*words, preset="release")
+    assert_refused(refused, PromptError)
+    assert error_of(refused).code == "lesions-without-labels"
+    alone = run("--lesion", "adrenocortical carcinoma on CT", output=out / "alone.npz")
+    assert alone.exit_code == 0, alone.output
+    with np.load(out / "alone.npz") as found:
+        assert "instances" in found
 
 
 def test_hybrid_mode(run: Callable[..., Result], tmp_path: Path) -> None:

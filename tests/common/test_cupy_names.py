@@ -1,4 +1,4 @@
-"""Array code on a card: without one, at least every name and keyword it uses must exist in CuPy.
+"""Array code on a GPU: without one, at least every name and keyword it uses must exist in CuPy.
 
 CuPy imports without a driver, so this runs wherever it is installed.
 """
@@ -22,7 +22,7 @@ ROOTS = {"xp": "array_api_compat.cupy", "cupy": "cupy", "cupyx": "cupyx"}
 
 
 def uses(path: Path) -> Iterator[tuple[str, list[str], tuple[str, ...], int]]:
-    """Give each dotted name under one of the roots: root, parts, keywords of its call, line."""
+    """Yield each dotted name under one of the roots: root, parts, keywords of its call, line."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
     inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -42,7 +42,7 @@ def uses(path: Path) -> Iterator[tuple[str, list[str], tuple[str, ...], int]]:
 
 
 def complaint(root: Any, parts: list[str], keywords: tuple[str, ...]) -> str | None:
-    """Say what of a use CuPy doesn't have; None: it has all of it."""
+    """Describe what of a use CuPy doesn't have; None: it has all of it."""
     found = root
     for part in parts:
         if not hasattr(found, part):

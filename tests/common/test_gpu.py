@@ -58,20 +58,20 @@ class Driver:
 def test_a_card_is_described(monkeypatch, tmp_path):
     (tmp_path / "version").write_text(VERSION_TEXT)
     monkeypatch.setattr(gpu, "_VERSION_FILE", tmp_path / "version")
-    card = ask_driver(Driver())
-    assert (card.name, card.architecture, card.memory_bytes) == ("NVIDIA H100", "SM90", 80 << 30)
-    assert card.driver == "580.65.06, CUDA 12.8"
+    found = ask_driver(Driver())
+    assert (found.name, found.architecture, found.memory_bytes) == ("NVIDIA H100", "SM90", 80 << 30)
+    assert found.driver == "580.65.06, CUDA 12.8"
 
 
 @pytest.mark.parametrize(
     "failing",
     ["cuInit", "cuDeviceGetCount", "cuDeviceGetAttribute", "cuDriverGetVersion", "cuDeviceGetName"],
 )
-def test_a_driver_that_fails_has_no_card(failing):
+def test_a_driver_that_fails_has_no_gpu(failing):
     assert ask_driver(Driver(failing)) is None
 
 
-def test_no_cards():
+def test_no_gpus():
     assert ask_driver(Driver(count=0)) is None
 
 
@@ -84,7 +84,7 @@ def test_driver_version(tmp_path):
     assert driver_version(file) == "580.65.06"
 
 
-def test_no_driver_is_no_card(monkeypatch):
+def test_no_driver_is_no_gpu(monkeypatch):
     def missing(name):
         raise OSError(name)
 
@@ -92,7 +92,7 @@ def test_no_driver_is_no_card(monkeypatch):
     gpu.find_gpu.cache_clear()
     try:
         assert gpu.find_gpu() is None
-        with pytest.raises(MissingDependencyError, match="this needs an NVIDIA card"):
+        with pytest.raises(MissingDependencyError, match="this needs an NVIDIA GPU"):
             require_gpu("this")
     finally:
         gpu.find_gpu.cache_clear()

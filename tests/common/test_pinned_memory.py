@@ -1,4 +1,4 @@
-"""Staged copies, on a fake of CuPy here and on CuPy itself where there is a card."""
+"""Staged copies, on a fake of CuPy here and on CuPy itself where there is a GPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Event:
 
 
 class Stream:
-    """Does nothing before someone waits for it, as a slow card would."""
+    """Does nothing before someone waits for it, as a slow GPU would."""
 
     def __init__(self, **_: Any) -> None:
         self.pending: list[Any] = []
@@ -55,8 +55,8 @@ class Device:
         pass
 
 
-class CardArray(np.ndarray):
-    """Memory of the fake card."""
+class GpuArray(np.ndarray):
+    """Memory of the fake GPU."""
 
     device = Device()
 
@@ -75,13 +75,13 @@ class CardArray(np.ndarray):
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Stream:
+def stream(monkeypatch: pytest.MonkeyPatch) -> Stream:
     """Put the fake in CuPy's place; gives the caller's stream."""
     callers = Stream()
     cupy: Any = types.ModuleType("cupy")
-    cupy.asarray = lambda host: np.array(host).view(CardArray)
-    cupy.empty = lambda shape, dtype: np.full(shape, 77, dtype).view(CardArray)
-    cupy.ascontiguousarray = lambda array: np.ascontiguousarray(array).view(CardArray)
+    cupy.asarray = lambda host: np.array(host).view(GpuArray)
+    cupy.empty = lambda shape, dtype: np.full(shape, 77, dtype).view(GpuArray)
+    cupy.ascontiguousarray = lambda array: np.ascontiguousarray(array).view(GpuArray)
     cupy.cuda = types.SimpleNamespace(
         Device=Device, Stream=Stream, get_current_stream=lambda: callers
     )
@@ -97,7 +97,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Stream:
 
 @pytest.mark.parametrize("shape", [(3, 4), (1, MIB, 1), (5, 700, 1000), (4, 512, 512)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32])
-def test_up_and_down_again(card: Stream, shape: tuple[int, ...], dtype: type) -> None:
+def test_up_and_down_again(stream: Stream, shape: tuple[int, ...], dtype: type) -> None:
     host = np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
     uploaded = pinned_memory.upload(host)
     np.testing.assert_array_equal(np.asarray(uploaded), host)
@@ -106,10 +106,10 @@ def test_up_and_down_again(card: Stream, shape: tuple[int, ...], dtype: type) ->
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, host)
     staged = host.nbytes >= MIB
-    assert len(card.followed) == int(staged)  # the caller's stream waits for the upload
+    assert len(stream.followed) == int(staged)  # the caller's stream waits for the upload
 
 
-@pytest.mark.usefixtures("card")
+@pytest.mark.usefixtures("stream")
 def test_turned_arrays_come_down_in_the_order_of_their_axes() -> None:
     host = np.random.default_rng(0).integers(0, 200, (30, 200, 250)).astype(np.uint8)
     view = pinned_memory.upload(host).transpose(2, 0, 1)
@@ -121,10 +121,10 @@ def test_turned_arrays_come_down_in_the_order_of_their_axes() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(3, 4), (5, 700, 1000), (40, 1024, 1024)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32])
-def test_up_and_down_on_a_card(shape: tuple[int, ...], dtype: type) -> None:
+def test_up_and_down_on_a_gpu(shape: tuple[int, ...], dtype: type) -> None:
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     if not cupy.is_available():
-        pytest.skip("CuPy finds no CUDA card")
+        pytest.skip("CuPy finds no CUDA GPU")
     host = np.random.default_rng(0).integers(0, 200, shape, np.uint8).astype(dtype)
     uploaded = to_device(host, "cuda")
     assert np.array_equal(to_host(uploaded), host)

@@ -71,7 +71,7 @@ def rtx():
 
 
 def test_rtx_builds_every_graph_of_the_demo(rtx, bundle):
-    """Parsed and built for real, without a card."""
+    """Parsed and built for real, without a GPU."""
     options = ("--bundle", bundle.folder, "--target", "tensorrt-rtx", "--arch", "SM89")
     done = run("build", *options)
     assert done.exit_code == 0, done.output
@@ -127,7 +127,7 @@ def test_rtx_architectures(rtx, bundle, monkeypatch):
     with pytest.raises(InputError, match=r"builds for SM75, .*SM120.*, not for SM90"):
         build_engines(bundle, rtx, name, recipe, architectures=("SM90",))
     monkeypatch.setattr("medals_rt.common.gpu.find_gpu", lambda: None)
-    with pytest.raises(MissingDependencyError, match="CURRENT needs an NVIDIA card"):
+    with pytest.raises(MissingDependencyError, match="CURRENT needs an NVIDIA GPU"):
         build_engines(bundle, rtx, name, recipe, architectures=("CURRENT",))
 
 
@@ -244,7 +244,7 @@ def test_a_full_disk_is_told(build, bundle, monkeypatch):
     assert not (bundle.folder / "engines").exists()
 
 
-def test_what_was_measured_is_kept_for_the_same_version_and_card(
+def test_what_was_measured_is_kept_for_the_same_version_and_gpu(
     build, fakes, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "cache"))

@@ -92,7 +92,8 @@ def test_half_precision_with_text_encoder(files, tmp_path):
         (("--precision", "bf16"), {"precision": "bf16", "weights": None}),
         (("--verify",), {"verify_with": ("openvino", "onnxruntime")}),
         (("--no-verify",), {"verify_with": ()}),
-        (("--name", "mine", "--overwrite"), {"name": "mine", "overwrite": True}),
+        (("--name", "mine", "--overwrite"), {"name": "mine", "overwrite": True, "notice": None}),
+        (("--notice", "for research only"), {"notice": "for research only"}),
     ],
 )
 def test_options_reach_the_export(files, tmp_path, asked, options, expected):

@@ -17,8 +17,7 @@ from medals_export.onnx_graphs import trace
 from medals_export.verify import reference_passes, relative_error, unverified, verify_graph
 from medals_rt.bundle.manifest import FOLDED_REFINERS, GRAPH_NAMES
 from medals_rt.common.errors import ExportError
-from medals_rt.runners import openvino
-from medals_rt.runners.selection import open_runner
+from medals_rt.runners.selection import open_runner, precisions
 from tests.bundles import tiny_bank, tiny_checkpoint
 
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -56,7 +55,7 @@ def rounds(precision, graph):
     The classifier has no weights, and its inputs are float32 in bf16. OpenVINO rounds them only on
     a processor that computes in bf16, and takes them as they are on any other.
     """
-    return (precision, graph) != ("bf16", "classifier") or "bf16" in openvino.precisions()
+    return (precision, graph) != ("bf16", "classifier") or "bf16" in precisions("openvino")
 
 
 def test_operators_compute_in_the_type_they_should(traced):
@@ -168,7 +167,7 @@ def test_the_network_itself_stays_as_it_is():
 
 
 def turn(operator, dtype):
-    """Give a change to a graph that lets one operator compute in another type."""
+    """Return a change to a graph that lets one operator compute in another type."""
 
     def change(model):
         nodes = list(model.graph.node)

@@ -1,7 +1,7 @@
-"""Fakes of CuPy and TensorRT on a machine without a card.
+"""Fakes of CuPy and TensorRT on a machine without a GPU.
 
 `in_place` puts them there for a test, `environment` for a child process. They show that the code
-keeps the libraries' rules as far as they are known, and nothing of a card.
+keeps the libraries' rules as far as they are known, and nothing of a GPU.
 """
 
 import os
@@ -19,7 +19,7 @@ from medals_rt.common import gpu
 from medals_rt.common.gpu import Gpu
 from medals_rt.runners.tensorrt_library import TensorRTLibrary, open_library
 
-CARD = Gpu("NVIDIA Fake 90", "SM90", 80 << 30, "580.65.06, CUDA 13.0")
+GPU = Gpu("NVIDIA Fake 90", "SM90", 80 << 30, "580.65.06, CUDA 13.0")
 FOLDER = Path(__file__).parent
 ALLOWED = "MEDALS_RT_FAKES"
 """The variable without which no fake can be imported."""
@@ -44,7 +44,7 @@ def in_place(patch: pytest.MonkeyPatch) -> Iterator[Fakes]:
     earlier = {name: sys.modules.pop(name) for name in _faked_modules()}
     patch.setenv(ALLOWED, "1")
     patch.syspath_prepend(str(FOLDER))
-    patch.setattr(gpu, "find_gpu", lambda: CARD)
+    patch.setattr(gpu, "find_gpu", lambda: GPU)
     open_library.cache_clear()
     try:
         modules = [import_module(name) for name in ("cupy", "tensorrt")]
@@ -63,6 +63,6 @@ def _faked_modules() -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Give the variables of a child process that is to find the fakes, and nothing of CuPy."""
+    """Return the variables of a child process that is to find the fakes, and nothing of CuPy."""
     path = os.pathsep.join([str(FOLDER), str(FOLDER.parent.parent)])
     return {**os.environ, ALLOWED: "1", "PYTHONPATH": path}

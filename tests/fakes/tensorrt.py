@@ -298,7 +298,7 @@ class Context:
         if behaviour == "hang":
             time.sleep(60)
         if behaviour == "out of memory":
-            raise MemoryError("the card is full")
+            raise MemoryError("the GPU is full")
         if behaviour == "false":
             self._engine.log.complain("an illegal memory access was encountered")
             return False

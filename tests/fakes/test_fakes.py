@@ -1,7 +1,7 @@
-"""What is written for a card, on the fakes: all tests marked gpu, and whole cases.
+"""What is written for a GPU, on the fakes: all tests marked gpu, and whole cases.
 
 This shows that the code keeps the rules of CuPy's arrays and of the libraries' interfaces, as far
-as the fakes know them. It is no run on a card: that is `benchmarks/gpu.sh`.
+as the fakes know them. It is no run on a GPU: that is `benchmarks/gpu.sh`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ from medals_rt.bundle.bundle import Bundle
 from tests.fakes import ALLOWED, FOLDER, Fakes, environment, in_place
 from tests.paths import ROOT
 
-RTX_LACKS_THE_CARD = re.compile(
-    "TensorRT-RTX does not build for SM90|tensorrt-rtx is not installed"
-)
+RTX_LACKS_THE_GPU = re.compile("TensorRT-RTX does not build for SM90|tensorrt-rtx is not installed")
 ONLY_FOR_ENGINES = "for TensorRT and TensorRT-RTX"
 
 
@@ -46,7 +44,7 @@ def run_python(*arguments: str, **variables: str) -> str:
 
 
 @pytest.mark.slow
-def test_all_tests_for_a_card_pass(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_all_tests_for_a_gpu_pass(tiny_bundle: Bundle, tmp_path: Path) -> None:
     marked = re.compile(r"mark\.gpu|\bxp\b")
     files = [
         str(path)
@@ -64,12 +62,12 @@ def test_all_tests_for_a_card_pass(tiny_bundle: Bundle, tmp_path: Path) -> None:
         skip = case.find("skipped")
         if skip is not None:
             skipped.add(skip.get("message", ""))
-        elif "test_on_card" in case.get("classname", ""):
+        elif "test_on_gpu" in case.get("classname", ""):
             passed[re.findall("onnxruntime-cuda|tensorrt", case.get("name", ""))[0]] += 1
         else:
             passed["arrays"] += 1
     unexpected = [
-        why for why in skipped if why != ONLY_FOR_ENGINES and not RTX_LACKS_THE_CARD.match(why)
+        why for why in skipped if why != ONLY_FOR_ENGINES and not RTX_LACKS_THE_GPU.match(why)
     ]
     assert unexpected == []
     assert passed["arrays"] >= 75
@@ -112,7 +110,7 @@ def test_labels_of_whole_cases_are_those_of_the_processor() -> None:
         lambda a: np.add(a.ours, a.ours),
     ],
 )
-def test_arrays_of_card_and_host_do_not_mix(
+def test_arrays_of_gpu_and_host_do_not_mix(
     fakes: Fakes, mix: Callable[[SimpleNamespace], Any]
 ) -> None:
     host = np.ones(3, np.float32)
@@ -121,7 +119,7 @@ def test_arrays_of_card_and_host_do_not_mix(
 
 
 def test_what_the_fake_has_cupy_has() -> None:
-    """Else a test would pass on it that fails on a card."""
+    """Else a test would pass on it that fails on a GPU."""
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
     told = run_python(
         "-c",

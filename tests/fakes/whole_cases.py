@@ -1,4 +1,4 @@
-"""Cases of the demo from image to labels, on the fake of a card and on the processor.
+"""Cases of the demo from image to labels, on the fake of a GPU and on the processor.
 
     python -m tests.fakes.whole_cases engines/demo
 
@@ -25,11 +25,11 @@ def main(folder):
     put_in()
     with (
         Segmenter.open(folder, runner="onnxruntime", precision="fp32") as on_cpu,
-        Segmenter.open(folder, runner="onnxruntime-cuda") as on_card,
+        Segmenter.open(folder, runner="onnxruntime-cuda") as on_gpu,
     ):
         for name, volume, prompts, options in cases(folder / "cases"):
             wanted = on_cpu.segment(volume, prompts, **options)
-            found = on_card.segment(volume, prompts, **options)
+            found = on_gpu.segment(volume, prompts, **options)
             told = {
                 "case": name,
                 "device": found.report.device,

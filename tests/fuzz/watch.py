@@ -87,7 +87,7 @@ class Guard:
 
 
 def inputs_of(target: Target, seeds: list[bytes], seed: int, count: int) -> Iterator[bytes]:
-    """Give a target's mutated files, the same for the same seed."""
+    """Yield a target's mutated files, the same for the same seed."""
     for index in range(count):
         rng = np.random.default_rng([seed, TARGETS.index(target), index])
         yield mutate(seeds[index % len(seeds)], rng, target.mutations)

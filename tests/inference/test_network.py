@@ -107,7 +107,7 @@ def test_a_class_alone_is_the_class_among_twenty(network, prompted):
 
 
 def test_passes_in_any_order_give_the_same_bytes(network):
-    """Each chain of graphs gives its memory back to the next and takes it anew."""
+    """Each chain of graphs gives its memory back to the next and takes it again."""
     image, queries, (prompts, _) = window_case(3)
     first = whole(network, image, queries, prompts)
     kept = first.copy()

@@ -196,7 +196,7 @@ def test_windows_are_counted_once_a_run_when_time_is_short() -> None:
     clock = SimpleNamespace(now=50.0)
     watchdog = Watchdog(Budget(10.0, started=0.0, clock=lambda: clock.now), 1.0)
     result, told = run(cut, np, [], watchdog)
-    assert result.left_out == cut.memory.window_runs > len(cut.plan.windows)
+    assert result.left_out == cut.memory.window_runs > len(cut.geometry.windows)
     assert told[-1] == (result.left_out, result.left_out)
     assert set(np.unique(result.labels_hwd)) == {0, *LABELS}
     assert not result.labels_hwd[:, :9].any()
@@ -205,7 +205,7 @@ def test_windows_are_counted_once_a_run_when_time_is_short() -> None:
 def test_the_watchdog_looks_at_all_runs_that_are_left() -> None:
     """A pass of 1 s: what would do for the windows once does not for their runs in blocks."""
     cut, whole = planned_stage(LITTLE, "masked", ANATOMY), planned_stage(PLENTY, "masked", ANATOMY)
-    once, runs = len(whole.plan.windows), cut.memory.window_runs
+    once, runs = len(whole.geometry.windows), cut.memory.window_runs
     assert runs > once
 
     def hastened(planned: StagePlan) -> int:

@@ -18,7 +18,7 @@ from medals_rt.io.segment_metadata import PRIVATE_SCHEME, class_color, code_tabl
 from medals_rt.prompts.classes import all_classes
 from medals_rt.prompts.prompt_set import Prompt, PromptSet, numbered, parse_prompts
 from tests.dicom import write_series
-from tests.io.test_dicom import HU, UPRIGHT, write_enhanced
+from tests.io.dicom.test_case import HU, UPRIGHT, write_enhanced
 from tests.io.test_formats import affine_of, sphere_ijk
 
 SENTENCES = ("Liver in abdominal CT", "Right kidney in CT", "Left autochthon in CT")

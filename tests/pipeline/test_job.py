@@ -22,10 +22,12 @@ from medals_rt.cli._options import run_options, takes
 from medals_rt.cli.batch import batch_command
 from medals_rt.cli.run import run_command
 from medals_rt.common.choices import OutputFormat
+from medals_rt.common.errors import InputError
 from medals_rt.io.registry import FORMATS, read_labels
 from medals_rt.pipeline.csv_tables import LESION_COLUMNS
 from medals_rt.pipeline.job import default_output
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
+from tests.cli.helpers import error_of
 from tests.dicom import write_series
 from tests.pipeline.batch.helpers import SHAPE, write_case
 
@@ -48,7 +50,9 @@ def test_run_writes_statistics(tiny_bundle: Bundle, tmp_path: Path) -> None:
     assert float(found["mean"]) == pytest.approx(inside.mean(), rel=1e-5)
     same = CliRunner().invoke(app, words(tiny_bundle, case, output, "--statistics", output))
     assert same.exit_code == 2
-    assert "different names" in same.stderr
+    error = error_of(same)
+    assert isinstance(error, InputError)
+    assert error.code == "outputs-alike"
 
 
 LESIONS = ("--prompt", "adrenocortical carcinoma on CT", "--kind", "lesion")
@@ -168,7 +172,9 @@ def test_the_options_that_decide_a_result() -> None:
     every = {each.name for each in fields(RunOptions)}
     assert every - set(RunOptions().deciding()) >= {"bundle", "threads", "max_voxels"}
     decides = RunOptions().deciding()["segment"]
-    assert set(decides) == {"preset", "refinement", "seed", "window", "time_budget"}
+    assert set(decides) == {
+        *("preset", "refinement", "seed", "window", "postprocess", "time_budget"),
+    }
     for options in (SegmentOptions(time_budget=1), SegmentOptions(seed=1)):
         assert RunOptions(segment=options).deciding() != RunOptions().deciding()
     lighter = RunOptions(segment=SegmentOptions(max_memory=2**30))

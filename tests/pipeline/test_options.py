@@ -1,11 +1,13 @@
 """What a run is asked for."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from medals_rt.common.errors import InputError
-from medals_rt.pipeline.options import RunOptions, SegmentOptions
+from medals_rt.common.errors import InputError, PromptError
+from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
+from medals_rt.prompts.prompt_set import PLAIN_READING
 
 
 @pytest.mark.parametrize(
@@ -38,3 +40,28 @@ def test_only_what_can_change_a_result_decides() -> None:
         assert deciding(**changes) != deciding()
     for keeps in ({"max_memory": 10**9}, {"classes_per_chunk": 3}, {"keep_probability": True}):
         assert deciding(**keeps) == deciding()
+
+
+def test_where_prompts_come_from(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.json"
+    file.write_text('{"5": "Liver in abdominal CT"}')
+    lesions = ("Liver tumors",)
+    for source, labels in {
+        PromptSource(file): (5,),
+        PromptSource(file, lesions=lesions): (5, 6),
+        PromptSource(sentences=("Liver in CT", "Spleen in CT"), lesions=lesions): (1, 2, 3),
+        PromptSource(lesions=("Liver tumors in CT",)): (1,),
+    }.items():
+        found = source.read(PLAIN_READING)
+        assert found is not None
+        assert found.labels == labels
+        assert (found.class_keys[-1].kind == "lesion") is bool(source.lesions)
+    assert PromptSource().read(PLAIN_READING) is None
+    with pytest.raises(PromptError) as caught:
+        PromptSource(file, ("Liver in CT",)).read(PLAIN_READING)
+    assert caught.value.code == "prompts-twice"
+    with pytest.raises(PromptError) as caught:
+        PromptSource(sentences=("Liver tumors in CT",), kind="lesion", lesions=lesions).read(
+            PLAIN_READING
+        )
+    assert caught.value.code == "kinds-not-combinable"

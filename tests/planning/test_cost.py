@@ -267,21 +267,6 @@ def test_passes_of_every_window_group_count() -> None:
     ]
 
 
-def test_a_shape_and_a_file_of_that_shape_are_planned_alike(
-    tiny_bundle: Bundle, tmp_path: Path
-) -> None:
-    """Also where the spacing is one that a challenge file's is repaired from."""
-    image = np.zeros((12, 60, 60), np.uint8)
-    np.savez(tmp_path / "case.npz", imgs=image, spacing=(6.0, 4.0, 4.0))
-    bundle = [*on(tiny_bundle), "--json"]
-    case = ["--input", str(tmp_path / "case.npz"), "--prompt", "Liver in abdominal CT"]
-    shape = ["--shape", "12,60,60", "--spacing", "6,4,4", "--classes", "CT/Liver"]
-    found = [CliRunner().invoke(app, ["plan", *words, *bundle]) for words in (case, shape)]
-    assert [each.exit_code for each in found] == [0, 0]
-    by_file, by_shape = (json.loads(each.stdout) for each in found)
-    assert by_file["stages"] == by_shape["stages"]
-
-
 def test_an_unmeasured_stage_counts_by_its_voxels() -> None:
     both = timed_plan({1: 0.224 * 0.224 * 0.128, 2: 0.192**3}, [LIVER], 60)
     assert timed_plan({1: 0.224 * 0.224 * 0.128}, [LIVER], 60) == both

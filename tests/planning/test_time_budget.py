@@ -1,4 +1,4 @@
-"""What is given up to keep a case within its time: decisions on a clock that the tests turn."""
+"""What is left out to keep a case within its time: decisions on a clock that the tests turn."""
 
 from __future__ import annotations
 
@@ -291,7 +291,7 @@ def test_a_budget_is_not_refused_once_work_was_done(
 ) -> None:
     """The second of two window groups has no time for a pass, as it turns out after the first."""
     monkeypatch.setattr(
-        "medals_rt.pipeline.intensity_windows.classes_by_window",
+        "medals_rt.pipeline.window_groups.classes_by_window",
         lambda classes, _: {"soft tissue": [classes[0]], "lung": [classes[1]]},
     )
     shortfalls = iter([None, "too small"])

@@ -63,7 +63,7 @@ def test_nothing_has_no_components(xp: Any, shape: tuple[int, int, int]) -> None
 
 
 def several_slabs() -> tuple[np.ndarray, np.ndarray]:
-    """Give a label map and values that are worked on in more than one slab, cut out of larger ones.
+    """Return a label map and values that take more than one slab, cut out of larger ones.
 
     Blocks of 3 voxels: components cross slabs, rows and planes.
     """

@@ -16,7 +16,8 @@ def volume(image: np.ndarray) -> Volume:
 
 def scan(image: np.ndarray) -> Volume:
     """A volume of a file that states its geometry."""
-    return Volume(image, (1.0, 1.0, 1.0), source=SourceGrid.from_affine(np.eye(4)))
+    grid = SourceGrid.from_affine(np.eye(4))
+    return Volume(image, (1.0, 1.0, 1.0), source=grid, geometry_is_stated=True)
 
 
 def codes(volume: Volume, modality: str, window: str = "soft tissue") -> list[tuple[str, str]]:

@@ -25,7 +25,7 @@ def build_fake_engines(folder: Path, like: Bundle, fakes: Fakes) -> Bundle:
 
 
 def engine_of(bundle: Bundle, graph: str, stage: int = 1) -> Engine:
-    """Give the engine of a graph."""
+    """Return the engine of a graph."""
     (found,) = (
         each
         for each in list_engines(bundle.folder / ENGINE_FOLDER)

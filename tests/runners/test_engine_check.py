@@ -7,7 +7,7 @@ from medals_rt.common import gpu
 from medals_rt.common.errors import RunnerError
 from medals_rt.common.gpu import Gpu
 from medals_rt.runners import engine_check
-from medals_rt.runners.engine_check import Trial, ensure_tried
+from medals_rt.runners.engine_check import EngineTrial, ensure_tried
 from medals_rt.runners.engine_check_worker import main
 from medals_rt.runners.selection import open_runner
 from tests.runners.engine_bundles import behaving, engine_of, random_feeds
@@ -30,7 +30,7 @@ def children(monkeypatch):
 
 
 def trials_of(engine):
-    return msgspec.json.decode(engine.trials_path.read_bytes(), type=list[Trial])
+    return msgspec.json.decode(engine.trials_path.read_bytes(), type=list[EngineTrial])
 
 
 def test_a_good_engine_is_tried_once_a_card_and_driver(fakes, bundle, children, monkeypatch):
@@ -75,10 +75,10 @@ def test_an_engine_that_hangs_is_given_up(bundle):
     assert trials_of(engine)[0].failure == "it did not end within 2 s"
 
 
-def test_a_full_card_is_no_fault_of_the_engine(bundle, children):
+def test_a_full_gpu_is_no_fault_of_the_engine(bundle, children):
     engine = behaving(engine_of(bundle, GRAPH), "out of memory")
     for _ in range(2):
-        with pytest.raises(RunnerError, match="out of memory: the card is full"):
+        with pytest.raises(RunnerError, match="out of memory: the GPU is full"):
             ensure_tried(engine, GRAPH)
     assert len(children) == 2
     assert not engine.trials_path.exists()

@@ -19,7 +19,7 @@ class RTXCache:
         self.data = b""
 
     def deserialize(self, data):
-        if data.startswith(b"other card"):
+        if data.startswith(b"other GPU"):
             return False
         self.data = data
         return True
@@ -78,7 +78,7 @@ def test_kernels_compiled_on_first_use_are_kept(fakes, bundle, tmp_path, monkeyp
     assert path.read_bytes() == b"kernels"
     assert opened_and_kept() == ()
     assert path.read_bytes() == b"kernels" * 2
-    path.write_bytes(b"other card's")
+    path.write_bytes(b"other GPU's")
     assert opened_and_kept() == ()
     assert path.read_bytes() == b"kernels"
     older = path.with_name("kernels-older.cache")

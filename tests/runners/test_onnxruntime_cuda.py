@@ -1,4 +1,4 @@
-"""ONNX Runtime on a card: what is bound where, on fakes of CuPy and the library."""
+"""ONNX Runtime on a GPU: what is bound where, on fakes of CuPy and the library."""
 
 import importlib.metadata
 
@@ -75,7 +75,7 @@ def test_order_of_work_is_kept_by_events(library, fakes, bundle):
     assert cuda.log[-1] == ("synchronize", own)
 
 
-def test_views_are_copied_on_the_card(library, fakes, bundle):
+def test_views_are_copied_on_the_gpu(library, fakes, bundle):
     runner = open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH))
     feeds = random_feeds(fakes.cupy, bundle, GRAPH, 2)
     wanted = runner.run(feeds)["probabilities"]

@@ -17,8 +17,8 @@ from medals_rt.runners.selection import choose, why_not
 
 
 @pytest.fixture(autouse=True)
-def _no_card(monkeypatch):
-    """What is chosen where there is a card: test_tensorrt."""
+def _no_gpu(monkeypatch):
+    """What is chosen where there is a GPU: test_tensorrt."""
     monkeypatch.setattr("medals_rt.common.gpu.find_gpu", lambda: None)
 
 

@@ -283,7 +283,7 @@ def test_stale_and_foreign_engines_are_passed_over_with_the_reason(bundle, monke
     path = bundle.graph_path(1, GRAPH)
     with monkeypatch.context() as patch:
         patch.setattr(gpu, "find_gpu", lambda: Gpu("NVIDIA RTX 4090", "SM89", 24 << 30, "580"))
-        with pytest.raises(BundleError, match="for cards of SM90, here is SM89; run `medals-rt bu"):
+        with pytest.raises(BundleError, match="for GPUs of SM90, here is SM89; run `medals-rt bu"):
             open_runner("tensorrt", path)
     changed = path.read_bytes() + b"\x00"
     path.write_bytes(changed)
@@ -324,5 +324,5 @@ def test_without_a_card_or_cupy(fakes, bundle, monkeypatch):
     with pytest.raises(MissingDependencyError, match="CuPy finds no GPU"):
         open_runner("tensorrt", path)
     monkeypatch.setattr(gpu, "find_gpu", lambda: None)
-    with pytest.raises(MissingDependencyError, match="TensorRT needs an NVIDIA card"):
+    with pytest.raises(MissingDependencyError, match="TensorRT needs an NVIDIA GPU"):
         open_runner("tensorrt", path)

@@ -372,7 +372,7 @@ def _files_of_zip(archive: zipfile.ZipFile, path: Path, max_bytes: int) -> list[
         if member.flag_bits & 1:
             raise CaseError(f"{path.name} is encrypted ({name!r}); unpack it and give the folder")
         if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-            raise CaseError(f"{name!r} in {path.name} is compressed in a way that isn't read")
+            raise CaseError(f"{name!r} in {path.name} has a compression that isn't read")
         if (
             member.file_size > member.compress_size * _MAX_RATIO + _PREAMBLE
             or member.compress_size > stored

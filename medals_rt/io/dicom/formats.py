@@ -11,7 +11,8 @@ from medals_rt.io.case import Case
 from medals_rt.io.dicom.case import read_dicom_case
 from medals_rt.io.dicom.rtstruct import check_rtstruct_source, write_rtstruct
 from medals_rt.io.dicom.seg import SegKind, check_source, write_seg
-from medals_rt.io.format import Format, Options, Output
+from medals_rt.io.dicom.seg_labels import read_seg_labels
+from medals_rt.io.format import Format, Options, SegmentationOutput
 from medals_rt.io.segment_metadata import segments_of
 
 
@@ -21,7 +22,7 @@ def _read_case(path: Path, options: Options) -> Case:
     )
 
 
-def _write_seg(path: Path, output: Output, kind: SegKind = "binary") -> None:
+def _write_seg(path: Path, output: SegmentationOutput, kind: SegKind = "binary") -> None:
     write_seg(
         path,
         output.case,
@@ -34,7 +35,7 @@ def _write_seg(path: Path, output: Output, kind: SegKind = "binary") -> None:
     )
 
 
-def _write_rtstruct(path: Path, output: Output) -> None:
+def _write_rtstruct(path: Path, output: SegmentationOutput) -> None:
     write_rtstruct(
         path,
         output.case,
@@ -70,6 +71,7 @@ FORMATS: Final = (
         title="a DICOM segmentation",
         endings=(".dcm",),
         libraries=("highdicom", "pydicom"),
+        read_labels=read_seg_labels,
         write=_write_seg,
         check=_check_seg,
     ),

@@ -31,7 +31,7 @@ SERIES_NUMBER: Final = 900
 _MAX_OBJECTS: Final = 65_535
 
 
-class Reference(NamedTuple):
+class SliceReference(NamedTuple):
     """Where a slice is stored: SOP class, SOP Instance UID, and its frame from 1.
 
     The frame is None in files of one frame.
@@ -71,7 +71,7 @@ def series_of(case: Case, name: str, title: str) -> DicomSource:
     return case.header
 
 
-def reference_to(each: Slice) -> Reference:
+def reference_to(each: Slice) -> SliceReference:
     """Refer to a slice.
 
     Raises
@@ -81,14 +81,14 @@ def reference_to(each: Slice) -> Reference:
     """
     modality = str(each.image.header.get("Modality") or "")
     kind = each.image.sop_class or _BY_MODALITY.get(modality)
-    return Reference(
+    return SliceReference(
         checked_uid(kind, "SOPClassUID", each),
         checked_uid(each.image.sop_instance, "SOPInstanceUID", each),
         each.frame + 1 if each.groups else None,
     )
 
 
-def file_items(references: Iterable[Reference]) -> list[Any]:
+def file_items(references: Iterable[SliceReference]) -> list[Any]:
     """Make an item for each file that slices are stored in, each once."""
     from pydicom.dataset import Dataset
 
@@ -114,8 +114,9 @@ def number_objects(
 ) -> tuple[HostArray, list[tuple[Segment, int | None]]]:
     """Assign a number to all that a result lists: labels, or where there are any, instances.
 
-    Each label is an object, also where nothing was found. With instances each of them is one, and a
-    label without any has none, unless no label has any.
+    Each label is an object, also where nothing was found. With instances each of them is one, and
+    what a label has outside them (anatomy beside lesions) is another; a label that was not found is
+    listed only where nothing was.
 
     Parameters
     ----------
@@ -151,12 +152,18 @@ def number_objects(
         for instance in found[found > 0].tolist():
             objects.append((segment, instance))
             lookup[instance] = len(objects)
+    numbers = lookup[source]
+    for segment in segments if instances is not None else ():
+        whole = (labels == segment.label) & (instances == 0)
+        if whole.any():
+            objects.append((segment, None))
+            numbers[whole] = len(objects)
     if len(objects) > _MAX_OBJECTS:
         raise CaseError(
             f"{len(objects):,} objects are more than {name} can list ({_MAX_OBJECTS:,})",
             code="too-many-segments",
         )
-    return lookup.astype(np.uint16)[source], objects or [(segment, None) for segment in segments]
+    return numbers.astype(np.uint16), objects or [(segment, None) for segment in segments]
 
 
 def object_name(segment: Segment, instance: int | None) -> str:

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 
-import medals_rt
 from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.distribution import VERSION
 from medals_rt.common.notes import Note
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case
@@ -220,7 +220,7 @@ def _structure_set(found: DicomSource, notice: str | None) -> tuple[Any, tuple[s
     data.InstanceCreationDate = data.SeriesDate = data.StructureSetDate = day
     data.InstanceCreationTime = data.SeriesTime = data.StructureSetTime = time
     data.Manufacturer, data.ManufacturerModelName = "medals-rt", "Medal S"
-    data.SoftwareVersions, data.DeviceSerialNumber = medals_rt.__version__, "none"
+    data.SoftwareVersions, data.DeviceSerialNumber = VERSION, "none"
     data.PositionReferenceIndicator = data.get("PositionReferenceIndicator", "")
     data.StructureSetLabel = data.StructureSetName = "Medal S"
     if notice:
@@ -254,9 +254,7 @@ def _region(
     if segment.sentence:
         item.ROIDescription = one_line(segment.sentence, _LONGEST_TEXT)
     item.ROIGenerationAlgorithm = "AUTOMATIC"
-    item.ROIGenerationDescription = one_line(
-        f"medals-rt {medals_rt.__version__}, {model or 'Medal S'}"
-    )
+    item.ROIGenerationDescription = one_line(f"medals-rt {VERSION}, {model or 'Medal S'}")
     return item
 
 

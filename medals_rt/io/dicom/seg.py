@@ -15,8 +15,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-import medals_rt
 from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.distribution import VERSION
 from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import HostArray
@@ -28,7 +28,7 @@ from medals_rt.io.dicom.results import (
     CT_IMAGE,
     LONG_STRING,
     SERIES_NUMBER,
-    Reference,
+    SliceReference,
     file_items,
     left_out_notes,
     number_objects,
@@ -41,7 +41,7 @@ from medals_rt.io.dicom.results import (
 from medals_rt.io.segment_metadata import PRIVATE_SCHEME, Code, Segment, segments_of
 
 _TITLE: Final = "a DICOM SEG"
-_STAND_IN: Final = "2.25"
+_PLACEHOLDER: Final = "2.25"
 
 SegKind: TypeAlias = Literal["binary", "labelmap"]
 _UNCOMPRESSED: Final = "1.2.840.10008.1.2.1"
@@ -57,7 +57,7 @@ class _Source:
     Attributes
     ----------
     images
-        Their SOP Instance UIDs are stand-ins, which name the slices until the SEG is made.
+        Their SOP Instance UIDs are placeholders, which name the slices until the SEG is made.
     references
         What each of those stands for.
     left_out
@@ -65,7 +65,7 @@ class _Source:
     """
 
     images: tuple[Any, ...]
-    references: dict[str, Reference]
+    references: dict[str, SliceReference]
     left_out: tuple[str, ...]
 
 
@@ -161,7 +161,7 @@ def _source(found: DicomSource, *, rows: int, columns: int) -> _Source:
     for number, each in enumerate(found.slices, 1):
         image = Dataset()
         image.update(common)
-        image.SOPInstanceUID = f"{_STAND_IN}.{number}"
+        image.SOPInstanceUID = f"{_PLACEHOLDER}.{number}"
         image.ImagePositionPatient = [decimal(part) for part in each.position_lps_mm]
         images.append(image)
         references[str(image.SOPInstanceUID)] = reference_to(each)
@@ -192,7 +192,7 @@ def _segmentation(
         instance_number=1,
         manufacturer="medals-rt",
         manufacturer_model_name=one_line(model or "Medal S"),
-        software_versions=medals_rt.__version__,
+        software_versions=VERSION,
         device_serial_number="none",
         content_label="SEGMENTATION",
         content_description=None if notice is None else notice[:LONG_STRING],
@@ -216,7 +216,7 @@ def _segmentation(
 
 
 def _refer(seg: Any, source: _Source) -> None:
-    """Refer to the files and frames that the slices come from, in place of their stand-ins."""
+    """Refer to the files and frames that the slices come from, in place of the placeholders."""
     named = (
         item
         for frame in seg.PerFrameFunctionalGroupsSequence
@@ -240,7 +240,7 @@ def _description(
     algorithm = hd.AlgorithmIdentificationSequence(
         name="Medal S (medals-rt)",
         family=codes.cid7162.ArtificialIntelligence,
-        version=medals_rt.__version__,
+        version=VERSION,
         parameters=_parameters(segment, model),
     )
     rgb = [round(255 * part) for part in object_color(segment, instance)]
@@ -276,7 +276,7 @@ def _concept(hd: Any, code: Code) -> Any:
 
 
 def _name_private_scheme(seg: Any) -> None:
-    """Say which scheme the private codes are of."""
+    """Name the scheme of the private codes."""
     from pydicom.dataset import Dataset
 
     item = Dataset()

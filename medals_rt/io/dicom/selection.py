@@ -1,6 +1,6 @@
 """Which of a series' slices make the volume: one acquisition, echo, phase or kind of image.
 
-A series may hold several images of one place. Slices are told apart by the attributes of `KEYS`;
+A series may hold several images of one place. Slices are distinguished by the attributes of `KEYS`;
 where groups of slices with different values of one lie in each other's range they are no volume
 together, and one of them has to be chosen.
 """
@@ -36,7 +36,7 @@ class Key:
         Sequence and keyword of a frame's functional groups that hold it in enhanced files.
     by_slice
         Whether it may differ from slice to slice of one image; then only slices at the same place
-        are told apart by it.
+        are distinguished by it.
     """
 
     name: str
@@ -169,7 +169,7 @@ def check_one_image(
         found = "; ".join(f"{key.name}: {_listed(groups)}" for key, groups in mixed[:3])
         key, groups = mixed[0]
         raise CaseError(
-            f"the series [{series}] holds several images of one place, told apart by {found}. "
+            f"the series [{series}] holds several images of one place, distinguished by {found}. "
             f"Choose one with --select, such as --select {key.name}={min(groups, key=_number)}",
             code="several-images",
         )

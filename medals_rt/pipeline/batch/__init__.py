@@ -4,7 +4,7 @@
 already, `pipeline` does the rest, and `summary` writes down how it went.
 """
 
-from medals_rt.pipeline.batch.find import BatchCase, BatchPlan, plan_batch
+from medals_rt.pipeline.batch.find import BatchCase, BatchPlan, plan_batch, unread_words
 from medals_rt.pipeline.batch.lock import lock_folders
 from medals_rt.pipeline.batch.records import Entry
 from medals_rt.pipeline.batch.run import Listener, run_batch
@@ -19,5 +19,6 @@ __all__ = [
     "plan_batch",
     "run_batch",
     "summary_files",
+    "unread_words",
     "write_summaries",
 ]

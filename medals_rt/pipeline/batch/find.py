@@ -10,7 +10,7 @@ from unicodedata import normalize
 
 from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
-from medals_rt.pipeline.batch.jobs_file import JobRow, check_prompts, read_jobs
+from medals_rt.pipeline.batch.jobs_file import JobRow, check_prompts, read_jobs, source_of
 from medals_rt.pipeline.job import Job, own_ending
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.prompts.prompt_set import PromptReading
@@ -22,6 +22,7 @@ _ARCHIVE = ".zip"
 _LIST = ".txt"
 _DIRECTORY_OF_DICOM = "DICOMDIR"
 
+_NAMED = 3
 _UNREAD_IMAGES = (
     *(".mgz", ".mgh", ".minc", ".mnc", ".nii.xz", ".nii.bz2", ".nii.zst", ".gipl", ".vtk", ".vti"),
     *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".czi", ".nd2", ".lif", ".h5", ".hdf5"),
@@ -114,18 +115,28 @@ def plan_batch(
         found = list(_from_jobs(jobs, inputs, source, options.reading))
     else:
         found = list(_from_inputs(inputs, skip={results.resolve(), reports.resolve()}))
+    folders = [path for path in inputs if path.is_dir()] if jobs is None else []
+    skip = {results.resolve(), reports.resolve()}
+    unread = tuple(path for folder in folders for path in _unread_images(folder, skip))
     if not found:
+        others = f" ({unread_words(unread)})" if unread else ""
         raise InputError(
-            f"there is no case in {', '.join(map(str, inputs))}; cases are files that end in "
-            f"{', '.join(ENDINGS)}, DICOM folders and zips of them"
+            f"there is no case in {', '.join(map(str, inputs))}{others}; cases are files that end "
+            f"in {', '.join(ENDINGS)}, DICOM folders and zips of them",
+            code="no-case",
         )
     places = _Places(results, reports, ending, preview)
     cases = tuple(_batch_case(each, places, source, options) for each in found)
     _refuse_clashes(cases)
-    folders = [path for path in inputs if path.is_dir()] if jobs is None else []
-    skip = {results.resolve(), reports.resolve()}
-    unread = tuple(path for folder in folders for path in _unread_images(folder, skip))
     return BatchPlan(cases, results, reports, unread)
+
+
+def unread_words(unread: Sequence[Path]) -> str:
+    """Name the first few images whose formats aren't read, and count the others."""
+    named = ", ".join(path.name for path in unread[:_NAMED])
+    more = len(unread) - _NAMED
+    listed = f"{named} and {more} more" if more > 0 else named
+    return f"{len(unread)} image{'s' if len(unread) > 1 else ''} of formats not read: {listed}"
 
 
 def report_path(reports: Path, name: str) -> Path:
@@ -139,7 +150,7 @@ def preview_path(reports: Path, name: str) -> Path:
 
 
 def one_name(name: str) -> str:
-    """Give what is the same for all names that one file goes by where case doesn't count."""
+    """Return what is the same for all names that one file goes by where case doesn't count."""
     return normalize("NFC", name).casefold()
 
 
@@ -157,7 +168,9 @@ def _from_inputs(inputs: Iterable[Path], skip: set[Path]) -> Iterator[_Found]:
         elif glob.has_magic(str(given)):
             matches = sorted(glob.glob(str(given), recursive=True))  # noqa: PTH207 - also absolute
             if not matches:
-                raise MissingFileError(f"nothing matches {given}; check the pattern")
+                raise MissingFileError(
+                    f"nothing matches {given}; check the pattern", code="nothing-matches"
+                )
             yield from _from_inputs(map(Path, matches), skip)
         else:
             raise MissingFileError(f"there is no {given}; check the path")
@@ -201,11 +214,14 @@ def _from_jobs(
 ) -> Iterator[_Found]:
     """Go through a jobs file."""
     if len(inputs) != 1 or not inputs[0].is_dir():
-        raise InputError("with --jobs give the one folder from which its paths are taken")
+        raise InputError(
+            "--jobs needs one folder of inputs, from which its paths are taken",
+            code="jobs-folder-missing",
+        )
     (folder,) = inputs
     for number, row in enumerate(read_jobs(file), start=1):
         place = f"{file.name}, job {number}"
-        check_prompts(row, folder, row.kind or source.kind, reading, place)
+        check_prompts(row, source_of(row, folder, source), reading, place)
         path = folder / row.input
         name = row.output or case_stem(path)
         ending = next((each for each in OUTPUT_ENDINGS if name.lower().endswith(each)), "")
@@ -232,7 +248,8 @@ def _batch_case(
     if "\0" in name or any(part.startswith(".") or not part for part in parts):
         raise InputError(
             f"{found.place}{name!r} can't name a result: it must stay in the folder of outputs, "
-            "and no part of it may begin with a dot"
+            "and no part of it may begin with a dot",
+            code="result-name-invalid",
         )
     ending = found.ending or places.ending or own_ending(found.path)
     job = Job(
@@ -250,21 +267,21 @@ def _batch_case(
 
 def _with_row(job: Job, row: JobRow, folder: Path) -> Job:
     """Put what a row of the jobs file says in the place of what the command line says."""
-    source = job.source
-    if row.prompts is not None:
-        source = PromptSource(file=folder / row.prompts)
-    elif row.sentences is not None:
-        source = PromptSource(sentences=row.sentences, kind=row.kind or source.kind)
-    elif row.kind is not None:
-        source = replace(source, kind=row.kind)
     given: dict[str, Any] = {
         name: value
-        for name in ("window", "preset", "refinement", "seed")
+        for name in ("window", "preset", "refinement", "postprocess", "seed")
         if (value := getattr(row, name)) is not None
     }
     options = replace(job.options, segment=replace(job.options.segment, **given))
     drawn = None if row.spatial_prompts is None else folder / row.spatial_prompts
-    return replace(job, source=source, options=options, spatial_prompts=drawn, series=row.series)
+    return replace(
+        job,
+        source=source_of(row, folder, job.source),
+        options=options,
+        spatial_prompts=drawn,
+        series=row.series,
+        select=row.select or (),
+    )
 
 
 def _refuse_clashes(cases: Sequence[BatchCase]) -> None:
@@ -281,9 +298,11 @@ def _refuse_clashes(cases: Sequence[BatchCase]) -> None:
         if twin is not case:
             raise InputError(
                 f"{twin.job.input} and {case.job.input} would both be called {case.name}; "
-                "name one of them in a jobs file, or run them into two folders"
+                "name one of them in a jobs file, or run them into two folders",
+                code="results-alike",
             )
         if case.job.output.resolve() in inputs:
             raise InputError(
-                f"{case.job.output} would overwrite an input; choose another folder of outputs"
+                f"{case.job.output} would overwrite an input; choose another folder of outputs",
+                code="input-overwritten",
             )

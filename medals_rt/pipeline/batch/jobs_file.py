@@ -8,19 +8,27 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import msgspec
 
+from medals_rt.common.choices import Kind, Postprocess, PresetName, Refinement
 from medals_rt.common.errors import InputError, MissingFileError
+from medals_rt.pipeline.options import PromptSource
 from medals_rt.preprocessing.intensity import AUTO, parse_window
-from medals_rt.prompts.prompt_set import PromptReading, numbered, read_prompts
+from medals_rt.prompts.prompt_set import PromptReading
 
 _MAX_FILE_BYTES: Final = 64 * 2**20
 _SEPARATOR: Final = ";"
+_FORM: Final = "jobs-file-form"
+"""Code of the errors of files that aren't jobs in JSON or CSV."""
 
 Words = Annotated[str, msgspec.Meta(min_length=1)]
+Several = Annotated[tuple[Words, ...], msgspec.Meta(min_length=1)]
+_SEVERAL: Final = ("sentences", "lesions", "select")
+"""Members that hold several texts, which are separated by semicolons in CSV."""
 
 
 class JobRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -38,25 +46,31 @@ class JobRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         Instead of `prompts`; in CSV separated by semicolons.
     kind
         What the sentences ask for.
-    window, preset, refinement, seed
+    lesions
+        Sentences of lesions beside the anatomy of `prompts` or `sentences`; in CSV likewise.
+    window, preset, refinement, postprocess, seed
         As for `medals-rt run`.
     spatial_prompts
         Labels drawn by the user, a path from the folder of inputs.
-    series
-        Which series of a DICOM folder.
+    series, select
+        Which series of a DICOM folder, and which of its images (``KEY=VALUE``; in CSV separated by
+        semicolons).
     """
 
     input: Words
     output: Words | None = None
     prompts: Words | None = None
-    sentences: Annotated[tuple[Words, ...], msgspec.Meta(min_length=1)] | None = None
-    kind: Literal["anatomy", "lesion"] | None = None
+    sentences: Several | None = None
+    kind: Kind | None = None
+    lesions: Several | None = None
     window: Words | None = None
-    preset: Literal["paper", "release"] | None = None
-    refinement: Literal["masked", "unmasked", "none"] | None = None
+    preset: PresetName | None = None
+    refinement: Refinement | None = None
+    postprocess: Postprocess | None = None
     seed: Annotated[int, msgspec.Meta(ge=0)] | None = None
     spatial_prompts: Words | None = None
     series: Words | None = None
+    select: Several | None = None
 
 
 def read_jobs(path: Path) -> tuple[JobRow, ...]:
@@ -68,48 +82,70 @@ def read_jobs(path: Path) -> tuple[JobRow, ...]:
     InputError : it isn't of this form; the message names the row
     """
     if not path.is_file():
-        raise MissingFileError(f"there is no jobs file {path}; check the path")
+        raise MissingFileError(
+            f"there is no jobs file {path}; check the path", code="jobs-file-missing"
+        )
     if path.stat().st_size > _MAX_FILE_BYTES:
-        raise InputError(f"{path} is larger than {_MAX_FILE_BYTES} bytes; is it a jobs file?")
+        raise InputError(
+            f"{path} is larger than {_MAX_FILE_BYTES} bytes; is it a jobs file?",
+            code="jobs-file-too-large",
+        )
     readers = {".json": _json_rows, ".csv": _csv_rows}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise InputError(f"{path.name} is of an unknown format; write the jobs as .json or .csv")
+        raise InputError(
+            f"{path.name} is of an unknown format; write the jobs as .json or .csv", code=_FORM
+        )
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} isn't UTF-8 text ({error}); save it as UTF-8") from error
+        raise InputError(
+            f"{path} isn't UTF-8 text ({error}); save it as UTF-8", code=_FORM
+        ) from error
     rows = tuple(_checked(content, place, path) for place, content in reader(text, path))
     if not rows:
-        raise InputError(f"{path} holds no job; write one row a case")
+        raise InputError(f"{path} holds no job; write one row a case", code="jobs-file-empty")
     return rows
 
 
-def check_prompts(row: JobRow, folder: Path, kind: str, reading: PromptReading, place: str) -> None:
+def source_of(row: JobRow, folder: Path, source: PromptSource) -> PromptSource:
+    """Return where a row's prompts come from: what it leaves out is as in `source`."""
+    if row.prompts is not None:
+        source = PromptSource(file=folder / row.prompts)
+    elif row.sentences is not None:
+        source = PromptSource(sentences=row.sentences, kind=row.kind or source.kind)
+    elif row.kind is not None:
+        source = replace(source, kind=row.kind)
+    return source if row.lesions is None else replace(source, lesions=row.lesions)
+
+
+def check_prompts(row: JobRow, source: PromptSource, reading: PromptReading, place: str) -> None:
     """Refuse prompts of a row that name no class, before any case is run.
 
     Raises
     ------
     InputError : the message names the row
     """
+    if row.prompts is None and row.sentences is None and row.lesions is None:
+        return
     try:
-        if row.prompts is not None:
-            read_prompts(folder / row.prompts, reading)
-        elif row.sentences is not None:
-            numbered(row.sentences, kind, reading)
+        source.read(reading)
     except InputError as error:
-        raise InputError(f"{place}: {error}") from error
+        raise InputError(f"{place}: {error}", code=error.code) from error
 
 
 def _json_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
     try:
         decoded = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} isn't JSON ({error}); write a list of jobs") from error
+        raise InputError(
+            f"{path} isn't JSON ({error}); write a list of jobs", code=_FORM
+        ) from error
     if not isinstance(decoded, list):
         raise InputError(
             f"{path} holds a {type(decoded).__name__}; write a list of jobs, such as "
-            '[{"input": "a.nii.gz", "sentences": ["Liver in abdominal CT"]}]'
+            '[{"input": "a.nii.gz", "sentences": ["Liver in abdominal CT"]}]',
+            code=_FORM,
         )
     for number, content in enumerate(decoded, start=1):
         yield f"{path.name}, job {number}", content
@@ -126,27 +162,33 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
             filled = {key: value for key, value in filled.items() if value}
             if not filled:
                 continue
-            if "sentences" in filled:
-                parts = filled["sentences"].split(_SEPARATOR)
-                filled["sentences"] = [part.strip() for part in parts if part.strip()]
+            for name in set(_SEVERAL) & set(filled):
+                parts = filled[name].split(_SEPARATOR)
+                filled[name] = [part.strip() for part in parts if part.strip()]
             yield f"{path.name}, line {reader.line_num}", filled
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}; save it as CSV") from error
+        raise InputError(
+            f"{path}, line {reader.line_num}: {error}; save it as CSV", code=_FORM
+        ) from error
 
 
 def _checked(content: Any, place: str, path: Path) -> JobRow:
-    """Give a row its types; cells of CSV are text, so that numbers are read from text there."""
+    """Convert a row to its types; numbers in cells of CSV are read from text."""
     try:
         row = msgspec.convert(content, JobRow, strict=path.suffix.lower() == ".json")
     except msgspec.ValidationError as error:
-        raise InputError(f"{place}: {error}; members are {', '.join(_MEMBERS)}") from error
+        raise InputError(
+            f"{place}: {error}; members are {', '.join(_MEMBERS)}", code="job-invalid"
+        ) from error
     if row.prompts is not None and row.sentences is not None:
-        raise InputError(f"{place}: give either prompts or sentences, not both")
+        raise InputError(
+            f"{place}: there are prompts and sentences; leave out one of them", code="prompts-twice"
+        )
     if row.window is not None and row.window != AUTO:
         try:
             parse_window(row.window)
         except InputError as error:
-            raise InputError(f"{place}: {error}") from error
+            raise InputError(f"{place}: {error}", code=error.code) from error
     return row
 
 

@@ -35,11 +35,13 @@ def lock_folders(plan: BatchPlan) -> Iterator[None]:
             except Timeout as error:
                 raise InputError(
                     f"another batch is writing to {folder}; wait until it has ended, or name "
-                    "another folder of outputs"
+                    "another folder of outputs",
+                    code="folder-in-use",
                 ) from error
             except OSError as error:
                 raise InputError(
                     f"can't lock {folder} against other batches: {error.strerror or error}; "
-                    "name a folder on another disk"
+                    "name a folder on another disk",
+                    code="folder-not-lockable",
                 ) from error
         yield

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-import medals_rt
 from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.distribution import VERSION
 from medals_rt.common.templates import fill_template
 from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.records import Entry
@@ -48,7 +48,12 @@ class PageCard:
     classes: tuple[PageClass, ...]
 
 
-def write_page(path: Path, title: str, cases: Sequence[tuple[BatchCase, Entry]]) -> None:
+def write_page(
+    path: Path,
+    title: str,
+    cases: Sequence[tuple[BatchCase, Entry]],
+    notice: str | None = None,
+) -> None:
     """Write the page, atomically.
 
     Parameters
@@ -56,6 +61,7 @@ def write_page(path: Path, title: str, cases: Sequence[tuple[BatchCase, Entry]])
     path : the file to write
     title : what stands above it
     cases : what is shown, in this order
+    notice : what everyone who sees the model's results must be told
 
     Raises
     ------
@@ -67,12 +73,13 @@ def write_page(path: Path, title: str, cases: Sequence[tuple[BatchCase, Entry]])
         "medals_rt.pipeline.batch",
         TEMPLATE,
         title=title,
+        notice=notice,
         cards=[card(entry, case, path.parent) for case, entry in cases],
         counts=Counter(entry.status for entry in entries),
         late=sum(entry.late for entry in entries),
-        noted=sum(bool(entry.notes) for entry in entries),
+        noted=sum(bool(entry.warnings) for entry in entries),
         seconds=duration(sum(entry.seconds or 0 for entry in entries)),
-        version=medals_rt.__version__,
+        version=VERSION,
     )
     with atomic_output(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))

@@ -3,7 +3,7 @@
 A case is finished when a record says so for the very content that it has now: the bytes of the
 input, its prompts, the options that decide a result, the bundle and this package's version. The
 record holds the SHA-256 of every file that was written; one that is missing or changed is made
-anew. Records are written after the files that they speak of.
+again. Records are written after the files that they speak of.
 """
 
 import hashlib
@@ -15,9 +15,10 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-import medals_rt
 from medals_rt.bundle.manifest import file_sha256
 from medals_rt.common.atomic_io import write_json
+from medals_rt.common.distribution import VERSION
+from medals_rt.common.notes import Note
 from medals_rt.pipeline.batch.find import (
     STATE_FOLDER,
     BatchCase,
@@ -28,16 +29,15 @@ from medals_rt.pipeline.batch.find import (
 )
 from medals_rt.pipeline.class_statistics import ClassStatistics
 from medals_rt.pipeline.job import Job
-from medals_rt.prompts.prompt_set import numbered, read_prompts
 
-RECORD_FORMAT: Final = 2
+RECORD_FORMAT: Final = 3
 
 Status = Literal["done", "kept", "failed", "skipped"]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """How one case went, as the summary tells it.
+    """How one case went, as the summary lists it.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Entry:
     seconds, seconds_per_class, within_challenge, within_asked, incomplete
         From reading to labels, as in the report of the run that made them.
     notes
-        The report's warnings.
+        The report's, without the model's notice, which is about all cases.
     classes
         What was found.
     """
@@ -72,8 +72,18 @@ class Entry:
     within_challenge: bool | None = None
     within_asked: bool | None = None
     incomplete: str | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     classes: tuple[ClassStatistics, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What needs a look before the result is used."""
+        return tuple(note.text for note in self.notes if note.severity == "warning")
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The other notes."""
+        return tuple(note.text for note in self.notes if note.severity != "warning")
 
     @property
     def late(self) -> bool:
@@ -115,20 +125,17 @@ def fingerprint(job: Job, bundle_hash: str) -> str:
     InputError : the prompts can't be read
     OSError : the input or the annotation can't be read
     """
-    drawn, reading = job.spatial_prompts, job.options.reading
-    prompts = None  # inside the input
-    if job.source.file is not None:
-        prompts = read_prompts(job.source.file, reading).as_mapping()
-    elif job.source.sentences:
-        prompts = numbered(job.source.sentences, job.source.kind, reading).as_mapping()
+    drawn = job.spatial_prompts
+    prompts = job.source.read(job.options.reading)  # None: inside the input
     parts = {
         "format": RECORD_FORMAT,
-        "version": medals_rt.__version__,
+        "version": VERSION,
         "bundle": bundle_hash,
         "options": job.options.deciding(),
         "input": content_sha256(job.input),
         "series": job.series,
-        "prompts": None if prompts is None else list(prompts.items()),
+        "select": job.select,
+        "prompts": None if prompts is None else list(prompts.as_mapping().items()),
         "spatial_prompts": None if drawn is None else content_sha256(drawn),
     }
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
@@ -147,7 +154,7 @@ def content_sha256(path: Path) -> str:
 
 
 def kept_entry(case: BatchCase, made_from: str) -> Entry | None:
-    """Give the entry of a case that is finished and whose files are as they were written."""
+    """Return the entry of a case that is finished and whose files are as they were written."""
     record = _read(case.record)
     if record is None or record.fingerprint != made_from or not _intact(case.job, record):
         return None
@@ -157,7 +164,7 @@ def kept_entry(case: BatchCase, made_from: str) -> Entry | None:
 
 
 def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
-    """Give the cases that earlier batches finished in a batch's folders, its own left out, by name.
+    """Return the cases that earlier batches finished in a batch's folders, by name, not its own.
 
     Those whose files are as they were written. Whether their inputs changed since is not asked.
     """
@@ -241,7 +248,7 @@ def _hash_of(path: Path) -> str | None:
 
 
 def _read(path: Path) -> Record | None:
-    """Read a record; one that is missing or damaged counts as none, and the case is made anew."""
+    """Read a record; one that is missing or damaged counts as none, and the case is made again."""
     try:
         record = msgspec.json.decode(path.read_bytes(), type=Record)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):

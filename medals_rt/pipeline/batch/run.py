@@ -7,7 +7,7 @@ one. At most one case waits on each side, so that memory doesn't grow with the n
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
@@ -34,11 +34,12 @@ from medals_rt.pipeline.job import (
     write_job,
 )
 from medals_rt.pipeline.options import RunOptions
+from medals_rt.pipeline.report import NOTICE
 from medals_rt.pipeline.segmenter import Result, Segmenter
 
 
 class Listener(Protocol):
-    """Who is told how a batch goes on. Calls may come from the thread that writes."""
+    """Who hears how a batch goes on. Calls may come from the thread that writes."""
 
     def windows(self, stage: str, done: int, total: int) -> None:
         """Hear how many windows of a stage are done and in all, of the case that runs."""
@@ -47,7 +48,7 @@ class Listener(Protocol):
         """Hear that the network begins with a case."""
 
     def ended(self, entry: Entry) -> None:
-        """Hear that a case is finished, was finished before, or has failed."""
+        """Hear that a case is finished, was finished before, holds no image, or has failed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ class _Ready:
 def run_batch(
     cases: Sequence[BatchCase], options: RunOptions, listener: Listener
 ) -> tuple[Entry, ...]:
-    """Run the cases that aren't finished, and give the entries of all in their order.
+    """Run the cases that aren't finished, and return the entries of all in their order.
 
     A case that fails is an entry with its reason; the others go on. The models are opened once,
     and not at all where every case is finished.
@@ -71,7 +72,7 @@ def run_batch(
     ----------
     cases : what there is to do
     options : which models are opened, and how
-    listener : is told how it goes
+    listener : hears how it goes
 
     Raises
     ------
@@ -174,7 +175,9 @@ def _entry(ready: _Ready, result: Result) -> Entry:
         within_challenge=report.within_challenge,
         within_asked=report.within_asked,
         incomplete=report.incomplete,
-        notes=tuple(shown(note.text) for note in report.notes),
+        notes=tuple(
+            replace(note, text=shown(note.text)) for note in report.notes if note.code != NOTICE
+        ),
         classes=measure(ready.read, result),
     )
 

@@ -16,7 +16,7 @@ PAGE_FILE: Final = "index.html"
 SUMMARY_COLUMNS: Final = (
     "case", "status", "error", "input", "output", "modality", "kind", "classes", "classes_found",
     "d", "h", "w", "spacing_h_mm", "spacing_w_mm", "spacing_d_mm", "seconds", "seconds_per_class",
-    "within_challenge", "within_asked", "incomplete", "notes",
+    "within_challenge", "within_asked", "incomplete", "warnings", "notes",
 )  # fmt: skip
 
 
@@ -31,11 +31,16 @@ def summary_files(plan: BatchPlan, *, statistics: bool, page: bool) -> tuple[Pat
 
 
 def write_summaries(
-    plan: BatchPlan, entries: Sequence[Entry], *, statistics: bool, page: bool
+    plan: BatchPlan,
+    entries: Sequence[Entry],
+    *,
+    statistics: bool,
+    page: bool,
+    notice: str | None = None,
 ) -> tuple[Path, ...]:
-    """Write what was asked for, each file whole or not at all, and give their paths.
+    """Write what was asked for, each file whole or not at all, and return their paths.
 
-    They tell of all that the folders hold: after the cases of this batch, those that earlier ones
+    They list all that the folders hold: after the cases of this batch, those that earlier ones
     finished and this one doesn't ask for.
 
     Parameters
@@ -44,6 +49,7 @@ def write_summaries(
     entries : one a case, in the order of the plan's
     statistics : whether the classes of every case are written to `statistics.csv`
     page : whether `index.html` is written
+    notice : of the model, for the head of the page
 
     Raises
     ------
@@ -58,7 +64,8 @@ def write_summaries(
         rows = ((each.name, *statistics_row(found)) for each in entries for found in each.classes)
         write_csv(plan.reports / STATISTICS_FILE, columns, rows)
     if page:
-        write_page(plan.reports / PAGE_FILE, plan.results.resolve().name or "results", cases)
+        title = plan.results.resolve().name or "results"
+        write_page(plan.reports / PAGE_FILE, title, cases, notice)
     return files
 
 
@@ -81,5 +88,6 @@ def _summary_row(entry: Entry) -> tuple[Cell, ...]:
         entry.within_challenge,
         entry.within_asked,
         entry.incomplete,
-        "; ".join(entry.notes),
+        "; ".join(entry.warnings),
+        "; ".join(entry.remarks),
     )

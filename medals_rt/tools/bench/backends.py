@@ -1,17 +1,17 @@
-"""Which ways of running the network a benchmark compares."""
+"""Backends that a benchmark compares: libraries and their arithmetic."""
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.choices import RUNNER_KINDS
 from medals_rt.runners.selection import choose, installed, usable, why_not
-from medals_rt.tools.bench.records import Contestant
+from medals_rt.tools.bench.records import Backend
 from medals_rt.tools.bench.run import BASELINE
 
 
 def runners_for(bundle: Bundle) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Give the runners of this machine that can run a bundle, and why others of it can't.
+    """Return the runners of this machine that can run a bundle, and why others of it can't.
 
     What `auto` would take comes first, then OpenVINO in fp32 and the rest. A runner that is not
-    installed, or lacks a card, is none of this machine.
+    installed, or lacks a GPU, is none of this machine.
 
     Raises
     ------
@@ -31,7 +31,7 @@ def runners_for(bundle: Bundle) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (first, *exact, *rest), tuple(left_out)
 
 
-def parse_contestants(asked: tuple[str, ...], *, pytorch: bool) -> tuple[Contestant, ...]:
+def parse_backends(asked: tuple[str, ...], *, pytorch: bool) -> tuple[Backend, ...]:
     """Read runners such as "openvino" or "openvino:fp32", each once.
 
     Parameters
@@ -46,12 +46,12 @@ def parse_contestants(asked: tuple[str, ...], *, pytorch: bool) -> tuple[Contest
     InputError, MissingDependencyError
         As `runners.choose` raises them for a library that does not exist or is not installed.
     """
-    found: list[Contestant] = []
+    found: list[Backend] = []
     for text in asked:
         name, _, precision = text.partition(":")
         if name != BASELINE.runner:
             name = choose(name).kind
-        found.append(Contestant(name, precision or None))
+        found.append(Backend(name, precision or None))
     if pytorch and all(each.runner != BASELINE.runner for each in found):
         found.append(BASELINE)
     return tuple(dict.fromkeys(found))

@@ -1,4 +1,4 @@
-"""A card while something is measured on it: waiting for it, and the most memory in use."""
+"""A GPU while something is measured on it: waiting for it, and the most memory in use."""
 
 import sys
 import threading
@@ -16,11 +16,11 @@ def wait_for_device(array: Array) -> None:
         array.device.synchronize()
 
 
-class CardMemory:
-    """Watches the current card from a thread of its own, where CuPy is in use and finds one.
+class GpuMemory:
+    """Watch on the current GPU in a thread of its own, where CuPy is in use and finds one.
 
-    What other programs hold when the watch begins is taken off. Without a card nothing is watched
-    and `peak_mib` stays None. Untried on a card.
+    What other programs hold when the watch begins is taken off. Without a GPU nothing is watched
+    and `peak_mib` stays None. Untried on a GPU.
     """
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from medals_rt.tools.bench.records import Answer, BenchReport, Standing, quantil
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant as the tables show it; cells are text, "" where nothing was measured."""
+    """One backend as the tables show it; cells are text, "" where nothing was measured."""
 
     label: str
     arithmetic: str
@@ -28,7 +28,7 @@ class Row:
     per_class: str
     against_baseline: str
     peak_memory: str
-    peak_card_memory: str
+    peak_gpu_memory: str
     failure: str
 
 
@@ -74,7 +74,7 @@ def render(template: str, report: BenchReport, *, pictures: bool) -> str:
 
 
 def leader(report: BenchReport) -> Standing | None:
-    """Give the contestant that was measured most closely: the first, if its case was timed."""
+    """Return the backend that was measured most closely: the first, if its case was timed."""
     finished = report.finished
     return finished[0] if finished else None
 
@@ -86,24 +86,24 @@ def draw(report: BenchReport) -> dict[str, str]:
     if first is not None and first.warm is not None:
         found["runners"] = plots.runners_plot(report)
         found["waterfall"] = plots.waterfall_plot(first.warm)
-        found["roofs"] = plots.roofs_plot(first)
+        found["roofline"] = plots.roofline_plot(first)
         if first.classes is not None:
-            found["classes"] = plots.growth_plot(first.classes.growth, "classes")
+            found["classes"] = plots.scaling_plot(first.classes.scaling, "classes")
         if first.volumes is not None:
-            found["volumes"] = plots.growth_plot(first.volumes.growth, "voxels of the image")
+            found["volumes"] = plots.scaling_plot(first.volumes.scaling, "voxels of the image")
     return {name: picture for name, picture in found.items() if picture is not None}
 
 
 def row_of(standing: Standing, report: BenchReport) -> Row:
-    """Put a contestant's figures into words."""
+    """Put a backend's figures into words."""
     cold, warm = standing.cold, standing.warm
     seconds = _seconds(warm)
     best_known = warm or cold
     baseline = next(
-        (_seconds(s.warm) for s in report.finished if s.contestant.label == report.baseline), []
+        (_seconds(s.warm) for s in report.finished if s.backend.label == report.baseline), []
     )
     return Row(
-        label=standing.contestant.label,
+        label=standing.backend.label,
         arithmetic="" if best_known is None else f"{best_known.precision}, {best_known.device}",
         cold_open="" if cold is None else f"{cold.open_seconds:.2f}",
         cold_first="" if cold is None else f"{cold.runs[0].seconds:.2f}",
@@ -117,7 +117,7 @@ def row_of(standing: Standing, report: BenchReport) -> Row:
             else ""
         ),
         peak_memory=_mib(None if warm is None else warm.peak_memory_mib),
-        peak_card_memory=_mib(None if warm is None else warm.peak_card_memory_mib),
+        peak_gpu_memory=_mib(None if warm is None else warm.peak_gpu_memory_mib),
         failure=standing.failure or "",
     )
 
@@ -129,12 +129,12 @@ def headlines(report: BenchReport) -> tuple[Headline, ...]:
         return ()
     row = row_of(first, report)
     found = [
-        Headline(f"{row.p50} s", f"a case, {first.contestant.label}, models open (p50)"),
+        Headline(f"{row.p50} s", f"a case, {first.backend.label}, models open (p50)"),
         Headline(
             f"{row.per_class} s", f"a class; the budget is {report.budget_seconds_per_class:g} s"
         ),
     ]
-    if row.against_baseline and first.contestant.label != report.baseline:
+    if row.against_baseline and first.backend.label != report.baseline:
         found.append(Headline(row.against_baseline, f"as fast as {report.baseline} autocast"))
     if row.peak_memory:
         found.append(Headline(f"{row.peak_memory} MiB", "of memory at most"))

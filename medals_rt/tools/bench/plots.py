@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from medals_rt.common.optional_deps import require
-from medals_rt.tools.bench.records import Answer, BenchReport, Growth, Standing, quantile
+from medals_rt.tools.bench.records import Answer, BenchReport, Scaling, Standing, quantile
 
 _INK = "#1f2933"
 _QUIET = "#8896a5"
@@ -37,12 +37,12 @@ def runners_plot(report: BenchReport) -> str:
         for y, standing in enumerate(rows):
             seconds = _seconds(standing)
             median, late = quantile(seconds, 0.5), quantile(seconds, 0.95)
-            color = _BASE if standing.contestant.label == report.baseline else _OURS
+            color = _BASE if standing.backend.label == report.baseline else _OURS
             axes.barh(y, median, color=color, height=0.6)
             axes.plot([median, late], [y, y], color=_INK, linewidth=1.2)
             axes.plot([late, late], [y - 0.15, y + 0.15], color=_INK, linewidth=1.2)
             _say(axes, late, y, f"{median:.2f} s")
-        axes.set_yticks(range(len(rows)), [row.contestant.label for row in rows])
+        axes.set_yticks(range(len(rows)), [row.backend.label for row in rows])
         axes.set_xlabel("seconds a case (bar p50, mark p95)")
         axes.margins(x=0.12)
         axes.set_xlim(left=0)
@@ -68,16 +68,16 @@ def waterfall_plot(answer: Answer) -> str:
     return svg()
 
 
-def growth_plot(growth: Sequence[Growth], xlabel: str) -> str:
+def scaling_plot(scaling: Sequence[Scaling], xlabel: str) -> str:
     """Draw seconds against size, both axes logarithmic."""
     from matplotlib.ticker import LogLocator
 
     with _figure(2.9, _HALF_WIDTH_IN) as (axes, svg):
-        sizes = [each.size for each in growth]
+        sizes = [each.size for each in scaling]
         axes.plot(
-            sizes, [g.text_only_seconds for g in growth], "o-", color=_OURS, label="text only"
+            sizes, [g.text_only_seconds for g in scaling], "o-", color=_OURS, label="text only"
         )
-        prompted = [(g.size, g.prompted_seconds) for g in growth if g.prompted_seconds is not None]
+        prompted = [(g.size, g.prompted_seconds) for g in scaling if g.prompted_seconds is not None]
         if prompted:
             x, y = zip(*prompted, strict=True)
             axes.plot(x, y, "s--", color=_BASE, label="with spatial prompts")
@@ -95,14 +95,14 @@ def growth_plot(growth: Sequence[Growth], xlabel: str) -> str:
     return svg()
 
 
-def roofs_plot(standing: Standing) -> str | None:
+def roofline_plot(standing: Standing) -> str | None:
     """Draw the rates that the network reached beside those that the library reaches at best."""
-    if standing.roofs is None or standing.roofs.roofs is None or standing.warm is None:
+    if standing.roofline is None or standing.roofline.roofline is None or standing.warm is None:
         return None
-    roofs = standing.roofs.roofs
+    roofline = standing.roofline.roofline
     rows = [
-        ("matrix product alone", roofs.matrix_tflop_per_second, _QUIET),
-        ("convolution alone", roofs.convolution_tflop_per_second, _QUIET),
+        ("matrix product alone", roofline.matrix_tflop_per_second, _QUIET),
+        ("convolution alone", roofline.convolution_tflop_per_second, _QUIET),
     ]
     rows += [
         (f"network, {stage.name} stage", rate, _OURS)
@@ -125,7 +125,7 @@ def roofs_plot(standing: Standing) -> str | None:
 def _figure(
     height_in: float, width_in: float = _WIDTH_IN
 ) -> Iterator[tuple[Any, Callable[[], str]]]:
-    """Give axes, and a function that turns the finished figure into SVG text."""
+    """Return axes, and a function that turns the finished figure into SVG text."""
     require("a plot", "Matplotlib")
     import matplotlib as mpl
     from matplotlib.figure import Figure

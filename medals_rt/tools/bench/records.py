@@ -1,4 +1,7 @@
-"""What a benchmark asks for and what it finds; all of it goes to and comes from JSON."""
+"""What a benchmark asks for and what it finds; all of it goes to and comes from JSON.
+
+Fields that have another name in JSON had that name when the first reports were written.
+"""
 
 from typing import Any, Literal
 
@@ -8,13 +11,13 @@ import numpy as np
 from medals_rt.common.choices import Refinement
 
 Shape3 = tuple[int, int, int]
-Task = Literal["cold", "warm", "classes", "volumes", "roofs"]
+Task = Literal["cold", "warm", "classes", "volumes", "roofline"]
 
 REPORT_FORMAT = 1
 
 
-class Contestant(msgspec.Struct, frozen=True):
-    """One way to run the network: a library and the arithmetic asked for.
+class Backend(msgspec.Struct, frozen=True):
+    """What runs the network: a library and the arithmetic asked for.
 
     `precision` None is the library's own choice. `runner` "pytorch" is the eager network, under
     autocast where the precision is "bf16" or "fp16"; it needs the checkpoints.
@@ -36,8 +39,8 @@ class Question(msgspec.Struct, frozen=True):
     ----------
     task
         "cold": empty cache, first opening and first case. "warm": opening from the cache, then
-        `repetitions` of the case. "classes" and "volumes": how time grows. "roofs": the machine's
-        matrix and convolution rate in this library.
+        `repetitions` of the case. "classes" and "volumes": how time grows. "roofline": this
+        library's matrix and convolution rate on the machine.
     bundle, case, prompts
         Paths; prompts None for those in the case.
     checkpoints
@@ -49,7 +52,7 @@ class Question(msgspec.Struct, frozen=True):
     """
 
     task: Task
-    contestant: Contestant
+    backend: Backend
     bundle: str
     case: str
     prompts: str | None
@@ -85,7 +88,7 @@ class StageWork(msgspec.Struct, frozen=True):
         return None if self.tflop is None else self.tflop / self.network_seconds
 
 
-class Growth(msgspec.Struct, frozen=True):
+class Scaling(msgspec.Struct, frozen=True):
     """Seconds for one size: `size` counts classes, or voxels of the image."""
 
     size: int
@@ -94,7 +97,7 @@ class Growth(msgspec.Struct, frozen=True):
     peak_memory_mib: float | None
 
 
-class Roofs(msgspec.Struct, frozen=True):
+class Roofline(msgspec.Struct, frozen=True):
     """Rates that this library reaches on this machine, TFLOP/s."""
 
     matrix_tflop_per_second: float
@@ -111,22 +114,22 @@ class Answer(msgspec.Struct, frozen=True):
     open_seconds: float = 0.0
     runs: tuple[RunTime, ...] = ()
     stages: tuple[StageWork, ...] = ()
-    growth: tuple[Growth, ...] = ()
-    roofs: Roofs | None = None
+    scaling: tuple[Scaling, ...] = msgspec.field(default=(), name="growth")
+    roofline: Roofline | None = msgspec.field(default=None, name="roofs")
     peak_memory_mib: float | None = None
-    peak_card_memory_mib: float | None = None
+    peak_gpu_memory_mib: float | None = msgspec.field(default=None, name="peak_card_memory_mib")
     notes: tuple[str, ...] = ()
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """All that was measured of one contestant; `failure` says why the rest is missing."""
+    """All that was measured of one backend; `failure` says why the rest is missing."""
 
-    contestant: Contestant
+    backend: Backend = msgspec.field(name="contestant")
     cold: Answer | None = None
     warm: Answer | None = None
     classes: Answer | None = None
     volumes: Answer | None = None
-    roofs: Answer | None = None
+    roofline: Answer | None = msgspec.field(default=None, name="roofs")
     failure: str | None = None
 
 
@@ -157,12 +160,12 @@ class BenchReport(msgspec.Struct, frozen=True):
 
     @property
     def finished(self) -> tuple[Standing, ...]:
-        """The contestants whose case was timed."""
+        """The backends whose case was timed."""
         return tuple(each for each in self.standings if each.warm is not None and each.warm.runs)
 
 
 def quantile(values: list[float], share: float) -> float:
-    """Give the value below which a share of the values lies, interpolated.
+    """Return the value below which a share of the values lies, interpolated.
 
     Raises
     ------

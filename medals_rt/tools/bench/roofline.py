@@ -16,7 +16,7 @@ from medals_rt.common.optional_deps import import_optional
 from medals_rt.runners.selection import open_runner
 from medals_rt.tools.bench.arithmetic import graph_flop
 from medals_rt.tools.bench.gpu_memory import wait_for_device
-from medals_rt.tools.bench.records import Roofs
+from medals_rt.tools.bench.records import Roofline
 
 _CHANNELS = 64
 _EDGE = 64
@@ -26,7 +26,7 @@ _PRODUCTS = 4
 _REPETITIONS = 3
 
 
-def measure_roofs(kind: RunnerKind, precision: str | None, threads: int | None) -> Roofs:
+def measure_roofline(kind: RunnerKind, precision: str | None, threads: int | None) -> Roofline:
     """Time both graphs in a library; the best of three runs after a first one counts.
 
     Parameters
@@ -37,7 +37,7 @@ def measure_roofs(kind: RunnerKind, precision: str | None, threads: int | None) 
     with tempfile.TemporaryDirectory() as folder:
         graphs = write_graphs(Path(folder), half=precision == "fp16" and kind != "openvino")
         rates = [_rate(kind, path, precision, threads) for path in graphs]
-    return Roofs(matrix_tflop_per_second=rates[0], convolution_tflop_per_second=rates[1])
+    return Roofline(matrix_tflop_per_second=rates[0], convolution_tflop_per_second=rates[1])
 
 
 def write_graphs(folder: Path, *, half: bool = False) -> tuple[Path, Path]:
@@ -74,7 +74,7 @@ def _write_chain(
     *,
     half: bool,
 ) -> None:
-    onnx = import_optional("ONNX", "measuring roofs")
+    onnx = import_optional("ONNX", "measuring roofline")
     dtype = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
     weight = weight.astype(np.float16 if half else np.float32)
     names = [f"x{i}" for i in range(length)] + ["y"]

@@ -23,15 +23,15 @@ from medals_rt.pipeline.report import CHALLENGE_SECONDS_PER_CLASS
 from medals_rt.tools.bench.records import (
     REPORT_FORMAT,
     Answer,
+    Backend,
     BenchReport,
     CaseFacts,
-    Contestant,
     Question,
     Standing,
     Task,
 )
 
-BASELINE = Contestant("pytorch", "bf16")
+BASELINE = Backend("pytorch", "bf16")
 """Eager PyTorch under autocast: what the released code would be on the same machine."""
 
 CLASS_COUNTS = (1, 4, 16, 64, 243)
@@ -46,9 +46,9 @@ class BenchRequest:
     ----------
     bundle, case, prompts
         Paths; `prompts` None takes those inside the case.
-    contestants
-        The ways to run the network, the one that matters most first: it is also measured cold, and
-        its growth with classes and volume.
+    backends
+        What runs the network, the one that matters most first: it is also measured cold, and
+        its scaling with classes and volume.
     checkpoints
         Of the coarse and the fine network, for eager PyTorch; None leaves PyTorch out.
     repetitions
@@ -62,7 +62,7 @@ class BenchRequest:
     bundle: Path
     case: Path
     prompts: Path | None
-    contestants: tuple[Contestant, ...]
+    backends: tuple[Backend, ...]
     checkpoints: tuple[Path, Path] | None = None
     threads: int | None = None
     repetitions: int = 5
@@ -74,21 +74,21 @@ class BenchRequest:
 
 
 def run_bench(request: BenchRequest, progress: Progress | None = None) -> BenchReport:
-    """Measure all contestants.
+    """Measure all backends.
 
-    A contestant that fails is reported with its reason, and the others go on.
+    A backend that fails is reported with its reason, and the others go on.
 
     Parameters
     ----------
     request
         What to measure.
     progress
-        Told the step, how many are done, and how many there are.
+        Called with the step, how many are done, and how many there are.
 
     Raises
     ------
     InputError
-        No contestant, no repetition, or PyTorch without checkpoints.
+        No backend, no repetition, or PyTorch without checkpoints.
     MedalsError
         The bundle or the case can't be read.
     """
@@ -96,19 +96,19 @@ def run_bench(request: BenchRequest, progress: Progress | None = None) -> BenchR
     bundle = Bundle.open(request.bundle)
     case = read_case(request.case)
     prompts = choose_prompts(case, PromptSource(request.prompts))
-    plan = [(each, task) for each in request.contestants for task in _tasks(request, each)]
-    answers: dict[tuple[Contestant, Task], Answer] = {}
-    failures: dict[Contestant, str] = {}
+    plan = [(each, task) for each in request.backends for task in _tasks(request, each)]
+    answers: dict[tuple[Backend, Task], Answer] = {}
+    failures: dict[Backend, str] = {}
     with tempfile.TemporaryDirectory(prefix="medals-rt-bench-") as scratch:
-        for done, (contestant, task) in enumerate(plan):
+        for done, (backend, task) in enumerate(plan):
             if progress is not None:
-                progress(f"{contestant.label}: {task}", done, len(plan))
-            if contestant in failures:
+                progress(f"{backend.label}: {task}", done, len(plan))
+            if backend in failures:
                 continue
             try:
-                answers[contestant, task] = ask(_question(request, contestant, task), Path(scratch))
+                answers[backend, task] = ask(_question(request, backend, task), Path(scratch))
             except MedalsError as error:
-                failures[contestant] = str(error)
+                failures[backend] = str(error)
         if progress is not None:
             progress("done", len(plan), len(plan))
     volume = case.volume
@@ -126,14 +126,14 @@ def run_bench(request: BenchRequest, progress: Progress | None = None) -> BenchR
             refinement=request.refinement,
         ),
         repetitions=request.repetitions,
-        baseline=BASELINE.label if BASELINE in request.contestants else None,
+        baseline=BASELINE.label if BASELINE in request.backends else None,
         standings=tuple(
             Standing(
-                contestant=each,
+                backend=each,
                 **{task: answers.get((each, task)) for task in _tasks(request, each)},
                 failure=failures.get(each),
             )
-            for each in request.contestants
+            for each in request.backends
         ),
         budget_seconds_per_class=CHALLENGE_SECONDS_PER_CLASS,
         left_out=request.left_out,
@@ -148,7 +148,7 @@ def ask(question: Question, scratch: Path) -> Answer:
     MedalsError
         The child failed; the message is the last line it wrote.
     """
-    slug = question.contestant.label.replace(" ", "-")
+    slug = question.backend.label.replace(" ", "-")
     answer = scratch / f"{slug}-{question.task}.json"
     environment = {**os.environ, "MEDALS_RT_CACHE": str(scratch / f"cache-{slug}")}
     done = subprocess.run(
@@ -161,36 +161,36 @@ def ask(question: Question, scratch: Path) -> Answer:
     if done.returncode != 0 or not answer.is_file():
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
         reason = lines[-1] if lines else f"exit code {done.returncode}"
-        raise MedalsError(f"{question.contestant.label}, {question.task}: {reason}")
+        raise MedalsError(f"{question.backend.label}, {question.task}: {reason}")
     return msgspec.json.decode(answer.read_bytes(), type=Answer)
 
 
 def _check(request: BenchRequest) -> None:
-    if not request.contestants:
+    if not request.backends:
         raise InputError("there is nothing to measure: no runner is installed or named")
     if request.repetitions < 1:
         raise InputError(f"repetitions must be at least 1, got {request.repetitions}")
-    if request.checkpoints is None and any(c.runner == "pytorch" for c in request.contestants):
+    if request.checkpoints is None and any(c.runner == "pytorch" for c in request.backends):
         raise InputError("eager PyTorch needs --stage1 and --stage2, the checkpoints")
 
 
-def _tasks(request: BenchRequest, contestant: Contestant) -> Sequence[Task]:
-    """Choose what a contestant is asked: all of the first, the case alone of PyTorch."""
-    if contestant.runner == "pytorch":
+def _tasks(request: BenchRequest, backend: Backend) -> Sequence[Task]:
+    """Choose what a backend is asked: all of the first, the case alone of PyTorch."""
+    if backend.runner == "pytorch":
         return ("warm",)
-    if contestant != request.contestants[0] or not request.thorough:
+    if backend != request.backends[0] or not request.thorough:
         return ("cold", "warm")
     if (
-        contestant.runner in TENSORRT_LABELS
-    ):  # its engines are a bundle's; roofs are graphs made here
+        backend.runner in TENSORRT_LABELS
+    ):  # its engines are a bundle's; roofline are graphs made here
         return ("cold", "warm", "classes", "volumes")
-    return ("cold", "warm", "roofs", "classes", "volumes")
+    return ("cold", "warm", "roofline", "classes", "volumes")
 
 
-def _question(request: BenchRequest, contestant: Contestant, task: Task) -> Question:
+def _question(request: BenchRequest, backend: Backend, task: Task) -> Question:
     return Question(
         task=task,
-        contestant=contestant,
+        backend=backend,
         bundle=str(request.bundle),
         case=str(request.case),
         prompts=None if request.prompts is None else str(request.prompts),

@@ -16,14 +16,14 @@ from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.prompts.prompt_set import PromptSet
 from medals_rt.tools.bench.gpu_memory import wait_for_device
-from medals_rt.tools.bench.records import Growth, Question
+from medals_rt.tools.bench.records import Question, Scaling
 from medals_rt.tools.bench.target import BenchTarget
 
 _SEED = 0
 _BLOCK_VOXELS = 8
 
 
-def growth_with_classes(target: BenchTarget, question: Question) -> tuple[Growth, ...]:
+def scaling_with_classes(target: BenchTarget, question: Question) -> tuple[Scaling, ...]:
     """Time the network on one window of the fine stage for each number of classes.
 
     The image is noise and the text embeddings are random: neither changes what is computed. With
@@ -43,7 +43,7 @@ def growth_with_classes(target: BenchTarget, question: Question) -> tuple[Growth
         windows = plan_windows(window, window)
         (prompts,) = label_prompts(labels, windows, range(1, count + 1), _BLOCK_VOXELS)
         found.append(
-            Growth(
+            Scaling(
                 size=count,
                 text_only_seconds=_best_of_two(network, image, queries, None),
                 prompted_seconds=_best_of_two(network, image, queries, prompts),
@@ -53,9 +53,9 @@ def growth_with_classes(target: BenchTarget, question: Question) -> tuple[Growth
     return tuple(found)
 
 
-def growth_with_volume(
+def scaling_with_volume(
     target: BenchTarget, question: Question, case: Case, prompts: PromptSet
-) -> tuple[Growth, ...]:
+) -> tuple[Scaling, ...]:
     """Time the whole case with its image repeated along D."""
     volume = case.volume
     found = []
@@ -66,7 +66,7 @@ def growth_with_volume(
         prompted = None
         if question.refinement != "none":
             prompted = _seconds(target, larger, prompts, question.refinement)
-        found.append(Growth(int(image.size), text_only, prompted, peak_memory_mib()))
+        found.append(Scaling(int(image.size), text_only, prompted, peak_memory_mib()))
     return tuple(found)
 
 

@@ -41,7 +41,7 @@ def open_target(question: Question) -> Iterator[BenchTarget]:
     MissingDependencyError
         PyTorch, or the library asked for, is not installed.
     """
-    asked = question.contestant
+    asked = question.backend
     bundle = Bundle.open(question.bundle)
     if asked.runner != "pytorch":
         opened = Segmenter.open(

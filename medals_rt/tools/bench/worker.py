@@ -21,8 +21,8 @@ from medals_rt.pipeline.job import choose_prompts
 from medals_rt.pipeline.options import PromptSource, SegmentOptions
 from medals_rt.pipeline.report import RunReport
 from medals_rt.prompts.prompt_set import PromptSet
-from medals_rt.tools.bench.gpu_memory import CardMemory
-from medals_rt.tools.bench.records import Answer, Growth, Question, RunTime, StageWork
+from medals_rt.tools.bench.gpu_memory import GpuMemory
+from medals_rt.tools.bench.records import Answer, Question, RunTime, Scaling, StageWork
 from medals_rt.tools.bench.target import BenchTarget, open_target
 
 
@@ -34,28 +34,28 @@ def answer_question(question: Question) -> Answer:
     MedalsError
         As reading the case, opening the bundle and running it raise them.
     """
-    if question.task == "roofs":
+    if question.task == "roofline":
         return _roofs(question)
     case = read_case(question.case)
     prompts = choose_prompts(
         case, PromptSource(None if question.prompts is None else Path(question.prompts))
     )
-    with CardMemory() as card:
+    with GpuMemory() as gpu_memory:
         start = time.perf_counter()
         with open_target(question) as target:
             open_seconds = time.perf_counter() - start
             if question.task == "classes":
-                from medals_rt.tools.bench.scaling import growth_with_classes
+                from medals_rt.tools.bench.scaling import scaling_with_classes
 
                 return _answer(
-                    target, open_seconds, card, growth=growth_with_classes(target, question)
+                    target, open_seconds, gpu_memory, scaling=scaling_with_classes(target, question)
                 )
             if question.task == "volumes":
-                from medals_rt.tools.bench.scaling import growth_with_volume
+                from medals_rt.tools.bench.scaling import scaling_with_volume
 
-                growth = growth_with_volume(target, question, case, prompts)
-                return _answer(target, open_seconds, card, growth=growth)
-            return _case(target, question, case, prompts, open_seconds, card)
+                scaling = scaling_with_volume(target, question, case, prompts)
+                return _answer(target, open_seconds, gpu_memory, scaling=scaling)
+            return _case(target, question, case, prompts, open_seconds, gpu_memory)
 
 
 def _case(
@@ -64,7 +64,7 @@ def _case(
     case: Case,
     prompts: PromptSet,
     open_seconds: float,
-    card: CardMemory,
+    gpu_memory: GpuMemory,
 ) -> Answer:
     """Run the case once (cold) or, after a first run that does not count, several times."""
     runs: list[RunTime] = []
@@ -78,7 +78,7 @@ def _case(
             steps = {name: s for name, s in report.seconds.items() if name != "total"}
             runs.append(RunTime(report.seconds["total"], steps))
     stages = () if report is None or question.task == "cold" else _work(target, report, runs)
-    return _answer(target, open_seconds, card, runs=tuple(runs), stages=stages)
+    return _answer(target, open_seconds, gpu_memory, runs=tuple(runs), stages=stages)
 
 
 def _work(target: BenchTarget, report: RunReport, runs: list[RunTime]) -> tuple[StageWork, ...]:
@@ -112,21 +112,21 @@ def _work(target: BenchTarget, report: RunReport, runs: list[RunTime]) -> tuple[
 
 def _roofs(question: Question) -> Answer:
     from medals_rt.runners.selection import choose
-    from medals_rt.tools.bench.roofline import measure_roofs
+    from medals_rt.tools.bench.roofline import measure_roofline
 
-    kind = choose(question.contestant.runner).kind
-    roofs = measure_roofs(kind, question.contestant.precision, question.threads)
-    return Answer(version="", device="", precision="", threads=0, roofs=roofs)
+    kind = choose(question.backend.runner).kind
+    roofline = measure_roofline(kind, question.backend.precision, question.threads)
+    return Answer(version="", device="", precision="", threads=0, roofline=roofline)
 
 
 def _answer(
     target: BenchTarget,
     open_seconds: float,
-    card: CardMemory,
+    gpu_memory: GpuMemory,
     *,
     runs: tuple[RunTime, ...] = (),
     stages: tuple[StageWork, ...] = (),
-    growth: tuple[Growth, ...] = (),
+    scaling: tuple[Scaling, ...] = (),
 ) -> Answer:
     info = target.info
     return Answer(
@@ -136,11 +136,11 @@ def _answer(
         threads=info.threads,
         open_seconds=open_seconds,
         peak_memory_mib=peak_memory_mib(),
-        peak_card_memory_mib=card.peak_mib,
+        peak_gpu_memory_mib=gpu_memory.peak_mib,
         notes=info.notes,
         runs=runs,
         stages=stages,
-        growth=growth,
+        scaling=scaling,
     )
 
 

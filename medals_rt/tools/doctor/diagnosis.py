@@ -20,7 +20,7 @@ from medals_rt.tools.doctor.machine import (
     Graphics,
     Memory,
     Processor,
-    look_at_cards,
+    look_at_gpus,
     look_at_memory,
     look_at_processor,
 )
@@ -105,7 +105,7 @@ class Diagnosis:
 def diagnose(bundle: Path | None = None) -> Diagnosis:
     """Look at this machine, and at a bundle if one is named. Nothing that is wrong raises."""
     libraries = look_at_libraries()
-    graphics = look_at_cards()
+    graphics = look_at_gpus()
     opened, state = _look_at_bundle(bundle)
     runners = tuple(_look_at_runner(kind, libraries, opened) for kind in RUNNER_KINDS)
     automatic = _look_at_choice(runners, opened)
@@ -140,7 +140,7 @@ def look_at_cache(folder: Path) -> Cache:
 def _look_at_runner(
     kind: RunnerKind, libraries: Sequence[Library], bundle: Bundle | None
 ) -> RunnerState:
-    """Tell whether a runner could be used, without opening anything in it."""
+    """Check whether a runner could be used, without opening anything in it."""
     needed = [each for each in libraries if each.name in runner_spec(kind).libraries]
     broken = [each.name for each in needed if each.state == "broken"]
     if not installed(kind):
@@ -148,7 +148,7 @@ def _look_at_runner(
     if broken:
         return RunnerState(kind, f"{' and '.join(broken)} can't be imported", ())
     if kind not in CPU_RUNNERS and find_gpu() is None:
-        return RunnerState(kind, "no NVIDIA card is found", ())
+        return RunnerState(kind, "no NVIDIA GPU is found", ())
     graphs = "fp32" if bundle is None else bundle.precision
     offered = precisions(kind, graphs)
     return RunnerState(kind, None if offered else f"it can't run {graphs} graphs", offered)
@@ -190,17 +190,17 @@ def _look_at_bundle(folder: Path | None) -> tuple[Bundle | None, BundleState | N
     )
 
 
-def _engine_problem(bundle: Bundle, engine: Engine, card: Gpu | None) -> str | None:
-    """Say why an engine would not be loaded here."""
+def _engine_problem(bundle: Bundle, engine: Engine, gpu: Gpu | None) -> str | None:
+    """Describe why an engine would not be loaded here."""
     record = engine.record
-    if card is None:
-        return "no NVIDIA card is found"
+    if gpu is None:
+        return "no NVIDIA GPU is found"
     try:
         wanted = Wanted(
             graph_sha256=bundle.graph(record.stage, record.graph).sha256,
             library=record.key.library,
             version=open_library(record.key.library).version,
-            architecture=card.architecture,
+            architecture=gpu.architecture,
         )
         engine.read()
     except (BundleError, MissingDependencyError) as error:
@@ -215,7 +215,7 @@ def _advice(
     cache: Cache,
     graphics: Graphics,
 ) -> tuple[str, ...]:
-    """Say what to install or to repair, what matters most first."""
+    """List what to install or to repair, what matters most first."""
     said = [
         f"{each.name} is installed and can't be imported ({each.reason}): install it again with "
         f"pip install --force-reinstall 'medals-rt[{each.extra}]'"

@@ -66,7 +66,7 @@ def import_apart(module: str, detail: str = "") -> tuple[str | None, str | None]
 
 
 def installed_version(packages: Iterable[str]) -> str | None:
-    """Give the version of the first of these packages that is installed."""
+    """Return the version of the first of these packages that is installed."""
     for package in packages:
         try:
             return version(package)

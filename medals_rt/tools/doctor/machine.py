@@ -1,4 +1,4 @@
-"""Processor, memory and cards of this machine."""
+"""Processor, memory and GPUs of this machine."""
 
 import os
 import shutil
@@ -64,21 +64,21 @@ class Memory:
 
 @dataclass(frozen=True)
 class Graphics:
-    """NVIDIA's cards.
+    """NVIDIA's GPUs.
 
     Attributes
     ----------
-    cards
+    gpus
         One line each.
     used
-        The card that would be used, in a line; None where the driver finds none.
+        The GPU that would be used, in a line; None where the driver finds none.
     driver
         Version of the driver, and the newest CUDA that it runs; None where there is none.
     remark
         Why `nvidia-smi` failed, if it is there and did.
     """
 
-    cards: tuple[str, ...]
+    gpus: tuple[str, ...]
     used: str | None
     driver: str | None
     remark: str | None
@@ -109,14 +109,14 @@ def look_at_memory() -> Memory:
     )
 
 
-def look_at_cards() -> Graphics:
-    """Ask the driver which card would be used, and `nvidia-smi`, if it is there, for all."""
-    card = find_gpu()
-    cards, remark = list_cards()
-    if card is None:
-        return Graphics(cards, None, None, remark)
-    used = f"{card.name}, {card.memory_bytes // _MIB:,} MiB, {card.architecture}"
-    return Graphics(cards or (used,), used, card.driver, remark)
+def look_at_gpus() -> Graphics:
+    """Ask the driver which GPU would be used, and `nvidia-smi`, if it is there, for all."""
+    gpu = find_gpu()
+    gpus, remark = list_gpus()
+    if gpu is None:
+        return Graphics(gpus, None, None, remark)
+    used = f"{gpu.name}, {gpu.memory_bytes // _MIB:,} MiB, {gpu.architecture}"
+    return Graphics(gpus or (used,), used, gpu.driver, remark)
 
 
 def cpu_features(listing: Path) -> tuple[str, ...] | None:
@@ -133,8 +133,8 @@ def cpu_features(listing: Path) -> tuple[str, ...] | None:
     return None
 
 
-def list_cards() -> tuple[tuple[str, ...], str | None]:
-    """Ask `nvidia-smi` for its cards, and give them or the reason why it failed.
+def list_gpus() -> tuple[tuple[str, ...], str | None]:
+    """Ask `nvidia-smi` for its GPUs, and return them or the reason why it failed.
 
     Without the program there are neither.
     """

@@ -71,8 +71,8 @@ def overlap_table(first: HostArray, second: HostArray) -> OverlapTable:
     first, second : integer label maps of one shape, values of 0 (background) or more
     """
     in_first, in_second = first != 0, second != 0
-    first_labels, first_sizes = _sizes(first[in_first])
-    second_labels, second_sizes = _sizes(second[in_second])
+    first_labels, first_sizes = label_sizes(first[in_first])
+    second_labels, second_sizes = label_sizes(second[in_second])
     both = in_first & in_second
     rows = np.searchsorted(first_labels, first[both])
     codes = rows * len(second_labels) + np.searchsorted(second_labels, second[both])
@@ -89,11 +89,11 @@ def overlap_table(first: HostArray, second: HostArray) -> OverlapTable:
     )
 
 
-def _sizes(values: HostArray) -> tuple[HostArray, HostArray]:
-    """Give the distinct values, ascending, and how often each occurs."""
+def label_sizes(values: HostArray) -> tuple[HostArray, HostArray]:
+    """Return the distinct values, ascending, and how often each occurs."""
     if values.size == 0 or values.max() > _LARGEST_DENSE_TABLE:
         return np.unique(values, return_counts=True)
-    counts = np.bincount(values)
+    counts = np.bincount(values.ravel())
     labels = np.flatnonzero(counts)
     return labels, counts[labels]
 
@@ -101,7 +101,7 @@ def _sizes(values: HostArray) -> tuple[HostArray, HostArray]:
 def dice_by_label(
     predicted: HostArray, reference: HostArray, labels: Sequence[int]
 ) -> dict[int, float]:
-    """Give each label's DSC; NaN for a label that is in neither map.
+    """Return each label's DSC; NaN for a label that is in neither map.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def nsd_by_label(
     spacings_mm: Sequence[Spacing3],
     tolerance_mm: float = NSD_TOLERANCE_MM,
 ) -> dict[int, tuple[float, ...]]:
-    """Give each label's NSD, once for each reading of the spacing.
+    """Return each label's NSD, once for each reading of the spacing.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def nsd_by_label(
 
 
 def split_binary(labels: HostArray) -> HostArray:
-    """Split a map of one label into its 6-connected components; give any other map unchanged.
+    """Split a map of one label into its 6-connected components; return any other map unchanged.
 
     The public script does this to predictions, so that a binary lesion mask can be scored.
     """

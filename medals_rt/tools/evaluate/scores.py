@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
+from medals_rt.common.choices import Kind
+from medals_rt.common.notes import Note
 from medals_rt.tools.evaluate.metrics import InstanceScore
-
-Kind = Literal["anatomy", "lesion"]
 
 COLUMNS = (
     *("case", "kind", "label", "name", "dsc", "nsd_official", "nsd_geometry", "f1", "dsc_tp"),
@@ -36,7 +36,8 @@ class CaseScore:
     """What one case scored: `labels` for anatomy, `instances` for lesions.
 
     `foreground_dsc` is that of all labels taken as one mask. `missing` says that there was no
-    prediction; it is scored as an empty one.
+    prediction; it is scored as an empty one. `notes` are what a person should know of how the two
+    files were compared.
     """
 
     case: str
@@ -45,6 +46,7 @@ class CaseScore:
     instances: InstanceScore | None
     foreground_dsc: float
     missing: bool = False
+    notes: tuple[Note, ...] = ()
 
     def mean(self, measure: str) -> float:
         """Average one measure over the case's labels; NaN where it has none."""
@@ -60,7 +62,7 @@ class Evaluation:
 
     @property
     def axis_order_matters(self) -> bool:
-        """Whether the two readings of the spacing give another NSD anywhere."""
+        """Whether the two readings of the spacing differ in any NSD."""
         return any(
             score.nsd_official != score.nsd_geometry for case in self.cases for score in case.labels
         )
@@ -82,7 +84,7 @@ class Evaluation:
         return {name: _mean(found) for name, found in values.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values for JSON; what is undefined is None."""
+        """Return plain values for JSON; what is undefined is None."""
         measures = ("dsc", "nsd_official", "nsd_geometry")
         return {
             **{f"mean_{measure}": _plain(self.mean(measure)) for measure in measures},
@@ -103,7 +105,7 @@ class Evaluation:
             common = {"case": case.case, "kind": case.kind}
             rows.extend({**common, **_label_to_dict(score)} for score in case.labels)
             whole = _case_to_dict(case)
-            del whole["labels"]
+            del whole["labels"], whole["notes"]
             rows.append({**whole, "label": None, "name": None})
         return [tuple(row.get(column) for column in COLUMNS) for row in rows]
 
@@ -123,6 +125,7 @@ def _case_to_dict(case: CaseScore) -> dict[str, Any]:
         "false_negatives": found and found.false_negatives,
         "foreground_dsc": _plain(case.foreground_dsc),
         "missing": case.missing,
+        "notes": [str(note) for note in case.notes],
         "labels": [_label_to_dict(score) for score in case.labels],
     }
 

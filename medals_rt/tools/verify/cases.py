@@ -11,16 +11,15 @@ from medals_rt.common.errors import MedalsError
 from medals_rt.common.progress import Progress
 from medals_rt.inference.network import Network
 from medals_rt.inference.refinement import seeded_masks
-from medals_rt.io.registry import ENDINGS, read_case
+from medals_rt.io.registry import ENDINGS, case_stem, read_case
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.job import choose_prompts
 from medals_rt.pipeline.options import PromptSource, SegmentOptions
 from medals_rt.pipeline.segmenter import Result, Segmenter
 from medals_rt.prompts.prompt_set import PromptSet
+from medals_rt.tools.evaluate.classes import prompts_beside
 from medals_rt.tools.verify.measures import compare_cases
 from medals_rt.tools.verify.references import Candidate, Reference
-
-_PROMPTS_ENDING = ".prompts.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,18 +39,16 @@ def read_parity_case(path: Path, prompts: Path | None = None) -> ParityCase:
     InputError
         If a file can't be used, or there are no prompts.
     """
-    name = _stem(path)
-    beside = path.with_name(f"{name}{_PROMPTS_ENDING}")
-    if prompts is None and beside.is_file():
-        prompts = beside
+    name = case_stem(path)
+    prompts = prompts or prompts_beside(path)
     case = read_case(path)
     return ParityCase(name, case.volume, choose_prompts(case, PromptSource(prompts)))
 
 
 def cases_of(bundle: Bundle) -> tuple[Path, ...]:
-    """Give the cases in a bundle's folder `cases`, by name; none where there is no such folder."""
+    """Return the cases in a bundle's folder `cases`, by name; none if it has no such folder."""
     folder = bundle.folder / "cases"
-    return tuple(sorted(path for path in folder.glob("*") if path.name.endswith(ENDINGS)))
+    return tuple(sorted(path for path in folder.glob("*") if path.name.lower().endswith(ENDINGS)))
 
 
 def compare_whole_cases(
@@ -71,7 +68,7 @@ def compare_whole_cases(
     Raises
     ------
     MedalsError
-        If the reference itself fails. A candidate that fails is told in its `CaseParity`.
+        If the reference itself fails. A candidate that fails is recorded in its `CaseParity`.
     """
     total = len(cases) * (1 + len(candidates))
     done = 0
@@ -110,10 +107,3 @@ def compare_whole_cases(
             parities += [CaseParity(case.name, fault=str(reason)) for case in left]
         found[candidate] = tuple(parities)
     return found
-
-
-def _stem(path: Path) -> str:
-    for ending in ENDINGS:
-        if path.name.lower().endswith(ending):
-            return path.name[: -len(ending)]
-    return path.stem

@@ -57,7 +57,7 @@ def compare_graphs(
     Raises
     ------
     MedalsError
-        If the reference itself fails. A candidate that fails is told in its `GraphParity`.
+        If the reference itself fails. A candidate that fails is recorded in its `GraphParity`.
     """
     tensors = made_up_inputs(bundle, stage, prompts_tried)
     graphs = {name: bundle.graph(stage, name) for name in GRAPH_NAMES}
@@ -169,7 +169,7 @@ def _run(runner: Runner, feeds: Tensors) -> dict[str, npt.NDArray[Any]]:
 def _worst_error(
     runner: Runner, feeds: Sequence[Tensors], expected: Sequence[dict[str, npt.NDArray[Any]]]
 ) -> float:
-    """Give the largest relative error over all passes and outputs."""
+    """Return the largest relative error over all passes and outputs."""
     worst = 0.0
     for each, outputs in zip(feeds, expected, strict=True):
         found = _run(runner, each)

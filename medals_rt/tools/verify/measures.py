@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 
 def relative_error(found: Floats, expected: Floats) -> float:
-    """Give the largest absolute difference over the largest absolute value expected.
+    """Return the largest absolute difference over the largest absolute value expected.
 
     Infinite where something is not finite. Arrays of any float type and size: they are looked at
     in float32, block by block.
@@ -41,7 +41,7 @@ def relative_error(found: Floats, expected: Floats) -> float:
 
 
 def rms_error(found: Floats, expected: Floats) -> float:
-    """Give the root mean square of the difference over that of what is expected.
+    """Return the root mean square of the difference over that of what is expected.
 
     Infinite where something is not finite. For probabilities: their largest difference says little,
     because where a logit is steep a small error turns one voxel over.
@@ -106,7 +106,7 @@ def _or_none(score: float) -> float | None:
 
 
 def _blocks(first: Floats, second: Floats) -> Iterator[tuple[Floats, Floats]]:
-    """Walk two arrays in blocks of float32; they must be of one shape."""
+    """Iterate over two arrays in blocks of float32; they must be of one shape."""
     if first.shape != second.shape:
         raise RunnerError(f"shapes differ: {first.shape} and {second.shape}")
     flat = first.reshape(-1), second.reshape(-1)

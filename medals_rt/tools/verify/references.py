@@ -94,7 +94,7 @@ class OwnGraphs:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Say what this check can't find."""
+        """Describe what this check can't find."""
         note = (
             "WEAKER CHECK: the reference is the bundle's own graphs, so an error of the export "
             "can't be found; name the checkpoints with --against COARSE.pth FINE.pth"
@@ -114,7 +114,7 @@ class OwnGraphs:
 
 
 def itself() -> Candidate:
-    """Give the candidate that `OwnGraphs` is, and that is not compared with itself.
+    """Return the candidate that `OwnGraphs` is, which is not compared with itself.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def open_candidate(
     """Open one graph of a bundle as a candidate runs it.
 
     On a CPU nothing is kept in the user's cache of compiled graphs, which has no room for those of
-    every runner and precision. On a card the graph's hash names its engine.
+    every runner and precision. On a GPU the graph's hash names its engine.
     """
     on_cpu = candidate.kind in CPU_RUNNERS
     return open_runner(
@@ -155,7 +155,7 @@ def find_candidates(
     Parameters
     ----------
     bundle
-        What is to be run: on a card its graphs' precision is the only one.
+        What is to be run: on a GPU its graphs' precision is the only one.
     kinds
         Names of runners; without any, those of the recipe that can be used here, else all.
     asked

@@ -25,8 +25,8 @@ from medals_rt.common.gpu import find_gpu
 from medals_rt.common.progress import Progress
 from medals_rt.tools.verify.cases import ParityCase, compare_whole_cases
 from medals_rt.tools.verify.graphs import PROMPTS_TRIED, compare_graphs
+from medals_rt.tools.verify.passes import compare_passes
 from medals_rt.tools.verify.references import COARSENESS, Candidate, Reference, itself
-from medals_rt.tools.verify.windows import compare_windows
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def verify_bundle(
             threads=threads,
             progress=progress,
         )
-        windows = compare_windows(
+        windows = compare_passes(
             bundle,
             stage,
             reference,
@@ -213,7 +213,7 @@ def _judged(
 
 
 def graph_passes(parity: GraphParity, allowed: float) -> bool:
-    """Tell whether a graph is near enough; of a window the root mean square counts."""
+    """Whether a graph is near enough; of a window the root mean square counts."""
     if parity.relative_error is None:
         return False
     judged = parity.relative_error if parity.rms_error is None else parity.rms_error
@@ -221,7 +221,7 @@ def graph_passes(parity: GraphParity, allowed: float) -> bool:
 
 
 def cases_pass(cases: Sequence[CaseParity], allowed: "Verification | ParityRecord") -> bool:
-    """Tell whether whole cases lie within the tolerances.
+    """Whether whole cases lie within the tolerances.
 
     The mean is one over all classes of all cases: a case of one small lesion would else be held to
     the mean's tolerance, and that of the lowest class would never count. Classes that neither
@@ -241,7 +241,7 @@ def cases_pass(cases: Sequence[CaseParity], allowed: "Verification | ParityRecor
 
 
 def mean_and_lowest_dsc(cases: Sequence[CaseParity]) -> tuple[float, float]:
-    """Give the mean and the lowest DSC over all classes of all cases; 1 where there is none."""
+    """Return the mean and the lowest DSC over all classes of all cases; 1 where there is none."""
     scored = [score for case in cases for score in case.dsc.values() if score is not None]
     if not scored:
         return 1.0, 1.0
@@ -249,7 +249,7 @@ def mean_and_lowest_dsc(cases: Sequence[CaseParity]) -> tuple[float, float]:
 
 
 def _place(record: ParityRecord) -> tuple[object, ...]:
-    """Give what a later record has in common with the one whose place it takes."""
+    """Return what a later record has in common with the one whose place it takes."""
     return (
         record.part,
         record.runner,
@@ -260,13 +260,13 @@ def _place(record: ParityRecord) -> tuple[object, ...]:
 
 
 def _machine() -> MachineRecord:
-    facts, card = machine_facts(), find_gpu()
+    facts, gpu = machine_facts(), find_gpu()
     return MachineRecord(
         system=facts["system"],
         architecture=facts["architecture"],
         processor=facts["processor"],
         cores=facts["cores"],
-        card=None if card is None else card.name,
+        gpu=None if gpu is None else gpu.name,
     )
 
 

@@ -1,4 +1,4 @@
-"""A fake of CuPy: the rules of its arrays, kept by NumPy in host memory. It is no card.
+"""A fake of CuPy: the rules of its arrays, kept by NumPy in host memory. It is no GPU.
 
 It shows that array code obeys those rules and says nothing of kernels, streams or speed. What CuPy
 refuses is refused: a NumPy array among its own, giving an array to NumPy without `get`, `set` from

@@ -36,7 +36,7 @@ def test_without_instances_the_labels_are_listed() -> None:
 
 def test_more_than_dicom_can_number_is_refused() -> None:
     instances = np.arange(65_537, dtype=np.uint32).reshape(1, 1, -1)
-    labels = np.full(instances.shape, 7, np.uint8)
+    labels = (instances > 0) * np.uint8(7)
     assert (
         len(number_objects(labels[..., :-1], instances[..., :-1], SEGMENTS, "a.dcm")[1]) == 65_535
     )
@@ -50,3 +50,15 @@ def test_long_names_keep_their_number() -> None:
     name = object_name(segment, 12_345)
     assert len(name) <= LONG_STRING
     assert name.endswith(" 12345")
+
+
+def test_anatomy_beside_lesions_is_an_object_of_its_own() -> None:
+    labels = np.array([[[0, 3, 7, 3, 7]]], np.uint8)
+    instances = np.array([[[0, 0, 1, 0, 2]]], np.uint32)
+    numbers, objects = number_objects(labels, instances, SEGMENTS, "a.dcm")
+    assert [(segment.label, instance) for segment, instance in objects] == [
+        (7, 1),
+        (7, 2),
+        (3, None),
+    ]
+    assert numbers.tolist() == [[[0, 3, 1, 3, 2]]]

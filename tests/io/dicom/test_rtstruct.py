@@ -16,7 +16,7 @@ from medals_rt.io.dicom.rtstruct import loops_of
 from medals_rt.io.registry import check_output, read_case, write_segmentation
 from medals_rt.prompts.prompt_set import numbered
 from tests.dicom import write_series
-from tests.io.test_dicom import write_enhanced
+from tests.io.dicom.test_case import write_enhanced
 from tests.io.test_formats import affine_of
 
 RNG = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.common.notes import warning
+from medals_rt.common.notes import Note, warning
 from medals_rt.pipeline.batch import run as batch_run
 from tests.pipeline.batch.helpers import (
     KIDNEY,
@@ -87,38 +87,95 @@ def test_jobs_with_prompts_and_names_of_their_own(
     write_case(scans / "a.npz", prompts=None)
     table = tmp_path / "jobs.csv"
     table.write_text(
-        "input,sentences,kind,output\n"
-        "a.npz,liver in CT;right kidney in CT,,organs\n"
-        "a.npz,adrenocortical carcinoma on CT,lesion,deep/lesion.npz\n"
+        "input,sentences,kind,output,lesions,postprocess\n"
+        "a.npz,liver in CT;right kidney in CT,,organs,,off\n"
+        "a.npz,adrenocortical carcinoma on CT,lesion,deep/lesion.npz,,\n"
+        "a.npz,liver in CT,,both,adrenocortical carcinoma,\n"
     )
     result = batch(tiny_bundle.folder, scans, out, "--jobs", table, "--no-preview", "--quiet")
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    assert (result.exit_code, result.stdout) == (0, ""), result.stderr
     with np.load(out / "deep" / "lesion.npz") as found:
         assert "instances" in found
     report = json.loads((out / "reports" / "organs.json").read_text())
     assert [each["name"] for each in report["classes"]] == ["Liver", "Right kidney"]
+    assert report["postprocess"] == "off"
+    report = json.loads((out / "reports" / "both.json").read_text())
+    assert [(each["label"], each["kind"]) for each in report["classes"]] == [
+        (1, "anatomy"),
+        (2, "lesion"),
+    ]
 
 
-def test_warnings_of_a_case_are_told(
+NOTES = (
+    warning("notice", "for tests only"),
+    warning("time-budget", "time budget: less\nwas done"),
+    Note("cut-by-edge", "at the edge"),
+)
+
+
+def test_warnings_of_a_case_are_shown_by_name_also_when_quiet(
     run: Callable[..., Result], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = batch_run.segment_job
 
     def segment(*given: Any) -> Any:
         result = original(*given)
-        return replace(
-            result,
-            report=replace(
-                result.report, notes=(warning("time-budget", "time budget: less\nwas done"),)
-            ),
-        )
+        return replace(result, report=replace(result.report, notes=NOTES))
 
     monkeypatch.setattr(batch_run, "segment_job", segment)
     result = run()
     assert result.exit_code == 0
-    assert result.stderr.count("; time budget: less was done\n") == 3
-    assert result.stdout.count("time budget: less was done") == 3
-    assert (out / "summary.csv").read_text().count(",time budget: less was done\n") == 3
+    warnings = [f"warning: case{number}: time budget: less was done" for number in range(3)]
+    lines = result.stderr.splitlines()
+    assert [line for line in lines if line.startswith("warning: ")] == warnings
+    assert sum(line.endswith("; at the edge") for line in lines) == 3
+    assert result.stdout.count("time budget: less was done; at the edge") == 3
+    table = (out / "summary.csv").read_text()
+    assert table.count(",time budget: less was done,at the edge\n") == 3
+    assert "for tests only" not in table + result.output  # the notice is about all cases
+    assert run("--quiet", "--seed", "1").stderr.splitlines() == warnings
+
+
+def test_folders_without_an_image_are_passed_over(
+    tiny_bundle: Bundle, scans: Path, out: Path
+) -> None:
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = RTStructureSetStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    drawn = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
+    drawn.SOPClassUID, drawn.Modality = RTStructureSetStorage, "RTSTRUCT"
+    drawn.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    (scans / "drawn").mkdir()
+    drawn.save_as(scans / "drawn" / "a.dcm", enforce_file_format=True)
+    for name in ("a.mgz", "b.mgz", "c.mgz", "d.mgz"):
+        (scans / name).write_bytes(b"")
+    result = batch(tiny_bundle.folder, scans, out, "--no-preview")
+    assert result.exit_code == 0, result.output
+    assert statuses(out) == {"drawn": "skipped"} | dict.fromkeys(
+        ("case0", "case1", "case2"), "done"
+    )
+    assert "drawn: passed over: " in result.stderr
+    assert "1 without an image" in result.stdout
+    (unread,) = [line for line in result.stderr.splitlines() if "not read" in line]
+    assert unread.endswith("4 images of formats not read: a.mgz, b.mgz, c.mgz and 1 more")
+    assert "drawn" not in batch(tiny_bundle.folder, scans, out, "--no-preview", "--quiet").stderr
+
+
+def test_the_notice_of_the_model_is_shown_once(
+    tiny_bundle: Bundle, scans: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bundle, "notice", "for tests only")
+    result = batch(tiny_bundle.folder, scans, out)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("warning: for tests only\n") == 1
+    assert "for tests only" not in result.stdout
+    assert (out / "index.html").read_text(encoding="utf-8").count("for tests only") == 1
+    report = json.loads((out / "reports" / "case0.json").read_text())
+    assert report["bundle"]["notice"] == "for tests only"
 
 
 def test_one_prompts_file_for_all(run: Callable[..., Result], out: Path, tmp_path: Path) -> None:

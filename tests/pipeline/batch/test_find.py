@@ -161,8 +161,9 @@ def test_results_stay_in_their_folder(scans: Path, tmp_path: Path, name: str) ->
 def test_jobs_start_from_one_folder(scans: Path, tmp_path: Path) -> None:
     jobs = write_json(tmp_path / "jobs.json", [{"input": "b.npz"}])
     for inputs in ((scans, scans), (scans / "b.npz",)):
-        with pytest.raises(InputError, match="the one folder"):
+        with pytest.raises(InputError) as caught:
             plan(*inputs, out=tmp_path / "out", jobs=jobs)
+        assert caught.value.code == "jobs-folder-missing"
     with pytest.raises(MissingFileError, match="no jobs file"):
         plan(scans, out=tmp_path / "out", jobs=tmp_path / "none.json")
 
@@ -180,3 +181,24 @@ def test_images_that_are_not_read_are_named(scans: Path, tmp_path: Path) -> None
         (scans / name).write_bytes(b"")
     found = plan(scans, out=tmp_path / "out")
     assert [path.name for path in found.unread] == ["brain.mgz", "slide.TIFF"]
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "brain.mgz").write_bytes(b"")
+    with pytest.raises(InputError, match=r"brain\.mgz") as caught:
+        plan(only, out=tmp_path / "out")
+    assert caught.value.code == "no-case"
+
+
+def test_a_row_has_its_own_choice_of_images_and_post_processing(
+    scans: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {"input": "b.npz", "select": ["ECHO=2"], "postprocess": "off"},
+        {"input": "a.nii.gz", "sentences": LIVER, "lesions": ["Liver tumors"]},
+    ]
+    jobs = write_json(tmp_path / "jobs.json", rows)
+    first, second = plan(scans, out=tmp_path / "out", jobs=jobs).cases
+    assert first.job.select == ("ECHO=2",)
+    assert first.job.options.segment.postprocess == "off"
+    assert second.job.source == PromptSource(sentences=tuple(LIVER), lesions=("Liver tumors",))
+    assert second.job.options.segment.postprocess == "auto"

@@ -24,6 +24,17 @@ def test_json_and_csv_say_the_same(tmp_path: Path) -> None:
         '"b, c.npz",,, p.json,soft tissue,b\r\n',
         encoding="utf-8",
     )
+    (tmp_path / "more.csv").write_text(
+        "input,lesions,select,postprocess\na,Liver tumors in CT;,ECHO=2; SERIES=1,all\n"
+    )
+    assert read_jobs(tmp_path / "more.csv") == (
+        JobRow(
+            "a",
+            lesions=("Liver tumors in CT",),
+            select=("ECHO=2", "SERIES=1"),
+            postprocess="all",
+        ),
+    )
     expected = (
         JobRow("a.npz", sentences=("Liver in CT", "Spleen, CT"), seed=3),
         JobRow("b, c.npz", prompts="p.json", window="soft tissue", output="b"),
@@ -43,7 +54,7 @@ def test_json_and_csv_say_the_same(tmp_path: Path) -> None:
         ('[{"input": "a.npz", "sentences": []}]', r"job 1: .*length >= 1"),
         ('[{"input": "a.npz", "kind": "organ"}]', r"job 1: Invalid enum value 'organ'"),
         ('[{"input": "a.npz", "window": "liver"}]', r"job 1: no window is called 'liver'.*lung"),
-        ('[{"input": "a", "prompts": "p", "sentences": ["x"]}]', r"job 1: .*not both"),
+        ('[{"input": "a", "prompts": "p", "sentences": ["x"]}]', r"job 1: .*leave out one"),
         ("[3]", r"job 1: Expected `object`"),
         ("{}", "holds a dict; write a list"),
         ("[]", "holds no job"),

@@ -1,4 +1,4 @@
-"""A batch that is run again: what is finished is kept, what changed is done anew."""
+"""A batch that is run again: what is finished is kept, what changed is done again."""
 
 import shutil
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.pipeline.batch import run as batch_run
+from medals_rt.pipeline.batch.records import RECORD_FORMAT
 from medals_rt.pipeline.options import RunOptions
 from tests.pipeline.batch.helpers import KIDNEY, Result, batch, statuses, write_case
 
@@ -36,7 +37,7 @@ def spoil(path: Path) -> None:
 
 
 def outdate(path: Path) -> None:
-    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
+    path.write_text(path.read_text().replace(f'"format": {RECORD_FORMAT}', '"format": 2'))
 
 
 CHANGES = {
@@ -83,7 +84,13 @@ def test_options_that_decide_a_result_count(
     shutil.copytree(tiny_bundle.folder, copy)
     assert batch(copy, scans, out, "--no-preview", "--threads", "1").exit_code == 0
     assert set(statuses(out).values()) == {"kept"}
-    for words in (["--seed", "7"], ["--refinement", "none"], ["--prompt", "liver in CT"]):
+    for words in (
+        ["--seed", "7"],
+        ["--refinement", "none"],
+        ["--postprocess", "off"],
+        ["--prompt", "liver in CT"],
+        ["--prompt", "liver in CT", "--lesion", "adrenocortical carcinoma"],
+    ):
         assert run(*words).exit_code == 0
         assert set(statuses(out).values()) == {"done"}
 
@@ -92,6 +99,6 @@ def test_the_version_counts(
     run: Callable[..., Result], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run().exit_code == 0
-    monkeypatch.setattr("medals_rt.__version__", "0.0.0")
+    monkeypatch.setattr("medals_rt.pipeline.batch.records.VERSION", "0.0.0")
     assert run().exit_code == 0
     assert set(statuses(out).values()) == {"done"}

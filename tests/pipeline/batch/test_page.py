@@ -8,6 +8,7 @@ from urllib.parse import unquote
 import pytest
 
 from medals_rt.common.errors import MissingDependencyError
+from medals_rt.common.notes import Note, warning
 from medals_rt.pipeline.batch import Entry
 from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.page import card, duration, write_page
@@ -32,7 +33,7 @@ DONE = Entry(
     seconds=125.0,
     seconds_per_class=62.5,
     within_challenge=False,
-    notes=(HOSTILE,),
+    notes=(warning("x", HOSTILE), Note("cut-by-edge", "at the edge")),
     classes=(LIVER, SPLEEN),
 )
 
@@ -82,8 +83,9 @@ def page_of(folder: Path, entries: list[Entry]) -> Page:
 
 def test_what_stands_on_the_page(tmp_path: Path) -> None:
     failed = Entry(name="broken", input="in/x", output="", status="failed", error="no image in it")
-    kept = replace(DONE, name="old", status="kept", within_challenge=True, notes=())
+    kept = replace(DONE, name="old", status="kept", within_challenge=True, notes=DONE.notes[1:])
     page = page_of(tmp_path, [DONE, failed, kept])
+    assert [item.get("class") for item in page.all("li")] == ["warning", None, None]
     text = " ".join(" ".join(page.words).split())
     for words in (
         "20 x 30 x 10 voxels", "1 x 1.5 x 2.5 mm", "2 min 05 s", "62.5 s a class", "1,500 mL",

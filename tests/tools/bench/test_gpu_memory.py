@@ -1,4 +1,4 @@
-"""Watching a card's memory, on a module in CuPy's place."""
+"""Watching a GPU's memory, on a module in CuPy's place."""
 
 import sys
 import time
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medals_rt.tools.bench.gpu_memory import CardMemory
+from medals_rt.tools.bench.gpu_memory import GpuMemory
 
 SLOW_TO_IMPORT = """
 import time
@@ -37,19 +37,19 @@ def test_a_library_that_is_being_imported_is_waited_for(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "cupy", sys)  # so that what was there comes back
     del sys.modules["cupy"]
-    with CardMemory() as card:
+    with GpuMemory() as memory:
         import cupy  # noqa: F401
 
         deadline = time.monotonic() + 10
-        while not card.peak_mib and time.monotonic() < deadline:
+        while not memory.peak_mib and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert card.peak_mib is not None
-    assert card.peak_mib >= 50
+    assert memory.peak_mib is not None
+    assert memory.peak_mib >= 50
 
 
 def test_without_a_card_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", sys)
     del sys.modules["cupy"]
-    with CardMemory() as card:
+    with GpuMemory() as memory:
         time.sleep(0.05)
-    assert card.peak_mib is None
+    assert memory.peak_mib is None

@@ -7,12 +7,12 @@ import msgspec
 from medals_rt.tools.bench.pages import headlines, row_of, write_pages
 from medals_rt.tools.bench.records import (
     Answer,
+    Backend,
     BenchReport,
     CaseFacts,
-    Contestant,
-    Growth,
-    Roofs,
+    Roofline,
     RunTime,
+    Scaling,
     StageWork,
     Standing,
 )
@@ -43,15 +43,15 @@ def report(*standings: Standing) -> BenchReport:
 STAGE = StageWork("coarse", 1, 1, (8, 8, 8), (8, 8, 8), tflop=2.0, network_seconds=1.0)
 FULL = report(
     Standing(
-        Contestant("openvino"),
+        Backend("openvino"),
         cold=answer(4.0),
         warm=answer(1.0, 2.0, 3.0, stages=(STAGE,), peak_memory_mib=900.0),
-        classes=answer(growth=(Growth(1, 1.0, 1.2, 800.0), Growth(243, 9.0, None, 900.0))),
-        volumes=answer(growth=(Growth(1000, 1.0, None, None), Growth(2000, 2.0, 3.0, None))),
-        roofs=answer(roofs=Roofs(3.0, 2.5)),
+        classes=answer(scaling=(Scaling(1, 1.0, 1.2, 800.0), Scaling(243, 9.0, None, 900.0))),
+        volumes=answer(scaling=(Scaling(1000, 1.0, None, None), Scaling(2000, 2.0, 3.0, None))),
+        roofline=answer(roofline=Roofline(3.0, 2.5)),
     ),
-    Standing(Contestant("onnxruntime"), failure=f"broke {HOSTILE}"),
-    Standing(Contestant("pytorch", "bf16"), warm=answer(4.0, 4.0, 4.0)),
+    Standing(Backend("onnxruntime"), failure=f"broke {HOSTILE}"),
+    Standing(Backend("pytorch", "bf16"), warm=answer(4.0, 4.0, 4.0)),
 )
 
 
@@ -64,7 +64,7 @@ def test_a_row_says_the_figures() -> None:
     assert row_of(FULL.standings[1], FULL).p50 == ""
 
 
-def test_headlines_come_from_the_first_contestant() -> None:
+def test_headlines_come_from_the_first_backend() -> None:
     assert [each.figure for each in headlines(FULL)] == ["2.00 s", "1.00 s", "2.00x", "900 MiB"]
 
 
@@ -101,7 +101,7 @@ def test_runners_that_were_left_out_are_told(tmp_path: Path) -> None:
 
 
 def test_a_report_without_any_finished_runner_is_still_a_report(tmp_path: Path) -> None:
-    empty = report(Standing(Contestant("openvino"), failure="no such library"))
+    empty = report(Standing(Backend("openvino"), failure="no such library"))
 
     _, markdown, page = write_pages(tmp_path, empty)
 

@@ -7,9 +7,10 @@ import pytest
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import InputError
 from medals_rt.runners import selection
-from medals_rt.tools.bench.backends import parse_contestants, runners_for
-from medals_rt.tools.bench.records import Contestant, Question, StageWork, quantile
+from medals_rt.tools.bench.backends import parse_backends, runners_for
+from medals_rt.tools.bench.records import Backend, BenchReport, Question, StageWork, quantile
 from tests.fakes import Fakes
+from tests.paths import ROOT
 from tests.runners.engine_bundles import build_fake_engines
 
 
@@ -26,10 +27,17 @@ def test_quantile_of_nothing_is_an_error() -> None:
         quantile([], 0.5)
 
 
+def test_a_report_of_the_first_days_is_read_and_written_alike() -> None:
+    stored = (ROOT / "benchmarks/results/bench_demo/report.json").read_bytes()
+    report = msgspec.json.decode(stored, type=BenchReport)
+    assert report.standings[0].backend.runner == "openvino"
+    assert msgspec.json.decode(msgspec.json.encode(report)) == msgspec.json.decode(stored)
+
+
 def test_a_question_survives_json() -> None:
     question = Question(
         task="warm",
-        contestant=Contestant("openvino", "bf16"),
+        backend=Backend("openvino", "bf16"),
         bundle="b",
         case="c.npz",
         prompts=None,
@@ -50,13 +58,13 @@ def test_rate_is_arithmetic_over_seconds() -> None:
     assert stage.tflop_per_second == 4.0
 
 
-def test_contestants_are_read_in_order_and_once() -> None:
-    found = parse_contestants(("onnxruntime", "openvino:fp32", "onnxruntime"), pytorch=True)
+def test_backends_are_read_in_order_and_once() -> None:
+    found = parse_backends(("onnxruntime", "openvino:fp32", "onnxruntime"), pytorch=True)
 
     assert found == (
-        Contestant("onnxruntime"),
-        Contestant("openvino", "fp32"),
-        Contestant("pytorch", "bf16"),
+        Backend("onnxruntime"),
+        Backend("openvino", "fp32"),
+        Backend("pytorch", "bf16"),
     )
 
 
@@ -78,7 +86,7 @@ def test_runners_of_the_card_without_engines_are_left_out_and_told(
     assert "tensorrt is left out: there is no TensorRT engine for image_encoder of stage 1" in told
     if selection.installed("tensorrt-rtx"):
         assert "tensorrt-rtx is left out: TensorRT-RTX " in told
-        assert "has no engines for SM90 cards" in told
+        assert "has no engines for SM90 GPUs" in told
 
     built = build_fake_engines(tmp_path / "built", tiny_bundle, fakes)
     names, left_out = runners_for(built)
@@ -89,9 +97,9 @@ def test_runners_of_the_card_without_engines_are_left_out_and_told(
 
 @pytest.mark.usefixtures("fakes")
 def test_a_runner_that_is_named_is_measured_whatever_it_lacks() -> None:
-    assert parse_contestants(("tensorrt",), pytorch=False) == (Contestant("tensorrt"),)
+    assert parse_backends(("tensorrt",), pytorch=False) == (Backend("tensorrt"),)
 
 
-def test_an_unknown_contestant_is_refused() -> None:
+def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(InputError, match="no runner 'caffe'"):
-        parse_contestants(("caffe",), pytorch=False)
+        parse_backends(("caffe",), pytorch=False)

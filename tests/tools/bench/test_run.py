@@ -15,9 +15,9 @@ from medals_rt.io.registry import read_case
 from medals_rt.prompts.classes import by_bank_key
 from medals_rt.prompts.prompt_set import read_prompts
 from medals_rt.tools.bench import roofline
-from medals_rt.tools.bench.records import Contestant, Question
+from medals_rt.tools.bench.records import Backend, Question
 from medals_rt.tools.bench.run import BASELINE, BenchRequest, _tasks, run_bench
-from medals_rt.tools.bench.scaling import growth_with_classes, growth_with_volume
+from medals_rt.tools.bench.scaling import scaling_with_classes, scaling_with_volume
 from medals_rt.tools.bench.target import open_target
 from tests.bundles import TINY_SPACINGS_HWD_MM, tiny_checkpoint
 
@@ -42,10 +42,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "1.pth", folder / "2.pth"
 
 
-def question(bundle: Bundle, case: Path, contestant: Contestant, **more: object) -> Question:
+def question(bundle: Bundle, case: Path, backend: Backend, **more: object) -> Question:
     return Question(
         task="warm",
-        contestant=contestant,
+        backend=backend,
         bundle=str(bundle.folder),
         case=str(case),
         prompts=str(case.with_name("noise.prompts.json")),
@@ -65,7 +65,7 @@ def test_runners_are_measured_and_one_that_fails_is_told(
         bundle=tiny_bundle.folder,
         case=case,
         prompts=case.with_name("noise.prompts.json"),
-        contestants=(Contestant("onnxruntime"), Contestant("onnxruntime", "bf16"), BASELINE),
+        backends=(Backend("onnxruntime"), Backend("onnxruntime", "bf16"), BASELINE),
         checkpoints=checkpoints,
         repetitions=2,
         thorough=False,
@@ -96,9 +96,9 @@ def test_eager_pytorch_gives_the_same_labels(
 ) -> None:
     """What a speed is compared with has to do the same work."""
     asked = question(
-        tiny_bundle, case, Contestant("pytorch", "fp32"), checkpoints=tuple(map(str, checkpoints))
+        tiny_bundle, case, Backend("pytorch", "fp32"), checkpoints=tuple(map(str, checkpoints))
     )
-    ours = question(tiny_bundle, case, Contestant("onnxruntime"))
+    ours = question(tiny_bundle, case, Backend("onnxruntime"))
     prompts = read_prompts(case.with_name("noise.prompts.json"))
     labels = []
     for each in (asked, ours):
@@ -109,12 +109,12 @@ def test_eager_pytorch_gives_the_same_labels(
     assert np.mean(labels[0] == labels[1]) > 0.999
 
 
-def test_growth_gives_a_figure_a_size(tiny_bundle: Bundle, case: Path) -> None:
-    asked = question(tiny_bundle, case, Contestant("onnxruntime"))
+def test_scaling_gives_a_figure_a_size(tiny_bundle: Bundle, case: Path) -> None:
+    asked = question(tiny_bundle, case, Backend("onnxruntime"))
     prompts = read_prompts(case.with_name("noise.prompts.json"))
     with open_target(asked) as target:
-        by_class = growth_with_classes(target, asked)
-        by_volume = growth_with_volume(target, asked, read_case(case), prompts)
+        by_class = scaling_with_classes(target, asked)
+        by_volume = scaling_with_volume(target, asked, read_case(case), prompts)
 
     assert [each.size for each in by_class] == [1, 5, 40]
     assert all(each.prompted_seconds for each in by_class)
@@ -125,33 +125,37 @@ def test_a_machine_has_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"_EDGE": 16, "_MATRIX": 128}.items():
         monkeypatch.setattr(roofline, name, value)
 
-    found = roofline.measure_roofs("onnxruntime", None, 2)
+    found = roofline.measure_roofline("onnxruntime", None, 2)
 
     assert 0 < found.matrix_tflop_per_second < 100
     assert 0 < found.convolution_tflop_per_second < 100
 
 
-def test_runners_of_engines_have_no_roofs(tmp_path: Path) -> None:
-    """The roofs are ONNX graphs made for it, and in no bundle."""
-    for runner, has_roofs in {"tensorrt": False, "tensorrt-rtx": False, "openvino": True}.items():
-        contestant = Contestant(runner)
-        request = BenchRequest(tmp_path, tmp_path, None, (contestant,))
-        assert ("roofs" in _tasks(request, contestant)) == has_roofs
-        assert "volumes" in _tasks(request, contestant)
+def test_runners_of_engines_have_no_roofline(tmp_path: Path) -> None:
+    """The roofline are ONNX graphs made for it, and in no bundle."""
+    for runner, has_roofline in {
+        "tensorrt": False,
+        "tensorrt-rtx": False,
+        "openvino": True,
+    }.items():
+        backend = Backend(runner)
+        request = BenchRequest(tmp_path, tmp_path, None, (backend,))
+        assert ("roofline" in _tasks(request, backend)) == has_roofline
+        assert "volumes" in _tasks(request, backend)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"contestants": ()}, "nothing to measure"),
+        ({"backends": ()}, "nothing to measure"),
         ({"repetitions": 0}, "at least 1"),
-        ({"contestants": (BASELINE,)}, "--stage1 and --stage2"),
+        ({"backends": (BASELINE,)}, "--stage1 and --stage2"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(
     tiny_bundle: Bundle, case: Path, change: dict[str, object], message: str
 ) -> None:
-    options = {"contestants": (Contestant("onnxruntime"),), **change}
+    options = {"backends": (Backend("onnxruntime"),), **change}
     with pytest.raises(InputError, match=message):
         run_bench(BenchRequest(tiny_bundle.folder, case, None, **options))
 
@@ -176,7 +180,7 @@ def test_the_command_tells_what_it_leaves_out(
     assert "tensorrt is left out: not for tiny\n" in done.stderr
     named = CliRunner().invoke(app, [*command, "--runner", "onnxruntime"])
     assert "left out" not in named.stderr
-    assert [each.contestants[0].runner for each in asked] == ["openvino", "onnxruntime"]
+    assert [each.backends[0].runner for each in asked] == ["openvino", "onnxruntime"]
     assert [len(each.left_out) for each in asked] == [1, 0]
 
 

@@ -1,4 +1,4 @@
-"""`medals-rt doctor`: what would run here and why, with libraries and cards hidden or made up."""
+"""`medals-rt doctor`: what would run here and why, with libraries and GPUs hidden or made up."""
 
 import hashlib
 import json
@@ -74,14 +74,14 @@ def runner(found: Diagnosis, kind: str) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests say themselves which card there is."""
-    show_card(monkeypatch, None)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests say themselves which GPU there is."""
+    show_gpu(monkeypatch, None)
 
 
-def show_card(monkeypatch: pytest.MonkeyPatch, card: Gpu | None) -> None:
+def show_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None) -> None:
     for module in ("tools.doctor.diagnosis", "tools.doctor.machine", "common.gpu"):
-        monkeypatch.setattr(f"medals_rt.{module}.find_gpu", lambda: card)
+        monkeypatch.setattr(f"medals_rt.{module}.find_gpu", lambda: gpu)
 
 
 def test_json_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,11 +91,11 @@ def test_json_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = msgspec.json.decode(done.stdout, type=Shown)
     assert (shown.format, shown.can_run, shown.bundle) == (1, True, None)
     assert shown.automatic["runner"] == "openvino"
-    assert shown.graphics == {"cards": [], "used": None, "driver": None, "remark": None}
+    assert shown.graphics == {"gpus": [], "used": None, "driver": None, "remark": None}
     assert {each["name"] for each in shown.libraries} == {each.name for each in OPTIONAL_LIBRARIES}
     states = {each["kind"]: each["problem"] for each in shown.runners}
     assert states["openvino"] is None
-    assert states["tensorrt-rtx"] == "no NVIDIA card is found"
+    assert states["tensorrt-rtx"] == "no NVIDIA GPU is found"
     assert shown.processor["cores"] >= 1
 
 
@@ -118,8 +118,8 @@ def test_what_is_missing_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
     advice = "\n".join(found.advice)
     assert "'medals-rt[formats]' adds NiBabel (NIfTI), pynrrd (NRRD)" in advice
     assert "'medals-rt[export]' adds PyTorch" in advice
-    assert "CuPy" not in advice  # of no use without a card
-    show_card(monkeypatch, H100)
+    assert "CuPy" not in advice  # of no use without a GPU
+    show_gpu(monkeypatch, H100)
     advice = "\n".join(diagnose().advice)
     assert "'medals-rt[gpu]' adds CuPy" in advice
     assert "'medals-rt[tensorrt]' adds TensorRT" in advice
@@ -200,7 +200,7 @@ def write_engine(bundle: Bundle, data: bytes, **changes: Any) -> str:
 def test_bundle_and_engines(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Engines that fit, are stale, for another card or library, and damaged."""
+    """Engines that fit, are stale, for another GPU or library, and damaged."""
     folder = tmp_path / "bundle"
     shutil.copytree(tiny_bundle.folder, folder)
     hide(monkeypatch)
@@ -212,12 +212,12 @@ def test_bundle_and_engines(
     problems = {
         write_engine(bundle, b"engine"): None,
         write_engine(bundle, b"engine", graph_sha256="0" * 64): "for another graph",
-        write_engine(bundle, b"engine", architectures=("SM89",)): "for cards of SM89, here is SM90",
+        write_engine(bundle, b"engine", architectures=("SM89",)): "for GPUs of SM89, here is SM90",
         write_engine(bundle, b"engine", version="10.13.0"): "for TensorRT 10.13.0, here is 11.4.0",
         write_engine(bundle, b"other!", precision="fp16"): "is not the one that was built",
     }
-    assert all(each.problem == "no NVIDIA card is found" for each in engines_of(folder))
-    show_card(monkeypatch, H100)
+    assert all(each.problem == "no NVIDIA GPU is found" for each in engines_of(folder))
+    show_gpu(monkeypatch, H100)
     monkeypatch.setattr(diagnosis, "open_library", lambda _: SimpleNamespace(version="11.4.0"))
     found = engines_of(folder)
     assert {each.file for each in found} == set(problems)
@@ -236,7 +236,7 @@ def test_engines_whose_library_is_missing(
     folder = tmp_path / "bundle"
     shutil.copytree(tiny_bundle.folder, folder)
     hide(monkeypatch)
-    show_card(monkeypatch, H100)
+    show_gpu(monkeypatch, H100)
     monkeypatch.setattr(diagnosis, "open_library", missing)
     write_engine(Bundle.open(folder), b"engine")
     assert [each.problem for each in engines_of(folder)] == ["TensorRT is not installed"]

@@ -1,4 +1,4 @@
-"""Processor, memory and cards, from files and programs made for the purpose."""
+"""Processor, memory and GPUs, from files and programs made for the purpose."""
 
 import os
 import stat
@@ -11,8 +11,8 @@ from medals_rt.common.gpu import Gpu
 from medals_rt.tools.doctor import machine
 from medals_rt.tools.doctor.machine import (
     cpu_features,
-    list_cards,
-    look_at_cards,
+    list_gpus,
+    look_at_gpus,
     look_at_memory,
     look_at_processor,
 )
@@ -64,16 +64,16 @@ def test_this_machine(monkeypatch, tmp_path):
 def test_no_card_and_no_driver(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(machine, "find_gpu", lambda: None)
-    found = look_at_cards()
-    assert (found.cards, found.used, found.driver, found.remark) == ((), None, None, None)
+    found = look_at_gpus()
+    assert (found.gpus, found.used, found.driver, found.remark) == ((), None, None, None)
 
 
-def test_cards_are_listed_by_the_driver_s_program(monkeypatch, tmp_path):
+def test_gpus_are_listed_by_the_driver_s_program(monkeypatch, tmp_path):
     line = "NVIDIA H100, 81559 MiB, 9.0, 580.65.06"
     fake_program(tmp_path, f"print({line!r}); print({line!r})", monkeypatch)
     monkeypatch.setattr(machine, "find_gpu", lambda: H100)
-    found = look_at_cards()
-    assert found.cards == (line, line)
+    found = look_at_gpus()
+    assert found.gpus == (line, line)
     assert found.used == "NVIDIA H100, 81,920 MiB, SM90"
     assert found.driver == H100.driver
     assert found.remark is None
@@ -82,7 +82,7 @@ def test_cards_are_listed_by_the_driver_s_program(monkeypatch, tmp_path):
 def test_a_card_without_that_program(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(machine, "find_gpu", lambda: H100)
-    assert look_at_cards().cards == ("NVIDIA H100, 81,920 MiB, SM90",)
+    assert look_at_gpus().gpus == ("NVIDIA H100, 81,920 MiB, SM90",)
 
 
 @pytest.mark.parametrize(
@@ -95,4 +95,4 @@ def test_a_card_without_that_program(monkeypatch, tmp_path):
 )
 def test_a_program_that_fails_is_quoted(monkeypatch, tmp_path, text, remark):
     fake_program(tmp_path, text, monkeypatch)
-    assert list_cards() == ((), f"nvidia-smi: {remark}")
+    assert list_gpus() == ((), f"nvidia-smi: {remark}")

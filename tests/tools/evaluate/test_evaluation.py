@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 from scipy.ndimage import gaussian_filter
 from typer.testing import CliRunner
 
 from medals_rt.cli import app
 from medals_rt.common.errors import CaseError, InputError, MissingFileError
 from medals_rt.io.case import LabelFile
+from medals_rt.io.registry import read_case, write_segmentation
 from medals_rt.prompts.prompt_set import parse_prompts
 from medals_rt.tools.evaluate.evaluation import evaluate, score_case
 from medals_rt.tools.evaluate.surface import surface_dice
+from tests.dicom import write_series
 
 SPACING_HWD = (1.0, 1.0, 4.0)
 PROMPTS = {"1": "Liver in abdominal CT", "3": "Spleen in abdominal CT", "instance_label": 0}
@@ -162,18 +165,219 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     _, truth = save_pair(tmp_path, "a", anatomy(0), PROMPTS)
     with pytest.raises(MissingFileError, match="nothing"):
         evaluate(tmp_path / "nothing", truth)
-    with pytest.raises(InputError, match="two files or two folders"):
+    with pytest.raises(InputError) as mixed:
         evaluate(tmp_path, truth)
+    assert mixed.value.code == "file-and-folder"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MissingFileError, match="empty"):
+    with pytest.raises(MissingFileError) as empty:
         evaluate(tmp_path / "pred", tmp_path / "empty")
+    assert empty.value.code == "no-label-files"
     small = save(tmp_path / "small.npz", segs=np.zeros((3, 3, 3), np.uint8))
-    with pytest.raises(CaseError, match=r"\(3, 3, 3\)"):
-        evaluate(small, truth)
+    for resample, code in ((False, "grids-differ"), (True, "place-unknown")):
+        with pytest.raises(CaseError, match=r"\(3, 3, 3\)") as differs:
+            evaluate(small, truth, resample=resample)
+        assert differs.value.code == code
     bare = LabelFile(np.ones((2, 2, 2), np.uint8), None, None)
-    with pytest.raises(CaseError, match="spacing"):
+    with pytest.raises(CaseError) as lost:
         score_case("x", bare, bare, kind="anatomy")
+    assert lost.value.code == "spacing-missing"
     assert score_case("x", bare, bare, kind="lesion").instances.f1 == 1.0
+
+
+def test_two_files_of_one_case_are_refused(tmp_path: Path) -> None:
+    _, reference = anatomy(0)
+    for name in ("a.npz", "a.NPZ"):
+        save(tmp_path / "gt" / "x.npz", gts=reference, spacing=np.ones(3)).rename(
+            tmp_path / "gt" / name
+        )
+    with pytest.raises(CaseError) as twice:
+        evaluate(tmp_path / "gt", tmp_path / "gt")
+    assert twice.value.code == "case-repeated"
+
+
+def test_endings_in_capitals_are_found(tmp_path: Path) -> None:
+    files = save_pair(tmp_path, "a", anatomy(0), PROMPTS)
+    files[1].rename(files[1].with_name("a.NPZ"))
+    (case,) = evaluate(tmp_path / "pred", tmp_path / "gt").cases
+    assert (case.case, case.missing) == ("a", False)
+
+
+def placed(array_kji: np.ndarray, affine_lps: np.ndarray, path: Path) -> Path:
+    """Write labels at a place in space, in the order of their own axes."""
+    image = SimpleITK.GetImageFromArray(array_kji)
+    lengths = np.linalg.norm(affine_lps[:3, :3], axis=0)
+    image.SetSpacing(lengths.tolist())
+    image.SetDirection((affine_lps[:3, :3] / lengths).ravel().tolist())
+    image.SetOrigin(affine_lps[:3, 3].tolist())
+    path.parent.mkdir(exist_ok=True)
+    SimpleITK.WriteImage(image, path)
+    return path
+
+
+def turned(degrees: float) -> np.ndarray:
+    """Rotate about the axis to the head."""
+    sine, cosine = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
+    return np.array([[cosine, -sine, 0, 0], [sine, cosine, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+HERE = np.diag([2.0, 2.0, 3.0, 1.0])
+SHIFTED = HERE + np.array([[0, 0, 0, 30.0], [0] * 4, [0] * 4, [0] * 4])
+TURNED = turned(30) @ HERE
+SCALED = np.diag([2.0, 2.0, 2.0, 1.0]) @ HERE
+
+
+@pytest.mark.parametrize(
+    ("affine", "words"),
+    [(SHIFTED, "shifted by 30 mm"), (TURNED, "turned by 30.0 degrees"), (SCALED, "spacing 4 x 4")],
+)
+@pytest.mark.parametrize("folders", [False, True])
+def test_another_place_is_refused(
+    tmp_path: Path, affine: np.ndarray, words: str, folders: bool
+) -> None:
+    _, labels = anatomy(0)
+    truth = placed(labels, HERE, tmp_path / "gt" / "abc.nii.gz")
+    found = placed(labels, affine, tmp_path / "pred" / "abc.nii.gz")
+    files = [found.parent, truth.parent] if folders else [found, truth]
+    ended = CliRunner().invoke(app, ["evaluate", *map(str, files)])
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert "case abc" in line
+    assert words in line
+    assert "--resample" in line
+    ended = CliRunner().invoke(app, ["evaluate", *map(str, files), "--resample"])
+    assert ended.exit_code == 0, ended.output
+    assert words in ended.stderr
+    assert "1.0000" not in ended.stdout
+
+
+@pytest.mark.parametrize("affine", [SHIFTED, turned(31) @ HERE, SCALED])  # 30 makes ties
+def test_resampled_scores_are_those_of_simpleitk(tmp_path: Path, affine: np.ndarray) -> None:
+    _, labels = anatomy(0)
+    truth = placed(labels, HERE, tmp_path / "gt.nii.gz")
+    found = placed(labels, affine, tmp_path / "pred.nii.gz")
+    (case,) = evaluate(found, truth, resample=True).cases
+    images = [SimpleITK.ReadImage(path) for path in (found, truth)]
+    moved = SimpleITK.GetArrayFromImage(
+        SimpleITK.Resample(*images, SimpleITK.Transform(), SimpleITK.sitkNearestNeighbor)
+    )
+    assert [note.code for note in case.notes][:1] == ["prediction-resampled"]
+    for one in case.labels:
+        p, r = moved == one.label, labels == one.label
+        assert one.dsc == pytest.approx(2 * (p & r).sum() / (p.sum() + r.sum()))
+
+
+def test_another_orientation_of_the_same_place_is_the_same(tmp_path: Path) -> None:
+    """Axes that run the other way, or in another order, hold the same voxels."""
+    _, labels = anatomy(0)
+    truth = placed(labels, HERE, tmp_path / "gt.nii.gz")
+    flipped = HERE.copy()
+    flipped[0] = [-2.0, 0, 0, 2.0 * (labels.shape[2] - 1)]
+    swapped = HERE[:, [1, 0, 2, 3]]
+    for name, array, affine in (
+        ("flipped", labels[:, :, ::-1], flipped),
+        ("swapped", labels.transpose(0, 2, 1), swapped),
+    ):
+        found = placed(np.ascontiguousarray(array), affine, tmp_path / f"{name}.nii.gz")
+        (case,) = evaluate(found, truth).cases
+        assert case.mean("dsc") == 1.0
+        assert case.notes == ()
+
+
+def test_segments_name_labels_and_pair_them(tmp_path: Path) -> None:
+    """A result of one class has label 1 whatever the class; the reference numbers many."""
+    _, labels = anatomy(0)
+    image = SimpleITK.GetImageFromArray(labels)
+    for place, name in enumerate(("Left lung", "Spleen", "Liver")):
+        image.SetMetaData(f"Segment{place}_Name", name)
+        image.SetMetaData(f"Segment{place}_LabelValue", str(place + 1))
+    truth = tmp_path / "gt.seg.nrrd"
+    SimpleITK.WriteImage(image, truth)
+    liver = {"1": "Liver in abdominal CT", "instance_label": 0}
+    found = save(
+        tmp_path / "pred.npz",
+        segs=(labels == 3).astype(np.uint8),
+        spacing=np.ones(3),
+        text_prompts=np.array(liver, dtype=object),
+    )
+    (case,) = evaluate(found, truth).cases
+    assert [(one.label, one.name, one.dsc) for one in case.labels] == [(3, "Liver", 1.0)]
+    assert [note.code for note in case.notes] == ["labels-paired-by-class"]
+    (case,) = evaluate(found, truth, by_value=True).cases
+    assert [(one.label, one.dsc) for one in case.labels] == [(1, 0.0)]
+    assert [note.code for note in case.notes] == ["label-names-differ"]
+    unnamed = save(tmp_path / "bare.npz", segs=(labels == 3).astype(np.uint8))
+    (case,) = evaluate(unnamed, truth, prompts=parse_prompts(liver)).cases
+    assert [(one.label, one.name, one.dsc) for one in case.labels] == [(3, "Liver", 1.0)]
+
+
+def test_prompts_beside_a_reference_name_its_labels(tmp_path: Path) -> None:
+    _, labels = anatomy(0)
+    truth = save(tmp_path / "gt.npz", gts=labels, spacing=np.ones(3))
+    liver = {"1": "Liver in abdominal CT", "instance_label": 0}
+    found = save(
+        tmp_path / "pred.npz",
+        segs=(labels == 3).astype(np.uint8),
+        text_prompts=np.array(liver, dtype=object),
+    )
+    (case,) = evaluate(found, truth).cases
+    assert [note.code for note in case.notes] == ["reference-unnamed"]
+    (tmp_path / "gt.prompts.json").write_text(
+        '{"1": "Left lung in CT", "2": "Aorta in CT", "3": "Liver in CT"}'
+    )
+    (case,) = evaluate(found, truth).cases
+    assert [(one.label, one.dsc) for one in case.labels] == [(3, 1.0)]
+
+
+def test_segmentations_of_dicom(tmp_path: Path) -> None:
+    """Their segments number classes as they like, and empty slices are left out."""
+    labels = np.zeros((6, 16, 16), np.uint8)
+    labels[1:3, 2:9, 3:8], labels[3:5, 4:9, 9:14] = 1, 2
+    write_series(tmp_path / "ct", labels.astype(np.int16), HERE)
+    case = read_case(tmp_path / "ct")
+    both = {"1": "Liver in CT", "2": "Spleen in CT"}
+    written = {"gt": (labels, parse_prompts(both))}
+    spleen = (labels == 2).astype(np.uint8)
+    written["pred"] = (spleen, parse_prompts({"1": "Spleen in CT"}))
+    for name, (array, prompts) in written.items():
+        for ending in (".dcm", ".nii.gz"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            path = tmp_path / name / f"a{ending}"
+            write_segmentation(path, case, array, prompts=prompts)
+    pred, gt = tmp_path / "pred", tmp_path / "gt"
+    (one,) = evaluate(pred / "a.dcm", gt / "a.dcm").cases
+    assert [(each.label, each.name, each.dsc) for each in one.labels] == [(2, "Spleen", 1.0)]
+    assert [note.code for note in one.notes] == ["labels-paired-by-class"]
+    for files in ((gt / "a.dcm", gt / "a.nii.gz"), (gt / "a.nii.gz", gt / "a.dcm")):
+        (one,) = evaluate(*files).cases
+        assert [(each.name, each.dsc) for each in one.labels] == [("Liver", 1.0), ("Spleen", 1.0)]
+
+
+def test_no_label_in_both_is_a_warning(tmp_path: Path) -> None:
+    _, labels = anatomy(0)
+    truth = save(tmp_path / "gt.npz", gts=labels, spacing=np.ones(3))
+    found = save(tmp_path / "pred.npz", segs=np.where(labels == 3, 7, 0).astype(np.uint8))
+    (case,) = evaluate(found, truth).cases
+    (note,) = case.notes
+    assert (note.code, note.severity) == ("no-label-shared", "warning")
+    ended = CliRunner().invoke(app, ["evaluate", str(found), str(truth), "--quiet"])
+    assert ended.exit_code == 0
+    assert ended.stderr.startswith("warning: case gt: ")
+
+
+def test_lesions_of_different_organs_are_refused(tmp_path: Path) -> None:
+    predicted, reference = lesions()
+    found, truth = save_pair(tmp_path, "a", (predicted, reference), LESIONS)
+    prompts = {"1": "Kidney tumors in CT", "instance_label": 1}
+    found = save(
+        found,
+        segs=predicted,
+        spacing=np.array(SPACING_HWD),
+        text_prompts=np.array(prompts, dtype=object),
+    )
+    with pytest.raises(CaseError) as refused:
+        evaluate(found, truth)
+    assert refused.value.code == "no-class-shared"
+    assert evaluate(found, truth, by_value=True).cases[0].kind == "lesion"
 
 
 def test_the_command_prints_and_writes(tmp_path: Path) -> None:

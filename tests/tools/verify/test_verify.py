@@ -13,8 +13,6 @@ pytest.importorskip("onnx")
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import GRAPH_NAMES, GraphName
-from medals_rt.common.choices import RUNNER_KINDS
-from medals_rt.planning import pass_timings
 from medals_rt.tools.verify.verify import graph_passes
 from tests.cli.helpers import call
 from tests.tools.verify.helpers import BOTH, WINDOWS, damage, manifest_of
@@ -60,9 +58,6 @@ def test_tiny_bundle_passes_and_says_where(
     assert msgspec.to_builtins(stored.manifest.parity) == msgspec.to_builtins(
         msgspec.convert(content["records"], tuple[type(stored.manifest.parity[0]), ...])
     )
-    measured = pass_timings.recall(bundle.hash)
-    assert measured is not None
-    assert measured.runner.partition("/")[0] in RUNNER_KINDS  # what `plan` estimates with
     said = call("info", "--bundle", bundle.folder).stdout
     for word in ("verified", "coarse graphs", "whole cases", "openvino", "DSC", "PyTorch"):
         assert word in said

@@ -1,3 +1,3 @@
-"""What was asked of the card, in order: what, and of which."""
+"""What was asked of the GPU, in order: what, and of which."""
 
 log: list = []

@@ -4,11 +4,11 @@ from ._log import log
 
 
 class Device:
-    """The one card."""
+    """The one GPU."""
 
     def __init__(self, device=None):
         self.id = 0 if device is None else int(device)
-        assert self.id == 0, "there is one card"
+        assert self.id == 0, "there is one GPU"
 
     def __int__(self):
         return self.id

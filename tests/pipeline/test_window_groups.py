@@ -7,7 +7,7 @@ import pytest
 
 from medals_rt.common.errors import InputError
 from medals_rt.io.volume import Volume
-from medals_rt.pipeline.intensity_windows import (
+from medals_rt.pipeline.window_groups import (
     GroupResult,
     WindowGroup,
     check_window,
@@ -125,15 +125,15 @@ def test_each_group_has_its_part_of_an_annotation() -> None:
 
 def test_progress_names_the_window_where_there_are_several() -> None:
     heard: list[tuple[Any, ...]] = []
-    group = WindowGroup("lung", ANATOMY)
-    alone = progress_of(lambda *said: heard.append(said), group, 1)
-    one_of_two = progress_of(lambda *said: heard.append(said), group, 2)
+    alone = progress_of(lambda *said: heard.append(said), WindowGroup("lung", ANATOMY))
+    group = WindowGroup("lung", ANATOMY, "lung")
+    one_of_two = progress_of(lambda *said: heard.append(said), group)
     assert alone is not None
     assert one_of_two is not None
     alone("coarse", 1, 2)
     one_of_two("coarse", 1, 2)
     assert heard == [("coarse", 1, 2), ("lung: coarse", 1, 2)]
-    assert progress_of(None, group, 2) is None
+    assert progress_of(None, group) is None
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""On a card: every runner that is installed against ONNX Runtime on the CPU.
+"""On a GPU: every runner that is installed against ONNX Runtime on the CPU.
 
 Ready to run where there is one: `pytest -m gpu -rs`. Elsewhere skipped aloud. Nothing here has been
-run on a card yet; `tests/fakes/test_fakes.py` runs it on fakes.
+run on a GPU yet; `tests/fakes/test_fakes.py` runs it on fakes.
 """
 
 import shutil
@@ -30,15 +30,15 @@ TOLERANCE = verification_for("fp32").relative_error
 
 @pytest.fixture(scope="module")
 def cupy():
-    """CuPy, where it finds a card."""
+    """CuPy, where it finds a GPU."""
     module = pytest.importorskip("cupy", reason="CuPy is not installed")
     if find_gpu() is None or not module.is_available():
-        pytest.skip("there is no CUDA card")
+        pytest.skip("there is no CUDA GPU")
     return module
 
 
 @pytest.fixture(scope="module", params=CUDA_KINDS)
-def kind(request, cupy):  # noqa: ARG001 - without a card there is nothing to ask
+def kind(request, cupy):  # noqa: ARG001 - without a GPU there is nothing to ask
     if not installed(request.param):
         pytest.skip(f"{request.param} is not installed")
     return request.param
@@ -46,8 +46,8 @@ def kind(request, cupy):  # noqa: ARG001 - without a card there is nothing to as
 
 @pytest.fixture(scope="module")
 def bundle(kind, tiny_bundle, tmp_path_factory):
-    """The minuscule bundle, with engines for this card."""
-    folder = tmp_path_factory.mktemp("card") / kind
+    """The minuscule bundle, with engines for this GPU."""
+    folder = tmp_path_factory.mktemp("gpu") / kind
     shutil.copytree(tiny_bundle.folder, folder)
     copy = Bundle.open(folder)
     if kind in TENSORRT_LABELS:

@@ -219,6 +219,30 @@ def test_files_without_sop_class_study_id_or_accession_are_referred_to(tmp_path:
         assert referred.ReferencedSOPInstanceUID == f"1.2.3.4.1.{k + 1}"
 
 
+def test_classes_that_share_slices_refer_to_the_same_files(tmp_path: Path) -> None:
+    """highdicom gives the segments of a slice one and the same item to refer by."""
+    write_series(tmp_path / "a", LABELS.astype(np.int16), AFFINE)
+    case = read_case(tmp_path / "a")
+    labels = LABELS.copy()
+    labels[1:4, 5:7, 3:7] = 2
+    segments = segments_of({"1": "Liver in CT", "2": "Spleen in CT"}, labels)
+    out = tmp_path / "out.dcm"
+    write_seg(out, case, labels, segments, instances_dhw=None, model=None)
+    validate(out)
+    uids = {pydicom.dcmread(file).SOPInstanceUID for file in (tmp_path / "a").iterdir()}
+    frames = pydicom.dcmread(out).PerFrameFunctionalGroupsSequence
+    named = [
+        (
+            frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber,
+            frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID,
+        )
+        for frame in frames
+    ]
+    assert [number for number, _ in named] == [1, 1, 2, 2, 2]
+    assert {uid for _, uid in named} <= uids
+    assert len({uid for _, uid in named}) == 3
+
+
 def test_a_notice_is_the_content_description(tmp_path: Path) -> None:
     notice = "trained on synthetic phantoms only; not for diagnosis, nor for anything like it"
     seg, _ = segmentation(tmp_path, lambda *_: None, notice)

@@ -43,10 +43,17 @@ class WindowGroup:
         seen in several (its one window follows from the classes).
     prompts
         The classes.
+    name
+        Of the group in progress and report; empty where it is the only one of its case.
     """
 
     window: str
     prompts: PromptSet
+    name: str = ""
+
+    def named(self, what: str) -> str:
+        """Name a stage or a step of this group."""
+        return f"{self.name}: {what}" if self.name else what
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +102,17 @@ class GroupResult:
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """Labels of all groups. `contested` counts the voxels that more than one group claimed."""
+    """Labels of all groups.
+
+    `contested` counts the voxels that more than one group claimed, `covered` those of anatomy that
+    lesions replaced.
+    """
 
     labels_dhw: Labels
     instances_dhw: npt.NDArray[np.uint32] | None
     probability_dhw: npt.NDArray[np.float32] | None
     contested: int = 0
+    covered: int = 0
 
 
 def check_window(window: str, modality: str) -> None:
@@ -133,7 +145,9 @@ def group_by_window(volume: Volume, prompts: PromptSet, window: str) -> tuple[Wi
     if len(groups) == 1 or is_prepared(volume):
         return (WindowGroup(window, prompts),)
     return tuple(
-        WindowGroup(name, PromptSet(tuple(p for p in prompts.prompts if p.class_key in classes)))
+        WindowGroup(
+            name, PromptSet(tuple(p for p in prompts.prompts if p.class_key in classes)), name
+        )
         for name, classes in groups.items()
     )
 
@@ -160,11 +174,11 @@ def part_of_annotation(annotation_dhw: Labels | None, labels: Sequence[int]) -> 
     return kept.astype(annotation_dhw.dtype) if kept.any() else None
 
 
-def progress_of(progress: Progress | None, group: WindowGroup, groups: int) -> Progress | None:
-    """Name a group's window before its stages, where there are several groups."""
-    if progress is None or groups == 1:
+def progress_of(progress: Progress | None, group: WindowGroup) -> Progress | None:
+    """Put a group's name before its stages, where it has one."""
+    if progress is None or not group.name:
         return progress
-    return lambda stage, done, total: progress(f"{group.window}: {stage}", done, total)
+    return lambda stage, done, total: progress(group.named(stage), done, total)
 
 
 def merge(results: Sequence[GroupResult]) -> Merged:

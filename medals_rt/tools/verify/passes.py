@@ -1,4 +1,4 @@
-"""Whole windows: the graphs of a pass together, as the run time chains or joins them.
+"""Whole passes: the graphs that run on a window together, as the run time chains or joins them.
 
 A library that optimizes across graphs computes something else than the graphs one by one, and what
 it hands from one to the next need not be fp32: so both are compared.
@@ -27,14 +27,14 @@ _MANY = max(FOLDED_REFINERS) + 1
 
 @dataclass(frozen=True)
 class _Pass:
-    """One way through the network: N, and whether there are spatial prompts."""
+    """One run of the network: N, and whether there are spatial prompts."""
 
     name: str
     prompt_count: int
     prompted: bool
 
 
-def compare_windows(
+def compare_passes(
     bundle: Bundle,
     stage: int,
     reference: Reference,
@@ -52,7 +52,7 @@ def compare_windows(
     Raises
     ------
     MedalsError
-        If the reference itself fails. A candidate that fails is told in its `GraphParity`.
+        If the reference itself fails. A candidate that fails is recorded in its `GraphParity`.
     """
     passes = (
         _Pass("window, text only", prompts_tried, prompted=False),
@@ -94,7 +94,7 @@ def compare_windows(
 def _probabilities(
     network: Network, tensors: Tensors, one: _Pass, wanted: int
 ) -> npt.NDArray[np.float32]:
-    """Run one pass; give the probabilities `(wanted, H, W, D)` of the first classes."""
+    """Run one pass and return the probabilities `(wanted, H, W, D)` of the first classes."""
     device = network.array_device
     shown = to_device(tensors["prompts"][: one.prompt_count] > 0, device)
     parts = network.predict(

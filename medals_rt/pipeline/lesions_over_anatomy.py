@@ -1,0 +1,91 @@
+"""One case that asks for anatomy and lesions: two passes, each as if asked for alone, then merged.
+
+The network is trained for one kind at a time, so each kind is segmented by itself, with its own
+rules and windows. Where a lesion was found the label is the lesion's: it lies in the organ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from medals_rt.common.errors import PromptError
+from medals_rt.common.notes import Note
+from medals_rt.io.volume import Volume
+from medals_rt.pipeline.window_groups import (
+    GroupResult,
+    Merged,
+    WindowGroup,
+    group_by_window,
+    merge,
+)
+from medals_rt.planning.policy import load_policy
+from medals_rt.prompts.prompt_set import PromptSet
+
+_NAMES: Final = {"anatomy": "organs", "lesion": "lesions"}
+
+
+def check_combination(prompts: PromptSet, preset: str) -> None:
+    """Check before any work that a preset can keep anatomy and lesions apart.
+
+    Raises
+    ------
+    PromptError
+        ``lesions-without-labels``: both are asked for, and the preset gives all lesions the label
+        1.
+    """
+    if len(prompts.parts) > 1 and load_policy().preset(preset).lesions == "binary":
+        raise PromptError(
+            f"under the preset {preset!r} every lesion has the label 1, so that lesions can't be "
+            "told from organs; run them one after the other, or use another preset",
+            code="lesions-without-labels",
+        )
+
+
+def case_groups(volume: Volume, prompts: PromptSet, window: str) -> tuple[WindowGroup, ...]:
+    """Split a case into the groups that are segmented one after the other, by kind and window."""
+    parts = prompts.parts
+    if len(parts) == 1:
+        return group_by_window(volume, prompts, window)
+    return tuple(
+        replace(group, name=", ".join(filter(None, (_NAMES[part.kind], group.name))))
+        for part in parts
+        for group in group_by_window(volume, part, window)
+    )
+
+
+def merge_case(results: Sequence[GroupResult]) -> Merged:
+    """Merge the labels of all groups: those of a kind by probability, lesions over anatomy."""
+    by_kind: dict[str, list[GroupResult]] = {}
+    for result in results:
+        by_kind.setdefault(result.group.prompts.kind, []).append(result)
+    merged = [merge(of_kind) for of_kind in by_kind.values()]
+    return merged[0] if len(merged) == 1 else _cover(*merged)
+
+
+def covered_notes(merged: Merged, voxel_ml: float) -> tuple[Note, ...]:
+    """Say how much of the anatomy lesions replaced."""
+    if not merged.covered:
+        return ()
+    text = (
+        f"lesions lie over {merged.covered:,} voxels ({merged.covered * voxel_ml:.3g} mL) of "
+        "organs, whose volumes are without them"
+    )
+    return (Note("lesions-over-organs", text),)
+
+
+def _cover(anatomy: Merged, lesions: Merged) -> Merged:
+    covers = lesions.labels_dhw > 0
+    probability = None
+    if anatomy.probability_dhw is not None and lesions.probability_dhw is not None:
+        probability = np.where(covers, lesions.probability_dhw, anatomy.probability_dhw)
+    return Merged(
+        np.where(covers, lesions.labels_dhw, anatomy.labels_dhw),
+        lesions.instances_dhw,
+        probability,
+        anatomy.contested + lesions.contested,
+        int(np.count_nonzero(covers & (anatomy.labels_dhw > 0))),
+    )
