@@ -27,7 +27,8 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell]]
 
     Raises
     ------
-    OutputError : the file can't be written
+    OutputError
+        The file can't be written.
     """
     with atomic_output(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out, lineterminator="\n")
