@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from medals_rt.bundle.hub import local_path
 from medals_rt.bundle.manifest import (
-    HUB_PREFIX,
     MANIFEST_FILE,
     ClassRecord,
     EmbeddingsRecord,
@@ -189,16 +189,11 @@ def resolve_bundle(explicit: str | os.PathLike[str] | None = None) -> Path:
     MissingFileError
         If none of them is there; the message says what to do.
     MedalsError
-        What `hub.download` raises, for an address on a hub.
+        What `hub.local_path` raises, for an address on a hub.
     """
     named = os.environ.get(BUNDLE_VARIABLE) or None if explicit is None else explicit
     if named is not None:
-        address = Path(named).as_posix()  # also of a Path, which on Windows has turned the slashes
-        if address.startswith(HUB_PREFIX):
-            from medals_rt.bundle.hub import HubAddress, download
-
-            return download(HubAddress.parse(address)).content
-        return Path(named)
+        return local_path(named)
     demo = Path(__file__).resolve().parents[2] / "engines" / "demo"
     if (demo / MANIFEST_FILE).is_file():
         return demo

@@ -21,13 +21,7 @@ from typing import Annotated, Any, Final, Self
 
 import msgspec
 
-from medals_rt.bundle.manifest import (
-    HUB_PREFIX,
-    MANIFEST_FILE,
-    Sha256,
-    file_sha256,
-    path_inside,
-)
+from medals_rt.bundle.manifest import MANIFEST_FILE, Sha256, file_sha256, path_inside
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.cache_dir import cache_folder
 from medals_rt.common.errors import (
@@ -40,6 +34,7 @@ from medals_rt.common.errors import (
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.progress import Progress
 
+HUB_PREFIX: Final = "hf:"
 RECORD_FILE: Final = ".medals-rt-download.json"
 LOCK_FILE: Final = ".medals-rt-download.lock"
 
@@ -246,6 +241,20 @@ def download(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / LOCK_FILE):  # another process may be at it; it ends with the process
             return _complete(address, folder, progress)
+
+
+def local_path(named: str | os.PathLike[str], progress: Progress | None = None) -> Path:
+    """Return where a file or folder is: itself, or what `download` brings where it is an address.
+
+    Raises
+    ------
+    MedalsError
+        As `download`.
+    """
+    text = Path(named).as_posix()  # on Windows a Path has turned an address's slashes
+    if not text.startswith(HUB_PREFIX):
+        return Path(named)
+    return download(HubAddress.parse(text), progress=progress).content
 
 
 def _if_complete(address: HubAddress, folder: Path) -> Download | None:

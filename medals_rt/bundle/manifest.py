@@ -14,8 +14,6 @@ from medals_rt.common.limits import MAX_PROMPTS
 
 FORMAT_VERSION = 2
 MANIFEST_FILE = "bundle.json"
-HUB_PREFIX = "hf:"
-"""What the address of a bundle on a model hub begins with, where a folder could stand."""
 
 GraphName = Literal[
     "image_encoder",
