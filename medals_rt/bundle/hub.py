@@ -563,6 +563,11 @@ def _hub_errors(library: Any, address: HubAddress) -> Iterator[None]:
             "download it where there is a network and copy the folder",
             code="network-missing",
         ) from error
+    except errors.HFValidationError as error:
+        raise InputError(
+            f"no repository can be called {repository!r}; write hf:OWNER/NAME@COMMIT",
+            code="address-invalid",
+        ) from error
     except errors.GatedRepoError as error:
         raise InputError(
             f"{repository} is shown only to those who accepted its terms; accept them on its page "

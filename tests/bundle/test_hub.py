@@ -31,6 +31,7 @@ from medals_rt.common.errors import (
     DownloadError,
     InputError,
     MedalsError,
+    MissingDependencyError,
     MissingFileError,
     OutputError,
 )
@@ -258,6 +259,7 @@ def test_a_branch_is_pinned_when_asked(address: HubAddress, tmp_path: Path) -> N
     [
         (f"hf:{REPOSITORY}@{'f' * 40}", InputError, "revision-missing"),
         (f"hf:someone/else@{COMMIT}", InputError, "repository-missing"),
+        (f"hf:someone/a--b@{COMMIT}", InputError, "address-invalid"),
         (f"hf:{REPOSITORY}/no/such@{COMMIT}", MissingFileError, "file-missing"),
         (f"hf:{REPOSITORY}/text/pytorch_model.bin@{COMMIT}", MissingFileError, "file-missing"),
     ],
@@ -329,6 +331,13 @@ def test_offline_mode_forbids_requests(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refused(DownloadError, "network-missing", lambda: download(address, tmp_path))
     assert hub.requests == []
+
+
+def test_without_the_extra(
+    address: HubAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    refused(MissingDependencyError, "dependency-missing", lambda: download(address, tmp_path))
 
 
 class Usage(NamedTuple):
