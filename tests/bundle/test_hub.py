@@ -280,7 +280,7 @@ def test_a_file_that_went_missing(hub: FakeHub, address: HubAddress, tmp_path: P
     hub.cut_at = CUT_AT
     refused(DownloadError, "download-interrupted", lambda: download(address, tmp_path))
     del hub.files["coarse.pth"]
-    refused(InputError, "file-missing", lambda: download(address, tmp_path))
+    refused(MissingFileError, "file-missing", lambda: download(address, tmp_path))
 
 
 @pytest.mark.parametrize(
