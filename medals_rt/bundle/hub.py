@@ -576,8 +576,10 @@ def _endings(
             errors.OfflineModeIsEnabled,
             DownloadError,
             "network-missing",
-            f"{address} is not all here and HF_HUB_OFFLINE forbids fetching it; unset it, or "
-            "download it where there is a network and copy the folder",
+            (
+                f"{address} is not all here and HF_HUB_OFFLINE forbids fetching it; unset it, or "
+                "download it where there is a network and copy the folder"
+            ),
         ),
         (
             errors.HFValidationError,
@@ -589,15 +591,19 @@ def _endings(
             errors.GatedRepoError,
             InputError,
             "repository-gated",
-            f"{repository} is shown only to those who accepted its terms; accept them on its page "
-            "and set HF_TOKEN to a token of your account",
+            (
+                f"{repository} is shown only to those who accepted its terms; accept them on its page "
+                "and set HF_TOKEN to a token of your account"
+            ),
         ),
         (
             errors.RepositoryNotFoundError,
             InputError,
             "repository-missing",
-            f"{hub} has no repository {repository}, or it is private; check its name, or set "
-            "HF_TOKEN",
+            (
+                f"{hub} has no repository {repository}, or it is private; check its name, or set "
+                "HF_TOKEN"
+            ),
         ),
         (
             errors.RevisionNotFoundError,
@@ -621,15 +627,19 @@ def _endings(
             httpx2.HTTPError,
             DownloadError,
             "network-missing",
-            f"can't reach {hub} ({reason}); check the network, HTTPS_PROXY and HF_ENDPOINT; what "
-            "is here is kept",
+            (
+                f"can't reach {hub} ({reason}); check the network, HTTPS_PROXY and HF_ENDPOINT; what "
+                "is here is kept"
+            ),
         ),
         (
             (ValueError, KeyError, TypeError, AttributeError),
             DownloadError,
             "hub-answer-invalid",
-            f"{hub} answered for {address} what a hub doesn't ({reason}); check HF_ENDPOINT and "
-            "proxies",
+            (
+                f"{hub} answered for {address} what a hub doesn't ({reason}); check HF_ENDPOINT and "
+                "proxies"
+            ),
         ),
     )
 
