@@ -15,6 +15,7 @@ from torch import Tensor
 from medals_export.model import MedalS, ModelConfig
 from medals_export.model.query_decoder import sinusoidal_position_encoding
 from medals_rt.bundle.manifest import SourceRecord, file_sha256
+from medals_rt.bundle.released import parse_released_name
 from medals_rt.common.errors import ExportError, MissingFileError
 
 Shape3 = tuple[int, int, int]
@@ -24,9 +25,6 @@ RELEASED_HEADS = 8
 _DEEP_SUPERVISION = "mid_mask_embed_proj"
 # a released convolution block stores its weights twice: by name, and in the sequence it runs
 _TWINS = (("all_modules.0.", "conv."), ("all_modules.1.", "norm."))
-_RELEASED_NAME = re.compile(
-    r"crop_size_(?P<window>\d+_\d+_\d+)_spacing_(?P<spacing>[\d.]+_[\d.]+_[\d.]+?)(?:_|\.pth|$)"
-)
 
 
 @dataclass(frozen=True)
@@ -110,16 +108,6 @@ def save_checkpoint(
     }
     torch.save(data, file)
     return Checkpoint(model, spacing_hwd_mm, SourceRecord(file=file.name, sha256=file_sha256(file)))
-
-
-def parse_released_name(name: str) -> tuple[Shape3 | None, Spacing3 | None]:
-    """Window and spacing from a file name in the released manner; none where it is not."""
-    match = _RELEASED_NAME.search(name)
-    if match is None:
-        return None, None
-    h, w, d = (int(part) for part in match["window"].split("_"))
-    a, b, c = (float(part) for part in match["spacing"].split("_"))
-    return (h, w, d), (a, b, c)
 
 
 def normalize_keys(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

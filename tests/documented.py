@@ -21,6 +21,7 @@ CHECKED_ONLY = {
     "docker": "needs Docker",
     "gpu": "needs a GPU, or builds for one",
     "long": "takes minutes",
+    "network": "needs a network",
 }
 """Labels of ```bash blocks that are not run but checked word by word, and why."""
 

@@ -18,6 +18,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "cli/bench.py": ("tools/bench/test_run.py", BY_COMMAND),
     "cli/build.py": ("export/test_engines.py", BY_COMMAND),
     "cli/doctor.py": ("tools/doctor/test_diagnosis.py", BY_COMMAND),
+    "cli/download.py": ("bundle/test_hub.py", BY_COMMAND),
     "cli/evaluate.py": ("tools/evaluate/test_evaluation.py", BY_COMMAND),
     "cli/export.py": ("export/test_export_cli.py", BY_COMMAND),
     "cli/info.py": ("cli/test_commands.py", BY_COMMAND),

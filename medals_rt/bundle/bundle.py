@@ -3,13 +3,14 @@
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, Self
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from medals_rt.bundle.hub import local_path
 from medals_rt.bundle.manifest import (
     MANIFEST_FILE,
     ClassRecord,
@@ -22,6 +23,7 @@ from medals_rt.bundle.manifest import (
     file_sha256,
     manifest_hash,
     parse_manifest,
+    path_inside,
 )
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.errors import BundleError, MissingFileError
@@ -179,18 +181,19 @@ def resolve_bundle(explicit: str | os.PathLike[str] | None = None) -> Path:
     """Decide which bundle is meant.
 
     The one named explicitly, else the one that the environment variable `MEDALS_RT_BUNDLE` names,
-    else `engines/demo` of the checkout that this package runs from.
+    else `engines/demo` of the checkout that this package runs from. An address on a model hub
+    (`hf:OWNER/NAME@COMMIT`) is downloaded to the cache folder first, where it isn't there yet.
 
     Raises
     ------
     MissingFileError
         If none of them is there; the message says what to do.
+    MedalsError
+        What `hub.local_path` raises, for an address on a hub.
     """
-    if explicit is not None:
-        return Path(explicit)
-    variable = os.environ.get(BUNDLE_VARIABLE)
-    if variable:
-        return Path(variable)
+    named = os.environ.get(BUNDLE_VARIABLE) or None if explicit is None else explicit
+    if named is not None:
+        return local_path(named)
     demo = Path(__file__).resolve().parents[2] / "engines" / "demo"
     if (demo / MANIFEST_FILE).is_file():
         return demo
@@ -199,30 +202,6 @@ def resolve_bundle(explicit: str | os.PathLike[str] | None = None) -> Path:
         "`medals-rt export` makes one from checkpoints",
         code="bundle-missing",
     )
-
-
-def path_inside(folder: Path, file: str) -> Path:
-    """Join a path of the manifest to the bundle's folder.
-
-    Raises
-    ------
-    BundleError
-        If it is absolute, not written with `/`, or leads out of the folder (also by a link).
-    """
-    pure = PurePosixPath(file)
-    plain = file and "\\" not in file and ":" not in file and "\0" not in file
-    if not plain or pure.is_absolute() or ".." in pure.parts:
-        raise BundleError(
-            f"{MANIFEST_FILE} names {file!r}, which is no path inside the bundle",
-            code="path-leaves-bundle",
-        )
-    path = folder / pure
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise BundleError(
-            f"{MANIFEST_FILE} names {file!r}, a link that leaves the bundle",
-            code="path-leaves-bundle",
-        )
-    return path
 
 
 def _check_size(folder: Path, record: FileRecord) -> None:

@@ -4,7 +4,7 @@
 """
 
 import hashlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, get_args
 
 import msgspec
@@ -353,6 +353,30 @@ def manifest_hash(manifest: Manifest) -> str:
         "text_encoder": manifest.text_encoder and manifest.text_encoder.files(),
     }
     return hashlib.sha256(msgspec.json.encode(members, order="sorted")).hexdigest()
+
+
+def path_inside(folder: Path, file: str, named_by: str = MANIFEST_FILE) -> Path:
+    """Join a path that a manifest or a hub names to the folder it is meant for.
+
+    Raises
+    ------
+    BundleError
+        If it is absolute, not written with `/`, or leads out of the folder (also by a link).
+    """
+    pure = PurePosixPath(file)
+    plain = file and "\\" not in file and ":" not in file and "\0" not in file
+    if not plain or pure.is_absolute() or ".." in pure.parts:
+        raise BundleError(
+            f"{named_by} names {file!r}, which is no path inside its folder",
+            code="path-leaves-bundle",
+        )
+    path = folder / pure
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(
+            f"{named_by} names {file!r}, a link that leaves its folder",
+            code="path-leaves-bundle",
+        )
+    return path
 
 
 def file_sha256(path: Path) -> str:

@@ -43,7 +43,7 @@ class Lines:
                 out.warning(f"{entry.name}: {text}")
 
     def standing(self) -> str:
-        """Say how far the batch came, where it ends early."""
+        """How far the batch came, where it ends early."""
         return (
             f"{self.finished} of {self.total} cases are finished; "
             "the same command continues with the others"
@@ -86,7 +86,7 @@ def batch_listener(total: int) -> Iterator[Lines]:
 
 
 def _line(entry: Entry) -> str:
-    """Say in one line how a case went."""
+    """One line on how a case went."""
     if entry.status == "failed":
         return f"{entry.name}: failed: {entry.error}"
     if entry.status == "skipped":

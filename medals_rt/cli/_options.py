@@ -36,7 +36,8 @@ Bundle = Annotated[
     Path | None,
     typer.Option(
         "--bundle",
-        help="Folder of the exported model [default: $MEDALS_RT_BUNDLE, else the demo model].",
+        help="Folder of the exported model, or its address on a hub, hf:OWNER/NAME@COMMIT "
+        "[default: $MEDALS_RT_BUNDLE, else the demo model].",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

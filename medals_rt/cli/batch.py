@@ -148,7 +148,7 @@ def batch_command(
 
 
 def _end(entries: Sequence["Entry"]) -> int:
-    """Say last what failed or lacks stages or windows, and return the exit code for it."""
+    """Print last what failed or lacks stages or windows, and return the exit code for it."""
     failed = sum(entry.status == "failed" for entry in entries)
     if failed:
         out.failure(f"error: {failed} of {len(entries)} cases failed")

@@ -11,12 +11,15 @@ from medals_rt.common.errors import InputError
 
 if TYPE_CHECKING:
     from medals_rt.bundle.bundle import Bundle
+    from medals_rt.bundle.released import ReleasedFiles
     from medals_rt.common.choices import RunnerKind
+    from medals_rt.common.progress import Progress
 
 
 EXAMPLES: Final = (
     "medals-rt export --stage1 runs/demo/coarse.pth --stage2 runs/demo/fine.pth \\",
     "  --bank runs/demo/bank.safetensors --out engines/mine",
+    "medals-rt export --from weights/medal-s --biolord weights/BioLORD-2023-C --out engines/mine",
     "medals-rt export --stage1 coarse.pth --stage2 fine.pth --text-encoder text_encoder.pth \\",
     "  --biolord BioLORD-2023-C --precision bf16 --out engines/mine",
 )
@@ -25,9 +28,22 @@ _REMARKS_SHOWN = 10
 
 def export_command(
     *,
-    stage1: Annotated[Path, typer.Option(help="Checkpoint of the coarse stage (.pth).")],
-    stage2: Annotated[Path, typer.Option(help="Checkpoint of the fine stage (.pth).")],
     out: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="DIR|hf:OWNER/NAME@COMMIT",
+            help="Where the released files lie: both checkpoints, found by their names, and "
+            "text_encoder.pth. Each of them can also be given by its own address.",
+        ),
+    ] = None,
+    stage1: Annotated[
+        Path | None, typer.Option(help="Checkpoint of the coarse stage (.pth); without --from.")
+    ] = None,
+    stage2: Annotated[
+        Path | None, typer.Option(help="Checkpoint of the fine stage (.pth); without --from.")
+    ] = None,
     text_encoder: Annotated[
         Path | None,
         typer.Option(help="Checkpoint of the text encoder (text_encoder.pth); with --biolord."),
@@ -99,17 +115,21 @@ def export_command(
     require("export", "PyTorch", "ONNX", "ONNX Script")
     export_bundle = load_plugin("export", "medals-rt export")
 
-    source = _bank_source(text_encoder, biolord, sentences, bank)
-    if with_text_encoder and source == bank:
+    with output.progress() as progress:
+        files = _checkpoints(source, stage1, stage2, progress)
+        if bank is None:
+            text_encoder = text_encoder or files.text_encoder
+        embeddings = _bank_source(text_encoder, biolord, sentences, bank, progress)
+    if with_text_encoder and embeddings == bank:
         raise InputError(
             "--with-text-encoder needs --text-encoder and --biolord, not --bank",
             code="text-encoder-missing",
         )
     with output.progress() as progress:
         bundle = export_bundle(
-            stage1,
-            stage2,
-            source,
+            files.coarse,
+            files.fine,
+            embeddings,
             out,
             name=name or out.resolve().name,
             notice=notice,
@@ -122,11 +142,38 @@ def export_command(
         )
     output.line(f"wrote {bundle.folder}: {len(bundle.classes)} classes, hash {bundle.hash[:12]}")
     _print_remarks(bundle)
-    _print_verified(bundle, stage1, stage2)
+    _print_verified(bundle, files.coarse, files.fine)
+
+
+def _checkpoints(
+    source: Path | None, stage1: Path | None, stage2: Path | None, progress: "Progress | None"
+) -> "ReleasedFiles":
+    """Return both checkpoints, and the text encoder that lies with them; addresses are fetched."""
+    from medals_rt.bundle.hub import local_path
+    from medals_rt.bundle.released import ReleasedFiles, find_released
+
+    if source is not None:
+        if stage1 is not None or stage2 is not None:
+            raise InputError(
+                "checkpoints come from --from or from --stage1 and --stage2, not both",
+                code="checkpoints-twice",
+            )
+        return find_released(local_path(source, progress))
+    if stage1 is None or stage2 is None:
+        raise InputError(
+            "checkpoints are missing: name --stage1 and --stage2, or --from with a folder or an "
+            "address that holds both",
+            code="checkpoint-missing",
+        )
+    return ReleasedFiles(local_path(stage1, progress), local_path(stage2, progress), None)
 
 
 def _bank_source(
-    text_encoder: Path | None, biolord: Path | None, sentences: Path | None, bank: Path | None
+    text_encoder: Path | None,
+    biolord: Path | None,
+    sentences: Path | None,
+    bank: Path | None,
+    progress: "Progress | None",
 ) -> Any:
     """Return where the text embeddings come from: a bank or a text encoder, never both."""
     encoder_options = {
@@ -149,9 +196,12 @@ def _bank_source(
             f"{', '.join(given) or 'none of them'}",
             code="text-embeddings-missing",
         )
+    from medals_rt.bundle.hub import local_path
     from medals_rt.common.plugins import load_plugin
 
-    return load_plugin("text-source", "medals-rt export")(text_encoder, biolord, sentences)
+    text_source = load_plugin("text-source", "medals-rt export")
+    encoder, folder = (local_path(each, progress) for each in (text_encoder, biolord))
+    return text_source(encoder, folder, sentences)
 
 
 def _libraries(*, verify: bool) -> "tuple[RunnerKind, ...]":

@@ -23,7 +23,8 @@ def prepare_output(path: Path) -> Path:
 
     Raises
     ------
-    InputError : the path is a folder, or its folder can't be made or written
+    InputError
+        The path is a folder, or its folder can't be made or written.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the name of a file to write")
@@ -49,7 +50,8 @@ def atomic_output(path: Path) -> Iterator[Path]:
 
     Raises
     ------
-    OutputError : the file can't be written, as when the disk is full
+    OutputError
+        The file can't be written, as when the disk is full.
     """
     temporary = _beside(path)
     try:

@@ -84,3 +84,9 @@ class OutputError(MedalsError, OSError):
     """A file can't be written: no room, no permission, a disk that is gone."""
 
     code = "output"
+
+
+class DownloadError(MedalsError, OSError):
+    """A model hub can't be reached, breaks off, or sends something else than it announced."""
+
+    code = "download"

@@ -109,6 +109,12 @@ OPTIONAL_LIBRARIES: Final = (
         "transformers", ("transformers",), ("transformers",), "export of the text encoder"
     ),
     OptionalLibrary("tokenizers", ("tokenizers",), ("tokenizers",), "free text as prompts"),
+    OptionalLibrary(
+        "huggingface_hub",
+        ("huggingface_hub",),
+        ("huggingface_hub",),
+        "weights and bundles from a model hub",
+    ),
 )
 
 _BY_NAME: Final = {each.name: each for each in OPTIONAL_LIBRARIES}

@@ -47,7 +47,7 @@ class Case:
     prompts: Mapping[str, object] | None
     ground_truth_dhw: HostArray | None
     path: Path
-    header: object | None = None
+    header: object | None = field(default=None, repr=False)  # names the patient
     modality: str | None = None
     notes: tuple[Note, ...] = ()
     origin: Mapping[str, object] = field(default_factory=dict)

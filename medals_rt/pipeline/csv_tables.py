@@ -34,7 +34,8 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell]]
 
     Raises
     ------
-    OutputError : the file can't be written
+    OutputError
+        The file can't be written.
     """
     with atomic_output(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out, lineterminator="\n")
@@ -85,5 +86,6 @@ def _text(cell: Cell) -> str:
     if isinstance(cell, str):
         # A file's name may hold bytes that are no text; they stay visible as escapes.
         text = cell.encode("utf-8", "backslashreplace").decode("utf-8")
-        return f"'{text}" if text.startswith(_FORMULA) else text
+        guarded = f"'{text}" if text.startswith(_FORMULA) else text
+        return guarded.replace("\r", "\n")  # which the writer puts in quotes, and a lone \r not
     return str(cell)

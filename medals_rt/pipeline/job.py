@@ -119,13 +119,17 @@ def run_job(job: Job, progress: Progress | None = None) -> Result:
 
     Parameters
     ----------
-    job : what to do
-    progress : called with a stage's name, the windows done and the windows in all
+    job
+        What to do.
+    progress
+        Called with a stage's name, the windows done and the windows in all.
 
     Raises
     ------
-    InputError : a file, prompt or option is unusable
-    MedalsError : the work itself failed
+    InputError
+        A file, prompt or option is unusable.
+    MedalsError
+        The work itself failed.
     """
     check_outputs(job)
     read = read_job(job)
@@ -145,7 +149,8 @@ def read_job(job: Job) -> ReadJob:
 
     Raises
     ------
-    InputError : a file can't be used, or the prompts name no class
+    InputError
+        A file can't be used, or the prompts name no class.
     """
     watch = Stopwatch()
     with watch.step("read"):
@@ -174,7 +179,8 @@ def read_prompted_case(
 
     Raises
     ------
-    InputError : a file can't be used, or the prompts name no class
+    InputError
+        A file can't be used, or the prompts name no class.
     """
     case = read_case(path, max_voxels=options.max_voxels, series=series, select=select)
     return case, choose_prompts(case, source, options.reading)
@@ -201,7 +207,8 @@ def segment_job(
 
     Raises
     ------
-    MedalsError : as `Segmenter.segment`
+    MedalsError
+        As `Segmenter.segment`.
     """
     return segmenter.segment(
         read.case.volume,
@@ -242,7 +249,8 @@ def write_job(read: ReadJob, result: Result) -> None:
 
     Raises
     ------
-    OutputError : a file can't be written, as when the disk is full
+    OutputError
+        A file can't be written, as when the disk is full.
     """
     job = read.job
     write_segmentation(
@@ -377,7 +385,8 @@ def read_annotation(path: Path, volume: Volume) -> Any:
 
     Raises
     ------
-    CaseError : the file is broken, or its shape or spacing is another one
+    CaseError
+        The file is broken, or its shape or spacing is another one.
     """
     drawn = fill_left_out(read_labels(path), grid_of(volume))
     difference = same_grid(grid_of(volume), grid_of(drawn))
@@ -397,7 +406,8 @@ def choose_prompts(
 
     Raises
     ------
-    PromptError : there are none, both a file and sentences, or one of them names no class
+    PromptError
+        There are none, both a file and sentences, or one of them names no class.
     """
     if reading.modality is None and case.modality is not None:
         try:

@@ -67,7 +67,7 @@ def merge_case(results: Sequence[GroupResult]) -> Merged:
 
 
 def covered_notes(merged: Merged, voxel_ml: float) -> tuple[Note, ...]:
-    """Say how much of the anatomy lesions replaced."""
+    """Note how much of the anatomy lesions replaced."""
     if not merged.covered:
         return ()
     text = (

@@ -103,7 +103,11 @@ def plan_numbers(
     keys = [_named_class(text, kind) for text in classes.split(";") if text.strip()]
     if not keys:
         raise InputError("no class was asked for: name one, such as CT/Liver", code="no-class")
-    bundle = None if options.bundle is None else Bundle.open(options.bundle, verify=False)
+    bundle = (
+        None
+        if options.bundle is None
+        else Bundle.open(resolve_bundle(options.bundle), verify=False)
+    )
     spacing_mm: Spacing = lengths
     notes: tuple[Note, ...] = ()
     if stage is None and min(*sizes, *lengths) > 0:

@@ -148,7 +148,7 @@ class RunReport:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values for JSON."""
+        """Return plain values for JSON."""
         content = asdict(self)
         del content["asked_seconds_per_class"]
         return {
@@ -280,7 +280,7 @@ def _notice(bundle: Bundle) -> tuple[Note, ...]:
 
 
 def _degraded(groups: Sequence[GroupResult]) -> tuple[Note, ...]:
-    """Say what the time budget left out."""
+    """Warn of what the time budget left out."""
     left_out = [what for each in groups if each.budget is not None for what in each.budget.degraded]
     return tuple(warning("time-budget", f"time budget: {what}") for what in dict.fromkeys(left_out))
 

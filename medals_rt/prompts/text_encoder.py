@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from medals_rt.bundle.bundle import Bundle, path_inside
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.manifest import path_inside
 from medals_rt.common.choices import CPU_RUNNERS, CpuRunnerKind
 from medals_rt.common.errors import BundleError, InputError, RunnerError
 from medals_rt.common.optional_deps import import_optional, missing_one_of

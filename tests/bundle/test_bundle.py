@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from medals_rt.bundle.bundle import Bundle, path_inside, resolve_bundle
-from medals_rt.bundle.manifest import GRAPH_NAMES
+from medals_rt.bundle.bundle import Bundle, resolve_bundle
+from medals_rt.bundle.manifest import GRAPH_NAMES, path_inside
 from medals_rt.common.errors import BundleError, MissingFileError
 from medals_rt.prompts.embedding import PromptEmbedder
 
@@ -202,12 +202,12 @@ def test_wrong_size_and_missing_file_need_no_hash(folder):
     "file", ["../out", "a/../../out", "/etc/hostname", "C:/x", "a\\b", "", "a\0b"]
 )
 def test_path_may_not_leave_the_folder(folder, file):
-    with pytest.raises(BundleError, match="no path inside the bundle"):
+    with pytest.raises(BundleError, match="no path inside its folder"):
         path_inside(folder, file)
     manifest = read(folder)
     manifest["embeddings"]["file"] = file
     write(folder, manifest)
-    with pytest.raises(BundleError, match="no path inside the bundle"):
+    with pytest.raises(BundleError, match="no path inside its folder"):
         Bundle.open(folder)
 
 

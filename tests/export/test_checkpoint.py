@@ -12,11 +12,11 @@ from medals_export.checkpoint import (
     infer_config,
     load_checkpoint,
     normalize_keys,
-    parse_released_name,
     save_checkpoint,
 )
 from medals_export.model import MedalS, ModelConfig
 from medals_rt.bundle.manifest import file_sha256
+from medals_rt.bundle.released import parse_released_name
 from medals_rt.common.errors import ExportError, MissingFileError
 from tests.bundles import tiny_checkpoint, tiny_config
 
@@ -77,11 +77,6 @@ def test_configuration_of_a_released_file_is_inferred(golden, name, window):
     assert found_window == window
     assert spacing == ((1.0,) * 3 if window == (192,) * 3 else (1.5, 1.5, 3.0))
     assert infer_config(stored, window, heads=8) == ModelConfig.released(window)
-
-
-@pytest.mark.parametrize("name", ["last.pth", "crop_size_64_64.pth", "spacing_1.0_1.0_1.0.pth"])
-def test_other_names_tell_nothing(name):
-    assert parse_released_name(name) == (None, None)
 
 
 @pytest.mark.parametrize(

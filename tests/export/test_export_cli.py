@@ -1,5 +1,7 @@
 """`medals-rt export`: which options go together, and a half-precision bundle from files alone."""
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -13,8 +15,12 @@ from medals_export.text_bank import save_bank
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.cli import app
 from tests.bundles import tiny_bank, tiny_checkpoint
-from tests.cli.helpers import assert_one_line
+from tests.cli.helpers import assert_one_line, error_of
+from tests.fakes.hub import FakeHub, serving
 from tests.texts import write_biolord, write_text_encoder
+
+COARSE = "nano_crop_size_224_224_128_spacing_1.5_1.5_3.0_step_358600.pth"
+FINE = "nano_crop_size_192_192_192_spacing_1.0_1.0_1.0_step_341300.pth"
 
 
 def call(*arguments):
@@ -105,6 +111,63 @@ def test_options_reach_the_export(files, tmp_path, asked, options, expected):
     assert {key: named[key] for key in expected} == expected
     assert named["with_text_encoder"] is False
     assert "every graph agrees with PyTorch in openvino, onnxruntime" in result.stdout
+
+
+def released(folder):
+    """Both checkpoints and the text encoder under released names, empty."""
+    names = [COARSE, FINE, "text_encoder.pth"]
+    (folder / "model").mkdir()
+    for name in names:
+        (folder / "model" / name).write_bytes(name.encode())
+    return [folder / "model" / name for name in names]
+
+
+def test_released_files_are_found(tmp_path, asked):
+    coarse, fine, encoder = released(tmp_path)
+    out = tmp_path / "out"
+    result = call("--from", tmp_path, "--biolord", "b", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert asked[0][0] == (coarse, fine, TextSource(encoder, Path("b")), out)
+    other = ("--text-encoder", "mine.pth", "--biolord", "b")
+    assert call("--from", tmp_path, *other, "--out", out).exit_code == 0
+    assert asked[1][0][2] == TextSource(Path("mine.pth"), Path("b"))
+    assert call("--from", tmp_path, "--bank", "bank.safetensors", "--out", out).exit_code == 0
+    assert asked[2][0][2] == Path("bank.safetensors")
+
+
+def test_released_files_come_from_a_hub(tmp_path, asked, monkeypatch):
+    pytest.importorskip("huggingface_hub", reason="the extra 'hub'")
+    files = {f"model/{path.name}": path.read_bytes() for path in released(tmp_path)} | {
+        "tokenizer/tokenizer.json": b"{}"
+    }
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "cache"))
+    with serving(FakeHub(files)) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        model, tokenizer = (
+            hub.address.replace("@", f"/{part}@") for part in ("model", "tokenizer")
+        )
+        result = call("--from", model, "--biolord", tokenizer, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    ((coarse, fine, text, _), _) = asked[0]
+    assert (coarse.read_bytes(), fine.read_bytes()) == (COARSE.encode(), FINE.encode())
+    assert text.text_encoder.read_bytes() == b"text_encoder.pth"
+    assert (text.biolord / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (("--stage1", "1.pth"), "checkpoint-missing"),
+        ((), "checkpoint-missing"),
+        (("--from", "x", "--stage2", "2.pth"), "checkpoints-twice"),
+        (("--from", "no-such-folder"), "checkpoints-not-found"),
+    ],
+)
+def test_checkpoints_come_from_one_place(tmp_path, asked, options, code):
+    result = call(*options, "--bank", "b.safetensors", "--out", tmp_path / "out")
+    assert_one_line(result, 2)
+    assert error_of(result).code == code
+    assert asked == []
 
 
 def test_text_options_reach_the_export(files, tmp_path, asked):

@@ -1,5 +1,8 @@
 """Volume, intensity, components and place of each class."""
 
+import csv
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -89,3 +92,12 @@ def test_a_table_carries_no_formula(tmp_path) -> None:
         "'=cmd(),'@x,'-1+2,\"a,b",
         'c",caf\\udce9,0.333333,-5,yes,no,',
     ]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_each_start_of_a_formula_is_guarded(start: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    write_csv(path, ("t",), [(f"{start}1",)])
+    with path.open(newline="") as stream:
+        (_, (cell,)) = list(csv.reader(stream))
+    assert cell == f"'{start}1".replace("\r", "\n")

@@ -140,12 +140,12 @@ def unread_words(unread: Sequence[Path]) -> str:
 
 
 def report_path(reports: Path, name: str) -> Path:
-    """Say where the report of a case goes."""
+    """Path of the report of a case."""
     return reports / "reports" / f"{name}.json"
 
 
 def preview_path(reports: Path, name: str) -> Path:
-    """Say where the picture of a case goes."""
+    """Path of the picture of a case."""
     return reports / "previews" / f"{name}.png"
 
 
@@ -242,7 +242,7 @@ class _Places:
 def _batch_case(
     found: _Found, places: _Places, source: PromptSource, options: RunOptions
 ) -> BatchCase:
-    """Say what is to be done with a case, and where its files go."""
+    """Decide what is to be done with a case, and where its files go."""
     name = PurePosixPath(found.name).as_posix()
     parts = name.split("/")
     if "\0" in name or any(part.startswith(".") or not part for part in parts):

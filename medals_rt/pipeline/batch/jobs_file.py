@@ -78,8 +78,10 @@ def read_jobs(path: Path) -> tuple[JobRow, ...]:
 
     Raises
     ------
-    MissingFileError : there is no such file
-    InputError : it isn't of this form; the message names the row
+    MissingFileError
+        There is no such file.
+    InputError
+        It isn't of this form; the message names the row.
     """
     if not path.is_file():
         raise MissingFileError(
@@ -124,7 +126,8 @@ def check_prompts(row: JobRow, source: PromptSource, reading: PromptReading, pla
 
     Raises
     ------
-    InputError : the message names the row
+    InputError
+        The message names the row.
     """
     if row.prompts is None and row.sentences is None and row.lesions is None:
         return

@@ -58,15 +58,21 @@ def write_page(
 
     Parameters
     ----------
-    path : the file to write
-    title : what stands above it
-    cases : what is shown, in this order
-    notice : what everyone who sees the model's results must be told
+    path
+        The file to write.
+    title
+        What stands above it.
+    cases
+        What is shown, in this order.
+    notice
+        What everyone who sees the model's results must be told.
 
     Raises
     ------
-    MissingDependencyError : jinja2 is not installed
-    OutputError : the file can't be written
+    MissingDependencyError
+        Jinja2 is not installed.
+    OutputError
+        The file can't be written.
     """
     entries = [entry for _, entry in cases]
     text = fill_template(
@@ -86,7 +92,7 @@ def write_page(
 
 
 def card(entry: Entry, case: BatchCase, folder: Path) -> PageCard:
-    """Say what the page in `folder` shows of a case."""
+    """Collect what the page in `folder` shows of a case."""
     job = case.job
     facts: list[str] = []
     if entry.shape_dhw and entry.spacing_hwd_mm:

@@ -122,8 +122,10 @@ def fingerprint(job: Job, bundle_hash: str) -> str:
 
     Raises
     ------
-    InputError : the prompts can't be read
-    OSError : the input or the annotation can't be read
+    InputError
+        The prompts can't be read.
+    OSError
+        The input or the annotation can't be read.
     """
     drawn = job.spatial_prompts
     prompts = job.source.read(job.options.reading)  # None: inside the input
@@ -193,7 +195,8 @@ def remember(case: BatchCase, made_from: str, entry: Entry) -> None:
 
     Raises
     ------
-    OutputError : the record can't be written
+    OutputError
+        The record can't be written.
     """
     files = {role: file_sha256(path) for role, path in _files(case.job)}
     ending = case.job.output.name.removeprefix(PurePosixPath(case.name).name)
@@ -239,7 +242,7 @@ def _files(job: Job) -> Iterator[tuple[str, Path]]:
 
 
 def _intact(job: Job, record: Record) -> bool:
-    """Tell whether all files of a job are there, as the record says they were written."""
+    """Whether all files of a job are there, as the record says they were written."""
     return all(record.files.get(role) == _hash_of(path) for role, path in _files(job))
 
 

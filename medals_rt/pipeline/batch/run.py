@@ -70,15 +70,21 @@ def run_batch(
 
     Parameters
     ----------
-    cases : what there is to do
-    options : which models are opened, and how
-    listener : hears how it goes
+    cases
+        What there is to do.
+    options
+        Which models are opened, and how.
+    listener
+        Hears how it goes.
 
     Raises
     ------
-    InputError : the bundle can't be used
-    OutputError : a file can't be written; what is finished stays so
-    MedalsError : the models can't be opened
+    InputError
+        The bundle can't be used.
+    OutputError
+        A file can't be written; what is finished stays so.
+    MedalsError
+        The models can't be opened.
     """
     bundle_hash = Bundle.open(resolve_bundle(options.bundle), verify=False).hash
     remove_leftovers(
@@ -187,7 +193,10 @@ NO_IMAGES = "no-images"
 
 
 def _failed(case: BatchCase, error: Exception) -> Entry:
-    """Say in one line why a case failed. No result of earlier content stays under its name."""
+    """Make the entry of a case that failed, with the reason in one line.
+
+    No result of earlier content stays under its name.
+    """
     forget(case)
     reason = str(error) if isinstance(error, MedalsError) else f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError):

@@ -45,15 +45,21 @@ def write_summaries(
 
     Parameters
     ----------
-    plan : the batch
-    entries : one a case, in the order of the plan's
-    statistics : whether the classes of every case are written to `statistics.csv`
-    page : whether `index.html` is written
-    notice : of the model, for the head of the page
+    plan
+        The batch.
+    entries
+        One a case, in the order of the plan's.
+    statistics
+        Whether the classes of every case are written to `statistics.csv`.
+    page
+        Whether `index.html` is written.
+    notice
+        Of the model, for the head of the page.
 
     Raises
     ------
-    OutputError : a file can't be written
+    OutputError
+        A file can't be written.
     """
     files = summary_files(plan, statistics=statistics, page=page)
     cases = (*zip(plan.cases, entries, strict=True), *finished_before(plan))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.bundle.engines import ENGINE_FOLDER, Engine, Wanted, differing_parts, list_engines
 from medals_rt.common.cache_dir import KEPT_BYTES, cache_folder
 from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS, RunnerKind
@@ -178,10 +178,10 @@ def _look_at_bundle(folder: Path | None) -> tuple[Bundle | None, BundleState | N
     if folder is None:
         return None, None
     try:
-        bundle = Bundle.open(folder)
+        bundle = Bundle.open(resolve_bundle(folder))
         engines = tuple(
             EngineState(each.path.name, _engine_problem(bundle, each, find_gpu()))
-            for each in list_engines(folder / ENGINE_FOLDER)
+            for each in list_engines(bundle.folder / ENGINE_FOLDER)
         )
     except MedalsError as error:
         return None, BundleState(str(folder), str(error))

@@ -10,7 +10,7 @@ import numpy as np
 from medals_rt.common.atomic_io import prepare_output, write_json
 from medals_rt.common.choices import Kind
 from medals_rt.common.errors import CaseError, InputError, MissingFileError
-from medals_rt.common.notes import Note
+from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import LabelFile, label_dtype
 from medals_rt.io.grids import fill_left_out, grid_of, same_grid
@@ -216,6 +216,12 @@ def score_case(
     if own and not theirs:
         text = f"case {name}: the reference doesn't name its labels: they are paired by value"
         notes += (Note("reference-unnamed", text),)
+    elif theirs and not (own or asked) and predicted is not None:
+        text = (
+            f"case {name}: the prediction doesn't name its labels: they are paired by value; "
+            "pass --prompts FILE to name them"
+        )
+        notes += (warning("prediction-unnamed", text),)
     notes += shared_label_notes(name, _present(labels), present[1], names or {})
     h, w, d = grid.spacing_hwd_mm
     stored = grid.source.spacing_ijk_mm or grid.spacing_hwd_mm

@@ -68,7 +68,8 @@ def overlap_table(first: HostArray, second: HostArray) -> OverlapTable:
 
     Parameters
     ----------
-    first, second : integer label maps of one shape, values of 0 (background) or more
+    first, second
+        Integer label maps of one shape, values of 0 (background) or more.
     """
     in_first, in_second = first != 0, second != 0
     first_labels, first_sizes = label_sizes(first[in_first])
@@ -105,8 +106,10 @@ def dice_by_label(
 
     Parameters
     ----------
-    predicted, reference : integer label maps of one shape
-    labels : the labels to score
+    predicted, reference
+        Integer label maps of one shape.
+    labels
+        The labels to score.
     """
     table = overlap_table(predicted, reference)
     predicted_sizes = dict(zip(table.first_labels.tolist(), table.first_sizes, strict=True))
@@ -132,10 +135,14 @@ def nsd_by_label(
 
     Parameters
     ----------
-    predicted, reference : three-dimensional integer label maps of one shape
-    labels : the labels to score; one that is in neither map gets NaN
-    spacings_mm : voxel spacings along the maps' axes
-    tolerance_mm : distance up to which two surfaces touch
+    predicted, reference
+        Three-dimensional integer label maps of one shape.
+    labels
+        The labels to score; one that is in neither map gets NaN.
+    spacings_mm
+        Voxel spacings along the maps' axes.
+    tolerance_mm
+        Distance up to which two surfaces touch.
     """
     from scipy.ndimage import find_objects
 
@@ -183,8 +190,10 @@ def match_instances(
 
     Parameters
     ----------
-    predicted, reference : integer instance maps of one shape, 0 is background
-    iou_threshold : overlap from which a pair counts, in [0.5, 1]
+    predicted, reference
+        Integer instance maps of one shape, 0 is background.
+    iou_threshold
+        Overlap from which a pair counts, in [0.5, 1].
     """
     from scipy.optimize import linear_sum_assignment
 

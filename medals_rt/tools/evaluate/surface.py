@@ -27,8 +27,10 @@ class Surface(NamedTuple):
 
     Attributes
     ----------
-    positions : (n, 3) int64, the neighborhoods' indices on the grid of the whole array
-    areas_mm2 : (n,) float64
+    positions
+        (n, 3) int64, the neighborhoods' indices on the grid of the whole array.
+    areas_mm2
+        (n,) float64.
     """
 
     positions: HostArray
@@ -41,13 +43,16 @@ def surface_dice(
     spacing_mm: tuple[float, float, float],
     tolerance_mm: float = 2.0,
 ) -> float:
-    """Give the share of both surfaces that lies within a tolerance of the other one.
+    """Share of both surfaces that lies within a tolerance of the other one.
 
     Parameters
     ----------
-    first, second : bool arrays of one three-dimensional shape
-    spacing_mm : voxel spacing along the arrays' axes, in their order
-    tolerance_mm : largest distance that counts as touching, in millimeters
+    first, second
+        Bool arrays of one three-dimensional shape.
+    spacing_mm
+        Voxel spacing along the arrays' axes, in their order.
+    tolerance_mm
+        Largest distance that counts as touching, in millimeters.
 
     Returns
     -------
@@ -64,7 +69,7 @@ def surfaces_dice(
     spacing_mm: tuple[float, float, float],
     tolerance_mm: float = 2.0,
 ) -> float:
-    """Give `surface_dice` of two surfaces that are already extracted."""
+    """Compute `surface_dice` of two surfaces that are already extracted."""
     total = first.areas_mm2.sum() + second.areas_mm2.sum()
     if total == 0:
         return float("nan")
@@ -86,9 +91,12 @@ def surface_of(
 
     Parameters
     ----------
-    mask : (a, b, c) bool; what lies outside of it counts as background
-    spacing_mm : voxel spacing along the mask's axes
-    origin : the index of the mask's first voxel in the whole array, where it is a crop of one
+    mask
+        (a, b, c) bool; what lies outside of it counts as background.
+    spacing_mm
+        Voxel spacing along the mask's axes.
+    origin
+        The index of the mask's first voxel in the whole array, where it is a crop of one.
     """
     codes: HostArray = np.pad(np.asarray(mask, dtype=bool), 1).astype(np.uint8)
     codes = codes[:, :, :-1] | codes[:, :, 1:] << 1
@@ -105,9 +113,9 @@ def _within(
     spacing_mm: tuple[float, float, float],
     tolerance_mm: float,
 ) -> HostArray:
-    """Tell which points have one of the others within a tolerance (bool, one a point).
+    """Find which points have one of the others within a tolerance (bool, one a point).
 
-    The tree finds the nearest one; the distance is then taken anew from whole index differences,
+    The tree finds the nearest one; the distance is then taken again from whole index differences,
     so that a distance of exactly the tolerance counts as within it.
     """
     from scipy.spatial import cKDTree
@@ -125,7 +133,7 @@ def _within(
 
 
 def _areas_by_code(spacing_mm: tuple[float, float, float]) -> HostArray:
-    """Give the area of the surface element of each of the 256 neighborhoods, in mm2."""
+    """Area of the surface element of each of the 256 neighborhoods, in mm2."""
     a, b, c = spacing_mm
     lengths: HostArray = np.linalg.norm(_normals_by_code() * (b * c, a * c, a * b), axis=2)
     areas: HostArray = lengths.sum(axis=1)
@@ -134,7 +142,7 @@ def _areas_by_code(spacing_mm: tuple[float, float, float]) -> HostArray:
 
 @lru_cache(maxsize=1)
 def _normals_by_code() -> HostArray:
-    """Give the area vectors of the triangles of each neighborhood, (256, 4, 3), unit spacing.
+    """Area vectors of the triangles of each neighborhood, (256, 4, 3), unit spacing.
 
     Bit k of a neighborhood's code tells whether its k-th corner is inside. Complements have the
     same surface. Inside corners that only share a face's diagonal are kept apart, and a polygon
@@ -151,7 +159,7 @@ def _normals_by_code() -> HostArray:
 
 
 def _polygons(inside: set[_Corner]) -> Iterator[HostArray]:
-    """Give the closed polygons that part the inside corners from the others, (n, 3) each.
+    """Find the closed polygons that part the inside corners from the others, (n, 3) each.
 
     On each face, seen from outside, a run of inside corners is cut off by a segment from the edge
     where the run is entered to the edge where it is left. An edge is entered on one of its two
@@ -178,7 +186,7 @@ def _polygons(inside: set[_Corner]) -> Iterator[HostArray]:
 
 @lru_cache(maxsize=1)
 def _faces() -> tuple[tuple[_Corner, ...], ...]:
-    """Give the six faces of the unit cube, corners counter-clockwise as seen from outside."""
+    """Return the six faces of the unit cube, corners counter-clockwise as seen from outside."""
     faces = []
     for axis, side in product(range(3), (0, 1)):
         corners = []
@@ -200,7 +208,7 @@ def _cut(polygon: HostArray) -> list[HostArray]:
 
 
 def _triangulations(first: int, last: int) -> Iterator[list[_Triangle]]:
-    """Give every way to cut the polygon first..last into triangles."""
+    """List every way to cut the polygon first..last into triangles."""
     if last - first < 2:
         yield []
     for middle in range(first + 1, last):

@@ -310,6 +310,21 @@ def test_segments_name_labels_and_pair_them(tmp_path: Path) -> None:
     assert [(one.label, one.name, one.dsc) for one in case.labels] == [(3, "Liver", 1.0)]
 
 
+def test_a_prediction_without_names_is_paired_by_value_aloud(tmp_path: Path) -> None:
+    _, labels = anatomy(0)
+    named = {"3": "Liver in abdominal CT", "instance_label": 0}
+    truth = save(
+        tmp_path / "gt.npz",
+        gts=labels,
+        spacing=np.ones(3),
+        text_prompts=np.array(named, dtype=object),
+    )
+    (case,) = evaluate(save(tmp_path / "pred.npz", segs=labels), truth).cases
+    assert [(note.code, note.severity) for note in case.notes] == [
+        ("prediction-unnamed", "warning")
+    ]
+
+
 def test_prompts_beside_a_reference_name_its_labels(tmp_path: Path) -> None:
     _, labels = anatomy(0)
     truth = save(tmp_path / "gt.npz", gts=labels, spacing=np.ones(3))
