@@ -592,8 +592,8 @@ def _endings(
             InputError,
             "repository-gated",
             (
-                f"{repository} is shown only to those who accepted its terms; accept them on its page "
-                "and set HF_TOKEN to a token of your account"
+                f"{repository} is shown only to those who accepted its terms; accept them on its "
+                "page and set HF_TOKEN to a token of your account"
             ),
         ),
         (
@@ -628,8 +628,8 @@ def _endings(
             DownloadError,
             "network-missing",
             (
-                f"can't reach {hub} ({reason}); check the network, HTTPS_PROXY and HF_ENDPOINT; what "
-                "is here is kept"
+                f"can't reach {hub} ({reason}); check the network, HTTPS_PROXY and HF_ENDPOINT; "
+                "what is here is kept"
             ),
         ),
         (
@@ -637,8 +637,8 @@ def _endings(
             DownloadError,
             "hub-answer-invalid",
             (
-                f"{hub} answered for {address} what a hub doesn't ({reason}); check HF_ENDPOINT and "
-                "proxies"
+                f"{hub} answered for {address} what a hub doesn't ({reason}); check HF_ENDPOINT "
+                "and proxies"
             ),
         ),
     )
