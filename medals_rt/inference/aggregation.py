@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from medals_rt.common.arrays import block_elements, namespace, on_all_cores
 from medals_rt.common.typing import Array, Shape
+from medals_rt.io.case import label_dtype
 from medals_rt.planning.axis_tiling import Columns
 from medals_rt.planning.sliding_window import Window
 
@@ -55,7 +56,7 @@ def empty_label_map(
         Also keep each voxel's largest probability; groups of classes are compared by it.
     """
     xp, device = namespace(weights), weights.device
-    dtype = xp.uint8 if max(label_values) < 256 else xp.uint16
+    dtype = getattr(xp, label_dtype(max(label_values)).name)
     return LabelMap(
         xp.zeros(shape_hwd, dtype=dtype, device=device),
         xp.zeros(shape_hwd, dtype=xp.float32, device=device) if keep_probability else None,

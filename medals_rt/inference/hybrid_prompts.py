@@ -14,6 +14,7 @@ import numpy.typing as npt
 from medals_rt.common.arrays import look_up, namespace, present_values
 from medals_rt.common.errors import CaseError
 from medals_rt.common.typing import Array
+from medals_rt.io.case import label_dtype
 from medals_rt.postprocessing.component_filter import drop_small_components
 from medals_rt.postprocessing.finalize import SMALLEST_COMPONENT_VOXELS
 from medals_rt.prompts.prompt_set import PromptSet
@@ -60,7 +61,7 @@ def checked_annotation(
         raise CaseError(
             "the annotation is empty: leave it out, or draw something", code="annotation-empty"
         )
-    return array.astype(np.uint8 if max(prompts.labels) < 256 else np.uint16)
+    return array.astype(label_dtype(max(prompts.labels)))
 
 
 def labels_in(array: Array | None) -> set[int]:
