@@ -41,8 +41,13 @@ from medals_rt.pipeline.window_groups import (
     progress_of,
 )
 from medals_rt.planning import pass_timings
-from medals_rt.planning.geometry import spacing_for
-from medals_rt.planning.memory import count_weights, feature_channels, memory_limit
+from medals_rt.planning.geometry import spacing_of_volume
+from medals_rt.planning.memory import (
+    case_bytes,
+    count_weights,
+    feature_channels,
+    memory_limit,
+)
 from medals_rt.planning.pass_timings import MeasuredPasses
 from medals_rt.planning.policy import load_policy
 from medals_rt.planning.stage_plan import CaseOutline
@@ -92,6 +97,7 @@ class Segmenter:
         self._networks = dict(networks)
         self._embedder = PromptEmbedder(bundle)
         self._measured: dict[int, float] = {}
+        self._open_chains: frozenset[tuple[int, str]] = frozenset()
         self._is_closed = False
 
     @classmethod
@@ -243,12 +249,8 @@ class Segmenter:
         check_combination(prompts, options.preset)
         watch = Stopwatch()
         annotation = checked_annotation(spatial_prompts, volume.shape_dhw, prompts)
-        spacing_hwd_mm, spacing_notes = spacing_for(
-            volume.shape_dhw,
-            volume.spacing_hwd_mm,
-            geometry_is_stated=volume.geometry_is_stated,
-            preset=load_policy().preset(options.preset),
-            modality=prompts.modality,
+        spacing_hwd_mm, spacing_notes = spacing_of_volume(
+            volume, load_policy().preset(options.preset), prompts.modality
         )
         groups = case_groups(volume, prompts, options.window)
         spent_before, classes_before = sum(provenance.seconds.values()), 0
@@ -273,6 +275,7 @@ class Segmenter:
                     part_of_annotation(annotation, group.prompts.labels),
                     progress_of(progress, group),
                     keep_probability=options.keep_probability or len(groups) > len(prompts.parts),
+                    earlier_groups=len(results),
                 )
             )
         merged = merge_case(results)
@@ -310,6 +313,7 @@ class Segmenter:
         progress: Progress | None,
         *,
         keep_probability: bool,
+        earlier_groups: int,
     ) -> GroupResult:
         """Segment the classes of one group, as if they were the only ones asked for."""
         prompts = group.prompts
@@ -343,7 +347,12 @@ class Segmenter:
                 weights=count_weights(self.bundle),
                 runner=self._networks[1].info.runner,
                 precision=self._networks[1].info.precision,
+                case_bytes=case_bytes(
+                    volume.image_dhw.size, volume.image_dhw.dtype.itemsize, earlier_groups
+                ),
+                open_chains=self._open_chains,
             )
+            self._open_chains = outline.chains_by(2)
             masks = options.masks or seeded_masks(
                 options.seed, _mask_key(prepared, scaled=intensities.action != "unchanged")
             )

@@ -21,6 +21,7 @@ from medals_rt.planning.memory import (
     ANY_MACHINE,
     LARGEST_DEFAULT_SLAB,
     MemoryLimit,
+    case_bytes,
     count_weights,
     feature_channels,
     memory_limit,
@@ -210,6 +211,7 @@ def plan_case(
     preset: str = "paper",
     refinement: Refinement = "masked",
     max_memory: int | None = None,
+    image_bytes: int = 2,
 ) -> CasePlan:
     """Plan a case of which only shape, spacing and classes are known.
 
@@ -231,6 +233,8 @@ def plan_case(
         ``"masked"``, ``"unmasked"`` or ``"none"``.
     max_memory
         Bytes that the run may hold; None plans for a machine that has enough.
+    image_bytes
+        Bytes of a voxel of the image as it is read; of most scans two.
 
     Raises
     ------
@@ -249,7 +253,8 @@ def plan_case(
     if max_memory is not None:
         limit = memory_limit(max_memory, "cpu")
     costs: list[StageCost] = []
-    for window, classes in groups.items():
+    chains: frozenset[tuple[int, str]] = frozenset()
+    for earlier, (window, classes) in enumerate(groups.items()):
         rules = policy.rules(classes, preset)
         outline = CaseOutline(
             shape_dhw=shape_dhw,
@@ -263,7 +268,10 @@ def plan_case(
             weights=model.weights,
             runner=model.runner,
             precision=model.precision,
+            case_bytes=case_bytes(prod(shape_dhw), image_bytes, earlier),
+            open_chains=chains,
         )
+        chains = outline.chains_by(2)
         specs = _stages_of(rules, model) if stage is None else [model.stages[stage - 1]]
         check_memory(outline, specs, prompted=False)
         name = window if len(groups) > 1 else None

@@ -43,6 +43,14 @@ MODALITIES: Final = {"CT": "CT", "MR": "MRI", "PT": "PET", "US": "US"}
 
 _LARGEST_INTERCEPT: Final = 2**30
 _JPEG_EXTENDED: Final = "1.2.840.10008.1.2.4.51"
+_DECODERS: Final = {
+    "High-Throughput": "pip install pylibjpeg pylibjpeg-openjpeg",
+    "2000": "pip install pylibjpeg pylibjpeg-openjpeg, or pip install python-gdcm",
+    "JPEG-LS": "pip install pyjpegls, or pip install python-gdcm",
+    "": "pip install python-gdcm (BSD license), or pip install pylibjpeg pylibjpeg-libjpeg (GPL)",
+}
+"""What installs a decoder, by a part of the compression's name; the first that fits counts."""
+
 _OVERLAP: Final = 1.5
 """Thickness in slice distances from which slices are said to overlap."""
 
@@ -167,11 +175,10 @@ def _check_decoders(stack: Stack) -> None:
             name = f"{name} with more than 8 bits"
         if decoder.is_available and (usable or not decoder.available_plugins):
             continue
-        plugin = "openjpeg" if "2000" in name else "libjpeg"
+        advice = next(text for word, text in _DECODERS.items() if word in name)
         raise CaseError(
             f"{image.file.name} is compressed as {name}, for which no decoder is installed; "
-            f"pip install pylibjpeg pylibjpeg-{plugin}, or pip install python-gdcm, or convert "
-            "the series to Explicit VR Little Endian",
+            f"{advice}, or convert the series to Explicit VR Little Endian",
             code="decoder-missing",
         )
 
