@@ -127,8 +127,8 @@ def _spans_space(affine: HostArray) -> bool:
 def _check_sizes(sizes: HostArray, name: str) -> None:
     if not (np.isfinite(sizes) & (sizes > 0)).all():
         raise CaseError(
-            f"{name} has spacing ({_listed(sizes)}); each must be a positive number of millimeters: "
-            "mend its header (pixdim)",
+            f"{name} has spacing ({_listed(sizes)}); each must be a positive number of "
+            "millimeters: mend its header (pixdim)",
             code="spacing-not-positive",
         )
 
