@@ -379,7 +379,8 @@ def test_chains_are_named_as_the_network_opens_them() -> None:
 
 def test_a_group_keeps_the_chains_of_earlier_ones() -> None:
     """A run expects for its second group what the plan of both groups does."""
-    volume = Volume(np.full((6, 10, 10), 90, np.int16), (4.0, 4.0, 6.0))
+    values = np.linspace(-1000, 1000, 600).astype(np.int16).reshape(6, 10, 10)
+    volume = Volume(values, (4.0, 4.0, 6.0), geometry_is_stated=True)
     classes = {"CT/Liver": "Liver in CT", "CT/Left lung": "Left lung in CT"}
     prompts = {str(label): text for label, text in enumerate(classes.values(), start=1)}
     with medals_rt.load(DEMO, runner="openvino", precision="fp32") as segmenter:
