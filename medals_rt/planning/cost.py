@@ -27,7 +27,7 @@ from medals_rt.planning.memory import (
     memory_limit,
 )
 from medals_rt.planning.pass_timings import MeasuredPasses
-from medals_rt.planning.policy import CaseRules, load_policy
+from medals_rt.planning.policy import load_policy
 from medals_rt.planning.stage_plan import (
     CaseOutline,
     StagePlan,
@@ -35,6 +35,7 @@ from medals_rt.planning.stage_plan import (
     seconds_of_both,
     smallest_region_of,
     stage_plans,
+    stages_of,
 )
 from medals_rt.planning.time_budget import QUALITY_LEVELS, Budget, choose_stage, seconds_of_case
 from medals_rt.prompts.classes import ClassKey
@@ -272,7 +273,7 @@ def plan_case(
             open_chains=chains,
         )
         chains = outline.chains_by(2)
-        specs = _stages_of(rules, model) if stage is None else [model.stages[stage - 1]]
+        specs = stages_of(rules, model.stages) if stage is None else [model.stages[stage - 1]]
         check_memory(outline, specs, prompted=False)
         name = window if len(groups) > 1 else None
         costs += [_cost(outline, name, spec) for spec in specs]
@@ -394,15 +395,6 @@ def _choices(
             left -= taken
             spent += taken
     return tuple(choices)
-
-
-def _stages_of(rules: CaseRules, model: ModelFacts) -> list[StageSpec]:
-    """Choose the stages that a case goes through."""
-    return [
-        spec
-        for spec in model.stages
-        if not (rules.skip_fine if spec.is_fine else rules.skip_coarse)
-    ]
 
 
 def _cost(outline: CaseOutline, intensity_window: str | None, spec: StageSpec) -> StageCost:

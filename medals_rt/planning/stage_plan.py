@@ -5,7 +5,7 @@ A run chooses among them (`inference.cascade`), a dry run counts them (`cost`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor
 
@@ -185,6 +185,11 @@ def stage_plans(
         )
         plans.append(StagePlan(geometry, memory, window_pass))
     return plans
+
+
+def stages_of(rules: CaseRules, specs: Iterable[StageSpec]) -> list[StageSpec]:
+    """Choose the stages that a case goes through."""
+    return [spec for spec in specs if not (rules.skip_fine if spec.is_fine else rules.skip_coarse)]
 
 
 def check_memory(case: CaseOutline, specs: Sequence[StageSpec], *, prompted: bool) -> None:
