@@ -106,7 +106,7 @@ def read_dicom_case(
     ):
         images, without_image = _images(files)
         if not images:
-            kinds = kinds_of(without_image) or "none without one"
+            kinds = kinds_of(without_image) or "none"
             raise CaseError(
                 f"{path} holds no DICOM image (DICOM files: {kinds}; {others} other files); give "
                 "the folder of a series",
