@@ -118,7 +118,7 @@ def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.xyz").write_bytes(b"of no format that is known")
     with pytest.raises(CaseError) as caught:
         read_case(tmp_path / "a.xyz")
-    assert caught.value.code == "unknown-format"
+    assert caught.value.code == "format-unknown"
 
 
 def lying(shape: tuple[int, ...], data: bytes) -> bytes:

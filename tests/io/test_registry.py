@@ -219,7 +219,7 @@ def test_a_sheared_voxel_has_the_volume_of_the_determinant(tmp_path: Path) -> No
 
 def test_a_format_may_be_named(tmp_path: Path) -> None:
     assert check_output(tmp_path / "a.nii.gz", format="nifti") == ()
-    for name, code in {"nifti": "wrong-ending", "none": "unknown-format"}.items():
+    for name, code in {"nifti": "wrong-ending", "none": "format-unknown"}.items():
         with pytest.raises(CaseError) as caught:
             check_output(tmp_path / "a.nrrd", format=name)
         assert caught.value.code == code
