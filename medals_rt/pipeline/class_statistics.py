@@ -79,7 +79,7 @@ def class_statistics(
         raise InputError(
             f"labels of shape {labels_dhw.shape} don't belong to an image of shape "
             f"{volume.shape_dhw} (D, H, W)",
-            code="shape",
+            code="shapes-differ",
         )
     highest = max(names, default=0)
     known = np.where(labels_dhw <= highest, labels_dhw, 0)

@@ -133,7 +133,7 @@ def save_preview(
         raise InputError(
             f"a preview needs an image and labels of one (D, H, W) shape, "
             f"not {image_dhw.shape} and {labels_dhw.shape}",
-            code="shape",
+            code="shapes-differ",
         )
     require("a preview", "Matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
