@@ -99,6 +99,6 @@ def test_a_table_carries_no_formula(tmp_path) -> None:
 def test_each_start_of_a_formula_is_guarded(start: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     write_csv(path, ("t",), [(f"{start}1",)])
-    with path.open(newline="") as stream:
+    with path.open(newline="", encoding="utf-8") as stream:
         (_, (cell,)) = list(csv.reader(stream))
     assert cell == f"'{start}1".replace("\r", "\n")

@@ -403,7 +403,7 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
     content = json.loads((out / "s.json").read_text(encoding="utf-8"))
     assert set(content["dsc"]) == {"Liver", "Spleen"}
     assert content["mean_dsc"] == pytest.approx(np.mean(list(content["dsc"].values())))
-    with (out / "s.csv").open(newline="") as stream:
+    with (out / "s.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert [(row["case"], row["name"]) for row in rows] == [
         ("a", "Liver"),
