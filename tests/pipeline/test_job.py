@@ -31,6 +31,7 @@ from medals_rt.pipeline.job import default_output, read_annotation
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
 from tests.cli.helpers import error_of
 from tests.dicom import write_series
+from tests.errors import raises
 from tests.pipeline.batch.helpers import SHAPE, write_case
 
 
@@ -44,7 +45,7 @@ def test_run_writes_statistics(tiny_bundle: Bundle, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, words(tiny_bundle, case, output, "--statistics", table))
     assert result.exit_code == 0, result.output
     assert f"wrote {table}" in result.stdout
-    headings, row = (line.split(",") for line in table.read_text().splitlines())
+    headings, row = (line.split(",") for line in table.read_text(encoding="utf-8").splitlines())
     found = dict(zip(headings, row, strict=True))
     with np.load(output) as stored, np.load(case) as given:
         inside = given["imgs"][stored["segs"] == 1]
@@ -68,7 +69,7 @@ def test_lesions_have_a_table_and_a_map_of_their_own(tiny_bundle: Bundle, tmp_pa
     assert result.exit_code == 0, result.output
     for path in (tmp_path / "s_lesions.csv", numbered):
         assert f"wrote {path}" in result.stdout
-    lines = (tmp_path / "s_lesions.csv").read_text().splitlines()
+    lines = (tmp_path / "s_lesions.csv").read_text(encoding="utf-8").splitlines()
     headings, *rows = (line.split(",") for line in lines)
     assert headings == list(LESION_COLUMNS)
     with np.load(output) as stored:
@@ -247,17 +248,13 @@ def test_spatial_prompts_on_another_grid_are_resampled_where_that_is_asked(tmp_p
     ):
         nibabel.save(nibabel.Nifti1Image(array, place), tmp_path / f"{name}.nii.gz")
     volume = read_case(tmp_path / "scan.nii.gz").volume
-    with pytest.raises(CaseError) as caught:
+    with raises(CaseError, "annotation-on-another-grid", "--resample"):
         read_annotation(tmp_path / "drawn.nii.gz", volume)
-    assert caught.value.code == "annotation-on-another-grid"
-    assert "--resample" in str(caught.value)
     found, notes = read_annotation(tmp_path / "drawn.nii.gz", volume, resample=True)
     np.testing.assert_array_equal(found > 0, volume.image_dhw == 10)
     assert [note.code for note in notes] == ["annotation-resampled"]
-    with pytest.raises(CaseError) as caught:
+    with raises(CaseError, "annotation-outside"):
         read_annotation(tmp_path / "away.nii.gz", volume, resample=True)
-    assert caught.value.code == "annotation-outside"
     placeless = replace(volume, source=SourceGrid())
-    with pytest.raises(CaseError) as caught:
+    with raises(CaseError, "place-unknown"):
         read_annotation(tmp_path / "drawn.nii.gz", placeless, resample=True)
-    assert caught.value.code == "place-unknown"
