@@ -70,6 +70,22 @@ Lesions = Annotated[
         "follow those of the organs.",
     ),
 ]
+Series = Annotated[
+    str | None,
+    typer.Option(
+        "--series",
+        metavar="NUMBER|UID",
+        help="Which series of a DICOM folder: its number or its UID.",
+    ),
+]
+Select = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--select",
+        metavar="KEY=VALUE",
+        help="Which images of the series, such as ECHO=2 or ACQUISITION=1.",
+    ),
+]
 PresetOption = Annotated[
     PresetName,
     typer.Option(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
-from medals_rt.common.arrays import bounding_box, namespace
+from medals_rt.common.arrays import bounding_box, contiguous, namespace
 from medals_rt.common.choices import STAGE_NAMES, StageNumber
 from medals_rt.common.errors import InputError
 from medals_rt.common.progress import Progress
@@ -155,6 +155,8 @@ def run_stages(
     chosen = _choose(case, "fine", plans, of_pass, may_be_left_out=bool(outcomes))
     if chosen is None and outcomes:
         return outcomes
+    # Only the last stage's probability is read; at four bytes a voxel it isn't held for nothing.
+    outcomes = [replace(each, probability_dhw=None) for each in outcomes]
     return [*outcomes, _run(networks, 2, case, region, prompt_map, chosen or plans[-1])]
 
 
@@ -328,6 +330,10 @@ def _pasted(
 ) -> tuple[Array, Array | None]:
     """Put a box's labels and probability into arrays of the whole grid."""
     xp = namespace(image_dhw)
+    if result.labels_hwd.size == image_dhw.size:
+        probability = result.probability_hwd
+        whole = None if probability is None else contiguous(to_dhw(probability))
+        return contiguous(to_dhw(result.labels_hwd)), whole
     labels = xp.zeros(image_dhw.shape, dtype=result.labels_hwd.dtype)
     labels[inside] = to_dhw(result.labels_hwd)
     if result.probability_hwd is None:

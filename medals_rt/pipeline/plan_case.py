@@ -21,7 +21,7 @@ from medals_rt.planning.cost import (
     with_seconds,
     with_time_budget,
 )
-from medals_rt.planning.geometry import spacing_for
+from medals_rt.planning.geometry import spacing_for, spacing_of_volume
 from medals_rt.planning.pass_timings import recall
 from medals_rt.planning.policy import load_policy
 from medals_rt.prompts.classes import ClassKey, by_exact_name, classes_of
@@ -30,25 +30,32 @@ from medals_rt.runners.selection import choose, precisions
 _Number = TypeVar("_Number", int, float)
 
 
-def plan_files(path: Path, source: PromptSource, options: RunOptions) -> CasePlan:
+def plan_files(
+    path: Path,
+    source: PromptSource,
+    options: RunOptions,
+    series: str | None = None,
+    select: tuple[str, ...] = (),
+) -> CasePlan:
     """Plan a case's file with the prompts that a run would take, on the model that it would use.
+
+    Parameters
+    ----------
+    path, source, options, series, select
+        As of a `Job`.
 
     Raises
     ------
     InputError
         A file, prompt or option is unusable; see `planning.cost.plan_case`.
     """
-    case, prompts = read_prompted_case(path, source, options)
+    case, prompts = read_prompted_case(path, source, options, series, select)
     check_window(options.segment.window, prompts.modality)
     volume = case.volume
     check_combination(prompts, options.segment.preset)
     groups = case_groups(volume, prompts, options.segment.window)
-    spacing_mm, notes = spacing_for(
-        volume.shape_dhw,
-        volume.spacing_hwd_mm,
-        geometry_is_stated=volume.geometry_is_stated,
-        preset=load_policy().preset(options.segment.preset),
-        modality=prompts.modality,
+    spacing_mm, notes = spacing_of_volume(
+        volume, load_policy().preset(options.segment.preset), prompts.modality
     )
     plan = _planned(
         volume.shape_dhw,
@@ -56,6 +63,7 @@ def plan_files(path: Path, source: PromptSource, options: RunOptions) -> CasePla
         {group.name or group.window: group.prompts.class_keys for group in groups},
         Bundle.open(resolve_bundle(options.bundle), verify=False),
         options,
+        image_bytes=volume.image_dhw.dtype.itemsize,
     )
     return replace(plan, notes=notes)
 
@@ -140,6 +148,7 @@ def _planned(
     options: RunOptions,
     *,
     stage: int | None = None,
+    image_bytes: int = 2,
 ) -> CasePlan:
     """Plan on a bundle, or on models of the released size, with what was measured of it here."""
     model, measured = RELEASED, None
@@ -158,6 +167,7 @@ def _planned(
         preset=segment.preset,
         refinement=segment.refinement,
         max_memory=segment.max_memory,
+        image_bytes=image_bytes,
     )
     return with_time_budget(with_seconds(plan, measured), segment.time_budget)
 

@@ -41,11 +41,16 @@ from medals_rt.pipeline.window_groups import (
     progress_of,
 )
 from medals_rt.planning import pass_timings
-from medals_rt.planning.geometry import spacing_for
-from medals_rt.planning.memory import count_weights, feature_channels, memory_limit
+from medals_rt.planning.geometry import spacing_of_volume
+from medals_rt.planning.memory import (
+    case_bytes,
+    count_weights,
+    feature_channels,
+    memory_limit,
+)
 from medals_rt.planning.pass_timings import MeasuredPasses
 from medals_rt.planning.policy import load_policy
-from medals_rt.planning.stage_plan import CaseOutline
+from medals_rt.planning.stage_plan import CaseOutline, check_memory, stages_of
 from medals_rt.planning.time_budget import Budget, case_budget
 from medals_rt.postprocessing.finalize import finish_labels, treated_labels
 from medals_rt.preprocessing.intensity import AUTO, prepare_intensities
@@ -92,6 +97,7 @@ class Segmenter:
         self._networks = dict(networks)
         self._embedder = PromptEmbedder(bundle)
         self._measured: dict[int, float] = {}
+        self._open_chains: frozenset[tuple[int, str]] = frozenset()
         self._is_closed = False
 
     @classmethod
@@ -243,17 +249,18 @@ class Segmenter:
         check_combination(prompts, options.preset)
         watch = Stopwatch()
         annotation = checked_annotation(spatial_prompts, volume.shape_dhw, prompts)
-        spacing_hwd_mm, spacing_notes = spacing_for(
-            volume.shape_dhw,
-            volume.spacing_hwd_mm,
-            geometry_is_stated=volume.geometry_is_stated,
-            preset=load_policy().preset(options.preset),
-            modality=prompts.modality,
+        spacing_hwd_mm, spacing_notes = spacing_of_volume(
+            volume, load_policy().preset(options.preset), prompts.modality
         )
         groups = case_groups(volume, prompts, options.window)
+        annotations = [part_of_annotation(annotation, group.prompts.labels) for group in groups]
+        outlines = self._outlines(volume, spacing_hwd_mm, groups, options)
+        for outline, own_annotation in zip(outlines, annotations, strict=True):
+            specs = stages_of(outline.rules, [each.spec for each in self._networks.values()])
+            check_memory(outline, specs, prompted=own_annotation is not None)
         spent_before, classes_before = sum(provenance.seconds.values()), 0
         results: list[GroupResult] = []
-        for group in groups:
+        for group, outline, own_annotation in zip(groups, outlines, annotations, strict=True):
             # A group has the time of its classes, and what earlier groups left of theirs.
             own = (options.time_budget or 0.0) * classes_before
             budget = case_budget(
@@ -263,14 +270,15 @@ class Segmenter:
                 may_refuse=not results,
             )
             classes_before += len(group.prompts.labels)
+            self._open_chains = outline.chains_by(2)
             results.append(
                 self._segment_group(
                     volume,
-                    spacing_hwd_mm,
+                    outline,
                     group,
                     options,
                     budget,
-                    part_of_annotation(annotation, group.prompts.labels),
+                    own_annotation,
                     progress_of(progress, group),
                     keep_probability=options.keep_probability or len(groups) > len(prompts.parts),
                 )
@@ -299,10 +307,44 @@ class Segmenter:
         probability = merged.probability_dhw if options.keep_probability else None
         return Result(merged.labels_dhw, merged.instances_dhw, stage_labels, report, probability)
 
-    def _segment_group(
+    def _outlines(
         self,
         volume: Volume,
         spacing_hwd_mm: Spacing,
+        groups: Sequence[WindowGroup],
+        options: SegmentOptions,
+    ) -> list[CaseOutline]:
+        """Outline each group, which finds what earlier ones leave in memory."""
+        policy, info = load_policy(), self._networks[1].info
+        memory = memory_limit(options.max_memory, self._networks[1].array_device)
+        image = volume.image_dhw
+        outlines: list[CaseOutline] = []
+        chains = self._open_chains
+        for number, group in enumerate(groups):
+            outline = CaseOutline(
+                shape_dhw=volume.shape_dhw,
+                spacing_hwd_mm=spacing_hwd_mm,
+                rules=policy.rules(group.prompts.class_keys, options.preset),
+                preset=policy.preset(options.preset),
+                mode=options.refinement,
+                classes=len(group.prompts.labels),
+                channels=feature_channels(self.bundle),
+                memory=memory,
+                classes_per_chunk=options.classes_per_chunk,
+                weights=count_weights(self.bundle),
+                runner=info.runner,
+                precision=info.precision,
+                case_bytes=case_bytes(image.size, image.dtype.itemsize, number),
+                open_chains=chains,
+            )
+            chains = outline.chains_by(2)
+            outlines.append(outline)
+        return outlines
+
+    def _segment_group(
+        self,
+        volume: Volume,
+        outline: CaseOutline,
         group: WindowGroup,
         options: SegmentOptions,
         budget: Budget | None,
@@ -313,14 +355,12 @@ class Segmenter:
     ) -> GroupResult:
         """Segment the classes of one group, as if they were the only ones asked for."""
         prompts = group.prompts
-        policy = load_policy()
-        rules = policy.rules(prompts.class_keys, options.preset)
-        preset = policy.preset(options.preset)
+        rules, preset = outline.rules, outline.preset
         watch = Stopwatch()
         with watch.step("prepare"):
             window = group.window
             if window == AUTO:
-                window = policy.intensity_window(prompts.class_keys)
+                window = load_policy().intensity_window(prompts.class_keys)
             intensities = prepare_intensities(volume, prompts.modality, window)
             prepared = to_host(intensities.image_dhw)
             embeddings, sources = self._embedder.embed(prompts)
@@ -330,20 +370,6 @@ class Segmenter:
             )
             recalled = pass_timings.recall(self.bundle.hash, self.arithmetic)
             known = {} if recalled is None else recalled.seconds_per_pass
-            outline = CaseOutline(
-                shape_dhw=volume.shape_dhw,
-                spacing_hwd_mm=spacing_hwd_mm,
-                rules=rules,
-                preset=preset,
-                mode=options.refinement,
-                classes=len(prompts.labels),
-                channels=feature_channels(self.bundle),
-                memory=memory_limit(options.max_memory, device),
-                classes_per_chunk=options.classes_per_chunk,
-                weights=count_weights(self.bundle),
-                runner=self._networks[1].info.runner,
-                precision=self._networks[1].info.precision,
-            )
             masks = options.masks or seeded_masks(
                 options.seed, _mask_key(prepared, scaled=intensities.action != "unchanged")
             )

@@ -21,12 +21,13 @@ from medals_rt.planning.memory import (
     ANY_MACHINE,
     LARGEST_DEFAULT_SLAB,
     MemoryLimit,
+    case_bytes,
     count_weights,
     feature_channels,
     memory_limit,
 )
 from medals_rt.planning.pass_timings import MeasuredPasses
-from medals_rt.planning.policy import CaseRules, load_policy
+from medals_rt.planning.policy import load_policy
 from medals_rt.planning.stage_plan import (
     CaseOutline,
     StagePlan,
@@ -34,6 +35,7 @@ from medals_rt.planning.stage_plan import (
     seconds_of_both,
     smallest_region_of,
     stage_plans,
+    stages_of,
 )
 from medals_rt.planning.time_budget import QUALITY_LEVELS, Budget, choose_stage, seconds_of_case
 from medals_rt.prompts.classes import ClassKey
@@ -210,6 +212,7 @@ def plan_case(
     preset: str = "paper",
     refinement: Refinement = "masked",
     max_memory: int | None = None,
+    image_bytes: int = 2,
 ) -> CasePlan:
     """Plan a case of which only shape, spacing and classes are known.
 
@@ -231,6 +234,8 @@ def plan_case(
         ``"masked"``, ``"unmasked"`` or ``"none"``.
     max_memory
         Bytes that the run may hold; None plans for a machine that has enough.
+    image_bytes
+        Bytes of a voxel of the image as it is read; of most scans two.
 
     Raises
     ------
@@ -249,7 +254,8 @@ def plan_case(
     if max_memory is not None:
         limit = memory_limit(max_memory, "cpu")
     costs: list[StageCost] = []
-    for window, classes in groups.items():
+    chains: frozenset[tuple[int, str]] = frozenset()
+    for earlier, (window, classes) in enumerate(groups.items()):
         rules = policy.rules(classes, preset)
         outline = CaseOutline(
             shape_dhw=shape_dhw,
@@ -263,8 +269,11 @@ def plan_case(
             weights=model.weights,
             runner=model.runner,
             precision=model.precision,
+            case_bytes=case_bytes(prod(shape_dhw), image_bytes, earlier),
+            open_chains=chains,
         )
-        specs = _stages_of(rules, model) if stage is None else [model.stages[stage - 1]]
+        chains = outline.chains_by(2)
+        specs = stages_of(rules, model.stages) if stage is None else [model.stages[stage - 1]]
         check_memory(outline, specs, prompted=False)
         name = window if len(groups) > 1 else None
         costs += [_cost(outline, name, spec) for spec in specs]
@@ -386,15 +395,6 @@ def _choices(
             left -= taken
             spent += taken
     return tuple(choices)
-
-
-def _stages_of(rules: CaseRules, model: ModelFacts) -> list[StageSpec]:
-    """Choose the stages that a case goes through."""
-    return [
-        spec
-        for spec in model.stages
-        if not (rules.skip_fine if spec.is_fine else rules.skip_coarse)
-    ]
 
 
 def _cost(outline: CaseOutline, intensity_window: str | None, spec: StageSpec) -> StageCost:

@@ -21,6 +21,7 @@ from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.choices import BODY_MODALITIES
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import Box, Shape, Spacing
+from medals_rt.io.volume import Volume
 from medals_rt.planning.policy import CaseRules, Preset
 from medals_rt.planning.sliding_window import HALF_OVERLAP, Window, padded_shape, plan_windows
 
@@ -114,6 +115,19 @@ def spacing_for(
     if modality in BODY_MODALITIES:
         notes += _doubts(spacing)
     return spacing, tuple(notes)
+
+
+def spacing_of_volume(
+    volume: Volume, preset: Preset, modality: str
+) -> tuple[Spacing, tuple[Note, ...]]:
+    """Decide which spacing a volume has; see `spacing_for`."""
+    return spacing_for(
+        volume.shape_dhw,
+        volume.spacing_hwd_mm,
+        geometry_is_stated=volume.geometry_is_stated,
+        preset=preset,
+        modality=modality,
+    )
 
 
 def clean_spacing(shape_dhw: Sequence[int], stored_spacing_hwd: Sequence[float]) -> Spacing:

@@ -5,9 +5,9 @@ A run chooses among them (`inference.cascade`), a dry run counts them (`cost`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, floor, prod
+from math import ceil, floor
 
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.choices import Refinement
@@ -19,6 +19,7 @@ from medals_rt.planning.memory import (
     MemoryDemand,
     MemoryLimit,
     MemoryPlan,
+    joined_chains,
     plan_memory,
 )
 from medals_rt.planning.policy import CaseRules, Preset
@@ -52,6 +53,10 @@ class CaseOutline:
         Of the networks of both stages together, how many numbers.
     runner, precision
         Inference library and arithmetic of the network.
+    case_bytes
+        What the arrays on the case's own grid take (`memory.case_bytes`).
+    open_chains
+        Chains of graphs that were compiled before, for other classes.
     """
 
     shape_dhw: tuple[int, int, int]
@@ -66,6 +71,26 @@ class CaseOutline:
     weights: int = 0
     runner: str = "openvino"
     precision: str = "bf16"
+    case_bytes: int = 0
+    open_chains: frozenset[tuple[int, str]] = frozenset()
+
+    def chains_by(self, stage: int) -> frozenset[tuple[int, str]]:
+        """Return the chains of graphs that are compiled by the end of a stage.
+
+        Text-only chains of both stages are opened at the start. The coarse stage has prompts where
+        lesions are iterated, and where no fine one follows that could have those drawn by hand.
+        """
+        found = set(self.open_chains)
+        for number in (1, 2):
+            prompted = number == 2 or self.rules.lesion or self.rules.skip_fine
+            chains = joined_chains(
+                number,
+                self.classes,
+                self.classes_per_chunk,
+                prompted=prompted and self.mode != "none",
+            )
+            found |= chains if number <= stage else joined_chains(number, 1, 1, prompted=False)
+        return frozenset(found)
 
     @property
     def whole(self) -> Box:
@@ -148,8 +173,8 @@ def stage_plans(
                 runner=case.runner,
                 precision=case.precision,
                 weights=case.weights,
-                case_voxels=prod(case.shape_dhw),
-                is_fine=spec.is_fine,
+                case_bytes=case.case_bytes,
+                open_chains=len(case.chains_by(spec.number)),
                 prompted=prompted or iterates,
                 held_classes=case.classes if iterates else 0,
                 classes_per_chunk=case.classes_per_chunk,
@@ -160,6 +185,11 @@ def stage_plans(
         )
         plans.append(StagePlan(geometry, memory, window_pass))
     return plans
+
+
+def stages_of(rules: CaseRules, specs: Iterable[StageSpec]) -> list[StageSpec]:
+    """Choose the stages that a case goes through."""
+    return [spec for spec in specs if not (rules.skip_fine if spec.is_fine else rules.skip_coarse)]
 
 
 def check_memory(case: CaseOutline, specs: Sequence[StageSpec], *, prompted: bool) -> None:

@@ -50,8 +50,9 @@ class JobRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         Sentences of lesions beside the anatomy of `prompts` or `sentences`; in CSV likewise.
     window, preset, refinement, postprocess, seed
         As for `medals-rt run`.
-    spatial_prompts
-        Labels drawn by the user, a path from the folder of inputs.
+    spatial_prompts, resample
+        Labels drawn by the user, a path from the folder of inputs, and whether they may be brought
+        onto the case's grid.
     series, select
         Which series of a DICOM folder, and which of its images (``KEY=VALUE``; in CSV separated by
         semicolons).
@@ -69,6 +70,7 @@ class JobRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     postprocess: Postprocess | None = None
     seed: Annotated[int, msgspec.Meta(ge=0)] | None = None
     spatial_prompts: Words | None = None
+    resample: bool | None = None
     series: Words | None = None
     select: Several | None = None
 
