@@ -23,7 +23,6 @@ from medals_rt.planning.cost import (
 )
 from medals_rt.planning.geometry import spacing_for
 from medals_rt.planning.pass_timings import recall
-from medals_rt.planning.policy import load_policy
 from medals_rt.prompts.classes import ClassKey, by_exact_name, classes_of
 from medals_rt.runners.selection import choose, precisions
 
@@ -39,15 +38,16 @@ def plan_files(path: Path, source: PromptSource, options: RunOptions) -> CasePla
         A file, prompt or option is unusable; see `planning.cost.plan_case`.
     """
     case, prompts = read_prompted_case(path, source, options)
-    check_window(options.segment.window, prompts.modality)
+    preset = options.segment.algorithm
+    check_window(options.segment.window, prompts.modality, preset)
     volume = case.volume
-    check_combination(prompts, options.segment.preset)
-    groups = case_groups(volume, prompts, options.segment.window)
+    check_combination(prompts, preset)
+    groups = case_groups(volume, prompts, options.segment.window, preset)
     spacing_mm, notes = spacing_for(
         volume.shape_dhw,
         volume.spacing_hwd_mm,
         geometry_is_stated=volume.geometry_is_stated,
-        preset=load_policy().preset(options.segment.preset),
+        preset=preset,
         modality=prompts.modality,
     )
     plan = _planned(
@@ -108,6 +108,7 @@ def plan_numbers(
         if options.bundle is None
         else Bundle.open(resolve_bundle(options.bundle), verify=False)
     )
+    preset = options.segment.algorithm
     spacing_mm: Spacing = lengths
     notes: tuple[Note, ...] = ()
     if stage is None and min(*sizes, *lengths) > 0:
@@ -115,16 +116,16 @@ def plan_numbers(
             sizes,
             lengths,
             geometry_is_stated=True,
-            preset=load_policy().preset(options.segment.preset),
+            preset=preset,
             modality=keys[0].modality,
         )
     window = options.segment.window
     for modality in sorted({key.modality for key in keys}):
-        check_window(window, modality)
+        check_window(window, modality, preset)
     plan = _planned(
         sizes,
         spacing_mm,
-        classes_by_window(keys, window) if stage is None else {window: keys},
+        classes_by_window(keys, window, preset) if stage is None else {window: keys},
         bundle,
         options,
         stage=stage,
@@ -155,7 +156,7 @@ def _planned(
         groups,
         model,
         stage=stage,
-        preset=segment.preset,
+        preset=segment.algorithm,
         refinement=segment.refinement,
         max_memory=segment.max_memory,
     )

@@ -23,8 +23,8 @@ from medals_rt.common.errors import InputError
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Spacing
-from medals_rt.inference.cascade import CaseRun, run_stages
-from medals_rt.inference.hybrid_prompts import checked_annotation
+from medals_rt.inference.cascade import CaseRun, run_stages, stage_notes
+from medals_rt.inference.hybrid_prompts import check_start, checked_annotation
 from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.inference.stage import StageTask
@@ -62,7 +62,7 @@ class Result:
     labels_dhw
         Label values of the prompts, 0 background; the smallest unsigned integer that holds them.
     instances_dhw
-        For lesions under the preset `paper`: the components numbered from 1, uint32; else None.
+        For lesions, where the preset numbers them: the components from 1, uint32; else None.
     stage_labels_dhw
         What each stage came to on the whole grid before anything was cleaned up, by stage name
         (``"window: stage"`` where the classes were seen in several windows, ``"lesions: stage"``
@@ -239,18 +239,21 @@ class Segmenter:
             )
         provenance = provenance or Provenance()
         prompts = as_prompt_set(prompts)
-        check_window(options.window, prompts.modality)
-        check_combination(prompts, options.preset)
+        preset = options.algorithm
+        check_window(options.window, prompts.modality, preset)
+        check_combination(prompts, preset)
+        check_start(preset, annotated=spatial_prompts is not None)
         watch = Stopwatch()
         annotation = checked_annotation(spatial_prompts, volume.shape_dhw, prompts)
         spacing_hwd_mm, spacing_notes = spacing_for(
             volume.shape_dhw,
             volume.spacing_hwd_mm,
             geometry_is_stated=volume.geometry_is_stated,
-            preset=load_policy().preset(options.preset),
+            preset=preset,
             modality=prompts.modality,
         )
-        groups = case_groups(volume, prompts, options.window)
+        groups = case_groups(volume, prompts, options.window, preset)
+        by_probability = len(groups) > len(prompts.parts) and preset.merge == "probability"
         spent_before, classes_before = sum(provenance.seconds.values()), 0
         results: list[GroupResult] = []
         for group in groups:
@@ -272,10 +275,10 @@ class Segmenter:
                     budget,
                     part_of_annotation(annotation, group.prompts.labels),
                     progress_of(progress, group),
-                    keep_probability=options.keep_probability or len(groups) > len(prompts.parts),
+                    keep_probability=options.keep_probability or by_probability,
                 )
             )
-        merged = merge_case(results)
+        merged = merge_case(results, preset.merge)
         report = build_report(
             volume,
             spacing_hwd_mm,
@@ -314,20 +317,18 @@ class Segmenter:
         """Segment the classes of one group, as if they were the only ones asked for."""
         prompts = group.prompts
         policy = load_policy()
-        rules = policy.rules(prompts.class_keys, options.preset)
-        preset = policy.preset(options.preset)
+        preset = options.algorithm
+        rules = policy.rules(prompts.class_keys, preset)
         watch = Stopwatch()
         with watch.step("prepare"):
             window = group.window
             if window == AUTO:
-                window = policy.intensity_window(prompts.class_keys)
-            intensities = prepare_intensities(volume, prompts.modality, window)
+                window = policy.intensity_window(prompts.class_keys, preset)
+            intensities = prepare_intensities(volume, prompts.modality, window, preset)
             prepared = to_host(intensities.image_dhw)
             embeddings, sources = self._embedder.embed(prompts)
             device = self._networks[1].array_device
-            treated = treated_labels(
-                volume.image_dhw.size, prompts, options.preset, options.postprocess
-            )
+            treated = treated_labels(volume.image_dhw.size, prompts, preset, options.postprocess)
             recalled = pass_timings.recall(self.bundle.hash, self.arithmetic)
             known = {} if recalled is None else recalled.seconds_per_pass
             outline = CaseOutline(
@@ -383,7 +384,7 @@ class Segmenter:
             stage_labels_dhw=stage_labels,
             stages=tuple(each.record for each in outcomes),
             removals=final.removals,
-            notes=intensities.notes,
+            notes=(*intensities.notes, *stage_notes(case, outcomes)),
             memory=outline.memory,
             budget=budget,
             seconds=watch.seconds,
