@@ -482,7 +482,7 @@ class Policy(_Table, frozen=True):
         if rule == "not exempt":
             exempt = any(key.policy_name in each.classes for each in self.components.exempt)
             return not (exempt or key.is_free_text)
-        return rule == "all" or key.policy_name in self.components.listed
+        return rule == "all" or (rule == "listed" and key.policy_name in self.components.listed)
 
     def class_names(self) -> frozenset[str]:
         """Every class that a rule names."""
