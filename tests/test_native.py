@@ -19,7 +19,10 @@ from tests.paths import DATA, NATIVE, ROOT
 
 AGREEMENT = 0.999
 DICE = 0.99
-PARTS = {"mirrored": (slice(5, 30), slice(22, 106), slice(22, 106))}
+PARTS = {
+    "mirrored": (slice(5, 30), slice(22, 106), slice(22, 106)),
+    "part": (slice(5, 30), slice(10, 118), slice(22, 106)),
+}
 PROMPTS = {
     "1": "Left lung in chest CT",
     "2": "Right lung in chest CT",
@@ -53,9 +56,8 @@ def segmenter() -> Iterator[Segmenter]:
     ("name", "options"),
     [
         ("fine", {}),
-        ("both", {"stages": "both"}),
+        ("both.part", {"stages": "both"}),
         ("fine.mirrored", {"mirrored": True}),
-        ("both.mirrored", {"stages": "both", "mirrored": True}),
     ],
 )
 def test_labels_are_those_of_the_script(
