@@ -55,9 +55,9 @@ def segmenter() -> Iterator[Segmenter]:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("fine", {}),
+        pytest.param("fine", {}, marks=pytest.mark.slow),
         ("both.part", {"stages": "both"}),
-        ("fine.mirrored", {"mirrored": True}),
+        pytest.param("fine.mirrored", {"mirrored": True}, marks=pytest.mark.slow),
     ],
 )
 def test_labels_are_those_of_the_script(
