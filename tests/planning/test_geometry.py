@@ -70,7 +70,7 @@ def test_golden_plans(golden: Path) -> None:
 
 
 def native_cases() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((NATIVE / "geometry.json").read_text())
+    found: list[dict[str, Any]] = json.loads((NATIVE / "geometry.json").read_text(encoding="utf-8"))
     assert len(found) == 163
     return found
 
