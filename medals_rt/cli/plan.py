@@ -87,7 +87,10 @@ def _print_plan(result: "CasePlan") -> None:
         rows.insert(5, ["further iterations of lesions", *iterations])
     count = len(result.classes)
     what = result.classes[0] if count == 1 else f"{count} classes"
-    out.table(f"{what}, preset {result.preset}", columns, rows)
+    title = f"{what}, preset {result.preset}"
+    if len({cost.stage for cost in result.stages}) == 1:
+        title += f", {_STAGES[result.stages[0].stage]} stage alone"
+    out.table(title, columns, rows)
     if result.expected_seconds is None:
         out.line("network time: known after the bundle's first run on this machine")
     else:

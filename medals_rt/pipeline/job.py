@@ -17,6 +17,7 @@ from medals_rt.common.notes import Note, warning
 from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
+from medals_rt.inference.hybrid_prompts import check_start
 from medals_rt.io.case import Case
 from medals_rt.io.grids import fill_left_out, grid_of, same_grid
 from medals_rt.io.registry import (
@@ -169,11 +170,13 @@ def read_job(job: Job) -> ReadJob:
                 job.spatial_prompts, case.volume, resample=job.resample
             )
             case = replace(case, notes=(*case.notes, *moved))
-        check_window(job.options.segment.window, prompts.modality)
+        preset = job.options.segment.algorithm
+        check_window(job.options.segment.window, prompts.modality, preset)
+        check_start(preset, annotated=annotation is not None)
         _check_instances(job, prompts)
         unkept = check_output(job.output, case, format=job.format)
         case = replace(case, notes=(*case.notes, *unkept))
-        check_combination(prompts, job.options.segment.preset)
+        check_combination(prompts, preset)
     return ReadJob(job, case, prompts, annotation, watch.seconds)
 
 
@@ -281,6 +284,7 @@ def write_job(read: ReadJob, result: Result) -> None:
             result.labels_dhw,
             read.prompts,
             job.options.segment.window,
+            job.options.segment.preset,
             notice=result.report.bundle["notice"],
         )
     if job.statistics is not None:
@@ -377,11 +381,11 @@ def _check_instances(job: Job, prompts: PromptSet) -> None:
     """
     if job.instances is None:
         return
-    preset = job.options.segment.preset
+    preset = job.options.segment.algorithm
     if not any(key.kind == "lesion" for key in prompts.class_keys):
         why = "the prompts ask for anatomy; ask for lesions (--kind lesion)"
-    elif load_policy().preset(preset).lesions == "binary":
-        why = f"the preset {preset} doesn't number them; take another"
+    elif preset.lesions != "labels and instances":
+        why = f"the preset {preset.name} doesn't number them; take another"
     else:
         return
     raise InputError(
@@ -482,12 +486,13 @@ def draw_preview(
     labels_dhw: Any,
     prompts: PromptSet,
     window: str = "auto",
+    preset: str = "paper",
     notice: str | None = None,
 ) -> None:
     """Draw a result on its image, in the intensities that the model saw."""
     if window == "auto":
-        window = load_policy().intensity_window(prompts.parts[0].class_keys)
-    shown = prepare_intensities(volume, prompts.modality, window)
+        window = load_policy().intensity_window(prompts.parts[0].class_keys, preset)
+    shown = prepare_intensities(volume, prompts.modality, window, preset)
     orientation: Orientation = "known"
     if prompts.modality == "Microscopy":
         orientation = "none"

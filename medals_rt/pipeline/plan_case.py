@@ -23,7 +23,6 @@ from medals_rt.planning.cost import (
 )
 from medals_rt.planning.geometry import spacing_for, spacing_of_volume
 from medals_rt.planning.pass_timings import recall
-from medals_rt.planning.policy import load_policy
 from medals_rt.prompts.classes import ClassKey, by_exact_name, classes_of
 from medals_rt.runners.selection import choose, precisions
 
@@ -50,12 +49,15 @@ def plan_files(
         A file, prompt or option is unusable; see `planning.cost.plan_case`.
     """
     case, prompts = read_prompted_case(path, source, options, series, select)
-    check_window(options.segment.window, prompts.modality)
+    preset = options.segment.algorithm
+    check_window(options.segment.window, prompts.modality, preset)
     volume = case.volume
-    check_combination(prompts, options.segment.preset)
-    groups = case_groups(volume, prompts, options.segment.window)
+    check_combination(prompts, preset)
+    groups = case_groups(volume, prompts, options.segment.window, preset)
     spacing_mm, notes = spacing_of_volume(
-        volume, load_policy().preset(options.segment.preset), prompts.modality
+        volume,
+        preset,
+        prompts.modality,
     )
     plan = _planned(
         volume.shape_dhw,
@@ -116,6 +118,7 @@ def plan_numbers(
         if options.bundle is None
         else Bundle.open(resolve_bundle(options.bundle), verify=False)
     )
+    preset = options.segment.algorithm
     spacing_mm: Spacing = lengths
     notes: tuple[Note, ...] = ()
     if stage is None and min(*sizes, *lengths) > 0:
@@ -123,16 +126,16 @@ def plan_numbers(
             sizes,
             lengths,
             geometry_is_stated=True,
-            preset=load_policy().preset(options.segment.preset),
+            preset=preset,
             modality=keys[0].modality,
         )
     window = options.segment.window
     for modality in sorted({key.modality for key in keys}):
-        check_window(window, modality)
+        check_window(window, modality, preset)
     plan = _planned(
         sizes,
         spacing_mm,
-        classes_by_window(keys, window) if stage is None else {window: keys},
+        classes_by_window(keys, window, preset) if stage is None else {window: keys},
         bundle,
         options,
         stage=stage,
@@ -164,7 +167,7 @@ def _planned(
         groups,
         model,
         stage=stage,
-        preset=segment.preset,
+        preset=segment.algorithm,
         refinement=segment.refinement,
         max_memory=segment.max_memory,
         image_bytes=image_bytes,

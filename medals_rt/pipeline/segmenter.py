@@ -23,8 +23,8 @@ from medals_rt.common.errors import InputError
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Spacing
-from medals_rt.inference.cascade import CaseRun, run_stages
-from medals_rt.inference.hybrid_prompts import checked_annotation
+from medals_rt.inference.cascade import CaseRun, run_stages, stage_notes
+from medals_rt.inference.hybrid_prompts import check_start, checked_annotation
 from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.inference.stage import StageTask
@@ -67,7 +67,7 @@ class Result:
     labels_dhw
         Label values of the prompts, 0 background; the smallest unsigned integer that holds them.
     instances_dhw
-        For lesions under the preset `paper`: the components numbered from 1, uint32; else None.
+        For lesions, where the preset numbers them: the components from 1, uint32; else None.
     stage_labels_dhw
         What each stage came to on the whole grid before anything was cleaned up, by stage name
         (``"window: stage"`` where the classes were seen in several windows, ``"lesions: stage"``
@@ -245,14 +245,15 @@ class Segmenter:
             )
         provenance = provenance or Provenance()
         prompts = as_prompt_set(prompts)
-        check_window(options.window, prompts.modality)
-        check_combination(prompts, options.preset)
+        preset = options.algorithm
+        check_window(options.window, prompts.modality, preset)
+        check_combination(prompts, preset)
+        check_start(preset, annotated=spatial_prompts is not None)
         watch = Stopwatch()
         annotation = checked_annotation(spatial_prompts, volume.shape_dhw, prompts)
-        spacing_hwd_mm, spacing_notes = spacing_of_volume(
-            volume, load_policy().preset(options.preset), prompts.modality
-        )
-        groups = case_groups(volume, prompts, options.window)
+        spacing_hwd_mm, spacing_notes = spacing_of_volume(volume, preset, prompts.modality)
+        groups = case_groups(volume, prompts, options.window, preset)
+        by_probability = len(groups) > len(prompts.parts) and preset.merge == "probability"
         annotations = [part_of_annotation(annotation, group.prompts.labels) for group in groups]
         outlines = self._outlines(volume, spacing_hwd_mm, groups, options)
         for outline, own_annotation in zip(outlines, annotations, strict=True):
@@ -280,10 +281,10 @@ class Segmenter:
                     budget,
                     own_annotation,
                     progress_of(progress, group),
-                    keep_probability=options.keep_probability or len(groups) > len(prompts.parts),
+                    keep_probability=options.keep_probability or by_probability,
                 )
             )
-        merged = merge_case(results)
+        merged = merge_case(results, preset.merge)
         report = build_report(
             volume,
             spacing_hwd_mm,
@@ -324,8 +325,8 @@ class Segmenter:
             outline = CaseOutline(
                 shape_dhw=volume.shape_dhw,
                 spacing_hwd_mm=spacing_hwd_mm,
-                rules=policy.rules(group.prompts.class_keys, options.preset),
-                preset=policy.preset(options.preset),
+                rules=policy.rules(group.prompts.class_keys, options.algorithm),
+                preset=options.algorithm,
                 mode=options.refinement,
                 classes=len(group.prompts.labels),
                 channels=feature_channels(self.bundle),
@@ -360,14 +361,12 @@ class Segmenter:
         with watch.step("prepare"):
             window = group.window
             if window == AUTO:
-                window = load_policy().intensity_window(prompts.class_keys)
-            intensities = prepare_intensities(volume, prompts.modality, window)
+                window = load_policy().intensity_window(prompts.class_keys, preset)
+            intensities = prepare_intensities(volume, prompts.modality, window, preset)
             prepared = to_host(intensities.image_dhw)
             embeddings, sources = self._embedder.embed(prompts)
             device = self._networks[1].array_device
-            treated = treated_labels(
-                volume.image_dhw.size, prompts, options.preset, options.postprocess
-            )
+            treated = treated_labels(volume.image_dhw.size, prompts, preset, options.postprocess)
             recalled = pass_timings.recall(self.bundle.hash, self.arithmetic)
             known = {} if recalled is None else recalled.seconds_per_pass
             masks = options.masks or seeded_masks(
@@ -409,7 +408,7 @@ class Segmenter:
             stage_labels_dhw=stage_labels,
             stages=tuple(each.record for each in outcomes),
             removals=final.removals,
-            notes=intensities.notes,
+            notes=(*intensities.notes, *stage_notes(case, outcomes)),
             memory=outline.memory,
             budget=budget,
             seconds=watch.seconds,

@@ -27,7 +27,7 @@ from medals_rt.planning.memory import (
     memory_limit,
 )
 from medals_rt.planning.pass_timings import MeasuredPasses
-from medals_rt.planning.policy import load_policy
+from medals_rt.planning.policy import Preset, load_policy
 from medals_rt.planning.stage_plan import (
     CaseOutline,
     StagePlan,
@@ -179,13 +179,15 @@ class BudgetPlan:
 class CasePlan:
     """The dry run of a case.
 
-    `expected_seconds` is (least, most), for the smallest region of interest and for the whole
-    image: passes times the bundle's last measured pass on this machine. None where none was
-    measured. `expected_peak_memory_mib` is the estimated peak of the process with `runner` in
-    `precision`. `time_budget` is None where none was set.
+    `algorithm` are the values of the preset that options may replace. `expected_seconds` is (least,
+    most), for the smallest region of interest and for the whole image: passes times the bundle's
+    last measured pass on this machine. None where none was measured. `expected_peak_memory_mib` is
+    the estimated peak of the process with `runner` in `precision`. `time_budget` is None where none
+    was set.
     """
 
     preset: str
+    algorithm: dict[str, object]
     refinement: str
     runner: str
     precision: str
@@ -209,7 +211,7 @@ def plan_case(
     model: ModelFacts = RELEASED,
     *,
     stage: int | None = None,
-    preset: str = "paper",
+    preset: str | Preset = "paper",
     refinement: Refinement = "masked",
     max_memory: int | None = None,
     image_bytes: int = 2,
@@ -229,7 +231,7 @@ def plan_case(
     stage
         1 or 2: that stage, whatever the classes go through; None: those that they go through.
     preset
-        ``"paper"`` or ``"release"``.
+        The name of one, or one that options changed (`SegmentOptions.algorithm`).
     refinement
         ``"masked"``, ``"unmasked"`` or ``"none"``.
     max_memory
@@ -250,18 +252,19 @@ def plan_case(
             code="not-positive",
         )
     policy = load_policy()
+    chosen = policy.preset(preset)
     limit = MemoryLimit(ANY_MACHINE, "a dry run", LARGEST_DEFAULT_SLAB)
     if max_memory is not None:
         limit = memory_limit(max_memory, "cpu")
     costs: list[StageCost] = []
     chains: frozenset[tuple[int, str]] = frozenset()
     for earlier, (window, classes) in enumerate(groups.items()):
-        rules = policy.rules(classes, preset)
+        rules = policy.rules(classes, chosen)
         outline = CaseOutline(
             shape_dhw=shape_dhw,
             spacing_hwd_mm=spacing_hwd_mm,
             rules=rules,
-            preset=policy.preset(preset),
+            preset=chosen,
             mode=refinement,
             classes=len(classes),
             channels=model.features,
@@ -278,7 +281,8 @@ def plan_case(
         name = window if len(groups) > 1 else None
         costs += [_cost(outline, name, spec) for spec in specs]
     return CasePlan(
-        preset=preset,
+        preset=chosen.name,
+        algorithm=chosen.values(),
         refinement=refinement,
         runner=model.runner,
         precision=model.precision,

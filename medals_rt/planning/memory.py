@@ -115,7 +115,9 @@ class MemoryDemand:
     prompted
         Whether windows may have spatial prompts.
     held_classes
-        Classes of one window whose probabilities are held whole (lesions that are iterated).
+        Classes of one window whose probabilities are held whole between two of its steps.
+    averaged
+        Whether a mean of a window's probabilities is formed: two more arrays of all classes.
     classes_per_chunk
         The most that the classifier gives at once.
     """
@@ -129,6 +131,7 @@ class MemoryDemand:
     open_chains: int = 2
     prompted: bool = False
     held_classes: int = 0
+    averaged: bool = False
     classes_per_chunk: int = CLASSES_PER_CHUNK
 
 
@@ -284,6 +287,7 @@ def _fixed_bytes(demand: MemoryDemand, window_hwd: Shape, windows: Sequence[Wind
         + demand.case_bytes
         + prod(padded_hwd) * (4 + 4 + 1 + 1)  # image, largest probability, labels, prompts
         + demand.held_classes * prod(window_hwd) * 5  # probabilities, and prompts as bools
+        + demand.averaged * demand.classes * prod(window_hwd) * 8
     )
 
 

@@ -78,7 +78,8 @@ class CaseOutline:
         """Return the chains of graphs that are compiled by the end of a stage.
 
         Text-only chains of both stages are opened at the start. The coarse stage has prompts where
-        lesions are iterated, and where no fine one follows that could have those drawn by hand.
+        lesions are iterated, and where no fine one follows that could have those drawn by hand, or
+        that makes its own.
         """
         found = set(self.open_chains)
         for number in (1, 2):
@@ -97,6 +98,11 @@ class CaseOutline:
         """The box of the whole image."""
         return (0, 0, 0), self.shape_dhw
 
+    def starts_from_text(self, spec: StageSpec) -> bool:
+        """Whether a stage makes its own prompts: the last one of the case, where that is asked."""
+        is_last = spec.is_fine or self.rules.skip_fine
+        return is_last and self.preset.start_from == "text"
+
 
 @dataclass(frozen=True)
 class StagePlan:
@@ -110,11 +116,14 @@ class StagePlan:
         How it is cut.
     window_pass
         What is done to each window.
+    threshold
+        The least probability of a class that is no background.
     """
 
     geometry: StageGeometry
     memory: MemoryPlan
     window_pass: WindowPass
+    threshold: float = 0.5
 
     @property
     def passes(self) -> int:
@@ -146,11 +155,18 @@ def stage_plans(
         Whether there are spatial prompts.
     """
     d, h, w = (high - low for low, high in zip(*box_dhw, strict=True))
-    prompted = prompted and case.mode != "none"
+    refined = case.mode != "none"
+    preset, refined_from_text = case.preset, refined and case.starts_from_text(spec)
+    prompted = refined and (prompted or refined_from_text)
     plans = []
     for level in levels:
         geometry = plan_stage(
-            (h, w, d), case.spacing_hwd_mm, spec, case.rules, case.preset, level.overlap
+            (h, w, d),
+            case.spacing_hwd_mm,
+            spec,
+            case.rules,
+            preset,
+            min(level.overlap, preset.overlap),
         )
         if not level.iterates:
             geometry = replace(geometry, iterations=0)
@@ -158,14 +174,16 @@ def stage_plans(
             stage=spec.number,
             window_index=0,
             window_hwd=spec.window_hwd,
-            prompted=case.preset.prompted if prompted else None,
-            further=case.preset.further,
+            prompted=preset.prompted if prompted else None,
+            further=preset.further,
             further_iterations=geometry.iterations if case.rules.lesion else 0,
             mode=case.mode,
-            combine=case.preset.combine,
+            combine=preset.combine,
+            starts_from_text=refined_from_text,
+            mirrored=preset.mirrored,
             count=case.classes,
         )
-        iterates = window_pass.further_iterations > 0 and case.mode != "none"
+        repeats = len(window_pass.steps) > 1
         memory = plan_memory(
             MemoryDemand(
                 classes=case.classes,
@@ -175,15 +193,16 @@ def stage_plans(
                 weights=case.weights,
                 case_bytes=case.case_bytes,
                 open_chains=len(case.chains_by(spec.number)),
-                prompted=prompted or iterates,
-                held_classes=case.classes if iterates else 0,
+                prompted=prompted or repeats,
+                held_classes=case.classes if repeats else 0,
+                averaged=window_pass.averages,
                 classes_per_chunk=case.classes_per_chunk,
             ),
             geometry.resampled_shape_hwd,
             geometry.windows,
             case.memory,
         )
-        plans.append(StagePlan(geometry, memory, window_pass))
+        plans.append(StagePlan(geometry, memory, window_pass, preset.threshold))
     return plans
 
 

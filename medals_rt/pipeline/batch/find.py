@@ -5,12 +5,17 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 from unicodedata import normalize
 
 from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
-from medals_rt.pipeline.batch.jobs_file import JobRow, check_prompts, read_jobs, source_of
+from medals_rt.pipeline.batch.jobs_file import (
+    JobRow,
+    check_prompts,
+    read_jobs,
+    segmenting,
+    source_of,
+)
 from medals_rt.pipeline.job import Job, own_ending
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.prompts.prompt_set import PromptReading
@@ -282,12 +287,7 @@ def _batch_case(found: _Found, places: _Places, common: _Common) -> BatchCase:
 
 def _with_row(job: Job, row: JobRow, folder: Path) -> Job:
     """Put what a row of the jobs file says in the place of what the command line says."""
-    given: dict[str, Any] = {
-        name: value
-        for name in ("window", "preset", "refinement", "postprocess", "seed")
-        if (value := getattr(row, name)) is not None
-    }
-    options = replace(job.options, segment=replace(job.options.segment, **given))
+    options = replace(job.options, segment=replace(job.options.segment, **segmenting(row)))
     drawn = None if row.spatial_prompts is None else folder / row.spatial_prompts
     return replace(
         job,
