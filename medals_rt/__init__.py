@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from medals_rt.prompts.prompt_set import (
         PromptReading,
         PromptSet,
+        class_prompts,
         parse_prompts,
         read_prompts,
     )
@@ -70,6 +71,7 @@ _HOMES = {
     "SegmentOptions": "pipeline.options",
     "Segmenter": "pipeline.segmenter",
     "Volume": "io.volume",
+    "class_prompts": "prompts.prompt_set",
     "load": "pipeline.segmenter",
     "parse_prompts": "prompts.prompt_set",
     "read_case": "io.registry",
@@ -96,6 +98,7 @@ __all__ = [
     "SegmentOptions",
     "Segmenter",
     "Volume",
+    "class_prompts",
     "load",
     "parse_prompts",
     "read_case",

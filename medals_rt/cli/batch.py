@@ -67,6 +67,13 @@ def batch_command(
             "--preview/--no-preview", help="Draw a picture of each case and write index.html."
         ),
     ] = True,
+    split: Annotated[
+        bool,
+        typer.Option(
+            "--split",
+            help="Also write a file for each class of each case: NAME/left_kidney.nii.gz.",
+        ),
+    ] = False,
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Write statistics.csv, a row per class and case.")
     ] = False,
@@ -122,6 +129,7 @@ def batch_command(
         options=options,
         ending=ending,
         preview=preview,
+        split=split,
     )
     notice = Bundle.open(resolve_bundle(options.bundle), verify=False).notice
     if plan.unread:

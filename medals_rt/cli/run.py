@@ -51,6 +51,14 @@ def run_command(
     instances: Annotated[
         Path | None, typer.Option(help="Write the numbered lesions as a label map here.")
     ] = None,
+    split: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write a file for each class into this folder, such as left_kidney.nii.gz: 1 "
+            "where the class is. Their format is that of the output.",
+        ),
+    ] = None,
     series: Annotated[
         str | None,
         typer.Option(
@@ -80,6 +88,7 @@ def run_command(
         preview=preview,
         statistics=statistics,
         instances=instances,
+        split=split,
         series=series,
         select=tuple(select or ()),
         spatial_prompts=spatial_prompts,
@@ -91,7 +100,7 @@ def run_command(
         out.note(note)
     print_summary(result.report)
     lesions = lesion_table(statistics) if statistics and result.instances_dhw is not None else None
-    out.wrote(job.output, job.report, job.preview, job.statistics, lesions, job.instances)
+    out.wrote(job.output, job.report, job.preview, job.statistics, lesions, job.instances, split)
     if result.report.incomplete is None:
         return EXIT_DONE
     out.failure(f"incomplete: {result.report.incomplete}")

@@ -57,7 +57,7 @@ def plan_files(path: Path, source: PromptSource, options: RunOptions) -> CasePla
         Bundle.open(resolve_bundle(options.bundle), verify=False),
         options,
     )
-    return replace(plan, notes=notes)
+    return replace(plan, notes=(*prompts.notes, *notes))
 
 
 def plan_numbers(
