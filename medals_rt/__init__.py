@@ -2,7 +2,7 @@
 
 >>> import medals_rt
 >>> case = medals_rt.read_case("case.npz")
->>> with medals_rt.load("engines/demo") as segmenter:
+>>> with medals_rt.load() as segmenter:  # the demo model; else the folder of a bundle
 ...     result = segmenter.segment(case.volume, {"1": "Liver in abdominal CT"})
 >>> result.labels_dhw  # (D, H, W), on the case's grid
 

@@ -24,6 +24,13 @@ def complete_group(context: typer.Context) -> list[str]:
     return [group.name for group in groups(context.params.get("modality"))]
 
 
+def complete_demo_case() -> list[str]:
+    """Offer the cases of the demo model."""
+    from medals_rt.bundle.bundle import demo_folder
+
+    return sorted(path.stem for path in (demo_folder() / "cases").glob("*.npz"))
+
+
 def complete_runner() -> list[str]:
     """Offer the runners."""
     return list(RUNNER_KINDS)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from medals_rt.pipeline.options import PromptSource, RunOptions
 
 EXAMPLES: Final = (
-    'medals-rt batch engines/demo/cases results --prompt "Liver in CT" --prompt "Spleen in CT"',
+    'medals-rt batch scans results --prompt "Liver in CT" --prompt "Spleen in CT"',
     'medals-rt batch "scans/*.nii.gz" results --prompts prompts.json --statistics',
     "medals-rt batch scans results --jobs jobs.csv --format seg.nrrd",
 )

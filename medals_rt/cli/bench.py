@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from medals_rt.tools.bench.records import BenchReport
 
 EXAMPLES: Final = (
-    "medals-rt bench --bundle engines/demo --quick",
-    "medals-rt bench --bundle engines/demo --runner openvino:bf16 --runner onnxruntime",
+    "medals-rt bench --quick",
+    "medals-rt bench --runner openvino:bf16 --runner onnxruntime",
 )
 
 

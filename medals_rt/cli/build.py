@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 EXAMPLES: Final = (
-    "medals-rt build --target tensorrt-rtx --bundle engines/demo",
-    "medals-rt build --target tensorrt-rtx --bundle engines/demo --arch SM89 --arch SM120",
-    "medals-rt build --target tensorrt --bundle engines/demo --recipe h100-fp16",
+    "medals-rt build --target tensorrt-rtx --bundle engines/mine",
+    "medals-rt build --target tensorrt-rtx --bundle engines/mine --arch SM89 --arch SM120",
+    "medals-rt build --target tensorrt --bundle engines/mine --recipe h100-fp16",
 )
 
 

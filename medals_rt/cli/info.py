@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 EXAMPLES: Final = (
     "medals-rt info",
-    "medals-rt info --bundle engines/demo --json",
+    "medals-rt info --json",
 )
 _NAMES_SHOWN = 12
 

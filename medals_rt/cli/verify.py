@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 REPORT_FORMAT = 1
 EXAMPLES: Final = (
-    "medals-rt verify --bundle engines/demo --runner openvino --graphs-only --no-record",
+    "medals-rt verify --runner openvino --graphs-only --no-record",
     "medals-rt verify --bundle engines/mine --against coarse.pth fine.pth --json parity.json",
     "medals-rt verify --bundle engines/mine --recipe cpu-bf16 --case case.npz --prompts p.json",
 )
