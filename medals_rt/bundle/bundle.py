@@ -27,6 +27,7 @@ from medals_rt.bundle.manifest import (
 )
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.errors import BundleError, MissingFileError
+from medals_rt.common.progress import Progress
 
 BUNDLE_VARIABLE = "MEDALS_RT_BUNDLE"
 _Bank = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -177,12 +178,15 @@ class Bundle:
         return by_class, _checked(tensors, "sentence_embeddings", sentence_count, record)
 
 
-def resolve_bundle(explicit: str | os.PathLike[str] | None = None) -> Path:
+def resolve_bundle(
+    explicit: str | os.PathLike[str] | None = None, progress: Progress | None = None
+) -> Path:
     """Decide which bundle is meant.
 
     The one named explicitly, else the one that the environment variable `MEDALS_RT_BUNDLE` names,
     else the demo model that comes with this package. An address on a model hub
-    (`hf:OWNER/NAME@COMMIT`) is downloaded to the cache folder first, where it isn't there yet.
+    (`hf:OWNER/NAME@COMMIT`) is downloaded to the cache folder first, where it isn't there yet;
+    `progress` is called as by `hub.download`.
 
     Raises
     ------
@@ -193,7 +197,7 @@ def resolve_bundle(explicit: str | os.PathLike[str] | None = None) -> Path:
     """
     named = os.environ.get(BUNDLE_VARIABLE) or None if explicit is None else explicit
     if named is not None:
-        return local_path(named)
+        return local_path(named, progress)
     return demo_folder()
 
 

@@ -131,7 +131,9 @@ def batch_command(
         preview=preview,
         split=split,
     )
-    notice = Bundle.open(resolve_bundle(options.bundle), verify=False).notice
+    with out.progress() as progress:
+        folder = resolve_bundle(options.bundle, progress)
+    notice = Bundle.open(folder, verify=False).notice
     if plan.unread:
         out.warning(unread_words(plan.unread))
     if notice is not None:

@@ -66,7 +66,8 @@ def bench_command(
         raise InputError(
             "eager PyTorch needs both checkpoints: --stage1 and --stage2", code="checkpoint-missing"
         )
-    folder = resolve_bundle(bundle)
+    with out.progress() as progress:
+        folder = resolve_bundle(bundle, progress)
     case, prompts_file = (input_file, prompts) if input_file else _bundled_case(folder, prompts)
     left_out: tuple[str, ...] = ()
     names = tuple(runner or ())

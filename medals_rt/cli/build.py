@@ -64,7 +64,9 @@ def build_command(
 
     build_engines = load_plugin("build", "medals-rt build")
 
-    opened = OpenedBundle.open(resolve_bundle(bundle))
+    with out.progress() as progress:
+        folder = resolve_bundle(bundle, progress)
+    opened = OpenedBundle.open(folder)
     name, content = (
         recipe_for(target, opened.precision) if recipe is None else (recipe, read_recipe(recipe))
     )

@@ -41,7 +41,8 @@ def demo_command(
 ) -> int:
     """Segment a case that comes with the package; show the picture.
 
-    No scan and no model are needed. It writes the segmentation, a report and, with the extra `preview`, a picture.
+    No scan and no model are needed. It writes the segmentation, a report and, with the extra
+    `preview`, a picture.
     """
     from medals_rt.bundle.bundle import demo_folder
     from medals_rt.common.optional_deps import is_installed, missing

@@ -141,20 +141,22 @@ def run_job(job: Job, progress: Progress | None = None) -> Result:
         The work itself failed.
     """
     check_outputs(job)
-    read = read_job(job)
+    read = read_job(job, progress)
     if job.preview is not None:
         require("a preview", "Matplotlib")
     watch = Stopwatch()
     with watch.step("open models"):
-        opened = open_models(job.options)
+        opened = open_models(job.options, progress)
     with opened as segmenter, passes_recorded(segmenter):
         result = segment_job(segmenter, read, progress, seconds_before=watch.seconds)
     write_job(read, result)
     return result
 
 
-def read_job(job: Job) -> ReadJob:
+def read_job(job: Job, progress: Progress | None = None) -> ReadJob:
     """Read the case, its prompts and its annotation.
+
+    `progress` is called if the model is downloaded, whose classes groups of prompts depend on.
 
     Raises
     ------
@@ -164,7 +166,7 @@ def read_job(job: Job) -> ReadJob:
     watch = Stopwatch()
     with watch.step("read"):
         case, prompts = read_prompted_case(
-            job.input, job.source, job.options, job.series, job.select
+            job.input, job.source, job.options, job.series, job.select, progress
         )
         annotation = None
         if job.spatial_prompts is not None:
@@ -184,6 +186,7 @@ def read_prompted_case(
     options: RunOptions,
     series: str | None = None,
     select: tuple[str, ...] = (),
+    progress: Progress | None = None,
 ) -> tuple[Case, PromptSet]:
     """Read a case and choose its prompts.
 
@@ -195,14 +198,14 @@ def read_prompted_case(
     case = read_case(path, max_voxels=options.max_voxels, series=series, select=select)
     covered = None
     if source.asks_for_groups:
-        covered = Bundle.open(resolve_bundle(options.bundle), verify=False).class_rows
+        covered = Bundle.open(resolve_bundle(options.bundle, progress), verify=False).class_rows
     return case, choose_prompts(case, source, options.reading, covered)
 
 
-def open_models(options: RunOptions) -> Segmenter:
-    """Open the models that the options name; see `Segmenter.open`."""
+def open_models(options: RunOptions, progress: Progress | None = None) -> Segmenter:
+    """Open the models that the options name; see `resolve_bundle` and `Segmenter.open`."""
     return load(
-        resolve_bundle(options.bundle),
+        resolve_bundle(options.bundle, progress),
         runner=options.runner,
         precision=options.precision,
         threads=options.threads,
