@@ -84,11 +84,12 @@ def load_checkpoint(
     if config is None and isinstance(data.get("config"), dict):
         config = ModelConfig.from_dict(data["config"])
     if config is None:
-        window = window_hwd or named_window or (otherwise and otherwise.window_hwd)
+        window = window_hwd or named_window or (None if otherwise is None else otherwise.window_hwd)
         if window is None:
             raise ExportError(
                 f"{file.name} does not say its window (no 'config' in it, no 'crop_size_H_W_D' in "
-                "its name): name the file so, or give window_hwd (--stage1-window, --stage2-window)",
+                "its name): name the file so, or give window_hwd (--stage1-window, "
+                "--stage2-window)",
                 code="window-unknown",
             )
         config = infer_config(state, window, heads=heads or RELEASED_HEADS)

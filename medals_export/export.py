@@ -27,7 +27,6 @@ from medals_export.onnx_graphs import trace
 from medals_export.text_bank import TextBank, build_bank, load_bank, save_tensors
 from medals_export.verify import GraphReference, reference_passes, unverified, verify_graph
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.bundle.released import CheckpointFile, Terms
 from medals_rt.bundle.manifest import (
     FORMAT_VERSION,
     GRAPH_NAMES,
@@ -42,6 +41,7 @@ from medals_rt.bundle.manifest import (
     TermsRecord,
     VerifiedRecord,
 )
+from medals_rt.bundle.released import CheckpointFile, Terms
 from medals_rt.common.choices import CPU_RUNNERS, Precision, RunnerKind
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import ExportError

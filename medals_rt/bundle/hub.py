@@ -1,8 +1,8 @@
 """Weights and bundles from a model hub: pinned to a commit, resumable, checked, never unpickled.
 
 The list of a repository's files is asked for once and kept beside them, with the hub's hashes and
-then our own SHA-256 of each file. So a download that was interrupted goes on where it stopped, one that is complete is used
-without any request, and a file that was changed since is found.
+then our own SHA-256 of each file. So a download that was interrupted goes on where it stopped, one
+that is complete is used without any request, and a file that was changed since is found.
 """
 
 import errno
