@@ -14,6 +14,7 @@ from medals_rt.pipeline.class_files import check_class_files, class_files, split
 from medals_rt.prompts.classes import ClassKey, classes_of
 from medals_rt.prompts.prompt_set import Prompt, PromptSet, class_prompts, parse_prompts
 from tests.cli.helpers import Result, call, error_of
+from tests.dicom import write_series
 from tests.pipeline.batch.helpers import batch, files_below, statuses, write_case
 
 
@@ -157,6 +158,17 @@ def test_a_batch_with_a_file_for_each_class(tiny_bundle: Bundle, tmp_path: Path)
     assert batch(tiny_bundle.folder, *asked).exit_code == 0
     assert statuses(out) == {"a": "done", "b": "kept"}
     assert (out / "a" / "liver.npz").is_file()
+
+
+def test_a_batch_takes_the_modality_from_its_images(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", np.zeros((6, 24, 24), np.int16), np.diag([2.0, 2.0, 3.0, 1.0]))
+    words = (tmp_path / "ct", tmp_path / "out", "--no-preview", "--format", "nii.gz", "--split")
+    asked = (*words, "--prompt", "liver", "--group", "kidneys")
+    result = batch(tiny_bundle.folder, *asked)
+    assert result.exit_code == 0, result.output
+    assert {"ct/liver.nii.gz", "ct/right_kidney.nii.gz"} < set(files_below(tmp_path / "out"))
+    assert batch(tiny_bundle.folder, *asked).exit_code == 0
+    assert statuses(tmp_path / "out") == {"ct": "kept"}
 
 
 def test_a_case_among_the_classes_of_another(tiny_bundle: Bundle, tmp_path: Path) -> None:

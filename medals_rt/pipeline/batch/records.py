@@ -18,6 +18,7 @@ import msgspec
 from medals_rt.bundle.manifest import file_sha256
 from medals_rt.common.atomic_io import write_json
 from medals_rt.common.distribution import VERSION
+from medals_rt.common.errors import PromptError
 from medals_rt.common.notes import Note
 from medals_rt.pipeline.batch.find import (
     STATE_FOLDER,
@@ -130,8 +131,6 @@ def fingerprint(job: Job, bundle_hash: str) -> str:
         The input or the annotation can't be read.
     """
     drawn = job.spatial_prompts
-    stated = replace(job.source, groups=(), everything=False)
-    prompts = stated.read(job.options.reading)  # None: inside the input
     parts = {
         "format": RECORD_FORMAT,
         "version": VERSION,
@@ -140,11 +139,25 @@ def fingerprint(job: Job, bundle_hash: str) -> str:
         "input": content_sha256(job.input),
         "series": job.series,
         "select": job.select,
-        "prompts": None if prompts is None else list(prompts.as_mapping().items()),
+        "prompts": _asked_for(job),
         "groups": (job.source.groups, job.source.everything),
         "spatial_prompts": None if drawn is None else content_sha256(drawn),
     }
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+
+
+def _asked_for(job: Job) -> object:
+    """Return labels and sentences, None where they are inside the input, groups left out.
+
+    Sentences that leave the modality to the image are taken as they are written.
+    """
+    stated = replace(job.source, groups=(), everything=False)
+    try:
+        prompts = stated.read(job.options.reading)
+    except PromptError:
+        file = None if stated.file is None else content_sha256(stated.file)
+        return [file, stated.sentences, stated.kind, stated.lesions]
+    return None if prompts is None else list(prompts.as_mapping().items())
 
 
 def content_sha256(path: Path) -> str:
