@@ -77,7 +77,7 @@ def load_checkpoint(
     """
     file = Path(path)
     if not file.is_file():
-        raise MissingFileError(f"there is no checkpoint {file}")
+        raise MissingFileError(f"there is no checkpoint {file}", code="checkpoint-file-missing")
     data = read_checkpoint(file)
     state = normalize_keys(data["model_state_dict"], file.name)
     named_window, named_spacing = parse_released_name(file.name)
@@ -90,7 +90,7 @@ def load_checkpoint(
                 f"{file.name} does not say its window (no 'config' in it, no 'crop_size_H_W_D' in "
                 "its name): name the file so, or give window_hwd (--stage1-window, "
                 "--stage2-window)",
-                code="window-unknown",
+                code="checkpoint-without-window",
             )
         config = infer_config(state, window, heads=heads or RELEASED_HEADS)
     stored_spacing = _stored_spacing(data)
@@ -104,7 +104,7 @@ def load_checkpoint(
             f"{file.name} does not say its spacing (no 'spacing_hwd_mm' in it, no "
             "'spacing_a_b_c' in its name): name the file so, or give spacing_hwd_mm "
             "(--stage1-spacing, --stage2-spacing)",
-            code="spacing-unknown",
+            code="checkpoint-without-spacing",
         )
     model = build_model(config, state, file.name)
     return Checkpoint(model, spacing, SourceRecord(file=file.name, sha256=file_sha256(file)))

@@ -112,10 +112,10 @@ def test_what_is_unknown_is_asked_for(tmp_path):
     torch.save({"model_state_dict": released_state()}, path)
     with pytest.raises(ExportError) as caught:
         load_checkpoint(path)
-    assert caught.value.code == "window-unknown"
+    assert caught.value.code == "checkpoint-without-window"
     with pytest.raises(ExportError) as caught:
         load_checkpoint(path, window_hwd=(16, 16, 16), heads=4)
-    assert caught.value.code == "spacing-unknown"
+    assert caught.value.code == "checkpoint-without-spacing"
     loaded = load_checkpoint(path, window_hwd=(16, 16, 16), spacing_hwd_mm=SPACING, heads=4)
     assert same_weights(loaded.model)
 
