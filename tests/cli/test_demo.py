@@ -33,7 +33,7 @@ def test_the_demo_needs_no_file_and_no_folder(
     assert "not for diagnosis" in result.stderr
     assert (folder / "preview.png").read_bytes().startswith(b"\x89PNG")
     labels = read_labels(folder / "segmentation.npz").labels_dhw
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert set(range(1, len(report["classes"]) + 1)) <= set(labels.ravel().tolist())
     assert opened == [], "nobody is at a terminal"
 

@@ -111,7 +111,10 @@ def test_a_run_with_a_file_for_each_class(tiny_bundle: Bundle, tmp_path: Path) -
     for label, name in ((1, "liver"), (2, "right_kidney")):
         apart = read_labels(folder / f"{name}.nii.gz").labels_dhw
         assert np.array_equal(apart, together == label)
-    notes = {note["code"] for note in json.loads((tmp_path / "r.json").read_text())["notes"]}
+    notes = {
+        note["code"]
+        for note in json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["notes"]
+    }
     assert {"classes-not-covered", "other-kind-left-out"} <= notes
 
 
