@@ -255,14 +255,20 @@ def class_prompts(
     InputError
         A group is unknown or empty (`group-unknown`, `group-empty`).
     PromptError
-        The model has none of the classes (`no-class-covered`), or they don't go with `beside`.
+        The model has none of the classes (`no-class-covered`), groups are asked for as lesions
+        (`groups-are-anatomy`), or the classes don't go with `beside`.
     """
     check_kind(kind)
     notes: list[Note] = []
     if groups is None:
         keys = _every_class(modality, kind, notes)
-    else:
+    elif kind == KINDS[0]:
         keys = tuple(key for name in groups for key in classes_of_group(name, modality))
+    else:
+        raise PromptError(
+            f"groups are of anatomy, not of kind {kind}; name the lesions, or ask for all of them",
+            code="groups-are-anatomy",
+        )
     keys = tuple(dict.fromkeys(keys))
     chosen = [key for key in keys if covered is None or key.bank_key in covered]
     if not chosen:

@@ -259,3 +259,9 @@ def test_unusable_groups(modality: str, group: str, code: str) -> None:
     with pytest.raises(InputError) as caught:
         class_prompts(modality, [group])
     assert caught.value.code == code
+
+
+def test_groups_are_of_anatomy() -> None:
+    with pytest.raises(PromptError) as caught:
+        class_prompts("CT", ["kidneys"], kind="lesion")
+    assert caught.value.code == "groups-are-anatomy"
