@@ -159,7 +159,8 @@ def normalize_keys(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
             differing.append(key)
     if differing:
         raise ExportError(
-            f"{name} stores these weights twice with different values: {', '.join(differing)}"
+            f"{name} stores these weights twice with different values: {', '.join(differing)}",
+            code="weights-contradict",
         )
     return plain
 
@@ -190,7 +191,8 @@ def infer_config(state: Mapping[str, Tensor], window_hwd: Shape3, *, heads: int)
     except KeyError as error:
         raise ExportError(
             f"this is no Medal S checkpoint: it has no {error.args[0]}, only e.g. "
-            f"{', '.join(list(state)[:3]) or 'nothing'}"
+            f"{', '.join(list(state)[:3]) or 'nothing'}",
+            code="not-a-checkpoint",
         ) from error
 
 
@@ -208,7 +210,10 @@ def build_model(config: ModelConfig, state: Mapping[str, Tensor], name: str) -> 
     check_keys(model.state_dict(), state, name)
     broken = [key for key, tensor in state.items() if not tensor.isfinite().all()]
     if broken:
-        raise ExportError(f"{name} holds values that are not finite: {', '.join(broken)}")
+        raise ExportError(
+            f"{name} holds values that are not finite: {', '.join(broken)}",
+            code="weights-not-finite",
+        )
     model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
     # no weight of the checkpoint, so `assign` leaves it without data
     model.positions = sinusoidal_position_encoding(config.grid_hwd, config.text_dim)
@@ -234,7 +239,8 @@ def check_keys(model: Mapping[str, Tensor], state: Mapping[str, Tensor], name: s
     ]
     if problems:
         raise ExportError(
-            f"{name} does not fit the network, {len(problems)} keys: {'; '.join(problems)}"
+            f"{name} does not fit the network, {len(problems)} keys: {'; '.join(problems)}",
+            code="weights-do-not-fit",
         )
 
 
@@ -262,10 +268,15 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             data = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ExportError(f"{file} is no checkpoint that can be read safely: {reason}") from error
+        raise ExportError(
+            f"{file} is no checkpoint that can be read safely: {reason}",
+            code="checkpoint-unreadable",
+        ) from error
     if not isinstance(data, dict) or not isinstance(data.get("model_state_dict"), dict):
         found = ", ".join(map(str, data)) if isinstance(data, dict) else type(data).__name__
-        raise ExportError(f"{file} has no 'model_state_dict'; found: {found[:200]}")
+        raise ExportError(
+            f"{file} has no 'model_state_dict'; found: {found[:200]}", code="not-a-checkpoint"
+        )
     return data
 
 
