@@ -1,0 +1,533 @@
+/* The page: what is open, what is chosen, what runs. */
+
+import * as api from "./api.js";
+import { announce, byId, el, formatSeconds, plural, show } from "./dom.js";
+import { Pen } from "./pen.js";
+import { noteItems, Results, stylesOf } from "./results.js";
+import { listenForFiles, sendScan, showScans } from "./scans.js";
+import { Search, showChips, showGroups } from "./search.js";
+import { Viewer } from "./viewer.js";
+
+// Width and level in Hounsfield units.
+const CT_WINDOWS = {
+  "Soft tissue": [400, 40],
+  Lung: [1500, -600],
+  Bone: [1800, 400],
+  Brain: [80, 40],
+  Liver: [150, 60],
+};
+const UNDRAWN_COLORS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7"];
+
+/* One scan of the session.
+
+info      what the service says of it
+chips     the chosen classes, each {label, sentence, name, classId, kind}; a label stays with its
+          class from run to run, so that a drawing fits the next one
+runs      the finished runs; `shown` is the number of the one on display, -1 for none
+active    the state of the run that is waiting or running, or null
+styles    by name of a class: how it is drawn */
+class Scan {
+  constructor(info, chips = []) {
+    this.info = info;
+    this.image = info.image;
+    this.filename = info.filename;
+    this.chips = chips;
+    this.runs = [];
+    this.shown = -1;
+    this.active = null;
+    this.styles = new Map();
+  }
+
+  get run() {
+    return this.runs[this.shown] ?? null;
+  }
+
+  /* A label for a class: the one that it had in a run, or the next free one. */
+  labelFor(name) {
+    const had = this.runs.flatMap((run) => run.classes).find((found) => found.name === name);
+    const used = [...this.chips, ...this.runs.flatMap((run) => run.classes)];
+    return had?.label ?? 1 + Math.max(0, ...used.map(({ label }) => label));
+  }
+}
+
+const state = { model: null, scans: [], scan: null, draft: new Scan({ filename: "" }) };
+const current = () => state.scan ?? state.draft;
+
+const viewer = new Viewer(byId("viewer"), {
+  onPoint: showPoint,
+  onStroke: (count) => pen.strokes(count),
+});
+const pen = new Pen(viewer, {
+  chips: () => current().chips,
+  styles: penStyles,
+  onChange: refreshRun,
+});
+const search = new Search(choose);
+const results = new Results({
+  onStyle: () => viewer.restyle(),
+  onGo: (label) => {
+    viewer.centerOn(label);
+    pen.choose(label);
+  },
+});
+
+// Scans -------------------------------------------------------------------------------------------
+
+async function addScan(files) {
+  show(byId("scan-problem"), false);
+  try {
+    const info = await sendScan(files, (problem) => ask({
+      heading: "Which series?",
+      text: problem.message,
+      choices: problem.choices.map(choiceOf),
+    }));
+    if (info === null) return;
+    const scan = new Scan(info, current().chips.map((chip) => ({ ...chip })));
+    state.scans.push(scan);
+    await openScan(scan);
+    announce(`${scan.filename} is open`);
+  } catch (error) {
+    showProblem("scan-problem", error);
+  }
+}
+
+/* A series of several: what to send for it, and what to call it. */
+function choiceOf(choice) {
+  if (typeof choice !== "object") return { value: String(choice), text: String(choice) };
+  const { series, ...more } = choice;
+  return { value: series, text: Object.values(more).filter(Boolean).join(" · ") || series };
+}
+
+async function openScan(scan) {
+  state.scan = scan;
+  viewer.clear();
+  pen.hide();
+  refresh();
+  const empty = byId("viewer-empty");
+  empty.textContent = "Loading the scan …";
+  show(empty, true);
+  show(byId("scan-problem"), false);
+  search.setModality(scan.info.modality);
+  refreshGroups();
+  try {
+    const volume = await api.readVolume(scan.image);
+    if (state.scan !== scan) return;
+    await viewer.showScan(volume);
+    show(empty, false);
+    showWindows(scan.info.modality);
+    byId("viewer").setAttribute("aria-label", `Scan ${scan.filename}`);
+    await showRun(scan, scan.runs.length - 1);
+  } catch (error) {
+    if (state.scan !== scan) return;
+    empty.textContent = "The scan can't be shown";
+    showProblem("scan-problem", error);
+  }
+}
+
+async function removeScan(scan) {
+  const sure = await ask({
+    heading: "Remove this scan?",
+    text: `${scan.filename} and its results are deleted on the service.`,
+    choices: [{ value: "yes", text: "Remove" }],
+  });
+  if (sure === null) return;
+  try {
+    await api.deleteImage(scan.image);
+    state.scans = state.scans.filter((other) => other !== scan);
+    if (state.scan === scan) await closeScan();
+    else refresh();
+  } catch (error) {
+    showProblem("scan-problem", error);
+  }
+}
+
+async function closeScan() {
+  const next = state.scans.at(-1) ?? null;
+  if (next !== null) return openScan(next);
+  state.scan = null;
+  viewer.clear();
+  pen.hide();
+  byId("viewer-empty").textContent = "No scan yet";
+  show(byId("viewer-empty"), true);
+  results.show(null, new Map());
+  byId("viewer").setAttribute("aria-label", "Scan");
+  return refresh();
+}
+
+function showWindows(modality) {
+  const names = ["Automatic", ...(modality === "CT" ? Object.keys(CT_WINDOWS) : [])];
+  byId("window").replaceChildren(...names.map((name) => el("option", { value: name }, name)));
+  if (modality === "CT") byId("window").value = "Soft tissue";
+  applyWindow();
+}
+
+function applyWindow() {
+  const [width, level] = CT_WINDOWS[byId("window").value] ?? [];
+  if (width === undefined) viewer.setWindow();
+  else viewer.setWindow(level - width / 2, level + width / 2);
+}
+
+function showPoint(point) {
+  const readout = byId("readout");
+  if (point === null) {
+    readout.textContent = "";
+    return;
+  }
+  const named = [...(current().run?.classes ?? []), ...current().chips]
+    .find(({ label }) => label === point.label);
+  const [x, y, z] = point.mm.map((mm) => Math.round(mm));
+  const side = `${Math.abs(x)} ${x < 0 ? "L" : "R"}`.replace(/[LR]$/, x > 0 ? "R" : "L");
+  const depth = `${Math.abs(y)} ${y > 0 ? "A" : "P"}`;
+  const height = `${Math.abs(z)} ${z > 0 ? "S" : "I"}`;
+  const value = Math.abs(point.value) < 10 ? Number(point.value.toPrecision(3))
+    : Math.round(point.value);
+  readout.replaceChildren(
+    el("b", {}, named?.name ?? (current().run ? "No class" : "")),
+    `${named || current().run ? " · " : ""}${value} · ${side} ${depth} ${height} mm`);
+}
+
+// What to segment ---------------------------------------------------------------------------------
+
+function choose(prompts) {
+  const scan = current();
+  const fresh = prompts.filter(({ name }) => !scan.chips.some((chip) => chip.name === name));
+  for (const prompt of fresh) scan.chips.push({ ...prompt, label: scan.labelFor(prompt.name) });
+  announce(fresh.length === 1 ? `${fresh[0].name} chosen`
+    : `${plural(fresh.length, "class", "classes")} chosen`);
+  refreshChips();
+}
+
+function refreshChips() {
+  const scan = current();
+  showChips(scan.chips, (chip) => {
+    scan.chips = scan.chips.filter((other) => other !== chip);
+    refreshChips();
+  });
+  pen.refresh();
+  refreshRun();
+}
+
+function refreshGroups() {
+  showGroups(state.model, byId("modality").value, choose);
+}
+
+/* How classes are drawn with the pen: those of the result as there, others in colors of their own. */
+function penStyles() {
+  const scan = current();
+  const styles = new Map(scan.run === null ? [] : stylesOf(scan.run, scan.styles));
+  for (const { label } of scan.chips) {
+    if (styles.has(label)) continue;
+    const color = UNDRAWN_COLORS[label % UNDRAWN_COLORS.length];
+    styles.set(label, { color, visible: true, opacity: 0.6, pattern: 0 });
+  }
+  return styles;
+}
+
+// Runs --------------------------------------------------------------------------------------------
+
+async function startRun() {
+  const scan = state.scan;
+  show(byId("run-problem"), false);
+  byId("run").disabled = true;
+  byId("run-hint").textContent = "";
+  try {
+    const request = {
+      image: scan.image,
+      prompts: promptsOf(scan.chips),
+      modality: byId("modality").value,
+      options: { preset: byId("preset").value },
+    };
+    const correction = await sendCorrection(scan);
+    if (correction !== null) request.spatial_prompts = correction;
+    follow(scan, await api.startJob(request));
+  } catch (error) {
+    showProblem("run-problem", error);
+  }
+  refreshRun();
+}
+
+function promptsOf(chips) {
+  return Object.fromEntries(chips.map(({ label, sentence }) => [String(label), sentence]));
+}
+
+/* Sends the classes that the drawing has changed, and returns the mask's name; null without any. */
+async function sendCorrection(scan) {
+  if (!viewer.isDrawing) return null;
+  const chosen = new Set(scan.chips.map(({ label }) => label));
+  const changed = new Set([...viewer.changedLabels()].filter((label) => chosen.has(label)));
+  if (changed.size === 0) return null;
+  const { bytes, labels } = await viewer.drawingFile(changed);
+  const erased = scan.chips.filter(({ label }) => changed.has(label) && !labels.has(label));
+  if (erased.length > 0) {
+    byId("run-hint").textContent =
+      `Erased altogether, so found again from its name: ${erased.map(({ name }) => name).join(", ")}.`;
+  }
+  return labels.size === 0 ? null : (await api.sendMask(scan.image, bytes)).mask;
+}
+
+function follow(scan, first) {
+  scan.active = first;
+  api.followJob(first.job, (job) => onJob(scan, job), (problem) => {
+    scan.active = null;
+    showProblem("run-problem", problem);
+    refresh();
+  });
+}
+
+async function onJob(scan, job) {
+  if (!api.isOver(job)) {
+    scan.active = job;
+    if (scan === state.scan) refreshRun();
+    return;
+  }
+  scan.active = null;
+  if (job.status === "done") {
+    scan.runs = [...scan.runs.slice(0, scan.shown + 1), job];
+    if (scan === state.scan) await showRun(scan, scan.runs.length - 1);
+    else scan.shown = scan.runs.length - 1;
+    const found = job.classes.filter(({ voxels }) => voxels > 0).length;
+    announce(`${scan.filename}: done, ${found} of ${plural(job.classes.length, "class", "classes")} found`);
+  } else if (scan === state.scan) {
+    if (job.status === "failed") showProblem("run-problem", job.problem);
+    else {
+      byId("run-hint").textContent = "Canceled.";
+      announce("Canceled");
+    }
+  }
+  refresh();
+}
+
+async function showRun(scan, number) {
+  scan.shown = number;
+  const { run } = scan;
+  const styles = run === null ? new Map() : stylesOf(run, scan.styles);
+  results.show(run, styles);
+  refresh();
+  try {
+    const labels = run === null ? null
+      : await (await api.readResult(run.job, "result", "nii.gz")).arrayBuffer();
+    if (state.scan !== scan || scan.run !== run) return;
+    await viewer.showLabels(labels, styles);
+    pen.hide();
+  } catch (error) {
+    showProblem("run-problem", error);
+  }
+}
+
+async function cancelRun() {
+  const { active } = state.scan;
+  if (active === null) return;
+  byId("cancel").disabled = true;
+  byId("job-text").textContent = "Canceling …";
+  try {
+    await api.cancelJob(active.job);
+  } catch (error) {
+    showProblem("run-problem", error);
+  }
+}
+
+function describeJob(job) {
+  if (job.status === "queued") {
+    return job.position > 0 ? `Waiting: ${plural(job.position, "run")} before this one` : "Waiting";
+  }
+  if (!job.stage) return "Preparing";
+  const stage = `${job.stage[0].toUpperCase()}${job.stage.slice(1)} stage`;
+  const windows = job.windows_total ? `, window ${job.windows_done} of ${job.windows_total}` : "";
+  const left = job.seconds_left === null || job.seconds_left === undefined ? ""
+    : `, about ${formatSeconds(job.seconds_left)} left`;
+  return `${stage}${windows}${left}`;
+}
+
+let announcedStage = "";
+
+function refreshRun() {
+  const scan = current();
+  const { active } = scan;
+  const corrects = viewer.isDrawing && viewer.strokes > 0;
+  byId("run").disabled = state.scan === null || scan.chips.length === 0 || active !== null;
+  byId("run").textContent = corrects ? "Segment again with the drawing"
+    : scan.run ? "Segment again" : "Segment";
+  if (state.scan === null) byId("run-hint").textContent = "Choose a scan first.";
+  else if (byId("run-hint").textContent === "Choose a scan first.") {
+    byId("run-hint").textContent = "";
+  }
+  byId("draw").disabled = !viewer.hasScan || scan.chips.length === 0 || active !== null;
+  show(byId("run"), active === null);
+  show(byId("job"), active !== null);
+  document.title = active === null ? "medals-rt" : `${describeJob(active)} · medals-rt`;
+  if (active === null) {
+    announcedStage = "";
+    return;
+  }
+  byId("job-text").textContent = describeJob(active);
+  byId("cancel").disabled = false;
+  const bar = byId("job-progress");
+  if (active.windows_total) {
+    bar.max = active.windows_total;
+    bar.value = active.windows_done;
+  } else bar.removeAttribute("value");
+  const stage = active.stage ?? active.status;
+  if (stage !== announcedStage) {
+    announcedStage = stage;
+    announce(describeJob(active));
+  }
+}
+
+// The rest ----------------------------------------------------------------------------------------
+
+function refresh() {
+  const scan = current();
+  showScans(state.scans, state.scan, { onOpen: openScan, onDelete: removeScan });
+  byId("scan-notes").replaceChildren(...noteItems(scan.info.notes ?? []));
+  refreshChips();
+  const { run } = scan;
+  byId("undo-run").disabled = scan.shown < 0 || scan.active !== null;
+  byId("redo-run").disabled = scan.shown >= scan.runs.length - 1 || scan.active !== null;
+  byId("result-text").textContent = run === null
+    ? (scan.runs.length > 0 ? "Undone: no result is shown." : "Volumes appear here after a run.")
+    : `Run ${scan.shown + 1} of ${scan.runs.length}${run.spatial_prompts ? ", with a drawing" : ""}`;
+}
+
+function showProblem(id, problem) {
+  const place = byId(id);
+  if (problem.code?.startsWith("session-") || problem.status === 401) {
+    byId("page-problem").replaceChildren(problem.message ?? problem.detail, " ",
+      el("button", { type: "button", on: { click: () => location.reload() } }, "Start again"));
+    show(byId("page-problem"), true);
+    return;
+  }
+  place.textContent = problem.detail ?? problem.message ?? String(problem);
+  show(place, true);
+}
+
+/* A question with some answers; null where it is closed without one. */
+function ask({ heading, text, choices }) {
+  const dialog = byId("ask");
+  byId("ask-heading").textContent = heading;
+  byId("ask-text").textContent = text;
+  byId("ask-choices").replaceChildren(...choices.map(({ value, text: label }) =>
+    el("button", { value, class: choices.length === 1 ? "strong" : null }, label)));
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue || null), { once: true });
+  });
+}
+
+async function deleteEverything() {
+  const sure = await ask({
+    heading: "Delete my data?",
+    text: "All scans, drawings and results of this session are deleted on the service.",
+    choices: [{ value: "yes", text: "Delete" }],
+  });
+  if (sure === null) return;
+  try {
+    await api.endSession();
+    location.reload();
+  } catch (error) {
+    showProblem("page-problem", error);
+  }
+}
+
+function listenToKeys() {
+  const step = (event) => ({
+    ArrowUp: [1, 0, 1],
+    ArrowDown: [-1, 0, -1],
+    ArrowRight: [1, 1, 0],
+    ArrowLeft: [-1, -1, 0],
+    PageUp: [10, 0, 0],
+    PageDown: [-10, 0, 0],
+  })[event.key];
+  byId("viewer").addEventListener("keydown", (event) => {
+    const steps = step(event);
+    if (steps && event.shiftKey) viewer.moveInPlane(steps[1], steps[2]);
+    else if (steps) viewer.moveSlice(steps[0]);
+    else if (event.key === " " && viewer.isDrawing) viewer.drawAtCrosshair();
+    else if (event.key === "z" && (event.ctrlKey || event.metaKey)) pen.undo();
+    else return;
+    event.preventDefault();
+  });
+}
+
+function listen() {
+  listenForFiles(addScan);
+  listenToKeys();
+  byId("modality").addEventListener("change", refreshGroups);
+  byId("clear-chips").addEventListener("click", () => {
+    current().chips = [];
+    refreshChips();
+    byId("search").focus();
+  });
+  byId("run").addEventListener("click", startRun);
+  byId("cancel").addEventListener("click", cancelRun);
+  byId("undo-run").addEventListener("click", () => showRun(state.scan, state.scan.shown - 1));
+  byId("redo-run").addEventListener("click", () => showRun(state.scan, state.scan.shown + 1));
+  byId("planes").addEventListener("change", (event) => viewer.setPlane(event.target.value));
+  byId("window").addEventListener("change", applyWindow);
+  byId("patterns").addEventListener("change", (event) => {
+    byId("classes").classList.toggle("patterned", event.target.checked);
+    viewer.restyle({ patterns: event.target.checked });
+  });
+  byId("help-open").addEventListener("click", () => byId("help").showModal());
+  byId("end-session").addEventListener("click", deleteEverything);
+  window.addEventListener("beforeunload", (event) => {
+    if (viewer.isDrawing && viewer.strokes > 0) event.preventDefault();
+  });
+}
+
+function showModel(model) {
+  byId("model-name").textContent = [model.name, model.version].filter(Boolean).join(" ");
+  byId("notice").textContent = model.notice;
+  byId("preset").replaceChildren(
+    ...model.presets.map((name) => el("option", { value: name }, name)));
+  byId("preset").value = model.default_preset;
+  search.setModel(model);
+  results.setModel(model);
+  refreshGroups();
+}
+
+/* Finds what the session had before a reload: its scans, finished runs, and the one that runs. */
+function restore(images, jobs) {
+  state.scans = images.map((info) => new Scan(info));
+  for (const job of jobs) {
+    const scan = state.scans.find(({ image }) => image === job.image);
+    if (!scan) continue;
+    scan.chips = chipsOf(job);
+    if (job.status === "done") scan.runs.push(job);
+    else if (!api.isOver(job)) follow(scan, job);
+    scan.shown = scan.runs.length - 1;
+  }
+}
+
+function chipsOf(job) {
+  const known = new Map(state.model.classes.map((entry) => [entry.id, entry]));
+  return job.prompts.map(({ label, sentence, class_id: id, name }) => ({
+    label,
+    sentence,
+    name,
+    classId: id,
+    kind: known.get(id)?.kind ?? "anatomy",
+  }));
+}
+
+async function start() {
+  if (new URLSearchParams(location.search).has("token")) {
+    history.replaceState(null, "", location.pathname); // a secret: not for the address bar
+  }
+  listen();
+  refreshRun();
+  try {
+    await api.startSession();
+    state.model = await api.readModel();
+    showModel(state.model);
+    restore(await api.listImages(), await api.listJobs());
+    await viewer.open();
+    const running = state.scans.find(({ active }) => active !== null) ?? state.scans.at(-1);
+    if (running) await openScan(running);
+    document.body.dataset.ready = "true";
+  } catch (error) {
+    showProblem("page-problem", error);
+  }
+}
+
+start();

@@ -1,0 +1,87 @@
+/* The pen: a drawing over the scan that corrects a result, or shows the run where to look. */
+
+import { announce, byId, el, show } from "./dom.js";
+import { LARGEST_DRAWN_LABEL } from "./viewer.js";
+
+export class Pen {
+  /* `chips()` are the classes that can be drawn, `styles()` how; `onChange` follows each stroke. */
+  constructor(viewer, { chips, styles, onChange }) {
+    this.viewer = viewer;
+    this.chips = chips;
+    this.styles = styles;
+    this.onChange = onChange;
+    byId("draw").addEventListener("click", () => (viewer.isDrawing ? this.stop() : this.start()));
+    byId("discard-drawing").addEventListener("click", () => {
+      this.stop();
+      announce("Drawing discarded");
+    });
+    byId("undo-stroke").addEventListener("click", () => this.undo());
+    byId("pen-class").addEventListener("change", () => this.apply());
+    byId("pen-size").addEventListener("input", () => this.apply());
+    for (const tool of document.getElementsByName("tool")) {
+      tool.addEventListener("change", () => this.apply());
+    }
+  }
+
+  start() {
+    this.viewer.startDrawing(this.styles());
+    this.refresh();
+    show(byId("pen"), true);
+    byId("draw").setAttribute("aria-pressed", "true");
+    byId("draw").textContent = "Stop drawing";
+    this.onChange();
+  }
+
+  stop() {
+    if (!this.viewer.isDrawing) return;
+    this.viewer.stopDrawing();
+    this.hide();
+  }
+
+  /* The viewer has stopped by itself: another scan or result is shown. */
+  hide() {
+    show(byId("pen"), false);
+    byId("draw").setAttribute("aria-pressed", "false");
+    byId("draw").textContent = "Draw";
+    this.onChange();
+  }
+
+  /* The classes have changed. */
+  refresh() {
+    if (!this.viewer.isDrawing) return;
+    const select = byId("pen-class");
+    const chosen = select.value;
+    select.replaceChildren(...this.chips()
+      .filter(({ label }) => label <= LARGEST_DRAWN_LABEL)
+      .map(({ label, name }) => el("option", { value: label }, name)));
+    if ([...select.options].some((option) => option.value === chosen)) select.value = chosen;
+    this.viewer.styles = this.styles();
+    this.viewer.restyle();
+    this.apply();
+  }
+
+  /* Makes a class the one to draw, as when it was gone to. */
+  choose(label) {
+    if (!this.viewer.isDrawing) return;
+    byId("pen-class").value = String(label);
+    this.apply();
+  }
+
+  apply() {
+    const erase = document.querySelector("input[name=tool]:checked").value === "erase";
+    const size = Number(byId("pen-size").value);
+    byId("pen-size-text").textContent = size;
+    byId("pen-class").disabled = erase;
+    this.viewer.setPen(erase ? 0 : Number(byId("pen-class").value), size);
+  }
+
+  undo() {
+    this.viewer.undoStroke();
+    this.onChange();
+  }
+
+  strokes(count) {
+    byId("undo-stroke").disabled = count === 0;
+    this.onChange();
+  }
+}
