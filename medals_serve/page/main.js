@@ -176,9 +176,9 @@ function showPoint(point) {
   const named = [...(current().run?.classes ?? []), ...current().chips]
     .find(({ label }) => label === point.label);
   const [x, y, z] = point.mm.map((mm) => Math.round(mm));
-  const side = `${Math.abs(x)} ${x < 0 ? "L" : "R"}`.replace(/[LR]$/, x > 0 ? "R" : "L");
-  const depth = `${Math.abs(y)} ${y > 0 ? "A" : "P"}`;
-  const height = `${Math.abs(z)} ${z > 0 ? "S" : "I"}`;
+  const side = `${Math.abs(x)} ${x < 0 ? "L" : "R"}`;
+  const depth = `${Math.abs(y)} ${y < 0 ? "P" : "A"}`;
+  const height = `${Math.abs(z)} ${z < 0 ? "I" : "S"}`;
   const value = Math.abs(point.value) < 10 ? Number(point.value.toPrecision(3))
     : Math.round(point.value);
   readout.replaceChildren(
@@ -246,8 +246,26 @@ async function startRun() {
   refreshRun();
 }
 
+/* Prompts as a prompts file has them: label to sentence, lesions in a mapping of their own. */
 function promptsOf(chips) {
-  return Object.fromEntries(chips.map(({ label, sentence }) => [String(label), sentence]));
+  const mapping = (kind) => Object.fromEntries(chips.filter((chip) => chip.kind === kind)
+    .map(({ label, sentence }) => [String(label), sentence]));
+  const anatomy = mapping("anatomy");
+  const lesions = mapping("lesion");
+  if (Object.keys(anatomy).length === 0) return { ...lesions, instance_label: 1 };
+  return Object.keys(lesions).length === 0 ? anatomy : { ...anatomy, lesions };
+}
+
+/* The chips that `promptsOf` made prompts of; a finished run knows the names of its classes. */
+function chipsOf(job) {
+  if (job.classes) {
+    return job.classes.map(({ label, sentence, name, class_id: classId, kind }) =>
+      ({ label, sentence, name, classId, kind }));
+  }
+  const { lesions = {}, instance_label: instances = 0, ...rest } = job.prompts;
+  const chips = (mapping, kind) => Object.entries(mapping).map(([label, sentence]) =>
+    ({ label: Number(label), sentence, name: sentence, classId: null, kind }));
+  return [...chips(rest, instances === 1 ? "lesion" : "anatomy"), ...chips(lesions, "lesion")];
 }
 
 /* Sends the classes that the drawing has changed, and returns the mask's name; null without any. */
@@ -497,17 +515,6 @@ function restore(images, jobs) {
     else if (!api.isOver(job)) follow(scan, job);
     scan.shown = scan.runs.length - 1;
   }
-}
-
-function chipsOf(job) {
-  const known = new Map(state.model.classes.map((entry) => [entry.id, entry]));
-  return job.prompts.map(({ label, sentence, class_id: id, name }) => ({
-    label,
-    sentence,
-    name,
-    classId: id,
-    kind: known.get(id)?.kind ?? "anatomy",
-  }));
 }
 
 async function start() {

@@ -1,7 +1,6 @@
 /* The pen: a drawing over the scan that corrects a result, or shows the run where to look. */
 
 import { announce, byId, el, show } from "./dom.js";
-import { LARGEST_DRAWN_LABEL } from "./viewer.js";
 
 export class Pen {
   /* `chips()` are the classes that can be drawn, `styles()` how; `onChange` follows each stroke. */
@@ -51,12 +50,12 @@ export class Pen {
     if (!this.viewer.isDrawing) return;
     const select = byId("pen-class");
     const chosen = select.value;
+    this.viewer.extendStyles(this.styles());
+    const drawable = new Set(this.viewer.drawable(this.chips().map(({ label }) => label)));
     select.replaceChildren(...this.chips()
-      .filter(({ label }) => label <= LARGEST_DRAWN_LABEL)
+      .filter(({ label }) => drawable.has(label))
       .map(({ label, name }) => el("option", { value: label }, name)));
     if ([...select.options].some((option) => option.value === chosen)) select.value = chosen;
-    this.viewer.styles = this.styles();
-    this.viewer.restyle();
     this.apply();
   }
 

@@ -59,7 +59,8 @@ export class Search {
     const starts = (known) => known.name.toLowerCase().startsWith(words.join(" "));
     const named = this.classesOfModality()
       .filter(({ name }) => words.every((word) => name.toLowerCase().includes(word)))
-      .sort((a, b) => starts(b) - starts(a) || a.name.localeCompare(b.name));
+      .sort((a, b) => a.kind.localeCompare(b.kind) || starts(b) - starts(a)
+        || a.name.localeCompare(b.name));
     const first = new Set(more.map(({ id }) => id));
     this.fill([...more, ...named.filter(({ id }) => !first.has(id))]);
   }

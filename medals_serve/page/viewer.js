@@ -13,7 +13,7 @@ const PLANES = {
 // The axis (x, y, z of the patient) that a plane cuts across, and the two that lie in it.
 const AXES = { all: [2, 0, 1], axial: [2, 0, 1], coronal: [1, 0, 2], sagittal: [0, 1, 2] };
 const UNDO_STEPS = 32;
-export const LARGEST_DRAWN_LABEL = 255;
+const LARGEST_LABEL = 255; // of a drawing's file
 
 /* Patterns, by the number of the class: which voxels of it are drawn at half strength. They are cut
 out of space, so that they look the same in every plane. */
@@ -25,6 +25,49 @@ const PATTERNS = [
 ];
 export const PATTERN_COUNT = PATTERNS.length;
 const HALF = 0.35;
+const RIM = 0.9;
+
+/* Labels as NiiVue's drawing holds them, which also shows results, for it knows an opacity for each
+class. It has 255 values: two a class, the second where its pattern is lighter, as long as they
+suffice. */
+class Palette {
+  constructor(styles = new Map()) {
+    this.styles = styles;
+    this.labels = [...styles.keys()];
+    this.step = this.labels.length > 127 ? 1 : 2;
+    this.values = new Map(this.labels.map((label, number) => [label, 1 + this.step * number]));
+  }
+
+  /* Adds labels where there is room; those that it has keep their values. */
+  extend(styles) {
+    for (const [label, style] of styles) {
+      const value = 1 + this.step * this.labels.length;
+      if (this.values.has(label) || value + this.step > 256) continue;
+      this.labels.push(label);
+      this.styles.set(label, style);
+      this.values.set(label, value);
+    }
+  }
+
+  value(label) {
+    return this.values.get(label) ?? 0;
+  }
+
+  label(value) {
+    return value === 0 ? 0 : this.labels[Math.floor((value - 1) / this.step)] ?? 0;
+  }
+
+  table(patterns) {
+    const rgba = new Uint8ClampedArray(4 * 256);
+    for (const [label, { color, visible, opacity }] of this.styles) {
+      const value = this.value(label);
+      const alpha = visible ? 255 * opacity : 0;
+      rgba.set([...channels(color), alpha], 4 * value);
+      if (this.step === 2) rgba.set([...channels(color), patterns ? alpha * HALF : alpha], 4 * value + 4);
+    }
+    return { lut: rgba, labels: Array.from({ length: 256 }, String) };
+  }
+}
 
 export class Viewer {
   /* `onPoint({label, value, mm})` is called when the crosshair moves, `onStroke(count)` when
@@ -34,18 +77,21 @@ export class Viewer {
     this.onPoint = onPoint;
     this.onStroke = onStroke;
     this.plane = "all";
-    this.styles = new Map();
     this.patterns = false;
-    this.labels = null; // in the order of a drawing: left to right, back to front, up
+    this.palette = new Palette();
+    this.labels = null; // of the result, in the order of a drawing: left to right, back to front, up
     this.drawing = null; // as it was when it started
     this.strokes = 0;
     this.niivue = new Niivue({
       backColor: [0, 0, 0, 1],
-      crosshairColor: [1, 1, 1, 0.55],
-      crosshairGap: 6,
+      crosshairColor: [1, 0.85, 0.3, 0.8],
+      crosshairGap: 4,
+      crosshairWidth: 0.25,
+      crosshairWidthUnit: "percent",
       dragAndDropEnabled: false,
       dragMode: DRAG_MODE.contrast,
-      fontColor: [0.85, 0.85, 0.85, 1],
+      fontColor: [0.9, 0.9, 0.9, 1],
+      fontMinPx: 15,
       isRadiologicalConvention: true,
       loadingText: "",
       logLevel: "error",
@@ -55,6 +101,7 @@ export class Viewer {
       sagittalNoseLeft: true,
       showLegend: false,
     });
+    this.niivue.drawRimOpacity = RIM;
     this.niivue.onLocationChange = () => this.reportPoint();
     this.niivue.onDrawingChanged = (action) => {
       if (action === "draw") this.countStrokes(this.strokes + 1);
@@ -92,56 +139,71 @@ export class Viewer {
     this.stopDrawing();
     this.labels = null;
     const { niivue } = this;
+    niivue.closeDrawing();
     for (const volume of [...niivue.volumes].reverse()) niivue.removeVolume(volume);
     niivue.drawScene();
+    this.reportPoint();
   }
 
   /* Lays a label map (the bytes of a NIfTI file) over the scan; null takes it away. `styles` maps a
-  label to {color: "#rrggbb", visible, opacity: 0 to 1, pattern: number}. */
+  label to {color: "#rrggbb", visible, opacity: 0 to 1, pattern: number}; change them and call
+  `restyle`. */
   async showLabels(buffer, styles) {
+    const map = buffer === null ? null : await readNifti(buffer);
     this.stopDrawing();
-    const { niivue } = this;
-    if (niivue.volumes.length > 1) niivue.removeVolume(niivue.volumes[1]);
-    this.labels = null;
-    this.styles = styles;
-    if (buffer !== null) {
-      const overlay = await readNifti(buffer);
-      this.labels = Uint16Array.from(overlay.img2RAS());
-      // A class has two values, 2n and 2n + 1: the second where its pattern is lighter.
-      withPatterns(overlay, styles);
-      overlay.setColormapLabel(this.colors());
-      niivue.addVolume(overlay);
-    }
-    niivue.updateGLVolume();
+    this.labels = map === null ? null : Uint16Array.from(map.img2RAS());
+    this.showStyled(styles);
     this.reportPoint();
+  }
+
+  /* Shows the labels of the result; while drawing, the drawing takes their place. */
+  showStyled(styles) {
+    const { niivue } = this;
+    if (!this.hasScan) return;
+    this.palette = new Palette(styles);
+    niivue.createEmptyDrawing();
+    if (this.labels !== null) this.fill(niivue.drawBitmap, !this.isDrawing);
+    niivue.drawClearAllUndoBitmaps();
+    niivue.drawAddUndoBitmap();
+    niivue.refreshDrawing(false);
+    this.restyle();
+  }
+
+  fill(bitmap, patterned) {
+    const { palette } = this;
+    const values = new Uint8Array(1 + Math.max(0, ...palette.labels));
+    for (const label of palette.labels) values[label] = palette.value(label);
+    const [, width, height, depth] = this.niivue.volumes[0].dimsRAS;
+    if (this.labels.length !== width * height * depth) {
+      throw new RangeError("The result doesn't lie on the scan's grid.");
+    }
+    if (!patterned || palette.step === 1) {
+      this.labels.forEach((label, index) => (bitmap[index] = values[label] ?? 0));
+      return;
+    }
+    const patterns = values.map(() => 0);
+    for (const [label, style] of palette.styles) patterns[label] = style.pattern;
+    let index = 0;
+    for (let k = 0; k < depth; k++) {
+      for (let j = 0; j < height; j++) {
+        for (let i = 0; i < width; i++, index++) {
+          const label = this.labels[index];
+          if (label > 0 && label < values.length) {
+            bitmap[index] = values[label] + (PATTERNS[patterns[label]](i, j, k) ? 1 : 0);
+          }
+        }
+      }
+    }
   }
 
   /* Applies changes in the styles. */
   restyle({ patterns = this.patterns } = {}) {
     this.patterns = patterns;
-    const overlay = this.niivue.volumes[1];
-    if (overlay) overlay.setColormapLabel(this.colors());
-    if (this.isDrawing) this.niivue.drawLut = this.penColors();
-    if (this.hasScan) this.niivue.updateGLVolume();
-  }
-
-  colors() {
-    const table = { R: [0], G: [0], B: [0], A: [0], I: [0] };
-    for (const [label, style] of this.styles) {
-      const alpha = style.visible ? 255 * style.opacity : 0;
-      addColor(table, 2 * label, style.color, alpha);
-      addColor(table, 2 * label + 1, style.color, this.patterns ? alpha * HALF : alpha);
-    }
-    return table;
-  }
-
-  penColors() {
-    const rgba = new Uint8ClampedArray(4 * (LARGEST_DRAWN_LABEL + 1));
-    for (const [label, style] of this.styles) {
-      const alpha = style.visible ? 255 * style.opacity : 0;
-      rgba.set([...channels(style.color), alpha], 4 * label);
-    }
-    return { lut: rgba, labels: Array.from({ length: LARGEST_DRAWN_LABEL + 1 }, String) };
+    if (!this.hasScan) return;
+    this.niivue.drawRimOpacity = patterns ? -1 : RIM;
+    this.niivue.drawLut = this.palette.table(patterns);
+    this.niivue.refreshColormaps();
+    this.niivue.drawScene();
   }
 
   setPlane(plane) {
@@ -210,9 +272,9 @@ export class Viewer {
     const [scan] = this.niivue.volumes;
     if (!scan) return this.onPoint(null);
     const mm = Array.from(this.niivue.frac2mm(this.niivue.scene.crosshairPos)).slice(0, 3);
-    const labels = this.isDrawing ? this.niivue.drawBitmap : this.labels;
+    const drawn = this.niivue.drawBitmap?.[this.indexAtCrosshair()] ?? 0;
     return this.onPoint({
-      label: labels === null ? 0 : labels[this.indexAtCrosshair()],
+      label: this.palette.label(drawn),
       mm,
       value: scan.getValue(...this.voxelAtCrosshair()),
     });
@@ -220,41 +282,39 @@ export class Viewer {
 
   // Drawing ---------------------------------------------------------------------------------------
 
-  /* Starts a drawing from the label map that is shown, or from nothing. */
+  /* Starts a drawing from the result that is shown, or from nothing. */
   startDrawing(styles) {
-    const { niivue } = this;
-    this.styles = styles;
-    niivue.createEmptyDrawing();
-    if (this.labels !== null) {
-      niivue.drawBitmap.set(this.labels);
-      niivue.drawClearAllUndoBitmaps();
-      niivue.drawAddUndoBitmap();
-      niivue.volumes[1].opacity = 0;
-    }
-    this.drawing = niivue.drawBitmap.slice();
-    niivue.drawLut = this.penColors();
-    niivue.setDrawOpacity(1);
-    niivue.updateGLVolume();
-    niivue.refreshDrawing(true);
-    niivue.setDrawingEnabled(true);
+    this.drawing = new Uint8Array(); // so that the labels are shown without patterns
+    this.showStyled(styles);
+    this.drawing = this.niivue.drawBitmap.slice();
+    this.niivue.setDrawingEnabled(true);
     this.countStrokes(0);
   }
 
+  /* Shows the result again, as it was. */
   stopDrawing() {
     if (!this.isDrawing) return;
-    const { niivue } = this;
     this.drawing = null;
-    niivue.setDrawingEnabled(false);
-    niivue.closeDrawing();
-    if (niivue.volumes[1]) niivue.volumes[1].opacity = 1;
-    niivue.updateGLVolume();
+    this.niivue.setDrawingEnabled(false);
     this.countStrokes(0);
+    this.showStyled(this.palette.styles);
   }
 
   /* Chooses what the pen leaves: a label, or 0 to erase; `size` in voxels. */
   setPen(label, size) {
-    this.niivue.setPenValue(label, false);
+    this.niivue.setPenValue(this.palette.value(label), false);
     this.niivue.opts.penSize = size;
+  }
+
+  /* Labels that can be drawn: room for them is limited, and that of a mask's file. */
+  drawable(labels) {
+    return labels.filter((label) => label <= LARGEST_LABEL && this.palette.value(label) > 0);
+  }
+
+  /* Takes classes that were chosen while drawing. */
+  extendStyles(styles) {
+    this.palette.extend(styles);
+    this.restyle();
   }
 
   undoStroke() {
@@ -288,12 +348,15 @@ export class Viewer {
       if (before !== drawn[index]) changed.add(before).add(drawn[index]);
     });
     changed.delete(0);
-    return changed;
+    return new Set([...changed].map((value) => this.palette.label(value)));
   }
 
   /* The drawing of some labels as a NIfTI file on the scan's grid, and the labels that are in it. */
   async drawingFile(labels) {
-    const kept = this.niivue.drawBitmap.map((label) => (labels.has(label) ? label : 0));
+    const kept = this.niivue.drawBitmap.map((value) => {
+      const label = this.palette.label(value);
+      return labels.has(label) ? label : 0;
+    });
     const bytes = await this.niivue.volumes[0].saveToDisk("", kept);
     return { bytes, labels: new Set(kept.filter((label) => label > 0)) };
   }
@@ -312,38 +375,6 @@ export class Viewer {
 async function readNifti(buffer) {
   // The name is ours: that of the file could choose another reader.
   return NVImage.loadFromUrl({ url: buffer, name: "volume.nii.gz", colormap: "gray" });
-}
-
-function withPatterns(overlay, styles) {
-  const labels = overlay.img;
-  const largest = Math.max(0, ...styles.keys());
-  const wide = largest > 126;
-  const values = new (wide ? Uint16Array : Uint8Array)(labels.length);
-  const patterns = new Map([...styles].map(([label, style]) => [label, PATTERNS[style.pattern]]));
-  const [, width, height] = overlay.hdr.dims;
-  let index = 0;
-  for (let k = 0; index < labels.length; k++) {
-    for (let j = 0; j < height; j++) {
-      for (let i = 0; i < width; i++, index++) {
-        const label = labels[index];
-        if (label > 0) values[index] = 2 * label + (patterns.get(label)?.(i, j, k) ? 1 : 0);
-      }
-    }
-  }
-  overlay.img = values;
-  overlay.hdr.datatypeCode = wide ? 512 : 2;
-  overlay.hdr.numBitsPerVoxel = wide ? 16 : 8;
-  overlay.hdr.scl_slope = 1;
-  overlay.hdr.scl_inter = 0;
-}
-
-function addColor(table, label, color, alpha) {
-  const [red, green, blue] = channels(color);
-  table.I.push(label);
-  table.R.push(red);
-  table.G.push(green);
-  table.B.push(blue);
-  table.A.push(alpha);
 }
 
 function channels(color) {
