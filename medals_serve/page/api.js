@@ -57,19 +57,38 @@ function problemOf(status, text, retryAfter) {
 
 const json = async (...args) => (await call(...args)).json();
 
-export const startSession = () => json("POST", "sessions");
-export const endSession = () => call("DELETE", "sessions/current");
+/* Whether a session was opened in this browser; its secret is a cookie that scripts can't read. */
+const OPENED = "medals-session-opened";
+
+/* What the session holds: {images, jobs}. Without a session, opens one, which holds nothing. */
+export async function findSession() {
+  if (localStorage.getItem(OPENED) !== null) {
+    try {
+      return await json("GET", "sessions/current");
+    } catch (problem) {
+      if (problem.code !== "session-unknown") throw problem;
+    }
+  }
+  await call("POST", "sessions");
+  localStorage.setItem(OPENED, "yes");
+  return { images: [], jobs: [] };
+}
+
+export async function endSession() {
+  await call("DELETE", "sessions/current");
+  localStorage.removeItem(OPENED);
+  sessionStorage.clear();
+}
+
 export const readModel = () => json("GET", "model");
-export const readPrompts = (text, modality, signal) =>
-  json("GET", "prompts", { query: { q: text, modality }, signal });
-export const listImages = () => json("GET", "images");
+export const readPrompts = (text, modality, kind, signal) =>
+  json("GET", "prompts", { query: { q: text, modality, kind }, signal });
 export const readVolume = async (image) =>
   (await call("GET", `images/${encodeURIComponent(image)}/volume.nii.gz`)).arrayBuffer();
 export const deleteImage = (image) => call("DELETE", `images/${encodeURIComponent(image)}`);
 export const sendMask = (image, bytes) =>
   json("POST", "masks", { query: { image, filename: "correction.nii" }, body: bytes });
 export const startJob = (request) => json("POST", "jobs", { json: request });
-export const listJobs = () => json("GET", "jobs");
 export const readJob = (job) => json("GET", `jobs/${encodeURIComponent(job)}`);
 export const cancelJob = (job) => call("POST", `jobs/${encodeURIComponent(job)}/cancel`);
 export const readResult = async (job, what, format) =>

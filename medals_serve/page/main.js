@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { announce, byId, el, formatSeconds, plural, show } from "./dom.js";
 import { Pen } from "./pen.js";
-import { noteItems, Results, stylesOf } from "./results.js";
+import { classKey, noteItems, Results, stylesOf } from "./results.js";
 import { listenForFiles, sendScan, showScans } from "./scans.js";
 import { Search, showChips, showGroups } from "./search.js";
 import { Viewer } from "./viewer.js";
@@ -16,21 +16,22 @@ const CT_WINDOWS = {
   Brain: [80, 40],
   Liver: [150, 60],
 };
-const UNDRAWN_COLORS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7"];
 
 /* One scan of the session.
 
 info      what the service says of it
-chips     the chosen classes, each {label, sentence, name, classId, kind}; a label stays with its
-          class from run to run, so that a drawing fits the next one
+modality  as the file says it, or the user
+chips     the chosen classes, each {label, sentence, name, kind, modality, color}; a label stays with
+          its class from run to run, so that a drawing fits the next one
 runs      the finished runs; `shown` is the number of the one on display, -1 for none
 active    the state of the run that is waiting or running, or null
-styles    by name of a class: how it is drawn */
+styles    by `classKey`: how a class is drawn */
 class Scan {
-  constructor(info, chips = []) {
+  constructor(info, { modality = "", chips = [] } = {}) {
     this.info = info;
     this.image = info.image;
     this.filename = info.filename;
+    this.modality = info.modality ?? modality;
     this.chips = chips;
     this.runs = [];
     this.shown = -1;
@@ -43,10 +44,23 @@ class Scan {
   }
 
   /* A label for a class: the one that it had in a run, or the next free one. */
-  labelFor(name) {
-    const had = this.runs.flatMap((run) => run.classes).find((found) => found.name === name);
-    const used = [...this.chips, ...this.runs.flatMap((run) => run.classes)];
-    return had?.label ?? 1 + Math.max(0, ...used.map(({ label }) => label));
+  labelFor(prompt) {
+    const classes = this.runs.flatMap((run) => run.classes);
+    const had = classes.findLast((found) => classKey(found) === classKey(prompt));
+    return had?.label ?? 1 + Math.max(0, ...[...this.chips, ...classes].map(({ label }) => label));
+  }
+
+  /* Keeps what the service doesn't know for a reload of this tab. */
+  remember() {
+    if (!this.image) return;
+    sessionStorage.setItem(this.image, JSON.stringify({
+      modality: this.modality,
+      chips: this.chips,
+    }));
+  }
+
+  static recalled(info) {
+    return new Scan(info, JSON.parse(sessionStorage.getItem(info.image) ?? "{}"));
   }
 }
 
@@ -82,7 +96,8 @@ async function addScan(files) {
       choices: problem.choices.map(choiceOf),
     }));
     if (info === null) return;
-    const scan = new Scan(info, current().chips.map((chip) => ({ ...chip })));
+    const { modality, chips } = current();
+    const scan = new Scan(info, { modality, chips: chips.map((chip) => ({ ...chip })) });
     state.scans.push(scan);
     await openScan(scan);
     announce(`${scan.filename} is open`);
@@ -107,14 +122,13 @@ async function openScan(scan) {
   empty.textContent = "Loading the scan …";
   show(empty, true);
   show(byId("scan-problem"), false);
-  search.setModality(scan.info.modality);
-  refreshGroups();
+  refreshModality();
   try {
     const volume = await api.readVolume(scan.image);
     if (state.scan !== scan) return;
     await viewer.showScan(volume);
     show(empty, false);
-    showWindows(scan.info.modality);
+    applyWindow();
     byId("viewer").setAttribute("aria-label", `Scan ${scan.filename}`);
     await showRun(scan, scan.runs.length - 1);
   } catch (error) {
@@ -149,16 +163,10 @@ async function closeScan() {
   pen.hide();
   byId("viewer-empty").textContent = "No scan yet";
   show(byId("viewer-empty"), true);
-  results.show(null, new Map());
+  results.show(null, new Map(), []);
   byId("viewer").setAttribute("aria-label", "Scan");
+  refreshModality();
   return refresh();
-}
-
-function showWindows(modality) {
-  const names = ["Automatic", ...(modality === "CT" ? Object.keys(CT_WINDOWS) : [])];
-  byId("window").replaceChildren(...names.map((name) => el("option", { value: name }, name)));
-  if (modality === "CT") byId("window").value = "Soft tissue";
-  applyWindow();
 }
 
 function applyWindow() {
@@ -173,8 +181,8 @@ function showPoint(point) {
     readout.textContent = "";
     return;
   }
-  const named = [...(current().run?.classes ?? []), ...current().chips]
-    .find(({ label }) => label === point.label);
+  const shown = [...(current().run?.classes ?? []), ...current().chips];
+  const named = shown.find(({ label }) => label === point.label);
   const [x, y, z] = point.mm.map((mm) => Math.round(mm));
   const side = `${Math.abs(x)} ${x < 0 ? "L" : "R"}`;
   const depth = `${Math.abs(y)} ${y < 0 ? "P" : "A"}`;
@@ -190,8 +198,10 @@ function showPoint(point) {
 
 function choose(prompts) {
   const scan = current();
-  const fresh = prompts.filter(({ name }) => !scan.chips.some((chip) => chip.name === name));
-  for (const prompt of fresh) scan.chips.push({ ...prompt, label: scan.labelFor(prompt.name) });
+  const chosen = new Set(scan.chips.map(classKey));
+  const fresh = prompts.filter((prompt) => !chosen.has(classKey(prompt)));
+  for (const prompt of fresh) scan.chips.push({ ...prompt, label: scan.labelFor(prompt) });
+  if (scan.modality === "" && prompts.length > 0) setModality(prompts[0].modality);
   announce(fresh.length === 1 ? `${fresh[0].name} chosen`
     : `${plural(fresh.length, "class", "classes")} chosen`);
   refreshChips();
@@ -199,6 +209,7 @@ function choose(prompts) {
 
 function refreshChips() {
   const scan = current();
+  scan.remember();
   showChips(scan.chips, (chip) => {
     scan.chips = scan.chips.filter((other) => other !== chip);
     refreshChips();
@@ -207,20 +218,41 @@ function refreshChips() {
   refreshRun();
 }
 
-function refreshGroups() {
-  showGroups(state.model, byId("modality").value, choose);
+/* Takes another modality; chosen classes become those of the same name there, or go. */
+function setModality(modality) {
+  const scan = current();
+  scan.modality = modality;
+  const known = new Map(state.model.classes.filter((entry) => entry.modality === modality)
+    .map((entry) => [classKey(entry), entry]));
+  scan.chips = scan.chips.flatMap((chip) => {
+    if (chip.modality === modality || modality === "") return [chip];
+    const same = known.get(classKey(chip));
+    return same ? [{ ...chip, sentence: same.sentence, modality }] : [];
+  });
+  refreshModality();
+  refreshChips();
 }
 
-/* How classes are drawn with the pen: those of the result as there, others in colors of their own. */
+/* Shows the modality, and what depends on it. */
+function refreshModality() {
+  const { modality } = current();
+  byId("modality").value = modality;
+  showGroups(state.model, modality, choose);
+  const names = ["Automatic", ...(modality === "CT" ? Object.keys(CT_WINDOWS) : [])];
+  byId("window").replaceChildren(...names.map((name) => el("option", { value: name }, name)));
+  if (modality === "CT") byId("window").value = "Soft tissue";
+  applyWindow();
+}
+
+/* How classes are drawn with the pen: those of the result as there, others in their own color. */
 function penStyles() {
   const scan = current();
-  const styles = new Map(scan.run === null ? [] : stylesOf(scan.run, scan.styles));
-  for (const { label } of scan.chips) {
-    if (styles.has(label)) continue;
-    const color = UNDRAWN_COLORS[label % UNDRAWN_COLORS.length];
-    styles.set(label, { color, visible: true, opacity: 0.6, pattern: 0 });
-  }
-  return styles;
+  const others = { classes: scan.chips.filter(({ label }) =>
+    !scan.run?.classes.some((found) => found.label === label)) };
+  return new Map([
+    ...(scan.run === null ? [] : stylesOf(scan.run, scan.styles)),
+    ...stylesOf(others, scan.styles),
+  ]);
 }
 
 // Runs --------------------------------------------------------------------------------------------
@@ -233,8 +265,8 @@ async function startRun() {
   try {
     const request = {
       image: scan.image,
-      prompts: promptsOf(scan.chips),
-      modality: byId("modality").value,
+      prompts: scan.chips.length === 0 ? null : promptsOf(scan.chips),
+      modality: scan.modality,
       options: { preset: byId("preset").value },
     };
     const correction = await sendCorrection(scan);
@@ -256,17 +288,8 @@ function promptsOf(chips) {
   return Object.keys(lesions).length === 0 ? anatomy : { ...anatomy, lesions };
 }
 
-/* The chips that `promptsOf` made prompts of; a finished run knows the names of its classes. */
-function chipsOf(job) {
-  if (job.classes) {
-    return job.classes.map(({ label, sentence, name, class_id: classId, kind }) =>
-      ({ label, sentence, name, classId, kind }));
-  }
-  const { lesions = {}, instance_label: instances = 0, ...rest } = job.prompts;
-  const chips = (mapping, kind) => Object.entries(mapping).map(([label, sentence]) =>
-    ({ label: Number(label), sentence, name: sentence, classId: null, kind }));
-  return [...chips(rest, instances === 1 ? "lesion" : "anatomy"), ...chips(lesions, "lesion")];
-}
+const chipsOf = (run) => run.classes.map(({ label, sentence, name, kind, modality, color }) =>
+  ({ label, sentence, name, kind, modality, color }));
 
 /* Sends the classes that the drawing has changed, and returns the mask's name; null without any. */
 async function sendCorrection(scan) {
@@ -301,6 +324,7 @@ async function onJob(scan, job) {
   scan.active = null;
   if (job.status === "done") {
     scan.runs = [...scan.runs.slice(0, scan.shown + 1), job];
+    scan.chips = chipsOf(job);
     if (scan === state.scan) await showRun(scan, scan.runs.length - 1);
     else scan.shown = scan.runs.length - 1;
     const found = job.classes.filter(({ voxels }) => voxels > 0).length;
@@ -319,7 +343,7 @@ async function showRun(scan, number) {
   scan.shown = number;
   const { run } = scan;
   const styles = run === null ? new Map() : stylesOf(run, scan.styles);
-  results.show(run, styles);
+  results.show(run, styles, scan.info.output_formats);
   refresh();
   try {
     const labels = run === null ? null
@@ -362,13 +386,14 @@ function refreshRun() {
   const scan = current();
   const { active } = scan;
   const corrects = viewer.isDrawing && viewer.strokes > 0;
-  byId("run").disabled = state.scan === null || scan.chips.length === 0 || active !== null;
+  const missing = state.scan === null ? "Choose a scan first."
+    : scan.modality === "" ? "Choose the modality: the file doesn't say it."
+      : scan.chips.length === 0 && !scan.info.has_prompts ? "Choose a class first." : "";
+  byId("missing").textContent = missing;
+  byId("run").disabled = missing !== "" || active !== null;
   byId("run").textContent = corrects ? "Segment again with the drawing"
-    : scan.run ? "Segment again" : "Segment";
-  if (state.scan === null) byId("run-hint").textContent = "Choose a scan first.";
-  else if (byId("run-hint").textContent === "Choose a scan first.") {
-    byId("run-hint").textContent = "";
-  }
+    : scan.chips.length === 0 && scan.info.has_prompts ? "Segment what the file asks for"
+      : scan.run ? "Segment again" : "Segment";
   byId("draw").disabled = !viewer.hasScan || scan.chips.length === 0 || active !== null;
   show(byId("run"), active === null);
   show(byId("job"), active !== null);
@@ -403,12 +428,12 @@ function refresh() {
   byId("redo-run").disabled = scan.shown >= scan.runs.length - 1 || scan.active !== null;
   byId("result-text").textContent = run === null
     ? (scan.runs.length > 0 ? "Undone: no result is shown." : "Volumes appear here after a run.")
-    : `Run ${scan.shown + 1} of ${scan.runs.length}${run.spatial_prompts ? ", with a drawing" : ""}`;
+    : `Run ${scan.shown + 1} of ${scan.runs.length}, ${formatSeconds(run.seconds_run)}`;
 }
 
 function showProblem(id, problem) {
   const place = byId(id);
-  if (problem.code?.startsWith("session-") || problem.status === 401) {
+  if (problem.code === "session-unknown") {
     byId("page-problem").replaceChildren(problem.message ?? problem.detail, " ",
       el("button", { type: "button", on: { click: () => location.reload() } }, "Start again"));
     show(byId("page-problem"), true);
@@ -470,7 +495,7 @@ function listenToKeys() {
 function listen() {
   listenForFiles(addScan);
   listenToKeys();
-  byId("modality").addEventListener("change", refreshGroups);
+  byId("modality").addEventListener("change", (event) => setModality(event.target.value));
   byId("clear-chips").addEventListener("click", () => {
     current().chips = [];
     refreshChips();
@@ -494,43 +519,40 @@ function listen() {
 }
 
 function showModel(model) {
-  byId("model-name").textContent = [model.name, model.version].filter(Boolean).join(" ");
-  byId("notice").textContent = model.notice;
+  byId("model-name").textContent = `${model.name} · ${model.arithmetic} · medals-rt ${model.version}`;
+  byId("notice").textContent = model.notice ?? "";
+  show(byId("notice").parentElement, Boolean(model.notice));
   byId("preset").replaceChildren(
     ...model.presets.map((name) => el("option", { value: name }, name)));
   byId("preset").value = model.default_preset;
   search.setModel(model);
-  results.setModel(model);
-  refreshGroups();
+  refreshModality();
 }
 
 /* Finds what the session had before a reload: its scans, finished runs, and the one that runs. */
-function restore(images, jobs) {
-  state.scans = images.map((info) => new Scan(info));
+function restore({ images, jobs }) {
+  state.scans = images.map((info) => Scan.recalled(info));
   for (const job of jobs) {
     const scan = state.scans.find(({ image }) => image === job.image);
-    if (!scan) continue;
-    scan.chips = chipsOf(job);
-    if (job.status === "done") scan.runs.push(job);
-    else if (!api.isOver(job)) follow(scan, job);
-    scan.shown = scan.runs.length - 1;
+    if (job.status === "done") {
+      scan.runs.push(job);
+      scan.shown = scan.runs.length - 1;
+      if (scan.chips.length === 0) scan.chips = chipsOf(job);
+      if (scan.modality === "") scan.modality = job.classes[0].modality;
+    } else if (!api.isOver(job)) follow(scan, job);
   }
 }
 
 async function start() {
-  if (new URLSearchParams(location.search).has("token")) {
-    history.replaceState(null, "", location.pathname); // a secret: not for the address bar
-  }
   listen();
-  refreshRun();
   try {
-    await api.startSession();
     state.model = await api.readModel();
     showModel(state.model);
-    restore(await api.listImages(), await api.listJobs());
+    refreshRun();
+    restore(await api.findSession());
     await viewer.open();
-    const running = state.scans.find(({ active }) => active !== null) ?? state.scans.at(-1);
-    if (running) await openScan(running);
+    const scan = state.scans.find(({ active }) => active !== null) ?? state.scans.at(-1);
+    if (scan) await openScan(scan);
     document.body.dataset.ready = "true";
   } catch (error) {
     showProblem("page-problem", error);

@@ -1,18 +1,30 @@
 /* The result: its classes with volumes, what is shown of them, notes, and files to keep. */
 
 import * as api from "./api.js";
-import { announce, byId, el, formatVolume, show } from "./dom.js";
+import { announce, byId, el, formatVolume, plural, show } from "./dom.js";
 import { PATTERN_COUNT } from "./viewer.js";
 
-const FULL_OPACITY = 0.6;
+const OPACITY = 0.5;
+const FORMATS = {
+  "nii.gz": "NIfTI (.nii.gz)",
+  npz: "NumPy (.npz)",
+  "seg.nrrd": "NRRD segmentation (.seg.nrrd)",
+  mha: "MetaImage (.mha)",
+  dcm: "DICOM SEG",
+  "labelmap.dcm": "DICOM SEG as a label map",
+  "rtstruct.dcm": "DICOM RTSTRUCT",
+};
 
-/* How the classes of a run are drawn, kept by name from run to run of a scan. */
-export function stylesOf(run, kept) {
-  return new Map(run.classes.map(({ label, name, color }, position) => {
-    if (!kept.has(name)) kept.set(name, { visible: true, opacity: FULL_OPACITY });
-    const style = kept.get(name);
-    Object.assign(style, { color, pattern: position % PATTERN_COUNT });
-    return [label, style];
+/* What tells classes of a modality apart: anatomy and lesions may have the same name. */
+export const classKey = ({ kind, name }) => `${kind}/${name}`;
+
+/* How the classes of a run are drawn, by label; `kept` keeps it from run to run of a scan. */
+export function stylesOf({ classes }, kept) {
+  return new Map(classes.map((found) => {
+    const key = classKey(found);
+    const pattern = kept.size % PATTERN_COUNT;
+    if (!kept.has(key)) kept.set(key, { visible: true, opacity: OPACITY, pattern });
+    return [found.label, Object.assign(kept.get(key), { color: found.color })];
   }));
 }
 
@@ -29,28 +41,31 @@ export class Results {
       download: () => this.keep("result", byId("format").value),
       "download-csv": () => this.keep("statistics", "csv"),
       "download-report": () => this.keep("report"),
+      "download-lesions": () => this.keep("instances"),
     };
     for (const [id, download] of Object.entries(keep)) {
       byId(id).addEventListener("click", download);
     }
   }
 
-  setModel(model) {
-    byId("format").replaceChildren(
-      ...model.output_formats.map((format) => el("option", { value: format }, format)));
-  }
-
-  show(run, styles) {
+  /* Shows a run, or that there is none. `formats` are those that its scan can have. */
+  show(run, styles, formats) {
     this.run = run;
     this.styles = styles;
     show(byId("result"), run !== null);
     show(byId("result-problem"), false);
-    byId("result-notes").replaceChildren(...(run === null ? [] : noteItems(run.notes)));
-    byId("class-rows").replaceChildren(...(run === null ? [] : run.classes.map((found) =>
-      this.row(found))));
+    byId("result-notes").replaceChildren(...(run === null ? [] : noteItems(notesOf(run))));
+    const classes = run === null ? [] : run.classes;
+    byId("class-rows").replaceChildren(...classes.map((found) => this.row(found)));
+    show(byId("download-lesions"), classes.some(({ lesions }) => lesions !== null));
+    const format = byId("format").value;
+    byId("format").replaceChildren(...formats.map((name) =>
+      el("option", { value: name }, FORMATS[name] ?? name)));
+    byId("format").value = formats.includes(format) ? format
+      : formats.includes("nii.gz") ? "nii.gz" : formats[0];
   }
 
-  row({ label, name, voxels, volume_ml: volumeMl }) {
+  row({ label, name, voxels, volume_ml: volumeMl, lesions }) {
     const style = this.styles.get(label);
     const restyle = (change) => {
       Object.assign(style, change);
@@ -73,7 +88,7 @@ export class Results {
         class: "swatch",
         "data-pattern": style.pattern,
         style: { "--color": style.color },
-      }), el("span", {}, name))),
+      }), el("span", {}, name, lesions === null ? "" : ` (${plural(lesions, "lesion")})`))),
       el("td", { class: "number" }, voxels === 0 ? "not found" : formatVolume(volumeMl)),
       el("td", {}, el("input", {
         type: "range",
@@ -101,13 +116,17 @@ export class Results {
     announce("Preparing the file");
     try {
       const response = await api.readResult(this.run.job, what, format);
-      save(await response.blob(), filenameOf(response, what, format));
+      save(await response.blob(), filenameOf(response));
       announce("The file is ready");
     } catch (error) {
       problem.textContent = error.message;
       show(problem, true);
     }
   }
+}
+
+function notesOf({ notes, incomplete }) {
+  return incomplete === null ? notes : [{ severity: "warning", text: incomplete }, ...notes];
 }
 
 export function noteItems(notes) {
@@ -119,10 +138,9 @@ export function noteItems(notes) {
   ];
 }
 
-function filenameOf(response, what, format) {
-  const named = /filename="([^"]+)"/.exec(response.headers.get("Content-Disposition") ?? "");
-  if (named) return named[1];
-  return what === "report" ? "report.json" : `${what}.${format}`;
+function filenameOf(response) {
+  const header = response.headers.get("Content-Disposition") ?? "";
+  return decodeURIComponent(/filename\*=UTF-8''([^;]+)/.exec(header)?.[1] ?? "result");
 }
 
 function save(blob, filename) {

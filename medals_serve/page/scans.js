@@ -66,12 +66,12 @@ export async function sendScan(files, chooseSeries) {
       share < 1 ? `Sending ${filename} (${formatBytes(body.size)})` : `Reading ${filename}`,
       share < 1 ? share : null);
     try {
-      return { ...(await api.sendImage(body, filename, null, progress)), filename };
+      return await api.sendImage(body, filename, null, progress);
     } catch (problem) {
       if (!problem.choices) throw problem;
       const series = await chooseSeries(problem);
       if (series === null) return null;
-      return { ...(await api.sendImage(body, filename, series, progress)), filename };
+      return await api.sendImage(body, filename, series, progress);
     }
   } finally {
     show(byId("upload"), false);
@@ -105,10 +105,10 @@ export function showScans(scans, current, { onOpen, onDelete }) {
     }, "×"))));
 }
 
-function describe({ info, active, runs }) {
+function describe({ info, modality, active, runs }) {
   const [depth, height, width] = info.shape_dhw;
   const [z, y, x] = info.spacing_dhw_mm.map((mm) => Number(mm.toPrecision(3)));
   const state = active !== null ? "running" : runs.length > 0 ? "segmented" : null;
-  return [info.modality, `${width} × ${height} × ${depth}`, `${x} × ${y} × ${z} mm`, state]
+  return [modality, `${width} × ${height} × ${depth}`, `${x} × ${y} × ${z} mm`, state]
     .filter(Boolean).join(" · ");
 }

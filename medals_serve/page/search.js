@@ -6,7 +6,7 @@ import { announce, byId, el, plural, show } from "./dom.js";
 const PAUSE_MS = 150;
 
 export class Search {
-  /* `onChoose(prompts)` gets prompts, each {sentence, name, classId, kind}. */
+  /* `onChoose(prompts)` gets prompts, each {sentence, name, kind, modality, color}. */
   constructor(onChoose) {
     this.onChoose = onChoose;
     this.input = byId("search");
@@ -22,10 +22,7 @@ export class Search {
     this.input.addEventListener("keydown", (event) => this.key(event));
     this.input.addEventListener("click", () => this.suggest());
     this.input.addEventListener("blur", () => this.close());
-    this.modality.addEventListener("change", () => {
-      this.typed();
-      this.close();
-    });
+    this.modality.addEventListener("change", () => this.say(""));
     byId("prompt-form").addEventListener("submit", (event) => event.preventDefault());
     // The focus stays in the field while the mouse is in the list.
     this.list.addEventListener("mousedown", (event) => event.preventDefault());
@@ -34,15 +31,14 @@ export class Search {
   setModel(model) {
     this.classes = model.classes;
     const modalities = [...new Set(model.classes.map((known) => known.modality))];
-    this.modality.replaceChildren(...modalities.map((name) => el("option", { value: name }, name)));
-  }
-
-  setModality(modality) {
-    if (modality) this.modality.value = modality;
+    this.modality.replaceChildren(
+      el("option", { value: "" }, "Choose …"),
+      ...modalities.map((name) => el("option", { value: name }, name)));
   }
 
   classesOfModality() {
-    return this.classes.filter((known) => known.modality === this.modality.value);
+    const modality = this.modality.value;
+    return this.classes.filter((known) => modality === "" || known.modality === modality);
   }
 
   typed() {
@@ -75,8 +71,13 @@ export class Search {
         role: "option",
         "aria-selected": "false",
         on: { click: () => this.take([promptOf(known)]) },
-      }, el("span", {}, known.name), el("span", { class: "kind" }, kindOf(known)))));
+      }, el("span", {}, known.name), el("span", { class: "kind" }, this.describe(known)))));
     this.expand(classes.length > 0 && document.activeElement === this.input);
+  }
+
+  describe({ kind, modality, groups }) {
+    if (this.modality.value === "") return modality;
+    return kind === "lesion" ? "lesion" : groups[0] ?? "";
   }
 
   expand(open) {
@@ -118,14 +119,21 @@ export class Search {
     }
   }
 
-  /* Asks the service how it reads the text. Null where a later text has taken over. */
+  /* Asks the service how it reads the text, as anatomy or else as lesions. Null where a later text
+  has taken over. */
   async ask() {
     this.asked?.abort();
     const asked = new AbortController();
     this.asked = asked;
+    const text = this.input.value.trim();
+    const read = (kind) => api.readPrompts(text, this.modality.value, kind, asked.signal);
     let answer;
     try {
-      answer = await api.readPrompts(this.input.value.trim(), this.modality.value, asked.signal);
+      answer = await read("anatomy");
+      if (answer.problem) {
+        const lesions = await read("lesion");
+        if (!lesions.problem) answer = lesions;
+      }
     } catch (error) {
       if (error.name === "AbortError") return null;
       this.say(error.message, true);
@@ -133,11 +141,9 @@ export class Search {
     }
     if (asked.signal.aborted) return null;
     const known = new Map(this.classes.map((entry) => [entry.id, entry]));
-    this.suggest(answer.suggestions.map(({ class_id: id, name }) => known.get(id) ?? { id, name }));
-    if (answer.problem) this.say(answer.problem.detail ?? answer.problem, true);
-    else if (answer.reading.length > 0) {
-      this.say(`Enter adds: ${answer.reading.map((read) => read.name).join(", ")}`);
-    }
+    this.suggest(answer.suggestions.map(({ class_id: id }) => known.get(id)).filter(Boolean));
+    if (answer.problem) this.say(answer.problem.detail, true);
+    else this.say(`Enter adds: ${answer.reading.map((found) => found.name).join(", ")}`);
     return answer;
   }
 
@@ -145,13 +151,7 @@ export class Search {
     clearTimeout(this.timer);
     const answer = await this.ask();
     if (answer === null || answer.problem || answer.reading.length === 0) return;
-    const known = new Map(this.classes.map((entry) => [entry.id, entry]));
-    this.take(answer.reading.map(({ sentence, class_id: id, name }) => ({
-      sentence,
-      name,
-      classId: id,
-      kind: known.get(id)?.kind ?? "anatomy",
-    })));
+    this.take(answer.reading.map(promptOf));
   }
 
   take(prompts) {
@@ -173,7 +173,7 @@ export class Search {
 export function showGroups(model, modality, onChoose) {
   const known = new Map(model.classes.map((entry) => [entry.id, entry]));
   const buttons = model.groups.flatMap(({ name, class_ids: ids }) => {
-    const members = ids.map((id) => known.get(id)).filter((entry) => entry?.modality === modality);
+    const members = ids.map((id) => known.get(id)).filter((entry) => modality !== "" && entry?.modality === modality);
     if (members.length === 0) return [];
     return [el("button", {
       type: "button",
@@ -205,11 +205,5 @@ export function showChips(chips, onRemove) {
   show(byId("clear-chips"), chips.length > 1);
 }
 
-const promptOf = (known) => ({
-  sentence: known.name,
-  name: known.name,
-  classId: known.id,
-  kind: known.kind,
-});
-
-const kindOf = (known) => (known.kind === "lesion" ? "lesion" : known.group ?? "");
+const promptOf = ({ sentence, name, kind, modality, color }) =>
+  ({ sentence, name, kind, modality, color });
