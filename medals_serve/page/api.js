@@ -8,7 +8,8 @@ export class Problem extends Error {
     super(problem.detail || problem.title || `The service answered with status ${status}.`);
     this.status = status;
     this.code = problem.code ?? "";
-    this.choices = problem.choices ?? null;
+    this.choices = problem.choices ?? []; // the series of an upload that holds several,
+    this.upload = problem.upload ?? null; // and its name, to choose one without sending it again
     this.retryAfterS = retryAfterS;
   }
 }
@@ -95,10 +96,10 @@ export const readResult = async (job, what, format) =>
   call("GET", `jobs/${encodeURIComponent(job)}/${what}`, { query: { format } });
 
 /* Sends a scan; `onProgress` gets the share that has gone out. Fetch can't tell that. */
-export function sendImage(blob, filename, series, onProgress) {
+export function sendImage(blob, query, onProgress) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
-    request.open("POST", address("images", { filename, series }));
+    request.open("POST", address("images", query));
     request.upload.addEventListener("progress", (event) => {
       if (event.lengthComputable) onProgress(event.loaded / event.total);
     });

@@ -106,11 +106,11 @@ async function addScan(files) {
   }
 }
 
-/* A series of several: what to send for it, and what to call it. */
-function choiceOf(choice) {
-  if (typeof choice !== "object") return { value: String(choice), text: String(choice) };
-  const { series, ...more } = choice;
-  return { value: series, text: Object.values(more).filter(Boolean).join(" · ") || series };
+/* A series of several, as an answer to a question. */
+function choiceOf({ series, number, description, modality, images }) {
+  const parts = [number === null ? "" : `Series ${number}`, description, modality,
+    plural(images, "image")];
+  return { value: series, text: parts.filter(Boolean).join(" · ") };
 }
 
 async function openScan(scan) {
@@ -509,7 +509,7 @@ function listen() {
   byId("window").addEventListener("change", applyWindow);
   byId("patterns").addEventListener("change", (event) => {
     byId("classes").classList.toggle("patterned", event.target.checked);
-    viewer.restyle({ patterns: event.target.checked });
+    viewer.setPatterns(event.target.checked);
   });
   byId("help-open").addEventListener("click", () => byId("help").showModal());
   byId("end-session").addEventListener("click", deleteEverything);

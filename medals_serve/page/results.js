@@ -54,7 +54,9 @@ export class Results {
     this.styles = styles;
     show(byId("result"), run !== null);
     show(byId("result-problem"), false);
-    byId("result-notes").replaceChildren(...(run === null ? [] : noteItems(notesOf(run))));
+    const notes = run === null ? [] : notesOf(run);
+    byId("result-warnings").replaceChildren(...noteItems(notes.filter(isWarning)));
+    byId("result-notes").replaceChildren(...noteItems(notes.filter((note) => !isWarning(note))));
     const classes = run === null ? [] : run.classes;
     byId("class-rows").replaceChildren(...classes.map((found) => this.row(found)));
     show(byId("download-lesions"), classes.some(({ lesions }) => lesions !== null));
@@ -129,13 +131,12 @@ function notesOf({ notes, incomplete }) {
   return incomplete === null ? notes : [{ severity: "warning", text: incomplete }, ...notes];
 }
 
+const isWarning = ({ severity }) => severity === "warning";
+
 export function noteItems(notes) {
-  const warnings = notes.filter((note) => note.severity === "warning");
-  const others = notes.filter((note) => note.severity !== "warning");
-  return [
-    ...warnings.map((note) => el("li", { class: "warning" }, el("b", {}, "Warning: "), note.text)),
-    ...others.map((note) => el("li", {}, note.text)),
-  ];
+  return notes.map((note) => (isWarning(note)
+    ? el("li", { class: "warning" }, el("b", {}, "Warning: "), note.text)
+    : el("li", {}, note.text)));
 }
 
 function filenameOf(response) {

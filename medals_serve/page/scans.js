@@ -66,12 +66,12 @@ export async function sendScan(files, chooseSeries) {
       share < 1 ? `Sending ${filename} (${formatBytes(body.size)})` : `Reading ${filename}`,
       share < 1 ? share : null);
     try {
-      return await api.sendImage(body, filename, null, progress);
+      return await api.sendImage(body, { filename }, progress);
     } catch (problem) {
-      if (!problem.choices) throw problem;
+      if (problem.upload === null) throw problem;
       const series = await chooseSeries(problem);
       if (series === null) return null;
-      return await api.sendImage(body, filename, series, progress);
+      return await api.sendImage(null, { filename, upload: problem.upload, series }, progress);
     }
   } finally {
     show(byId("upload"), false);

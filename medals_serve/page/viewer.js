@@ -57,13 +57,12 @@ class Palette {
     return value === 0 ? 0 : this.labels[Math.floor((value - 1) / this.step)] ?? 0;
   }
 
-  table(patterns) {
+  table() {
     const rgba = new Uint8ClampedArray(4 * 256);
     for (const [label, { color, visible, opacity }] of this.styles) {
-      const value = this.value(label);
       const alpha = visible ? 255 * opacity : 0;
-      rgba.set([...channels(color), alpha], 4 * value);
-      if (this.step === 2) rgba.set([...channels(color), patterns ? alpha * HALF : alpha], 4 * value + 4);
+      rgba.set([...channels(color), alpha], 4 * this.value(label));
+      if (this.step === 2) rgba.set([...channels(color), alpha * HALF], 4 * this.value(label) + 4);
     }
     return { lut: rgba, labels: Array.from({ length: 256 }, String) };
   }
@@ -86,7 +85,7 @@ export class Viewer {
       backColor: [0, 0, 0, 1],
       crosshairColor: [1, 0.85, 0.3, 0.8],
       crosshairGap: 4,
-      crosshairWidth: 0.25,
+      crosshairWidth: 0.35,
       crosshairWidthUnit: "percent",
       dragAndDropEnabled: false,
       dragMode: DRAG_MODE.contrast,
@@ -162,7 +161,7 @@ export class Viewer {
     if (!this.hasScan) return;
     this.palette = new Palette(styles);
     niivue.createEmptyDrawing();
-    if (this.labels !== null) this.fill(niivue.drawBitmap, !this.isDrawing);
+    if (this.labels !== null) this.fill(niivue.drawBitmap, this.patterns && !this.isDrawing);
     niivue.drawClearAllUndoBitmaps();
     niivue.drawAddUndoBitmap();
     niivue.refreshDrawing(false);
@@ -196,12 +195,16 @@ export class Viewer {
     }
   }
 
-  /* Applies changes in the styles. */
-  restyle({ patterns = this.patterns } = {}) {
+  setPatterns(patterns) {
     this.patterns = patterns;
+    if (!this.isDrawing) this.showStyled(this.palette.styles);
+  }
+
+  /* Applies changes in the styles. */
+  restyle() {
     if (!this.hasScan) return;
-    this.niivue.drawRimOpacity = patterns ? -1 : RIM;
-    this.niivue.drawLut = this.palette.table(patterns);
+    this.niivue.drawRimOpacity = this.patterns ? -1 : RIM;
+    this.niivue.drawLut = this.palette.table();
     this.niivue.refreshColormaps();
     this.niivue.drawScene();
   }
