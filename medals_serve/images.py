@@ -6,7 +6,7 @@ import gzip
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from medals_rt.common.optional_deps import import_optional
 from medals_rt.io.case import Case
 from medals_rt.io.format import stem
 from medals_rt.io.nifti_geometry import RAS_TO_LPS
-from medals_rt.io.registry import DICOM_ENDINGS, ENDINGS, LABEL_ENDINGS, FORMATS, read_case
+from medals_rt.io.registry import DICOM_ENDINGS, ENDINGS, FORMATS, LABEL_ENDINGS, read_case
 from medals_rt.io.volume import Volume
 
 _LONGEST_NAME: Final = 128
@@ -25,46 +25,72 @@ _SHOWN: Final = {"i": "int16", "u": "uint16", "b": "uint8", "f": "float32"}
 
 
 @dataclass(frozen=True, eq=False)
-class ServedImage:
-    """An image that a client uploaded.
+class Upload:
+    """A file that a client sent.
 
     Attributes
     ----------
     name
-        Its id.
+        Its id, which is the name of its folder.
     path
         The file, under a name that this server gave it.
     shown
         What its user calls it, for people.
     size_bytes
         Of the file.
-    found
-        What `reader_process.describe_image` said of it.
-    series, select
-        As for `registry.read_case`.
-    writing
-        Held while `volume.nii.gz` is made.
     """
 
     name: str
     path: Path
     shown: str
     size_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class ServedImage:
+    """An image that a client uploaded; its masks and jobs lie in its folder.
+
+    Attributes
+    ----------
+    found
+        What `reader_process.describe_image` said of it.
+    series, select
+        As for `registry.read_case`.
+    """
+
+    upload: Upload
     found: Mapping[str, Any]
     series: str | None = None
     select: tuple[str, ...] = ()
-    writing: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def name(self) -> str:
+        """Its id."""
+        return self.upload.name
+
+    @property
+    def shown(self) -> str:
+        """What its user calls it."""
+        return self.upload.shown
+
+    @property
+    def folder(self) -> Path:
+        """Where everything about it lies."""
+        return self.upload.path.parent
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ServedMask:
-    """A label map that a client drew on an image."""
+    """A label map that a client drew on an image, named by its id."""
 
-    name: str
+    upload: Upload
     image: str
-    path: Path
-    size_bytes: int
     labels: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Its id."""
+        return self.upload.name
 
 
 def shown_name(filename: str, default: str) -> str:
@@ -115,7 +141,10 @@ class CaseCache:
                     self._cases.move_to_end(image.name)
                     return case
             case = read_case(
-                image.path, max_voxels=self._max_voxels, series=image.series, select=image.select
+                image.upload.path,
+                max_voxels=self._max_voxels,
+                series=image.series,
+                select=image.select,
             )
             shown = Path(image.shown)
             volume = replace(case.volume, name=stem(shown, FORMATS))

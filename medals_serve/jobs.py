@@ -6,7 +6,6 @@ The work is that of `medals_rt.pipeline.job`, so that labels, report and statist
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +20,6 @@ import numpy as np
 from medals_rt.common.atomic_io import atomic_output, write_json
 from medals_rt.common.errors import InputError, MedalsError
 from medals_rt.common.notes import Note
-from medals_rt.common.progress import Progress
 from medals_rt.io.format import stem
 from medals_rt.io.registry import FORMATS
 from medals_rt.io.segment_metadata import class_color, numbered_color
@@ -53,15 +51,6 @@ from medals_serve.problems import ServiceError, problem_of
 JobStatus: TypeAlias = Literal["queued", "running", "done", "failed", "canceled"]
 OVER: Final = frozenset({"done", "failed", "canceled"})
 
-MEDIA_TYPES: Final = {
-    ".json": "application/json",
-    ".csv": "text/csv; charset=utf-8",
-    ".png": "image/png",
-    ".gz": "application/gzip",
-    ".dcm": "application/dicom",
-}
-"""By the last ending of a file; others are bytes."""
-
 
 class JobEndedError(MedalsError):
     """Raised in the middle of a job to end it."""
@@ -90,11 +79,17 @@ def output_kinds() -> Mapping[str, OutputKind]:
 
 OUTPUT_KINDS: Final = output_kinds()
 
+OUTPUT_FORMATS: Final = tuple(
+    each.endings[0].removeprefix(".") for each in FORMATS if each.write is not None
+)
+"""One of `OUTPUT_KINDS` for each format."""
 
-def option_defaults() -> dict[str, Any]:
-    """Options that a job may set and their defaults: the fields that decide about results."""
-    defaults: dict[str, Any] = RunOptions().deciding()["segment"]
-    return {**defaults, "kind": "anatomy", "lesion": [], "free_text": False}
+
+def option_defaults(options: RunOptions) -> dict[str, Any]:
+    """Options that a job may set, with their defaults: the fields that decide about results."""
+    defaults: dict[str, Any] = options.deciding()["segment"]
+    free = options.reading.free_text
+    return {**defaults, "kind": "anatomy", "lesion": [], "free_text": free}
 
 
 def segment_options(asked: Mapping[str, Any], base: SegmentOptions) -> SegmentOptions:
@@ -109,7 +104,7 @@ def segment_options(asked: Mapping[str, Any], base: SegmentOptions) -> SegmentOp
     if unknown := sorted(asked.keys() - known):
         raise InputError(
             f"there is no option {', '.join(map(repr, unknown))}; there are "
-            f"{', '.join(option_defaults())}",
+            f"{', '.join(option_defaults(RunOptions()))}",
             code="option-unknown",
         )
     types = get_type_hints(SegmentOptions, localns={"MaskSource": Any})
@@ -157,19 +152,19 @@ class JobRequest:
                 "kind is a text, lesion a list of texts and free_text true or false",
                 code="option-invalid",
             )
-        file, sentences = None, ()
+        file: Path | None = None
+        sentences: tuple[str, ...] = ()
         if isinstance(self.prompts, dict):
             file = folder / "prompts.json"
-            file.write_text(json.dumps(self.prompts), encoding="utf-8")
-        elif isinstance(self.prompts, str):
-            sentences = (self.prompts,)
+            write_json(file, self.prompts)
         elif self.prompts is not None:
-            sentences = tuple(self.prompts)
+            asked = self.prompts
+            sentences = (asked,) if isinstance(asked, str) else tuple(asked)
         return Job(
-            input=image.path,
+            input=image.upload.path,
             output=folder / "labels.npz",
             source=PromptSource(file, sentences, kind, tuple(lesions)),
-            spatial_prompts=None if mask is None else mask.path,
+            spatial_prompts=None if mask is None else mask.upload.path,
             series=image.series,
             select=image.select,
             options=replace(
@@ -185,29 +180,35 @@ class ServedJob:
 
     Parameters
     ----------
-    name
-        Its id.
     image
         What is segmented.
     job
-        What is asked for; its output's folder belongs to this job alone.
+        What is asked for; its output's folder belongs to this job alone, and bears its id.
     cases
         Where the image is had from.
     seconds
         That it may run.
+    keep
+        Accounts for a file that was written, or removes it and raises.
     """
 
     def __init__(
-        self, name: str, image: ServedImage, job: Job, cases: CaseCache, seconds: float
+        self,
+        image: ServedImage,
+        job: Job,
+        cases: CaseCache,
+        seconds: float,
+        keep: Callable[[Path], None],
     ) -> None:
-        self.name = name
         self.image = image
         self.folder = job.output.parent
+        self.name = self.folder.name
         self.version = 0
         self.seconds_run = 0.0
         self._job = job
         self._cases = cases
         self._seconds = seconds
+        self._keep = keep
         self._status: JobStatus = "queued"
         self._stage: str | None = None
         self._done = self._total = 0
@@ -269,6 +270,7 @@ class ServedJob:
             arrays["instances_dhw"] = result.instances_dhw
         with atomic_output(self._job.output) as temporary:
             np.savez_compressed(temporary, allow_pickle=False, **arrays)
+        self._keep(self._job.output)
         with self._lock:
             self._prompts, self._report = read.prompts, result.report
             self._end("done")
@@ -299,12 +301,6 @@ class ServedJob:
             self._problem = None if error is None else problem_of(error)
             self._status = status
             self.version += 1
-
-    def fail(self, error: Exception) -> None:
-        """End it with an error, where it is not over yet."""
-        with self._lock:
-            if not self.is_over:
-                self._end("failed", error)
 
     def state(self, position: int | None) -> dict[str, Any]:
         """Describe it; see `schemas.JobState`."""
@@ -404,12 +400,11 @@ class ServedJob:
 
         def write(path: Path) -> None:
             read, result = self._outcome()
-            if table == "classes":
-                found = measure(read, result)
-                rows, columns = [statistics_row(each) for each in found], STATISTICS_COLUMNS
-            else:
-                lesions = measure_lesions(read, result)
-                rows, columns = [lesion_row(each) for each in lesions], LESION_COLUMNS
+            columns: tuple[str, ...] = STATISTICS_COLUMNS
+            rows = [statistics_row(each) for each in measure(read, result)]
+            if table == "lesions":
+                columns = LESION_COLUMNS
+                rows = [lesion_row(each) for each in measure_lesions(read, result)]
             if form == "csv":
                 write_csv(path, columns, rows)
             else:
@@ -434,7 +429,7 @@ class ServedJob:
         return self._report
 
     def _outcome(self) -> tuple[ReadJob, Result]:
-        """What was read and found, as they were when the job ended."""
+        """Return what was read and found, as when the job ended."""
         report = self._finished_report()
         if self._prompts is None:
             raise AssertionError(self.name)
@@ -451,6 +446,7 @@ class ServedJob:
         with self._writing:
             if not path.exists():
                 write(path)
+                self._keep(path)
         return path
 
 
@@ -461,7 +457,3 @@ def hex_color(rgb: tuple[float, float, float]) -> str:
 
 def _as_json(notes: tuple[Note, ...]) -> list[dict[str, Any]]:
     return [asdict(note) for note in notes]
-
-
-Runs: TypeAlias = Callable[[Segmenter], None]
-__all__ = ["OUTPUT_KINDS", "JobRequest", "JobStatus", "Progress", "ServedJob", "hex_color"]

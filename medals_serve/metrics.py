@@ -5,11 +5,13 @@ histograms that nothing here needs.
 """
 
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_Name: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
 
 _HELP: Final = {
     "medals_requests_total": ("counter", "Requests by method, route and status."),
@@ -30,13 +32,13 @@ class Metrics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
+        self._counts: defaultdict[_Name, float] = defaultdict(float)
         self._gauges: dict[str, Callable[[], float]] = {}
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
         """Add to a counter."""
         with self._lock:
-            self._counts[name, tuple(sorted(labels.items()))] += amount  # type: ignore[assignment]
+            self._counts[name, tuple(sorted(labels.items()))] += amount
 
     def watch(self, gauges: Mapping[str, Callable[[], float]]) -> None:
         """Ask these functions for the gauges whenever figures are read."""
@@ -46,12 +48,11 @@ class Metrics:
         """Return all figures."""
         with self._lock:
             counts = sorted(self._counts.items())
-        figures = [(name, labels, value) for (name, labels), value in counts]
-        figures += [(name, (), read()) for name, read in self._gauges.items()]
+        counts += [((name, ()), read()) for name, read in self._gauges.items()]
         lines = []
         for name, (kind, what) in _HELP.items():
             lines += [f"# HELP {name} {what}", f"# TYPE {name} {kind}"]
-            for found, labels, value in figures:
+            for (found, labels), value in counts:
                 if found == name:
                     inner = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels)
                     lines.append(f"{name}{{{inner}}} {value:g}" if inner else f"{name} {value:g}")

@@ -25,6 +25,8 @@ class ServiceError(MedalsError):
         When the same request may succeed; None where it will not.
     headers
         More headers of the answer.
+    more
+        More members of the problem.
     """
 
     code = "request-refused"
@@ -37,18 +39,19 @@ class ServiceError(MedalsError):
         status: HTTPStatus,
         retry_after_s: int | None = None,
         headers: Mapping[str, str] | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message, code=code)
         self.status = status
+        self.more = dict(more or {})
         self.headers = dict(headers or {})
         if retry_after_s is not None:
             self.headers["Retry-After"] = str(retry_after_s)
 
 
 STATUS_OF_CODE: Final[Mapping[str, HTTPStatus]] = {
-    "several-series": HTTPStatus.CONFLICT,
-    "series-ambiguous": HTTPStatus.CONFLICT,
     "job-canceled": HTTPStatus.CONFLICT,
+    "job-overdue": HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """Statuses of single codes; all others have that of their class."""
 
@@ -72,18 +75,13 @@ def status_of(error: BaseException) -> HTTPStatus:
     return next(status for kind, status in STATUSES if isinstance(error, kind))
 
 
-def problem_of(error: BaseException, **more: Any) -> dict[str, Any]:
-    """Describe an error as a problem; what was not raised on purpose is not described.
-
-    Parameters
-    ----------
-    more
-        Further members, such as ``choices``.
-    """
+def problem_of(error: BaseException) -> dict[str, Any]:
+    """Describe an error as a problem; what was not raised on purpose is not described."""
     status = status_of(error)
-    code, detail = "failure", "the server failed; its log names the place"
+    code, detail, more = "failure", "the server failed; its log names the place", {}
     if isinstance(error, MedalsError):
         code, detail = error.code, " ".join(str(error).split())
+        more = error.more if isinstance(error, ServiceError) else {}
     elif isinstance(error, MemoryError):
         code, detail = "out-of-memory", "out of memory; ask for fewer classes, or try again later"
     return problem(status, code, detail, **more)

@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from medals_rt.common.errors import CaseError, InputError, MedalsError
+from medals_rt.io.dicom.case import list_series
 from medals_rt.io.registry import FORMATS, read_case, read_labels
 from medals_rt.io.volume import volume_notes
 
@@ -67,6 +68,23 @@ def describe_labels(request: Mapping[str, Any]) -> Answer:
     return {"labels": sorted(found - {0})}
 
 
+def describe_series(request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """List the series of a DICOM file."""
+    return [
+        {
+            "series": each.uid,
+            "number": each.number,
+            "description": each.description,
+            "modality": each.modality,
+            "images": each.slices,
+        }
+        for each in list_series(Path(request["path"]), max_voxels=request["max_voxels"])
+    ]
+
+
+SERIES_CODES: Final = frozenset({"several-series", "series-ambiguous", "series-not-found"})
+"""Of errors that end with a choice among series."""
+
 READERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Answer]]] = {
     "image": describe_image,
     "labels": describe_labels,
@@ -85,10 +103,12 @@ def answer_to(request: Mapping[str, Any]) -> Answer:
         )
     except MedalsError as known:
         error = known
+    to_choose = error.code in SERIES_CODES
     return {
         "error": str(error),
         "code": error.code,
         "input": isinstance(error, InputError),
+        "choices": describe_series(request) if to_choose else [],
     }
 
 

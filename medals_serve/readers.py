@@ -21,6 +21,20 @@ from medals_serve.settings import ServeSettings
 _MODULE: Final = "medals_serve.reader_process"
 
 
+class SeriesChoiceError(CaseError):
+    """A file holds several series, and the one that was asked for, if any, is none of them.
+
+    Attributes
+    ----------
+    choices
+        What `reader_process.describe_series` said.
+    """
+
+    def __init__(self, message: str, *, code: str, choices: list[dict[str, Any]]) -> None:
+        super().__init__(message, code=code)
+        self.choices = choices
+
+
 class Readers:
     """Processes that read; each takes one file at a time. May be used by several threads.
 
@@ -59,6 +73,8 @@ class Readers:
 
         Raises
         ------
+        SeriesChoiceError
+            Its series are to be chosen from.
         CaseError
             The file can't be used, or its reader crashed or took too long or too much.
         """
@@ -104,6 +120,8 @@ class Readers:
             return found
         if answer is not None and "error" in answer:
             message = answer["error"].replace(str(path), shown).replace(path.name, shown)
+            if answer["choices"]:
+                raise SeriesChoiceError(message, code=answer["code"], choices=answer["choices"])
             kind = CaseError if answer["input"] else MedalsError
             raise kind(message, code=answer["code"])
         self._metrics.count("medals_reader_failures_total")

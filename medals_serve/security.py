@@ -1,4 +1,4 @@
-"""What every request passes: names, tokens, origins, sizes and times; and what every answer says."""
+"""What every request passes (names, tokens, origins, sizes, times), and what every answer says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
-from typing import Any, Final
+from typing import Final
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -72,7 +72,10 @@ class Gate:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-            await send(message)
+                if scope["path"].startswith("/page/"):
+                    headers["Cache-Control"] = "no-cache"  # asked for again, by its ETag
+            async with asyncio.timeout(self._settings.body_idle_s):  # a client that reads nothing
+                await send(message)
 
         try:
             answer = self._refusal(scope)
@@ -207,11 +210,11 @@ def too_large(most: int) -> ServiceError:
     )
 
 
-def problem_response(error: BaseException, **more: Any) -> Response:
+def problem_response(error: BaseException) -> Response:
     """Answer with an error."""
     headers = error.headers if isinstance(error, ServiceError) else {}
     return JSONResponse(
-        problem_of(error, **more),
+        problem_of(error),
         status_code=status_of(error),
         headers=headers,
         media_type=MEDIA_TYPE,

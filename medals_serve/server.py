@@ -17,6 +17,7 @@ import uvicorn
 from medals_rt.common.errors import InputError
 from medals_rt.pipeline.job import open_models
 from medals_rt.pipeline.options import RunOptions
+from medals_rt.pipeline.segmenter import Segmenter
 from medals_serve.app import create_app
 from medals_serve.engine import Engine
 from medals_serve.metrics import Metrics
@@ -86,6 +87,10 @@ class Server(uvicorn.Server):
         As for `create_app`.
     open_model
         Opens the model; None: the one that the options name.
+    announce
+        Called once requests are answered.
+    warn
+        Tells of what stopping waits for.
 
     Raises
     ------
@@ -98,16 +103,20 @@ class Server(uvicorn.Server):
         settings: ServeSettings,
         options: RunOptions,
         *,
+        open_model: Callable[[], Segmenter] | None = None,
         announce: Callable[[], None] = lambda: None,
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         metrics = Metrics()
-        self.engine = Engine(lambda: open_models(options), settings.max_queue, metrics)
+        self.engine = Engine(
+            open_model or (lambda: open_models(options)), settings.max_queue, metrics
+        )
         self.stopped_by: int | None = None
         self._settings = settings
         self._announce = announce
         self._warn = warn
         self._stopping: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         super().__init__(
             uvicorn.Config(
                 create_app(settings, options, self.engine, metrics),
@@ -127,6 +136,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen, and say so."""
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if not self.should_exit:
             self._announce()
@@ -151,13 +161,18 @@ class Server(uvicorn.Server):
     def stop(self, number: int | None = None) -> None:
         """Stop: jobs that wait are canceled, the one that runs has `ServeSettings.grace_s`.
 
-        To be called in the server's loop.
+        To be called in the server's loop; `stop_soon` is for other threads.
         """
         if self._stopping is not None:
             self.engine.hurry()
             return
         self.stopped_by = number
         self._stopping = asyncio.get_running_loop().create_task(self._stop())
+
+    def stop_soon(self) -> None:
+        """Stop, from any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.stop)
 
     async def _stop(self) -> None:
         if self.engine.jobs_running:

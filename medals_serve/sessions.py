@@ -1,8 +1,8 @@
 """Sessions: what a client owns, in memory and in a folder of its own on disk.
 
 A session is named by a secret that only its client has; only its hash is kept here. Its folder
-lies in one that belongs to the server alone, under names made here, and is removed with the session.
-What a server that was killed left behind, the next one removes.
+lies in one that belongs to the server alone, under names made here, and is removed with the
+session. What a server that was killed left behind, the next one removes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from medals_serve.problems import ServiceError, not_found
 from medals_serve.settings import ServeSettings
 
 if TYPE_CHECKING:
-    from medals_serve.images import ServedImage, ServedMask
+    from medals_serve.images import ServedImage, ServedMask, Upload
     from medals_serve.jobs import ServedJob
 
 _Owned = TypeVar("_Owned")
@@ -44,8 +44,8 @@ class ClientSession:
     ----------
     folder
         Its own folder.
-    images, masks, jobs
-        By their ids.
+    uploads, images, masks, jobs
+        By their ids; uploads are those of which a series is still to be chosen.
     bytes
         What it holds on disk, as far as it was reserved.
     last_used
@@ -56,12 +56,17 @@ class ClientSession:
 
     digest: bytes = field(repr=False)
     folder: Path
+    uploads: dict[str, Upload] = field(default_factory=dict)
     images: dict[str, ServedImage] = field(default_factory=dict)
     masks: dict[str, ServedMask] = field(default_factory=dict)
     jobs: dict[str, ServedJob] = field(default_factory=dict)
     bytes: int = 0
     last_used: float = field(default_factory=time.monotonic)
     ended: bool = False
+
+    def upload(self, name: str) -> Upload:
+        """Return an upload of this session of which a series is still to be chosen."""
+        return _named(self.uploads, name, "upload")
 
     def image(self, name: str) -> ServedImage:
         """Return an image of this session."""
@@ -74,6 +79,16 @@ class ClientSession:
     def job(self, name: str) -> ServedJob:
         """Return a job of this session."""
         return _named(self.jobs, name, "job")
+
+    def check_open(self) -> None:
+        """Refuse to go on where the session ended meanwhile.
+
+        Raises
+        ------
+        ServiceError
+        """
+        if self.ended:
+            raise unknown_session()
 
     @property
     def is_busy(self) -> bool:
@@ -154,11 +169,7 @@ class Sessions:
         """
         session = self._by_digest.get(_digest(secret))
         if session is None or session.ended:
-            raise ServiceError(
-                "there is no such session, or it ended; open one with POST /v1/sessions",
-                code="session-unknown",
-                status=HTTPStatus.UNAUTHORIZED,
-            )
+            raise unknown_session()
         session.last_used = time.monotonic()
         return session
 
@@ -189,7 +200,27 @@ class Sessions:
     def release(self, session: ClientSession, size: int) -> None:
         """Account for bytes that were removed, or never written."""
         with self._guard:
-            session.bytes -= size
+            session.bytes = max(0, session.bytes - size)
+
+    def keep(self, session: ClientSession, file: Path) -> None:
+        """Account for a file that was written, or remove it.
+
+        Raises
+        ------
+        ServiceError
+            As `reserve`.
+        """
+        try:
+            self.reserve(session, file.stat().st_size)
+        except ServiceError:
+            file.unlink(missing_ok=True)
+            raise
+
+    def drop(self, session: ClientSession, folder: Path) -> None:
+        """Remove a folder of a session."""
+        held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        remove_folder(folder)
+        self.release(session, held)
 
     def end(self, session: ClientSession) -> None:
         """End a session: its jobs are canceled and its data removed."""
@@ -200,14 +231,15 @@ class Sessions:
             job.cancel()
         remove_folder(session.folder)
 
-    def end_idle(self) -> None:
-        """End the sessions that nobody used for `ServeSettings.idle_s`."""
-        now = time.monotonic()
+    def idle(self) -> list[ClientSession]:
+        """Return the sessions that nobody used for `ServeSettings.idle_s`."""
+        now, found = time.monotonic(), []
         for session in self:
             if session.is_busy:
                 session.last_used = now
             elif now - session.last_used > self._settings.idle_s:
-                self.end(session)
+                found.append(session)
+        return found
 
     def close(self) -> None:
         """End all sessions and remove the server's folder."""
@@ -215,6 +247,15 @@ class Sessions:
             self.end(session)
         self._lock.release()
         remove_folder(self.root)
+
+
+def unknown_session() -> ServiceError:
+    """Refuse a session that never was, or is no more."""
+    return ServiceError(
+        "there is no such session, or it ended; open one with POST /v1/sessions",
+        code="session-unknown",
+        status=HTTPStatus.UNAUTHORIZED,
+    )
 
 
 def _no_room(message: str) -> ServiceError:

@@ -344,9 +344,7 @@ def measure_lesions(read: ReadJob, result: Result) -> tuple[LesionStatistics, ..
     if result.instances_dhw is None:
         return ()
     names = {found.label: found.name for found in result.report.classes}
-    return lesion_statistics(
-        read.case.volume, result.labels_dhw, result.instances_dhw, names
-    )
+    return lesion_statistics(read.case.volume, result.labels_dhw, result.instances_dhw, names)
 
 
 def default_output(path: Path) -> Path:
