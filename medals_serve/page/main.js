@@ -70,6 +70,7 @@ const current = () => state.scan ?? state.draft;
 const viewer = new Viewer(byId("viewer"), {
   onPoint: showPoint,
   onStroke: (count) => pen.strokes(count),
+  onKey: onViewerKey,
 });
 const pen = new Pen(viewer, {
   chips: () => current().chips,
@@ -263,13 +264,10 @@ async function startRun() {
   byId("run").disabled = true;
   byId("run-hint").textContent = "";
   try {
-    const request = {
-      image: scan.image,
-      prompts: scan.chips.length === 0 ? null : promptsOf(scan.chips),
-      modality: scan.modality,
-      options: { preset: byId("preset").value },
-    };
-    const correction = await sendCorrection(scan);
+    const { labels, ...asked } = promptsOf(scan.chips);
+    const request = { image: scan.image, modality: scan.modality, ...asked };
+    request.options.preset = byId("preset").value;
+    const correction = await sendCorrection(scan, labels);
     if (correction !== null) request.spatial_prompts = correction;
     follow(scan, await api.startJob(request));
   } catch (error) {
@@ -278,32 +276,40 @@ async function startRun() {
   refreshRun();
 }
 
-/* Prompts as a prompts file has them: label to sentence, lesions in a mapping of their own. */
+/* What a job is asked for; `labels` maps those of the chips to those that the result will have, for
+lesions are numbered after anatomy. */
 function promptsOf(chips) {
-  const mapping = (kind) => Object.fromEntries(chips.filter((chip) => chip.kind === kind)
-    .map(({ label, sentence }) => [String(label), sentence]));
-  const anatomy = mapping("anatomy");
-  const lesions = mapping("lesion");
-  if (Object.keys(anatomy).length === 0) return { ...lesions, instance_label: 1 };
-  return Object.keys(lesions).length === 0 ? anatomy : { ...anatomy, lesions };
+  const anatomy = chips.filter(({ kind }) => kind === "anatomy");
+  const lesions = chips.filter(({ kind }) => kind === "lesion");
+  const highest = Math.max(0, ...anatomy.map(({ label }) => label));
+  return {
+    prompts: anatomy.length === 0 ? null
+      : Object.fromEntries(anatomy.map(({ label, sentence }) => [String(label), sentence])),
+    options: { lesion: lesions.map(({ sentence }) => sentence) },
+    labels: new Map([
+      ...anatomy.map(({ label }) => [label, label]),
+      ...lesions.map(({ label }, number) => [label, highest + 1 + number]),
+    ]),
+  };
 }
 
 const chipsOf = (run) => run.classes.map(({ label, sentence, name, kind, modality, color }) =>
   ({ label, sentence, name, kind, modality, color }));
 
-/* Sends the classes that the drawing has changed, and returns the mask's name; null without any. */
-async function sendCorrection(scan) {
+/* Sends the classes that the drawing has changed, with the labels that the result will have, and
+returns the mask's name; null without any. */
+async function sendCorrection(scan, labels) {
   if (!viewer.isDrawing) return null;
-  const chosen = new Set(scan.chips.map(({ label }) => label));
-  const changed = new Set([...viewer.changedLabels()].filter((label) => chosen.has(label)));
+  const touched = viewer.changedLabels();
+  const changed = new Map([...labels].filter(([label]) => touched.has(label)));
   if (changed.size === 0) return null;
-  const { bytes, labels } = await viewer.drawingFile(changed);
-  const erased = scan.chips.filter(({ label }) => changed.has(label) && !labels.has(label));
+  const { bytes, drawn } = await viewer.drawingFile(changed);
+  const erased = scan.chips.filter(({ label }) => changed.has(label) && !drawn.has(label));
   if (erased.length > 0) {
     byId("run-hint").textContent =
       `Erased altogether, so found again from its name: ${erased.map(({ name }) => name).join(", ")}.`;
   }
-  return labels.size === 0 ? null : (await api.sendMask(scan.image, bytes)).mask;
+  return drawn.size === 0 ? null : (await api.sendMask(scan.image, bytes)).mask;
 }
 
 function follow(scan, first) {
@@ -472,29 +478,27 @@ async function deleteEverything() {
   }
 }
 
-function listenToKeys() {
-  const step = (event) => ({
-    ArrowUp: [1, 0, 1],
-    ArrowDown: [-1, 0, -1],
-    ArrowRight: [1, 1, 0],
-    ArrowLeft: [-1, -1, 0],
-    PageUp: [10, 0, 0],
-    PageDown: [-10, 0, 0],
-  })[event.key];
-  byId("viewer").addEventListener("keydown", (event) => {
-    const steps = step(event);
-    if (steps && event.shiftKey) viewer.moveInPlane(steps[1], steps[2]);
-    else if (steps) viewer.moveSlice(steps[0]);
-    else if (event.key === " " && viewer.isDrawing) viewer.drawAtCrosshair();
-    else if (event.key === "z" && (event.ctrlKey || event.metaKey)) pen.undo();
-    else return;
-    event.preventDefault();
-  });
+const STEPS = { // by key: slices, to the right, up
+  ArrowUp: [1, 0, 1],
+  ArrowDown: [-1, 0, -1],
+  ArrowRight: [1, 1, 0],
+  ArrowLeft: [-1, -1, 0],
+  PageUp: [10, 0, 0],
+  PageDown: [-10, 0, 0],
+};
+
+function onViewerKey(event) {
+  const [slices, right, up] = STEPS[event.key] ?? [];
+  if (slices !== undefined && event.shiftKey) viewer.moveInPlane(right, up);
+  else if (slices !== undefined) viewer.moveSlice(slices);
+  else if (event.key === " " && viewer.isDrawing) viewer.drawAtCrosshair();
+  else if (event.key === "z" && (event.ctrlKey || event.metaKey)) pen.undo();
+  else return;
+  event.preventDefault();
 }
 
 function listen() {
   listenForFiles(addScan);
-  listenToKeys();
   byId("modality").addEventListener("change", (event) => setModality(event.target.value));
   byId("clear-chips").addEventListener("click", () => {
     current().chips = [];

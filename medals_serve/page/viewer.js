@@ -70,8 +70,8 @@ class Palette {
 
 export class Viewer {
   /* `onPoint({label, value, mm})` is called when the crosshair moves, `onStroke(count)` when
-  something was drawn or undone: how many strokes can be undone. */
-  constructor(canvas, { onPoint, onStroke }) {
+  something was drawn or undone: how many strokes can be undone; `onKey` for keys of the canvas. */
+  constructor(canvas, { onPoint, onStroke, onKey }) {
     this.canvas = canvas;
     this.onPoint = onPoint;
     this.onStroke = onStroke;
@@ -106,9 +106,11 @@ export class Viewer {
       if (action === "draw") this.countStrokes(this.strokes + 1);
     };
     // The page has keys of its own; NiiVue's depend on where the mouse is.
-    for (const kind of ["keydown", "keyup"]) {
-      canvas.addEventListener(kind, (event) => event.stopImmediatePropagation());
-    }
+    canvas.addEventListener("keyup", (event) => event.stopImmediatePropagation());
+    canvas.addEventListener("keydown", (event) => {
+      event.stopImmediatePropagation();
+      onKey(event);
+    });
   }
 
   async open() {
@@ -354,14 +356,17 @@ export class Viewer {
     return new Set([...changed].map((value) => this.palette.label(value)));
   }
 
-  /* The drawing of some labels as a NIfTI file on the scan's grid, and the labels that are in it. */
-  async drawingFile(labels) {
+  /* The drawing as a NIfTI file on the scan's grid: of the labels that `renamed` maps to those in
+  the file. Also returns which of them were drawn. */
+  async drawingFile(renamed) {
+    const values = new Uint8Array(256);
+    for (const [label, name] of renamed) values[this.palette.value(label)] = name;
+    const drawn = new Set();
     const kept = this.niivue.drawBitmap.map((value) => {
-      const label = this.palette.label(value);
-      return labels.has(label) ? label : 0;
+      if (values[value] > 0) drawn.add(this.palette.label(value));
+      return values[value];
     });
-    const bytes = await this.niivue.volumes[0].saveToDisk("", kept);
-    return { bytes, labels: new Set(kept.filter((label) => label > 0)) };
+    return { bytes: await this.niivue.volumes[0].saveToDisk("", kept), drawn };
   }
 
   voxelAtCrosshair() {
