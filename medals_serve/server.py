@@ -13,6 +13,7 @@ from typing import Final
 
 import anyio
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from medals_rt.common.errors import InputError
 from medals_rt.pipeline.job import open_models
@@ -78,6 +79,30 @@ def address_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if place.version == 6 else f"http://{host}:{port}/"
 
 
+class PatientProtocol(H11Protocol):
+    """uvicorn's protocol, whose patience with the head of a request has an end."""
+
+    header_s: float
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first request."""
+        super().connection_made(transport)
+        self._wait_for_head(after=None)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        ended = self.cycle
+        super().on_response_complete()
+        self._wait_for_head(after=ended)
+
+    def _wait_for_head(self, after: object) -> None:
+        self.loop.call_later(self.header_s, self._close_if_none_came, after)
+
+    def _close_if_none_came(self, after: object) -> None:
+        if self.cycle is after and not self.transport.is_closing():
+            self.transport.close()
+
+
 class Server(uvicorn.Server):
     """Serves an application on a socket until it is told to stop.
 
@@ -120,7 +145,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(settings, options, self.engine, metrics),
-                http="h11",
+                http=type("Protocol", (PatientProtocol,), {"header_s": settings.header_s}),
                 ws="none",
                 loop="asyncio",
                 lifespan="on",
