@@ -253,7 +253,8 @@ def _same_origin(origin: str | None, headers: Headers) -> bool:
 
 def _without_port(host: str) -> str:
     if host.startswith("["):
-        return host[1:].partition("]")[0]
+        inner, bracket, _ = host[1:].partition("]")
+        return inner if bracket else ""
     return host.partition(":")[0].lower().removesuffix(".")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import signal
 import socket
 import threading
@@ -142,6 +143,7 @@ class Server(uvicorn.Server):
         self._warn = warn
         self._stopping: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        logging.getLogger("uvicorn.access").disabled = True  # its lines hold names of files
         super().__init__(
             uvicorn.Config(
                 create_app(settings, options, self.engine, metrics),
@@ -150,7 +152,7 @@ class Server(uvicorn.Server):
                 loop="asyncio",
                 lifespan="on",
                 log_config=None,
-                access_log=False,  # its lines hold names of files
+                access_log=False,
                 server_header=False,
                 proxy_headers=False,
                 limit_concurrency=settings.max_connections,

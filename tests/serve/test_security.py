@@ -293,24 +293,22 @@ def raw(served: Running, *parts: bytes, pause: float = 0.0) -> bytes:
 
 
 def test_a_slow_body_is_ended(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    with running(tiny_bundle, tmp_path, body_idle_s=0.3, header_s=0.6) as served:
-        head = b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
-        # a route that needs no body doesn't wait for it: one that does
-        with served.client() as client:
-            session = client._http.headers["Medals-Session"].encode()
-            head = (
-                b"POST /v1/images?filename=a.nii HTTP/1.1\r\nHost: localhost\r\n"
-                b"Medals-Session: " + session + b"\r\nContent-Length: 99\r\n\r\nslow"
-            )
-            began = time.monotonic()
-            said = raw(served, head, pause=0.1)
-            assert b" 408 " in said.partition(b"\r\n")[0]
-            assert time.monotonic() - began < 9
-            assert not [name for name in served.files() if "upload" in name]
-            began = time.monotonic()
-            assert raw(served, b"GET / HTTP/1.1\r\nHost: loc", pause=0.1) == b""
-            assert time.monotonic() - began < 9
-            assert client.model()["name"] == "tiny"
+    patience = {"body_idle_s": 0.3, "header_s": 0.6}
+    with running(tiny_bundle, tmp_path, **patience) as served, served.client() as client:
+        session = client._http.headers["Medals-Session"].encode()
+        head = (
+            b"POST /v1/images?filename=a.nii HTTP/1.1\r\nHost: localhost\r\n"
+            b"Medals-Session: " + session + b"\r\nContent-Length: 99\r\n\r\nslow"
+        )
+        began = time.monotonic()
+        said = raw(served, head, pause=0.1)
+        assert b" 408 " in said.partition(b"\r\n")[0]
+        assert time.monotonic() - began < 9
+        assert not [name for name in served.files() if "upload" in name]
+        began = time.monotonic()
+        assert raw(served, b"GET / HTTP/1.1\r\nHost: loc", pause=0.1) == b""
+        assert time.monotonic() - began < 9
+        assert client.model()["name"] == "tiny"
 
 
 @pytest.mark.parametrize(
@@ -321,8 +319,7 @@ def test_a_slow_body_is_ended(tiny_bundle: Bundle, tmp_path: Path) -> None:
         b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"y" * 100_000 + b"\r\n\r\n",
         b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
-        b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
-        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: x\r\n\r\n",
         b"GET /v1/../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /page/%2e%2e/app.py HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /page/..%2fapp.py HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -349,8 +346,8 @@ def test_logs_name_nobody(
     with served.client() as other:
         image = other.upload(scan.read_bytes(), filename="Doe^John.nii.gz")
         _refused(other.segment, image, SENTENCE)
-    assert caplog.records
-    text = caplog.text
+    ours = [each for each in caplog.records if not each.name.startswith(("http", "filelock"))]
+    text = "\n".join(each.getMessage() for each in ours)
     secret = client._http.headers["Medals-Session"]
     for what in ("someone", "Doe", "iver in", secret, job["job"], "filename", "in the image"):
         assert what not in text, what
