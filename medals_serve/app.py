@@ -24,9 +24,9 @@ from medals_rt.pipeline.options import RunOptions
 from medals_serve import routes
 from medals_serve.engine import Engine
 from medals_serve.metrics import Metrics
-from medals_serve.problems import MEDIA_TYPE, problem
+from medals_serve.problems import MEDIA_TYPE, log_failure, problem
 from medals_serve.schemas import ProblemState
-from medals_serve.security import Gate, log_failure, problem_response
+from medals_serve.security import Gate, problem_response
 from medals_serve.service import Service
 from medals_serve.settings import ServeSettings
 

@@ -46,7 +46,7 @@ from medals_rt.pipeline.report import RunReport
 from medals_rt.pipeline.segmenter import Result, Segmenter
 from medals_rt.prompts.prompt_set import PromptReading, PromptSet
 from medals_serve.images import CaseCache, ServedImage, ServedMask
-from medals_serve.problems import ServiceError, problem_of
+from medals_serve.problems import ServiceError, log_failure, problem_of
 
 JobStatus: TypeAlias = Literal["queued", "running", "done", "failed", "canceled"]
 OVER: Final = frozenset({"done", "failed", "canceled"})
@@ -255,7 +255,8 @@ class ServedJob:
             self._run(segmenter)
         except JobEndedError as error:
             self._end("canceled" if error.code == "job-canceled" else "failed", error)
-        except Exception as error:  # noqa: BLE001 - the server lives on; the client is told
+        except Exception as error:  # noqa: BLE001 - the server lives on; the client sees it
+            log_failure(error)
             self._end("failed", error)
 
     def _run(self, segmenter: Segmenter) -> None:

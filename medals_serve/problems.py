@@ -1,5 +1,7 @@
-"""Errors as answers (RFC 9457): the message and code of the command line, and an HTTP status."""
+"""Errors as answers (RFC 9457), with the command line's message and code; and in the log."""
 
+import logging
+import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -10,6 +12,8 @@ from medals_rt.common.errors import (
     MissingDependencyError,
     OutputError,
 )
+
+log: Final = logging.getLogger("medals_serve")
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -97,6 +101,15 @@ def problem(status: HTTPStatus, code: str, detail: str, **more: Any) -> dict[str
         "code": code,
         **more,
     }
+
+
+def log_failure(error: BaseException) -> None:
+    """Log what failed and where, but not its message, which may name a file or a patient."""
+    if status_of(error) < HTTPStatus.INTERNAL_SERVER_ERROR or isinstance(error, ServiceError):
+        return
+    places = traceback.extract_tb(error.__traceback__)[-4:]
+    where = " < ".join(f"{place.name}:{place.lineno}" for place in reversed(places))
+    log.error("%s in %s", type(error).__name__, where)
 
 
 def not_found(what: str) -> ServiceError:

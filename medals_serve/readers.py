@@ -18,6 +18,9 @@ from medals_rt.common.errors import CaseError, MedalsError
 from medals_serve.metrics import Metrics
 from medals_serve.settings import ServeSettings
 
+START_S: Final = 20.0
+"""Seconds that a process may take to start."""
+
 _MODULE: Final = "medals_serve.reader_process"
 
 
@@ -161,7 +164,7 @@ class _ReaderProcess:
         except BrokenPipeError:
             return None
         said = b""
-        until = time.monotonic() + seconds + 10  # of which the first may start Python
+        until = time.monotonic() + seconds + START_S
         with selectors.DefaultSelector() as selector:
             selector.register(stdout, selectors.EVENT_READ)
             while not said.endswith(b"\n"):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
-import logging
 import time
-import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
@@ -19,10 +17,8 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medals_serve.metrics import Metrics
-from medals_serve.problems import MEDIA_TYPE, ServiceError, problem_of, status_of
+from medals_serve.problems import MEDIA_TYPE, ServiceError, log, log_failure, problem_of, status_of
 from medals_serve.settings import ServeSettings
-
-log = logging.getLogger("medals_serve")
 
 TOKEN_COOKIE: Final = "medals_token"  # noqa: S105 - its name
 SESSION_COOKIE: Final = "medals_session"
@@ -221,15 +217,6 @@ def problem_response(error: BaseException) -> Response:
     )
 
 
-def log_failure(error: BaseException) -> None:
-    """Log what failed and where, but not its message, which may name a file or a patient."""
-    if status_of(error) < HTTPStatus.INTERNAL_SERVER_ERROR or isinstance(error, ServiceError):
-        return
-    places = traceback.extract_tb(error.__traceback__)[-4:]
-    where = " < ".join(f"{place.name}:{place.lineno}" for place in reversed(places))
-    log.error("%s in %s", type(error).__name__, where)
-
-
 def cookies_of(headers: Headers) -> Mapping[str, str]:
     """Return a request's cookies."""
     try:
@@ -266,7 +253,8 @@ def _same_origin(origin: str | None, headers: Headers) -> bool:
 
 def _without_port(host: str) -> str:
     if host.startswith("["):
-        return host[1:].partition("]")[0]
+        inner, bracket, _ = host[1:].partition("]")
+        return inner if bracket else ""
     return host.partition(":")[0].lower().removesuffix(".")
 
 

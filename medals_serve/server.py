@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import signal
 import socket
 import threading
@@ -13,6 +14,7 @@ from typing import Final
 
 import anyio
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from medals_rt.common.errors import InputError
 from medals_rt.pipeline.job import open_models
@@ -78,6 +80,30 @@ def address_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if place.version == 6 else f"http://{host}:{port}/"
 
 
+class PatientProtocol(H11Protocol):
+    """uvicorn's protocol, whose patience with the head of a request has an end."""
+
+    header_s: float
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first request."""
+        super().connection_made(transport)
+        self._wait_for_head(after=None)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        ended = self.cycle
+        super().on_response_complete()
+        self._wait_for_head(after=ended)
+
+    def _wait_for_head(self, after: object) -> None:
+        self.loop.call_later(self.header_s, self._close_if_none_came, after)
+
+    def _close_if_none_came(self, after: object) -> None:
+        if self.cycle is after and not self.transport.is_closing():
+            self.transport.close()
+
+
 class Server(uvicorn.Server):
     """Serves an application on a socket until it is told to stop.
 
@@ -117,15 +143,16 @@ class Server(uvicorn.Server):
         self._warn = warn
         self._stopping: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        logging.getLogger("uvicorn.access").disabled = True  # its lines hold names of files
         super().__init__(
             uvicorn.Config(
                 create_app(settings, options, self.engine, metrics),
-                http="h11",
+                http=type("Protocol", (PatientProtocol,), {"header_s": settings.header_s}),
                 ws="none",
                 loop="asyncio",
                 lifespan="on",
                 log_config=None,
-                access_log=False,  # its lines hold names of files
+                access_log=False,
                 server_header=False,
                 proxy_headers=False,
                 limit_concurrency=settings.max_connections,

@@ -111,16 +111,13 @@ class Service:
         ------
         CaseError
             It can't be used.
-        SeriesChoiceError
-            It holds several series; the upload is kept, for `choose_series`.
         ServiceError
-            There is no room for it.
+            There is no room for it; or it holds several series, and is kept for `choose_series`.
         """
         _check_count(owner.images, self.settings.max_images, "images")
         _check_count(owner.uploads, self.settings.max_images, "uploads")
         shown = shown_name(filename, "image")
         path = owner.folder / secrets.token_hex(8) / stored_name(shown)
-        kept: SeriesChoiceError | None = None
         async with self._stored(request, owner, path) as size:
             upload = Upload(path.parent.name, path, shown, size)
             try:
@@ -128,13 +125,8 @@ class Service:
             except SeriesChoiceError as error:
                 owner.check_open()
                 owner.uploads[upload.name] = upload
-                kept = error
-        raise ServiceError(
-            str(kept),
-            code=kept.code,
-            status=HTTPStatus.CONFLICT,
-            more={"upload": upload.name, "choices": kept.choices},
-        )
+                kept = _to_choose(upload, error)
+        raise kept
 
     async def choose_series(
         self, owner: ClientSession, name: str, series: str | None, select: tuple[str, ...]
@@ -144,9 +136,15 @@ class Service:
         Raises
         ------
         CaseError
-            It can't be used, or the choice doesn't fit one series.
+            It can't be used.
+        ServiceError
+            The choice doesn't fit one series.
         """
-        image = await self._read_image(owner, owner.upload(name), series, select)
+        upload = owner.upload(name)
+        try:
+            image = await self._read_image(owner, upload, series, select)
+        except SeriesChoiceError as error:
+            raise _to_choose(upload, error) from error
         owner.uploads.pop(name, None)
         return image
 
@@ -291,6 +289,16 @@ class Service:
         )
         job.prepare()
         return job
+
+
+def _to_choose(upload: Upload, error: SeriesChoiceError) -> ServiceError:
+    """Refuse an upload whose series are to be chosen from."""
+    return ServiceError(
+        str(error),
+        code=error.code,
+        status=HTTPStatus.CONFLICT,
+        more={"upload": upload.name, "choices": error.choices},
+    )
 
 
 def _check_count(known: dict[str, Any], most: int, what: str) -> None:

@@ -42,6 +42,8 @@ class ServeSettings:
         Voxels of images that are kept in memory for the next job.
     idle_s
         Seconds without a request (or a job that waits or runs) after which a session ends.
+    header_s
+        Seconds in which a connection must have sent the head of a request.
     body_idle_s, body_s
         Seconds that a request's body may pause, and take.
     job_s
@@ -71,6 +73,7 @@ class ServeSettings:
     max_voxels: int = 2**29
     cases_bytes: int = 4 * GIB
     idle_s: float = 3600.0
+    header_s: float = 20.0
     body_idle_s: float = 30.0
     body_s: float = 1800.0
     job_s: float = 3600.0
