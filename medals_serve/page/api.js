@@ -90,7 +90,7 @@ export const deleteImage = (image) => call("DELETE", `images/${encodeURIComponen
 export const sendMask = (image, bytes) =>
   json("POST", "masks", { query: { image, filename: "correction.nii" }, body: bytes });
 export const startJob = (request) => json("POST", "jobs", { json: request });
-export const readJob = (job) => json("GET", `jobs/${encodeURIComponent(job)}`);
+const readJob = (job) => json("GET", `jobs/${encodeURIComponent(job)}`);
 export const cancelJob = (job) => call("POST", `jobs/${encodeURIComponent(job)}/cancel`);
 export const readResult = async (job, what, format) =>
   call("GET", `jobs/${encodeURIComponent(job)}/${what}`, { query: { format } });
@@ -116,25 +116,19 @@ export function sendImage(blob, query, onProgress) {
   });
 }
 
-/* Calls `onState` with each state of a job until it is done, failed or canceled. Returns a function
-that stops listening. */
-export function followJob(job, onState, onProblem) {
+/* Calls `onState` with each state of a job until it is done, failed or canceled; `onLost` while the
+service doesn't answer, which is tried again; `onProblem` where it answers that there is no job. */
+export function followJob(job, { onState, onLost, onProblem }) {
   const events = new EventSource(address(`jobs/${encodeURIComponent(job)}/events`));
   events.addEventListener("progress", (event) => {
     const state = JSON.parse(event.data);
     if (isOver(state)) events.close();
     onState(state);
   });
-  events.addEventListener("error", async () => {
-    // The browser connects again by itself, unless the service said no.
-    if (events.readyState !== EventSource.CLOSED) return;
-    try {
-      onState(await readJob(job));
-    } catch (problem) {
-      onProblem(problem);
-    }
+  events.addEventListener("error", () => {
+    if (events.readyState === EventSource.CLOSED) readJob(job).then(onState, onProblem);
+    else onLost();
   });
-  return () => events.close();
 }
 
 export const isOver = (state) => ["done", "failed", "canceled"].includes(state.status);

@@ -25,6 +25,14 @@ export function show(element, visible) {
   element.hidden = !visible;
 }
 
+/* Makes the buttons of a list again; the focus stays on the one at its place. */
+export function rebuild(list, children) {
+  const before = [...list.querySelectorAll("button")].indexOf(document.activeElement);
+  list.replaceChildren(...children);
+  const buttons = list.querySelectorAll("button");
+  if (before >= 0) buttons[Math.min(before, buttons.length - 1)]?.focus();
+}
+
 /* Says something to screen readers without moving the focus. */
 export function announce(text) {
   byId("announcer").textContent = text;

@@ -24,7 +24,7 @@ modality  as the file says it, or the user
 chips     the chosen classes, each {label, sentence, name, kind, modality, color}; a label stays with
           its class from run to run, so that a drawing fits the next one
 runs      the finished runs; `shown` is the number of the one on display, -1 for none
-active    the state of the run that is waiting or running, or null
+active    the state of the run that is waiting or running, or null; `isStarting` until it has one
 styles    by `classKey`: how a class is drawn */
 class Scan {
   constructor(info, { modality = "", chips = [] } = {}) {
@@ -36,6 +36,7 @@ class Scan {
     this.runs = [];
     this.shown = -1;
     this.active = null;
+    this.isStarting = false;
     this.styles = new Map();
   }
 
@@ -260,8 +261,9 @@ function penStyles() {
 
 async function startRun() {
   const scan = state.scan;
+  if (scan.isStarting) return; // not by disabling the button, which would lose the focus
+  scan.isStarting = true;
   show(byId("run-problem"), false);
-  byId("run").disabled = true;
   byId("run-hint").textContent = "";
   try {
     const { labels, ...asked } = promptsOf(scan.chips);
@@ -273,6 +275,7 @@ async function startRun() {
   } catch (error) {
     showProblem("run-problem", error);
   }
+  scan.isStarting = false;
   refreshRun();
 }
 
@@ -296,6 +299,15 @@ function promptsOf(chips) {
 const chipsOf = (run) => run.classes.map(({ label, sentence, name, kind, modality, color }) =>
   ({ label, sentence, name, kind, modality, color }));
 
+/* The chips after a run: with the labels of the result; those chosen while it ran stay. */
+function mergedChips(scan, run) {
+  const found = chipsOf(run);
+  if (scan.chips.length === 0) return found;
+  const ofClass = new Map(found.map((chip) => [classKey(chip), chip]));
+  let free = 1 + Math.max(...[...found, ...scan.chips].map(({ label }) => label));
+  return scan.chips.map((chip) => ofClass.get(classKey(chip)) ?? { ...chip, label: free++ });
+}
+
 /* Sends the classes that the drawing has changed, with the labels that the result will have, and
 returns the mask's name; null without any. */
 async function sendCorrection(scan, labels) {
@@ -314,10 +326,16 @@ async function sendCorrection(scan, labels) {
 
 function follow(scan, first) {
   scan.active = first;
-  api.followJob(first.job, (job) => onJob(scan, job), (problem) => {
-    scan.active = null;
-    showProblem("run-problem", problem);
-    refresh();
+  api.followJob(first.job, {
+    onState: (job) => onJob(scan, job),
+    onLost: () => {
+      if (scan === state.scan) byId("job-text").textContent = "The service doesn't answer; trying again …";
+    },
+    onProblem: (problem) => {
+      scan.active = null;
+      showProblem("run-problem", problem);
+      refresh();
+    },
   });
 }
 
@@ -330,7 +348,7 @@ async function onJob(scan, job) {
   scan.active = null;
   if (job.status === "done") {
     scan.runs = [...scan.runs.slice(0, scan.shown + 1), job];
-    scan.chips = chipsOf(job);
+    scan.chips = mergedChips(scan, job);
     if (scan === state.scan) await showRun(scan, scan.runs.length - 1);
     else scan.shown = scan.runs.length - 1;
     const found = job.classes.filter(({ voxels }) => voxels > 0).length;
@@ -365,7 +383,6 @@ async function showRun(scan, number) {
 async function cancelRun() {
   const { active } = state.scan;
   if (active === null) return;
-  byId("cancel").disabled = true;
   byId("job-text").textContent = "Canceling …";
   try {
     await api.cancelJob(active.job);
@@ -396,20 +413,22 @@ function refreshRun() {
     : scan.modality === "" ? "Choose the modality: the file doesn't say it."
       : scan.chips.length === 0 && !scan.info.has_prompts ? "Choose a class first." : "";
   byId("missing").textContent = missing;
-  byId("run").disabled = missing !== "" || active !== null;
+  byId("run").disabled = missing !== "";
   byId("run").textContent = corrects ? "Segment again with the drawing"
     : scan.chips.length === 0 && scan.info.has_prompts ? "Segment what the file asks for"
       : scan.run ? "Segment again" : "Segment";
   byId("draw").disabled = !viewer.hasScan || scan.chips.length === 0 || active !== null;
-  show(byId("run"), active === null);
-  show(byId("job"), active !== null);
+  pen.hold(active !== null);
+  swapFocus(active === null ? ["cancel", "run"] : ["run", "cancel"], () => {
+    show(byId("run"), active === null);
+    show(byId("job"), active !== null);
+  });
   document.title = active === null ? "medals-rt" : `${describeJob(active)} · medals-rt`;
   if (active === null) {
     announcedStage = "";
     return;
   }
   byId("job-text").textContent = describeJob(active);
-  byId("cancel").disabled = false;
   const bar = byId("job-progress");
   if (active.windows_total) {
     bar.max = active.windows_total;
@@ -420,6 +439,13 @@ function refreshRun() {
     announcedStage = stage;
     announce(describeJob(active));
   }
+}
+
+/* Does what hides one element and shows another, and takes the focus along. */
+function swapFocus([hidden, shown], swap) {
+  const focused = document.activeElement === byId(hidden);
+  swap();
+  if (focused) byId(shown).focus();
 }
 
 // The rest ----------------------------------------------------------------------------------------

@@ -79,6 +79,12 @@ export class Pen {
     this.onChange();
   }
 
+  /* Rests the pen while a run uses the drawing. */
+  hold(held) {
+    byId("pen").inert = held;
+    this.viewer.holdPen(held);
+  }
+
   strokes(count) {
     byId("undo-stroke").disabled = count === 0;
     this.onChange();

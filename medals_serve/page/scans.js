@@ -1,7 +1,7 @@
 /* Choosing scans: files, a DICOM folder, or what is dropped on the page. */
 
 import * as api from "./api.js";
-import { byId, el, formatBytes, show } from "./dom.js";
+import { byId, el, formatBytes, rebuild, show } from "./dom.js";
 import { zipped } from "./zip.js";
 
 /* `onFiles` gets a list of {path, file}. */
@@ -29,6 +29,7 @@ export function listenForFiles(onFiles) {
   document.addEventListener("drop", async (event) => {
     event.preventDefault();
     over(-depth);
+    if (byId("drop").inert) return; // one upload at a time
     const entries = [...event.dataTransfer.items]
       .map((item) => item.webkitGetAsEntry?.())
       .filter(Boolean);
@@ -74,12 +75,14 @@ export async function sendScan(files, chooseSeries) {
       return await api.sendImage(null, { filename, upload: problem.upload, series }, progress);
     }
   } finally {
+    byId("drop").inert = false;
     show(byId("upload"), false);
   }
 }
 
 function report(text, share) {
   show(byId("upload"), true);
+  byId("drop").inert = true;
   byId("upload-text").textContent = text;
   const bar = byId("upload-progress");
   if (share === null) bar.removeAttribute("value");
@@ -88,7 +91,7 @@ function report(text, share) {
 
 /* The scans of the session, the open one marked. */
 export function showScans(scans, current, { onOpen, onDelete }) {
-  byId("scans").replaceChildren(...scans.map((scan) => el("li", {},
+  rebuild(byId("scans"), scans.map((scan) => el("li", {},
     el("button", {
       type: "button",
       class: "choose",

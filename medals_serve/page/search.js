@@ -1,7 +1,7 @@
 /* What to segment: one field for names of classes and free sentences, with suggestions. */
 
 import * as api from "./api.js";
-import { announce, byId, el, plural, show } from "./dom.js";
+import { announce, byId, el, plural, rebuild, show } from "./dom.js";
 
 const PAUSE_MS = 150;
 
@@ -187,19 +187,17 @@ export function showGroups(model, modality, onChoose) {
 
 /* The chosen classes, as chips that can be removed. */
 export function showChips(chips, onRemove) {
-  const list = byId("chips");
-  const remove = (chip, position) => {
+  const remove = (chip) => {
     onRemove(chip);
     announce(`${chip.name} removed, ${plural(chips.length - 1, "class", "classes")} left`);
-    const buttons = list.querySelectorAll("button");
-    (buttons[Math.min(position, buttons.length - 1)] ?? byId("search")).focus();
+    if (chips.length === 1) byId("search").focus();
   };
-  list.replaceChildren(...chips.map((chip, position) =>
+  rebuild(byId("chips"), chips.map((chip) =>
     el("li", {}, el("span", {}, chip.name, chip.kind === "lesion" ? " (lesion)" : ""),
       el("button", {
         type: "button",
         "aria-label": `Remove ${chip.name}`,
-        on: { click: () => remove(chip, position) },
+        on: { click: () => remove(chip) },
       }, "×"))));
   show(byId("chips-empty"), chips.length === 0);
   show(byId("clear-chips"), chips.length > 1);

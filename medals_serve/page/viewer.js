@@ -81,6 +81,7 @@ export class Viewer {
     this.labels = null; // of the result, in the order of a drawing: left to right, back to front, up
     this.drawing = null; // as it was when it started
     this.strokes = 0;
+    this.held = false;
     this.niivue = new Niivue({
       backColor: [0, 0, 0, 1],
       crosshairColor: [1, 0.85, 0.3, 0.8],
@@ -322,14 +323,21 @@ export class Viewer {
     this.restyle();
   }
 
+  /* Keeps the drawing as it is, until the pen is let go. */
+  holdPen(held) {
+    this.held = held;
+    if (this.isDrawing) this.niivue.setDrawingEnabled(!held);
+  }
+
   undoStroke() {
-    if (this.strokes === 0) return;
+    if (this.strokes === 0 || this.held) return;
     this.niivue.drawUndo();
     this.countStrokes(this.strokes - 1);
   }
 
   /* Draws where the crosshair is: the pen for those who use the keyboard. */
   drawAtCrosshair() {
+    if (this.held) return;
     const { niivue } = this;
     niivue.drawPenAxCorSag = { all: 0, axial: 0, coronal: 1, sagittal: 2 }[this.plane];
     niivue.drawPt(...this.voxelAtCrosshair(), niivue.opts.penValue);

@@ -183,6 +183,7 @@ def visited(browser: "Browser", served_demo: Running) -> Iterator[Visit]:
     for found in visit(browser, served_demo, viewport={"width": 1440, "height": 900}):
         found.open()
         yield found
+        served_demo.gate.set()
 
 
 @pytest.fixture(scope="module")
@@ -388,15 +389,17 @@ def test_a_reload_in_the_middle_of_a_job(visited: Visit, served_demo: Running, s
     visited["#modality"].select_option("CT")
     visited.choose("liver", "spleen")
     served_demo.gate.clear()
-    visited["#run"].click()
+    visited["#run"].press("Enter")
     visited.expect("#job-text").to_contain_text("Coarse stage, window 0 of 100")
+    visited.expect("#cancel").to_be_focused()
     visited.page.reload()
     visited.page.wait_for_selector("body[data-ready]")
     visited.expect("#job-text").to_contain_text("Coarse stage, window 0 of 100")
     visited.expect("#scans .choose").to_contain_text("ct of someone.nii.gz")
     visited.expect("#chips li").to_have_count(2)
-    visited["#cancel"].click()
+    visited["#cancel"].press("Enter")
     visited.expect("#run-hint").to_have_text("Canceled.")
+    visited.expect("#run").to_be_focused()
     visited["#run"].click()
     visited.expect("#job-text").to_contain_text("Coarse stage")
     visited.page.reload()
