@@ -9,7 +9,7 @@ import pytest
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import BundleError, RunnerError
 from medals_serve.client import ServedProblemError, ServiceClient
-from medals_serve.engine import Engine
+from medals_serve.engine import JobEngine
 from medals_serve.metrics import Metrics
 from tests.serve.serving import SENTENCE, Running, running, until
 
@@ -177,7 +177,7 @@ def test_one_thread_opens_uses_and_closes() -> None:
         threads.append(threading.current_thread().name)
         return Model()
 
-    engine = Engine(open_model, 1, Metrics())
+    engine = JobEngine(open_model, 1, Metrics())
     engine.start()
     job: Any = Quick()
     engine.submit(job)
@@ -191,7 +191,7 @@ def test_a_model_that_can_not_be_opened() -> None:
     def fail() -> Any:
         raise BundleError("no such bundle", code="bundle-missing")
 
-    engine = Engine(fail, 1, Metrics())
+    engine = JobEngine(fail, 1, Metrics())
     with pytest.raises(BundleError):
         engine.start()
     assert not engine.is_ready
