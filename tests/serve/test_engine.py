@@ -51,7 +51,7 @@ def test_a_running_job_is_canceled_and_the_model_stays_usable(held: Running, sca
         with pytest.raises(ServedProblemError) as caught:
             client.wait(job)
         assert (caught.value.status, caught.value.code) == (409, "job-canceled")
-        answer = client._http.get(f"/v1/jobs/{job['job']}/result")
+        answer = client.http.get(f"/v1/jobs/{job['job']}/result")
         assert (answer.status_code, answer.json()["code"]) == (409, "job-not-done")
         held.gate.set()
         assert client.segment(image, SENTENCE)["status"] == "done"
