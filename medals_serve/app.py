@@ -22,7 +22,7 @@ from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import MedalsError
 from medals_rt.pipeline.options import RunOptions
 from medals_serve import routes
-from medals_serve.engine import Engine
+from medals_serve.engine import JobEngine
 from medals_serve.metrics import Metrics
 from medals_serve.problems import MEDIA_TYPE, log_failure, problem
 from medals_serve.schemas import ProblemState
@@ -36,7 +36,7 @@ SWEEP_S: Final = 5.0
 
 
 def create_app(
-    settings: ServeSettings, options: RunOptions, engine: Engine, metrics: Metrics
+    settings: ServeSettings, options: RunOptions, engine: JobEngine, metrics: Metrics
 ) -> FastAPI:
     """Start an engine, and make the application that hands it jobs.
 

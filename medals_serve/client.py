@@ -52,6 +52,11 @@ class ServiceClient:
     timeout_s
         For each answer to begin; an upload is read before it is answered.
 
+    Attributes
+    ----------
+    http
+        The client beneath, for what has no method here.
+
     Raises
     ------
     ServedProblemError
@@ -62,14 +67,14 @@ class ServiceClient:
 
     def __init__(self, address: str, *, token: str | None = None, timeout_s: float = 300.0) -> None:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._http = httpx.Client(base_url=address, headers=headers, timeout=timeout_s)
+        self.http = httpx.Client(base_url=address, headers=headers, timeout=timeout_s)
         try:
             opened = self._json("POST", "/v1/sessions")
         except BaseException:
-            self._http.close()
+            self.http.close()
             raise
-        self._http.cookies.clear()  # the header says it
-        self._http.headers["Medals-Session"] = opened["session"]
+        self.http.cookies.clear()  # the header says it
+        self.http.headers["Medals-Session"] = opened["session"]
 
     def __enter__(self) -> Self:
         return self
@@ -80,11 +85,11 @@ class ServiceClient:
     def close(self) -> None:
         """End the session, as far as the server can be reached."""
         try:
-            self._http.delete("/v1/sessions/current")
+            self.http.delete("/v1/sessions/current")
         except httpx.HTTPError:
             pass  # it ends by itself when nobody uses it
         finally:
-            self._http.close()
+            self.http.close()
 
     def model(self) -> State:
         """Return the model, its classes, and what a job may ask for."""
@@ -182,7 +187,7 @@ class ServiceClient:
     def watch(self, job: State) -> Iterator[State]:
         """Yield a job's states until it is over."""
         address = f"/v1/jobs/{job['job']}/events"
-        with self._http.stream("GET", address, timeout=httpx.Timeout(60.0)) as answer:
+        with self.http.stream("GET", address, timeout=httpx.Timeout(60.0)) as answer:
             if answer.is_error:
                 answer.read()
             _check(answer)
@@ -223,7 +228,7 @@ class ServiceClient:
 
     def fetch(self, job: State, what: str = "result", **given: str) -> bytes:
         """Return a file of a job: ``result``, ``instances``, ``statistics``, ``report``, ..."""
-        answer = self._http.get(f"/v1/jobs/{job['job']}/{what}", params=given)
+        answer = self.http.get(f"/v1/jobs/{job['job']}/{what}", params=given)
         _check(answer)
         return answer.content
 
@@ -251,7 +256,7 @@ class ServiceClient:
             return self._json("POST", address, params=given, content=opened)
 
     def _json(self, method: str, address: str, **given: Any) -> State:
-        answer = self._http.request(method, address, **given)
+        answer = self.http.request(method, address, **given)
         _check(answer)
         content: State = answer.json() if answer.content else {}
         return content

@@ -19,7 +19,7 @@ RETRY_S: Final = 10
 _STOPPED: Final = "the server was stopped; run the job again when it is back"
 
 
-class Engine:
+class JobEngine:
     """Runs one job after the other on one model, which one thread opens, uses and closes.
 
     Parameters

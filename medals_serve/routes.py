@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -69,14 +70,14 @@ def _service(request: Request) -> Service:
 Here = Annotated[Service, Depends(_service)]
 
 
-def _owner(
+async def _owner(
     request: Request,
     service: Here,
     medals_session: Annotated[
         str | None, Header(description="The session's secret; its cookie is accepted as well.")
     ] = None,
-) -> ClientSession:
-    """Find the session that a request names.
+) -> AsyncIterator[ClientSession]:
+    """Find the session that a request names, which lasts at least until it is answered.
 
     Raises
     ------
@@ -89,7 +90,13 @@ def _owner(
         says_where_from = "origin" in request.headers or "sec-fetch-site" in request.headers
         if request.method not in SAFE_METHODS and not says_where_from:
             secret = ""  # a page elsewhere could have made an old browser send the cookie
-    return service.sessions.find(secret)
+    owner = service.sessions.find(secret)
+    owner.requests += 1
+    try:
+        yield owner
+    finally:
+        owner.requests -= 1
+        owner.last_used = time.monotonic()
 
 
 Owner = Annotated[ClientSession, Depends(_owner)]

@@ -21,7 +21,7 @@ from medals_rt.pipeline.job import open_models
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.segmenter import Segmenter
 from medals_serve.app import create_app
-from medals_serve.engine import Engine
+from medals_serve.engine import JobEngine
 from medals_serve.metrics import Metrics
 from medals_serve.settings import ServeSettings
 
@@ -134,7 +134,7 @@ class Server(uvicorn.Server):
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         metrics = Metrics()
-        self.engine = Engine(
+        self.engine = JobEngine(
             open_model or (lambda: open_models(options)), settings.max_queue, metrics
         )
         self.stopped_by: int | None = None

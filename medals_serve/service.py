@@ -18,7 +18,7 @@ from medals_rt.pipeline.job import read_annotation
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.segmenter import Segmenter
 from medals_serve.catalog import Catalog
-from medals_serve.engine import Engine
+from medals_serve.engine import JobEngine
 from medals_serve.images import (
     CaseCache,
     ServedImage,
@@ -50,7 +50,7 @@ class Service:
 
     settings: ServeSettings
     options: RunOptions
-    engine: Engine
+    engine: JobEngine
     segmenter: Segmenter
     metrics: Metrics
     sessions: Sessions = field(init=False)

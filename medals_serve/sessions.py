@@ -50,6 +50,8 @@ class ClientSession:
         What it holds on disk, as far as it was reserved.
     last_used
         On the monotonic clock.
+    requests
+        How many of its requests are being answered.
     ended
         Whether its data are gone, or about to be.
     """
@@ -62,6 +64,7 @@ class ClientSession:
     jobs: dict[str, ServedJob] = field(default_factory=dict)
     bytes: int = 0
     last_used: float = field(default_factory=time.monotonic)
+    requests: int = 0
     ended: bool = False
 
     def upload(self, name: str) -> Upload:
@@ -92,8 +95,8 @@ class ClientSession:
 
     @property
     def is_busy(self) -> bool:
-        """Whether one of its jobs waits or runs."""
-        return any(not job.is_over for job in self.jobs.values())
+        """Whether one of its jobs waits or runs, or a request is being answered."""
+        return self.requests > 0 or any(not job.is_over for job in self.jobs.values())
 
 
 def _named(known: dict[str, _Owned], name: str, what: str) -> _Owned:

@@ -68,6 +68,16 @@ def serve_command(
         str | None,
         typer.Option(metavar="SIZE", help="What all sessions may hold [default: 64GiB]."),
     ] = None,
+    min_free: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="What must stay free on the disk [default: 512MiB]."),
+    ] = None,
+    read_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory that reading an upload may take [default: 8GiB]."
+        ),
+    ] = None,
     grace: Annotated[
         float | None,
         typer.Option(
@@ -100,9 +110,16 @@ def serve_command(
         data_dir=data_dir,
         max_queue=max_queue,
         max_sessions=max_sessions,
-        max_upload_bytes=None if max_upload is None else parse_size(max_upload),
-        max_disk_bytes=None if max_disk is None else parse_size(max_disk),
+        max_upload_bytes=_size(max_upload),
+        max_disk_bytes=_size(max_disk),
+        min_free_bytes=_size(min_free),
+        read_bytes=_size(read_memory),
         grace_s=grace,
         idle_s=idle,
     )
     return EXIT_INTERRUPTED if ended_by == signal.SIGINT else EXIT_DONE
+
+
+def _size(text: str | None) -> int | None:
+    """Read an amount of bytes, where one was given."""
+    return None if text is None else parse_size(text)

@@ -84,7 +84,7 @@ def test_hybrid_mode_is_that_of_the_command_line(
 ) -> None:
     """A drawing made on the image that is shown, in another orientation than that file's."""
     uploaded = client.upload(scan)
-    shown = client._http.get(f"/v1/images/{uploaded['image']}/volume.nii.gz").content
+    shown = client.http.get(f"/v1/images/{uploaded['image']}/volume.nii.gz").content
     displayed = nibabel.Nifti1Image.from_bytes(__import__("gzip").decompress(shown))
     original = nibabel.load(scan)
     np.testing.assert_array_equal(displayed.get_fdata(), original.get_fdata())

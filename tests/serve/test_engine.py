@@ -9,7 +9,7 @@ import pytest
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import BundleError, RunnerError
 from medals_serve.client import ServedProblemError, ServiceClient
-from medals_serve.engine import Engine
+from medals_serve.engine import JobEngine
 from medals_serve.metrics import Metrics
 from tests.serve.serving import SENTENCE, Running, running, until
 
@@ -51,7 +51,7 @@ def test_a_running_job_is_canceled_and_the_model_stays_usable(held: Running, sca
         with pytest.raises(ServedProblemError) as caught:
             client.wait(job)
         assert (caught.value.status, caught.value.code) == (409, "job-canceled")
-        answer = client._http.get(f"/v1/jobs/{job['job']}/result")
+        answer = client.http.get(f"/v1/jobs/{job['job']}/result")
         assert (answer.status_code, answer.json()["code"]) == (409, "job-not-done")
         held.gate.set()
         assert client.segment(image, SENTENCE)["status"] == "done"
@@ -177,7 +177,7 @@ def test_one_thread_opens_uses_and_closes() -> None:
         threads.append(threading.current_thread().name)
         return Model()
 
-    engine = Engine(open_model, 1, Metrics())
+    engine = JobEngine(open_model, 1, Metrics())
     engine.start()
     job: Any = Quick()
     engine.submit(job)
@@ -191,7 +191,7 @@ def test_a_model_that_can_not_be_opened() -> None:
     def fail() -> Any:
         raise BundleError("no such bundle", code="bundle-missing")
 
-    engine = Engine(fail, 1, Metrics())
+    engine = JobEngine(fail, 1, Metrics())
     with pytest.raises(BundleError):
         engine.start()
     assert not engine.is_ready

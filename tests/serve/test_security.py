@@ -106,7 +106,7 @@ def test_a_session_is_closed_to_others(served: Running, scan: Path) -> None:
             ("GET", f"/v1/jobs/{job['job']}/statistics", {}),
             ("GET", f"/v1/jobs/{job['job']}/preview.png", {}),
         ):
-            answer = other._http.request(method, path, **given)
+            answer = other.http.request(method, path, **given)
             assert answer.status_code == 404, path
             assert code(answer) in {"image-unknown", "job-unknown"}
             nobody = httpx.request(method, served.address + path, **given)
@@ -118,7 +118,7 @@ def test_a_session_is_closed_to_others(served: Running, scan: Path) -> None:
 def test_nothing_is_left_of_a_session(served: Running, scan: Path) -> None:
     before = served.files()
     with served.client() as client:
-        secret = client._http.headers["Medals-Session"]
+        secret = client.http.headers["Medals-Session"]
         job = client.segment(client.upload(scan), SENTENCE)
         client.fetch(job, "preview.png")
         assert served.files() != before
@@ -153,7 +153,7 @@ def test_names_never_become_paths(
     assert "upload.nii.gz" in names
     assert not any("evil" in name or "…" in name for name in names)
     job = client.segment(image, SENTENCE)
-    answer = client._http.get(f"/v1/jobs/{job['job']}/result")
+    answer = client.http.get(f"/v1/jobs/{job['job']}/result")
     assert answer.status_code == 200
     assert "set-cookie" not in answer.headers
     assert answer.headers["content-disposition"].isascii()
@@ -225,11 +225,11 @@ def test_sizes_are_limited(tiny_bundle: Bundle, tmp_path: Path, scan: Path) -> N
     with running(tiny_bundle, tmp_path / "data", **limits) as served:
         with served.client() as client:
             for sent in (b"x" * (size + 1), iter([b"x" * 100] * (size // 100 + 1))):
-                answer = client._http.post("/v1/images?filename=a.nii.gz", content=sent)
+                answer = client.http.post("/v1/images?filename=a.nii.gz", content=sent)
                 assert (answer.status_code, code(answer)) == (413, "body-too-large")
-            answer = client._http.post("/v1/jobs", json={"image": "x" * 3000})
+            answer = client.http.post("/v1/jobs", json={"image": "x" * 3000})
             assert (answer.status_code, code(answer)) == (413, "body-too-large")
-            answer = client._http.post(
+            answer = client.http.post(
                 "/v1/jobs", content=iter([b" " * 500] * 5), headers={"Content-Type": "text/json"}
             )
             assert (answer.status_code, code(answer)) == (413, "body-too-large")
@@ -264,7 +264,7 @@ def test_counts_are_limited(tiny_bundle: Bundle, tmp_path: Path, scan: Path) -> 
             assert _refused(client.upload_mask, image, scan).code == "too-many-masks"
             client.segment(image, SENTENCE)
             assert _refused(client.submit, image, SENTENCE).code == "too-many-jobs"
-            answer = client._http.post("/v1/images?filename=a.nii", content=b"x")
+            answer = client.http.post("/v1/images?filename=a.nii", content=b"x")
             assert int(answer.headers["retry-after"]) > 0
         with served.client():
             pass
@@ -295,7 +295,7 @@ def raw(served: Running, *parts: bytes, pause: float = 0.0) -> bytes:
 def test_a_slow_body_is_ended(tiny_bundle: Bundle, tmp_path: Path) -> None:
     patience = {"body_idle_s": 0.3, "header_s": 0.6}
     with running(tiny_bundle, tmp_path, **patience) as served, served.client() as client:
-        session = client._http.headers["Medals-Session"].encode()
+        session = client.http.headers["Medals-Session"].encode()
         head = (
             b"POST /v1/images?filename=a.nii HTTP/1.1\r\nHost: localhost\r\n"
             b"Medals-Session: " + session + b"\r\nContent-Length: 99\r\n\r\nslow"
@@ -348,7 +348,7 @@ def test_logs_name_nobody(
         _refused(other.segment, image, SENTENCE)
     ours = [each for each in caplog.records if not each.name.startswith(("http", "filelock"))]
     text = "\n".join(each.getMessage() for each in ours)
-    secret = client._http.headers["Medals-Session"]
+    secret = client.http.headers["Medals-Session"]
     for what in ("someone", "Doe", "iver in", secret, job["job"], "filename", "in the image"):
         assert what not in text, what
     assert "POST /v1/jobs 202" in text
@@ -381,7 +381,7 @@ def test_folders_are_closed_to_other_users(
 def test_a_client_that_goes_leaves_nothing(served: Running) -> None:
     before = served.files()
     with served.client() as client:
-        session = client._http.headers["Medals-Session"].encode()
+        session = client.http.headers["Medals-Session"].encode()
         place = ("127.0.0.1", int(served.address.rpartition(":")[2]))
         with socket.create_connection(place) as connection:
             connection.sendall(
