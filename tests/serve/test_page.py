@@ -180,7 +180,7 @@ def _check_host(url: str, found: Visit) -> None:
 
 @pytest.fixture
 def visited(browser: "Browser", served_demo: Running) -> Iterator[Visit]:
-    for found in visit(browser, served_demo, viewport={"width": 1440, "height": 900}):
+    for found in visit(browser, served_demo, viewport={"width": 1300, "height": 720}):
         found.open()
         yield found
         served_demo.gate.set()
