@@ -72,11 +72,13 @@ const viewer = new Viewer(byId("viewer"), {
   onPoint: showPoint,
   onStroke: (count) => pen.strokes(count),
   onKey: onViewerKey,
+  onDoubleClick: applyWindow,
 });
 const pen = new Pen(viewer, {
   chips: () => current().chips,
   styles: penStyles,
   onChange: refreshRun,
+  mayDrop: mayDropDrawing,
 });
 const search = new Search(choose);
 const results = new Results({
@@ -89,8 +91,19 @@ const results = new Results({
 
 // Scans -------------------------------------------------------------------------------------------
 
+/* Asks before strokes that no run has used are lost. */
+async function mayDropDrawing() {
+  if (!viewer.isDrawing || viewer.strokes === 0) return true;
+  return await ask({
+    heading: "Discard the drawing?",
+    text: "No run has used it yet.",
+    choices: [{ value: "yes", text: "Discard" }],
+  }) !== null;
+}
+
 async function addScan(files) {
   show(byId("scan-problem"), false);
+  if (!await mayDropDrawing()) return;
   try {
     const info = await sendScan(files, (problem) => ask({
       heading: "Which series?",
@@ -113,6 +126,10 @@ function choiceOf({ series, number, description, modality, images }) {
   const parts = [number === null ? "" : `Series ${number}`, description, modality,
     plural(images, "image")];
   return { value: series, text: parts.filter(Boolean).join(" · ") };
+}
+
+async function chooseScan(scan) {
+  if (scan !== state.scan && await mayDropDrawing()) await openScan(scan);
 }
 
 async function openScan(scan) {
@@ -380,6 +397,10 @@ async function showRun(scan, number) {
   }
 }
 
+async function stepRun(step) {
+  if (await mayDropDrawing()) await showRun(state.scan, state.scan.shown + step);
+}
+
 async function cancelRun() {
   const { active } = state.scan;
   if (active === null) return;
@@ -414,7 +435,7 @@ function refreshRun() {
       : scan.chips.length === 0 && !scan.info.has_prompts ? "Choose a class first." : "";
   byId("missing").textContent = missing;
   byId("run").disabled = missing !== "";
-  byId("run").textContent = corrects ? "Segment again with the drawing"
+  byId("run").textContent = corrects ? "Segment with the drawing"
     : scan.chips.length === 0 && scan.info.has_prompts ? "Segment what the file asks for"
       : scan.run ? "Segment again" : "Segment";
   byId("draw").disabled = !viewer.hasScan || scan.chips.length === 0 || active !== null;
@@ -452,7 +473,7 @@ function swapFocus([hidden, shown], swap) {
 
 function refresh() {
   const scan = current();
-  showScans(state.scans, state.scan, { onOpen: openScan, onDelete: removeScan });
+  showScans(state.scans, state.scan, { onOpen: chooseScan, onDelete: removeScan });
   byId("scan-notes").replaceChildren(...noteItems(scan.info.notes ?? []));
   refreshChips();
   const { run } = scan;
@@ -533,8 +554,8 @@ function listen() {
   });
   byId("run").addEventListener("click", startRun);
   byId("cancel").addEventListener("click", cancelRun);
-  byId("undo-run").addEventListener("click", () => showRun(state.scan, state.scan.shown - 1));
-  byId("redo-run").addEventListener("click", () => showRun(state.scan, state.scan.shown + 1));
+  byId("undo-run").addEventListener("click", () => stepRun(-1));
+  byId("redo-run").addEventListener("click", () => stepRun(1));
   byId("planes").addEventListener("change", (event) => viewer.setPlane(event.target.value));
   byId("window").addEventListener("change", applyWindow);
   byId("patterns").addEventListener("change", (event) => {

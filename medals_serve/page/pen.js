@@ -1,18 +1,18 @@
 /* The pen: a drawing over the scan that corrects a result, or shows the run where to look. */
 
-import { announce, byId, el, show } from "./dom.js";
+import { byId, el, show } from "./dom.js";
 
 export class Pen {
-  /* `chips()` are the classes that can be drawn, `styles()` how; `onChange` follows each stroke. */
-  constructor(viewer, { chips, styles, onChange }) {
+  /* `chips()` are the classes that can be drawn, `styles()` how; `onChange` follows each stroke;
+  `mayDrop()` asks whether a drawing may go. */
+  constructor(viewer, { chips, styles, onChange, mayDrop }) {
     this.viewer = viewer;
     this.chips = chips;
     this.styles = styles;
     this.onChange = onChange;
-    byId("draw").addEventListener("click", () => (viewer.isDrawing ? this.stop() : this.start()));
-    byId("discard-drawing").addEventListener("click", () => {
-      this.stop();
-      announce("Drawing discarded");
+    byId("draw").addEventListener("click", async () => {
+      if (!viewer.isDrawing) this.start();
+      else if (await mayDrop()) this.stop();
     });
     byId("undo-stroke").addEventListener("click", () => this.undo());
     byId("pen-class").addEventListener("change", () => this.apply());
@@ -27,7 +27,6 @@ export class Pen {
     this.refresh();
     show(byId("pen"), true);
     byId("draw").setAttribute("aria-pressed", "true");
-    byId("draw").textContent = "Stop drawing";
     this.onChange();
   }
 
@@ -41,7 +40,6 @@ export class Pen {
   hide() {
     show(byId("pen"), false);
     byId("draw").setAttribute("aria-pressed", "false");
-    byId("draw").textContent = "Draw";
     this.onChange();
   }
 

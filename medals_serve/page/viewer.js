@@ -70,8 +70,9 @@ class Palette {
 
 export class Viewer {
   /* `onPoint({label, value, mm})` is called when the crosshair moves, `onStroke(count)` when
-  something was drawn or undone: how many strokes can be undone; `onKey` for keys of the canvas. */
-  constructor(canvas, { onPoint, onStroke, onKey }) {
+  something was drawn or undone: how many strokes can be undone; `onKey` for keys of the canvas,
+  `onDoubleClick` for double clicks while not drawing. */
+  constructor(canvas, { onPoint, onStroke, onKey, onDoubleClick }) {
     this.canvas = canvas;
     this.onPoint = onPoint;
     this.onStroke = onStroke;
@@ -88,12 +89,14 @@ export class Viewer {
       crosshairGap: 4,
       crosshairWidth: 0.35,
       crosshairWidthUnit: "percent",
+      doubleTouchTimeout: 0, // two quick dabs of the pen are no double tap
       dragAndDropEnabled: false,
       dragMode: DRAG_MODE.contrast,
       fontColor: [0.9, 0.9, 0.9, 1],
       fontMinPx: 15,
       isRadiologicalConvention: true,
       loadingText: "",
+      longTouchTimeout: 2 ** 31 - 1, // nor is a slow stroke a long press
       logLevel: "error",
       maxDrawUndoBitmaps: UNDO_STEPS + 2,
       multiplanarPadPixels: 4,
@@ -111,6 +114,10 @@ export class Viewer {
     canvas.addEventListener("keydown", (event) => {
       event.stopImmediatePropagation();
       onKey(event);
+    });
+    canvas.addEventListener("dblclick", (event) => {
+      event.stopImmediatePropagation();
+      if (!this.isDrawing) onDoubleClick();
     });
   }
 

@@ -145,6 +145,18 @@ class Visit:
         with Image.open(io.BytesIO(self["#viewer"].screenshot())) as image:
             return np.asarray(image.convert("RGB"), dtype=np.int16)
 
+    def touch(self, selector: str, *path: tuple[int, int]) -> None:
+        """Draw with a finger, from place to place in an element."""
+        self[selector].scroll_into_view_if_needed()
+        box = self[selector].bounding_box()
+        assert box
+        finger = self.page.context.new_cdp_session(self.page)
+        for kind, (x, y) in zip(("touchStart", "touchMove"), path, strict=True):
+            point = {"x": box["x"] + x, "y": box["y"] + y}
+            finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+            self.page.wait_for_timeout(50)
+        finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
     def violations(self) -> list[str]:
         """What axe-core finds wrong."""
         axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core")
@@ -355,7 +367,7 @@ def test_a_correction(visited: Visit, served_demo: Running, scan: Path) -> None:
     visited["#viewer"].focus()
     visited.page.keyboard.press("Space")
     visited.expect("#readout b").to_have_text("Spleen")
-    visited.expect("#run").to_have_text("Segment again with the drawing")
+    visited.expect("#run").to_have_text("Segment with the drawing")
     where = str(visited["#readout"].text_content())
     visited.run()
     visited.expect("#result-text").to_contain_text("Run 2 of 2")
@@ -375,7 +387,11 @@ def test_a_correction(visited: Visit, served_demo: Running, scan: Path) -> None:
     crosshair = [int(numbers[n]) * (1 if numbers[n + 1] in "RAS" else -1) for n in (1, 3, 5)]
     np.testing.assert_allclose(center, crosshair, atol=4)
 
+    visited["#draw"].click()
+    visited["#viewer"].press("Space")
     visited["#undo-run"].click()
+    visited.expect("#ask-heading").to_have_text("Discard the drawing?")
+    visited["#ask-choices button"].click()
     visited.expect("#result-text").to_contain_text("Run 1 of 2")
     again = nifti_of(visited.download("#download")[1])
     assert np.array_equal(np.asarray(again.dataobj), labels)
@@ -495,8 +511,10 @@ def test_a_phone(browser: "Browser", served_demo: Running, scan: Path, scheme: s
         visited.choose("liver", "left kidney", "right lung")
         visited["#groups-part summary"].click()
         visited.run()
-        visited["#draw"].click()
         visited["#patterns"].check()
+        visited["#draw"].tap()
+        visited.touch("#viewer", (60, 150), (80, 150))
+        visited.expect("#undo-stroke").to_be_enabled()
         assert visited.page.evaluate("document.documentElement.scrollWidth") <= 360
         visited.expect("#notice").to_be_in_viewport()
         assert visited.violations() == []
