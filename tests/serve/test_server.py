@@ -125,7 +125,7 @@ def test_importing_the_command_needs_no_extra() -> None:
 
 def test_tokens_from_files(tmp_path: Path) -> None:
     file = tmp_path / "token"
-    file.write_text("a" * 20 + "\n")
+    file.write_text("a" * 20 + "\n", encoding="utf-8")
     file.chmod(0o600)
     assert read_token(file) == "a" * 20
     for content, mode, code in (
