@@ -421,8 +421,9 @@ def text_of(report: dict[str, Any]) -> str:
     return f"""# The service under load and faults
 
 {report["date"]}, {machine["processor"]}, {machine["cores"]} cores; load average before:
-{report["load_average_before"]:.1f} (above the cores: other work shared them).
-{report["clients"]} clients for {report["minutes"]:g} minutes, then {sent["sent"]} broken bodies. Repeat it: `python benchmarks/serve_load.py`.
+{report["load_average_before"]:.1f}.
+{report["clients"]} clients for {report["minutes"]:g} minutes, then {sent["sent"]} broken bodies.
+Repeat it: `python benchmarks/serve_load.py`.
 
 | the server's | before | after the load | after broken bodies |
 |---|---:|---:|---:|

@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from medals_rt.common.errors import CaseError, InputError, MedalsError
+from medals_rt.common.optional_deps import import_optional, is_installed
 from medals_rt.io.dicom.case import list_series
 from medals_rt.io.registry import FORMATS, read_case, read_labels
 from medals_rt.io.volume import volume_notes
@@ -85,6 +86,8 @@ def describe_series(request: Mapping[str, Any]) -> list[dict[str, Any]]:
 SERIES_CODES: Final = frozenset({"several-series", "series-ambiguous", "series-not-found"})
 """Of errors that end with a choice among series."""
 
+LIBRARIES: Final = ("NiBabel", "pynrrd", "pydicom", "highdicom")
+
 READERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Answer]]] = {
     "image": describe_image,
     "labels": describe_labels,
@@ -117,6 +120,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this one
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
+    for library in LIBRARIES:  # else each child would import them again
+        if is_installed(library):
+            import_optional(library, "a file that is uploaded")
     for line in sys.stdin:
         request = json.loads(line)
         ready, write = os.pipe()

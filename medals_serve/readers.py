@@ -50,7 +50,7 @@ class Readers:
         self._metrics = metrics
         self._idle: queue.LifoQueue[_ReaderProcess | None] = queue.LifoQueue()
         for _ in range(settings.readers):
-            self._idle.put(None)
+            self._idle.put(_ReaderProcess())
 
     def read(
         self,

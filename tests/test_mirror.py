@@ -26,10 +26,6 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "cli/prompts.py": ("cli/test_commands.py", BY_COMMAND),
     "cli/verify.py": ("tools/verify/test_verify.py", BY_COMMAND),
     "cli/version.py": ("cli/test_commands.py", BY_COMMAND),
-    "common/errors.py": (
-        "cli/test_errors.py",
-        "classes alone: the command line tells them apart",
-    ),
     "common/limits.py": ("prompts/test_prompt_set.py", BY_USE),
     "common/notes.py": ("pipeline/test_report.py", BY_USE),
     "common/plugins.py": ("test_layout.py", BY_USE),

@@ -1,5 +1,10 @@
 """A server in a thread of the tests, on a port of the loopback that is free."""
 
+import json
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,6 +77,46 @@ class HeldSegmenter(Segmenter):
             provenance=provenance,
             progress=progress,
         )
+
+
+SCRIPT = """
+import json
+import sys
+from pathlib import Path
+from medals_rt.pipeline.options import RunOptions
+from medals_serve.command import serve
+
+say = lambda line: print(line, flush=True)
+ended = serve(
+    RunOptions(bundle=Path(sys.argv[1]), runner="onnxruntime", precision="fp32"),
+    host="127.0.0.1", port=0, token_file=None, announce=say, warn=say,
+    data_dir=Path(sys.argv[2]), min_free_bytes=0, **json.loads(sys.argv[3]),
+)
+print("ended by", ended, flush=True)
+"""
+
+
+@contextmanager
+def child(bundle: Bundle, data: Path, **settings: Any) -> Iterator[tuple[Any, str]]:
+    """A server in a process of its own, and its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(bundle.folder), str(data), json.dumps(settings)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    try:
+        assert process.stdout is not None
+        found = re.fullmatch(r"serving at (http://127\.0\.0\.1:\d+)/\n", process.stdout.readline())
+        assert found is not None
+        assert "Ctrl-C" in process.stdout.readline()
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 @dataclass

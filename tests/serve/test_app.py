@@ -67,7 +67,7 @@ def test_results_are_those_of_the_command_line(
     assert (tmp_path / "served.nii.gz").read_bytes() == output.read_bytes()
     assert client.fetch(job, "statistics", format="csv") == files["statistics"].read_bytes()
     assert client.fetch(job, "preview.png") == files["preview"].read_bytes()
-    expected, report = json.loads(files["report"].read_text()), client.report(job)
+    expected, report = json.loads(files["report"].read_text(encoding="utf-8")), client.report(job)
     assert report["case"] == expected["case"] == "scan of someone"
     assert {k: v for k, v in report.items() if k not in DIFFERS} == {
         k: v for k, v in expected.items() if k not in DIFFERS

@@ -51,7 +51,7 @@ process.main()
 @pytest.fixture
 def harmful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Readers]:
     """One process whose reader does what the file says."""
-    (tmp_path / "harmful_reader.py").write_text(HARMFUL)
+    (tmp_path / "harmful_reader.py").write_text(HARMFUL, encoding="utf-8")
     monkeypatch.setattr(readers_module, "_MODULE", "harmful_reader")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     found = Readers(ServeSettings(readers=1, read_s=2.0), Metrics())
@@ -61,7 +61,7 @@ def harmful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Readers
 
 def feed(readers: Readers, folder: Path, word: str) -> dict[str, object]:
     path = folder / "upload"
-    path.write_text(word)
+    path.write_text(word, encoding="utf-8")
     return readers.read("image", path, "scan")
 
 

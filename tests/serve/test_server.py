@@ -1,13 +1,10 @@
 """The command: its address, its refusals, and how it ends."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +17,7 @@ from medals_serve import command
 from medals_serve.client import ServiceClient
 from medals_serve.command import read_token, serve
 from medals_serve.server import address_of, bind, is_loopback
-from tests.serve.serving import RUNNER, SENTENCE, until
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from medals_rt.pipeline.options import RunOptions
-from medals_serve.command import serve
-
-say = lambda line: print(line, flush=True)
-ended = serve(
-    RunOptions(bundle=Path(sys.argv[1]), runner="onnxruntime", precision="fp32"),
-    host="127.0.0.1", port=0, token_file=None, announce=say, warn=say,
-    data_dir=Path(sys.argv[2]), grace_s=float(sys.argv[3]), min_free_bytes=0,
-)
-print("ended by", ended, flush=True)
-"""
-
-
-@contextmanager
-def child(bundle: Bundle, data: Path, grace: float = 20.0) -> Iterator[tuple[Any, str]]:
-    """A server in a process of its own, and its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(bundle.folder), str(data), str(grace)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    try:
-        assert process.stdout is not None
-        found = re.fullmatch(r"serving at (http://127\.0\.0\.1:\d+)/\n", process.stdout.readline())
-        assert found is not None
-        assert "Ctrl-C" in process.stdout.readline()
-        yield process, found[1]
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+from tests.serve.serving import RUNNER, SENTENCE, child, until
 
 
 def children_of(process: Any) -> list[Any]:
@@ -166,7 +125,7 @@ def test_importing_the_command_needs_no_extra() -> None:
 
 def test_tokens_from_files(tmp_path: Path) -> None:
     file = tmp_path / "token"
-    file.write_text("a" * 20 + "\n")
+    file.write_text("a" * 20 + "\n", encoding="utf-8")
     file.chmod(0o600)
     assert read_token(file) == "a" * 20
     for content, mode, code in (
@@ -230,7 +189,7 @@ def test_stopping_takes_no_longer_than_it_says(
     tiny_bundle: Bundle, tmp_path: Path, scan: Path
 ) -> None:
     """Watchers of jobs and clients that keep their connection do not hold it."""
-    with child(tiny_bundle, tmp_path / "data", grace=1.0) as (process, address):
+    with child(tiny_bundle, tmp_path / "data", grace_s=1.0) as (process, address):
         clients = [ServiceClient(address) for _ in range(5)]
         for client in clients:
             client.submit(client.upload(scan), SENTENCE)

@@ -26,7 +26,7 @@ def test_leftovers_of_a_killed_server_are_removed(tmp_path: Path) -> None:
     first = Sessions(settings(tmp_path))
     _, session = first.create()
     (session.folder / "upload.nii").write_bytes(b"x")
-    (tmp_path / "mine.txt").write_text("x")
+    (tmp_path / "mine.txt").write_text("x", encoding="utf-8")
     (tmp_path / "mine").mkdir()
     second = Sessions(settings(tmp_path))
     assert session.folder.exists()
