@@ -111,8 +111,10 @@ async function addScan(files) {
       choices: problem.choices.map(choiceOf),
     }));
     if (info === null) return;
+    // What was chosen is chosen for the next scan too, but not the modality of another one.
     const { modality, chips } = current();
-    const scan = new Scan(info, { modality, chips: chips.map((chip) => ({ ...chip })) });
+    const scan = new Scan(info, { modality: state.scan === null ? modality : "" });
+    scan.chips = chipsIn(scan.modality, chips.map((chip) => ({ ...chip })));
     state.scans.push(scan);
     await openScan(scan);
     announce(`${scan.filename} is open`);
@@ -237,19 +239,23 @@ function refreshChips() {
   refreshRun();
 }
 
-/* Takes another modality; chosen classes become those of the same name there, or go. */
 function setModality(modality) {
   const scan = current();
   scan.modality = modality;
+  scan.chips = chipsIn(modality, scan.chips);
+  refreshModality();
+  refreshChips();
+}
+
+/* Chosen classes in another modality: those of the same names there; others go. */
+function chipsIn(modality, chips) {
   const known = new Map(state.model.classes.filter((entry) => entry.modality === modality)
     .map((entry) => [classKey(entry), entry]));
-  scan.chips = scan.chips.flatMap((chip) => {
+  return chips.flatMap((chip) => {
     if (chip.modality === modality || modality === "") return [chip];
     const same = known.get(classKey(chip));
     return same ? [{ ...chip, sentence: same.sentence, modality }] : [];
   });
-  refreshModality();
-  refreshChips();
 }
 
 /* Shows the modality, and what depends on it. */
@@ -487,8 +493,7 @@ function refresh() {
 function showProblem(id, problem) {
   const place = byId(id);
   if (problem.code === "session-unknown") {
-    byId("page-problem").replaceChildren(problem.message ?? problem.detail, " ",
-      el("button", { type: "button", on: { click: () => location.reload() } }, "Start again"));
+    byId("page-problem").replaceChildren("This session has ended, and its data are deleted. ", el("button", { type: "button", on: { click: () => location.reload() } }, "Start again"));
     show(byId("page-problem"), true);
     return;
   }

@@ -122,6 +122,10 @@ export class Viewer {
   }
 
   async open() {
+    if (document.createElement("canvas").getContext("webgl2") === null) {
+      throw new Error("This browser has no WebGL 2, which scans are shown with: turn on its " +
+        "hardware acceleration, or use another browser.");
+    }
     await this.niivue.attachToCanvas(this.canvas);
     this.niivue.setSliceType(PLANES[this.plane]);
   }

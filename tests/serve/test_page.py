@@ -452,6 +452,50 @@ def test_sentences_of_the_service(visited: Visit, scan: Path, tmp_path: Path) ->
 
 
 @in_browser
+def test_a_session_that_ended(visited: Visit, scan: Path) -> None:
+    visited.page.context.clear_cookies()
+    visited.page.set_input_files("#file-input", scan)
+    visited.expect("#page-problem").to_contain_text("session has ended")
+    visited["#page-problem button"].click()
+    visited.page.wait_for_selector("body[data-ready]")
+    visited.load(scan)
+    assert {each.split(":")[0] for each in visited.complaints} == {"error Failed to load resource"}
+    visited.complaints.clear()
+
+
+@in_browser
+def test_a_browser_without_webgl(browser: "Browser", served_demo: Running) -> None:
+    poor = browser.browser_type.launch(
+        executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-3d-apis"]
+    )
+    try:
+        page = poor.new_page()
+        page.goto(served_demo.address)
+        page.get_by_text("This browser has no WebGL 2").wait_for()
+    finally:
+        poor.close()
+
+
+@in_browser
+def test_prompts_in_the_file(visited: Visit, tmp_path: Path) -> None:
+    """A case of the challenge brings its own."""
+    with np.load(DEMO / "cases" / "ct_anatomy.npz") as case:
+        np.savez_compressed(
+            tmp_path / "case.npz",
+            imgs=case["imgs"],
+            spacing=case["spacing"],
+            text_prompts=np.array({"3": "Liver in CT", "instance_label": 0}),
+        )
+    visited.load(tmp_path / "case.npz")
+    visited.expect("#run").to_be_disabled()
+    visited["#modality"].select_option("CT")
+    visited.expect("#run").to_have_text("Segment what the file asks for")
+    visited.run()
+    visited.expect("#class-rows .go").to_have_text(["Liver"])
+    visited.expect("#chips li").to_have_count(1)
+
+
+@in_browser
 def test_lesions(visited: Visit) -> None:
     """A class of lesions beside anatomy; each lesion is counted."""
     visited.load(DEMO / "cases" / "ct_liver_tumors.npz")
@@ -490,6 +534,8 @@ def test_several_scans(visited: Visit, scan: Path) -> None:
     visited.load(DEMO / "cases" / "ct_anatomy.npz")
     visited.expect("#scans li").to_have_count(2)
     visited.expect("#scans [aria-current=true]").to_contain_text("ct_anatomy.npz")
+    visited.expect("#modality").to_have_value("")  # not taken from another scan
+    visited.expect("#chips li").to_have_count(1)
     visited.expect("#result").to_be_hidden()
     visited["#scans .choose"].first.click()
     visited.expect("#class-rows tr").to_have_count(1)
