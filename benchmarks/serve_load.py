@@ -437,7 +437,8 @@ One of the files is the server's lock.
 - Broken bodies: {answers}; the slowest answer took {sent["slowest_s"]} s.
 - A full disk ({disk["disk"]}): {disk["answers"]}; right afterwards: {disk["right_afterwards"]};
   files left: {disk["files_left"]}.
-- SIGTERM in the middle of a job, with 5 seconds of grace and 7 jobs waiting: {_ending(ended["SIGTERM"])}.
+- SIGTERM in the middle of a job, with 5 seconds of grace and 7 jobs waiting:
+  {_ending(ended["SIGTERM"])}.
 - SIGKILL: {_ending(ended["SIGKILL"])}; after the next start: {ended["files_left_after_restart"]}.
 - Findings: {"; ".join(findings) or "none"}.
 """
