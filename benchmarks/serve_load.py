@@ -350,7 +350,7 @@ def signals(bundle: Path, tasks: list[Task], folder: Path) -> dict[str, Any]:
             children = server.process.children(recursive=True)
             began = time.monotonic()
             server.process.send_signal(number)
-            code = server.process.wait(120)
+            code = int(server.process.wait(120))
             seconds = time.monotonic() - began
             for client in clients:
                 client.close()
@@ -420,8 +420,8 @@ def text_of(report: dict[str, Any]) -> str:
     machine, disk, ended = report["machine"], report["full_disk"], report["signals"]
     return f"""# The service under load and faults
 
-{report["date"]}, {machine["processor"]}, {machine["cores"]} cores; load average before:
-{report["load_average_before"]:.1f}.
+{report["date"]}, {machine["processor"]}, {machine["cores"]} cores; with other work on them
+(load average before: {report["load_average_before"]:.1f}): times say little, the rest does.
 {report["clients"]} clients for {report["minutes"]:g} minutes, then {sent["sent"]} broken bodies.
 Repeat it: `python benchmarks/serve_load.py`.
 
@@ -432,15 +432,24 @@ Repeat it: `python benchmarks/serve_load.py`.
 One of the files is the server's lock.
 
 - Clients: {clients}. Every result was compared with that of the command line, byte by byte.
-- A job from upload to result: median {done["job_s_median"]} s, 95 % within {done["job_s_95"]} s.
+- From upload to result, behind all others in the queue: median {done["job_s_median"]} s,
+  95 % within {done["job_s_95"]} s.
 - Broken bodies: {answers}; the slowest answer took {sent["slowest_s"]} s.
 - A full disk ({disk["disk"]}): {disk["answers"]}; right afterwards: {disk["right_afterwards"]};
   files left: {disk["files_left"]}.
-- SIGTERM in the middle: {ended["SIGTERM"]}.
-- SIGKILL in the middle: {ended["SIGKILL"]}; files left after the next start: \
-{ended["files_left_after_restart"]}.
+- SIGTERM in the middle of a job, with 5 seconds of grace and 7 jobs waiting:
+  {_ending(ended["SIGTERM"])}.
+- SIGKILL: {_ending(ended["SIGKILL"])}; after the next start: {ended["files_left_after_restart"]}.
 - Findings: {"; ".join(findings) or "none"}.
 """
+
+
+def _ending(found: dict[str, Any]) -> str:
+    gone = "gone" if found["children_gone"] else "still there"
+    return (
+        f"exit code {found['exit_code']} after {found['seconds']} s, its readers {gone}, "
+        f"files left: {found['files_left']}"
+    )
 
 
 if __name__ == "__main__":

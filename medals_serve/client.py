@@ -14,10 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import httpx
-
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import MedalsError
+from medals_rt.common.optional_deps import missing
+
+try:
+    import httpx
+except ImportError as _error:
+    raise missing("the client of the HTTP service", "HTTPX") from _error
 
 State = dict[str, Any]
 """JSON of the API: see `schemas`, or ``/v1/openapi.json`` of a server."""

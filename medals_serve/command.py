@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import signal
 import stat
@@ -60,6 +61,12 @@ def serve(
         The extra isn't installed.
     """
     require("medals-rt serve", "FastAPI", "uvicorn")
+    if not hasattr(os, "fork"):
+        raise InputError(
+            "medals-rt serve runs where processes can be limited, on Linux; run it in WSL or in "
+            "the container",
+            code="platform-not-supported",
+        )
     from medals_serve.server import Server, address_of, bind, is_loopback
 
     token = None if token_file is None else read_token(token_file)

@@ -32,10 +32,9 @@ def test_signals_end_it_and_leave_nothing(
     tiny_bundle: Bundle, tmp_path: Path, scan: Path, number: int, said: str
 ) -> None:
     data = tmp_path / "data"
-    with child(tiny_bundle, data) as (process, address):
-        client = ServiceClient(address)
-        image = client.upload(scan)
-        job = client.submit(image, SENTENCE)
+    with child(tiny_bundle, data) as (process, address), ServiceClient(address) as client:
+        job = client.submit(client.upload(scan), SENTENCE)
+        until(lambda: client.job(job)["status"] != "queued")
         readers = children_of(process)
         assert readers
         process.send_signal(number)
@@ -43,7 +42,6 @@ def test_signals_end_it_and_leave_nothing(
         assert process.wait(60) == 0
         assert f"ended by {said}" in process.stdout.read()
         assert not any(reader.is_running() for reader in readers)
-        client.close()
     assert list(data.iterdir()) == []
 
 
@@ -51,13 +49,11 @@ def test_what_a_killed_server_left_the_next_one_removes(
     tiny_bundle: Bundle, tmp_path: Path, scan: Path
 ) -> None:
     data = tmp_path / "data"
-    with child(tiny_bundle, data) as (process, address):
-        client = ServiceClient(address)
+    with child(tiny_bundle, data) as (process, address), ServiceClient(address) as client:
         client.submit(client.upload(scan), SENTENCE)
         readers = children_of(process)
         process.send_signal(signal.SIGKILL)
         process.wait(60)
-        client.close()
         until(lambda: not any(reader.is_running() for reader in readers))
     assert any(path.name == "upload.nii.gz" for path in data.rglob("*"))
     with child(tiny_bundle, data) as (process, _):
