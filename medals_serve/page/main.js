@@ -3,7 +3,8 @@
 import * as api from "./api.js";
 import { announce, byId, el, formatSeconds, plural, show } from "./dom.js";
 import { Pen } from "./pen.js";
-import { classKey, noteItems, Results, stylesOf } from "./results.js";
+import { noteItems, Results, stylesOf } from "./results.js";
+import { chipsIn, chipsOf, classKey, mergedChips, promptsOf, Scan } from "./scan.js";
 import { listenForFiles, sendScan, showScans } from "./scans.js";
 import { Search, showChips, showGroups } from "./search.js";
 import { Viewer } from "./viewer.js";
@@ -16,54 +17,6 @@ const CT_WINDOWS = {
   Brain: [80, 40],
   Liver: [150, 60],
 };
-
-/* One scan of the session.
-
-info      what the service says of it
-modality  as the file says it, or the user
-chips     the chosen classes, each {label, sentence, name, kind, modality, color}; a label stays with
-          its class from run to run, so that a drawing fits the next one
-runs      the finished runs; `shown` is the number of the one on display, -1 for none
-active    the state of the run that is waiting or running, or null; `isStarting` until it has one
-styles    by `classKey`: how a class is drawn */
-class Scan {
-  constructor(info, { modality = "", chips = [] } = {}) {
-    this.info = info;
-    this.image = info.image;
-    this.filename = info.filename;
-    this.modality = info.modality ?? modality;
-    this.chips = chips;
-    this.runs = [];
-    this.shown = -1;
-    this.active = null;
-    this.isStarting = false;
-    this.styles = new Map();
-  }
-
-  get run() {
-    return this.runs[this.shown] ?? null;
-  }
-
-  /* A label for a class: the one that it had in a run, or the next free one. */
-  labelFor(prompt) {
-    const classes = this.runs.flatMap((run) => run.classes);
-    const had = classes.findLast((found) => classKey(found) === classKey(prompt));
-    return had?.label ?? 1 + Math.max(0, ...[...this.chips, ...classes].map(({ label }) => label));
-  }
-
-  /* Keeps what the service doesn't know for a reload of this tab. */
-  remember() {
-    if (!this.image) return;
-    sessionStorage.setItem(this.image, JSON.stringify({
-      modality: this.modality,
-      chips: this.chips,
-    }));
-  }
-
-  static recalled(info) {
-    return new Scan(info, JSON.parse(sessionStorage.getItem(info.image) ?? "{}"));
-  }
-}
 
 const state = { model: null, scans: [], scan: null, draft: new Scan({ filename: "" }) };
 const current = () => state.scan ?? state.draft;
@@ -114,7 +67,7 @@ async function addScan(files) {
     // What was chosen is chosen for the next scan too, but not the modality of another one.
     const { modality, chips } = current();
     const scan = new Scan(info, { modality: state.scan === null ? modality : "" });
-    scan.chips = chipsIn(scan.modality, chips.map((chip) => ({ ...chip })));
+    scan.chips = chipsIn(scan.modality, chips.map((chip) => ({ ...chip })), state.model.classes);
     state.scans.push(scan);
     await openScan(scan);
     announce(`${scan.filename} is open`);
@@ -242,20 +195,9 @@ function refreshChips() {
 function setModality(modality) {
   const scan = current();
   scan.modality = modality;
-  scan.chips = chipsIn(modality, scan.chips);
+  scan.chips = chipsIn(modality, scan.chips, state.model.classes);
   refreshModality();
   refreshChips();
-}
-
-/* Chosen classes in another modality: those of the same names there; others go. */
-function chipsIn(modality, chips) {
-  const known = new Map(state.model.classes.filter((entry) => entry.modality === modality)
-    .map((entry) => [classKey(entry), entry]));
-  return chips.flatMap((chip) => {
-    if (chip.modality === modality || modality === "") return [chip];
-    const same = known.get(classKey(chip));
-    return same ? [{ ...chip, sentence: same.sentence, modality }] : [];
-  });
 }
 
 /* Shows the modality, and what depends on it. */
@@ -302,35 +244,6 @@ async function startRun() {
   refreshRun();
 }
 
-/* What a job is asked for; `labels` maps those of the chips to those that the result will have, for
-lesions are numbered after anatomy. */
-function promptsOf(chips) {
-  const anatomy = chips.filter(({ kind }) => kind === "anatomy");
-  const lesions = chips.filter(({ kind }) => kind === "lesion");
-  const highest = Math.max(0, ...anatomy.map(({ label }) => label));
-  return {
-    prompts: anatomy.length === 0 ? null
-      : Object.fromEntries(anatomy.map(({ label, sentence }) => [String(label), sentence])),
-    options: { lesion: lesions.map(({ sentence }) => sentence) },
-    labels: new Map([
-      ...anatomy.map(({ label }) => [label, label]),
-      ...lesions.map(({ label }, number) => [label, highest + 1 + number]),
-    ]),
-  };
-}
-
-const chipsOf = (run) => run.classes.map(({ label, sentence, name, kind, modality, color }) =>
-  ({ label, sentence, name, kind, modality, color }));
-
-/* The chips after a run: with the labels of the result; those chosen while it ran stay. */
-function mergedChips(scan, run) {
-  const found = chipsOf(run);
-  if (scan.chips.length === 0) return found;
-  const ofClass = new Map(found.map((chip) => [classKey(chip), chip]));
-  let free = 1 + Math.max(...[...found, ...scan.chips].map(({ label }) => label));
-  return scan.chips.map((chip) => ofClass.get(classKey(chip)) ?? { ...chip, label: free++ });
-}
-
 /* Sends the classes that the drawing has changed, with the labels that the result will have, and
 returns the mask's name; null without any. */
 async function sendCorrection(scan, labels) {
@@ -341,8 +254,8 @@ async function sendCorrection(scan, labels) {
   const { bytes, drawn } = await viewer.drawingFile(changed);
   const erased = scan.chips.filter(({ label }) => changed.has(label) && !drawn.has(label));
   if (erased.length > 0) {
-    byId("run-hint").textContent =
-      `Erased altogether, so found again from its name: ${erased.map(({ name }) => name).join(", ")}.`;
+    const names = erased.map(({ name }) => name).join(", ");
+    byId("run-hint").textContent = `Erased altogether, so found again from its name: ${names}.`;
   }
   return drawn.size === 0 ? null : (await api.sendMask(scan.image, bytes)).mask;
 }
@@ -352,7 +265,8 @@ function follow(scan, first) {
   api.followJob(first.job, {
     onState: (job) => onJob(scan, job),
     onLost: () => {
-      if (scan === state.scan) byId("job-text").textContent = "The service doesn't answer; trying again …";
+      if (scan !== state.scan) return;
+      byId("job-text").textContent = "The service doesn't answer; trying again …";
     },
     onProblem: (problem) => {
       scan.active = null;
@@ -375,7 +289,8 @@ async function onJob(scan, job) {
     if (scan === state.scan) await showRun(scan, scan.runs.length - 1);
     else scan.shown = scan.runs.length - 1;
     const found = job.classes.filter(({ voxels }) => voxels > 0).length;
-    announce(`${scan.filename}: done, ${found} of ${plural(job.classes.length, "class", "classes")} found`);
+    const all = plural(job.classes.length, "class", "classes");
+    announce(`${scan.filename}: done, ${found} of ${all} found`);
   } else if (scan === state.scan) {
     if (job.status === "failed") showProblem("run-problem", job.problem);
     else {
@@ -493,7 +408,8 @@ function refresh() {
 function showProblem(id, problem) {
   const place = byId(id);
   if (problem.code === "session-unknown") {
-    byId("page-problem").replaceChildren("This session has ended, and its data are deleted. ", el("button", { type: "button", on: { click: () => location.reload() } }, "Start again"));
+    byId("page-problem").replaceChildren("This session has ended, and its data are deleted. ",
+      el("button", { type: "button", on: { click: () => location.reload() } }, "Start again"));
     show(byId("page-problem"), true);
     return;
   }
@@ -575,7 +491,8 @@ function listen() {
 }
 
 function showModel(model) {
-  byId("model-name").textContent = `${model.name} · ${model.arithmetic} · medals-rt ${model.version}`;
+  byId("model-name").textContent =
+    [model.name, model.arithmetic, `medals-rt ${model.version}`].join(" · ");
   byId("notice").textContent = model.notice ?? "";
   show(byId("notice").parentElement, Boolean(model.notice));
   byId("preset").replaceChildren(

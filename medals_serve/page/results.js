@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { announce, byId, el, formatVolume, plural, show } from "./dom.js";
+import { classKey } from "./scan.js";
 import { PATTERN_COUNT } from "./viewer.js";
 
 const OPACITY = 0.5;
@@ -14,9 +15,6 @@ const FORMATS = {
   "labelmap.dcm": "DICOM SEG as a label map",
   "rtstruct.dcm": "DICOM RTSTRUCT",
 };
-
-/* What tells classes of a modality apart: anatomy and lesions may have the same name. */
-export const classKey = ({ kind, name }) => `${kind}/${name}`;
 
 /* How the classes of a run are drawn, by label; `kept` keeps it from run to run of a scan. */
 export function stylesOf({ classes }, kept) {

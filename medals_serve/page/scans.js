@@ -14,7 +14,8 @@ export function listenForFiles(onFiles) {
     event.target.value = "";
     if (files.length > 0) onFiles(files);
   };
-  for (const [button, input] of [["choose-file", "file-input"], ["choose-folder", "folder-input"]]) {
+  const inputs = { "choose-file": "file-input", "choose-folder": "folder-input" };
+  for (const [button, input] of Object.entries(inputs)) {
     byId(button).addEventListener("click", () => byId(input).click());
     byId(input).addEventListener("change", ofInput);
   }
@@ -57,12 +58,13 @@ async function filesIn(entry) {
 `chooseSeries` is asked where there are several; null means to leave it. */
 export async function sendScan(files, chooseSeries) {
   const seen = files.filter(({ path }) => !/(^|\/)(\.|__MACOSX\/)/.test(path));
+  if (seen.length === 0) throw new Error("There is no file in this folder.");
   const one = seen.length === 1;
   report(one ? "Reading the file" : `Packing ${seen.length} files`, null);
   try {
     const body = one ? seen[0].file : await zipped(seen);
-    const folder = seen[0].path.split("/")[0];
-    const filename = one ? seen[0].file.name : `${seen[0].path.includes("/") ? folder : "scan"}.zip`;
+    const folder = seen[0].path.includes("/") ? seen[0].path.split("/")[0] : "scan";
+    const filename = one ? seen[0].file.name : `${folder}.zip`;
     const progress = (share) => report(
       share < 1 ? `Sending ${filename} (${formatBytes(body.size)})` : `Reading ${filename}`,
       share < 1 ? share : null);

@@ -173,7 +173,7 @@ export class Search {
 export function showGroups(model, modality, onChoose) {
   const known = new Map(model.classes.map((entry) => [entry.id, entry]));
   const buttons = model.groups.flatMap(({ name, class_ids: ids }) => {
-    const members = ids.map((id) => known.get(id)).filter((entry) => modality !== "" && entry?.modality === modality);
+    const members = ids.map((id) => known.get(id)).filter((entry) => entry?.modality === modality);
     if (members.length === 0) return [];
     return [el("button", {
       type: "button",

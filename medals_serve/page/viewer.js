@@ -1,4 +1,4 @@
-/* The picture: a scan in three planes, the label map over it, the pen. Nothing else knows NiiVue. */
+/* The picture: a scan in three planes, labels over it, the pen. Nothing else knows NiiVue. */
 
 import "./vendor/niivue/niivue.umd.js";
 
@@ -79,7 +79,7 @@ export class Viewer {
     this.plane = "all";
     this.patterns = false;
     this.palette = new Palette();
-    this.labels = null; // of the result, in the order of a drawing: left to right, back to front, up
+    this.labels = null; // of the result, in the order of a drawing: to the right, front and head
     this.drawing = null; // as it was when it started
     this.strokes = 0;
     this.held = false;
