@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from medals_rt.cli._errors import EXIT_DONE, EXIT_INCOMPLETE
-from medals_rt.cli._options import prompt_source, run_options, takes
+from medals_rt.cli._options import Select, Series, prompt_source, run_options, takes
 from medals_rt.cli._output import out
 from medals_rt.common.choices import OutputFormat
 
@@ -51,21 +51,18 @@ def run_command(
     instances: Annotated[
         Path | None, typer.Option(help="Write the numbered lesions as a label map here.")
     ] = None,
-    series: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBER|UID", help="Which series of a DICOM folder: its number or its UID."
-        ),
-    ] = None,
-    select: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE", help="Which images of the series, such as ECHO=2 or ACQUISITION=1."
-        ),
-    ] = None,
+    series: Series = None,
+    select: Select = None,
     spatial_prompts: Annotated[
         Path | None, typer.Option(help="Labels drawn by hand to start from (hybrid mode).")
     ] = None,
+    resample: Annotated[
+        bool,
+        typer.Option(
+            "--resample",
+            help="Bring spatial prompts on another grid onto the scan's (nearest voxel).",
+        ),
+    ] = False,
     options: "RunOptions",
 ) -> int:
     """Segment one case by text prompts."""
@@ -83,6 +80,7 @@ def run_command(
         series=series,
         select=tuple(select or ()),
         spatial_prompts=spatial_prompts,
+        resample=resample,
         options=options,
     )
     with out.progress() as progress:
