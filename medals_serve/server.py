@@ -144,9 +144,14 @@ class Server(uvicorn.Server):
         self._stopping: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         logging.getLogger("uvicorn.access").disabled = True  # its lines hold names of files
+        try:
+            app = create_app(settings, options, self.engine, metrics)
+        except BaseException:
+            self.engine.stop(0.0)
+            raise
         super().__init__(
             uvicorn.Config(
-                create_app(settings, options, self.engine, metrics),
+                app,
                 http=type("Protocol", (PatientProtocol,), {"header_s": settings.header_s}),
                 ws="none",
                 loop="asyncio",

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.common.errors import InputError, MissingDependencyError
+from medals_rt.common.errors import InputError, MissingDependencyError, OutputError
 from medals_rt.pipeline.options import RunOptions
 from medals_serve import command
 from medals_serve.client import ServiceClient
@@ -94,6 +95,16 @@ def test_a_bundle_that_is_none(tmp_path: Path) -> None:
         start(tmp_path / "nothing", data_dir=tmp_path / "data")
     assert "nothing" in str(caught.value)
     assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_for_data_that_is_none(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """The model is closed again."""
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(OutputError) as caught:
+        start(tiny_bundle.folder, data_dir=file)
+    assert caught.value.code == "data-dir-unusable"
+    assert not [each for each in threading.enumerate() if each.name == "medals-engine"]
 
 
 def test_a_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
