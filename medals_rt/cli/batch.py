@@ -14,7 +14,7 @@ from medals_rt.cli._errors import (
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
 )
-from medals_rt.cli._options import prompt_source, run_options, takes
+from medals_rt.cli._options import Select, Series, prompt_source, run_options, takes
 from medals_rt.cli._output import out
 from medals_rt.common.errors import InputError, OutputError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from medals_rt.pipeline.options import PromptSource, RunOptions
 
 EXAMPLES: Final = (
-    'medals-rt batch engines/demo/cases results --prompt "Liver in CT" --prompt "Spleen in CT"',
+    'medals-rt batch scans results --prompt "Liver in CT" --prompt "Spleen in CT"',
     'medals-rt batch "scans/*.nii.gz" results --prompts prompts.json --statistics',
     "medals-rt batch scans results --jobs jobs.csv --format seg.nrrd",
 )
@@ -52,6 +52,8 @@ def batch_command(
         typer.Option(help="JSON or CSV, a case per row, with its own prompts and output name."),
     ] = None,
     source: "PromptSource",
+    series: Series = None,
+    select: Select = None,
     output_format: Annotated[
         str,
         typer.Option(
@@ -67,6 +69,13 @@ def batch_command(
             "--preview/--no-preview", help="Draw a picture of each case and write index.html."
         ),
     ] = True,
+    split: Annotated[
+        bool,
+        typer.Option(
+            "--split",
+            help="Also write a file for each class of each case: NAME/left_kidney.nii.gz.",
+        ),
+    ] = False,
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Write statistics.csv, a row per class and case.")
     ] = False,
@@ -120,10 +129,15 @@ def batch_command(
         reports=reports,
         source=source,
         options=options,
+        series=series,
+        select=tuple(select or ()),
         ending=ending,
         preview=preview,
+        split=split,
     )
-    notice = Bundle.open(resolve_bundle(options.bundle), verify=False).notice
+    with out.progress() as progress:
+        folder = resolve_bundle(options.bundle, progress)
+    notice = Bundle.open(folder, verify=False).notice
     if plan.unread:
         out.warning(unread_words(plan.unread))
     if notice is not None:

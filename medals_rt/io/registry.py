@@ -266,7 +266,7 @@ def _format_to_read(file: Path, capability: Capability) -> Format:
     if named is not None and (_fits(named, start) or named.recognizes is None):
         return named
     others = [each for each in FORMATS if getattr(each, capability) and _fits(each, start)]
-    if named is None and others and others[0].choosable:
+    if named is None and others and others[0].unnamed:
         return others[0]
     if others:
         ending = next(each for each in others[0].endings if each.endswith(".gz") == _packed(start))
@@ -279,7 +279,7 @@ def _format_to_read(file: Path, capability: Capability) -> Format:
         return named  # damaged: its own reader says how
     known = ", ".join(_endings(capability))
     raise CaseError(
-        f"{file.name} is of an unknown format; use one of {known}", code="unknown-format"
+        f"{file.name} is of an unknown format; use one of {known}", code="format-unknown"
     )
 
 
@@ -289,14 +289,14 @@ def _format_to_write(file: Path, name: str | None) -> Format:
         if found is None:
             known = ", ".join(OUTPUT_ENDINGS)
             raise CaseError(
-                f"{file.name} is of an unknown format; use one of {known}", code="unknown-format"
+                f"{file.name} is of an unknown format; use one of {known}", code="format-unknown"
             )
         return found
     writers = {each.name: each for each in FORMATS if each.write is not None}
     if name not in writers:
         raise CaseError(
             f"there is no format {name!r} to write; use one of {', '.join(writers)}",
-            code="unknown-format",
+            code="format-unknown",
         )
     if writers[name].ending_of(file.name) is None:
         raise CaseError(

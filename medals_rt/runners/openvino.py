@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from medals_rt.common.choices import Precision, RunnerKind
 from medals_rt.common.errors import InputError, MissingFileError, RunnerError
+from medals_rt.common.heap import trim_heap
 from medals_rt.common.typing import Array
 from medals_rt.runners.base import (
     Device,
@@ -101,6 +102,7 @@ class OpenVINORunner(Runner):
     def release(self) -> None:
         """Return the memory that the library keeps between runs; the next run takes it again."""
         self._model.release()
+        trim_heap()
 
     def close(self) -> None:
         """Let go of the compiled graph."""

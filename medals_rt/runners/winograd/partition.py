@@ -380,6 +380,11 @@ class _Cut:
                     continue
                 if number is None and port.get_node().get_type_name() == "Parameter":
                     continue
+                pooled = None if number is None else self._pooled(node, number, reads[here])
+                if pooled is not None:
+                    self.levels[pooled.get_node().get_name()] = here
+                    node.output(0).replace(pooled)
+                    continue
                 key = (here, _key(port), None if number is None else name)
                 if key not in given:
                     given[key] = self._given(port, number, reads[here])
@@ -493,13 +498,46 @@ class _Cut:
 
         if number is None:
             return self._passed_on(port)
-        name = f"block_{number}_{self._next()}"
-        reads[name] = number
-        _, channels, *space = port.get_partial_shape().to_shape()
-        raw = self._parameter(name, [1, *space, channels], self.stored)
+        raw = self._read(number, reads)
         kind = port.get_element_type()
         # turned before it is converted, which costs nothing: the plugin's own layout has channels last
         return opset13.convert(opset13.transpose(raw, _FIRST), kind).output(0)
+
+    def _read(self, number: int, reads: dict[str, int]) -> Any:
+        """Return a block's output as a new input `(1, H, W, D, C)` of a segment."""
+        name = f"block_{number}_{self._next()}"
+        reads[name] = number
+        _, channels, *space = self.found[number].out.get_partial_shape().to_shape()
+        return self._parameter(name, [1, *space, channels], self.stored)
+
+    def _pooled(self, node: Any, number: int, reads: dict[str, int]) -> Any | None:
+        """Average blocks of voxels of a block's output; None if it isn't that what a node does.
+
+        By means along one axis after the other, with the channels last as they are: the plugin's
+        own pool would have the volume turned around for it.
+        """
+        from openvino import opset13
+
+        if node.get_type_name() != "AvgPool":
+            return None
+        options = node.get_attributes()
+        kernel, none = options["kernel"], [0, 0, 0]
+        _, channels, *space = self.found[number].out.get_partial_shape().to_shape()
+        if (
+            options["strides"] != kernel
+            or options["pads_begin"] != none
+            or options["pads_end"] != none
+            or any(size % k for size, k in zip(space, kernel, strict=True))
+        ):
+            return None
+        values = opset13.convert(self._read(number, reads), node.get_output_element_type(0))
+        left = [size // k for size, k in zip(space, kernel, strict=True)]
+        for axis in (2, 1, 0):
+            before, behind = prod(space[:axis]) * left[axis], prod(left[axis + 1 :]) * channels
+            rows = opset13.reshape(values, [before, kernel[axis], behind], special_zero=False)
+            values = opset13.reduce_mean(rows, [1], keep_dims=False)
+        pooled = opset13.reshape(values, [1, *left, channels], special_zero=False)
+        return opset13.transpose(pooled, _FIRST).output(0)
 
     def _passed_on(self, port: Any) -> Any:
         """Return a value that an earlier segment makes, as an input of this one.
