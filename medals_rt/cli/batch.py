@@ -19,13 +19,14 @@ from medals_rt.cli._output import out
 from medals_rt.common.errors import InputError, OutputError
 
 if TYPE_CHECKING:
-    from medals_rt.pipeline.batch import Entry
+    from medals_rt.pipeline.batch import BatchPlan, Cells, Entry, Listener, Place, Standing
     from medals_rt.pipeline.options import PromptSource, RunOptions
 
 EXAMPLES: Final = (
     'medals-rt batch engines/demo/cases results --prompt "Liver in CT" --prompt "Spleen in CT"',
     'medals-rt batch "scans/*.nii.gz" results --prompts prompts.json --statistics',
     "medals-rt batch scans results --jobs jobs.csv --format seg.nrrd",
+    "medals-rt batch scans results --prompts prompts.json --gpus all",
 )
 _MOST_ROWS = 100
 _STATUS_WORDS = {
@@ -74,27 +75,101 @@ def batch_command(
         Path | None,
         typer.Option(help="Folder of reports, pictures and records [default: OUTPUTS]."),
     ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Only part I of N, chosen by case names; auto: the task of a SLURM array, auto/N: "
+            "of a Kubernetes indexed job.",
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Processes that share the work and the cores."),
+    ] = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(metavar="all|0,1", help="A process on each of these GPUs."),
+    ] = None,
     options: "RunOptions",
 ) -> int:
     """Segment many cases; run again, it continues where it stopped.
 
     A case that is finished is not run again unless its input, prompts, options or model changed.
-    Folders of DICOM objects that are no images (RTSTRUCT, SR, documents) are passed over. The exit
-    code is 1 if a case failed, else 3 if stages or windows are missing for lack of time.
+    Folders of DICOM objects that are no images (RTSTRUCT, SR, documents) are passed over. The same
+    command, started several times on one machine or on many, shares the work. The exit code is 1 if
+    a case failed, else 3 if stages or windows are missing for lack of time.
     """
     from medals_rt.bundle.bundle import Bundle, resolve_bundle
     from medals_rt.cli._batch_progress import batch_listener
-    from medals_rt.common.atomic_io import prepare_output, remove_leftovers
-    from medals_rt.common.optional_deps import require
-    from medals_rt.io.registry import OUTPUT_ENDINGS
+    from medals_rt.common.atomic_io import prepare_output
     from medals_rt.pipeline.batch import (
-        lock_folders,
+        identity_of,
+        parse_part,
         plan_batch,
-        run_batch,
+        settle_once,
+        share_folders,
+        standing,
         summary_files,
         unread_words,
-        write_summaries,
+        write_tables,
     )
+
+    _check_words(source, options, preview=preview)
+    ending = _ending(output_format)
+    plan = plan_batch(
+        inputs,
+        outputs,
+        jobs=jobs,
+        reports=reports,
+        source=source,
+        options=options,
+        ending=ending,
+        preview=preview,
+    )
+    places = _places(processes, gpus)
+    bundle = Bundle.open(resolve_bundle(options.bundle), verify=False)
+    if plan.unread:
+        out.warning(unread_words(plan.unread))
+    if bundle.notice is not None:
+        out.warning(bundle.notice)
+    own = range(len(plan.cases)) if part is None else parse_part(part).indices(plan.cases)
+    tables = summary_files(plan, statistics=statistics, page=preview)
+    identity = identity_of(plan, options.deciding(), bundle.hash, tables=[x.name for x in tables])
+    with share_folders(plan, identity, tables) as cells:
+        for file in tables:
+            prepare_output(file)
+        count = len(plan.cases)
+        with batch_listener(len(own)) as listener:
+            try:
+                entries = _run(plan, options, listener, places, cells, own)
+            except KeyboardInterrupt:
+                out.failure(f"interrupted; {_continues(cells.read(0, count))}")
+                return EXIT_INTERRUPTED
+            except OutputError as error:
+                raise OutputError(
+                    f"{error}; {_continues(cells.read(0, count))}", code=error.code
+                ) from error
+        settled = cells.read(0, count)
+        written = settle_once(
+            cells,
+            count,
+            lambda: write_tables(
+                plan, entries, settled, statistics=statistics, page=preview, notice=bundle.notice
+            ),
+        )
+        now = standing(cells.read(0, count))
+    _print_summary(list(entries.values()))
+    if now.settled < count:
+        out.line(f"{count - now.settled} of {count} cases are left to other parts")
+    if written:
+        out.wrote(*tables)
+    return _end(now)
+
+
+def _check_words(source: "PromptSource", options: "RunOptions", *, preview: bool) -> None:
+    """Refuse what can't be used before any folder is looked at."""
+    from medals_rt.common.optional_deps import require
     from medals_rt.prompts.prompt_set import read_prompts
 
     if preview:
@@ -106,6 +181,12 @@ def batch_command(
         )
     if source.file is not None:
         read_prompts(source.file, options.reading)
+
+
+def _ending(output_format: str) -> str | None:
+    """Return the ending of results; None: that of the case."""
+    from medals_rt.io.registry import OUTPUT_ENDINGS
+
     ending = None if output_format == _SAME else f".{output_format}"
     if ending is not None and not ending.endswith(OUTPUT_ENDINGS):
         raise InputError(
@@ -113,49 +194,65 @@ def batch_command(
             f"{', '.join(each.removeprefix('.') for each in OUTPUT_ENDINGS)}",
             code="format-unknown",
         )
-    plan = plan_batch(
-        inputs,
-        outputs,
-        jobs=jobs,
-        reports=reports,
-        source=source,
-        options=options,
-        ending=ending,
-        preview=preview,
+    return ending
+
+
+def _run(
+    plan: "BatchPlan",
+    options: "RunOptions",
+    listener: "Listener",
+    places: "Sequence[Place]",
+    cells: "Cells",
+    own: Sequence[int],
+) -> "dict[int, Entry]":
+    """Run the cases in this process or in others."""
+    from medals_rt.pipeline.batch import claims_file, run_batch, run_workers
+
+    if not places:
+        return run_batch(plan.cases, options, listener, cells=cells, own=own)
+    return run_workers(
+        plan.cases,
+        options,
+        listener,
+        places=places[: max(1, len(own))],
+        cells=cells,
+        cells_file=claims_file(plan),
+        own=own,
     )
-    notice = Bundle.open(resolve_bundle(options.bundle), verify=False).notice
-    if plan.unread:
-        out.warning(unread_words(plan.unread))
-    if notice is not None:
-        out.warning(notice)
-    tables = summary_files(plan, statistics=statistics, page=preview)
-    with lock_folders(plan):
-        for file in tables:
-            prepare_output(file)
-        remove_leftovers(tables)
-        with batch_listener(len(plan.cases)) as listener:
-            try:
-                entries = run_batch(plan.cases, options, listener)
-            except KeyboardInterrupt:
-                out.failure(f"interrupted; {listener.standing()}")
-                return EXIT_INTERRUPTED
-            except OutputError as error:
-                raise OutputError(f"{error}; {listener.standing()}", code=error.code) from error
-        write_summaries(plan, entries, statistics=statistics, page=preview, notice=notice)
-    _print_summary(entries)
-    out.wrote(*tables)
-    return _end(entries)
 
 
-def _end(entries: Sequence["Entry"]) -> int:
+def _places(processes: int | None, gpus: str | None) -> "tuple[Place, ...]":
+    """Return where the processes work that were asked for; none: in this one."""
+    from medals_rt.common.gpu import visible_gpus
+    from medals_rt.pipeline.batch import places_on_cores, places_on_gpus
+
+    if processes is not None and gpus is not None:
+        raise InputError(
+            "--gpus starts a process on each GPU; leave out --processes", code="processes-twice"
+        )
+    if gpus is not None:
+        return places_on_gpus(gpus, visible_gpus())
+    return () if processes is None else places_on_cores(processes)
+
+
+def _continues(cells: bytes) -> str:
+    """Say how far the batch came, where it ends early."""
+    from medals_rt.pipeline.batch import standing
+
+    return (
+        f"{standing(cells).finished} of {len(cells)} cases are finished; the same command "
+        "continues with the others"
+    )
+
+
+def _end(now: "Standing") -> int:
     """Print last what failed or lacks stages or windows, and return the exit code for it."""
-    failed = sum(entry.status == "failed" for entry in entries)
+    failed = now.by_status["failed"]
     if failed:
-        out.failure(f"error: {failed} of {len(entries)} cases failed")
+        out.failure(f"error: {failed} of {now.settled} cases failed")
         return EXIT_FAILURE
-    incomplete = sum(entry.incomplete is not None for entry in entries)
-    if incomplete:
-        out.failure(f"incomplete: {incomplete} of {len(entries)} cases, for lack of time")
+    if now.incomplete:
+        out.failure(f"incomplete: {now.incomplete} of {now.settled} cases, for lack of time")
         return EXIT_INCOMPLETE
     return EXIT_DONE
 

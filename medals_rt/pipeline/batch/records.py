@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from medals_rt.bundle.manifest import file_sha256
-from medals_rt.common.atomic_io import write_json
+from medals_rt.common.atomic_io import atomic_output, write_json
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.notes import Note
 from medals_rt.pipeline.batch.find import (
@@ -94,7 +94,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Record:
-    """A finished case.
+    """A case that was finished, or one that failed: then without fingerprint and files.
 
     Attributes
     ----------
@@ -176,7 +176,7 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
     for path in sorted(folder.rglob("*.json")):
         name = path.relative_to(folder).as_posix().removesuffix(".json")
         record = None if one_name(name) in own else _read(path)
-        if record is None:
+        if record is None or record.entry.status != "done":
             continue
         job = Job(
             input=Path(record.entry.input),
@@ -198,30 +198,88 @@ def remember(case: BatchCase, made_from: str, entry: Entry) -> None:
     OutputError
         The record can't be written.
     """
-    files = {role: file_sha256(path) for role, path in _files(case.job)}
+    files = {role: file_sha256(path) for role, path in files_of(case.job)}
     ending = case.job.output.name.removeprefix(PurePosixPath(case.name).name)
-    record = Record(RECORD_FORMAT, made_from, files, entry, ending)
-    case.record.parent.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = msgspec.to_builtins(record)
-    write_json(case.record, content)
+    _write(case.record, Record(RECORD_FORMAT, made_from, files, entry, ending))
 
 
-def forget(case: BatchCase) -> None:
-    """Remove the files that a record speaks of, where they are as they were written, and itself.
+def remember_failure(case: BatchCase, entry: Entry) -> None:
+    """Note that a case has no result, for the tables that another process may write.
 
-    For a case that failed: a result of another content must not pass for its own.
+    Files that its record speaks of are removed where they are as they were written: a result of
+    another content must not pass for its own.
+
+    Raises
+    ------
+    OutputError
+        The record can't be written.
     """
     record = _read(case.record)
     if record is not None:
-        for role, path in _files(case.job):
-            if record.files.get(role) == _hash_of(path):
+        for role, path in files_of(case.job):
+            if path.is_file() and record.files.get(role) == _hash_of(path):
                 path.unlink()
-    case.record.unlink(missing_ok=True)
+    _write(case.record, Record(RECORD_FORMAT, "", {}, entry, ""))
+
+
+def recorded_entry(case: BatchCase, status: str | None) -> Entry:
+    """Return what the record of a case says of it that another process has settled.
+
+    Parameters
+    ----------
+    case
+        The case.
+    status
+        How the other settled it; None where that was before all those who work now began: a result
+        must then be as it was written.
+    """
+    record = _read(case.record)
+    kept: Status = "done" if status == "done" else "kept"
+    failed = record is not None and record.entry.status != "done"
+    if record is not None and (failed or status is not None or _intact(case.job, record)):
+        return replace(
+            record.entry,
+            status=record.entry.status if failed else kept,
+            input=shown(case.job.input),
+            output=shown(case.job.output),
+        )
+    return Entry(
+        name=shown(case.name),
+        input=shown(case.job.input),
+        output=shown(case.job.output),
+        status="failed",
+        error="its record or its files are gone or were changed; run the batch again",
+    )
+
+
+def note_end(case: BatchCase, reason: str) -> None:
+    """Note how a process ended that had a case in hand, for the day on which it is given up."""
+    path = _end_path(case)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_output(path) as temporary:
+        temporary.write_text(shown(reason), encoding="utf-8")
+
+
+def noted_end(case: BatchCase) -> str | None:
+    """Return how the last process ended that had a case in hand; None where nobody saw it."""
+    try:
+        return shown(_end_path(case).read_text(encoding="utf-8", errors="replace")) or None
+    except OSError:
+        return None
+
+
+def forget_end(case: BatchCase) -> None:
+    """Remove the note, once the case is settled."""
+    _end_path(case).unlink(missing_ok=True)
+
+
+def _end_path(case: BatchCase) -> Path:
+    return case.record.with_name(f"{case.record.name}.end")
 
 
 def remove_files(job: Job) -> None:
     """Remove what was already written of a case that failed while it was written."""
-    for _, path in _files(job):
+    for _, path in files_of(job):
         path.unlink(missing_ok=True)
 
 
@@ -233,7 +291,7 @@ def shown(text: object, length: int = 1000) -> str:
     )
 
 
-def _files(job: Job) -> Iterator[tuple[str, Path]]:
+def files_of(job: Job) -> Iterator[tuple[str, Path]]:
     """Go through the files that a job writes, by role."""
     roles = {"labels": job.output, "report": job.report, "preview": job.preview}
     for role, path in roles.items():
@@ -243,11 +301,17 @@ def _files(job: Job) -> Iterator[tuple[str, Path]]:
 
 def _intact(job: Job, record: Record) -> bool:
     """Whether all files of a job are there, as the record says they were written."""
-    return all(record.files.get(role) == _hash_of(path) for role, path in _files(job))
+    return all(record.files.get(role) == _hash_of(path) for role, path in files_of(job))
 
 
 def _hash_of(path: Path) -> str | None:
     return file_sha256(path) if path.is_file() else None
+
+
+def _write(path: Path, record: Record) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = msgspec.to_builtins(record)
+    write_json(path, content)
 
 
 def _read(path: Path) -> Record | None:
