@@ -150,12 +150,11 @@ def batch_command(
                 raise OutputError(
                     f"{error}; {_continues(cells.read(0, count))}", code=error.code
                 ) from error
-        settled = cells.read(0, count)
         written = settle_once(
             cells,
             count,
             lambda: write_tables(
-                plan, entries, settled, statistics=statistics, page=preview, notice=bundle.notice
+                plan, entries, cells, statistics=statistics, page=preview, notice=bundle.notice
             ),
         )
         now = standing(cells.read(0, count))

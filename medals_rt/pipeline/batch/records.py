@@ -175,7 +175,8 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
     found = []
     for path in sorted(folder.rglob("*.json")):
         name = path.relative_to(folder).as_posix().removesuffix(".json")
-        record = None if one_name(name) in own else _read(path)
+        skipped = one_name(name) in own or path.name.startswith(".")
+        record = None if skipped else _read(path)
         if record is None or record.entry.status != "done":
             continue
         job = Job(

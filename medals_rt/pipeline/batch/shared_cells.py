@@ -168,11 +168,18 @@ def identity_of(
         (case.name, case.job.output.name, case.job.source.sentences, case.job.source.lesions)
         for case in plan.cases
     ]
-    parts = {"version": VERSION, "bundle": bundle_hash, "options": options, "cases": cases, **more}
+    parts = {
+        "version": VERSION,
+        "bundle": bundle_hash,
+        "options": options,
+        "cases": cases,
+        "reports": os.path.relpath(plan.reports.resolve(), plan.results.resolve()),
+        **more,
+    }
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
-def remove_leftovers(plan: BatchPlan, cells: Cells, tables: tuple[Path, ...]) -> None:
+def remove_leftovers(plan: BatchPlan, cells: Cells, tables: tuple[Path, ...] = ()) -> None:
     """Remove what killed processes left half written: beside files of cases that nobody holds."""
     places = {
         path: index

@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from medals_rt.pipeline.batch.claims import status_of
+from medals_rt.pipeline.batch.claims import Cells, status_of
 from medals_rt.pipeline.batch.find import BatchPlan
 from medals_rt.pipeline.batch.page import write_page
 from medals_rt.pipeline.batch.records import Entry, finished_before, recorded_entry
+from medals_rt.pipeline.batch.shared_cells import remove_leftovers
 from medals_rt.pipeline.csv_tables import STATISTICS_COLUMNS, Cell, statistics_row, write_csv
 
 SUMMARY_FILE: Final = "summary.csv"
@@ -65,7 +66,7 @@ def all_entries(
 def write_tables(
     plan: BatchPlan,
     here: Mapping[int, Entry],
-    cells: bytes,
+    cells: Cells,
     *,
     statistics: bool,
     page: bool,
@@ -73,10 +74,14 @@ def write_tables(
 ) -> bool:
     """Write what `write_summaries` does if all cases are settled, whoever did it.
 
+    What killed processes have left half written is removed first.
+
     Parameters
     ----------
-    plan, here, cells
+    plan, here
         As for `all_entries`.
+    cells
+        Of all cases.
     statistics, page, notice
         As for `write_summaries`.
 
@@ -85,8 +90,9 @@ def write_tables(
     OutputError
         A file can't be written.
     """
-    entries = all_entries(plan, here, cells)
+    entries = all_entries(plan, here, cells.read(0, len(plan.cases)))
     if entries is not None:
+        remove_leftovers(plan, cells)
         write_summaries(plan, entries, statistics=statistics, page=page, notice=notice)
     return entries is not None
 

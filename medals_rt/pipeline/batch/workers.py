@@ -28,7 +28,7 @@ from medals_rt.pipeline.batch.shared_cells import joined_cells
 from medals_rt.pipeline.options import RunOptions
 
 _MOST_BARREN: Final = 3
-"""Workers that may end one after the other without having had a case in hand."""
+"""Workers that may end since one has last taken a case."""
 _COUNT_AFTER_S: Final = 5.0
 _GRACE_S: Final = 60.0
 """What a worker may take to write the case that it has begun to write."""
@@ -110,7 +110,6 @@ class _Worker:
     process: BaseProcess
     events: Connection
     in_hand: set[int] = field(default_factory=set)
-    ended_cases: int = 0
     finished: bool = False
     raised: BaseException | None = None
 
@@ -143,7 +142,7 @@ def run_workers(
     InputError
         Processes can't share cells on this system.
     RunnerError
-        Workers end before they have a case in hand.
+        Workers end and take no case.
     MedalsError
         As `run_batch`.
     """
@@ -160,7 +159,6 @@ def run_workers(
 
     hearing = _Hearing(listener)
     workers: dict[int, _Worker] = {}
-    barren = 0
     try:
         for number in range(len(places)):
             workers[number] = begin(number)
@@ -178,11 +176,11 @@ def run_workers(
                     continue
                 reason = _how_it_ended(worker.process.exitcode)
                 _note_ends(cases, cells, worker.in_hand, reason)
-                barren = 0 if worker.in_hand or worker.ended_cases else barren + 1
-                if barren >= _MOST_BARREN:
+                hearing.barren += 1
+                if hearing.barren > _MOST_BARREN:
                     raise RunnerError(
-                        f"{barren} workers ended one after the other before they had a case in "
-                        f"hand; the last: {reason}",
+                        f"{hearing.barren} workers ended one after the other and took no case; the "
+                        f"last: {reason}",
                         code="workers-end",
                     )
                 workers[number] = begin(number)
@@ -197,6 +195,7 @@ class _Hearing:
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
         self.entries: dict[int, Entry] = {}
+        self.barren = 0
         self._others = 0
         self._counted_at = time.monotonic()
 
@@ -208,10 +207,10 @@ class _Hearing:
             return False
         if what == "taken":
             worker.in_hand.add(*told)
+            self.barren = 0
         elif what == "ended":
             index, entry = told
             worker.in_hand.discard(index)
-            worker.ended_cases += 1
             self.entries[index] = entry
         elif what == "raised":
             (worker.raised,) = told

@@ -163,7 +163,8 @@ def test_stopping_ends_the_waiting() -> None:
 def test_work_grows_with_the_cases_alone(count: int) -> None:
     cells = CountedCells(count)
     processes = [
-        Claims(cells, [*range(start, count), *range(start)]) for start in range(0, count, count // 8)
+        Claims(cells, [*range(start, count), *range(start)])
+        for start in range(0, count, count // 8)
     ]
     while any([_settle_next(each) for each in processes]):  # noqa: C419 - each one in each round
         pass
