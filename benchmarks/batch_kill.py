@@ -1,4 +1,4 @@
-"""Are cases lost, done twice or changed when processes of a batch are killed? And what does it cost?
+"""Are cases lost, done twice or changed when processes of a batch are killed?
 
 Small cases are segmented by one process, for reference. Then, some times over, by a command of two
 workers and a second command beside it in the same folder, while one of these processes after the
@@ -35,6 +35,7 @@ ENDED = re.compile(r"^\[\d+/\d+\] (\S+): \d+ of \d+ classes found", re.MULTILINE
 
 
 def main() -> None:
+    """Measure, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help="report, without ending")
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--edge", type=int, default=32, help="voxels along an edge of a case")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds-between-kills", type=float, default=3.0, help="on average")
+    parser.add_argument("--cases-between-kills", type=int, default=20, help="on average")
     given = parser.parse_args()
     dice = random.Random(given.seed)  # noqa: S311 - moments of kills
     with tempfile.TemporaryDirectory() as made:
@@ -55,7 +56,7 @@ def main() -> None:
         rounds = []
         for number in range(given.rounds):
             found = one_round(
-                given.bundle, scans, folder / f"round{number}", dice, given.seconds_between_kills
+                given.bundle, scans, folder / f"round{number}", dice, given.cases_between_kills
             )
             found["same"] = content_of(folder / f"round{number}") == expected
             print(found, flush=True)
@@ -99,6 +100,7 @@ def write_cases(folder: Path, count: int, edge: int) -> Path:
 
 
 def command(bundle: Path, scans: Path, out: Path, *words: str) -> list[str]:
+    """Return the words of a batch."""
     fixed = ("--bundle", str(bundle), "--no-preview", "--statistics", "--runner", "openvino")
     fixed += ("--precision", "fp32")
     return [sys.executable, "-m", "medals_rt", "batch", str(scans), str(out), *fixed, *words]
@@ -112,12 +114,12 @@ def timed(bundle: Path, scans: Path, out: Path, *words: str) -> float:
 
 
 def one_round(
-    bundle: Path, scans: Path, out: Path, dice: random.Random, mean_s: float
+    bundle: Path, scans: Path, out: Path, dice: random.Random, mean_cases: int
 ) -> dict[str, Any]:
     """Run two commands on one folder and kill their processes until all cases are done."""
     logs = [out.with_suffix(f".log{number}") for number in range(2)]
     words = [("--processes", "2"), ()]
-    kills, wait_s = Counter[str](), 0.0
+    kills, kill_at = Counter[str](), 1.0
 
     def start(number: int) -> subprocess.Popen[bytes]:
         with logs[number].open("ab") as log:
@@ -134,10 +136,10 @@ def one_round(
                 commands[number] = start(number)
         if all(each.poll() is not None for each in commands):
             break
-        wait_s -= 0.02
-        if wait_s > 0 or not any(out.glob("case*.npz")):
+        if sum(1 for _ in out.glob("case*.npz")) < kill_at:
             continue
-        wait_s = dice.expovariate(1 / mean_s)
+        kill_at += dice.expovariate(1 / mean_cases)
+        time.sleep(dice.uniform(0, 0.5))
         victim, kind = pick(commands, dice)
         if victim is not None:
             kills[kind] += 1
@@ -200,15 +202,15 @@ def claim_cost_us(count: int = 20_000) -> dict[str, float]:
 
 
 def as_markdown(report: dict[str, Any]) -> str:
+    """Write the report for people."""
     lines = [
         f"# Batches whose processes are killed ({report['date']})",
         "",
-        f"{report['processor']}, {report['cores']} cores, used by others at the same time: compare "
-        f"within a line. {report['cases']} cases; a command of two workers and a second command of "
-        "one process share a folder; processes are killed at random.",
+        f"{report['processor']}, {report['cores']} cores, used by others at the same time.",
+        f"{report['cases']} cases; a command of two workers and a second command of one process",
+        "share a folder, and processes are killed at random.",
         "",
-        "| round | workers killed | commands killed | lost | finished twice | half-written files "
-        "| labels and statistics as from one process | s |",
+        "| round | killed workers | killed commands | lost | twice | half written | same | s |",
         "|---|---:|---:|---:|---:|---:|---|---:|",
     ]
     for number, each in enumerate(report["rounds"], start=1):
@@ -226,8 +228,8 @@ def as_markdown(report: dict[str, Any]) -> str:
     per_case = min(report["seconds"]["one process"]) / report["cases"]
     lines += [
         "",
-        f"Claiming and settling a case takes {cost['memory']} µs in memory and {cost['file']} µs in "
-        f"a shared file on a local disk: {100e-6 * cost['file'] / per_case:.3f} % of a case here.",
+        f"Claiming and settling a case takes {cost['memory']} µs in memory, {cost['file']} µs in a",
+        f"shared file on a local disk: {100e-6 * cost['file'] / per_case:.3f} % of a case here.",
         "",
     ]
     return "\n".join(lines)

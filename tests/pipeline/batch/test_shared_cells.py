@@ -1,4 +1,4 @@
-"""Several batches into one folder: the same share it, others are kept out, the dead leave nothing."""
+"""Several batches into one folder: the same share it, others are kept out."""
 
 import errno
 import os

@@ -217,7 +217,7 @@ def test_workers_end_with_their_parent(
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
         errors = process.communicate(timeout=120)[1]
-    gone, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert children
     assert not alive
     assert "Traceback" not in errors
