@@ -30,7 +30,7 @@ from medals_rt.pipeline.batch.claims import Claims, LocalCells
 from medals_rt.pipeline.batch.records import Entry
 from medals_rt.pipeline.batch.shared_cells import SharedCells
 
-PROMPTS = {"1": "Liver in CT", "2": "Spleen in CT", "instance_label": 0}
+PROMPTS = {"1": "Liver in CT", "2": "Right kidney in CT", "instance_label": 0}
 ENDED = re.compile(r"^\[\d+/\d+\] (\S+): \d+ of \d+ classes found", re.MULTILINE)
 
 
@@ -102,7 +102,7 @@ def write_cases(folder: Path, count: int, edge: int) -> Path:
 def command(bundle: Path, scans: Path, out: Path, *words: str) -> list[str]:
     """Return the words of a batch."""
     fixed = ("--bundle", str(bundle), "--no-preview", "--statistics", "--runner", "openvino")
-    fixed += ("--precision", "fp32")
+    fixed += ("--precision", "fp32", "--threads", "1")  # other numbers of threads round otherwise
     return [sys.executable, "-m", "medals_rt", "batch", str(scans), str(out), *fixed, *words]
 
 

@@ -1,9 +1,9 @@
 """`medals-rt batch`: segment a folder of cases with one opened model."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 
@@ -19,8 +19,10 @@ from medals_rt.cli._output import out
 from medals_rt.common.errors import InputError, OutputError
 
 if TYPE_CHECKING:
-    from medals_rt.pipeline.batch import BatchPlan, Cells, Entry, Listener, Place, Standing
+    from medals_rt.pipeline.batch import BatchPlan, Cells, Entry, Listener, Standing
     from medals_rt.pipeline.options import PromptSource, RunOptions
+
+    Entries: TypeAlias = dict[int, Entry]
 
 EXAMPLES: Final = (
     'medals-rt batch engines/demo/cases results --prompt "Liver in CT" --prompt "Spleen in CT"',
@@ -91,6 +93,14 @@ def batch_command(
         str | None,
         typer.Option(metavar="all|0,1", help="A process on each of these GPUs."),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run on a Ray cluster: its address, auto, or local for one of this machine; a "
+            "worker on each GPU, or as many as --processes says.",
+        ),
+    ] = None,
     options: "RunOptions",
 ) -> int:
     """Segment many cases; run again, it continues where it stopped.
@@ -127,7 +137,7 @@ def batch_command(
         ending=ending,
         preview=preview,
     )
-    places = _places(processes, gpus)
+    run = _runner(processes, gpus, ray)
     bundle = Bundle.open(resolve_bundle(options.bundle), verify=False)
     if plan.unread:
         out.warning(unread_words(plan.unread))
@@ -135,14 +145,20 @@ def batch_command(
         out.warning(bundle.notice)
     own = range(len(plan.cases)) if part is None else parse_part(part).indices(plan.cases)
     tables = summary_files(plan, statistics=statistics, page=preview)
-    identity = identity_of(plan, options.deciding(), bundle.hash, tables=[x.name for x in tables])
+    identity = identity_of(
+        plan,
+        options.deciding(),
+        bundle.hash,
+        tables=[x.name for x in tables],
+        on_ray=ray is not None,
+    )
     with share_folders(plan, identity, tables) as cells:
         for file in tables:
             prepare_output(file)
         count = len(plan.cases)
         with batch_listener(len(own)) as listener:
             try:
-                entries = _run(plan, options, listener, places, cells, own)
+                entries = run(plan, options, listener, cells, own)
             except KeyboardInterrupt:
                 out.failure(f"interrupted; {_continues(cells.read(0, count))}")
                 return EXIT_INTERRUPTED
@@ -196,42 +212,60 @@ def _ending(output_format: str) -> str | None:
     return ending
 
 
-def _run(
-    plan: "BatchPlan",
-    options: "RunOptions",
-    listener: "Listener",
-    places: "Sequence[Place]",
-    cells: "Cells",
-    own: Sequence[int],
-) -> "dict[int, Entry]":
-    """Run the cases in this process or in others."""
-    from medals_rt.pipeline.batch import claims_file, run_batch, run_workers
-
-    if not places:
-        return run_batch(plan.cases, options, listener, cells=cells, own=own)
-    return run_workers(
-        plan.cases,
-        options,
-        listener,
-        places=places[: max(1, len(own))],
-        cells=cells,
-        cells_file=claims_file(plan),
-        own=own,
+def _runner(processes: int | None, gpus: str | None, ray: str | None) -> "Callable[..., Entries]":
+    """Return what runs the cases: in this process, in others of this machine, or on a cluster."""
+    from medals_rt.common.gpu import visible_gpus
+    from medals_rt.common.optional_deps import require
+    from medals_rt.pipeline.batch import (
+        claims_file,
+        places_on_cores,
+        places_on_gpus,
+        run_batch,
+        run_on_ray,
+        run_workers,
     )
 
-
-def _places(processes: int | None, gpus: str | None) -> "tuple[Place, ...]":
-    """Return where the processes work that were asked for; none: in this one."""
-    from medals_rt.common.gpu import visible_gpus
-    from medals_rt.pipeline.batch import places_on_cores, places_on_gpus
-
-    if processes is not None and gpus is not None:
+    if gpus is not None and (processes is not None or ray is not None):
         raise InputError(
-            "--gpus starts a process on each GPU; leave out --processes", code="processes-twice"
+            "--gpus starts a process on each GPU of this machine; leave out --processes and --ray",
+            code="processes-twice",
         )
-    if gpus is not None:
-        return places_on_gpus(gpus, visible_gpus())
-    return () if processes is None else places_on_cores(processes)
+    if ray is not None:
+        require("--ray", "Ray")
+    places = () if gpus is None else places_on_gpus(gpus, visible_gpus())
+    if processes is not None:
+        places = places_on_cores(processes)
+
+    def run(
+        plan: "BatchPlan",
+        options: "RunOptions",
+        listener: "Listener",
+        cells: "Cells",
+        own: Sequence[int],
+    ) -> "Entries":
+        if ray is not None:
+            return run_on_ray(
+                plan.cases,
+                options,
+                listener,
+                address=ray,
+                workers=processes,
+                cells=cells,
+                own=own,
+            )
+        if places:
+            return run_workers(
+                plan.cases,
+                options,
+                listener,
+                places=places[: max(1, len(own))],
+                cells=cells,
+                cells_file=claims_file(plan),
+                own=own,
+            )
+        return run_batch(plan.cases, options, listener, cells=cells, own=own)
+
+    return run
 
 
 def _continues(cells: bytes) -> str:

@@ -115,6 +115,10 @@ OPTIONAL_LIBRARIES: Final = (
         ("huggingface_hub",),
         "weights and bundles from a model hub",
     ),
+    OptionalLibrary("Ray", ("ray",), ("ray",), "batches on a cluster"),
+    OptionalLibrary(
+        "fsspec", ("fsspec",), ("fsspec",), "batches whose files lie behind URLs, such as s3://"
+    ),
 )
 
 _BY_NAME: Final = {each.name: each for each in OPTIONAL_LIBRARIES}

@@ -2,12 +2,14 @@
 
 `find` says what there is to do, `claims` who does what, `records` what is done already, `run` does
 the work of one process, and `summary` writes down how it went. `shared_cells` lets processes of one
-or many machines claim cases in a shared folder, and `workers` starts them, one a GPU.
+or many machines claim cases in a shared folder, and `workers` starts them, one a GPU;
+`ray_cluster` has them on a cluster.
 """
 
 from medals_rt.pipeline.batch.claims import Cells, Standing, settle_once, standing
 from medals_rt.pipeline.batch.find import BatchCase, BatchPlan, plan_batch, unread_words
 from medals_rt.pipeline.batch.parts import parse_part
+from medals_rt.pipeline.batch.ray_cluster import run_on_ray
 from medals_rt.pipeline.batch.records import Entry
 from medals_rt.pipeline.batch.run import Listener, run_batch
 from medals_rt.pipeline.batch.shared_cells import claims_file, identity_of, share_folders
@@ -29,6 +31,7 @@ __all__ = [
     "places_on_gpus",
     "plan_batch",
     "run_batch",
+    "run_on_ray",
     "run_workers",
     "settle_once",
     "share_folders",

@@ -1,37 +1,31 @@
 """Processes of this machine that work on one batch, each with models of its own: one a GPU.
 
-Each does what `run_batch` does alone, on the cells that all share. The parent starts them, hears
-how it goes, replaces one that ends before its time, and ends them with itself.
+Each does what `run_batch` does alone, on the cells that all share. `supervision` says what the
+parent does with them; they end with it.
 """
 
 import os
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Final
 
 from medals_rt.common.errors import InputError, MedalsError, RunnerError
 from medals_rt.common.subprocesses import signal_name
-from medals_rt.pipeline.batch.claims import Cells, is_settled
+from medals_rt.pipeline.batch.claims import Cells
 from medals_rt.pipeline.batch.find import BatchCase
-from medals_rt.pipeline.batch.records import Entry, note_end
+from medals_rt.pipeline.batch.records import Entry
 from medals_rt.pipeline.batch.run import Listener, run_batch
 from medals_rt.pipeline.batch.shared_cells import joined_cells
+from medals_rt.pipeline.batch.supervision import GRACE_S, Event, rotated, supervise
 from medals_rt.pipeline.options import RunOptions
-
-_MOST_BARREN: Final = 3
-"""Workers that may end since one has last taken a case."""
-_COUNT_AFTER_S: Final = 5.0
-_GRACE_S: Final = 60.0
-"""What a worker may take to write the case that it has begun to write."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +99,63 @@ class _Task:
 
 @dataclass(eq=False)
 class _Worker:
-    """A process that works, and what was heard of it: places of cases in its hands and ended."""
+    """A process that works, and where it is heard."""
 
     process: BaseProcess
     events: Connection
-    in_hand: set[int] = field(default_factory=set)
-    finished: bool = False
-    raised: BaseException | None = None
+
+
+class _Processes:
+    """Workers of this machine; see `supervision.Crew`."""
+
+    def __init__(self, tasks: Sequence[_Task]) -> None:
+        self._tasks = tasks
+        self._workers: dict[int, _Worker] = {}
+
+    def start(self, number: int) -> None:
+        """Start a worker. A Ctrl-C that comes meanwhile waits: it is for the parent."""
+        context = get_context("spawn")
+        events, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(self._tasks[number], theirs), daemon=True)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        self._workers[number] = _Worker(process, events)
+
+    def heard(self, timeout_s: float) -> Iterator[tuple[int, Event]]:
+        """Wait for events; the last of a worker is that it is over."""
+        ready = wait([each.events for each in self._workers.values()], timeout_s)
+        for number, worker in list(self._workers.items()):
+            if worker.events in ready:
+                yield number, self._next(number, worker)
+
+    def stop(self) -> Iterator[tuple[int, Event]]:
+        """End workers as Ctrl-C does: each writes what it has begun to write, and no more."""
+        for worker in self._workers.values():
+            if worker.process.pid is not None and worker.process.is_alive():
+                os.kill(worker.process.pid, signal.SIGINT)
+        until = time.monotonic() + GRACE_S
+        for number, worker in list(self._workers.items()):
+            while worker.events.poll(max(0.0, until - time.monotonic())):
+                yield number, self._next(number, worker)
+                if number not in self._workers:
+                    break
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+
+    def _next(self, number: int, worker: _Worker) -> Event:
+        try:
+            event: Event = worker.events.recv()
+        except Exception:  # noqa: BLE001 - it has ended, or Ctrl-C has cut what it said
+            worker.process.join(GRACE_S)
+            worker.events.close()
+            del self._workers[number]
+            return ("over", _how_it_ended(worker.process.exitcode))
+        return event
 
 
 def run_workers(
@@ -152,128 +196,12 @@ def run_workers(
             code="no-shared-locks",
         )
 
-    def begin(number: int) -> _Worker:
-        first = len(own) * number // len(places)
-        mine = (*own[first:], *own[:first])
-        return _start(_Task(cases, options, cells_file, mine, places[number]))
-
-    hearing = _Hearing(listener)
-    workers: dict[int, _Worker] = {}
-    try:
-        for number in range(len(places)):
-            workers[number] = begin(number)
-        while workers:
-            ready = wait([each.events for each in workers.values()], timeout=_COUNT_AFTER_S)
-            hearing.count_others(cells, own)
-            for number, worker in list(workers.items()):
-                if worker.events not in ready or hearing.hear(worker):
-                    continue
-                worker.process.join()
-                del workers[number]
-                if worker.raised is not None:
-                    raise worker.raised
-                if worker.finished:
-                    continue
-                reason = _how_it_ended(worker.process.exitcode)
-                _note_ends(cases, cells, worker.in_hand, reason)
-                hearing.barren += 1
-                if hearing.barren > _MOST_BARREN:
-                    raise RunnerError(
-                        f"{hearing.barren} workers ended one after the other and took no case; the "
-                        f"last: {reason}",
-                        code="workers-end",
-                    )
-                workers[number] = begin(number)
-    finally:
-        _end(workers.values(), hearing)
-    return dict(sorted(hearing.entries.items()))
-
-
-class _Hearing:
-    """What the parent hears of all workers, and passes on."""
-
-    def __init__(self, listener: Listener) -> None:
-        self.listener = listener
-        self.entries: dict[int, Entry] = {}
-        self.barren = 0
-        self._others = 0
-        self._counted_at = time.monotonic()
-
-    def hear(self, worker: _Worker) -> bool:
-        """Hear one thing; False where the worker has ended."""
-        try:
-            what, *told = worker.events.recv()
-        except (EOFError, OSError):
-            return False
-        if what == "taken":
-            worker.in_hand.add(*told)
-            self.barren = 0
-        elif what == "ended":
-            index, entry = told
-            worker.in_hand.discard(index)
-            self.entries[index] = entry
-        elif what == "raised":
-            (worker.raised,) = told
-        elif what == "finished":
-            worker.finished = True
-        if hasattr(self.listener, what):
-            getattr(self.listener, what)(*told)
-        return True
-
-    def count_others(self, cells: Cells, own: Sequence[int]) -> None:
-        """Count, now and then, the cases that neither of the workers has settled."""
-        if time.monotonic() < self._counted_at + _COUNT_AFTER_S:
-            return
-        values = cells.read(0, max(own) + 1)
-        others = sum(is_settled(values[index]) for index in own) - len(self.entries)
-        if others > self._others:
-            self.listener.elsewhere(others - self._others)
-            self._others = others
-        self._counted_at = time.monotonic()
-
-
-def _start(task: _Task) -> _Worker:
-    """Start a worker. A Ctrl-C that comes meanwhile waits: it is for the parent."""
-    context = get_context("spawn")
-    events, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(task, theirs), daemon=True)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    theirs.close()
-    return _Worker(process, events)
-
-
-def _end(workers: Collection[_Worker], hearing: _Hearing) -> None:
-    """End workers as Ctrl-C does: each writes what it has begun to write, and no more."""
-    for worker in workers:
-        if worker.process.pid is not None and worker.process.is_alive():
-            os.kill(worker.process.pid, signal.SIGINT)
-    until = time.monotonic() + _GRACE_S
-    for worker in workers:
-        with suppress(Exception):  # Ctrl-C may have cut what is being heard
-            while worker.events.poll(max(0.0, until - time.monotonic())) and hearing.hear(worker):
-                pass
-        worker.process.join(max(0.1, until - time.monotonic()))
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
-        worker.events.close()
-
-
-def _note_ends(
-    cases: Sequence[BatchCase], cells: Cells, in_hand: Iterable[int], reason: str
-) -> None:
-    """Note how a worker ended with the cases that it had in hand, if nobody has taken them up."""
-    for index in in_hand:
-        if cells.hold(index):
-            try:
-                if not is_settled(cells.read(index, 1)[0]):
-                    note_end(cases[index], reason)
-            finally:
-                cells.free(index)
+    orders = rotated(own, len(places))
+    tasks = [
+        _Task(cases, options, cells_file, order, place)
+        for order, place in zip(orders, places, strict=True)
+    ]
+    return supervise(_Processes(tasks), len(places), listener, cases, cells, own)
 
 
 def _how_it_ended(code: int | None) -> str:
