@@ -146,7 +146,7 @@ def one_round(
             victim.kill()
     bad = [each.returncode for each in commands if each.returncode]
     if bad:
-        raise SystemExit(f"a command ended with {bad}: {logs[0].read_text()[-2000:]}")
+        raise SystemExit(f"a command ended with {bad}: {[log.read_text()[-600:] for log in logs]}")
     ended = Counter(name for log in logs for name in ENDED.findall(log.read_text()))
     names = {path.stem for path in scans.glob("*.npz")}
     return {

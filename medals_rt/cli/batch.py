@@ -19,10 +19,13 @@ from medals_rt.cli._output import out
 from medals_rt.common.errors import InputError, OutputError
 
 if TYPE_CHECKING:
+    from medals_rt.bundle.bundle import Bundle
     from medals_rt.pipeline.batch import BatchPlan, Cells, Entry, Listener, Standing
     from medals_rt.pipeline.options import PromptSource, RunOptions
 
-    Entries: TypeAlias = dict[int, Entry]
+    Runner: TypeAlias = Callable[
+        [BatchPlan, RunOptions, Listener, Cells, Sequence[int]], dict[int, Entry]
+    ]
 
 EXAMPLES: Final = (
     'medals-rt batch engines/demo/cases results --prompt "Liver in CT" --prompt "Spleen in CT"',
@@ -111,51 +114,76 @@ def batch_command(
     a case failed, else 3 if stages or windows are missing for lack of time.
     """
     from medals_rt.bundle.bundle import Bundle, resolve_bundle
+    from medals_rt.pipeline.batch import parse_part, plan_batch, staged, unread_words
+
+    _check_words(source, options, preview=preview)
+    ending = _ending(output_format)
+    run = _runner(processes, gpus, ray)
+    with staged(inputs, outputs, reports) as (store, in_places, out_place, reports_place):
+        plan = plan_batch(
+            in_places,
+            out_place,
+            jobs=jobs,
+            reports=reports_place,
+            source=source,
+            options=options,
+            ending=ending,
+            preview=preview,
+            store=store,
+        )
+        bundle = Bundle.open(resolve_bundle(options.bundle), verify=False)
+        if plan.unread:
+            out.warning(unread_words(plan.unread))
+        if bundle.notice is not None:
+            out.warning(bundle.notice)
+        own = range(len(plan.cases)) if part is None else parse_part(part).indices(plan.cases)
+        return _work(
+            plan,
+            options,
+            bundle,
+            run,
+            own,
+            on_ray=ray is not None,
+            statistics=statistics,
+            page=preview,
+        )
+
+
+def _work(
+    plan: "BatchPlan",
+    options: "RunOptions",
+    bundle: "Bundle",
+    run: "Runner",
+    own: Sequence[int],
+    *,
+    on_ray: bool,
+    statistics: bool,
+    page: bool,
+) -> int:
+    """Run the cases beside others who do the same batch, and write the tables if none is left."""
     from medals_rt.cli._batch_progress import batch_listener
     from medals_rt.common.atomic_io import prepare_output
     from medals_rt.pipeline.batch import (
         identity_of,
-        parse_part,
-        plan_batch,
         settle_once,
         share_folders,
         standing,
         summary_files,
-        unread_words,
         write_tables,
     )
 
-    _check_words(source, options, preview=preview)
-    ending = _ending(output_format)
-    plan = plan_batch(
-        inputs,
-        outputs,
-        jobs=jobs,
-        reports=reports,
-        source=source,
-        options=options,
-        ending=ending,
-        preview=preview,
-    )
-    run = _runner(processes, gpus, ray)
-    bundle = Bundle.open(resolve_bundle(options.bundle), verify=False)
-    if plan.unread:
-        out.warning(unread_words(plan.unread))
-    if bundle.notice is not None:
-        out.warning(bundle.notice)
-    own = range(len(plan.cases)) if part is None else parse_part(part).indices(plan.cases)
-    tables = summary_files(plan, statistics=statistics, page=preview)
+    tables = summary_files(plan, statistics=statistics, page=page)
     identity = identity_of(
         plan,
         options.deciding(),
         bundle.hash,
-        tables=[x.name for x in tables],
-        on_ray=ray is not None,
+        tables=[file.name for file in tables],
+        on_ray=on_ray,
     )
+    count = len(plan.cases)
     with share_folders(plan, identity, tables) as cells:
         for file in tables:
             prepare_output(file)
-        count = len(plan.cases)
         with batch_listener(len(own)) as listener:
             try:
                 entries = run(plan, options, listener, cells, own)
@@ -170,7 +198,7 @@ def batch_command(
             cells,
             count,
             lambda: write_tables(
-                plan, entries, cells, statistics=statistics, page=preview, notice=bundle.notice
+                plan, entries, cells, statistics=statistics, page=page, notice=bundle.notice
             ),
         )
         now = standing(cells.read(0, count))
@@ -178,7 +206,8 @@ def batch_command(
     if now.settled < count:
         out.line(f"{count - now.settled} of {count} cases are left to other parts")
     if written:
-        out.wrote(*tables)
+        for file in tables:
+            out.line(f"wrote {plan.store.shown(file)}")
     return _end(now)
 
 
@@ -212,7 +241,7 @@ def _ending(output_format: str) -> str | None:
     return ending
 
 
-def _runner(processes: int | None, gpus: str | None, ray: str | None) -> "Callable[..., Entries]":
+def _runner(processes: int | None, gpus: str | None, ray: str | None) -> "Runner":
     """Return what runs the cases: in this process, in others of this machine, or on a cluster."""
     from medals_rt.common.gpu import visible_gpus
     from medals_rt.common.optional_deps import require
@@ -236,36 +265,43 @@ def _runner(processes: int | None, gpus: str | None, ray: str | None) -> "Callab
     if processes is not None:
         places = places_on_cores(processes)
 
-    def run(
+    def on_ray(
         plan: "BatchPlan",
         options: "RunOptions",
         listener: "Listener",
         cells: "Cells",
         own: Sequence[int],
-    ) -> "Entries":
-        if ray is not None:
-            return run_on_ray(
-                plan.cases,
-                options,
-                listener,
-                address=ray,
-                workers=processes,
-                cells=cells,
-                own=own,
-            )
-        if places:
-            return run_workers(
-                plan.cases,
-                options,
-                listener,
-                places=places[: max(1, len(own))],
-                cells=cells,
-                cells_file=claims_file(plan),
-                own=own,
-            )
-        return run_batch(plan.cases, options, listener, cells=cells, own=own)
+    ) -> "dict[int, Entry]":
+        return run_on_ray(
+            plan.cases,
+            options,
+            listener,
+            address=ray or "",
+            workers=processes,
+            cells=cells,
+            own=own,
+        )
 
-    return run
+    def by_processes(
+        plan: "BatchPlan",
+        options: "RunOptions",
+        listener: "Listener",
+        cells: "Cells",
+        own: Sequence[int],
+    ) -> "dict[int, Entry]":
+        if not places:
+            return run_batch(plan.cases, options, listener, cells=cells, own=own)
+        return run_workers(
+            plan.cases,
+            options,
+            listener,
+            places=places[: max(1, len(own))],
+            cells=cells,
+            cells_file=claims_file(plan),
+            own=own,
+        )
+
+    return by_processes if ray is None else on_ray
 
 
 def _continues(cells: bytes) -> str:

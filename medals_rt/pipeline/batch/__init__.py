@@ -3,7 +3,7 @@
 `find` says what there is to do, `claims` who does what, `records` what is done already, `run` does
 the work of one process, and `summary` writes down how it went. `shared_cells` lets processes of one
 or many machines claim cases in a shared folder, and `workers` starts them, one a GPU;
-`ray_cluster` has them on a cluster.
+`ray_cluster` has them on a cluster. `store` brings files from URLs and back.
 """
 
 from medals_rt.pipeline.batch.claims import Cells, Standing, settle_once, standing
@@ -13,6 +13,7 @@ from medals_rt.pipeline.batch.ray_cluster import run_on_ray
 from medals_rt.pipeline.batch.records import Entry
 from medals_rt.pipeline.batch.run import Listener, run_batch
 from medals_rt.pipeline.batch.shared_cells import claims_file, identity_of, share_folders
+from medals_rt.pipeline.batch.store import staged
 from medals_rt.pipeline.batch.summary import summary_files, write_tables
 from medals_rt.pipeline.batch.workers import Place, places_on_cores, places_on_gpus, run_workers
 
@@ -35,6 +36,7 @@ __all__ = [
     "run_workers",
     "settle_once",
     "share_folders",
+    "staged",
     "standing",
     "summary_files",
     "unread_words",

@@ -11,6 +11,7 @@ from unicodedata import normalize
 from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
 from medals_rt.pipeline.batch.jobs_file import JobRow, check_prompts, read_jobs, source_of
+from medals_rt.pipeline.batch.store import LOCAL, Store
 from medals_rt.pipeline.job import Job, own_ending
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.prompts.prompt_set import PromptReading
@@ -36,25 +37,27 @@ class BatchCase:
     """One case of a batch.
 
     `name` is unique in the batch: the input's path from the folder of inputs, without its ending.
-    `record` is where the batch notes that the case is finished.
+    `record` is where the batch notes that the case is finished, `store` where its files lie.
     """
 
     name: str
     job: Job
     record: Path
+    store: Store = LOCAL
 
 
 @dataclass(frozen=True)
 class BatchPlan:
     """All cases of a batch in their order, and where what is about all of them goes.
 
-    `unread` are images in the folders whose formats aren't read.
+    `unread` are images in the folders whose formats aren't read; `store` says where files lie.
     """
 
     cases: tuple[BatchCase, ...]
     results: Path
     reports: Path
     unread: tuple[Path, ...] = ()
+    store: Store = LOCAL
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def plan_batch(
     options: RunOptions,
     ending: str | None = None,
     preview: bool = True,
+    store: Store = LOCAL,
 ) -> BatchPlan:
     """Find the cases and decide on the name of every file that will be written.
 
@@ -103,6 +107,8 @@ def plan_batch(
         Of the results, such as ``".nii.gz"``; None: that of the case.
     preview
         Whether pictures are drawn.
+    store
+        Where the files lie whose places are given.
 
     Raises
     ------
@@ -125,10 +131,10 @@ def plan_batch(
             f"in {', '.join(ENDINGS)}, DICOM folders and zips of them",
             code="no-case",
         )
-    places = _Places(results, reports, ending, preview)
+    places = _Places(results, reports, ending, preview, store)
     cases = tuple(_batch_case(each, places, source, options) for each in found)
     _refuse_clashes(cases)
-    return BatchPlan(cases, results, reports, unread)
+    return BatchPlan(cases, results, reports, unread, store)
 
 
 def unread_words(unread: Sequence[Path]) -> str:
@@ -237,6 +243,7 @@ class _Places:
     reports: Path
     ending: str | None
     preview: bool
+    store: Store
 
 
 def _batch_case(
@@ -262,7 +269,7 @@ def _batch_case(
     )
     if found.row is not None:
         job = _with_row(job, found.row, found.folder)
-    return BatchCase(name, job, places.reports / STATE_FOLDER / f"{name}.json")
+    return BatchCase(name, job, places.reports / STATE_FOLDER / f"{name}.json", places.store)
 
 
 def _with_row(job: Job, row: JobRow, folder: Path) -> Job:

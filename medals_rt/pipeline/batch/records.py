@@ -7,7 +7,6 @@ again. Records are written after the files that they speak of.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -15,7 +14,6 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from medals_rt.bundle.manifest import file_sha256
 from medals_rt.common.atomic_io import atomic_output, write_json
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.notes import Note
@@ -117,8 +115,8 @@ class Record:
     ending: str
 
 
-def fingerprint(job: Job, bundle_hash: str) -> str:
-    """SHA-256 (hex) of everything that decides the result of a job.
+def fingerprint(case: BatchCase, bundle_hash: str) -> str:
+    """SHA-256 (hex) of everything that decides the result of a case.
 
     Raises
     ------
@@ -127,6 +125,7 @@ def fingerprint(job: Job, bundle_hash: str) -> str:
     OSError
         The input or the annotation can't be read.
     """
+    job, identity = case.job, case.store.identity
     drawn = job.spatial_prompts
     prompts = job.source.read(job.options.reading)  # None: inside the input
     parts = {
@@ -134,34 +133,25 @@ def fingerprint(job: Job, bundle_hash: str) -> str:
         "version": VERSION,
         "bundle": bundle_hash,
         "options": job.options.deciding(),
-        "input": content_sha256(job.input),
+        "input": identity(job.input),
         "series": job.series,
         "select": job.select,
         "prompts": None if prompts is None else list(prompts.as_mapping().items()),
-        "spatial_prompts": None if drawn is None else content_sha256(drawn),
+        "spatial_prompts": None if drawn is None else identity(drawn),
     }
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
-def content_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file, or of the names and content of all files in a folder."""
-    if not path.is_dir():
-        return file_sha256(path)
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        if file.is_file():
-            digest.update(os.fsencode(file.relative_to(path)) + b"\0")
-            digest.update(bytes.fromhex(file_sha256(file)))
-    return digest.hexdigest()
-
-
 def kept_entry(case: BatchCase, made_from: str) -> Entry | None:
     """Return the entry of a case that is finished and whose files are as they were written."""
-    record = _read(case.record)
-    if record is None or record.fingerprint != made_from or not _intact(case.job, record):
+    record = _record_of(case)
+    if record is None or record.fingerprint != made_from or not _intact(case, record):
         return None
     return replace(
-        record.entry, status="kept", input=shown(case.job.input), output=shown(case.job.output)
+        record.entry,
+        status="kept",
+        input=shown(case.store.shown(case.job.input)),
+        output=shown(case.store.shown(case.job.output)),
     )
 
 
@@ -185,9 +175,10 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
             report=report_path(plan.reports, name),
             preview=preview_path(plan.reports, name) if "preview" in record.files else None,
         )
-        if _intact(job, record):
+        case = BatchCase(name, job, path)
+        if _intact(case, record):
             entry = replace(record.entry, status="kept", output=shown(job.output))
-            found.append((BatchCase(name, job, path), entry))
+            found.append((case, entry))
     return tuple(found)
 
 
@@ -199,9 +190,13 @@ def remember(case: BatchCase, made_from: str, entry: Entry) -> None:
     OutputError
         The record can't be written.
     """
-    files = {role: file_sha256(path) for role, path in files_of(case.job)}
+    files = {}
+    for role, path in files_of(case.job):
+        case.store.put(path)
+        files[role] = case.store.identity(path) or ""
+        case.store.drop(path)
     ending = case.job.output.name.removeprefix(PurePosixPath(case.name).name)
-    _write(case.record, Record(RECORD_FORMAT, made_from, files, entry, ending))
+    _write(case, Record(RECORD_FORMAT, made_from, files, entry, ending))
 
 
 def remember_failure(case: BatchCase, entry: Entry) -> None:
@@ -215,12 +210,13 @@ def remember_failure(case: BatchCase, entry: Entry) -> None:
     OutputError
         The record can't be written.
     """
-    record = _read(case.record)
+    record = _record_of(case)
     if record is not None:
         for role, path in files_of(case.job):
-            if path.is_file() and record.files.get(role) == _hash_of(path):
-                path.unlink()
-    _write(case.record, Record(RECORD_FORMAT, "", {}, entry, ""))
+            identity = case.store.identity(path)
+            if identity is not None and record.files.get(role) == identity:
+                case.store.remove(path)
+    _write(case, Record(RECORD_FORMAT, "", {}, entry, ""))
 
 
 def recorded_entry(case: BatchCase, status: str | None) -> Entry:
@@ -234,20 +230,20 @@ def recorded_entry(case: BatchCase, status: str | None) -> Entry:
         How the other settled it; None where that was before all those who work now began: a result
         must then be as it was written.
     """
-    record = _read(case.record)
+    record = _record_of(case)
     kept: Status = "done" if status == "done" else "kept"
     failed = record is not None and record.entry.status != "done"
-    if record is not None and (failed or status is not None or _intact(case.job, record)):
+    if record is not None and (failed or status is not None or _intact(case, record)):
         return replace(
             record.entry,
             status=record.entry.status if failed else kept,
-            input=shown(case.job.input),
-            output=shown(case.job.output),
+            input=shown(case.store.shown(case.job.input)),
+            output=shown(case.store.shown(case.job.output)),
         )
     return Entry(
         name=shown(case.name),
-        input=shown(case.job.input),
-        output=shown(case.job.output),
+        input=shown(case.store.shown(case.job.input)),
+        output=shown(case.store.shown(case.job.output)),
         status="failed",
         error="its record or its files are gone or were changed; run the batch again",
     )
@@ -259,10 +255,12 @@ def note_end(case: BatchCase, reason: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(path) as temporary:
         temporary.write_text(shown(reason), encoding="utf-8")
+    case.store.put(path)
 
 
 def noted_end(case: BatchCase) -> str | None:
     """Return how the last process ended that had a case in hand; None where nobody saw it."""
+    case.store.fetch(_end_path(case))
     try:
         return shown(_end_path(case).read_text(encoding="utf-8", errors="replace")) or None
     except OSError:
@@ -271,17 +269,17 @@ def noted_end(case: BatchCase) -> str | None:
 
 def forget_end(case: BatchCase) -> None:
     """Remove the note, once the case is settled."""
-    _end_path(case).unlink(missing_ok=True)
+    case.store.remove(_end_path(case))
 
 
 def _end_path(case: BatchCase) -> Path:
     return case.record.with_name(f"{case.record.name}.end")
 
 
-def remove_files(job: Job) -> None:
+def remove_files(case: BatchCase) -> None:
     """Remove what was already written of a case that failed while it was written."""
-    for _, path in files_of(job):
-        path.unlink(missing_ok=True)
+    for _, path in files_of(case.job):
+        case.store.remove(path)
 
 
 def shown(text: object, length: int = 1000) -> str:
@@ -300,19 +298,23 @@ def files_of(job: Job) -> Iterator[tuple[str, Path]]:
             yield role, path
 
 
-def _intact(job: Job, record: Record) -> bool:
-    """Whether all files of a job are there, as the record says they were written."""
-    return all(record.files.get(role) == _hash_of(path) for role, path in files_of(job))
+def _intact(case: BatchCase, record: Record) -> bool:
+    """Whether all files of a case are there, as the record says they were written."""
+    identity = case.store.identity
+    return all(record.files.get(role) == identity(path) for role, path in files_of(case.job))
 
 
-def _hash_of(path: Path) -> str | None:
-    return file_sha256(path) if path.is_file() else None
-
-
-def _write(path: Path, record: Record) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write(case: BatchCase, record: Record) -> None:
+    case.record.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = msgspec.to_builtins(record)
-    write_json(path, content)
+    write_json(case.record, content)
+    case.store.put(case.record)
+
+
+def _record_of(case: BatchCase) -> Record | None:
+    """Read the record of a case; None where there is none."""
+    case.store.fetch(case.record)
+    return _read(case.record)
 
 
 def _read(path: Path) -> Record | None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
@@ -186,8 +187,11 @@ class _Work:
     def end(self, claim: Claim, entry: Entry) -> None:
         """Let a case go, with what became of it."""
         self.entries[claim.index] = entry
+        case = self.cases[claim.index]
+        for path in _inputs(case):
+            case.store.drop(path)
         if is_suspect(claim.before):
-            forget_end(self.cases[claim.index])
+            forget_end(case)
         self.claims.settle(claim, entry)
         self.listener.ended(claim.index, entry)
 
@@ -202,10 +206,23 @@ def _prepared(case: BatchCase, bundle_hash: str) -> _Ready | Entry:
     """Read a case, unless it is finished or can't be read."""
     try:
         check_outputs(case.job)
-        made_from = fingerprint(case.job, bundle_hash)
-        return kept_entry(case, made_from) or _Ready(case, read_job(case.job), made_from)
+        made_from = fingerprint(case, bundle_hash)
+        return kept_entry(case, made_from) or _Ready(case, _read(case), made_from)
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
         return _failed(case, error)
+
+
+def _read(case: BatchCase) -> ReadJob:
+    """Read a case from where it lies."""
+    for path in _inputs(case):
+        case.store.fetch(path)
+    return read_job(case.job)
+
+
+def _inputs(case: BatchCase) -> tuple[Path, ...]:
+    """Return the files or folders that a case is read from."""
+    inputs = (case.job.input, case.job.spatial_prompts)
+    return tuple(path for path in inputs if path is not None)
 
 
 def _written(ready: _Ready, result: Result) -> Entry:
@@ -218,7 +235,7 @@ def _written(ready: _Ready, result: Result) -> Entry:
     except OutputError:  # the next case would have no room either
         raise
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
-        remove_files(case.job)
+        remove_files(case)
         return _failed(case, error)
     return entry
 
@@ -227,8 +244,8 @@ def _entry(ready: _Ready, result: Result) -> Entry:
     job, report = ready.case.job, result.report
     return Entry(
         name=shown(ready.case.name),
-        input=shown(job.input),
-        output=shown(job.output),
+        input=shown(ready.case.store.shown(job.input)),
+        output=shown(ready.case.store.shown(job.output)),
         status="done",
         modality=ready.read.prompts.modality,
         kind=ready.read.prompts.kind,
@@ -271,8 +288,8 @@ def _failed(case: BatchCase, error: Exception) -> Entry:
 def _unusable(case: BatchCase, reason: str, *, skipped: bool = False) -> Entry:
     entry = Entry(
         name=shown(case.name),
-        input=shown(case.job.input),
-        output=shown(case.job.output),
+        input=shown(case.store.shown(case.job.input)),
+        output=shown(case.store.shown(case.job.output)),
         status="skipped" if skipped else "failed",
         error=shown(reason),
     )

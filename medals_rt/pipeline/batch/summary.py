@@ -52,7 +52,8 @@ def all_entries(
     """
     statuses = [status_of(cell) for cell in cells]
     if not all(
-        status or case.record.is_file() for case, status in zip(plan.cases, statuses, strict=True)
+        status or case.store.exists(case.record)
+        for case, status in zip(plan.cases, statuses, strict=True)
     ):
         return None
 
@@ -139,6 +140,8 @@ def write_summaries(
     if page:
         title = plan.results.resolve().name or "results"
         write_page(plan.reports / PAGE_FILE, title, cases, notice)
+    for file in files:
+        plan.store.put(file)
     return files
 
 

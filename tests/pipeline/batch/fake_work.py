@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from medals_rt.pipeline.batch import ray_cluster
 from medals_rt.pipeline.batch import run as batch_run
 from medals_rt.pipeline.batch import workers
 from medals_rt.pipeline.batch.find import BatchCase
@@ -56,3 +57,11 @@ def _written(ready: Any, _: object) -> Entry:
     with log.open("a") as file:
         file.write(f"{case.name}\n")
     return entry
+
+
+class Actor:
+    """A worker of a Ray cluster with quick steps."""
+
+    def work(self, task: Any) -> None:
+        install()
+        ray_cluster._Actor().work(task)
