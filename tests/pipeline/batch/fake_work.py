@@ -8,9 +8,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from medals_rt.pipeline.batch import ray_cluster
+from medals_rt.pipeline.batch import ray_cluster, workers
 from medals_rt.pipeline.batch import run as batch_run
-from medals_rt.pipeline.batch import workers
 from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.records import Entry, remember, shown
 
