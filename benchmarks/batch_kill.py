@@ -144,10 +144,13 @@ def one_round(
         if victim is not None:
             kills[kind] += 1
             victim.kill()
+    said = [log.read_text(encoding="utf-8") for log in logs]
     bad = [each.returncode for each in commands if each.returncode]
     if bad:
-        raise SystemExit(f"a command ended with {bad}: {[log.read_text()[-600:] for log in logs]}")
-    ended = Counter(name for log in logs for name in ENDED.findall(log.read_text()))
+        raise SystemExit(
+            f"a command ended with {bad}: {[log.read_text(encoding='utf-8')[-600:] for log in logs]}"
+        )
+    ended = Counter(name for log in logs for name in ENDED.findall(log.read_text(encoding="utf-8")))
     names = {path.stem for path in scans.glob("*.npz")}
     return {
         "seconds": round(time.perf_counter() - begun, 1),

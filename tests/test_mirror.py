@@ -26,10 +26,6 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "cli/prompts.py": ("cli/test_commands.py", BY_COMMAND),
     "cli/verify.py": ("tools/verify/test_verify.py", BY_COMMAND),
     "cli/version.py": ("cli/test_commands.py", BY_COMMAND),
-    "common/errors.py": (
-        "cli/test_errors.py",
-        "classes alone: the command line tells them apart",
-    ),
     "common/limits.py": ("prompts/test_prompt_set.py", BY_USE),
     "common/notes.py": ("pipeline/test_report.py", BY_USE),
     "common/plugins.py": ("test_layout.py", BY_USE),
@@ -52,6 +48,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "io/nrrd.py": ("io/test_formats.py", "all formats are held to the same tests"),
     "io/voxel_data.py": ("io/test_registry.py", BY_PART),
     "pipeline/batch/records.py": ("pipeline/batch/test_kept.py", BY_PART),
+    "pipeline/batch/supervision.py": ("pipeline/batch/test_workers.py", BY_PART),
     "pipeline/batch/run.py": ("pipeline/batch/test_batch.py", BY_COMMAND),
     "pipeline/csv_tables.py": ("pipeline/test_class_statistics.py", BY_USE),
     "planning/stage_plan.py": ("planning/test_geometry.py", BY_PART),

@@ -20,7 +20,7 @@ from medals_rt.common.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from medals_rt.bundle.bundle import Bundle
-    from medals_rt.pipeline.batch import BatchPlan, Cells, Entry, Listener, Standing
+    from medals_rt.pipeline.batch import BatchPlan, BatchStanding, Cells, Entry, Listener
     from medals_rt.pipeline.options import PromptSource, RunOptions
 
     Runner: TypeAlias = Callable[
@@ -314,7 +314,7 @@ def _continues(cells: bytes) -> str:
     )
 
 
-def _end(now: "Standing") -> int:
+def _end(now: "BatchStanding") -> int:
     """Print last what failed or lacks stages or windows, and return the exit code for it."""
     failed = now.by_status["failed"]
     if failed:

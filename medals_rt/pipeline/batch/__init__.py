@@ -6,7 +6,7 @@ or many machines claim cases in a shared folder, and `workers` starts them, one 
 `ray_cluster` has them on a cluster. `store` brings files from URLs and back.
 """
 
-from medals_rt.pipeline.batch.claims import Cells, Standing, settle_once, standing
+from medals_rt.pipeline.batch.claims import BatchStanding, Cells, settle_once, standing
 from medals_rt.pipeline.batch.find import BatchCase, BatchPlan, plan_batch, unread_words
 from medals_rt.pipeline.batch.parts import parse_part
 from medals_rt.pipeline.batch.ray_cluster import run_on_ray
@@ -20,11 +20,11 @@ from medals_rt.pipeline.batch.workers import Place, places_on_cores, places_on_g
 __all__ = [
     "BatchCase",
     "BatchPlan",
+    "BatchStanding",
     "Cells",
     "Entry",
     "Listener",
     "Place",
-    "Standing",
     "claims_file",
     "identity_of",
     "parse_part",

@@ -136,7 +136,7 @@ def status_of(cell: int) -> str | None:
 
 
 @dataclass(frozen=True)
-class Standing:
+class BatchStanding:
     """How far a batch is, over all who work on it: cases by status, and those lacking stages."""
 
     by_status: Counter[str]
@@ -153,7 +153,7 @@ class Standing:
         return self.by_status["done"] + self.by_status["kept"]
 
 
-def standing(cells: bytes) -> Standing:
+def standing(cells: bytes) -> BatchStanding:
     """Count cells."""
     counts = Counter(cells)
     by_status: Counter[str] = Counter()
@@ -162,7 +162,7 @@ def standing(cells: bytes) -> Standing:
         if status is not None:
             by_status[status] += count
     incomplete = sum(count for cell, count in counts.items() if chr(cell) in "DKFS")
-    return Standing(by_status, incomplete)
+    return BatchStanding(by_status, incomplete)
 
 
 def settle_once(cells: Cells, index: int, work: Callable[[], bool]) -> bool:

@@ -18,7 +18,7 @@ _FORM: Final = "write I/N, such as 2/8; auto in a SLURM array; auto/N in a Kuber
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchPart:
     """One part of a batch: `number` from 1 to `count`."""
 
     number: int
@@ -40,7 +40,7 @@ class Part:
         )
 
 
-def parse_part(text: str, environment: Mapping[str, str] = os.environ) -> Part:
+def parse_part(text: str, environment: Mapping[str, str] = os.environ) -> BatchPart:
     """Read ``I/N``, or ``auto`` and ``auto/N`` from what SLURM or Kubernetes tell a task.
 
     SLURM: `SLURM_ARRAY_TASK_ID`, `_MIN`, `_STEP` and `_COUNT`. Kubernetes: `JOB_COMPLETION_INDEX`
@@ -56,7 +56,7 @@ def parse_part(text: str, environment: Mapping[str, str] = os.environ) -> Part:
         raise InputError(f"{text!r} names no part; {_FORM}", code="part-invalid")
     count = None if found["count"] is None else int(found["count"])
     if found["part"] != "auto":
-        return Part(int(found["part"]), count or 0)
+        return BatchPart(int(found["part"]), count or 0)
     for task, first, step, tasks in (
         ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP",
          "SLURM_ARRAY_TASK_COUNT"),
@@ -66,7 +66,7 @@ def parse_part(text: str, environment: Mapping[str, str] = os.environ) -> Part:
             continue
         number = _whole(environment, task, None) - _whole(environment, first, 0)
         total = count or _whole(environment, tasks, None)
-        return Part(number // max(_whole(environment, step, 1), 1) + 1, total)
+        return BatchPart(number // max(_whole(environment, step, 1), 1) + 1, total)
     raise InputError(
         "--part auto finds neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX in the "
         f"environment; {_FORM}",

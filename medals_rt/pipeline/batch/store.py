@@ -204,7 +204,9 @@ def _outline(store: Store, place: Path) -> None:
     except OSError as error:
         raise MissingFileError(f"can't list {url}: {error}", code="url-unreadable") from error
     if not found:
-        raise MissingFileError(f"there is nothing at {url}; check the address")
+        raise MissingFileError(
+            f"there is nothing at {url}; check the address", code="url-unreadable"
+        )
     for each in found:
         file = place / each.removeprefix(key).lstrip("/")
         if not file.is_relative_to(place) or ".." in file.parts:

@@ -49,11 +49,11 @@ def _written(ready: Any, _: object) -> Entry:
     case: BatchCase = ready.case
     for path in (case.job.output, case.job.report):
         assert path is not None
-        path.write_text(case.name)
+        path.write_text(case.name, encoding="utf-8")
     entry = Entry(shown(case.name), "", "", "done", seconds=SECONDS)
     remember(case, ready.made_from, entry)
     log = Path(os.environ["MEDALS_RT_TESTS_LOG"])
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         file.write(f"{case.name}\n")
     return entry
 

@@ -6,7 +6,7 @@ import pytest
 
 from medals_rt.common.errors import InputError
 from medals_rt.pipeline.batch.find import BatchCase
-from medals_rt.pipeline.batch.parts import Part, parse_part
+from medals_rt.pipeline.batch.parts import BatchPart, parse_part
 from medals_rt.pipeline.job import Job
 
 CASES = [BatchCase(f"case{number}", Job(Path("a"), Path("b")), Path("c")) for number in range(1000)]
@@ -19,14 +19,14 @@ SLURM = {
 
 
 def test_every_case_is_in_one_part() -> None:
-    parts = [Part(number, 7).indices(CASES) for number in range(1, 8)]
+    parts = [BatchPart(number, 7).indices(CASES) for number in range(1, 8)]
     assert sorted(index for part in parts for index in part) == list(range(1000))
     assert min(map(len, parts)) > 100  # 143 on average
 
 
 def test_a_part_depends_on_names_alone() -> None:
     def names(cases: list[BatchCase]) -> set[str]:
-        return {cases[index].name for index in Part(2, 7).indices(cases)}
+        return {cases[index].name for index in BatchPart(2, 7).indices(cases)}
 
     assert names(CASES[::-3]) == names(CASES) & {case.name for case in CASES[::-3]}
 
@@ -34,14 +34,14 @@ def test_a_part_depends_on_names_alone() -> None:
 @pytest.mark.parametrize(
     ("text", "environment", "part"),
     [
-        ("2/8", {}, Part(2, 8)),
-        ("auto", SLURM, Part(3, 4)),
-        ("auto/9", SLURM, Part(3, 9)),
-        ("auto", {"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_TASK_COUNT": "2"}, Part(1, 2)),
-        ("auto/16", {"JOB_COMPLETION_INDEX": "15"}, Part(16, 16)),
+        ("2/8", {}, BatchPart(2, 8)),
+        ("auto", SLURM, BatchPart(3, 4)),
+        ("auto/9", SLURM, BatchPart(3, 9)),
+        ("auto", {"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_TASK_COUNT": "2"}, BatchPart(1, 2)),
+        ("auto/16", {"JOB_COMPLETION_INDEX": "15"}, BatchPart(16, 16)),
     ],
 )
-def test_parts_that_are_said(text: str, environment: dict[str, str], part: Part) -> None:
+def test_parts_that_are_said(text: str, environment: dict[str, str], part: BatchPart) -> None:
     assert parse_part(text, environment) == part
 
 

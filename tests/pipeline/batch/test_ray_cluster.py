@@ -77,7 +77,11 @@ def test_lost_actors_and_a_poisoned_case(
 
     def kill_once() -> None:
         while not stop.wait(0.02):
-            if log.exists() and log.read_text().count("\n") > 5 and (running := actors()):
+            if (
+                log.exists()
+                and log.read_text(encoding="utf-8").count("\n") > 5
+                and (running := actors())
+            ):
                 addresses.update(listening_elsewhere())
                 running[0].kill()
                 killed.append(running[0])
@@ -102,7 +106,7 @@ def test_lost_actors_and_a_poisoned_case(
     now = standing(cells.read(0, len(names)))
     assert now.by_status["failed"] == 1
     assert now.finished == 40
-    made = Counter(log.read_text().splitlines())
+    made = Counter(log.read_text(encoding="utf-8").splitlines())
     assert max(made.values()) == 1
     assert len(made) >= 39
     poisoned = entries[len(names) - 1]

@@ -104,7 +104,7 @@ def test_results_of_a_bucket_on_a_disk(tiny_bundle: Bundle, tmp_path: Path) -> N
     assert result.exit_code == 0, result.output
     with np.load(out / "a.npz") as found:
         assert "segs" in found
-    record = json.loads((out / ".medals-rt" / "a.json").read_text())
+    record = json.loads((out / ".medals-rt" / "a.json").read_text(encoding="utf-8"))
     assert record["entry"]["input"] == "s3://clinic/scans/a.npz"
 
 

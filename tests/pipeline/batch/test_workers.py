@@ -24,6 +24,7 @@ from medals_rt.pipeline.batch.records import Entry
 from medals_rt.pipeline.batch.shared_cells import claims_file, remove_leftovers, share_folders
 from medals_rt.pipeline.batch.workers import Place, places_on_cores, places_on_gpus, run_workers
 from medals_rt.pipeline.options import PromptSource, RunOptions
+from tests.errors import raises
 from tests.pipeline.batch import fake_work
 from tests.pipeline.batch.helpers import statuses, write_case
 from tests.pipeline.batch.test_overlap import Nobody
@@ -56,7 +57,9 @@ class Setting:
                 self.cells = cells.read(0, len(self.plan.cases))
 
     def made(self) -> Counter[str]:
-        return Counter(self.log.read_text().splitlines() if self.log.exists() else [])
+        return Counter(
+            self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+        )
 
 
 @pytest.fixture
@@ -171,7 +174,7 @@ def test_workers_that_end_at_once_end_the_batch(
 def test_what_a_worker_raises_is_raised(setting: Callable[..., Setting], tmp_path: Path) -> None:
     batch = setting("a", "b")
     batch.options = RunOptions(bundle=tmp_path / "nowhere")
-    with pytest.raises(InputError, match="nowhere"):
+    with raises(InputError, "bundle-missing"):
         batch.run(2)
 
 
