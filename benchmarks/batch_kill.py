@@ -147,10 +147,8 @@ def one_round(
     said = [log.read_text(encoding="utf-8") for log in logs]
     bad = [each.returncode for each in commands if each.returncode]
     if bad:
-        raise SystemExit(
-            f"a command ended with {bad}: {[log.read_text(encoding='utf-8')[-600:] for log in logs]}"
-        )
-    ended = Counter(name for log in logs for name in ENDED.findall(log.read_text(encoding="utf-8")))
+        raise SystemExit(f"a command ended with {bad}: {said[0][-600:]} {said[1][-600:]}")
+    ended = Counter(name for text in said for name in ENDED.findall(text))
     names = {path.stem for path in scans.glob("*.npz")}
     return {
         "seconds": round(time.perf_counter() - begun, 1),

@@ -208,7 +208,7 @@ def _work(
     if written:
         for file in tables:
             out.line(f"wrote {plan.store.shown(file)}")
-    return _end(now)
+    return _end(now, entries)
 
 
 def _check_words(source: "PromptSource", options: "RunOptions", *, preview: bool) -> None:
@@ -314,14 +314,19 @@ def _continues(cells: bytes) -> str:
     )
 
 
-def _end(now: "BatchStanding") -> int:
-    """Print last what failed or lacks stages or windows, and return the exit code for it."""
-    failed = now.by_status["failed"]
+def _end(now: "BatchStanding", here: "dict[int, Entry]") -> int:
+    """Print last what failed or lacks stages or windows, and return the exit code for it.
+
+    What this command has seen itself counts also where the folder's locks are not shared.
+    """
+    failed = max(now.by_status["failed"], sum(each.status == "failed" for each in here.values()))
+    count = max(now.settled, len(here))
     if failed:
-        out.failure(f"error: {failed} of {now.settled} cases failed")
+        out.failure(f"error: {failed} of {count} cases failed")
         return EXIT_FAILURE
-    if now.incomplete:
-        out.failure(f"incomplete: {now.incomplete} of {now.settled} cases, for lack of time")
+    incomplete = max(now.incomplete, sum(each.incomplete is not None for each in here.values()))
+    if incomplete:
+        out.failure(f"incomplete: {incomplete} of {count} cases, for lack of time")
         return EXIT_INCOMPLETE
     return EXIT_DONE
 
