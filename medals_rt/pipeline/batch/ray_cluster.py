@@ -61,6 +61,8 @@ def run_on_ray(
         As `run_batch`.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray is imported: nothing is sent away
+    if address == LOCAL:  # a cluster that no other machine can join listens on the loopback alone
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray = import_optional("Ray", "--ray")
     _connect(ray, address)
     try:

@@ -19,6 +19,7 @@ from medals_rt.common.errors import RunnerError
 from medals_rt.pipeline.batch import plan_batch, ray_cluster, standing
 from medals_rt.pipeline.batch.claims import LocalCells
 from medals_rt.pipeline.options import PromptSource, RunOptions
+from tests.errors import raises
 from tests.paths import ROOT
 from tests.pipeline.batch import fake_work
 from tests.pipeline.batch.helpers import statuses, write_case
@@ -51,7 +52,7 @@ def listening_elsewhere() -> set[str]:
         except psutil.Error:
             continue
         found |= {each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN}
-    return found - {"127.0.0.1", "::1"}
+    return found - {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 def test_lost_actors_and_a_poisoned_case(
@@ -141,7 +142,7 @@ def test_a_driver_that_is_killed_goes_on(tiny_bundle: Bundle, tmp_path: Path) ->
 
 
 def test_a_cluster_that_is_not_there() -> None:
-    with pytest.raises(RunnerError) as caught:
+    with raises(RunnerError, "ray-unreachable"):
         ray_cluster.run_on_ray(
             [],
             RunOptions(),
@@ -151,4 +152,3 @@ def test_a_cluster_that_is_not_there() -> None:
             cells=LocalCells(0),
             own=[],
         )
-    assert caught.value.code == "ray-unreachable"
