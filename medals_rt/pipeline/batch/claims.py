@@ -35,7 +35,7 @@ _SETTLED: Final = {ord(turn(letter)) for letter in _STATUSES for turn in (str.lo
 
 _BLOCK: Final = 4096
 """Cells that are looked at together."""
-_SAMPLE: Final = 64
+_SAMPLE: Final = 4
 """Cells of others that are tried in one round; with many waiting processes, all are soon tried."""
 _FIRST_WAIT_S: Final = 0.02
 _LONGEST_WAIT_S: Final = 2.0
