@@ -8,6 +8,7 @@ Needs ray (the extra `ray`).
 """
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from medals_rt.pipeline.options import RunOptions
 
 LOCAL: Final = "local"
 """Instead of an address: a cluster of this machine alone, for as long as the batch runs."""
+_KNOCK_S: Final = 5.0
 _LOOK_AFTER_S: Final = 0.1
 
 
@@ -83,13 +85,26 @@ def _connect(ray: Any, address: str) -> None:
         if address == LOCAL:
             ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
         else:
+            _knock(address)
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise RunnerError(
             f"can't reach the Ray cluster {address}: {error}; check the address, or use --ray "
             f"{LOCAL}",
             code="ray-unreachable",
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Try whether anybody listens there: Ray itself tries for minutes.
+
+    Raises
+    ------
+    OSError
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
 
 
 class _Server:

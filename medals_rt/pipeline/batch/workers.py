@@ -241,8 +241,8 @@ class _Teller:
 def _work(task: _Task, events: Connection) -> None:
     """Be a worker."""
     os.setsid()  # Ctrl-C of a terminal goes to the parent alone, which ends its workers
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     teller = _Teller(events)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -262,6 +262,19 @@ def _work(task: _Task, events: Connection) -> None:
         teller.tell("raised", error)
     except Exception as error:  # noqa: BLE001 - the parent raises it
         teller.tell("raised", RunnerError(f"{type(error).__name__}: {error}", code="worker"))
+    finally:
+        _heed_no_more()
+
+
+def _interrupt(*_: object) -> None:
+    """Interrupt this process, once: a second signal would cut short what it ends with."""
+    _heed_no_more()
+    raise KeyboardInterrupt
+
+
+def _heed_no_more() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end_with_parent(events: Connection) -> None:
