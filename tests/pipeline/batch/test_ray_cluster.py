@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
 
-pytest.importorskip("ray", reason="batches on a cluster: the extra 'ray'")
+if find_spec("ray") is None:  # not imported: a batch first says that it listens here alone
+    pytest.skip("batches on a cluster: the extra 'ray'", allow_module_level=True)
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import RunnerError
