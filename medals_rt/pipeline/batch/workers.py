@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -117,6 +117,7 @@ class _Processes:
         context = get_context("spawn")
         events, theirs = context.Pipe()
         process = context.Process(target=_work, args=(self._tasks[number], theirs), daemon=True)
+        resource_tracker.ensure_running()  # which lets Ctrl-C in again when it starts
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
