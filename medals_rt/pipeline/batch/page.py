@@ -27,6 +27,8 @@ from medals_rt.pipeline.preview import PALETTE
 _PACKAGE: Final = "medals_rt.pipeline.batch"
 TEMPLATE: Final = "index.html.j2"
 SCRIPT: Final = "index.js"
+MOST_CASES: Final = 200_000
+"""Of more cases a page shows the first: 100,000 are 43 MB, which browsers open in some seconds."""
 
 
 def write_page(
@@ -55,6 +57,8 @@ def write_page(
     OutputError
         The file can't be written.
     """
+    seconds = duration(sum(entry.seconds or 0 for _, entry in cases))
+    count, cases = len(cases), cases[:MOST_CASES]
     script = resources.files(_PACKAGE).joinpath(SCRIPT).read_text(encoding="utf-8")
     digest = hashlib.sha256(script.encode()).digest()
     text = fill_template(
@@ -62,8 +66,9 @@ def write_page(
         TEMPLATE,
         title=title,
         notice=notice,
-        count=len(cases),
-        seconds=duration(sum(entry.seconds or 0 for _, entry in cases)),
+        count=count,
+        left_out=count - len(cases),
+        seconds=seconds,
         version=VERSION,
         script=script,
         script_hash=base64.b64encode(digest).decode(),

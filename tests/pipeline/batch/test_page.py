@@ -139,6 +139,17 @@ def test_links_lead_from_the_reports_to_the_results(tmp_path: Path) -> None:
     assert second["links"][2] == ""
 
 
+def test_a_page_of_very_many_cases_says_what_it_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "left out" not in page_of(tmp_path, [DONE, FAILED]).read_text(encoding="utf-8")
+    monkeypatch.setattr("medals_rt.pipeline.batch.page.MOST_CASES", 1)
+    page = page_of(tmp_path, [DONE, FAILED])
+    assert [row["name"] for row in rows_of(page)] == ["case"]
+    assert "The last 1 cases are left out here; summary.csv has all." in page.read_text("utf-8")
+    assert "2 cases" in page.read_text("utf-8")
+
+
 def test_names_that_are_no_text(tmp_path: Path) -> None:
     page = tmp_path / "index.html"
     write_page(page, "x", [(batch_case(tmp_path, "caf\udce9"), replace(DONE, name="caf\udce9"))])
