@@ -14,7 +14,7 @@ from medals_rt.cli._errors import (
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
 )
-from medals_rt.cli._options import prompt_source, run_options, takes
+from medals_rt.cli._options import Select, Series, prompt_source, run_options, takes
 from medals_rt.cli._output import out
 from medals_rt.common.errors import InputError, OutputError
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     ]
 
 EXAMPLES: Final = (
-    'medals-rt batch engines/demo/cases results --prompt "Liver in CT" --prompt "Spleen in CT"',
+    'medals-rt batch scans results --prompt "Liver in CT" --prompt "Spleen in CT"',
     'medals-rt batch "scans/*.nii.gz" results --prompts prompts.json --statistics',
     "medals-rt batch scans results --jobs jobs.csv --format seg.nrrd",
     "medals-rt batch scans results --prompts prompts.json --gpus all",
@@ -58,6 +58,8 @@ def batch_command(
         typer.Option(help="JSON or CSV, a case per row, with its own prompts and output name."),
     ] = None,
     source: "PromptSource",
+    series: Series = None,
+    select: Select = None,
     output_format: Annotated[
         str,
         typer.Option(
@@ -73,6 +75,13 @@ def batch_command(
             "--preview/--no-preview", help="Draw a picture of each case and write index.html."
         ),
     ] = True,
+    split: Annotated[
+        bool,
+        typer.Option(
+            "--split",
+            help="Also write a file for each class of each case: NAME/left_kidney.nii.gz.",
+        ),
+    ] = False,
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Write statistics.csv, a row per class and case.")
     ] = False,
@@ -127,11 +136,16 @@ def batch_command(
             reports=reports_place,
             source=source,
             options=options,
+            series=series,
+            select=tuple(select or ()),
             ending=ending,
             preview=preview,
+            split=split,
             store=store,
         )
-        bundle = Bundle.open(resolve_bundle(options.bundle), verify=False)
+        with out.progress() as progress:
+            folder = resolve_bundle(options.bundle, progress)
+        bundle = Bundle.open(folder, verify=False)
         if plan.unread:
             out.warning(unread_words(plan.unread))
         if bundle.notice is not None:

@@ -6,21 +6,22 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from medals_rt.cli._errors import EXIT_DONE, EXIT_INCOMPLETE
-from medals_rt.cli._options import prompt_source, run_options, takes
+from medals_rt.cli._options import Select, Series, prompt_source, run_options, takes
 from medals_rt.cli._output import out
 from medals_rt.common.choices import OutputFormat
 
 if TYPE_CHECKING:
+    from medals_rt.pipeline.job import Job
     from medals_rt.pipeline.options import PromptSource, RunOptions
     from medals_rt.pipeline.report import RunReport
+    from medals_rt.pipeline.segmenter import Result
 
 EXAMPLES: Final = (
-    'medals-rt run --input engines/demo/cases/ct_anatomy.npz --prompt "Liver in CT"',
-    "medals-rt run --input engines/demo/cases/ct_anatomy.npz \\",
-    "  --prompts engines/demo/cases/ct_anatomy.prompts.json --output anatomy.npz",
-    "medals-rt run --input engines/demo/cases/ct_liver_tumors.npz --kind lesion \\",
-    '  --prompt "Liver tumors in abdominal CT" --output tumors.npz --report tumors.json',
+    'medals-rt run --input scan.nii.gz --prompt "Liver in CT" --prompt "Spleen in CT"',
+    "medals-rt run --input scan.nii.gz --all --modality CT --split organs",
+    "medals-rt run --input dicom_folder --group 'abdominal organs' --output organs.seg.nrrd",
     'medals-rt run --input scan.nii.gz --prompt "Liver in CT" --lesion "Liver tumors in CT"',
+    "medals-rt run --input case.npz --prompts prompts.json --output labels.npz --preview a.png",
 )
 
 
@@ -51,25 +52,30 @@ def run_command(
     instances: Annotated[
         Path | None, typer.Option(help="Write the numbered lesions as a label map here.")
     ] = None,
-    series: Annotated[
-        str | None,
+    split: Annotated[
+        Path | None,
         typer.Option(
-            metavar="NUMBER|UID", help="Which series of a DICOM folder: its number or its UID."
+            metavar="DIR",
+            help="Also write a file for each class into this folder, such as left_kidney.nii.gz: 1 "
+            "where the class is. Their format is that of the output.",
         ),
     ] = None,
-    select: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE", help="Which images of the series, such as ECHO=2 or ACQUISITION=1."
-        ),
-    ] = None,
+    series: Series = None,
+    select: Select = None,
     spatial_prompts: Annotated[
         Path | None, typer.Option(help="Labels drawn by hand to start from (hybrid mode).")
     ] = None,
+    resample: Annotated[
+        bool,
+        typer.Option(
+            "--resample",
+            help="Bring spatial prompts on another grid onto the scan's (nearest voxel).",
+        ),
+    ] = False,
     options: "RunOptions",
 ) -> int:
     """Segment one case by text prompts."""
-    from medals_rt.pipeline.job import Job, default_output, lesion_table, run_job
+    from medals_rt.pipeline.job import Job, default_output, run_job
 
     job = Job(
         input=input_file,
@@ -80,18 +86,29 @@ def run_command(
         preview=preview,
         statistics=statistics,
         instances=instances,
+        split=split,
         series=series,
         select=tuple(select or ()),
         spatial_prompts=spatial_prompts,
+        resample=resample,
         options=options,
     )
     with out.progress() as progress:
         result = run_job(job, progress)
+    return report_result(job, result)
+
+
+def report_result(job: "Job", result: "Result") -> int:
+    """Print the notes, what was found and which files were written; return the exit code."""
+    from medals_rt.pipeline.job import lesion_table
+
     for note in result.report.notes:
         out.note(note)
     print_summary(result.report)
-    lesions = lesion_table(statistics) if statistics and result.instances_dhw is not None else None
-    out.wrote(job.output, job.report, job.preview, job.statistics, lesions, job.instances)
+    out.wrote(job.output, job.report, job.preview, job.statistics)
+    if job.statistics is not None and result.instances_dhw is not None:
+        out.wrote(lesion_table(job.statistics))
+    out.wrote(job.instances, job.split)
     if result.report.incomplete is None:
         return EXIT_DONE
     out.failure(f"incomplete: {result.report.incomplete}")

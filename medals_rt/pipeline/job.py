@@ -1,12 +1,14 @@
 """One case from files to files: read, segment, write. The command `medals-rt run` is this."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from medals_rt.bundle.bundle import resolve_bundle
+import numpy as np
+
+from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.arrays import to_host
 from medals_rt.common.atomic_io import prepare_output, write_json
 from medals_rt.common.choices import OutputFormat
@@ -15,6 +17,7 @@ from medals_rt.common.notes import Note, warning
 from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
+from medals_rt.inference.hybrid_prompts import check_start
 from medals_rt.io.case import Case
 from medals_rt.io.grids import fill_left_out, grid_of, same_grid
 from medals_rt.io.registry import (
@@ -28,6 +31,12 @@ from medals_rt.io.registry import (
     write_segmentation,
 )
 from medals_rt.io.volume import Volume
+from medals_rt.pipeline.class_files import (
+    check_class_files,
+    class_files,
+    split_ending,
+    write_class_files,
+)
 from medals_rt.pipeline.class_statistics import ClassStatistics, class_statistics
 from medals_rt.pipeline.csv_tables import (
     LESION_COLUMNS,
@@ -46,6 +55,7 @@ from medals_rt.pipeline.window_groups import check_window
 from medals_rt.planning import pass_timings
 from medals_rt.planning.policy import load_policy
 from medals_rt.preprocessing.intensity import prepare_intensities
+from medals_rt.preprocessing.label_sampling import sample_labels
 from medals_rt.prompts.prompt_set import (
     PLAIN_READING,
     PromptReading,
@@ -71,8 +81,12 @@ class Job:
         Statistics of lesions go beside those of classes, see `lesion_table`.
     instances
         Where the numbered lesions go as a label map, if at all.
+    split
+        Folder of a file for each class, if at all; see `class_files`.
     spatial_prompts
         A file of labels drawn by the user (hybrid mode).
+    resample
+        Whether these are brought onto the case's grid where they lie on another one.
     series
         Which series of a DICOM folder, as for `registry.read_case`.
     select
@@ -90,7 +104,9 @@ class Job:
     preview: Path | None = None
     statistics: Path | None = None
     instances: Path | None = None
+    split: Path | None = None
     spatial_prompts: Path | None = None
+    resample: bool = False
     series: str | None = None
     select: tuple[str, ...] = ()
     options: RunOptions = field(default_factory=RunOptions)
@@ -132,20 +148,22 @@ def run_job(job: Job, progress: Progress | None = None) -> Result:
         The work itself failed.
     """
     check_outputs(job)
-    read = read_job(job)
+    read = read_job(job, progress)
     if job.preview is not None:
         require("a preview", "Matplotlib")
     watch = Stopwatch()
     with watch.step("open models"):
-        opened = open_models(job.options)
+        opened = open_models(job.options, progress)
     with opened as segmenter, passes_recorded(segmenter):
         result = segment_job(segmenter, read, progress, seconds_before=watch.seconds)
     write_job(read, result)
     return result
 
 
-def read_job(job: Job) -> ReadJob:
+def read_job(job: Job, progress: Progress | None = None) -> ReadJob:
     """Read the case, its prompts and its annotation.
+
+    `progress` is called if the model is downloaded, whose classes groups of prompts depend on.
 
     Raises
     ------
@@ -155,16 +173,22 @@ def read_job(job: Job) -> ReadJob:
     watch = Stopwatch()
     with watch.step("read"):
         case, prompts = read_prompted_case(
-            job.input, job.source, job.options, job.series, job.select
+            job.input, job.source, job.options, job.series, job.select, progress
         )
         annotation = None
         if job.spatial_prompts is not None:
-            annotation = read_annotation(job.spatial_prompts, case.volume)
-        check_window(job.options.segment.window, prompts.modality)
+            annotation, moved = read_annotation(
+                job.spatial_prompts, case.volume, resample=job.resample
+            )
+            case = replace(case, notes=(*case.notes, *moved))
+        preset = job.options.segment.algorithm
+        check_window(job.options.segment.window, prompts.modality, preset)
+        check_start(preset, annotated=annotation is not None)
         _check_instances(job, prompts)
         unkept = check_output(job.output, case, format=job.format)
-        case = replace(case, notes=(*case.notes, *unkept))
-        check_combination(prompts, job.options.segment.preset)
+        others = check_class_files(files_of_classes(job, prompts), _resolved(*_named(job)))
+        case = replace(case, notes=(*case.notes, *unkept, *others))
+        check_combination(prompts, preset)
     return ReadJob(job, case, prompts, annotation, watch.seconds)
 
 
@@ -174,6 +198,7 @@ def read_prompted_case(
     options: RunOptions,
     series: str | None = None,
     select: tuple[str, ...] = (),
+    progress: Progress | None = None,
 ) -> tuple[Case, PromptSet]:
     """Read a case and choose its prompts.
 
@@ -183,13 +208,16 @@ def read_prompted_case(
         A file can't be used, or the prompts name no class.
     """
     case = read_case(path, max_voxels=options.max_voxels, series=series, select=select)
-    return case, choose_prompts(case, source, options.reading)
+    covered = None
+    if source.asks_for_groups:
+        covered = Bundle.open(resolve_bundle(options.bundle, progress), verify=False).class_rows
+    return case, choose_prompts(case, source, options.reading, covered)
 
 
-def open_models(options: RunOptions) -> Segmenter:
-    """Open the models that the options name; see `Segmenter.open`."""
+def open_models(options: RunOptions, progress: Progress | None = None) -> Segmenter:
+    """Open the models that the options name; see `resolve_bundle` and `Segmenter.open`."""
     return load(
-        resolve_bundle(options.bundle),
+        resolve_bundle(options.bundle, progress),
         runner=options.runner,
         precision=options.precision,
         threads=options.threads,
@@ -263,6 +291,14 @@ def write_job(read: ReadJob, result: Result) -> None:
         notice=result.report.bundle["notice"],
         format=job.format,
     )
+    write_class_files(
+        files_of_classes(job, read.prompts),
+        read.case,
+        result.labels_dhw,
+        read.prompts,
+        model=result.report.bundle["name"],
+        notice=result.report.bundle["notice"],
+    )
     if job.report is not None:
         write_json(job.report, result.report.to_dict())
     if job.preview is not None:
@@ -272,6 +308,7 @@ def write_job(read: ReadJob, result: Result) -> None:
             result.labels_dhw,
             read.prompts,
             job.options.segment.window,
+            job.options.segment.preset,
             notice=result.report.bundle["notice"],
         )
     if job.statistics is not None:
@@ -298,6 +335,13 @@ def _write_lesions(read: ReadJob, result: Result) -> None:
             model=result.report.bundle["name"],
             notice=result.report.bundle["notice"],
         )
+
+
+def files_of_classes(job: Job, prompts: PromptSet) -> dict[int, Path]:
+    """Name the file of each label, if the job asks for them."""
+    if job.split is None:
+        return {}
+    return class_files(job.split, prompts, split_ending(job.output))
 
 
 def lesion_table(statistics: Path) -> Path:
@@ -331,12 +375,8 @@ def check_outputs(job: Job) -> None:
     ------
     InputError
     """
-    asked = (job.output, job.report, job.preview, job.statistics, job.instances)
-    outputs = [path for path in asked if path is not None]
-    if job.statistics is not None:
-        outputs.append(lesion_table(job.statistics))
-    inputs = (job.input, job.source.file, job.spatial_prompts)
-    read = {path.resolve() for path in inputs if path is not None}
+    inputs, outputs = _named(job)
+    read = _resolved(inputs)
     for path in outputs:
         if path.resolve() in read:
             raise InputError(
@@ -357,6 +397,23 @@ def check_outputs(job: Job) -> None:
     check_output(job.output, format=job.format)
     if job.instances is not None:
         check_output(job.instances)
+    if job.split is not None:
+        prepare_output(job.split / f"class{split_ending(job.output)}")
+
+
+def _named(job: Job) -> tuple[list[Path], list[Path]]:
+    """Return the files that a job names: those that it reads, and those that it writes."""
+    inputs = (job.input, job.source.file, job.spatial_prompts)
+    outputs = (job.output, job.report, job.preview, job.statistics, job.instances)
+    table = None if job.statistics is None else lesion_table(job.statistics)
+    return (
+        [path for path in inputs if path is not None],
+        [path for path in (*outputs, table) if path is not None],
+    )
+
+
+def _resolved(*paths: list[Path]) -> set[Path]:
+    return {path.resolve() for part in paths for path in part}
 
 
 def _check_instances(job: Job, prompts: PromptSet) -> None:
@@ -368,11 +425,11 @@ def _check_instances(job: Job, prompts: PromptSet) -> None:
     """
     if job.instances is None:
         return
-    preset = job.options.segment.preset
+    preset = job.options.segment.algorithm
     if not any(key.kind == "lesion" for key in prompts.class_keys):
         why = "the prompts ask for anatomy; ask for lesions (--kind lesion)"
-    elif load_policy().preset(preset).lesions == "binary":
-        why = f"the preset {preset} doesn't number them; take another"
+    elif preset.lesions != "labels and instances":
+        why = f"the preset {preset.name} doesn't number them; take another"
     else:
         return
     raise InputError(
@@ -380,29 +437,71 @@ def _check_instances(job: Job, prompts: PromptSet) -> None:
     )
 
 
-def read_annotation(path: Path, volume: Volume) -> Any:
-    """Read labels `(D, H, W)` that were drawn on the grid of `volume`.
+def read_annotation(
+    path: Path, volume: Volume, *, resample: bool = False
+) -> tuple[Any, tuple[Note, ...]]:
+    """Read labels that were drawn on `volume`.
+
+    Parameters
+    ----------
+    path
+        The file of labels.
+    volume
+        The image.
+    resample
+        Whether labels on another grid are brought onto the image's, by the nearest voxel.
+
+    Returns
+    -------
+    labels_dhw
+        On the grid of `volume`, `(D, H, W)`.
+    notes
+        That they were resampled.
 
     Raises
     ------
     CaseError
-        The file is broken, or its shape or spacing is another one.
+        The file is broken; ``annotation-on-another-grid``, or with `resample` ``place-unknown``
+        where a file knows no place and ``annotation-outside`` where no label reaches the image.
     """
-    drawn = fill_left_out(read_labels(path), grid_of(volume))
-    difference = same_grid(grid_of(volume), grid_of(drawn))
-    if difference is not None:
+    wanted = grid_of(volume)
+    drawn = fill_left_out(read_labels(path), wanted)
+    found = grid_of(drawn)
+    difference = same_grid(wanted, found)
+    if difference is None:
+        return drawn.labels_dhw, ()
+    problem = f"{path.name} is not on the grid of {volume.name}: {difference}"
+    if not resample:
         raise CaseError(
-            f"{path.name} is not on the grid of {volume.name}: {difference}; draw on the image "
-            "itself, or resample the annotation to it",
+            f"{problem}; draw on the image itself, or use --resample to bring it there",
             code="annotation-on-another-grid",
         )
-    return drawn.labels_dhw
+    if wanted.affine_lps is None or found.affine_lps is None:
+        raise CaseError(
+            f"{problem}; --resample needs files that know their place", code="place-unknown"
+        )
+    labels = np.asarray(
+        sample_labels(drawn.labels_dhw, found.affine_lps, wanted.affine_lps, wanted.shape_dhw)
+    )
+    if drawn.labels_dhw.any() and not labels.any():
+        raise CaseError(
+            f"no label of {path.name} lies in {volume.name}: {difference}; give the annotation of "
+            "this image",
+            code="annotation-outside",
+        )
+    text = f"{path.name} was resampled onto the grid of the scan ({difference})"
+    return labels, (Note("annotation-resampled", text),)
 
 
 def choose_prompts(
-    case: Case, source: PromptSource, reading: PromptReading = PLAIN_READING
+    case: Case,
+    source: PromptSource,
+    reading: PromptReading = PLAIN_READING,
+    covered: Container[str] | None = None,
 ) -> PromptSet:
-    """Take the prompts from a file, from sentences, or from inside the case.
+    """Take the prompts from a file, from sentences and groups, or from inside the case.
+
+    `covered` are bank keys of the model's classes, for groups.
 
     Raises
     ------
@@ -411,20 +510,23 @@ def choose_prompts(
     """
     if reading.modality is None and case.modality is not None:
         try:
-            return _read_prompts(case, source, reading)
+            return _read_prompts(case, source, reading, covered)
         except PromptError:  # what the sentences leave open, the file may state
-            return _read_prompts(case, source, replace(reading, modality=case.modality))
-    return _read_prompts(case, source, reading)
+            stated = replace(reading, modality=case.modality)
+            return _read_prompts(case, source, stated, covered)
+    return _read_prompts(case, source, reading, covered)
 
 
-def _read_prompts(case: Case, source: PromptSource, reading: PromptReading) -> PromptSet:
-    stated = source.read(reading)
+def _read_prompts(
+    case: Case, source: PromptSource, reading: PromptReading, covered: Container[str] | None
+) -> PromptSet:
+    stated = source.read(reading, covered)
     if stated is not None:
         return stated
     if case.prompts is None:
         raise PromptError(
             f"{case.path} holds no text_prompts: pass --prompts FILE "
-            'or --prompt "Liver in abdominal CT"',
+            'or --prompt "Liver in abdominal CT", or --all',
             code="no-prompts",
         )
     return parse_prompts(case.prompts, reading)
@@ -436,12 +538,13 @@ def draw_preview(
     labels_dhw: Any,
     prompts: PromptSet,
     window: str = "auto",
+    preset: str = "paper",
     notice: str | None = None,
 ) -> None:
     """Draw a result on its image, in the intensities that the model saw."""
     if window == "auto":
-        window = load_policy().intensity_window(prompts.parts[0].class_keys)
-    shown = prepare_intensities(volume, prompts.modality, window)
+        window = load_policy().intensity_window(prompts.parts[0].class_keys, preset)
+    shown = prepare_intensities(volume, prompts.modality, window, preset)
     orientation: Orientation = "known"
     if prompts.modality == "Microscopy":
         orientation = "none"

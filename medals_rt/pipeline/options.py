@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,16 +12,22 @@ from medals_rt.common.choices import (
     POSTPROCESS,
     PRESETS,
     REFINEMENTS,
+    STAGES,
+    STARTS,
     Postprocess,
     PresetName,
     Refinement,
+    Stages,
+    StartFrom,
 )
 from medals_rt.common.errors import InputError, PromptError
 from medals_rt.common.limits import CLASSES_PER_CHUNK, MAX_VOXELS
+from medals_rt.planning.policy import Preset, load_policy
 from medals_rt.prompts.prompt_set import (
     PLAIN_READING,
     PromptReading,
     PromptSet,
+    class_prompts,
     numbered,
     read_prompts,
     with_lesions,
@@ -31,6 +37,25 @@ if TYPE_CHECKING:
     from medals_rt.inference.refinement import MaskSource
 
 _CHANGES_NO_RESULT: Final = {"decides": False}
+_RANGES: Final = (
+    ("iterations", 1, 100),
+    ("repetitions", 1, 100),
+    ("lesion_iterations", 0, 100),
+    ("threshold", 0.01, 0.99),
+    ("overlap", 0.0, 0.9),
+)
+_OF_THE_PRESET: Final = (
+    "stages",
+    "start_from",
+    "iterations",
+    "repetitions",
+    "block_sizes",
+    "lesion_iterations",
+    "threshold",
+    "overlap",
+    "mirrored",
+)
+"""What `Preset.changed` takes."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +65,8 @@ class SegmentOptions:
     Attributes
     ----------
     preset
-        Which constants and class lists apply: those of the ``"paper"`` or of the authors' released
-        code (``"release"``).
+        Which constants and class lists apply: those of the ``"paper"``, of the authors' released
+        code (``"release"``), or of their script for raw scans (``"native"``).
     refinement
         ``"masked"``: Algorithm 2. ``"unmasked"``: the network sees whole prompts. ``"none"``: every
         stage works from the text alone.
@@ -54,6 +79,23 @@ class SegmentOptions:
         every one. ``"off"``: none.
     seed
         Of the block masks; the same seed, case, bundle and runner give the same bytes.
+    stages
+        ``"coarse"`` or ``"fine"`` alone on the whole image, or ``"both"`` (paper 2.6). This and
+        what follows, up to `mirrored`, is as the preset has it where it is None.
+    start_from
+        What masked refinement starts from: the ``"coarse"`` labels, or a pass of its own from the
+        ``"text"`` alone (Algorithm 2, lines 3 to 6).
+    iterations, repetitions, block_sizes
+        Algorithm 2: T, R, and the block edges in voxels of which each masked pair draws one.
+    lesion_iterations
+        Masked pairs that lesions get afterwards.
+    threshold
+        The least probability of a class that is no background, between 0 and 1.
+    overlap
+        Share of a window that it has in common with the next, 0 to 0.9.
+    mirrored
+        Test-time augmentation: each pass is the mean over the image mirrored along all axes, eight
+        times the work.
     time_budget
         Seconds a class that the case may take; None for no limit. What is left out to keep it is in
         the report (`budget`).
@@ -70,7 +112,7 @@ class SegmentOptions:
     Raises
     ------
     InputError
-        An unknown preset or refinement, or a number that isn't positive.
+        An unknown choice, or a number that is out of range.
     """
 
     preset: PresetName = "paper"
@@ -78,6 +120,15 @@ class SegmentOptions:
     window: str = "auto"
     postprocess: Postprocess = "auto"
     seed: int = 0
+    stages: Stages | None = None
+    start_from: StartFrom | None = None
+    iterations: int | None = None
+    repetitions: int | None = None
+    block_sizes: tuple[int, ...] | None = None
+    lesion_iterations: int | None = None
+    threshold: float | None = None
+    overlap: float | None = None
+    mirrored: bool | None = None
     time_budget: float | None = None
     max_memory: int | None = field(default=None, metadata=_CHANGES_NO_RESULT)
     keep_probability: bool = field(default=False, metadata=_CHANGES_NO_RESULT)
@@ -90,6 +141,8 @@ class SegmentOptions:
         _check_choice("preset", self.preset, PRESETS)
         _check_choice("refinement", self.refinement, REFINEMENTS)
         _check_choice("postprocess", self.postprocess, POSTPROCESS)
+        _check_choice("stages", self.stages, (None, *STAGES))
+        _check_choice("start-from", self.start_from, (None, *STARTS))
         if not isinstance(self.window, str):
             raise TypeError(
                 f"window must be 'auto', a window's name or 'WIDTH,LEVEL', found {self.window!r}"
@@ -98,6 +151,31 @@ class SegmentOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"{name} must be positive, found {value}", code="not-positive")
+        self._check_refinement()
+
+    def _check_refinement(self) -> None:
+        sizes = self.block_sizes
+        if sizes is not None and not (sizes and all(size >= 1 for size in sizes)):
+            raise InputError(
+                f"block_sizes need at least one edge of 1 voxel or more, found {sizes}",
+                code="not-positive",
+            )
+        for name, least, most in _RANGES:
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise InputError(
+                    f"{name} must lie in {least:g} to {most:g}, found {value:g}",
+                    code=f"{name.replace('_', '-')}-out-of-range",
+                )
+
+    @property
+    def algorithm(self) -> Preset:
+        """The preset with what these options change of it."""
+        return (
+            load_policy()
+            .preset(self.preset)
+            .changed(**{name: getattr(self, name) for name in _OF_THE_PRESET})
+        )
 
 
 @dataclass(frozen=True)
@@ -107,32 +185,77 @@ class PromptSource:
     A prompts.json, or sentences of a kind ("anatomy" or "lesion") numbered in order; with neither,
     the prompts inside the case. `lesions` are sentences of lesions to be found beside the anatomy
     of a file or of the sentences, with the labels that follow theirs; alone they are all there is.
+    `groups` are names of groups of classes, and `everything` asks for all classes of the kind; both
+    follow what is asked for one by one, see `prompt_set.class_prompts`.
     """
 
     file: Path | None = None
     sentences: tuple[str, ...] = ()
     kind: str = "anatomy"
     lesions: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    everything: bool = False
 
-    def read(self, reading: PromptReading) -> PromptSet | None:
+    @property
+    def asks_for_groups(self) -> bool:
+        """Whether the classes depend on the modality and on the model."""
+        return bool(self.groups) or self.everything
+
+    def read(
+        self, reading: PromptReading, covered: Container[str] | None = None
+    ) -> PromptSet | None:
         """Read the prompts; None where they are inside the case.
+
+        Parameters
+        ----------
+        reading
+            How sentences are read; its modality is that of groups where no sentence names one.
+        covered
+            Bank keys of the classes that the model has: others are left out of groups, with a note.
 
         Raises
         ------
         PromptError
-            There are both a file and sentences, or one of them names no class.
+            There are both a file and sentences, one of them names no class, or the modality of
+            groups isn't known (`modality-missing`).
+        InputError
+            A group is unknown, or has no class of the modality.
         """
+        prompts = self._stated(reading)
+        if self.groups:
+            prompts = self._with_classes(prompts, self.groups, reading, covered)
+        if self.everything:
+            prompts = self._with_classes(prompts, None, reading, covered)
+        if prompts is not None:
+            return with_lesions(prompts, self.lesions, reading)
+        return numbered(self.lesions, "lesion", reading) if self.lesions else None
+
+    def _stated(self, reading: PromptReading) -> PromptSet | None:
+        """Read the prompts that are given one by one."""
         if self.file is not None and self.sentences:
             raise PromptError(
                 "prompts come from a file or are sentences, not both; leave out one of them",
                 code="prompts-twice",
             )
         if self.file is not None:
-            return with_lesions(read_prompts(self.file, reading), self.lesions, reading)
-        if self.sentences:
-            anatomy = numbered(self.sentences, self.kind, reading)
-            return with_lesions(anatomy, self.lesions, reading)
-        return numbered(self.lesions, "lesion", reading) if self.lesions else None
+            return read_prompts(self.file, reading)
+        return numbered(self.sentences, self.kind, reading) if self.sentences else None
+
+    def _with_classes(
+        self,
+        beside: PromptSet | None,
+        groups: tuple[str, ...] | None,
+        reading: PromptReading,
+        covered: Container[str] | None,
+    ) -> PromptSet:
+        modality = reading.modality if beside is None else beside.modality
+        if modality is None:
+            raise PromptError(
+                "the modality of the image isn't known, so neither are its classes: name it by "
+                "--modality, such as --modality CT",
+                code="modality-missing",
+            )
+        return class_prompts(modality, groups, kind=self.kind, covered=covered, beside=beside)
 
 
 @dataclass(frozen=True)
@@ -180,8 +303,9 @@ def _deciding(options: Any) -> dict[str, Any]:
     return found
 
 
-def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: object, known: tuple[str | None, ...]) -> None:
     if value not in known:
         raise InputError(
-            f"no {name} {value!r}: choose {' or '.join(known)}", code=f"{name}-unknown"
+            f"no {name} {value!r}: choose {' or '.join(filter(None, known))}",
+            code=f"{name}-unknown",
         )

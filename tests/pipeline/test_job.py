@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, get_args, get_type_hints
 
+import nibabel
 import numpy as np
 import pytest
 import typer
@@ -22,13 +23,15 @@ from medals_rt.cli._options import run_options, takes
 from medals_rt.cli.batch import batch_command
 from medals_rt.cli.run import run_command
 from medals_rt.common.choices import OutputFormat
-from medals_rt.common.errors import InputError
-from medals_rt.io.registry import FORMATS, read_labels
+from medals_rt.common.errors import CaseError, InputError
+from medals_rt.io.registry import FORMATS, read_case, read_labels
+from medals_rt.io.volume import SourceGrid
 from medals_rt.pipeline.csv_tables import LESION_COLUMNS
-from medals_rt.pipeline.job import default_output
+from medals_rt.pipeline.job import default_output, read_annotation
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
 from tests.cli.helpers import error_of
 from tests.dicom import write_series
+from tests.errors import raises
 from tests.pipeline.batch.helpers import SHAPE, write_case
 
 
@@ -174,6 +177,8 @@ def test_the_options_that_decide_a_result() -> None:
     decides = RunOptions().deciding()["segment"]
     assert set(decides) == {
         *("preset", "refinement", "seed", "window", "postprocess", "time_budget"),
+        *("stages", "start_from", "iterations", "repetitions", "block_sizes"),
+        *("lesion_iterations", "threshold", "overlap", "mirrored"),
     }
     for options in (SegmentOptions(time_budget=1), SegmentOptions(seed=1)):
         assert RunOptions(segment=options).deciding() != RunOptions().deciding()
@@ -229,3 +234,29 @@ def test_sizes_of_memory_are_read_from_words(tiny_bundle: Bundle, tmp_path: Path
     result = CliRunner().invoke(app, words(tiny_bundle, case, output, "--max-memory", "much"))
     assert result.exit_code == 2
     assert result.stderr.startswith("error: 'much' ")
+
+
+def test_spatial_prompts_on_another_grid_are_resampled_where_that_is_asked(tmp_path: Path) -> None:
+    labels = np.zeros((6, 8, 10), np.uint8)
+    labels[2:4, 2:5, 3:7] = 1
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    fine = np.repeat(labels.transpose(2, 1, 0), 2, axis=2)
+    finer = affine.copy()
+    finer[2, 2], finer[2, 3] = 1.5, -0.75
+    for name, array, place in (
+        ("scan", labels.transpose(2, 1, 0) + 9, affine),
+        ("drawn", fine, finer),
+        ("away", fine, finer + 500 * np.eye(4, k=3)),
+    ):
+        nibabel.save(nibabel.Nifti1Image(array, place), tmp_path / f"{name}.nii.gz")
+    volume = read_case(tmp_path / "scan.nii.gz").volume
+    with raises(CaseError, "annotation-on-another-grid", "--resample"):
+        read_annotation(tmp_path / "drawn.nii.gz", volume)
+    found, notes = read_annotation(tmp_path / "drawn.nii.gz", volume, resample=True)
+    np.testing.assert_array_equal(found > 0, volume.image_dhw == 10)
+    assert [note.code for note in notes] == ["annotation-resampled"]
+    with raises(CaseError, "annotation-outside"):
+        read_annotation(tmp_path / "away.nii.gz", volume, resample=True)
+    placeless = replace(volume, source=SourceGrid())
+    with raises(CaseError, "place-unknown"):
+        read_annotation(tmp_path / "drawn.nii.gz", placeless, resample=True)

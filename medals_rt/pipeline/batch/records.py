@@ -7,7 +7,7 @@ again. Records are written after the files that they speak of.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
@@ -16,6 +16,7 @@ import msgspec
 
 from medals_rt.common.atomic_io import atomic_output, write_json
 from medals_rt.common.distribution import VERSION
+from medals_rt.common.errors import PromptError
 from medals_rt.common.notes import Note
 from medals_rt.pipeline.batch.find import (
     STATE_FOLDER,
@@ -25,10 +26,13 @@ from medals_rt.pipeline.batch.find import (
     preview_path,
     report_path,
 )
+from medals_rt.pipeline.batch.store import content_sha256
 from medals_rt.pipeline.class_statistics import ClassStatistics
 from medals_rt.pipeline.job import Job
 
 RECORD_FORMAT: Final = 3
+_CLASS_FILE: Final = "class/"
+"""What the roles of files of classes begin with; their names follow."""
 
 Status = Literal["done", "kept", "failed", "skipped"]
 
@@ -127,7 +131,6 @@ def fingerprint(case: BatchCase, bundle_hash: str) -> str:
     """
     job, identity = case.job, case.store.identity
     drawn = job.spatial_prompts
-    prompts = job.source.read(job.options.reading)  # None: inside the input
     parts = {
         "format": RECORD_FORMAT,
         "version": VERSION,
@@ -136,10 +139,26 @@ def fingerprint(case: BatchCase, bundle_hash: str) -> str:
         "input": identity(job.input),
         "series": job.series,
         "select": job.select,
-        "prompts": None if prompts is None else list(prompts.as_mapping().items()),
+        "prompts": _asked_for(job),
+        "groups": (job.source.groups, job.source.everything),
+        "resample": job.resample,
         "spatial_prompts": None if drawn is None else identity(drawn),
     }
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+
+
+def _asked_for(job: Job) -> object:
+    """Return labels and sentences, None where they are inside the input, groups left out.
+
+    Sentences that leave the modality to the image are taken as they are written.
+    """
+    stated = replace(job.source, groups=(), everything=False)
+    try:
+        prompts = stated.read(job.options.reading)
+    except PromptError:
+        file = None if stated.file is None else content_sha256(stated.file)
+        return [file, stated.sentences, stated.kind, stated.lesions]
+    return None if prompts is None else list(prompts.as_mapping().items())
 
 
 def kept_entry(case: BatchCase, made_from: str) -> Entry | None:
@@ -182,8 +201,10 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
     return tuple(found)
 
 
-def remember(case: BatchCase, made_from: str, entry: Entry) -> None:
-    """Note that a case is finished.
+def remember(
+    case: BatchCase, made_from: str, entry: Entry, class_files: Collection[Path] = ()
+) -> None:
+    """Note that a case is finished, with the files that were written of it and of its classes.
 
     Raises
     ------
@@ -191,7 +212,8 @@ def remember(case: BatchCase, made_from: str, entry: Entry) -> None:
         The record can't be written.
     """
     files = {}
-    for role, path in files_of(case.job):
+    names = [f"{_CLASS_FILE}{path.name}" for path in class_files]
+    for role, path in files_of(case.job, names):
         case.store.put(path)
         files[role] = case.store.identity(path) or ""
         case.store.drop(path)
@@ -212,7 +234,7 @@ def remember_failure(case: BatchCase, entry: Entry) -> None:
     """
     record = _record_of(case)
     if record is not None:
-        for role, path in files_of(case.job):
+        for role, path in files_of(case.job, record.files):
             identity = case.store.identity(path)
             if identity is not None and record.files.get(role) == identity:
                 case.store.remove(path)
@@ -276,9 +298,9 @@ def _end_path(case: BatchCase) -> Path:
     return case.record.with_name(f"{case.record.name}.end")
 
 
-def remove_files(case: BatchCase) -> None:
+def remove_files(case: BatchCase, class_files: Collection[Path] = ()) -> None:
     """Remove what was already written of a case that failed while it was written."""
-    for _, path in files_of(case.job):
+    for path in (*(path for _, path in files_of(case.job)), *class_files):
         case.store.remove(path)
 
 
@@ -290,18 +312,25 @@ def shown(text: object, length: int = 1000) -> str:
     )
 
 
-def files_of(job: Job) -> Iterator[tuple[str, Path]]:
-    """Go through the files that a job writes, by role."""
+def files_of(job: Job, recorded: Iterable[str] = ()) -> Iterator[tuple[str, Path]]:
+    """Go through the files that a job writes, by role; those of classes are among `recorded`."""
     roles = {"labels": job.output, "report": job.report, "preview": job.preview}
     for role, path in roles.items():
         if path is not None:
             yield role, path
+    if job.split is not None:
+        for role in recorded:
+            if role.startswith(_CLASS_FILE):
+                yield role, job.split / PurePosixPath(role).name
 
 
 def _intact(case: BatchCase, record: Record) -> bool:
     """Whether all files of a case are there, as the record says they were written."""
-    identity = case.store.identity
-    return all(record.files.get(role) == identity(path) for role, path in files_of(case.job))
+    classes = any(role.startswith(_CLASS_FILE) for role in record.files)
+    if case.job.split is not None and not classes:
+        return False
+    files = files_of(case.job, record.files)
+    return all(record.files.get(role) == case.store.identity(path) for role, path in files)
 
 
 def _write(case: BatchCase, record: Record) -> None:

@@ -165,7 +165,15 @@ def identity_of(
     may be another place on another machine.
     """
     cases = [
-        (case.name, case.job.output.name, case.job.source.sentences, case.job.source.lesions)
+        (
+            case.name,
+            case.job.output.name,
+            case.job.split is not None,
+            case.job.source.sentences,
+            case.job.source.lesions,
+            case.job.source.groups,
+            case.job.source.everything,
+        )
         for case in plan.cases
     ]
     parts = {
