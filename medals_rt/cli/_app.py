@@ -26,6 +26,7 @@ from medals_rt.cli import (
     plan,
     prompts,
     run,
+    serve,
     verify,
     version,
 )
@@ -41,6 +42,7 @@ COMMANDS: Final[dict[str, tuple[Command, Sequence[str]]]] = {
     "plan": (plan.plan_command, plan.EXAMPLES),
     "prompts": (prompts.prompts_command, prompts.EXAMPLES),
     "evaluate": (evaluate.evaluate_command, evaluate.EXAMPLES),
+    "serve": (serve.serve_command, serve.EXAMPLES),
     "info": (info.info_command, info.EXAMPLES),
     "download": (download.download_command, download.EXAMPLES),
     "export": (export.export_command, export.EXAMPLES),

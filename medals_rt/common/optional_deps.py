@@ -119,6 +119,9 @@ OPTIONAL_LIBRARIES: Final = (
     OptionalLibrary(
         "fsspec", ("fsspec",), ("fsspec",), "batches whose files lie behind URLs, such as s3://"
     ),
+    OptionalLibrary("FastAPI", ("fastapi",), ("fastapi",), "the HTTP service"),
+    OptionalLibrary("uvicorn", ("uvicorn",), ("uvicorn",), "the HTTP service"),
+    OptionalLibrary("HTTPX", ("httpx",), ("httpx",), "the HTTP service's Python client"),
 )
 
 _BY_NAME: Final = {each.name: each for each in OPTIONAL_LIBRARIES}
