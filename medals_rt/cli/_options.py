@@ -102,6 +102,15 @@ MaxMemory = Annotated[
         "--max-memory", metavar="SIZE", help="Memory that a case may take, such as 6GB or 512MiB."
     ),
 ]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="ADDRESS",
+        help="Also store the result on a DICOMweb server, dicomweb+https://HOST/dicom-web; "
+        "credentials are read from the environment.",
+    ),
+]
 
 
 def prompt_source(

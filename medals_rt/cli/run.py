@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from medals_rt.cli._errors import EXIT_DONE, EXIT_INCOMPLETE
-from medals_rt.cli._options import prompt_source, run_options, takes
+from medals_rt.cli._options import Store, prompt_source, run_options, takes
 from medals_rt.cli._output import out
 from medals_rt.common.choices import OutputFormat
 
@@ -29,7 +29,11 @@ def run_command(
     *,
     input_file: Annotated[
         Path,
-        typer.Option("--input", help="The case: .npz, .nii, .nii.gz, .nrrd, or a DICOM folder."),
+        typer.Option(
+            "--input",
+            help="The case: .npz, .nii, .nii.gz, .nrrd, a DICOM folder, or "
+            "dicomweb+https://HOST/dicom-web?StudyInstanceUID=UID.",
+        ),
     ],
     source: "PromptSource",
     output: Annotated[
@@ -66,6 +70,7 @@ def run_command(
     spatial_prompts: Annotated[
         Path | None, typer.Option(help="Labels drawn by hand to start from (hybrid mode).")
     ] = None,
+    store: Store = None,
     options: "RunOptions",
 ) -> int:
     """Segment one case by text prompts."""
@@ -84,6 +89,7 @@ def run_command(
         select=tuple(select or ()),
         spatial_prompts=spatial_prompts,
         options=options,
+        store=store,
     )
     with out.progress() as progress:
         result = run_job(job, progress)
@@ -91,6 +97,8 @@ def run_command(
         out.note(note)
     print_summary(result.report)
     lesions = lesion_table(statistics) if statistics and result.instances_dhw is not None else None
+    if job.store is not None:
+        out.line(f"stored {job.output.name} on {job.store}")
     out.wrote(job.output, job.report, job.preview, job.statistics, lesions, job.instances)
     if result.report.incomplete is None:
         return EXIT_DONE

@@ -91,6 +91,8 @@ class Format:
         Whether a folder is a case of it.
     choosable
         Whether a file holds several series, of which `Options.series` chooses.
+    scheme
+        How addresses of it begin, which are no files; None for formats of files.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Format:
     recognizes: Callable[[bytes], bool] | None = None
     folders: bool = False
     choosable: bool = False
+    scheme: str | None = None
 
     def ending_of(self, name: str) -> str | None:
         """Which of its endings a file name has, in lower case; None if none."""

@@ -17,6 +17,7 @@ from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import require
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, compact_labels
+from medals_rt.io.dicom.web import WebAddress, is_web_address
 from medals_rt.io.format import START, Capability, Format, Options, SegmentationOutput, stem
 from medals_rt.io.voxel_data import GZIP_MAGIC, InflatedStream
 from medals_rt.prompts.prompt_set import PromptSet
@@ -68,7 +69,8 @@ def read_case(
     path
         A challenge case `.npz` (`imgs`, `spacing`, if there are any `text_prompts` and `gts`), or
         an image as NIfTI, NRRD or MetaImage, or a DICOM series: its folder, a `.zip` of it, or an
-        enhanced multi-frame file. All but `.npz` are turned to the canonical orientation.
+        enhanced multi-frame file; or a study or series of a DICOMweb server, by its address
+        (`dicom.web`). All but `.npz` are turned to the canonical orientation.
     max_voxels
         Larger volumes are refused before memory is taken for them.
     series
@@ -85,6 +87,8 @@ def read_case(
         If it is damaged, has another ending, or holds no finite 3-D image with a positive spacing.
     MissingDependencyError
         If the format's library isn't installed.
+    ServerError
+        If a server fails.
     """
     file = _existing(path)
     found = _format_to_read(file, "read_case")
@@ -222,8 +226,11 @@ def _check_place(file: Path, found: Format) -> None:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a path may hold several series: a folder, a `.zip` or `.dcm`, or a file marked so."""
-    if path.is_dir():
+    """Whether a path may hold several series: a folder, a `.zip` or `.dcm`, or a file marked so.
+
+    Also an address of a server.
+    """
+    if _by_scheme(path) is not None or path.is_dir():
         return True
     if not path.is_file():
         return False
@@ -236,13 +243,15 @@ def is_dicom(path: Path) -> bool:
 
 def case_stem(path: str | PathLike[str]) -> str:
     """Name of a case's file or folder without the ending of its format."""
+    if is_web_address(path):
+        return WebAddress.parse(path).name
     file = Path(path)
     return file.resolve().name if file.is_dir() else stem(file, FORMATS)
 
 
 def _existing(path: str | PathLike[str]) -> Path:
     file = Path(path)
-    if not file.exists():
+    if _by_scheme(file) is None and not file.exists():
         raise MissingFileError(f"there is no such file or folder: {file}; check the path")
     return file
 
@@ -255,6 +264,9 @@ def _format_to_read(file: Path, capability: Capability) -> Format:
     CaseError
         If there is none, or the file is of another format than its ending says.
     """
+    addressed = _by_scheme(file)
+    if addressed is not None and getattr(addressed, capability) is not None:
+        return addressed
     if file.is_dir():
         for each in FORMATS:
             if each.folders and getattr(each, capability) is not None:
@@ -311,6 +323,11 @@ def _by_name(file: Path, capability: Capability) -> Format | None:
     able = [each for each in FORMATS if getattr(each, capability) is not None]
     fitting = [each for each in able if each.ending_of(file.name)]
     return max(fitting, key=lambda each: len(each.ending_of(file.name) or ""), default=None)
+
+
+def _by_scheme(file: Path) -> Format | None:
+    text = str(file)
+    return next((each for each in FORMATS if each.scheme and text.startswith(each.scheme)), None)
 
 
 def _check_compression(file: Path, named: Format | None, start: bytes) -> None:

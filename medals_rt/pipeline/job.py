@@ -16,6 +16,7 @@ from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.io.case import Case
+from medals_rt.io.dicom.web import check_store, store_files
 from medals_rt.io.grids import fill_left_out, grid_of, same_grid
 from medals_rt.io.registry import (
     FORMATS,
@@ -81,6 +82,8 @@ class Job:
         How it is read and segmented.
     format
         Name of the output's format (of `registry.FORMATS`); None: its ending decides.
+    store
+        Address of a DICOMweb server where the output is stored too, once it is written.
     """
 
     input: Path
@@ -95,6 +98,7 @@ class Job:
     select: tuple[str, ...] = ()
     options: RunOptions = field(default_factory=RunOptions)
     format: OutputFormat | None = None
+    store: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,6 +255,8 @@ def write_job(read: ReadJob, result: Result) -> None:
     ------
     OutputError
         A file can't be written, as when the disk is full.
+    ServerError
+        The output can't be stored on a server; it is kept.
     """
     job = read.job
     write_segmentation(
@@ -278,6 +284,8 @@ def write_job(read: ReadJob, result: Result) -> None:
         rows = [statistics_row(found) for found in measure(read, result)]
         write_csv(job.statistics, STATISTICS_COLUMNS, rows)
     _write_lesions(read, result)
+    if job.store is not None:
+        store_files(job.store, [job.output])
 
 
 def _write_lesions(read: ReadJob, result: Result) -> None:
@@ -355,6 +363,14 @@ def check_outputs(job: Job) -> None:
     for path in outputs:
         prepare_output(path)
     check_output(job.output, format=job.format)
+    if job.store is not None:
+        if not job.output.name.lower().endswith(".dcm"):
+            raise InputError(
+                f"{job.output.name} is no DICOM file, and a DICOMweb server stores nothing else; "
+                "end --output in .dcm",
+                code="store-not-dicom",
+            )
+        check_store(job.store)
     if job.instances is not None:
         check_output(job.instances)
 

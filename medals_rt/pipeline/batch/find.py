@@ -9,6 +9,7 @@ from typing import Any
 from unicodedata import normalize
 
 from medals_rt.common.errors import InputError, MissingFileError
+from medals_rt.io.dicom.web import is_web_address, series_addresses
 from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
 from medals_rt.pipeline.batch.jobs_file import JobRow, check_prompts, read_jobs, source_of
 from medals_rt.pipeline.job import Job, own_ending
@@ -83,14 +84,16 @@ def plan_batch(
     options: RunOptions,
     ending: str | None = None,
     preview: bool = True,
+    store: str | None = None,
 ) -> BatchPlan:
     """Find the cases and decide on the name of every file that will be written.
 
     Parameters
     ----------
     inputs
-        Folders (with all below them), cases, patterns such as ``scans/*.nii.gz``, or text files
-        that list such, one a line. With `jobs` one folder, from which its paths are taken.
+        Folders (with all below them), cases, patterns such as ``scans/*.nii.gz``, addresses of
+        series on a DICOMweb server, or text files that list such, one a line. With `jobs` one
+        folder, from which its paths are taken.
     results
         The folder of results.
     jobs
@@ -103,6 +106,8 @@ def plan_batch(
         Of the results, such as ``".nii.gz"``; None: that of the case.
     preview
         Whether pictures are drawn.
+    store
+        Address of a DICOMweb server where results are stored too.
 
     Raises
     ------
@@ -125,7 +130,7 @@ def plan_batch(
             f"in {', '.join(ENDINGS)}, DICOM folders and zips of them",
             code="no-case",
         )
-    places = _Places(results, reports, ending, preview)
+    places = _Places(results, reports, ending, preview, store)
     cases = tuple(_batch_case(each, places, source, options) for each in found)
     _refuse_clashes(cases)
     return BatchPlan(cases, results, reports, unread)
@@ -157,11 +162,19 @@ def one_name(name: str) -> str:
 def _from_inputs(inputs: Iterable[Path], skip: set[Path]) -> Iterator[_Found]:
     """Go through what the command line names."""
     for given in inputs:
-        if given.is_dir():
+        if is_web_address(given):
+            for address in series_addresses(given):
+                study, series = address.query.values()
+                yield _Found(Path(str(address)), f"{study}/{series}")
+        elif given.is_dir():
             yield from _from_folder(given, skip)
         elif given.suffix.lower() == _LIST and given.is_file():
             lines = given.read_text(encoding="utf-8-sig").splitlines()
-            listed = [given.parent / line.strip() for line in lines if line.strip()]
+            listed = [
+                Path(line) if is_web_address(line) else given.parent / line
+                for line in map(str.strip, lines)
+                if line
+            ]
             yield from _from_inputs(listed, skip)
         elif given.exists():
             yield _Found(given, case_stem(given))
@@ -231,12 +244,16 @@ def _from_jobs(
 
 @dataclass(frozen=True)
 class _Places:
-    """Where files go, the ending of results (None: the case's), and whether there are pictures."""
+    """Where files go, the ending of results (None: the case's), and whether there are pictures.
+
+    `store` is a server that gets the results too.
+    """
 
     results: Path
     reports: Path
     ending: str | None
     preview: bool
+    store: str | None = None
 
 
 def _batch_case(
@@ -259,6 +276,7 @@ def _batch_case(
         report=report_path(places.reports, name),
         preview=preview_path(places.reports, name) if places.preview else None,
         options=options,
+        store=places.store,
     )
     if found.row is not None:
         job = _with_row(job, found.row, found.folder)
