@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import local
@@ -274,8 +275,7 @@ def store_files(text: str | os.PathLike[str], files: Sequence[Path]) -> None:
     server = _Server(WebAddress.parse(text).server)
     for file in files:
         with silence():
-            data = pydicom.dcmread(file)
-            answer = server.ask(lambda client, data=data: client.store_instances([data]))
+            answer = server.ask(partial(_store_one, pydicom.dcmread(file)))
         failed = answer.get("FailedSOPSequence") or ()
         if len(failed):
             reason = printable(failed[0].get("FailureReason", "none named"))
@@ -283,6 +283,10 @@ def store_files(text: str | os.PathLike[str], files: Sequence[Path]) -> None:
                 f"{server.url} did not store {file.name} (reason {reason}); the file is kept",
                 code="store-refused",
             )
+
+
+def _store_one(data: Any, client: Any) -> Any:
+    return client.store_instances([data])
 
 
 def _choose(server: _Server, address: WebAddress, wanted: str | None) -> Series:
@@ -334,7 +338,7 @@ class _Server:
         )
         return sorted(str(each.SOPInstanceUID) for each in found)
 
-    def _pages(self, search: Callable[[Any, int | None], Any], key: str) -> list[Any]:
+    def _pages(self, search: Callable[..., Any], key: str) -> list[Any]:
         """Search until a page brings nothing new: servers may cut lists short, or repeat them.
 
         `key` is the identifier in which what is listed differs.
@@ -342,7 +346,7 @@ class _Server:
         found: dict[str, Any] = {}
         while True:
             before = len(found)
-            page = self.ask(lambda client, offset=before or None: search(client, offset))
+            page = self.ask(partial(search, offset=before or None))
             with silence(), reading(self.url):
                 found |= {_uid(each, key): each for each in _data_sets(page)}
             if len(found) == before:
@@ -402,8 +406,9 @@ class _Server:
         ------
         ServerError
         """
-        from requests import exceptions
+        import requests
 
+        exceptions: Any = requests.exceptions
         client = self._client(largest)
         for attempt in range(_ATTEMPTS):
             last = attempt == _ATTEMPTS - 1
@@ -480,7 +485,7 @@ def _session() -> Any:
             answer._content_consumed = True  # noqa: SLF001
             return answer
 
-    session = Bounded()
+    session: Any = Bounded()
     session.headers["Accept-Encoding"] = "identity"
     user, password, token = _credentials()
     if token:
@@ -556,7 +561,7 @@ def _data_sets(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     from pydicom.dataset import Dataset
 
     for each in found:
-        yield Dataset.from_json(each, bulk_data_uri_handler=lambda _: None)
+        yield Dataset.from_json(dict(each), bulk_data_uri_handler=lambda _: None)
 
 
 def _listed(data: Any) -> tuple[str, Series]:
