@@ -276,8 +276,8 @@ def store_files(text: str | os.PathLike[str], files: Sequence[Path]) -> None:
     for file in files:
         with silence():
             answer = server.ask(partial(_store_one, pydicom.dcmread(file)))
-        failed = answer.get("FailedSOPSequence") or ()
-        if len(failed):
+        failed = list(answer.get("FailedSOPSequence") or [])
+        if failed:
             reason = printable(failed[0].get("FailureReason", "none named"))
             raise ServerError(
                 f"{server.url} did not store {file.name} (reason {reason}); the file is kept",
