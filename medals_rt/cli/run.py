@@ -55,6 +55,13 @@ def run_command(
     instances: Annotated[
         Path | None, typer.Option(help="Write the numbered lesions as a label map here.")
     ] = None,
+    sr: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write volumes, and of lesions both axes, as a DICOM report that refers to the "
+            "DICOM SEG of --output."
+        ),
+    ] = None,
     series: Annotated[
         str | None,
         typer.Option(
@@ -85,6 +92,7 @@ def run_command(
         preview=preview,
         statistics=statistics,
         instances=instances,
+        sr=sr,
         series=series,
         select=tuple(select or ()),
         spatial_prompts=spatial_prompts,
@@ -99,7 +107,7 @@ def run_command(
     lesions = lesion_table(statistics) if statistics and result.instances_dhw is not None else None
     if job.store is not None:
         out.line(f"stored {job.output.name} on {job.store}")
-    out.wrote(job.output, job.report, job.preview, job.statistics, lesions, job.instances)
+    out.wrote(job.output, job.report, job.preview, job.statistics, lesions, job.instances, job.sr)
     if result.report.incomplete is None:
         return EXIT_DONE
     out.failure(f"incomplete: {result.report.incomplete}")

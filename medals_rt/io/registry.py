@@ -214,6 +214,17 @@ def check_output(
     return found.check(file.name, case)
 
 
+def format_of_output(path: str | PathLike[str], name: str | None = None) -> str:
+    """Name of the format that a result is written in; `name` where several share the ending.
+
+    Raises
+    ------
+    CaseError
+        If there is none.
+    """
+    return _format_to_write(Path(path), name).name
+
+
 def _check_place(file: Path, found: Format) -> None:
     """Refuse a folder that isn't there, and a format whose library isn't."""
     if not file.parent.is_dir():
@@ -390,6 +401,7 @@ __all__ = [
     "LabelFile",
     "case_stem",
     "check_output",
+    "format_of_output",
     "is_dicom",
     "read_case",
     "read_labels",

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from medals_rt.bundle.bundle import resolve_bundle
 from medals_rt.common.arrays import to_host
@@ -16,6 +18,8 @@ from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.io.case import Case
+from medals_rt.io.dicom.results import number_objects
+from medals_rt.io.dicom.sr import SegmentMeasures, write_report
 from medals_rt.io.dicom.web import check_store, store_files
 from medals_rt.io.grids import fill_left_out, grid_of, same_grid
 from medals_rt.io.registry import (
@@ -23,11 +27,13 @@ from medals_rt.io.registry import (
     OUTPUT_ENDINGS,
     case_stem,
     check_output,
+    format_of_output,
     is_dicom,
     read_case,
     read_labels,
     write_segmentation,
 )
+from medals_rt.io.segment_metadata import segments_of
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.class_statistics import ClassStatistics, class_statistics
 from medals_rt.pipeline.csv_tables import (
@@ -37,7 +43,7 @@ from medals_rt.pipeline.csv_tables import (
     statistics_row,
     write_csv,
 )
-from medals_rt.pipeline.lesion_statistics import lesion_statistics
+from medals_rt.pipeline.lesion_statistics import LesionStatistics, lesion_statistics
 from medals_rt.pipeline.lesions_over_anatomy import check_combination
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.preview import Orientation, save_preview
@@ -53,6 +59,9 @@ from medals_rt.prompts.prompt_set import (
     PromptSet,
     parse_prompts,
 )
+
+SEGMENTATIONS: Final = ("dicom-seg", "dicom-labelmap-seg")
+"""Formats of outputs that a DICOM report can refer to."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,8 @@ class Job:
         Statistics of lesions go beside those of classes, see `lesion_table`.
     instances
         Where the numbered lesions go as a label map, if at all.
+    sr
+        Where the measurements go as a DICOM report, if at all; the output is then a DICOM SEG.
     spatial_prompts
         A file of labels drawn by the user (hybrid mode).
     series
@@ -93,6 +104,7 @@ class Job:
     preview: Path | None = None
     statistics: Path | None = None
     instances: Path | None = None
+    sr: Path | None = None
     spatial_prompts: Path | None = None
     series: str | None = None
     select: tuple[str, ...] = ()
@@ -284,8 +296,37 @@ def write_job(read: ReadJob, result: Result) -> None:
         rows = [statistics_row(found) for found in measure(read, result)]
         write_csv(job.statistics, STATISTICS_COLUMNS, rows)
     _write_lesions(read, result)
+    if job.sr is not None:
+        write_report(
+            job.sr,
+            job.output,
+            measure_segments(read, result),
+            modality=read.prompts.modality,
+            notice=result.report.bundle["notice"],
+        )
     if job.store is not None:
-        store_files(job.store, [job.output])
+        store_files(job.store, [job.output] if job.sr is None else [job.output, job.sr])
+
+
+def measure_segments(read: ReadJob, result: Result) -> list[SegmentMeasures]:
+    """Measure what a DICOM SEG of the result holds, in the order of its segments."""
+    volume, instances = read.case.volume, result.instances_dhw
+    names = {found.label: found.name for found in result.report.classes}
+    lesions: dict[int | None, LesionStatistics] = {}
+    if instances is not None:
+        found = lesion_statistics(volume, result.labels_dhw, instances, names)
+        lesions = {each.instance: each for each in found}
+    segments = segments_of(read.prompts, result.labels_dhw)
+    numbers, objects = number_objects(result.labels_dhw, instances, segments, read.job.output.name)
+    voxels = np.zeros(len(objects) + 1, np.int64)
+    for plane in numbers:
+        voxels += np.bincount(plane.reshape(-1), minlength=len(objects) + 1)
+    measured = []
+    for number, (_, instance) in enumerate(objects, 1):
+        lesion = lesions.get(instance)
+        axes = () if lesion is None else (lesion.axial_longest_mm, lesion.axial_short_mm)
+        measured.append(SegmentMeasures(int(voxels[number]) * volume.voxel_ml, *axes))
+    return measured
 
 
 def _write_lesions(read: ReadJob, result: Result) -> None:
@@ -337,9 +378,9 @@ def check_outputs(job: Job) -> None:
 
     Raises
     ------
-    InputError
+    InputError, ServerError
     """
-    asked = (job.output, job.report, job.preview, job.statistics, job.instances)
+    asked = (job.output, job.report, job.preview, job.statistics, job.instances, job.sr)
     outputs = [path for path in asked if path is not None]
     if job.statistics is not None:
         outputs.append(lesion_table(job.statistics))
@@ -352,7 +393,7 @@ def check_outputs(job: Job) -> None:
             )
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise InputError(
-            "output, report, preview, statistics and instances need different names",
+            "output, report, preview, statistics, instances and sr need different names",
             code="outputs-alike",
         )
     if not job.output.name.lower().endswith(OUTPUT_ENDINGS):
@@ -363,6 +404,24 @@ def check_outputs(job: Job) -> None:
     for path in outputs:
         prepare_output(path)
     check_output(job.output, format=job.format)
+    _check_dicom(job)
+    if job.instances is not None:
+        check_output(job.instances)
+
+
+def _check_dicom(job: Job) -> None:
+    """Refuse a report about no DICOM SEG, and to store what no DICOM server takes.
+
+    Raises
+    ------
+    InputError, ServerError
+    """
+    if job.sr is not None and format_of_output(job.output, job.format) not in SEGMENTATIONS:
+        raise InputError(
+            f"{job.sr.name} would refer to a DICOM SEG, and {job.output.name} is none; end "
+            "--output in .dcm",
+            code="report-without-seg",
+        )
     if job.store is not None:
         if not job.output.name.lower().endswith(".dcm"):
             raise InputError(
@@ -371,8 +430,6 @@ def check_outputs(job: Job) -> None:
                 code="store-not-dicom",
             )
         check_store(job.store)
-    if job.instances is not None:
-        check_output(job.instances)
 
 
 def _check_instances(job: Job, prompts: PromptSet) -> None:

@@ -13,10 +13,11 @@ import msgspec
 from medals_rt.common.byte_sizes import parse_size
 from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.io.dicom.web import WebAddress, is_web_address
+from medals_rt.pipeline.job import SEGMENTATIONS
 from medals_rt.pipeline.options import PromptSource
 
-ResultFormat: TypeAlias = Literal["dicom-seg", "dicom-labelmap-seg", "rtstruct"]
-"""What a node sends: names of formats of `medals_rt.io.registry`."""
+ResultFormat: TypeAlias = Literal["dicom-seg", "dicom-labelmap-seg", "rtstruct", "sr"]
+"""What a node sends: names of formats of `medals_rt.io.registry`, and reports about a SEG."""
 
 Title: TypeAlias = Annotated[
     str, msgspec.Meta(pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")
@@ -211,6 +212,8 @@ def _check_rule(place: _Place, rule: Rule, configuration: NodeConfiguration) -> 
             raise place.refuse(f"{pattern!r} is no regular expression ({error})") from error
     if not rule.prompts and not rule.lesions:
         raise place.refuse("it names no prompts and no lesions")
+    if "sr" in rule.outputs and not set(rule.outputs) & set(SEGMENTATIONS):
+        raise place.refuse("a report (sr) refers to a SEG; add dicom-seg to its outputs")
     if not rule.send_to:
         raise place.refuse("send_to names nobody who gets the results")
     for receiver in rule.send_to:

@@ -13,12 +13,20 @@ from typing import Any, Final
 from medals_rt.common.errors import CaseError, InputError, MedalsError
 from medals_rt.io.dicom.files import dicom_files, read_header
 from medals_rt.io.registry import check_output, write_segmentation
-from medals_rt.pipeline.job import Job, read_job, segment_job, write_job
+from medals_rt.pipeline.job import (
+    SEGMENTATIONS,
+    Job,
+    check_outputs,
+    read_job,
+    segment_job,
+    write_job,
+)
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.segmenter import Segmenter
 from medals_serve.node.configuration import NodeConfiguration, Rule
 from medals_serve.node.spool import Delivery, Spool, SpooledSeries, State
 
+_REPORT: Final = "sr"
 _POLL_S: Final = 0.5
 _PRUNE_EACH_S: Final = 600.0
 
@@ -80,18 +88,18 @@ class Worker:
         self.spool.settle(series, state)
         try:
             rules = self._rules(series, state)
-            state.status = "delivering" if rules else "skipped"
-            state.deliveries = [
+            deliveries = [
                 delivery
                 for name, rule in rules.items()
                 for delivery in self._results(series, state, name, rule, stop)
             ]
+            state.status, state.deliveries = "delivering" if rules else "skipped", deliveries
         except _StoppedError:
             state.starts -= 1
             self.spool.settle(series, state)
             return
         except Exception as error:  # noqa: BLE001 - one series' failure is its own
-            state.status, state.why, state.deliveries = "failed", _reason(error), []
+            state.status, state.why = "failed", _reason(error)
             self.warn(f"{series.name} failed: {state.why}")
         state.starts = 0
         self.spool.settle(series, state)
@@ -115,18 +123,22 @@ class Worker:
         stem = f"{name}-{state.run}"
         outputs = {each: f"{stem}.{each}.dcm" for each in rule.outputs}
         with _made_anew(series.results, stem) as folder:
-            first, *others = outputs
-            read = read_job(
-                Job(
-                    input=series.objects,
-                    output=folder / outputs[first],
-                    report=folder / f"{stem}.json",
-                    source=rule.source,
-                    select=rule.select,
-                    options=self.options,
-                    format=first,
-                )
+            first, *others = sorted(
+                (each for each in outputs if each != _REPORT),
+                key=lambda each: each not in SEGMENTATIONS,
             )
+            job = Job(
+                input=series.objects,
+                output=folder / outputs[first],
+                report=folder / f"{stem}.json",
+                sr=folder / outputs[_REPORT] if _REPORT in outputs else None,
+                source=rule.source,
+                select=rule.select,
+                options=self.options,
+                format=first,
+            )
+            check_outputs(job)
+            read = read_job(job)
             for each in others:
                 check_output(folder / outputs[each], read.case, format=each)
             result = segment_job(self.segmenter, read, _stopping(stop))

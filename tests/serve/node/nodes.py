@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ RULE = """
 modality = "CT"
 description = "made up"
 prompts = ["Liver in abdominal CT"]
-outputs = ["dicom-seg", "rtstruct"]
+outputs = ["sr", "rtstruct", "dicom-seg"]
 send_to = ["ORTHANC"]
 """
 RUN = """
@@ -33,6 +35,15 @@ say = lambda line: print(line, flush=True)
 options = RunOptions(bundle=Path(sys.argv[2]), precision="fp32", threads=1)
 sys.exit(listen(Path(sys.argv[1]), options, announce=say, warn=say))
 """
+
+
+@contextlib.contextmanager
+def sockets_left_open() -> Iterator[None]:
+    """Let pynetdicom leave sockets to the garbage collector: of attempts that failed, it does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+        gc.collect()
 
 
 def write_configuration(folder: Path, port: int, orthanc_port: int = 4242, more: str = "") -> Path:

@@ -17,6 +17,7 @@ from tests.serve.node.nodes import TITLE, running_node, wait_for, write_configur
 
 AFFINE = np.diag([12.0, 12.0, 15.0, 1.0])
 VALUES = np.random.default_rng(0).integers(-1000, 1000, (6, 16, 20)).astype(np.int16)
+KINDS = ("RTSTRUCT", "SEG", "SR")
 
 
 def write_patient(folder: Path, patient: int) -> None:
@@ -51,7 +52,7 @@ def test_nothing_is_lost_and_nothing_comes_twice(tiny_bundle: Bundle, tmp_path: 
             )
 
         def results() -> list[tuple[str, str]]:
-            made = orthanc.datasets(Modality="SEG") + orthanc.datasets(Modality="RTSTRUCT")
+            made = (each for kind in KINDS for each in orthanc.datasets(Modality=kind))
             return sorted((str(each.PatientID), str(each.Modality)) for each in made)
 
         configuration = write_configuration(tmp_path, port, orthanc.dicom)
@@ -69,7 +70,7 @@ def test_nothing_is_lost_and_nothing_comes_twice(tiny_bundle: Bundle, tmp_path: 
                 each.join()
             wait_for(lambda: "segmented" in node.says(), node)
             node.kill()  # some series are segmented, some results sent
-        every = sorted((f"patient{n}", kind) for n in (1, 2, 3) for kind in ("RTSTRUCT", "SEG"))
+        every = sorted((f"patient{n}", kind) for n in (1, 2, 3) for kind in KINDS)
         with running_node(configuration, tiny_bundle.folder) as node:
             wait_for(lambda: results() == every, node)
             assert send(1)["FailedInstancesCount"] == 0  # again: it is known

@@ -28,7 +28,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
     found = read(tmp_path)
     assert (found.title, found.callers, found.port) == (TITLE, ("ORTHANC", "SCANNER"), 11112)
     assert found.max_bytes == 100 * 10**9
-    assert found.rules["liver"].outputs == ("dicom-seg", "rtstruct")
+    assert found.rules["liver"].outputs == ("sr", "rtstruct", "dicom-seg")
     check_rules(found, RunOptions())
 
 
@@ -41,8 +41,9 @@ def test_a_whole_file(tmp_path: Path) -> None:
         ("port = 11112", "port = 70000"),
         ("port = 11112", "port = 11112\nprot = 3"),
         ("port = 11112", 'port = 11112\nmax_disk = "much"'),
-        ('"dicom-seg", "rtstruct"', '"nifti"'),
-        ('"dicom-seg", "rtstruct"', ""),
+        ('"sr", "rtstruct", "dicom-seg"', '"nifti"'),
+        ('"sr", "rtstruct", "dicom-seg"', '"sr", "rtstruct"'),
+        ('"sr", "rtstruct", "dicom-seg"', ""),
         ('send_to = ["ORTHANC"]', 'send_to = ["NOBODY"]'),
         ('send_to = ["ORTHANC"]', "send_to = []"),
         ('send_to = ["ORTHANC"]', 'send_to = ["dicomweb+https://me:secret@h/w"]'),

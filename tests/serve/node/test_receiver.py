@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 import ssl
 import subprocess
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from medals_serve.node.receiver import start_receiver
 from medals_serve.node.spool import OUT_OF_RESOURCES, Spool
 from tests.dicom import write_series
 from tests.orthanc import free_port
-from tests.serve.node.nodes import TITLE, write_configuration
+from tests.serve.node.nodes import TITLE, sockets_left_open, write_configuration
 
 
 class Running:
@@ -128,11 +126,9 @@ def test_tls_with_certificates_of_both(tls: Tls, tmp_path: Path, image: pydicom.
         assert association.send_c_store(image).Status == 0
         association.release()
         nameless = ssl.create_default_context(cafile=tls.authority)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pynetdicom leaves the sockets of such attempts open
+        with sockets_left_open():
             for more in ({}, {"tls_args": (nameless, "127.0.0.1")}):
                 assert not running.associate(**more).is_established
-            gc.collect()
         assert len(running.spool.complete(0)) == 1
     finally:
         running.server.shutdown()

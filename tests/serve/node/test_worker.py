@@ -69,13 +69,11 @@ def test_each_series_becomes_what_its_rule_says(tiny_bundle: Bundle, tmp_path: P
     found = [state_of(spool, number) for number in range(4)]
     assert [each.status for each in found] == ["delivering", "failed", "skipped", "failed"]
     assert "one-slice" in found[1].why
-    assert found[0].deliveries == [
-        Delivery("liver-1.dicom-seg.dcm", "ORTHANC"),
-        Delivery("liver-1.rtstruct.dcm", "ORTHANC"),
-    ]
+    kinds = ("sr", "rtstruct", "dicom-seg")
+    assert found[0].deliveries == [Delivery(f"liver-1.{kind}.dcm", "ORTHANC") for kind in kinds]
     results = spool.folder / "1.2.3.4" / "1.2.3.4.1" / "results"
-    kinds = [pydicom.dcmread(results / each.file).Modality for each in found[0].deliveries]
-    assert kinds == ["SEG", "RTSTRUCT"]
+    modalities = [pydicom.dcmread(results / each.file).Modality for each in found[0].deliveries]
+    assert modalities == ["SR", "RTSTRUCT", "SEG"]
 
 
 class Interrupted:
