@@ -36,6 +36,18 @@ class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls: bool = False
 
 
+class _LateHandshake(ssl.SSLContext):
+    """Handshakes happen when a connection is read, in its own thread.
+
+    pynetdicom would do them where it accepts connections, and a silent one would keep all others
+    out.
+    """
+
+    def wrap_socket(self, *given: Any, **more: Any) -> ssl.SSLSocket:
+        """Wrap a socket that was accepted."""
+        return super().wrap_socket(*given, **{**more, "do_handshake_on_connect": False})
+
+
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Files (PEM) for encrypted associations: ours, and the authority that others must show."""
 
@@ -45,15 +57,16 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def for_server(self) -> ssl.SSLContext:
         """Let only those in who show a certificate of the authority."""
-        return self._context(ssl.Purpose.CLIENT_AUTH)
+        return self._loaded(_LateHandshake(ssl.PROTOCOL_TLS_SERVER))
 
     def for_client(self) -> ssl.SSLContext:
         """Talk only to those who show a certificate of the authority, for their host's name."""
-        return self._context(ssl.Purpose.SERVER_AUTH)
+        return self._loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
 
-    def _context(self, purpose: ssl.Purpose) -> ssl.SSLContext:
+    def _loaded(self, context: ssl.SSLContext) -> ssl.SSLContext:
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
-            context = ssl.create_default_context(purpose, cafile=self.authority)
+            context.load_verify_locations(self.authority)
             context.load_cert_chain(self.certificate, self.key)
         except (OSError, ssl.SSLError) as error:
             raise InputError(

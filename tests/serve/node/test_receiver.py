@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from medals_serve.node.receiver import start_receiver
 from medals_serve.node.spool import OUT_OF_RESOURCES, Spool
 from tests.dicom import write_series
 from tests.orthanc import free_port
-from tests.serve.node.nodes import TITLE, sockets_left_open, write_configuration
+from tests.serve.node.nodes import TITLE, write_configuration
 
 
 class Running:
@@ -119,16 +120,36 @@ def tls(tmp_path: Path) -> Tls:
     return Tls(str(certificate), str(key), str(certificate))
 
 
+def closes(connection: socket.socket) -> bool:
+    """Whether the other end closes or resets a connection, whatever alert it sends before that."""
+    try:
+        while connection.recv(100):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def test_tls_with_certificates_of_both(tls: Tls, tmp_path: Path, image: pydicom.Dataset) -> None:
     running = Running(tmp_path, tls=tls)
     try:
         association = running.associate(tls_args=(tls.for_client(), "127.0.0.1"))
         assert association.send_c_store(image).Status == 0
         association.release()
-        nameless = ssl.create_default_context(cafile=tls.authority)
-        with sockets_left_open():
-            for more in ({}, {"tls_args": (nameless, "127.0.0.1")}):
-                assert not running.associate(**more).is_established
+        place = ("127.0.0.1", running.configuration.port)
+        with socket.create_connection(place, 20) as silent:  # keeps nobody out
+            with socket.create_connection(place, 20) as plain:
+                plain.sendall(b"\x01\x00" + b" " * 100)
+                assert closes(plain)
+            nameless = ssl.create_default_context(cafile=tls.authority)
+            with (
+                socket.create_connection(place, 20) as bare,
+                nameless.wrap_socket(bare, server_hostname="127.0.0.1") as unnamed,
+            ):
+                assert closes(unnamed)
+            assert silent.fileno() > 0
         assert len(running.spool.complete(0)) == 1
     finally:
         running.server.shutdown()
