@@ -121,7 +121,7 @@ def test_independent_readers_take_it(form: str, tmp_path: Path) -> None:
             errors = [line for line in errors if "ReferencedSegmentNumber" not in line]
         assert errors == []
         assert "Comprehensive3DSR" in said
-    if "dsrdump" in tools:
+    if "dsrdump" in tools and form == "dicom-seg":  # dcmtk 3.6.7 does not know label maps
         done = subprocess.run(["dsrdump", sr], capture_output=True, text=True, check=True)  # noqa: S607
         assert "Imaging Measurement Report" in done.stdout
         assert 'NUM:(,,"Volume")="2.0" (cm3,UCUM' in done.stdout
