@@ -28,6 +28,7 @@ _MODULES: Final = (
     "medals_rt.io.nrrd",
     "medals_rt.io.metaimage",
     "medals_rt.io.dicom.formats",
+    "medals_rt.io.meshes",
 )
 """Modules of formats. They import their libraries when these are used, so that all are light."""
 
@@ -170,6 +171,7 @@ def write_segmentation(
     _check_place(file, found)
     instances = None if instances_dhw is None else compact_labels(instances_dhw)
     chosen = case.prompts if prompts is None else prompts
+    _check_classes(file, found, chosen)
     output = SegmentationOutput(case, compact_labels(labels_dhw), instances, chosen, model, notice)
     if found.write is None:
         raise AssertionError(found.name)
@@ -180,6 +182,7 @@ def check_output(
     path: str | PathLike[str],
     case: Case | None = None,
     *,
+    prompts: PromptSet | Mapping[str, object] | None = None,
     format: str | None = None,  # noqa: A002 - as in `write_segmentation`
 ) -> tuple[Note, ...]:
     """Check that a result could be written, before the work is done.
@@ -190,6 +193,8 @@ def check_output(
         The file to write.
     case
         The case that it would be the result of, once that is read.
+    prompts
+        What is asked for, once that is known.
     format
         As in `write_segmentation`.
 
@@ -209,6 +214,7 @@ def check_output(
     file = Path(path)
     found = _format_to_write(file, format)
     _check_place(file, found)
+    _check_classes(file, found, prompts)
     if found.check is None or case is None:
         return ()
     return found.check(file.name, case)
@@ -223,6 +229,19 @@ def format_of_output(path: str | PathLike[str], name: str | None = None) -> str:
         If there is none.
     """
     return _format_to_write(Path(path), name).name
+
+
+def _check_classes(
+    file: Path, found: Format, prompts: PromptSet | Mapping[str, object] | None
+) -> None:
+    """Refuse several classes in a format that can't tell them apart."""
+    asked = len(prompts.labels) if isinstance(prompts, PromptSet) else 1
+    if found.one_class and asked > 1:
+        raise CaseError(
+            f"{file.name} would hold {asked} classes, and {found.title} can't tell them apart; ask "
+            "for one, or write .glb",
+            code="several-classes",
+        )
 
 
 def _check_place(file: Path, found: Format) -> None:

@@ -178,7 +178,7 @@ def read_job(job: Job) -> ReadJob:
             annotation = read_annotation(job.spatial_prompts, case.volume)
         check_window(job.options.segment.window, prompts.modality)
         _check_instances(job, prompts)
-        unkept = check_output(job.output, case, format=job.format)
+        unkept = check_output(job.output, case, prompts=prompts, format=job.format)
         case = replace(case, notes=(*case.notes, *unkept))
         check_combination(prompts, job.options.segment.preset)
     return ReadJob(job, case, prompts, annotation, watch.seconds)
