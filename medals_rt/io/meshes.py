@@ -60,12 +60,11 @@ def surface_of(mask_dhw: HostArray, affine: HostArray) -> tuple[HostArray, HostA
         as seen from outside. It encloses the volume of the mask's voxels.
     """
     import_optional("scikit-image", "a mesh")
-    from skimage import measure
+    from skimage.measure import marching_cubes
 
+    trace: Any = marching_cubes
     padded = np.pad(mask_dhw, 1)
-    middles, faces, _, _ = measure.marching_cubes(
-        padded.astype(np.float32), 0.5, allow_degenerate=False
-    )
+    middles, faces, _, _ = trace(padded.astype(np.float32), 0.5, allow_degenerate=False)
     middles = middles.astype(np.float64)
     outward = _outward(middles, padded)
     faces = faces.astype(np.int64)
