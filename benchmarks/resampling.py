@@ -106,7 +106,7 @@ def median_ms(jobs: dict[str, Job], repetitions: int) -> dict[str, float]:
 
 def golden_rows(release: Callable[..., np.ndarray] | None, repetitions: int) -> list[dict]:
     """Measure the eight golden pairs, in and back, and add them up."""
-    pairs = json.loads((GOLDEN / "resample.json").read_text())
+    pairs = json.loads((GOLDEN / "resample.json").read_text(encoding="utf-8"))
     images: dict[str, float] = {}
     labels: dict[str, float] = {}
     with np.load(GOLDEN / "resample.npz") as stored:

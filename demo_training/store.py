@@ -83,7 +83,7 @@ def build_store(
     index = folder / "index.json"
     wanted = {"count": count, "shape_hwd": list(shape_hwd), "spacing_mm": SPACING_MM}
     if index.exists():
-        found = json.loads(index.read_text())
+        found = json.loads(index.read_text(encoding="utf-8"))
         if {key: found.get(key) for key in wanted} == wanted:
             return open_store(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,13 +100,13 @@ def build_store(
             boxes = [box for job in jobs for box in job.result()]
     else:
         boxes = _paint_range(str(folder), 0, count)
-    index.write_text(json.dumps({**wanted, "boxes": boxes}))
+    index.write_text(json.dumps({**wanted, "boxes": boxes}), encoding="utf-8")
     return open_store(folder)
 
 
 def open_store(folder: Path) -> Store:
     """Read a finished store: about a gigabyte, which the processes that draw windows share."""
-    index = json.loads((folder / "index.json").read_text())
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     return Store(
         np.load(folder / "images.npy"),
         np.load(folder / "labels.npy"),

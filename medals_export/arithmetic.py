@@ -87,7 +87,8 @@ def half_network(network: MedalS, arithmetic: Arithmetic) -> MedalS:
     if too_large:
         raise ExportError(
             f"{arithmetic.precision} can't hold these weights: {', '.join(too_large)}; "
-            "export in bf16 or fp32"
+            "export in bf16 or fp32",
+            code="weights-too-large",
         )
     return half
 

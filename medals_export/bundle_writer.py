@@ -36,9 +36,14 @@ def check_target(out: Path, *, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / MANIFEST_FILE).is_file():
-        raise ExportError(f"{out} exists and is no bundle; give another folder")
+        raise ExportError(
+            f"{out} exists and is no bundle; give another folder", code="not-a-bundle"
+        )
     if not overwrite:
-        raise ExportError(f"{out} holds a bundle already; give another folder or overwrite it")
+        raise ExportError(
+            f"{out} holds a bundle already; give another folder or overwrite it",
+            code="bundle-exists",
+        )
 
 
 def write_bundle(
@@ -99,7 +104,9 @@ def _named_files(manifest: Path) -> set[str]:
     try:
         rest = [msgspec.json.decode(manifest.read_bytes())]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ExportError(f"{manifest} is damaged: {error}; give another folder") from error
+        raise ExportError(
+            f"{manifest} is damaged: {error}; give another folder", code="manifest-damaged"
+        ) from error
     named = set()
     while rest:
         item = rest.pop()

@@ -72,7 +72,7 @@ def load_checkpoint(
     """
     file = Path(path)
     if not file.is_file():
-        raise MissingFileError(f"there is no checkpoint {file}")
+        raise MissingFileError(f"there is no checkpoint {file}", code="checkpoint-file-missing")
     data = read_checkpoint(file)
     state = normalize_keys(data["model_state_dict"], file.name)
     named_window, named_spacing = parse_released_name(file.name)
@@ -83,14 +83,16 @@ def load_checkpoint(
         if window is None:
             raise ExportError(
                 f"{file.name} does not say its window (no 'config' in it, no 'crop_size_H_W_D' in "
-                "its name): name the file so, or give window_hwd"
+                "its name): name the file so, or give window_hwd",
+                code="checkpoint-without-window",
             )
         config = infer_config(state, window, heads=heads or RELEASED_HEADS)
     spacing = spacing_hwd_mm or _stored_spacing(data) or named_spacing
     if spacing is None:
         raise ExportError(
             f"{file.name} does not say its spacing (no 'spacing_hwd_mm' in it, no "
-            "'spacing_a_b_c' in its name): name the file so, or give spacing_hwd_mm"
+            "'spacing_a_b_c' in its name): name the file so, or give spacing_hwd_mm",
+            code="checkpoint-without-spacing",
         )
     model = build_model(config, state, file.name)
     return Checkpoint(model, spacing, SourceRecord(file=file.name, sha256=file_sha256(file)))
@@ -134,7 +136,8 @@ def normalize_keys(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
             differing.append(key)
     if differing:
         raise ExportError(
-            f"{name} stores these weights twice with different values: {', '.join(differing)}"
+            f"{name} stores these weights twice with different values: {', '.join(differing)}",
+            code="weights-contradict",
         )
     return plain
 
@@ -165,7 +168,8 @@ def infer_config(state: Mapping[str, Tensor], window_hwd: Shape3, *, heads: int)
     except KeyError as error:
         raise ExportError(
             f"this is no Medal S checkpoint: it has no {error.args[0]}, only e.g. "
-            f"{', '.join(list(state)[:3]) or 'nothing'}"
+            f"{', '.join(list(state)[:3]) or 'nothing'}",
+            code="not-a-checkpoint",
         ) from error
 
 
@@ -183,7 +187,10 @@ def build_model(config: ModelConfig, state: Mapping[str, Tensor], name: str) -> 
     check_keys(model.state_dict(), state, name)
     broken = [key for key, tensor in state.items() if not tensor.isfinite().all()]
     if broken:
-        raise ExportError(f"{name} holds values that are not finite: {', '.join(broken)}")
+        raise ExportError(
+            f"{name} holds values that are not finite: {', '.join(broken)}",
+            code="weights-not-finite",
+        )
     model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
     # no weight of the checkpoint, so `assign` leaves it without data
     model.positions = sinusoidal_position_encoding(config.grid_hwd, config.text_dim)
@@ -209,7 +216,8 @@ def check_keys(model: Mapping[str, Tensor], state: Mapping[str, Tensor], name: s
     ]
     if problems:
         raise ExportError(
-            f"{name} does not fit the network, {len(problems)} keys: {'; '.join(problems)}"
+            f"{name} does not fit the network, {len(problems)} keys: {'; '.join(problems)}",
+            code="weights-do-not-fit",
         )
 
 
@@ -233,10 +241,15 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             data = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ExportError(f"{file} is no checkpoint that can be read safely: {reason}") from error
+        raise ExportError(
+            f"{file} is no checkpoint that can be read safely: {reason}",
+            code="checkpoint-unreadable",
+        ) from error
     if not isinstance(data, dict) or not isinstance(data.get("model_state_dict"), dict):
         found = ", ".join(map(str, data)) if isinstance(data, dict) else type(data).__name__
-        raise ExportError(f"{file} has no 'model_state_dict'; found: {found[:200]}")
+        raise ExportError(
+            f"{file} has no 'model_state_dict'; found: {found[:200]}", code="not-a-checkpoint"
+        )
     return data
 
 

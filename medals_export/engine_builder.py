@@ -151,7 +151,7 @@ def _build(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, library.log)
     if not parser.parse_from_file(str(order.graph_path)):
-        raise BuildError(_parse_errors(library, parser, order))
+        raise BuildError(_parse_errors(library, parser, order), code="graph-refused")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib * _MEBIBYTE)
     config.builder_optimization_level = settings.optimization_level
@@ -162,7 +162,8 @@ def _build(
         if config.add_optimization_profile(profile) < 0:
             raise BuildError(
                 f"{library.label} refused N from {order.prompt_counts.least} to "
-                f"{order.prompt_counts.most} for {order.label}: {library.take_errors()}"
+                f"{order.prompt_counts.most} for {order.label}: {library.take_errors()}",
+                code="prompt-counts-refused",
             )
     measured = None
     if library.compiles_on_first_use:
@@ -177,7 +178,8 @@ def _build(
         if "OutOfMemory" in reason or "workspace" in reason:  # both say that the limit is too low
             reason += f" (the recipe's workspace_mib is {settings.workspace_mib}; raise it)"
         raise BuildError(
-            f"{library.label} {library.version} could not build {order.label}: {reason}"
+            f"{library.label} {library.version} could not build {order.label}: {reason}",
+            code="build-failed",
         )
     if measured is not None:
         timing.data = bytes(measured.serialize())
@@ -220,7 +222,8 @@ def _set_architectures(library: TensorRTLibrary, config: Any, order: EngineOrder
         if not config.set_compute_capability(capability, index):
             raise BuildError(
                 f"{library.label} {library.version} does not build for {name}: "
-                f"{library.take_errors()}"
+                f"{library.take_errors()}",
+                code="architecture-refused",
             )
 
 

@@ -127,13 +127,15 @@ def _checked_settings(
     if recipe.build is None or library.kind not in recipe.runners:
         raise InputError(
             f"recipe {recipe_name} is for {', '.join(recipe.runners)} and builds no "
-            f"{library.label} engines"
+            f"{library.label} engines",
+            code="recipe-for-other-runner",
         )
     if recipe.precision != bundle.precision:
         raise InputError(
             f"recipe {recipe_name} is for {recipe.precision} graphs, and those of bundle "
             f"{bundle.name!r} are {bundle.precision}; take another recipe, or export with "
-            f"--precision {recipe.precision}"
+            f"--precision {recipe.precision}",
+            code="recipe-for-other-precision",
         )
     return recipe.build
 
@@ -147,7 +149,8 @@ def _targets(
         if others := sorted({*asked} - {gpu.architecture, "CURRENT"}):
             raise InputError(
                 f"{library.label} builds for the GPU that it runs on, {gpu.name} "
-                f"({gpu.architecture}), not for {', '.join(others)}"
+                f"({gpu.architecture}), not for {', '.join(others)}",
+                code="architecture-of-other-gpu",
             )
         return (gpu.architecture,)
     known = {*library.module.ComputeCapability.__members__} - {"NONE", "CURRENT"}
@@ -156,11 +159,14 @@ def _targets(
         gpu = require_gpu("architecture CURRENT")
         names = names - {"CURRENT"} | {gpu.architecture}
     if not names:
-        raise InputError("the recipe names no architecture; name one with --arch")
+        raise InputError(
+            "the recipe names no architecture; name one with --arch", code="architecture-missing"
+        )
     if unknown := sorted(names - known, key=_number):
         raise InputError(
             f"{library.label} {library.version} builds for "
-            f"{', '.join(sorted(known, key=_number))}, not for {', '.join(unknown)}"
+            f"{', '.join(sorted(known, key=_number))}, not for {', '.join(unknown)}",
+            code="architecture-unknown",
         )
     return tuple(sorted(names, key=_number))
 
@@ -216,7 +222,10 @@ def _staging(folder: Path) -> Iterator[Path]:
         with TemporaryDirectory(prefix=".partial-", dir=folder) as staging:
             yield Path(staging)
     except OSError as error:
-        raise BuildError(f"can't write engines in {folder}: {error.strerror or error}") from error
+        raise BuildError(
+            f"can't write engines in {folder}: {error.strerror or error}",
+            code="output-not-writable",
+        ) from error
     finally:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

@@ -158,13 +158,17 @@ def export_bundle(
         item if isinstance(item, Checkpoint) else load_checkpoint(item) for item in (stage1, stage2)
     ]
     if with_text_encoder and not isinstance(bank, TextSource):
-        raise ExportError("to put the text encoder into the bundle, give what the bank comes from")
+        raise ExportError(
+            "to put the text encoder into the bundle, give what the bank comes from",
+            code="text-encoder-missing",
+        )
     embeddings = _bank(bank, progress)
     for (number, _), checkpoint in zip(_STAGES, checkpoints, strict=True):
         if checkpoint.model.config.text_dim != embeddings.dim:
             raise ExportError(
                 f"the bank's embeddings have width {embeddings.dim}, stage {number} "
-                f"({checkpoint.source.file}) wants {checkpoint.model.config.text_dim}"
+                f"({checkpoint.source.file}) wants {checkpoint.model.config.text_dim}",
+                code="bank-width",
             )
     classes = tuple(ClassRecord(key, by_bank_key(key).name) for key in embeddings.bank_keys)
     kinds = _default_kinds(checkpoints) if verify_with is None else tuple(verify_with)
@@ -206,7 +210,8 @@ def _weights(precision: Precision, weights: Weights | None) -> Weights:
     if weights not in allowed:
         raise ExportError(
             f"a bundle that computes in {precision} stores weights in {' or '.join(allowed)}, "
-            f"not in {weights}"
+            f"not in {weights}",
+            code="weights-precision",
         )
     return weights
 

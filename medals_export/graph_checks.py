@@ -77,10 +77,14 @@ def check_operators(model: onnx.ModelProto, name: str, opset: int, allowed: froz
     """
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets != {"": opset} or model.functions:
-        raise ExportError(f"{name} uses operator sets {opsets}, not {opset} alone")
+        raise ExportError(
+            f"{name} uses operator sets {opsets}, not {opset} alone", code="graph-opset"
+        )
     odd = {node.op_type for node in model.graph.node} - allowed
     if odd:
-        raise ExportError(f"{name} uses operators it should not: {', '.join(sorted(odd))}")
+        raise ExportError(
+            f"{name} uses operators it should not: {', '.join(sorted(odd))}", code="graph-operator"
+        )
 
 
 def infer_shapes(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
@@ -97,7 +101,9 @@ def infer_shapes(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
             model, check_type=True, strict_mode=True, data_prop=True
         )
     except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
-        raise ExportError(f"{name} is no valid ONNX graph: {error}") from error
+        raise ExportError(
+            f"{name} is no valid ONNX graph: {error}", code="graph-invalid"
+        ) from error
 
 
 def _check_borders(model: onnx.ModelProto, plan: GraphPlan) -> None:
@@ -118,7 +124,9 @@ def _check_borders(model: onnx.ModelProto, plan: GraphPlan) -> None:
             for name, tensor in tensors.items()
         )
         if found != expected:
-            raise ExportError(f"{plan.name} {verb} {found}, the contract says {expected}")
+            raise ExportError(
+                f"{plan.name} {verb} {found}, the contract says {expected}", code="graph-signature"
+            )
 
 
 def _check_types(model: onnx.ModelProto, plan: GraphPlan) -> None:
@@ -140,7 +148,8 @@ def _check_types(model: onnx.ModelProto, plan: GraphPlan) -> None:
                 names = ", ".join(sorted(TensorProto.DataType.Name(each) for each in found))
                 raise ExportError(
                     f"{plan.name} of a {plan.arithmetic.precision} bundle computes "
-                    f"{node.op_type} {node.name} in {names}, not in {dtype}"
+                    f"{node.op_type} {node.name} in {names}, not in {dtype}",
+                    code="graph-precision",
                 )
 
 

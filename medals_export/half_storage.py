@@ -49,5 +49,8 @@ def round_weights_to_fp16(network: MedalS) -> None:
                 continue
             rounded = weight.half().float()
             if not rounded.isfinite().all():
-                raise ExportError(f"{name} holds values that fp16 can't: {weight.abs().max():.3g}")
+                raise ExportError(
+                    f"{name} holds values that fp16 can't: {weight.abs().max():.3g}",
+                    code="weights-too-large",
+                )
             weight.copy_(rounded)

@@ -51,7 +51,9 @@ def read_sentences(path: Path) -> KnownSentences:
         If it is of another form, or no sentence in it names a class.
     """
     if not path.is_file():
-        raise MissingFileError(f"there is no file of sentences {path}")
+        raise MissingFileError(
+            f"there is no file of sentences {path}", code="sentences-file-missing"
+        )
     if path.stat().st_size > _MAX_FILE_BYTES:
         raise InputError(
             f"{path} is larger than {_MAX_FILE_BYTES} bytes; is it sentences?",

@@ -92,10 +92,13 @@ def trace_module(
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise ExportError(
-                f"{name} could not be traced: {str(error).splitlines()[0]}"
+                f"{name} could not be traced: {str(error).splitlines()[0]}",
+                code="trace-failed",
             ) from error
     if program is None:
-        raise ExportError(f"{name} could not be traced: the exporter gave nothing")
+        raise ExportError(
+            f"{name} could not be traced: the exporter gave nothing", code="trace-failed"
+        )
     model: onnx.ModelProto = program.model_proto
     strip_origins(model)
     return model

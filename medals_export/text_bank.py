@@ -74,19 +74,28 @@ class TextBank:
         if self.class_embeddings.ndim != 2 or rows != list(range(len(self.class_embeddings))):
             raise ExportError(
                 f"a bank of shape {self.class_embeddings.shape} needs each row named once, "
-                f"its index names {len(rows)}"
+                f"its index names {len(rows)}",
+                code="bank-index",
             )
         tensors = [self.class_embeddings]
         sentence_count = sum(len(rows) for rows in self.sentence_rows.values())
         if self.sentence_embeddings is not None:
             tensors.append(self.sentence_embeddings)
         if sentence_count != (len(tensors[1]) if len(tensors) > 1 else 0):
-            raise ExportError(f"the bank's index names {sentence_count} sentences, not its tensor")
+            raise ExportError(
+                f"the bank's index names {sentence_count} sentences, not its tensor",
+                code="bank-index",
+            )
         for tensor in tensors:
             if tensor.dtype != np.float32 or tensor.shape[1:] != (self.dim,):
-                raise ExportError(f"a bank of width {self.dim} holds {tensor.dtype} {tensor.shape}")
+                raise ExportError(
+                    f"a bank of width {self.dim} holds {tensor.dtype} {tensor.shape}",
+                    code="bank-shape",
+                )
             if not np.isfinite(tensor).all():
-                raise ExportError("the bank holds values that are not finite")
+                raise ExportError(
+                    "the bank holds values that are not finite", code="bank-not-finite"
+                )
 
     @property
     def dim(self) -> int:
@@ -219,14 +228,21 @@ def load_bank(path: str | os.PathLike[str]) -> TextBank:
     index_file = tensors_file.with_suffix(".json")
     for file in (tensors_file, index_file):
         if not file.is_file():
-            raise MissingFileError(f"a bank needs {tensors_file} and {index_file}; no {file}")
+            raise MissingFileError(
+                f"a bank needs {tensors_file} and {index_file}; no {file}", code="bank-missing"
+            )
     try:
         tensors = load_file(tensors_file)
         index = msgspec.json.decode(index_file.read_bytes(), type=_Index)
     except (SafetensorError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ExportError(f"the bank {tensors_file} is damaged: {error}") from error
+        raise ExportError(
+            f"the bank {tensors_file} is damaged: {error}", code="bank-damaged"
+        ) from error
     if "class_embeddings" not in tensors:
-        raise ExportError(f"{tensors_file} has no class_embeddings, only {', '.join(tensors)}")
+        raise ExportError(
+            f"{tensors_file} has no class_embeddings, only {', '.join(tensors)}",
+            code="bank-damaged",
+        )
     return TextBank(
         class_embeddings=tensors["class_embeddings"],
         class_rows=index.classes,

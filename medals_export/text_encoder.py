@@ -137,7 +137,9 @@ def load_text_encoder(text_encoder: Path, biolord: Path) -> TextCheckpoint:
         unexpected or of a wrong shape: all of them are listed.
     """
     if not text_encoder.is_file():
-        raise MissingFileError(f"there is no text encoder checkpoint {text_encoder}")
+        raise MissingFileError(
+            f"there is no text encoder checkpoint {text_encoder}", code="text-encoder-file-missing"
+        )
     architecture = _build_architecture(biolord)
     dim = int(architecture.config.hidden_size)
     tokenizer = _read_tokenizer(biolord)
@@ -175,7 +177,8 @@ def _build_architecture(biolord: Path) -> Any:
         found = "has no config.json" if biolord.is_dir() else "is no folder"
         raise MissingFileError(
             f"{biolord} {found}; give BioLORD's folder with config.json and tokenizer files "
-            "(its weights are not needed, the text encoder's checkpoint holds them)"
+            "(its weights are not needed, the text encoder's checkpoint holds them)",
+            code="biolord-missing",
         )
     transformers = import_optional("transformers", "the text encoder")
     try:
@@ -183,15 +186,20 @@ def _build_architecture(biolord: Path) -> Any:
             biolord, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ExportError(f"{biolord} holds no usable config.json: {_first_line(error)}") from error
+        raise ExportError(
+            f"{biolord} holds no usable config.json: {_first_line(error)}",
+            code="biolord-config-damaged",
+        ) from error
     if config.model_type != "mpnet":
         raise ExportError(
-            f"{biolord} configures a model of type {config.model_type!r}; BioLORD is an mpnet"
+            f"{biolord} configures a model of type {config.model_type!r}; BioLORD is an mpnet",
+            code="biolord-type",
         )
     if config.max_position_embeddings < MAX_TOKENS + 2:  # positions count from 2 on
         raise ExportError(
             f"{biolord} configures {config.max_position_embeddings} positions, too few for the "
-            f"{MAX_TOKENS} tokens that a sentence may have"
+            f"{MAX_TOKENS} tokens that a sentence may have",
+            code="biolord-positions",
         )
     with torch.device("meta"):
         return transformers.AutoModel.from_config(config, attn_implementation="eager")
@@ -203,14 +211,18 @@ def _read_tokenizer(biolord: Path) -> Any:
 
     transformers = import_optional("transformers", "the text encoder")
     if not any((biolord / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        raise MissingFileError(f"{biolord} has neither tokenizer.json nor vocab.txt")
+        raise MissingFileError(
+            f"{biolord} has neither tokenizer.json nor vocab.txt", code="biolord-missing"
+        )
     try:
         found = transformers.AutoTokenizer.from_pretrained(
             biolord, local_files_only=True, trust_remote_code=False
         )
         tokenizer = Tokenizer.from_str(found.backend_tokenizer.to_str())
     except Exception as error:  # the library `tokenizers` raises bare Exceptions
-        raise ExportError(f"{biolord} holds no usable tokenizer: {_first_line(error)}") from error
+        raise ExportError(
+            f"{biolord} holds no usable tokenizer: {_first_line(error)}", code="tokenizer-damaged"
+        ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -221,7 +233,8 @@ def _mark_id(tokenizer: Any, mark: str, biolord: Path) -> int:
     if number is None or number == PAD_ID:
         raise ExportError(
             f"the tokenizer of {biolord} has no usable {mark} (id {number}), with which the text "
-            "encoder was trained; is it BioLORD's?"
+            "encoder was trained; is it BioLORD's?",
+            code="tokenizer-tokens",
         )
     return int(number)
 
@@ -232,7 +245,8 @@ def _check_vocabulary(tokenizer: Any, model: KnowledgeEncoder, biolord: Path) ->
     if largest >= rows:
         raise ExportError(
             f"the tokenizer of {biolord} has tokens up to {largest}, the text encoder {rows} "
-            "vectors for them; they don't belong together"
+            "vectors for them; they don't belong together",
+            code="tokenizer-mismatch",
         )
 
 

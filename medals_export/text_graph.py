@@ -157,7 +157,10 @@ def check_text_graph(model: onnx.ModelProto, dim: int) -> None:
         ("embeddings", "float32", (SENTENCE_AXIS, dim)),
     ]
     if found != expected:
-        raise ExportError(f"the text encoder's graph has {found}, it should have {expected}")
+        raise ExportError(
+            f"the text encoder's graph has {found}, it should have {expected}",
+            code="graph-signature",
+        )
     infer_shapes(model, _NAME)
 
 
@@ -182,7 +185,8 @@ def compare_with_pytorch(encoder: TextCheckpoint, graph: Path) -> dict[str, floa
         if not error <= TOLERANCE:
             raise ExportError(
                 f"the text encoder in {library} differs from PyTorch by {error:.1e} of the "
-                f"largest value, more than {TOLERANCE:.0e}"
+                f"largest value, more than {TOLERANCE:.0e}",
+                code="text-encoder-differs",
             )
         errors[library] = float(f"{error:.2g}")
     return errors

@@ -63,7 +63,7 @@ def relative_error(found: Sequence[Floats], expected: Sequence[Floats]) -> float
     worst = 0.0
     for a, b in zip(found, expected, strict=True):
         if a.shape != b.shape:
-            raise ExportError(f"shapes differ: {a.shape} and {b.shape}")
+            raise ExportError(f"shapes differ: {a.shape} and {b.shape}", code="shapes-differ")
         worst = max(worst, measures.relative_error(a, b))
     return worst
 
@@ -184,7 +184,8 @@ def verify_graph(
             raise ExportError(
                 f"{plan.name} of stage {stage} does not compute what PyTorch does: relative error "
                 f"{record.relative_error:.2g} in {kind} {record.runner_version}, allowed "
-                f"{tolerance:.0e}"
+                f"{tolerance:.0e}",
+                code="graph-differs",
             )
         records.append(record)
     return tuple(records)

@@ -82,8 +82,8 @@ def models(
     text_encoder, biolord = text_sources
     shutil.copy(text_encoder, weights / "text_encoder.pth")
     shutil.copytree(biolord, weights / "BioLORD-2023-C")
-    (weights / "challenge_prompts.json").write_text(KNOWN_SENTENCES)
-    (folder / "prompts.json").write_text(PROMPTS)
+    (weights / "challenge_prompts.json").write_text(KNOWN_SENTENCES, encoding="utf-8")
+    (folder / "prompts.json").write_text(PROMPTS, encoding="utf-8")
     documented.write_scans(folder)
     shutil.copy(folder / "case.npz", demo.folder / "cases" / "chest.npz")
     shutil.copy(ROOT / "predict.sh", folder)
@@ -105,7 +105,7 @@ def workspace(
         shutil.rmtree(folder / MADE_HERE[page.name])
     for block in blocks(page):
         if block.language not in {*RUN, "text", ""} and block.label:
-            (folder / block.label).write_text(block.text)
+            (folder / block.label).write_text(block.text, encoding="utf-8")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MEDALS_RT_BUNDLE", str(folder / "engines" / "demo"))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")

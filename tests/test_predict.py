@@ -40,7 +40,7 @@ def workspace(tmp_path: Path) -> Path:
     (folder / "inputs").mkdir(parents=True)
     (folder / "outputs").mkdir()
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(NO_NETWORK)
+    (tmp_path / "site" / "sitecustomize.py").write_text(NO_NETWORK, encoding="utf-8")
     shutil.copy(ROOT / "predict.sh", folder)
     return folder
 
@@ -74,7 +74,7 @@ def give_case(workspace: Path, name: str) -> Path:
 def test_the_entry_in_a_clean_folder(workspace: Path) -> None:
     given = give_case(workspace, "ct_liver_tumors")
     (workspace / "inputs" / "broken.npz").write_bytes(b"PK\3\4")
-    (workspace / "inputs" / "notes.txt").write_text("no case")
+    (workspace / "inputs" / "notes.txt").write_text("no case", encoding="utf-8")
     before = given.read_bytes()
     done = predict(workspace)
     assert done.returncode == 1, done.stderr
@@ -139,7 +139,9 @@ def test_an_image_runs_the_entry_and_not_as_root(recipe: str) -> None:
     names = [name for name, _ in told]
     assert names[-2:] == ["USER", "CMD"]
     assert dict(told)["USER"] == ["1000:1000"]
-    assert json.loads((ROOT / recipe).read_text().splitlines()[-1].removeprefix("CMD ")) == [
+    assert json.loads(
+        (ROOT / recipe).read_text(encoding="utf-8").splitlines()[-1].removeprefix("CMD ")
+    ) == [
         "sh",
         "predict.sh",
     ]

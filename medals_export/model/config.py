@@ -45,13 +45,21 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if len(self.features) < 2:
-            raise ExportError(f"a U-Net needs at least two stages, features are {self.features}")
+            raise ExportError(
+                f"a U-Net needs at least two stages, features are {self.features}",
+                code="config-invalid",
+            )
         if any(size <= 0 or size % self.stride for size in self.window_hwd):
             raise ExportError(
-                f"window {self.window_hwd} must be a multiple of the network's stride {self.stride}"
+                f"window {self.window_hwd} must be a multiple of the network's stride "
+                f"{self.stride}",
+                code="window-not-multiple",
             )
         if self.text_dim % self.heads:
-            raise ExportError(f"text_dim {self.text_dim} does not split into {self.heads} heads")
+            raise ExportError(
+                f"text_dim {self.text_dim} does not split into {self.heads} heads",
+                code="config-invalid",
+            )
 
     @property
     def stride(self) -> int:

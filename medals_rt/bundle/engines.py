@@ -125,7 +125,7 @@ class Engine:
             data = self.path.read_bytes()
         except FileNotFoundError as error:
             raise BundleError(
-                f"engine {self.path} is missing; {again}", code="engine-missing"
+                f"engine {self.path} is missing; {again}", code="engine-file-missing"
             ) from error
         found = hashlib.sha256(data).hexdigest()
         if len(data) != self.record.bytes or found != self.record.sha256:

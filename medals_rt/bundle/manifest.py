@@ -314,7 +314,7 @@ def parse_manifest(data: bytes, origin: str) -> Manifest:
         raise BundleError(
             f"{origin} has format_version {version}, this version of medals-rt reads "
             f"{FORMAT_VERSION}; install the medals-rt that wrote it, or export again",
-            code="format-unknown",
+            code="format-version-unknown",
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)

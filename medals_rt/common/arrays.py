@@ -80,7 +80,9 @@ def to_device(array: npt.ArrayLike, device: str) -> Array:
         raise ValueError(f"unknown device {device!r}: choose 'cpu' or 'cuda'")
     cupy = import_optional("CuPy", "device 'cuda'")
     if not cupy.is_available():
-        raise MissingDependencyError("device 'cuda' was asked for, but CuPy finds no CUDA GPU")
+        raise MissingDependencyError(
+            "device 'cuda' was asked for, but CuPy finds no CUDA GPU", code="gpu-missing"
+        )
     return upload(np.asarray(array))
 
 

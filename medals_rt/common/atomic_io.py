@@ -1,5 +1,6 @@
 """Output files appear whole or not at all."""
 
+import errno
 import json
 import os
 import re
@@ -27,7 +28,9 @@ def prepare_output(path: Path) -> Path:
         The path is a folder, or its folder can't be made or written.
     """
     if path.is_dir():
-        raise InputError(f"{path} is a folder; give the name of a file to write")
+        raise InputError(
+            f"{path} is a folder; give the name of a file to write", code="is-a-folder"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         trial = _beside(path)
@@ -35,7 +38,8 @@ def prepare_output(path: Path) -> Path:
         trial.unlink()
     except OSError as error:
         raise InputError(
-            f"can't write {path}: {error.strerror or error}; choose another place"
+            f"can't write {path}: {error.strerror or error}; choose another place",
+            code="output-not-writable",
         ) from error
     return path
 
@@ -64,7 +68,8 @@ def atomic_output(path: Path) -> Iterator[Path]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(
-            f"can't write {path}: {reason}; make room or choose another place"
+            f"can't write {path}: {reason}; make room or choose another place",
+            code="disk-full" if error.errno == errno.ENOSPC else "output-not-writable",
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

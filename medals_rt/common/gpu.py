@@ -57,7 +57,8 @@ def require_gpu(what: str) -> Gpu:
     if gpu is None:
         raise MissingDependencyError(
             f"{what} needs an NVIDIA GPU, and no driver finds one here "
-            "(nvidia-smi lists GPUs; CUDA_VISIBLE_DEVICES may hide them)"
+            "(nvidia-smi lists GPUs; CUDA_VISIBLE_DEVICES may hide them)",
+            code="gpu-missing",
         )
     return gpu
 

@@ -189,7 +189,9 @@ def _read(path: Path, max_voxels: int) -> _Read:
 
 def _open(path: Path, stack: ExitStack) -> Stream:
     if not path.is_file():
-        raise MissingFileError(f"there is no such file {path}; copy the header and the image")
+        raise MissingFileError(
+            f"there is no such file {path}; copy the header and the image", code="data-file-missing"
+        )
     file = stack.enter_context(path.open("rb"))
     packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
     file.seek(0)

@@ -2,7 +2,7 @@
 
 NumPy's own reader trusts what a file says about itself. This one reads each member's header, checks
 the announced size against the stored one and against a limit before it allocates, and never
-unpickles; see `pickles` for `text_prompts`.
+unpickles; see `safe_pickle` for `text_prompts`.
 
 Results keep the file's own grid. A case that came from NIfTI or NRRD gets, beside `spacing` in
 SimpleITK's order (x, y, z), the members `direction` (3 x 3, columns are the axes x, y, z in the LPS
@@ -54,7 +54,8 @@ def read_npz_case(path: Path, options: Options) -> Case:
         if "imgs" not in members:
             raise CaseError(
                 f"{path.name} has no 'imgs' (it has {_listed(members)}); "
-                "a case needs 'imgs' (D, H, W) and 'spacing'"
+                "a case needs 'imgs' (D, H, W) and 'spacing'",
+                code="image-missing",
             )
         image = _read_volume(archive, members["imgs"], "imgs", max_voxels)
         check_image(image, max_voxels=max_voxels, what="imgs")
@@ -68,7 +69,8 @@ def read_npz_case(path: Path, options: Options) -> Case:
             truth = check_labels(truth, "gts", max_voxels=max_voxels)
             if truth.shape != image.shape:
                 raise CaseError(
-                    f"gts has shape {truth.shape}, imgs {image.shape}; they must be the same"
+                    f"gts has shape {truth.shape}, imgs {image.shape}; they must be the same",
+                    code="shapes-differ",
                 )
             truth = source.to_canonical(truth)
     volume = Volume(
@@ -88,7 +90,10 @@ def read_npz_labels(path: Path, options: Options) -> LabelFile:
         members = _members(archive, path)
         key = next((name for name in (prefer, "segs", "gts") if name in members), None)
         if key is None:
-            raise CaseError(f"{path.name} has neither 'segs' nor 'gts' (it has {_listed(members)})")
+            raise CaseError(
+                f"{path.name} has neither 'segs' nor 'gts' (it has {_listed(members)})",
+                code="labels-missing",
+            )
         labels = _read_volume(archive, members[key], key, max_voxels)
         labels = check_labels(labels, key, max_voxels=max_voxels)
         instances = None
@@ -96,7 +101,10 @@ def read_npz_labels(path: Path, options: Options) -> LabelFile:
             instances = _read_volume(archive, members["instances"], "instances", max_voxels)
             instances = check_labels(instances, "instances", max_voxels=max_voxels)
             if instances.shape != labels.shape:
-                raise CaseError(f"instances have shape {instances.shape}, {key} {labels.shape}")
+                raise CaseError(
+                    f"instances have shape {instances.shape}, {key} {labels.shape}",
+                    code="shapes-differ",
+                )
         spacing, source = None, SourceGrid()
         if "spacing" in members:
             spacing, source = _read_geometry(archive, members, path)
@@ -149,7 +157,9 @@ def _open(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct_error) as error:
-        raise CaseError(f"{path.name} isn't a readable .npz file ({_short(error)})") from error
+        raise CaseError(
+            f"{path.name} isn't a readable .npz file ({_short(error)})", code="npz-unreadable"
+        ) from error
 
 
 def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
@@ -158,13 +168,20 @@ def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
     for info in archive.infolist():
         key = info.filename.removesuffix(".npy")
         if key in members:
-            raise CaseError(f"{path.name} holds {key[:40]!r} twice; write the file again")
+            raise CaseError(
+                f"{path.name} holds {key[:40]!r} twice; write the file again",
+                code="member-repeated",
+            )
         if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-            raise CaseError(f"{key[:40]!r} has a compression that isn't read; use numpy.savez")
+            raise CaseError(
+                f"{key[:40]!r} has a compression that isn't read; use numpy.savez",
+                code="compression-unknown",
+            )
         if info.file_size > info.compress_size * _MAX_RATIO or info.compress_size > stored:
             raise CaseError(
                 f"{key[:40]!r} announces {info.file_size:,} bytes, more than its "
-                f"{info.compress_size:,} stored ones can hold; the file is damaged, write it again"
+                f"{info.compress_size:,} stored ones can hold; the file is damaged, write it again",
+                code="size-implausible",
             )
         members[key] = info
     return members
@@ -176,7 +193,8 @@ def _read_geometry(
     if "spacing" not in members:
         raise CaseError(
             f"{path.name} has no 'spacing' (it has {_listed(members)}); "
-            "add the voxel size in mm, three numbers"
+            "add the voxel size in mm, three numbers",
+            code="spacing-missing",
         )
     spacing = check_spacing(_read_array(archive, members["spacing"], "spacing", MAX_SMALL_BYTES))
     if "direction" not in members:
@@ -184,12 +202,18 @@ def _read_geometry(
     direction = _read_array(archive, members["direction"], "direction", MAX_SMALL_BYTES)
     affine = np.eye(4)
     if direction.size != 9:
-        raise CaseError(f"direction has {direction.size} values, not 9; write a 3 x 3 matrix")
+        raise CaseError(
+            f"direction has {direction.size} values, not 9; write a 3 x 3 matrix",
+            code="direction-invalid",
+        )
     affine[:3, :3] = direction.reshape(3, 3) * np.asarray(spacing)
     if "origin" in members:
         origin = _read_array(archive, members["origin"], "origin", MAX_SMALL_BYTES)
         if origin.size != 3:
-            raise CaseError(f"origin has {origin.size} values, not 3; write x, y, z in mm")
+            raise CaseError(
+                f"origin has {origin.size} values, not 3; write x, y, z in mm",
+                code="origin-invalid",
+            )
         affine[:3, 3] = origin.ravel()
     source = SourceGrid.from_affine(affine)
     return source.spacing_hwd_mm or spacing, source
@@ -213,7 +237,9 @@ def _read_array(
     with _reading(name), archive.open(info) as file:
         shape, fortran, dtype = _read_header(file, name)
         if dtype.kind not in "biuf" or dtype.itemsize > _MAX_ITEM or dtype.subdtype is not None:
-            raise CaseError(f"{name} has values of type {dtype}; give real numbers")
+            raise CaseError(
+                f"{name} has values of type {dtype}; give real numbers", code="value-type"
+            )
         if max_voxels is not None:
             check_shape(shape, max_voxels=max_voxels, what=name)
         size = dtype.itemsize
@@ -221,7 +247,10 @@ def _read_array(
             size *= length
         _check_size(file.tell() + size, info, name)
         if size > max_bytes:
-            raise CaseError(f"{name} takes {size:,} bytes, more than the limit of {max_bytes:,}")
+            raise CaseError(
+                f"{name} takes {size:,} bytes, more than the limit of {max_bytes:,}",
+                code="member-too-large",
+            )
         data = bytearray(size)
         _fill(file, data, name)
     array = np.frombuffer(data, dtype=dtype)
@@ -234,17 +263,23 @@ def _read_prompts(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> dict[str, 
     name = "text_prompts"
     if info.file_size > MAX_SMALL_BYTES:
         raise CaseError(
-            f"{name} takes {info.file_size:,} bytes, at most {MAX_SMALL_BYTES:,} are read"
+            f"{name} takes {info.file_size:,} bytes, at most {MAX_SMALL_BYTES:,} are read",
+            code="prompts-too-large",
         )
     with _reading(name), archive.open(info) as file:
         shape, _, dtype = _read_header(file, name)
         if shape != ():
-            raise CaseError(f"{name} has shape {shape}; expected a 0-d array of one dict")
+            raise CaseError(
+                f"{name} has shape {shape}; expected a 0-d array of one dict", code="prompts-form"
+            )
         data = file.read(MAX_SMALL_BYTES)
     if dtype.kind == "O":
         return read_pickled_mapping(data)
     if dtype.kind != "U" or len(data) != dtype.itemsize:
-        raise CaseError(f"{name} has values of type {dtype}; expected a dict or its JSON text")
+        raise CaseError(
+            f"{name} has values of type {dtype}; expected a dict or its JSON text",
+            code="prompts-form",
+        )
     return _json_prompts(str(np.frombuffer(data, dtype=dtype)[0]))
 
 
@@ -252,11 +287,15 @@ def _json_prompts(text: str) -> dict[str, int | str]:
     try:
         decoded = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CaseError(f"text_prompts isn't JSON ({_short(error)})") from error
+        raise CaseError(
+            f"text_prompts isn't JSON ({_short(error)})", code="prompts-form"
+        ) from error
     if not isinstance(decoded, dict) or not all(
         type(value) in {int, str} for value in decoded.values()
     ):
-        raise CaseError("text_prompts isn't a JSON object of label to sentence")
+        raise CaseError(
+            "text_prompts isn't a JSON object of label to sentence", code="prompts-form"
+        )
     return decoded
 
 
@@ -267,12 +306,16 @@ def _read_header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     if version not in readers:
-        raise CaseError(f"{name} is of .npy version {version}, which isn't read")
+        raise CaseError(
+            f"{name} is of .npy version {version}, which isn't read", code="npy-version-unknown"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shape, fortran, dtype = readers[version](file, max_header_size=_MAX_HEADER)
     if any(type(length) is not int or length < 0 for length in shape):
-        raise CaseError(f"{name} has shape {shape}; lengths are whole numbers from 0")
+        raise CaseError(
+            f"{name} has shape {shape}; lengths are whole numbers from 0", code="header-damaged"
+        )
     return shape, fortran, dtype
 
 
@@ -280,7 +323,8 @@ def _check_size(announced: int, info: zipfile.ZipInfo, name: str) -> None:
     if announced != info.file_size:
         raise CaseError(
             f"{name} announces {announced:,} bytes but {info.file_size:,} are stored; "
-            "the file is damaged, write it again"
+            "the file is damaged, write it again",
+            code="size-contradicts",
         )
 
 
@@ -290,7 +334,10 @@ def _fill(file: IO[bytes], data: bytearray, name: str) -> None:
     while done < len(view):
         part = file.read(min(_CHUNK, len(view) - done))
         if not part:
-            raise CaseError(f"{name} ends after {done:,} of {len(view):,} bytes; write it again")
+            raise CaseError(
+                f"{name} ends after {done:,} of {len(view):,} bytes; write it again",
+                code="file-truncated",
+            )
         view[done : done + len(part)] = part
         done += len(part)
     file.read(1)  # At the end zipfile compares the checksum.
@@ -313,7 +360,8 @@ def _reading(name: str) -> Iterator[None]:
         raise
     except _DAMAGED as error:
         raise CaseError(
-            f"{name} can't be read, the file is damaged ({_short(error)}); write it again"
+            f"{name} can't be read, the file is damaged ({_short(error)}); write it again",
+            code="file-damaged",
         ) from error
 
 

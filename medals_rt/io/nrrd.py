@@ -283,7 +283,7 @@ def _source(
             raise CaseError(
                 f"{name} lies in the space {space[:60]!r}; use left-posterior-superior or "
                 "right-anterior-superior",
-                code="unknown-space",
+                code="space-unknown",
             )
         rows = header["space directions"]
         if len(rows) <= max(axes) or any(rows[axis] is None for axis in axes):

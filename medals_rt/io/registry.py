@@ -321,7 +321,7 @@ def _format_to_read(file: Path, capability: Capability) -> Format:
         return named  # damaged: its own reader says how
     known = ", ".join(_endings(capability))
     raise CaseError(
-        f"{file.name} is of an unknown format; use one of {known}", code="unknown-format"
+        f"{file.name} is of an unknown format; use one of {known}", code="format-unknown"
     )
 
 
@@ -331,14 +331,14 @@ def _format_to_write(file: Path, name: str | None) -> Format:
         if found is None:
             known = ", ".join(OUTPUT_ENDINGS)
             raise CaseError(
-                f"{file.name} is of an unknown format; use one of {known}", code="unknown-format"
+                f"{file.name} is of an unknown format; use one of {known}", code="format-unknown"
             )
         return found
     writers = {each.name: each for each in FORMATS if each.write is not None}
     if name not in writers:
         raise CaseError(
             f"there is no format {name!r} to write; use one of {', '.join(writers)}",
-            code="unknown-format",
+            code="format-unknown",
         )
     if writers[name].ending_of(file.name) is None:
         raise CaseError(

@@ -57,12 +57,12 @@ class _Machine:
     def pop(self) -> Any:
         floor = self.marks[-1] if self.marks else 0
         if len(self.stack) <= floor:
-            raise CaseError(_damaged("its stack runs empty"))
+            raise _damaged("its stack runs empty")
         return self.stack.pop()
 
     def pop_to_mark(self) -> list[Any]:
         if not self.marks:
-            raise CaseError(_damaged("a mark is missing"))
+            raise _damaged("a mark is missing")
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
@@ -71,7 +71,7 @@ class _Machine:
     def top(self, kind: type[Any]) -> Any:
         floor = self.marks[-1] if self.marks else 0
         if len(self.stack) <= floor or type(self.stack[-1]) is not kind:
-            raise CaseError(_damaged(f"a {kind.__name__} was expected"))
+            raise _damaged(f"a {kind.__name__} was expected")
         return self.stack[-1]
 
 
@@ -89,15 +89,20 @@ def read_pickled_mapping(data: bytes) -> dict[str, int | str]:
         If it holds anything else, names any other function or class, or is too large.
     """
     if len(data) > MAX_BYTES:
-        raise CaseError(f"text_prompts has {len(data):,} bytes; at most {MAX_BYTES:,} are read")
+        raise CaseError(
+            f"text_prompts has {len(data):,} bytes; at most {MAX_BYTES:,} are read",
+            code="prompts-too-large",
+        )
     mapping = _array_content(_run(data))
     if type(mapping) is not dict:
         raise CaseError(
-            f"text_prompts holds a {_kind(mapping)}; it has to be a dict of label to sentence"
+            f"text_prompts holds a {_kind(mapping)}; it has to be a dict of label to sentence",
+            code="prompts-form",
         )
     if len(mapping) > MAX_ENTRIES:
         raise CaseError(
-            f"text_prompts has {len(mapping):,} entries; at most {MAX_ENTRIES:,} are read"
+            f"text_prompts has {len(mapping):,} entries; at most {MAX_ENTRIES:,} are read",
+            code="too-many-prompts",
         )
     return {key: _plain_value(value) for key, value in mapping.items()}
 
@@ -113,8 +118,8 @@ def _run(data: bytes) -> Any:
     except CaseError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError) as error:
-        raise CaseError(_damaged(str(error) or type(error).__name__)) from error
-    raise CaseError(_damaged("it never ends"))
+        raise _damaged(str(error) or type(error).__name__) from error
+    raise _damaged("it never ends")
 
 
 _VALUES: Final = frozenset(
@@ -142,19 +147,22 @@ def _step(machine: _Machine, name: str, argument: Any) -> None:
     elif name in _OTHERS:
         _OTHERS[name](machine, argument)
     else:
-        raise CaseError(f"text_prompts holds a pickle with {name}, which isn't read; {_ADVICE}")
+        raise CaseError(
+            f"text_prompts holds a pickle with {name}, which isn't read; {_ADVICE}",
+            code="pickle-instruction-unknown",
+        )
 
 
 def _memoize(machine: _Machine, argument: Any) -> None:
     if not machine.stack:
-        raise CaseError(_damaged("nothing to remember"))
+        raise _damaged("nothing to remember")
     machine.memo[len(machine.memo) if argument is None else argument] = machine.stack[-1]
 
 
 def _set_items(machine: _Machine, _: Any) -> None:
     items = machine.pop_to_mark()
     if len(items) % 2:
-        raise CaseError(_damaged("a key has no value"))
+        raise _damaged("a key has no value")
     _store(machine.top(dict), items[::2], items[1::2])
 
 
@@ -167,7 +175,10 @@ def _store(target: dict[Any, Any], keys: list[Any], values: list[Any]) -> None:
     for key, value in zip(keys, values, strict=True):
         plain = _plain_key(key)
         if plain in target:
-            raise CaseError(f"text_prompts has the key {plain[:40]!r} twice; keep one of them")
+            raise CaseError(
+                f"text_prompts has the key {plain[:40]!r} twice; keep one of them",
+                code="label-repeated",
+            )
         target[plain] = value
 
 
@@ -179,7 +190,8 @@ def _name(machine: _Machine, argument: Any) -> None:
     if (module, name) not in _NAMES:
         raise CaseError(
             f"text_prompts names {str(module)[:60]}.{str(name)[:60]}, which isn't allowed in a "
-            f"case file; {_ADVICE}"
+            f"case file; {_ADVICE}",
+            code="pickle-name-forbidden",
         )
     machine.stack.append(_Name(module, name))
 
@@ -187,7 +199,7 @@ def _name(machine: _Machine, argument: Any) -> None:
 def _call(machine: _Machine, _: Any) -> None:
     arguments, function = machine.pop(), machine.pop()
     if type(function) is not _Name or type(arguments) is not tuple:
-        raise CaseError(_damaged("a call isn't of a known function"))
+        raise _damaged("a call isn't of a known function")
     machine.stack.append(_Call(function, arguments))
 
 
@@ -230,14 +242,19 @@ def _extend(machine: _Machine) -> None:
 def _array_content(value: Any) -> Any:
     """Take the one item out of what NumPy writes for a 0-d object array."""
     if type(value) is not _Call or value.function.name != "_reconstruct":
-        raise CaseError(f"text_prompts holds a {_kind(value)}; it has to be a 0-d object array")
+        raise CaseError(
+            f"text_prompts holds a {_kind(value)}; it has to be a 0-d object array",
+            code="prompts-form",
+        )
     state = value.state
     # NumPy's own state: version, shape, dtype, whether Fortran order, list of items.
     if type(state) is not tuple or len(state) != 5:
-        raise CaseError(_damaged("an array without content"))
+        raise _damaged("an array without content")
     _, shape, dtype, _, items = state
     if shape != () or _dtype_code(dtype)[-1:] != "O" or type(items) is not list or len(items) != 1:
-        raise CaseError("text_prompts isn't a 0-d object array of one dict; write it so")
+        raise CaseError(
+            "text_prompts isn't a 0-d object array of one dict; write it so", code="prompts-form"
+        )
     return items[0]
 
 
@@ -259,19 +276,26 @@ def _plain_key(key: Any) -> str:
         return key
     number = _plain_integer(key)
     if number is None:
-        raise CaseError(f"text_prompts has a {_kind(key)} as key; keys are label values as text")
+        raise CaseError(
+            f"text_prompts has a {_kind(key)} as key; keys are label values as text",
+            code="label-invalid",
+        )
     return str(number)
 
 
 def _plain_value(value: Any) -> int | str:
     if type(value) is str:
         if len(value) > MAX_TEXT:
-            raise CaseError(f"text_prompts has a text of {len(value):,} characters; shorten it")
+            raise CaseError(
+                f"text_prompts has a text of {len(value):,} characters; shorten it",
+                code="prompt-too-long",
+            )
         return value
     number = _plain_integer(value)
     if number is None:
         raise CaseError(
-            f"text_prompts has a {_kind(value)} as value; text and whole numbers are read"
+            f"text_prompts has a {_kind(value)} as value; text and whole numbers are read",
+            code="prompt-not-text",
         )
     return number
 
@@ -309,8 +333,11 @@ def _raw_bytes(raw: Any) -> bytes | None:
 _ADVICE: Final = "write the prompts to a prompts.json and give that instead"
 
 
-def _damaged(detail: str) -> str:
-    return f"text_prompts holds a damaged or unusual pickle ({detail[:80]}); {_ADVICE}"
+def _damaged(detail: str) -> CaseError:
+    return CaseError(
+        f"text_prompts holds a damaged or unusual pickle ({detail[:80]}); {_ADVICE}",
+        code="pickle-damaged",
+    )
 
 
 def _kind(value: Any) -> str:

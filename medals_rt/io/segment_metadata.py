@@ -164,7 +164,8 @@ def _present(labels: HostArray) -> set[int]:
     if highest > MAX_LABEL:
         raise CaseError(
             f"labels up to {highest:,} can't be named: segments have labels up to {MAX_LABEL:,}; "
-            "write .npz or .nii.gz"
+            "write .npz or .nii.gz",
+            code="labels-out-of-range",
         )
     found: set[int] = set()
     for plane in labels:

@@ -312,7 +312,7 @@ class Volume:
             raise CaseError(
                 f"the image has {image.GetDimension()} dimensions and "
                 f"{image.GetNumberOfComponentsPerPixel()} values a voxel; give 3 and 1",
-                code="shape",
+                code="not-3d",
             )
         affine = np.eye(4)
         affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
@@ -424,7 +424,7 @@ class Volume:
             raise CaseError(
                 f"a result of shape {tuple(labels_dhw.shape)} doesn't belong to an image of shape "
                 f"{self.shape_dhw} (D, H, W)",
-                code="shape",
+                code="shapes-differ",
             )
         return self.source.to_source(labels_dhw)
 
@@ -475,11 +475,12 @@ def check_shape(
     if len(shape) != 3:
         raise CaseError(
             f"{what} has shape {tuple(shape)}, {len(shape)} axes; give one 3-D volume (D, H, W)",
-            code="shape",
+            code="not-3d",
         )
     if min(shape) < 1:
         raise CaseError(
-            f"{what} is empty: shape {tuple(shape)}; give at least one voxel an axis", code="shape"
+            f"{what} is empty: shape {tuple(shape)}; give at least one voxel an axis",
+            code="image-empty",
         )
     voxels = shape[0] * shape[1] * shape[2]
     if voxels > max_voxels:
@@ -496,7 +497,7 @@ def check_spacing(spacing: Sequence[float] | HostArray) -> Triple:
     if len(values) != 3:
         raise CaseError(
             f"spacing has {len(values)} values, not 3; give the voxel size in mm along H, W, D",
-            code="spacing-not-positive",
+            code="spacing-not-three-numbers",
         )
     if not all(np.isfinite(value) and value > 0 for value in values):
         found = ", ".join(f"{value:g}" for value in values)
@@ -513,7 +514,7 @@ def _number(value: object) -> float:
     except (TypeError, ValueError):
         raise CaseError(
             f"spacing holds {value!r}; give three numbers, the voxel size in mm",
-            code="spacing-not-positive",
+            code="spacing-not-three-numbers",
         ) from None
 
 

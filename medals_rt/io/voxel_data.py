@@ -173,6 +173,7 @@ def open_beside(header: Path, name: str) -> BinaryIO:
     path = header.with_name(plain)
     if not path.is_file():
         raise MissingFileError(
-            f"there is no such file {path}, in which {header.name} keeps its voxels; copy both"
+            f"there is no such file {path}, in which {header.name} keeps its voxels; copy both",
+            code="data-file-missing",
         )
     return path.open("rb")

@@ -78,7 +78,8 @@ def class_statistics(
     if labels_dhw.shape != volume.shape_dhw:
         raise InputError(
             f"labels of shape {labels_dhw.shape} don't belong to an image of shape "
-            f"{volume.shape_dhw} (D, H, W)"
+            f"{volume.shape_dhw} (D, H, W)",
+            code="shapes-differ",
         )
     highest = max(names, default=0)
     known = np.where(labels_dhw <= highest, labels_dhw, 0)

@@ -96,7 +96,7 @@ def lesion_statistics(
             raise InputError(
                 f"labels of shape {array.shape} don't belong to an image of shape "
                 f"{volume.shape_dhw} (D, H, W)",
-                code="shape",
+                code="shapes-differ",
             )
     affine = volume.source.canonical_affine_lps(volume.shape_dhw, volume.spacing_hwd_mm)
     measured = []

@@ -132,7 +132,8 @@ def save_preview(
     if image_dhw.ndim != 3 or image_dhw.shape != labels_dhw.shape:
         raise InputError(
             f"a preview needs an image and labels of one (D, H, W) shape, "
-            f"not {image_dhw.shape} and {labels_dhw.shape}"
+            f"not {image_dhw.shape} and {labels_dhw.shape}",
+            code="shapes-differ",
         )
     require("a preview", "Matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -369,7 +369,9 @@ def read_prompts(path: str | PathLike[str], reading: PromptReading = PLAIN_READI
     """
     file = Path(path)
     if not file.is_file():
-        raise MissingFileError(f"there is no prompts file {file}; check the path")
+        raise MissingFileError(
+            f"there is no prompts file {file}; check the path", code="prompts-file-missing"
+        )
     if file.stat().st_size > _MAX_FILE_BYTES:
         raise PromptError(
             f"{file} is larger than {_MAX_FILE_BYTES} bytes; is it a prompts file?",

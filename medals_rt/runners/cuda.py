@@ -129,7 +129,7 @@ def device_outputs(
         if None in sizes:
             raise RunnerError(
                 f"{name}: the shape {spec.shape} of {spec.name} can't be known from the inputs",
-                code="output-shape",
+                code="output-shape-unknown",
             )
         array = given.get(spec.name)
         if array is None:
@@ -144,7 +144,7 @@ def device_outputs(
             raise RunnerError(
                 f"{name}: the array given for {spec.name} is not a contiguous CuPy array of "
                 f"{spec.dtype} {sizes} that begins at a multiple of {_ALIGNMENT_BYTES} bytes",
-                code="output-shape",
+                code="output-array-unusable",
             )
         outputs[spec.name] = array
     return outputs

@@ -110,7 +110,7 @@ def test_what_is_needed_comes_with_our_own_hashes(address: HubAddress, tmp_path:
     assert content(tmp_path / "to") == {name: FILES[name] for name in NEEDED}
     assert done.left_out == (".gitattributes", "model.onnx", "text/pytorch_model.bin")
     assert done.fetched_bytes == sum(len(FILES[name]) for name in NEEDED)
-    record = json.loads((tmp_path / "to" / RECORD_FILE).read_text())
+    record = json.loads((tmp_path / "to" / RECORD_FILE).read_text(encoding="utf-8"))
     assert record["source"] == str(address)
     assert {each["file"]: each["sha256"] for each in record["files"]} == {
         name: hashlib.sha256(FILES[name]).hexdigest() for name in NEEDED
@@ -232,7 +232,7 @@ def test_a_folder_holds_one_repository_at_one_commit(address: HubAddress, tmp_pa
     download(address, tmp_path)
     other = HubAddress(REPOSITORY, revision="f" * 40)
     refused(InputError, "folder-taken", lambda: download(other, tmp_path))
-    (tmp_path / RECORD_FILE).write_text("{}")
+    (tmp_path / RECORD_FILE).write_text("{}", encoding="utf-8")
     refused(InputError, "record-damaged", lambda: download(address, tmp_path))
 
 
@@ -388,8 +388,8 @@ def test_a_name_may_not_leave_the_folder(
     hub.files.pop(name)
     folder = tmp_path / "to"
     download(address, folder)
-    record = (folder / RECORD_FILE).read_text()
-    (folder / RECORD_FILE).write_text(record.replace("README.md", name))
+    record = (folder / RECORD_FILE).read_text(encoding="utf-8")
+    (folder / RECORD_FILE).write_text(record.replace("README.md", name), encoding="utf-8")
     refused(BundleError, "path-leaves-bundle", lambda: download(address, folder))
 
 

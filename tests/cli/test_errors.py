@@ -8,7 +8,7 @@ import pytest
 
 from medals_rt.cli._errors import ENDINGS
 from medals_rt.common import errors
-from medals_rt.common.errors import InputError, MedalsError, RunnerError
+from medals_rt.common.errors import InputError, RunnerError
 from tests.cli.helpers import Result, assert_one_line, error_of
 
 KINDS = [
@@ -47,10 +47,3 @@ def test_a_failure(
     assert shown.exit_code == 1
     assert shown.stderr.startswith("Traceback")
     assert not list(out.iterdir())
-
-
-def test_errors_carry_a_code() -> None:
-    assert MedalsError("no").code == "failure"
-    assert InputError("no").code == "input"
-    assert InputError("no", code="two-of-one").code == "two-of-one"
-    assert len({kind.code for kind in KINDS}) == len(KINDS)

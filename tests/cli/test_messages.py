@@ -1,4 +1,4 @@
-"""The wording of what the command line itself says, in one place; elsewhere codes are checked.
+"""The wording of what users are told most often, in one place; elsewhere codes are checked.
 
 A line that is changed on purpose is changed here too.
 """
@@ -6,10 +6,22 @@ A line that is changed on purpose is changed here too.
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.io.registry import OUTPUT_ENDINGS
+from medals_rt.bundle.engines import Wanted, find_engine
+from medals_rt.bundle.recipes import read_recipe, shipped_recipes
+from medals_rt.common.atomic_io import prepare_output
+from medals_rt.common.choices import RUNNER_KINDS
+from medals_rt.common.errors import MedalsError
+from medals_rt.io.registry import OUTPUT_ENDINGS, read_case
+from medals_rt.io.volume import check_image, check_shape, check_spacing
+from medals_rt.preprocessing.intensity import parse_window
+from medals_rt.prompts.matching import find_class
+from medals_rt.prompts.prompt_set import parse_prompts
+from medals_rt.runners.base import check_precision
+from medals_rt.runners.selection import choose
 from tests.cli.helpers import Result, call
 
 USAGE = {
@@ -55,6 +67,90 @@ FAILURES = {
     "case needs",
     KeyboardInterrupt(): "interrupted; no unfinished file is left behind",
 }
+
+# Where there is a folder, it is empty but for the cases that `broken` writes.
+REFUSED: dict[str, Callable[[Path], object]] = {
+    # cases
+    "there is no such file or folder: {folder}/none.npz; check the path": lambda folder: read_case(
+        folder / "none.npz"
+    ),
+    "no-image.npz has no 'imgs' (it has 'spacing'); a case needs 'imgs' (D, H, W) and 'spacing'": (
+        lambda folder: read_case(folder / "no-image.npz")
+    ),
+    "no-spacing.npz has no 'spacing' (it has 'imgs'); add the voxel size in mm, three numbers": (
+        lambda folder: read_case(folder / "no-spacing.npz")
+    ),
+    "no-zip.npz isn't a readable .npz file (File is not a zip file)": lambda folder: read_case(
+        folder / "no-zip.npz"
+    ),
+    "the image has shape (3, 4), 2 axes; give one 3-D volume (D, H, W)": lambda _: check_image(
+        np.zeros((3, 4))
+    ),
+    "the image holds NaN or infinite values (slice 0 has 4); replace them by real intensities": (
+        lambda _: check_image(np.full((2, 2, 2), np.nan))
+    ),
+    "the image has 8,000,000,000 voxels, more than the limit of 2,147,483,648; crop it or raise "
+    "the limit": lambda _: check_shape((2000, 2000, 2000)),
+    "spacing is (0, 1, 1); each must be a positive number of millimeters": lambda _: check_spacing(
+        (0, 1, 1)
+    ),
+    "spacing has 2 values, not 3; give the voxel size in mm along H, W, D": lambda _: check_spacing(
+        (1, 1)
+    ),
+    # prompts
+    'there is no prompt; give at least one, such as {{"1": "Spleen in abdominal CT", '
+    '"instance_label": 0}}': lambda _: parse_prompts({}),
+    "label '0' isn't a label value; use whole numbers from 1 to 65535 as keys": lambda _: (
+        parse_prompts({"0": "Liver in CT"})
+    ),
+    "prompt 'liver' names no modality; add one of CT, MRI, US, PET, Microscopy, as in 'Spleen in "
+    "abdominal CT'": lambda _: find_class("liver", "anatomy"),
+    "prompt 'kidney on CT' doesn't say which side; ask for 'CT Right kidney' or 'CT Left kidney'": (
+        lambda _: find_class("kidney on CT", "anatomy")
+    ),
+    "prompt 'both kidneys on CT' names both sides; a prompt names one class, give one for each "
+    "side: 'CT Right kidney' or 'CT Left kidney'": lambda _: find_class(
+        "both kidneys on CT", "anatomy"
+    ),
+    "prompt 'liver and spleen on CT' names several classes, 'CT Liver' and 'CT Spleen'; give each "
+    "its own prompt": lambda _: find_class("liver and spleen on CT", "anatomy"),
+    # what a run is asked for
+    "no window is called 'liver'; choose from soft tissue, lung, brain, bone, or give WIDTH,LEVEL "
+    "such as 400,40": lambda _: parse_window("liver"),
+    "the window '0,40' needs a width above 0 and a level, both finite": lambda _: parse_window(
+        "0,40"
+    ),
+    f"there is no runner 'torch'; use auto, {', '.join(RUNNER_KINDS)}": lambda _: choose("torch"),
+    "unknown precision 'int8'; use fp32, fp16 or bf16": lambda _: check_precision("int8"),
+    "{folder} is a folder; give the name of a file to write": prepare_output,
+    # bundles
+    "{folder} is no bundle: there is no bundle.json in it": Bundle.open,
+    "bundle {folder}/none does not exist; a bundle is a folder with a bundle.json": lambda folder: (
+        Bundle.open(folder / "none")
+    ),
+    f"there is no recipe h200; those that come with medals-rt: {', '.join(shipped_recipes())}": (
+        lambda _: read_recipe("h200")
+    ),
+    "there is no TensorRT engine for refiner in {folder}/none; run `medals-rt build --target "
+    "tensorrt`": lambda folder: find_engine(
+        folder / "none", Wanted("a" * 64, "tensorrt", "11.4.0", "SM90"), "refiner"
+    ),
+}
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    np.savez(tmp_path / "no-image.npz", spacing=np.ones(3))
+    np.savez(tmp_path / "no-spacing.npz", imgs=np.ones((2, 3, 4)))
+    (tmp_path / "no-zip.npz").write_bytes(b"no zip")
+    return tmp_path
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_is_refused(broken: Path, message: str) -> None:
+    with pytest.raises(MedalsError) as caught:
+        REFUSED[message](broken)
+    assert str(caught.value) == message.format(folder=broken)
 
 
 @pytest.mark.parametrize("words", USAGE | OPTIONS)

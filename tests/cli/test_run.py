@@ -24,7 +24,7 @@ def test_run_writes_what_was_asked_for(run: Callable[..., Result], out: Path) ->
         assert found["spacing"].tolist() == [2.0, 2.0, 3.0]
         assert found["text_prompts"].item() == LIVER
         voxels = int((found["segs"] == 1).sum())
-    report = json.loads(files["report"].read_text())
+    report = json.loads(files["report"].read_text(encoding="utf-8"))
     (liver,) = report["classes"]
     assert (liver["name"], liver["voxels"]) == ("Liver", voxels)
     assert liver["volume_ml"] == pytest.approx(voxels * 12 / 1000)
@@ -51,7 +51,7 @@ def test_prompts_from_a_file_and_from_the_line(
     run: Callable[..., Result], tmp_path: Path, out: Path
 ) -> None:
     file = tmp_path / "prompts.json"
-    file.write_text(json.dumps({"5": "Right kidney in CT", "instance_label": 0}))
+    file.write_text(json.dumps({"5": "Right kidney in CT", "instance_label": 0}), encoding="utf-8")
     assert run(prompts=file).exit_code == 0
     with np.load(out / "seg.npz") as found:
         assert set(np.unique(found["segs"])) <= {0, 5}
@@ -77,7 +77,7 @@ def test_organs_and_lesions_in_one_run(run: Callable[..., Result], out: Path) ->
     words = ("--prompt", "liver on CT", "--lesion", "adrenocortical carcinoma")
     result = run(*words, report=out / "r.json")
     assert result.exit_code == 0, result.output
-    report = json.loads((out / "r.json").read_text())
+    report = json.loads((out / "r.json").read_text(encoding="utf-8"))
     assert report["stages"][0]["name"] == "organs: coarse"
     assert [each["label"] for each in report["classes"]] == [1, 2]
     refused = run(*words, preset="release")

@@ -23,6 +23,7 @@ from medals_rt.common.arrays import (
     usable_cores,
 )
 from medals_rt.common.errors import MissingDependencyError
+from tests.errors import raises
 
 
 def test_namespace_is_found_from_an_array(xp: Any) -> None:
@@ -46,7 +47,7 @@ def test_a_device_is_named_or_refused() -> None:
 
 def test_a_missing_cupy_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(MissingDependencyError, match=r"medals-rt\[gpu\]"):
+    with raises(MissingDependencyError, "dependency-missing", "medals-rt[gpu]"):
         to_device(np.arange(3), "cuda")
 
 

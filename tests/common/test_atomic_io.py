@@ -9,33 +9,34 @@ import pytest
 
 from medals_rt.common.atomic_io import atomic_output, prepare_output, remove_leftovers, write_json
 from medals_rt.common.errors import InputError, OutputError
+from tests.errors import raises
 
 
 def test_an_output_replaces_the_old_one_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "a.nii.gz"
-    path.write_text("old")
+    path.write_text("old", encoding="utf-8")
     with atomic_output(path) as temporary:
         assert temporary.parent == tmp_path
         assert temporary.name.endswith("a.nii.gz")
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
+        temporary.write_text("new", encoding="utf-8")
+        assert path.read_text(encoding="utf-8") == "old"
+    assert path.read_text(encoding="utf-8") == "new"
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_failed_output_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "a.npz"
-    path.write_text("old")
+    path.write_text("old", encoding="utf-8")
 
     def fail() -> None:
         with atomic_output(path) as temporary:
-            temporary.write_text("half")
+            temporary.write_text("half", encoding="utf-8")
             raise error
 
     with pytest.raises(error):
         fail()
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -49,10 +50,10 @@ def test_folders_are_made(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
     file = tmp_path / "file"
-    file.write_text("x")
-    with pytest.raises(InputError, match="can't write"):
+    file.write_text("x", encoding="utf-8")
+    with raises(InputError, "output-not-writable"):
         prepare_output(file / "below" / "a.json")
-    with pytest.raises(InputError, match="is a folder"):
+    with raises(InputError, "is-a-folder"):
         prepare_output(tmp_path)
 
 
@@ -70,9 +71,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OutputError, match=r"a\.json: No space left on device; make room"):
+    with raises(OutputError, "disk-full", "a.json"):
         write_json(path, {"new": 2})
-    assert json.loads(path.read_text()) == {"old": 1}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -10,7 +10,7 @@ from medals_rt.common.cgroups import cpu_quota, memory_in_use, memory_limit
 def write_files(folder: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
     return folder
 
 

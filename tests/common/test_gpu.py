@@ -7,6 +7,7 @@ import pytest
 from medals_rt.common import gpu
 from medals_rt.common.errors import MissingDependencyError
 from medals_rt.common.gpu import ask_driver, driver_version, require_gpu
+from tests.errors import raises
 
 VERSION_TEXT = (
     "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 07:14:30 UTC 2025\n"
@@ -56,7 +57,7 @@ class Driver:
 
 
 def test_a_card_is_described(monkeypatch, tmp_path):
-    (tmp_path / "version").write_text(VERSION_TEXT)
+    (tmp_path / "version").write_text(VERSION_TEXT, encoding="utf-8")
     monkeypatch.setattr(gpu, "_VERSION_FILE", tmp_path / "version")
     found = ask_driver(Driver())
     assert (found.name, found.architecture, found.memory_bytes) == ("NVIDIA H100", "SM90", 80 << 30)
@@ -78,9 +79,9 @@ def test_no_gpus():
 def test_driver_version(tmp_path):
     file = tmp_path / "version"
     assert driver_version(file) is None
-    file.write_text("")
+    file.write_text("", encoding="utf-8")
     assert driver_version(file) is None
-    file.write_text(VERSION_TEXT)
+    file.write_text(VERSION_TEXT, encoding="utf-8")
     assert driver_version(file) == "580.65.06"
 
 
@@ -92,7 +93,7 @@ def test_no_driver_is_no_gpu(monkeypatch):
     gpu.find_gpu.cache_clear()
     try:
         assert gpu.find_gpu() is None
-        with pytest.raises(MissingDependencyError, match="this needs an NVIDIA GPU"):
+        with raises(MissingDependencyError, "gpu-missing"):
             require_gpu("this")
     finally:
         gpu.find_gpu.cache_clear()

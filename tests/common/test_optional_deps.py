@@ -17,6 +17,7 @@ from medals_rt.common.optional_deps import (
     missing_one_of,
     require,
 )
+from tests.errors import raises
 from tests.paths import ROOT
 
 
@@ -29,7 +30,7 @@ def test_an_extra_installs_it(library: OptionalLibrary) -> None:
 
 def test_extras_of_other_packages_are_offered_by_them() -> None:
     """pip only warns of one that a package has not, and leaves out what it was to bring."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = {
         (found[1], extra)
         for wanted in project["optional-dependencies"].values()
@@ -82,22 +83,21 @@ def test_what_is_there_is_imported() -> None:
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(MissingDependencyError, match="Jinja2"):
+    with raises(MissingDependencyError, "dependency-missing", "Jinja2"):
         import_optional("Jinja2", "this")
     monkeypatch.setattr(
         "medals_rt.common.optional_deps.find_spec", lambda name: name == "onnx" or None
     )
-    with pytest.raises(MissingDependencyError, match="ONNX Script, PyTorch") as refused:
+    with raises(MissingDependencyError, "dependency-missing", "ONNX Script", "PyTorch"):
         require("this", "ONNX", "ONNX Script", "PyTorch")
-    assert refused.value.code == "dependency-missing"
 
 
 def test_what_cannot_be_imported_is_named_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "tensorrt_rtx.py").write_text("import no_such_library_below")
+    (tmp_path / "tensorrt_rtx.py").write_text("import no_such_library_below", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt_rtx", raising=False)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
-    with pytest.raises(MissingDependencyError, match="no_such_library_below"):
+    with raises(MissingDependencyError, "dependency-missing", "no_such_library_below"):
         import_optional("TensorRT-RTX", "this")

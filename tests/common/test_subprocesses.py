@@ -27,6 +27,8 @@ def test_what_takes_too_long_is_stopped() -> None:
 def test_it_finds_the_same_modules_and_reads_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "only_here.py").write_text("import sys; print(repr(sys.stdin.read()))")
+    (tmp_path / "only_here.py").write_text(
+        "import sys; print(repr(sys.stdin.read()))", encoding="utf-8"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     assert run_python(["-m", "only_here"], 60).said == ("''",)

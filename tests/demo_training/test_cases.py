@@ -12,7 +12,7 @@ SMALL = CaseRecipe(3, spacing_hwd_mm=(6.0, 6.5, 8.0), tumor_count=4)
 
 def test_an_anatomy_case_has_what_its_prompts_ask_for(tmp_path: Path) -> None:
     path = write_case(tmp_path, "anatomy", SMALL)
-    prompts = json.loads((tmp_path / "anatomy.prompts.json").read_text())
+    prompts = json.loads((tmp_path / "anatomy.prompts.json").read_text(encoding="utf-8"))
     assert prompts["instance_label"] == 0
     with np.load(path) as data:
         assert data["imgs"].dtype == np.int16
@@ -40,7 +40,9 @@ def test_a_check_case_comes_back_in_the_axes_of_the_network(tmp_path: Path) -> N
     arrays, _ = make_case(SMALL)
     path = tmp_path / "check.npz"
     np.savez(path, **arrays)
-    path.with_suffix(".labels.json").write_text(json.dumps({"1": "Left lung", "2": "Right lung"}))
+    path.with_suffix(".labels.json").write_text(
+        json.dumps({"1": "Left lung", "2": "Right lung"}), encoding="utf-8"
+    )
     case = read_check_case(path, "lung")
     assert case.image_hwd.shape == (50, 58, 41)
     assert case.truth.shape == (2, 50, 58, 41)

@@ -81,7 +81,10 @@ def test_both_stages_train_and_share_one_bank(store: Store, tmp_path: Path) -> N
         assert checkpoint["step"] == 4
         config = ModelConfig.from_dict(checkpoint["config"])
         MedalS(config).load_state_dict(checkpoint["model_state_dict"])
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert {line["mode"] for line in lines if "mode" in line} == {"text only", "masked"}
 
 

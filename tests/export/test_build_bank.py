@@ -14,6 +14,7 @@ from medals_export.text_encoder import load_text_encoder
 from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.prompts.classes import all_classes, by_bank_key, by_exact_name
 from medals_rt.prompts.matching import find_class
+from tests.errors import raises
 from tests.texts import TINY_DIM
 
 KNOWN = {
@@ -39,7 +40,7 @@ def encoder(text_sources):
 @pytest.fixture(scope="module")
 def sentences(tmp_path_factory):
     path = tmp_path_factory.mktemp("known") / "sentences.json"
-    path.write_text(json.dumps(KNOWN))
+    path.write_text(json.dumps(KNOWN), encoding="utf-8")
     return path
 
 
@@ -125,24 +126,24 @@ def test_read_sentences_takes_the_modality_of_the_label(sentences):
 
 
 @pytest.mark.parametrize(
-    ("content", "match"),
+    ("content", "code"),
     [
-        ("[", "no file of sentences"),
-        ('{"A": ["x"]}', "no file of sentences"),
-        ('{"A": {"1": [1], "instance_label": 0}}', "no file of sentences"),
-        ('{"A": {"1": ["Liver in CT"]}}', r"A: instance_label is None; use 0"),
-        ('{"A": {"1": ["Liver in CT"], "instance_label": 2}}', "instance_label is 2"),
-        ('{"A": {"1": ["Zebra in CT"], "instance_label": 0}}', "no sentence of .* names a class"),
-        ("{}", "no sentence of .* names a class"),
+        ("[", "sentences-form"),
+        ('{"A": ["x"]}', "sentences-form"),
+        ('{"A": {"1": [1], "instance_label": 0}}', "sentences-form"),
+        ('{"A": {"1": ["Liver in CT"]}}', "instance-label-invalid"),
+        ('{"A": {"1": ["Liver in CT"], "instance_label": 2}}', "instance-label-invalid"),
+        ('{"A": {"1": ["Zebra in CT"], "instance_label": 0}}', "no-class"),
+        ("{}", "no-class"),
     ],
 )
-def test_files_of_another_form(tmp_path, content, match):
+def test_files_of_another_form(tmp_path, content, code):
     path = tmp_path / "sentences.json"
-    path.write_text(content)
-    with pytest.raises(InputError, match=match):
+    path.write_text(content, encoding="utf-8")
+    with raises(InputError, code):
         read_sentences(path)
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(MissingFileError, match="no file of sentences"):
+    with raises(MissingFileError, "sentences-file-missing"):
         read_sentences(tmp_path / "none.json")

@@ -59,7 +59,9 @@ def words(files, out, *more):
 def test_half_precision_with_text_encoder(files, tmp_path):
     """The whole way: checkpoints, text encoder and known sentences to a bundle that opens."""
     known = tmp_path / "known.json"
-    known.write_text('{"CT": {"1": ["Liver in CT", "A zebra in CT"], "instance_label": 0}}')
+    known.write_text(
+        '{"CT": {"1": ["Liver in CT", "A zebra in CT"], "instance_label": 0}}', encoding="utf-8"
+    )
     result = call(
         *words(files, tmp_path / "half", "--precision", "fp16", "--no-verify"),
         *("--text-encoder", files / "text_encoder.pth", "--biolord", files / "biolord"),

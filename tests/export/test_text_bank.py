@@ -6,6 +6,7 @@ from safetensors.numpy import save_file
 
 from medals_export.text_bank import TextBank, load_bank, save_bank
 from medals_rt.common.errors import ExportError, MissingFileError
+from tests.errors import raises
 
 ROWS = np.arange(6, dtype=np.float32).reshape(2, 3)
 INDEX = {"CT/anatomy/1": 1, "CT/anatomy/2": 0}
@@ -18,21 +19,24 @@ def test_rows_follow_the_index():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "match"),
+    ("arguments", "error"),
     [
-        ({"class_rows": {"CT/anatomy/1": 0}}, "each row named once"),
-        ({"class_rows": {"CT/anatomy/1": 0, "CT/anatomy/2": 0}}, "each row named once"),
-        ({"class_embeddings": ROWS.astype(np.float64)}, "float64"),
-        ({"class_embeddings": np.where(ROWS > 4, np.nan, ROWS)}, "not finite"),
-        ({"class_embeddings": ROWS[0]}, "each row named once"),
-        ({"sentence_embeddings": ROWS}, "0 sentences"),
-        ({"sentence_rows": {"CT": {"Liver": 0}}}, "1 sentences"),
-        ({"sentence_embeddings": ROWS[:1, :2], "sentence_rows": {"CT": {"Liver": 0}}}, "width 3"),
+        ({"class_rows": {"CT/anatomy/1": 0}}, ("bank-index",)),
+        ({"class_rows": {"CT/anatomy/1": 0, "CT/anatomy/2": 0}}, ("bank-index",)),
+        ({"class_embeddings": ROWS.astype(np.float64)}, ("bank-shape", "float64")),
+        ({"class_embeddings": np.where(ROWS > 4, np.nan, ROWS)}, ("bank-not-finite",)),
+        ({"class_embeddings": ROWS[0]}, ("bank-index",)),
+        ({"sentence_embeddings": ROWS}, ("bank-index", "0 sentences")),
+        ({"sentence_rows": {"CT": {"Liver": 0}}}, ("bank-index", "1 sentences")),
+        (
+            {"sentence_embeddings": ROWS[:1, :2], "sentence_rows": {"CT": {"Liver": 0}}},
+            ("bank-shape",),
+        ),
     ],
 )
-def test_what_does_not_fit_is_refused(arguments, match):
+def test_what_does_not_fit_is_refused(arguments, error):
     whole = {"class_embeddings": ROWS, "class_rows": INDEX, "source": "made up", **arguments}
-    with pytest.raises(ExportError, match=match):
+    with raises(ExportError, *error):
         TextBank(**whole)
 
 
@@ -50,19 +54,21 @@ def test_written_and_read(tmp_path):
 
 def test_files_that_are_missing_or_damaged(tmp_path):
     path = tmp_path / "embeddings.safetensors"
-    with pytest.raises(MissingFileError, match=r"embeddings\.safetensors"):
+    with raises(MissingFileError, "bank-missing"):
         load_bank(path)
     save_file({"class_embeddings": ROWS}, path)
-    with pytest.raises(MissingFileError, match=r"embeddings\.json"):
+    with raises(MissingFileError, "bank-missing"):
         load_bank(path)
-    path.with_suffix(".json").write_text('{"rows": {}}')
-    with pytest.raises(ExportError, match=r"damaged.*classes"):
+    path.with_suffix(".json").write_text('{"rows": {}}', encoding="utf-8")
+    with raises(ExportError, "bank-damaged"):
         load_bank(path)
-    path.with_suffix(".json").write_text('{"classes": {"CT/anatomy/1": 0, "CT/anatomy/2": 1}}')
+    path.with_suffix(".json").write_text(
+        '{"classes": {"CT/anatomy/1": 0, "CT/anatomy/2": 1}}', encoding="utf-8"
+    )
     assert load_bank(path).source == "learned with the network"
     save_file({"other": ROWS}, path)
-    with pytest.raises(ExportError, match="no class_embeddings, only other"):
+    with raises(ExportError, "bank-damaged"):
         load_bank(path)
     path.write_bytes(b"damaged")
-    with pytest.raises(ExportError, match="damaged"):
+    with raises(ExportError, "bank-damaged"):
         load_bank(path)

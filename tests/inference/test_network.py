@@ -14,6 +14,7 @@ from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.runners.base import Runner
 from medals_rt.runners.selection import open_runner, precisions
 from tests.bundles import TINY_SPACINGS_HWD_MM, tiny_checkpoint, tiny_config
+from tests.errors import raises
 
 TOLERANCE = 1e-4
 MANY = 21  # more than a folded refiner takes
@@ -250,5 +251,5 @@ def test_graphs_for_another_window_are_refused(tiny_bundle):
     manifest = msgspec.structs.replace(
         tiny_bundle.manifest, stages=msgspec.structs.replace(stages, fine=wrong)
     )
-    with pytest.raises(BundleError, match=r"windows of \(16, 16, 16\).*\(16, 16, 32\)"):
+    with raises(BundleError, "graph-window", (16, 16, 16), (16, 16, 32)):
         StageNetwork.open(Bundle(tiny_bundle.folder, manifest), 2, runner="onnxruntime")

@@ -10,6 +10,7 @@ from medals_rt.common.errors import InputError
 from medals_rt.io.volume import SourceGrid, Volume
 from medals_rt.pipeline.class_statistics import class_statistics
 from medals_rt.pipeline.csv_tables import STATISTICS_COLUMNS, statistics_row, write_csv
+from tests.errors import raises
 
 NAMES = {1: "Liver", 3: "Spleen", 4: "Heart"}
 
@@ -73,7 +74,7 @@ def test_labels_that_are_not_named_count_nowhere() -> None:
 
 def test_another_shape_is_refused() -> None:
     volume = Volume(np.ones((2, 2, 2)), (1, 1, 1))
-    with pytest.raises(InputError, match=r"\(2, 2, 3\)"):
+    with raises(InputError, "shapes-differ", (2, 2, 3)):
         class_statistics(volume, np.ones((2, 2, 3), np.uint8), NAMES)
 
 
@@ -87,7 +88,7 @@ def test_a_table_carries_no_formula(tmp_path) -> None:
     path = tmp_path / "a.csv"
     cells = ("=cmd()", "@x", "-1+2", "a,b\nc", "caf\udce9", 1 / 3, -5, True, False, None)
     write_csv(path, ("t",) * 10, [cells])
-    assert path.read_text().splitlines() == [
+    assert path.read_text(encoding="utf-8").splitlines() == [
         "t,t,t,t,t,t,t,t,t,t",
         "'=cmd(),'@x,'-1+2,\"a,b",
         'c",caf\\udce9,0.333333,-5,yes,no,',
@@ -98,6 +99,6 @@ def test_a_table_carries_no_formula(tmp_path) -> None:
 def test_each_start_of_a_formula_is_guarded(start: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     write_csv(path, ("t",), [(f"{start}1",)])
-    with path.open(newline="") as stream:
+    with path.open(newline="", encoding="utf-8") as stream:
         (_, (cell,)) = list(csv.reader(stream))
     assert cell == f"'{start}1".replace("\r", "\n")

@@ -42,7 +42,7 @@ def test_run_writes_statistics(tiny_bundle: Bundle, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, words(tiny_bundle, case, output, "--statistics", table))
     assert result.exit_code == 0, result.output
     assert f"wrote {table}" in result.stdout
-    headings, row = (line.split(",") for line in table.read_text().splitlines())
+    headings, row = (line.split(",") for line in table.read_text(encoding="utf-8").splitlines())
     found = dict(zip(headings, row, strict=True))
     with np.load(output) as stored, np.load(case) as given:
         inside = given["imgs"][stored["segs"] == 1]
@@ -66,7 +66,7 @@ def test_lesions_have_a_table_and_a_map_of_their_own(tiny_bundle: Bundle, tmp_pa
     assert result.exit_code == 0, result.output
     for path in (tmp_path / "s_lesions.csv", numbered):
         assert f"wrote {path}" in result.stdout
-    lines = (tmp_path / "s_lesions.csv").read_text().splitlines()
+    lines = (tmp_path / "s_lesions.csv").read_text(encoding="utf-8").splitlines()
     headings, *rows = (line.split(",") for line in lines)
     assert headings == list(LESION_COLUMNS)
     with np.load(output) as stored:

@@ -158,4 +158,4 @@ def test_another_shape_is_refused() -> None:
     for labels, instances in ((small, full), (full, small)):
         with pytest.raises(InputError) as caught:
             lesion_statistics(volume, labels, instances, NAMES)
-        assert caught.value.code == "shape"
+        assert caught.value.code == "shapes-differ"

@@ -44,7 +44,7 @@ def test_only_what_can_change_a_result_decides() -> None:
 
 def test_where_prompts_come_from(tmp_path: Path) -> None:
     file = tmp_path / "prompts.json"
-    file.write_text('{"5": "Liver in abdominal CT"}')
+    file.write_text('{"5": "Liver in abdominal CT"}', encoding="utf-8")
     lesions = ("Liver tumors",)
     for source, labels in {
         PromptSource(file): (5,),

@@ -8,6 +8,7 @@ from PIL import Image
 
 from medals_rt.common.errors import InputError, MissingDependencyError
 from medals_rt.pipeline.preview import PALETTE, cut_panels, save_preview
+from tests.errors import raises
 
 SPACING_DHW = (5.0, 1.0, 2.0)
 
@@ -91,7 +92,7 @@ def test_edge_cases_are_drawn(tmp_path: Path) -> None:
         save_preview(path, empty, empty, (0.001, 0.5, 0.5), {}, title="", orientation="none")
         full = np.full(shape, 700, dtype=np.uint16)
         save_preview(path, full, full, (3.0, 0.5, 0.5), {700: "All"}, title="t")
-    with pytest.raises(InputError, match="shape"):
+    with raises(InputError, "shapes-differ"):
         save_preview(path, np.zeros((2, 2, 2)), np.zeros((2, 2), int), SPACING_DHW, {}, title="")
 
 
@@ -99,5 +100,5 @@ def test_a_missing_library_names_the_extra(
     tmp_path: Path, labels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("medals_rt.common.optional_deps.find_spec", lambda _: None)
-    with pytest.raises(MissingDependencyError, match=r"medals-rt\[preview\]"):
+    with raises(MissingDependencyError, "dependency-missing", "medals-rt[preview]"):
         save_preview(tmp_path / "a.png", labels, labels, SPACING_DHW, {}, title="")

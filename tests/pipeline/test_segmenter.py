@@ -18,6 +18,7 @@ from medals_rt.pipeline.report import Provenance
 from medals_rt.pipeline.segmenter import Segmenter
 from medals_rt.planning.policy import Policy
 from medals_rt.prompts.prompt_set import parse_prompts
+from tests.errors import raises
 
 ANATOMY = {"1": "Liver in abdominal CT", "4": "Right kidney in abdominal CT"}
 
@@ -139,18 +140,18 @@ def test_an_annotation_of_one_class_leaves_the_others_to_the_coarse_stage(
 
 
 @pytest.mark.parametrize(
-    ("shape", "label", "message"),
+    ("shape", "label", "error"),
     [
-        ((12, 30, 25), 1, r"annotation has shape \(12, 30, 25\), the image \(12, 30, 26\)"),
-        ((12, 30, 26), 9, r"no prompt names: \[9\]"),
-        ((12, 30, 26), 0, "annotation is empty"),
+        ((12, 30, 25), 1, ("annotation-shape", "(12, 30, 25)", "(12, 30, 26)")),
+        ((12, 30, 26), 9, ("annotation-labels", "[9]")),
+        ((12, 30, 26), 0, ("annotation-empty",)),
     ],
 )
 def test_a_wrong_annotation_is_refused(
-    segmenter: Segmenter, volume: Volume, shape: tuple[int, ...], label: int, message: str
+    segmenter: Segmenter, volume: Volume, shape: tuple[int, ...], label: int, error: tuple[str, ...]
 ) -> None:
     drawn = np.full(shape, label, np.uint8)
-    with pytest.raises(CaseError, match=message):
+    with raises(CaseError, *error):
         segmenter.segment(volume, ANATOMY, spatial_prompts=drawn)
 
 
@@ -183,9 +184,8 @@ def test_a_closed_segmenter_says_so(tiny_bundle: Bundle, volume: Volume) -> None
     with medals_rt.load(tiny_bundle.folder, runner="onnxruntime", precision="fp32") as opened:
         assert repr(opened) == "<Segmenter of tiny, onnxruntime/fp32>"
     assert repr(opened) == "<Segmenter of tiny, closed>"
-    with pytest.raises(InputError) as caught:
+    with raises(InputError, "segmenter-closed"):
         opened.segment(volume, ANATOMY)
-    assert caught.value.code == "segmenter-closed"
 
 
 def test_segmenting_writes_nothing_into_the_users_cache(
@@ -263,7 +263,7 @@ def test_window_groups_share_the_time_of_their_case(
 def test_a_class_outside_the_bundle_is_refused_with_those_it_has(
     segmenter: Segmenter, volume: Volume
 ) -> None:
-    with pytest.raises(BundleError, match="not CT Spleen"):
+    with raises(BundleError, "class-not-covered", "CT Spleen"):
         segmenter.segment(volume, parse_prompts({"1": "Spleen in abdominal CT"}))
 
 

@@ -18,6 +18,7 @@ from medals_rt.pipeline.window_groups import (
 )
 from medals_rt.planning.memory import MemoryLimit
 from medals_rt.prompts.prompt_set import PromptSet, numbered
+from tests.errors import raises
 
 SHAPE = (4, 5, 6)
 HU = np.random.default_rng(0).integers(-1000, 1000, SHAPE).astype(np.int16)
@@ -137,17 +138,17 @@ def test_progress_names_the_window_where_there_are_several() -> None:
 
 
 @pytest.mark.parametrize(
-    ("window", "modality", "message"),
+    ("window", "modality", "error"),
     [
-        ("lungs", "CT", "no window is called 'lungs'"),
-        ("1,2,3", "CT", "WIDTH,LEVEL"),
-        ("0,40", "CT", "width above 0"),
-        ("nan,40", "CT", "finite"),
-        ("lung", "MRI", "Hounsfield units, but the prompts say MRI"),
+        ("lungs", "CT", ("window-unknown", "lungs")),
+        ("1,2,3", "CT", ("window-unknown",)),
+        ("0,40", "CT", ("window-not-positive",)),
+        ("nan,40", "CT", ("window-not-positive",)),
+        ("lung", "MRI", ("window-not-for-modality", "MRI")),
     ],
 )
-def test_unusable_windows_are_refused(window: str, modality: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_unusable_windows_are_refused(window: str, modality: str, error: tuple[str, ...]) -> None:
+    with raises(InputError, *error):
         check_window(window, modality)
 
 

@@ -29,9 +29,10 @@ from medals_rt.planning.cost import (
 from medals_rt.planning.pass_timings import MeasuredPasses
 from medals_rt.planning.time_budget import Budget
 from medals_rt.prompts.classes import by_exact_name
+from tests.errors import raises
 from tests.paths import GOLDEN as REFERENCES
 
-GOLDEN = json.loads((REFERENCES / "geometry.json").read_text())
+GOLDEN = json.loads((REFERENCES / "geometry.json").read_text(encoding="utf-8"))
 LIVER = by_exact_name("CT", "Liver")
 SPLEEN = by_exact_name("CT", "Spleen")
 TUMOR = by_exact_name("CT", "Liver tumors")
@@ -161,7 +162,7 @@ def test_a_memory_limit_is_planned_with() -> None:
     assert tight.stages[1].window_runs > fine.window_runs
     assert tight.stages[1].passes == 2 * tight.stages[1].window_runs
     assert tight.expected_peak_memory_mib * 2**20 < 15e9
-    with pytest.raises(InputError, match="allow at least"):
+    with raises(InputError, "memory-too-small"):
         plan_shape(shape, spacing, many, max_memory=10**9)
 
 
@@ -275,7 +276,7 @@ def test_an_unmeasured_stage_counts_by_its_voxels() -> None:
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan")])
 def test_a_budget_that_is_no_time(budget: float) -> None:
-    with pytest.raises(InputError, match="positive number of seconds"):
+    with raises(InputError, "budget-not-positive"):
         timed_plan({}, [LIVER], budget)
 
 
@@ -351,7 +352,7 @@ def test_a_run_does_what_the_plan_of_its_case_said(
     image = np.random.default_rng(1).integers(0, 256, (12, 60, 60), dtype=np.uint8)
     np.savez(tmp_path / "case.npz", imgs=image, spacing=(4.0, 4.0, 6.0))
     prompts = {"1": "Adrenocortical carcinoma in abdominal CT", "instance_label": 1}
-    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts), encoding="utf-8")
     words = ["plan", "--json", "--input", str(tmp_path / "case.npz")]
     words += [
         "--prompts",
@@ -380,24 +381,26 @@ def test_a_run_does_what_the_plan_of_its_case_said(
 
 
 def test_a_budget_is_for_both_stages() -> None:
-    with pytest.raises(InputError, match="leave the stage out"):
+    with raises(InputError, "budget-of-one-stage"):
         plan_numbers("10,10,10", "1,1,1", "CT/Liver", options_of(time_budget=60), stage=1)
 
 
 @pytest.mark.parametrize(
-    ("shape", "spacing", "classes", "message"),
+    ("shape", "spacing", "classes", "error"),
     [
-        ("10,10", "1,1,1", "CT/Liver", "shape D,H,W needs three numbers"),
-        ("10,10,x", "1,1,1", "CT/Liver", "shape D,H,W needs three numbers"),
-        ("10,10,10", "1,1,1,1", "CT/Liver", "spacing H,W,D needs three numbers"),
-        ("10,10,0", "1,1,1", "CT/Liver", "positive sizes"),
-        ("10,10,10", "1,1,-1", "CT/Liver", "positive lengths"),
-        ("10,10,10", "1,1,nan", "CT/Liver", "positive lengths"),
-        ("10,10,10", "1,1,1", "CT/Livr", "Liver"),
-        ("10,10,10", "1,1,1", "Liver", "Liver"),
-        ("10,10,10", "1,1,1", " ; ", "no class"),
+        ("10,10", "1,1,1", "CT/Liver", ("no-three-numbers", "shape D,H,W")),
+        ("10,10,x", "1,1,1", "CT/Liver", ("no-three-numbers", "shape D,H,W")),
+        ("10,10,10", "1,1,1,1", "CT/Liver", ("no-three-numbers", "spacing H,W,D")),
+        ("10,10,0", "1,1,1", "CT/Liver", ("not-positive",)),
+        ("10,10,10", "1,1,-1", "CT/Liver", ("not-positive",)),
+        ("10,10,10", "1,1,nan", "CT/Liver", ("not-positive",)),
+        ("10,10,10", "1,1,1", "CT/Livr", ("class-unknown", "CT Liver")),
+        ("10,10,10", "1,1,1", "Liver", ("modality-unknown", "Liver")),
+        ("10,10,10", "1,1,1", " ; ", ("no-class",)),
     ],
 )
-def test_what_cannot_be_planned(shape: str, spacing: str, classes: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_what_cannot_be_planned(
+    shape: str, spacing: str, classes: str, error: tuple[str, ...]
+) -> None:
+    with raises(InputError, *error):
         plan_numbers(shape, spacing, classes, options_of())

@@ -40,7 +40,7 @@ def rules(names: list[str], preset: str = "release") -> CaseRules:
 
 def test_golden_plans(golden: Path) -> None:
     """500 of 500 plans of the release: spacings, shapes, windows and iterations."""
-    cases = json.loads((golden / "geometry.json").read_text())
+    cases = json.loads((golden / "geometry.json").read_text(encoding="utf-8"))
     release = load_policy().preset("release")
     assert len(cases) == 500
     for case in cases:
@@ -70,7 +70,7 @@ def test_golden_plans(golden: Path) -> None:
 
 def test_golden_regions(golden: Path) -> None:
     """90 of 90: the cleaned spacing, which stages run, on which shapes, and the final box."""
-    cases = json.loads((golden / "roi.json").read_text())
+    cases = json.loads((golden / "roi.json").read_text(encoding="utf-8"))
     assert len(cases) == 90
     for case in cases:
         assert calls_of_two_stages(case) == [

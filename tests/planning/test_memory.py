@@ -36,6 +36,7 @@ from medals_rt.planning.memory import (
     slab_bytes,
 )
 from medals_rt.planning.sliding_window import Window, padded_shape, plan_windows, window_starts
+from tests.errors import raises
 
 FINE = (192, 192, 192)
 PLENTY = MemoryLimit(10**15, "a test")
@@ -203,9 +204,8 @@ def test_a_limit_too_small_for_either_stage_is_refused_before_work(
         assert segmenter.segment(
             volume, ANATOMY, SegmentOptions(max_memory=enough)
         ).labels_dhw.any()
-        with pytest.raises(InputError) as no:
+        with raises(InputError, "memory-too-small"):
             segmenter.segment(volume, ANATOMY, SegmentOptions(max_memory=enough - 10**8))
-        assert no.value.code == "memory-too-small"
 
 
 def test_fp32_takes_twice_the_memory_of_bf16() -> None:
@@ -234,7 +234,7 @@ def test_the_limit_is_what_was_asked_for_or_most_of_what_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert memory_limit(5, "cpu") == MemoryLimit(5, "asked for")
-    with pytest.raises(InputError, match="must be positive"):
+    with raises(InputError, "memory-not-positive"):
         memory_limit(0, "cpu")
     free = memory_limit(None, "cpu")
     assert free.total > 0
@@ -263,9 +263,11 @@ def test_a_containers_limit_is_respected(
     tmp_path: Path, groups: dict[str, str], expected: int
 ) -> None:
     (tmp_path / "memory").mkdir()
-    (tmp_path / "meminfo").write_text("MemTotal: 8000 kB\nMemFree: 1 kB\nMemAvailable: 4000 kB\n")
+    (tmp_path / "meminfo").write_text(
+        "MemTotal: 8000 kB\nMemFree: 1 kB\nMemAvailable: 4000 kB\n", encoding="utf-8"
+    )
     for name, text in groups.items():
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     assert available_bytes(tmp_path, tmp_path) == expected
     assert available_bytes(tmp_path / "none", tmp_path) is None
 
@@ -327,7 +329,7 @@ def test_a_limit_is_honoured_and_reported(tiny_bundle: Bundle) -> None:
         assert report.memory["limit_from"] == "asked for"
         assert 0 < report.memory["expected_peak_mib"] < 2048
         assert segmenter.segment(volume, ANATOMY).report.memory["limit_mib"] > 0
-        with pytest.raises(InputError, match="allow at least"):
+        with raises(InputError, "memory-too-small"):
             segmenter.segment(volume, ANATOMY, SegmentOptions(max_memory=2**20))
 
 

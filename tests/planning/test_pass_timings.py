@@ -31,7 +31,7 @@ def test_what_was_recorded_last_is_recalled() -> None:
 )
 def test_a_damaged_memory_is_none(own_cache: Path, content: str) -> None:
     own_cache.mkdir()
-    (own_cache / "measured_passes.json").write_text(content)
+    (own_cache / "measured_passes.json").write_text(content, encoding="utf-8")
     found = pass_timings.recall("abc")
     assert found is None or found.seconds_per_pass == {}
     assert pass_timings.record("abc", MeasuredPasses("x", {1: 1.0}))
@@ -46,7 +46,7 @@ def test_the_memory_stays_small() -> None:
 
 
 def test_an_unwritable_place_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "file" / "below"))
     assert not pass_timings.record("abc", MeasuredPasses("x", {1: 1.0}))
     assert pass_timings.recall("abc") is None

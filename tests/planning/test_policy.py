@@ -11,6 +11,7 @@ import medals_rt
 from medals_rt.common.errors import InputError
 from medals_rt.planning.policy import load_policy, parse_policy
 from medals_rt.prompts.classes import all_classes
+from tests.errors import raises
 
 PACKAGE = Path(medals_rt.__file__).parent
 
@@ -153,12 +154,10 @@ def test_one_intensity_window_serves_a_case(names: list[str], window: str) -> No
 
 
 def test_no_class_and_unknown_preset_are_input_errors() -> None:
-    with pytest.raises(InputError) as none:
+    with raises(InputError, "no-class"):
         load_policy().rules([], "paper")
-    assert none.value.code == "no-class"
-    with pytest.raises(InputError, match="paper, release") as unknown:
+    with raises(InputError, "preset-unknown", "paper, release"):
         load_policy().preset("papers")
-    assert unknown.value.code == "preset-unknown"
 
 
 @pytest.mark.parametrize(
@@ -173,9 +172,8 @@ def test_no_class_and_unknown_preset_are_input_errors() -> None:
 def test_a_damaged_policy_is_refused(old: str, new: str) -> None:
     text = (PACKAGE / "planning" / "policy.toml").read_text(encoding="utf-8")
     assert old in text
-    with pytest.raises(InputError) as refused:
+    with raises(InputError, "policy-invalid"):
         parse_policy(text.replace(old, new, 1))
-    assert refused.value.code == "policy-invalid"
 
 
 def test_a_policy_cannot_be_changed_by_accident() -> None:

@@ -33,6 +33,7 @@ from medals_rt.planning.time_budget import (
     choose_stage,
     degraded_words,
 )
+from tests.errors import raises
 
 LESIONS = {"7": "Adrenocortical carcinoma in abdominal CT", "instance_label": 1}
 ANATOMY = {"1": "Liver in abdominal CT", "4": "Right kidney in abdominal CT"}
@@ -104,7 +105,7 @@ def test_time_already_spent_and_a_reserve_are_off_the_budget() -> None:
     assert budget.left == pytest.approx(30 - 4 - 3.5 - 5)
     assert case_budget(None, 3, spent=0.0) is None
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="positive number of seconds"):
+        with raises(InputError, "budget-not-positive"):
             case_budget(wrong, 1, spent=0.0)
 
 
@@ -260,9 +261,8 @@ def test_a_budget_that_holds_no_pass_is_refused_before_any_work(
 ) -> None:
     told(segmenter, {1: 1e3, 2: 1e3})
     monkeypatch.setattr(StageNetwork, "predict", None)
-    with pytest.raises(InputError) as no:
+    with raises(InputError, "budget-too-small") as no:
         segmenter.segment(volume, ANATOMY, SegmentOptions(time_budget=1.0))
-    assert no.value.code == "budget-too-small"
     enough = float(str(no.value).rpartition("at least ")[2].split()[0])
     assert enough > 1e3 / 2
 

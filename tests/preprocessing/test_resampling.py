@@ -25,7 +25,7 @@ LABEL_TIES = 0  # voxels of the golden label maps that differ
 
 
 def test_golden_images_and_labels(golden: Path, xp: Any) -> None:
-    pairs = json.loads((golden / "resample.json").read_text())
+    pairs = json.loads((golden / "resample.json").read_text(encoding="utf-8"))
     assert len(pairs) == 8
     differing = 0
     with np.load(golden / "resample.npz") as stored:

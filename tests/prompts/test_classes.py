@@ -16,6 +16,7 @@ from medals_rt.prompts.classes import (
     groups,
     nearest_names,
 )
+from tests.errors import raises
 
 
 def test_counts_are_those_of_the_released_models() -> None:
@@ -47,9 +48,8 @@ def test_keys_lead_back() -> None:
 
 
 def test_a_name_of_both_kinds_needs_its_kind() -> None:
-    with pytest.raises(InputError) as caught:
+    with raises(InputError, "kind-missing"):
         by_policy_name("MRI_Vertebrae")
-    assert caught.value.code == "kind-missing"
 
 
 @pytest.mark.parametrize(
@@ -73,18 +73,14 @@ def test_the_side_leads_no_suggestion() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(InputError, match="Left kidney") as caught:
+    with raises(InputError, "class-unknown", "Left kidney"):
         by_exact_name("CT", "Left kidny")
-    assert caught.value.code == "class-unknown"
-    with pytest.raises(InputError) as caught:
+    with raises(InputError, "bank-key-unknown"):
         by_bank_key("CT/anatomy/999")
-    assert caught.value.code == "bank-key-unknown"
-    with pytest.raises(InputError) as caught:
+    with raises(InputError, "modality-unknown"):
         classes_of("XR")
-    assert caught.value.code == "modality-unknown"
-    with pytest.raises(InputError) as caught:
+    with raises(InputError, "kind-unknown"):
         classes_of("CT", "organ")
-    assert caught.value.code == "kind-unknown"
 
 
 # Groups -------------------------------------------------------------------------------------------
@@ -137,6 +133,5 @@ def test_groups_of_a_modality_are_those_it_has_classes_of() -> None:
 def test_a_group_that_is_not_there_is_refused(
     name: str, modality: str, code: str, said: str
 ) -> None:
-    with pytest.raises(InputError, match=said) as caught:
+    with raises(InputError, code, said):
         classes_of_group(name, modality)
-    assert caught.value.code == code

@@ -19,12 +19,13 @@ from medals_rt.prompts.matching import (
 )
 from medals_rt.prompts.prompt_set import describe
 from medals_rt.prompts.tokenization import prompt_words, tokenize
+from tests.errors import raises
 from tests.paths import DATA, GOLDEN
 
 
 def known() -> Iterator[tuple[str, ClassKey]]:
     """Golden sentences with their class."""
-    table = json.loads((GOLDEN / "prompt_classes.json").read_text())
+    table = json.loads((GOLDEN / "prompt_classes.json").read_text(encoding="utf-8"))
     for key, texts in table.items():
         bank_key, name = key.split("|")
         found = by_bank_key(bank_key)
@@ -55,7 +56,7 @@ def test_the_rules_alone_never_misread_a_known_sentence() -> None:
 
 
 def phrasings() -> list[tuple[str, str, str | None]]:
-    rows = json.loads((DATA / "prompt_phrasings.json").read_text())
+    rows = json.loads((DATA / "prompt_phrasings.json").read_text(encoding="utf-8"))
     return [tuple(row) for row in rows]
 
 
@@ -155,7 +156,7 @@ Row = tuple[str, str, str | None, str | None]
 
 def rows(name: str) -> dict[str, list[Row]]:
     """Rows of a data file by theme: kind, sentence, stated modality, class or None."""
-    table = json.loads((DATA / name).read_text())
+    table = json.loads((DATA / name).read_text(encoding="utf-8"))
     return {theme: [tuple(row) for row in rows] for theme, rows in table.items()}
 
 
@@ -246,12 +247,10 @@ def test_a_stated_modality_is_heard() -> None:
     ],
 )
 def test_a_contradicted_modality_is_refused(text: str, modality: str | None, code: str) -> None:
-    with pytest.raises(InputError) as caught:
+    with raises(InputError, code):
         find_class(text, "anatomy", modality)
-    assert caught.value.code == code
-    with pytest.raises(InputError) as caught:
+    with raises(InputError, code):
         free_text(text, "anatomy", modality)
-    assert caught.value.code == code
 
 
 # Refusals -----------------------------------------------------------------------------------------
@@ -282,9 +281,8 @@ def test_a_contradicted_modality_is_refused(text: str, modality: str | None, cod
     ],
 )
 def test_refusals_have_codes_and_one_line(text: str, code: str) -> None:
-    with pytest.raises(PromptError) as caught:
+    with raises(PromptError, code) as caught:
         find_class(text, "anatomy")
-    assert caught.value.code == code
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -319,9 +317,8 @@ def test_refusals_name_what_was_found_and_the_nearest(text: str, named: list[str
     ],
 )
 def test_a_diagnosis_suggests_its_class_first(text: str, nearest: str) -> None:
-    with pytest.raises(PromptError) as caught:
+    with raises(PromptError, "no-class") as caught:
         find_class(text, "lesion")
-    assert caught.value.code == "no-class"
     assert f"the nearest are: '{nearest}'" in str(caught.value)
 
 
@@ -334,8 +331,9 @@ def test_suggestions_keep_the_side_and_are_not_led_by_it() -> None:
 
 
 def test_an_unknown_class_gets_three_nearest() -> None:
-    with pytest.raises(PromptError, match=r"the nearest are: '[^']+', '[^']+', '[^']+'$"):
+    with raises(PromptError, "no-class") as caught:
         find_class("blob on CT", "anatomy")
+    assert str(caught.value).rpartition(": ")[2].count("'CT ") == 3
 
 
 def test_a_match_describes_itself() -> None:

@@ -10,6 +10,7 @@ from medals_rt.runners import engine_check
 from medals_rt.runners.engine_check import EngineTrial, ensure_tried
 from medals_rt.runners.engine_check_worker import main
 from medals_rt.runners.selection import open_runner
+from tests.errors import raises
 from tests.runners.engine_bundles import behaving, engine_of, random_feeds
 
 GRAPH = "query_decoder"
@@ -62,7 +63,7 @@ def test_a_good_engine_is_tried_once_a_card_and_driver(fakes, bundle, children, 
 def test_a_bad_engine_is_marked_and_never_opened_here(bundle, children, behaviour, reason):
     engine = behaving(engine_of(bundle, GRAPH), behaviour)
     for _ in range(2):
-        with pytest.raises(RunnerError, match=rf"is not used: {reason}.*--rebuild, or delete "):
+        with raises(RunnerError, "engine-failed-trial", reason):
             open_runner("tensorrt", bundle.graph_path(1, GRAPH), name=GRAPH)
     assert len(children) == 1
     assert trials_of(engine)[0].failure.startswith(reason)
@@ -70,7 +71,7 @@ def test_a_bad_engine_is_marked_and_never_opened_here(bundle, children, behaviou
 
 def test_an_engine_that_hangs_is_given_up(bundle):
     engine = behaving(engine_of(bundle, GRAPH), "hang")
-    with pytest.raises(RunnerError, match=r"it did not end within 2 s"):
+    with raises(RunnerError, "engine-failed-trial", "2 s"):
         ensure_tried(engine, GRAPH, timeout_s=2)
     assert trials_of(engine)[0].failure == "it did not end within 2 s"
 
@@ -78,7 +79,7 @@ def test_an_engine_that_hangs_is_given_up(bundle):
 def test_a_full_gpu_is_no_fault_of_the_engine(bundle, children):
     engine = behaving(engine_of(bundle, GRAPH), "out of memory")
     for _ in range(2):
-        with pytest.raises(RunnerError, match="out of memory: the GPU is full"):
+        with raises(RunnerError, "engine-failed-trial", "out of memory"):
             ensure_tried(engine, GRAPH)
     assert len(children) == 2
     assert not engine.trials_path.exists()
@@ -96,8 +97,8 @@ def test_a_new_engine_in_the_old_ones_place_is_tried_anew(bundle, children):
 
 def test_damaged_and_unwritable_results(bundle, monkeypatch):
     engine = engine_of(bundle, GRAPH)
-    engine.trials_path.write_text("[{}]")
-    with pytest.raises(RunnerError, match=r"trials\.json is damaged: .*delete it"):
+    engine.trials_path.write_text("[{}]", encoding="utf-8")
+    with raises(RunnerError, "trials-damaged", engine.trials_path):
         ensure_tried(engine, GRAPH)
     engine.trials_path.unlink()
 

@@ -11,6 +11,7 @@ from medals_rt.common.errors import InputError, MissingDependencyError, RunnerEr
 from medals_rt.runners import onnxruntime as module
 from medals_rt.runners import selection
 from medals_rt.runners.selection import open_runner, precisions
+from tests.errors import raises
 from tests.fakes.onnxruntime_cuda import make_library
 from tests.runners.engine_bundles import random_feeds
 
@@ -88,21 +89,21 @@ def test_views_are_copied_on_the_gpu(library, fakes, bundle):
 def test_what_does_not_fit(library, fakes, bundle):
     runner = open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH), name=GRAPH)
     feeds = random_feeds(fakes.cupy, bundle, GRAPH, 2)
-    with pytest.raises(RunnerError, match="in host memory"):
+    with raises(RunnerError, "input-not-on-gpu", "features"):
         runner.run({key: array.get() for key, array in feeds.items()})
-    with pytest.raises(RunnerError, match="takes features"):
+    with raises(RunnerError, "input-names", "features"):
         runner.run({})
     library.failure = "CUDNN_STATUS_EXECUTION_FAILED"
-    with pytest.raises(RunnerError, match="failed in refiner: CUDNN_STATUS_EXECUTION_FAILED"):
+    with raises(RunnerError, "run-failed", "CUDNN_STATUS_EXECUTION_FAILED"):
         runner.run(feeds)
 
 
 def test_a_session_that_falls_back_to_the_cpu_is_refused(library, bundle):
     library.taken = ["CPUExecutionProvider"]
-    with pytest.raises(RunnerError, match="did not take refiner to the GPU"):
+    with raises(RunnerError, "cuda-not-used"):
         open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH))
     library.available = ["CPUExecutionProvider"]
-    with pytest.raises(MissingDependencyError, match=r"1\.26\.0.* without CUDA: .*\[gpu\]"):
+    with raises(MissingDependencyError, "onnxruntime-without-cuda", "1.26.0", "[gpu]"):
         open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH))
 
 
@@ -111,7 +112,7 @@ def test_the_graph_decides_the_arithmetic(bundle, tmp_path):
     import onnx
 
     path = bundle.graph_path(1, GRAPH)
-    with pytest.raises(InputError, match=r"graph in fp32, .* not in fp16; export"):
+    with raises(InputError, "precision-unsupported", "fp32", "fp16"):
         open_runner("onnxruntime-cuda", path, precision="fp16")
     assert open_runner("onnxruntime-cuda", path, graph_precision="bf16").precision == "bf16"
     half = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, ["N", 4])

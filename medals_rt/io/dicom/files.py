@@ -68,7 +68,8 @@ class _Meter:
         if self.left < 0:
             raise CaseError(
                 "the DICOM headers hold more elements than a study has; give the folder of one "
-                "series"
+                "series",
+                code="too-many-elements",
             )
 
 
@@ -286,7 +287,8 @@ def reading(name: str) -> Iterator[None]:
     except _damage() as error:
         raise CaseError(
             f"{name} can't be read, it is damaged or unusual ({_short(error)}); "
-            "export the series again"
+            "export the series again",
+            code="file-damaged",
         ) from error
 
 
@@ -343,7 +345,8 @@ def _sorted_out(files: list[DicomFile], max_bytes: int) -> tuple[list[DicomFile]
         if file.size > max_bytes:
             raise CaseError(
                 f"{file.name} has {file.size:,} bytes, more than {max_bytes:,}; "
-                "raise the limit of voxels if it's right"
+                "raise the limit of voxels if it's right",
+                code="file-too-large",
             )
         found.append(file)
     return found, len(files) - len(found)
@@ -373,24 +376,35 @@ def _files_of_zip(archive: zipfile.ZipFile, path: Path, max_bytes: int) -> list[
     for member in members:
         name = printable(member.filename)
         if PurePosixPath(member.filename).is_absolute() or ".." in member.filename.split("/"):
-            raise CaseError(f"{path.name} holds {name!r}, which leads out of it; pack it again")
+            raise CaseError(
+                f"{path.name} holds {name!r}, which leads out of it; pack it again",
+                code="path-leaves-zip",
+            )
         if member.flag_bits & 1:
-            raise CaseError(f"{path.name} is encrypted ({name!r}); unpack it and give the folder")
+            raise CaseError(
+                f"{path.name} is encrypted ({name!r}); unpack it and give the folder",
+                code="zip-encrypted",
+            )
         if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-            raise CaseError(f"{name!r} in {path.name} has a compression that isn't read")
+            raise CaseError(
+                f"{name!r} in {path.name} has a compression that isn't read",
+                code="compression-unknown",
+            )
         if (
             member.file_size > member.compress_size * _MAX_RATIO + _PREAMBLE
             or member.compress_size > stored
         ):
             raise CaseError(
                 f"{name!r} in {path.name} announces {member.file_size:,} bytes, more than its "
-                f"{member.compress_size:,} stored ones can hold; the zip is damaged"
+                f"{member.compress_size:,} stored ones can hold; the zip is damaged",
+                code="size-implausible",
             )
         total += member.file_size
     if total > 2 * max_bytes:
         raise CaseError(
             f"{path.name} would unpack to {total:,} bytes, more than {2 * max_bytes:,}; pack one "
-            "series a zip, or give the unpacked folder"
+            "series a zip, or give the unpacked folder",
+            code="zip-too-large",
         )
     meter = _Meter()
     return [DicomFile(printable(m.filename), m.file_size, (archive, m), meter) for m in members]
@@ -399,5 +413,6 @@ def _files_of_zip(archive: zipfile.ZipFile, path: Path, max_bytes: int) -> list[
 def _check_number(files: int, place: Path) -> None:
     if files > MAX_FILES:
         raise CaseError(
-            f"{place} holds more than {MAX_FILES:,} files; give the folder of one study"
+            f"{place} holds more than {MAX_FILES:,} files; give the folder of one study",
+            code="too-many-files",
         )

@@ -161,17 +161,27 @@ def ask(question: Question, scratch: Path) -> Answer:
     if done.returncode != 0 or not answer.is_file():
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
         reason = lines[-1] if lines else f"exit code {done.returncode}"
-        raise MedalsError(f"{question.backend.label}, {question.task}: {reason}")
+        raise MedalsError(
+            f"{question.backend.label}, {question.task}: {reason}", code="measurement-failed"
+        )
     return msgspec.json.decode(answer.read_bytes(), type=Answer)
 
 
 def _check(request: BenchRequest) -> None:
     if not request.backends:
-        raise InputError("there is nothing to measure: no runner is installed or named")
+        raise InputError(
+            "there is nothing to measure: no runner is installed or named",
+            code="nothing-to-measure",
+        )
     if request.repetitions < 1:
-        raise InputError(f"repetitions must be at least 1, got {request.repetitions}")
+        raise InputError(
+            f"repetitions must be at least 1, got {request.repetitions}",
+            code="repetitions-not-positive",
+        )
     if request.checkpoints is None and any(c.runner == "pytorch" for c in request.backends):
-        raise InputError("eager PyTorch needs --stage1 and --stage2, the checkpoints")
+        raise InputError(
+            "eager PyTorch needs --stage1 and --stage2, the checkpoints", code="checkpoint-missing"
+        )
 
 
 def _tasks(request: BenchRequest, backend: Backend) -> Sequence[Task]:

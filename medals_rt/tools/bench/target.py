@@ -49,7 +49,9 @@ def open_target(question: Question) -> Iterator[BenchTarget]:
         )
     else:
         if question.checkpoints is None:
-            raise InputError("eager PyTorch needs the checkpoints of both stages")
+            raise InputError(
+                "eager PyTorch needs the checkpoints of both stages", code="checkpoint-missing"
+            )
         require("the runner pytorch", "PyTorch")
         opened = load_plugin("eager", "the runner pytorch")(
             bundle,

@@ -108,7 +108,7 @@ def _or_none(score: float) -> float | None:
 def _blocks(first: Floats, second: Floats) -> Iterator[tuple[Floats, Floats]]:
     """Iterate over two arrays in blocks of float32; they must be of one shape."""
     if first.shape != second.shape:
-        raise RunnerError(f"shapes differ: {first.shape} and {second.shape}")
+        raise RunnerError(f"shapes differ: {first.shape} and {second.shape}", code="shapes-differ")
     flat = first.reshape(-1), second.reshape(-1)
     for start in range(0, flat[0].size, _BLOCK_ELEMENTS):
         part = slice(start, start + _BLOCK_ELEMENTS)

@@ -78,7 +78,8 @@ class OwnGraphs:
         if one.precision not in precisions(one.kind, self.bundle.precision):
             raise InputError(
                 f"{one.kind} can't compute the {self.bundle.precision} graphs of {self.bundle.name}"
-                ", so there is nothing to compare with: name checkpoints with --against"
+                ", so there is nothing to compare with: name checkpoints with --against",
+                code="reference-missing",
             )
 
     @property
@@ -175,7 +176,8 @@ def find_candidates(
     wanted = tuple(asked) or (() if recipe is None else (recipe.precision,))
     if unknown := set(wanted) - set(COARSENESS):
         raise InputError(
-            f"there is no precision {', '.join(sorted(unknown))}; use {', '.join(COARSENESS)}"
+            f"there is no precision {', '.join(sorted(unknown))}; use {', '.join(COARSENESS)}",
+            code="precision-unknown",
         )
     found = tuple(
         Candidate(kind, precision)
@@ -186,6 +188,7 @@ def find_candidates(
     if not found:
         raise InputError(
             f"nothing to verify here: none of {', '.join(named or meant)} offers "
-            f"{' or '.join(wanted or COARSENESS)}; `medals-rt doctor` says what this machine has"
+            f"{' or '.join(wanted or COARSENESS)}; `medals-rt doctor` says what this machine has",
+            code="nothing-to-verify",
         )
     return tuple(dict.fromkeys(found))

@@ -83,7 +83,8 @@ def verify_bundle(
     """
     if not stages and not cases:
         raise InputError(
-            "nothing to compare: the bundle has no cases, and no graphs were asked for"
+            "nothing to compare: the bundle has no cases, and no graphs were asked for",
+            code="nothing-to-verify",
         )
     notes = reference.notes
     if not reference.independent and itself() in candidates:
@@ -92,7 +93,8 @@ def verify_bundle(
     if not candidates:
         raise InputError(
             f"nothing to compare with {reference.name}: name checkpoints with --against, or "
-            "install another runner"
+            "install another runner",
+            code="reference-missing",
         )
     facts = _Facts(bundle, reference, recipe, _machine(), library_versions(), _now())
     records: list[ParityRecord] = []
@@ -136,7 +138,9 @@ def check_recordable(bundle: Bundle) -> None:
     try:
         prepare_output(bundle.folder / MANIFEST_FILE)
     except InputError as error:
-        raise InputError(f"{error}, or leave the record out with --no-record") from error
+        raise InputError(
+            f"{error}, or leave the record out with --no-record", code=error.code
+        ) from error
 
 
 def record_in_bundle(bundle: Bundle, records: Sequence[ParityRecord]) -> Bundle:
@@ -155,7 +159,10 @@ def record_in_bundle(bundle: Bundle, records: Sequence[ParityRecord]) -> Bundle:
     path = bundle.folder / MANIFEST_FILE
     manifest = parse_manifest(path.read_bytes(), str(path))  # another process may have added to it
     if manifest_hash(manifest) != bundle.hash:
-        raise BundleError(f"{path} was exchanged while the bundle was verified; verify it again")
+        raise BundleError(
+            f"{path} was exchanged while the bundle was verified; verify it again",
+            code="bundle-changed",
+        )
     new = {_place(record) for record in records}
     kept = tuple(record for record in manifest.parity if _place(record) not in new)
     manifest = msgspec.structs.replace(manifest, parity=(*kept, *records))
@@ -165,7 +172,8 @@ def record_in_bundle(bundle: Bundle, records: Sequence[ParityRecord]) -> Bundle:
     except OSError as error:
         raise InputError(
             f"can't write {path}: {error.strerror or error}; verify a copy of the bundle, or "
-            "leave the record out with --no-record"
+            "leave the record out with --no-record",
+            code="output-not-writable",
         ) from error
     return Bundle(bundle.folder, manifest)
 

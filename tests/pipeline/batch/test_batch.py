@@ -41,7 +41,7 @@ def test_every_case_gets_its_files(tiny_bundle: Bundle, scans: Path, out: Path) 
         assert found["segs"].shape == SHAPE
         assert found["text_prompts"].item() == KIDNEY
         voxels = int((found["segs"] == 5).sum())
-    row = (out / "statistics.csv").read_text().splitlines()[2].split(",")
+    row = (out / "statistics.csv").read_text(encoding="utf-8").splitlines()[2].split(",")
     assert row[:4] == ["case1", "5", "Right kidney", str(voxels)]
 
 
@@ -90,16 +90,17 @@ def test_jobs_with_prompts_and_names_of_their_own(
         "input,sentences,kind,output,lesions,postprocess\n"
         "a.npz,liver in CT;right kidney in CT,,organs,,off\n"
         "a.npz,adrenocortical carcinoma on CT,lesion,deep/lesion.npz,,\n"
-        "a.npz,liver in CT,,both,adrenocortical carcinoma,\n"
+        "a.npz,liver in CT,,both,adrenocortical carcinoma,\n",
+        encoding="utf-8",
     )
     result = batch(tiny_bundle.folder, scans, out, "--jobs", table, "--no-preview", "--quiet")
     assert (result.exit_code, result.stdout) == (0, ""), result.stderr
     with np.load(out / "deep" / "lesion.npz") as found:
         assert "instances" in found
-    report = json.loads((out / "reports" / "organs.json").read_text())
+    report = json.loads((out / "reports" / "organs.json").read_text(encoding="utf-8"))
     assert [each["name"] for each in report["classes"]] == ["Liver", "Right kidney"]
     assert report["postprocess"] == "off"
-    report = json.loads((out / "reports" / "both.json").read_text())
+    report = json.loads((out / "reports" / "both.json").read_text(encoding="utf-8"))
     assert [(each["label"], each["kind"]) for each in report["classes"]] == [
         (1, "anatomy"),
         (2, "lesion"),
@@ -130,7 +131,7 @@ def test_warnings_of_a_case_are_shown_by_name_also_when_quiet(
     assert [line for line in lines if line.startswith("warning: ")] == warnings
     assert sum(line.endswith("; at the edge") for line in lines) == 3
     assert result.stdout.count("time budget: less was done; at the edge") == 3
-    table = (out / "summary.csv").read_text()
+    table = (out / "summary.csv").read_text(encoding="utf-8")
     assert table.count(",time budget: less was done,at the edge\n") == 3
     assert "for tests only" not in table + result.output  # the notice is about all cases
     assert run("--quiet", "--seed", "1").stderr.splitlines() == warnings
@@ -174,13 +175,13 @@ def test_the_notice_of_the_model_is_shown_once(
     assert result.stderr.count("warning: for tests only\n") == 1
     assert "for tests only" not in result.stdout
     assert (out / "index.html").read_text(encoding="utf-8").count("for tests only") == 1
-    report = json.loads((out / "reports" / "case0.json").read_text())
+    report = json.loads((out / "reports" / "case0.json").read_text(encoding="utf-8"))
     assert report["bundle"]["notice"] == "for tests only"
 
 
 def test_one_prompts_file_for_all(run: Callable[..., Result], out: Path, tmp_path: Path) -> None:
     assert run("--prompts", write_json_file(tmp_path / "p.json", KIDNEY)).exit_code == 0
-    rows = (out / "summary.csv").read_text().splitlines()
+    rows = (out / "summary.csv").read_text(encoding="utf-8").splitlines()
     assert all(",CT,anatomy,1," in row for row in rows[1:])
-    report = json.loads((out / "reports" / "case0.json").read_text())
+    report = json.loads((out / "reports" / "case0.json").read_text(encoding="utf-8"))
     assert report["classes"][0]["name"] == "Right kidney"

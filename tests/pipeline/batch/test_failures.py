@@ -30,7 +30,7 @@ def test_a_case_that_fails_is_told_and_the_rest_go_on(
     }
     assert result.stderr.splitlines()[-1] == "error: 3 of 4 cases failed"
     assert "[red]x" in result.stdout
-    assert "knows 4 classes and not CT Spleen" in (out / "summary.csv").read_text()
+    assert "knows 4 classes and not CT Spleen" in (out / "summary.csv").read_text(encoding="utf-8")
     assert files_below(out) == ["case2.npz", "reports/case2.json", "summary.csv"]
     write_case(scans / "case1.npz", 1, LIVER)  # repaired
     run()
@@ -83,7 +83,7 @@ def test_whatever_a_case_raises_is_its_own_failure(
     monkeypatch.setattr(batch_run, step, fail)
     assert run().exit_code == 1
     assert statuses(out) == {"case0": "done", "case1": "failed", "case2": "done"}
-    assert words in (out / "summary.csv").read_text()
+    assert words in (out / "summary.csv").read_text(encoding="utf-8")
     assert "case1.npz" not in files_below(out)
     assert "reports/case1.json" not in files_below(out)
 

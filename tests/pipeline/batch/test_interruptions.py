@@ -58,7 +58,10 @@ def started(bundle: Bundle, scans: Path, out: Path, limit: int = 0) -> Iterator[
 def finished(out: Path) -> dict[str, str]:
     """Hash of the result of every case that a record says is finished."""
     records = (out / ".medals-rt").glob("case*.json")
-    return {path.stem: json.loads(path.read_text())["files"]["labels"] for path in records}
+    return {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))["files"]["labels"]
+        for path in records
+    }
 
 
 def wait_for_more(process: subprocess.Popen, out: Path, than: int) -> None:

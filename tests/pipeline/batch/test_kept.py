@@ -37,7 +37,10 @@ def spoil(path: Path) -> None:
 
 
 def outdate(path: Path) -> None:
-    path.write_text(path.read_text().replace(f'"format": {RECORD_FORMAT}', '"format": 2'))
+    path.write_text(
+        path.read_text(encoding="utf-8").replace(f'"format": {RECORD_FORMAT}', '"format": 2'),
+        encoding="utf-8",
+    )
 
 
 CHANGES = {
@@ -46,7 +49,10 @@ CHANGES = {
     "a result was changed": ("out/case1.npz", spoil),
     "a report was changed": ("out/reports/case1.json", spoil),
     "a record is gone": ("out/.medals-rt/case1.json", Path.unlink),
-    "a record is cut off": ("out/.medals-rt/case1.json", lambda path: path.write_text("{")),
+    "a record is cut off": (
+        "out/.medals-rt/case1.json",
+        lambda path: path.write_text("{", encoding="utf-8"),
+    ),
     "a record of another format": ("out/.medals-rt/case1.json", outdate),
 }
 

@@ -102,7 +102,7 @@ def test_a_disk_without_locks(
 
 
 def test_a_folder_that_cannot_be_written(run: Callable[..., Result], out: Path) -> None:
-    out.write_text("a file in the way")
+    out.write_text("a file in the way", encoding="utf-8")
     result = run()
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"error: can't write {out}")

@@ -14,6 +14,7 @@ from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.page import card, duration, write_page
 from medals_rt.pipeline.class_statistics import ClassStatistics
 from medals_rt.pipeline.job import Job
+from tests.errors import raises
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}"
 FILE_NAME = "javascript:a'\"<b> 100%#?"
@@ -154,5 +155,5 @@ def test_durations(seconds: float, words: str) -> None:
 
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medals_rt.common.optional_deps.find_spec", lambda _: None)
-    with pytest.raises(MissingDependencyError, match=r"medals-rt\[preview\]"):
+    with raises(MissingDependencyError, "dependency-missing", "medals-rt[preview]"):
         page_of(tmp_path, [DONE])

@@ -27,7 +27,7 @@ def test_cases_of_earlier_batches_are_listed(one: Callable[..., Result], out: Pa
     assert statuses(out) == {"case2": "done", "case0": "done", "case1": "kept"}
     assert list(statuses(out)) == ["case2", "case0", "case1"]
     assert result.stdout.startswith("2 done\n")  # the command tells of its own
-    rows = (out / "statistics.csv").read_text().splitlines()[1:]
+    rows = (out / "statistics.csv").read_text(encoding="utf-8").splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == ["case2", "case0", "case1"]
     page = (out / "index.html").read_text(encoding="utf-8")
     for name in ("case0", "case1", "case2"):
@@ -40,7 +40,7 @@ def test_a_row_of_an_earlier_case_is_that_of_its_batch(
     one: Callable[..., Result], out: Path
 ) -> None:
     def row(name: str) -> list[str]:
-        lines = (out / "summary.csv").read_text().splitlines()
+        lines = (out / "summary.csv").read_text(encoding="utf-8").splitlines()
         return next(line.split(",") for line in lines if line.startswith(f"{name},"))
 
     assert one("case1.npz").exit_code == 0
@@ -58,7 +58,7 @@ def test_what_is_not_as_it_was_written_is_not_listed(
     if change == "gone":
         (out / name).unlink()
     else:
-        (out / name).write_text("{}")
+        (out / name).write_text("{}", encoding="utf-8")
     assert one("case2.npz").exit_code == 0
     assert statuses(out) == {"case2": "done"}
 

@@ -9,6 +9,7 @@ from medals_rt.common.errors import InputError
 from medals_rt.runners import selection
 from medals_rt.tools.bench.backends import parse_backends, runners_for
 from medals_rt.tools.bench.records import Backend, BenchReport, Question, StageWork, quantile
+from tests.errors import raises
 from tests.fakes import Fakes
 from tests.paths import ROOT
 from tests.runners.engine_bundles import build_fake_engines
@@ -101,5 +102,5 @@ def test_a_runner_that_is_named_is_measured_whatever_it_lacks() -> None:
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(InputError, match="no runner 'caffe'"):
+    with raises(InputError, "runner-unknown", "caffe"):
         parse_backends(("caffe",), pytorch=False)

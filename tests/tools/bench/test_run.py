@@ -20,6 +20,7 @@ from medals_rt.tools.bench.run import BASELINE, BenchRequest, _tasks, run_bench
 from medals_rt.tools.bench.scaling import scaling_with_classes, scaling_with_volume
 from medals_rt.tools.bench.target import open_target
 from tests.bundles import TINY_SPACINGS_HWD_MM, tiny_checkpoint
+from tests.errors import raises
 
 
 @pytest.fixture(scope="module")
@@ -145,18 +146,18 @@ def test_runners_of_engines_have_no_roofline(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "code"),
     [
-        ({"backends": ()}, "nothing to measure"),
-        ({"repetitions": 0}, "at least 1"),
-        ({"backends": (BASELINE,)}, "--stage1 and --stage2"),
+        ({"backends": ()}, "nothing-to-measure"),
+        ({"repetitions": 0}, "repetitions-not-positive"),
+        ({"backends": (BASELINE,)}, "checkpoint-missing"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(
-    tiny_bundle: Bundle, case: Path, change: dict[str, object], message: str
+    tiny_bundle: Bundle, case: Path, change: dict[str, object], code: str
 ) -> None:
     options = {"backends": (Backend("onnxruntime"),), **change}
-    with pytest.raises(InputError, match=message):
+    with raises(InputError, code):
         run_bench(BenchRequest(tiny_bundle.folder, case, None, **options))
 
 

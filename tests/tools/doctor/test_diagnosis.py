@@ -146,7 +146,7 @@ def test_a_broken_library_is_told_and_another_named(monkeypatch: pytest.MonkeyPa
 
 
 def test_cache_that_cant_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     assert look_at_cache(tmp_path / "file" / "cache").problem is not None
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "graph").write_bytes(bytes(2**20))

@@ -17,10 +17,12 @@ def kind(module: str, detail: str = "") -> OptionalLibrary:
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of modules to import."""
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "sound.py").write_text("answer = 42\nprint('some talk')\n")
-    (tmp_path / "lacking.py").write_text("raise ImportError('libnvinfer.so.10: no such file')\n")
-    (tmp_path / "deadly.py").write_text("import os\nos.abort()\n")
-    (tmp_path / "silent.py").write_text("import os\nos._exit(5)\n")
+    (tmp_path / "sound.py").write_text("answer = 42\nprint('some talk')\n", encoding="utf-8")
+    (tmp_path / "lacking.py").write_text(
+        "raise ImportError('libnvinfer.so.10: no such file')\n", encoding="utf-8"
+    )
+    (tmp_path / "deadly.py").write_text("import os\nos.abort()\n", encoding="utf-8")
+    (tmp_path / "silent.py").write_text("import os\nos._exit(5)\n", encoding="utf-8")
     return tmp_path
 
 
@@ -44,7 +46,7 @@ def test_silence_is_told_too() -> None:
 
 
 def test_endless_imports_end(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (modules / "endless.py").write_text("import time\ntime.sleep(60)\n")
+    (modules / "endless.py").write_text("import time\ntime.sleep(60)\n", encoding="utf-8")
     monkeypatch.setattr("medals_rt.tools.doctor.libraries._TIMEOUT_S", 0.5)
     assert import_apart("endless") == (None, "its import did not end within 0.5 s")
 

@@ -22,7 +22,7 @@ H100 = Gpu("NVIDIA H100", "SM90", 80 * 2**30, "580.65.06, CUDA 13.0")
 
 def fake_program(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     program = folder / "nvidia-smi"
-    program.write_text(f"#!{sys.executable}\n{text}\n")
+    program.write_text(f"#!{sys.executable}\n{text}\n", encoding="utf-8")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(folder))
 
@@ -41,7 +41,7 @@ def fake_program(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_features_of_the_processor(tmp_path, text, expected):
     listing = tmp_path / "cpuinfo"
-    listing.write_text(text)
+    listing.write_text(text, encoding="utf-8")
     assert cpu_features(listing) == expected
 
 
@@ -52,12 +52,14 @@ def test_systems_without_such_a_list_say_so(tmp_path):
 def test_this_machine(monkeypatch, tmp_path):
     processor = look_at_processor()
     assert 1 <= processor.cores <= processor.cores_in_machine == os.cpu_count()
-    (tmp_path / "memory.max").write_text(str(64 * 2**20))
+    (tmp_path / "memory.max").write_text(str(64 * 2**20), encoding="utf-8")
     monkeypatch.setattr(machine, "CGROUP", tmp_path)
     memory = look_at_memory()
     assert 0 < memory.available_mib <= memory.total_mib
     assert memory.limit_mib == 64
-    (tmp_path / "memory.max").write_text(str(2**60))  # more than there is limits nothing
+    (tmp_path / "memory.max").write_text(
+        str(2**60), encoding="utf-8"
+    )  # more than there is limits nothing
     assert look_at_memory().limit_mib is None
 
 

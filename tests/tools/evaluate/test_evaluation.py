@@ -19,6 +19,7 @@ from medals_rt.prompts.prompt_set import parse_prompts
 from medals_rt.tools.evaluate.evaluation import evaluate, score_case
 from medals_rt.tools.evaluate.surface import surface_dice
 from tests.dicom import write_series
+from tests.errors import raises
 
 SPACING_HWD = (1.0, 1.0, 4.0)
 PROMPTS = {"1": "Liver in abdominal CT", "3": "Spleen in abdominal CT", "instance_label": 0}
@@ -143,7 +144,7 @@ def test_folders(tmp_path: Path) -> None:
     save_pair(tmp_path, "d", anatomy(2), PROMPTS)
     (tmp_path / "pred" / "d.npz").unlink()
     (tmp_path / "gt" / "c.npz").rename(tmp_path / "c.npz")
-    (tmp_path / "gt" / "notes.txt").write_text("not a case")
+    (tmp_path / "gt" / "notes.txt").write_text("not a case", encoding="utf-8")
     seen = []
     scores = evaluate(
         tmp_path / "pred", tmp_path / "gt", progress=lambda *event: seen.append(event)
@@ -163,24 +164,20 @@ def test_folders(tmp_path: Path) -> None:
 
 def test_what_cannot_be_compared(tmp_path: Path) -> None:
     _, truth = save_pair(tmp_path, "a", anatomy(0), PROMPTS)
-    with pytest.raises(MissingFileError, match="nothing"):
+    with raises(MissingFileError, "file-missing", "nothing"):
         evaluate(tmp_path / "nothing", truth)
-    with pytest.raises(InputError) as mixed:
+    with raises(InputError, "file-and-folder"):
         evaluate(tmp_path, truth)
-    assert mixed.value.code == "file-and-folder"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MissingFileError) as empty:
+    with raises(MissingFileError, "no-label-files"):
         evaluate(tmp_path / "pred", tmp_path / "empty")
-    assert empty.value.code == "no-label-files"
     small = save(tmp_path / "small.npz", segs=np.zeros((3, 3, 3), np.uint8))
     for resample, code in ((False, "grids-differ"), (True, "place-unknown")):
-        with pytest.raises(CaseError, match=r"\(3, 3, 3\)") as differs:
+        with raises(CaseError, code, (3, 3, 3)):
             evaluate(small, truth, resample=resample)
-        assert differs.value.code == code
     bare = LabelFile(np.ones((2, 2, 2), np.uint8), None, None)
-    with pytest.raises(CaseError) as lost:
+    with raises(CaseError, "spacing-missing"):
         score_case("x", bare, bare, kind="anatomy")
-    assert lost.value.code == "spacing-missing"
     assert score_case("x", bare, bare, kind="lesion").instances.f1 == 1.0
 
 
@@ -190,9 +187,8 @@ def test_two_files_of_one_case_are_refused(tmp_path: Path) -> None:
         save(tmp_path / "gt" / "x.npz", gts=reference, spacing=np.ones(3)).rename(
             tmp_path / "gt" / name
         )
-    with pytest.raises(CaseError) as twice:
+    with raises(CaseError, "case-repeated"):
         evaluate(tmp_path / "gt", tmp_path / "gt")
-    assert twice.value.code == "case-repeated"
 
 
 def test_endings_in_capitals_are_found(tmp_path: Path) -> None:
@@ -337,7 +333,7 @@ def test_prompts_beside_a_reference_name_its_labels(tmp_path: Path) -> None:
     (case,) = evaluate(found, truth).cases
     assert [note.code for note in case.notes] == ["reference-unnamed"]
     (tmp_path / "gt.prompts.json").write_text(
-        '{"1": "Left lung in CT", "2": "Aorta in CT", "3": "Liver in CT"}'
+        '{"1": "Left lung in CT", "2": "Aorta in CT", "3": "Liver in CT"}', encoding="utf-8"
     )
     (case,) = evaluate(found, truth).cases
     assert [(one.label, one.dsc) for one in case.labels] == [(3, 1.0)]
@@ -389,9 +385,8 @@ def test_lesions_of_different_organs_are_refused(tmp_path: Path) -> None:
         spacing=np.array(SPACING_HWD),
         text_prompts=np.array(prompts, dtype=object),
     )
-    with pytest.raises(CaseError) as refused:
+    with raises(CaseError, "no-class-shared"):
         evaluate(found, truth)
-    assert refused.value.code == "no-class-shared"
     assert evaluate(found, truth, by_value=True).cases[0].kind == "lesion"
 
 
@@ -405,10 +400,10 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     for word in ("Liver", "Spleen", "NSD as the public script", "F1", "0.6667"):
         assert word in result.stdout
-    content = json.loads((out / "s.json").read_text())
+    content = json.loads((out / "s.json").read_text(encoding="utf-8"))
     assert set(content["dsc"]) == {"Liver", "Spleen"}
     assert content["mean_dsc"] == pytest.approx(np.mean(list(content["dsc"].values())))
-    with (out / "s.csv").open(newline="") as stream:
+    with (out / "s.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert [(row["case"], row["name"]) for row in rows] == [
         ("a", "Liver"),

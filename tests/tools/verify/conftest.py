@@ -35,5 +35,5 @@ def bundle(tiny_bundle: Bundle, tmp_path: Path) -> Bundle:
     rng = np.random.default_rng(0)
     image = rng.random((12, 20, 24), dtype=np.float32) * 255
     np.savez(folder / "cases" / "noise.npz", imgs=image, spacing=np.array([2.0, 2.0, 3.0]))
-    (folder / "cases" / "noise.prompts.json").write_text(json.dumps(PROMPTS))
+    (folder / "cases" / "noise.prompts.json").write_text(json.dumps(PROMPTS), encoding="utf-8")
     return Bundle.open(folder)

@@ -20,6 +20,7 @@ from medals_rt.tools.verify.graphs import compare_graphs
 from medals_rt.tools.verify.references import Candidate, OwnGraphs, find_candidates
 from medals_rt.tools.verify.verify import graph_passes, verify_bundle
 from tests.bundles import tiny_checkpoint
+from tests.errors import raises
 from tests.tools.verify.helpers import BOTH
 
 
@@ -57,7 +58,7 @@ def test_prompts_that_graphs_are_tried_with(tiny_bundle: Bundle) -> None:
 
 def test_onnxruntime_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medals_rt.runners.selection.installed", lambda _: False)
-    with pytest.raises(MissingDependencyError, match=r"medals-rt\[onnx\]"):
+    with raises(MissingDependencyError, "dependency-missing", "medals-rt[onnx]"):
         references.itself()
 
 
@@ -65,7 +66,7 @@ def test_graphs_that_onnxruntime_has_no_arithmetic_for(tiny_bundle: Bundle) -> N
     halved = msgspec.structs.replace(tiny_bundle.manifest, precision="bf16")
     bundle = Bundle(tiny_bundle.folder, halved)
     assert {each.kind for each in find_candidates(bundle)} == {"openvino"}
-    with pytest.raises(InputError, match=r"can't compute the bf16 graphs of tiny.*--against"):
+    with raises(InputError, "reference-missing", "bf16", "--against"):
         OwnGraphs(bundle)
 
 

@@ -32,7 +32,7 @@ def test_tiny_bundle_passes_and_says_where(
         assert name in done.stdout
     assert "not the file that the coarse stage was exported from" in done.stdout
 
-    content = json.loads(report.read_text())
+    content = json.loads(report.read_text(encoding="utf-8"))
     assert content["passed"] is True
     assert content["independent"] is True
     assert content["bundle"] == {"name": "tiny", "hash": bundle.hash}
@@ -109,7 +109,9 @@ def test_own_graphs_alone_leave_nothing_to_compare(bundle: Bundle) -> None:
 def test_case_given_by_hand(bundle: Bundle, checkpoints: list[Path], tmp_path: Path) -> None:
     case = shutil.copy(bundle.folder / "cases" / "noise.npz", tmp_path / "mine.npz")
     prompts = tmp_path / "asked.json"
-    prompts.write_text(json.dumps({"1": "Liver in abdominal CT", "instance_label": 0}))
+    prompts.write_text(
+        json.dumps({"1": "Liver in abdominal CT", "instance_label": 0}), encoding="utf-8"
+    )
     arguments = ("verify", "--bundle", bundle.folder, "--against", *checkpoints)
     one = ("--runner", "onnxruntime", "--cases-only", "--case", case)
     done = call(*arguments, *one, "--prompts", prompts)
