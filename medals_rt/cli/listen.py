@@ -26,7 +26,9 @@ def listen_command(
     ],
     options: "RunOptions",
 ) -> int:
-    """Receive DICOM series, segment them by rules, send the results back.
+    """Segment DICOM series that other nodes send.
+
+    A file of rules says what is segmented in which series, and where results go.
 
     SIGTERM ends it at once and loses nothing: it goes on where it was at the next start.
     """

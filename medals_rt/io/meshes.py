@@ -34,7 +34,7 @@ _UNSIGNED: Final = 5125
 
 
 @dataclass(frozen=True, eq=False)
-class Surface:
+class ClosedSurface:
     """A closed surface: vertices ``(n, 3)`` in millimeters, and three of them a face ``(m, 3)``."""
 
     name: str
@@ -103,7 +103,7 @@ def _volume(vertices: HostArray, faces: HostArray) -> float:
     return float(np.einsum("ij,ij->", first, np.cross(second, third))) / 6
 
 
-def _surfaces(output: SegmentationOutput, name: str) -> Iterator[Surface]:
+def _surfaces(output: SegmentationOutput, name: str) -> Iterator[ClosedSurface]:
     """Trace every object of a result that was found, in the order of labels or instances."""
     from scipy.ndimage import find_objects
 
@@ -118,7 +118,7 @@ def _surfaces(output: SegmentationOutput, name: str) -> Iterator[Surface]:
         vertices_mm, faces = surface_of(numbers[box] == number, affine)
         corner_whd = [side.start for side in reversed(box)]
         vertices_mm = vertices_mm + affine[:3, :3] @ corner_whd
-        yield Surface(object_name(*each), object_color(*each), vertices_mm, faces)
+        yield ClosedSurface(object_name(*each), object_color(*each), vertices_mm, faces)
 
 
 def _write_glb(path: Path, output: SegmentationOutput) -> None:
@@ -127,7 +127,7 @@ def _write_glb(path: Path, output: SegmentationOutput) -> None:
         temporary.write_bytes(content)
 
 
-def glb_of(surfaces: Sequence[Surface]) -> bytes:
+def glb_of(surfaces: Sequence[ClosedSurface]) -> bytes:
     """Return a GLB file with a named, colored mesh for each surface."""
     binary = bytearray()
     views: list[dict[str, Any]] = []

@@ -18,7 +18,7 @@ from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.io.case import Case
-from medals_rt.io.dicom.results import number_objects
+from medals_rt.io.dicom.results import number_objects, object_name
 from medals_rt.io.dicom.sr import SegmentMeasures, write_report
 from medals_rt.io.dicom.web import check_store, store_files
 from medals_rt.io.grids import fill_left_out, grid_of, same_grid
@@ -59,6 +59,9 @@ from medals_rt.prompts.prompt_set import (
     PromptSet,
     parse_prompts,
 )
+
+_MOST_DRAWN: Final = 32
+"""Objects that a picture draws in a color and line style each."""
 
 SEGMENTATIONS: Final = ("dicom-seg", "dicom-labelmap-seg")
 """Formats of outputs that a DICOM report can refer to."""
@@ -291,6 +294,7 @@ def write_job(read: ReadJob, result: Result) -> None:
             read.prompts,
             job.options.segment.window,
             notice=result.report.bundle["notice"],
+            instances_dhw=result.instances_dhw,
         )
     if job.statistics is not None:
         rows = [statistics_row(found) for found in measure(read, result)]
@@ -510,8 +514,12 @@ def draw_preview(
     prompts: PromptSet,
     window: str = "auto",
     notice: str | None = None,
+    instances_dhw: Any | None = None,
 ) -> None:
-    """Draw a result on its image, in the intensities that the model saw."""
+    """Draw a result on its image, in the intensities that the model saw.
+
+    Lesions have a color and a number each, unless there are more than can be told apart.
+    """
     if window == "auto":
         window = load_policy().intensity_window(prompts.parts[0].class_keys)
     shown = prepare_intensities(volume, prompts.modality, window)
@@ -521,6 +529,12 @@ def draw_preview(
     elif volume.source.affine_lps is None:
         orientation = "assumed"
     names = {prompt.label: prompt.class_key.name for prompt in prompts.prompts}
+    if instances_dhw is not None:
+        segments = segments_of(prompts, labels_dhw)
+        numbers, objects = number_objects(labels_dhw, instances_dhw, segments, path.name)
+        if len(objects) <= _MOST_DRAWN:
+            labels_dhw = numbers
+            names = {number: object_name(*each) for number, each in enumerate(objects, 1)}
     save_preview(
         path,
         to_host(shown.image_dhw),

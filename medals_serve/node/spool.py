@@ -21,7 +21,7 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 
 from medals_rt.common.atomic_io import write_json
-from medals_rt.common.errors import InputError, MedalsError
+from medals_rt.common.errors import InputError
 
 OUT_OF_RESOURCES: Final = 0xA700
 CANNOT_UNDERSTAND: Final = 0xC000
@@ -38,10 +38,8 @@ _REMEMBER_S: Final = 30 * 86400.0
 Status: TypeAlias = Literal["started", "delivering", "done", "skipped", "failed"]
 
 
-class NotStoredError(MedalsError):
+class NotStoredError(Exception):
     """An object can't be kept; `status` is what its sender is told."""
-
-    code = "not-stored"
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)

@@ -23,10 +23,12 @@ from medals_rt.cli.batch import batch_command
 from medals_rt.cli.run import run_command
 from medals_rt.common.choices import OutputFormat
 from medals_rt.common.errors import InputError
-from medals_rt.io.registry import FORMATS, read_labels
+from medals_rt.io.registry import FORMATS, read_case, read_labels
+from medals_rt.pipeline import job as job_module
 from medals_rt.pipeline.csv_tables import LESION_COLUMNS
-from medals_rt.pipeline.job import default_output
+from medals_rt.pipeline.job import default_output, draw_preview
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
+from medals_rt.prompts.prompt_set import numbered
 from tests.cli.helpers import error_of
 from tests.dicom import write_series
 from tests.pipeline.batch.helpers import SHAPE, write_case
@@ -229,3 +231,32 @@ def test_sizes_of_memory_are_read_from_words(tiny_bundle: Bundle, tmp_path: Path
     result = CliRunner().invoke(app, words(tiny_bundle, case, output, "--max-memory", "much"))
     assert result.exit_code == 2
     assert result.stderr.startswith("error: 'much' ")
+
+
+@pytest.mark.parametrize(("most", "drawn"), [(32, 3), (1, 1)])
+def test_the_picture_tells_lesions_apart(
+    most: int, drawn: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shown: dict[int, str] = {}
+
+    def note(
+        _path: Path,
+        _image: object,
+        labels: np.ndarray,
+        _spacing: object,
+        names: dict[int, str],
+        **_: object,
+    ) -> None:
+        shown.update(names)
+        assert set(np.unique(labels)) - {0} <= set(names)
+
+    monkeypatch.setattr(job_module, "save_preview", note)
+    monkeypatch.setattr(job_module, "_MOST_DRAWN", most)
+    case = read_case(write_case(tmp_path / "a.npz"))
+    instances = np.zeros(case.volume.shape_dhw, np.uint8)
+    instances[1, 1, 1:4] = (1, 2, 3)
+    labels = (instances > 0).astype(np.uint8)
+    prompts = numbered(("Liver tumors in abdominal CT",), "lesion")
+    draw_preview(tmp_path / "a.png", case.volume, labels, prompts, instances_dhw=instances)
+    assert len(shown) == drawn
+    assert shown[1] == ("Liver tumors 1" if drawn == 3 else "Liver tumors")

@@ -11,6 +11,7 @@ from medals_rt.common.errors import InputError
 from medals_rt.pipeline.options import RunOptions
 from medals_serve.node.configuration import NodeConfiguration, read_configuration
 from medals_serve.node.worker import check_rules
+from tests.errors import raises
 from tests.serve.node.nodes import TITLE, write_configuration
 
 
@@ -70,7 +71,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 def test_prompts_that_name_no_class(tmp_path: Path) -> None:
     found = read(tmp_path, ("Liver in abdominal CT", "Nothing known in abdominal CT"))
-    with pytest.raises(InputError, match="rule liver"):
+    with raises(InputError, "no-class", "liver"):
         check_rules(found, RunOptions())
 
 
