@@ -2,31 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-import msgspec
-
-from medals_rt.common.choices import Precision, PresetName, RunnerKind
 from medals_rt.common.errors import InputError, MissingFileError
 
 FILE: Final = "medals-rt.toml"
 VARIABLE: Final = "MEDALS_RT_CONFIG"
 
-
-class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Options of the same names, for every command that has them.
-
-    A bundle's path is taken from the file's folder.
-    """
-
-    bundle: str | None = None
-    runner: Literal["auto"] | RunnerKind | None = None
-    precision: Literal["auto"] | Precision | None = None
-    threads: int | None = None
-    preset: PresetName | None = None
-    max_memory: str | None = None
-    max_voxels: int | None = None
-    time_budget: float | None = None
+OPTIONS: Final = (
+    "bundle", "runner", "precision", "threads", "preset", "max_memory", "max_voxels", "time_budget",
+)  # fmt: skip
+"""What a file may set, for every command that has them; values are checked as flags are."""
 
 
 def configuration_file() -> Path | None:
@@ -42,27 +28,33 @@ def configuration_file() -> Path | None:
     if path.is_file():
         return path
     if named:
-        raise MissingFileError(f"{VARIABLE} names a file that isn't there: {path}")
+        raise MissingFileError(f"{VARIABLE} names a absent file {path}; mend or unset it")
     return None
 
 
 def read_defaults(path: Path) -> dict[str, Any]:
-    """Read the options of a file.
+    """Read the options of a file; a bundle's path is taken from the file's folder.
 
     Raises
     ------
     InputError
-        It is no TOML, or has an option that isn't one of `Configuration`.
+        It is no TOML, or has an option that isn't one of `OPTIONS`.
     """
+    import tomllib
+
     try:
-        found = msgspec.toml.decode(path.read_bytes(), type=Configuration)
-    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(
-            f"{path} can't be used: {' '.join(str(error).split())}; it may set "
-            f"{', '.join(Configuration.__struct_fields__)}",
-            code="configuration-invalid",
+            f"{path} can't be used: {error}; write NAME = VALUE", code="configuration-invalid"
         ) from error
-    defaults: dict[str, Any] = msgspec.to_builtins(found)
-    if found.bundle is not None and not found.bundle.startswith("hf:"):
-        defaults["bundle"] = str(path.parent / found.bundle)
-    return defaults
+    unknown = sorted(found.keys() - set(OPTIONS))
+    if unknown:
+        raise InputError(
+            f"{path} sets {', '.join(unknown)}, which it can't; it may set {', '.join(OPTIONS)}",
+            code="configuration-invalid",
+        )
+    bundle = found.get("bundle")
+    if isinstance(bundle, str) and not bundle.startswith("hf:"):
+        found["bundle"] = str(path.parent / bundle)
+    return found

@@ -52,9 +52,9 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
     assert read_defaults(write(file, 'bundle = "hf:a/b@main"')) == {"bundle": "hf:a/b@main"}
 
 
-@pytest.mark.parametrize("text", ["threads = ", "treads = 1", 'runner = "fastest"', "\x00"])
+@pytest.mark.parametrize("text", ["threads = ", "treads = 1", "\x00", "[run]"])
 def test_files_that_are_refused(text: str, tmp_path: Path) -> None:
-    with raises(InputError, "configuration-invalid", "a.toml", "max_voxels"):
+    with raises(InputError, "configuration-invalid", "a.toml"):
         read_defaults(write(tmp_path / "a.toml", text))
 
 
@@ -68,6 +68,13 @@ def test_the_command_line_goes_before_the_file(
     assert done.exit_code == 0, done.output
     assert FILE in done.stderr
     assert FILE not in run("--max-voxels", "1000000", "--quiet", bundle=None).stderr
+
+
+def test_values_are_checked_as_flags_are(run: Callable[..., Result]) -> None:
+    write(Path(FILE), 'runner = "fastest"\n')
+    refused = run()
+    assert refused.exit_code == 2
+    assert "--runner" in refused.stderr
 
 
 def test_progress_as_lines_of_json(run: Callable[..., Result]) -> None:
