@@ -60,7 +60,8 @@ def simulate_prompts(
     Returns
     -------
     foreground_prompt, spatial_prompts
-        `(1, H, W, D)` and `(N, H, W, D)`, bool. All False with probability `noise.zero`.
+        `(1, H, W, D)` and `(N, H, W, D)`, bool. All False with probability `noise.zero`; whole
+        where nothing is dropped or added.
     """
     noise = noise or PromptNoise()
     channels, *shape = truth.shape
@@ -72,8 +73,12 @@ def simulate_prompts(
 
     block = min(int(rng.choice(noise.block_sizes)), max(shape))
     blocks = tuple(-(-size // block) for size in shape)
-    dropped = rng.random(blocks) < rng.uniform(*noise.drop)
-    added = (rng.random(blocks) < rng.uniform(*noise.add)) & ~dropped
+    chances, drop = rng.random(blocks), rng.uniform(*noise.drop)
+    dropped = chances < drop
+    chances, add = rng.random(blocks), rng.uniform(*noise.add)
+    added = (chances < add) & ~dropped
+    if drop == add == 0:  # nothing is hidden, so that no channel loses a block to another either
+        return foreground, prompts
     extent = tuple(shape)
     foreground &= ~_expand(dropped, block, extent)
     foreground |= _expand(added, block, extent)

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from medals_rt.cli import (
     batch,
@@ -53,6 +53,23 @@ COMMANDS: Final[dict[str, tuple[Command, Sequence[str]]]] = {
     "version": (version.version_command, version.EXAMPLES),
 }
 """Each command with its examples, in the order of `medals-rt --help`."""
+
+
+class OneCommand(TyperCommand):
+    """A command whose help lists its options under the headings that they name."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options, those without a heading first."""
+        headings: dict[str, list[tuple[str, str]]] = {}
+        for each in self.get_params(ctx):
+            record = each.get_help_record(ctx)
+            if record is not None:
+                plain = "Arguments" if each.param_type_name == "argument" else "Options"
+                heading = getattr(each, "rich_help_panel", None) or plain
+                headings.setdefault(heading, []).append(record)
+        for heading, records in headings.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
 
 class Commands(TyperGroup):
@@ -108,7 +125,7 @@ def _top(
 def _register(name: str, command: Command, examples: Sequence[str]) -> None:
     # \b keeps the lines of a paragraph as they are
     epilog = "\n".join(("\b", "Examples:", *(f"  {example}" for example in examples)))
-    app.command(name, epilog=epilog)(with_common_flags(command))
+    app.command(name, cls=OneCommand, epilog=epilog)(with_common_flags(command))
 
 
 for _name, (_command, _examples) in COMMANDS.items():

@@ -8,7 +8,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import typer
 
@@ -24,11 +24,17 @@ from medals_rt.common.choices import (
     PresetName,
     Refinement,
     RunnerKind,
+    Stages,
+    StartFrom,
 )
+from medals_rt.common.errors import InputError
 from medals_rt.common.limits import MAX_VOXELS
 
 if TYPE_CHECKING:
     from medals_rt.pipeline.options import PromptSource, RunOptions
+
+ALGORITHM: Final = "Algorithm"
+"""Heading of the options that replace values of the preset."""
 
 Command: TypeAlias = Callable[..., int | None]
 """What a command is: a function of its options that returns an exit code, None for 0."""
@@ -71,16 +77,37 @@ Lesions = Annotated[
         "follow those of the organs.",
     ),
 ]
+Series = Annotated[
+    str | None,
+    typer.Option(
+        "--series",
+        metavar="NUMBER|UID",
+        help="Which series of a DICOM folder: its number or its UID.",
+    ),
+]
+Select = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--select",
+        metavar="KEY=VALUE",
+        help="Which images of the series, such as ECHO=2 or ACQUISITION=1.",
+    ),
+]
 PresetOption = Annotated[
     PresetName,
     typer.Option(
-        "--preset", help="The algorithms of the paper, or the rules of the released code."
+        "--preset",
+        help="The algorithms of the paper, the rules of the code released for the challenge, or "
+        "those of the authors' script for raw scans (native).",
+        rich_help_panel=ALGORITHM,
     ),
 ]
 RefinementOption = Annotated[
     Refinement,
     typer.Option(
-        "--refinement", help="How the fine stage uses the coarse result as spatial prompts."
+        "--refinement",
+        help="How the fine stage uses the coarse result as spatial prompts.",
+        rich_help_panel=ALGORITHM,
     ),
 ]
 Threads = Annotated[
@@ -156,12 +183,94 @@ def run_options(
     postprocess: Annotated[
         Postprocess,
         typer.Option(
+            rich_help_panel=ALGORITHM,
             help="Which organs small components are removed from. auto: those that are one object "
-            "by the preset's rule. all: every one. off: none."
+            "by the preset's rule. all: every one. off: none.",
         ),
     ] = "auto",
+    stages: Annotated[
+        Stages | None,
+        typer.Option(
+            help="The coarse or the fine stage alone, on the whole image, or the fine one inside "
+            "what the coarse one found [default: both; native: fine].",
+            rich_help_panel=ALGORITHM,
+        ),
+    ] = None,
+    start_from: Annotated[
+        StartFrom | None,
+        typer.Option(
+            help="What masked refinement starts from: the coarse labels, or one more pass from the "
+            "text alone, as Algorithm 2 is printed [default: coarse].",
+            rich_help_panel=ALGORITHM,
+        ),
+    ] = None,
+    iterations: Annotated[
+        int | None,
+        typer.Option(
+            metavar="T",
+            help="Iterations of masked refinement [default: 1].",
+            rich_help_panel=ALGORITHM,
+        ),
+    ] = None,
+    repetitions: Annotated[
+        int | None,
+        typer.Option(
+            metavar="R",
+            help="Masked pairs of passes that each iteration averages [default: 1].",
+            rich_help_panel=ALGORITHM,
+        ),
+    ] = None,
+    block_sizes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="B,...",
+            help="Edges in voxels of the masks' blocks, one of which each pair draws, such as 4,8 "
+            "[default: the preset's].",
+            rich_help_panel=ALGORITHM,
+        ),
+    ] = None,
+    lesion_iterations: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Iterations that lesions get afterwards [default: 1; native: 0].",
+            rich_help_panel=ALGORITHM,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="Least probability of a class that is no background [default: 0.5].",
+            rich_help_panel=ALGORITHM,
+        ),
+    ] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of a window that it has in common with the next [default: 0.5].",
+            rich_help_panel=ALGORITHM,
+        ),
+    ] = None,
+    mirror: Annotated[
+        bool | None,
+        typer.Option(
+            "--mirror/--no-mirror",
+            help="Average each pass over the image mirrored along all axes: eight times the work "
+            "[default: no].",
+            rich_help_panel=ALGORITHM,
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Seed of the random block masks.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Seed of the random block masks.",
+            rich_help_panel=ALGORITHM,
+        ),
     ] = 0,
     modality: Annotated[
         Modality | None,
@@ -195,12 +304,32 @@ def run_options(
             window=window,
             postprocess=postprocess,
             seed=seed,
+            stages=stages,
+            start_from=start_from,
+            iterations=iterations,
+            repetitions=repetitions,
+            block_sizes=None if block_sizes is None else _whole_numbers(block_sizes),
+            lesion_iterations=lesion_iterations,
+            threshold=threshold,
+            overlap=overlap,
+            mirrored=mirror,
             time_budget=time_budget,
             max_memory=None if max_memory is None else parse_size(max_memory),
         ),
         reading=PromptReading(modality, free_text),
         max_voxels=max_voxels,
     )
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    """Read whole numbers separated by commas."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"block sizes are whole numbers separated by commas, such as 4,8, not {text!r}",
+            code="block-sizes-not-whole",
+        ) from None
 
 
 def common_flags(

@@ -14,7 +14,7 @@ from medals_rt.cli._errors import (
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
 )
-from medals_rt.cli._options import Store, prompt_source, run_options, takes
+from medals_rt.cli._options import Select, Series, Store, prompt_source, run_options, takes
 from medals_rt.cli._output import out
 from medals_rt.common.errors import InputError, OutputError
 
@@ -53,6 +53,8 @@ def batch_command(
         typer.Option(help="JSON or CSV, a case per row, with its own prompts and output name."),
     ] = None,
     source: "PromptSource",
+    series: Series = None,
+    select: Select = None,
     output_format: Annotated[
         str,
         typer.Option(
@@ -122,6 +124,8 @@ def batch_command(
         reports=reports,
         source=source,
         options=options,
+        series=series,
+        select=tuple(select or ()),
         ending=ending,
         preview=preview,
         store=store,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from medals_rt.cli._options import AsJson, prompt_source, run_options, takes
+from medals_rt.cli._options import AsJson, Select, Series, prompt_source, run_options, takes
 from medals_rt.cli._output import out
 from medals_rt.common.choices import STAGE_NAMES
 from medals_rt.common.errors import InputError
@@ -28,6 +28,8 @@ def plan_command(
         Path | None, typer.Option("--input", help="The case; or describe it by --shape and so on.")
     ] = None,
     source: "PromptSource",
+    series: Series = None,
+    select: Select = None,
     shape: Annotated[str | None, typer.Option(metavar="D,H,W", help="Shape in voxels.")] = None,
     spacing: Annotated[
         str | None, typer.Option(metavar="H,W,D", help="Spacing in mm, with --shape.")
@@ -54,7 +56,7 @@ def plan_command(
                 "leave out one or the other",
                 code="case-twice",
             )
-        result = plan_files(input_file, source, options)
+        result = plan_files(input_file, source, options, series, tuple(select or ()))
     elif shape and spacing and classes:
         result = plan_numbers(shape, spacing, classes, options, kind=source.kind, stage=stage)
     else:
@@ -85,7 +87,10 @@ def _print_plan(result: "CasePlan") -> None:
         rows.insert(5, ["further iterations of lesions", *iterations])
     count = len(result.classes)
     what = result.classes[0] if count == 1 else f"{count} classes"
-    out.table(f"{what}, preset {result.preset}", columns, rows)
+    title = f"{what}, preset {result.preset}"
+    if len({cost.stage for cost in result.stages}) == 1:
+        title += f", {_STAGES[result.stages[0].stage]} stage alone"
+    out.table(title, columns, rows)
     if result.expected_seconds is None:
         out.line("network time: known after the bundle's first run on this machine")
     else:

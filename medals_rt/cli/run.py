@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from medals_rt.cli._errors import EXIT_DONE, EXIT_INCOMPLETE
-from medals_rt.cli._options import Store, prompt_source, run_options, takes
+from medals_rt.cli._options import Select, Series, Store, prompt_source, run_options, takes
 from medals_rt.cli._output import out
 from medals_rt.common.choices import OutputFormat
 
@@ -62,21 +62,18 @@ def run_command(
             "DICOM SEG of --output."
         ),
     ] = None,
-    series: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBER|UID", help="Which series of a DICOM folder: its number or its UID."
-        ),
-    ] = None,
-    select: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE", help="Which images of the series, such as ECHO=2 or ACQUISITION=1."
-        ),
-    ] = None,
+    series: Series = None,
+    select: Select = None,
     spatial_prompts: Annotated[
         Path | None, typer.Option(help="Labels drawn by hand to start from (hybrid mode).")
     ] = None,
+    resample: Annotated[
+        bool,
+        typer.Option(
+            "--resample",
+            help="Bring spatial prompts on another grid onto the scan's (nearest voxel).",
+        ),
+    ] = False,
     store: Store = None,
     options: "RunOptions",
 ) -> int:
@@ -96,6 +93,7 @@ def run_command(
         series=series,
         select=tuple(select or ()),
         spatial_prompts=spatial_prompts,
+        resample=resample,
         options=options,
         store=store,
     )

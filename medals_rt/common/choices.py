@@ -29,8 +29,16 @@ Refinement: TypeAlias = Literal["masked", "unmasked", "none"]
 ``none``: one pass from the text alone."""
 REFINEMENTS: Final[tuple[Refinement, ...]] = get_args(Refinement)
 
-PresetName: TypeAlias = Literal["paper", "release"]
+PresetName: TypeAlias = Literal["paper", "release", "native"]
 PRESETS: Final[tuple[PresetName, ...]] = get_args(PresetName)
+
+Stages: TypeAlias = Literal["coarse", "fine", "both"]
+"""Which stages are run: one alone, or the fine one inside what the coarse one found."""
+STAGES: Final[tuple[Stages, ...]] = get_args(Stages)
+
+StartFrom: TypeAlias = Literal["coarse", "text"]
+"""What masked refinement starts from: the coarse labels, or a pass from the text alone."""
+STARTS: Final[tuple[StartFrom, ...]] = get_args(StartFrom)
 
 Postprocess: TypeAlias = Literal["auto", "off", "all"]
 """Which classes Algorithm 3 treats. ``auto``: those of the preset's rule. ``off``: none. ``all``:

@@ -16,7 +16,9 @@ from medals_rt.io.case import label_dtype
 from medals_rt.planning.axis_tiling import Columns
 from medals_rt.planning.sliding_window import Window
 
-_DECIDED_FROM = 0.5
+HALF = 0.5
+"""The least probability of a class that is no background, unless another is asked for."""
+
 _ARRAYS_OF_A_DECISION = 4  # that share a cache: sums, weights, the best probability and label
 
 
@@ -27,7 +29,7 @@ class LabelMap:
     Attributes
     ----------
     labels_hwd
-        uint8, or uint16 where a label needs it; 0 where no class reaches 0.5.
+        uint8, or uint16 where a label needs it; 0 where no class reaches the threshold.
     probability_hwd
         Each voxel's largest probability, float32; None where it is not kept.
     uncovered_hwd
@@ -68,9 +70,10 @@ class SlabAggregator:
 
     The probability of a class at a voxel is the sum of weight times probability over the sum of
     weights; the voxel takes the class of the largest, where that is at least 0.5 (system section
-    5). Windows come with H slowest, so once a window starts at a later row, the rows before it are
-    final: they become labels and their memory is used again. Sums take ``(N, window_h, W, D)``
-    float32 instead of ``(N, H, W, D)``, and the labels are those of the plain method to the bit.
+    5), or another threshold. Windows come with H slowest, so once a window starts at a later row,
+    the rows before it are final: they become labels and their memory is used again. Sums take
+    ``(N, window_h, W, D)`` float32 instead of ``(N, H, W, D)``, and the labels are those of the
+    plain method to the bit.
 
     Where even a slab is too large, it is aggregated in parts, one sweep over windows each: blocks
     of columns, of which only the windows that reach into them are run, and groups of classes, which
@@ -92,6 +95,8 @@ class SlabAggregator:
         `empty_label_map`, or the result of the sweeps before this one. Its arrays are written to.
     columns
         The block of columns; None: the whole image.
+    threshold
+        The least probability of a class that is no background.
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class SlabAggregator:
         weights: Array,
         label_map: LabelMap,
         columns: Columns | None = None,
+        threshold: float = HALF,
     ) -> None:
         if not windows:
             raise ValueError("an image has at least one window")
@@ -120,6 +126,7 @@ class SlabAggregator:
         self._expected = iter(tuple(windows))
         self._window: Window | None = None
         self._values = tuple(label_values)
+        self._threshold = threshold
         self._rows = int(weights.shape[0])
         slab = (self._rows, *(block.stop - block.start for block in self._columns))
         device = weights.device
@@ -286,6 +293,7 @@ class SlabAggregator:
             self._values,
             self._labels.dtype,
             before=before,
+            threshold=self._threshold,
         )
         self._labels[to] = labels
         if self._probability is not None:
@@ -298,8 +306,9 @@ def decide_labels(
     label_values: Sequence[int],
     dtype: npt.DTypeLike,
     before: tuple[Array, Array] | None = None,
+    threshold: float = HALF,
 ) -> tuple[Array, Array]:
-    """Label each voxel by its most probable class, 0 where that is less likely than 0.5.
+    """Label each voxel by its most probable class, 0 where that is below a threshold.
 
     One class at a time, so that nothing of N times the volume is made.
 
@@ -315,6 +324,8 @@ def decide_labels(
         Of the labels.
     before
         Labels and probability of the classes that came first.
+    threshold
+        The least probability of a class that is no background.
 
     Returns
     -------
@@ -332,4 +343,4 @@ def decide_labels(
         best = xp.where(better, probability, best)
         labels = xp.where(better, label, labels)
     background = xp.asarray(0, dtype=dtype, device=weight_sums.device)
-    return xp.where(best >= _DECIDED_FROM, labels, background), best
+    return xp.where(best >= threshold, labels, background), best

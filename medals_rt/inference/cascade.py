@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
-from medals_rt.common.arrays import bounding_box, namespace
+from medals_rt.common.arrays import bounding_box, contiguous, namespace
 from medals_rt.common.choices import STAGE_NAMES, StageNumber
 from medals_rt.common.errors import InputError
+from medals_rt.common.notes import Note
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array, Box, Shape, Spacing
@@ -106,7 +107,7 @@ class StageOutcome:
 def run_stages(
     networks: Mapping[StageNumber, Network], case: CaseRun, annotation_dhw: Array | None
 ) -> list[StageOutcome]:
-    """Run the stages that a case needs; the last one's labels count (section 6).
+    """Run the stages that a case needs; the last one's labels are the result (section 6).
 
     Parameters
     ----------
@@ -140,8 +141,10 @@ def run_stages(
     box = None if prompt_map is None else bounding_box(prompt_map > 0)
     region = outline.whole
     if box is None:
+        if prompt_map is not None and outcomes and outline.preset.empty_coarse == "final":
+            return [replace(outcomes[0], labels_dhw=prompt_map)]
         prompt_map = None
-    else:
+    elif outcomes or annotated.issuperset(case.task.labels):
         region = region_of_interest(
             box,
             outline.shape_dhw,
@@ -155,7 +158,25 @@ def run_stages(
     chosen = _choose(case, "fine", plans, of_pass, may_be_left_out=bool(outcomes))
     if chosen is None and outcomes:
         return outcomes
+    # Only the last stage's probability is read; at four bytes a voxel it isn't held for nothing.
+    outcomes = [replace(each, probability_dhw=None) for each in outcomes]
     return [*outcomes, _run(networks, 2, case, region, prompt_map, chosen or plans[-1])]
+
+
+def stage_notes(case: CaseRun, outcomes: Sequence[StageOutcome]) -> tuple[Note, ...]:
+    """Note that a result is a single stage's, and why; time that ran out is noted by the budget."""
+    if len(outcomes) > 1 or (case.budget is not None and case.budget.missing):
+        return ()
+    rules, name = case.outline.rules, outcomes[0].record.name
+    if rules.skip_coarse or rules.skip_fine:
+        text = f"the result is that of the {name} stage alone"
+        if case.outline.preset.stages != name:
+            text += ": the preset runs no other for these classes"
+    elif name == "coarse":
+        text = "the coarse stage found nothing, and the preset takes that as the result"
+    else:
+        text = "the result is that of the fine stage alone: spatial prompts were given"
+    return (Note("one-stage", text),)
 
 
 def _check_limits(
@@ -304,7 +325,7 @@ def _run(
         windows=len(geometry.windows),
         passes=result.passes,
         iterations=stage_plan.window_pass.further_iterations,
-        prompts="text only" if shown is None else f"text and {case.outline.mode} spatial prompts",
+        prompts=_prompts_in_words(stage_plan, shown is not None),
         class_groups=memory.class_groups,
         column_blocks=memory.column_blocks,
         window_runs=memory.window_runs,
@@ -313,6 +334,14 @@ def _run(
         expected_peak_mib=round(memory.expected_bytes / 2**20, 1),
     )
     return StageOutcome(*_pasted(result, inside, case.image_dhw), record)
+
+
+def _prompts_in_words(stage_plan: StagePlan, shown: bool) -> str:
+    """Describe what a stage's network was shown beside the image."""
+    window_pass = stage_plan.window_pass
+    if window_pass.starts_from_text:
+        return f"text, then its own labels as {window_pass.mode} spatial prompts"
+    return f"text and {window_pass.mode} spatial prompts" if shown else "text only"
 
 
 def _seconds_per_pass(networks: Mapping[StageNumber, Network], case: CaseRun) -> dict[int, float]:
@@ -328,6 +357,10 @@ def _pasted(
 ) -> tuple[Array, Array | None]:
     """Put a box's labels and probability into arrays of the whole grid."""
     xp = namespace(image_dhw)
+    if result.labels_hwd.size == image_dhw.size:
+        probability = result.probability_hwd
+        whole = None if probability is None else contiguous(to_dhw(probability))
+        return contiguous(to_dhw(result.labels_hwd)), whole
     labels = xp.zeros(image_dhw.shape, dtype=result.labels_hwd.dtype)
     labels[inside] = to_dhw(result.labels_hwd)
     if result.probability_hwd is None:

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.common.arrays import look_up, namespace, present_values
-from medals_rt.common.errors import CaseError
+from medals_rt.common.errors import CaseError, InputError
 from medals_rt.common.typing import Array
 from medals_rt.io.case import label_dtype
+from medals_rt.planning.policy import Preset
 from medals_rt.postprocessing.component_filter import drop_small_components
 from medals_rt.postprocessing.finalize import SMALLEST_COMPONENT_VOXELS
 from medals_rt.prompts.prompt_set import PromptSet
@@ -62,6 +63,22 @@ def checked_annotation(
             "the annotation is empty: leave it out, or draw something", code="annotation-empty"
         )
     return array.astype(label_dtype(max(prompts.labels)))
+
+
+def check_start(preset: Preset, *, annotated: bool) -> None:
+    """Refuse an annotation where refinement is to start from the text alone.
+
+    Raises
+    ------
+    InputError
+        ``annotation-not-used``.
+    """
+    if annotated and preset.start_from == "text":
+        raise InputError(
+            "refinement that starts from the text alone doesn't use spatial prompts: leave them "
+            "out, or start from the coarse labels",
+            code="annotation-not-used",
+        )
 
 
 def labels_in(array: Array | None) -> set[int]:

@@ -213,14 +213,8 @@ def refine(
     """
     everything = slice(0, what.count)
     wanted = what.wanted or everything
-    if what.mode == "none":
-        yield from _one_pass(predict, None, wanted)
-        return
-    steps: list[MaskedPass | None] = [None]
-    if what.prompted is not None:
-        steps = [what.prompted] * what.prompted.iterations
-    steps += [what.further] * what.further_iterations
-    first_pair = 1 if what.prompted is None else 0
+    steps = what.steps
+    first_pair = 1 if steps[0] is None else 0
     for number, step in enumerate(steps):
         is_last = number == len(steps) - 1
         classes = wanted if is_last else everything
@@ -275,7 +269,7 @@ def _repeated(
 ) -> Iterator[Part]:
     """Run one iteration: R masked pairs averaged, or one pass in the other cases.
 
-    An average is the one thing that needs whole arrays; no preset asks for it.
+    An average is the one thing that needs whole arrays.
     """
     if what.mode == "unmasked":
         yield from _one_pass(predict, prompts, classes)
@@ -297,20 +291,24 @@ def _repeated(
     elif len(drawn) == 1:
         yield from masked_pass(predict, prompts, drawn[0], what.window_hwd, classes)
     else:
-        pairs = [
+        pairs = (
             collect(masked_pass(predict, prompts, mask, what.window_hwd, classes), classes)
             for mask in drawn
-        ]
-        yield Part(classes, _mean(pairs, what.combine))
+        )
+        yield Part(classes, mean_of(pairs, what.combine))
 
 
-def _mean(pairs: list[Array], combine: Combine) -> Array:
-    """Average the repetitions, as probabilities or as logits."""
-    if combine == "probability":
-        return sum(pairs[1:], start=pairs[0]) / len(pairs)
-    xp = namespace(pairs[0])
-    logits = [_logit(probabilities, xp) for probabilities in pairs]
-    return 1.0 / (1.0 + xp.exp(-sum(logits[1:], start=logits[0]) / len(logits)))
+def mean_of(predictions: Iterable[Array], combine: Combine) -> Array:
+    """Average probabilities as they are or as logits; two arrays of them are held at once."""
+    total, count = None, 0
+    for probabilities in predictions:
+        xp = namespace(probabilities)
+        each = _logit(probabilities, xp) if combine == "logit" else probabilities
+        total, count = (each if total is None else total + each), count + 1
+    if total is None:
+        raise ValueError("there is nothing to average")
+    mean = total / count
+    return 1.0 / (1.0 + xp.exp(-mean)) if combine == "logit" else mean
 
 
 def _logit(probabilities: Array, xp: Namespace) -> Array:

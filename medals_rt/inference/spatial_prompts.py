@@ -79,6 +79,11 @@ class LabelPrompts:
         index = self.xp.where(mask, self.index_hwd, self.xp.zeros_like(self.index_hwd))
         return replace(self, index_hwd=index, occupied=occupied)
 
+    def flipped(self, axes: Sequence[int]) -> LabelPrompts:
+        """Mirror along some of the axes 0 to 2."""
+        index = contiguous(self.xp.flip(self.index_hwd, axis=tuple(axes)))
+        return replace(self, index_hwd=index, occupied=_anywhere(self.occupied))
+
     def foreground(self) -> Array:
         """Return `S_f`: ``(1, 1, h, w, d)`` float32, 1 where any class is prompted."""
         xp = self.xp
@@ -143,6 +148,11 @@ class ChannelPrompts:
         if not occupied.chosen.any():
             return None
         return ChannelPrompts(self.shown & mask, occupied)
+
+    def flipped(self, axes: Sequence[int]) -> ChannelPrompts:
+        """Mirror along some of the axes 0 to 2."""
+        shown = contiguous(self.xp.flip(self.shown, axis=tuple(axis + 1 for axis in axes)))
+        return ChannelPrompts(shown, _anywhere(self.occupied))
 
     def foreground(self) -> Array:
         """Return `S_f`: ``(1, 1, h, w, d)`` float32, 1 where any class is prompted."""
@@ -242,3 +252,8 @@ def _runs(size: int) -> list[tuple[slice]]:
 def _common(occupied: Blocks, blocks: Blocks) -> Blocks:
     chosen = blocks.in_blocks_of(occupied.size, occupied.chosen.shape)
     return Blocks(occupied.size, occupied.chosen & chosen)
+
+
+def _anywhere(occupied: Blocks) -> Blocks:
+    """Return that any block may hold prompts: cut ones at the far end don't mirror onto blocks."""
+    return Blocks(occupied.size, np.ones_like(occupied.chosen))

@@ -14,6 +14,7 @@ from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array
 from medals_rt.inference.aggregation import LabelMap, SlabAggregator, empty_label_map
+from medals_rt.inference.mirroring import mirrored
 from medals_rt.inference.network import Network
 from medals_rt.inference.refinement import MaskSource, Part, refine
 from medals_rt.inference.spatial_prompts import LabelPrompts, SpatialPrompts, label_prompts
@@ -21,7 +22,7 @@ from medals_rt.planning.memory import TileSweep
 from medals_rt.planning.sliding_window import gaussian_weights, pad_far_end
 from medals_rt.planning.stage_plan import StagePlan
 from medals_rt.planning.time_budget import Watchdog
-from medals_rt.planning.window_pass import WindowPass, passes_per_window
+from medals_rt.planning.window_pass import WindowPass, passes_of_step, passes_per_window
 from medals_rt.preprocessing.resampling import FILE_ORDER, resample_image, resample_labels
 
 
@@ -119,12 +120,13 @@ def run_stage(
         weights = gaussian_weights(geometry.spec.window_hwd, xp)
         settle(image)
     with watch.step(f"{name}: open graphs"):
-        prompted = any(each is not None for each in prompts)
+        window_pass = stage_plan.window_pass
+        prompted = window_pass.starts_from_text or any(each is not None for each in prompts)
         network.prepare(
             len(task.labels),
             memory.sweeps[0].classes,
             memory.classes_per_chunk,
-            prompted=prompted and stage_plan.window_pass.mode != "none",
+            prompted=prompted and window_pass.mode != "none",
         )
     label_map = empty_label_map(
         geometry.resampled_shape_hwd,
@@ -140,7 +142,9 @@ def run_stage(
     for sweep in memory.sweeps:
         windows = [geometry.windows[index] for index in sweep.windows]
         labels = task.labels[sweep.classes]
-        aggregator = SlabAggregator(windows, labels, weights, label_map, sweep.columns)
+        aggregator = SlabAggregator(
+            windows, labels, weights, label_map, sweep.columns, stage_plan.threshold
+        )
         label_map = sweeper.run(sweep, aggregator)
         del aggregator
     network.release()
@@ -278,17 +282,24 @@ class _Sweeper:
         if stage.watchdog is not None:
             stage.watchdog.window_begins()
 
-        def predict(
-            prompts: SpatialPrompts | None, classes: slice
+        def predict_image(
+            seen: Array, prompts: SpatialPrompts | None, classes: slice
         ) -> Iterator[tuple[slice, Array]]:
             self.counts.passes += 1
             return stage.network.predict(
-                image,
+                seen,
                 stage.task.queries,
                 prompts,
                 classes=classes,
                 classes_per_chunk=stage.stage_plan.memory.classes_per_chunk,
             )
+
+        def predict(
+            prompts: SpatialPrompts | None, classes: slice
+        ) -> Iterator[tuple[slice, Array]]:
+            if window_pass.mirrored:
+                return mirrored(predict_image, image, prompts, classes, window_pass.combine)
+            return predict_image(image, prompts, classes)
 
         yield from refine(
             predict,
@@ -307,7 +318,7 @@ class _Sweeper:
         if watchdog is None:
             return True
         settle(self._stage.image_hwd)
-        goes_on = watchdog.allows(2 if window_pass.mode == "masked" else 1, done)
+        goes_on = watchdog.allows(passes_of_step(window_pass, window_pass.steps[-1]), done)
         self.counts.hastened += not goes_on
         return goes_on
 
@@ -315,7 +326,11 @@ class _Sweeper:
 def _shorter_passes(planned: WindowPass) -> list[WindowPass]:
     """List quality levels of a window, as planned first, each of fewer passes than the last."""
     levels = [planned]
-    for shorter in (replace(planned, further_iterations=0), replace(planned, mode="none")):
+    for shorter in (
+        replace(planned, further_iterations=0),
+        replace(planned, mode="none"),
+        replace(planned, mode="none", mirrored=False),
+    ):
         if passes_per_window(shorter) < passes_per_window(levels[-1]):
             levels.append(shorter)
     return levels

@@ -95,6 +95,8 @@ class Format:
         Whether a file written holds one class, because it can't tell several apart.
     scheme
         How addresses of it begin, which are no files; None for formats of files.
+    unnamed
+        Whether its files often have no ending at all, so that the content decides.
     """
 
     name: str
@@ -111,6 +113,7 @@ class Format:
     choosable: bool = False
     one_class: bool = False
     scheme: str | None = None
+    unnamed: bool = False
 
     def ending_of(self, name: str) -> str | None:
         """Which of its endings a file name has, in lower case; None if none."""

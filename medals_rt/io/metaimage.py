@@ -16,7 +16,7 @@ import numpy as np
 
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import CaseError
-from medals_rt.common.notes import Note
+from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, check_labels, reading
 from medals_rt.io.format import Format, Options, SegmentationOutput, squeezed, stem
@@ -124,7 +124,7 @@ def _read(path: Path, max_voxels: int) -> tuple[HostArray, SourceGrid, tuple[Not
         if _is_true(header, "compresseddata"):
             stream = InflatedStream(stream)
         values = read_values(stream, dtype, (shape[0], shape[1], shape[2]), path.name)
-    return values.array_kji, source, values.notes
+    return values.array_kji, source, (*_notes(header), *values.notes)
 
 
 def _header(file: BinaryIO, name: str) -> dict[str, str]:
@@ -167,6 +167,12 @@ def _dtype(header: dict[str, str], name: str) -> np.dtype[Any]:
 def _source(header: dict[str, str], name: str) -> SourceGrid:
     if "elementspacing" not in header:
         raise CaseError(f"{name} has no spacing (ElementSpacing); add it", code="spacing-missing")
+    unit = header.get("distanceunits", "mm")
+    if unit not in {"mm", "?"}:
+        raise CaseError(
+            f"{name} is in {unit[:20]!r}, which programs read as millimeters; write it in mm",
+            code="unit-not-millimeters",
+        )
     count = int(header.get("ndims", "3"))
     spacing = check_spacing(_row(header["elementspacing"])[:3])
     rows = _row(header.get("transformmatrix", _numbers(np.eye(count)))).reshape(count, count)
@@ -175,6 +181,19 @@ def _source(header: dict[str, str], name: str) -> SourceGrid:
     affine[:3, :3] = rows[:3, :3].T * spacing
     affine[:3, 3] = _row(header.get("offset", "0 0 0"))[:3]
     return SourceGrid.from_affine(affine)
+
+
+def _notes(header: dict[str, str]) -> tuple[Note, ...]:
+    """Warn of a scale of values that nobody applies."""
+    slope = header.get("elementtointensityfunctionslope", "1")
+    offset = header.get("elementtointensityfunctionoffset", "0")
+    if (float(slope), float(offset)) == (1.0, 0.0):
+        return ()
+    text = (
+        f"the file names a slope of {slope[:20]} and an offset of {offset[:20]} for its values: "
+        "they are left out, as ITK does"
+    )
+    return (warning("scale-left-out", text),)
 
 
 def _from_start(file: BinaryIO, header: dict[str, str], size: int) -> BinaryIO:

@@ -15,6 +15,7 @@ RAS_TO_LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 """NIfTI's millimeters run to the right, front and head; the LPS frame's to the left, back, head."""
 
 _SAME_PLACE_MM: Final = 0.1
+_SAME_SIZE: Final = 0.01
 _CONTRADICTED: Final = "orientation-contradicted"
 
 
@@ -84,7 +85,14 @@ def nifti_geometry(header: Any, pixdim: HostArray, name: str) -> NiftiGeometry:
             text = "the file's qform and sform are not the same place: the sform was taken"
             notes = (warning(_CONTRADICTED, text),)
     affine = RAS_TO_LPS @ to_mm @ sform
-    return NiftiGeometry(affine, _triple(np.linalg.norm(affine[:3, :3], axis=0)), "sform", notes)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not notes and not np.allclose(np.abs(sizes), lengths, rtol=_SAME_SIZE):
+        text = (
+            f"the file's voxel sizes ({_listed(sizes)} mm) and its sform ({_listed(lengths)} mm) "
+            "differ: the sform was taken"
+        )
+        notes = (warning(_CONTRADICTED, text),)
+    return NiftiGeometry(affine, _triple(lengths), "sform", notes)
 
 
 def _of_qform(
@@ -118,12 +126,15 @@ def _spans_space(affine: HostArray) -> bool:
 
 def _check_sizes(sizes: HostArray, name: str) -> None:
     if not (np.isfinite(sizes) & (sizes > 0)).all():
-        found = ", ".join(f"{value:g}" for value in sizes)
         raise CaseError(
-            f"{name} has spacing ({found}); each must be a positive number of millimeters: "
-            "mend its header (pixdim)",
+            f"{name} has spacing ({_listed(sizes)}); each must be a positive number of "
+            "millimeters: mend its header (pixdim)",
             code="spacing-not-positive",
         )
+
+
+def _listed(sizes: HostArray) -> str:
+    return ", ".join(f"{value:g}" for value in sizes)
 
 
 def _triple(values: HostArray) -> tuple[float, float, float]:

@@ -48,6 +48,10 @@ _TO_LPS: Final = {
 }
 """Signs that bring a NRRD space to the LPS frame."""
 
+_MILLIMETERS: Final = {"", "mm", "millimeter", "millimeters", "millimetre", "millimetres", "???"}
+_NO_AXIS_OF_SPACE: Final = ("time", "list", "vector", "color", "complex")
+"""What the names of kinds that are no axes of space hold."""
+
 _MOST_LINES: Final = 10_000
 _MOST_SKIPPED: Final = 64 * 2**20
 
@@ -184,11 +188,13 @@ def _read(path: Path, max_voxels: int) -> _Read:
     pynrrd = import_optional("pynrrd", "an NRRD file")
     with reading(path.name, (pynrrd.NRRDError,)), ExitStack() as stack:
         file: BinaryIO = stack.enter_context(path.open("rb"))
+        _refuse_lists(file, path.name)
         header = pynrrd.read_header(file)
         axes = _space_axes(header)
         sizes = [int(size) for size in header["sizes"]]
         shape = tuple(sizes[axis] for axis in axes)
         check_shape(shape, max_voxels=max_voxels, what=path.name)
+        _check_axes(header, axes, path.name)
         source, notes = _source(header, axes, path.name)
         beside = header.get("data file", header.get("datafile"))
         if beside is not None:
@@ -198,6 +204,51 @@ def _read(path: Path, max_voxels: int) -> _Read:
         stream = _voxels(file, header, size, path.name)
         values = read_values(stream, dtype, (shape[0], shape[1], shape[2]), path.name)
     return _Read(values.array_kji, source, header, *notes, *values.notes)
+
+
+def _refuse_lists(file: BinaryIO, name: str) -> None:
+    """Refuse a header that spreads its voxels over a list of files; the file is at its start again.
+
+    Raises
+    ------
+    CaseError
+    """
+    for _ in range(_MOST_LINES):
+        key, _, value = file.readline(_MOST_SKIPPED).partition(b":")
+        if not key.strip():
+            break
+        if key.strip().lower() in {b"data file", b"datafile"} and value.split()[:1] == [b"LIST"]:
+            raise CaseError(
+                f"{name} keeps its voxels in several files; write it as one file",
+                code="data-file-elsewhere",
+            )
+    file.seek(0)
+
+
+def _check_axes(header: Mapping[str, Any], axes: tuple[int, ...], name: str) -> None:
+    """Refuse axes that aren't of space, or not in millimeters.
+
+    Raises
+    ------
+    CaseError
+        ``axis-not-of-space`` or ``unit-not-millimeters``.
+    """
+    kinds = header.get("kinds", [])
+    for axis in axes:
+        kind = str(kinds[axis]).lower() if axis < len(kinds) else ""
+        if any(word in kind for word in _NO_AXIS_OF_SPACE):
+            raise CaseError(
+                f"{name} has an axis of kind {kind[:40]!r}; give one volume of three axes in space",
+                code="axis-not-of-space",
+            )
+    per_axis = [] if "space directions" in header else header.get("units", [])
+    units = [*header.get("space units", []), *(per_axis[axis] for axis in axes if per_axis)]
+    other = [str(unit) for unit in units if str(unit).strip('" ').lower() not in _MILLIMETERS]
+    if other:
+        raise CaseError(
+            f"{name} is in {other[0][:20]!r}, which programs read as millimeters; write it in mm",
+            code="unit-not-millimeters",
+        )
 
 
 def _space_axes(header: Mapping[str, Any]) -> tuple[int, ...]:

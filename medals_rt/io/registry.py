@@ -308,7 +308,7 @@ def _format_to_read(file: Path, capability: Capability) -> Format:
     if named is not None and (_fits(named, start) or named.recognizes is None):
         return named
     others = [each for each in FORMATS if getattr(each, capability) and _fits(each, start)]
-    if named is None and others and others[0].choosable:
+    if named is None and others and others[0].unnamed:
         return others[0]
     if others:
         ending = next(each for each in others[0].endings if each.endswith(".gz") == _packed(start))

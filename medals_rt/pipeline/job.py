@@ -17,6 +17,7 @@ from medals_rt.common.notes import Note, warning
 from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
+from medals_rt.inference.hybrid_prompts import check_start
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.results import number_objects, object_name
 from medals_rt.io.dicom.sr import SegmentMeasures, write_report
@@ -53,6 +54,7 @@ from medals_rt.pipeline.window_groups import check_window
 from medals_rt.planning import pass_timings
 from medals_rt.planning.policy import load_policy
 from medals_rt.preprocessing.intensity import prepare_intensities
+from medals_rt.preprocessing.label_sampling import sample_labels
 from medals_rt.prompts.prompt_set import (
     PLAIN_READING,
     PromptReading,
@@ -88,6 +90,8 @@ class Job:
         Where the measurements go as a DICOM report, if at all; the output is then a DICOM SEG.
     spatial_prompts
         A file of labels drawn by the user (hybrid mode).
+    resample
+        Whether these are brought onto the case's grid where they lie on another one.
     series
         Which series of a DICOM folder, as for `registry.read_case`.
     select
@@ -109,6 +113,7 @@ class Job:
     instances: Path | None = None
     sr: Path | None = None
     spatial_prompts: Path | None = None
+    resample: bool = False
     series: str | None = None
     select: tuple[str, ...] = ()
     options: RunOptions = field(default_factory=RunOptions)
@@ -178,12 +183,17 @@ def read_job(job: Job) -> ReadJob:
         )
         annotation = None
         if job.spatial_prompts is not None:
-            annotation = read_annotation(job.spatial_prompts, case.volume)
-        check_window(job.options.segment.window, prompts.modality)
+            annotation, moved = read_annotation(
+                job.spatial_prompts, case.volume, resample=job.resample
+            )
+            case = replace(case, notes=(*case.notes, *moved))
+        preset = job.options.segment.algorithm
+        check_window(job.options.segment.window, prompts.modality, preset)
+        check_start(preset, annotated=annotation is not None)
         _check_instances(job, prompts)
         unkept = check_output(job.output, case, prompts=prompts, format=job.format)
         case = replace(case, notes=(*case.notes, *unkept))
-        check_combination(prompts, job.options.segment.preset)
+        check_combination(prompts, preset)
     return ReadJob(job, case, prompts, annotation, watch.seconds)
 
 
@@ -271,7 +281,7 @@ def write_job(read: ReadJob, result: Result) -> None:
     OutputError
         A file can't be written, as when the disk is full.
     ServerError
-        The output can't be stored on a server; it is kept.
+        The output can't be stored on a server.
     """
     job = read.job
     write_segmentation(
@@ -293,6 +303,7 @@ def write_job(read: ReadJob, result: Result) -> None:
             result.labels_dhw,
             read.prompts,
             job.options.segment.window,
+            job.options.segment.preset,
             notice=result.report.bundle["notice"],
             instances_dhw=result.instances_dhw,
         )
@@ -445,11 +456,11 @@ def _check_instances(job: Job, prompts: PromptSet) -> None:
     """
     if job.instances is None:
         return
-    preset = job.options.segment.preset
+    preset = job.options.segment.algorithm
     if not any(key.kind == "lesion" for key in prompts.class_keys):
         why = "the prompts ask for anatomy; ask for lesions (--kind lesion)"
-    elif load_policy().preset(preset).lesions == "binary":
-        why = f"the preset {preset} doesn't number them; take another"
+    elif preset.lesions != "labels and instances":
+        why = f"the preset {preset.name} doesn't number them; take another"
     else:
         return
     raise InputError(
@@ -457,23 +468,60 @@ def _check_instances(job: Job, prompts: PromptSet) -> None:
     )
 
 
-def read_annotation(path: Path, volume: Volume) -> Any:
-    """Read labels `(D, H, W)` that were drawn on the grid of `volume`.
+def read_annotation(
+    path: Path, volume: Volume, *, resample: bool = False
+) -> tuple[Any, tuple[Note, ...]]:
+    """Read labels that were drawn on `volume`.
+
+    Parameters
+    ----------
+    path
+        The file of labels.
+    volume
+        The image.
+    resample
+        Whether labels on another grid are brought onto the image's, by the nearest voxel.
+
+    Returns
+    -------
+    labels_dhw
+        On the grid of `volume`, `(D, H, W)`.
+    notes
+        That they were resampled.
 
     Raises
     ------
     CaseError
-        The file is broken, or its shape or spacing is another one.
+        The file is broken; ``annotation-on-another-grid``, or with `resample` ``place-unknown``
+        where a file knows no place and ``annotation-outside`` where no label reaches the image.
     """
-    drawn = fill_left_out(read_labels(path), grid_of(volume))
-    difference = same_grid(grid_of(volume), grid_of(drawn))
-    if difference is not None:
+    wanted = grid_of(volume)
+    drawn = fill_left_out(read_labels(path), wanted)
+    found = grid_of(drawn)
+    difference = same_grid(wanted, found)
+    if difference is None:
+        return drawn.labels_dhw, ()
+    problem = f"{path.name} is not on the grid of {volume.name}: {difference}"
+    if not resample:
         raise CaseError(
-            f"{path.name} is not on the grid of {volume.name}: {difference}; draw on the image "
-            "itself, or resample the annotation to it",
+            f"{problem}; draw on the image itself, or use --resample to bring it there",
             code="annotation-on-another-grid",
         )
-    return drawn.labels_dhw
+    if wanted.affine_lps is None or found.affine_lps is None:
+        raise CaseError(
+            f"{problem}; --resample needs files that know their place", code="place-unknown"
+        )
+    labels = np.asarray(
+        sample_labels(drawn.labels_dhw, found.affine_lps, wanted.affine_lps, wanted.shape_dhw)
+    )
+    if drawn.labels_dhw.any() and not labels.any():
+        raise CaseError(
+            f"no label of {path.name} lies in {volume.name}: {difference}; give the annotation of "
+            "this image",
+            code="annotation-outside",
+        )
+    text = f"{path.name} was resampled onto the grid of the scan ({difference})"
+    return labels, (Note("annotation-resampled", text),)
 
 
 def choose_prompts(
@@ -513,6 +561,7 @@ def draw_preview(
     labels_dhw: Any,
     prompts: PromptSet,
     window: str = "auto",
+    preset: str = "paper",
     notice: str | None = None,
     instances_dhw: Any | None = None,
 ) -> None:
@@ -521,8 +570,8 @@ def draw_preview(
     Lesions have a color and a number each, unless there are more than can be told apart.
     """
     if window == "auto":
-        window = load_policy().intensity_window(prompts.parts[0].class_keys)
-    shown = prepare_intensities(volume, prompts.modality, window)
+        window = load_policy().intensity_window(prompts.parts[0].class_keys, preset)
+    shown = prepare_intensities(volume, prompts.modality, window, preset)
     orientation: Orientation = "known"
     if prompts.modality == "Microscopy":
         orientation = "none"

@@ -18,17 +18,18 @@ from medals_rt.io.volume import Volume
 from medals_rt.pipeline.window_groups import (
     GroupResult,
     Merged,
+    MergeRule,
     WindowGroup,
     group_by_window,
     merge,
 )
-from medals_rt.planning.policy import load_policy
+from medals_rt.planning.policy import Preset
 from medals_rt.prompts.prompt_set import PromptSet
 
 _NAMES: Final = {"anatomy": "organs", "lesion": "lesions"}
 
 
-def check_combination(prompts: PromptSet, preset: str) -> None:
+def check_combination(prompts: PromptSet, preset: Preset) -> None:
     """Check before any work that a preset can keep anatomy and lesions apart.
 
     Raises
@@ -37,32 +38,34 @@ def check_combination(prompts: PromptSet, preset: str) -> None:
         ``lesions-without-labels``: both are asked for, and the preset gives all lesions the label
         1.
     """
-    if len(prompts.parts) > 1 and load_policy().preset(preset).lesions == "binary":
+    if len(prompts.parts) > 1 and preset.lesions == "binary":
         raise PromptError(
-            f"under the preset {preset!r} every lesion has the label 1, so that lesions can't be "
-            "told from organs; run them one after the other, or use another preset",
+            f"under the preset {preset.name!r} every lesion has the label 1, so that lesions "
+            "can't be told from organs; run them one after the other, or use another preset",
             code="lesions-without-labels",
         )
 
 
-def case_groups(volume: Volume, prompts: PromptSet, window: str) -> tuple[WindowGroup, ...]:
+def case_groups(
+    volume: Volume, prompts: PromptSet, window: str, preset: Preset
+) -> tuple[WindowGroup, ...]:
     """Split a case into the groups that are segmented one after the other, by kind and window."""
     parts = prompts.parts
     if len(parts) == 1:
-        return group_by_window(volume, prompts, window)
+        return group_by_window(volume, prompts, window, preset)
     return tuple(
         replace(group, name=", ".join(filter(None, (_NAMES[part.kind], group.name))))
         for part in parts
-        for group in group_by_window(volume, part, window)
+        for group in group_by_window(volume, part, window, preset)
     )
 
 
-def merge_case(results: Sequence[GroupResult]) -> Merged:
-    """Merge the labels of all groups: those of a kind by probability, lesions over anatomy."""
+def merge_case(results: Sequence[GroupResult], rule: MergeRule = "probability") -> Merged:
+    """Merge the labels of all groups: those of a kind by a preset's rule, lesions over anatomy."""
     by_kind: dict[str, list[GroupResult]] = {}
     for result in results:
         by_kind.setdefault(result.group.prompts.kind, []).append(result)
-    merged = [merge(of_kind) for of_kind in by_kind.values()]
+    merged = [merge(of_kind, rule) for of_kind in by_kind.values()]
     return merged[0] if len(merged) == 1 else _cover(*merged)
 
 

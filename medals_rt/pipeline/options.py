@@ -12,12 +12,17 @@ from medals_rt.common.choices import (
     POSTPROCESS,
     PRESETS,
     REFINEMENTS,
+    STAGES,
+    STARTS,
     Postprocess,
     PresetName,
     Refinement,
+    Stages,
+    StartFrom,
 )
 from medals_rt.common.errors import InputError, PromptError
 from medals_rt.common.limits import CLASSES_PER_CHUNK, MAX_VOXELS
+from medals_rt.planning.policy import Preset, load_policy
 from medals_rt.prompts.prompt_set import (
     PLAIN_READING,
     PromptReading,
@@ -31,6 +36,25 @@ if TYPE_CHECKING:
     from medals_rt.inference.refinement import MaskSource
 
 _CHANGES_NO_RESULT: Final = {"decides": False}
+_RANGES: Final = (
+    ("iterations", 1, 100),
+    ("repetitions", 1, 100),
+    ("lesion_iterations", 0, 100),
+    ("threshold", 0.01, 0.99),
+    ("overlap", 0.0, 0.9),
+)
+_OF_THE_PRESET: Final = (
+    "stages",
+    "start_from",
+    "iterations",
+    "repetitions",
+    "block_sizes",
+    "lesion_iterations",
+    "threshold",
+    "overlap",
+    "mirrored",
+)
+"""What `Preset.changed` takes."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +64,8 @@ class SegmentOptions:
     Attributes
     ----------
     preset
-        Which constants and class lists apply: those of the ``"paper"`` or of the authors' released
-        code (``"release"``).
+        Which constants and class lists apply: those of the ``"paper"``, of the authors' released
+        code (``"release"``), or of their script for raw scans (``"native"``).
     refinement
         ``"masked"``: Algorithm 2. ``"unmasked"``: the network sees whole prompts. ``"none"``: every
         stage works from the text alone.
@@ -54,6 +78,23 @@ class SegmentOptions:
         every one. ``"off"``: none.
     seed
         Of the block masks; the same seed, case, bundle and runner give the same bytes.
+    stages
+        ``"coarse"`` or ``"fine"`` alone on the whole image, or ``"both"`` (paper 2.6). This and
+        what follows, up to `mirrored`, is as the preset has it where it is None.
+    start_from
+        What masked refinement starts from: the ``"coarse"`` labels, or a pass of its own from the
+        ``"text"`` alone (Algorithm 2, lines 3 to 6).
+    iterations, repetitions, block_sizes
+        Algorithm 2: T, R, and the block edges in voxels of which each masked pair draws one.
+    lesion_iterations
+        Masked pairs that lesions get afterwards.
+    threshold
+        The least probability of a class that is no background, between 0 and 1.
+    overlap
+        Share of a window that it has in common with the next, 0 to 0.9.
+    mirrored
+        Test-time augmentation: each pass is the mean over the image mirrored along all axes, eight
+        times the work.
     time_budget
         Seconds a class that the case may take; None for no limit. What is left out to keep it is in
         the report (`budget`).
@@ -70,7 +111,7 @@ class SegmentOptions:
     Raises
     ------
     InputError
-        An unknown preset or refinement, or a number that isn't positive.
+        An unknown choice, or a number that is out of range.
     """
 
     preset: PresetName = "paper"
@@ -78,6 +119,15 @@ class SegmentOptions:
     window: str = "auto"
     postprocess: Postprocess = "auto"
     seed: int = 0
+    stages: Stages | None = None
+    start_from: StartFrom | None = None
+    iterations: int | None = None
+    repetitions: int | None = None
+    block_sizes: tuple[int, ...] | None = None
+    lesion_iterations: int | None = None
+    threshold: float | None = None
+    overlap: float | None = None
+    mirrored: bool | None = None
     time_budget: float | None = None
     max_memory: int | None = field(default=None, metadata=_CHANGES_NO_RESULT)
     keep_probability: bool = field(default=False, metadata=_CHANGES_NO_RESULT)
@@ -90,6 +140,8 @@ class SegmentOptions:
         _check_choice("preset", self.preset, PRESETS)
         _check_choice("refinement", self.refinement, REFINEMENTS)
         _check_choice("postprocess", self.postprocess, POSTPROCESS)
+        _check_choice("stages", self.stages, (None, *STAGES))
+        _check_choice("start-from", self.start_from, (None, *STARTS))
         if not isinstance(self.window, str):
             raise TypeError(
                 f"window must be 'auto', a window's name or 'WIDTH,LEVEL', found {self.window!r}"
@@ -98,6 +150,31 @@ class SegmentOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"{name} must be positive, found {value}", code="not-positive")
+        self._check_refinement()
+
+    def _check_refinement(self) -> None:
+        sizes = self.block_sizes
+        if sizes is not None and not (sizes and all(size >= 1 for size in sizes)):
+            raise InputError(
+                f"block_sizes need at least one edge of 1 voxel or more, found {sizes}",
+                code="not-positive",
+            )
+        for name, least, most in _RANGES:
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise InputError(
+                    f"{name} must lie in {least:g} to {most:g}, found {value:g}",
+                    code=f"{name.replace('_', '-')}-out-of-range",
+                )
+
+    @property
+    def algorithm(self) -> Preset:
+        """The preset with what these options change of it."""
+        return (
+            load_policy()
+            .preset(self.preset)
+            .changed(**{name: getattr(self, name) for name in _OF_THE_PRESET})
+        )
 
 
 @dataclass(frozen=True)
@@ -180,8 +257,9 @@ def _deciding(options: Any) -> dict[str, Any]:
     return found
 
 
-def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: object, known: tuple[str | None, ...]) -> None:
     if value not in known:
         raise InputError(
-            f"no {name} {value!r}: choose {' or '.join(known)}", code=f"{name}-unknown"
+            f"no {name} {value!r}: choose {' or '.join(filter(None, known))}",
+            code=f"{name}-unknown",
         )

@@ -21,34 +21,43 @@ from medals_rt.planning.cost import (
     with_seconds,
     with_time_budget,
 )
-from medals_rt.planning.geometry import spacing_for
+from medals_rt.planning.geometry import spacing_for, spacing_of_volume
 from medals_rt.planning.pass_timings import recall
-from medals_rt.planning.policy import load_policy
 from medals_rt.prompts.classes import ClassKey, by_exact_name, classes_of
 from medals_rt.runners.selection import choose, precisions
 
 _Number = TypeVar("_Number", int, float)
 
 
-def plan_files(path: Path, source: PromptSource, options: RunOptions) -> CasePlan:
+def plan_files(
+    path: Path,
+    source: PromptSource,
+    options: RunOptions,
+    series: str | None = None,
+    select: tuple[str, ...] = (),
+) -> CasePlan:
     """Plan a case's file with the prompts that a run would take, on the model that it would use.
+
+    Parameters
+    ----------
+    path, source, options, series, select
+        As of a `Job`.
 
     Raises
     ------
     InputError
         A file, prompt or option is unusable; see `planning.cost.plan_case`.
     """
-    case, prompts = read_prompted_case(path, source, options)
-    check_window(options.segment.window, prompts.modality)
+    case, prompts = read_prompted_case(path, source, options, series, select)
+    preset = options.segment.algorithm
+    check_window(options.segment.window, prompts.modality, preset)
     volume = case.volume
-    check_combination(prompts, options.segment.preset)
-    groups = case_groups(volume, prompts, options.segment.window)
-    spacing_mm, notes = spacing_for(
-        volume.shape_dhw,
-        volume.spacing_hwd_mm,
-        geometry_is_stated=volume.geometry_is_stated,
-        preset=load_policy().preset(options.segment.preset),
-        modality=prompts.modality,
+    check_combination(prompts, preset)
+    groups = case_groups(volume, prompts, options.segment.window, preset)
+    spacing_mm, notes = spacing_of_volume(
+        volume,
+        preset,
+        prompts.modality,
     )
     plan = _planned(
         volume.shape_dhw,
@@ -56,6 +65,7 @@ def plan_files(path: Path, source: PromptSource, options: RunOptions) -> CasePla
         {group.name or group.window: group.prompts.class_keys for group in groups},
         Bundle.open(resolve_bundle(options.bundle), verify=False),
         options,
+        image_bytes=volume.image_dhw.dtype.itemsize,
     )
     return replace(plan, notes=notes)
 
@@ -108,6 +118,7 @@ def plan_numbers(
         if options.bundle is None
         else Bundle.open(resolve_bundle(options.bundle), verify=False)
     )
+    preset = options.segment.algorithm
     spacing_mm: Spacing = lengths
     notes: tuple[Note, ...] = ()
     if stage is None and min(*sizes, *lengths) > 0:
@@ -115,16 +126,16 @@ def plan_numbers(
             sizes,
             lengths,
             geometry_is_stated=True,
-            preset=load_policy().preset(options.segment.preset),
+            preset=preset,
             modality=keys[0].modality,
         )
     window = options.segment.window
     for modality in sorted({key.modality for key in keys}):
-        check_window(window, modality)
+        check_window(window, modality, preset)
     plan = _planned(
         sizes,
         spacing_mm,
-        classes_by_window(keys, window) if stage is None else {window: keys},
+        classes_by_window(keys, window, preset) if stage is None else {window: keys},
         bundle,
         options,
         stage=stage,
@@ -140,6 +151,7 @@ def _planned(
     options: RunOptions,
     *,
     stage: int | None = None,
+    image_bytes: int = 2,
 ) -> CasePlan:
     """Plan on a bundle, or on models of the released size, with what was measured of it here."""
     model, measured = RELEASED, None
@@ -155,9 +167,10 @@ def _planned(
         groups,
         model,
         stage=stage,
-        preset=segment.preset,
+        preset=segment.algorithm,
         refinement=segment.refinement,
         max_memory=segment.max_memory,
+        image_bytes=image_bytes,
     )
     return with_time_budget(with_seconds(plan, measured), segment.time_budget)
 

@@ -83,12 +83,14 @@ class Provenance:
 class RunReport:
     """The whole record of one case; `to_dict` is what `report.json` holds.
 
-    `memory` says what might be held, and what was expected. `budget` is what a time budget planned
+    `algorithm` are the values of the preset that options may replace, as they were used. `memory`
+    says what might be held, and what was expected. `budget` is what a time budget planned
     and left out, None where there was none; `asked_seconds_per_class` is that budget.
     """
 
     case: str
     preset: str
+    algorithm: dict[str, object]
     refinement: str
     postprocess: str
     seed: int
@@ -211,6 +213,7 @@ def build_report(
     return RunReport(
         case=volume.name,
         preset=options.preset,
+        algorithm=options.algorithm.values(),
         refinement=options.refinement,
         postprocess=options.postprocess,
         seed=options.seed,
@@ -244,6 +247,7 @@ def build_report(
         notes=(
             *_notice(bundle),
             *_degraded(groups),
+            *_unused(options, groups),
             *provenance.notes,
             *dict.fromkeys(note for result in groups for note in result.notes),
             *covered_notes(merged, volume.voxel_ml),
@@ -283,6 +287,17 @@ def _degraded(groups: Sequence[GroupResult]) -> tuple[Note, ...]:
     """Warn of what the time budget left out."""
     left_out = [what for each in groups if each.budget is not None for what in each.budget.degraded]
     return tuple(warning("time-budget", f"time budget: {what}") for what in dict.fromkeys(left_out))
+
+
+def _unused(options: SegmentOptions, groups: Sequence[GroupResult]) -> tuple[Note, ...]:
+    """Warn of options of refinement where no stage was refined."""
+    names = ("start_from", "iterations", "repetitions", "block_sizes", "lesion_iterations")
+    given = [name.replace("_", " ") for name in names if getattr(options, name) is not None]
+    stages = [stage for result in groups for stage in result.stages]
+    if not given or any("spatial prompts" in each.prompts or each.iterations for each in stages):
+        return ()
+    text = f"{', '.join(given)}: no stage was refined, so that these options changed nothing"
+    return (warning("options-unused", text),)
 
 
 def _of_networks(networks: Sequence[NetworkInfo]) -> tuple[Note, ...]:

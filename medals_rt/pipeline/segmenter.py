@@ -23,8 +23,8 @@ from medals_rt.common.errors import InputError
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Spacing
-from medals_rt.inference.cascade import CaseRun, run_stages
-from medals_rt.inference.hybrid_prompts import checked_annotation
+from medals_rt.inference.cascade import CaseRun, run_stages, stage_notes
+from medals_rt.inference.hybrid_prompts import check_start, checked_annotation
 from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.inference.stage import StageTask
@@ -41,11 +41,16 @@ from medals_rt.pipeline.window_groups import (
     progress_of,
 )
 from medals_rt.planning import pass_timings
-from medals_rt.planning.geometry import spacing_for
-from medals_rt.planning.memory import count_weights, feature_channels, memory_limit
+from medals_rt.planning.geometry import spacing_of_volume
+from medals_rt.planning.memory import (
+    case_bytes,
+    count_weights,
+    feature_channels,
+    memory_limit,
+)
 from medals_rt.planning.pass_timings import MeasuredPasses
 from medals_rt.planning.policy import load_policy
-from medals_rt.planning.stage_plan import CaseOutline
+from medals_rt.planning.stage_plan import CaseOutline, check_memory, stages_of
 from medals_rt.planning.time_budget import Budget, case_budget
 from medals_rt.postprocessing.finalize import finish_labels, treated_labels
 from medals_rt.preprocessing.intensity import AUTO, prepare_intensities
@@ -62,7 +67,7 @@ class Result:
     labels_dhw
         Label values of the prompts, 0 background; the smallest unsigned integer that holds them.
     instances_dhw
-        For lesions under the preset `paper`: the components numbered from 1, uint32; else None.
+        For lesions, where the preset numbers them: the components from 1, uint32; else None.
     stage_labels_dhw
         What each stage came to on the whole grid before anything was cleaned up, by stage name
         (``"window: stage"`` where the classes were seen in several windows, ``"lesions: stage"``
@@ -92,6 +97,7 @@ class Segmenter:
         self._networks = dict(networks)
         self._embedder = PromptEmbedder(bundle)
         self._measured: dict[int, float] = {}
+        self._open_chains: frozenset[tuple[int, str]] = frozenset()
         self._is_closed = False
 
     @classmethod
@@ -239,21 +245,23 @@ class Segmenter:
             )
         provenance = provenance or Provenance()
         prompts = as_prompt_set(prompts)
-        check_window(options.window, prompts.modality)
-        check_combination(prompts, options.preset)
+        preset = options.algorithm
+        check_window(options.window, prompts.modality, preset)
+        check_combination(prompts, preset)
+        check_start(preset, annotated=spatial_prompts is not None)
         watch = Stopwatch()
         annotation = checked_annotation(spatial_prompts, volume.shape_dhw, prompts)
-        spacing_hwd_mm, spacing_notes = spacing_for(
-            volume.shape_dhw,
-            volume.spacing_hwd_mm,
-            geometry_is_stated=volume.geometry_is_stated,
-            preset=load_policy().preset(options.preset),
-            modality=prompts.modality,
-        )
-        groups = case_groups(volume, prompts, options.window)
+        spacing_hwd_mm, spacing_notes = spacing_of_volume(volume, preset, prompts.modality)
+        groups = case_groups(volume, prompts, options.window, preset)
+        by_probability = len(groups) > len(prompts.parts) and preset.merge == "probability"
+        annotations = [part_of_annotation(annotation, group.prompts.labels) for group in groups]
+        outlines = self._outlines(volume, spacing_hwd_mm, groups, options)
+        for outline, own_annotation in zip(outlines, annotations, strict=True):
+            specs = stages_of(outline.rules, [each.spec for each in self._networks.values()])
+            check_memory(outline, specs, prompted=own_annotation is not None)
         spent_before, classes_before = sum(provenance.seconds.values()), 0
         results: list[GroupResult] = []
-        for group in groups:
+        for group, outline, own_annotation in zip(groups, outlines, annotations, strict=True):
             # A group has the time of its classes, and what earlier groups left of theirs.
             own = (options.time_budget or 0.0) * classes_before
             budget = case_budget(
@@ -263,19 +271,20 @@ class Segmenter:
                 may_refuse=not results,
             )
             classes_before += len(group.prompts.labels)
+            self._open_chains = outline.chains_by(2)
             results.append(
                 self._segment_group(
                     volume,
-                    spacing_hwd_mm,
+                    outline,
                     group,
                     options,
                     budget,
-                    part_of_annotation(annotation, group.prompts.labels),
+                    own_annotation,
                     progress_of(progress, group),
-                    keep_probability=options.keep_probability or len(groups) > len(prompts.parts),
+                    keep_probability=options.keep_probability or by_probability,
                 )
             )
-        merged = merge_case(results)
+        merged = merge_case(results, preset.merge)
         report = build_report(
             volume,
             spacing_hwd_mm,
@@ -299,10 +308,44 @@ class Segmenter:
         probability = merged.probability_dhw if options.keep_probability else None
         return Result(merged.labels_dhw, merged.instances_dhw, stage_labels, report, probability)
 
-    def _segment_group(
+    def _outlines(
         self,
         volume: Volume,
         spacing_hwd_mm: Spacing,
+        groups: Sequence[WindowGroup],
+        options: SegmentOptions,
+    ) -> list[CaseOutline]:
+        """Outline each group, which finds what earlier ones leave in memory."""
+        policy, info = load_policy(), self._networks[1].info
+        memory = memory_limit(options.max_memory, self._networks[1].array_device)
+        image = volume.image_dhw
+        outlines: list[CaseOutline] = []
+        chains = self._open_chains
+        for number, group in enumerate(groups):
+            outline = CaseOutline(
+                shape_dhw=volume.shape_dhw,
+                spacing_hwd_mm=spacing_hwd_mm,
+                rules=policy.rules(group.prompts.class_keys, options.algorithm),
+                preset=options.algorithm,
+                mode=options.refinement,
+                classes=len(group.prompts.labels),
+                channels=feature_channels(self.bundle),
+                memory=memory,
+                classes_per_chunk=options.classes_per_chunk,
+                weights=count_weights(self.bundle),
+                runner=info.runner,
+                precision=info.precision,
+                case_bytes=case_bytes(image.size, image.dtype.itemsize, number),
+                open_chains=chains,
+            )
+            chains = outline.chains_by(2)
+            outlines.append(outline)
+        return outlines
+
+    def _segment_group(
+        self,
+        volume: Volume,
+        outline: CaseOutline,
         group: WindowGroup,
         options: SegmentOptions,
         budget: Budget | None,
@@ -313,37 +356,19 @@ class Segmenter:
     ) -> GroupResult:
         """Segment the classes of one group, as if they were the only ones asked for."""
         prompts = group.prompts
-        policy = load_policy()
-        rules = policy.rules(prompts.class_keys, options.preset)
-        preset = policy.preset(options.preset)
+        rules, preset = outline.rules, outline.preset
         watch = Stopwatch()
         with watch.step("prepare"):
             window = group.window
             if window == AUTO:
-                window = policy.intensity_window(prompts.class_keys)
-            intensities = prepare_intensities(volume, prompts.modality, window)
+                window = load_policy().intensity_window(prompts.class_keys, preset)
+            intensities = prepare_intensities(volume, prompts.modality, window, preset)
             prepared = to_host(intensities.image_dhw)
             embeddings, sources = self._embedder.embed(prompts)
             device = self._networks[1].array_device
-            treated = treated_labels(
-                volume.image_dhw.size, prompts, options.preset, options.postprocess
-            )
+            treated = treated_labels(volume.image_dhw.size, prompts, preset, options.postprocess)
             recalled = pass_timings.recall(self.bundle.hash, self.arithmetic)
             known = {} if recalled is None else recalled.seconds_per_pass
-            outline = CaseOutline(
-                shape_dhw=volume.shape_dhw,
-                spacing_hwd_mm=spacing_hwd_mm,
-                rules=rules,
-                preset=preset,
-                mode=options.refinement,
-                classes=len(prompts.labels),
-                channels=feature_channels(self.bundle),
-                memory=memory_limit(options.max_memory, device),
-                classes_per_chunk=options.classes_per_chunk,
-                weights=count_weights(self.bundle),
-                runner=self._networks[1].info.runner,
-                precision=self._networks[1].info.precision,
-            )
             masks = options.masks or seeded_masks(
                 options.seed, _mask_key(prepared, scaled=intensities.action != "unchanged")
             )
@@ -383,7 +408,7 @@ class Segmenter:
             stage_labels_dhw=stage_labels,
             stages=tuple(each.record for each in outcomes),
             removals=final.removals,
-            notes=intensities.notes,
+            notes=(*intensities.notes, *stage_notes(case, outcomes)),
             memory=outline.memory,
             budget=budget,
             seconds=watch.seconds,

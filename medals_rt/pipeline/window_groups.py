@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from medals_rt.common.progress import Progress
 from medals_rt.inference.cascade import StageSummary
 from medals_rt.io.volume import Volume
 from medals_rt.planning.memory import MemoryLimit
-from medals_rt.planning.policy import load_policy
+from medals_rt.planning.policy import Preset, load_policy
 from medals_rt.planning.time_budget import Budget
 from medals_rt.postprocessing.component_filter import ComponentRemoval
 from medals_rt.preprocessing.intensity import AUTO, is_prepared, parse_window
@@ -30,6 +30,8 @@ from medals_rt.prompts.embedding import EmbeddingSource
 from medals_rt.prompts.prompt_set import PromptSet
 
 Labels: TypeAlias = npt.NDArray[Any]
+MergeRule: TypeAlias = Literal["probability", "larger label"]
+"""Whose a voxel is that several groups claim: `Preset.merge`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,18 +117,18 @@ class Merged:
     covered: int = 0
 
 
-def check_window(window: str, modality: str) -> None:
+def check_window(window: str, modality: str, preset: str | Preset = "paper") -> None:
     """Check a window before any work is done.
 
     Raises
     ------
     InputError
-        If it is neither ``"auto"``, a window's name nor ``"WIDTH,LEVEL"``, or is the name of a
-        Hounsfield window and the case is no CT.
+        If it is neither ``"auto"``, the name of a window of the preset nor ``"WIDTH,LEVEL"``, or is
+        the name of a Hounsfield window and the case is no CT.
     """
     if window == AUTO:
         return
-    named = parse_window(window).name
+    named = parse_window(window, load_policy().hounsfield_windows(preset)).name
     if named is not None and modality != "CT":
         raise InputError(
             f"the window {named!r} is in Hounsfield units, but the prompts say {modality}; "
@@ -135,14 +137,16 @@ def check_window(window: str, modality: str) -> None:
         )
 
 
-def group_by_window(volume: Volume, prompts: PromptSet, window: str) -> tuple[WindowGroup, ...]:
+def group_by_window(
+    volume: Volume, prompts: PromptSet, window: str, preset: str | Preset = "paper"
+) -> tuple[WindowGroup, ...]:
     """Split prompts by the CT window that each class wants, in the order of the prompts.
 
     There is one group where a window was named, where the image isn't CT or was prepared (its
     window was chosen by whoever made it), and where all classes agree.
     """
-    groups = classes_by_window(prompts.class_keys, window)
-    if len(groups) == 1 or is_prepared(volume):
+    groups = classes_by_window(prompts.class_keys, window, preset)
+    if len(groups) == 1 or is_prepared(volume, load_policy().preset(preset).intensities):
         return (WindowGroup(window, prompts),)
     return tuple(
         WindowGroup(
@@ -152,7 +156,9 @@ def group_by_window(volume: Volume, prompts: PromptSet, window: str) -> tuple[Wi
     )
 
 
-def classes_by_window(classes: Sequence[ClassKey], window: str) -> dict[str, list[ClassKey]]:
+def classes_by_window(
+    classes: Sequence[ClassKey], window: str, preset: str | Preset = "paper"
+) -> dict[str, list[ClassKey]]:
     """Group classes by the CT window that each wants, in their order.
 
     There is one group, of the window as given, where a window was named, where a class is not one
@@ -162,7 +168,7 @@ def classes_by_window(classes: Sequence[ClassKey], window: str) -> dict[str, lis
         return {window: list(classes)}
     groups: dict[str, list[ClassKey]] = {}
     for key in classes:
-        groups.setdefault(load_policy().window_of(key), []).append(key)
+        groups.setdefault(load_policy().window_under(key, preset), []).append(key)
     return groups if len(groups) > 1 else {window: list(classes)}
 
 
@@ -181,38 +187,45 @@ def progress_of(progress: Progress | None, group: WindowGroup) -> Progress | Non
     return lambda stage, done, total: progress(group.named(stage), done, total)
 
 
-def merge(results: Sequence[GroupResult]) -> Merged:
+def merge(results: Sequence[GroupResult], rule: MergeRule = "probability") -> Merged:
     """Merge the labels of all groups.
 
     A voxel that two groups claim goes to the likelier class, as within one group (system section
-    5); of equally likely ones the earlier group keeps it.
+    5); of equally likely ones the earlier group keeps it. The authors' script takes the larger
+    label instead (system section 11).
 
     Raises
     ------
     ValueError
-        Of several groups one has no probabilities.
+        Probabilities are to decide, and of several groups one has none.
     """
     first = results[0]
     merged = Merged(first.labels_dhw, first.instances_dhw, first.probability_dhw)
     for result in results[1:]:
-        merged = _merge_two(merged, result)
+        merged = _merge_two(merged, result, rule)
     return merged
 
 
-def _merge_two(merged: Merged, result: GroupResult) -> Merged:
-    labels, probability = result.labels_dhw, result.probability_dhw
-    if probability is None or merged.probability_dhw is None:
-        raise ValueError("groups are merged by their probabilities, and one has none")
+def _merge_two(merged: Merged, result: GroupResult, rule: MergeRule) -> Merged:
+    labels, probability, before = result.labels_dhw, result.probability_dhw, merged.probability_dhw
     claimed = labels > 0
     both = claimed & (merged.labels_dhw > 0)
-    taken = claimed & (~both | (probability > merged.probability_dhw))
+    if rule == "larger label":
+        taken = labels > merged.labels_dhw
+    elif probability is None or before is None:
+        raise ValueError("groups are merged by their probabilities, and one has none")
+    else:
+        taken = claimed & (~both | (probability > before))
     instances = merged.instances_dhw
     if instances is not None and result.instances_dhw is not None:
         shift = np.uint32(instances.max(initial=0))
         instances = np.where(taken, result.instances_dhw + shift, instances)
+    kept = None
+    if probability is not None and before is not None:
+        kept = np.where(taken, probability, before)
     return Merged(
         np.where(taken, labels, merged.labels_dhw),
         instances,
-        np.where(taken, probability, merged.probability_dhw),
+        kept,
         merged.contested + int(np.count_nonzero(both)),
     )

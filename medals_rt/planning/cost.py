@@ -21,12 +21,13 @@ from medals_rt.planning.memory import (
     ANY_MACHINE,
     LARGEST_DEFAULT_SLAB,
     MemoryLimit,
+    case_bytes,
     count_weights,
     feature_channels,
     memory_limit,
 )
 from medals_rt.planning.pass_timings import MeasuredPasses
-from medals_rt.planning.policy import CaseRules, load_policy
+from medals_rt.planning.policy import Preset, load_policy
 from medals_rt.planning.stage_plan import (
     CaseOutline,
     StagePlan,
@@ -34,6 +35,7 @@ from medals_rt.planning.stage_plan import (
     seconds_of_both,
     smallest_region_of,
     stage_plans,
+    stages_of,
 )
 from medals_rt.planning.time_budget import QUALITY_LEVELS, Budget, choose_stage, seconds_of_case
 from medals_rt.prompts.classes import ClassKey
@@ -177,13 +179,15 @@ class BudgetPlan:
 class CasePlan:
     """The dry run of a case.
 
-    `expected_seconds` is (least, most), for the smallest region of interest and for the whole
-    image: passes times the bundle's last measured pass on this machine. None where none was
-    measured. `expected_peak_memory_mib` is the estimated peak of the process with `runner` in
-    `precision`. `time_budget` is None where none was set.
+    `algorithm` are the values of the preset that options may replace. `expected_seconds` is (least,
+    most), for the smallest region of interest and for the whole image: passes times the bundle's
+    last measured pass on this machine. None where none was measured. `expected_peak_memory_mib` is
+    the estimated peak of the process with `runner` in `precision`. `time_budget` is None where none
+    was set.
     """
 
     preset: str
+    algorithm: dict[str, object]
     refinement: str
     runner: str
     precision: str
@@ -207,9 +211,10 @@ def plan_case(
     model: ModelFacts = RELEASED,
     *,
     stage: int | None = None,
-    preset: str = "paper",
+    preset: str | Preset = "paper",
     refinement: Refinement = "masked",
     max_memory: int | None = None,
+    image_bytes: int = 2,
 ) -> CasePlan:
     """Plan a case of which only shape, spacing and classes are known.
 
@@ -226,11 +231,13 @@ def plan_case(
     stage
         1 or 2: that stage, whatever the classes go through; None: those that they go through.
     preset
-        ``"paper"`` or ``"release"``.
+        The name of one, or one that options changed (`SegmentOptions.algorithm`).
     refinement
         ``"masked"``, ``"unmasked"`` or ``"none"``.
     max_memory
         Bytes that the run may hold; None plans for a machine that has enough.
+    image_bytes
+        Bytes of a voxel of the image as it is read; of most scans two.
 
     Raises
     ------
@@ -245,17 +252,19 @@ def plan_case(
             code="not-positive",
         )
     policy = load_policy()
+    chosen = policy.preset(preset)
     limit = MemoryLimit(ANY_MACHINE, "a dry run", LARGEST_DEFAULT_SLAB)
     if max_memory is not None:
         limit = memory_limit(max_memory, "cpu")
     costs: list[StageCost] = []
-    for window, classes in groups.items():
-        rules = policy.rules(classes, preset)
+    chains: frozenset[tuple[int, str]] = frozenset()
+    for earlier, (window, classes) in enumerate(groups.items()):
+        rules = policy.rules(classes, chosen)
         outline = CaseOutline(
             shape_dhw=shape_dhw,
             spacing_hwd_mm=spacing_hwd_mm,
             rules=rules,
-            preset=policy.preset(preset),
+            preset=chosen,
             mode=refinement,
             classes=len(classes),
             channels=model.features,
@@ -263,13 +272,17 @@ def plan_case(
             weights=model.weights,
             runner=model.runner,
             precision=model.precision,
+            case_bytes=case_bytes(prod(shape_dhw), image_bytes, earlier),
+            open_chains=chains,
         )
-        specs = _stages_of(rules, model) if stage is None else [model.stages[stage - 1]]
+        chains = outline.chains_by(2)
+        specs = stages_of(rules, model.stages) if stage is None else [model.stages[stage - 1]]
         check_memory(outline, specs, prompted=False)
         name = window if len(groups) > 1 else None
         costs += [_cost(outline, name, spec) for spec in specs]
     return CasePlan(
-        preset=preset,
+        preset=chosen.name,
+        algorithm=chosen.values(),
         refinement=refinement,
         runner=model.runner,
         precision=model.precision,
@@ -386,15 +399,6 @@ def _choices(
             left -= taken
             spent += taken
     return tuple(choices)
-
-
-def _stages_of(rules: CaseRules, model: ModelFacts) -> list[StageSpec]:
-    """Choose the stages that a case goes through."""
-    return [
-        spec
-        for spec in model.stages
-        if not (rules.skip_fine if spec.is_fine else rules.skip_coarse)
-    ]
 
 
 def _cost(outline: CaseOutline, intensity_window: str | None, spec: StageSpec) -> StageCost:

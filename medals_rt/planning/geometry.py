@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,8 @@ from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.choices import BODY_MODALITIES
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import Box, Shape, Spacing
-from medals_rt.planning.policy import CaseRules, Preset
+from medals_rt.io.volume import Volume
+from medals_rt.planning.policy import CaseRules, Preset, Resampling
 from medals_rt.planning.sliding_window import HALF_OVERLAP, Window, padded_shape, plan_windows
 
 _Number: TypeAlias = float | np.float32
@@ -82,8 +83,8 @@ def spacing_for(
 ) -> tuple[Spacing, tuple[Note, ...]]:
     """Decide which spacing an image has, and say what is doubtful about it.
 
-    A file that states its geometry is believed. One that holds three bare numbers, and under the
-    preset ``"release"`` every file, is repaired as the released code does (`clean_spacing`).
+    A file that states its geometry is believed. One that holds three bare numbers, and under some
+    presets every file, is repaired as the authors' code does (`clean_spacing`).
 
     Parameters
     ----------
@@ -116,6 +117,19 @@ def spacing_for(
     return spacing, tuple(notes)
 
 
+def spacing_of_volume(
+    volume: Volume, preset: Preset, modality: str
+) -> tuple[Spacing, tuple[Note, ...]]:
+    """Decide which spacing a volume has; see `spacing_for`."""
+    return spacing_for(
+        volume.shape_dhw,
+        volume.spacing_hwd_mm,
+        geometry_is_stated=volume.geometry_is_stated,
+        preset=preset,
+        modality=modality,
+    )
+
+
 def clean_spacing(shape_dhw: Sequence[int], stored_spacing_hwd: Sequence[float]) -> Spacing:
     """Repair the spacing that a challenge file stores (rule 4.1).
 
@@ -136,10 +150,18 @@ def clean_spacing(shape_dhw: Sequence[int], stored_spacing_hwd: Sequence[float])
     """
     spacing = np.array(stored_spacing_hwd, dtype=np.float64)[[2, 0, 1]]
     spacing[spacing < _SMALLEST_MEANT_SPACING] = 1.0
-    shortest, coarsest = int(np.argmin(shape_dhw)), int(np.argmax(spacing))
+    return _floats(_swapped(shape_dhw, spacing).astype(np.float32)[[1, 2, 0]])
+
+
+def _swapped(shape: Sequence[int], spacing: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Move the largest spacing to the shortest axis, where it is over 0.5 (rule 4.1).
+
+    Of several shortest axes, or of several largest spacings, the first in the order given counts.
+    """
+    shortest, coarsest = int(np.argmin(shape)), int(np.argmax(spacing))
     if shortest != coarsest and spacing[coarsest] > _SWAPPED_SPACING_ABOVE:
         spacing[[shortest, coarsest]] = spacing[[coarsest, shortest]]
-    return _floats(spacing.astype(np.float32)[[1, 2, 0]])
+    return spacing
 
 
 def plan_stage(
@@ -165,11 +187,7 @@ def plan_stage(
     """
     shape = _shape(shape_hwd)
     spacing = np.asarray(spacing_hwd, dtype=np.float32)
-    if preset.dynamic_resampling == "release":
-        spacing, target = _release_spacing(shape, spacing, spec, rules)
-    else:
-        target = list(spec.spacing_hwd_mm)
-        spacing = _bounded(shape, spacing, target, spec, raised_by=1.0)
+    spacing, target = _bent_spacing(shape, spacing, spec, rules, preset.resampling)
     resampled = _shape(
         max(1, round(s / t * d)) for s, t, d in zip(spacing, target, shape, strict=True)
     )
@@ -218,8 +236,8 @@ def region_of_interest(
     """
     shape_hwd = _shape(shape_dhw[axis] for axis in (1, 2, 0))
     spacing = np.asarray(spacing_hwd, dtype=np.float32)
-    if preset.dynamic_resampling == "release":
-        spacing = _release_region_spacing(shape_hwd, spacing, fine, rules)
+    if preset.resampling.bends_region:
+        spacing = _region_spacing(shape_hwd, spacing, fine, rules, preset.resampling)
     low, high = [], []
     for axis_dhw, axis in enumerate((2, 0, 1)):
         first, last = coarse_box_dhw[0][axis_dhw], coarse_box_dhw[1][axis_dhw] - 1
@@ -259,56 +277,64 @@ def separate_axis(spacing: _Values, target_spacing: _Values) -> int | None:
     return None
 
 
-def _release_spacing(
-    shape: Shape, spacing: npt.NDArray[np.float32], spec: StageSpec, rules: CaseRules
+def _bent_spacing(
+    shape: Shape,
+    spacing: npt.NDArray[np.float32],
+    spec: StageSpec,
+    rules: CaseRules,
+    resampling: Resampling,
 ) -> tuple[npt.NDArray[np.float32], list[_Number]]:
-    """Apply rules 4.2 to 4.8 to the image of one stage; return its spacing and target."""
+    """Apply the rules that count, of 4.1 to 4.8, to the image of one stage.
+
+    Returns its spacing and its target.
+    """
     spacing = spacing.copy()
+    if resampling.repairs_box:
+        spacing[spacing <= np.float32(_SMALLEST_MEANT_SPACING)] = 1.0
+        spacing = _swapped(shape, spacing)
     target: list[_Number] = list(spec.spacing_hwd_mm)
     for axis, (d, p) in enumerate(zip(shape, spec.window_hwd, strict=True)):
-        largest = _LARGEST_AXIS_HWD[axis]
-        s = _class_spacing(
-            spacing[axis], d, axis, spec, rules, large_extent_factors=rules.large_extent_factors
+        s = _axis_spacing(
+            spacing[axis], d, axis, spec, rules, resampling, rules.large_extent_factors
         )
-        if s * d > largest and s > target[axis]:
+        if _is_too_long(s, d, axis, target[axis], resampling):
             s = np.float32(target[axis])
-        elif s * d < p * target[axis]:
+        elif resampling.fits_window and s * d < p * target[axis]:
             target[axis] = _small_image_target(s, d, p, target[axis])
-        if spec.is_fine:
+        if resampling.by_class and spec.is_fine:
             s = s * rules.fine_spacing_factor
         spacing[axis] = s
-    if not rules.single:
-        spacing = _bounded(shape, spacing, target, spec, raised_by=1.1)
-    return spacing, target
+    return _bounded(shape, spacing, target, spec, rules, resampling), target
 
 
-def _release_region_spacing(
-    shape: Shape, spacing: npt.NDArray[np.float32], fine: StageSpec, rules: CaseRules
+def _region_spacing(
+    shape: Shape,
+    spacing: npt.NDArray[np.float32],
+    fine: StageSpec,
+    rules: CaseRules,
+    resampling: Resampling,
 ) -> npt.NDArray[np.float32]:
     """Apply the rules that the region of interest uses: 4.2 to 4.5, half of 4.6, 4.7, 4.8."""
     spacing = spacing.copy()
     target = list(fine.spacing_hwd_mm)
     for axis, d in enumerate(shape):
-        s = _class_spacing(
-            spacing[axis], d, axis, fine, rules, large_extent_factors=rules.roi_large_extent_factors
+        s = _axis_spacing(
+            spacing[axis], d, axis, fine, rules, resampling, rules.roi_large_extent_factors
         )
-        if s * d > _LARGEST_AXIS_HWD[axis] and s > target[axis]:
+        if _is_too_long(s, d, axis, target[axis], resampling):
             s = np.float32(target[axis])
-        spacing[axis] = s * rules.fine_spacing_factor
-    if not rules.single:
-        # The release multiplies the axes as (D, H, W) here; the product's last bit depends on it.
-        order = [2, 0, 1]
-        spacing = _bounded(shape, spacing, target, fine, raised_by=1.1, product_order=order)
-    return spacing
+        spacing[axis] = s * rules.fine_spacing_factor if resampling.by_class else s
+    # The release multiplies the axes as (D, H, W) here; the product's last bit depends on it.
+    return _bounded(shape, spacing, target, fine, rules, resampling, product_order=[2, 0, 1])
 
 
-def _class_spacing(
+def _axis_spacing(
     s: np.float32,
     d: int,
     axis: int,
     spec: StageSpec,
     rules: CaseRules,
-    *,
+    resampling: Resampling,
     large_extent_factors: tuple[float, ...],
 ) -> np.float32:
     """Apply rules 4.2 to 4.5 along one axis.
@@ -316,19 +342,29 @@ def _class_spacing(
     What rule 4.5 ends with, factors for spacings under 0.4, is out of reach: rule 4.3 has made
     those 1, and a single class on an axis that long was brought to twice the window.
     """
-    p, t, largest = spec.window_hwd[axis], spec.spacing_hwd_mm[axis], _LARGEST_AXIS_HWD[axis]
-    if rules.unit_spacing or (s < 1 and d <= largest):
+    p, t = spec.window_hwd[axis], spec.spacing_hwd_mm[axis]
+    unit = resampling.by_class and rules.unit_spacing
+    if unit or (resampling.submillimeter_is_one and s < 1 and d <= _LARGEST_AXIS_HWD[axis]):
         s = np.float32(1)
-    if rules.single and s > 1:
+    if not (resampling.by_class and rules.single):
+        return s
+    if s > 1:
         divisors = rules.spacing_divisor
         s = max(s / (divisors.fine if spec.is_fine else divisors.coarse), np.float32(t))
         if s / t > _LARGEST_RATIO_TO_TARGET:
             s = _LARGEST_RATIO_TO_TARGET * s / (s / t - 0.5)
-    if rules.single:
-        for factor in large_extent_factors:
-            if d > p * factor:
-                return np.float32(p * factor / d)
+    for factor in large_extent_factors:
+        if d > p * factor:
+            return np.float32(p * factor / d)
     return s
+
+
+def _is_too_long(s: np.float32, d: int, axis: int, t: _Number, resampling: Resampling) -> bool:
+    """Whether an axis coarser than the target is longer than any may be (rule 4.6, first half)."""
+    if resampling.longest_axis is None:
+        return False
+    unit = t if resampling.longest_axis == "target spacings" else 1
+    return bool(s * d > _LARGEST_AXIS_HWD[axis] * unit and s > t)
 
 
 def _small_image_target(s: np.float32, d: int, p: int, t: _Number) -> _Number:
@@ -348,16 +384,18 @@ def _bounded(
     spacing: npt.NDArray[np.float32],
     target: Sequence[_Number] | Sequence[float],
     spec: StageSpec,
-    *,
-    raised_by: float,
+    rules: CaseRules,
+    resampling: Resampling,
     product_order: Sequence[int] = (0, 1, 2),
 ) -> npt.NDArray[np.float32]:
     """Keep a large volume within memory (rule 4.8; paper 2.5 with a = 1.9, section 6 rule 6).
 
     Where the volume exceeds ``1.8^3 prod(p)``, each axis longer than ``1.9 p t`` is brought down to
-    that, but never enlarged. `raised_by` is the release's extra divisor of the bound for axes
-    coarser than the target; the paper has none.
+    that, but never enlarged.
     """
+    bound = resampling.memory_bound
+    if bound is None or (bound.spares_single and rules.single):
+        return spacing
     volume = np.prod([spacing[axis] * shape[axis] for axis in product_order])
     if not volume > _MEMORY_BOUND_SCALE**3 * np.prod(spec.window_hwd):
         return spacing
@@ -365,7 +403,7 @@ def _bounded(
     for axis, (s, t, p, d) in enumerate(zip(spacing, target, spec.window_hwd, shape, strict=True)):
         if s * d > p * _BOUNDED_AXIS_SCALE * t:
             limit = p * _BOUNDED_AXIS_SCALE * t / d
-            bounded[axis] = max(t, limit / raised_by) if s > t else min(t, limit)
+            bounded[axis] = max(t, limit / bound.raised_by) if s > t else min(t, limit)
     return bounded
 
 

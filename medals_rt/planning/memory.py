@@ -35,9 +35,25 @@ _LEAST_DEFAULT_SLAB = 2**30
 _SHARE_OF_AVAILABLE = 0.8
 _SHARE_OF_A_CHUNK = 0.25
 
-# What a process holds beside what grows with the case. Measured: benchmarks/NOTES.md.
-_PROCESS_BYTES = 190 * 10**6
-_BYTES_PER_CASE_VOXEL = 14
+# Measured on whole runs: benchmarks/results/peak_memory.md.
+_PROCESS_BYTES = 168 * 10**6
+"""Python, the libraries, and what compiling the graphs for the first time leaves behind."""
+
+_CHAIN_BYTES = 14 * 10**6
+"""What a compiled chain holds beside its weights: its nodes and the code made for them."""
+
+_SCRATCH_VALUES = 45 * 10**5
+"""What a pass holds however small its window."""
+
+_CASE_BYTES_PER_VOXEL = 12
+"""At the end of a fine stage: prepared gray values, the coarse and the fine labels, the largest
+probability, and what removing components takes. What was read comes on top."""
+
+_GROUP_BYTES_PER_VOXEL = 7
+"""What an earlier group of classes leaves: its labels, those of its stages, its probability."""
+
+_MERGE_BYTES_PER_VOXEL = 3
+"""What merging groups takes more than the end of a fine stage."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +108,16 @@ class MemoryDemand:
         Inference library and arithmetic of the network.
     weights
         Of the networks of both stages together, how many numbers.
-    case_voxels
-        Of the case's image as it was read.
-    is_fine
-        Whether it is the fine stage.
+    case_bytes
+        What the arrays on the case's own grid take, see `case_bytes`.
+    open_chains
+        Chains of graphs that are compiled by the end of the stage, where a library joins graphs.
     prompted
         Whether windows may have spatial prompts.
     held_classes
-        Classes of one window whose probabilities are held whole (lesions that are iterated).
+        Classes of one window whose probabilities are held whole between two of its steps.
+    averaged
+        Whether a mean of a window's probabilities is formed: two more arrays of all classes.
     classes_per_chunk
         The most that the classifier gives at once.
     """
@@ -109,10 +127,11 @@ class MemoryDemand:
     runner: str = "openvino"
     precision: str = "bf16"
     weights: int = 0
-    case_voxels: int = 0
-    is_fine: bool = True
+    case_bytes: int = 0
+    open_chains: int = 2
     prompted: bool = False
     held_classes: int = 0
+    averaged: bool = False
     classes_per_chunk: int = CLASSES_PER_CHUNK
 
 
@@ -265,9 +284,10 @@ def _fixed_bytes(demand: MemoryDemand, window_hwd: Shape, windows: Sequence[Wind
         _PROCESS_BYTES
         + weight_bytes(demand)
         + network_bytes(demand, window_hwd)
-        + demand.case_voxels * _BYTES_PER_CASE_VOXEL
+        + demand.case_bytes
         + prod(padded_hwd) * (4 + 4 + 1 + 1)  # image, largest probability, labels, prompts
         + demand.held_classes * prod(window_hwd) * 5  # probabilities, and prompts as bools
+        + demand.averaged * demand.classes * prod(window_hwd) * 8
     )
 
 
@@ -326,15 +346,29 @@ def _reaches(window: Window, columns: Columns) -> bool:
 def weight_bytes(demand: MemoryDemand) -> int:
     """Estimate what compiled graphs hold by the end of a stage.
 
-    Both stages' networks are open from the start. Where a library joins graphs, windows with
-    prompts take a chain of their own, and so do more classes than the classifier gives at once.
+    Both stages' networks are open from the start. Where a library joins graphs, each chain has
+    weights of its own.
     """
-    many = demand.classes > demand.classes_per_chunk
     footprint = _footprint(demand)
-    chains = 2
-    if footprint.has_chains:
-        chains += demand.prompted + many * (2 if demand.is_fine else 1)
-    return int(footprint.bytes_per_weight * demand.weights * chains / 2)
+    chains = demand.open_chains if footprint.has_chains else 2
+    return chains * (int(footprint.bytes_per_weight * demand.weights / 2) + _CHAIN_BYTES)
+
+
+def joined_chains(
+    stage: int, classes: int, classes_per_chunk: int, *, prompted: bool
+) -> frozenset[tuple[int, str]]:
+    """Name the chains of graphs that a stage compiles where a library joins graphs.
+
+    Windows with prompts take a chain of their own, one for each width of the refiner, and so do
+    more classes than the classifier gives at once.
+    """
+    names = ["text"]
+    if classes > classes_per_chunk:
+        names.append("text, many classes")
+    if prompted:
+        width = next((width for width in FOLDED_REFINERS if width >= classes), "many")
+        names.append(f"prompts, {width} classes")
+    return frozenset((stage, name) for name in names)
 
 
 def network_bytes(demand: MemoryDemand, window_hwd: Shape) -> int:
@@ -342,7 +376,26 @@ def network_bytes(demand: MemoryDemand, window_hwd: Shape) -> int:
     most = max(FOLDED_REFINERS) if demand.prompted else demand.classes_per_chunk
     footprint = _footprint(demand)
     values = footprint.values_joined if demand.classes <= most else footprint.values_many
-    return int(prod(window_hwd) * demand.channels * values * _VALUE_BYTES[demand.precision])
+    held = prod(window_hwd) * demand.channels * values + _SCRATCH_VALUES
+    return int(held * _VALUE_BYTES[demand.precision])
+
+
+def case_bytes(voxels: int, bytes_per_voxel: int, earlier_groups: int = 0) -> int:
+    """Estimate what the arrays on a case's own grid take at their peak.
+
+    Parameters
+    ----------
+    voxels
+        Of the image.
+    bytes_per_voxel
+        Of the image as it was read.
+    earlier_groups
+        Groups of classes that were segmented before, whose results wait to be merged.
+    """
+    held = bytes_per_voxel + _CASE_BYTES_PER_VOXEL
+    if earlier_groups:
+        held += earlier_groups * _GROUP_BYTES_PER_VOXEL + _MERGE_BYTES_PER_VOXEL
+    return voxels * held
 
 
 def _footprint(demand: MemoryDemand) -> _Footprint:

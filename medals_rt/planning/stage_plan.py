@@ -5,9 +5,9 @@ A run chooses among them (`inference.cascade`), a dry run counts them (`cost`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, floor, prod
+from math import ceil, floor
 
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.choices import Refinement
@@ -19,6 +19,7 @@ from medals_rt.planning.memory import (
     MemoryDemand,
     MemoryLimit,
     MemoryPlan,
+    joined_chains,
     plan_memory,
 )
 from medals_rt.planning.policy import CaseRules, Preset
@@ -52,6 +53,10 @@ class CaseOutline:
         Of the networks of both stages together, how many numbers.
     runner, precision
         Inference library and arithmetic of the network.
+    case_bytes
+        What the arrays on the case's own grid take (`memory.case_bytes`).
+    open_chains
+        Chains of graphs that were compiled before, for other classes.
     """
 
     shape_dhw: tuple[int, int, int]
@@ -66,11 +71,37 @@ class CaseOutline:
     weights: int = 0
     runner: str = "openvino"
     precision: str = "bf16"
+    case_bytes: int = 0
+    open_chains: frozenset[tuple[int, str]] = frozenset()
+
+    def chains_by(self, stage: int) -> frozenset[tuple[int, str]]:
+        """Return the chains of graphs that are compiled by the end of a stage.
+
+        Text-only chains of both stages are opened at the start. The coarse stage has prompts where
+        lesions are iterated, and where no fine one follows that could have those drawn by hand, or
+        that makes its own.
+        """
+        found = set(self.open_chains)
+        for number in (1, 2):
+            prompted = number == 2 or self.rules.lesion or self.rules.skip_fine
+            chains = joined_chains(
+                number,
+                self.classes,
+                self.classes_per_chunk,
+                prompted=prompted and self.mode != "none",
+            )
+            found |= chains if number <= stage else joined_chains(number, 1, 1, prompted=False)
+        return frozenset(found)
 
     @property
     def whole(self) -> Box:
         """The box of the whole image."""
         return (0, 0, 0), self.shape_dhw
+
+    def starts_from_text(self, spec: StageSpec) -> bool:
+        """Whether a stage makes its own prompts: the last one of the case, where that is asked."""
+        is_last = spec.is_fine or self.rules.skip_fine
+        return is_last and self.preset.start_from == "text"
 
 
 @dataclass(frozen=True)
@@ -85,11 +116,14 @@ class StagePlan:
         How it is cut.
     window_pass
         What is done to each window.
+    threshold
+        The least probability of a class that is no background.
     """
 
     geometry: StageGeometry
     memory: MemoryPlan
     window_pass: WindowPass
+    threshold: float = 0.5
 
     @property
     def passes(self) -> int:
@@ -121,11 +155,18 @@ def stage_plans(
         Whether there are spatial prompts.
     """
     d, h, w = (high - low for low, high in zip(*box_dhw, strict=True))
-    prompted = prompted and case.mode != "none"
+    refined = case.mode != "none"
+    preset, refined_from_text = case.preset, refined and case.starts_from_text(spec)
+    prompted = refined and (prompted or refined_from_text)
     plans = []
     for level in levels:
         geometry = plan_stage(
-            (h, w, d), case.spacing_hwd_mm, spec, case.rules, case.preset, level.overlap
+            (h, w, d),
+            case.spacing_hwd_mm,
+            spec,
+            case.rules,
+            preset,
+            min(level.overlap, preset.overlap),
         )
         if not level.iterates:
             geometry = replace(geometry, iterations=0)
@@ -133,14 +174,16 @@ def stage_plans(
             stage=spec.number,
             window_index=0,
             window_hwd=spec.window_hwd,
-            prompted=case.preset.prompted if prompted else None,
-            further=case.preset.further,
+            prompted=preset.prompted if prompted else None,
+            further=preset.further,
             further_iterations=geometry.iterations if case.rules.lesion else 0,
             mode=case.mode,
-            combine=case.preset.combine,
+            combine=preset.combine,
+            starts_from_text=refined_from_text,
+            mirrored=preset.mirrored,
             count=case.classes,
         )
-        iterates = window_pass.further_iterations > 0 and case.mode != "none"
+        repeats = len(window_pass.steps) > 1
         memory = plan_memory(
             MemoryDemand(
                 classes=case.classes,
@@ -148,18 +191,24 @@ def stage_plans(
                 runner=case.runner,
                 precision=case.precision,
                 weights=case.weights,
-                case_voxels=prod(case.shape_dhw),
-                is_fine=spec.is_fine,
-                prompted=prompted or iterates,
-                held_classes=case.classes if iterates else 0,
+                case_bytes=case.case_bytes,
+                open_chains=len(case.chains_by(spec.number)),
+                prompted=prompted or repeats,
+                held_classes=case.classes if repeats else 0,
+                averaged=window_pass.averages,
                 classes_per_chunk=case.classes_per_chunk,
             ),
             geometry.resampled_shape_hwd,
             geometry.windows,
             case.memory,
         )
-        plans.append(StagePlan(geometry, memory, window_pass))
+        plans.append(StagePlan(geometry, memory, window_pass, preset.threshold))
     return plans
+
+
+def stages_of(rules: CaseRules, specs: Iterable[StageSpec]) -> list[StageSpec]:
+    """Choose the stages that a case goes through."""
+    return [spec for spec in specs if not (rules.skip_fine if spec.is_fine else rules.skip_coarse)]
 
 
 def check_memory(case: CaseOutline, specs: Sequence[StageSpec], *, prompted: bool) -> None:

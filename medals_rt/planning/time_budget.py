@@ -47,11 +47,11 @@ class QualityLevel:
     iterates
         Lesions get the plan's further iterations.
     overlap
-        Share of a window that it has in common with the next.
+        The largest share of a window that it has in common with the next.
     """
 
     iterates: bool = True
-    overlap: float = HALF_OVERLAP
+    overlap: float = 1.0
 
 
 QUALITY_LEVELS = (

@@ -1,15 +1,19 @@
 """Which passes of the network one window gets, and how many (paper, Algorithm 2)."""
 
 from dataclasses import dataclass
+from itertools import combinations
 from math import gcd
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from medals_rt.common.choices import Refinement
 from medals_rt.common.typing import Shape
 from medals_rt.planning.policy import MaskedPass
 
 Combine: TypeAlias = Literal["probability", "logit"]
-"""What is averaged over repetitions."""
+"""What is averaged over repetitions and mirrored passes."""
+
+MIRRORINGS: Final = tuple(axes for count in range(4) for axes in combinations(range(3), count))
+"""The axes along which test-time augmentation mirrors a window: none, then every choice of them."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class WindowPass:
         How many of these: ``StageGeometry.iterations`` for lesions, 0 for anatomy.
     mode, combine
         See `Refinement` and `masked_pass`.
+    starts_from_text
+        Prompts come from a pass of the window itself, from the text alone (Algorithm 2, lines 3 to
+        6), instead of being given.
+    mirrored
+        Each pass is the mean over the image mirrored along all axes (`inference.mirroring`).
     count
         N, of all classes.
     wanted
@@ -43,8 +52,27 @@ class WindowPass:
     further_iterations: int
     mode: Refinement = "masked"
     combine: Combine = "probability"
+    starts_from_text: bool = False
+    mirrored: bool = False
     count: int = 1
     wanted: slice | None = None
+
+    @property
+    def steps(self) -> tuple[MaskedPass | None, ...]:
+        """What is done one after the other; None is one pass from the text alone."""
+        if self.mode == "none":
+            return (None,)
+        pairs = () if self.prompted is None else (self.prompted,) * self.prompted.iterations
+        first = (None,) if self.starts_from_text or not pairs else ()
+        return (*first, *pairs, *(self.further,) * self.further_iterations)
+
+    @property
+    def averages(self) -> bool:
+        """Whether a mean over repetitions or mirrored passes is formed in any step."""
+        repeated = any(
+            step is not None and _repetitions(step, self.mode) > 1 for step in self.steps
+        )
+        return self.mirrored or repeated
 
     @property
     def block_size(self) -> int:
@@ -55,13 +83,14 @@ class WindowPass:
 
 def passes_per_window(what: WindowPass) -> int:
     """Count the network passes of one window at most; windows with empty prompts need fewer."""
-    if what.mode == "none":
-        return 1
-    each = 2 if what.mode == "masked" else 1
-    further = what.further_iterations * each * _repetitions(what.further, what.mode)
-    if what.prompted is None:
-        return 1 + further
-    return what.prompted.iterations * each * _repetitions(what.prompted, what.mode) + further
+    return sum(passes_of_step(what, step) for step in what.steps)
+
+
+def passes_of_step(what: WindowPass, step: MaskedPass | None) -> int:
+    """Count the network passes of one of ``what.steps`` at most."""
+    pair = 2 if what.mode == "masked" else 1
+    passes = 1 if step is None else pair * _repetitions(step, what.mode)
+    return passes * (len(MIRRORINGS) if what.mirrored else 1)
 
 
 def _repetitions(masked: MaskedPass, mode: Refinement) -> int:

@@ -51,14 +51,14 @@ class FinalLabels:
 
 
 def treated_labels(
-    voxels: int, prompts: PromptSet, preset: str, choice: Postprocess = "auto"
+    voxels: int, prompts: PromptSet, preset: str | Preset, choice: Postprocess = "auto"
 ) -> tuple[int, ...]:
     """Labels that Algorithm 3 treats in a case of so many voxels under a preset.
 
     Parameters
     ----------
     voxels
-        Of the image: the preset ``"release"`` leaves large ones alone.
+        Of the image: a preset may leave large ones alone.
     prompts, preset
         The classes and whose rule applies to them.
     choice

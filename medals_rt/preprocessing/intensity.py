@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +12,7 @@ from medals_rt.common.arrays import contiguous, namespace, on_all_cores, row_sla
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import Array
-from medals_rt.planning.policy import load_policy
+from medals_rt.planning.policy import HounsfieldWindow, IntensityRules, Preset, load_policy
 from medals_rt.preprocessing.percentiles import nonzero_percentiles
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ _AIR_HU = -1100.0
 _LARGEST_PADDING = 0.99
 _LARGEST_NEGATIVE_SHARE = 0.01
 _SLAB_BLOCKS = 2
+_ADDED_TO_WIDTH = 1e-8
+_LEAVES_PREPARED: Final = IntensityRules()
 
 
 @dataclass(frozen=True)
@@ -113,15 +116,19 @@ class Intensities:
         return {"action": self.action, "window": self.window, "low": self.low, "high": self.high}
 
 
-def parse_window(text: str) -> IntensityWindow:
-    """Read a window: the name of one of the policy's, or `WIDTH,LEVEL` such as `400,40`.
+def parse_window(
+    text: str, windows: Mapping[str, HounsfieldWindow] | None = None
+) -> IntensityWindow:
+    """Read a window: the name of one of `windows`, or `WIDTH,LEVEL` such as `400,40`.
+
+    Without `windows` those are known that the policy names whatever the preset.
 
     Raises
     ------
     InputError
         If it is neither, or the width isn't positive.
     """
-    known = load_policy().intensity_windows.windows
+    known = load_policy().intensity_windows.windows if windows is None else windows
     if text in known:
         return IntensityWindow(text, known[text].width_hu, known[text].level_hu)
     try:
@@ -165,16 +172,17 @@ def look_at(image: Array) -> ImageFacts:
     )
 
 
-def is_prepared(volume: Volume) -> bool:
+def is_prepared(volume: Volume, rules: IntensityRules = _LEAVES_PREPARED) -> bool:
     """Whether an image holds gray values from 0 to 255 that are ready for the network.
 
     That its values lie in 0 to 255 is not enough: those of an MR from 0 to 1, or of a PET in SUV,
     do too. An image is prepared if its type is 8-bit, or if its values are whole and end near 255.
     A file without a stated geometry is a challenge file, whose values lie in 0 to 255 by
     definition: there one of the two signs suffices, since cropping takes the brightest voxel away,
-    and resampling the whole numbers.
+    and resampling the whole numbers. A preset may take every image for a raw one.
     """
-    return _are_prepared(look_at(volume.image_dhw), stated=volume.geometry_is_stated)
+    stated = volume.geometry_is_stated
+    return rules.takes_prepared and _are_prepared(look_at(volume.image_dhw), stated=stated)
 
 
 def _are_prepared(facts: ImageFacts, *, stated: bool) -> bool:
@@ -187,7 +195,12 @@ def _are_prepared(facts: ImageFacts, *, stated: bool) -> bool:
     return (facts.whole and bright) if stated else (facts.whole or bright)
 
 
-def prepare_intensities(volume: Volume, modality: str, window: str = "soft tissue") -> Intensities:
+def prepare_intensities(
+    volume: Volume,
+    modality: str,
+    window: str = "soft tissue",
+    preset: str | Preset = "paper",
+) -> Intensities:
     """Scale a volume to 0..255 unless it was prepared so (`is_prepared`).
 
     CT is cut to a Hounsfield window and scaled. Every other modality is cut at the 0.5 and 99.5
@@ -204,53 +217,88 @@ def prepare_intensities(volume: Volume, modality: str, window: str = "soft tissu
     window
         For CT the name of a window of the policy, which also says which one suits the classes
         asked for; for any modality `"WIDTH,LEVEL"` in the image's units.
+    preset
+        Whose windows and rules of scaling count (`policy.IntensityRules`).
 
     Raises
     ------
     InputError
-        As `parse_window`.
+        As `parse_window`, or there is no such preset.
     """
-    chosen = parse_window(window)
+    policy = load_policy()
+    chosen = parse_window(window, policy.hounsfield_windows(preset))
+    rules = policy.preset(preset).intensities
     image = volume.image_dhw
     stated = volume.geometry_is_stated
     facts = look_at(image)
     by_hand = chosen.name is None
     if by_hand:
-        done = _scaled(image, "window", window, chosen.low, chosen.high)
-    elif _are_prepared(facts, stated=stated):
+        done = _windowed(image, facts, chosen, window, rules)
+    elif rules.takes_prepared and _are_prepared(facts, stated=stated):
         xp = namespace(image)
         unchanged = contiguous(xp.astype(image, xp.float32, copy=False))
         done = Intensities(unchanged, "unchanged", None, facts.lowest, facts.highest)
     elif modality == "CT":
-        done = _scaled(image, "window", window, chosen.low, chosen.high)
+        done = _windowed(image, facts, chosen, window, rules)
     else:
-        found = nonzero_percentiles(image, PERCENTILES) or (0.0, 0.0)
+        only_positive = rules.percentiles_of == "positive"
+        found = nonzero_percentiles(image, PERCENTILES, only_positive=only_positive) or (0.0, 0.0)
         low, high = found if found[0] < found[1] else (facts.lowest, facts.highest)
-        done = _scaled(image, "percentiles", None, low, high, keep_zeros=True)
+        scale = _whole_grays if rules.whole_grays else _grays
+        image_dhw = _scaled(image, scale, low, high, keep_zeros=True)
+        done = Intensities(image_dhw, "percentiles", None, low, high)
     return replace(done, notes=_notes(facts, modality, done, by_hand=by_hand, stated=stated))
+
+
+def _windowed(
+    image: Array, facts: ImageFacts, window: IntensityWindow, asked: str, rules: IntensityRules
+) -> Intensities:
+    """Cut to a window and scale; from end to end of what is left where that is stretched."""
+    low, high = window.low, window.high
+    if rules.stretched:
+        low, high = (min(max(value, low), high) for value in (facts.lowest, facts.highest))
+    scale = _whole_grays if rules.whole_grays else _grays
+    return Intensities(_scaled(image, scale, low, high), "window", asked, low, high)
 
 
 def _scaled(
     image: Array,
-    action: str,
-    window: str | None,
+    scale: Callable[[Array, float, float], Array],
     low: float,
     high: float,
     *,
     keep_zeros: bool = False,
-) -> Intensities:
+) -> Array:
     """Cut to `[low, high]` and map onto 0..255; an image of one value becomes zeros."""
     xp = namespace(image)
     result = xp.zeros(image.shape, dtype=xp.float32, device=image.device)
-    factor = np.float32(WHITE / (high - low)) if high > low else np.float32(0)
 
-    def scale(start: int, stop: int) -> None:
-        slab = xp.astype(image[start:stop, ...], xp.float32, copy=False)
-        grays = xp.clip((xp.clip(slab, low, high) - np.float32(low)) * factor, 0.0, WHITE)
+    def scale_rows(start: int, stop: int) -> None:
+        slab = image[start:stop, ...]
+        grays = scale(slab, low, high)
         result[start:stop, ...] = grays * (slab != 0) if keep_zeros and low < 0 else grays
 
-    on_all_cores(scale, row_slabs(image, _SLAB_BLOCKS), image)
-    return Intensities(result, action, window, low, high)
+    on_all_cores(scale_rows, row_slabs(image, _SLAB_BLOCKS), image)
+    return result
+
+
+def _grays(slab: Array, low: float, high: float) -> Array:
+    """Map `[low, high]` onto 0..255 in float32."""
+    xp = namespace(slab)
+    slab = xp.astype(slab, xp.float32, copy=False)
+    factor = np.float32(WHITE / (high - low)) if high > low else np.float32(0)
+    return xp.clip((xp.clip(slab, low, high) - np.float32(low)) * factor, 0.0, WHITE)
+
+
+def _whole_grays(slab: Array, low: float, high: float) -> Array:
+    """Map `[low, high]` onto the whole numbers 0 to 254 as the authors' script does.
+
+    It divides by a little more than the width and cuts decimals off, in float64. (Windows of
+    float32 images it computes in float32, where the little is lost and the brightest is 255.)
+    """
+    xp = namespace(slab)
+    slab = xp.clip(xp.astype(slab, xp.float64), low, high)
+    return xp.astype(xp.floor((slab - low) / (high - low + _ADDED_TO_WIDTH) * WHITE), xp.float32)
 
 
 def _notes(

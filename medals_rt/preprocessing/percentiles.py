@@ -23,8 +23,10 @@ _SIGN = np.uint32(1 << 31)
 _SLAB_BLOCKS = 2
 
 
-def nonzero_percentiles(image: Array, percents: Sequence[float]) -> tuple[float, ...] | None:
-    """Find percentiles of the voxels that are not 0.
+def nonzero_percentiles(
+    image: Array, percents: Sequence[float], *, only_positive: bool = False
+) -> tuple[float, ...] | None:
+    """Find percentiles of the voxels that are not 0, or of those above 0.
 
     Equal to those of `numpy.percentile` (linear between ranks) on the values as float32; counted on
     the device of `image`.
@@ -35,20 +37,23 @@ def nonzero_percentiles(image: Array, percents: Sequence[float]) -> tuple[float,
         ``(A, B, C)``, real and finite.
     percents
         From 0 to 100.
+    only_positive
+        Leave out the voxels below 0 too.
 
     Returns
     -------
     tuple of float or None
-        In the order asked for; None where all voxels are 0.
+        In the order asked for; None where no voxel is left.
     """
     (upper,) = _counts(image, None)
     zero_high, zero_low = divmod(int(_SIGN), _HALVES)
     zeros = _zeros(image)
-    count = int(upper.sum()) - zeros
-    if not count:
-        return None
     upper[zero_high] -= zeros
-    places = [(count - 1) * each / 100 for each in percents]
+    below = int(upper[:zero_high].sum()) if only_positive else 0  # ranks of those come first
+    count = int(upper.sum())
+    if count == below:
+        return None
+    places = [below + (count - below - 1) * each / 100 for each in percents]
     ranks = sorted({min(int(place) + step, count - 1) for place in places for step in (0, 1)})
     ends = np.cumsum(upper)
     highs = np.searchsorted(ends, ranks, side="right")

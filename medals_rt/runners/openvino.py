@@ -9,6 +9,7 @@ import numpy as np
 from medals_rt.common.cache_dir import mark_used
 from medals_rt.common.choices import Precision, RunnerKind
 from medals_rt.common.errors import InputError, MissingFileError, RunnerError
+from medals_rt.common.heap import trim_heap
 from medals_rt.common.typing import Array
 from medals_rt.runners.base import (
     Device,
@@ -145,6 +146,7 @@ class OpenVINORunner(Runner):
     def release(self) -> None:
         """Return the memory that the library keeps between runs; the next run takes it again."""
         self._compiled.release_memory()
+        trim_heap()
 
     def close(self) -> None:
         """Let go of the compiled graph."""

@@ -34,7 +34,7 @@ USAGE = {
     "run": "missing option '--input'; see `medals-rt run --help`",
     "evaluate one": "missing argument 'GT'; see `medals-rt evaluate --help`",
     "run --input x --preset newest": "invalid value for '--preset': 'newest' is not one of "
-    "'paper', 'release'; see `medals-rt run --help`",
+    "'paper', 'release', 'native'; see `medals-rt run --help`",
     "run --input x --threads 0": "invalid value for '--threads': input should be greater than or "
     "equal to 1; see `medals-rt run --help`",
     "build": "missing option '--target'; choose from: tensorrt, tensorrt-rtx; see "

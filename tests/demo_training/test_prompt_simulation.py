@@ -123,3 +123,11 @@ def test_channel_prompts_never_exceed_truth_without_additions() -> None:
         assert not (s_p & ~truth).any()
         assert not (s_f[0] & ~truth.any(axis=0)).any()
         assert not (s_p.any(axis=0) & ~s_f[0]).any()
+
+
+def test_every_prompt_is_kept_where_nothing_is_dropped_or_added() -> None:
+    truth = _truth()
+    noise = PromptNoise(0.0, 0.0, drop=(0.0, 0.0), add=(0.0, 0.0))
+    s_f, s_p = simulate_prompts(np.random.default_rng(9), truth, noise)
+    np.testing.assert_array_equal(s_p, truth)
+    np.testing.assert_array_equal(s_f[0], truth.any(axis=0))

@@ -344,3 +344,37 @@ def test_further_pairs_stop_where_there_is_no_time(xp: Any) -> None:
     found = refined(predict, None, what, seeded_masks(0, "case"), go_on=lambda: False)
     assert seen == [None]
     np.testing.assert_array_equal(to_host(found), first_answer)
+
+
+def test_the_paper_as_printed_starts_from_a_pass_of_its_own() -> None:
+    """Algorithm 2, lines 3 to 6: prompts come from the window's own text-only prediction."""
+    rng = np.random.default_rng(5)
+    first, one, other = (rng.random((2, *WINDOW), dtype=np.float32) for _ in range(3))
+    seen: list[np.ndarray | None] = []
+    what = window_pass(starts_from_text=True)
+    mask = seeded_masks(0, "a")(request(stage=2, iteration=0, block_sizes=(8,)))
+    found = refined(answering([first, one, other], seen), prompts_of(np), what, lambda _: mask)
+    shown = expand_mask(mask, WINDOW)
+    assert seen[0] is None
+    np.testing.assert_array_equal(seen[1], (first > 0.5) & shown)
+    np.testing.assert_array_equal(seen[2], (first > 0.5) & ~shown)
+    np.testing.assert_array_equal(found, np.where(shown, other, one))
+    assert passes_per_window(what) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({}, 2),
+        ({"mirrored": True}, 16),
+        ({"prompted": None}, 1),
+        ({"prompted": None, "mirrored": True, "mode": "none"}, 8),
+        ({"prompted": MaskedPass((8,), 3, 2)}, 12),
+        ({"prompted": MaskedPass((8,), 3, 2), "mode": "unmasked"}, 2),
+        ({"prompted": MaskedPass((8,), 3, 2), "starts_from_text": True}, 13),
+        ({"prompted": MaskedPass((8,), 3, 2), "starts_from_text": True, "mode": "none"}, 1),
+        ({"further_iterations": 2, "mirrored": True}, 48),
+    ],
+)
+def test_passes_of_a_window(changes: dict[str, Any], passes: int) -> None:
+    assert passes_per_window(window_pass(**changes)) == passes

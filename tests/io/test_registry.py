@@ -219,3 +219,50 @@ def test_a_format_may_be_named(tmp_path: Path) -> None:
     for name, code in {"nifti": "wrong-ending", "none": "format-unknown"}.items():
         with raises(CaseError, code):
             check_output(tmp_path / "a.nrrd", format=name)
+
+
+def test_voxel_sizes_that_contradict_the_sform_are_warned_of(tmp_path: Path) -> None:
+    """Programs differ in which of them they take."""
+    path = tmp_path / "a.nii"
+    content = header_of(path)
+    struct.pack_into("<h", content, 252, 0)  # qform_code
+    struct.pack_into("<f", content, 80, 1.0)  # pixdim[1]
+    path.write_bytes(content)
+    check_read(path)
+    assert [note.code for note in read_case(path).volume.notes] == ["orientation-contradicted"]
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ('space units: "m" "m" "m"', "unit-not-millimeters"),
+        ("kinds: domain domain time", "axis-not-of-space"),
+        ("data file: LIST", "data-file-elsewhere"),
+        ("data file: LIST 2", "data-file-elsewhere"),
+        ('space units: "mm" "mm" "mm"', None),
+        ("kinds: domain domain space", None),
+    ],
+)
+def test_nrrd_axes_are_of_space_and_in_millimeters(
+    tmp_path: Path, line: str, code: str | None
+) -> None:
+    path = tmp_path / "a.nrrd"
+    header = f"{NRRD.format(encoding='raw')}{line}\n\n"
+    path.write_bytes(header.encode() + VALUES_KJI.tobytes())
+    if code is None:
+        check_read(path)
+        return
+    with raises(CaseError, code):
+        read_case(path)
+
+
+def test_metaimage_units_and_scales(tmp_path: Path) -> None:
+    path = tmp_path / "a.mha"
+    SimpleITK.WriteImage(scan(), str(path))
+    plain = path.read_bytes()
+    path.write_bytes(plain.replace(b"DimSize", b"ElementToIntensityFunctionSlope = 2\nDimSize"))
+    check_read(path)
+    assert [note.code for note in read_case(path).volume.notes] == ["scale-left-out"]
+    path.write_bytes(plain.replace(b"DimSize", b"DistanceUnits = cm\nDimSize"))
+    with raises(CaseError, "unit-not-millimeters"):
+        read_case(path)

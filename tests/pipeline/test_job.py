@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, get_args, get_type_hints
 
+import nibabel
 import numpy as np
 import pytest
 import typer
@@ -22,15 +23,17 @@ from medals_rt.cli._options import run_options, takes
 from medals_rt.cli.batch import batch_command
 from medals_rt.cli.run import run_command
 from medals_rt.common.choices import OutputFormat
-from medals_rt.common.errors import InputError
+from medals_rt.common.errors import CaseError, InputError
 from medals_rt.io.registry import FORMATS, read_case, read_labels
+from medals_rt.io.volume import SourceGrid
 from medals_rt.pipeline import job as job_module
 from medals_rt.pipeline.csv_tables import LESION_COLUMNS
-from medals_rt.pipeline.job import default_output, draw_preview
+from medals_rt.pipeline.job import default_output, draw_preview, read_annotation
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
 from medals_rt.prompts.prompt_set import numbered
 from tests.cli.helpers import error_of
 from tests.dicom import write_series
+from tests.errors import raises
 from tests.pipeline.batch.helpers import SHAPE, write_case
 
 
@@ -255,3 +258,29 @@ def test_the_picture_tells_lesions_apart(
     draw_preview(tmp_path / "a.png", case.volume, labels, prompts, instances_dhw=instances)
     assert len(shown) == drawn
     assert shown[1] == ("Liver tumors 1" if drawn == 3 else "Liver tumors")
+
+
+def test_spatial_prompts_on_another_grid_are_resampled_where_that_is_asked(tmp_path: Path) -> None:
+    labels = np.zeros((6, 8, 10), np.uint8)
+    labels[2:4, 2:5, 3:7] = 1
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    fine = np.repeat(labels.transpose(2, 1, 0), 2, axis=2)
+    finer = affine.copy()
+    finer[2, 2], finer[2, 3] = 1.5, -0.75
+    for name, array, place in (
+        ("scan", labels.transpose(2, 1, 0) + 9, affine),
+        ("drawn", fine, finer),
+        ("away", fine, finer + 500 * np.eye(4, k=3)),
+    ):
+        nibabel.save(nibabel.Nifti1Image(array, place), tmp_path / f"{name}.nii.gz")
+    volume = read_case(tmp_path / "scan.nii.gz").volume
+    with raises(CaseError, "annotation-on-another-grid", "--resample"):
+        read_annotation(tmp_path / "drawn.nii.gz", volume)
+    found, notes = read_annotation(tmp_path / "drawn.nii.gz", volume, resample=True)
+    np.testing.assert_array_equal(found > 0, volume.image_dhw == 10)
+    assert [note.code for note in notes] == ["annotation-resampled"]
+    with raises(CaseError, "annotation-outside"):
+        read_annotation(tmp_path / "away.nii.gz", volume, resample=True)
+    placeless = replace(volume, source=SourceGrid())
+    with raises(CaseError, "place-unknown"):
+        read_annotation(tmp_path / "drawn.nii.gz", placeless, resample=True)

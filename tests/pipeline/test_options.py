@@ -7,6 +7,7 @@ import pytest
 
 from medals_rt.common.errors import InputError, PromptError
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
+from medals_rt.planning.policy import load_policy
 from medals_rt.prompts.prompt_set import PLAIN_READING
 
 
@@ -19,6 +20,16 @@ from medals_rt.prompts.prompt_set import PLAIN_READING
         ({"max_memory": -1}, "not-positive"),
         ({"classes_per_chunk": 0}, "not-positive"),
         ({"time_budget": float("inf")}, "not-positive"),
+        ({"stages": "first"}, "stages-unknown"),
+        ({"start_from": "zeros"}, "start-from-unknown"),
+        ({"iterations": 0}, "iterations-out-of-range"),
+        ({"repetitions": 101}, "repetitions-out-of-range"),
+        ({"lesion_iterations": -1}, "lesion-iterations-out-of-range"),
+        ({"block_sizes": ()}, "not-positive"),
+        ({"block_sizes": (4, 0)}, "not-positive"),
+        ({"threshold": 1.0}, "threshold-out-of-range"),
+        ({"threshold": float("nan")}, "threshold-out-of-range"),
+        ({"overlap": 0.95}, "overlap-out-of-range"),
     ],
 )
 def test_unusable_options_are_refused_where_they_are_made(given: dict[str, Any], code: str) -> None:
@@ -36,7 +47,14 @@ def test_only_what_can_change_a_result_decides() -> None:
     def deciding(**options: Any) -> Any:
         return RunOptions(segment=SegmentOptions(**options)).deciding()
 
-    for changes in ({"seed": 1}, {"window": "lung"}, {"preset": "release"}, {"time_budget": 9.0}):
+    for changes in (
+        {"stages": "fine"},
+        {"threshold": 0.4},
+        {"seed": 1},
+        {"window": "lung"},
+        {"preset": "release"},
+        {"time_budget": 9.0},
+    ):
         assert deciding(**changes) != deciding()
     for keeps in ({"max_memory": 10**9}, {"classes_per_chunk": 3}, {"keep_probability": True}):
         assert deciding(**keeps) == deciding()
@@ -65,3 +83,38 @@ def test_where_prompts_come_from(tmp_path: Path) -> None:
             PLAIN_READING
         )
     assert caught.value.code == "kinds-not-combinable"
+
+
+def test_options_replace_values_of_the_preset() -> None:
+    assert SegmentOptions().algorithm == load_policy().preset("paper")
+    native = SegmentOptions(preset="native").algorithm
+    assert (native.stages, native.further.iterations) == ("fine", 0)
+    changed = SegmentOptions(
+        preset="native",
+        stages="both",
+        start_from="text",
+        iterations=2,
+        repetitions=3,
+        block_sizes=(4, 16),
+        lesion_iterations=4,
+        threshold=0.25,
+        overlap=0.0,
+        mirrored=True,
+    ).algorithm
+    assert changed.values() == {
+        "stages": "both",
+        "start_from": "text",
+        "iterations": 2,
+        "repetitions": 3,
+        "block_sizes": [4, 16],
+        "lesion_iterations": 4,
+        "lesion_block_sizes": [4, 16],
+        "threshold": 0.25,
+        "overlap": 0.0,
+        "mirrored": True,
+    }
+    assert (changed.name, changed.merge, changed.resampling) == (
+        "native",
+        "larger label",
+        native.resampling,
+    )

@@ -10,11 +10,12 @@ import pytest
 
 import medals_rt
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.choices import Stages
 from medals_rt.common.errors import BundleError, CaseError, InputError
 from medals_rt.common.notes import Note
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.options import SegmentOptions
-from medals_rt.pipeline.report import Provenance
+from medals_rt.pipeline.report import Provenance, RunReport
 from medals_rt.pipeline.segmenter import Segmenter
 from medals_rt.planning.policy import Policy
 from medals_rt.prompts.prompt_set import parse_prompts
@@ -274,3 +275,111 @@ def test_a_case_smaller_than_a_window_and_of_one_slice(segmenter: Segmenter) -> 
             Volume(image, (1.0, 1.0, 5.0)), ANATOMY, SegmentOptions(preset=preset)
         )
         assert result.labels_dhw.shape == (1, 5, 6)
+
+
+def notes_of(report: RunReport, code: str) -> list[str]:
+    return [note.text for note in report.notes if note.code == code]
+
+
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+def test_one_stage_alone(segmenter: Segmenter, volume: Volume, stage: Stages) -> None:
+    """It sees the whole image and the text alone, and the report says that it is alone."""
+    result = segmenter.segment(volume, ANATOMY, SegmentOptions(stages=stage, postprocess="off"))
+    (record,) = result.report.stages
+    assert (record.name, record.prompts) == (stage, "text only")
+    assert record.box_dhw == ((0, 0, 0), (12, 30, 26))
+    assert record.passes == record.windows
+    assert result.report.algorithm["stages"] == stage
+    assert notes_of(result.report, "one-stage") == [
+        f"the result is that of the {stage} stage alone"
+    ]
+    assert list(result.stage_labels_dhw) == [stage]
+    np.testing.assert_array_equal(result.labels_dhw, result.stage_labels_dhw[stage])
+    both = segmenter.segment(volume, ANATOMY)
+    assert notes_of(both.report, "one-stage") == []
+    if stage == "coarse":
+        np.testing.assert_array_equal(result.labels_dhw, both.stage_labels_dhw["coarse"])
+
+
+def test_native_is_the_fine_stage_alone(segmenter: Segmenter, volume: Volume) -> None:
+    report = segmenter.segment(volume, ANATOMY, SegmentOptions(preset="native")).report
+    assert [stage.name for stage in report.stages] == ["fine"]
+    both = segmenter.segment(volume, ANATOMY, SegmentOptions(preset="native", stages="both"))
+    assert [stage.name for stage in both.report.stages] == ["coarse", "fine"]
+
+
+def test_an_empty_coarse_result_is_final_where_the_preset_says_so(
+    segmenter: Segmenter, volume: Volume
+) -> None:
+    nothing = {"stages": "both", "threshold": 0.99}
+    final = segmenter.segment(volume, ANATOMY, SegmentOptions(preset="native", **nothing))
+    assert [stage.name for stage in final.report.stages] == ["coarse"]
+    assert not final.labels_dhw.any()
+    (text,) = notes_of(final.report, "one-stage")
+    assert "found nothing" in text
+    goes_on = segmenter.segment(volume, ANATOMY, SegmentOptions(**nothing))
+    assert [stage.box_dhw for stage in goes_on.report.stages] == [((0, 0, 0), (12, 30, 26))] * 2
+
+
+def test_lesions_are_labels_under_native(segmenter: Segmenter, volume: Volume) -> None:
+    prompts = {"7": "Adrenocortical carcinoma in abdominal CT", "instance_label": 1}
+    result = segmenter.segment(volume, prompts, SegmentOptions(preset="native"))
+    assert result.instances_dhw is None
+    assert set(np.unique(result.labels_dhw)) <= {0, 7}
+    assert result.report.stages[0].iterations == 0
+
+
+def test_refinement_from_the_text_alone(segmenter: Segmenter, volume: Volume) -> None:
+    options = SegmentOptions(stages="fine", start_from="text")
+    result = segmenter.segment(volume, ANATOMY, options)
+    (record,) = result.report.stages
+    assert record.prompts == "text, then its own labels as masked spatial prompts"
+    assert record.windows < record.passes <= 3 * record.windows
+    drawn = np.ones(volume.shape_dhw, np.uint8)
+    with pytest.raises(InputError) as caught:
+        segmenter.segment(volume, ANATOMY, options, spatial_prompts=drawn)
+    assert caught.value.code == "annotation-not-used"
+
+
+def test_mirroring_and_overlap_are_counted_and_change_the_result(
+    segmenter: Segmenter, volume: Volume
+) -> None:
+    plain, mirrored, apart = (
+        segmenter.segment(volume, ANATOMY, SegmentOptions(stages="fine", **options))
+        for options in ({}, {"mirrored": True}, {"overlap": 0.0})
+    )
+    (one,), (eight,), (few,) = (each.report.stages for each in (plain, mirrored, apart))
+    assert eight.passes == 8 * one.passes
+    assert few.windows < one.windows
+    assert (plain.labels_dhw != mirrored.labels_dhw).any()
+
+
+def test_a_lower_threshold_labels_more(segmenter: Segmenter, volume: Volume) -> None:
+    counts = [
+        np.count_nonzero(
+            segmenter.segment(
+                volume, ANATOMY, SegmentOptions(stages="coarse", threshold=each)
+            ).stage_labels_dhw["coarse"]
+        )
+        for each in (0.7, 0.5, 0.3)
+    ]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
+
+
+def test_options_that_change_nothing_are_noted(segmenter: Segmenter, volume: Volume) -> None:
+    options = SegmentOptions(stages="coarse", iterations=2, block_sizes=(4,))
+    (text,) = notes_of(segmenter.segment(volume, ANATOMY, options).report, "options-unused")
+    assert text.startswith("iterations, block sizes:")
+
+
+def test_what_is_not_drawn_is_looked_for_everywhere(segmenter: Segmenter, volume: Volume) -> None:
+    """Without the coarse stage, a region around one drawn class would hide the others."""
+    drawn = np.zeros(volume.shape_dhw, np.uint8)
+    drawn[4, 10:12, 8:10] = 1
+    for prompts, whole in ((ANATOMY, True), ({"1": ANATOMY["1"]}, False)):
+        result = segmenter.segment(
+            volume, prompts, SegmentOptions(stages="fine"), spatial_prompts=drawn
+        )
+        (record,) = result.report.stages
+        assert (record.box_dhw == ((0, 0, 0), volume.shape_dhw)) is whole

@@ -22,11 +22,13 @@ from medals_rt.planning.cost import (
     RELEASED,
     BudgetPlan,
     CasePlan,
+    StageCost,
     plan_case,
     with_seconds,
     with_time_budget,
 )
 from medals_rt.planning.pass_timings import MeasuredPasses
+from medals_rt.planning.policy import load_policy
 from medals_rt.planning.time_budget import Budget
 from medals_rt.prompts.classes import by_exact_name
 from tests.errors import raises
@@ -404,3 +406,23 @@ def test_what_cannot_be_planned(
 ) -> None:
     with raises(InputError, *error):
         plan_numbers(shape, spacing, classes, options_of())
+
+
+def test_options_of_the_algorithm_are_counted() -> None:
+    shape, spacing, classes = (300, 400, 400), (1.0, 1.0, 1.0), {"auto": [LIVER]}
+    paper = load_policy().preset("paper")
+
+    def stages(**changes: Any) -> dict[int, StageCost]:
+        plan = plan_case(shape, spacing, classes, preset=paper.changed(**changes))
+        return {cost.stage: cost for cost in plan.stages}
+
+    both = stages()
+    fine = stages(stages="fine")[2]
+    assert set(stages(stages="coarse")) == {1}
+    assert fine.passes == fine.windows == fine.windows_smallest_region == both[2].windows
+    assert stages(iterations=3, repetitions=2)[2].passes == 6 * both[2].passes
+    assert stages(start_from="text")[2].passes == 3 * both[2].windows
+    assert stages(mirrored=True)[1].passes == 8 * both[1].passes
+    assert stages(overlap=0.0)[2].windows < both[2].windows
+    for larger in ({"mirrored": True}, {"repetitions": 2}, {"iterations": 2}):
+        assert stages(**larger)[2].peak_memory_mib > both[2].peak_memory_mib

@@ -21,6 +21,7 @@ from medals_rt.planning.geometry import (
     spacing_for,
 )
 from medals_rt.planning.policy import CaseRules, load_policy
+from tests.paths import NATIVE
 
 COARSE = StageSpec(1, (224, 224, 128), (1.5, 1.5, 3.0))
 FINE = StageSpec(2, (192, 192, 192), (1.0, 1.0, 1.0))
@@ -66,6 +67,50 @@ def test_golden_plans(golden: Path) -> None:
                 for w in plan.windows
             ]
             assert edges == case["windows"], case
+
+
+def native_cases() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((NATIVE / "geometry.json").read_text(encoding="utf-8"))
+    assert len(found) == 163
+    return found
+
+
+def test_plans_of_the_authors_script() -> None:
+    """163 of 163 images, both stages: spacing, target, shape and where windows start."""
+    native = load_policy().preset("native")
+    for case in native_cases():
+        d, h, w = case["shape_dhw"]
+        cleaned, _ = spacing_for(
+            (d, h, w), case["spacing_hwd"], geometry_is_stated=True, preset=native, modality="CT"
+        )
+        assert list(cleaned) == case["cleaned_hwd"], case
+        for stage, theirs in zip((COARSE, FINE), case["stages"], strict=True):
+            plan = plan_stage((h, w, d), cleaned, stage, rules(["CT_Liver"], "native"), native)
+            np.testing.assert_allclose(
+                (plan.spacing_hwd_mm, plan.target_spacing_hwd_mm),
+                (theirs["spacing"], theirs["target"]),
+                rtol=SPACING_TOLERANCE,
+                err_msg=str(case),
+            )
+            # a resampled axis of 0 voxels, which the script fails on, is 1 here
+            assert list(plan.resampled_shape_hwd) == [max(1, n) for n in theirs["resampled"]], case
+            starts = [sorted({each.starts_hwd[axis] for each in plan.windows}) for axis in range(3)]
+            assert (starts, len(plan.windows)) == (theirs["starts"], theirs["windows"]), case
+
+
+def test_regions_of_the_authors_script() -> None:
+    native = load_policy().preset("native")
+    for case in native_cases():
+        low, high = (tuple(corner) for corner in case["coarse_box"])
+        box = region_of_interest(
+            (low, high),
+            case["shape_dhw"],
+            case["cleaned_hwd"],
+            FINE,
+            rules(["CT_Airway Tree"], "native"),
+            native,
+        )
+        assert [list(corner) for corner in box] == case["region"], case
 
 
 def test_golden_regions(golden: Path) -> None:

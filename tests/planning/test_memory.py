@@ -18,9 +18,10 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.byte_sizes import parse_size
 from medals_rt.common.errors import InputError
 from medals_rt.common.typing import Shape
-from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.network import StageNetwork, pass_chains
 from medals_rt.io.volume import Volume
-from medals_rt.pipeline.options import SegmentOptions
+from medals_rt.pipeline.options import RunOptions, SegmentOptions
+from medals_rt.pipeline.plan_case import plan_numbers
 from medals_rt.planning.axis_tiling import Columns
 from medals_rt.planning.cost import RELEASED
 from medals_rt.planning.memory import (
@@ -30,6 +31,8 @@ from medals_rt.planning.memory import (
     MemoryPlan,
     TileSweep,
     available_bytes,
+    case_bytes,
+    joined_chains,
     memory_limit,
     network_bytes,
     plan_memory,
@@ -37,7 +40,9 @@ from medals_rt.planning.memory import (
 )
 from medals_rt.planning.sliding_window import Window, padded_shape, plan_windows, window_starts
 from tests.errors import raises
+from tests.paths import ROOT
 
+DEMO = ROOT / "engines" / "demo"
 FINE = (192, 192, 192)
 PLENTY = MemoryLimit(10**15, "a test")
 ANATOMY = {"1": "Liver in abdominal CT", "4": "Right kidney in abdominal CT"}
@@ -197,9 +202,8 @@ def test_a_limit_too_small_for_either_stage_is_refused_before_work(
     with medals_rt.load(tiny_bundle.folder, runner="onnxruntime", precision="fp32") as segmenter:
         with monkeypatch.context() as patch:
             patch.setattr(StageNetwork, "predict", None)
-            with pytest.raises(InputError) as no:
+            with raises(InputError, "memory-too-small") as no:
                 segmenter.segment(volume, ANATOMY, SegmentOptions(max_memory=2**20))
-        assert no.value.code == "memory-too-small"
         enough = parse_size(str(no.value).rpartition("at least ")[2])
         assert segmenter.segment(
             volume, ANATOMY, SegmentOptions(max_memory=enough)
@@ -350,3 +354,64 @@ def test_full_size_takes_what_was_measured(
     demand = MemoryDemand(4, 64, runner, precision, weights=RELEASED.weights, prompted=prompted)
     plan = plan_memory(demand, FINE, plan_windows(FINE, FINE), PLENTY)
     assert plan.expected_bytes - plan.slab_bytes == pytest.approx(gigabytes * 1e9, rel=0.15)
+
+
+def test_each_chain_and_each_earlier_group_counts() -> None:
+    """Where graphs are joined: ONNX Runtime opens each graph once."""
+    window = plan_windows(FINE, FINE)
+    for runner, expected in (("openvino", True), ("onnxruntime", False)):
+        demand = MemoryDemand(4, 64, runner=runner, precision="fp32", weights=10**8)
+        more = replace(demand, open_chains=3)
+        two, three = (plan_memory(each, FINE, window, PLENTY) for each in (demand, more))
+        assert (three.expected_bytes > two.expected_bytes + 4 * 10**8) is expected
+    assert case_bytes(10**6, 4) == case_bytes(10**6, 2) + 2 * 10**6
+    assert case_bytes(10**6, 2, 2) > case_bytes(10**6, 2, 1) > case_bytes(10**6, 2)
+
+
+def test_chains_are_named_as_the_network_opens_them() -> None:
+    """As many as `pass_chains` names, the classifier aside, which weighs nothing."""
+    for count in (1, 2, 3, 9, 17, 40):
+        names = {name for _, name in joined_chains(2, count, 32, prompted=True)}
+        chains = set(pass_chains(1, slice(0, 1), 32, prompted=False))
+        for prompted in (False, True):
+            chains.update(pass_chains(count, slice(0, count), 32, prompted=prompted))
+        assert len(names) == len({chain for chain in chains if len(chain) > 1})
+
+
+def test_a_group_keeps_the_chains_of_earlier_ones() -> None:
+    """A run expects for its second group what the plan of both groups does."""
+    values = np.linspace(-1000, 1000, 600).astype(np.int16).reshape(6, 10, 10)
+    volume = Volume(values, (4.0, 4.0, 6.0), geometry_is_stated=True)
+    classes = {"CT/Liver": "Liver in CT", "CT/Left lung": "Left lung in CT"}
+    prompts = {str(label): text for label, text in enumerate(classes.values(), start=1)}
+    with medals_rt.load(DEMO, runner="openvino", precision="fp32") as segmenter:
+        report = segmenter.segment(volume, prompts).report
+    plan = plan_numbers(
+        "6,10,10",
+        "4,4,6",
+        ";".join(classes),
+        RunOptions(bundle=DEMO, runner="openvino", precision="fp32"),
+    )
+    assert len(report.stages) == len(plan.stages) == 4
+    for stage, cost in zip(report.stages, plan.stages, strict=True):
+        assert abs(stage.expected_peak_mib - cost.peak_memory_mib) < 2
+    coarse, _, second, _ = (cost.peak_memory_mib for cost in plan.stages)
+    assert second > coarse + 10
+
+
+def test_memory_that_a_later_group_lacks_is_refused_before_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = np.linspace(-1000, 1000, 600).astype(np.int16).reshape(6, 10, 10)
+    volume = Volume(values, (4.0, 4.0, 6.0), geometry_is_stated=True)
+    both = {"1": "Left lung in CT", "2": "Right lung in CT", "3": "Liver in CT"}
+    options = RunOptions(bundle=DEMO, runner="openvino", precision="fp32")
+    first, last = (
+        plan_numbers("6,10,10", "4,4,6", classes, options).expected_peak_memory_mib
+        for classes in ("CT/Left lung;CT/Right lung", "CT/Left lung;CT/Right lung;CT/Liver")
+    )
+    assert first < last
+    with medals_rt.load(DEMO, runner="openvino", precision="fp32") as segmenter:
+        monkeypatch.setattr(StageNetwork, "predict", None)
+        with raises(InputError, "memory-too-small"):
+            segmenter.segment(volume, both, SegmentOptions(max_memory=(first + last) * 2**19))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import medals_rt
+from medals_rt.common.choices import Stages
 from medals_rt.common.errors import InputError
 from medals_rt.planning.policy import load_policy, parse_policy
 from medals_rt.prompts.classes import all_classes
@@ -59,6 +60,51 @@ def test_presets_differ_as_documented() -> None:
     assert (paper.repairs_stated_spacing, release.repairs_stated_spacing) == (False, True)
     assert (paper.components.keeps_cut_pieces, release.components.keeps_cut_pieces) == (True, False)
     assert (paper.lesions, release.lesions) == ("labels and instances", "binary")
+
+
+def test_native_has_no_rule_by_class() -> None:
+    policy = load_policy()
+    native = policy.preset("native")
+    for key in all_classes():
+        rules = policy.rules([key], native)
+        assert (rules.skip_coarse, rules.skip_fine, rules.lesion) == (True, False, False)
+        assert (rules.roi_margin, rules.further_iterations["fine"]) == (1.1, 0)
+        assert not policy.treats_components(key, native)
+        assert policy.treats_components(key, native, "all") is (key.kind == "anatomy")
+
+
+def test_native_windows_are_those_of_the_authors_configuration() -> None:
+    policy = load_policy()
+    windows = policy.hounsfield_windows("native")
+    assert {name: (each.width_hu, each.level_hu) for name, each in windows.items()} == {
+        "soft tissue": (400, 40),
+        "lung": (1500, -600),
+        "bone": (1500, 500),
+    }
+    assert policy.window_under(Key("CT_Brain"), "native") == "soft tissue"
+    of_bone = [
+        *(f"CT_Vertebrae C{n}" for n in range(1, 8)),
+        *(f"CT_Vertebrae T{n}" for n in range(1, 13)),
+        *(
+            f"CT_{side} {bone}"
+            for side in ("Left", "Right")
+            for bone in ("humerus", "clavicula", "femur", "hip")
+        ),
+    ]
+    assert len(of_bone) == 27
+    assert {policy.window_under(Key(name), "native") for name in of_bone} == {"bone"}
+    for name in ("CT_Left lung", "CT_Right lung"):
+        assert policy.window_under(Key(name), "native") == "lung"
+    for name in ("CT_Aorta", "CT_Pulmonary vein", "CT_Spinal cord", "CT_Heart", "CT_Esophagus"):
+        assert policy.window_under(Key(name), "native") == "soft tissue"
+
+
+@pytest.mark.parametrize("alone", ["coarse", "fine"])
+def test_one_stage_that_is_asked_for_goes_before_the_lists(alone: Stages) -> None:
+    policy = load_policy()
+    for name in ("US_Soleus", "Microscopy_Synaptic clefts", "CT_Liver"):
+        rules = policy.rules([Key(name)], policy.preset("paper").changed(stages=alone))
+        assert (rules.skip_coarse, rules.skip_fine) == (alone == "fine", alone == "coarse")
 
 
 def test_release_treats_the_36_listed_anatomy_classes_only() -> None:

@@ -89,8 +89,8 @@ def test_an_effort_that_saves_nothing_gives_nothing_up() -> None:
 
 def test_efforts_give_up_one_thing_after_another() -> None:
     assert [(each.iterates, each.overlap) for each in QUALITY_LEVELS] == [
-        (True, 0.5),
-        (False, 0.5),
+        (True, 1.0),
+        (False, 1.0),
         (False, 0.25),
     ]
 
@@ -292,7 +292,7 @@ def test_a_budget_is_not_refused_once_work_was_done(
     """The second of two window groups has no time for a pass, as it turns out after the first."""
     monkeypatch.setattr(
         "medals_rt.pipeline.window_groups.classes_by_window",
-        lambda classes, _: {"soft tissue": [classes[0]], "lung": [classes[1]]},
+        lambda classes, *_: {"soft tissue": [classes[0]], "lung": [classes[1]]},
     )
     shortfalls = iter([None, "too small"])
     monkeypatch.setattr(Budget, "shortfall", lambda *_: next(shortfalls))

@@ -5,7 +5,9 @@ import pytest
 
 from medals_rt.common.errors import InputError
 from medals_rt.io.volume import SourceGrid, Volume
+from medals_rt.planning.policy import load_policy
 from medals_rt.preprocessing.intensity import is_prepared, prepare_intensities
+from tests.paths import NATIVE
 
 RNG = np.random.default_rng(0)
 
@@ -218,3 +220,35 @@ def test_unknown_windows_are_refused(window: str, code: str) -> None:
     with pytest.raises(InputError) as refused:
         prepare_intensities(volume(np.full((2, 2, 2), 700)), "CT", window)
     assert refused.value.code == code
+
+
+GRAY_LEVELS_OFF_BY_ONE = 0.005  # float32 images: rounding at the edge of a gray level
+
+
+def native_intensities() -> dict[str, np.ndarray]:
+    with np.load(NATIVE / "intensities.npz") as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+@pytest.mark.parametrize("name", [each for each in native_intensities() if "." in each])
+def test_intensities_of_the_authors_script(name: str) -> None:
+    """Every voxel of images of whole numbers; of float32 ones all but rounding at edges."""
+    stored = native_intensities()
+    source, _, how = name.partition(".")
+    modality, window = ("MRI", "soft tissue") if how == "percentiles" else ("CT", how)
+    image, theirs = stored[source], stored[name].astype(np.float32)
+    window = window.replace("_", " ")
+    ours = prepare_intensities(scan(image), modality, window, "native").image_dhw
+    if image.dtype.kind == "f":
+        theirs = np.minimum(theirs, 254)  # in float32 its white is 255
+        assert np.abs(ours - theirs).max() <= 1
+        assert np.mean(ours != theirs) <= GRAY_LEVELS_OFF_BY_ONE
+    else:
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_native_takes_no_image_for_a_prepared_one() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 8)).astype(np.uint8)
+    assert is_prepared(scan(image))
+    assert not is_prepared(scan(image), load_policy().preset("native").intensities)
+    assert prepare_intensities(scan(image), "CT", preset="native").action == "window"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +43,14 @@ MODALITIES: Final = {"CT": "CT", "MR": "MRI", "PT": "PET", "US": "US"}
 
 _LARGEST_INTERCEPT: Final = 2**30
 _JPEG_EXTENDED: Final = "1.2.840.10008.1.2.4.51"
+_DECODERS: Final = {
+    "High-Throughput": "pip install pylibjpeg pylibjpeg-openjpeg",
+    "2000": "pip install pylibjpeg pylibjpeg-openjpeg, or pip install python-gdcm",
+    "JPEG-LS": "pip install pyjpegls, or pip install python-gdcm",
+    "": "pip install python-gdcm (BSD license), or pip install pylibjpeg pylibjpeg-libjpeg (GPL)",
+}
+"""What installs a decoder, by a part of the compression's name; the first that fits counts."""
+
 _OVERLAP: Final = 1.5
 """Thickness in slice distances from which slices are said to overlap."""
 
@@ -98,7 +106,7 @@ def read_dicom_case(
     ):
         images, without_image = _images(files)
         if not images:
-            kinds = kinds_of(without_image) or "none without one"
+            kinds = kinds_of(without_image) or "none"
             raise CaseError(
                 f"{path} holds no DICOM image (DICOM files: {kinds}; {others} other files); give "
                 "the folder of a series",
@@ -114,7 +122,7 @@ def read_dicom_case(
         shape = (len(stack.slices), rows, columns)
         check_shape(shape, max_voxels=max_voxels, what=f"the series [{chosen}]")
         _check_decoders(stack)
-        array_kji = _read_pixels(stack)
+        array_kji, padding = _read_pixels(stack)
     source = SourceGrid.from_affine(stack.affine_lps)
     spacing = check_spacing(source.spacing_hwd_mm or ())
     return Case(
@@ -124,7 +132,13 @@ def read_dicom_case(
         path,
         header=DicomSource(stack.slices, stack.distance_mm),
         modality=MODALITIES.get(chosen.modality),
-        notes=(*_passed_over(others, without_image), *copies, *mixed, *_notes(stack, chosen)),
+        notes=(
+            *_passed_over(others, without_image),
+            *copies,
+            *mixed,
+            *padding,
+            *_notes(stack, chosen),
+        ),
         origin={
             "series_instance_uid": chosen.uid,
             "series_number": chosen.number,
@@ -167,11 +181,10 @@ def _check_decoders(stack: Stack) -> None:
             name = f"{name} with more than 8 bits"
         if decoder.is_available and (usable or not decoder.available_plugins):
             continue
-        plugin = "openjpeg" if "2000" in name else "libjpeg"
+        advice = next(text for word, text in _DECODERS.items() if word in name)
         raise CaseError(
             f"{image.file.name} is compressed as {name}, for which no decoder is installed; "
-            f"pip install pylibjpeg pylibjpeg-{plugin}, or pip install python-gdcm, or convert "
-            "the series to Explicit VR Little Endian",
+            f"{advice}, or convert the series to Explicit VR Little Endian",
             code="decoder-missing",
         )
 
@@ -181,12 +194,16 @@ def _in_order(stack: Stack) -> list[Image]:
     return list(dict.fromkeys(each.image for each in stack.slices))
 
 
-def _read_pixels(stack: Stack) -> HostArray:
-    """Values of every slice, `(k, j, i)`: int16 (int32 where one needs it) or float32."""
+def _read_pixels(stack: Stack) -> tuple[HostArray, tuple[Note, ...]]:
+    """Values of every slice, `(k, j, i)`: int16 (int32 where one needs it) or float32.
+
+    Padding that is brighter than the whole image gets its lowest value.
+    """
     from pydicom.pixels.utils import pixel_array
 
     rows, columns = stack.slices[0].shape
     array: HostArray = np.empty((len(stack.slices), rows, columns), dtype=_value_type(stack))
+    padded: dict[int, HostArray] = {}
     loaded: tuple[DicomFile | None, Any] = (None, None)
     for number, each in enumerate(stack.slices):
         file, header = each.image.file, each.image.header
@@ -208,15 +225,67 @@ def _read_pixels(stack: Stack) -> HostArray:
                     f"{file.name} holds pixels of shape {stored.shape}, not {(rows, columns)}",
                     code="shape-contradicts",
                 )
+            values: HostArray
             if array.dtype.kind == "f":
-                array[number] = stored.astype(np.float64) * each.slope + each.intercept
-                continue
-            values = stored.astype(np.int64) + int(each.intercept)
-            limits = np.iinfo(array.dtype)
-            if values.min() < limits.min or values.max() > limits.max:
-                array = array.astype(np.int32)
+                values = stored.astype(np.float64) * each.slope + each.intercept
+            else:
+                values = stored.astype(np.int64) + int(each.intercept)
+                limits = np.iinfo(array.dtype)
+                if values.min() < limits.min or values.max() > limits.max:
+                    array = array.astype(np.int32)
             array[number] = values
-    return array
+            padding = _padding(data, stored)
+            inside = values[~padding]
+            if not inside.size or (padding.any() and values[padding].max() > inside.min()):
+                padded[number] = padding
+    return array, _blank_padding(array, padded)
+
+
+def _padding(data: Any, stored: HostArray) -> HostArray:
+    """Pixels that the file itself calls padding."""
+    value = data.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(stored.shape, dtype=bool)
+    low, high = sorted((int(value), int(data.get("PixelPaddingRangeLimit", value))))
+    return (stored >= low) & (stored <= high)
+
+
+def _blank_padding(array: HostArray, padded: Mapping[int, HostArray]) -> tuple[Note, ...]:
+    """Set padding to the lowest value of the image where it is brighter than all of it.
+
+    Padding in the range of the image stays, with a warning: files name a padding value that is a
+    true one elsewhere.
+
+    Parameters
+    ----------
+    array
+        The image, which is changed.
+    padded
+        By slice, the pixels of padding; of slices that hold something darker, or nothing else.
+    """
+    if not padded:
+        return ()
+    real = [
+        array[number][~padded[number]] if number in padded else array[number].ravel()
+        for number in range(len(array))
+    ]
+    real = [values for values in real if values.size]
+    if not real:
+        return ()
+    lowest, highest = min(each.min() for each in real), max(each.max() for each in real)
+    values = np.concatenate([array[number][padding] for number, padding in padded.items()])
+    if values.max() <= lowest:
+        return ()
+    if values.min() <= highest:
+        text = (
+            f"{values.size:,} voxels have the value that the file calls padding, which lies in "
+            "the range of the image: they are taken as they are"
+        )
+        return (warning("padding-in-range", text),)
+    for number, padding in padded.items():
+        array[number][padding] = lowest
+    text = f"{values.size:,} voxels of padding, brighter than the image, were set to {lowest:g}"
+    return (Note("padding-blanked", text),)
 
 
 def _value_type(stack: Stack) -> type[np.int16 | np.float32]:
@@ -244,9 +313,8 @@ def _passed_over(others: int, without_image: list[Image]) -> tuple[Note, ...]:
 def _notes(stack: Stack, series: Series) -> tuple[Note, ...]:
     notes = list(stack.notes)
     first = stack.slices[0]
-    if series.modality == "CT" and "RescaleSlope" not in first.image.header and not first.groups:
-        text = "the CT names no rescale slope: its values are taken as Hounsfield units"
-        notes.append(warning("rescale-assumed", text))
+    if series.modality == "CT":
+        notes += _unit_notes(first)
     thickness = first.thickness_mm or 0.0
     if thickness > _OVERLAP * stack.distance_mm:
         text = (
@@ -255,6 +323,23 @@ def _notes(stack: Stack, series: Series) -> tuple[Note, ...]:
         )
         notes.append(Note("slices-overlap", text))
     return tuple(notes)
+
+
+def _unit_notes(first: Slice) -> list[Note]:
+    """Warn where a CT doesn't say that its values are Hounsfield units."""
+    scaling = first.image.header
+    for groups in first.groups:
+        if "PixelValueTransformationSequence" in groups:
+            scaling = groups.PixelValueTransformationSequence[0]
+            break
+    if "RescaleSlope" not in scaling:
+        text = "the CT names no rescale slope: its values are taken as Hounsfield units"
+        return [warning("rescale-assumed", text)]
+    unit = printable(scaling.get("RescaleType") or "HU")
+    if unit.upper().startswith("HU"):
+        return []
+    text = f"the CT says that its values are {unit!r}: they are taken as Hounsfield units"
+    return [warning("rescale-type", text)]
 
 
 def _case_name(path: Path) -> str:

@@ -114,8 +114,12 @@ class DicomFile:
     def looks_like_dicom(self) -> bool:
         """Whether it bears the mark of a DICOM file, or starts like one without preamble."""
         with self.start(_START) as stream:
-            start = stream.read(_START)
-        return start[128:_PREAMBLE] == b"DICM" or _starts_with_elements(start)
+            return starts_like_dicom(stream.read(_START))
+
+
+def starts_like_dicom(start: bytes) -> bool:
+    """Whether bytes bear the mark of a DICOM file, or are a data set's first elements."""
+    return start[128:_PREAMBLE] == b"DICM" or _starts_with_elements(start)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Final
 from medals_rt.common.notes import Note
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.case import read_dicom_case
+from medals_rt.io.dicom.files import starts_like_dicom
 from medals_rt.io.dicom.rtstruct import check_rtstruct_source, write_rtstruct
 from medals_rt.io.dicom.seg import SegKind, check_source, write_seg
 from medals_rt.io.dicom.seg_labels import read_seg_labels
@@ -69,9 +70,10 @@ FORMATS: Final = (
         endings=(".dcm", ".zip"),
         libraries=("pydicom",),
         read_case=_read_case,
-        recognizes=lambda start: start[128:132] == b"DICM",
+        recognizes=starts_like_dicom,
         folders=True,
         choosable=True,
+        unnamed=True,
     ),
     Format(
         name="dicomweb",
@@ -90,6 +92,8 @@ FORMATS: Final = (
         read_labels=read_seg_labels,
         write=_write_seg,
         check=_check_seg,
+        recognizes=starts_like_dicom,
+        unnamed=True,
     ),
     Format(
         name="dicom-labelmap-seg",

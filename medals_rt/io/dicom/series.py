@@ -22,6 +22,7 @@ _NOT_IMAGES: Final = {
 _ONE_OF_EACH: Final = (
     ("patients", "patients-mixed", ("PatientID", "PatientName", "PatientBirthDate")),
     ("studies", "studies-mixed", ("StudyInstanceUID",)),
+    ("modalities", "modalities-mixed", ("Modality",)),
     ("frames of reference", "frames-of-reference-mixed", ("FrameOfReferenceUID",)),
 )
 """What a volume is of one of: its name, the code of the error, and the attributes that tell."""
@@ -212,7 +213,7 @@ def without_copies(series: Series) -> tuple[Series, tuple[Note, ...]]:
 
 
 def check_identity(images: Sequence[Image], series: Series) -> None:
-    """Check that images are of one patient, one study and one frame of reference.
+    """Check that images are of one patient, study, modality and frame of reference.
 
     Raises
     ------

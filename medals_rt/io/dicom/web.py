@@ -280,7 +280,7 @@ def store_files(text: str | os.PathLike[str], files: Sequence[Path]) -> None:
         if failed:
             reason = printable(failed[0].get("FailureReason", "none named"))
             raise ServerError(
-                f"{server.url} did not store {file.name} (reason {reason}); the file is kept",
+                f"{server.url} did not store {file.name} (reason {reason}); try again",
                 code="store-refused",
             )
 

@@ -5,13 +5,18 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 from unicodedata import normalize
 
 from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.io.dicom.web import is_web_address, series_addresses
 from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
-from medals_rt.pipeline.batch.jobs_file import JobRow, check_prompts, read_jobs, source_of
+from medals_rt.pipeline.batch.jobs_file import (
+    JobRow,
+    check_prompts,
+    read_jobs,
+    segmenting,
+    source_of,
+)
 from medals_rt.pipeline.job import Job, own_ending
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.prompts.prompt_set import PromptReading
@@ -82,6 +87,8 @@ def plan_batch(
     reports: Path | None = None,
     source: PromptSource,
     options: RunOptions,
+    series: str | None = None,
+    select: tuple[str, ...] = (),
     ending: str | None = None,
     preview: bool = True,
     store: str | None = None,
@@ -102,6 +109,8 @@ def plan_batch(
         The folder of reports, pictures and records; None: that of the results.
     source, options
         Prompts and options of the cases whose row has none.
+    series, select
+        Likewise, which series and images; of the cases that can hold several (DICOM).
     ending
         Of the results, such as ``".nii.gz"``; None: that of the case.
     preview
@@ -131,7 +140,8 @@ def plan_batch(
             code="no-case",
         )
     places = _Places(results, reports, ending, preview, store)
-    cases = tuple(_batch_case(each, places, source, options) for each in found)
+    common = _Common(source, options, series, select)
+    cases = tuple(_batch_case(each, places, common) for each in found)
     _refuse_clashes(cases)
     return BatchPlan(cases, results, reports, unread)
 
@@ -256,9 +266,17 @@ class _Places:
     store: str | None = None
 
 
-def _batch_case(
-    found: _Found, places: _Places, source: PromptSource, options: RunOptions
-) -> BatchCase:
+@dataclass(frozen=True)
+class _Common:
+    """What all cases have whose row of the jobs file doesn't say otherwise; as of a `Job`."""
+
+    source: PromptSource
+    options: RunOptions
+    series: str | None
+    select: tuple[str, ...]
+
+
+def _batch_case(found: _Found, places: _Places, common: _Common) -> BatchCase:
     """Decide what is to be done with a case, and where its files go."""
     name = PurePosixPath(found.name).as_posix()
     parts = name.split("/")
@@ -272,12 +290,14 @@ def _batch_case(
     job = Job(
         input=found.path,
         output=places.results / f"{name}{ending}",
-        source=source,
+        source=common.source,
         report=report_path(places.reports, name),
         preview=preview_path(places.reports, name) if places.preview else None,
-        options=options,
+        options=common.options,
         store=places.store,
     )
+    if is_dicom(found.path):
+        job = replace(job, series=common.series, select=common.select)
     if found.row is not None:
         job = _with_row(job, found.row, found.folder)
     return BatchCase(name, job, places.reports / STATE_FOLDER / f"{name}.json")
@@ -285,20 +305,16 @@ def _batch_case(
 
 def _with_row(job: Job, row: JobRow, folder: Path) -> Job:
     """Put what a row of the jobs file says in the place of what the command line says."""
-    given: dict[str, Any] = {
-        name: value
-        for name in ("window", "preset", "refinement", "postprocess", "seed")
-        if (value := getattr(row, name)) is not None
-    }
-    options = replace(job.options, segment=replace(job.options.segment, **given))
+    options = replace(job.options, segment=replace(job.options.segment, **segmenting(row)))
     drawn = None if row.spatial_prompts is None else folder / row.spatial_prompts
     return replace(
         job,
         source=source_of(row, folder, job.source),
         options=options,
         spatial_prompts=drawn,
-        series=row.series,
-        select=row.select or (),
+        resample=bool(row.resample),
+        series=row.series or job.series,
+        select=row.select or job.select,
     )
 
 

@@ -8,15 +8,22 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import msgspec
 
-from medals_rt.common.choices import Kind, Postprocess, PresetName, Refinement
+from medals_rt.common.choices import (
+    Kind,
+    Postprocess,
+    PresetName,
+    Refinement,
+    Stages,
+    StartFrom,
+)
 from medals_rt.common.errors import InputError, MissingFileError
-from medals_rt.pipeline.options import PromptSource
+from medals_rt.pipeline.options import PromptSource, SegmentOptions
 from medals_rt.preprocessing.intensity import AUTO, parse_window
 from medals_rt.prompts.prompt_set import PromptReading
 
@@ -27,8 +34,8 @@ _FORM: Final = "jobs-file-form"
 
 Words = Annotated[str, msgspec.Meta(min_length=1)]
 Several = Annotated[tuple[Words, ...], msgspec.Meta(min_length=1)]
-_SEVERAL: Final = ("sentences", "lesions", "select")
-"""Members that hold several texts, which are separated by semicolons in CSV."""
+_SEVERAL: Final = ("sentences", "lesions", "select", "block_sizes")
+"""Members that hold several values, which are separated by semicolons in CSV."""
 
 
 class JobRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -48,10 +55,12 @@ class JobRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         What the sentences ask for.
     lesions
         Sentences of lesions beside the anatomy of `prompts` or `sentences`; in CSV likewise.
-    window, preset, refinement, postprocess, seed
-        As for `medals-rt run`.
-    spatial_prompts
-        Labels drawn by the user, a path from the folder of inputs.
+    window, preset, refinement, postprocess, seed, stages, start_from, iterations, repetitions, \
+    block_sizes, lesion_iterations, threshold, overlap, mirrored
+        As for `medals-rt run`; block sizes in CSV separated by semicolons.
+    spatial_prompts, resample
+        Labels drawn by the user, a path from the folder of inputs, and whether they may be brought
+        onto the case's grid.
     series, select
         Which series of a DICOM folder, and which of its images (``KEY=VALUE``; in CSV separated by
         semicolons).
@@ -68,7 +77,17 @@ class JobRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     refinement: Refinement | None = None
     postprocess: Postprocess | None = None
     seed: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    stages: Stages | None = None
+    start_from: StartFrom | None = None
+    iterations: int | None = None
+    repetitions: int | None = None
+    block_sizes: tuple[int, ...] | None = None
+    lesion_iterations: int | None = None
+    threshold: float | None = None
+    overlap: float | None = None
+    mirrored: bool | None = None
     spatial_prompts: Words | None = None
+    resample: bool | None = None
     series: Words | None = None
     select: Several | None = None
 
@@ -187,12 +206,20 @@ def _checked(content: Any, place: str, path: Path) -> JobRow:
         raise InputError(
             f"{place}: there are prompts and sentences; leave out one of them", code="prompts-twice"
         )
-    if row.window is not None and row.window != AUTO:
-        try:
+    try:
+        if row.window is not None and row.window != AUTO:
             parse_window(row.window)
-        except InputError as error:
-            raise InputError(f"{place}: {error}", code=error.code) from error
+        SegmentOptions(**segmenting(row))
+    except InputError as error:
+        raise InputError(f"{place}: {error}", code=error.code) from error
     return row
 
 
+def segmenting(row: JobRow) -> dict[str, Any]:
+    """Return what a row says of how its case is segmented, by the names of `SegmentOptions`."""
+    found = {name: getattr(row, name) for name in _OF_SEGMENTING}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 _MEMBERS: Final = JobRow.__struct_fields__
+_OF_SEGMENTING: Final = tuple({*_MEMBERS} & {each.name for each in fields(SegmentOptions)})

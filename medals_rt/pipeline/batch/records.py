@@ -140,6 +140,7 @@ def fingerprint(job: Job, bundle_hash: str) -> str:
         "series": job.series,
         "select": job.select,
         "prompts": None if prompts is None else list(prompts.as_mapping().items()),
+        "resample": job.resample,
         "spatial_prompts": None if drawn is None else content_sha256(drawn),
     }
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()

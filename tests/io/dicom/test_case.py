@@ -393,3 +393,96 @@ def test_orders_of_files_do_not_matter(tmp_path: Path) -> None:
         write_series(tmp_path / str(seed), HU, UPRIGHT, seed=seed)
         images.append(read_case(tmp_path / str(seed)).volume.image_dhw)
     assert np.array_equal(images[0], images[1])
+
+
+def codes_of(case: Any) -> list[str]:
+    return [note.code for note in case.notes]
+
+
+def with_pixels(stored: np.ndarray, **attributes: Any) -> Callable[[int, Dataset], None]:
+    """Change that stores a slice's values `(k, j, i)` as they are, scaled by 1 and 0."""
+
+    def change(k: int, data: Dataset) -> None:
+        data.RescaleSlope, data.RescaleIntercept = "1", "0"
+        data.PixelData = stored[k].astype("<u2").tobytes()
+        for name, value in attributes.items():
+            setattr(data, name, value)
+
+    return change
+
+
+def test_padding_that_is_brighter_than_the_image_is_made_dark(tmp_path: Path) -> None:
+    stored = RNG.integers(10, 900, HU.shape)
+    stored[:, :2], stored[3] = 65535, 65535
+    write_series(tmp_path / "a", HU, UPRIGHT, change=with_pixels(stored, PixelPaddingValue=65535))
+    case = read_case(tmp_path / "a")
+    expected = np.where(stored == 65535, stored.min(), stored)
+    np.testing.assert_array_equal(case.volume.image_dhw, expected)
+    assert "padding-blanked" in codes_of(case)
+
+
+@pytest.mark.parametrize(("padding", "note"), [(0, False), (300, True)])
+def test_other_padding_stays(tmp_path: Path, padding: int, note: bool) -> None:
+    """Dark padding is harmless; one within the image may be a true value."""
+    stored = RNG.integers(10, 900, HU.shape)
+    stored[:, :2] = padding
+    change = with_pixels(stored, PixelPaddingValue=padding)
+    write_series(tmp_path / "a", HU, UPRIGHT, change=change)
+    case = read_case(tmp_path / "a")
+    np.testing.assert_array_equal(case.volume.image_dhw, stored)
+    assert ("padding-in-range" in codes_of(case)) is note
+
+
+def test_values_are_those_of_the_bits_that_a_slice_names(tmp_path: Path) -> None:
+    """Signed and unsigned slices in one series, 12 bits of which the other four are anything."""
+    values = np.clip(HU, -1000, 1000)
+
+    def change(k: int, data: Dataset) -> None:
+        data.BitsStored, data.HighBit, data.PixelRepresentation = 12, 11, k % 2
+        if k % 2:
+            data.RescaleIntercept = "0"
+            stored = values[k].astype(np.int32) & 0xFFF
+        else:
+            stored = (values[k].astype(np.int32) + 1024) | 0xF000
+        data.PixelData = stored.astype("<u2").tobytes()
+
+    write_series(tmp_path / "a", HU, UPRIGHT, change=change)
+    np.testing.assert_array_equal(read_case(tmp_path / "a").volume.image_dhw, values)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda k, data: data.__setattr__("Modality", "CT" if k < 3 else "MR"), "modalities-mixed"),
+        (lambda k, data: data.__setattr__("PatientID", str(k < 3)), "patients-mixed"),
+        (
+            lambda k, data: data.__setattr__(
+                "ImageOrientationPatient", [1, 0, 0, 0, np.cos(0.02 * k), np.sin(0.02 * k)]
+            ),
+            "slices-mixed",
+        ),
+        (lambda _, data: data.__setattr__("SOPInstanceUID", "1.2.3"), "same-uid-different-content"),
+    ],
+)
+def test_what_is_not_of_one_image_is_refused(
+    tmp_path: Path, change: Callable[[int, Dataset], None], code: str
+) -> None:
+    write_series(tmp_path / "a", HU, UPRIGHT, change=change)
+    with raises(CaseError, code):
+        read_case(tmp_path / "a")
+
+
+def test_a_ct_in_other_units_is_warned_of(tmp_path: Path) -> None:
+    def change(_: int, data: Dataset) -> None:
+        data.RescaleType = "US"
+
+    write_series(tmp_path / "a", HU, UPRIGHT, change=change)
+    assert codes_of(read_case(tmp_path / "a")) == ["rescale-type"]
+    slices = write_series(tmp_path / "b", HU, UPRIGHT)
+    write_enhanced(tmp_path / "enhanced", slices)
+    data = pydicom.dcmread(tmp_path / "enhanced")
+    for groups in (*data.PerFrameFunctionalGroupsSequence, *data.SharedFunctionalGroupsSequence):
+        if "PixelValueTransformationSequence" in groups:
+            del groups.PixelValueTransformationSequence
+    data.save_as(tmp_path / "enhanced", enforce_file_format=True)
+    assert "rescale-assumed" in codes_of(read_case(tmp_path / "enhanced"))

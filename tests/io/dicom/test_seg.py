@@ -1,9 +1,12 @@
 """DICOM SEG of what hospitals send: valid, with what can't be kept left out and named."""
 
+import json
 import shutil
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless
 
 from medals_rt.common.errors import CaseError
 from medals_rt.io.dicom.seg import check_source, write_seg
-from medals_rt.io.registry import check_output, read_case, write_segmentation
+from medals_rt.io.grids import fill_left_out, grid_of, same_grid
+from medals_rt.io.registry import check_output, read_case, read_labels, write_segmentation
 from medals_rt.io.segment_metadata import segments_of
 from tests.dicom import write_series
 
@@ -346,3 +350,34 @@ def test_bits_follow_each_other_from_frame_to_frame(columns: int, tmp_path: Path
     order = np.argsort(heights)
     np.testing.assert_array_equal(frames[order], labels)
     validate(tmp_path / "out.dcm")
+
+
+def test_dcmqi_reads_the_labels_where_they_are(tmp_path: Path) -> None:
+    """Another maker's reader finds each segment's voxels, name and place, of an oblique scan."""
+    program = shutil.which("segimage2itkimage") or shutil.which(
+        "segimage2itkimage", path=str(Path(sys.executable).parent)
+    )
+    if program is None:
+        pytest.skip("dcmqi isn't installed (pip install dcmqi): no other reader has read a SEG")
+    labels = LABELS.copy()
+    labels[2:4, 5:8, 1:3] = 2
+    c, s = np.cos(0.3), np.sin(0.3)
+    affine = np.array([[1, 0, 0, 0], [0, c, -s, 0], [0, s, c, 0], [0, 0, 0, 1]]) @ AFFINE
+    write_series(tmp_path / "a", labels.astype(np.int16), affine)
+    case = read_case(tmp_path / "a")
+    canonical = case.volume.image_dhw.astype(np.uint8)
+    prompts = {"1": "Liver in CT", "2": "Spleen in CT"}
+    write_segmentation(tmp_path / "out.dcm", case, canonical, prompts=prompts)
+    options = ("--outputDirectory", str(tmp_path), "--outputType", "nii", "--mergeSegments")
+    command = [program, "--inputDICOM", str(tmp_path / "out.dcm"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-300:]
+    (merged,) = tmp_path.glob("*.nii.gz")
+    expected = grid_of(case.volume)
+    found = fill_left_out(replace(read_labels(merged), leaves_out_empty=True), expected)
+    assert same_grid(expected, grid_of(found)) is None
+    np.testing.assert_array_equal(found.labels_dhw, canonical)
+    (described,) = tmp_path.glob("*meta.json")
+    segments = json.loads(described.read_text())["segmentAttributes"]
+    flat = [each for group in segments for each in group]
+    assert {str(each["labelID"]): each["SegmentLabel"] for each in flat} == prompts

@@ -105,3 +105,14 @@ def test_what_is_no_label_map_is_refused(tmp_path: Path) -> None:
         with pytest.raises(CaseError) as refused:
             read_labels(path)
         assert refused.value.code == code
+
+
+def test_a_segmentation_needs_no_ending(tmp_path: Path) -> None:
+    write_series(tmp_path / "series", labels().astype(np.int16), OBLIQUE)
+    case = read_case(tmp_path / "series")
+    wanted = case.volume.source.to_canonical(labels())
+    write_segmentation(tmp_path / "a.dcm", case, wanted, prompts={"1": "Liver in CT"})
+    (tmp_path / "a.dcm").rename(tmp_path / "1.2.840.7")
+    found = read_labels(tmp_path / "1.2.840.7")
+    whole = fill_left_out(found, grid_of(case.volume))
+    np.testing.assert_array_equal(whole.labels_dhw, wanted)

@@ -203,3 +203,23 @@ def test_a_row_has_its_own_choice_of_images_and_post_processing(
     assert first.job.options.segment.postprocess == "off"
     assert second.job.source == PromptSource(sentences=tuple(LIVER), lesions=("Liver tumors",))
     assert second.job.options.segment.postprocess == "auto"
+
+
+def test_series_and_images_may_be_chosen_for_all_that_can_hold_several(
+    scans: Path, tmp_path: Path
+) -> None:
+    series = scans / "series"
+    series.mkdir()
+    (series / "slice1").write_bytes(bytes(128) + b"DICM")
+    found = plan(scans, out=tmp_path / "out", series="3", select=("ECHO=2",))
+    chosen = {case.name: (case.job.series, case.job.select) for case in found.cases}
+    assert chosen.pop("series") == ("3", ("ECHO=2",))
+    assert set(chosen.values()) == {(None, ())}
+    jobs = write_json(
+        tmp_path / "jobs.json",
+        [{"input": "series", "series": "7"}, {"input": "series", "output": "b", "resample": True}],
+    )
+    found = plan(scans, out=tmp_path / "out", jobs=jobs, series="3", select=("ECHO=2",))
+    first, second = (case.job for case in found.cases)
+    assert (first.series, first.select, first.resample) == ("7", ("ECHO=2",), False)
+    assert (second.series, second.select, second.resample) == ("3", ("ECHO=2",), True)

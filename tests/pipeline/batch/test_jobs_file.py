@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medals_rt.common.errors import InputError
-from medals_rt.pipeline.batch.jobs_file import JobRow, read_jobs
+from medals_rt.pipeline.batch.jobs_file import JobRow, read_jobs, segmenting
+from medals_rt.pipeline.options import SegmentOptions
 from tests.errors import raises
 
 
@@ -43,6 +44,20 @@ def test_json_and_csv_say_the_same(tmp_path: Path) -> None:
     )
     assert read_jobs(tmp_path / "jobs.json") == expected
     assert read_jobs(tmp_path / "jobs.csv") == expected
+
+
+def test_options_of_the_algorithm_in_rows(tmp_path: Path) -> None:
+    (tmp_path / "jobs.csv").write_text(
+        "input,stages,block_sizes,threshold,mirrored,iterations\na,fine,4;8,0.4,true,2\n",
+        encoding="utf-8",
+    )
+    (row,) = read_jobs(tmp_path / "jobs.csv")
+    assert SegmentOptions(**segmenting(row)) == SegmentOptions(
+        stages="fine", block_sizes=(4, 8), threshold=0.4, mirrored=True, iterations=2
+    )
+    (tmp_path / "jobs.json").write_text('[{"input": "a", "overlap": 2}]', encoding="utf-8")
+    with raises(InputError, "overlap-out-of-range", "job 1"):
+        read_jobs(tmp_path / "jobs.json")
 
 
 @pytest.mark.parametrize(
