@@ -11,6 +11,8 @@ import pydicom
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.errors import MissingFileError
+from tests.cli.helpers import assert_refused, call
 from tests.dicom import write_series
 from tests.orthanc import free_port, running_orthanc
 from tests.serve.node.nodes import TITLE, running_node, wait_for, write_configuration
@@ -29,6 +31,11 @@ def write_patient(folder: Path, patient: int) -> None:
         data.SOPInstanceUID = f"1.2.3.{patient}.1.{k + 1}"
 
     write_series(folder, VALUES + patient, AFFINE, change=change)
+
+
+def test_the_command_finds_the_node(tmp_path: Path) -> None:
+    done = call("listen", tmp_path / "absent.toml")
+    assert_refused(done, MissingFileError)
 
 
 @pytest.mark.slow  # three starts of a process with a model
