@@ -13,6 +13,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE /opt/medals-rt/
 COPY medals_rt /opt/medals-rt/medals_rt
 COPY medals_export /opt/medals-rt/medals_export
 COPY engines/recipes /opt/medals-rt/engines/recipes
+COPY engines/demo /opt/medals-rt/engines/demo
 RUN pip install --no-cache-dir --constraint /opt/medals-rt/constraints.txt \
       "/opt/medals-rt[${EXTRAS}]" \
  && medals-rt version

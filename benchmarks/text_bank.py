@@ -23,10 +23,9 @@ import torch
 from reporting import today, write_report
 
 from medals_export.known_sentences import KnownSentences, read_sentences
-from medals_export.text_bank import canonical_sentence
 from medals_export.text_encoder import TextCheckpoint, load_text_encoder
 from medals_rt.common.environment import machine_facts
-from medals_rt.prompts.classes import ClassKey
+from medals_rt.prompts.classes import ClassKey, canonical_sentence
 
 Embedded = dict[ClassKey, np.ndarray]
 StandIn = Callable[[ClassKey, np.ndarray, tuple[str, ...]], np.ndarray]

@@ -1,5 +1,6 @@
 """Released or trained checkpoints (`.pth`) to networks, with every key accounted for."""
 
+import json
 import os
 import pickle
 import re
@@ -15,13 +16,15 @@ from torch import Tensor
 from medals_export.model import MedalS, ModelConfig
 from medals_export.model.query_decoder import sinusoidal_position_encoding
 from medals_rt.bundle.manifest import SourceRecord, file_sha256
-from medals_rt.bundle.released import parse_released_name
+from medals_rt.bundle.released import SPACING_ENTRY, parse_released_name
+from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.errors import ExportError, MissingFileError
 
 Shape3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]
 
 RELEASED_HEADS = 8
+_REMARKS = ("config", SPACING_ENTRY)
 _DEEP_SUPERVISION = "mid_mask_embed_proj"
 # a released convolution block stores its weights twice: by name, and in the sequence it runs
 _TWINS = (("all_modules.0.", "conv."), ("all_modules.1.", "norm."))
@@ -53,13 +56,15 @@ def load_checkpoint(
     window_hwd: Shape3 | None = None,
     spacing_hwd_mm: Spacing3 | None = None,
     heads: int | None = None,
+    otherwise: StageSpec | None = None,
 ) -> Checkpoint:
-    """Load a checkpoint; no code in it is run (`weights_only=True`).
+    """Load a checkpoint, `.pth` or `.safetensors`; no code in it is run (`weights_only=True`).
 
     What `config` and the other arguments leave open comes from the checkpoint's own entries
     `config` and `spacing_hwd_mm` (those that this package trains have them), else from the shapes
     of the weights and from the file's name in the manner of the released ones
-    (`..._crop_size_H_W_D_spacing_a_b_c_step_N.pth`). The number of attention heads is in neither:
+    (`..._crop_size_H_W_D_spacing_a_b_c_step_N.pth`), last of all from `otherwise`, the stage of a
+    bundle that the checkpoint is compared with. The number of attention heads is in none of these:
     it is then the released 8.
 
     Raises
@@ -67,8 +72,8 @@ def load_checkpoint(
     MissingFileError
         If there is no such file.
     ExportError
-        If it is no checkpoint, window or spacing can't be found out, or keys are missing,
-        unexpected or of a wrong shape: all of them are listed.
+        If it is no checkpoint, window or spacing can't be found out or are stated twice with
+        different values, or keys are missing, unexpected or of a wrong shape: all are listed.
     """
     file = Path(path)
     if not file.is_file():
@@ -79,23 +84,41 @@ def load_checkpoint(
     if config is None and isinstance(data.get("config"), dict):
         config = ModelConfig.from_dict(data["config"])
     if config is None:
-        window = window_hwd or named_window
+        window = window_hwd or named_window or (None if otherwise is None else otherwise.window_hwd)
         if window is None:
             raise ExportError(
                 f"{file.name} does not say its window (no 'config' in it, no 'crop_size_H_W_D' in "
-                "its name): name the file so, or give window_hwd",
+                "its name): name the file so, or give window_hwd (--stage1-window, "
+                "--stage2-window)",
                 code="checkpoint-without-window",
             )
         config = infer_config(state, window, heads=heads or RELEASED_HEADS)
-    spacing = spacing_hwd_mm or _stored_spacing(data) or named_spacing
+    stored_spacing = _stored_spacing(data)
+    _refuse_contradiction(file.name, "window", window_hwd, config.window_hwd)
+    _refuse_contradiction(file.name, "spacing", spacing_hwd_mm, stored_spacing)
+    spacing = spacing_hwd_mm or stored_spacing or named_spacing
+    if spacing is None and otherwise is not None:
+        spacing = otherwise.spacing_hwd_mm
     if spacing is None:
         raise ExportError(
             f"{file.name} does not say its spacing (no 'spacing_hwd_mm' in it, no "
-            "'spacing_a_b_c' in its name): name the file so, or give spacing_hwd_mm",
+            "'spacing_a_b_c' in its name): name the file so, or give spacing_hwd_mm "
+            "(--stage1-spacing, --stage2-spacing)",
             code="checkpoint-without-spacing",
         )
     model = build_model(config, state, file.name)
     return Checkpoint(model, spacing, SourceRecord(file=file.name, sha256=file_sha256(file)))
+
+
+def _refuse_contradiction(
+    name: str, what: str, given: tuple[float, ...] | None, stored: tuple[float, ...] | None
+) -> None:
+    if given is not None and stored is not None and tuple(given) != tuple(stored):
+        raise ExportError(
+            f"{name} says itself that its {what} is {stored}, not {given}; leave that out, or name "
+            "another file",
+            code=f"{what}-contradiction",
+        )
 
 
 def save_checkpoint(
@@ -106,7 +129,7 @@ def save_checkpoint(
     data = {
         "model_state_dict": model.state_dict(),
         "config": model.config.to_dict(),
-        "spacing_hwd_mm": list(spacing_hwd_mm),
+        SPACING_ENTRY: list(spacing_hwd_mm),
     }
     torch.save(data, file)
     return Checkpoint(model, spacing_hwd_mm, SourceRecord(file=file.name, sha256=file_sha256(file)))
@@ -229,11 +252,15 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """Read a `.pth` that holds `model_state_dict`; no code in it is run (`weights_only=True`).
 
+    A `.safetensors` holds the state dict itself; its other entries are JSON in the header.
+
     Raises
     ------
     ExportError
         If it can't be read so, or holds no such entry.
     """
+    if file.suffix == ".safetensors":
+        return _read_safetensors(file)
     try:
         with warnings.catch_warnings():
             # an unusual pickle protocol either loads, or fails and is reported
@@ -253,8 +280,24 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     return data
 
 
+def _read_safetensors(file: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            remarks = opened.metadata() or {}
+            entries = {name: json.loads(remarks[name]) for name in _REMARKS if name in remarks}
+            names = opened.keys()
+            state = {name: opened.get_tensor(name) for name in names}
+            return {"model_state_dict": state, **entries}
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ExportError(
+            f"{file} is no checkpoint that can be read: {error}", code="checkpoint-unreadable"
+        ) from error
+
+
 def _stored_spacing(data: Mapping[str, Any]) -> Spacing3 | None:
-    values = data.get("spacing_hwd_mm")
+    values = data.get(SPACING_ENTRY)
     if values is None:
         return None
     a, b, c = (float(value) for value in values)

@@ -164,7 +164,7 @@ def _network(
     bundle: Bundle, stage: int, path: AnyPath, precision: str, device: str
 ) -> EagerNetwork:
     spec = bundle.stage_spec(stage)
-    checkpoint = load_checkpoint(Path(path), window_hwd=spec.window_hwd)
+    checkpoint = load_checkpoint(Path(path), otherwise=spec)
     if checkpoint.model.config.window_hwd != spec.window_hwd:
         raise InputError(
             f"{checkpoint.source.file} is for windows of {checkpoint.model.config.window_hwd}, "

@@ -1,11 +1,13 @@
 """Two checkpoints and an embedding bank to a checked bundle."""
 
 import copy
+import dataclasses
 import itertools
 import math
 import os
 import platform
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,8 +38,10 @@ from medals_rt.bundle.manifest import (
     Sources,
     StageRecord,
     Stages,
+    TermsRecord,
     VerifiedRecord,
 )
+from medals_rt.bundle.released import CheckpointFile, Terms
 from medals_rt.common.choices import CPU_RUNNERS, Precision, RunnerKind
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import ExportError
@@ -93,8 +97,8 @@ class _Stage:
 
 
 def export_bundle(
-    stage1: Checkpoint | AnyPath,
-    stage2: Checkpoint | AnyPath,
+    stage1: Checkpoint | CheckpointFile | AnyPath,
+    stage2: Checkpoint | CheckpointFile | AnyPath,
     bank: TextBank | TextSource | AnyPath,
     out: AnyPath,
     *,
@@ -104,6 +108,7 @@ def export_bundle(
     with_text_encoder: bool = False,
     verify_with: Sequence[RunnerKind] | None = None,
     notice: str | None = None,
+    terms: Sequence[Terms] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -112,7 +117,7 @@ def export_bundle(
     Parameters
     ----------
     stage1, stage2
-        Checkpoints of the coarse and the fine network, loaded or as paths.
+        Checkpoints of the coarse and the fine network, loaded or as files.
     bank
         The embedding bank: loaded, as the path of its safetensors file, or what to compute it from.
     out
@@ -134,6 +139,8 @@ def export_bundle(
         `MOST_VERIFIED_VOXELS` voxels, else none.
     notice
         A warning for everyone who sees a result, one line, such as "for research only".
+    terms
+        Licenses and notices of the weights' publishers; their texts are copied into the bundle.
     overwrite
         Replace a bundle that is there.
     progress
@@ -154,9 +161,8 @@ def export_bundle(
     target = Path(out)
     check_target(target, overwrite=overwrite)
     stored = _weights(precision, weights)
-    checkpoints = [
-        item if isinstance(item, Checkpoint) else load_checkpoint(item) for item in (stage1, stage2)
-    ]
+    checkpoints = [_loaded(item) for item in (stage1, stage2)]
+    _check_order(*checkpoints)
     if with_text_encoder and not isinstance(bank, TextSource):
         raise ExportError(
             "to put the text encoder into the bundle, give what the bank comes from",
@@ -182,7 +188,9 @@ def export_bundle(
             for (number, label), checkpoint in zip(_STAGES, checkpoints, strict=True)
         ]
         manifest = _manifest(job, name, classes, checkpoints, stages)
-        manifest = msgspec.structs.replace(manifest, notice=notice)
+        manifest = msgspec.structs.replace(
+            manifest, notice=notice, terms=tuple(_copy_terms(folder, terms))
+        )
         if not with_text_encoder or not isinstance(bank, TextSource):
             return manifest
         from medals_export.text_graph import export_text_encoder
@@ -191,6 +199,41 @@ def export_bundle(
         return msgspec.structs.replace(manifest, text_encoder=record)
 
     return write_bundle(target, fill, overwrite=overwrite)
+
+
+def _loaded(given: Checkpoint | CheckpointFile | AnyPath) -> Checkpoint:
+    """Load a checkpoint unless it is."""
+    if isinstance(given, Checkpoint):
+        return given
+    if not isinstance(given, CheckpointFile):
+        return load_checkpoint(given)
+    loaded = load_checkpoint(
+        given.path, window_hwd=given.window_hwd, spacing_hwd_mm=given.spacing_hwd_mm
+    )
+    source = msgspec.structs.replace(loaded.source, origin=given.origin)
+    return dataclasses.replace(loaded, source=source)
+
+
+def _check_order(coarse: Checkpoint, fine: Checkpoint) -> None:
+    """Refuse stages that were given the wrong way round."""
+    if math.prod(coarse.spacing_hwd_mm) < math.prod(fine.spacing_hwd_mm):
+        raise ExportError(
+            f"stage 1 ({coarse.source.file}, {coarse.spacing_hwd_mm} mm) has smaller voxels than "
+            f"stage 2 ({fine.source.file}, {fine.spacing_hwd_mm} mm); name the coarse one first",
+            code="stages-swapped",
+        )
+
+
+def _copy_terms(folder: Path, terms: Sequence[Terms]) -> Iterator[TermsRecord]:
+    """Copy the texts of licenses into the bundle, those of each source into a folder."""
+    for number, each in enumerate(terms, start=1):
+        files = []
+        for text in each.texts:
+            file = f"licenses/{number}/{text.name}"
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(text, folder / file)
+            files.append(file_record(folder, file))
+        yield TermsRecord(each.source, each.license, tuple(files))
 
 
 def _bank(bank: TextBank | TextSource | AnyPath, progress: Progress | None) -> TextBank:

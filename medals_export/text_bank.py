@@ -33,7 +33,7 @@ import numpy.typing as npt
 from medals_rt.bundle.manifest import SourceRecord, file_sha256
 from medals_rt.common.errors import ExportError, MissingFileError
 from medals_rt.common.progress import Progress
-from medals_rt.prompts.classes import ClassKey, all_classes
+from medals_rt.prompts.classes import ClassKey, all_classes, canonical_sentence
 
 if TYPE_CHECKING:
     from medals_export.text_encoder import TextCheckpoint
@@ -159,11 +159,6 @@ def build_bank(
             *(f"no known sentence for {key}; took {canonical_sentence(key)!r}" for key in without),
         ),
     )
-
-
-def canonical_sentence(key: ClassKey) -> str:
-    """Return the sentence of a class that has no known one, such as "Spleen in CT"."""
-    return f"{key.name} in {key.modality}"
 
 
 def _embed(

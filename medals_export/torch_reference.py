@@ -187,7 +187,7 @@ def _load(bundle: Bundle, stage: int, given: Checkpoint | AnyPath) -> Checkpoint
     if isinstance(given, Checkpoint):
         checkpoint = given
     else:
-        checkpoint = load_checkpoint(Path(given), window_hwd=spec.window_hwd)
+        checkpoint = load_checkpoint(Path(given), otherwise=spec)
     config = checkpoint.model.config
     dim = bundle.manifest.embeddings.dim
     if config.window_hwd != spec.window_hwd or config.text_dim != dim:

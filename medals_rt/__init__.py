@@ -2,7 +2,7 @@
 
 >>> import medals_rt
 >>> case = medals_rt.read_case("case.npz")
->>> with medals_rt.load("engines/demo") as segmenter:
+>>> with medals_rt.load() as segmenter:  # the demo model; else the folder of a bundle
 ...     result = segmenter.segment(case.volume, {"1": "Liver in abdominal CT"})
 >>> result.labels_dhw  # (D, H, W), on the case's grid
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from medals_rt.prompts.prompt_set import (
         PromptReading,
         PromptSet,
+        class_prompts,
         parse_prompts,
         read_prompts,
     )
@@ -70,6 +71,7 @@ _HOMES = {
     "SegmentOptions": "pipeline.options",
     "Segmenter": "pipeline.segmenter",
     "Volume": "io.volume",
+    "class_prompts": "prompts.prompt_set",
     "load": "pipeline.segmenter",
     "parse_prompts": "prompts.prompt_set",
     "read_case": "io.registry",
@@ -96,6 +98,7 @@ __all__ = [
     "SegmentOptions",
     "Segmenter",
     "Volume",
+    "class_prompts",
     "load",
     "parse_prompts",
     "read_case",

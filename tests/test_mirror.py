@@ -12,6 +12,8 @@ BY_COMMAND = "a command is run and its answers read, as a user would"
 BY_USE = "too small for tests of its own: it fails where it is used"
 BY_PART = "a part of what the test is named after, and tested through it"
 ELSEWHERE: dict[str, tuple[str, str]] = {
+    "bundle/hub_address.py": ("bundle/test_hub.py", BY_PART),
+    "bundle/hub_requests.py": ("bundle/test_hub.py", BY_PART),
     "bundle/manifest.py": ("bundle/test_bundle.py", BY_PART),
     "bundle/stage_spec.py": ("planning/test_geometry.py", BY_USE),
     "cli/batch.py": ("pipeline/batch/test_batch.py", BY_COMMAND),
@@ -27,10 +29,6 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "cli/prompts.py": ("cli/test_commands.py", BY_COMMAND),
     "cli/verify.py": ("tools/verify/test_verify.py", BY_COMMAND),
     "cli/version.py": ("cli/test_commands.py", BY_COMMAND),
-    "common/errors.py": (
-        "cli/test_errors.py",
-        "classes alone: the command line tells them apart",
-    ),
     "common/limits.py": ("prompts/test_prompt_set.py", BY_USE),
     "common/notes.py": ("pipeline/test_report.py", BY_USE),
     "common/plugins.py": ("test_layout.py", BY_USE),

@@ -4,13 +4,16 @@ import ast
 import json
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
 
 import medals_rt
+from medals_rt.bundle.bundle import Bundle
 from medals_rt.prompts.classes import all_classes
+from tests.paths import ROOT as CHECKOUT
 
 ROOT = Path(medals_rt.__file__).parent
 HEAVY = (
@@ -94,3 +97,18 @@ def test_version_and_entry_point() -> None:
     assert version("medals-rt") == medals_rt.__version__
     (entry,) = entry_points(group="console_scripts", name="medals-rt")
     assert entry.value == "medals_rt.__main__:main"
+
+
+def test_the_wheel_holds_the_whole_demo_model() -> None:
+    """Every file that its manifest names, and its cases; not the engines that were built for it."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
+    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert all((CHECKOUT / source).exists() for source in included)
+    demo = CHECKOUT / "engines" / "demo"
+    named = [demo / each.file for each in Bundle.open(demo).manifest.files()]
+    for path in (*named, *(demo / "cases").iterdir(), demo / "bundle.json"):
+        relative = path.relative_to(CHECKOUT)
+        source = next(each for each in (relative, relative.parent) if each.as_posix() in included)
+        inside = Path(included[source.as_posix()]) / relative.relative_to(source)
+        assert inside == Path("medals_rt/bundle/demo") / path.relative_to(demo)
+    assert not any("engines/demo/engines".startswith(source) for source in included)

@@ -27,6 +27,7 @@ from medals_rt.bundle.manifest import (
 )
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.errors import BundleError, MissingFileError
+from medals_rt.common.progress import Progress
 
 BUNDLE_VARIABLE = "MEDALS_RT_BUNDLE"
 _Bank = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -177,12 +178,15 @@ class Bundle:
         return by_class, _checked(tensors, "sentence_embeddings", sentence_count, record)
 
 
-def resolve_bundle(explicit: str | os.PathLike[str] | None = None) -> Path:
+def resolve_bundle(
+    explicit: str | os.PathLike[str] | None = None, progress: Progress | None = None
+) -> Path:
     """Decide which bundle is meant.
 
     The one named explicitly, else the one that the environment variable `MEDALS_RT_BUNDLE` names,
-    else `engines/demo` of the checkout that this package runs from. An address on a model hub
-    (`hf:OWNER/NAME@COMMIT`) is downloaded to the cache folder first, where it isn't there yet.
+    else the demo model that comes with this package. An address on a model hub
+    (`hf:OWNER/NAME@COMMIT`) is downloaded to the cache folder first, where it isn't there yet;
+    `progress` is called as by `hub.download`.
 
     Raises
     ------
@@ -193,13 +197,25 @@ def resolve_bundle(explicit: str | os.PathLike[str] | None = None) -> Path:
     """
     named = os.environ.get(BUNDLE_VARIABLE) or None if explicit is None else explicit
     if named is not None:
-        return local_path(named)
-    demo = Path(__file__).resolve().parents[2] / "engines" / "demo"
-    if (demo / MANIFEST_FILE).is_file():
-        return demo
+        return local_path(named, progress)
+    return demo_folder()
+
+
+def demo_folder() -> Path:
+    """Return the folder of the demo model, with its cases: the installed one, or the checkout's.
+
+    Raises
+    ------
+    MissingFileError
+        If this copy of the package came without it.
+    """
+    installed = Path(__file__).parent / "demo"
+    for folder in (installed, Path(__file__).resolve().parents[2] / "engines" / "demo"):
+        if (folder / MANIFEST_FILE).is_file():
+            return folder
     raise MissingFileError(
-        f"no model bundle: name one with --bundle DIR or in {BUNDLE_VARIABLE}; "
-        "`medals-rt export` makes one from checkpoints",
+        "this copy of medals-rt came without the demo model: name a bundle with --bundle DIR or in "
+        f"{BUNDLE_VARIABLE}; `medals-rt export` makes one from checkpoints",
         code="bundle-missing",
     )
 

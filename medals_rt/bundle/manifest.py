@@ -4,6 +4,8 @@
 """
 
 import hashlib
+import os
+import time
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, get_args
 
@@ -38,6 +40,10 @@ FOLDED_REFINERS: dict[int, GraphName] = {
     8: "refiner_8",
     16: "refiner_16",
 }
+
+# Times of files are coarse: what was written so recently could change without showing it.
+_SETTLED_NS = 3 * 10**9
+_HASHED: dict[tuple[int, ...], str] = {}
 
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, msgspec.Meta(gt=0)]
@@ -126,11 +132,12 @@ class ClassRecord(msgspec.Struct, frozen=True):
     name: str
 
 
-class SourceRecord(msgspec.Struct, frozen=True):
-    """The checkpoint that a stage was exported from: file name and hash."""
+class SourceRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The checkpoint that a stage was exported from: file name, hash, and address on a hub."""
 
     file: str
     sha256: Sha256
+    origin: str | None = None
 
 
 class Sources(msgspec.Struct, frozen=True):
@@ -138,6 +145,24 @@ class Sources(msgspec.Struct, frozen=True):
 
     coarse: SourceRecord
     fine: SourceRecord
+
+
+class TermsRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Under which terms something in the bundle was published.
+
+    Attributes
+    ----------
+    source
+        Where it came from: an address, or a folder's name.
+    license
+        Its name; None where the publisher states none.
+    texts
+        Its text, and the publisher's notices.
+    """
+
+    source: str
+    license: str | None = None
+    texts: tuple[FileRecord, ...] = ()
 
 
 class VerifiedRecord(msgspec.Struct, frozen=True):
@@ -253,6 +278,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     `precision` is the arithmetic that the graphs ask for, `weights` the type in which their
     constants are stored. `max_prompts` is the largest N of the graphs; bundles of earlier exports
     don't say it, and take `MAX_PROMPTS`. `versions` names the libraries that made the bundle.
+    `notice` is for everyone who sees a result, `terms` are those of the weights' publishers.
     `verified` and `unverified` were found by the export, `parity` since then by `medals-rt verify`
     wherever it ran.
     """
@@ -274,6 +300,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     unverified: tuple[UnverifiedRecord, ...] = ()
     parity: tuple[ParityRecord, ...] = ()
     notice: str | None = None
+    terms: tuple[TermsRecord, ...] = ()
 
     @property
     def prompt_limit(self) -> int:
@@ -289,7 +316,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
         )
         sentences = () if self.sentences is None else (self.sentences,)
         text_encoder = () if self.text_encoder is None else self.text_encoder.files()
-        return (*graphs, self.embeddings, *sentences, *text_encoder)
+        legal = (text for terms in self.terms for text in terms.texts)
+        return (*graphs, self.embeddings, *sentences, *text_encoder, *legal)
 
 
 class _Version(msgspec.Struct):
@@ -380,6 +408,18 @@ def path_inside(folder: Path, file: str, named_by: str = MANIFEST_FILE) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
+    """SHA-256 (hex) of a file's bytes.
+
+    A file that this process hashed before is not read again while nothing has written to it: those
+    of a bundle from a hub are checked by more than one.
+    """
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        status = os.fstat(stream.fileno())
+        written_ns = max(status.st_mtime_ns, status.st_ctime_ns)
+        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, written_ns)
+        found = _HASHED.get(state)
+        if found is None:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+            if time.time_ns() - written_ns > _SETTLED_NS:
+                _HASHED[state] = found
+        return found

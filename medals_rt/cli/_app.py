@@ -18,6 +18,7 @@ from medals_rt.cli import (
     batch,
     bench,
     build,
+    demo,
     doctor,
     download,
     evaluate,
@@ -37,6 +38,7 @@ from medals_rt.cli._output import out
 from medals_rt.common.distribution import VERSION
 
 COMMANDS: Final[dict[str, tuple[Command, Sequence[str]]]] = {
+    "demo": (demo.demo_command, demo.EXAMPLES),
     "run": (run.run_command, run.EXAMPLES),
     "batch": (batch.batch_command, batch.EXAMPLES),
     "plan": (plan.plan_command, plan.EXAMPLES),

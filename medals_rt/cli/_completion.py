@@ -11,10 +11,24 @@ from medals_rt.common.choices import PRECISIONS, RUNNER_KINDS
 
 def complete_sentence(context: typer.Context) -> list[str]:
     """Offer a sentence for every class, of the modality and kind that were given."""
-    from medals_rt.prompts.classes import classes_of
+    from medals_rt.prompts.classes import canonical_sentence, classes_of
 
     known = classes_of(context.params.get("modality"), context.params.get("kind"))
-    return [f"{key.name} in {key.modality}" for key in known]
+    return [canonical_sentence(key) for key in known]
+
+
+def complete_group(context: typer.Context) -> list[str]:
+    """Offer the groups of classes, of the modality that was given."""
+    from medals_rt.prompts.classes import groups
+
+    return [group.name for group in groups(context.params.get("modality"))]
+
+
+def complete_demo_case() -> list[str]:
+    """Offer the cases of the demo model."""
+    from medals_rt.bundle.bundle import demo_folder
+
+    return sorted(path.stem for path in (demo_folder() / "cases").glob("*.npz"))
 
 
 def complete_runner() -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import typer
 
-from medals_rt.cli._completion import complete_sentence, complete_window
+from medals_rt.cli._completion import complete_group, complete_sentence, complete_window
 from medals_rt.cli._configuration import configuration_file
 from medals_rt.cli._output import out
 from medals_rt.common.byte_sizes import parse_size
@@ -93,6 +93,24 @@ Select = Annotated[
         help="Which images of the series, such as ECHO=2 or ACQUISITION=1.",
     ),
 ]
+Groups = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--group",
+        metavar="NAME",
+        autocompletion=complete_group,
+        help="All classes of a group that the model has, such as 'abdominal organs'; repeat it for "
+        "more. `medals-rt prompts --groups` lists them.",
+    ),
+]
+Everything = Annotated[
+    bool,
+    typer.Option(
+        "--all",
+        help="All classes of --kind that the model has for the modality, after those of --prompt. "
+        "Each voxel gets one label, so classes that overlap in the body share it.",
+    ),
+]
 PresetOption = Annotated[
     PresetName,
     typer.Option(
@@ -146,6 +164,8 @@ def prompt_source(
     prompts: PromptsFile = None,
     prompt: Sentences = None,
     lesion: Lesions = None,
+    group: Groups = None,
+    everything: Everything = False,
     kind: Annotated[
         Kind, typer.Option(help="What the sentences ask for: one region, or separate lesions.")
     ] = "anatomy",
@@ -153,7 +173,9 @@ def prompt_source(
     """Make the source of prompts from its flags."""
     from medals_rt.pipeline.options import PromptSource
 
-    return PromptSource(prompts, tuple(prompt or ()), kind, tuple(lesion or ()))
+    return PromptSource(
+        prompts, tuple(prompt or ()), kind, tuple(lesion or ()), tuple(group or ()), everything
+    )
 
 
 def run_options(

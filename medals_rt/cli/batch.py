@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from medals_rt.pipeline.options import PromptSource, RunOptions
 
 EXAMPLES: Final = (
-    'medals-rt batch engines/demo/cases results --prompt "Liver in CT" --prompt "Spleen in CT"',
+    'medals-rt batch scans results --prompt "Liver in CT" --prompt "Spleen in CT"',
     'medals-rt batch "scans/*.nii.gz" results --prompts prompts.json --statistics',
     "medals-rt batch scans results --jobs jobs.csv --format seg.nrrd",
 )
@@ -70,6 +70,13 @@ def batch_command(
             "--preview/--no-preview", help="Draw a picture of each case and write index.html."
         ),
     ] = True,
+    split: Annotated[
+        bool,
+        typer.Option(
+            "--split",
+            help="Also write a file for each class of each case: NAME/left_kidney.nii.gz.",
+        ),
+    ] = False,
     statistics: Annotated[
         bool, typer.Option("--statistics", help="Write statistics.csv, a row per class and case.")
     ] = False,
@@ -129,8 +136,11 @@ def batch_command(
         ending=ending,
         preview=preview,
         store=store,
+        split=split,
     )
-    notice = Bundle.open(resolve_bundle(options.bundle), verify=False).notice
+    with out.progress() as progress:
+        folder = resolve_bundle(options.bundle, progress)
+    notice = Bundle.open(folder, verify=False).notice
     if plan.unread:
         out.warning(unread_words(plan.unread))
     if notice is not None:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from medals_rt.tools.bench.records import BenchReport
 
 EXAMPLES: Final = (
-    "medals-rt bench --bundle engines/demo --quick",
-    "medals-rt bench --bundle engines/demo --runner openvino:bf16 --runner onnxruntime",
+    "medals-rt bench --quick",
+    "medals-rt bench --runner openvino:bf16 --runner onnxruntime",
 )
 
 
@@ -66,7 +66,8 @@ def bench_command(
         raise InputError(
             "eager PyTorch needs both checkpoints: --stage1 and --stage2", code="checkpoint-missing"
         )
-    folder = resolve_bundle(bundle)
+    with out.progress() as progress:
+        folder = resolve_bundle(bundle, progress)
     case, prompts_file = (input_file, prompts) if input_file else _bundled_case(folder, prompts)
     left_out: tuple[str, ...] = ()
     names = tuple(runner or ())

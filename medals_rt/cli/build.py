@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 EXAMPLES: Final = (
-    "medals-rt build --target tensorrt-rtx --bundle engines/demo",
-    "medals-rt build --target tensorrt-rtx --bundle engines/demo --arch SM89 --arch SM120",
-    "medals-rt build --target tensorrt --bundle engines/demo --recipe h100-fp16",
+    "medals-rt build --target tensorrt-rtx --bundle engines/mine",
+    "medals-rt build --target tensorrt-rtx --bundle engines/mine --arch SM89 --arch SM120",
+    "medals-rt build --target tensorrt --bundle engines/mine --recipe h100-fp16",
 )
 
 
@@ -64,7 +64,9 @@ def build_command(
 
     build_engines = load_plugin("build", "medals-rt build")
 
-    opened = OpenedBundle.open(resolve_bundle(bundle))
+    with out.progress() as progress:
+        folder = resolve_bundle(bundle, progress)
+    opened = OpenedBundle.open(folder)
     name, content = (
         recipe_for(target, opened.precision) if recipe is None else (recipe, read_recipe(recipe))
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 REPORT_FORMAT = 1
 EXAMPLES: Final = (
     "medals-rt doctor",
-    "medals-rt doctor --bundle engines/demo --json",
+    "medals-rt doctor --bundle engines/mine --json",
 )
 
 

@@ -47,6 +47,7 @@ def download_command(
 ) -> int | None:
     """Download weights or a bundle from a model hub."""
     from medals_rt.bundle import hub
+    from medals_rt.bundle.hub_address import HubAddress
 
     if known:
         _list_known(as_json=as_json)
@@ -56,7 +57,7 @@ def download_command(
             "name an address, hf:OWNER/NAME@COMMIT; --list shows those of published weights",
             code="address-missing",
         )
-    wanted = hub.HubAddress.parse(address)
+    wanted = HubAddress.parse(address)
     if unpinned and not wanted.is_pinned:
         wanted = hub.pin(wanted)
         out.remark(f"{address} is now {wanted}")
@@ -73,7 +74,7 @@ def download_command(
 def _list_known(*, as_json: bool) -> None:
     import msgspec
 
-    from medals_rt.bundle.hub import known_weights
+    from medals_rt.bundle.hub_address import known_weights
 
     if as_json:
         out.json(msgspec.to_builtins(known_weights()))

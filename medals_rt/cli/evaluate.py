@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from medals_rt.tools.evaluate.scores import Evaluation
 
 EXAMPLES: Final = (
-    "medals-rt evaluate anatomy.npz engines/demo/cases/ct_anatomy.npz",
+    "medals-rt evaluate result.nii.gz reference.nii.gz",
     "medals-rt evaluate results references --csv scores.csv --json scores.json",
 )
 

@@ -1,7 +1,9 @@
 """`medals-rt export`: turn checkpoints into a bundle. Needs the extra `export` (torch)."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -11,7 +13,8 @@ from medals_rt.common.errors import InputError
 
 if TYPE_CHECKING:
     from medals_rt.bundle.bundle import Bundle
-    from medals_rt.bundle.released import ReleasedFiles
+    from medals_rt.bundle.hub import LocalFiles
+    from medals_rt.bundle.released import CheckpointFile, ReleasedFiles, Terms
     from medals_rt.common.choices import RunnerKind
     from medals_rt.common.progress import Progress
 
@@ -19,11 +22,13 @@ if TYPE_CHECKING:
 EXAMPLES: Final = (
     "medals-rt export --stage1 runs/demo/coarse.pth --stage2 runs/demo/fine.pth \\",
     "  --bank runs/demo/bank.safetensors --out engines/mine",
+    "medals-rt export --from hf:spc819/Medal-S-V1.0 --unpinned --out engines/medal-s",
     "medals-rt export --from weights/medal-s --biolord weights/BioLORD-2023-C --out engines/mine",
     "medals-rt export --stage1 coarse.pth --stage2 fine.pth --text-encoder text_encoder.pth \\",
     "  --biolord BioLORD-2023-C --precision bf16 --out engines/mine",
 )
 _REMARKS_SHOWN = 10
+_Number = TypeVar("_Number", int, float)
 
 
 def export_command(
@@ -34,15 +39,44 @@ def export_command(
         typer.Option(
             "--from",
             metavar="DIR|hf:OWNER/NAME@COMMIT",
-            help="Where the released files lie: both checkpoints, found by their names, and "
-            "text_encoder.pth. Each of them can also be given by its own address.",
+            help="Where the released files lie: both checkpoints and the text encoder, found by "
+            "name or content, and BioLORD if it is there. Each can have an address of its own too.",
         ),
     ] = None,
+    unpinned: Annotated[
+        bool,
+        typer.Option(
+            "--unpinned",
+            help="Accept addresses without a commit, and print the commit that is taken.",
+        ),
+    ] = False,
     stage1: Annotated[
-        Path | None, typer.Option(help="Checkpoint of the coarse stage (.pth); without --from.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Checkpoint of the coarse stage (.pth or .safetensors), inside the folder of "
+            "--from if that is given.",
+        ),
     ] = None,
     stage2: Annotated[
-        Path | None, typer.Option(help="Checkpoint of the fine stage (.pth); without --from.")
+        Path | None, typer.Option(metavar="FILE", help="Checkpoint of the fine stage, likewise.")
+    ] = None,
+    stage1_window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="H,W,D",
+            help="Window of the coarse stage in voxels, where neither its name nor its content "
+            "says it.",
+        ),
+    ] = None,
+    stage1_spacing: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="Its spacing in mm (H,W,D), likewise.")
+    ] = None,
+    stage2_window: Annotated[
+        str | None, typer.Option(metavar="H,W,D", help="Window of the fine stage, likewise.")
+    ] = None,
+    stage2_spacing: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="Spacing of the fine stage, likewise.")
     ] = None,
     text_encoder: Annotated[
         Path | None,
@@ -51,7 +85,8 @@ def export_command(
     biolord: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of BioLORD, with the text encoder's configuration and tokenizer."
+            help="Folder or address of BioLORD, with the text encoder's configuration and "
+            "tokenizer [default: in the folder of --from, else where it was published]."
         ),
     ] = None,
     sentences: Annotated[
@@ -82,7 +117,7 @@ def export_command(
         typer.Option(
             metavar="TEXT",
             help="What everyone who sees a result must be told, such as 'for research only'; it "
-            "is in every report, picture and DICOM SEG.",
+            "is in every report, picture and DICOM SEG [default: that of the published weights].",
         ),
     ] = None,
     precision: Annotated[
@@ -115,11 +150,14 @@ def export_command(
     require("export", "PyTorch", "ONNX", "ONNX Script")
     export_bundle = load_plugin("export", "medals-rt export")
 
+    named = (
+        _stage(stage1, stage1_window, stage1_spacing, 1),
+        _stage(stage2, stage2_window, stage2_spacing, 2),
+    )
     with output.progress() as progress:
-        files = _checkpoints(source, stage1, stage2, progress)
-        if bank is None:
-            text_encoder = text_encoder or files.text_encoder
-        embeddings = _bank_source(text_encoder, biolord, sentences, bank, progress)
+        sources = _Sources(progress, unpinned=unpinned)
+        files = _checkpoints(sources, source, *named)
+        embeddings = _bank_source(sources, text_encoder, biolord, sentences, bank, files)
     if with_text_encoder and embeddings == bank:
         raise InputError(
             "--with-text-encoder needs --text-encoder and --biolord, not --bank",
@@ -132,7 +170,8 @@ def export_command(
             embeddings,
             out,
             name=name or out.resolve().name,
-            notice=notice,
+            notice=sources.notice if notice is None else notice or None,
+            terms=sources.terms,
             precision=precision,
             weights=weights,
             with_text_encoder=with_text_encoder,
@@ -142,38 +181,135 @@ def export_command(
         )
     output.line(f"wrote {bundle.folder}: {len(bundle.classes)} classes, hash {bundle.hash[:12]}")
     _print_remarks(bundle)
-    _print_verified(bundle, files.coarse, files.fine)
+    _print_verified(bundle, files.coarse.path, files.fine.path)
+
+
+class _Sources:
+    """Files that may be addresses on a hub, fetched as they are asked for, with their terms."""
+
+    def __init__(self, progress: "Progress | None", *, unpinned: bool) -> None:
+        self._progress = progress
+        self._unpinned = unpinned
+        self._terms: dict[str, Terms] = {}
+        self._notices: list[str] = []
+
+    def find(self, named: Path) -> "LocalFiles":
+        """Find a file or folder, and note the terms of what comes from a hub or is a folder."""
+        from medals_rt.bundle.hub import local_files
+        from medals_rt.bundle.hub_address import known_as
+        from medals_rt.bundle.released import terms_of
+
+        found = local_files(named, self._progress, unpinned=self._unpinned)
+        if found.address is None:
+            if found.path.is_dir():
+                terms = terms_of(found.path, found.path.resolve().name)
+                if terms.license or terms.texts:
+                    self._terms[str(found.path)] = terms
+            return found
+        if self._unpinned:
+            output.remark(f"taken: {found.address}")
+        known = known_as(found.address)
+        repository = dataclasses.replace(found.address, path="")
+        self._terms[str(repository)] = terms_of(
+            found.repository, str(repository), None if known is None else known.license
+        )
+        if known is not None and known.notice is not None:
+            self._notices.append(known.notice)
+        return found
+
+    @property
+    def terms(self) -> "tuple[Terms, ...]":
+        """Of everything found, each source once."""
+        return tuple(self._terms.values())
+
+    @property
+    def notice(self) -> str | None:
+        """What is to be said of the weights' results where the user says nothing."""
+        return "; ".join(dict.fromkeys(self._notices)) or None
 
 
 def _checkpoints(
-    source: Path | None, stage1: Path | None, stage2: Path | None, progress: "Progress | None"
+    sources: _Sources,
+    folder: Path | None,
+    stage1: "CheckpointFile | None",
+    stage2: "CheckpointFile | None",
 ) -> "ReleasedFiles":
-    """Return both checkpoints, and the text encoder that lies with them; addresses are fetched."""
-    from medals_rt.bundle.hub import local_path
+    """Return both checkpoints, and the text encoder and BioLORD that lie with them."""
     from medals_rt.bundle.released import ReleasedFiles, find_released
 
-    if source is not None:
-        if stage1 is not None or stage2 is not None:
-            raise InputError(
-                "checkpoints come from --from or from --stage1 and --stage2, not both",
-                code="checkpoints-twice",
-            )
-        return find_released(local_path(source, progress))
+    if folder is not None and (stage1 is None) == (stage2 is None):
+        found = sources.find(folder)
+        released = find_released(found.path, stage1, stage2)
+        if found.address is None:
+            return released
+        origin = str(found.address)
+        coarse, fine = (
+            dataclasses.replace(each, origin=origin) for each in (released.coarse, released.fine)
+        )
+        return dataclasses.replace(released, coarse=coarse, fine=fine)
     if stage1 is None or stage2 is None:
         raise InputError(
             "checkpoints are missing: name --stage1 and --stage2, or --from with a folder or an "
-            "address that holds both",
+            "address that holds both (and with it both or neither of --stage1 and --stage2)",
             code="checkpoint-missing",
         )
-    return ReleasedFiles(local_path(stage1, progress), local_path(stage2, progress), None)
+    return ReleasedFiles(_fetched(sources, stage1), _fetched(sources, stage2))
+
+
+def _fetched(sources: _Sources, file: "CheckpointFile") -> "CheckpointFile":
+    found = sources.find(file.path)
+    origin = None if found.address is None else str(found.address)
+    return dataclasses.replace(file, path=found.path, origin=origin)
+
+
+def _stage(
+    path: Path | None, window: str | None, spacing: str | None, number: int
+) -> "CheckpointFile | None":
+    """Make a stage's checkpoint from its options; None where it isn't named.
+
+    Raises
+    ------
+    InputError
+        Window or spacing are no three positive numbers, or are given for no file.
+    """
+    from medals_rt.bundle.released import CheckpointFile
+
+    if path is None:
+        if window is not None or spacing is not None:
+            raise InputError(
+                f"--stage{number}-window and --stage{number}-spacing describe the file that "
+                f"--stage{number} names; name it",
+                code="checkpoint-missing",
+            )
+        return None
+    return CheckpointFile(
+        path,
+        None if window is None else _three(window, int, f"--stage{number}-window H,W,D"),
+        None if spacing is None else _three(spacing, float, f"--stage{number}-spacing A,B,C"),
+    )
+
+
+def _three(
+    text: str, read: Callable[[str], _Number], what: str
+) -> tuple[_Number, _Number, _Number]:
+    try:
+        a, b, c = (read(part) for part in text.split(","))
+    except ValueError:
+        a = b = c = read("0")
+    if not min(a, b, c) > 0:
+        raise InputError(
+            f"{what} are three positive numbers, found {text!r}", code="no-three-numbers"
+        )
+    return a, b, c
 
 
 def _bank_source(
+    sources: _Sources,
     text_encoder: Path | None,
     biolord: Path | None,
     sentences: Path | None,
     bank: Path | None,
-    progress: "Progress | None",
+    released: "ReleasedFiles",
 ) -> Any:
     """Return where the text embeddings come from: a bank or a text encoder, never both."""
     encoder_options = {
@@ -190,18 +326,38 @@ def _bank_source(
                 code="text-embeddings-twice",
             )
         return bank
-    if text_encoder is None or biolord is None:
+    text_encoder = text_encoder or released.text_encoder
+    if text_encoder is None:
         raise InputError(
             "text embeddings need --text-encoder FILE and --biolord DIR, or --bank FILE; given: "
             f"{', '.join(given) or 'none of them'}",
             code="text-embeddings-missing",
         )
-    from medals_rt.bundle.hub import local_path
+    biolord = biolord or released.biolord or _published_biolord()
     from medals_rt.common.plugins import load_plugin
 
     text_source = load_plugin("text-source", "medals-rt export")
-    encoder, folder = (local_path(each, progress) for each in (text_encoder, biolord))
+    encoder, folder = (sources.find(each).path for each in (text_encoder, biolord))
     return text_source(encoder, folder, sentences)
+
+
+def _published_biolord() -> Path:
+    """Return the address where BioLORD was published.
+
+    Raises
+    ------
+    InputError
+        None is known.
+    """
+    from medals_rt.bundle.hub_address import known_weights
+
+    for each in known_weights():
+        if each.part == "biolord":
+            return Path(each.address)
+    raise InputError(
+        "text embeddings need BioLORD's configuration and tokenizer: name them by --biolord DIR",
+        code="text-embeddings-missing",
+    )
 
 
 def _libraries(*, verify: bool) -> "tuple[RunnerKind, ...]":

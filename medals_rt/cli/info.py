@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 EXAMPLES: Final = (
     "medals-rt info",
-    "medals-rt info --bundle engines/demo --json",
+    "medals-rt info --json",
 )
 _NAMES_SHOWN = 12
 
@@ -23,7 +23,9 @@ def info_command(*, bundle: Bundle = None, as_json: AsJson = False) -> None:
     from medals_rt.bundle.bundle import Bundle as OpenedBundle
     from medals_rt.bundle.bundle import resolve_bundle
 
-    opened = OpenedBundle.open(resolve_bundle(bundle))
+    with out.progress() as progress:
+        folder = resolve_bundle(bundle, progress)
+    opened = OpenedBundle.open(folder)
     if as_json:
         out.json({"hash": opened.hash, **msgspec.to_builtins(opened.manifest)})
     else:
@@ -35,6 +37,15 @@ def _print_bundle(opened: "OpenedBundle") -> None:
     out.line(f"{opened.name}  ({opened.folder}, all files checked)")
     if opened.notice is not None:
         out.line(f"notice: {opened.notice}")
+    for terms in manifest.terms:
+        texts = ", ".join(str(opened.folder / text.file) for text in terms.texts)
+        out.line(
+            f"license of {terms.source}: {terms.license or 'not stated by its publisher'}"
+            + (f" ({texts})" if texts else "")
+        )
+    for stage, source in (("coarse", manifest.sources.coarse), ("fine", manifest.sources.fine)):
+        if source.origin is not None:
+            out.line(f"{stage} stage from {source.origin}: {source.file}")
     out.line(f"hash {opened.hash}")
     out.line(f"format {manifest.format_version}, {opened.precision}, made {manifest.created}")
     rows = []

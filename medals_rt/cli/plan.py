@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from medals_rt.planning.cost import BudgetPlan, CasePlan, StageChoice, StageCost
 
 EXAMPLES: Final = (
-    'medals-rt plan --input engines/demo/cases/ct_anatomy.npz --prompt "Liver in CT"',
+    'medals-rt plan --input scan.nii.gz --prompt "Liver in CT"',
     'medals-rt plan --shape 400,512,512 --spacing 0.8,0.8,1.5 --classes "CT/Liver;CT/Spleen"',
 )
 _STAGES: Final[dict[int, str]] = dict(STAGE_NAMES.items())

@@ -14,6 +14,7 @@ EXAMPLES: Final = (
     'medals-rt prompts "Liver in abdominal CT"',
     'medals-rt prompts "liver tumors, CT" --kind lesion --json',
     "medals-rt prompts --list --modality MRI",
+    "medals-rt prompts --groups --modality CT",
 )
 
 
@@ -29,6 +30,9 @@ def prompts_command(
         ),
     ] = None,
     list_classes: Annotated[bool, typer.Option("--list", help="List the known classes.")] = False,
+    list_groups: Annotated[
+        bool, typer.Option("--groups", help="List the groups of classes, for --group.")
+    ] = False,
     modality: Annotated[
         Modality | None,
         typer.Option(
@@ -39,15 +43,17 @@ def prompts_command(
     as_json: AsJson = False,
 ) -> None:
     """Show which class a sentence names, or list the classes."""
-    if list_classes == (sentence is not None):
+    if (sentence is not None) + list_classes + list_groups != 1:
         raise InputError(
-            'give either a sentence, such as "Liver in abdominal CT", or --list',
+            'give one of a sentence, such as "Liver in abdominal CT", --list and --groups',
             code="sentence-or-list",
         )
-    if sentence is None:
+    if sentence is not None:
+        _find(sentence, kind or "anatomy", modality, as_json=as_json)
+    elif list_classes:
         _list(modality, kind, as_json=as_json)
     else:
-        _find(sentence, kind or "anatomy", modality, as_json=as_json)
+        _list_groups(modality, as_json=as_json)
 
 
 def _find(sentence: str, kind: Kind, modality: Modality | None, *, as_json: bool) -> None:
@@ -78,4 +84,30 @@ def _list(modality: Modality | None, kind: Kind | None, *, as_json: bool) -> Non
         f"{len(known)} classes",
         {"modality": "left", "kind": "left", "id": "right", "class": "left"},
         [[key.modality, key.kind, str(key.id), key.name] for key in known],
+    )
+
+
+def _list_groups(modality: Modality | None, *, as_json: bool) -> None:
+    from medals_rt.common.choices import MODALITIES
+    from medals_rt.prompts.classes import groups
+
+    modalities = MODALITIES if modality is None else (modality,)
+    found = [
+        (group, each, [key.name for key in keys])
+        for group in groups(modality)
+        for each in modalities
+        if (keys := group.keys(each))
+    ]
+    if as_json:
+        out.json(
+            [
+                {"group": group.name, "also": group.also, "modality": each, "classes": names}
+                for group, each, names in found
+            ]
+        )
+        return
+    out.table(
+        f"{len({group.name for group, _, _ in found})} groups",
+        {"group": "left", "modality": "left", "": "right", "classes": "wrap"},
+        [[group.name, each, str(len(names)), ", ".join(names)] for group, each, names in found],
     )

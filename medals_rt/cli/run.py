@@ -11,16 +11,17 @@ from medals_rt.cli._output import out
 from medals_rt.common.choices import OutputFormat
 
 if TYPE_CHECKING:
+    from medals_rt.pipeline.job import Job
     from medals_rt.pipeline.options import PromptSource, RunOptions
     from medals_rt.pipeline.report import RunReport
+    from medals_rt.pipeline.segmenter import Result
 
 EXAMPLES: Final = (
-    'medals-rt run --input engines/demo/cases/ct_anatomy.npz --prompt "Liver in CT"',
-    "medals-rt run --input engines/demo/cases/ct_anatomy.npz \\",
-    "  --prompts engines/demo/cases/ct_anatomy.prompts.json --output anatomy.npz",
-    "medals-rt run --input engines/demo/cases/ct_liver_tumors.npz --kind lesion \\",
-    '  --prompt "Liver tumors in abdominal CT" --output tumors.npz --report tumors.json',
+    'medals-rt run --input scan.nii.gz --prompt "Liver in CT" --prompt "Spleen in CT"',
+    "medals-rt run --input scan.nii.gz --all --modality CT --split organs",
+    "medals-rt run --input dicom_folder --group 'abdominal organs' --output organs.seg.nrrd",
     'medals-rt run --input scan.nii.gz --prompt "Liver in CT" --lesion "Liver tumors in CT"',
+    "medals-rt run --input case.npz --prompts prompts.json --output labels.npz --preview a.png",
 )
 
 
@@ -62,6 +63,14 @@ def run_command(
             "DICOM SEG of --output."
         ),
     ] = None,
+    split: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write a file for each class into this folder, such as left_kidney.nii.gz: 1 "
+            "where the class is. Their format is that of the output.",
+        ),
+    ] = None,
     series: Series = None,
     select: Select = None,
     spatial_prompts: Annotated[
@@ -78,7 +87,7 @@ def run_command(
     options: "RunOptions",
 ) -> int:
     """Segment one case by text prompts."""
-    from medals_rt.pipeline.job import Job, default_output, lesion_table, run_job
+    from medals_rt.pipeline.job import Job, default_output, run_job
 
     job = Job(
         input=input_file,
@@ -90,6 +99,7 @@ def run_command(
         statistics=statistics,
         instances=instances,
         sr=sr,
+        split=split,
         series=series,
         select=tuple(select or ()),
         spatial_prompts=spatial_prompts,
@@ -99,13 +109,22 @@ def run_command(
     )
     with out.progress() as progress:
         result = run_job(job, progress)
+    return report_result(job, result)
+
+
+def report_result(job: "Job", result: "Result") -> int:
+    """Print the notes, what was found and which files were written; return the exit code."""
+    from medals_rt.pipeline.job import lesion_table
+
     for note in result.report.notes:
         out.note(note)
     print_summary(result.report)
-    lesions = lesion_table(statistics) if statistics and result.instances_dhw is not None else None
+    out.wrote(job.output, job.report, job.preview, job.statistics)
+    if job.statistics is not None and result.instances_dhw is not None:
+        out.wrote(lesion_table(job.statistics))
+    out.wrote(job.instances, job.split, job.sr)
     if job.store is not None:
         out.line(f"stored {job.output.name} on {job.store}")
-    out.wrote(job.output, job.report, job.preview, job.statistics, lesions, job.instances, job.sr)
     if result.report.incomplete is None:
         return EXIT_DONE
     out.failure(f"incomplete: {result.report.incomplete}")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 REPORT_FORMAT = 1
 EXAMPLES: Final = (
-    "medals-rt verify --bundle engines/demo --runner openvino --graphs-only --no-record",
+    "medals-rt verify --runner openvino --graphs-only --no-record",
     "medals-rt verify --bundle engines/mine --against coarse.pth fine.pth --json parity.json",
     "medals-rt verify --bundle engines/mine --recipe cpu-bf16 --case case.npz --prompts p.json",
 )
@@ -112,7 +112,9 @@ def verify_command(
     if against is not None:
         require("--against", "PyTorch", "ONNX")
     chosen = None if recipe is None else read_recipe(recipe)
-    opened = OpenedBundle.open(resolve_bundle(bundle))
+    with out.progress() as progress:
+        folder = resolve_bundle(bundle, progress)
+    opened = OpenedBundle.open(folder)
     candidates = find_candidates(opened, tuple(runner or ()), tuple(precision or ()), chosen)
     paths = () if graphs_only else cases_of(opened) if case is None else (case,)
     cases = [read_parity_case(path, prompts) for path in paths]

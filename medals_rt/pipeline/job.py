@@ -1,6 +1,6 @@
 """One case from files to files: read, segment, write. The command `medals-rt run` is this."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from medals_rt.bundle.bundle import resolve_bundle
+from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.arrays import to_host
 from medals_rt.common.atomic_io import prepare_output, write_json
 from medals_rt.common.choices import OutputFormat
@@ -36,6 +36,12 @@ from medals_rt.io.registry import (
 )
 from medals_rt.io.segment_metadata import segments_of
 from medals_rt.io.volume import Volume
+from medals_rt.pipeline.class_files import (
+    check_class_files,
+    class_files,
+    split_ending,
+    write_class_files,
+)
 from medals_rt.pipeline.class_statistics import ClassStatistics, class_statistics
 from medals_rt.pipeline.csv_tables import (
     LESION_COLUMNS,
@@ -88,6 +94,8 @@ class Job:
         Where the numbered lesions go as a label map, if at all.
     sr
         Where the measurements go as a DICOM report, if at all; the output is then a DICOM SEG.
+    split
+        Folder of a file for each class, if at all; see `class_files`.
     spatial_prompts
         A file of labels drawn by the user (hybrid mode).
     resample
@@ -112,6 +120,7 @@ class Job:
     statistics: Path | None = None
     instances: Path | None = None
     sr: Path | None = None
+    split: Path | None = None
     spatial_prompts: Path | None = None
     resample: bool = False
     series: str | None = None
@@ -156,20 +165,22 @@ def run_job(job: Job, progress: Progress | None = None) -> Result:
         The work itself failed.
     """
     check_outputs(job)
-    read = read_job(job)
+    read = read_job(job, progress)
     if job.preview is not None:
         require("a preview", "Matplotlib")
     watch = Stopwatch()
     with watch.step("open models"):
-        opened = open_models(job.options)
+        opened = open_models(job.options, progress)
     with opened as segmenter, passes_recorded(segmenter):
         result = segment_job(segmenter, read, progress, seconds_before=watch.seconds)
     write_job(read, result)
     return result
 
 
-def read_job(job: Job) -> ReadJob:
+def read_job(job: Job, progress: Progress | None = None) -> ReadJob:
     """Read the case, its prompts and its annotation.
+
+    `progress` is called if the model is downloaded, whose classes groups of prompts depend on.
 
     Raises
     ------
@@ -179,7 +190,7 @@ def read_job(job: Job) -> ReadJob:
     watch = Stopwatch()
     with watch.step("read"):
         case, prompts = read_prompted_case(
-            job.input, job.source, job.options, job.series, job.select
+            job.input, job.source, job.options, job.series, job.select, progress
         )
         annotation = None
         if job.spatial_prompts is not None:
@@ -192,7 +203,8 @@ def read_job(job: Job) -> ReadJob:
         check_start(preset, annotated=annotation is not None)
         _check_instances(job, prompts)
         unkept = check_output(job.output, case, prompts=prompts, format=job.format)
-        case = replace(case, notes=(*case.notes, *unkept))
+        others = check_class_files(files_of_classes(job, prompts), _resolved(*_named(job)))
+        case = replace(case, notes=(*case.notes, *unkept, *others))
         check_combination(prompts, preset)
     return ReadJob(job, case, prompts, annotation, watch.seconds)
 
@@ -203,6 +215,7 @@ def read_prompted_case(
     options: RunOptions,
     series: str | None = None,
     select: tuple[str, ...] = (),
+    progress: Progress | None = None,
 ) -> tuple[Case, PromptSet]:
     """Read a case and choose its prompts.
 
@@ -212,13 +225,16 @@ def read_prompted_case(
         A file can't be used, or the prompts name no class.
     """
     case = read_case(path, max_voxels=options.max_voxels, series=series, select=select)
-    return case, choose_prompts(case, source, options.reading)
+    covered = None
+    if source.asks_for_groups:
+        covered = Bundle.open(resolve_bundle(options.bundle, progress), verify=False).class_rows
+    return case, choose_prompts(case, source, options.reading, covered)
 
 
-def open_models(options: RunOptions) -> Segmenter:
-    """Open the models that the options name; see `Segmenter.open`."""
+def open_models(options: RunOptions, progress: Progress | None = None) -> Segmenter:
+    """Open the models that the options name; see `resolve_bundle` and `Segmenter.open`."""
     return load(
-        resolve_bundle(options.bundle),
+        resolve_bundle(options.bundle, progress),
         runner=options.runner,
         precision=options.precision,
         threads=options.threads,
@@ -294,6 +310,14 @@ def write_job(read: ReadJob, result: Result) -> None:
         notice=result.report.bundle["notice"],
         format=job.format,
     )
+    write_class_files(
+        files_of_classes(job, read.prompts),
+        read.case,
+        result.labels_dhw,
+        read.prompts,
+        model=result.report.bundle["name"],
+        notice=result.report.bundle["notice"],
+    )
     if job.report is not None:
         write_json(job.report, result.report.to_dict())
     if job.preview is not None:
@@ -364,6 +388,13 @@ def _write_lesions(read: ReadJob, result: Result) -> None:
         )
 
 
+def files_of_classes(job: Job, prompts: PromptSet) -> dict[int, Path]:
+    """Name the file of each label, if the job asks for them."""
+    if job.split is None:
+        return {}
+    return class_files(job.split, prompts, split_ending(job.output))
+
+
 def lesion_table(statistics: Path) -> Path:
     """Name the table of lesions beside that of classes: NAME_lesions.csv."""
     return statistics.with_name(f"{statistics.stem}_lesions{statistics.suffix}")
@@ -395,12 +426,8 @@ def check_outputs(job: Job) -> None:
     ------
     InputError, ServerError
     """
-    asked = (job.output, job.report, job.preview, job.statistics, job.instances, job.sr)
-    outputs = [path for path in asked if path is not None]
-    if job.statistics is not None:
-        outputs.append(lesion_table(job.statistics))
-    inputs = (job.input, job.source.file, job.spatial_prompts)
-    read = {path.resolve() for path in inputs if path is not None}
+    inputs, outputs = _named(job)
+    read = _resolved(inputs)
     for path in outputs:
         if path.resolve() in read:
             raise InputError(
@@ -422,6 +449,23 @@ def check_outputs(job: Job) -> None:
     _check_dicom(job)
     if job.instances is not None:
         check_output(job.instances)
+    if job.split is not None:
+        prepare_output(job.split / f"class{split_ending(job.output)}")
+
+
+def _named(job: Job) -> tuple[list[Path], list[Path]]:
+    """Return the files that a job names: those that it reads, and those that it writes."""
+    inputs = (job.input, job.source.file, job.spatial_prompts)
+    outputs = (job.output, job.report, job.preview, job.statistics, job.instances, job.sr)
+    table = None if job.statistics is None else lesion_table(job.statistics)
+    return (
+        [path for path in inputs if path is not None],
+        [path for path in (*outputs, table) if path is not None],
+    )
+
+
+def _resolved(*paths: list[Path]) -> set[Path]:
+    return {path.resolve() for part in paths for path in part}
 
 
 def _check_dicom(job: Job) -> None:
@@ -525,9 +569,14 @@ def read_annotation(
 
 
 def choose_prompts(
-    case: Case, source: PromptSource, reading: PromptReading = PLAIN_READING
+    case: Case,
+    source: PromptSource,
+    reading: PromptReading = PLAIN_READING,
+    covered: Container[str] | None = None,
 ) -> PromptSet:
-    """Take the prompts from a file, from sentences, or from inside the case.
+    """Take the prompts from a file, from sentences and groups, or from inside the case.
+
+    `covered` are bank keys of the model's classes, for groups.
 
     Raises
     ------
@@ -536,20 +585,23 @@ def choose_prompts(
     """
     if reading.modality is None and case.modality is not None:
         try:
-            return _read_prompts(case, source, reading)
+            return _read_prompts(case, source, reading, covered)
         except PromptError:  # what the sentences leave open, the file may state
-            return _read_prompts(case, source, replace(reading, modality=case.modality))
-    return _read_prompts(case, source, reading)
+            stated = replace(reading, modality=case.modality)
+            return _read_prompts(case, source, stated, covered)
+    return _read_prompts(case, source, reading, covered)
 
 
-def _read_prompts(case: Case, source: PromptSource, reading: PromptReading) -> PromptSet:
-    stated = source.read(reading)
+def _read_prompts(
+    case: Case, source: PromptSource, reading: PromptReading, covered: Container[str] | None
+) -> PromptSet:
+    stated = source.read(reading, covered)
     if stated is not None:
         return stated
     if case.prompts is None:
         raise PromptError(
             f"{case.path} holds no text_prompts: pass --prompts FILE "
-            'or --prompt "Liver in abdominal CT"',
+            'or --prompt "Liver in abdominal CT", or --all',
             code="no-prompts",
         )
     return parse_prompts(case.prompts, reading)

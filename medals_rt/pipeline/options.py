@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +27,7 @@ from medals_rt.prompts.prompt_set import (
     PLAIN_READING,
     PromptReading,
     PromptSet,
+    class_prompts,
     numbered,
     read_prompts,
     with_lesions,
@@ -184,32 +185,77 @@ class PromptSource:
     A prompts.json, or sentences of a kind ("anatomy" or "lesion") numbered in order; with neither,
     the prompts inside the case. `lesions` are sentences of lesions to be found beside the anatomy
     of a file or of the sentences, with the labels that follow theirs; alone they are all there is.
+    `groups` are names of groups of classes, and `everything` asks for all classes of the kind; both
+    follow what is asked for one by one, see `prompt_set.class_prompts`.
     """
 
     file: Path | None = None
     sentences: tuple[str, ...] = ()
     kind: str = "anatomy"
     lesions: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    everything: bool = False
 
-    def read(self, reading: PromptReading) -> PromptSet | None:
+    @property
+    def asks_for_groups(self) -> bool:
+        """Whether the classes depend on the modality and on the model."""
+        return bool(self.groups) or self.everything
+
+    def read(
+        self, reading: PromptReading, covered: Container[str] | None = None
+    ) -> PromptSet | None:
         """Read the prompts; None where they are inside the case.
+
+        Parameters
+        ----------
+        reading
+            How sentences are read; its modality is that of groups where no sentence names one.
+        covered
+            Bank keys of the classes that the model has: others are left out of groups, with a note.
 
         Raises
         ------
         PromptError
-            There are both a file and sentences, or one of them names no class.
+            There are both a file and sentences, one of them names no class, or the modality of
+            groups isn't known (`modality-missing`).
+        InputError
+            A group is unknown, or has no class of the modality.
         """
+        prompts = self._stated(reading)
+        if self.groups:
+            prompts = self._with_classes(prompts, self.groups, reading, covered)
+        if self.everything:
+            prompts = self._with_classes(prompts, None, reading, covered)
+        if prompts is not None:
+            return with_lesions(prompts, self.lesions, reading)
+        return numbered(self.lesions, "lesion", reading) if self.lesions else None
+
+    def _stated(self, reading: PromptReading) -> PromptSet | None:
+        """Read the prompts that are given one by one."""
         if self.file is not None and self.sentences:
             raise PromptError(
                 "prompts come from a file or are sentences, not both; leave out one of them",
                 code="prompts-twice",
             )
         if self.file is not None:
-            return with_lesions(read_prompts(self.file, reading), self.lesions, reading)
-        if self.sentences:
-            anatomy = numbered(self.sentences, self.kind, reading)
-            return with_lesions(anatomy, self.lesions, reading)
-        return numbered(self.lesions, "lesion", reading) if self.lesions else None
+            return read_prompts(self.file, reading)
+        return numbered(self.sentences, self.kind, reading) if self.sentences else None
+
+    def _with_classes(
+        self,
+        beside: PromptSet | None,
+        groups: tuple[str, ...] | None,
+        reading: PromptReading,
+        covered: Container[str] | None,
+    ) -> PromptSet:
+        modality = reading.modality if beside is None else beside.modality
+        if modality is None:
+            raise PromptError(
+                "the modality of the image isn't known, so neither are its classes: name it by "
+                "--modality, such as --modality CT",
+                code="modality-missing",
+            )
+        return class_prompts(modality, groups, kind=self.kind, covered=covered, beside=beside)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def plan_files(
         options,
         image_bytes=volume.image_dhw.dtype.itemsize,
     )
-    return replace(plan, notes=notes)
+    return replace(plan, notes=(*prompts.notes, *notes))
 
 
 def plan_numbers(

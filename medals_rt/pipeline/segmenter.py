@@ -296,7 +296,7 @@ class Segmenter:
             merged,
             replace(
                 provenance,
-                notes=(*provenance.notes, *volume_notes(volume), *spacing_notes),
+                notes=(*provenance.notes, *prompts.notes, *volume_notes(volume), *spacing_notes),
             ),
             watch.total(),
         )

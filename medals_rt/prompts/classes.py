@@ -52,6 +52,11 @@ class ClassKey:
         return f"{self.modality} {self.name}"
 
 
+def canonical_sentence(key: ClassKey) -> str:
+    """Return the sentence of a class where none is given, such as "Spleen in CT"."""
+    return f"{key.name} in {key.modality}"
+
+
 class ClassEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One name of `classes.json` with the words that mean it.
 

@@ -9,15 +9,16 @@ anatomy: `{"1": "Liver in abdominal CT", "lesions": {"2": "Liver tumors in abdom
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from medals_rt.common.choices import KINDS, check_kind
 from medals_rt.common.errors import MissingFileError, PromptError
 from medals_rt.common.limits import MAX_PROMPTS
-from medals_rt.prompts.classes import ClassKey
+from medals_rt.common.notes import Note
+from medals_rt.prompts.classes import ClassKey, canonical_sentence, classes_of, classes_of_group
 from medals_rt.prompts.matching import Match, find_class, free_text
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ LESIONS: Final = "lesions"
 
 MAX_LABEL: Final = 65535
 """Label values are stored as 16-bit integers at most."""
+
+_NAMED: Final = 10
+"""As many names stand in a note at most."""
 
 _MAX_FILE_BYTES: Final = 4 * 2**20
 
@@ -67,6 +71,13 @@ class Prompt:
 class PromptSet:
     """The prompts of one case, in the order given; all of one modality and one kind.
 
+    Attributes
+    ----------
+    prompts
+        Each label with its class.
+    notes
+        What was left out when they were chosen; see `class_prompts`.
+
     Raises
     ------
     PromptError
@@ -74,6 +85,7 @@ class PromptSet:
     """
 
     prompts: tuple[Prompt, ...]
+    notes: tuple[Note, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -178,7 +190,7 @@ class CombinedPrompts(PromptSet):
 
 def combine(anatomy: PromptSet, lesions: PromptSet) -> CombinedPrompts:
     """Ask for anatomy and for lesions of one case; see `CombinedPrompts`."""
-    return CombinedPrompts((*anatomy.prompts, *lesions.prompts))
+    return CombinedPrompts((*anatomy.prompts, *lesions.prompts), (*anatomy.notes, *lesions.notes))
 
 
 def with_lesions(
@@ -204,6 +216,101 @@ def with_lesions(
         return anatomy
     texts = dict(enumerate(sentences, start=max(anatomy.labels) + 1))
     return combine(anatomy, _resolve(texts, "lesion", replace(reading, modality=anatomy.modality)))
+
+
+def class_prompts(
+    modality: str,
+    groups: Sequence[str] | None = None,
+    *,
+    kind: str = KINDS[0],
+    covered: Container[str] | None = None,
+    beside: PromptSet | None = None,
+) -> PromptSet:
+    """Prompts of whole groups of classes, or of all classes.
+
+    Classes overlap in the body (a lung and its lobes), while each voxel of a result has one label.
+
+    Parameters
+    ----------
+    modality
+        Of the image.
+    groups
+        Names of groups of anatomy, as `classes.groups` lists them; None for every class of `kind`,
+        or of the other kind where the modality has none of it.
+    kind
+        `"anatomy"` or `"lesion"`; groups are of anatomy.
+    covered
+        Bank keys of the classes that the model has, such as `Bundle.class_rows`; None for all.
+    beside
+        Prompts that are kept: the new labels follow theirs, and their classes aren't asked for
+        twice.
+
+    Returns
+    -------
+    PromptSet
+        With notes on what was left out.
+
+    Raises
+    ------
+    InputError
+        A group is unknown or empty (`group-unknown`, `group-empty`).
+    PromptError
+        The model has none of the classes (`no-class-covered`), groups are asked for as lesions
+        (`groups-are-anatomy`), or the classes don't go with `beside`.
+    """
+    check_kind(kind)
+    notes: list[Note] = []
+    if groups is None:
+        keys = _every_class(modality, kind, notes)
+    elif kind == KINDS[0]:
+        keys = tuple(key for name in groups for key in classes_of_group(name, modality))
+    else:
+        raise PromptError(
+            f"groups are of anatomy, not of kind {kind}; name the lesions, or ask for all of them",
+            code="groups-are-anatomy",
+        )
+    keys = tuple(dict.fromkeys(keys))
+    chosen = [key for key in keys if covered is None or key.bank_key in covered]
+    if not chosen:
+        raise PromptError(
+            f"the model has none of the {len(keys)} classes asked for ({modality}); "
+            "`medals-rt info` lists those that it has",
+            code="no-class-covered",
+        )
+    if len(chosen) < len(keys):
+        missing = [key.name for key in keys if key not in chosen]
+        named = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+        text = f"the model does not have {len(missing)} of {len(keys)} {modality} classes: {named}"
+        notes.append(Note("classes-not-covered", text))
+    if beside is None:
+        return PromptSet(_numbered_classes(chosen, 1), tuple(notes))
+    new = _numbered_classes(
+        [key for key in chosen if key not in beside.class_keys], max(beside.labels) + 1
+    )
+    first, *others = beside.parts
+    grown = PromptSet((*first.prompts, *new), (*beside.notes, *notes))
+    return combine(grown, *others) if others else grown
+
+
+def _every_class(modality: str, kind: str, notes: list[Note]) -> tuple[ClassKey, ...]:
+    """Return all classes of a kind, or of the other where there are none; note what is left out."""
+    (other,) = (each for each in KINDS if each != kind)
+    keys, others = classes_of(modality, kind), classes_of(modality, other)
+    if not keys:
+        text = f"{modality} has no classes of kind {kind}: those of kind {other} are asked for"
+        notes.append(Note("only-other-kind", text))
+        return others
+    if others:
+        text = f"all classes of kind {kind} are asked for, not the {len(others)} of kind {other}"
+        notes.append(Note("other-kind-left-out", text))
+    return keys
+
+
+def _numbered_classes(keys: Sequence[ClassKey], start: int) -> tuple[Prompt, ...]:
+    return tuple(
+        Prompt(label, canonical_sentence(key), key, key.name)
+        for label, key in enumerate(keys, start)
+    )
 
 
 def _refuse_mixture(prompts: Sequence[Prompt], *, of: str, name: str) -> None:
@@ -495,6 +602,7 @@ __all__ = [
     "PromptReading",
     "PromptSet",
     "as_prompt_set",
+    "class_prompts",
     "combine",
     "describe",
     "find_class",

@@ -286,3 +286,7 @@ def test_resolution_order(tmp_path, monkeypatch):
     demo.mkdir(parents=True)
     (demo / "bundle.json").touch()
     assert resolve_bundle() == demo.resolve()
+    installed = package.parent / "demo"
+    installed.mkdir(parents=True)
+    (installed / "bundle.json").touch()
+    assert resolve_bundle() == installed

@@ -7,7 +7,9 @@ import os
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,15 +19,11 @@ import pytest
 pytest.importorskip("huggingface_hub", reason="the extra 'hub'")
 
 from medals_rt.bundle import hub as hub_module
+from medals_rt.bundle import hub_address, manifest
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
-from medals_rt.bundle.hub import (
-    RECORD_FILE,
-    HubAddress,
-    KnownWeights,
-    download,
-    known_weights,
-    pin,
-)
+from medals_rt.bundle.hub import RECORD_FILE, download, pin
+from medals_rt.bundle.hub_address import HubAddress, KnownWeights, known_as, known_weights
+from medals_rt.cli._output import out
 from medals_rt.common.errors import (
     BundleError,
     DownloadError,
@@ -35,7 +33,7 @@ from medals_rt.common.errors import (
     MissingFileError,
     OutputError,
 )
-from tests.cli.helpers import assert_one_line, call, error_of
+from tests.cli.helpers import assert_one_line, call, error_of, write_case
 from tests.fakes.hub import COMMIT, REPOSITORY, FakeHub, serving
 
 WEIGHTS = np.random.default_rng(0).bytes(5_000_000)
@@ -177,18 +175,18 @@ def test_a_hub_that_cannot_continue_sends_all_again(
 def test_ctrl_c_keeps_what_is_here(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetch = hub_module._fetch
+    fetch = hub_module.fetch
 
     def stops_at_weights(address: Any, file: Any, *rest: Any) -> int:
         if file.file == "coarse.pth":
             raise KeyboardInterrupt
         return fetch(address, file, *rest)
 
-    monkeypatch.setattr(hub_module, "_fetch", stops_at_weights)
+    monkeypatch.setattr(hub_module, "fetch", stops_at_weights)
     result = call("download", hub.address, "--to", tmp_path)
     assert (result.exit_code, result.stdout) == (130, "")
     assert "the same command continues" in result.stderr
-    monkeypatch.setattr(hub_module, "_fetch", fetch)
+    monkeypatch.setattr(hub_module, "fetch", fetch)
     assert call("download", hub.address, "--to", tmp_path).exit_code == 0
 
 
@@ -372,7 +370,7 @@ def test_a_disk_that_fails_during_the_download(
     def fail(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(hub_module, "_fetch", fail)
+    monkeypatch.setattr(hub_module, "fetch", fail)
     refused(OutputError, code, lambda: download(address, tmp_path))
     (tmp_path / "file").touch()
     refused(OutputError, "folder-unusable", lambda: download(address, tmp_path / "file"))
@@ -431,10 +429,35 @@ def test_known_weights_have_addresses_and_no_made_up_commits(
         assert text in listed
         assert HubAddress.parse(text).revision == known.commit
     monkeypatch.setattr(
-        hub_module, "known_weights", lambda: (KnownWeights("hf:a/b", "", commit=COMMIT),)
+        hub_address, "known_weights", lambda: (KnownWeights("hf:a/b", "", commit=COMMIT),)
     )
     assert HubAddress.parse("hf:a/b").revision == COMMIT
     assert HubAddress.parse("hf:a/b@main").revision == "main"
+
+
+def test_the_list_of_weights_can_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = {each.address: each for each in known_weights()}
+    file = tmp_path / "weights.toml"
+    monkeypatch.setenv("MEDALS_RT_WEIGHTS", str(file))
+    file.write_text(
+        "[[weights]]\n"
+        f'address = "hf:spc819/Medal-S-V1.0"\nholds = "our mirror"\ncommit = "{COMMIT}"\n'
+        '[[weights]]\naddress = "hf:ours/model"\nholds = "ours"\nnotice = "ours alone"\n'
+    )
+    found = {each.address: each for each in known_weights()}
+    assert set(found) == {*shipped, "hf:ours/model"}
+    assert HubAddress.parse("hf:spc819/Medal-S-V1.0").revision == COMMIT
+    known = known_as(HubAddress.parse(f"hf:ours/model/part@{COMMIT}"))
+    assert known is not None
+    assert known.notice == "ours alone"
+    assert known_as(HubAddress("nobody/knows")) is None
+    for content in ("[[weights]]\naddress = 1", "[[weights", '[[weights]]\ncolor = "red"'):
+        file.write_text(content)
+        refused(InputError, "weights-file-invalid", known_weights)
+    file.unlink()
+    refused(InputError, "weights-file-invalid", known_weights)
 
 
 def test_the_command_says_what_it_did(hub: FakeHub, tmp_path: Path) -> None:
@@ -484,6 +507,48 @@ def test_a_bundle_is_opened_by_its_address(
     error = error_of(result)
     assert isinstance(error, InputError)
     assert error.code == "file-tampered"
+
+
+def test_the_download_of_a_bundle_shows_its_progress(
+    hub_of_bundles: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def progress() -> Iterator[Callable[[str, int, int], None]]:
+        yield lambda name, _done, _total: seen.append(name)
+
+    monkeypatch.setattr(out, "progress", progress)
+    case = write_case(tmp_path / "case.npz")
+    words = ("--bundle", hub_of_bundles.address, "--precision", "fp32")
+    output = ("--output", tmp_path / "s.npz")
+    result = call("run", "--input", case, *words, *output, "--runner", "onnxruntime")
+    assert result.exit_code == 0, result.output
+    assert "coarse/image_encoder.onnx, MB" in seen
+    assert "coarse" in seen, "the windows of the run follow"
+
+
+def test_no_file_of_a_bundle_is_hashed_twice(
+    hub_of_bundles: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = hub_of_bundles.address
+    folder = resolve_bundle(address)
+    later_ns = time.time_ns() + 10**10  # files that were written just now are hashed each time
+    monkeypatch.setattr(manifest.time, "time_ns", lambda: later_ns)
+    monkeypatch.setattr(manifest, "_HASHED", {})
+    digest, hashed = hashlib.file_digest, []
+
+    def counted(stream: Any, name: str) -> Any:
+        hashed.append(Path(stream.name))
+        return digest(stream, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    for _ in range(2):
+        Bundle.open(resolve_bundle(address))
+    assert len(hashed) == len(set(hashed)) == len(content(folder))
+    graph = Bundle.open(folder, verify=False).graph_path(1, "refiner")
+    graph.write_bytes(bytes(graph.stat().st_size))
+    refused(InputError, "file-tampered", lambda: resolve_bundle(address))
 
 
 def test_a_bundle_in_a_folder_of_a_repository(hub_of_bundles: FakeHub, tiny_bundle: Bundle) -> None:

@@ -74,8 +74,7 @@ def test_examples_parse(name: str) -> None:
     for words in examples(name):
         GROUP.commands[name].make_context(name, list(words))
         for word in words:
-            if word.startswith("engines/demo"):
-                assert (ROOT / word).exists(), word
+            assert "engines/demo" not in word, "an installed package has no such folder"
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -83,6 +82,8 @@ def test_quick_examples_do_what_they_say(name: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("MEDALS_RT_BUNDLE", raising=False)
     for words in examples(name):
+        if "scan.nii.gz" in words:  # the user's own
+            continue
         result = call(name, *words)
         assert result.exit_code == 0, result.output
         assert result.stdout

@@ -77,6 +77,16 @@ def test_the_list_of_classes() -> None:
     assert "lesion" not in shown
 
 
+def test_the_list_of_groups() -> None:
+    listed = json.loads(call("prompts", "--groups", "--modality", "CT", "--json").stdout)
+    assert {row["modality"] for row in listed} == {"CT"}
+    (found,) = (row for row in listed if row["group"] == "kidneys")
+    assert found["classes"][:2] == ["Right kidney", "Left kidney"]
+    shown = call("prompts", "--groups").stdout
+    assert "calf muscles" in shown
+    assert "Gastrocnemius Medialis" in shown
+
+
 def test_plan_of_a_case(tiny_bundle: Bundle, case: Path, run: Callable[..., Result]) -> None:
     arguments = ("plan", "--input", case, "--bundle", tiny_bundle.folder)
     arguments += ("--precision", "fp32")

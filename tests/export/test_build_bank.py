@@ -9,10 +9,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from medals_export.known_sentences import read_sentences
-from medals_export.text_bank import build_bank, canonical_sentence, load_bank, save_bank
+from medals_export.text_bank import build_bank, load_bank, save_bank
 from medals_export.text_encoder import load_text_encoder
 from medals_rt.common.errors import InputError, MissingFileError
-from medals_rt.prompts.classes import all_classes, by_bank_key, by_exact_name
+from medals_rt.prompts.classes import (
+    all_classes,
+    by_bank_key,
+    by_exact_name,
+    canonical_sentence,
+)
 from medals_rt.prompts.matching import find_class
 from tests.errors import raises
 from tests.texts import TINY_DIM

@@ -6,6 +6,7 @@ import pickle
 import pytest
 
 torch = pytest.importorskip("torch")
+from safetensors.torch import save_file
 
 from medals_export.checkpoint import (
     build_model,
@@ -17,6 +18,7 @@ from medals_export.checkpoint import (
 from medals_export.model import MedalS, ModelConfig
 from medals_rt.bundle.manifest import file_sha256
 from medals_rt.bundle.released import parse_released_name
+from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.errors import ExportError, MissingFileError
 from tests.bundles import tiny_checkpoint, tiny_config
 from tests.errors import raises
@@ -115,6 +117,41 @@ def test_what_is_unknown_is_asked_for(tmp_path):
         load_checkpoint(path, window_hwd=(16, 16, 16), heads=4)
     loaded = load_checkpoint(path, window_hwd=(16, 16, 16), spacing_hwd_mm=SPACING, heads=4)
     assert same_weights(loaded.model)
+
+
+def test_what_is_stated_twice_must_agree(tmp_path):
+    path = tmp_path / "trained.pth"
+    save_checkpoint(path, tiny_checkpoint(2).model, SPACING)
+    assert load_checkpoint(path, window_hwd=(16, 16, 16), spacing_hwd_mm=SPACING).spacing_hwd_mm
+    for given, code in (
+        ({"window_hwd": (16, 16, 8)}, "window-contradiction"),
+        ({"spacing_hwd_mm": (1.0, 1.0, 1.0)}, "spacing-contradiction"),
+    ):
+        with pytest.raises(ExportError) as caught:
+            load_checkpoint(path, **given)
+        assert caught.value.code == code
+
+
+def test_a_stage_says_what_nothing_else_says(tmp_path):
+    path = tmp_path / "last.pth"
+    torch.save({"model_state_dict": released_state()}, path)
+    stage = StageSpec(2, (16, 16, 16), (5.0, 5.0, 5.0))
+    assert load_checkpoint(path, heads=4, otherwise=stage).spacing_hwd_mm == (5.0, 5.0, 5.0)
+    named = path.rename(tmp_path / "crop_size_16_16_16_spacing_2.0_2.0_3.0.pth")
+    assert load_checkpoint(named, heads=4, otherwise=stage).spacing_hwd_mm == SPACING
+
+
+def test_safetensors_load_as_pth_do(tmp_path):
+    path = tmp_path / "fine.safetensors"
+    config = json.dumps(tiny_config(2).to_dict())
+    save_file(released_state(), path, {"config": config, "spacing_hwd_mm": "[2.0, 2.0, 3.0]"})
+    loaded = load_checkpoint(path)
+    assert loaded.spacing_hwd_mm == SPACING
+    assert same_weights(loaded.model)
+    path.write_bytes(b"\x10" + bytes(20))
+    with pytest.raises(ExportError) as caught:
+        load_checkpoint(path)
+    assert caught.value.code == "checkpoint-unreadable"
 
 
 def test_twins_that_differ_are_refused():

@@ -13,7 +13,9 @@ from medals_export.checkpoint import save_checkpoint
 from medals_export.export import TextSource
 from medals_export.text_bank import save_bank
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.released import CheckpointFile
 from medals_rt.cli import app
+from medals_rt.common.errors import BundleError
 from tests.bundles import tiny_bank, tiny_checkpoint
 from tests.cli.helpers import assert_one_line, error_of
 from tests.fakes.hub import FakeHub, serving
@@ -101,6 +103,7 @@ def test_half_precision_with_text_encoder(files, tmp_path):
         (("--verify",), {"verify_with": ("openvino", "onnxruntime")}),
         (("--no-verify",), {"verify_with": ()}),
         (("--name", "mine", "--overwrite"), {"name": "mine", "overwrite": True, "notice": None}),
+        ((), {"notice": None, "terms": ()}),
         (("--notice", "for research only"), {"notice": "for research only"}),
     ],
 )
@@ -109,7 +112,8 @@ def test_options_reach_the_export(files, tmp_path, asked, options, expected):
     result = call(*words(files, tmp_path / "out", "--bank", bank, *options))
     assert result.exit_code == 0, result.output
     ((positional, named),) = asked
-    assert positional == (files / "1.pth", files / "2.pth", bank, tmp_path / "out")
+    coarse, fine = (CheckpointFile(files / name) for name in ("1.pth", "2.pth"))
+    assert positional == (coarse, fine, bank, tmp_path / "out")
     assert {key: named[key] for key in expected} == expected
     assert named["with_text_encoder"] is False
     assert "every graph agrees with PyTorch in openvino, onnxruntime" in result.stdout
@@ -129,7 +133,8 @@ def test_released_files_are_found(tmp_path, asked):
     out = tmp_path / "out"
     result = call("--from", tmp_path, "--biolord", "b", "--out", out)
     assert result.exit_code == 0, result.output
-    assert asked[0][0] == (coarse, fine, TextSource(encoder, Path("b")), out)
+    stages = (CheckpointFile(coarse), CheckpointFile(fine))
+    assert asked[0][0] == (*stages, TextSource(encoder, Path("b")), out)
     other = ("--text-encoder", "mine.pth", "--biolord", "b")
     assert call("--from", tmp_path, *other, "--out", out).exit_code == 0
     assert asked[1][0][2] == TextSource(Path("mine.pth"), Path("b"))
@@ -150,8 +155,11 @@ def test_released_files_come_from_a_hub(tmp_path, asked, monkeypatch):
         )
         result = call("--from", model, "--biolord", tokenizer, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    ((coarse, fine, text, _), _) = asked[0]
-    assert (coarse.read_bytes(), fine.read_bytes()) == (COARSE.encode(), FINE.encode())
+    ((coarse, fine, text, _), named) = asked[0]
+    found = (coarse.path.read_bytes(), fine.path.read_bytes())
+    assert found == (COARSE.encode(), FINE.encode())
+    assert coarse.origin == fine.origin == model
+    assert [each.source for each in named["terms"]] == [hub.address]
     assert text.text_encoder.read_bytes() == b"text_encoder.pth"
     assert (text.biolord / "tokenizer.json").is_file()
 
@@ -161,7 +169,10 @@ def test_released_files_come_from_a_hub(tmp_path, asked, monkeypatch):
     [
         (("--stage1", "1.pth"), "checkpoint-missing"),
         ((), "checkpoint-missing"),
-        (("--from", "x", "--stage2", "2.pth"), "checkpoints-twice"),
+        (("--from", "x", "--stage2", "2.pth"), "checkpoint-missing"),
+        (("--stage1-window", "1,2,3"), "checkpoint-missing"),
+        (("--stage1", "1.pth", "--stage1-window", "1,2"), "no-three-numbers"),
+        (("--stage1", "1.pth", "--stage1-spacing", "1,-2,3"), "no-three-numbers"),
         (("--from", "no-such-folder"), "checkpoints-not-found"),
     ],
 )
@@ -186,7 +197,7 @@ def test_text_options_reach_the_export(files, tmp_path, asked):
     ("options", "said"),
     [
         ((), "given: none of them"),
-        (("--text-encoder", "t.pth"), "given: --text-encoder"),
+        (("--text-encoder", "t.pth"), "hf:FremyCompany/BioLORD-2023-C@COMMIT"),
         (("--biolord", "b", "--sentences", "s"), "given: --biolord, --sentences"),
         (("--bank", "b", "--text-encoder", "t"), "not both: leave out --bank or --text-encoder"),
         (("--bank", "b", "--sentences", "s"), "leave out --bank or --sentences"),
@@ -220,3 +231,88 @@ def test_a_large_window_is_not_verified_unasked(monkeypatch):
     assert export._default_kinds([tiny_checkpoint(1)]) == ("openvino", "onnxruntime")
     monkeypatch.setattr(export, "MOST_VERIFIED_VOXELS", 16 * 16 * 8 - 1)
     assert export._default_kinds([tiny_checkpoint(1)]) == ()
+
+
+def test_window_and_spacing_reach_the_export(files, tmp_path, asked):
+    told = ("--stage1-window", "64,64,32", "--stage1-spacing", "1.5,1.5,3")
+    bank = ("--bank", files / "bank.safetensors")
+    assert call(*words(files, tmp_path / "out", *bank, *told)).exit_code == 0
+    coarse, fine = asked[0][0][:2]
+    assert coarse == CheckpointFile(files / "1.pth", (64, 64, 32), (1.5, 1.5, 3.0))
+    assert fine == CheckpointFile(files / "2.pth")
+
+
+def test_stages_the_wrong_way_round_are_refused(files, tmp_path):
+    swapped = ("--stage1", files / "2.pth", "--stage2", files / "1.pth")
+    result = call(*swapped, "--bank", files / "bank.safetensors", "--out", tmp_path / "out")
+    assert error_of(result).code == "stages-swapped"
+    assert not (tmp_path / "out").exists()
+
+
+def hub_files(files):
+    """A repository of a release whose names say nothing: weights, text encoder, BioLORD, terms."""
+    found = {
+        f"weights/{name}.pth": (files / source).read_bytes()
+        for name, source in (("one", "2.pth"), ("two", "1.pth"), ("three", "text_encoder.pth"))
+    }
+    biolord = files / "biolord"
+    found |= {f"biolord/{path.name}": path.read_bytes() for path in biolord.iterdir()}
+    card = b"---\nlicense: apache-2.0\n---\n# Weights"
+    return found | {"LICENSE": b"Do as you like.", "README.md": card}
+
+
+def test_an_address_alone_is_enough(files, tmp_path, asked, monkeypatch):
+    pytest.importorskip("huggingface_hub", reason="the extra 'hub'")
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "cache"))
+    listed = tmp_path / "weights.toml"
+    listed.write_text(
+        '[[weights]]\naddress = "hf:someone/weights"\nholds = "a test"\nnotice = "made up"\n'
+    )
+    monkeypatch.setenv("MEDALS_RT_WEIGHTS", str(listed))
+    with serving(FakeHub(hub_files(files))) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        asked_for = ("--from", "hf:someone/weights", "--out", tmp_path / "out")
+        assert error_of(call(*asked_for)).code == "revision-not-pinned"
+        result = call(*asked_for, "--unpinned")
+        assert result.exit_code == 0, result.output
+        assert f"taken: {hub.address}" in result.stderr
+        assert call(*asked_for, "--unpinned", "--notice", "").exit_code == 0
+    (coarse, fine, text, _), named = asked[0]
+    assert (coarse.path.name, fine.path.name) == ("two.pth", "one.pth")
+    assert coarse.origin == hub.address
+    assert (text.text_encoder.name, text.biolord.name) == ("three.pth", "biolord")
+    (terms,) = named["terms"]
+    assert (terms.source, terms.license) == (hub.address, "apache-2.0")
+    assert [path.read_bytes() for path in terms.texts] == [b"Do as you like."]
+    assert named["notice"] == "made up"
+    assert asked[1][1]["notice"] is None
+
+
+@pytest.mark.slow
+def test_an_address_becomes_a_checked_bundle(files, tmp_path, monkeypatch):
+    """The whole way over HTTP: weights of any name to a bundle that opens, runs and says whose."""
+    pytest.importorskip("huggingface_hub", reason="the extra 'hub'")
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    with serving(FakeHub(hub_files(files))) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        result = call("--from", hub.address, "--notice", "for research", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "every graph agrees with PyTorch" in result.stdout
+    manifest = Bundle.open(out).manifest
+    assert (manifest.notice, len(manifest.classes)) == ("for research", 243)
+    assert (manifest.sources.coarse.file, manifest.sources.coarse.origin) == (
+        "two.pth",
+        hub.address,
+    )
+    (terms,) = manifest.terms
+    (text,) = terms.texts
+    assert (out / text.file).read_bytes() == b"Do as you like."
+    shown = CliRunner().invoke(app, ["info", "--bundle", str(out)]).stdout
+    assert f"license of {hub.address}: apache-2.0 ({out / text.file})" in shown
+    assert f"coarse stage from {hub.address}: two.pth" in shown
+    assert "notice: for research" in shown
+    (out / text.file).write_bytes(b"Do as I like!!!")
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(out)
+    assert caught.value.code == "file-damaged"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
@@ -149,10 +150,15 @@ class _Handler(BaseHTTPRequestHandler):
 def _sibling(name: str, data: bytes) -> dict[str, Any]:
     entry: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": git_sha1(data)}
     if len(data) >= LARGE:
-        sha256 = hashlib.sha256(data).hexdigest()
-        entry["lfs"] = {"sha256": sha256, "size": len(data), "pointerSize": 134}
+        entry["lfs"] = {"sha256": _sha256(data), "size": len(data), "pointerSize": 134}
     return entry
 
 
+@lru_cache(maxsize=64)
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@lru_cache(maxsize=64)
 def git_sha1(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

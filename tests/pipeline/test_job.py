@@ -179,6 +179,8 @@ def test_the_options_that_decide_a_result() -> None:
     decides = RunOptions().deciding()["segment"]
     assert set(decides) == {
         *("preset", "refinement", "seed", "window", "postprocess", "time_budget"),
+        *("stages", "start_from", "iterations", "repetitions", "block_sizes"),
+        *("lesion_iterations", "threshold", "overlap", "mirrored"),
     }
     for options in (SegmentOptions(time_budget=1), SegmentOptions(seed=1)):
         assert RunOptions(segment=options).deciding() != RunOptions().deciding()

@@ -8,7 +8,7 @@ import pytest
 from medals_rt.common.errors import InputError, PromptError
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.planning.policy import load_policy
-from medals_rt.prompts.prompt_set import PLAIN_READING
+from medals_rt.prompts.prompt_set import PLAIN_READING, PromptReading
 
 
 @pytest.mark.parametrize(
@@ -118,3 +118,35 @@ def test_options_replace_values_of_the_preset() -> None:
         "larger label",
         native.resampling,
     )
+
+
+def test_groups_need_a_modality_and_follow_sentences() -> None:
+    source = PromptSource(sentences=("spleen",), groups=("kidneys",), lesions=("liver tumor",))
+    with pytest.raises(PromptError) as caught:
+        PromptSource(groups=("kidneys",)).read(PLAIN_READING)
+    assert caught.value.code == "modality-missing"
+    found = source.read(PromptReading("CT"))
+    assert found is not None
+    assert [key.name for key in found.class_keys] == [
+        *("Spleen", "Right kidney", "Left kidney", "Left kidney cyst", "Right kidney cyst"),
+        "Liver tumors",
+    ]
+    assert found.labels == (1, 2, 3, 4, 5, 6)
+
+
+def test_a_sentence_names_the_modality_of_groups() -> None:
+    found = PromptSource(sentences=("spleen on MRI",), groups=("kidneys",)).read(PLAIN_READING)
+    assert found is not None
+    assert found.modality == "MRI"
+
+
+def test_everything_is_what_the_model_covers() -> None:
+    covered = {"CT/anatomy/1", "CT/anatomy/2", "MRI/anatomy/1"}
+    found = PromptSource(sentences=("spleen in CT",), everything=True).read(PLAIN_READING, covered)
+    assert found is not None
+    assert [key.bank_key for key in found.class_keys] == [
+        found.class_keys[0].bank_key,
+        "CT/anatomy/1",
+        "CT/anatomy/2",
+    ]
+    assert {note.code for note in found.notes} == {"other-kind-left-out", "classes-not-covered"}

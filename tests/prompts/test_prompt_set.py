@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from medals_rt.common.choices import KINDS, MODALITIES
 from medals_rt.common.errors import InputError, MissingFileError, PromptError
-from medals_rt.prompts.classes import by_exact_name
+from medals_rt.prompts.classes import by_exact_name, classes_of
 from medals_rt.prompts.prompt_set import (
     MAX_PROMPTS,
     PromptReading,
     PromptSet,
     as_prompt_set,
+    class_prompts,
     numbered,
     parse_prompts,
     read_prompts,
@@ -174,3 +176,92 @@ def test_a_contradicted_set_is_refused(kind: str | None, reading: PromptReading,
         with pytest.raises(InputError) as caught:
             as_prompt_set(prompts, kind, reading)
         assert caught.value.code == code
+
+
+def names(prompts: PromptSet) -> list[str]:
+    return [key.name for key in prompts.class_keys]
+
+
+def codes(prompts: PromptSet) -> list[str]:
+    return [note.code for note in prompts.notes]
+
+
+def test_groups_are_numbered_in_order_and_no_class_twice() -> None:
+    found = class_prompts("CT", ["kidneys", "Urinary-Tract"])
+    assert names(found) == [
+        "Right kidney",
+        "Left kidney",
+        "Left kidney cyst",
+        "Right kidney cyst",
+        "Urinary bladder",
+    ]
+    assert found.labels == (1, 2, 3, 4, 5)
+    assert found.notes == ()
+    assert parse_prompts(found.as_mapping()).class_keys == found.class_keys
+
+
+def test_groups_follow_what_is_asked_for_one_by_one() -> None:
+    stated = parse_prompts({"7": "Left kidney in CT", "lesions": {"9": "Liver tumors in CT"}})
+    found = class_prompts("CT", ["kidneys"], beside=stated)
+    assert dict(zip(found.labels, names(found), strict=True)) == {
+        7: "Left kidney",
+        10: "Right kidney",
+        11: "Left kidney cyst",
+        12: "Right kidney cyst",
+        9: "Liver tumors",
+    }
+    assert [part.kind for part in found.parts] == ["anatomy", "lesion"]
+
+
+def test_what_the_model_lacks_is_left_out_with_a_note() -> None:
+    covered = {by_exact_name("CT", name).bank_key for name in ("Liver", "Left kidney")}
+    found = class_prompts("CT", ["abdominal organs"], covered=covered)
+    assert names(found) == ["Liver", "Left kidney"]
+    (note,) = found.notes
+    assert note.code == "classes-not-covered"
+    assert "13 of 15" in note.text
+    with pytest.raises(PromptError) as caught:
+        class_prompts("CT", ["vertebrae"], covered=covered)
+    assert caught.value.code == "no-class-covered"
+
+
+@pytest.mark.parametrize(
+    ("modality", "kind", "count", "found_kind", "code"),
+    [
+        ("CT", "anatomy", 126, "anatomy", "other-kind-left-out"),
+        ("CT", "lesion", 11, "lesion", "other-kind-left-out"),
+        ("MRI", "anatomy", 76, "anatomy", "other-kind-left-out"),
+        ("PET", "anatomy", 1, "lesion", "only-other-kind"),
+        ("Microscopy", "anatomy", 9, "lesion", "only-other-kind"),
+    ],
+)
+def test_all_classes_of_a_kind(
+    modality: str, kind: str, count: int, found_kind: str, code: str
+) -> None:
+    found = class_prompts(modality, kind=kind)
+    assert (len(found.prompts), found.kind, codes(found)) == (count, found_kind, [code])
+    assert found.notes[0].severity == "info"
+
+
+def test_the_sentence_of_every_class_names_it() -> None:
+    for modality in MODALITIES:
+        for kind in KINDS:
+            if classes_of(modality, kind):
+                found = class_prompts(modality, kind=kind)
+                assert parse_prompts(found.as_mapping()).class_keys == found.class_keys
+
+
+@pytest.mark.parametrize(
+    ("modality", "group", "code"),
+    [("CT", "abdominal orgens", "group-unknown"), ("PET", "kidneys", "group-empty")],
+)
+def test_unusable_groups(modality: str, group: str, code: str) -> None:
+    with pytest.raises(InputError) as caught:
+        class_prompts(modality, [group])
+    assert caught.value.code == code
+
+
+def test_groups_are_of_anatomy() -> None:
+    with pytest.raises(PromptError) as caught:
+        class_prompts("CT", ["kidneys"], kind="lesion")
+    assert caught.value.code == "groups-are-anatomy"

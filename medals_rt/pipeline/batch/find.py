@@ -92,6 +92,7 @@ def plan_batch(
     ending: str | None = None,
     preview: bool = True,
     store: str | None = None,
+    split: bool = False,
 ) -> BatchPlan:
     """Find the cases and decide on the name of every file that will be written.
 
@@ -117,6 +118,8 @@ def plan_batch(
         Whether pictures are drawn.
     store
         Address of a DICOMweb server where results are stored too.
+    split
+        Whether each class gets a file of its own, in a folder with the case's name.
 
     Raises
     ------
@@ -139,7 +142,7 @@ def plan_batch(
             f"in {', '.join(ENDINGS)}, DICOM folders and zips of them",
             code="no-case",
         )
-    places = _Places(results, reports, ending, preview, store)
+    places = _Places(results, reports, ending, preview, split, store)
     common = _Common(source, options, series, select)
     cases = tuple(_batch_case(each, places, common) for each in found)
     _refuse_clashes(cases)
@@ -254,7 +257,7 @@ def _from_jobs(
 
 @dataclass(frozen=True)
 class _Places:
-    """Where files go, the ending of results (None: the case's), and whether there are pictures.
+    """Where files go, the ending of results (None: the case's), and which files there are.
 
     `store` is a server that gets the results too.
     """
@@ -263,6 +266,7 @@ class _Places:
     reports: Path
     ending: str | None
     preview: bool
+    split: bool
     store: str | None = None
 
 
@@ -293,6 +297,7 @@ def _batch_case(found: _Found, places: _Places, common: _Common) -> BatchCase:
         source=common.source,
         report=report_path(places.reports, name),
         preview=preview_path(places.reports, name) if places.preview else None,
+        split=places.results / name if places.split else None,
         options=common.options,
         store=places.store,
     )
@@ -327,12 +332,19 @@ def _refuse_clashes(cases: Sequence[BatchCase]) -> None:
     """
     by_name: dict[str, BatchCase] = {}
     inputs = {case.job.input.resolve() for case in cases}
+    split = {one_name(str(case.job.split)) for case in cases if case.job.split is not None}
     for case in cases:
         twin = by_name.setdefault(one_name(case.name), case)
         if twin is not case:
             raise InputError(
                 f"{twin.job.input} and {case.job.input} would both be called {case.name}; "
                 "name one of them in a jobs file, or run them into two folders",
+                code="results-alike",
+            )
+        if one_name(str(case.job.output.parent)) in split:
+            raise InputError(
+                f"{case.job.output} would lie among the classes of another case; name one of them "
+                "in a jobs file, or run them into two folders",
                 code="results-alike",
             )
         if case.job.output.resolve() in inputs:

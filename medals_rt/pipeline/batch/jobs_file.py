@@ -34,7 +34,7 @@ _FORM: Final = "jobs-file-form"
 
 Words = Annotated[str, msgspec.Meta(min_length=1)]
 Several = Annotated[tuple[Words, ...], msgspec.Meta(min_length=1)]
-_SEVERAL: Final = ("sentences", "lesions", "select", "block_sizes")
+_SEVERAL: Final = ("sentences", "lesions", "groups", "select", "block_sizes")
 """Members that hold several values, which are separated by semicolons in CSV."""
 
 
@@ -55,6 +55,8 @@ class JobRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         What the sentences ask for.
     lesions
         Sentences of lesions beside the anatomy of `prompts` or `sentences`; in CSV likewise.
+    groups
+        Names of groups of classes; in CSV likewise.
     window, preset, refinement, postprocess, seed, stages, start_from, iterations, repetitions, \
     block_sizes, lesion_iterations, threshold, overlap, mirrored
         As for `medals-rt run`; block sizes in CSV separated by semicolons.
@@ -72,6 +74,7 @@ class JobRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     sentences: Several | None = None
     kind: Kind | None = None
     lesions: Several | None = None
+    groups: Several | None = None
     window: Words | None = None
     preset: PresetName | None = None
     refinement: Refinement | None = None
@@ -137,7 +140,9 @@ def source_of(row: JobRow, folder: Path, source: PromptSource) -> PromptSource:
         source = PromptSource(sentences=row.sentences, kind=row.kind or source.kind)
     elif row.kind is not None:
         source = replace(source, kind=row.kind)
-    return source if row.lesions is None else replace(source, lesions=row.lesions)
+    lesions = source.lesions if row.lesions is None else row.lesions
+    groups = source.groups if row.groups is None else row.groups
+    return replace(source, lesions=lesions, groups=groups)
 
 
 def check_prompts(row: JobRow, source: PromptSource, reading: PromptReading, place: str) -> None:
@@ -151,7 +156,7 @@ def check_prompts(row: JobRow, source: PromptSource, reading: PromptReading, pla
     if row.prompts is None and row.sentences is None and row.lesions is None:
         return
     try:
-        source.read(reading)
+        replace(source, groups=(), everything=False).read(reading)  # of each case's modality
     except InputError as error:
         raise InputError(f"{place}: {error}", code=error.code) from error
 

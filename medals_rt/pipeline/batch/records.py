@@ -8,7 +8,7 @@ again. Records are written after the files that they speak of.
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
@@ -18,6 +18,7 @@ import msgspec
 from medals_rt.bundle.manifest import file_sha256
 from medals_rt.common.atomic_io import write_json
 from medals_rt.common.distribution import VERSION
+from medals_rt.common.errors import PromptError
 from medals_rt.common.notes import Note
 from medals_rt.io.dicom.web import content_of, is_web_address
 from medals_rt.pipeline.batch.find import (
@@ -32,6 +33,8 @@ from medals_rt.pipeline.class_statistics import ClassStatistics
 from medals_rt.pipeline.job import Job
 
 RECORD_FORMAT: Final = 3
+_CLASS_FILE: Final = "class/"
+"""What the roles of files of classes begin with; their names follow."""
 
 Status = Literal["done", "kept", "failed", "skipped"]
 
@@ -129,7 +132,6 @@ def fingerprint(job: Job, bundle_hash: str) -> str:
         The input or the annotation can't be read.
     """
     drawn = job.spatial_prompts
-    prompts = job.source.read(job.options.reading)  # None: inside the input
     parts = {
         "format": RECORD_FORMAT,
         "version": VERSION,
@@ -139,11 +141,26 @@ def fingerprint(job: Job, bundle_hash: str) -> str:
         **({} if job.store is None else {"store": job.store}),
         "series": job.series,
         "select": job.select,
-        "prompts": None if prompts is None else list(prompts.as_mapping().items()),
+        "prompts": _asked_for(job),
+        "groups": (job.source.groups, job.source.everything),
         "resample": job.resample,
         "spatial_prompts": None if drawn is None else content_sha256(drawn),
     }
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+
+
+def _asked_for(job: Job) -> object:
+    """Return labels and sentences, None where they are inside the input, groups left out.
+
+    Sentences that leave the modality to the image are taken as they are written.
+    """
+    stated = replace(job.source, groups=(), everything=False)
+    try:
+        prompts = stated.read(job.options.reading)
+    except PromptError:
+        file = None if stated.file is None else content_sha256(stated.file)
+        return [file, stated.sentences, stated.kind, stated.lesions]
+    return None if prompts is None else list(prompts.as_mapping().items())
 
 
 def content_sha256(path: Path) -> str:
@@ -198,15 +215,18 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
     return tuple(found)
 
 
-def remember(case: BatchCase, made_from: str, entry: Entry) -> None:
-    """Note that a case is finished.
+def remember(
+    case: BatchCase, made_from: str, entry: Entry, class_files: Collection[Path] = ()
+) -> None:
+    """Note that a case is finished, with the files that were written of it and of its classes.
 
     Raises
     ------
     OutputError
         The record can't be written.
     """
-    files = {role: file_sha256(path) for role, path in _files(case.job)}
+    names = [f"{_CLASS_FILE}{path.name}" for path in class_files]
+    files = {role: file_sha256(path) for role, path in _files(case.job, names)}
     ending = case.job.output.name.removeprefix(PurePosixPath(case.name).name)
     record = Record(RECORD_FORMAT, made_from, files, entry, ending)
     case.record.parent.mkdir(parents=True, exist_ok=True)
@@ -221,15 +241,15 @@ def forget(case: BatchCase) -> None:
     """
     record = _read(case.record)
     if record is not None:
-        for role, path in _files(case.job):
+        for role, path in _files(case.job, record.files):
             if record.files.get(role) == _hash_of(path):
                 path.unlink()
     case.record.unlink(missing_ok=True)
 
 
-def remove_files(job: Job) -> None:
+def remove_files(job: Job, class_files: Collection[Path] = ()) -> None:
     """Remove what was already written of a case that failed while it was written."""
-    for _, path in _files(job):
+    for path in (*(path for _, path in _files(job)), *class_files):
         path.unlink(missing_ok=True)
 
 
@@ -241,17 +261,23 @@ def shown(text: object, length: int = 1000) -> str:
     )
 
 
-def _files(job: Job) -> Iterator[tuple[str, Path]]:
-    """Go through the files that a job writes, by role."""
+def _files(job: Job, recorded: Iterable[str] = ()) -> Iterator[tuple[str, Path]]:
+    """Go through the files that a job writes, by role; those of classes are among `recorded`."""
     roles = {"labels": job.output, "report": job.report, "preview": job.preview}
     for role, path in roles.items():
         if path is not None:
             yield role, path
+    if job.split is not None:
+        for role in recorded:
+            if role.startswith(_CLASS_FILE):
+                yield role, job.split / PurePosixPath(role).name
 
 
 def _intact(job: Job, record: Record) -> bool:
     """Whether all files of a job are there, as the record says they were written."""
-    return all(record.files.get(role) == _hash_of(path) for role, path in _files(job))
+    if job.split is not None and not any(role.startswith(_CLASS_FILE) for role in record.files):
+        return False
+    return all(record.files.get(role) == _hash_of(path) for role, path in _files(job, record.files))
 
 
 def _hash_of(path: Path) -> str | None:

@@ -26,6 +26,7 @@ from medals_rt.pipeline.batch.records import (
 from medals_rt.pipeline.job import (
     ReadJob,
     check_outputs,
+    files_of_classes,
     measure,
     open_models,
     passes_recorded,
@@ -153,14 +154,15 @@ def _prepared(case: BatchCase, bundle_hash: str) -> _Ready | Entry:
 def _written(ready: _Ready, result: Result) -> Entry:
     """Write a case's files, and last of all the record that it is finished."""
     case = ready.case
+    class_files = files_of_classes(case.job, ready.read.prompts).values()
     try:
         write_job(ready.read, result)
         entry = _entry(ready, result)
-        remember(case, ready.made_from, entry)
+        remember(case, ready.made_from, entry, class_files)
     except OutputError:  # the next case would have no room either
         raise
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
-        remove_files(case.job)
+        remove_files(case.job, class_files)
         return _failed(case, error)
     return entry
 
