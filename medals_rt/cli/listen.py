@@ -12,7 +12,7 @@ from medals_rt.cli._output import out
 if TYPE_CHECKING:
     from medals_rt.pipeline.options import RunOptions
 
-EXAMPLES: Final = ("medals-rt listen node.toml --bundle engines/demo",)
+EXAMPLES: Final = ("medals-rt listen node.toml --bundle bundles/mine",)
 
 
 @takes(options=run_options)

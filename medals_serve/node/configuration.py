@@ -89,6 +89,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         in the descriptions of study and series or the name of the protocol. Without one, all fit.
     prompts, lesions
         Sentences, as for ``--prompt`` and ``--lesion``.
+    groups
+        Groups of classes, as for ``--group``.
     select
         As for ``--select``.
     outputs
@@ -103,13 +105,14 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     description: str = ""
     prompts: tuple[str, ...] = ()
     lesions: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
     select: tuple[str, ...] = ()
     outputs: Annotated[tuple[ResultFormat, ...], msgspec.Meta(min_length=1)] = ("dicom-seg",)
 
     @property
     def source(self) -> PromptSource:
         """Its prompts, as jobs have them."""
-        return PromptSource(sentences=self.prompts, lesions=self.lesions)
+        return PromptSource(sentences=self.prompts, lesions=self.lesions, groups=self.groups)
 
     def fits(self, header: Any) -> bool:
         """Whether it is for a series, by the header of one of its images."""
@@ -223,8 +226,8 @@ def _check_rule(place: _Place, rule: Rule, configuration: NodeConfiguration) -> 
             re.compile(pattern)
         except re.error as error:
             raise place.refuse(f"{pattern!r} is no regular expression ({error})") from error
-    if not rule.prompts and not rule.lesions:
-        raise place.refuse("it names no prompts and no lesions")
+    if not (rule.prompts or rule.lesions or rule.groups):
+        raise place.refuse("it names no prompts, lesions or groups")
     if "sr" in rule.outputs and not set(rule.outputs) & set(SEGMENTATIONS):
         raise place.refuse("a report (sr) refers to a SEG; add dicom-seg to its outputs")
     if not rule.send_to:

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Final
 
-from medals_rt.common.errors import MedalsError, ServerError
+from medals_rt.common.errors import ServerError
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.io.dicom.web import is_web_address, store_files
 from medals_serve.node.configuration import NodeConfiguration
@@ -68,7 +68,7 @@ class Courier:
     def _try(self, series: SpooledSeries, delivery: Delivery) -> None:
         try:
             self._send(series.results / delivery.file, delivery.to)
-        except (MedalsError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - one result's failure is its own
             last = self._waits.get(delivery.to)
             seconds = _FIRST_WAIT_S if last is None else min(2 * last.seconds, _LONGEST_WAIT_S)
             self._waits[delivery.to] = _Wait(time.monotonic() + seconds, seconds)

@@ -208,7 +208,7 @@ class Spool:
         for each in self._open():
             if not _has_work(each, each.state()):
                 continue
-            newest = max(path.stat().st_mtime for path in each.objects.iterdir())
+            newest = max((each.objects / name).stat().st_mtime for name in each.names())
             if time.time() - newest >= quiet_s:
                 found.append((newest, each))
         return [each for _, each in sorted(found, key=lambda pair: pair[0])]

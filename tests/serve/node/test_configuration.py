@@ -101,3 +101,12 @@ def test_a_body_part(tmp_path: Path) -> None:
     assert rules.rules_for(header)
     header.BodyPartExamined = "ABDOMENPELVIS"
     assert not rules.rules_for(header)
+
+
+def test_groups_of_classes(tmp_path: Path) -> None:
+    sentence = 'prompts = ["Liver in abdominal CT"]'
+    found = read(tmp_path, (sentence, 'groups = ["abdominal organs"]'))
+    check_rules(found, RunOptions())
+    unknown = read(tmp_path, (sentence, 'groups = ["nothing at all"]'))
+    with raises(InputError, "group-unknown", "liver"):
+        check_rules(unknown, RunOptions())
