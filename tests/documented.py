@@ -22,6 +22,7 @@ CHECKED_ONLY = {
     "gpu": "needs a GPU, or builds for one",
     "long": "takes minutes",
     "network": "needs a network",
+    "server": "is a server, or needs one",
 }
 """Labels of ```bash blocks that are not run but checked word by word, and why."""
 

@@ -4,7 +4,7 @@ import ast
 
 from tests.paths import ROOT
 
-FOLDERS = ("medals_rt", "medals_export", "demo_training", "benchmarks", "tests")
+FOLDERS = ("medals_rt", "medals_export", "medals_serve", "demo_training", "benchmarks", "tests")
 ENCODING_AT = {"read_text": 0, "write_text": 1}
 """Where the encoding stands among the arguments, if it isn't named."""
 

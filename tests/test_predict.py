@@ -145,7 +145,7 @@ def test_an_image_runs_the_entry_and_not_as_root(recipe: str) -> None:
         "sh",
         "predict.sh",
     ]
-    known = {"FROM", "ARG", "COPY", "RUN", "ENV", "WORKDIR", "USER", "CMD"}
+    known = {"FROM", "ARG", "COPY", "RUN", "ENV", "WORKDIR", "USER", "EXPOSE", "CMD"}
     assert set(names) <= known
     assert names[0] == "FROM"
 

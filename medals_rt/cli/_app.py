@@ -28,6 +28,7 @@ from medals_rt.cli import (
     plan,
     prompts,
     run,
+    serve,
     verify,
     version,
 )
@@ -45,6 +46,7 @@ COMMANDS: Final[dict[str, tuple[Command, Sequence[str]]]] = {
     "prompts": (prompts.prompts_command, prompts.EXAMPLES),
     "listen": (listen.listen_command, listen.EXAMPLES),
     "evaluate": (evaluate.evaluate_command, evaluate.EXAMPLES),
+    "serve": (serve.serve_command, serve.EXAMPLES),
     "info": (info.info_command, info.EXAMPLES),
     "download": (download.download_command, download.EXAMPLES),
     "export": (export.export_command, export.EXAMPLES),

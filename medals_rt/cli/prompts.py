@@ -45,7 +45,7 @@ def prompts_command(
     """Show which class a sentence names, or list the classes."""
     if (sentence is not None) + list_classes + list_groups != 1:
         raise InputError(
-            'give one of a sentence, such as "Liver in abdominal CT", --list and --groups',
+            'give a sentence, such as "Liver in abdominal CT", or --list, or --groups',
             code="sentence-or-list",
         )
     if sentence is not None:

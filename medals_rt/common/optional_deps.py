@@ -118,6 +118,9 @@ OPTIONAL_LIBRARIES: Final = (
         ("huggingface_hub",),
         "weights and bundles from a model hub",
     ),
+    OptionalLibrary("FastAPI", ("fastapi",), ("fastapi",), "the HTTP service"),
+    OptionalLibrary("uvicorn", ("uvicorn",), ("uvicorn",), "the HTTP service"),
+    OptionalLibrary("HTTPX", ("httpx",), ("httpx",), "the HTTP service's Python client"),
 )
 
 _BY_NAME: Final = {each.name: each for each in OPTIONAL_LIBRARIES}

@@ -189,24 +189,37 @@ def read_job(job: Job, progress: Progress | None = None) -> ReadJob:
     """
     watch = Stopwatch()
     with watch.step("read"):
-        case, prompts = read_prompted_case(
-            job.input, job.source, job.options, job.series, job.select, progress
+        case = read_case(
+            job.input, max_voxels=job.options.max_voxels, series=job.series, select=job.select
         )
-        annotation = None
-        if job.spatial_prompts is not None:
-            annotation, moved = read_annotation(
-                job.spatial_prompts, case.volume, resample=job.resample
-            )
-            case = replace(case, notes=(*case.notes, *moved))
-        preset = job.options.segment.algorithm
-        check_window(job.options.segment.window, prompts.modality, preset)
-        check_start(preset, annotated=annotation is not None)
-        _check_instances(job, prompts)
-        unkept = check_output(job.output, case, prompts=prompts, format=job.format)
-        others = check_class_files(files_of_classes(job, prompts), _resolved(*_named(job)))
-        case = replace(case, notes=(*case.notes, *unkept, *others))
-        check_combination(prompts, preset)
-    return ReadJob(job, case, prompts, annotation, watch.seconds)
+        read = prepare_job(job, case, progress)
+    return replace(read, seconds=watch.seconds)
+
+
+def prepare_job(job: Job, case: Case, progress: Progress | None = None) -> ReadJob:
+    """Choose the prompts of a case that was read before, read its annotation, and check both.
+
+    `progress` is as for `read_job`.
+
+    Raises
+    ------
+    InputError
+        The prompts name no class, or the annotation or an option can't be used.
+    """
+    prompts = _prompts_of(case, job.source, job.options, progress)
+    annotation = None
+    if job.spatial_prompts is not None:
+        annotation, moved = read_annotation(job.spatial_prompts, case.volume, resample=job.resample)
+        case = replace(case, notes=(*case.notes, *moved))
+    preset = job.options.segment.algorithm
+    check_window(job.options.segment.window, prompts.modality, preset)
+    check_start(preset, annotated=annotation is not None)
+    _check_instances(job, prompts)
+    unkept = check_output(job.output, case, prompts=prompts, format=job.format)
+    others = check_class_files(files_of_classes(job, prompts), _resolved(*_named(job)))
+    case = replace(case, notes=(*case.notes, *unkept, *others))
+    check_combination(prompts, preset)
+    return ReadJob(job, case, prompts, annotation, {})
 
 
 def read_prompted_case(
@@ -225,10 +238,17 @@ def read_prompted_case(
         A file can't be used, or the prompts name no class.
     """
     case = read_case(path, max_voxels=options.max_voxels, series=series, select=select)
+    return case, _prompts_of(case, source, options, progress)
+
+
+def _prompts_of(
+    case: Case, source: PromptSource, options: RunOptions, progress: Progress | None
+) -> PromptSet:
+    """Choose the prompts of a case; groups of classes are those that the bundle covers."""
     covered = None
     if source.asks_for_groups:
         covered = Bundle.open(resolve_bundle(options.bundle, progress), verify=False).class_rows
-    return case, choose_prompts(case, source, options.reading, covered)
+    return choose_prompts(case, source, options.reading, covered)
 
 
 def open_models(options: RunOptions, progress: Progress | None = None) -> Segmenter:
@@ -300,16 +320,7 @@ def write_job(read: ReadJob, result: Result) -> None:
         The output can't be stored on a server.
     """
     job = read.job
-    write_segmentation(
-        job.output,
-        read.case,
-        result.labels_dhw,
-        instances_dhw=result.instances_dhw,
-        prompts=read.prompts,
-        model=result.report.bundle["name"],
-        notice=result.report.bundle["notice"],
-        format=job.format,
-    )
+    write_labels(job.output, read, result, format=job.format)
     write_class_files(
         files_of_classes(job, read.prompts),
         read.case,
@@ -321,16 +332,7 @@ def write_job(read: ReadJob, result: Result) -> None:
     if job.report is not None:
         write_json(job.report, result.report.to_dict())
     if job.preview is not None:
-        draw_preview(
-            job.preview,
-            read.case.volume,
-            result.labels_dhw,
-            read.prompts,
-            job.options.segment.window,
-            job.options.segment.preset,
-            notice=result.report.bundle["notice"],
-            instances_dhw=result.instances_dhw,
-        )
+        write_preview(job.preview, read, result)
     if job.statistics is not None:
         rows = [statistics_row(found) for found in measure(read, result)]
         write_csv(job.statistics, STATISTICS_COLUMNS, rows)
@@ -350,11 +352,9 @@ def write_job(read: ReadJob, result: Result) -> None:
 def measure_segments(read: ReadJob, result: Result) -> list[SegmentMeasures]:
     """Measure what a DICOM SEG of the result holds, in the order of its segments."""
     volume, instances = read.case.volume, result.instances_dhw
-    names = {found.label: found.name for found in result.report.classes}
-    lesions: dict[int | None, LesionStatistics] = {}
-    if instances is not None:
-        found = lesion_statistics(volume, result.labels_dhw, instances, names)
-        lesions = {each.instance: each for each in found}
+    lesions: dict[int | None, LesionStatistics] = {
+        each.instance: each for each in measure_lesions(read, result)
+    }
     segments = segments_of(read.prompts, result.labels_dhw)
     numbers, objects = number_objects(result.labels_dhw, instances, segments, read.job.output.name)
     voxels = np.zeros(len(objects) + 1, np.int64)
@@ -368,13 +368,46 @@ def measure_segments(read: ReadJob, result: Result) -> list[SegmentMeasures]:
     return measured
 
 
+def write_labels(
+    path: Path,
+    read: ReadJob,
+    result: Result,
+    *,
+    format: str | None = None,  # noqa: A002 - as in `write_segmentation`
+) -> None:
+    """Write the labels of a job; see `registry.write_segmentation`."""
+    write_segmentation(
+        path,
+        read.case,
+        result.labels_dhw,
+        instances_dhw=result.instances_dhw,
+        prompts=read.prompts,
+        model=result.report.bundle["name"],
+        notice=result.report.bundle["notice"],
+        format=format,
+    )
+
+
+def write_preview(path: Path, read: ReadJob, result: Result) -> None:
+    """Draw the picture of a job; see `draw_preview`."""
+    draw_preview(
+        path,
+        read.case.volume,
+        result.labels_dhw,
+        read.prompts,
+        read.job.options.segment.window,
+        read.job.options.segment.preset,
+        notice=result.report.bundle["notice"],
+        instances_dhw=result.instances_dhw,
+    )
+
+
 def _write_lesions(read: ReadJob, result: Result) -> None:
     """Write what the job asks for of each lesion."""
     job, instances = read.job, result.instances_dhw
     if instances is None or (job.statistics is None and job.instances is None):
         return
-    names = {found.label: found.name for found in result.report.classes}
-    lesions = lesion_statistics(read.case.volume, result.labels_dhw, instances, names)
+    lesions = measure_lesions(read, result)
     if job.statistics is not None:
         write_csv(lesion_table(job.statistics), LESION_COLUMNS, map(lesion_row, lesions))
     if job.instances is not None:
@@ -404,6 +437,14 @@ def measure(read: ReadJob, result: Result) -> tuple[ClassStatistics, ...]:
     """Measure what was found of each class on the image as it was read."""
     names = {found.label: found.name for found in result.report.classes}
     return class_statistics(read.case.volume, result.labels_dhw, names)
+
+
+def measure_lesions(read: ReadJob, result: Result) -> tuple[LesionStatistics, ...]:
+    """Measure each numbered lesion on the image as it was read; none where there are none."""
+    if result.instances_dhw is None:
+        return ()
+    names = {found.label: found.name for found in result.report.classes}
+    return lesion_statistics(read.case.volume, result.labels_dhw, result.instances_dhw, names)
 
 
 def default_output(path: Path) -> Path:

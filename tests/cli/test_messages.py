@@ -49,7 +49,7 @@ OPTIONS = {
     "that --input names; leave out one or the other",
     "plan --input x --max-memory much": "'much' is not an amount of memory; write it as 6GB, "
     "512MiB or 6e9",
-    "prompts": 'give either a sentence, such as "Liver in abdominal CT", or --list',
+    "prompts": 'give a sentence, such as "Liver in abdominal CT", or --list, or --groups',
     "verify --graphs-only --cases-only": "--graphs-only and --cases-only leave nothing to do; "
     "give one of them",
     "verify --prompts x": "--prompts belongs to --case; give both",
@@ -103,8 +103,10 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "label '0' isn't a label value; use whole numbers from 1 to 65535 as keys": lambda _: (
         parse_prompts({"0": "Liver in CT"})
     ),
-    "prompt 'liver' names no modality; add one of CT, MRI, US, PET, Microscopy, as in 'Spleen in "
-    "abdominal CT'": lambda _: find_class("liver", "anatomy"),
+    "prompt 'liver' names no modality, nor does the file; name it with --modality (CT, MRI, US, PET, "
+    "Microscopy), or in one sentence of the prompts, as in 'Spleen in abdominal CT'": lambda _: (
+        find_class("liver", "anatomy")
+    ),
     "prompt 'kidney on CT' doesn't say which side; ask for 'CT Right kidney' or 'CT Left kidney'": (
         lambda _: find_class("kidney on CT", "anatomy")
     ),

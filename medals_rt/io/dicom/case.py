@@ -150,6 +150,24 @@ def read_dicom_case(
     )
 
 
+def list_series(path: Path, *, max_voxels: int) -> list[Series]:
+    """List the series of a folder or a zip, by their numbers; no pixels are read.
+
+    Raises
+    ------
+    CaseError
+        As `read_dicom_case`.
+    """
+    require_pydicom()
+    with (
+        silence(),
+        reading(path.name),
+        dicom_files(path, max_voxels=max_voxels) as (files, _),
+    ):
+        images, _ = _images(files)
+        return group_series(images)
+
+
 def _images(files: list[DicomFile]) -> tuple[list[Image], list[Image]]:
     """DICOM files that hold images, and those that hold none."""
     every = [Image(file, read_header(file)) for file in files]

@@ -1,0 +1,161 @@
+"""The application: routes, the page, errors as answers, and what runs beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from medals_rt.common.distribution import VERSION
+from medals_rt.common.errors import MedalsError
+from medals_rt.pipeline.options import RunOptions
+from medals_serve import routes
+from medals_serve.engine import JobEngine
+from medals_serve.metrics import Metrics
+from medals_serve.problems import MEDIA_TYPE, log_failure, problem
+from medals_serve.schemas import ProblemState
+from medals_serve.security import Gate, problem_response
+from medals_serve.service import Service
+from medals_serve.settings import ServeSettings
+
+PAGE: Final = Path(__file__).parent / "page"
+SWEEP_S: Final = 5.0
+"""How often idle sessions are looked for."""
+
+
+def create_app(
+    settings: ServeSettings, options: RunOptions, engine: JobEngine, metrics: Metrics
+) -> FastAPI:
+    """Start an engine, and make the application that hands it jobs.
+
+    Parameters
+    ----------
+    settings
+        Limits.
+    options
+        What a job gets that says nothing.
+    engine
+        Runs the jobs; whoever made it stops it.
+    metrics
+        The engine's.
+
+    Raises
+    ------
+    MedalsError
+        The model can't be opened, or there is no place for data.
+    """
+    segmenter = engine.start()
+    service = Service(settings, options, engine, segmenter, metrics)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        sweeping = asyncio.create_task(_sweep(service))
+        try:
+            yield
+        finally:
+            sweeping.cancel()
+            await service.close()
+
+    app = FastAPI(
+        title="medals-rt",
+        version=VERSION,
+        summary="Segment 3D medical images by text.",
+        description=segmenter.bundle.notice or "",
+        docs_url=None,  # their pages load scripts from elsewhere
+        redoc_url=None,
+        openapi_url="/v1/openapi.json",
+        lifespan=lifespan,
+        responses={"default": {"model": ProblemState, "description": "A problem (RFC 9457)"}},
+    )
+    app.state.service = service
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    for router in (
+        routes.watching, routes.model, routes.sessions, routes.images, routes.jobs,
+    ):  # fmt: skip
+        app.include_router(router)
+    if PAGE.is_dir():
+        app.add_api_route("/", _page, include_in_schema=False)
+        app.mount("/page", StaticFiles(directory=PAGE))
+    app.add_middleware(Gate, settings=settings, metrics=metrics)
+    return app
+
+
+async def _page() -> Response:
+    return FileResponse(PAGE / "index.html")
+
+
+async def _sweep(service: Service) -> None:
+    """End idle sessions, now and then."""
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        try:
+            await anyio.to_thread.run_sync(service.end_idle_sessions)
+        except OSError as error:
+            log_failure(error)
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+async def _on_known(_: Request, error: Exception) -> Response:
+    log_failure(error)
+    return problem_response(error)
+
+
+async def _on_http(_: Request, error: Exception) -> Response:
+    """Answer with what the framework raised, or with the error of ours that it hides."""
+    if isinstance(error.__cause__, MedalsError):
+        return problem_response(error.__cause__)
+    if not isinstance(error, HTTPException):
+        raise error
+    status = HTTPStatus(error.status_code)
+    code = status.phrase.lower().replace(" ", "-")
+    return JSONResponse(
+        problem(status, code, str(error.detail)),
+        status_code=status,
+        headers=dict(error.headers or {}),
+        media_type=MEDIA_TYPE,
+    )
+
+
+async def _on_invalid(_: Request, error: Exception) -> Response:
+    """Answer to a request that doesn't fit its description, in one line."""
+    if not isinstance(error, RequestValidationError):
+        raise error
+    found = []
+    for each in error.errors()[:3]:
+        place = ".".join(str(part) for part in each["loc"][1:]) or str(each["loc"][0])
+        found.append(f"{place}: {each['msg']}")
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    return JSONResponse(
+        problem(status, "request-invalid", "; ".join(found)),
+        status_code=status,
+        media_type=MEDIA_TYPE,
+    )
+
+
+async def _on_disconnect(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
+_HANDLERS: Final[dict[type[Exception], Callable[[Request, Exception], Any]]] = {
+    MedalsError: _on_known,
+    OSError: _on_known,
+    MemoryError: _on_known,
+    HTTPException: _on_http,
+    RequestValidationError: _on_invalid,
+    ClientDisconnect: _on_disconnect,
+}

@@ -1,0 +1,173 @@
+"""The thread that owns the model, and the jobs that wait for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from http import HTTPStatus
+from typing import Final
+
+from medals_rt.pipeline.segmenter import Segmenter
+from medals_serve.jobs import ServedJob
+from medals_serve.metrics import Metrics
+from medals_serve.problems import ServiceError
+
+RETRY_S: Final = 10
+_STOPPED: Final = "the server was stopped; run the job again when it is back"
+
+
+class JobEngine:
+    """Runs one job after the other on one model, which one thread opens, uses and closes.
+
+    Parameters
+    ----------
+    open_model
+        Opens the model, in the engine's thread.
+    max_queue
+        Jobs that may wait.
+    metrics
+        Where jobs are counted.
+    """
+
+    def __init__(
+        self, open_model: Callable[[], Segmenter], max_queue: int, metrics: Metrics
+    ) -> None:
+        self._open_model = open_model
+        self._max_queue = max_queue
+        self._metrics = metrics
+        self._waiting: deque[ServedJob] = deque()
+        self._running: ServedJob | None = None
+        self._changed = threading.Condition()
+        self._is_stopping = False
+        self._opened: Future[Segmenter] = Future()
+        self._thread = threading.Thread(target=self._work, name="medals-engine", daemon=True)
+
+    def start(self) -> Segmenter:
+        """Open the model, and take jobs from then on. The model is for looking at only.
+
+        Raises
+        ------
+        MedalsError
+            As `Segmenter.open`.
+        """
+        self._thread.start()
+        return self._opened.result()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether jobs are taken."""
+        opened = self._opened.done() and self._opened.exception() is None
+        return opened and self._thread.is_alive() and not self._is_stopping
+
+    @property
+    def jobs_waiting(self) -> int:
+        """Number of jobs in the queue."""
+        return len(self._waiting)
+
+    @property
+    def jobs_running(self) -> int:
+        """1 while a job runs, else 0."""
+        return int(self._running is not None)
+
+    def submit(self, job: ServedJob) -> None:
+        """Put a job into the queue.
+
+        Raises
+        ------
+        ServiceError
+            The queue is full, or the server stops.
+        """
+        with self._changed:
+            if not self.is_ready:
+                raise ServiceError(
+                    "the server is stopping; try again when it is back",
+                    code="server-stopping",
+                    status=HTTPStatus.SERVICE_UNAVAILABLE,
+                    retry_after_s=RETRY_S,
+                )
+            self._waiting = deque(each for each in self._waiting if not each.is_over)
+            self.check_room()
+            self._waiting.append(job)
+            self._changed.notify_all()
+
+    def check_room(self) -> None:
+        """Refuse jobs while the queue is full.
+
+        Raises
+        ------
+        ServiceError
+        """
+        if len(self._waiting) >= self._max_queue:
+            raise ServiceError(
+                f"{len(self._waiting)} jobs wait already; try again later",
+                code="queue-full",
+                status=HTTPStatus.SERVICE_UNAVAILABLE,
+                retry_after_s=RETRY_S,
+            )
+
+    def position(self, job: ServedJob) -> int | None:
+        """Return how many jobs will run before this one; None where it doesn't wait."""
+        with self._changed:
+            waiting = [each for each in self._waiting if not each.is_over]
+            return waiting.index(job) + self.jobs_running if job in waiting else None
+
+    def stop(self, grace_s: float) -> None:
+        """Take no more jobs, cancel those that wait, and let the one that runs end.
+
+        Parameters
+        ----------
+        grace_s
+            Seconds that it has; then it is canceled.
+        """
+        with self._changed:
+            self._is_stopping = True
+            for job in self._waiting:
+                job.cancel(_STOPPED)
+            self._waiting.clear()
+            self._changed.notify_all()
+        until = time.monotonic() + grace_s
+        while self._thread.is_alive() and time.monotonic() < until:
+            self._thread.join(0.1)
+            if self._running is None:
+                break
+        running = self._running
+        if running is not None:
+            running.cancel(_STOPPED)
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def hurry(self) -> None:
+        """Cancel the job that runs, while `stop` waits for it."""
+        running = self._running
+        if running is not None:
+            running.cancel(_STOPPED)
+
+    def _work(self) -> None:
+        try:
+            segmenter = self._open_model()
+        except BaseException as error:  # noqa: BLE001 - raised where `start` was called
+            self._opened.set_exception(error)
+            return
+        with segmenter:
+            self._opened.set_result(segmenter)
+            while (job := self._next()) is not None:
+                job.run(segmenter)
+                self._metrics.count("medals_jobs_total", status=job.status)
+                self._metrics.count("medals_job_seconds_total", job.seconds_run)
+                with self._changed:
+                    self._running = None
+
+    def _next(self) -> ServedJob | None:
+        """Wait for a job; None once the server stops."""
+        with self._changed:
+            while not self._is_stopping:
+                while self._waiting:
+                    job = self._waiting.popleft()
+                    if not job.is_over:
+                        self._running = job
+                        return job
+                self._changed.wait()
+            return None

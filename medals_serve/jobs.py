@@ -1,0 +1,460 @@
+"""A job of a client: what is asked for, how far it is, and what came of it.
+
+The work is that of `medals_rt.pipeline.job`, so that labels, report and statistics are those that
+`medals-rt run` writes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias, get_type_hints
+
+import msgspec
+import numpy as np
+
+from medals_rt.common.atomic_io import atomic_output, write_json
+from medals_rt.common.errors import InputError, MedalsError
+from medals_rt.common.notes import Note
+from medals_rt.io.format import stem
+from medals_rt.io.registry import FORMATS
+from medals_rt.io.segment_metadata import class_color, numbered_color
+from medals_rt.pipeline.csv_tables import (
+    LESION_COLUMNS,
+    STATISTICS_COLUMNS,
+    lesion_row,
+    statistics_row,
+    write_csv,
+)
+from medals_rt.pipeline.job import (
+    Job,
+    ReadJob,
+    measure,
+    measure_lesions,
+    passes_recorded,
+    prepare_job,
+    segment_job,
+    write_labels,
+    write_preview,
+)
+from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
+from medals_rt.pipeline.report import RunReport
+from medals_rt.pipeline.segmenter import Result, Segmenter
+from medals_rt.prompts.prompt_set import PromptReading, PromptSet
+from medals_serve.images import CaseCache, ServedImage, ServedMask
+from medals_serve.problems import ServiceError, log_failure, problem_of
+
+JobStatus: TypeAlias = Literal["queued", "running", "done", "failed", "canceled"]
+OVER: Final = frozenset({"done", "failed", "canceled"})
+
+
+class JobEndedError(MedalsError):
+    """Raised in the middle of a job to end it."""
+
+
+@dataclass(frozen=True)
+class OutputKind:
+    """A file that results can be had as: its ending and the format's name in the registry."""
+
+    ending: str
+    format: str
+
+
+def output_kinds() -> Mapping[str, OutputKind]:
+    """Every format of results by what clients call it: an ending without its dot, or its name."""
+    found: dict[str, OutputKind] = {}
+    for each in FORMATS:
+        if each.write is None:
+            continue
+        found[each.name] = OutputKind(each.endings[0], each.name)
+        for ending in each.endings:
+            if ending not in {".hdr", ".hdr.gz", ".mhd", ".nhdr"}:  # of two files
+                found.setdefault(ending.removeprefix("."), OutputKind(ending, each.name))
+    return found
+
+
+OUTPUT_KINDS: Final = output_kinds()
+
+OUTPUT_FORMATS: Final = tuple(
+    each.endings[0].removeprefix(".") for each in FORMATS if each.write is not None
+)
+"""One of `OUTPUT_KINDS` for each format."""
+
+
+def option_defaults(options: RunOptions) -> dict[str, Any]:
+    """Options that a job may set, with their defaults: the fields that decide about results."""
+    defaults: dict[str, Any] = options.deciding()["segment"]
+    free = options.reading.free_text
+    return {**defaults, "kind": "anatomy", "lesion": [], "free_text": free}
+
+
+def segment_options(asked: Mapping[str, Any], base: SegmentOptions) -> SegmentOptions:
+    """Set options of a job on those of the server.
+
+    Raises
+    ------
+    InputError
+        One is unknown or can't have that value.
+    """
+    known = {each.name for each in fields(SegmentOptions) if each.metadata.get("decides", True)}
+    if unknown := sorted(asked.keys() - known):
+        raise InputError(
+            f"there is no option {', '.join(map(repr, unknown))}; there are "
+            f"{', '.join(option_defaults(RunOptions()))}",
+            code="option-unknown",
+        )
+    types = get_type_hints(SegmentOptions, localns={"MaskSource": Any})
+    values = {}
+    for name, value in asked.items():
+        try:
+            values[name] = msgspec.convert(value, types[name])
+        except msgspec.ValidationError as error:
+            raise InputError(
+                f"option {name} can't be {value!r:.60}: {error}", code="option-invalid"
+            ) from error
+    return replace(base, **values)
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What a client asks of a job; see `schemas.JobBody`."""
+
+    prompts: list[str] | str | dict[str, str] | None
+    modality: str | None
+    options: Mapping[str, Any]
+
+    def job(
+        self, folder: Path, image: ServedImage, mask: ServedMask | None, base: RunOptions
+    ) -> Job:
+        """Write the request as a job of the command line; a mapping becomes a prompts file.
+
+        Raises
+        ------
+        InputError
+            An option is unknown or can't have that value.
+        """
+        options = dict(self.options)
+        kind, lesions = options.pop("kind", "anatomy"), options.pop("lesion", ())
+        free = options.pop("free_text", base.reading.free_text)
+        if isinstance(lesions, str):
+            lesions = (lesions,)
+        if not (
+            isinstance(kind, str)
+            and isinstance(lesions, list | tuple)
+            and all(isinstance(each, str) for each in lesions)
+            and isinstance(free, bool)
+        ):
+            raise InputError(
+                "kind is a text, lesion a list of texts and free_text true or false",
+                code="option-invalid",
+            )
+        file: Path | None = None
+        sentences: tuple[str, ...] = ()
+        if isinstance(self.prompts, dict):
+            file = folder / "prompts.json"
+            write_json(file, self.prompts)
+        elif self.prompts is not None:
+            asked = self.prompts
+            sentences = (asked,) if isinstance(asked, str) else tuple(asked)
+        return Job(
+            input=image.upload.path,
+            output=folder / "labels.npz",
+            source=PromptSource(file, sentences, kind, tuple(lesions)),
+            spatial_prompts=None if mask is None else mask.upload.path,
+            series=image.series,
+            select=image.select,
+            options=replace(
+                base,
+                segment=segment_options(options, base.segment),
+                reading=PromptReading(self.modality or base.reading.modality, free),
+            ),
+        )
+
+
+class ServedJob:
+    """One job. The thread of the engine runs it, those of requests watch it.
+
+    Parameters
+    ----------
+    image
+        What is segmented.
+    job
+        What is asked for; its output's folder belongs to this job alone, and bears its id.
+    cases
+        Where the image is had from.
+    seconds
+        That it may run.
+    keep
+        Accounts for a file that was written, or removes it and raises.
+    """
+
+    def __init__(
+        self,
+        image: ServedImage,
+        job: Job,
+        cases: CaseCache,
+        seconds: float,
+        keep: Callable[[Path], None],
+    ) -> None:
+        self.image = image
+        self.folder = job.output.parent
+        self.name = self.folder.name
+        self.version = 0
+        self.seconds_run = 0.0
+        self._job = job
+        self._cases = cases
+        self._seconds = seconds
+        self._keep = keep
+        self._status: JobStatus = "queued"
+        self._stage: str | None = None
+        self._done = self._total = 0
+        self._began = self._stage_began = 0.0
+        self._problem: dict[str, Any] | None = None
+        self._canceled: str | None = None
+        self._prompts: PromptSet | None = None
+        self._report: RunReport | None = None
+        self._lock = threading.RLock()
+        self._writing = threading.Lock()
+
+    @property
+    def status(self) -> JobStatus:
+        """Where it is."""
+        return self._status
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more comes."""
+        return self._status in OVER
+
+    def cancel(self, why: str = "the job was canceled") -> None:
+        """Cancel it: at once while it waits, with the next window while it runs."""
+        with self._lock:
+            if self.is_over:
+                return
+            self._canceled = why
+            if self._status == "queued":
+                self._end("canceled", JobEndedError(why, code="job-canceled"))
+
+    def prepare(self) -> ReadJob:
+        """Read what the job needs and check it, as `medals-rt run` does before the model opens."""
+        return prepare_job(self._job, self._cases.case(self.image))
+
+    def run(self, segmenter: Segmenter) -> None:
+        """Segment, and keep what came of it; every error becomes the job's."""
+        with self._lock:
+            if self._status != "queued":
+                return
+            self._status = "running"
+            self._began = time.monotonic()
+            self.version += 1
+        try:
+            self._run(segmenter)
+        except JobEndedError as error:
+            self._end("canceled" if error.code == "job-canceled" else "failed", error)
+        except Exception as error:  # noqa: BLE001 - the server lives on; the client sees it
+            log_failure(error)
+            self._end("failed", error)
+
+    def _run(self, segmenter: Segmenter) -> None:
+        began = time.perf_counter()
+        read = self.prepare()
+        read = replace(read, seconds={"read": time.perf_counter() - began})
+        with passes_recorded(segmenter):
+            result = segment_job(segmenter, read, self._advance)
+        self._check_ended()
+        arrays = {"labels_dhw": result.labels_dhw}
+        if result.instances_dhw is not None:
+            arrays["instances_dhw"] = result.instances_dhw
+        with atomic_output(self._job.output) as temporary:
+            np.savez_compressed(temporary, allow_pickle=False, **arrays)
+        self._keep(self._job.output)
+        with self._lock:
+            self._prompts, self._report = read.prompts, result.report
+            self._end("done")
+
+    def _advance(self, stage: str, done: int, total: int) -> None:
+        """Note progress; end the job where that was asked for, or its time is over."""
+        self._check_ended()
+        with self._lock:
+            if stage != self._stage:
+                self._stage, self._stage_began = stage, time.monotonic()
+            self._done, self._total = done, total
+            self.version += 1
+
+    def _check_ended(self) -> None:
+        if self._canceled is not None:
+            raise JobEndedError(self._canceled, code="job-canceled")
+        if time.monotonic() - self._began > self._seconds:
+            raise JobEndedError(
+                f"the job took more than {self._seconds:g} s; ask for fewer classes, or set "
+                "time_budget",
+                code="job-overdue",
+            )
+
+    def _end(self, status: JobStatus, error: Exception | None = None) -> None:
+        with self._lock:
+            if self._began:
+                self.seconds_run = time.monotonic() - self._began
+            self._problem = None if error is None else problem_of(error)
+            self._status = status
+            self.version += 1
+
+    def state(self, position: int | None) -> dict[str, Any]:
+        """Describe it; see `schemas.JobState`."""
+        with self._lock:
+            running = self._status == "running"
+            left = None
+            if running and self._done:
+                spent = time.monotonic() - self._stage_began
+                left = round(spent / self._done * (self._total - self._done), 1)
+            return {
+                "job": self.name,
+                "image": self.image.name,
+                "status": self._status,
+                "position": position,
+                "stage": self._stage,
+                "windows_done": self._done,
+                "windows_total": self._total,
+                "seconds_left": left,
+                "seconds_run": round(
+                    time.monotonic() - self._began if running else self.seconds_run, 3
+                ),
+                "classes": self._classes(),
+                "notes": [] if self._report is None else _as_json(self._report.notes),
+                "incomplete": None if self._report is None else self._report.incomplete,
+                "problem": self._problem,
+            }
+
+    def _classes(self) -> list[dict[str, Any]] | None:
+        if self._report is None:
+            return None
+        return [
+            {
+                "label": each.label,
+                "class_id": f"{each.modality}/{each.kind}/{each.id}" if each.id else None,
+                "name": each.name,
+                "sentence": each.sentence,
+                "modality": each.modality,
+                "kind": each.kind,
+                "color": hex_color(
+                    class_color(each.name) if each.id else numbered_color(each.label)
+                ),
+                "voxels": each.voxels,
+                "volume_ml": each.volume_ml,
+                "lesions": each.components,
+            }
+            for each in self._report.classes
+        ]
+
+    # What came of it ------------------------------------------------------------------------------
+
+    def labels(self, kind: str) -> Path:
+        """Make the labels in a format of `OUTPUT_KINDS`; return the file.
+
+        Raises
+        ------
+        InputError
+            There is no such format, or this image can't have it.
+        ServiceError
+            The job has no result.
+        """
+        found = OUTPUT_KINDS.get(kind)
+        if found is None:
+            raise InputError(
+                f"there is no format {kind!r:.60}; use one of {', '.join(OUTPUT_KINDS)}",
+                code="unknown-format",
+            )
+        return self._made(
+            f"result-{found.format}{found.ending}",
+            lambda path: write_labels(path, *self._outcome(), format=found.format),
+        )
+
+    def instances(self) -> Path:
+        """Make the numbered lesions as NIfTI; see `labels`."""
+
+        def write(path: Path) -> None:
+            read, result = self._outcome()
+            if result.instances_dhw is None:
+                raise InputError("the job has no numbered lesions", code="no-instances")
+            lesions = replace(result, labels_dhw=result.instances_dhw, instances_dhw=None)
+            write_labels(path, read, lesions, format="nifti")
+
+        return self._made("instances.nii.gz", write)
+
+    def report(self) -> Path:
+        """Make the report that ``medals-rt run --report`` writes."""
+        report = self._finished_report()
+        return self._made("report.json", lambda path: write_json(path, report.to_dict()))
+
+    def preview(self) -> Path:
+        """Make the picture that ``medals-rt run --preview`` draws."""
+        return self._made("preview.png", lambda path: write_preview(path, *self._outcome()))
+
+    def statistics(
+        self, form: Literal["json", "csv"], table: Literal["classes", "lesions"]
+    ) -> Path:
+        """Make the statistics that ``medals-rt run --statistics`` writes, also as JSON."""
+
+        def write(path: Path) -> None:
+            read, result = self._outcome()
+            columns: tuple[str, ...] = STATISTICS_COLUMNS
+            rows = [statistics_row(each) for each in measure(read, result)]
+            if table == "lesions":
+                columns = LESION_COLUMNS
+                rows = [lesion_row(each) for each in measure_lesions(read, result)]
+            if form == "csv":
+                write_csv(path, columns, rows)
+            else:
+                write_json(path, {table: [dict(zip(columns, row, strict=True)) for row in rows]})
+
+        return self._made(f"{table}.{form}", write)
+
+    def download_name(self, file: Path) -> str:
+        """Return the name that a file of this job is offered under."""
+        base = stem(Path(self.image.shown), FORMATS)
+        _, _, ending = file.name.partition(".")
+        what = "seg" if file.name.startswith("result-") else file.name.partition(".")[0]
+        return f"{base}_{what}.{ending}"
+
+    def _finished_report(self) -> RunReport:
+        if self._report is None:
+            raise ServiceError(
+                f"the job has no result: it is {self._status}",
+                code="job-not-done",
+                status=HTTPStatus.CONFLICT,
+            )
+        return self._report
+
+    def _outcome(self) -> tuple[ReadJob, Result]:
+        """Return what was read and found, as when the job ended."""
+        report = self._finished_report()
+        if self._prompts is None:
+            raise AssertionError(self.name)
+        with np.load(self._job.output, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        result = Result(arrays["labels_dhw"], arrays.get("instances_dhw"), {}, report)
+        case = self._cases.case(self.image)
+        return ReadJob(self._job, case, self._prompts, None, {}), result
+
+    def _made(self, name: str, write: Callable[[Path], None]) -> Path:
+        """Make a file of the job's folder once."""
+        self._finished_report()
+        path = self.folder / name
+        with self._writing:
+            if not path.exists():
+                write(path)
+                self._keep(path)
+        return path
+
+
+def hex_color(rgb: tuple[float, float, float]) -> str:
+    """Write a color as pages do."""
+    return "#" + "".join(f"{round(255 * each):02x}" for each in rgb)
+
+
+def _as_json(notes: tuple[Note, ...]) -> list[dict[str, Any]]:
+    return [asdict(note) for note in notes]

@@ -1,0 +1,134 @@
+/* The service's API. The session is a cookie, so that a reload finds it again. */
+
+const ROOT = new URL("v1/", document.baseURI);
+
+/* What the service answers when it can't do something (RFC 9457): its own sentence, and a code. */
+export class Problem extends Error {
+  constructor(status, problem, retryAfterS = null) {
+    super(problem.detail || problem.title || `The service answered with status ${status}.`);
+    this.status = status;
+    this.code = problem.code ?? "";
+    this.choices = problem.choices ?? []; // the series of an upload that holds several,
+    this.upload = problem.upload ?? null; // and its name, to choose one without sending it again
+    this.retryAfterS = retryAfterS;
+  }
+}
+
+const NO_ANSWER = "The service doesn't answer. Is it still running?";
+
+export function address(path, query = {}) {
+  const url = new URL(path, ROOT);
+  for (const [name, value] of Object.entries(query)) {
+    if (value !== null && value !== undefined && value !== "") url.searchParams.set(name, value);
+  }
+  return url;
+}
+
+async function call(method, path, { query, json, body, signal } = {}) {
+  const headers = {};
+  if (json !== undefined) headers["Content-Type"] = "application/json";
+  let response;
+  try {
+    response = await fetch(address(path, query), {
+      method,
+      headers,
+      body: json === undefined ? body : JSON.stringify(json),
+      signal,
+      cache: "no-store",
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem(0, { detail: NO_ANSWER, code: "no-answer" });
+  }
+  if (!response.ok) {
+    throw problemOf(response.status, await response.text(), response.headers.get("Retry-After"));
+  }
+  return response;
+}
+
+function problemOf(status, text, retryAfter) {
+  let problem = {};
+  try {
+    problem = JSON.parse(text);
+  } catch {
+    problem = {}; // a proxy's page: its status says what there is to say
+  }
+  return new Problem(status, problem, retryAfter === null ? null : Number(retryAfter));
+}
+
+const json = async (...args) => (await call(...args)).json();
+
+/* Whether a session was opened in this browser; its secret is a cookie that scripts can't read. */
+const OPENED = "medals-session-opened";
+
+/* What the session holds: {images, jobs}. Without a session, opens one, which holds nothing. */
+export async function findSession() {
+  if (localStorage.getItem(OPENED) !== null) {
+    try {
+      return await json("GET", "sessions/current");
+    } catch (problem) {
+      if (problem.code !== "session-unknown") throw problem;
+    }
+  }
+  await call("POST", "sessions");
+  localStorage.setItem(OPENED, "yes");
+  return { images: [], jobs: [] };
+}
+
+export async function endSession() {
+  await call("DELETE", "sessions/current");
+  localStorage.removeItem(OPENED);
+  sessionStorage.clear();
+}
+
+export const readModel = () => json("GET", "model");
+export const readPrompts = (text, modality, kind, signal) =>
+  json("GET", "prompts", { query: { q: text, modality, kind }, signal });
+export const readVolume = async (image) =>
+  (await call("GET", `images/${encodeURIComponent(image)}/volume.nii.gz`)).arrayBuffer();
+export const deleteImage = (image) => call("DELETE", `images/${encodeURIComponent(image)}`);
+export const sendMask = (image, bytes) =>
+  json("POST", "masks", { query: { image, filename: "correction.nii" }, body: bytes });
+export const startJob = (request) => json("POST", "jobs", { json: request });
+const readJob = (job) => json("GET", `jobs/${encodeURIComponent(job)}`);
+export const cancelJob = (job) => call("POST", `jobs/${encodeURIComponent(job)}/cancel`);
+export const readResult = async (job, what, format) =>
+  call("GET", `jobs/${encodeURIComponent(job)}/${what}`, { query: { format } });
+
+/* Sends a scan; `onProgress` gets the share that has gone out. Fetch can't tell that. */
+export function sendImage(blob, query, onProgress) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", address("images", query));
+    request.upload.addEventListener("progress", (event) => {
+      if (event.lengthComputable) onProgress(event.loaded / event.total);
+    });
+    request.addEventListener("load", () => {
+      if (request.status < 300) resolve(JSON.parse(request.responseText));
+      else {
+        const retryAfter = request.getResponseHeader("Retry-After");
+        reject(problemOf(request.status, request.responseText, retryAfter));
+      }
+    });
+    request.addEventListener("error", () =>
+      reject(new Problem(0, { detail: NO_ANSWER, code: "no-answer" })));
+    request.send(blob);
+  });
+}
+
+/* Calls `onState` with each state of a job until it is done, failed or canceled; `onLost` while the
+service doesn't answer, which is tried again; `onProblem` where it answers that there is no job. */
+export function followJob(job, { onState, onLost, onProblem }) {
+  const events = new EventSource(address(`jobs/${encodeURIComponent(job)}/events`));
+  events.addEventListener("progress", (event) => {
+    const state = JSON.parse(event.data);
+    if (isOver(state)) events.close();
+    onState(state);
+  });
+  events.addEventListener("error", () => {
+    if (events.readyState === EventSource.CLOSED) readJob(job).then(onState, onProblem);
+    else onLost();
+  });
+}
+
+export const isOver = (state) => ["done", "failed", "canceled"].includes(state.status);

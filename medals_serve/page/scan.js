@@ -1,0 +1,95 @@
+/* What belongs to one scan: chosen classes, runs, and how classes are drawn. */
+
+/* What tells classes of a modality apart: anatomy and lesions may have the same name. */
+export const classKey = ({ kind, name }) => `${kind}/${name}`;
+
+/* One scan of the session.
+
+info      what the service says of it
+modality  as the file says it, or the user
+chips     the chosen classes, each {label, sentence, name, kind, modality, color}; a label stays
+          with its class from run to run, so that a drawing fits the next one
+runs      the finished runs; `shown` is the number of the one on display, -1 for none
+active    the state of the run that is waiting or running, or null; `isStarting` until it has one
+styles    by `classKey`: how a class is drawn */
+export class Scan {
+  constructor(info, { modality = "", chips = [] } = {}) {
+    this.info = info;
+    this.image = info.image;
+    this.filename = info.filename;
+    this.modality = info.modality ?? modality;
+    this.chips = chips;
+    this.runs = [];
+    this.shown = -1;
+    this.active = null;
+    this.isStarting = false;
+    this.styles = new Map();
+  }
+
+  get run() {
+    return this.runs[this.shown] ?? null;
+  }
+
+  /* A label for a class: the one that it had in a run, or else a free one. */
+  labelFor(prompt) {
+    const classes = this.runs.flatMap((run) => run.classes);
+    const had = classes.findLast((found) => classKey(found) === classKey(prompt))?.label;
+    const taken = new Set(this.chips.map(({ label }) => label));
+    if (had !== undefined && !taken.has(had)) return had;
+    return 1 + Math.max(0, ...taken, ...classes.map(({ label }) => label));
+  }
+
+  /* Keeps what the service doesn't know for a reload of this tab. */
+  remember() {
+    if (!this.image) return;
+    sessionStorage.setItem(this.image, JSON.stringify({
+      modality: this.modality,
+      chips: this.chips,
+    }));
+  }
+
+  static recalled(info) {
+    return new Scan(info, JSON.parse(sessionStorage.getItem(info.image) ?? "{}"));
+  }
+}
+
+/* Chosen classes in another modality: those of the same names there; others go. */
+export function chipsIn(modality, chips, classes) {
+  const known = new Map(classes.filter((entry) => entry.modality === modality)
+    .map((entry) => [classKey(entry), entry]));
+  return chips.flatMap((chip) => {
+    if (chip.modality === modality || modality === "") return [chip];
+    const same = known.get(classKey(chip));
+    return same ? [{ ...chip, sentence: same.sentence, modality }] : [];
+  });
+}
+
+/* What a job is asked for; `labels` maps those of the chips to those that the result will have, for
+lesions are numbered after anatomy. */
+export function promptsOf(chips) {
+  const anatomy = chips.filter(({ kind }) => kind === "anatomy");
+  const lesions = chips.filter(({ kind }) => kind === "lesion");
+  const highest = Math.max(0, ...anatomy.map(({ label }) => label));
+  return {
+    prompts: anatomy.length === 0 ? null
+      : Object.fromEntries(anatomy.map(({ label, sentence }) => [String(label), sentence])),
+    options: { lesion: lesions.map(({ sentence }) => sentence) },
+    labels: new Map([
+      ...anatomy.map(({ label }) => [label, label]),
+      ...lesions.map(({ label }, number) => [label, highest + 1 + number]),
+    ]),
+  };
+}
+
+export const chipsOf = (run) =>
+  run.classes.map(({ label, sentence, name, kind, modality, color }) =>
+    ({ label, sentence, name, kind, modality, color }));
+
+/* The chips after a run: with the labels of the result; those chosen while it ran stay. */
+export function mergedChips(scan, run) {
+  const found = chipsOf(run);
+  if (scan.chips.length === 0) return found;
+  const ofClass = new Map(found.map((chip) => [classKey(chip), chip]));
+  let free = 1 + Math.max(...[...found, ...scan.chips].map(({ label }) => label));
+  return scan.chips.map((chip) => ofClass.get(classKey(chip)) ?? { ...chip, label: free++ });
+}

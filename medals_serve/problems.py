@@ -1,0 +1,121 @@
+"""Errors as answers (RFC 9457), with the command line's message and code; and in the log."""
+
+import logging
+import traceback
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from medals_rt.common.errors import (
+    InputError,
+    MedalsError,
+    MissingDependencyError,
+    OutputError,
+)
+
+log: Final = logging.getLogger("medals_serve")
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+
+class ServiceError(MedalsError):
+    """A request that the service refuses for reasons of its own.
+
+    Parameters
+    ----------
+    status
+        Of the answer.
+    retry_after_s
+        When the same request may succeed; None where it will not.
+    headers
+        More headers of the answer.
+    more
+        More members of the problem.
+    """
+
+    code = "request-refused"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        status: HTTPStatus,
+        retry_after_s: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, code=code)
+        self.status = status
+        self.more = dict(more or {})
+        self.headers = dict(headers or {})
+        if retry_after_s is not None:
+            self.headers["Retry-After"] = str(retry_after_s)
+
+
+STATUS_OF_CODE: Final[Mapping[str, HTTPStatus]] = {
+    "job-canceled": HTTPStatus.CONFLICT,
+    "job-overdue": HTTPStatus.SERVICE_UNAVAILABLE,
+}
+"""Statuses of single codes; all others have that of their class."""
+
+STATUSES: Final[tuple[tuple[type[BaseException], HTTPStatus], ...]] = (
+    (InputError, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (OutputError, HTTPStatus.INSUFFICIENT_STORAGE),
+    (MissingDependencyError, HTTPStatus.NOT_IMPLEMENTED),
+    (MemoryError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (Exception, HTTPStatus.INTERNAL_SERVER_ERROR),
+)
+"""The first entry that fits is taken. Where the command line exits with 2, the status is 4xx; where
+it exits with 1, 5xx (`medals_rt.cli._errors.ENDINGS`)."""
+
+
+def status_of(error: BaseException) -> HTTPStatus:
+    """Return the HTTP status of an error."""
+    if isinstance(error, ServiceError):
+        return error.status
+    if isinstance(error, MedalsError) and error.code in STATUS_OF_CODE:
+        return STATUS_OF_CODE[error.code]
+    return next(status for kind, status in STATUSES if isinstance(error, kind))
+
+
+def problem_of(error: BaseException) -> dict[str, Any]:
+    """Describe an error as a problem; what was not raised on purpose is not described."""
+    status = status_of(error)
+    code, detail, more = "failure", "the server failed; its log names the place", {}
+    if isinstance(error, MedalsError):
+        code, detail = error.code, " ".join(str(error).split())
+        more = error.more if isinstance(error, ServiceError) else {}
+    elif isinstance(error, MemoryError):
+        code, detail = "out-of-memory", "out of memory; ask for fewer classes, or try again later"
+    return problem(status, code, detail, **more)
+
+
+def problem(status: HTTPStatus, code: str, detail: str, **more: Any) -> dict[str, Any]:
+    """Make a problem."""
+    return {
+        "type": f"urn:medals-rt:problem:{code}",
+        "title": status.phrase,
+        "status": int(status),
+        "detail": detail,
+        "code": code,
+        **more,
+    }
+
+
+def log_failure(error: BaseException) -> None:
+    """Log what failed and where, but not its message, which may name a file or a patient."""
+    if status_of(error) < HTTPStatus.INTERNAL_SERVER_ERROR or isinstance(error, ServiceError):
+        return
+    places = traceback.extract_tb(error.__traceback__)[-4:]
+    where = " < ".join(f"{place.name}:{place.lineno}" for place in reversed(places))
+    log.error("%s in %s", type(error).__name__, where)
+
+
+def not_found(what: str) -> ServiceError:
+    """Refuse to name something: it never was, is gone, or belongs to another session."""
+    return ServiceError(
+        f"there is no such {what} in this session",
+        code=f"{what}-unknown",
+        status=HTTPStatus.NOT_FOUND,
+    )

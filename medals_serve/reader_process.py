@@ -1,0 +1,161 @@
+"""The process that reads uploaded files before the server does: `python -m` it.
+
+Each request is one line of JSON on standard input, each answer one line on what was standard
+output. A request is read in a child of this process, with limits on memory and time, so that a
+reader that crashes ends that child alone and nothing of one file is there when the next is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from medals_rt.common.errors import CaseError, InputError, MedalsError
+from medals_rt.common.optional_deps import import_optional, is_installed
+from medals_rt.io.dicom.case import list_series
+from medals_rt.io.registry import FORMATS, read_case, read_labels
+from medals_rt.io.volume import volume_notes
+
+Answer = dict[str, Any]
+
+
+def describe_image(request: Mapping[str, Any]) -> Answer:
+    """Read an image and say what it is."""
+    case = read_case(
+        request["path"],
+        max_voxels=request["max_voxels"],
+        series=request["series"],
+        select=request["select"],
+    )
+    formats = []
+    for each in FORMATS:
+        if each.write is None:
+            continue
+        if each.check is not None:
+            try:
+                each.check(f"result{each.endings[0]}", case)
+            except MedalsError:
+                continue
+        formats.append(each.endings[0].removeprefix("."))
+    h_mm, w_mm, d_mm = case.volume.spacing_hwd_mm
+    return {
+        "shape_dhw": list(case.volume.shape_dhw),
+        "spacing_dhw_mm": [d_mm, h_mm, w_mm],
+        "modality": case.modality,
+        "geometry_stated": case.geometry_is_stated,
+        "has_prompts": case.prompts is not None,
+        "output_formats": formats,
+        "notes": [
+            {"code": note.code, "text": note.text, "severity": note.severity}
+            for note in (*case.notes, *volume_notes(case.volume))
+        ],
+    }
+
+
+def describe_labels(request: Mapping[str, Any]) -> Answer:
+    """Read a label map and list its labels."""
+    labels = read_labels(request["path"], max_voxels=request["max_voxels"]).labels_dhw
+    found: set[int] = set()
+    for plane in labels:  # sorting the volume at once would take eight bytes a voxel
+        found.update(np.unique(plane).tolist())
+    return {"labels": sorted(found - {0})}
+
+
+def describe_series(request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """List the series of a DICOM file."""
+    return [
+        {
+            "series": each.uid,
+            "number": each.number,
+            "description": each.description,
+            "modality": each.modality,
+            "images": each.slices,
+        }
+        for each in list_series(Path(request["path"]), max_voxels=request["max_voxels"])
+    ]
+
+
+SERIES_CODES: Final = frozenset({"several-series", "series-ambiguous", "series-not-found"})
+"""Of errors that end with a choice among series."""
+
+LIBRARIES: Final = ("NiBabel", "pynrrd", "pydicom", "highdicom")
+
+READERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Answer]]] = {
+    "image": describe_image,
+    "labels": describe_labels,
+}
+
+
+def answer_to(request: Mapping[str, Any]) -> Answer:
+    """Read what is asked for; errors of the file are part of the answer."""
+    try:
+        return {"found": READERS[request["reader"]](request)}
+    except MemoryError:
+        error: MedalsError = CaseError(
+            f"{Path(request['path']).name} needs more memory to be read than the server allows; "
+            "upload a smaller image",
+            code="reader-memory",
+        )
+    except MedalsError as known:
+        error = known
+    to_choose = error.code in SERIES_CODES
+    return {
+        "error": str(error),
+        "code": error.code,
+        "input": isinstance(error, InputError),
+        "choices": describe_series(request) if to_choose else [],
+    }
+
+
+def main() -> None:
+    """Answer requests until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this one
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no answer
+    for library in LIBRARIES:  # else each child would import them again
+        if is_installed(library):
+            import_optional(library, "a file that is uploaded")
+    for line in sys.stdin:
+        request = json.loads(line)
+        ready, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(ready)
+            _read_limited(request, write)
+        os.close(write)
+        with os.fdopen(ready, "rb") as pipe:
+            said = pipe.read()
+        _, status = os.waitpid(child, 0)
+        ended = os.waitstatus_to_exitcode(status)
+        print(said.decode() or json.dumps({"ended": ended}), file=answers, flush=True)
+
+
+def _read_limited(request: Mapping[str, Any], write: int) -> None:
+    """Read in this child, answer, and end it."""
+    status = 1
+    try:
+        sys.stdin.close()
+        seconds = int(request["seconds"]) + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        resource.setrlimit(resource.RLIMIT_AS, (request["bytes"], request["bytes"]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        answer = json.dumps(answer_to(request)).encode()
+        sent = 0
+        while sent < len(answer):
+            sent += os.write(write, answer[sent:])
+        status = 0
+    finally:
+        os._exit(status)  # nothing of the parent is flushed or ended twice
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""A few processes that read uploaded files first; see `reader_process`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from medals_rt.common.errors import CaseError, MedalsError
+from medals_serve.metrics import Metrics
+from medals_serve.settings import ServeSettings
+
+START_S: Final = 20.0
+"""Seconds that a process may take to start."""
+
+_MODULE: Final = "medals_serve.reader_process"
+
+
+class SeriesChoiceError(CaseError):
+    """A file holds several series, and the one that was asked for, if any, is none of them.
+
+    Attributes
+    ----------
+    choices
+        What `reader_process.describe_series` said.
+    """
+
+    def __init__(self, message: str, *, code: str, choices: list[dict[str, Any]]) -> None:
+        super().__init__(message, code=code)
+        self.choices = choices
+
+
+class Readers:
+    """Processes that read; each takes one file at a time. May be used by several threads.
+
+    A process that does not answer in time is ended with its child, and another is started when the
+    next file comes.
+    """
+
+    def __init__(self, settings: ServeSettings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._idle: queue.LifoQueue[_ReaderProcess | None] = queue.LifoQueue()
+        for _ in range(settings.readers):
+            self._idle.put(_ReaderProcess())
+
+    def read(
+        self,
+        reader: str,
+        path: Path,
+        shown: str,
+        *,
+        series: str | None = None,
+        select: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        """Read a file and return what its reader says.
+
+        Parameters
+        ----------
+        reader
+            ``"image"`` or ``"labels"``.
+        path
+            The file, under the server's own name for it.
+        shown
+            Its user's name for it, for messages.
+        series, select
+            As for `registry.read_case`.
+
+        Raises
+        ------
+        SeriesChoiceError
+            Its series are to be chosen from.
+        CaseError
+            The file can't be used, or its reader crashed or took too long or too much.
+        """
+        process = self._idle.get()
+        try:
+            if process is None:
+                process = _ReaderProcess()
+            answer = process.ask(
+                {
+                    "reader": reader,
+                    "path": str(path),
+                    "max_voxels": self._settings.max_voxels,
+                    "series": series,
+                    "select": list(select),
+                    "seconds": self._settings.read_s,
+                    "bytes": self._settings.read_bytes,
+                },
+                self._settings.read_s,
+            )
+            if answer is None:
+                process.end()
+                process = None
+        except BaseException:
+            if process is not None:
+                process.end()
+            process = None
+            raise
+        finally:
+            self._idle.put(process)
+        return self._found(answer, path, shown)
+
+    def close(self) -> None:
+        """End the processes that wait for files."""
+        for _ in range(self._settings.readers):
+            with contextlib.suppress(queue.Empty):
+                process = self._idle.get(timeout=1.0)
+                if process is not None:
+                    process.end()
+
+    def _found(self, answer: dict[str, Any] | None, path: Path, shown: str) -> dict[str, Any]:
+        if answer is not None and "found" in answer:
+            found: dict[str, Any] = answer["found"]
+            return found
+        if answer is not None and "error" in answer:
+            message = answer["error"].replace(str(path), shown).replace(path.name, shown)
+            if answer["choices"]:
+                raise SeriesChoiceError(message, code=answer["code"], choices=answer["choices"])
+            kind = CaseError if answer["input"] else MedalsError
+            raise kind(message, code=answer["code"])
+        self._metrics.count("medals_reader_failures_total")
+        if answer is None or answer["ended"] in {-signal.SIGXCPU, -signal.SIGKILL}:
+            raise CaseError(
+                f"reading {shown} took more than {self._settings.read_s:g} s or more memory than "
+                "the server allows; upload a smaller image",
+                code="reader-limit",
+            )
+        raise CaseError(
+            f"reading {shown} ended its process; copy or export it again", code="reader-crashed"
+        )
+
+
+class _ReaderProcess:
+    """One process of readers."""
+
+    def __init__(self) -> None:
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", _MODULE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # libraries name what they read
+            env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+
+    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
+        """Send a request and wait for its answer; None where none came in time."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:
+            raise AssertionError(_MODULE)
+        try:
+            stdin.write(json.dumps(request).encode() + b"\n")
+            stdin.flush()
+        except BrokenPipeError:
+            return None
+        said = b""
+        until = time.monotonic() + seconds + START_S
+        with selectors.DefaultSelector() as selector:
+            selector.register(stdout, selectors.EVENT_READ)
+            while not said.endswith(b"\n"):
+                if not selector.select(max(0.0, until - time.monotonic())):
+                    return None
+                part = os.read(stdout.fileno(), 2**16)
+                if not part:
+                    return None
+                said += part
+        answer: dict[str, Any] = json.loads(said)
+        return answer
+
+    def end(self) -> None:
+        """End the process and its child."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()

@@ -1,0 +1,407 @@
+"""The routes of the API under /v1, and what watches the server asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import quote
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
+from starlette.responses import Response
+
+from medals_rt.common.choices import PRESETS, Kind, Modality
+from medals_rt.common.distribution import VERSION
+from medals_rt.io.registry import DICOM_ENDINGS, ENDINGS
+from medals_serve import metrics as figures
+from medals_serve.catalog import MAX_TEXT
+from medals_serve.images import ServedImage
+from medals_serve.jobs import OUTPUT_FORMATS, JobRequest, ServedJob, option_defaults
+from medals_serve.problems import not_found
+from medals_serve.schemas import (
+    Form,
+    ImageState,
+    JobBody,
+    JobList,
+    JobState,
+    MaskState,
+    ModelState,
+    PromptsState,
+    SessionContent,
+    SessionState,
+    Table,
+)
+from medals_serve.security import SAFE_METHODS, SESSION_COOKIE, cookies_of, set_cookie
+from medals_serve.service import Service
+from medals_serve.sessions import ClientSession
+
+POLL_S: Final = 0.2
+"""How often a job is looked at for its watchers."""
+
+BEAT_S: Final = 15.0
+"""Pause after which watchers are sent a line that says nothing, so that proxies keep the line."""
+
+_MEDIA_TYPES: Final = {
+    ".json": "application/json",
+    ".csv": "text/csv; charset=utf-8",
+    ".png": "image/png",
+    ".gz": "application/gzip",
+    ".dcm": "application/dicom",
+}
+"""By the last ending of a file; others are bytes."""
+
+_BODY: Final = {
+    "requestBody": {
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    }
+}
+"""OpenAPI's description of a file as the body."""
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Here = Annotated[Service, Depends(_service)]
+
+
+async def _owner(
+    request: Request,
+    service: Here,
+    medals_session: Annotated[
+        str | None, Header(description="The session's secret; its cookie is accepted as well.")
+    ] = None,
+) -> AsyncIterator[ClientSession]:
+    """Find the session that a request names, which lasts at least until it is answered.
+
+    Raises
+    ------
+    ServiceError
+        It names none.
+    """
+    secret = medals_session
+    if secret is None:
+        secret = cookies_of(request.headers).get(SESSION_COOKIE, "")
+        says_where_from = "origin" in request.headers or "sec-fetch-site" in request.headers
+        if request.method not in SAFE_METHODS and not says_where_from:
+            secret = ""  # a page elsewhere could have made an old browser send the cookie
+    owner = service.sessions.find(secret)
+    owner.requests += 1
+    try:
+        yield owner
+    finally:
+        owner.requests -= 1
+        owner.last_used = time.monotonic()
+
+
+Owner = Annotated[ClientSession, Depends(_owner)]
+
+# Watching -----------------------------------------------------------------------------------------
+
+watching = APIRouter(tags=["watching"], default_response_class=PlainTextResponse)
+
+
+@watching.get("/healthz")
+async def health() -> str:
+    """Whether the server answers."""
+    return "ok\n"
+
+
+@watching.get("/readyz")
+async def ready(service: Here) -> Response:
+    """Whether jobs are taken."""
+    if service.engine.is_ready:
+        return PlainTextResponse("ready\n")
+    return PlainTextResponse("stopping\n", HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+@watching.get("/metrics")
+async def measured(service: Here) -> Response:
+    """Figures for Prometheus."""
+    return Response(service.metrics.text(), media_type=figures.MEDIA_TYPE)
+
+
+# Model --------------------------------------------------------------------------------------------
+
+model = APIRouter(prefix="/v1", tags=["model"])
+
+
+@model.get("/model")
+async def describe_model(service: Here) -> ModelState:
+    """Return the model, its classes, and what a job may ask for."""
+    bundle = service.segmenter.bundle
+    return ModelState.model_validate(
+        {
+            "name": bundle.name,
+            "hash": bundle.hash,
+            "version": VERSION,
+            "notice": bundle.notice,
+            "arithmetic": service.segmenter.arithmetic,
+            "free_text": bundle.manifest.text_encoder is not None,
+            "classes": service.catalog.classes(),
+            "groups": service.catalog.groups(),
+            "presets": PRESETS,
+            "default_preset": service.options.segment.preset,
+            "options": option_defaults(service.options),
+            "output_formats": OUTPUT_FORMATS,
+            "input_endings": list(dict.fromkeys((*ENDINGS, *DICOM_ENDINGS))),
+            "max_prompts": bundle.manifest.prompt_limit,
+            "max_upload_bytes": service.settings.max_upload_bytes,
+            "max_voxels": service.settings.max_voxels,
+        }
+    )
+
+
+@model.get("/prompts")
+async def read_prompts(
+    service: Here,
+    q: Annotated[str, Query(max_length=MAX_TEXT, description="Sentences, one a line.")],
+    modality: Modality | None = None,
+    kind: Kind = "anatomy",
+) -> PromptsState:
+    """Return how a text is read, as `medals-rt prompts` does, and what may be meant."""
+    return PromptsState.model_validate(service.catalog.read(q, kind, modality))
+
+
+# Sessions -----------------------------------------------------------------------------------------
+
+sessions = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+
+
+@sessions.post("", status_code=HTTPStatus.CREATED)
+async def open_session(request: Request, response: Response, service: Here) -> SessionState:
+    """Open a session; its secret comes in the answer and as a cookie."""
+    secret, _ = service.sessions.create()
+    set_cookie(response, request.scope, SESSION_COOKIE, secret)
+    return SessionState(session=secret, expires_in_s=service.settings.idle_s)
+
+
+@sessions.get("/current")
+async def describe_session(service: Here, owner: Owner) -> SessionContent:
+    """Return what this session holds, for a page that was loaded again."""
+    return SessionContent(
+        expires_in_s=service.settings.idle_s,
+        images=[_image_state(image) for image in owner.images.values()],
+        jobs=[_job_state(service, job) for job in owner.jobs.values()],
+    )
+
+
+@sessions.delete("/current", status_code=HTTPStatus.NO_CONTENT)
+async def end_session(service: Here, owner: Owner) -> Response:
+    """End this session: its jobs are canceled and all its data removed."""
+    await service.in_thread(service.end_session, owner)
+    answer = Response(status_code=HTTPStatus.NO_CONTENT)
+    answer.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
+    return answer
+
+
+# Images and masks ---------------------------------------------------------------------------------
+
+images = APIRouter(prefix="/v1", tags=["images"])
+
+
+@images.post("/images", status_code=HTTPStatus.CREATED, openapi_extra=_BODY)
+async def upload_image(
+    request: Request,
+    service: Here,
+    owner: Owner,
+    filename: Annotated[
+        str | None, Query(max_length=512, description="Whose body is sent.", examples=["ct.nii.gz"])
+    ] = None,
+    upload: Annotated[
+        str | None,
+        Query(max_length=64, description="Of a problem with `choices`, in place of a body."),
+    ] = None,
+    series: Annotated[
+        str | None, Query(max_length=128, description="Number or UID of a DICOM series.")
+    ] = None,
+    select: Annotated[
+        list[str] | None, Query(max_length=16, description="Of its images, such as ECHO=2.")
+    ] = None,
+) -> ImageState:
+    """Upload an image as the body, in any format that is read; a DICOM folder as a zip.
+
+    Several series are answered 409 with `choices` and an `upload`, which is named with one of them
+    in a second request without a body.
+    """
+    chosen = tuple(select or ())
+    if upload is not None:
+        return _image_state(await service.choose_series(owner, upload, series, chosen))
+    return _image_state(
+        await service.add_image(request, owner, filename or "image", series, chosen)
+    )
+
+
+@images.get("/images/{image}")
+async def describe_image(image: str, owner: Owner) -> ImageState:
+    """Return what an image is."""
+    return _image_state(owner.image(image))
+
+
+@images.get("/images/{image}/volume.nii.gz", response_class=FileResponse)
+async def show_image(image: str, service: Here, owner: Owner) -> Response:
+    """Return an image for display: NIfTI with the scan's affine."""
+    found = owner.image(image)
+    return _file(await service.in_thread(service.display, owner, found), "volume.nii.gz")
+
+
+@images.delete("/images/{image}", status_code=HTTPStatus.NO_CONTENT)
+async def delete_image(image: str, service: Here, owner: Owner) -> Response:
+    """Delete an image with its masks and jobs."""
+    await service.in_thread(service.delete_image, owner, owner.image(image))
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+@images.post("/masks", status_code=HTTPStatus.CREATED, openapi_extra=_BODY)
+async def upload_mask(
+    request: Request,
+    service: Here,
+    owner: Owner,
+    image: Annotated[str, Query(max_length=64)],
+    filename: Annotated[str, Query(max_length=512, examples=["drawing.nii.gz"])],
+) -> MaskState:
+    """Upload labels drawn on an image, on its grid, as the body."""
+    mask = await service.add_mask(request, owner, owner.image(image), filename)
+    return MaskState(mask=mask.name, image=mask.image, labels=list(mask.labels))
+
+
+# Jobs ---------------------------------------------------------------------------------------------
+
+jobs = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+
+@jobs.post("", status_code=HTTPStatus.ACCEPTED)
+async def submit_job(body: JobBody, service: Here, owner: Owner) -> JobState:
+    """Ask for a segmentation; all that can be wrong with it is found before it waits."""
+    image = owner.image(body.image)
+    mask = None if body.spatial_prompts is None else owner.mask(body.spatial_prompts)
+    if mask is not None and mask.image != image.name:
+        raise not_found("mask")
+    asked = JobRequest(body.prompts, body.modality, body.options)
+    return _job_state(service, await service.add_job(owner, image, mask, asked))
+
+
+@jobs.get("")
+async def list_jobs(service: Here, owner: Owner) -> JobList:
+    """Return all jobs of this session."""
+    return JobList(jobs=[_job_state(service, job) for job in owner.jobs.values()])
+
+
+@jobs.get("/{job}")
+async def describe_job(job: str, service: Here, owner: Owner) -> JobState:
+    """Return how far a job is."""
+    return _job_state(service, owner.job(job))
+
+
+@jobs.get("/{job}/events", response_class=StreamingResponse)
+async def watch_job(job: str, service: Here, owner: Owner) -> Response:
+    """Return server-sent events `progress`, each the job's state, until it is over."""
+    return StreamingResponse(_events(service, owner.job(job)), media_type="text/event-stream")
+
+
+@jobs.post("/{job}/cancel")
+async def cancel_job(job: str, service: Here, owner: Owner) -> JobState:
+    """Cancel a job: at once while it waits, with the next window while it runs."""
+    found = owner.job(job)
+    found.cancel()
+    return _job_state(service, found)
+
+
+@jobs.get("/{job}/result", response_class=FileResponse)
+async def download_labels(
+    job: str,
+    service: Here,
+    owner: Owner,
+    format: Annotated[str, Query(max_length=32)] = "nii.gz",  # noqa: A002
+) -> Response:
+    """Return the labels, in one of the image's `output_formats`, on the scan's own grid."""
+    found = owner.job(job)
+    return await _made(service, found, lambda: found.labels(format))
+
+
+@jobs.get("/{job}/instances", response_class=FileResponse)
+async def download_instances(job: str, service: Here, owner: Owner) -> Response:
+    """Return the numbered lesions as NIfTI."""
+    found = owner.job(job)
+    return await _made(service, found, found.instances)
+
+
+@jobs.get("/{job}/statistics", response_class=FileResponse)
+async def download_statistics(
+    job: str,
+    service: Here,
+    owner: Owner,
+    format: Form = "json",  # noqa: A002
+    table: Table = "classes",
+) -> Response:
+    """Return volume, intensity and position of each class, or of each lesion."""
+    found = owner.job(job)
+    return await _made(service, found, lambda: found.statistics(format, table))
+
+
+@jobs.get("/{job}/report", response_class=FileResponse)
+async def download_report(job: str, service: Here, owner: Owner) -> Response:
+    """Return the report: everything that is needed to repeat and to judge the result."""
+    found = owner.job(job)
+    return await _made(service, found, found.report)
+
+
+@jobs.get("/{job}/preview.png", response_class=FileResponse)
+async def download_preview(job: str, service: Here, owner: Owner) -> Response:
+    """Return a picture of the labels in three planes."""
+    found = owner.job(job)
+    return await _made(service, found, found.preview)
+
+
+# Parts --------------------------------------------------------------------------------------------
+
+
+def _image_state(image: ServedImage) -> ImageState:
+    content: dict[str, Any] = {
+        "image": image.name,
+        "filename": image.shown,
+        "size_bytes": image.upload.size_bytes,
+        **image.found,
+    }
+    return ImageState.model_validate(content)
+
+
+def _job_state(service: Service, job: ServedJob) -> JobState:
+    return JobState.model_validate(job.state(service.engine.position(job)))
+
+
+async def _events(service: Service, job: ServedJob) -> AsyncIterator[str]:
+    """Send a job's state whenever it changed, the present one first."""
+    seen, quiet = -1, 0.0
+    while True:
+        version, over = job.version, job.is_over
+        if version != seen:
+            seen, quiet = version, 0.0
+            state = _job_state(service, job)
+            yield f"event: progress\ndata: {state.model_dump_json()}\n\n"
+        elif quiet >= BEAT_S:
+            quiet = 0.0
+            yield ": still here\n\n"
+        if over:
+            return
+        await asyncio.sleep(POLL_S)
+        quiet += POLL_S
+
+
+async def _made(service: Service, job: ServedJob, make: Callable[[], Path]) -> Response:
+    """Make a file of a job and send it."""
+    path = await service.in_thread(make)
+    return _file(path, job.download_name(path))
+
+
+def _file(path: Path, name: str) -> Response:
+    return FileResponse(
+        path,
+        media_type=_MEDIA_TYPES.get(path.suffix, "application/octet-stream"),
+        headers={"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}"},
+    )

@@ -1,0 +1,266 @@
+"""What every request passes (names, tokens, origins, sizes, times), and what every answer says."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from http.cookies import CookieError, SimpleCookie
+from typing import Final
+from urllib.parse import parse_qs
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from medals_serve.metrics import Metrics
+from medals_serve.problems import MEDIA_TYPE, ServiceError, log, log_failure, problem_of, status_of
+from medals_serve.settings import ServeSettings
+
+TOKEN_COOKIE: Final = "medals_token"  # noqa: S105 - its name
+SESSION_COOKIE: Final = "medals_session"
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
+"""Asked by what watches the server, without a token."""
+
+UPLOAD_PATHS: Final = frozenset({"/v1/images", "/v1/masks"})
+"""Whose bodies have a limit of their own."""
+
+HEADERS: Final = {
+    "Content-Security-Policy": (
+        "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
+        "img-src 'self' blob: data:; connect-src 'self' blob: data:; object-src 'none'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Cache-Control": "no-store",
+}
+"""Of every answer that doesn't say otherwise."""
+
+
+class Gate:
+    """Refuses requests before the application sees them, and answers where it fails."""
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
+        self._app = app
+        self._settings = settings
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, answered = time.perf_counter(), 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start":
+                answered = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                if scope["path"].startswith("/page/"):
+                    headers["Cache-Control"] = "no-cache"  # asked for again, by its ETag
+            async with asyncio.timeout(self._settings.body_idle_s):  # a client that reads nothing
+                await send(message)
+
+        try:
+            answer = self._refusal(scope)
+            if answer is not None:
+                await answer(scope, receive, send_with_headers)
+            else:
+                await self._app(scope, self._limited(scope, receive), send_with_headers)
+        except Exception as error:  # noqa: BLE001 - the last place where a request can end
+            log_failure(error)
+            if not answered:
+                await problem_response(error)(scope, receive, send_with_headers)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            status = answered or 499  # the client went before it was answered
+            self._metrics.count(
+                "medals_requests_total", method=_method(scope), route=route, status=str(status)
+            )
+            # the route's template: paths hold ids of sessions' data, queries names of files
+            log.info(
+                "%s %s %d %.0f ms",
+                _method(scope), route, status, 1e3 * (time.perf_counter() - began),
+            )  # fmt: skip
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers = Headers(scope=scope)
+        try:
+            self._check_host(headers)
+            self._check_origin(scope, headers)
+            answer = self._check_token(scope, headers)
+            self._check_size(scope, headers)
+        except ServiceError as error:
+            return problem_response(error)
+        return answer
+
+    def _check_host(self, headers: Headers) -> None:
+        """Refuse names that aren't this server's: a page elsewhere may have its name lead here."""
+        given = headers.getlist("host")
+        host = _without_port(given[0]) if len(given) == 1 else ""
+        if host == "localhost" or host in self._settings.host_names or _is_ip(host):
+            return
+        raise ServiceError(
+            "this server is not called by that name; use its address, or start it with --host-name",
+            code="host-unknown",
+            status=HTTPStatus.MISDIRECTED_REQUEST,
+        )
+
+    def _check_origin(self, scope: Scope, headers: Headers) -> None:
+        """Refuse what pages of other origins send."""
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if scope["method"] in SAFE_METHODS and origin is None:
+            # a link from elsewhere may open the page, but nothing else
+            if site in {None, "same-origin", "none"} or not scope["path"].startswith("/v1"):
+                return
+        elif _same_origin(origin, headers) and site in {None, "same-origin", "none"}:
+            return
+        raise ServiceError(
+            "requests from pages of other origins are refused",
+            code="cross-origin",
+            status=HTTPStatus.FORBIDDEN,
+        )
+
+    def _check_token(self, scope: Scope, headers: Headers) -> Response | None:
+        token = self._settings.token
+        if token is None or scope["path"] in OPEN_PATHS:
+            return None
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = bearer.strip() if scheme.lower() == "bearer" else ""
+        given = given or cookies_of(headers).get(TOKEN_COOKIE, "")
+        if _equal(given, token):
+            return None
+        if scope["path"] == "/" and scope["method"] == "GET":
+            asked = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+            if _equal(asked, token):
+                answer = RedirectResponse("/", status_code=HTTPStatus.SEE_OTHER)
+                set_cookie(answer, scope, TOKEN_COOKIE, token)
+                return answer
+        raise ServiceError(
+            "this server demands a token: Authorization: Bearer TOKEN, or open its page as "
+            "/?token=TOKEN",
+            code="token-missing" if not given else "token-wrong",
+            status=HTTPStatus.UNAUTHORIZED,
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+    def _check_size(self, scope: Scope, headers: Headers) -> None:
+        """Refuse what says that it is too large before it is sent."""
+        said = headers.get("content-length", "0")
+        if not said.isascii() or not said.isdigit() or int(said) > self._body_limit(scope):
+            raise too_large(self._body_limit(scope))
+
+    def _body_limit(self, scope: Scope) -> int:
+        upload = scope["path"] in UPLOAD_PATHS and scope["method"] == "POST"
+        return self._settings.max_upload_bytes if upload else self._settings.max_body_bytes
+
+    def _limited(self, scope: Scope, receive: Receive) -> Receive:
+        """Bound the size of a request's body, its pauses, and its time."""
+        limits, most = self._settings, self._body_limit(scope)
+        received, complete = 0, False
+        until = time.monotonic() + limits.body_s
+
+        async def receive_limited() -> Message:
+            nonlocal received, complete
+            if complete:  # what comes now is that the client is gone
+                return await receive()
+            left = min(limits.body_idle_s, until - time.monotonic())
+            try:
+                message = await asyncio.wait_for(receive(), max(left, 0))
+            except TimeoutError:
+                raise ServiceError(
+                    "the request's body took too long",
+                    code="body-too-slow",
+                    status=HTTPStatus.REQUEST_TIMEOUT,
+                    headers={"Connection": "close"},
+                ) from None
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                complete = not message.get("more_body", False)
+                if received > most:
+                    raise too_large(most)
+            return message
+
+        return receive_limited
+
+
+def too_large(most: int) -> ServiceError:
+    """Refuse a body."""
+    return ServiceError(
+        f"the request's body may have {most:,} bytes",
+        code="body-too-large",
+        status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        headers={"Connection": "close"},
+    )
+
+
+def problem_response(error: BaseException) -> Response:
+    """Answer with an error."""
+    headers = error.headers if isinstance(error, ServiceError) else {}
+    return JSONResponse(
+        problem_of(error),
+        status_code=status_of(error),
+        headers=headers,
+        media_type=MEDIA_TYPE,
+    )
+
+
+def cookies_of(headers: Headers) -> Mapping[str, str]:
+    """Return a request's cookies."""
+    try:
+        found = SimpleCookie(headers.get("cookie", ""))
+    except CookieError:
+        return {}
+    return {name: morsel.value for name, morsel in found.items()}
+
+
+def set_cookie(answer: Response, scope: Scope, name: str, value: str) -> None:
+    """Set a cookie that scripts can't read and other sites don't send."""
+    answer.set_cookie(
+        name, value, httponly=True, samesite="strict", secure=scope.get("scheme") == "https"
+    )
+
+
+def _method(scope: Scope) -> str:
+    method: str = scope["method"]
+    return method if method in {*SAFE_METHODS, "POST", "PUT", "PATCH", "DELETE"} else "other"
+
+
+def _equal(given: str, token: str) -> bool:
+    """Compare in a time that doesn't depend on how much is the same."""
+    return hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
+
+
+def _same_origin(origin: str | None, headers: Headers) -> bool:
+    """Whether an origin is this server; programs that are no browsers send none."""
+    if origin is None:
+        return True
+    scheme, _, place = origin.partition("://")
+    return scheme in {"http", "https"} and place == headers.get("host")
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        inner, bracket, _ = host[1:].partition("]")
+        return inner if bracket else ""
+    return host.partition(":")[0].lower().removesuffix(".")
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,216 @@
+"""A running server: its socket, its signals, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import anyio
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from medals_rt.common.errors import InputError
+from medals_rt.pipeline.job import open_models
+from medals_rt.pipeline.options import RunOptions
+from medals_rt.pipeline.segmenter import Segmenter
+from medals_serve.app import create_app
+from medals_serve.engine import JobEngine
+from medals_serve.metrics import Metrics
+from medals_serve.settings import ServeSettings
+
+_LAST_EVENTS_S: Final = 1.0
+"""Seconds in which watchers of jobs read how these ended."""
+
+_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take a port.
+
+    Parameters
+    ----------
+    host
+        An address or a name of this machine.
+    port
+        0 for any that is free.
+
+    Raises
+    ------
+    InputError
+        It is in use, or not this machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        taken = socket.socket(family, kind, protocol)
+        try:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind(address)
+        except OSError:
+            taken.close()
+            raise
+    except OSError as error:
+        raise InputError(
+            f"can't listen at {host}:{port}: {error.strerror or error}; choose another --port or "
+            "--host",
+            code="address-unusable",
+        ) from error
+    return taken
+
+
+def is_loopback(bound: socket.socket) -> bool:
+    """Whether only this machine reaches a socket."""
+    return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def address_of(bound: socket.socket) -> str:
+    """Return the address that a browser on this machine opens."""
+    host, port = bound.getsockname()[:2]
+    place = ipaddress.ip_address(host.partition("%")[0])
+    if place.is_unspecified:
+        return f"http://{socket.gethostname()}:{port}/"
+    return f"http://[{host}]:{port}/" if place.version == 6 else f"http://{host}:{port}/"
+
+
+class PatientProtocol(H11Protocol):
+    """uvicorn's protocol, whose patience with the head of a request has an end."""
+
+    header_s: float
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first request."""
+        super().connection_made(transport)
+        self._wait_for_head(after=None)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        ended = self.cycle
+        super().on_response_complete()
+        self._wait_for_head(after=ended)
+
+    def _wait_for_head(self, after: object) -> None:
+        self.loop.call_later(self.header_s, self._close_if_none_came, after)
+
+    def _close_if_none_came(self, after: object) -> None:
+        if self.cycle is after and not self.transport.is_closing():
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """Serves an application on a socket until it is told to stop.
+
+    Parameters
+    ----------
+    settings, options
+        As for `create_app`.
+    open_model
+        Opens the model; None: the one that the options name.
+    announce
+        Called once requests are answered.
+    warn
+        Tells of what stopping waits for.
+
+    Raises
+    ------
+    MedalsError
+        The model can't be opened.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        options: RunOptions,
+        *,
+        open_model: Callable[[], Segmenter] | None = None,
+        announce: Callable[[], None] = lambda: None,
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        metrics = Metrics()
+        self.engine = JobEngine(
+            open_model or (lambda: open_models(options)), settings.max_queue, metrics
+        )
+        self.stopped_by: int | None = None
+        self._settings = settings
+        self._announce = announce
+        self._warn = warn
+        self._stopping: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        logging.getLogger("uvicorn.access").disabled = True  # its lines hold names of files
+        try:
+            app = create_app(settings, options, self.engine, metrics)
+        except BaseException:
+            self.engine.stop(0.0)
+            raise
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=type("Protocol", (PatientProtocol,), {"header_s": settings.header_s}),
+                ws="none",
+                loop="asyncio",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=settings.max_connections,
+                timeout_keep_alive=15,
+                timeout_graceful_shutdown=5,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, and say so."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if not self.should_exit:
+            self._announce()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop on SIGINT and SIGTERM, in the main thread; a second one hurries."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
+        for number in _STOP_SIGNALS:
+            loop.add_signal_handler(number, self.stop, number)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
+
+    def stop(self, number: int | None = None) -> None:
+        """Stop: jobs that wait are canceled, the one that runs has `ServeSettings.grace_s`.
+
+        To be called in the server's loop; `stop_soon` is for other threads.
+        """
+        if self._stopping is not None:
+            self.engine.hurry()
+            return
+        self.stopped_by = number
+        self._stopping = asyncio.get_running_loop().create_task(self._stop())
+
+    def stop_soon(self) -> None:
+        """Stop, from any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.stop)
+
+    async def _stop(self) -> None:
+        if self.engine.jobs_running:
+            self._warn(
+                f"a job runs; it has {self._settings.grace_s:g} s to end (once more: at once)"
+            )
+        await anyio.to_thread.run_sync(self.engine.stop, self._settings.grace_s)
+        await asyncio.sleep(_LAST_EVENTS_S)
+        self.should_exit = True

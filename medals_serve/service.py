@@ -1,0 +1,312 @@
+"""What the routes of one server share, and the work that they have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import anyio
+from starlette.requests import Request
+
+from medals_rt.common.errors import MedalsError, OutputError
+from medals_rt.pipeline.job import read_annotation
+from medals_rt.pipeline.options import RunOptions
+from medals_rt.pipeline.segmenter import Segmenter
+from medals_serve.catalog import Catalog
+from medals_serve.engine import JobEngine
+from medals_serve.images import (
+    CaseCache,
+    ServedImage,
+    ServedMask,
+    Upload,
+    shown_name,
+    stored_name,
+    write_volume,
+)
+from medals_serve.jobs import JobRequest, ServedJob
+from medals_serve.metrics import Metrics
+from medals_serve.problems import ServiceError
+from medals_serve.readers import Readers, SeriesChoiceError
+from medals_serve.sessions import ClientSession, Sessions, remove_folder
+from medals_serve.settings import ServeSettings
+
+RETRY_S: Final = 10
+
+_T = TypeVar("_T")
+
+
+@dataclass(eq=False)
+class Service:
+    """Everything that one server has.
+
+    Work on files is done in threads: uploads are read as many at once as there are processes for
+    it; all else one after the other, since each takes the memory of an image.
+    """
+
+    settings: ServeSettings
+    options: RunOptions
+    engine: JobEngine
+    segmenter: Segmenter
+    metrics: Metrics
+    sessions: Sessions = field(init=False)
+    readers: Readers = field(init=False)
+    cases: CaseCache = field(init=False)
+    catalog: Catalog = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sessions = Sessions(self.settings)
+        self.readers = Readers(self.settings, self.metrics)
+        self.cases = CaseCache(self.settings.cases_bytes, self.settings.max_voxels)
+        self.catalog = Catalog(self.segmenter.bundle)
+        self._reading = anyio.CapacityLimiter(self.settings.readers)
+        self._working = anyio.CapacityLimiter(1)
+        self.metrics.watch(
+            {
+                "medals_jobs_waiting": lambda: self.engine.jobs_waiting,
+                "medals_jobs_running": lambda: self.engine.jobs_running,
+                "medals_sessions": lambda: len(self.sessions),
+                "medals_disk_bytes": lambda: self.sessions.bytes,
+                "medals_cases_bytes": lambda: self.cases.bytes,
+            }
+        )
+
+    async def in_thread(self, work: Callable[..., _T], *given: Any) -> _T:
+        """Do work on files in a thread, after what was asked for before."""
+        return await anyio.to_thread.run_sync(work, *given, limiter=self._working)
+
+    async def close(self) -> None:
+        """Remove all data and end the processes of readers."""
+        await anyio.to_thread.run_sync(self.sessions.close)
+        await anyio.to_thread.run_sync(self.readers.close)
+
+    def end_session(self, owner: ClientSession) -> None:
+        """End a session and forget its images."""
+        self.sessions.end(owner)
+        for image in owner.images.values():
+            self.cases.forget(image)
+
+    def end_idle_sessions(self) -> None:
+        """End the sessions that nobody uses."""
+        for owner in self.sessions.idle():
+            self.end_session(owner)
+
+    # Images and masks -----------------------------------------------------------------------------
+
+    async def add_image(
+        self,
+        request: Request,
+        owner: ClientSession,
+        filename: str,
+        series: str | None,
+        select: tuple[str, ...],
+    ) -> ServedImage:
+        """Store an upload and read it in a process of its own.
+
+        Raises
+        ------
+        CaseError
+            It can't be used.
+        ServiceError
+            There is no room for it; or it holds several series, and is kept for `choose_series`.
+        """
+        _check_count(owner.images, self.settings.max_images, "images")
+        _check_count(owner.uploads, self.settings.max_images, "uploads")
+        shown = shown_name(filename, "image")
+        path = owner.folder / secrets.token_hex(8) / stored_name(shown)
+        async with self._stored(request, owner, path) as size:
+            upload = Upload(path.parent.name, path, shown, size)
+            try:
+                return await self._read_image(owner, upload, series, select)
+            except SeriesChoiceError as error:
+                owner.check_open()
+                owner.uploads[upload.name] = upload
+                kept = _to_choose(upload, error)
+        raise kept
+
+    async def choose_series(
+        self, owner: ClientSession, name: str, series: str | None, select: tuple[str, ...]
+    ) -> ServedImage:
+        """Read one series of an upload that holds several.
+
+        Raises
+        ------
+        CaseError
+            It can't be used.
+        ServiceError
+            The choice doesn't fit one series.
+        """
+        upload = owner.upload(name)
+        try:
+            image = await self._read_image(owner, upload, series, select)
+        except SeriesChoiceError as error:
+            raise _to_choose(upload, error) from error
+        owner.uploads.pop(name, None)
+        return image
+
+    async def _read_image(
+        self, owner: ClientSession, upload: Upload, series: str | None, select: tuple[str, ...]
+    ) -> ServedImage:
+        found = await anyio.to_thread.run_sync(
+            lambda: self.readers.read(
+                "image", upload.path, upload.shown, series=series, select=select
+            ),
+            limiter=self._reading,
+        )
+        owner.check_open()
+        image = ServedImage(upload, found, series, select)
+        owner.images[image.name] = image
+        return image
+
+    def display(self, owner: ClientSession, image: ServedImage) -> Path:
+        """Make an image for display, once; return the file."""
+        path = image.folder / "volume.nii.gz"
+        if not path.exists():
+            write_volume(path, self.cases.case(image).volume)
+            self.sessions.keep(owner, path)
+        return path
+
+    async def add_mask(
+        self, request: Request, owner: ClientSession, image: ServedImage, filename: str
+    ) -> ServedMask:
+        """Store labels that were drawn on an image, and check that they lie on its grid.
+
+        Raises
+        ------
+        CaseError
+            They can't be used.
+        ServiceError
+            There is no room for them.
+        """
+        _check_count(owner.masks, self.settings.max_masks, "masks")
+        shown = shown_name(filename, "mask")
+        path = image.folder / secrets.token_hex(8) / stored_name(shown, labels=True)
+
+        async with self._stored(request, owner, path) as size:
+            found = await anyio.to_thread.run_sync(
+                lambda: self.readers.read("labels", path, shown), limiter=self._reading
+            )
+            await self.in_thread(lambda: read_annotation(path, self.cases.case(image).volume))
+            upload = Upload(path.parent.name, path, shown, size)
+            mask = ServedMask(upload, image.name, tuple(found["labels"]))
+            owner.image(image.name)  # still there
+            owner.masks[mask.name] = mask
+        return mask
+
+    def delete_image(self, owner: ClientSession, image: ServedImage) -> None:
+        """Delete an image with its masks and jobs."""
+        owner.images.pop(image.name, None)
+        for job in [each for each in owner.jobs.values() if each.image is image]:
+            job.cancel()
+            owner.jobs.pop(job.name, None)
+        for mask in [each for each in owner.masks.values() if each.image == image.name]:
+            owner.masks.pop(mask.name, None)
+        self.cases.forget(image)
+        self.sessions.drop(owner, image.folder)
+
+    @contextlib.asynccontextmanager
+    async def _stored(
+        self, request: Request, owner: ClientSession, path: Path
+    ) -> AsyncIterator[int]:
+        """Write a request's body to a file whose folder goes again if the block fails."""
+        held = 0
+        try:
+            path.parent.mkdir(mode=0o700)
+            async with await anyio.open_file(path, "xb") as file:
+                async for chunk in request.stream():
+                    self.sessions.reserve(owner, len(chunk))
+                    held += len(chunk)
+                    await file.write(chunk)
+            self.metrics.count("medals_uploaded_bytes_total", held)
+            yield held
+        except BaseException as error:
+            remove_folder(path.parent)
+            self.sessions.release(owner, held)
+            owner.check_open()
+            if isinstance(error, OSError) and not isinstance(error, MedalsError):
+                reason = error.strerror or type(error).__name__
+                raise OutputError(
+                    f"the upload can't be stored: {reason}; try again later",
+                    code="upload-not-stored",
+                ) from error
+            raise
+
+    # Jobs -----------------------------------------------------------------------------------------
+
+    async def add_job(
+        self, owner: ClientSession, image: ServedImage, mask: ServedMask | None, asked: JobRequest
+    ) -> ServedJob:
+        """Check what a job asks for, and put it into the queue.
+
+        Raises
+        ------
+        InputError
+            A prompt, a mask or an option can't be used.
+        ServiceError
+            The session has too many, or the queue is full.
+        """
+        _check_count(owner.jobs, self.settings.max_jobs, "jobs")
+        active = sum(not job.is_over for job in owner.jobs.values())
+        if active >= self.settings.max_active_jobs:
+            raise ServiceError(
+                f"{active} jobs of this session wait or run already; wait for one, or cancel it",
+                code="too-many-jobs",
+                status=HTTPStatus.TOO_MANY_REQUESTS,
+                retry_after_s=RETRY_S,
+            )
+        self.engine.check_room()
+        folder = image.folder / secrets.token_hex(8)
+        try:
+            job = await self.in_thread(self._make_job, owner, folder, image, mask, asked)
+            owner.image(image.name)  # still there
+            self.engine.submit(job)
+        except BaseException:
+            remove_folder(folder)
+            owner.check_open()
+            raise
+        owner.jobs[job.name] = job
+        return job
+
+    def _make_job(
+        self,
+        owner: ClientSession,
+        folder: Path,
+        image: ServedImage,
+        mask: ServedMask | None,
+        asked: JobRequest,
+    ) -> ServedJob:
+        folder.mkdir(mode=0o700)
+        job = ServedJob(
+            image,
+            asked.job(folder, image, mask, self.options),
+            self.cases,
+            self.settings.job_s,
+            lambda file: self.sessions.keep(owner, file),
+        )
+        job.prepare()
+        return job
+
+
+def _to_choose(upload: Upload, error: SeriesChoiceError) -> ServiceError:
+    """Refuse an upload whose series are to be chosen from."""
+    return ServiceError(
+        str(error),
+        code=error.code,
+        status=HTTPStatus.CONFLICT,
+        more={"upload": upload.name, "choices": error.choices},
+    )
+
+
+def _check_count(known: dict[str, Any], most: int, what: str) -> None:
+    """Refuse more of a kind than a session may have."""
+    if len(known) >= most:
+        raise ServiceError(
+            f"a session may have {most} {what}; delete an image, or open another session",
+            code=f"too-many-{what}",
+            status=HTTPStatus.TOO_MANY_REQUESTS,
+            retry_after_s=RETRY_S,
+        )

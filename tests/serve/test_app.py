@@ -1,0 +1,353 @@
+"""The API over HTTP: the same results, messages and files as the command line."""
+
+import io
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.choices import STAGE_NAMES
+from medals_rt.common.errors import MedalsError
+from medals_rt.io.registry import read_labels
+from medals_rt.io.segment_metadata import class_color
+from medals_rt.pipeline.job import Job, run_job
+from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_serve.client import ServedProblemError, ServiceClient
+from medals_serve.jobs import OUTPUT_FORMATS, hex_color
+from tests.dicom import write_series
+from tests.serve.serving import RUNNER, SENTENCE, Running, image, write_nifti
+
+DIFFERS = ("seconds", "seconds_per_class", "peak_memory_mib", "memory", "stages", "limits", "case")
+"""Of reports: times, and what the process held."""
+
+
+def cli_job(bundle: Bundle, case: Path, output: Path, *sentences: str, **more: Any) -> Job:
+    options = RunOptions(bundle=bundle.folder, **RUNNER)
+    return Job(case, output, PromptSource(sentences=sentences), options=options, **more)
+
+
+def refused(work: Any, *given: Any, **more: Any) -> ServedProblemError:
+    with pytest.raises(ServedProblemError) as caught:
+        work(*given, **more)
+    return caught.value
+
+
+def zipped(folder: Path) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(folder))
+    return out.getvalue()
+
+
+def test_results_are_those_of_the_command_line(
+    tiny_bundle: Bundle, client: ServiceClient, scan: Path, tmp_path: Path
+) -> None:
+    """Not a voxel differs, nor a byte of the file; reports differ in times alone."""
+    asked = [SENTENCE, "Right kidney in abdominal CT"]
+    files = {
+        "report": tmp_path / "r.json",
+        "statistics": tmp_path / "s.csv",
+        "preview": tmp_path / "p.png",
+    }
+    output = tmp_path / "labels.nii.gz"
+    result = run_job(cli_job(tiny_bundle, scan, output, *asked, **files))
+    assert len(np.unique(result.labels_dhw)) == 3
+
+    job = client.segment(client.upload(scan), asked)
+    client.save_labels(job, tmp_path / "served.nii.gz")
+    assert (tmp_path / "served.nii.gz").read_bytes() == output.read_bytes()
+    assert client.fetch(job, "statistics", format="csv") == files["statistics"].read_bytes()
+    assert client.fetch(job, "preview.png") == files["preview"].read_bytes()
+    expected, report = json.loads(files["report"].read_text(encoding="utf-8")), client.report(job)
+    assert report["case"] == expected["case"] == "scan of someone"
+    assert {k: v for k, v in report.items() if k not in DIFFERS} == {
+        k: v for k, v in expected.items() if k not in DIFFERS
+    }
+    assert report["seconds"].keys() == expected["seconds"].keys() - {"open models"}
+    (liver, _) = job["classes"]
+    assert liver["voxels"] == int((result.labels_dhw == 1).sum())
+    assert liver["color"] == hex_color(class_color("Liver"))
+    assert [note["code"] for note in job["notes"]] == [note["code"] for note in expected["notes"]]
+
+
+def test_hybrid_mode_is_that_of_the_command_line(
+    tiny_bundle: Bundle, client: ServiceClient, scan: Path, tmp_path: Path
+) -> None:
+    """A drawing made on the image that is shown, in another orientation than that file's."""
+    uploaded = client.upload(scan)
+    shown = client.http.get(f"/v1/images/{uploaded['image']}/volume.nii.gz").content
+    displayed = nibabel.Nifti1Image.from_bytes(__import__("gzip").decompress(shown))
+    original = nibabel.load(scan)
+    np.testing.assert_array_equal(displayed.get_fdata(), original.get_fdata())
+    np.testing.assert_allclose(displayed.affine, original.affine)
+    drawn = np.zeros(displayed.shape, np.uint8)
+    drawn[5:12, 4:14, 2:8] = 1
+    drawing = tmp_path / "drawing.nii.gz"
+    turned = nibabel.Nifti1Image(drawn, displayed.affine).as_reoriented(
+        np.array([[0, -1], [2, 1], [1, 1]])
+    )
+    nibabel.save(turned, drawing)
+
+    output = tmp_path / "labels.npz"
+    run_job(cli_job(tiny_bundle, scan, output, SENTENCE, spatial_prompts=drawing))
+    plain = client.segment(uploaded, SENTENCE)
+    mask = client.upload_mask(uploaded, drawing)
+    assert mask["labels"] == [1]
+    job = client.segment(uploaded, SENTENCE, spatial_prompts=mask)
+    client.save_labels(job, tmp_path / "served.npz")
+    labels = read_labels(tmp_path / "served.npz").labels_dhw
+    np.testing.assert_array_equal(labels, read_labels(output).labels_dhw)
+    assert job["classes"][0]["voxels"] != plain["classes"][0]["voxels"]
+
+
+def test_a_mask_on_another_grid_is_refused(
+    client: ServiceClient, scan: Path, tmp_path: Path, served: Running
+) -> None:
+    uploaded = client.upload(scan)
+    before = served.files()
+    other = tmp_path / "other.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6), np.uint8), np.eye(4)), other)
+    error = refused(client.upload_mask, uploaded, other)
+    assert (error.status, error.code) == (422, "annotation-on-another-grid")
+    assert "other.nii.gz" not in "".join(served.files())
+    assert served.files() == before
+
+
+def test_a_dicom_zip_with_several_series(
+    tiny_bundle: Bundle, client: ServiceClient, tmp_path: Path
+) -> None:
+    """One is chosen without sending all again, and its SEG refers to its slices."""
+    affine = np.diag([3.0, 3.0, 4.0, 1.0])
+    for seed, number in ((0, 3), (1, 7)):
+
+        def change(_: int, data: Any, number: int = number) -> None:
+            data.SeriesNumber = number
+
+        write_series(tmp_path / "study" / f"s{seed}", image(seed), affine, change=change, seed=seed)
+    error = refused(client.upload, zipped(tmp_path / "study"), filename="study.zip")
+    assert (error.status, error.code) == (409, "several-series")
+    choices = error.problem["choices"]
+    assert [each["number"] for each in choices] == [3, 7]
+    assert choices[0]["images"] == len(image())
+    wrong = refused(client.choose_series, error.problem["upload"], "99")
+    assert (wrong.status, wrong.code) == (409, "series-not-found")
+    uploaded = client.choose_series(error.problem["upload"], choices[1]["series"])
+    assert uploaded["modality"] == "CT"
+    assert uploaded["output_formats"] == list(OUTPUT_FORMATS)
+    gone = refused(client.choose_series, error.problem["upload"], "3")
+    assert (gone.status, gone.code) == (404, "upload-unknown")
+
+    job = client.segment(uploaded, "Liver")  # the series says that it is CT
+    output = tmp_path / "cli.nii.gz"
+    run_job(cli_job(tiny_bundle, tmp_path / "study" / "s1", output, SENTENCE))
+    client.save_labels(job, tmp_path / "served.nii.gz")
+    assert (tmp_path / "served.nii.gz").read_bytes() == output.read_bytes()
+    seg = dcmread(io.BytesIO(client.fetch(job, format="dcm")))
+    (referred,) = seg.ReferencedSeriesSequence
+    assert referred.SeriesInstanceUID == choices[1]["series"]
+    for name in ("rtstruct", "labelmap.dcm"):
+        assert dcmread(io.BytesIO(client.fetch(job, format=name))).PatientID == "none"
+
+
+def test_lesions_with_their_instances(client: ServiceClient, scan: Path) -> None:
+    job = client.segment(client.upload(scan), "adrenocortical carcinoma on CT", kind="lesion")
+    (found,) = job["classes"]
+    assert found["lesions"] > 0
+    assert len(client.statistics(job, "lesions")) == found["lesions"]
+    content = __import__("gzip").decompress(client.fetch(job, "instances"))
+    numbers = np.asarray(nibabel.Nifti1Image.from_bytes(content).dataobj)
+    assert numbers.max() == found["lesions"]
+    assert client.statistics(job)[0]["class"] == found["name"]
+
+
+@pytest.mark.parametrize("name", ["npz", "nii.gz", "seg.nrrd", "mha", "nifti"])
+def test_formats_hold_the_same_labels(
+    client: ServiceClient, scan: Path, tmp_path: Path, name: str
+) -> None:
+    job = client.segment(client.upload(scan), SENTENCE)
+    path = tmp_path / f"x.{'nii' if name == 'nifti' else name}"
+    content = client.fetch(job, format=name)
+    path = tmp_path / f"x.{'nii.gz' if name == 'nifti' else name}"
+    path.write_bytes(content)
+    labels = read_labels(path).labels_dhw
+    assert int((labels == 1).sum()) == job["classes"][0]["voxels"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "code"),
+    [
+        (["Liver in CT", "Liver in CT"], {}, "class-repeated"),
+        (["the moon in CT"], {}, None),
+        ([], {}, "no-prompts"),
+        (None, {}, "no-prompts"),
+        ({"1": "Liver in CT", "x": "Spleen in CT"}, {}, None),
+        ("Liver", {}, "no-modality"),
+        (SENTENCE, {"seed": "x"}, "option-invalid"),
+        (SENTENCE, {"preset": "nothing"}, "option-invalid"),
+        (SENTENCE, {"lesion": 3}, "option-invalid"),
+        (SENTENCE, {"max_memory": 3}, "option-unknown"),
+        (SENTENCE, {"masks": 3}, "option-unknown"),
+        (SENTENCE, {"time_budget": -1.0}, "not-positive"),
+        (SENTENCE, {"window": "nothing"}, None),
+    ],
+)
+def test_what_can_not_be_asked_for(
+    client: ServiceClient, scan: Path, served: Running, prompts: Any, options: Any, code: str | None
+) -> None:
+    """It is refused before it waits, and leaves nothing."""
+    uploaded = client.upload(scan)
+    before = served.files()
+    error = refused(client.submit, uploaded, prompts, **options)
+    assert error.status == 422
+    assert error.code == (code or error.code)
+    assert error.problem["type"].endswith(error.code)
+    assert "\n" not in str(error)
+    assert served.files() == before
+
+
+def test_messages_are_those_of_the_command_line(
+    tiny_bundle: Bundle, client: ServiceClient, tmp_path: Path
+) -> None:
+    """Also of what a child process read, under the name that its user gave it."""
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(b"\x1f\x8b nothing")
+    with pytest.raises(MedalsError) as caught:
+        run_job(cli_job(tiny_bundle, broken, tmp_path / "o.npz", SENTENCE))
+    error = refused(client.upload, broken)
+    assert (str(error), error.code) == (str(caught.value), caught.value.code)
+
+
+def test_prompts_of_the_file_itself(client: ServiceClient) -> None:
+    out = io.BytesIO()
+    prompts = {"4": SENTENCE, "instance_label": 0}
+    np.savez(
+        out,
+        imgs=image().astype(np.uint8),
+        spacing=np.array([2.0, 3.0, 4.0]),
+        text_prompts=np.array(prompts, dtype=object),
+    )
+    uploaded = client.upload(out.getvalue(), filename="case.npz")
+    assert uploaded["has_prompts"]
+    assert [each["label"] for each in client.segment(uploaded, None)["classes"]] == [4]
+    mapped = client.segment(uploaded, {"9": SENTENCE})
+    assert [each["label"] for each in mapped["classes"]] == [9]
+
+
+def test_the_model_lists_what_it_covers(client: ServiceClient, tiny_bundle: Bundle) -> None:
+    model = client.model()
+    assert {each["id"] for each in model["classes"]} == set(tiny_bundle.class_rows)
+    assert model["notice"] == tiny_bundle.notice
+    for each in model["classes"]:
+        read = client.prompts(each["sentence"], kind=each["kind"])
+        assert [found["class_id"] for found in read["reading"]] == [each["id"]]
+        assert read["problem"] is None
+    for group in model["groups"]:
+        assert set(group["class_ids"]) <= {each["id"] for each in model["classes"]}
+
+
+def test_suggestions_while_one_types(client: ServiceClient) -> None:
+    for typed in ("l", "liv", "Liver", "lver"):
+        found = client.prompts(typed, modality="CT")["suggestions"]
+        assert "Liver" in [each["name"] for each in found], typed
+    read = client.prompts("liver in CT; right kidn")
+    assert [each["name"] for each in read["reading"]] == ["Liver"]
+    assert read["problem"]["code"]
+    assert read["suggestions"][0]["name"] == "Right kidney"
+    assert client.prompts("")["suggestions"] == []
+
+
+def test_progress_comes_in_order_and_ends(client: ServiceClient, scan: Path) -> None:
+    seen: list[Any] = []
+    job = client.segment(client.upload(scan), SENTENCE, progress=seen.append)
+    assert seen[-1]["status"] == job["status"] == "done"
+    assert {each["stage"] for each in seen} <= {None, *STAGE_NAMES.values()}
+    assert all(each["windows_done"] <= each["windows_total"] for each in seen)
+    again = list(client.watch(job))  # one that comes back late gets the end at once
+    assert [each["status"] for each in again] == ["done"]
+
+
+def test_a_page_that_was_loaded_again_finds_its_things(client: ServiceClient, scan: Path) -> None:
+    uploaded = client.upload(scan)
+    job = client.segment(uploaded, SENTENCE)
+    content = client._json("GET", "/v1/sessions/current")
+    assert content["images"] == [uploaded]
+    assert content["jobs"] == client._json("GET", "/v1/jobs")["jobs"] == [client.job(job)]
+
+
+def test_a_deleted_image_takes_its_jobs_along(
+    client: ServiceClient, scan: Path, served: Running
+) -> None:
+    before = served.files()
+    uploaded = client.upload(scan)
+    job = client.segment(uploaded, SENTENCE)
+    client.fetch(job, format="npz")
+    client.delete_image(uploaded)
+    assert served.files() == before
+    assert refused(client.job, job).code == "job-unknown"
+    assert refused(client.submit, uploaded, SENTENCE).code == "image-unknown"
+    (session,) = [each for each in _sessions(served) if not each.images]
+    assert session.bytes == 0
+
+
+def _sessions(served: Running) -> list[Any]:
+    return list(served.server.config.app.state.service.sessions)
+
+
+def test_the_api_describes_itself(served: Running) -> None:
+    with served.http() as http:
+        described = http.get("/v1/openapi.json").json()
+    assert described["openapi"].startswith("3.1")
+    routes = {(path, verb) for path, verbs in described["paths"].items() for verb in verbs}
+    assert ("/v1/jobs/{job}/events", "get") in routes
+    for path, verb in routes:
+        entry = described["paths"][path][verb]
+        assert entry["summary"]
+        assert "default" in entry["responses"], path
+    sent = described["paths"]["/v1/images"]["post"]["requestBody"]["content"]
+    assert "application/octet-stream" in sent
+
+
+def test_what_watches_the_server(served: Running, client: ServiceClient, scan: Path) -> None:
+    client.segment(client.upload(scan), SENTENCE)
+    with served.http() as http:
+        assert http.get("/healthz").text == "ok\n"
+        assert http.get("/readyz").status_code == 200
+        figures = http.get("/metrics").text
+    assert 'medals_jobs_total{status="done"}' in figures
+    assert 'route="/v1/images"' in figures
+    assert "someone" not in figures
+    for line in figures.splitlines():
+        assert line.startswith("#") or float(line.rpartition(" ")[2]) >= 0
+
+
+def test_options_of_a_job_are_those_of_a_run(
+    tiny_bundle: Bundle, client: ServiceClient, scan: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "labels.npz"
+    job = cli_job(tiny_bundle, scan, output, SENTENCE)
+    segment = replace(job.options.segment, refinement="none", postprocess="off", window="400,40")
+    run_job(replace(job, options=replace(job.options, segment=segment)))
+    served = client.segment(
+        client.upload(scan), SENTENCE, refinement="none", postprocess="off", window="400,40"
+    )
+    client.save_labels(served, tmp_path / "served.npz")
+    np.testing.assert_array_equal(
+        read_labels(tmp_path / "served.npz").labels_dhw, read_labels(output).labels_dhw
+    )
+    assert client.report(served)["refinement"] == "none"
+
+
+def test_a_scan_may_be_uploaded_twice(client: ServiceClient, tmp_path: Path) -> None:
+    first = client.upload(write_nifti(tmp_path / "a.nii"))
+    second = client.upload(write_nifti(tmp_path / "b.nii", seed=1))
+    assert first["image"] != second["image"]
+    assert first["size_bytes"] == (tmp_path / "a.nii").stat().st_size

@@ -1,0 +1,198 @@
+"""The queue and the one thread that owns the model."""
+
+import threading
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.errors import BundleError, RunnerError
+from medals_serve.client import ServedProblemError, ServiceClient
+from medals_serve.engine import JobEngine
+from medals_serve.metrics import Metrics
+from tests.serve.serving import SENTENCE, Running, running, until
+
+
+@pytest.fixture
+def held(served: Running) -> Any:
+    """The model waits in its first window."""
+    served.gate.clear()
+    yield served
+    served.gate.set()
+
+
+def statuses(client: ServiceClient) -> list[str]:
+    return [job["status"] for job in client._json("GET", "/v1/jobs")["jobs"]]
+
+
+def test_jobs_wait_for_each_other(held: Running, scan: Path) -> None:
+    with held.client() as first, held.client() as second:
+        one, two = first.upload(scan), second.upload(scan)
+        a = first.submit(one, SENTENCE)
+        until(lambda: first.job(a)["stage"] == "coarse")
+        b = second.submit(two, SENTENCE)
+        c = first.submit(one, SENTENCE)
+        assert (b["position"], c["position"]) == (1, 2)
+        assert first.job(a)["position"] is None
+        assert second.cancel(b)["status"] == "canceled"
+        assert first.job(c)["position"] == 1
+        held.gate.set()
+        assert first.wait(a)["status"] == first.wait(c)["status"] == "done"
+        assert second.job(b)["problem"]["code"] == "job-canceled"
+
+
+def test_a_running_job_is_canceled_and_the_model_stays_usable(held: Running, scan: Path) -> None:
+    with held.client() as client:
+        image = client.upload(scan)
+        job = client.submit(image, SENTENCE)
+        until(lambda: client.job(job)["stage"] == "coarse")
+        client.cancel(job)
+        with pytest.raises(ServedProblemError) as caught:
+            client.wait(job)
+        assert (caught.value.status, caught.value.code) == (409, "job-canceled")
+        answer = client.http.get(f"/v1/jobs/{job['job']}/result")
+        assert (answer.status_code, answer.json()["code"]) == (409, "job-not-done")
+        held.gate.set()
+        assert client.segment(image, SENTENCE)["status"] == "done"
+        assert client.cancel(job)["status"] == "canceled"  # twice is once
+
+
+def test_a_full_queue_is_said(tiny_bundle: Bundle, tmp_path: Path, scan: Path) -> None:
+    limits = {"max_queue": 2, "max_active_jobs": 2}
+    with running(tiny_bundle, tmp_path / "data", **limits) as served:
+        served.gate.clear()
+        clients = [served.client() for _ in range(2)]
+        images = [client.upload(scan) for client in clients]
+        first = clients[0].submit(images[0], SENTENCE)
+        until(lambda: clients[0].job(first)["status"] == "running")
+        clients[0].submit(images[0], SENTENCE)
+        with pytest.raises(ServedProblemError) as caught:
+            clients[0].submit(images[0], SENTENCE)
+        assert (caught.value.status, caught.value.code) == (429, "too-many-jobs")
+        second = clients[1].submit(images[1], SENTENCE)
+        with pytest.raises(ServedProblemError) as caught:
+            clients[1].submit(images[1], SENTENCE)
+        assert (caught.value.status, caught.value.code) == (503, "queue-full")
+        clients[0].close()  # whose jobs go with it
+        until(lambda: clients[1].job(second)["status"] == "running")
+        served.gate.set()
+        assert clients[1].wait(second)["status"] == "done"
+        clients[1].close()
+        assert served.files() == []
+
+
+def test_a_job_has_its_time(tiny_bundle: Bundle, tmp_path: Path, scan: Path) -> None:
+    with running(tiny_bundle, tmp_path / "data", job_s=0.3) as served, served.client() as client:
+        served.gate.clear()
+        image = client.upload(scan)
+        with pytest.raises(ServedProblemError) as caught:
+            client.segment(image, SENTENCE)
+        assert (caught.value.status, caught.value.code) == (503, "job-overdue")
+        assert client._json("GET", "/v1/jobs")["jobs"][0]["status"] == "failed"
+
+
+def test_what_fails_fails_alone(served: Running, client: ServiceClient, scan: Path) -> None:
+    segmenter = served.segmenter
+    assert segmenter is not None
+    image = client.upload(scan)
+    for error, status, code in (
+        (RunnerError("the library gave up", code="runner-broke"), 500, "runner-broke"),
+        (MemoryError("1 TB"), 503, "out-of-memory"),
+        (ZeroDivisionError("secret"), 500, "failure"),
+    ):
+
+        def broken(*_: Any, error: Exception = error, **__: Any) -> Any:
+            raise error
+
+        segmenter.segment = broken  # type: ignore[method-assign]
+        with pytest.raises(ServedProblemError) as caught:
+            client.segment(image, SENTENCE)
+        assert (caught.value.status, caught.value.code) == (status, code)
+        assert "secret" not in str(caught.value)
+        del segmenter.segment
+    assert client.segment(image, SENTENCE)["status"] == "done"
+
+
+def test_stopping_lets_the_running_job_end(tiny_bundle: Bundle, tmp_path: Path, scan: Path) -> None:
+    """Those that wait are told; nothing more is taken; then the server is gone."""
+    with running(tiny_bundle, tmp_path / "data", grace_s=30.0) as served:
+        client = served.client()
+        image = client.upload(scan)
+        served.gate.clear()
+        one = client.submit(image, SENTENCE)
+        until(lambda: client.job(one)["status"] == "running")
+        two = client.submit(image, SENTENCE)
+        served.server.stop_soon()
+        until(lambda: client.job(two)["status"] == "canceled")
+        assert "stopped" in client.job(two)["problem"]["detail"]
+        with pytest.raises(ServedProblemError) as caught:
+            client.submit(image, SENTENCE)
+        assert (caught.value.status, caught.value.code) == (503, "server-stopping")
+        with served.http() as http:
+            assert http.get("/readyz").status_code == 503
+            assert http.get("/healthz").status_code == 200
+        served.gate.set()
+        assert client.wait(one)["status"] == "done"
+        until(lambda: served.server.should_exit)
+        client.close()
+    assert list((tmp_path / "data").rglob("*")) == []
+
+
+def test_stopping_has_an_end(tiny_bundle: Bundle, tmp_path: Path, scan: Path) -> None:
+    with running(tiny_bundle, tmp_path / "data", grace_s=0.2) as served:
+        client = served.client()
+        served.gate.clear()
+        job = client.submit(client.upload(scan), SENTENCE)
+        until(lambda: client.job(job)["status"] == "running")
+        served.server.stop_soon()
+        with pytest.raises(ServedProblemError) as caught:
+            client.wait(job)
+        assert caught.value.code == "job-canceled"
+        assert "stopped" in str(caught.value)
+        client.close()
+
+
+def test_one_thread_opens_uses_and_closes() -> None:
+    threads: list[str] = []
+
+    class Model:
+        measured_passes = None
+
+        def __enter__(self) -> Self:
+            threads.append(threading.current_thread().name)
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            threads.append(threading.current_thread().name)
+
+    class Quick:
+        status, is_over, seconds_run = "done", False, 0.0
+
+        def run(self, _: object) -> None:
+            threads.append(threading.current_thread().name)
+            self.is_over = True
+
+    def open_model() -> Any:
+        threads.append(threading.current_thread().name)
+        return Model()
+
+    engine = JobEngine(open_model, 1, Metrics())
+    engine.start()
+    job: Any = Quick()
+    engine.submit(job)
+    until(lambda: job.is_over)
+    engine.stop(1.0)
+    assert threads == ["medals-engine"] * 4
+    assert not engine.is_ready
+
+
+def test_a_model_that_can_not_be_opened() -> None:
+    def fail() -> Any:
+        raise BundleError("no such bundle", code="bundle-missing")
+
+    engine = JobEngine(fail, 1, Metrics())
+    with pytest.raises(BundleError):
+        engine.start()
+    assert not engine.is_ready
+    engine.stop(1.0)

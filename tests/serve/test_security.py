@@ -1,0 +1,399 @@
+"""An attack list: names, tokens, origins, other people's data, sizes, times, and logs."""
+
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from medals_rt.bundle.bundle import Bundle
+from medals_serve.client import ServedProblemError, ServiceClient
+from medals_serve.images import shown_name, stored_name
+from medals_serve.security import HEADERS, SESSION_COOKIE, TOKEN_COOKIE
+from tests.serve.serving import SENTENCE, Running, running, until
+
+TOKEN = "a-token-that-nobody-guesses"  # noqa: S105 - made up
+
+
+def code(answer: httpx.Response) -> str:
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["status"] == answer.status_code
+    found: str = problem["code"]
+    return found
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "", "[::1", "a b"]
+)
+def test_other_names_are_refused(served: Running, host: str) -> None:
+    """A page elsewhere may have its own name lead to the loopback (DNS rebinding)."""
+    with served.http(headers={"Host": host}) as http:
+        answer = http.get("/v1/model")
+    assert (answer.status_code, code(answer)) == (421, "host-unknown")
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8700", "127.0.0.1", "[::1]:99"])
+def test_own_names_are_taken(served: Running, host: str) -> None:
+    with served.http(headers={"Host": host}) as http:
+        assert http.get("/v1/model").status_code == 200
+
+
+def test_two_names_are_refused(served: Running) -> None:
+    request = b"GET /v1/model HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n"
+    assert b" 421 " in raw(served, request) or b" 400 " in raw(served, request)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_other_origins_are_refused(served: Running, headers: dict[str, str]) -> None:
+    with served.http(headers=headers) as http:
+        for method, path in (("POST", "/v1/sessions"), ("GET", "/v1/model")):
+            answer = http.request(method, path)
+            assert (answer.status_code, code(answer)) == (403, "cross-origin")
+            assert "access-control-allow-origin" not in answer.headers
+
+
+def test_the_own_origin_is_taken(served: Running) -> None:
+    headers = {"Origin": served.address, "Sec-Fetch-Site": "same-origin"}
+    with served.http(headers=headers) as http:
+        assert http.post("/v1/sessions").status_code == 201
+        assert http.get("/v1/sessions/current").status_code == 200  # by its cookie
+        assert http.delete("/v1/sessions/current").status_code == 204
+
+
+def test_a_cookie_alone_changes_nothing(served: Running) -> None:
+    """An old browser sends cookies, but does not say which page made it do so."""
+    with served.http() as http:
+        opened = http.post("/v1/sessions")
+        cookie = opened.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=strict" in cookie
+        assert http.get("/v1/sessions/current").status_code == 200
+        assert code(http.delete("/v1/sessions/current")) == "session-unknown"
+        headers = {"Medals-Session": opened.json()["session"]}
+        assert http.delete("/v1/sessions/current", headers=headers).status_code == 204
+
+
+def test_a_session_is_closed_to_others(served: Running, scan: Path) -> None:
+    with served.client() as owner, served.client() as other:
+        image = owner.upload(scan)
+        mask_of = {"image": image["image"], "filename": "m.nii.gz"}
+        job = owner.segment(image, SENTENCE)
+        for method, path, given in (
+            ("GET", f"/v1/images/{image['image']}", {}),
+            ("GET", f"/v1/images/{image['image']}/volume.nii.gz", {}),
+            ("DELETE", f"/v1/images/{image['image']}", {}),
+            ("POST", "/v1/masks", {"params": mask_of, "content": b"x"}),
+            ("POST", "/v1/jobs", {"json": {"image": image["image"], "prompts": SENTENCE}}),
+            ("GET", f"/v1/jobs/{job['job']}", {}),
+            ("GET", f"/v1/jobs/{job['job']}/events", {}),
+            ("POST", f"/v1/jobs/{job['job']}/cancel", {}),
+            ("GET", f"/v1/jobs/{job['job']}/result", {}),
+            ("GET", f"/v1/jobs/{job['job']}/report", {}),
+            ("GET", f"/v1/jobs/{job['job']}/statistics", {}),
+            ("GET", f"/v1/jobs/{job['job']}/preview.png", {}),
+        ):
+            answer = other.http.request(method, path, **given)
+            assert answer.status_code == 404, path
+            assert code(answer) in {"image-unknown", "job-unknown"}
+            nobody = httpx.request(method, served.address + path, **given)
+            assert (nobody.status_code, code(nobody)) == (401, "session-unknown")
+        assert other._json("GET", "/v1/jobs")["jobs"] == []
+        assert owner.job(job)["status"] == "done"
+
+
+def test_nothing_is_left_of_a_session(served: Running, scan: Path) -> None:
+    before = served.files()
+    with served.client() as client:
+        secret = client.http.headers["Medals-Session"]
+        job = client.segment(client.upload(scan), SENTENCE)
+        client.fetch(job, "preview.png")
+        assert served.files() != before
+    assert served.files() == before
+    with served.http(headers={"Medals-Session": secret}) as http:
+        assert code(http.get("/v1/sessions/current")) == "session-unknown"
+        assert code(http.get(f"/v1/jobs/{job['job']}/result")) == "session-unknown"
+
+
+@pytest.mark.parametrize(
+    "filename",
+    [
+        "../../../tmp/evil.nii.gz",
+        "/etc/cron.d/evil.nii.gz",
+        "..\\..\\evil.nii.gz",
+        "C:\\evil.nii.gz",
+        "a\x00b.nii.gz",
+        "a\r\nSet-Cookie: x=y\r\n.nii.gz",
+        "…" * 300 + ".nii.gz",
+        ".nii.gz",
+        "\u202eevil.nii.gz",
+    ],
+)
+def test_names_never_become_paths(
+    served: Running, client: ServiceClient, scan: Path, filename: str
+) -> None:
+    image = client.upload(scan.read_bytes(), filename=filename)
+    assert "/" not in image["filename"]
+    assert "\\" not in image["filename"]
+    assert image["filename"].isprintable()
+    names = {Path(name).name for name in served.files()}
+    assert "upload.nii.gz" in names
+    assert not any("evil" in name or "…" in name for name in names)
+    job = client.segment(image, SENTENCE)
+    answer = client.http.get(f"/v1/jobs/{job['job']}/result")
+    assert answer.status_code == 200
+    assert "set-cookie" not in answer.headers
+    assert answer.headers["content-disposition"].isascii()
+
+
+def test_names_as_they_are_shown_and_stored() -> None:
+    assert shown_name("a/b/c.nii.gz", "image") == "c.nii.gz"
+    assert shown_name("..", "image") == ".."
+    assert shown_name("", "image") == "image"
+    assert stored_name("Scan.NII.GZ") == "upload.nii.gz"
+    assert stored_name("scan.exe") == stored_name("..") == "upload"
+    assert stored_name("scan.zip") == "upload.zip"
+    assert stored_name("scan.seg.nrrd", labels=True) == "upload.seg.nrrd"
+
+
+def test_every_answer_carries_the_headers(served: Running) -> None:
+    with served.http() as http:
+        for path in ("/healthz", "/v1/model", "/v1/jobs", "/nowhere", "/v1/openapi.json"):
+            answer = http.get(path)
+            for name, value in HEADERS.items():
+                assert answer.headers[name] == value, path
+            assert "server" not in answer.headers
+    policy = HEADERS["Content-Security-Policy"]
+    assert "default-src 'self'" in policy
+    assert "unsafe-inline" not in policy
+    assert "'unsafe-eval'" not in policy
+
+
+def test_a_token_is_demanded_where_there_is_one(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with running(tiny_bundle, tmp_path, token=TOKEN) as served:
+        with served.http() as http:
+            assert http.get("/healthz").status_code == 200
+            for path in ("/", "/v1/model", "/metrics", "/v1/openapi.json", "/page/x"):
+                answer = http.get(path)
+                assert (answer.status_code, code(answer)) == (401, "token-missing")
+                assert answer.headers["www-authenticate"] == "Bearer"
+            wrong = http.get("/v1/model", headers={"Authorization": f"Bearer {TOKEN}x"})
+            assert (wrong.status_code, code(wrong)) == (401, "token-wrong")
+            assert code(http.get("/", params={"token": "wrong"})) == "token-missing"
+            opened = http.get("/", params={"token": TOKEN})
+            assert opened.status_code == 303
+            assert opened.headers["location"] == "/"
+            assert "httponly" in opened.headers["set-cookie"].lower()
+            assert http.cookies[TOKEN_COOKIE] == TOKEN
+            assert http.get("/v1/model").status_code == 200
+        with pytest.raises(ServedProblemError) as caught:
+            served.client(token="no")  # noqa: S106
+        assert caught.value.status == 401
+        with served.client(token=TOKEN) as client:
+            assert client.model()["name"] == "tiny"
+
+
+def test_names_that_the_operator_states(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with running(tiny_bundle, tmp_path, host_names=("scans.example",)) as served:
+        for host, status in (("scans.example:80", 200), ("other.example", 421)):
+            with served.http(headers={"Host": host}) as http:
+                assert http.get("/v1/model").status_code == status
+
+
+def test_sizes_are_limited(tiny_bundle: Bundle, tmp_path: Path, scan: Path) -> None:
+    size = scan.stat().st_size
+    limits: dict[str, Any] = {
+        "max_upload_bytes": size,
+        "max_session_bytes": 2 * size,
+        "max_disk_bytes": 3 * size,
+        "max_body_bytes": 2000,
+        "max_images": 3,
+    }
+    with running(tiny_bundle, tmp_path / "data", **limits) as served:
+        with served.client() as client:
+            for sent in (b"x" * (size + 1), iter([b"x" * 100] * (size // 100 + 1))):
+                answer = client.http.post("/v1/images?filename=a.nii.gz", content=sent)
+                assert (answer.status_code, code(answer)) == (413, "body-too-large")
+            answer = client.http.post("/v1/jobs", json={"image": "x" * 3000})
+            assert (answer.status_code, code(answer)) == (413, "body-too-large")
+            answer = client.http.post(
+                "/v1/jobs", content=iter([b" " * 500] * 5), headers={"Content-Type": "text/json"}
+            )
+            assert (answer.status_code, code(answer)) == (413, "body-too-large")
+            client.upload(scan)
+            client.upload(scan)
+            error = _refused(client.upload, scan)
+            assert (error.status, error.code) == (413, "session-full")
+            with served.client() as other:
+                other.upload(scan)
+                error = _refused(other.upload, scan)
+                assert (error.status, error.code) == (507, "no-room")
+        assert not [name for name in served.files() if "upload" in name]
+
+
+def _refused(work: Any, *given: Any) -> ServedProblemError:
+    with pytest.raises(ServedProblemError) as caught:
+        work(*given)
+    return caught.value
+
+
+def test_counts_are_limited(tiny_bundle: Bundle, tmp_path: Path, scan: Path) -> None:
+    limits = {"max_images": 2, "max_sessions": 2, "max_jobs": 1, "max_masks": 0}
+    with running(tiny_bundle, tmp_path / "data", **limits) as served:
+        with served.client() as client, served.client():
+            with pytest.raises(ServedProblemError) as caught:
+                served.client()
+            assert (caught.value.status, caught.value.code) == (503, "too-many-sessions")
+            image = client.upload(scan)
+            client.upload(scan)
+            error = _refused(client.upload, scan)
+            assert (error.status, error.code) == (429, "too-many-images")
+            assert _refused(client.upload_mask, image, scan).code == "too-many-masks"
+            client.segment(image, SENTENCE)
+            assert _refused(client.submit, image, SENTENCE).code == "too-many-jobs"
+            answer = client.http.post("/v1/images?filename=a.nii", content=b"x")
+            assert int(answer.headers["retry-after"]) > 0
+        with served.client():
+            pass
+
+
+def raw(served: Running, *parts: bytes, pause: float = 0.0) -> bytes:
+    """Send bytes as they are and return what comes back until the server closes."""
+    place = (
+        served.address.rpartition("/")[2].partition(":")[0],
+        int(served.address.rpartition(":")[2]),
+    )
+    with socket.create_connection(place, timeout=30) as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(pause)
+        connection.settimeout(10)
+        said = b""
+        try:
+            while part := connection.recv(65536):
+                said += part
+                if b"\r\n\r\n" in said and not pause:
+                    break
+        except TimeoutError:
+            pass
+        return said
+
+
+def test_a_slow_body_is_ended(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    patience = {"body_idle_s": 0.3, "header_s": 0.6}
+    with running(tiny_bundle, tmp_path, **patience) as served, served.client() as client:
+        session = client.http.headers["Medals-Session"].encode()
+        head = (
+            b"POST /v1/images?filename=a.nii HTTP/1.1\r\nHost: localhost\r\n"
+            b"Medals-Session: " + session + b"\r\nContent-Length: 99\r\n\r\nslow"
+        )
+        began = time.monotonic()
+        said = raw(served, head, pause=0.1)
+        assert b" 408 " in said.partition(b"\r\n")[0]
+        assert time.monotonic() - began < 9
+        assert not [name for name in served.files() if "upload" in name]
+        began = time.monotonic()
+        assert raw(served, b"GET / HTTP/1.1\r\nHost: loc", pause=0.1) == b""
+        assert time.monotonic() - began < 9
+        assert client.model()["name"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"\x00\x01\x02\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: x\r\n\r\n",
+        b"GET /v1/../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /page/%2e%2e/app.py HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /page/..%2fapp.py HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+)
+def test_requests_that_are_none(served: Running, request_bytes: bytes) -> None:
+    status = raw(served, request_bytes).partition(b"\r\n")[0]
+    assert status == b"" or status.split()[1][:1] == b"4", status
+    with served.http() as http:
+        assert http.get("/healthz").status_code == 200
+
+
+def test_logs_name_nobody(
+    served: Running, client: ServiceClient, scan: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither a file, nor a session, nor what was asked for, whatever went well or wrong."""
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("medals_serve").propagate = True
+    job = client.segment(client.upload(scan), SENTENCE)
+    client.fetch(job, format="npz")
+    _refused(client.upload, b"x" * 50)
+    client.prompts("Doe's liver in CT")
+    _break_the_next_result(served)
+    with served.client() as other:
+        image = other.upload(scan.read_bytes(), filename="Doe^John.nii.gz")
+        _refused(other.segment, image, SENTENCE)
+    ours = [each for each in caplog.records if not each.name.startswith(("http", "filelock"))]
+    text = "\n".join(each.getMessage() for each in ours)
+    secret = client.http.headers["Medals-Session"]
+    for what in ("someone", "Doe", "iver in", secret, job["job"], "filename", "in the image"):
+        assert what not in text, what
+    assert "POST /v1/jobs 202" in text
+    assert "RuntimeError in" in text
+
+
+def _break_the_next_result(served: Running) -> None:
+    segmenter = served.segmenter
+    assert segmenter is not None
+    real = type(segmenter).segment
+
+    def broken(*_: Any, **__: Any) -> Any:
+        segmenter.__dict__.pop("segment")
+        raise RuntimeError("Doe^John is in the image")
+
+    segmenter.segment = broken  # type: ignore[method-assign]
+    assert real is type(segmenter).segment
+
+
+def test_folders_are_closed_to_other_users(
+    served: Running, client: ServiceClient, scan: Path
+) -> None:
+    client.upload(scan)
+    for folder in [served.data_dir, *served.data_dir.rglob("*")]:
+        if folder.is_dir():
+            assert folder.stat().st_mode & 0o077 == 0, folder
+    assert served.data_dir.stat().st_uid == os.getuid()
+
+
+def test_a_client_that_goes_leaves_nothing(served: Running) -> None:
+    before = served.files()
+    with served.client() as client:
+        session = client.http.headers["Medals-Session"].encode()
+        place = ("127.0.0.1", int(served.address.rpartition(":")[2]))
+        with socket.create_connection(place) as connection:
+            connection.sendall(
+                b"POST /v1/images?filename=a.nii HTTP/1.1\r\nHost: localhost\r\n"
+                b"Medals-Session: " + session + b"\r\nContent-Length: 99999\r\n\r\n" + b"x" * 5000
+            )
+            until(lambda: any("upload" in name for name in served.files()))
+        until(lambda: not any("upload" in name for name in served.files()))
+    assert served.files() == before
+
+
+def test_the_cookie_has_its_name(served: Running) -> None:
+    with served.http() as http:
+        http.post("/v1/sessions")
+        assert list(http.cookies) == [SESSION_COOKIE]

@@ -1,0 +1,214 @@
+"""The command: its address, its refusals, and how it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.errors import InputError, MissingDependencyError, OutputError
+from medals_rt.pipeline.options import RunOptions
+from medals_serve import command
+from medals_serve.client import ServiceClient
+from medals_serve.command import read_token, serve
+from medals_serve.server import address_of, bind, is_loopback
+from tests.serve.serving import RUNNER, SENTENCE, child, until
+
+
+def children_of(process: Any) -> list[Any]:
+    import psutil
+
+    found: list[Any] = psutil.Process(process.pid).children(recursive=True)
+    return found
+
+
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGTERM, "None"), (signal.SIGINT, "2")])
+def test_signals_end_it_and_leave_nothing(
+    tiny_bundle: Bundle, tmp_path: Path, scan: Path, number: int, said: str
+) -> None:
+    data = tmp_path / "data"
+    with child(tiny_bundle, data) as (process, address), ServiceClient(address) as client:
+        job = client.submit(client.upload(scan), SENTENCE)
+        until(lambda: client.job(job)["status"] != "queued")
+        readers = children_of(process)
+        assert readers
+        process.send_signal(number)
+        assert client.wait(job)["status"] == "done"  # it has its grace
+        assert process.wait(60) == 0
+        assert f"ended by {said}" in process.stdout.read()
+        assert not any(reader.is_running() for reader in readers)
+    assert list(data.iterdir()) == []
+
+
+def test_what_a_killed_server_left_the_next_one_removes(
+    tiny_bundle: Bundle, tmp_path: Path, scan: Path
+) -> None:
+    data = tmp_path / "data"
+    with child(tiny_bundle, data) as (process, address), ServiceClient(address) as client:
+        client.submit(client.upload(scan), SENTENCE)
+        readers = children_of(process)
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+        until(lambda: not any(reader.is_running() for reader in readers))
+    assert any(path.name == "upload.nii.gz" for path in data.rglob("*"))
+    with child(tiny_bundle, data) as (process, _):
+        assert not any(path.name == "upload.nii.gz" for path in data.rglob("*"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert list(data.iterdir()) == []
+
+
+def start(bundle: Path, **given: Any) -> int | None:
+    fixed = {"host": "127.0.0.1", "port": 0, "token_file": None}
+    return serve(
+        RunOptions(bundle=bundle, **RUNNER),
+        announce=pytest.fail,
+        warn=pytest.fail,
+        **{**fixed, **given},
+    )
+
+
+def test_a_port_in_use(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError) as caught:
+            start(tiny_bundle.folder, port=port, data_dir=tmp_path)
+    assert caught.value.code == "address-unusable"
+    assert str(port) in str(caught.value)
+
+
+def test_an_address_of_another_machine(tiny_bundle: Bundle) -> None:
+    with pytest.raises(InputError) as caught:
+        start(tiny_bundle.folder, host="192.0.2.1")
+    assert caught.value.code == "address-unusable"
+
+
+def test_a_bundle_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        start(tmp_path / "nothing", data_dir=tmp_path / "data")
+    assert "nothing" in str(caught.value)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_for_data_that_is_none(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """The model is closed again."""
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(OutputError) as caught:
+        start(tiny_bundle.folder, data_dir=file)
+    assert caught.value.code == "data-dir-unusable"
+    assert not [each for each in threading.enumerate() if each.name == "medals-engine"]
+
+
+def test_a_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(what: str, *names: str) -> None:
+        raise MissingDependencyError(f"{what} needs {names}")
+
+    monkeypatch.setattr(command, "require", absent)
+    with pytest.raises(MissingDependencyError) as caught:
+        start(tmp_path)
+    assert "medals-rt serve" in str(caught.value)
+
+
+def test_importing_the_command_needs_no_extra() -> None:
+    code = "import sys, medals_serve.command; print([m for m in sys.modules if 'fastapi' in m])"
+    path = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_tokens_from_files(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("a" * 20 + "\n", encoding="utf-8")
+    file.chmod(0o600)
+    assert read_token(file) == "a" * 20
+    for content, mode, code in (
+        ("short", 0o600, "token-too-short"),
+        ("a" * 20 + " b", 0o600, "token-too-short"),
+        ("ä" * 20, 0o600, "token-unreadable"),
+        ("a" * 20, 0o644, "token-readable-by-others"),
+    ):
+        file.write_text(content, encoding="utf-8")
+        file.chmod(mode)
+        with pytest.raises(InputError) as caught:
+            read_token(file)
+        assert caught.value.code == code
+    with pytest.raises(InputError) as caught:
+        read_token(tmp_path / "none")
+    assert caught.value.code == "token-unreadable"
+
+
+def test_every_address_but_the_loopback_demands_a_token(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is made where none was given, and is part of the address that is printed."""
+    from medals_serve import server as server_module
+
+    seen: list[Any] = []
+
+    class FakeServer:
+        stopped_by = signal.SIGTERM
+
+        def __init__(self, settings: Any, _: Any, **given: Any) -> None:
+            seen.append(settings)
+            self.announce = given["announce"]
+
+        def run(self, **_: Any) -> None:
+            self.announce()
+
+    monkeypatch.setattr(server_module, "Server", FakeServer)
+    said: list[str] = []
+    for host in ("0.0.0.0", "127.0.0.1", "::1"):  # noqa: S104 - what is tested
+        given = {"host": host, "announce": said.append, "warn": said.append}
+        fixed = {"port": 0, "token_file": None}
+        assert serve(RunOptions(bundle=tiny_bundle.folder), **{**fixed, **given}) is None
+    anywhere, loopback, loopback6 = seen
+    assert len(anywhere.token) >= 32
+    assert anywhere.token not in repr(anywhere)
+    assert said[0].endswith(f"?token={anywhere.token}")
+    assert loopback.token is loopback6.token is None
+    assert "token" not in said[2]
+
+
+def test_addresses_as_they_are_printed() -> None:
+    for host, shown in (("127.0.0.1", "127.0.0.1"), ("localhost", "127.0.0.1"), ("::1", "[::1]")):
+        with bind(host, 0) as bound:
+            assert is_loopback(bound)
+            assert shown in address_of(bound) or host == "localhost"
+    with bind("0.0.0.0", 0) as bound:  # noqa: S104 - what is tested
+        assert not is_loopback(bound)
+
+
+def test_stopping_takes_no_longer_than_it_says(
+    tiny_bundle: Bundle, tmp_path: Path, scan: Path
+) -> None:
+    """Watchers of jobs and clients that keep their connection do not hold it."""
+    with child(tiny_bundle, tmp_path / "data", grace_s=1.0) as (process, address):
+        clients = [ServiceClient(address) for _ in range(5)]
+        for client in clients:
+            client.submit(client.upload(scan), SENTENCE)
+        watchers = [
+            client.watch({"job": client._json("GET", "/v1/jobs")["jobs"][0]["job"]})
+            for client in clients
+        ]
+        for watcher in watchers:
+            next(watcher)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert time.monotonic() - began < 50
+        for client in clients:
+            client.close()
