@@ -14,7 +14,7 @@ from medals_rt.cli._errors import (
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
 )
-from medals_rt.cli._options import Select, Series, prompt_source, run_options, takes
+from medals_rt.cli._options import Select, Series, Store, prompt_source, run_options, takes
 from medals_rt.cli._output import out
 from medals_rt.common.errors import InputError, OutputError
 
@@ -43,7 +43,8 @@ def batch_command(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            help="Cases, folders, patterns such as 'scans/*.nii.gz', or a .txt that lists them.",
+            help="Cases, folders, patterns such as 'scans/*.nii.gz', series of a DICOMweb server "
+            "(dicomweb+https://HOST/dicom-web?PatientID=7&Modality=CT), or a .txt that lists such.",
         ),
     ],
     outputs: Annotated[Path, typer.Argument(help="Folder of the results.")],
@@ -83,6 +84,7 @@ def batch_command(
         Path | None,
         typer.Option(help="Folder of reports, pictures and records [default: OUTPUTS]."),
     ] = None,
+    store: Store = None,
     options: "RunOptions",
 ) -> int:
     """Segment many cases; run again, it continues where it stopped.
@@ -133,6 +135,7 @@ def batch_command(
         select=tuple(select or ()),
         ending=ending,
         preview=preview,
+        store=store,
         split=split,
     )
     with out.progress() as progress:

@@ -20,6 +20,7 @@ from medals_rt.common.atomic_io import write_json
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import PromptError
 from medals_rt.common.notes import Note
+from medals_rt.io.dicom.web import content_of, is_web_address
 from medals_rt.pipeline.batch.find import (
     STATE_FOLDER,
     BatchCase,
@@ -137,6 +138,7 @@ def fingerprint(job: Job, bundle_hash: str) -> str:
         "bundle": bundle_hash,
         "options": job.options.deciding(),
         "input": content_sha256(job.input),
+        **({} if job.store is None else {"store": job.store}),
         "series": job.series,
         "select": job.select,
         "prompts": _asked_for(job),
@@ -162,7 +164,12 @@ def _asked_for(job: Job) -> object:
 
 
 def content_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file, or of the names and content of all files in a folder."""
+    """SHA-256 (hex) of a file, or of the names and content of all files in a folder.
+
+    Of an address on a server: of the UIDs of its objects.
+    """
+    if is_web_address(path):
+        return hashlib.sha256(content_of(path).encode()).hexdigest()
     if not path.is_dir():
         return file_sha256(path)
     digest = hashlib.sha256()
