@@ -14,7 +14,7 @@ from medals_rt.cli._errors import (
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
 )
-from medals_rt.cli._options import Select, Series, prompt_source, run_options, takes
+from medals_rt.cli._options import Select, Series, Store, prompt_source, run_options, takes
 from medals_rt.cli._output import out
 from medals_rt.common.errors import InputError, OutputError
 
@@ -49,7 +49,8 @@ def batch_command(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            help="Cases, folders, patterns such as 'scans/*.nii.gz', or a .txt that lists them.",
+            help="Cases, folders, patterns such as 'scans/*.nii.gz', series of a DICOMweb server "
+            "(dicomweb+https://HOST/dicom-web?PatientID=7&Modality=CT), or a .txt that lists such.",
         ),
     ],
     outputs: Annotated[Path, typer.Argument(help="Folder of the results.")],
@@ -89,6 +90,7 @@ def batch_command(
         Path | None,
         typer.Option(help="Folder of reports, pictures and records [default: OUTPUTS]."),
     ] = None,
+    store: Store = None,
     part: Annotated[
         str | None,
         typer.Option(
@@ -128,7 +130,7 @@ def batch_command(
     _check_words(source, options, preview=preview)
     ending = _ending(output_format)
     run = _runner(processes, gpus, ray)
-    with staged(inputs, outputs, reports) as (store, in_places, out_place, reports_place):
+    with staged(inputs, outputs, reports) as (files, in_places, out_place, reports_place):
         plan = plan_batch(
             in_places,
             out_place,
@@ -141,6 +143,7 @@ def batch_command(
             ending=ending,
             preview=preview,
             split=split,
+            files=files,
             store=store,
         )
         with out.progress() as progress:

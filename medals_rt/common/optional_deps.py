@@ -94,6 +94,9 @@ OPTIONAL_LIBRARIES: Final = (
     OptionalLibrary("highdicom", ("highdicom",), ("highdicom",), "DICOM segmentations"),
     OptionalLibrary("pyjpegls", ("jpeg_ls",), ("pyjpegls",), "DICOM label map segmentations"),
     OptionalLibrary("ContourPy", ("contourpy",), ("contourpy",), "DICOM structure sets"),
+    OptionalLibrary("dicomweb-client", ("dicomweb_client",), ("dicomweb-client",), "DICOMweb"),
+    OptionalLibrary("pynetdicom", ("pynetdicom",), ("pynetdicom",), "the DICOM node"),
+    OptionalLibrary("scikit-image", ("skimage",), ("scikit-image",), "surfaces as meshes"),
     OptionalLibrary("Matplotlib", ("matplotlib",), ("matplotlib",), "previews and plots"),
     OptionalLibrary("Jinja2", ("jinja2",), ("jinja2",), "HTML pages of batches and benchmarks"),
     OptionalLibrary(

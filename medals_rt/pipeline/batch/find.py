@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from medals_rt.common.errors import InputError, MissingFileError
+from medals_rt.io.dicom.web import is_web_address, series_addresses
 from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
 from medals_rt.pipeline.batch.jobs_file import (
     JobRow,
@@ -93,16 +94,18 @@ def plan_batch(
     select: tuple[str, ...] = (),
     ending: str | None = None,
     preview: bool = True,
+    store: str | None = None,
     split: bool = False,
-    store: Store = LOCAL,
+    files: Store = LOCAL,
 ) -> BatchPlan:
     """Find the cases and decide on the name of every file that will be written.
 
     Parameters
     ----------
     inputs
-        Folders (with all below them), cases, patterns such as ``scans/*.nii.gz``, or text files
-        that list such, one a line. With `jobs` one folder, from which its paths are taken.
+        Folders (with all below them), cases, patterns such as ``scans/*.nii.gz``, addresses of
+        series on a DICOMweb server, or text files that list such, one a line. With `jobs` one
+        folder, from which its paths are taken.
     results
         The folder of results.
     jobs
@@ -117,9 +120,11 @@ def plan_batch(
         Of the results, such as ``".nii.gz"``; None: that of the case.
     preview
         Whether pictures are drawn.
+    store
+        Address of a DICOMweb server where results are stored too.
     split
         Whether each class gets a file of its own, in a folder with the case's name.
-    store
+    files
         Where the files lie whose places are given.
 
     Raises
@@ -143,11 +148,11 @@ def plan_batch(
             f"in {', '.join(ENDINGS)}, DICOM folders and zips of them",
             code="no-case",
         )
-    places = _Places(results, reports, ending, preview, split, store)
+    places = _Places(results, reports, ending, preview, split, files, store)
     common = _Common(source, options, series, select)
     cases = tuple(_batch_case(each, places, common) for each in found)
     _refuse_clashes(cases)
-    return BatchPlan(cases, results, reports, unread, store)
+    return BatchPlan(cases, results, reports, unread, files)
 
 
 def unread_words(unread: Sequence[Path]) -> str:
@@ -176,11 +181,19 @@ def one_name(name: str) -> str:
 def _from_inputs(inputs: Iterable[Path], skip: set[Path]) -> Iterator[_Found]:
     """Go through what the command line names."""
     for given in inputs:
-        if given.is_dir():
+        if is_web_address(given):
+            for address in series_addresses(given):
+                study, series = address.query.values()
+                yield _Found(Path(str(address)), f"{study}/{series}")
+        elif given.is_dir():
             yield from _from_folder(given, skip)
         elif given.suffix.lower() == _LIST and given.is_file():
             lines = given.read_text(encoding="utf-8-sig").splitlines()
-            listed = [given.parent / line.strip() for line in lines if line.strip()]
+            listed = [
+                Path(line) if is_web_address(line) else given.parent / line
+                for line in map(str.strip, lines)
+                if line
+            ]
             yield from _from_inputs(listed, skip)
         elif given.exists():
             yield _Found(given, case_stem(given))
@@ -250,14 +263,18 @@ def _from_jobs(
 
 @dataclass(frozen=True)
 class _Places:
-    """Where files go, the ending of results (None: the case's), and which files there are."""
+    """Where files go, the ending of results (None: the case's), and which files there are.
+
+    `store` is a server that gets the results too.
+    """
 
     results: Path
     reports: Path
     ending: str | None
     preview: bool
     split: bool
-    store: Store
+    files: Store
+    store: str | None = None
 
 
 @dataclass(frozen=True)
@@ -289,12 +306,13 @@ def _batch_case(found: _Found, places: _Places, common: _Common) -> BatchCase:
         preview=preview_path(places.reports, name) if places.preview else None,
         split=places.results / name if places.split else None,
         options=common.options,
+        store=places.store,
     )
     if is_dicom(found.path):
         job = replace(job, series=common.series, select=common.select)
     if found.row is not None:
         job = _with_row(job, found.row, found.folder)
-    return BatchCase(name, job, places.reports / STATE_FOLDER / f"{name}.json", places.store)
+    return BatchCase(name, job, places.reports / STATE_FOLDER / f"{name}.json", places.files)
 
 
 def _with_row(job: Job, row: JobRow, folder: Path) -> Job:

@@ -137,6 +137,7 @@ def fingerprint(case: BatchCase, bundle_hash: str) -> str:
         "bundle": bundle_hash,
         "options": job.options.deciding(),
         "input": identity(job.input),
+        **({} if job.store is None else {"store": job.store}),
         "series": job.series,
         "select": job.select,
         "prompts": _asked_for(job),

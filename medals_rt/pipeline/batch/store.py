@@ -21,6 +21,7 @@ from typing import Any, Final
 from medals_rt.bundle.manifest import file_sha256
 from medals_rt.common.errors import InputError, MissingFileError, OutputError
 from medals_rt.common.optional_deps import import_optional
+from medals_rt.io.dicom.web import content_of, is_web_address
 
 _URL: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/{1,2}(?P<rest>[^/].*)", re.DOTALL)
 """Of a URL, also as a path has it, where one of the two slashes is lost."""
@@ -30,7 +31,7 @@ _DICOM_ENDING: Final = ".dcm"
 
 def url_of(path: Path) -> str | None:
     """Return the URL that a path of the command line is, if it is one."""
-    found = _URL.fullmatch(path.as_posix())
+    found = None if is_web_address(path) else _URL.fullmatch(path.as_posix())
     return None if found is None else f"{found['scheme']}://{found['rest'].rstrip('/')}"
 
 
@@ -66,7 +67,8 @@ class Store:
         """
         url = self.url(path)
         if url is None:
-            return content_sha256(path) if path.exists() else None
+            there = is_web_address(path) or path.exists()
+            return content_sha256(path) if there else None
         files, key = _open(url)
         try:
             if not files.isdir(key):
@@ -182,7 +184,12 @@ def staged(
 
 
 def content_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file, or of the names and content of all files in a folder."""
+    """SHA-256 (hex) of a file, or of the names and content of all files in a folder.
+
+    Of an address on a DICOMweb server: of the UIDs of its objects.
+    """
+    if is_web_address(path):
+        return hashlib.sha256(content_of(path).encode()).hexdigest()
     if not path.is_dir():
         return file_sha256(path)
     digest = hashlib.sha256()
