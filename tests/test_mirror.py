@@ -51,6 +51,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "io/nrrd.py": ("io/test_formats.py", "all formats are held to the same tests"),
     "io/voxel_data.py": ("io/test_registry.py", BY_PART),
     "pipeline/batch/records.py": ("pipeline/batch/test_kept.py", BY_PART),
+    "pipeline/batch/supervision.py": ("pipeline/batch/test_workers.py", BY_PART),
     "pipeline/batch/run.py": ("pipeline/batch/test_batch.py", BY_COMMAND),
     "pipeline/csv_tables.py": ("pipeline/test_class_statistics.py", BY_USE),
     "planning/stage_plan.py": ("planning/test_geometry.py", BY_PART),

@@ -118,6 +118,10 @@ OPTIONAL_LIBRARIES: Final = (
         ("huggingface_hub",),
         "weights and bundles from a model hub",
     ),
+    OptionalLibrary("Ray", ("ray",), ("ray",), "batches on a cluster"),
+    OptionalLibrary(
+        "fsspec", ("fsspec",), ("fsspec",), "batches whose files lie behind URLs, such as s3://"
+    ),
     OptionalLibrary("FastAPI", ("fastapi",), ("fastapi",), "the HTTP service"),
     OptionalLibrary("uvicorn", ("uvicorn",), ("uvicorn",), "the HTTP service"),
     OptionalLibrary("HTTPX", ("httpx",), ("httpx",), "the HTTP service's Python client"),

@@ -17,6 +17,7 @@ from medals_rt.pipeline.batch.jobs_file import (
     segmenting,
     source_of,
 )
+from medals_rt.pipeline.batch.store import LOCAL, Store
 from medals_rt.pipeline.job import Job, own_ending
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.prompts.prompt_set import PromptReading
@@ -42,25 +43,27 @@ class BatchCase:
     """One case of a batch.
 
     `name` is unique in the batch: the input's path from the folder of inputs, without its ending.
-    `record` is where the batch notes that the case is finished.
+    `record` is where the batch notes that the case is finished, `store` where its files lie.
     """
 
     name: str
     job: Job
     record: Path
+    store: Store = LOCAL
 
 
 @dataclass(frozen=True)
 class BatchPlan:
     """All cases of a batch in their order, and where what is about all of them goes.
 
-    `unread` are images in the folders whose formats aren't read.
+    `unread` are images in the folders whose formats aren't read; `store` says where files lie.
     """
 
     cases: tuple[BatchCase, ...]
     results: Path
     reports: Path
     unread: tuple[Path, ...] = ()
+    store: Store = LOCAL
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def plan_batch(
     preview: bool = True,
     store: str | None = None,
     split: bool = False,
+    files: Store = LOCAL,
 ) -> BatchPlan:
     """Find the cases and decide on the name of every file that will be written.
 
@@ -120,6 +124,8 @@ def plan_batch(
         Address of a DICOMweb server where results are stored too.
     split
         Whether each class gets a file of its own, in a folder with the case's name.
+    files
+        Where the files lie whose places are given.
 
     Raises
     ------
@@ -142,11 +148,11 @@ def plan_batch(
             f"in {', '.join(ENDINGS)}, DICOM folders and zips of them",
             code="no-case",
         )
-    places = _Places(results, reports, ending, preview, split, store)
+    places = _Places(results, reports, ending, preview, split, files, store)
     common = _Common(source, options, series, select)
     cases = tuple(_batch_case(each, places, common) for each in found)
     _refuse_clashes(cases)
-    return BatchPlan(cases, results, reports, unread)
+    return BatchPlan(cases, results, reports, unread, files)
 
 
 def unread_words(unread: Sequence[Path]) -> str:
@@ -267,6 +273,7 @@ class _Places:
     ending: str | None
     preview: bool
     split: bool
+    files: Store
     store: str | None = None
 
 
@@ -305,7 +312,7 @@ def _batch_case(found: _Found, places: _Places, common: _Common) -> BatchCase:
         job = replace(job, series=common.series, select=common.select)
     if found.row is not None:
         job = _with_row(job, found.row, found.folder)
-    return BatchCase(name, job, places.reports / STATE_FOLDER / f"{name}.json")
+    return BatchCase(name, job, places.reports / STATE_FOLDER / f"{name}.json", places.files)
 
 
 def _with_row(job: Job, row: JobRow, folder: Path) -> Job:
