@@ -378,6 +378,6 @@ def test_dcmqi_reads_the_labels_where_they_are(tmp_path: Path) -> None:
     assert same_grid(expected, grid_of(found)) is None
     np.testing.assert_array_equal(found.labels_dhw, canonical)
     (described,) = tmp_path.glob("*meta.json")
-    segments = json.loads(described.read_text())["segmentAttributes"]
+    segments = json.loads(described.read_text(encoding="utf-8"))["segmentAttributes"]
     flat = [each for group in segments for each in group]
     assert {str(each["labelID"]): each["SegmentLabel"] for each in flat} == prompts
