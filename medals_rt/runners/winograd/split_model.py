@@ -17,7 +17,7 @@ from medals_rt.runners.winograd.convolution import (
     measure,
 )
 from medals_rt.runners.winograd.machine_code import Storage
-from medals_rt.runners.winograd.partition import Block, Partition, Segment
+from medals_rt.runners.winograd.partition import Block, Partition
 
 
 class Compiled(Protocol):
@@ -62,14 +62,15 @@ class SplitModel:
         threads: int,
     ) -> None:
         self._blocks = partition.blocks
-        self._segments = partition.segments
+        # not the segments: their models hold all weights once more
+        self._reads = [dict(segment.blocks) for segment in partition.segments]
         self._compiled = tuple(compiled)
         self._storage = storage
         self._workers = Workers(threads)
         self._factors = [_fixed_factors(block) for block in partition.blocks]
         own = {spec.name for each in self._compiled if each for spec in each.outputs}
         ports = [spec for each in self._compiled if each for spec in each.inputs]
-        blocks = {name for segment in self._segments for name in segment.blocks}
+        blocks = {name for reads in self._reads for name in reads}
         given = {spec.name: spec for spec in ports if spec.name not in own | blocks}
         self.inputs = tuple(given.values())
         made = {spec.name: spec for each in self._compiled if each for spec in each.outputs}
@@ -77,22 +78,22 @@ class SplitModel:
         self._kept = frozenset((*given, *partition.outputs))
         self._trace=[]
         # OpenVINO reads what is activated; convolutions activate while they read
-        self._shown = {number for segment in self._segments for number in segment.blocks.values()}
+        self._shown = {number for reads in self._reads for number in reads.values()}
         self._last = self._last_readers()
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Compute all outputs from all inputs, by name."""
         values: dict[str, Array] = dict(feeds)
         made: dict[int, Source] = {}
-        for number, segment in enumerate(self._segments):
+        for number, reads in enumerate(self._reads):
             import time; c0=time.process_time()
             compiled = self._compiled[number]
             if compiled is not None:
-                values |= self._run_segment(compiled, segment, values, made)
-            c1=time.process_time(); self._trace.append(("s",number,round(c1-c0,2)))
+                values |= self._run_segment(compiled, reads, values, made)
+            c1=time.process_time(); import psutil; self._trace.append(("s",number,round(c1-c0,2),round(psutil.Process().memory_info().rss/1e9,2)))
             if number < len(self._blocks):
                 made[number] = self._run_block(number, values, made)
-            self._trace.append(("b",number,round(time.process_time()-c1,2)))
+            self._trace.append(("b",number,round(time.process_time()-c1,2),round(psutil.Process().memory_info().rss/1e9,2)))
             # what nobody reads any more would be held until the end
             for name in [key for key, last in self._last.items() if last == number]:
                 if isinstance(name, int):
@@ -117,11 +118,11 @@ class SplitModel:
     def _last_readers(self) -> dict[str | int, int]:
         """The step in which each value, or block's output, is read for the last time."""
         last: dict[str | int, int] = {}
-        for number, segment in enumerate(self._segments):
+        for number, reads in enumerate(self._reads):
             compiled = self._compiled[number]
             if compiled is not None:
                 last |= dict.fromkeys((spec.name for spec in compiled.inputs), number)
-                last |= dict.fromkeys(segment.blocks.values(), number)
+                last |= dict.fromkeys(reads.values(), number)
             if number < len(self._blocks):
                 block = self._blocks[number]
                 last |= dict.fromkeys(_names(block), number)
@@ -133,15 +134,17 @@ class SplitModel:
     def _run_segment(
         self,
         compiled: Compiled,
-        segment: Segment,
+        reads: Mapping[str, int],
         values: Mapping[str, Array],
         made: Mapping[int, Source],
     ) -> dict[str, Array]:
         feeds: dict[str, Array] = {
-            name: made[number].values[None] for name, number in segment.blocks.items()
+            name: made[number].values[None] for name, number in reads.items()
         }
         feeds |= {spec.name: values[spec.name] for spec in compiled.inputs if spec.name not in feeds}
-        return compiled.run(feeds)
+        found = compiled.run(feeds)
+        compiled.release()
+        return found
 
     def _run_block(
         self, number: int, values: Mapping[str, Any], made: Mapping[int, Source]
