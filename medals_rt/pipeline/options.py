@@ -14,6 +14,7 @@ from medals_rt.common.choices import (
     REFINEMENTS,
     STAGES,
     STARTS,
+    Convolution,
     Postprocess,
     PresetName,
     Refinement,
@@ -270,7 +271,7 @@ class RunOptions:
     bundle
         The model's folder; None is as `bundle.resolve_bundle` has it. (Results depend on its hash,
         which is compared beside the options.)
-    runner, precision, threads
+    runner, precision, threads, convolution
         As for `Segmenter.open`.
     segment
         As for `Segmenter.segment`.
@@ -284,6 +285,7 @@ class RunOptions:
     runner: str = "auto"
     precision: str | None = None
     threads: int | None = field(default=None, metadata=_CHANGES_NO_RESULT)
+    convolution: Convolution = "auto"
     segment: SegmentOptions = field(default_factory=SegmentOptions)
     reading: PromptReading = PLAIN_READING
     max_voxels: int = field(default=MAX_VOXELS, metadata=_CHANGES_NO_RESULT)

@@ -1,12 +1,14 @@
 """OpenVINO on the CPU."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
+from io import BytesIO
 from typing import Any, Final
 
-from medals_rt.common.choices import Precision, RunnerKind
+from medals_rt.common.choices import Convolution, Precision, RunnerKind
 from medals_rt.common.errors import InputError, MissingFileError, RunnerError
 from medals_rt.common.heap import trim_heap
+from medals_rt.common.optional_deps import import_optional, is_installed
 from medals_rt.common.typing import Array
 from medals_rt.runners.base import (
     Device,
@@ -16,15 +18,25 @@ from medals_rt.runners.base import (
     check_feeds,
     thread_limit,
 )
+from medals_rt.runners.openvino_cache import compiled_file, keep_compiled
 from medals_rt.runners.openvino_compiled import CompiledModel
 from medals_rt.runners.openvino_graphs import arrange, import_openvino, join_graphs, shared_core
-from medals_rt.runners.winograd.machine_code import Storage
+from medals_rt.runners.winograd.cut import from_file, to_bytes
+from medals_rt.runners.winograd.machine_code import Storage, multiplies_bfloat16_matrices
 from medals_rt.runners.winograd.partition import partition
 from medals_rt.runners.winograd.split_model import SplitModel
 
 # Part of a compiled graph's key: to be raised when graphs are joined or arranged differently.
 _JOINED_BY = 5
+
+WINOGRAD_VOXELS: Final = 32**3
+"""Convolutions of smaller volumes are left to OpenVINO in any case."""
+
+AUTO_VOXELS: Final = 64**3 + 1
+"""Likewise, where nobody asked: small windows gain little (see benchmarks/NOTES.md)."""
+
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
+
 
 class OpenVINORunner(Runner):
     """One ONNX graph, or several joined into one, compiled by OpenVINO for the CPU; see `Runner`.
@@ -77,15 +89,17 @@ class OpenVINORunner(Runner):
                 limit,
             )
         try:
-            opened = self._split(request, config, key) if request.joined else None
-            if opened is None:
-                opened = CompiledModel(lambda: self._joined(request), config, key)
-                self.threads, self.notes = opened.threads, opened.notes
+            split = self._split(request, config, key) if request.joined else None
+            if split is None:
+                whole = CompiledModel(lambda: self._joined(request), config, key)
+                self.threads, self.notes = whole.threads, whole.notes
+                self._model: CompiledModel | SplitModel = whole
+            else:
+                self._model = split
         except RuntimeError as error:
             raise RunnerError(
                 f"OpenVINO refused {self.name}: {_reason(error)}", code="graph-refused"
             ) from error
-        self._model: CompiledModel | SplitModel = opened
         self.inputs = self._model.inputs
         self.outputs = self._model.outputs
 
@@ -110,37 +124,63 @@ class OpenVINORunner(Runner):
 
     def _joined(self, request: OpenRequest) -> Any:
         """Join and arrange the graphs."""
-        return arrange(
-            join_graphs(request.graph_paths), self.precision, chained=request.joined
-        )
+        return arrange(join_graphs(request.graph_paths), self.precision, chained=request.joined)
 
     def _split(
         self, request: OpenRequest, config: dict[str, Any], key: tuple[object, ...] | None
     ) -> SplitModel | None:
         """Let Winograd convolutions compute what they are better at; None if that is nothing."""
-        import os
-        if os.environ.get("WINO") != "1":
+        smallest = _smallest_volume(request.convolution, self.precision)
+        if smallest is None:
             return None
         storage: Storage = "bfloat16" if self.precision == "bf16" else "float32"
-        model = join_graphs(request.graph_paths)
-        cut = partition(model, storage, int(os.environ.get("WINO_MIN", 1 << 18)))
+        own = None if key is None else (*key, "winograd", smallest)
+        kept, notes = (None, ()) if own is None else compiled_file((*own, "cut"))
+        cut = None if kept is None else from_file(kept)
+        models: list[Any] = []
         if cut is None:
+            cut, models = partition(join_graphs(request.graph_paths), storage, smallest)
+            if kept is not None:
+                content = to_bytes(cut)
+                notes += keep_compiled(kept, lambda: BytesIO(content))
+        if not cut.blocks:
             return None
-        compiled: list[CompiledModel | None] = []
-        for number, segment in enumerate(cut.segments):
-            if not segment.model.outputs:
-                compiled.append(None)
-                continue
-            own = None if key is None else (*key, "winograd", number)
 
-            def make(model: Any = segment.model) -> Any:
-                return arrange(model, self.precision, chained=True)
+        def make(number: int) -> Any:
+            """Return a segment's model; cut again where it was kept in part."""
+            if not models:
+                models.extend(partition(join_graphs(request.graph_paths), storage, smallest)[1])
+            return arrange(models[number], self.precision, chained=True)
 
-            compiled.append(CompiledModel(make, config, own))
+        compiled = [
+            CompiledModel(partial(make, number), config, own and (*own, number))
+            if computes
+            else None
+            for number, computes in enumerate(cut.computes)
+        ]
         opened = [each for each in compiled if each is not None]
         self.threads = opened[0].threads
-        self.notes = tuple(dict.fromkeys(note for each in opened for note in each.notes))
+        self.notes = tuple(dict.fromkeys((*notes, *(n for each in opened for n in each.notes))))
+        self.convolution = "winograd"
         return SplitModel(cut, compiled, storage, self.threads)
+
+
+def _smallest_volume(convolution: Convolution, precision: Precision) -> int | None:
+    """Voxels of the smallest volume whose convolutions are Winograd's; None for none.
+
+    Raises
+    ------
+    MissingDependencyError
+        If they are asked for and llvmlite is not installed.
+    """
+    if convolution == "direct":
+        return None
+    if convolution == "winograd":
+        import_optional("llvmlite", "--convolution winograd")
+        return WINOGRAD_VOXELS
+    if not is_installed("llvmlite") or (precision == "bf16" and multiplies_bfloat16_matrices()):
+        return None
+    return AUTO_VOXELS
 
 
 def _precisions(_: Precision) -> tuple[Precision, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any
 
@@ -216,9 +217,7 @@ def _tasks(rows: int, columns: int, threads: int) -> list[tuple[int, int, int]]:
     """Cut tiles ``(h, first w, end w)`` into enough tasks for threads to share evenly."""
     parts = min(columns, -(-threads * _TASKS_PER_THREAD // rows)) if threads > 1 else 1
     edges = [columns * part // parts for part in range(parts + 1)]
-    return [
-        (row, first, end) for row in range(rows) for first, end in zip(edges, edges[1:], strict=False)
-    ]
+    return [(row, first, end) for row in range(rows) for first, end in pairwise(edges)]
 
 
 def _of_any_size(

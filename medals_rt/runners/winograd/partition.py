@@ -1,15 +1,6 @@
-"""An OpenVINO model cut at its large 3x3x3 convolutions, and the parts between them.
+"""An OpenVINO model cut at its large 3x3x3 convolutions; what that makes, `cut` describes."""
 
-What is cut out is a *block*: convolutions of several sources that add up, and the norm and
-activation behind them. A norm needs sums of a whole volume, so its result is not made: whoever
-reads a block's output gets what was convolved, and scales, shifts and activates while reading.
-A large norm of what OpenVINO convolved is a block too, without convolutions of its own.
-
-Everything else is sorted into *segments*: a segment needs outputs of the blocks before it, and
-none of those behind. Segment 0, block 0, segment 1, block 1 and so on are a pass.
-"""
-
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Final
@@ -17,86 +8,12 @@ from typing import Any, Final
 import numpy as np
 
 from medals_rt.runners.openvino_graphs import import_openvino, name_outputs, port_name
+from medals_rt.runners.winograd.cut import WHOLE, Block, Cut, Term
 from medals_rt.runners.winograd.machine_code import CHANNEL_STEP, Storage
 
 _AXES_DHW: Final = [2, 3, 4]
 _LAST, _FIRST = [0, 2, 3, 4, 1], [0, 4, 1, 2, 3]  # channels from first to last, and back
 _CONSTANT: Final = -1
-
-
-@dataclass(frozen=True)
-class Term:
-    """One convolution of a block.
-
-    Attributes
-    ----------
-    source
-        Number of the block that it reads, or name of a segment's output `(1, H, W, D, C)`.
-    weights
-        `(K, C, 3, 3, 3)`, or name of the output where they depend on the window's prompts.
-    """
-
-    source: int | str
-    weights: np.ndarray | str
-
-
-@dataclass(frozen=True)
-class Block:
-    """What is computed between two segments.
-
-    Attributes
-    ----------
-    terms
-        Convolutions that add up; none for values of OpenVINO's own.
-    values
-        Name of these; "" where there are convolutions.
-    bias
-        `(K,)`; None for none.
-    eps, scale, shift
-        Of the norm: ``(x - mean) / sqrt(variance + eps) * scale + shift``; None if there is none.
-    slope
-        What negative values are multiplied by; 1 for no activation.
-    """
-
-    terms: tuple[Term, ...]
-    values: str
-    bias: np.ndarray | None
-    eps: float | None
-    scale: np.ndarray | None
-    shift: np.ndarray | None
-    slope: float
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A model between blocks.
-
-    Attributes
-    ----------
-    model
-        Its `openvino.Model`; inputs and outputs have names.
-    blocks
-        Numbers of the blocks whose outputs it reads, by the name of the input. Each reader has an
-        input of its own: then the plugin turns none of them around.
-    """
-
-    model: Any
-    blocks: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class Partition:
-    """Segments and the blocks between them, one more segment than blocks.
-
-    Attributes
-    ----------
-    outputs
-        Names of what the model returns.
-    """
-
-    segments: tuple[Segment, ...]
-    blocks: tuple[Block, ...]
-    outputs: tuple[str, ...]
 
 
 @dataclass
@@ -113,8 +30,8 @@ class _Found:
     slope: float = 1.0
 
 
-def partition(model: Any, storage: Storage, smallest_voxels: int) -> Partition | None:
-    """Cut a model at its convolutions; None where it has none that are large enough.
+def partition(model: Any, storage: Storage, smallest_voxels: int) -> tuple[Cut, list[Any]]:
+    """Cut a model at its convolutions.
 
     Parameters
     ----------
@@ -124,16 +41,24 @@ def partition(model: Any, storage: Storage, smallest_voxels: int) -> Partition |
         How volumes are handed over.
     smallest_voxels
         Of the volumes whose convolutions are cut out.
+
+    Returns
+    -------
+    cut, models
+        The description, and an `openvino.Model` for each segment; `WHOLE` and the model as it was
+        where it has no convolution that is large enough.
     """
     from openvino.passes import ConstantFolding, Manager
 
-    folding = Manager()
+    if not any(_is_convolution(node, smallest_voxels) for node in model.get_ops()):
+        return WHOLE, [model]
+    folding = Manager()  # exporters write what follows from shapes as operations
     folding.register_pass(ConstantFolding())
     folding.run_passes(model)
     found = _find_blocks(model, smallest_voxels)
     if not any(block.convolutions for block in found):
-        return None
-    return _Cut(model, storage, found).partition()
+        return WHOLE, [model]
+    return _Cutter(model, storage, found).cut()
 
 
 def _key(port: Any) -> tuple[str, int]:
@@ -161,7 +86,7 @@ def _constant(port: Any) -> np.ndarray | None:
 
 
 def _by_channel(port: Any, channels: int) -> np.ndarray | None:
-    """A constant that has a value for each channel, or one for all, as `(C,)`."""
+    """Return a constant that has a value for each channel, or one for all, as `(C,)`."""
     values = _constant(port)
     if values is None or values.size not in {1, channels}:
         return None
@@ -189,7 +114,7 @@ def _is_convolution(node: Any, smallest_voxels: int) -> bool:
 
 
 def _other(node: Any, port: Any) -> Any:
-    """The other operand of two."""
+    """Return the other operand of two."""
     first, second = node.input_value(0), node.input_value(1)
     return second if _key(first) == _key(port) else first
 
@@ -213,7 +138,7 @@ def _expand(port: Any, found: _Found, smallest_voxels: int) -> bool:
 
 
 def _sum_of(convolution: Any, smallest_voxels: int) -> _Found:
-    """The largest sum that a convolution is part of."""
+    """Return the largest sum that a convolution is part of."""
     port = convolution.output(0)
     best = _Found(port, port, [convolution])
     while len(_readers(port)) == 1 and _readers(port)[0].get_type_name() == "Add":
@@ -226,7 +151,7 @@ def _sum_of(convolution: Any, smallest_voxels: int) -> _Found:
 
 
 def _follow(found: _Found) -> bool:
-    """Take norm, scale, shift and activation behind a sum into its block; is there a norm?"""
+    """Take norm, scale, shift and activation behind a sum into its block, if there are."""
     channels, _ = _volume(found.root) or (0, 0)
     port = found.root
     readers = _readers(port)
@@ -301,7 +226,7 @@ def _wide_enough(node: Any) -> bool:
     return volume is not None and volume[0] >= CHANNEL_STEP
 
 
-class _Cut:
+class _Cutter:
     """Cuts blocks out of a model, and sorts what is left into segments."""
 
     def __init__(self, model: Any, storage: Storage, found: Sequence[_Found]) -> None:
@@ -342,12 +267,12 @@ class _Cut:
         return inner
 
     def level(self, port: Any) -> int:
-        """Number of the first segment that can compute a value; -1 for constants."""
+        """Return the number of the first segment that can compute a value; -1 for constants."""
         number = self.by_out.get(_key(port))
         return self.levels[port.get_node().get_name()] if number is None else number + 1
 
-    def partition(self) -> Partition:
-        """Cut."""
+    def cut(self) -> tuple[Cut, list[Any]]:
+        """Sort what blocks don't replace into segments, and make a model of each."""
         ordered = self.model.get_ordered_ops()
         for node in ordered:
             name = node.get_name()
@@ -366,37 +291,41 @@ class _Cut:
             if _key(port) not in self.by_out:
                 self.results[self.level(port)][name] = port
         blocks = tuple(self._block(number, block) for number, block in enumerate(self.found))
-        given: dict[tuple[object, ...], Any] = {}
         reads: list[dict[str, int]] = [{} for _ in self.results]
+        passed: dict[tuple[object, ...], Any] = {}
         for node in ordered:
-            name = node.get_name()
-            if name in self.inner or self.levels[name] < 0:
-                continue
-            here = self.levels[name]
-            for place in node.inputs():
-                port = place.get_source_output()
-                number = self.by_out.get(_key(port))
-                if number is None and self.level(port) in {_CONSTANT, here}:
-                    continue
-                if number is None and port.get_node().get_type_name() == "Parameter":
-                    continue
-                pooled = None if number is None else self._pooled(node, number, reads[here])
-                if pooled is not None:
-                    self.levels[pooled.get_node().get_name()] = here
-                    node.output(0).replace(pooled)
-                    continue
-                key = (here, _key(port), None if number is None else name)
-                if key not in given:
-                    given[key] = self._given(port, number, reads[here])
-                place.replace_source_output(given[key])
+            if node.get_name() not in self.inner and self.levels[node.get_name()] != _CONSTANT:
+                self._feed(node, reads[self.levels[node.get_name()]], passed)
         for result in self.model.get_results():  # of blocks, now computed from what these made
             name = port_name(result.output(0))
             self.results[self.levels[result.get_name()]].setdefault(name, result.input_value(0))
-        segments = tuple(
-            Segment(self._model(number, results), reads[number])
-            for number, results in enumerate(self.results)
-        )
-        return Partition(segments, blocks, tuple(outputs))
+        models = [self._model(number, results) for number, results in enumerate(self.results)]
+        computes = tuple(map(bool, self.results))
+        return Cut(blocks, tuple(reads), computes, tuple(outputs)), models
+
+    def _feed(
+        self, node: Any, reads: dict[str, int], passed: dict[tuple[object, ...], Any]
+    ) -> None:
+        """Let a node read inputs of its segment where it read what is made elsewhere."""
+        here = self.levels[node.get_name()]
+        for place in node.inputs():
+            port = place.get_source_output()
+            number = self.by_out.get(_key(port))
+            if number is None:
+                made_here = self.level(port) in {_CONSTANT, here}
+                if made_here or port.get_node().get_type_name() == "Parameter":
+                    continue
+                key = (here, _key(port))
+                if key not in passed:
+                    passed[key] = self._passed_on(port)
+                place.replace_source_output(passed[key])
+                continue
+            pooled = self._pooled(node, number, reads)
+            if pooled is None:
+                place.replace_source_output(self._given(port, number, reads))
+            else:
+                self.levels[pooled.get_node().get_name()] = here
+                node.output(0).replace(pooled)
 
     def _defer(self, ordered: Sequence[Any]) -> None:
         """Move what needs no volume to the last segment that can compute it.
@@ -435,7 +364,7 @@ class _Cut:
         return check
 
     def _read_by(self, block: _Found) -> Iterable[Any]:
-        """What a block reads of the graph."""
+        """List what a block reads of the graph."""
         if not block.convolutions:
             yield block.root
         for node in block.convolutions:
@@ -452,7 +381,7 @@ class _Cut:
             for source, weights in self._terms(number, node)
         )
         values = "" if block.convolutions else self._handed(number, block.root)
-        bias = np.sum(block.biases, axis=0, dtype=np.float32) if block.biases else None
+        bias = np.add.reduce(block.biases) if block.biases else None
         return Block(terms, values, bias, block.eps, block.scale, block.shift, block.slope)
 
     def _terms(self, number: int, node: Any) -> Iterable[tuple[int | str, np.ndarray | str]]:
@@ -492,15 +421,13 @@ class _Cut:
         self.results[self.level(port)][name] = opset13.convert(last, self.stored).output(0)
         return name
 
-    def _given(self, port: Any, number: int | None, reads: dict[str, int]) -> Any:
-        """Return a segment's input in place of what blocks or earlier segments made."""
+    def _given(self, port: Any, number: int, reads: dict[str, int]) -> Any:
+        """Return a segment's input in place of what a block made."""
         from openvino import opset13
 
-        if number is None:
-            return self._passed_on(port)
         raw = self._read(number, reads)
         kind = port.get_element_type()
-        # turned before it is converted, which costs nothing: the plugin's own layout has channels last
+        # turned around first, which costs nothing: the plugin's own layout has channels last
         return opset13.convert(opset13.transpose(raw, _FIRST), kind).output(0)
 
     def _read(self, number: int, reads: dict[str, int]) -> Any:

@@ -1,6 +1,6 @@
 """A model of which OpenVINO computes the small part, and Winograd convolutions the large one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,8 +16,8 @@ from medals_rt.runners.winograd.convolution import (
     convolve,
     measure,
 )
+from medals_rt.runners.winograd.cut import Block, Cut
 from medals_rt.runners.winograd.machine_code import Storage
-from medals_rt.runners.winograd.partition import Block, Partition
 
 
 class Compiled(Protocol):
@@ -44,7 +44,7 @@ class SplitModel:
 
     Parameters
     ----------
-    partition
+    cut
         What was cut.
     compiled
         A compiled model for each segment that has outputs; None for the others.
@@ -56,27 +56,25 @@ class SplitModel:
 
     def __init__(
         self,
-        partition: Partition,
+        cut: Cut,
         compiled: Sequence[Compiled | None],
         storage: Storage,
         threads: int,
     ) -> None:
-        self._blocks = partition.blocks
-        # not the segments: their models hold all weights once more
-        self._reads = [dict(segment.blocks) for segment in partition.segments]
+        self._blocks = cut.blocks
+        self._reads = cut.reads
         self._compiled = tuple(compiled)
         self._storage = storage
         self._workers = Workers(threads)
-        self._factors = [_fixed_factors(block) for block in partition.blocks]
+        self._factors = [_fixed_factors(block) for block in cut.blocks]
         own = {spec.name for each in self._compiled if each for spec in each.outputs}
         ports = [spec for each in self._compiled if each for spec in each.inputs]
         blocks = {name for reads in self._reads for name in reads}
         given = {spec.name: spec for spec in ports if spec.name not in own | blocks}
         self.inputs = tuple(given.values())
         made = {spec.name: spec for each in self._compiled if each for spec in each.outputs}
-        self.outputs = tuple(made[name] for name in partition.outputs)
-        self._kept = frozenset((*given, *partition.outputs))
-        self._trace=[]
+        self.outputs = tuple(made[name] for name in cut.outputs)
+        self._kept = frozenset((*given, *cut.outputs))
         # OpenVINO reads what is activated; convolutions activate while they read
         self._shown = {number for reads in self._reads for number in reads.values()}
         self._last = self._last_readers()
@@ -86,14 +84,11 @@ class SplitModel:
         values: dict[str, Array] = dict(feeds)
         made: dict[int, Source] = {}
         for number, reads in enumerate(self._reads):
-            import time; c0=time.process_time()
             compiled = self._compiled[number]
             if compiled is not None:
                 values |= self._run_segment(compiled, reads, values, made)
-            c1=time.process_time(); import psutil; self._trace.append(("s",number,round(c1-c0,2),round(psutil.Process().memory_info().rss/1e9,2)))
             if number < len(self._blocks):
                 made[number] = self._run_block(number, values, made)
-            self._trace.append(("b",number,round(time.process_time()-c1,2),round(psutil.Process().memory_info().rss/1e9,2)))
             # what nobody reads any more would be held until the end
             for name in [key for key, last in self._last.items() if last == number]:
                 if isinstance(name, int):
@@ -116,7 +111,7 @@ class SplitModel:
         self._workers.close()
 
     def _last_readers(self) -> dict[str | int, int]:
-        """The step in which each value, or block's output, is read for the last time."""
+        """Return the step in which each value, or block's output, is read for the last time."""
         last: dict[str | int, int] = {}
         for number, reads in enumerate(self._reads):
             compiled = self._compiled[number]
@@ -141,7 +136,9 @@ class SplitModel:
         feeds: dict[str, Array] = {
             name: made[number].values[None] for name, number in reads.items()
         }
-        feeds |= {spec.name: values[spec.name] for spec in compiled.inputs if spec.name not in feeds}
+        feeds |= {
+            spec.name: values[spec.name] for spec in compiled.inputs if spec.name not in feeds
+        }
         found = compiled.run(feeds)
         compiled.release()
         return found
@@ -168,7 +165,7 @@ class SplitModel:
 
 
 def _names(block: Block) -> list[str]:
-    """What a block reads of segments."""
+    """List what a block reads of segments."""
     names = [block.values] if block.values else []
     for term in block.terms:
         names += [name for name in (term.source, term.weights) if isinstance(name, str)]
@@ -191,7 +188,7 @@ def _fixed_factors(block: Block) -> Factors | None:
 
 
 def _normalization(block: Block, sums: Sums) -> tuple[np.ndarray, np.ndarray]:
-    """What a block's readers multiply and add, `(K,)` float32 each."""
+    """Return what a block's readers multiply and add, `(K,)` float32 each."""
     if block.eps is None:
         return np.ones(len(sums.total), np.float32), np.zeros(len(sums.total), np.float32)
     factor, offset = sums.normalization(block.eps)
@@ -200,13 +197,3 @@ def _normalization(block: Block, sums: Sums) -> tuple[np.ndarray, np.ndarray]:
     if block.shift is not None:
         offset = offset + block.shift
     return factor.astype(np.float32), offset.astype(np.float32)
-
-
-def compile_segments(
-    partition: Partition, compile_one: Callable[[int, Any], Compiled]
-) -> list[Compiled | None]:
-    """Compile each segment that computes anything."""
-    return [
-        compile_one(number, segment.model) if segment.model.outputs else None
-        for number, segment in enumerate(partition.segments)
-    ]
