@@ -194,8 +194,8 @@ def run_options(
     convolution: Annotated[
         Convolution,
         typer.Option(
-            help="How OpenVINO's large convolutions are computed. winograd: with fewer "
-            "multiplications. direct: by OpenVINO. auto: the faster on this processor.",
+            help="How OpenVINO's convolutions of large windows are computed. winograd: with fewer "
+            "multiplications, faster but with more memory. direct, and for now auto: by OpenVINO.",
         ),
     ] = "auto",
     preset: PresetOption = "paper",

@@ -8,7 +8,7 @@ from typing import Any, Final
 from medals_rt.common.choices import Convolution, Precision, RunnerKind
 from medals_rt.common.errors import InputError, MissingFileError, RunnerError
 from medals_rt.common.heap import trim_heap
-from medals_rt.common.optional_deps import import_optional, is_installed
+from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import Array
 from medals_rt.runners.base import (
     Device,
@@ -22,7 +22,7 @@ from medals_rt.runners.openvino_cache import compiled_file, keep_compiled
 from medals_rt.runners.openvino_compiled import CompiledModel
 from medals_rt.runners.openvino_graphs import arrange, import_openvino, join_graphs, shared_core
 from medals_rt.runners.winograd.cut import from_file, to_bytes
-from medals_rt.runners.winograd.machine_code import Storage, multiplies_bfloat16_matrices
+from medals_rt.runners.winograd.machine_code import Storage
 from medals_rt.runners.winograd.partition import partition
 from medals_rt.runners.winograd.split_model import SplitModel
 
@@ -31,10 +31,6 @@ _JOINED_BY = 5
 
 WINOGRAD_VOXELS: Final = 32**3
 """Convolutions of smaller volumes are left to OpenVINO in any case."""
-
-AUTO_VOXELS: Final = 64**3 + 1
-"""Likewise, where nobody asked: small windows gain little (see benchmarks/NOTES.md)."""
-
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -130,7 +126,7 @@ class OpenVINORunner(Runner):
         self, request: OpenRequest, config: dict[str, Any], key: tuple[object, ...] | None
     ) -> SplitModel | None:
         """Let Winograd convolutions compute what they are better at; None if that is nothing."""
-        smallest = _smallest_volume(request.convolution, self.precision)
+        smallest = _smallest_volume(request.convolution)
         if smallest is None:
             return None
         storage: Storage = "bfloat16" if self.precision == "bf16" else "float32"
@@ -165,22 +161,20 @@ class OpenVINORunner(Runner):
         return SplitModel(cut, compiled, storage, self.threads)
 
 
-def _smallest_volume(convolution: Convolution, precision: Precision) -> int | None:
+def _smallest_volume(convolution: Convolution) -> int | None:
     """Voxels of the smallest volume whose convolutions are Winograd's; None for none.
+
+    ``auto`` is OpenVINO's own: it needs less memory, and what `planning.memory` expects is of it.
 
     Raises
     ------
     MissingDependencyError
-        If they are asked for and llvmlite is not installed.
+        If Winograd is asked for and llvmlite is not installed.
     """
-    if convolution == "direct":
+    if convolution != "winograd":
         return None
-    if convolution == "winograd":
-        import_optional("llvmlite", "--convolution winograd")
-        return WINOGRAD_VOXELS
-    if not is_installed("llvmlite") or (precision == "bf16" and multiplies_bfloat16_matrices()):
-        return None
-    return AUTO_VOXELS
+    import_optional("llvmlite", "--convolution winograd")
+    return WINOGRAD_VOXELS
 
 
 def _precisions(_: Precision) -> tuple[Precision, ...]:

@@ -140,7 +140,7 @@ def open_joined(
     name, precision, threads, cache_key
         As for `open_runner`.
     convolution
-        How large convolutions are computed; "auto" for the faster way on this processor.
+        How OpenVINO's large convolutions are computed.
     """
     spec = runner_spec(kind)
     if not spec.joins_graphs:

@@ -74,8 +74,7 @@ class Cut:
     blocks
         In the order in which they are computed; none where the model is better left whole.
     reads
-        By segment: numbers of the blocks whose outputs it reads, by the name of the input. Each
-        reader has an input of its own: then the plugin turns none of them around.
+        By segment: numbers of the blocks whose outputs it reads, by the name of the input.
     computes
         By segment: whether it has outputs.
     outputs

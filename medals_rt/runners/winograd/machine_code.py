@@ -110,13 +110,6 @@ def machine_code(storage: Storage) -> MachineCode:
     )
 
 
-def multiplies_bfloat16_matrices() -> bool:
-    """Whether the processor has AMX, which multiplies bfloat16 eight times faster than vectors."""
-    from llvmlite import binding
-
-    return bool(binding.get_host_cpu_features().get("amx-bf16"))
-
-
 class _Function:
     """A function being written: arithmetic on addresses, and loops, in few words."""
 

@@ -48,17 +48,40 @@ def partition(model: Any, storage: Storage, smallest_voxels: int) -> tuple[Cut, 
         The description, and an `openvino.Model` for each segment; `WHOLE` and the model as it was
         where it has no convolution that is large enough.
     """
-    from openvino.passes import ConstantFolding, Manager
-
     if not any(_is_convolution(node, smallest_voxels) for node in model.get_ops()):
         return WHOLE, [model]
-    folding = Manager()  # exporters write what follows from shapes as operations
-    folding.register_pass(ConstantFolding())
-    folding.run_passes(model)
+    _fold(model)
     found = _find_blocks(model, smallest_voxels)
     if not any(block.convolutions for block in found):
         return WHOLE, [model]
     return _Cutter(model, storage, found).cut()
+
+
+def _fold(model: Any) -> None:
+    """Compute what follows from shapes, which exporters write as operations.
+
+    Weights in half precision stay as they are: the library unpacks them while it compiles.
+    """
+    from openvino import opset13
+    from openvino.passes import ConstantFolding, Manager
+
+    kept = []
+    for node in model.get_ops():
+        if node.get_type_name() != "Convert":
+            continue
+        if node.input_value(0).get_node().get_type_name() == "Constant":
+            port = node.output(0)
+            instead = opset13.parameter(port.get_partial_shape(), port.get_element_type())
+            for reader in port.get_target_inputs():
+                reader.replace_source_output(instead.output(0))
+            kept.append((instead, node))
+    model.add_parameters([instead for instead, _ in kept])
+    folding = Manager()
+    folding.register_pass(ConstantFolding())
+    folding.run_passes(model)
+    for instead, node in kept:
+        instead.output(0).replace(node.output(0))
+        model.remove_parameter(instead)
 
 
 def _key(port: Any) -> tuple[str, int]:
@@ -240,6 +263,7 @@ class _Cutter:
         self.results: list[dict[str, Any]] = [{} for _ in range(len(found) + 1)]
         self.inner = self._inner()
         self.count = 0
+        self.inputs: dict[str, Any] = {}
 
     def _next(self) -> int:
         self.count += 1
@@ -432,10 +456,14 @@ class _Cutter:
 
     def _read(self, number: int, reads: dict[str, int]) -> Any:
         """Return a block's output as a new input `(1, H, W, D, C)` of a segment."""
+        for name, known in reads.items():
+            if known == number:
+                return self.inputs[name]
         name = f"block_{number}_{self._next()}"
         reads[name] = number
         _, channels, *space = self.found[number].out.get_partial_shape().to_shape()
-        return self._parameter(name, [1, *space, channels], self.stored)
+        self.inputs[name] = self._parameter(name, [1, *space, channels], self.stored)
+        return self.inputs[name]
 
     def _pooled(self, node: Any, number: int, reads: dict[str, int]) -> Any | None:
         """Average blocks of voxels of a block's output; None if it isn't that what a node does.

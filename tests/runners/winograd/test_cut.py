@@ -13,9 +13,7 @@ def test_a_description_comes_back(tmp_path: Path) -> None:
     cut = Cut(
         (
             Block((), "into", None, 1e-5, np.ones(2, np.float32), None, 0.01),
-            Block(
-                (Term(0, weights), Term("x", "w")), "", np.zeros(2, np.float32), *[None] * 3, 1.0
-            ),
+            Block(terms, "", np.zeros(2, np.float32), None, None, None, 1.0),
         ),
         ({}, {"block_0_1": 0}, {"block_1_2": 1}),
         (True, False, True),

@@ -63,17 +63,9 @@ def test_it_opens_from_the_cache_and_a_damaged_one(
         file.write_bytes(kept)
 
 
-def test_auto_leaves_small_windows_and_matrix_units_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert openvino._smallest_volume("direct", "fp32") is None
-    assert openvino._smallest_volume("winograd", "fp32") == openvino.WINOGRAD_VOXELS
-    for has_amx, precision, expected in (
-        (False, "bf16", openvino.AUTO_VOXELS),
-        (True, "bf16", None),
-        (True, "fp32", openvino.AUTO_VOXELS),
-    ):
-        monkeypatch.setattr(openvino, "multiplies_bfloat16_matrices", lambda has=has_amx: has)
-        assert openvino._smallest_volume("auto", precision) == expected
-    monkeypatch.setattr(openvino, "is_installed", lambda _: False)
-    assert openvino._smallest_volume("auto", "fp32") is None
+def test_auto_is_the_librarys_own() -> None:
+    assert openvino._smallest_volume("direct") is None
+    assert openvino._smallest_volume("auto") is None
+    assert openvino._smallest_volume("winograd") == openvino.WINOGRAD_VOXELS
     _, info = predicted("auto", 1, prompted=False)
     assert info.convolution == "direct"
