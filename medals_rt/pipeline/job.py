@@ -63,6 +63,24 @@ from medals_rt.prompts.prompt_set import (
     parse_prompts,
 )
 
+_OF_OTHER_PROGRAMS = frozenset(
+    {
+        ".xlsx",
+        ".xls",
+        ".ods",
+        ".jpg",
+        ".jpeg",
+        ".tif",
+        ".tiff",
+        ".gif",
+        ".bmp",
+        ".webp",
+        ".svg",
+        ".pdf",
+    }
+)
+"""Endings by which programs take a picture or a table for what it isn't."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -430,6 +448,12 @@ def check_outputs(job: Job) -> None:
             "output, report, preview, statistics and instances need different names",
             code="outputs-alike",
         )
+    for named, ending in ((job.preview, ".png"), (job.statistics, ".csv")):
+        if named is not None and named.suffix.lower() in _OF_OTHER_PROGRAMS:
+            raise InputError(
+                f"{named.name} would hold {ending[1:].upper()}; end its name in {ending}",
+                code="ending-of-another-format",
+            )
     if not job.output.name.lower().endswith(OUTPUT_ENDINGS):
         raise InputError(
             f"don't know how to write {job.output.name}; end it in {', '.join(OUTPUT_ENDINGS)}",
