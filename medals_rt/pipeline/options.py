@@ -44,6 +44,8 @@ _RANGES: Final = (
     ("threshold", 0.01, 0.99),
     ("overlap", 0.0, 0.9),
 )
+_LARGEST_BLOCK: Final = 256
+"""Voxels; wider than the windows of the released model, where a mask is one block."""
 _OF_THE_PRESET: Final = (
     "stages",
     "start_from",
@@ -159,6 +161,11 @@ class SegmentOptions:
             raise InputError(
                 f"block_sizes need at least one edge of 1 voxel or more, found {sizes}",
                 code="not-positive",
+            )
+        if sizes is not None and max(sizes) > _LARGEST_BLOCK:
+            raise InputError(
+                f"block_sizes must lie in 1 to {_LARGEST_BLOCK}, found {max(sizes)}",
+                code="block-sizes-out-of-range",
             )
         for name, least, most in _RANGES:
             value = getattr(self, name)

@@ -27,6 +27,7 @@ from medals_rt.prompts.prompt_set import PLAIN_READING, PromptReading
         ({"lesion_iterations": -1}, "lesion-iterations-out-of-range"),
         ({"block_sizes": ()}, "not-positive"),
         ({"block_sizes": (4, 0)}, "not-positive"),
+        ({"block_sizes": (4, 100_000)}, "block-sizes-out-of-range"),
         ({"threshold": 1.0}, "threshold-out-of-range"),
         ({"threshold": float("nan")}, "threshold-out-of-range"),
         ({"overlap": 0.95}, "overlap-out-of-range"),
