@@ -22,6 +22,7 @@ from medals_rt.prompts.prompt_set import PLAIN_READING, PromptReading
         ({"time_budget": float("inf")}, "not-positive"),
         ({"stages": "first"}, "stages-unknown"),
         ({"start_from": "zeros"}, "start-from-unknown"),
+        ({"seed": -1}, "seed-negative"),
         ({"iterations": 0}, "iterations-out-of-range"),
         ({"repetitions": 101}, "repetitions-out-of-range"),
         ({"lesion_iterations": -1}, "lesion-iterations-out-of-range"),
@@ -37,6 +38,22 @@ def test_unusable_options_are_refused_where_they_are_made(given: dict[str, Any],
     with pytest.raises(InputError) as caught:
         SegmentOptions(**given)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"seed": "a"},
+        {"iterations": 1.5},
+        {"threshold": "0.5"},
+        {"mirrored": "no"},
+        {"block_sizes": 4},
+        {"block_sizes": (4.5,)},
+    ],
+)
+def test_options_of_a_wrong_type(given: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=next(iter(given))):
+        SegmentOptions(**given)
 
 
 def test_a_window_is_a_text() -> None:
