@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import anyio
 from starlette.requests import Request
 
-from medals_rt.common.errors import MedalsError, OutputError
+from medals_rt.common.errors import InputError, MedalsError, OutputError
 from medals_rt.pipeline.job import read_annotation
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.segmenter import Segmenter
@@ -213,6 +213,11 @@ class Service:
         self, request: Request, owner: ClientSession, path: Path
     ) -> AsyncIterator[int]:
         """Write a request's body to a file whose folder goes again if the block fails."""
+        if request.headers.get("Content-Type", "").startswith("multipart/"):
+            raise InputError(
+                "a form was sent; send the file itself as the body (curl --data-binary @FILE)",
+                code="body-is-a-form",
+            )
         held = 0
         try:
             path.parent.mkdir(mode=0o700)
