@@ -30,6 +30,7 @@ from medals_rt.postprocessing.component_filter import (
 from medals_rt.preprocessing.resampling import resample_image, resample_labels
 
 FULL: Shape = (512, 512, 400)
+SMALL: Shape = (32, 32, 32)
 COARSE: Shape = (273, 273, 133)
 CLASSES = 104
 
@@ -71,9 +72,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="without ending")
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--small", action="store_true", help="a tiny image, to rehearse")
     options = parser.parse_args()
-    image, labels = smooth_image(FULL), organs(FULL, CLASSES)
-    probability = np.random.default_rng(0).random(FULL, dtype=np.float32)
+    shape: Shape = SMALL if options.small else FULL
+    image, labels = smooth_image(shape), organs(shape, CLASSES)
+    probability = np.random.default_rng(0).random(shape, dtype=np.float32)
     host = (image, labels, probability)
     gpu = tuple(to_device(each, "cuda") for each in host)
     gib = image.nbytes / 2**30
