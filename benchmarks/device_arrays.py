@@ -23,6 +23,7 @@ from reporting import today, write_report
 
 from medals_rt.common.arrays import bounding_box, to_device, to_host
 from medals_rt.common.environment import library_versions, machine_facts
+from medals_rt.common.gpu import find_gpu
 from medals_rt.postprocessing.component_filter import (
     drop_small_components,
     keep_probable_components,
@@ -106,10 +107,10 @@ def main() -> None:
                 "note": f"largest difference {difference:.3g}; other: processor",
             }
         )
-    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    found = find_gpu()
     report = {
         "date": today(),
-        "gpu": properties["name"].decode(),
+        "gpu": f"no GPU, CuPy {cupy.__version__}" if found is None else found.name,
         "machine": machine_facts(),
         "versions": library_versions(),
         "cucim": find_spec("cucim") is not None,
