@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
+from textwrap import wrap
 
-from gpu_models import SPACINGS_HWD_MM, WINDOWS_HWD, organs_of_ct
+from gpu_models import WINDOWS_HWD, organs_of_ct
 from reporting import today, write_report
 
 from medals_export.model.config import ModelConfig
@@ -225,39 +226,37 @@ def by_layer(config: ModelConfig, *, prompted: bool) -> list[tuple[Step, float]]
     ]
 
 
+def wrapped(*paragraphs: str, indent: str = "") -> list[str]:
+    """Break paragraphs into lines."""
+    return [line for each in paragraphs for line in wrap(each, 100, subsequent_indent=indent)]
+
+
 def conclusions(case_s: float, outside_s: float) -> list[str]:
     """Say what the figures mean for the goals: 24 ms a pass, 2 s a case."""
-    layers = list(network_steps(ModelConfig.released(WINDOWS_HWD[2]), prompted=True))
-    seconds = sum(step.seconds for step in layers)
-    arithmetic = sum(step.flop for step in layers) / (FLOP_PER_SECOND * SHARE_OF_RATE)
-    idle = sum(max(0.0, step.asking_s - step.device_s) for step in layers)
     config = ModelConfig.released(WINDOWS_HWD[2])
-    half = 2 * 27 * config.channels**2 * prod(config.window_hwd)
-    text_only = sum(step.flop for step in network_steps(config, prompted=False))
-    return [
-        (
-            f"- The release's {(text_only + half) / 1e12:.1f} TFLOP a window hold the convolution of "
-            f"the prompts' {config.channels} features, {half / 1e12:.2f} TFLOP; the exported graphs fold it."
-        ),
-        (
-            f"- A prompted pass of 192^3 takes {1000 * seconds:.1f} ms, its arithmetic alone "
-            f"{1000 * arithmetic:.1f} ms: memory of the finest layers costs the rest. The goal "
-        ),
-        "  of 24 ms needs norms whose sums are formed as the convolution writes, not more of the rate.",
-        (
-            f"- A CUDA graph of a window saves at most {1000 * idle:.1f} ms a pass, nearly all of it "
-            "in the query decoder."
-        ),
-        "- The two halves of a masked pair as one batch of 2, or several windows as one, share",
-        "  launches and no arithmetic: they gain no more than that.",
-        (
-            f"- All that could be hidden by overlap with the network is {outside_s:.2f} s of "
-            f"{case_s:.2f} s, most of it aggregation and prompt channels, whose float32 arrays of all"
-        ),
-        "  classes are written and read again: one kernel for product and sum halves them.",
-        "- So the number of passes decides; a smaller region of interest or fewer masked pairs",
-        "  outweighs everything else here.",
-    ]
+    layers = list(network_steps(config, prompted=True))
+    pass_ms = 1000 * sum(step.seconds for step in layers)
+    busy_ms = 1000 * sum(step.flop for step in layers) / (FLOP_PER_SECOND * SHARE_OF_RATE)
+    idle_ms = 1000 * sum(max(0.0, step.asking_s - step.device_s) for step in layers)
+    half = 2 * 27 * config.channels**2 * prod(config.window_hwd) / 1e12
+    whole = half + sum(step.flop for step in network_steps(config, prompted=False)) / 1e12
+    return wrapped(
+        f"- The release's {whole:.1f} TFLOP a window hold the convolution of the prompts' "
+        f"{config.channels} features, {half:.2f} TFLOP; the exported graphs fold it.",
+        f"- A prompted pass of 192^3 takes {pass_ms:.1f} ms, its arithmetic alone {busy_ms:.1f} "
+        "ms: memory of the finest layers costs the rest. The goal of 24 ms needs norms whose sums "
+        "are formed as the convolution writes, not more of the rate.",
+        f"- A CUDA graph of a window saves at most {idle_ms:.1f} ms a pass, nearly all of it in "
+        "the query decoder.",
+        "- The two halves of a masked pair as one batch of 2, or several windows as one, share "
+        "launches and no arithmetic: they gain no more than that.",
+        f"- All that overlap with the network could hide is {outside_s:.2f} s of {case_s:.2f} s, "
+        "most of it aggregation and prompt channels, whose float32 arrays of all classes are "
+        "written and read again: one kernel for product and sum halves them.",
+        "- So the number of passes decides: a smaller region of interest or fewer masked pairs "
+        "outweighs everything else here.",
+        indent="  ",
+    )
 
 
 def main() -> None:
@@ -271,21 +270,22 @@ def main() -> None:
     lines = [
         "# What a case should cost on an H100",
         "",
-        f"Computed on {today()} by `benchmarks/gpu_budget.py` from shapes; **nothing here is",
-        "measured**. The first real run (`benchmarks/gpu.sh full case`) is held against it.",
+        *wrapped(
+            f"Computed on {today()} by `benchmarks/gpu_budget.py` from shapes; **nothing here is "
+            "measured**. The first real run (`benchmarks/gpu.sh full case`) is held against it."
+        ),
         "",
-        f"Assumed: {FLOP_PER_SECOND / 1e12:.0f} TFLOP/s in 16-bit, of which convolutions reach",
-        (
+        *wrapped(
+            f"Assumed: {FLOP_PER_SECOND / 1e12:.0f} TFLOP/s in 16-bit, of which convolutions reach "
             f"{SHARE_OF_RATE:.0%}; {BYTES_PER_SECOND / 1e12:.2f} TB/s, of which kernels reach "
-            f"{SHARE_OF_BANDWIDTH:.0%}; {PCIE_BYTES_PER_SECOND / 1e9:.0f} GB/s over PCIe;"
-        ),
-        (
+            f"{SHARE_OF_BANDWIDTH:.0%}; {PCIE_BYTES_PER_SECOND / 1e9:.0f} GB/s over PCIe; "
             f"{LIBRARY_LAUNCH_S * 1e6:.0f} microseconds a launch by an inference library, "
-            f"{ARRAY_LAUNCH_S * 1e6:.0f} by CuPy, {SYNCHRONIZATION_S * 1e6:.0f} a wait."
+            f"{ARRAY_LAUNCH_S * 1e6:.0f} by CuPy, {SYNCHRONIZATION_S * 1e6:.0f} a wait. Norm and "
+            "activation are two sweeps after the convolution has written its result. `asking` is "
+            "the processor's time for launches and waits. The longest of arithmetic, memory and "
+            "asking counts, layer by layer; `GPU` is that of the sums, so that it can be below "
+            "`ms`."
         ),
-        "Norm and activation are one kernel of two sweeps; each convolution writes its result once",
-        "before. `asking` is the processor's time for launches and waits; the longer one counts,",
-        "layer by layer. `GPU` is that of the sums, so that it can be below `ms`.",
     ]
     record: dict[str, object] = {"date": today(), "shape_dhw": SHAPE_DHW, "passes": {}}
     for stage in (2, 1):
@@ -295,44 +295,31 @@ def main() -> None:
             asking = sum(step.asking_s for step, _ in rows)
             share = flop / FLOP_PER_SECOND / seconds
             title = f"{WINDOWS_HWD[stage]}, {'with prompts' if prompted else 'text only'}"
+            launches = sum(step.launches for step, _ in rows)
             lines += ["", f"## A pass of {title}", "", *table(rows), ""]
-            lines += [
-                (
-                    f"{flop / 1e12:.2f} TFLOP, **{1000 * seconds:.1f} ms**, {share:.0%} of the rate; "
-                    f"{sum(step.launches for step, _ in rows)} launches take {1000 * asking:.2f} ms to "
-                    "ask for, beside the GPU's work but in layers that are bound by them."
-                )
-            ]
+            lines += wrapped(
+                f"{flop / 1e12:.2f} TFLOP, **{1000 * seconds:.1f} ms**, {share:.0%} of the rate; "
+                f"{launches} launches take {1000 * asking:.2f} ms to ask for, while the GPU works "
+                "but in layers that are bound by them."
+            )
             record["passes"][title] = {"tflop": flop / 1e12, "seconds": seconds}  # type: ignore[index]
     rows = list(case_steps(plan.stages, len(keys)))
     seconds = sum(s for _, s in rows)
     outside = sum(s for step, s in rows if not step.name.endswith("network"))
-    lines += [
-        "",
-        (
-            f"## A case of {len(keys)} classes, {' x '.join(map(str, SHAPE_DHW))}, "
-            f"spacing {SPACING_HWD_MM} mm, the whole image as the fine stage's region"
-        ),
-        "",
-        *table(rows),
-        "",
-        f"**{seconds:.2f} s**, of which {outside:.2f} s outside the network; "
-        + ", ".join(
-            f"stage {stage.stage} ({WINDOWS_HWD[stage.stage]} at {SPACINGS_HWD_MM[stage.stage]} "
-            f"mm): {stage.windows} windows, {stage.passes} passes"
-            for stage in plan.stages
-        )
-        + ".",
-    ]
+    sizes = " x ".join(map(str, SHAPE_DHW))
+    lines += ["", f"## A case of {len(keys)} classes, {sizes}, {SPACING_HWD_MM} mm", ""]
+    lines += [*table(rows), ""]
     launch_bound = [step.name for step, _ in rows if step.bound == "launches"]
     waiting = [step.name for step, _ in rows if step.synchronizations]
-    lines += [
-        "",
-        (
-            f"Bound by launches: {', '.join(launch_bound) or 'none'}. They wait for the GPU: "
-            f"{', '.join(waiting)}."
-        ),
-    ]
+    plans = ", ".join(
+        f"stage {stage.stage} {stage.windows} windows and {stage.passes} passes"
+        for stage in plan.stages
+    )
+    lines += wrapped(
+        f"**{seconds:.2f} s**, of which {outside:.2f} s outside the network; {plans}. The fine "
+        "stage's region is the whole image here. Bound by launches: "
+        f"{', '.join(launch_bound) or 'none'}. They wait for the GPU: {', '.join(waiting)}."
+    )
     lines += ["", "## What follows", "", *conclusions(seconds, outside)]
     record["case"] = {step.name: step_s for step, step_s in rows} | {"all": seconds}
     write_report(options.output, record, "\n".join(lines) + "\n")
