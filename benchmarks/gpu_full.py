@@ -224,6 +224,8 @@ def bound_run(bundle: Bundle, each: Scene, settings: dict[str, str]) -> Run:
     import onnxruntime
 
     on_gpu = each.device == "cuda"
+    if settings and not on_gpu:
+        raise RuntimeError(f"the settings {', '.join(settings)} need a GPU")
     provider = ("CUDAExecutionProvider", {"use_tf32": "0", **settings})
     providers = [provider] if on_gpu else ["CPUExecutionProvider"]
     if on_gpu:
