@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import re
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -26,7 +27,7 @@ SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 """Asked by what watches the server, without a token."""
 
-UPLOAD_PATHS: Final = frozenset({"/v1/images", "/v1/masks"})
+UPLOAD_PATHS: Final = re.compile(r"/v1/(images|masks)|/images(/[^/]+/export)?")
 """Whose bodies have a limit of their own."""
 
 HEADERS: Final = {
@@ -163,7 +164,7 @@ class Gate:
             raise too_large(self._body_limit(scope))
 
     def _body_limit(self, scope: Scope) -> int:
-        upload = scope["path"] in UPLOAD_PATHS and scope["method"] == "POST"
+        upload = scope["method"] in {"POST", "PUT"} and UPLOAD_PATHS.fullmatch(scope["path"])
         return self._settings.max_upload_bytes if upload else self._settings.max_body_bytes
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
