@@ -24,10 +24,12 @@ from medals_serve.settings import ServeSettings
 TOKEN_COOKIE: Final = "medals_token"  # noqa: S105 - its name
 SESSION_COOKIE: Final = "medals_session"
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
-"""Asked by what watches the server, without a token."""
+OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/auth/", "/auth/token"})
+"""Asked by what watches the server, or for a token, without one."""
 
-UPLOAD_PATHS: Final = re.compile(r"/v1/(images|masks)|/images(/[^/]+/export)?")
+UPLOAD_PATHS: Final = re.compile(
+    r"/v1/(images|masks)|/images(/[^/]+/export)?|/session/|/infer/[^/]+"
+)
 """Whose bodies have a limit of their own."""
 
 HEADERS: Final = {
@@ -141,11 +143,11 @@ class Gate:
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = bearer.strip() if scheme.lower() == "bearer" else ""
         given = given or cookies_of(headers).get(TOKEN_COOKIE, "")
-        if _equal(given, token):
+        if same_token(given, token):
             return None
         if scope["path"] == "/" and scope["method"] == "GET":
             asked = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-            if _equal(asked, token):
+            if same_token(asked, token):
                 answer = RedirectResponse("/", status_code=HTTPStatus.SEE_OTHER)
                 set_cookie(answer, scope, TOKEN_COOKIE, token)
                 return answer
@@ -239,7 +241,7 @@ def _method(scope: Scope) -> str:
     return method if method in {*SAFE_METHODS, "POST", "PUT", "PATCH", "DELETE"} else "other"
 
 
-def _equal(given: str, token: str) -> bool:
+def same_token(given: str, token: str) -> bool:
     """Compare in a time that doesn't depend on how much is the same."""
     return hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
 

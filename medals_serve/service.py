@@ -308,6 +308,12 @@ class Service:
         owner.jobs[job.name] = job
         return job
 
+    def delete_job(self, owner: ClientSession, job: ServedJob) -> None:
+        """Delete a job with its results."""
+        job.cancel()
+        owner.jobs.pop(job.name, None)
+        self.sessions.drop(owner, job.folder)
+
     def _make_job(
         self,
         owner: ClientSession,
