@@ -98,7 +98,7 @@ def main() -> None:
         for name, window_hwd in STAGES.items():
             write_network(release / f"nano_UNet_CVPR2025_{name}.pth", window_hwd)
         write_text_side(release)
-        (release / "LICENSE").write_text("made up")
+        (release / "LICENSE").write_text("made up", encoding="utf-8")
         files = {
             path.relative_to(release).as_posix(): path.read_bytes()
             for path in release.rglob("*")

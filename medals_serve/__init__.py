@@ -1,6 +1,7 @@
-"""The HTTP service of `medals-rt serve`: one resident model, a page, and an API for programs.
+"""Services that keep a model resident; `medals_rt` finds them by entry points, never imports them.
 
-`medals_rt` finds it through the entry point `serve` and never imports it. From the bottom up:
+`node` is the DICOM node of `medals-rt listen`. The rest is the HTTP service of `medals-rt serve`:
+one resident model, a page, and an API for programs. From the bottom up:
 
 - `settings`, `problems`, `metrics`: limits, errors as answers, figures;
 - `reader_process`, `readers`: uploaded files are read in child processes first;

@@ -3,6 +3,7 @@
 A new command is a module with a function and `EXAMPLES`, and a line in `COMMANDS`.
 """
 
+import inspect
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from medals_rt.cli import (
     evaluate,
     export,
     info,
+    listen,
     plan,
     prompts,
     run,
@@ -30,6 +32,7 @@ from medals_rt.cli import (
     verify,
     version,
 )
+from medals_rt.cli._configuration import configuration_file, read_defaults
 from medals_rt.cli._errors import report_error
 from medals_rt.cli._options import Command, with_common_flags
 from medals_rt.cli._output import out
@@ -41,6 +44,7 @@ COMMANDS: Final[dict[str, tuple[Command, Sequence[str]]]] = {
     "batch": (batch.batch_command, batch.EXAMPLES),
     "plan": (plan.plan_command, plan.EXAMPLES),
     "prompts": (prompts.prompts_command, prompts.EXAMPLES),
+    "listen": (listen.listen_command, listen.EXAMPLES),
     "evaluate": (evaluate.evaluate_command, evaluate.EXAMPLES),
     "serve": (serve.serve_command, serve.EXAMPLES),
     "info": (info.info_command, info.EXAMPLES),
@@ -76,8 +80,16 @@ class Commands(TyperGroup):
     """The group of all commands, which turns what they return and raise into exit codes."""
 
     def make_context(self, *given: Any, **more: Any) -> Any:
-        """Parse what stands before the command's name."""
+        """Parse what stands before the command's name; a file may hold other options."""
         with _errors_end_the_command():
+            file = configuration_file()
+            if file is not None:
+                defaults = read_defaults(file)
+                more["default_map"] = {
+                    name: defaults
+                    for name, (command, _) in COMMANDS.items()
+                    if defaults.keys() & inspect.signature(command).parameters.keys()
+                }
             return super().make_context(*given, **more)
 
     def invoke(self, ctx: Any) -> Any:

@@ -16,20 +16,25 @@ class Lines:
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.finished = 0
         self.ended_cases = 0
 
     def windows(self, stage: str, done: int, total: int) -> None:
         """Print nothing: a line per window would be too many."""
 
+    def taken(self, _: int) -> None:
+        """Print nothing: much is read ahead."""
+
     def started(self, case: BatchCase) -> None:
         """Print nothing: the line comes when the case has ended."""
 
-    def ended(self, entry: Entry) -> None:
+    def ended(self, _: int, entry: Entry) -> None:
         """Count a case and print how it went."""
         self.ended_cases += 1
-        self.finished += entry.status in {"done", "kept"}
         self.show(entry)
+
+    def elsewhere(self, count: int) -> None:
+        """Count cases that others have settled."""
+        self.ended_cases += count
 
     def show(self, entry: Entry) -> None:
         """Print how a case went, and its warnings unless they were printed when it was run."""
@@ -41,13 +46,6 @@ class Lines:
         if entry.status == "done":
             for text in entry.warnings:
                 out.warning(f"{entry.name}: {text}")
-
-    def standing(self) -> str:
-        """How far the batch came, where it ends early."""
-        return (
-            f"{self.finished} of {self.total} cases are finished; "
-            "the same command continues with the others"
-        )
 
 
 class Bars(Lines):
@@ -70,6 +68,11 @@ class Bars(Lines):
             self._windows = self._bars.add_task("", total=total)
         words = f"{self._name[-40:]}, {stage}"
         self._bars.update(self._windows, description=words, completed=done, total=total)
+
+    def elsewhere(self, count: int) -> None:
+        """Draw cases that others have settled."""
+        super().elsewhere(count)
+        self._bars.update(self._cases, completed=self.ended_cases)
 
     def show(self, entry: Entry) -> None:
         """Draw one more case; what failed or was noted stays on the screen."""

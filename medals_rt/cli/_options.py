@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 import typer
 
 from medals_rt.cli._completion import complete_group, complete_sentence, complete_window
+from medals_rt.cli._configuration import configuration_file
 from medals_rt.cli._output import out
 from medals_rt.common.byte_sizes import parse_size
 from medals_rt.common.choices import (
@@ -145,6 +146,15 @@ MaxMemory = Annotated[
     str | None,
     typer.Option(
         "--max-memory", metavar="SIZE", help="Memory that a case may take, such as 6GB or 512MiB."
+    ),
+]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="ADDRESS",
+        help="Also store the result on a DICOMweb server, dicomweb+https://HOST/dicom-web; "
+        "credentials are read from the environment.",
     ),
 ]
 
@@ -350,9 +360,24 @@ def common_flags(
         bool, typer.Option("--quiet", help="Print only warnings and errors (and JSON).")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", help="Log what is done and how long it takes [default: $MEDALS_RT_LOG]."
+        ),
+    ] = False,
+    json_progress: Annotated[
+        bool,
+        typer.Option(
+            "--json-progress", help="Report progress as JSON lines on standard error, for programs."
+        ),
+    ] = False,
 ) -> None:
     """Set up the output of the command that runs."""
-    out.start(quiet=quiet, debug=debug)
+    out.start(quiet=quiet, debug=debug, verbose=verbose, json_progress=json_progress)
+    file = configuration_file()
+    if file is not None:
+        out.remark(f"note: options that aren't given are those of {file}")
 
 
 def with_common_flags(command: Command) -> Command:

@@ -6,6 +6,8 @@ NO_COLOR is set.
 """
 
 import json
+import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import typer
 
+from medals_rt.common.errors import InputError
 from medals_rt.common.progress import Progress
 
 if TYPE_CHECKING:
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from medals_rt.common.notes import Note
+
+LOG: Final = "MEDALS_RT_LOG"
+"""Environment variable of the level that is logged, such as ``debug``."""
+
+_LEVELS: Final = ("", "DEBUG", "INFO", "WARNING", "ERROR")
 
 AMBER: Final = "bold #ffbf00"
 RED: Final = "bold red"
@@ -37,10 +45,35 @@ class Output:
     def __init__(self) -> None:
         self.quiet = False
         self.debug = False
+        self.json_progress = False
 
-    def start(self, *, quiet: bool = False, debug: bool = False) -> None:
-        """Take the common flags of the command that runs."""
-        self.quiet, self.debug = quiet, debug
+    def start(
+        self,
+        *,
+        quiet: bool = False,
+        debug: bool = False,
+        verbose: bool = False,
+        json_progress: bool = False,
+    ) -> None:
+        """Take the common flags of the command that runs.
+
+        Raises
+        ------
+        InputError
+            `LOG` names no level.
+        """
+        self.quiet, self.debug, self.json_progress = quiet, debug, json_progress
+        level = "INFO" if verbose else os.environ.get(LOG, "").upper()
+        if level not in _LEVELS:
+            known = ", ".join(each.lower() for each in _LEVELS if each)
+            raise InputError(
+                f"{LOG} is {level.lower()!r}, which is no level; use one of {known}",
+                code="log-level-unknown",
+            )
+        if level:
+            logging.basicConfig(
+                level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+            )
 
     def line(self, text: str) -> None:
         """Print a line of the result."""
@@ -134,7 +167,10 @@ class Output:
 
     @contextmanager
     def progress(self) -> Iterator[Progress | None]:
-        """Draw one bar for each name with the time left; None as `bars`."""
+        """Draw one bar for each name with the time left, or print lines of JSON; None as `bars`."""
+        if self.json_progress:
+            yield _print_progress
+            return
         with self.bars("remaining") as bars:
             if bars is None:
                 yield None
@@ -150,6 +186,10 @@ class Output:
 
 
 out: Final = Output()
+
+
+def _print_progress(name: str, done: int, total: int) -> None:
+    typer.echo(json.dumps({"step": name, "done": done, "total": total}), err=True)
 
 
 def _printable(text: str) -> str:

@@ -1,9 +1,9 @@
 """`medals-rt batch`: segment a folder of cases with one opened model."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 
@@ -14,18 +14,24 @@ from medals_rt.cli._errors import (
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
 )
-from medals_rt.cli._options import Select, Series, prompt_source, run_options, takes
+from medals_rt.cli._options import Select, Series, Store, prompt_source, run_options, takes
 from medals_rt.cli._output import out
 from medals_rt.common.errors import InputError, OutputError
 
 if TYPE_CHECKING:
-    from medals_rt.pipeline.batch import Entry
+    from medals_rt.bundle.bundle import Bundle
+    from medals_rt.pipeline.batch import BatchPlan, BatchStanding, Cells, Entry, Listener
     from medals_rt.pipeline.options import PromptSource, RunOptions
+
+    Runner: TypeAlias = Callable[
+        [BatchPlan, RunOptions, Listener, Cells, Sequence[int]], dict[int, Entry]
+    ]
 
 EXAMPLES: Final = (
     'medals-rt batch scans results --prompt "Liver in CT" --prompt "Spleen in CT"',
     'medals-rt batch "scans/*.nii.gz" results --prompts prompts.json --statistics',
     "medals-rt batch scans results --jobs jobs.csv --format seg.nrrd",
+    "medals-rt batch scans results --prompts prompts.json --gpus all",
 )
 _MOST_ROWS = 100
 _STATUS_WORDS = {
@@ -43,7 +49,8 @@ def batch_command(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            help="Cases, folders, patterns such as 'scans/*.nii.gz', or a .txt that lists them.",
+            help="Cases, folders, patterns such as 'scans/*.nii.gz', series of a DICOMweb server "
+            "(dicomweb+https://HOST/dicom-web?PatientID=7&Modality=CT), or a .txt that lists such.",
         ),
     ],
     outputs: Annotated[Path, typer.Argument(help="Folder of the results.")],
@@ -83,27 +90,147 @@ def batch_command(
         Path | None,
         typer.Option(help="Folder of reports, pictures and records [default: OUTPUTS]."),
     ] = None,
+    store: Store = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Only part I of N, chosen by case names; auto: the task of a SLURM array, auto/N: "
+            "of a Kubernetes indexed job.",
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Processes that share the work and the cores."),
+    ] = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(metavar="all|0,1", help="A process on each of these GPUs."),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run on a Ray cluster: its address, auto, or local for one of this machine; a "
+            "worker on each GPU, or as many as --processes says.",
+        ),
+    ] = None,
     options: "RunOptions",
 ) -> int:
     """Segment many cases; run again, it continues where it stopped.
 
     A case that is finished is not run again unless its input, prompts, options or model changed.
-    Folders of DICOM objects that are no images (RTSTRUCT, SR, documents) are passed over. The exit
-    code is 1 if a case failed, else 3 if stages or windows are missing for lack of time.
+    Folders of DICOM objects that are no images (RTSTRUCT, SR, documents) are passed over. The same
+    command, started several times on one machine or on many, shares the work. The exit code is 1 if
+    a case failed, else 3 if stages or windows are missing for lack of time.
     """
     from medals_rt.bundle.bundle import Bundle, resolve_bundle
+    from medals_rt.pipeline.batch import parse_part, plan_batch, staged, unread_words
+
+    _check_words(source, options, preview=preview)
+    ending = _ending(output_format)
+    run = _runner(processes, gpus, ray)
+    with staged(inputs, outputs, reports) as (files, in_places, out_place, reports_place):
+        plan = plan_batch(
+            in_places,
+            out_place,
+            jobs=jobs,
+            reports=reports_place,
+            source=source,
+            options=options,
+            series=series,
+            select=tuple(select or ()),
+            ending=ending,
+            preview=preview,
+            split=split,
+            files=files,
+            store=store,
+        )
+        with out.progress() as progress:
+            folder = resolve_bundle(options.bundle, progress)
+        bundle = Bundle.open(folder, verify=False)
+        if plan.unread:
+            out.warning(unread_words(plan.unread))
+        if bundle.notice is not None:
+            out.warning(bundle.notice)
+        own = range(len(plan.cases)) if part is None else parse_part(part).indices(plan.cases)
+        return _work(
+            plan,
+            options,
+            bundle,
+            run,
+            own,
+            on_ray=ray is not None,
+            statistics=statistics,
+            page=preview,
+        )
+
+
+def _work(
+    plan: "BatchPlan",
+    options: "RunOptions",
+    bundle: "Bundle",
+    run: "Runner",
+    own: Sequence[int],
+    *,
+    on_ray: bool,
+    statistics: bool,
+    page: bool,
+) -> int:
+    """Run the cases beside others who do the same batch, and write the tables if none is left."""
     from medals_rt.cli._batch_progress import batch_listener
-    from medals_rt.common.atomic_io import prepare_output, remove_leftovers
-    from medals_rt.common.optional_deps import require
-    from medals_rt.io.registry import OUTPUT_ENDINGS
+    from medals_rt.common.atomic_io import prepare_output
     from medals_rt.pipeline.batch import (
-        lock_folders,
-        plan_batch,
-        run_batch,
+        identity_of,
+        settle_once,
+        share_folders,
+        standing,
         summary_files,
-        unread_words,
-        write_summaries,
+        write_tables,
     )
+
+    tables = summary_files(plan, statistics=statistics, page=page)
+    identity = identity_of(
+        plan,
+        options.deciding(),
+        bundle.hash,
+        tables=[file.name for file in tables],
+        on_ray=on_ray,
+    )
+    count = len(plan.cases)
+    with share_folders(plan, identity, tables) as cells:
+        for file in tables:
+            prepare_output(file)
+        with batch_listener(len(own)) as listener:
+            try:
+                entries = run(plan, options, listener, cells, own)
+            except KeyboardInterrupt:
+                out.failure(f"interrupted; {_continues(cells.read(0, count))}")
+                return EXIT_INTERRUPTED
+            except OutputError as error:
+                raise OutputError(
+                    f"{error}; {_continues(cells.read(0, count))}", code=error.code
+                ) from error
+        written = settle_once(
+            cells,
+            count,
+            lambda: write_tables(
+                plan, entries, cells, statistics=statistics, page=page, notice=bundle.notice
+            ),
+        )
+        now = standing(cells.read(0, count))
+    _print_summary(list(entries.values()))
+    if now.settled < count:
+        out.line(f"{count - now.settled} of {count} cases are left to other parts")
+    if written:
+        for file in tables:
+            out.line(f"wrote {plan.store.shown(file)}")
+    return _end(now, entries)
+
+
+def _check_words(source: "PromptSource", options: "RunOptions", *, preview: bool) -> None:
+    """Refuse what can't be used before any folder is looked at."""
+    from medals_rt.common.optional_deps import require
     from medals_rt.prompts.prompt_set import read_prompts
 
     if preview:
@@ -115,6 +242,12 @@ def batch_command(
         )
     if source.file is not None:
         read_prompts(source.file, options.reading)
+
+
+def _ending(output_format: str) -> str | None:
+    """Return the ending of results; None: that of the case."""
+    from medals_rt.io.registry import OUTPUT_ENDINGS
+
     ending = None if output_format == _SAME else f".{output_format}"
     if ending is not None and not ending.endswith(OUTPUT_ENDINGS):
         raise InputError(
@@ -122,54 +255,95 @@ def batch_command(
             f"{', '.join(each.removeprefix('.') for each in OUTPUT_ENDINGS)}",
             code="format-unknown",
         )
-    plan = plan_batch(
-        inputs,
-        outputs,
-        jobs=jobs,
-        reports=reports,
-        source=source,
-        options=options,
-        series=series,
-        select=tuple(select or ()),
-        ending=ending,
-        preview=preview,
-        split=split,
+    return ending
+
+
+def _runner(processes: int | None, gpus: str | None, ray: str | None) -> "Runner":
+    """Return what runs the cases: in this process, in others of this machine, or on a cluster."""
+    from medals_rt.common.gpu import visible_gpus
+    from medals_rt.common.optional_deps import require
+    from medals_rt.pipeline.batch import (
+        claims_file,
+        places_on_cores,
+        places_on_gpus,
+        run_batch,
+        run_on_ray,
+        run_workers,
     )
-    with out.progress() as progress:
-        folder = resolve_bundle(options.bundle, progress)
-    notice = Bundle.open(folder, verify=False).notice
-    if plan.unread:
-        out.warning(unread_words(plan.unread))
-    if notice is not None:
-        out.warning(notice)
-    tables = summary_files(plan, statistics=statistics, page=preview)
-    with lock_folders(plan):
-        for file in tables:
-            prepare_output(file)
-        remove_leftovers(tables)
-        with batch_listener(len(plan.cases)) as listener:
-            try:
-                entries = run_batch(plan.cases, options, listener)
-            except KeyboardInterrupt:
-                out.failure(f"interrupted; {listener.standing()}")
-                return EXIT_INTERRUPTED
-            except OutputError as error:
-                raise OutputError(f"{error}; {listener.standing()}", code=error.code) from error
-        write_summaries(plan, entries, statistics=statistics, page=preview, notice=notice)
-    _print_summary(entries)
-    out.wrote(*tables)
-    return _end(entries)
+
+    if gpus is not None and (processes is not None or ray is not None):
+        raise InputError(
+            "--gpus starts a process on each GPU of this machine; leave out --processes and --ray",
+            code="processes-twice",
+        )
+    if ray is not None:
+        require("--ray", "Ray")
+    places = () if gpus is None else places_on_gpus(gpus, visible_gpus())
+    if processes is not None:
+        places = places_on_cores(processes)
+
+    def on_ray(
+        plan: "BatchPlan",
+        options: "RunOptions",
+        listener: "Listener",
+        cells: "Cells",
+        own: Sequence[int],
+    ) -> "dict[int, Entry]":
+        return run_on_ray(
+            plan.cases,
+            options,
+            listener,
+            address=ray or "",
+            workers=processes,
+            cells=cells,
+            own=own,
+        )
+
+    def by_processes(
+        plan: "BatchPlan",
+        options: "RunOptions",
+        listener: "Listener",
+        cells: "Cells",
+        own: Sequence[int],
+    ) -> "dict[int, Entry]":
+        if not places:
+            return run_batch(plan.cases, options, listener, cells=cells, own=own)
+        return run_workers(
+            plan.cases,
+            options,
+            listener,
+            places=places[: max(1, len(own))],
+            cells=cells,
+            cells_file=claims_file(plan),
+            own=own,
+        )
+
+    return by_processes if ray is None else on_ray
 
 
-def _end(entries: Sequence["Entry"]) -> int:
-    """Print last what failed or lacks stages or windows, and return the exit code for it."""
-    failed = sum(entry.status == "failed" for entry in entries)
+def _continues(cells: bytes) -> str:
+    """Say how far the batch came, where it ends early."""
+    from medals_rt.pipeline.batch import standing
+
+    return (
+        f"{standing(cells).finished} of {len(cells)} cases are finished; the same command "
+        "continues with the others"
+    )
+
+
+def _end(now: "BatchStanding", here: "dict[int, Entry]") -> int:
+    """Print last what failed or lacks stages or windows, and return the exit code for it.
+
+    What this command has seen itself counts also where the folder's locks are not shared.
+    """
+    failed = max(now.by_status["failed"], sum(each.status == "failed" for each in here.values()))
+    count = max(now.settled, len(here))
     if failed:
-        out.failure(f"error: {failed} of {len(entries)} cases failed")
+        out.failure(f"error: {failed} of {count} cases failed")
         return EXIT_FAILURE
-    incomplete = sum(entry.incomplete is not None for entry in entries)
+    incomplete = max(now.incomplete, sum(each.incomplete is not None for each in here.values()))
     if incomplete:
-        out.failure(f"incomplete: {incomplete} of {len(entries)} cases, for lack of time")
+        out.failure(f"incomplete: {incomplete} of {count} cases, for lack of time")
         return EXIT_INCOMPLETE
     return EXIT_DONE
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from medals_rt.cli._errors import EXIT_DONE, EXIT_INCOMPLETE
-from medals_rt.cli._options import Select, Series, prompt_source, run_options, takes
+from medals_rt.cli._options import Select, Series, Store, prompt_source, run_options, takes
 from medals_rt.cli._output import out
 from medals_rt.common.choices import OutputFormat
 
@@ -30,7 +30,11 @@ def run_command(
     *,
     input_file: Annotated[
         Path,
-        typer.Option("--input", help="The case: .npz, .nii, .nii.gz, .nrrd, or a DICOM folder."),
+        typer.Option(
+            "--input",
+            help="The case: .npz, .nii, .nii.gz, .nrrd, a DICOM folder, or "
+            "dicomweb+https://HOST/dicom-web?StudyInstanceUID=UID.",
+        ),
     ],
     source: "PromptSource",
     output: Annotated[
@@ -52,6 +56,13 @@ def run_command(
     instances: Annotated[
         Path | None, typer.Option(help="Write the numbered lesions as a label map here.")
     ] = None,
+    sr: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write volumes, and of lesions both axes, as a DICOM report that refers to the "
+            "DICOM SEG of --output."
+        ),
+    ] = None,
     split: Annotated[
         Path | None,
         typer.Option(
@@ -72,6 +83,7 @@ def run_command(
             help="Bring spatial prompts on another grid onto the scan's (nearest voxel).",
         ),
     ] = False,
+    store: Store = None,
     options: "RunOptions",
 ) -> int:
     """Segment one case by text prompts."""
@@ -86,12 +98,14 @@ def run_command(
         preview=preview,
         statistics=statistics,
         instances=instances,
+        sr=sr,
         split=split,
         series=series,
         select=tuple(select or ()),
         spatial_prompts=spatial_prompts,
         resample=resample,
         options=options,
+        store=store,
     )
     with out.progress() as progress:
         result = run_job(job, progress)
@@ -108,7 +122,9 @@ def report_result(job: "Job", result: "Result") -> int:
     out.wrote(job.output, job.report, job.preview, job.statistics)
     if job.statistics is not None and result.instances_dhw is not None:
         out.wrote(lesion_table(job.statistics))
-    out.wrote(job.instances, job.split)
+    out.wrote(job.instances, job.split, job.sr)
+    if job.store is not None:
+        out.line(f"stored {job.output.name} on {job.store}")
     if result.report.incomplete is None:
         return EXIT_DONE
     out.failure(f"incomplete: {result.report.incomplete}")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any, Final
 
 from medals_rt.common.errors import InputError, MedalsError, OutputError
 
-_PARTIAL: Final = re.compile(r"\.partial-([0-9]{1,9})-(.+)", re.DOTALL)
+_PARTIAL: Final = re.compile(r"\.partial-([0-9]{1,9}-[0-9a-f]{8})-(.+)", re.DOTALL)
+_TOKEN: Final = secrets.token_hex(4)
+"""Of this process: on a shared disk, processes of several machines have the same number."""
 
 
 def prepare_output(path: Path) -> Path:
@@ -75,26 +78,27 @@ def atomic_output(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(paths: Iterable[Path]) -> None:
-    """Remove what processes that were killed while writing these files left beside them.
+def leftovers(paths: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
+    """Find temporary files that other processes left beside these files, or still write there.
 
-    A temporary file whose process still runs stays. To be called before anything is written.
+    Which of the two it is, only a lock can tell: a process number means nothing on another machine
+    or in another container. Each folder is listed once.
+
+    Yields
+    ------
+    tuple[Path, Path]
+        A temporary file, and the one of `paths` whose place it would have taken.
     """
-    import psutil
-
     names: dict[Path, set[str]] = {}
     for path in paths:
         names.setdefault(path.parent, set()).add(path.name)
     for folder, known in names.items():
         if not folder.is_dir():
             continue
-        for file in folder.iterdir():
+        for file in list(folder.iterdir()):
             partial = _PARTIAL.fullmatch(file.name)
-            if partial is None or partial[2] not in known:
-                continue
-            process = int(partial[1])
-            if process == os.getpid() or not psutil.pid_exists(process):
-                file.unlink(missing_ok=True)
+            if partial is not None and partial[1] != _own_mark() and partial[2] in known:
+                yield file, folder / partial[2]
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -108,4 +112,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".partial-{os.getpid()}-{path.name}")
+    return path.with_name(f".partial-{_own_mark()}-{path.name}")
+
+
+def _own_mark() -> str:
+    return f"{os.getpid()}-{_TOKEN}"

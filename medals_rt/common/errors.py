@@ -90,3 +90,9 @@ class DownloadError(MedalsError, OSError):
     """A model hub can't be reached, breaks off, or sends something else than it announced."""
 
     code = "download"
+
+
+class ServerError(MedalsError, OSError):
+    """A DICOM server can't be reached, refuses, or sends something else than was asked for."""
+
+    code = "server"

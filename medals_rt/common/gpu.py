@@ -1,6 +1,7 @@
 """The NVIDIA GPU that would be used, asked of the driver itself: no library need be installed."""
 
 import ctypes
+import os
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -43,6 +44,27 @@ def find_gpu() -> Gpu | None:
     except OSError:
         return None
     return ask_driver(driver)
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Return what `CUDA_VISIBLE_DEVICES` calls each GPU that this process may use; often numbers.
+
+    Empty where there is no driver or no GPU.
+    """
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return ()
+    return names_of_visible(driver, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def names_of_visible(driver: Any, visible: str | None) -> tuple[str, ...]:
+    """Name the GPUs that a driver finds, which is told what is visible; None: nothing was said."""
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return ()
+    names = map(str, range(count.value)) if visible is None else visible.split(",")
+    return tuple(name.strip() for name in names)[: count.value]
 
 
 def require_gpu(what: str) -> Gpu:

@@ -94,6 +94,9 @@ OPTIONAL_LIBRARIES: Final = (
     OptionalLibrary("highdicom", ("highdicom",), ("highdicom",), "DICOM segmentations"),
     OptionalLibrary("pyjpegls", ("jpeg_ls",), ("pyjpegls",), "DICOM label map segmentations"),
     OptionalLibrary("ContourPy", ("contourpy",), ("contourpy",), "DICOM structure sets"),
+    OptionalLibrary("dicomweb-client", ("dicomweb_client",), ("dicomweb-client",), "DICOMweb"),
+    OptionalLibrary("pynetdicom", ("pynetdicom",), ("pynetdicom",), "the DICOM node"),
+    OptionalLibrary("scikit-image", ("skimage",), ("scikit-image",), "surfaces as meshes"),
     OptionalLibrary("Matplotlib", ("matplotlib",), ("matplotlib",), "previews and plots"),
     OptionalLibrary("Jinja2", ("jinja2",), ("jinja2",), "HTML pages of batches and benchmarks"),
     OptionalLibrary(
@@ -114,6 +117,10 @@ OPTIONAL_LIBRARIES: Final = (
         ("huggingface_hub",),
         ("huggingface_hub",),
         "weights and bundles from a model hub",
+    ),
+    OptionalLibrary("Ray", ("ray",), ("ray",), "batches on a cluster"),
+    OptionalLibrary(
+        "fsspec", ("fsspec",), ("fsspec",), "batches whose files lie behind URLs, such as s3://"
     ),
     OptionalLibrary("FastAPI", ("fastapi",), ("fastapi",), "the HTTP service"),
     OptionalLibrary("uvicorn", ("uvicorn",), ("uvicorn",), "the HTTP service"),

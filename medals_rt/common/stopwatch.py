@@ -1,8 +1,11 @@
-"""Seconds by named step."""
+"""Seconds by named step, logged as they pass: the first time as information, then for debugging."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_log = logging.getLogger("medals_rt")
 
 
 class Stopwatch:
@@ -20,6 +23,8 @@ class Stopwatch:
             yield
         finally:
             elapsed = time.perf_counter() - start
+            level = logging.DEBUG if name in self.seconds else logging.INFO
+            _log.log(level, "%s: %.3f s", name, elapsed)
             self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
 
     def total(self) -> float:

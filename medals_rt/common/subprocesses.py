@@ -53,7 +53,7 @@ def run_python(arguments: Sequence[str], timeout_s: float) -> Ended:
         return Ended(None, None, (), ())
     return Ended(
         done.returncode,
-        _signal_name(-done.returncode) if done.returncode < 0 else None,
+        signal_name(-done.returncode) if done.returncode < 0 else None,
         _lines(done.stdout),
         _lines(done.stderr),
     )
@@ -63,7 +63,8 @@ def _lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """Return the name of a signal, such as "SIGKILL"."""
     try:
         return signal.Signals(number).name
     except ValueError:

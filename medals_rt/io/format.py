@@ -91,6 +91,10 @@ class Format:
         Whether a folder is a case of it.
     choosable
         Whether a file holds several series, of which `Options.series` chooses.
+    one_class
+        Whether a file written holds one class, because it can't tell several apart.
+    scheme
+        How addresses of it begin, which are no files; None for formats of files.
     unnamed
         Whether its files often have no ending at all, so that the content decides.
     """
@@ -107,6 +111,8 @@ class Format:
     recognizes: Callable[[bytes], bool] | None = None
     folders: bool = False
     choosable: bool = False
+    one_class: bool = False
+    scheme: str | None = None
     unnamed: bool = False
 
     def ending_of(self, name: str) -> str | None:

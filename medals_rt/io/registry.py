@@ -17,6 +17,7 @@ from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import require
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, compact_labels
+from medals_rt.io.dicom.web import WebAddress, is_web_address
 from medals_rt.io.format import START, Capability, Format, Options, SegmentationOutput, stem
 from medals_rt.io.voxel_data import GZIP_MAGIC, InflatedStream
 from medals_rt.prompts.prompt_set import PromptSet
@@ -27,6 +28,7 @@ _MODULES: Final = (
     "medals_rt.io.nrrd",
     "medals_rt.io.metaimage",
     "medals_rt.io.dicom.formats",
+    "medals_rt.io.meshes",
 )
 """Modules of formats. They import their libraries when these are used, so that all are light."""
 
@@ -68,7 +70,8 @@ def read_case(
     path
         A challenge case `.npz` (`imgs`, `spacing`, if there are any `text_prompts` and `gts`), or
         an image as NIfTI, NRRD or MetaImage, or a DICOM series: its folder, a `.zip` of it, or an
-        enhanced multi-frame file. All but `.npz` are turned to the canonical orientation.
+        enhanced multi-frame file; or a study or series of a DICOMweb server, by its address
+        (`dicom.web`). All but `.npz` are turned to the canonical orientation.
     max_voxels
         Larger volumes are refused before memory is taken for them.
     series
@@ -85,6 +88,8 @@ def read_case(
         If it is damaged, has another ending, or holds no finite 3-D image with a positive spacing.
     MissingDependencyError
         If the format's library isn't installed.
+    ServerError
+        If a server fails.
     """
     file = _existing(path)
     found = _format_to_read(file, "read_case")
@@ -166,6 +171,7 @@ def write_segmentation(
     _check_place(file, found)
     instances = None if instances_dhw is None else compact_labels(instances_dhw)
     chosen = case.prompts if prompts is None else prompts
+    _check_classes(file, found, chosen)
     output = SegmentationOutput(case, compact_labels(labels_dhw), instances, chosen, model, notice)
     if found.write is None:
         raise AssertionError(found.name)
@@ -176,6 +182,7 @@ def check_output(
     path: str | PathLike[str],
     case: Case | None = None,
     *,
+    prompts: PromptSet | Mapping[str, object] | None = None,
     format: str | None = None,  # noqa: A002 - as in `write_segmentation`
 ) -> tuple[Note, ...]:
     """Check that a result could be written, before the work is done.
@@ -186,6 +193,8 @@ def check_output(
         The file to write.
     case
         The case that it would be the result of, once that is read.
+    prompts
+        What is asked for, once that is known.
     format
         As in `write_segmentation`.
 
@@ -205,9 +214,34 @@ def check_output(
     file = Path(path)
     found = _format_to_write(file, format)
     _check_place(file, found)
+    _check_classes(file, found, prompts)
     if found.check is None or case is None:
         return ()
     return found.check(file.name, case)
+
+
+def format_of_output(path: str | PathLike[str], name: str | None = None) -> str:
+    """Name of the format that a result is written in; `name` where several share the ending.
+
+    Raises
+    ------
+    CaseError
+        If there is none.
+    """
+    return _format_to_write(Path(path), name).name
+
+
+def _check_classes(
+    file: Path, found: Format, prompts: PromptSet | Mapping[str, object] | None
+) -> None:
+    """Refuse several classes in a format that can't tell them apart."""
+    asked = len(prompts.labels) if isinstance(prompts, PromptSet) else 1
+    if found.one_class and asked > 1:
+        raise CaseError(
+            f"{file.name} would hold {asked} classes, and {found.title} can't tell them apart; ask "
+            "for one, or write .glb",
+            code="several-classes",
+        )
 
 
 def _check_place(file: Path, found: Format) -> None:
@@ -222,8 +256,11 @@ def _check_place(file: Path, found: Format) -> None:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a path may hold several series: a folder, a `.zip` or `.dcm`, or a file marked so."""
-    if path.is_dir():
+    """Whether a path may hold several series: a folder, a `.zip` or `.dcm`, or a file marked so.
+
+    Also an address of a server.
+    """
+    if _by_scheme(path) is not None or path.is_dir():
         return True
     if not path.is_file():
         return False
@@ -236,13 +273,15 @@ def is_dicom(path: Path) -> bool:
 
 def case_stem(path: str | PathLike[str]) -> str:
     """Name of a case's file or folder without the ending of its format."""
+    if is_web_address(path):
+        return WebAddress.parse(path).name
     file = Path(path)
     return file.resolve().name if file.is_dir() else stem(file, FORMATS)
 
 
 def _existing(path: str | PathLike[str]) -> Path:
     file = Path(path)
-    if not file.exists():
+    if _by_scheme(file) is None and not file.exists():
         raise MissingFileError(f"there is no such file or folder: {file}; check the path")
     return file
 
@@ -255,6 +294,9 @@ def _format_to_read(file: Path, capability: Capability) -> Format:
     CaseError
         If there is none, or the file is of another format than its ending says.
     """
+    addressed = _by_scheme(file)
+    if addressed is not None and getattr(addressed, capability) is not None:
+        return addressed
     if file.is_dir():
         for each in FORMATS:
             if each.folders and getattr(each, capability) is not None:
@@ -311,6 +353,11 @@ def _by_name(file: Path, capability: Capability) -> Format | None:
     able = [each for each in FORMATS if getattr(each, capability) is not None]
     fitting = [each for each in able if each.ending_of(file.name)]
     return max(fitting, key=lambda each: len(each.ending_of(file.name) or ""), default=None)
+
+
+def _by_scheme(file: Path) -> Format | None:
+    text = str(file)
+    return next((each for each in FORMATS if each.scheme and text.startswith(each.scheme)), None)
 
 
 def _check_compression(file: Path, named: Format | None, start: bytes) -> None:
@@ -373,6 +420,7 @@ __all__ = [
     "LabelFile",
     "case_stem",
     "check_output",
+    "format_of_output",
     "is_dicom",
     "read_case",
     "read_labels",

@@ -4,7 +4,7 @@ from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -19,17 +19,22 @@ from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.inference.hybrid_prompts import check_start
 from medals_rt.io.case import Case
+from medals_rt.io.dicom.results import number_objects, object_name
+from medals_rt.io.dicom.sr import SegmentMeasures, write_report
+from medals_rt.io.dicom.web import check_store, store_files
 from medals_rt.io.grids import fill_left_out, grid_of, same_grid
 from medals_rt.io.registry import (
     FORMATS,
     OUTPUT_ENDINGS,
     case_stem,
     check_output,
+    format_of_output,
     is_dicom,
     read_case,
     read_labels,
     write_segmentation,
 )
+from medals_rt.io.segment_metadata import segments_of
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.class_files import (
     check_class_files,
@@ -63,6 +68,12 @@ from medals_rt.prompts.prompt_set import (
     parse_prompts,
 )
 
+_MOST_DRAWN: Final = 32
+"""Objects that a picture draws in a color and line style each."""
+
+SEGMENTATIONS: Final = ("dicom-seg", "dicom-labelmap-seg")
+"""Formats of outputs that a DICOM report can refer to."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -81,6 +92,8 @@ class Job:
         Statistics of lesions go beside those of classes, see `lesion_table`.
     instances
         Where the numbered lesions go as a label map, if at all.
+    sr
+        Where the measurements go as a DICOM report, if at all; the output is then a DICOM SEG.
     split
         Folder of a file for each class, if at all; see `class_files`.
     spatial_prompts
@@ -95,6 +108,8 @@ class Job:
         How it is read and segmented.
     format
         Name of the output's format (of `registry.FORMATS`); None: its ending decides.
+    store
+        Address of a DICOMweb server where the output is stored too, once it is written.
     """
 
     input: Path
@@ -104,6 +119,7 @@ class Job:
     preview: Path | None = None
     statistics: Path | None = None
     instances: Path | None = None
+    sr: Path | None = None
     split: Path | None = None
     spatial_prompts: Path | None = None
     resample: bool = False
@@ -111,6 +127,7 @@ class Job:
     select: tuple[str, ...] = ()
     options: RunOptions = field(default_factory=RunOptions)
     format: OutputFormat | None = None
+    store: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +215,7 @@ def prepare_job(job: Job, case: Case, progress: Progress | None = None) -> ReadJ
     check_window(job.options.segment.window, prompts.modality, preset)
     check_start(preset, annotated=annotation is not None)
     _check_instances(job, prompts)
-    unkept = check_output(job.output, case, format=job.format)
+    unkept = check_output(job.output, case, prompts=prompts, format=job.format)
     others = check_class_files(files_of_classes(job, prompts), _resolved(*_named(job)))
     case = replace(case, notes=(*case.notes, *unkept, *others))
     check_combination(prompts, preset)
@@ -299,6 +316,8 @@ def write_job(read: ReadJob, result: Result) -> None:
     ------
     OutputError
         A file can't be written, as when the disk is full.
+    ServerError
+        The output can't be stored on a server.
     """
     job = read.job
     write_labels(job.output, read, result, format=job.format)
@@ -318,6 +337,35 @@ def write_job(read: ReadJob, result: Result) -> None:
         rows = [statistics_row(found) for found in measure(read, result)]
         write_csv(job.statistics, STATISTICS_COLUMNS, rows)
     _write_lesions(read, result)
+    if job.sr is not None:
+        write_report(
+            job.sr,
+            job.output,
+            measure_segments(read, result),
+            modality=read.prompts.modality,
+            notice=result.report.bundle["notice"],
+        )
+    if job.store is not None:
+        store_files(job.store, [job.output] if job.sr is None else [job.output, job.sr])
+
+
+def measure_segments(read: ReadJob, result: Result) -> list[SegmentMeasures]:
+    """Measure what a DICOM SEG of the result holds, in the order of its segments."""
+    volume, instances = read.case.volume, result.instances_dhw
+    lesions: dict[int | None, LesionStatistics] = {
+        each.instance: each for each in measure_lesions(read, result)
+    }
+    segments = segments_of(read.prompts, result.labels_dhw)
+    numbers, objects = number_objects(result.labels_dhw, instances, segments, read.job.output.name)
+    voxels = np.zeros(len(objects) + 1, np.int64)
+    for plane in numbers:
+        voxels += np.bincount(plane.reshape(-1), minlength=len(objects) + 1)
+    measured = []
+    for number, (_, instance) in enumerate(objects, 1):
+        lesion = lesions.get(instance)
+        axes = () if lesion is None else (lesion.axial_longest_mm, lesion.axial_short_mm)
+        measured.append(SegmentMeasures(int(voxels[number]) * volume.voxel_ml, *axes))
+    return measured
 
 
 def write_labels(
@@ -350,6 +398,7 @@ def write_preview(path: Path, read: ReadJob, result: Result) -> None:
         read.job.options.segment.window,
         read.job.options.segment.preset,
         notice=result.report.bundle["notice"],
+        instances_dhw=result.instances_dhw,
     )
 
 
@@ -416,7 +465,7 @@ def check_outputs(job: Job) -> None:
 
     Raises
     ------
-    InputError
+    InputError, ServerError
     """
     inputs, outputs = _named(job)
     read = _resolved(inputs)
@@ -427,7 +476,7 @@ def check_outputs(job: Job) -> None:
             )
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise InputError(
-            "output, report, preview, statistics and instances need different names",
+            "output, report, preview, statistics, instances and sr need different names",
             code="outputs-alike",
         )
     if not job.output.name.lower().endswith(OUTPUT_ENDINGS):
@@ -438,6 +487,7 @@ def check_outputs(job: Job) -> None:
     for path in outputs:
         prepare_output(path)
     check_output(job.output, format=job.format)
+    _check_dicom(job)
     if job.instances is not None:
         check_output(job.instances)
     if job.split is not None:
@@ -447,7 +497,7 @@ def check_outputs(job: Job) -> None:
 def _named(job: Job) -> tuple[list[Path], list[Path]]:
     """Return the files that a job names: those that it reads, and those that it writes."""
     inputs = (job.input, job.source.file, job.spatial_prompts)
-    outputs = (job.output, job.report, job.preview, job.statistics, job.instances)
+    outputs = (job.output, job.report, job.preview, job.statistics, job.instances, job.sr)
     table = None if job.statistics is None else lesion_table(job.statistics)
     return (
         [path for path in inputs if path is not None],
@@ -457,6 +507,29 @@ def _named(job: Job) -> tuple[list[Path], list[Path]]:
 
 def _resolved(*paths: list[Path]) -> set[Path]:
     return {path.resolve() for part in paths for path in part}
+
+
+def _check_dicom(job: Job) -> None:
+    """Refuse a report about no DICOM SEG, and to store what no DICOM server takes.
+
+    Raises
+    ------
+    InputError, ServerError
+    """
+    if job.sr is not None and format_of_output(job.output, job.format) not in SEGMENTATIONS:
+        raise InputError(
+            f"{job.sr.name} would refer to a DICOM SEG, and {job.output.name} is none; end "
+            "--output in .dcm",
+            code="report-without-seg",
+        )
+    if job.store is not None:
+        if not job.output.name.lower().endswith(".dcm"):
+            raise InputError(
+                f"{job.output.name} is no DICOM file, and a DICOMweb server stores nothing else; "
+                "end --output in .dcm",
+                code="store-not-dicom",
+            )
+        check_store(job.store)
 
 
 def _check_instances(job: Job, prompts: PromptSet) -> None:
@@ -583,8 +656,12 @@ def draw_preview(
     window: str = "auto",
     preset: str = "paper",
     notice: str | None = None,
+    instances_dhw: Any | None = None,
 ) -> None:
-    """Draw a result on its image, in the intensities that the model saw."""
+    """Draw a result on its image, in the intensities that the model saw.
+
+    Lesions have a color and a number each, unless there are more than can be told apart.
+    """
     if window == "auto":
         window = load_policy().intensity_window(prompts.parts[0].class_keys, preset)
     shown = prepare_intensities(volume, prompts.modality, window, preset)
@@ -594,6 +671,12 @@ def draw_preview(
     elif volume.source.affine_lps is None:
         orientation = "assumed"
     names = {prompt.label: prompt.class_key.name for prompt in prompts.prompts}
+    if instances_dhw is not None:
+        segments = segments_of(prompts, labels_dhw)
+        numbers, objects = number_objects(labels_dhw, instances_dhw, segments, path.name)
+        if len(objects) <= _MOST_DRAWN:
+            labels_dhw = numbers
+            names = {number: object_name(*each) for number, each in enumerate(objects, 1)}
     save_preview(
         path,
         to_host(shown.image_dhw),

@@ -444,7 +444,8 @@ def test_the_list_of_weights_can_be_replaced(
     file.write_text(
         "[[weights]]\n"
         f'address = "hf:spc819/Medal-S-V1.0"\nholds = "our mirror"\ncommit = "{COMMIT}"\n'
-        '[[weights]]\naddress = "hf:ours/model"\nholds = "ours"\nnotice = "ours alone"\n'
+        '[[weights]]\naddress = "hf:ours/model"\nholds = "ours"\nnotice = "ours alone"\n',
+        encoding="utf-8",
     )
     found = {each.address: each for each in known_weights()}
     assert set(found) == {*shipped, "hf:ours/model"}
@@ -454,7 +455,7 @@ def test_the_list_of_weights_can_be_replaced(
     assert known.notice == "ours alone"
     assert known_as(HubAddress("nobody/knows")) is None
     for content in ("[[weights]]\naddress = 1", "[[weights", '[[weights]]\ncolor = "red"'):
-        file.write_text(content)
+        file.write_text(content, encoding="utf-8")
         refused(InputError, "weights-file-invalid", known_weights)
     file.unlink()
     refused(InputError, "weights-file-invalid", known_weights)

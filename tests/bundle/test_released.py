@@ -188,7 +188,9 @@ def test_terms_are_the_license_files_and_what_the_readme_states(tmp_path: Path) 
     found = terms_of(tmp_path, "hf:a/b", "MIT")
     assert (found.source, found.license) == ("hf:a/b", "MIT")
     assert found.texts == (tmp_path / "LICENSE", tmp_path / "NOTICE.txt")
-    (tmp_path / "README.md").write_text("---\ntags: x\nlicense: cc-by-4.0\n---\nlicense: no\n")
+    (tmp_path / "README.md").write_text(
+        "---\ntags: x\nlicense: cc-by-4.0\n---\nlicense: no\n", encoding="utf-8"
+    )
     assert terms_of(tmp_path, "hf:a/b", "MIT").license == "cc-by-4.0"
-    (tmp_path / "README.md").write_text("license: not in a heading\n")
+    (tmp_path / "README.md").write_text("license: not in a heading\n", encoding="utf-8")
     assert terms_of(tmp_path, "hf:a/b").license is None

@@ -28,8 +28,8 @@ def loud() -> Iterator[None]:
 def test_a_line_per_case(capsys: pytest.CaptureFixture[str]) -> None:
     with batch_listener(4) as listener:
         assert type(listener) is Lines
-        for entry in (DONE, KEPT, FAILED, SKIPPED):
-            listener.ended(entry)
+        for index, entry in enumerate((DONE, KEPT, FAILED, SKIPPED)):
+            listener.ended(index, entry)
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.splitlines() == [
@@ -39,14 +39,20 @@ def test_a_line_per_case(capsys: pytest.CaptureFixture[str]) -> None:
         "[3/4] c: failed: no spacing",
         "[4/4] d: passed over: no image in it",
     ]
-    assert listener.standing().startswith("2 of 4 cases are finished")
+
+
+def test_cases_of_others_count(capsys: pytest.CaptureFixture[str]) -> None:
+    with batch_listener(4) as listener:
+        listener.elsewhere(2)
+        listener.ended(0, KEPT)
+    assert capsys.readouterr().err == "[3/4] b: finished before\n"
 
 
 def test_failures_and_warnings_are_shown_when_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     out.start(quiet=True)
     with batch_listener(4) as listener:
-        for entry in (DONE, KEPT, FAILED, SKIPPED):
-            listener.ended(entry)
+        for index, entry in enumerate((DONE, KEPT, FAILED, SKIPPED)):
+            listener.ended(index, entry)
     assert capsys.readouterr().err.splitlines() == [
         "warning: a: less was computed",
         "[3/4] c: failed: no spacing",
@@ -60,8 +66,8 @@ def test_bars_keep_what_was_noted_on_the_screen(monkeypatch: pytest.MonkeyPatch)
     with batch_listener(3) as listener:
         assert type(listener) is Bars
         listener.windows("coarse", 1, 8)
-        for entry in (DONE, KEPT, FAILED):
-            listener.ended(entry)
+        for index, entry in enumerate((DONE, KEPT, FAILED)):
+            listener.ended(index, entry)
     assert "3/3" in stream.getvalue()
     assert "less was computed" in stream.getvalue()
     assert "no spacing" in stream.getvalue()

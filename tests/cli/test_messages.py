@@ -103,9 +103,9 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "label '0' isn't a label value; use whole numbers from 1 to 65535 as keys": lambda _: (
         parse_prompts({"0": "Liver in CT"})
     ),
-    "prompt 'liver' names no modality, nor does the file; name it with --modality (CT, MRI, US, PET, "
-    "Microscopy), or in one sentence of the prompts, as in 'Spleen in abdominal CT'": lambda _: (
-        find_class("liver", "anatomy")
+    "prompt 'liver' names no modality, nor does the file; name it with --modality (CT, MRI, US, "
+    "PET, Microscopy), or in one sentence of the prompts, as in 'Spleen in abdominal CT'": (
+        lambda _: find_class("liver", "anatomy")
     ),
     "prompt 'kidney on CT' doesn't say which side; ask for 'CT Right kidney' or 'CT Left kidney'": (
         lambda _: find_class("kidney on CT", "anatomy")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medals_rt.common.atomic_io import atomic_output, prepare_output, remove_leftovers, write_json
+from medals_rt.common.atomic_io import atomic_output, leftovers, prepare_output, write_json
 from medals_rt.common.errors import InputError, OutputError
 from tests.errors import raises
 
@@ -77,21 +77,21 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_leftovers_of_killed_processes_go(tmp_path: Path) -> None:
-    dead = 999_999_999  # above the highest number that a system gives
-    alive = os.getppid()
-    kept = {
-        f".partial-{alive}-a.npz",
-        f".partial-{dead}-b.npz",
-        ".partial-x-a.npz",
-        ".partial-" + 30 * "9" + "-a.npz",
+def test_leftovers_of_other_processes_are_found(tmp_path: Path) -> None:
+    others = {".partial-1-0123abcd-a.npz", f".partial-{os.getpid()}-0123abcd-a.npz"}
+    for name in others | {
+        ".partial-1-0123abcd-b.npz",
+        ".partial-1-a.npz",
+        ".partial-x-0123abcd-a.npz",
+        ".partial-" + 30 * "9" + "-0123abcd-a.npz",
         "a.npz",
-    }
-    gone = {f".partial-{dead}-a.npz", f".partial-{os.getpid()}-a.npz"}
-    for name in kept | gone:
+    }:
         (tmp_path / name).touch()
-    remove_leftovers([tmp_path / "a.npz", tmp_path / "missing" / "c.npz"])
-    assert {path.name for path in tmp_path.iterdir()} == kept
+    path = tmp_path / "a.npz"
+    with atomic_output(path) as own:
+        own.touch()
+        found = dict(leftovers([path, tmp_path / "missing" / "c.npz"]))
+    assert found == {tmp_path / name: path for name in others}
 
 
 def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:

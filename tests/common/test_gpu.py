@@ -6,7 +6,7 @@ import pytest
 
 from medals_rt.common import gpu
 from medals_rt.common.errors import MissingDependencyError
-from medals_rt.common.gpu import ask_driver, driver_version, require_gpu
+from medals_rt.common.gpu import ask_driver, driver_version, names_of_visible, require_gpu
 from tests.errors import raises
 
 VERSION_TEXT = (
@@ -74,6 +74,14 @@ def test_a_driver_that_fails_has_no_gpu(failing):
 
 def test_no_gpus():
     assert ask_driver(Driver(count=0)) is None
+
+
+def test_names_of_visible_gpus():
+    assert names_of_visible(Driver(count=3), None) == ("0", "1", "2")
+    assert names_of_visible(Driver(count=2), "3, GPU-8f") == ("3", "GPU-8f")
+    assert names_of_visible(Driver(count=1), "0,9") == ("0",)  # the driver ignores what isn't there
+    for failing in ("cuInit", "cuDeviceGetCount"):
+        assert names_of_visible(Driver(failing), None) == ()
 
 
 def test_driver_version(tmp_path):

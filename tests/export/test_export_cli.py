@@ -266,7 +266,8 @@ def test_an_address_alone_is_enough(files, tmp_path, asked, monkeypatch):
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "cache"))
     listed = tmp_path / "weights.toml"
     listed.write_text(
-        '[[weights]]\naddress = "hf:someone/weights"\nholds = "a test"\nnotice = "made up"\n'
+        '[[weights]]\naddress = "hf:someone/weights"\nholds = "a test"\nnotice = "made up"\n',
+        encoding="utf-8",
     )
     monkeypatch.setenv("MEDALS_RT_WEIGHTS", str(listed))
     with serving(FakeHub(hub_files(files))) as hub:

@@ -26,9 +26,11 @@ from medals_rt.common.choices import OutputFormat
 from medals_rt.common.errors import CaseError, InputError
 from medals_rt.io.registry import FORMATS, read_case, read_labels
 from medals_rt.io.volume import SourceGrid
+from medals_rt.pipeline import job as job_module
 from medals_rt.pipeline.csv_tables import LESION_COLUMNS
-from medals_rt.pipeline.job import default_output, read_annotation
+from medals_rt.pipeline.job import default_output, draw_preview, read_annotation
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
+from medals_rt.prompts.prompt_set import numbered
 from tests.cli.helpers import error_of
 from tests.dicom import write_series
 from tests.errors import raises
@@ -234,6 +236,30 @@ def test_sizes_of_memory_are_read_from_words(tiny_bundle: Bundle, tmp_path: Path
     result = CliRunner().invoke(app, words(tiny_bundle, case, output, "--max-memory", "much"))
     assert result.exit_code == 2
     assert result.stderr.startswith("error: 'much' ")
+
+
+@pytest.mark.parametrize(("most", "drawn"), [(32, 3), (1, 1)])
+def test_the_picture_tells_lesions_apart(
+    most: int, drawn: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shown: dict[int, str] = {}
+
+    def note(*given: object, **_: object) -> None:
+        _path, _image, labels, _spacing, names = given
+        assert isinstance(names, dict)
+        shown.update(names)
+        assert set(np.unique(labels)) - {0} <= set(names)
+
+    monkeypatch.setattr(job_module, "save_preview", note)
+    monkeypatch.setattr(job_module, "_MOST_DRAWN", most)
+    case = read_case(write_case(tmp_path / "a.npz"))
+    instances = np.zeros(case.volume.shape_dhw, np.uint8)
+    instances[1, 1, 1:4] = (1, 2, 3)
+    labels = (instances > 0).astype(np.uint8)
+    prompts = numbered(("Liver tumors in abdominal CT",), "lesion")
+    draw_preview(tmp_path / "a.png", case.volume, labels, prompts, instances_dhw=instances)
+    assert len(shown) == drawn
+    assert shown[1] == ("Liver tumors 1" if drawn == 3 else "Liver tumors")
 
 
 def test_spatial_prompts_on_another_grid_are_resampled_where_that_is_asked(tmp_path: Path) -> None:

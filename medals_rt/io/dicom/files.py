@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Self
 
 from medals_rt.common.errors import CaseError, MissingDependencyError
 from medals_rt.common.optional_deps import import_optional
@@ -94,6 +94,11 @@ class DicomFile:
     size: int
     place: Path | tuple[zipfile.ZipFile, zipfile.ZipInfo]
     meter: _Meter
+
+    @classmethod
+    def elsewhere(cls, name: str) -> Self:
+        """Name a file that isn't here (yet), for messages about its header."""
+        return cls(name, 0, Path(name), _Meter())
 
     def start(self, length: int) -> BinaryIO:
         """Open a stream of its first `length` bytes, which are read at once if it is longer."""

@@ -13,12 +13,19 @@ from medals_rt.io.dicom.files import starts_like_dicom
 from medals_rt.io.dicom.rtstruct import check_rtstruct_source, write_rtstruct
 from medals_rt.io.dicom.seg import SegKind, check_source, write_seg
 from medals_rt.io.dicom.seg_labels import read_seg_labels
+from medals_rt.io.dicom.web import SCHEME, read_web_case
 from medals_rt.io.format import Format, Options, SegmentationOutput
 from medals_rt.io.segment_metadata import segments_of
 
 
 def _read_case(path: Path, options: Options) -> Case:
     return read_dicom_case(
+        path, max_voxels=options.max_voxels, series=options.series, select=options.select
+    )
+
+
+def _read_web_case(path: Path, options: Options) -> Case:
+    return read_web_case(
         path, max_voxels=options.max_voxels, series=options.series, select=options.select
     )
 
@@ -67,6 +74,15 @@ FORMATS: Final = (
         folders=True,
         choosable=True,
         unnamed=True,
+    ),
+    Format(
+        name="dicomweb",
+        title="DICOMweb",
+        endings=(),
+        libraries=("dicomweb-client", "pydicom"),
+        read_case=_read_web_case,
+        choosable=True,
+        scheme=SCHEME,
     ),
     Format(
         name="dicom-seg",

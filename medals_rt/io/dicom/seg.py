@@ -93,7 +93,19 @@ def check_source(case: Case, name: str, kind: SegKind = "binary") -> tuple[Note,
         described = _description(hd, 1, segments_of(None, trial)[0], None, None)
         seg = _segmentation(hd, source, trial, [described], kind=kind, model=None, notice=None)
         seg.save_as(BytesIO())
-    return left_out_notes(name, source.left_out)
+    return (*left_out_notes(name, source.left_out), *_packing_notes(found, name, kind))
+
+
+def _packing_notes(found: DicomSource, name: str, kind: SegKind) -> tuple[Note, ...]:
+    """Say where frames of single bits begin within a byte, which one viewer gets wrong."""
+    rows, columns = found.slices[0].shape
+    if kind != "binary" or rows * columns % 8 == 0:
+        return ()
+    text = (
+        f"{name} holds {rows} x {columns} pixels a slice, no multiple of 8: OHIF 3.13 shows it "
+        "striped; for that viewer, end it in .labelmap.dcm"
+    )
+    return (Note("seg-packed-within-bytes", text),)
 
 
 def write_seg(

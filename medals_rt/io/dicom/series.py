@@ -57,18 +57,22 @@ class Image:
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """The images of one series, as they were found."""
+    """The images of one series, as they were found.
+
+    `listed` is how many a server says there are, of a series whose files aren't here.
+    """
 
     uid: str
     number: int | None
     description: str
     modality: str
     images: tuple[Image, ...]
+    listed: int = 0
 
     @property
     def slices(self) -> int:
         """Number of slices in its files."""
-        return sum(image.frames for image in self.images)
+        return sum(image.frames for image in self.images) or self.listed
 
     def __str__(self) -> str:
         number = "no SeriesNumber" if self.number is None else f"SeriesNumber {self.number}"

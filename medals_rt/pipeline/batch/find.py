@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from medals_rt.common.errors import InputError, MissingFileError
+from medals_rt.io.dicom.web import is_web_address, series_addresses
 from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
 from medals_rt.pipeline.batch.jobs_file import (
     JobRow,
@@ -16,6 +17,7 @@ from medals_rt.pipeline.batch.jobs_file import (
     segmenting,
     source_of,
 )
+from medals_rt.pipeline.batch.store import LOCAL, Store
 from medals_rt.pipeline.job import Job, own_ending
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.prompts.prompt_set import PromptReading
@@ -41,25 +43,27 @@ class BatchCase:
     """One case of a batch.
 
     `name` is unique in the batch: the input's path from the folder of inputs, without its ending.
-    `record` is where the batch notes that the case is finished.
+    `record` is where the batch notes that the case is finished, `store` where its files lie.
     """
 
     name: str
     job: Job
     record: Path
+    store: Store = LOCAL
 
 
 @dataclass(frozen=True)
 class BatchPlan:
     """All cases of a batch in their order, and where what is about all of them goes.
 
-    `unread` are images in the folders whose formats aren't read.
+    `unread` are images in the folders whose formats aren't read; `store` says where files lie.
     """
 
     cases: tuple[BatchCase, ...]
     results: Path
     reports: Path
     unread: tuple[Path, ...] = ()
+    store: Store = LOCAL
 
 
 @dataclass(frozen=True)
@@ -90,15 +94,18 @@ def plan_batch(
     select: tuple[str, ...] = (),
     ending: str | None = None,
     preview: bool = True,
+    store: str | None = None,
     split: bool = False,
+    files: Store = LOCAL,
 ) -> BatchPlan:
     """Find the cases and decide on the name of every file that will be written.
 
     Parameters
     ----------
     inputs
-        Folders (with all below them), cases, patterns such as ``scans/*.nii.gz``, or text files
-        that list such, one a line. With `jobs` one folder, from which its paths are taken.
+        Folders (with all below them), cases, patterns such as ``scans/*.nii.gz``, addresses of
+        series on a DICOMweb server, or text files that list such, one a line. With `jobs` one
+        folder, from which its paths are taken.
     results
         The folder of results.
     jobs
@@ -113,8 +120,12 @@ def plan_batch(
         Of the results, such as ``".nii.gz"``; None: that of the case.
     preview
         Whether pictures are drawn.
+    store
+        Address of a DICOMweb server where results are stored too.
     split
         Whether each class gets a file of its own, in a folder with the case's name.
+    files
+        Where the files lie whose places are given.
 
     Raises
     ------
@@ -137,11 +148,11 @@ def plan_batch(
             f"in {', '.join(ENDINGS)}, DICOM folders and zips of them",
             code="no-case",
         )
-    places = _Places(results, reports, ending, preview, split)
+    places = _Places(results, reports, ending, preview, split, files, store)
     common = _Common(source, options, series, select)
     cases = tuple(_batch_case(each, places, common) for each in found)
     _refuse_clashes(cases)
-    return BatchPlan(cases, results, reports, unread)
+    return BatchPlan(cases, results, reports, unread, files)
 
 
 def unread_words(unread: Sequence[Path]) -> str:
@@ -170,11 +181,19 @@ def one_name(name: str) -> str:
 def _from_inputs(inputs: Iterable[Path], skip: set[Path]) -> Iterator[_Found]:
     """Go through what the command line names."""
     for given in inputs:
-        if given.is_dir():
+        if is_web_address(given):
+            for address in series_addresses(given):
+                study, series = address.query.values()
+                yield _Found(Path(str(address)), f"{study}/{series}")
+        elif given.is_dir():
             yield from _from_folder(given, skip)
         elif given.suffix.lower() == _LIST and given.is_file():
             lines = given.read_text(encoding="utf-8-sig").splitlines()
-            listed = [given.parent / line.strip() for line in lines if line.strip()]
+            listed = [
+                Path(line) if is_web_address(line) else given.parent / line
+                for line in map(str.strip, lines)
+                if line
+            ]
             yield from _from_inputs(listed, skip)
         elif given.exists():
             yield _Found(given, case_stem(given))
@@ -244,13 +263,18 @@ def _from_jobs(
 
 @dataclass(frozen=True)
 class _Places:
-    """Where files go, the ending of results (None: the case's), and which files there are."""
+    """Where files go, the ending of results (None: the case's), and which files there are.
+
+    `store` is a server that gets the results too.
+    """
 
     results: Path
     reports: Path
     ending: str | None
     preview: bool
     split: bool
+    files: Store
+    store: str | None = None
 
 
 @dataclass(frozen=True)
@@ -282,12 +306,13 @@ def _batch_case(found: _Found, places: _Places, common: _Common) -> BatchCase:
         preview=preview_path(places.reports, name) if places.preview else None,
         split=places.results / name if places.split else None,
         options=common.options,
+        store=places.store,
     )
     if is_dicom(found.path):
         job = replace(job, series=common.series, select=common.select)
     if found.row is not None:
         job = _with_row(job, found.row, found.folder)
-    return BatchCase(name, job, places.reports / STATE_FOLDER / f"{name}.json")
+    return BatchCase(name, job, places.reports / STATE_FOLDER / f"{name}.json", places.files)
 
 
 def _with_row(job: Job, row: JobRow, folder: Path) -> Job:

@@ -7,7 +7,6 @@ again. Records are written after the files that they speak of.
 """
 
 import hashlib
-import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -15,8 +14,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from medals_rt.bundle.manifest import file_sha256
-from medals_rt.common.atomic_io import write_json
+from medals_rt.common.atomic_io import atomic_output, write_json
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import PromptError
 from medals_rt.common.notes import Note
@@ -28,6 +26,7 @@ from medals_rt.pipeline.batch.find import (
     preview_path,
     report_path,
 )
+from medals_rt.pipeline.batch.store import content_sha256
 from medals_rt.pipeline.class_statistics import ClassStatistics
 from medals_rt.pipeline.job import Job
 
@@ -97,7 +96,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Record:
-    """A finished case.
+    """A case that was finished, or one that failed: then without fingerprint and files.
 
     Attributes
     ----------
@@ -120,8 +119,8 @@ class Record:
     ending: str
 
 
-def fingerprint(job: Job, bundle_hash: str) -> str:
-    """SHA-256 (hex) of everything that decides the result of a job.
+def fingerprint(case: BatchCase, bundle_hash: str) -> str:
+    """SHA-256 (hex) of everything that decides the result of a case.
 
     Raises
     ------
@@ -130,19 +129,21 @@ def fingerprint(job: Job, bundle_hash: str) -> str:
     OSError
         The input or the annotation can't be read.
     """
+    job, identity = case.job, case.store.identity
     drawn = job.spatial_prompts
     parts = {
         "format": RECORD_FORMAT,
         "version": VERSION,
         "bundle": bundle_hash,
         "options": job.options.deciding(),
-        "input": content_sha256(job.input),
+        "input": identity(job.input),
+        **({} if job.store is None else {"store": job.store}),
         "series": job.series,
         "select": job.select,
         "prompts": _asked_for(job),
         "groups": (job.source.groups, job.source.everything),
         "resample": job.resample,
-        "spatial_prompts": None if drawn is None else content_sha256(drawn),
+        "spatial_prompts": None if drawn is None else identity(drawn),
     }
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
@@ -161,25 +162,16 @@ def _asked_for(job: Job) -> object:
     return None if prompts is None else list(prompts.as_mapping().items())
 
 
-def content_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file, or of the names and content of all files in a folder."""
-    if not path.is_dir():
-        return file_sha256(path)
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        if file.is_file():
-            digest.update(os.fsencode(file.relative_to(path)) + b"\0")
-            digest.update(bytes.fromhex(file_sha256(file)))
-    return digest.hexdigest()
-
-
 def kept_entry(case: BatchCase, made_from: str) -> Entry | None:
     """Return the entry of a case that is finished and whose files are as they were written."""
-    record = _read(case.record)
-    if record is None or record.fingerprint != made_from or not _intact(case.job, record):
+    record = _record_of(case)
+    if record is None or record.fingerprint != made_from or not _intact(case, record):
         return None
     return replace(
-        record.entry, status="kept", input=shown(case.job.input), output=shown(case.job.output)
+        record.entry,
+        status="kept",
+        input=shown(case.store.shown(case.job.input)),
+        output=shown(case.store.shown(case.job.output)),
     )
 
 
@@ -193,8 +185,9 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
     found = []
     for path in sorted(folder.rglob("*.json")):
         name = path.relative_to(folder).as_posix().removesuffix(".json")
-        record = None if one_name(name) in own else _read(path)
-        if record is None:
+        skipped = one_name(name) in own or path.name.startswith(".")
+        record = None if skipped else _read(path)
+        if record is None or record.entry.status != "done":
             continue
         job = Job(
             input=Path(record.entry.input),
@@ -202,9 +195,10 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
             report=report_path(plan.reports, name),
             preview=preview_path(plan.reports, name) if "preview" in record.files else None,
         )
-        if _intact(job, record):
+        case = BatchCase(name, job, path)
+        if _intact(case, record):
             entry = replace(record.entry, status="kept", output=shown(job.output))
-            found.append((BatchCase(name, job, path), entry))
+            found.append((case, entry))
     return tuple(found)
 
 
@@ -218,32 +212,97 @@ def remember(
     OutputError
         The record can't be written.
     """
+    files = {}
     names = [f"{_CLASS_FILE}{path.name}" for path in class_files]
-    files = {role: file_sha256(path) for role, path in _files(case.job, names)}
+    for role, path in files_of(case.job, names):
+        case.store.put(path)
+        files[role] = case.store.identity(path) or ""
+        case.store.drop(path)
     ending = case.job.output.name.removeprefix(PurePosixPath(case.name).name)
-    record = Record(RECORD_FORMAT, made_from, files, entry, ending)
-    case.record.parent.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = msgspec.to_builtins(record)
-    write_json(case.record, content)
+    _write(case, Record(RECORD_FORMAT, made_from, files, entry, ending))
 
 
-def forget(case: BatchCase) -> None:
-    """Remove the files that a record speaks of, where they are as they were written, and itself.
+def remember_failure(case: BatchCase, entry: Entry) -> None:
+    """Note that a case has no result, for the tables that another process may write.
 
-    For a case that failed: a result of another content must not pass for its own.
+    Files that its record speaks of are removed where they are as they were written: a result of
+    another content must not pass for its own.
+
+    Raises
+    ------
+    OutputError
+        The record can't be written.
     """
-    record = _read(case.record)
+    record = _record_of(case)
     if record is not None:
-        for role, path in _files(case.job, record.files):
-            if record.files.get(role) == _hash_of(path):
-                path.unlink()
-    case.record.unlink(missing_ok=True)
+        for role, path in files_of(case.job, record.files):
+            identity = case.store.identity(path)
+            if identity is not None and record.files.get(role) == identity:
+                case.store.remove(path)
+    _write(case, Record(RECORD_FORMAT, "", {}, entry, ""))
 
 
-def remove_files(job: Job, class_files: Collection[Path] = ()) -> None:
+def recorded_entry(case: BatchCase, status: str | None) -> Entry:
+    """Return what the record of a case says of it that another process has settled.
+
+    Parameters
+    ----------
+    case
+        The case.
+    status
+        How the other settled it; None where that was before all those who work now began: a result
+        must then be as it was written.
+    """
+    record = _record_of(case)
+    kept: Status = "done" if status == "done" else "kept"
+    failed = record is not None and record.entry.status != "done"
+    if record is not None and (failed or status is not None or _intact(case, record)):
+        return replace(
+            record.entry,
+            status=record.entry.status if failed else kept,
+            input=shown(case.store.shown(case.job.input)),
+            output=shown(case.store.shown(case.job.output)),
+        )
+    return Entry(
+        name=shown(case.name),
+        input=shown(case.store.shown(case.job.input)),
+        output=shown(case.store.shown(case.job.output)),
+        status="failed",
+        error="its record or its files are gone or were changed; run the batch again",
+    )
+
+
+def note_end(case: BatchCase, reason: str) -> None:
+    """Note how a process ended that had a case in hand, for the day on which it is given up."""
+    path = _end_path(case)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_output(path) as temporary:
+        temporary.write_text(shown(reason), encoding="utf-8")
+    case.store.put(path)
+
+
+def noted_end(case: BatchCase) -> str | None:
+    """Return how the last process ended that had a case in hand; None where nobody saw it."""
+    case.store.fetch(_end_path(case))
+    try:
+        return shown(_end_path(case).read_text(encoding="utf-8", errors="replace")) or None
+    except OSError:
+        return None
+
+
+def forget_end(case: BatchCase) -> None:
+    """Remove the note, once the case is settled."""
+    case.store.remove(_end_path(case))
+
+
+def _end_path(case: BatchCase) -> Path:
+    return case.record.with_name(f"{case.record.name}.end")
+
+
+def remove_files(case: BatchCase, class_files: Collection[Path] = ()) -> None:
     """Remove what was already written of a case that failed while it was written."""
-    for path in (*(path for _, path in _files(job)), *class_files):
-        path.unlink(missing_ok=True)
+    for path in (*(path for _, path in files_of(case.job)), *class_files):
+        case.store.remove(path)
 
 
 def shown(text: object, length: int = 1000) -> str:
@@ -254,7 +313,7 @@ def shown(text: object, length: int = 1000) -> str:
     )
 
 
-def _files(job: Job, recorded: Iterable[str] = ()) -> Iterator[tuple[str, Path]]:
+def files_of(job: Job, recorded: Iterable[str] = ()) -> Iterator[tuple[str, Path]]:
     """Go through the files that a job writes, by role; those of classes are among `recorded`."""
     roles = {"labels": job.output, "report": job.report, "preview": job.preview}
     for role, path in roles.items():
@@ -266,15 +325,26 @@ def _files(job: Job, recorded: Iterable[str] = ()) -> Iterator[tuple[str, Path]]
                 yield role, job.split / PurePosixPath(role).name
 
 
-def _intact(job: Job, record: Record) -> bool:
-    """Whether all files of a job are there, as the record says they were written."""
-    if job.split is not None and not any(role.startswith(_CLASS_FILE) for role in record.files):
+def _intact(case: BatchCase, record: Record) -> bool:
+    """Whether all files of a case are there, as the record says they were written."""
+    classes = any(role.startswith(_CLASS_FILE) for role in record.files)
+    if case.job.split is not None and not classes:
         return False
-    return all(record.files.get(role) == _hash_of(path) for role, path in _files(job, record.files))
+    files = files_of(case.job, record.files)
+    return all(record.files.get(role) == case.store.identity(path) for role, path in files)
 
 
-def _hash_of(path: Path) -> str | None:
-    return file_sha256(path) if path.is_file() else None
+def _write(case: BatchCase, record: Record) -> None:
+    case.record.parent.mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = msgspec.to_builtins(record)
+    write_json(case.record, content)
+    case.store.put(case.record)
+
+
+def _record_of(case: BatchCase) -> Record | None:
+    """Read the record of a case; None where there is none."""
+    case.store.fetch(case.record)
+    return _read(case.record)
 
 
 def _read(path: Path) -> Record | None:

@@ -2,24 +2,28 @@
 
 One thread reads the next case while the network runs this one and another thread writes the last
 one. At most one case waits on each side, so that memory doesn't grow with the number of cases.
+Which case is the next one, `claims` says: other processes may work on the same batch.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
-from medals_rt.common.atomic_io import remove_leftovers
 from medals_rt.common.errors import MedalsError, OutputError
+from medals_rt.pipeline.batch.claims import MOST_ENDED, Cells, Claim, Claims, LocalCells, is_suspect
 from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.records import (
     Entry,
     fingerprint,
-    forget,
+    forget_end,
     kept_entry,
+    noted_end,
     remember,
+    remember_failure,
     remove_files,
     shown,
 )
@@ -40,16 +44,22 @@ from medals_rt.pipeline.segmenter import Result, Segmenter
 
 
 class Listener(Protocol):
-    """Who hears how a batch goes on. Calls may come from the thread that writes."""
+    """Who hears how a batch goes on. Calls may come from the threads that read and write."""
 
-    def windows(self, stage: str, done: int, total: int) -> None:
-        """Hear how many windows of a stage are done and in all, of the case that runs."""
+    def taken(self, index: int) -> None:
+        """Hear that the case of this place is in hand."""
 
     def started(self, case: BatchCase) -> None:
         """Hear that the network begins with a case."""
 
-    def ended(self, entry: Entry) -> None:
-        """Hear that a case is finished, was finished before, holds no image, or has failed."""
+    def windows(self, stage: str, done: int, total: int) -> None:
+        """Hear how many windows of a stage are done and in all, of the case that runs."""
+
+    def ended(self, index: int, entry: Entry) -> None:
+        """Hear that a case is finished, was so before, holds no image, or has failed."""
+
+    def elsewhere(self, count: int) -> None:
+        """Hear how many cases, of those that this process could take, others have settled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +72,18 @@ class _Ready:
 
 
 def run_batch(
-    cases: Sequence[BatchCase], options: RunOptions, listener: Listener
-) -> tuple[Entry, ...]:
-    """Run the cases that aren't finished, and return the entries of all in their order.
+    cases: Sequence[BatchCase],
+    options: RunOptions,
+    listener: Listener,
+    *,
+    cells: Cells | None = None,
+    own: Sequence[int] | None = None,
+) -> dict[int, Entry]:
+    """Run the cases that nobody has finished; return entries of those that ended here, by place.
 
     A case that fails is an entry with its reason; the others go on. The models are opened once,
-    and not at all where every case is finished.
+    and not at all where every case is finished. Returns when all cases are settled, whoever did
+    that: those of another process that ends are taken up.
 
     Parameters
     ----------
@@ -77,6 +93,10 @@ def run_batch(
         Which models are opened, and how.
     listener
         Hears how it goes.
+    cells
+        Shared with others who work on the same cases; None: there are none.
+    own
+        Places in `cases` of those that this process may take, in its order; None: all.
 
     Raises
     ------
@@ -88,51 +108,93 @@ def run_batch(
         The models can't be opened.
     """
     bundle_hash = Bundle.open(resolve_bundle(options.bundle), verify=False).hash
-    remove_leftovers(
-        path
-        for case in cases
-        for path in (case.job.output, case.job.report, case.job.preview, case.record)
-        if path is not None
-    )
-    entries: dict[str, Entry] = {}
-
-    def end(case: BatchCase, entry: Entry) -> None:
-        entries[case.name] = entry
-        listener.ended(entry)
-
-    def write(ready: _Ready, result: Result) -> None:
-        end(ready.case, _written(ready, result))
-
+    work = _Work(cases, bundle_hash, listener, cells, own)
     # Each pool has one thread. On the way out, also by Ctrl-C, both finish what they have begun and
-    # begin nothing new: the case that is being written is not lost.
+    # begin nothing new: the case that is being written is not lost. What was only read goes back.
     with ExitStack() as stack:
+        stack.callback(work.claims.release)
         reader, writer = (_one_thread(stack, name) for name in ("reader", "writer"))
+        stack.callback(work.claims.stop)
         segmenter: Segmenter | None = None
         writing: Future[None] | None = None
-        ahead = reader.submit(_prepared, cases[0], bundle_hash)
-        for number, case in enumerate(cases, start=1):
-            prepared = ahead.result()
-            if number < len(cases):
-                ahead = reader.submit(_prepared, cases[number], bundle_hash)
-            if isinstance(prepared, Entry):
-                end(case, prepared)
+        ahead = reader.submit(work.prepare)
+        while (taken := ahead.result()) is not None:
+            ahead = reader.submit(work.prepare)
+            claim, ready = taken
+            if isinstance(ready, Entry):
+                work.end(claim, ready)
                 continue
             if segmenter is None:
                 segmenter = stack.enter_context(open_models(options))
                 stack.enter_context(passes_recorded(segmenter))
-            listener.started(case)
-            try:
-                result = segment_job(segmenter, prepared.read, listener.windows)
-            except Exception as error:  # noqa: BLE001 - one case's failure is its own
-                end(case, _failed(case, error))
+            result = work.segment(segmenter, claim, ready)
+            if result is None:
                 continue
             if writing is not None:
                 writing.result()
-            writing = writer.submit(write, prepared, result)
-            del prepared, result
+            writing = writer.submit(work.write, claim, ready, result)
+            del taken, ready, result
         if writing is not None:
             writing.result()
-    return tuple(entries[case.name] for case in cases)
+    return dict(sorted(work.entries.items()))
+
+
+class _Work:
+    """The steps of a batch in one process, each for one case, and the entries of those that ended.
+
+    `prepare` runs in the thread that reads, `write` in the one that writes.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[BatchCase],
+        bundle_hash: str,
+        listener: Listener,
+        cells: Cells | None,
+        own: Sequence[int] | None,
+    ) -> None:
+        self.cases = cases
+        self.bundle_hash = bundle_hash
+        self.listener = listener
+        self.claims = Claims(
+            LocalCells(len(cases)) if cells is None else cells,
+            range(len(cases)) if own is None else own,
+            listener.elsewhere,
+        )
+        self.entries: dict[int, Entry] = {}
+
+    def prepare(self) -> tuple[Claim, _Ready | Entry] | None:
+        """Take and read a case; None: none is left."""
+        claim = self.claims.take()
+        if claim is None:
+            return None
+        case = self.cases[claim.index]
+        self.listener.taken(claim.index)
+        return claim, _given_up(case) if claim.given_up else _prepared(case, self.bundle_hash)
+
+    def segment(self, segmenter: Segmenter, claim: Claim, ready: _Ready) -> Result | None:
+        """Run the network; None where the case failed."""
+        self.listener.started(ready.case)
+        try:
+            return segment_job(segmenter, ready.read, self.listener.windows)
+        except Exception as error:  # noqa: BLE001 - one case's failure is its own
+            self.end(claim, _failed(ready.case, error))
+            return None
+
+    def write(self, claim: Claim, ready: _Ready, result: Result) -> None:
+        """Write what came out."""
+        self.end(claim, _written(ready, result))
+
+    def end(self, claim: Claim, entry: Entry) -> None:
+        """Let a case go, with what became of it."""
+        self.entries[claim.index] = entry
+        case = self.cases[claim.index]
+        for path in _inputs(case):
+            case.store.drop(path)
+        if is_suspect(claim.before):
+            forget_end(case)
+        self.claims.settle(claim, entry)
+        self.listener.ended(claim.index, entry)
 
 
 def _one_thread(stack: ExitStack, name: str) -> ThreadPoolExecutor:
@@ -145,10 +207,23 @@ def _prepared(case: BatchCase, bundle_hash: str) -> _Ready | Entry:
     """Read a case, unless it is finished or can't be read."""
     try:
         check_outputs(case.job)
-        made_from = fingerprint(case.job, bundle_hash)
-        return kept_entry(case, made_from) or _Ready(case, read_job(case.job), made_from)
+        made_from = fingerprint(case, bundle_hash)
+        return kept_entry(case, made_from) or _Ready(case, _read(case), made_from)
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
         return _failed(case, error)
+
+
+def _read(case: BatchCase) -> ReadJob:
+    """Read a case from where it lies."""
+    for path in _inputs(case):
+        case.store.fetch(path)
+    return read_job(case.job)
+
+
+def _inputs(case: BatchCase) -> tuple[Path, ...]:
+    """Return the files or folders that a case is read from."""
+    inputs = (case.job.input, case.job.spatial_prompts)
+    return tuple(path for path in inputs if path is not None)
 
 
 def _written(ready: _Ready, result: Result) -> Entry:
@@ -162,7 +237,7 @@ def _written(ready: _Ready, result: Result) -> Entry:
     except OutputError:  # the next case would have no room either
         raise
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
-        remove_files(case.job, class_files)
+        remove_files(case, class_files)
         return _failed(case, error)
     return entry
 
@@ -171,8 +246,8 @@ def _entry(ready: _Ready, result: Result) -> Entry:
     job, report = ready.case.job, result.report
     return Entry(
         name=shown(ready.case.name),
-        input=shown(job.input),
-        output=shown(job.output),
+        input=shown(ready.case.store.shown(job.input)),
+        output=shown(ready.case.store.shown(job.output)),
         status="done",
         modality=ready.read.prompts.modality,
         kind=ready.read.prompts.kind,
@@ -194,19 +269,31 @@ NO_IMAGES = "no-images"
 """Code of the error that says that what was read holds no image at all."""
 
 
+def _given_up(case: BatchCase) -> Entry:
+    """Make the entry of a case that ended every process that tried it."""
+    reason = f"given up: {MOST_ENDED} processes that had no other case in hand ended in it"
+    last = noted_end(case)
+    return _unusable(case, f"{reason}; the last: {last}" if last else reason)
+
+
 def _failed(case: BatchCase, error: Exception) -> Entry:
     """Make the entry of a case that failed, with the reason in one line.
 
     No result of earlier content stays under its name.
     """
-    forget(case)
     reason = str(error) if isinstance(error, MedalsError) else f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError):
         reason = f"out of memory ({error}); `medals-rt plan` estimates the need"
-    return Entry(
+    return _unusable(case, reason, skipped=getattr(error, "code", None) == NO_IMAGES)
+
+
+def _unusable(case: BatchCase, reason: str, *, skipped: bool = False) -> Entry:
+    entry = Entry(
         name=shown(case.name),
-        input=shown(case.job.input),
-        output=shown(case.job.output),
-        status="skipped" if getattr(error, "code", None) == NO_IMAGES else "failed",
+        input=shown(case.store.shown(case.job.input)),
+        output=shown(case.store.shown(case.job.output)),
+        status="skipped" if skipped else "failed",
         error=shown(reason),
     )
+    remember_failure(case, entry)
+    return entry

@@ -1,17 +1,22 @@
 """What a batch leaves to read: `summary.csv`, `statistics.csv`, and the page `index.html`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from medals_rt.pipeline.batch.claims import Cells, status_of
 from medals_rt.pipeline.batch.find import BatchPlan
 from medals_rt.pipeline.batch.page import write_page
-from medals_rt.pipeline.batch.records import Entry, finished_before
+from medals_rt.pipeline.batch.records import Entry, finished_before, recorded_entry
+from medals_rt.pipeline.batch.shared_cells import remove_leftovers
 from medals_rt.pipeline.csv_tables import STATISTICS_COLUMNS, Cell, statistics_row, write_csv
 
 SUMMARY_FILE: Final = "summary.csv"
 STATISTICS_FILE: Final = "statistics.csv"
 PAGE_FILE: Final = "index.html"
+_READERS: Final = 16
+"""Records that are read at once: on a shared disk each waits for the server."""
 
 SUMMARY_COLUMNS: Final = (
     "case", "status", "error", "input", "output", "modality", "kind", "classes", "classes_found",
@@ -28,6 +33,69 @@ def summary_files(plan: BatchPlan, *, statistics: bool, page: bool) -> tuple[Pat
     if page:
         names.append(PAGE_FILE)
     return tuple(plan.reports / name for name in names)
+
+
+def all_entries(
+    plan: BatchPlan, here: Mapping[int, Entry], cells: bytes
+) -> tuple[Entry, ...] | None:
+    """Return an entry for each case of a batch, whoever settled it; None where some are open.
+
+    Parameters
+    ----------
+    plan
+        The batch.
+    here
+        Entries of those that this process settled, by place.
+    cells
+        Of all cases, see `claims`. Cases that nobody works on now, such as those of other parts,
+        count as settled if they have a record.
+    """
+    statuses = [status_of(cell) for cell in cells]
+    if not all(
+        status or case.store.exists(case.record)
+        for case, status in zip(plan.cases, statuses, strict=True)
+    ):
+        return None
+
+    def entry_of(index: int) -> Entry:
+        return here.get(index) or recorded_entry(plan.cases[index], statuses[index])
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        return tuple(readers.map(entry_of, range(len(plan.cases))))
+
+
+def write_tables(
+    plan: BatchPlan,
+    here: Mapping[int, Entry],
+    cells: Cells,
+    *,
+    statistics: bool,
+    page: bool,
+    notice: str | None = None,
+) -> bool:
+    """Write what `write_summaries` does if all cases are settled, whoever did it.
+
+    What killed processes have left half written is removed first.
+
+    Parameters
+    ----------
+    plan, here
+        As for `all_entries`.
+    cells
+        Of all cases.
+    statistics, page, notice
+        As for `write_summaries`.
+
+    Raises
+    ------
+    OutputError
+        A file can't be written.
+    """
+    entries = all_entries(plan, here, cells.read(0, len(plan.cases)))
+    if entries is not None:
+        remove_leftovers(plan, cells)
+        write_summaries(plan, entries, statistics=statistics, page=page, notice=notice)
+    return entries is not None
 
 
 def write_summaries(
@@ -72,6 +140,8 @@ def write_summaries(
     if page:
         title = plan.results.resolve().name or "results"
         write_page(plan.reports / PAGE_FILE, title, cases, notice)
+    for file in files:
+        plan.store.put(file)
     return files
 
 

@@ -327,6 +327,31 @@ def test_what_jpeg_ls_cannot_make_smaller_is_stored_as_it_is(
     assert np.array_equal(data.pixel_array, big[2])
 
 
+@pytest.mark.parametrize("columns", [9, 16])
+def test_bits_follow_each_other_from_frame_to_frame(columns: int, tmp_path: Path) -> None:
+    """As PS3.5, 8.1.1 has it, also where a frame begins within a byte; a note says so there."""
+    labels = np.random.default_rng(1).integers(0, 2, (5, 7, columns)).astype(np.uint8)
+    write_series(tmp_path / "a", labels.astype(np.int16), AFFINE)
+    case = read_case(tmp_path / "a")
+    codes = [note.code for note in check_source(case, "out.dcm")]
+    assert codes == (["seg-packed-within-bytes"] if columns % 8 else [])
+    assert check_source(case, "out.labelmap.dcm", "labelmap") == ()
+    segments = segments_of({"1": "Liver in CT"}, labels)
+    labels_dhw = case.volume.source.to_canonical(labels)
+    write_seg(tmp_path / "out.dcm", case, labels_dhw, segments, instances_dhw=None, model=None)
+    data = pydicom.dcmread(tmp_path / "out.dcm")
+    bits = np.unpackbits(np.frombuffer(data.PixelData, np.uint8), bitorder="little")
+    frames = bits[: labels.size].reshape(labels.shape)
+    assert len(data.PixelData) == -(-labels.size // 16) * 2
+    heights = [
+        float(frame.PlanePositionSequence[0].ImagePositionPatient[2])
+        for frame in data.PerFrameFunctionalGroupsSequence
+    ]
+    order = np.argsort(heights)
+    np.testing.assert_array_equal(frames[order], labels)
+    validate(tmp_path / "out.dcm")
+
+
 def test_dcmqi_reads_the_labels_where_they_are(tmp_path: Path) -> None:
     """Another maker's reader finds each segment's voxels, name and place, of an oblique scan."""
     program = shutil.which("segimage2itkimage") or shutil.which(
@@ -353,6 +378,6 @@ def test_dcmqi_reads_the_labels_where_they_are(tmp_path: Path) -> None:
     assert same_grid(expected, grid_of(found)) is None
     np.testing.assert_array_equal(found.labels_dhw, canonical)
     (described,) = tmp_path.glob("*meta.json")
-    segments = json.loads(described.read_text())["segmentAttributes"]
+    segments = json.loads(described.read_text(encoding="utf-8"))["segmentAttributes"]
     flat = [each for group in segments for each in group]
     assert {str(each["labelID"]): each["SegmentLabel"] for each in flat} == prompts

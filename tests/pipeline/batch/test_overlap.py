@@ -18,11 +18,15 @@ from medals_rt.pipeline.options import PromptSource, RunOptions
 class Nobody:
     """A listener that hears nothing."""
 
-    def windows(self, stage: str, done: int, total: int) -> None: ...
+    def taken(self, index: int) -> None: ...
 
     def started(self, case: object) -> None: ...
 
-    def ended(self, entry: Entry) -> None: ...
+    def windows(self, stage: str, done: int, total: int) -> None: ...
+
+    def ended(self, index: int, entry: Entry) -> None: ...
+
+    def elsewhere(self, count: int) -> None: ...
 
 
 @pytest.fixture
@@ -80,7 +84,7 @@ def test_reading_and_writing_go_beside_running(staged: SimpleNamespace) -> None:
     staged.patch("read_job", read)
     staged.patch("segment_job", segment)
     staged.patch("_written", written)
-    assert [entry.name for entry in staged.run()] == ["case0", "case1", "case2"]
+    assert [entry.name for entry in staged.run().values()] == ["case0", "case1", "case2"]
     assert all(event.is_set() for event in begun.values())
     assert staged.closed.is_set()
 

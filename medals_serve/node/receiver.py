@@ -1,0 +1,109 @@
+"""The DICOM server of a node: it keeps what is sent to it (C-STORE) and answers C-ECHO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from medals_rt.common.errors import InputError
+from medals_rt.common.optional_deps import import_optional
+from medals_rt.io.dicom.files import printable
+from medals_serve.node.configuration import NodeConfiguration
+from medals_serve.node.spool import CANNOT_UNDERSTAND, SUCCESS, NotStoredError, Spool
+
+_PLAIN: Final = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99")
+_COMPRESSED: Final = (
+    "1.2.840.10008.1.2.5",
+    *(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91)),
+)
+_MOST_ASSOCIATIONS: Final = 8
+_QUIET_PEER_S: Final = 60
+
+
+def start_receiver(
+    configuration: NodeConfiguration, spool: Spool, warn: Callable[[str], None]
+) -> Any:
+    """Start to listen, in threads of its own.
+
+    Parameters
+    ----------
+    configuration
+        Who we are and who may call.
+    spool
+        Where images are kept.
+    warn
+        Called with a line about what was refused.
+
+    Returns
+    -------
+    object
+        pynetdicom's server; its `shutdown` ends it.
+
+    Raises
+    ------
+    InputError
+        The port is taken, or the certificates can't be used.
+    MissingDependencyError
+        pynetdicom isn't installed.
+    """
+    pynetdicom = import_optional("pynetdicom", "medals-rt listen")
+    entity = pynetdicom.AE(configuration.title)
+    entity.require_called_aet = True
+    entity.require_calling_aet = list(configuration.callers)
+    entity.maximum_associations = _MOST_ASSOCIATIONS
+    entity.network_timeout = _QUIET_PEER_S
+    syntaxes = list(readable_syntaxes())
+    for context in pynetdicom.AllStoragePresentationContexts:
+        entity.add_supported_context(context.abstract_syntax, syntaxes)
+    entity.add_supported_context(pynetdicom.sop_class.Verification)
+    handlers = [
+        (pynetdicom.evt.EVT_C_STORE, _keep, [spool, warn]),
+        (pynetdicom.evt.EVT_C_ECHO, lambda _: SUCCESS),
+        (pynetdicom.evt.EVT_REJECTED, _rejected, [warn]),
+    ]
+    tls = None if configuration.tls is None else configuration.tls.for_server()
+    try:
+        return entity.start_server(
+            (configuration.host, configuration.port),
+            block=False,
+            evt_handlers=handlers,
+            ssl_context=tls,
+        )
+    except OSError as error:
+        raise InputError(
+            f"can't listen at {configuration.host} port {configuration.port}: "
+            f"{error.strerror or error}; choose another",
+            code="port-taken",
+        ) from error
+
+
+def readable_syntaxes() -> tuple[str, ...]:
+    """Return the transfer syntaxes that can be read here: those compressed need their decoders."""
+    import_optional("pydicom", "medals-rt listen")
+    from pydicom.pixels.decoders.base import get_decoder
+
+    return (*_PLAIN, *(uid for uid in _COMPRESSED if get_decoder(uid).is_available))
+
+
+def _keep(event: Any, spool: Spool, warn: Callable[[str], None]) -> int:
+    """Keep an image; it is acknowledged by what is returned."""
+    try:
+        data = event.dataset
+        study = str(data.get("StudyInstanceUID") or "")
+        series = str(data.get("SeriesInstanceUID") or "")
+        content = event.encoded_dataset()
+    except Exception as error:  # noqa: BLE001 - whatever pydicom makes of damaged data
+        warn(f"refused an object that can't be read ({type(error).__name__})")
+        return CANNOT_UNDERSTAND
+    try:
+        spool.keep(study, series, str(event.request.AffectedSOPInstanceUID), content)
+    except NotStoredError as error:
+        warn(f"refused an object of series {printable(series)}: {error}")
+        return error.status
+    return SUCCESS
+
+
+def _rejected(event: Any, warn: Callable[[str], None]) -> None:
+    caller = printable(event.assoc.requestor.ae_title)
+    called = printable(event.assoc.requestor.primitive.called_ae_title)
+    warn(f"rejected an association of {caller!r} with {called!r}")

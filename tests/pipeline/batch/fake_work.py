@@ -1,0 +1,66 @@
+"""Workers whose steps are quick and do what a case's name says; run in processes of their own."""
+
+import os
+import signal
+import time
+from contextlib import nullcontext
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from medals_rt.pipeline.batch import ray_cluster, workers
+from medals_rt.pipeline.batch import run as batch_run
+from medals_rt.pipeline.batch.find import BatchCase
+from medals_rt.pipeline.batch.records import Entry, remember, shown
+
+SECONDS = 0.01
+
+
+def install() -> None:
+    """Put quick steps in the place of those of a batch."""
+    batch_run.open_models = lambda _: nullcontext("models")
+    batch_run.passes_recorded = lambda _: nullcontext()
+    batch_run.segment_job = _segment
+    batch_run._written = _written
+
+
+def work(task: Any, events: Connection) -> None:
+    """Be a worker with quick steps."""
+    install()
+    workers._work(task, events)
+
+
+def barren_work(*_: object) -> None:
+    """End before a case is in hand."""
+    os._exit(7)
+
+
+def _segment(_: object, read: Any, __: object) -> str:
+    name = read.job.report.stem
+    if "poison" in name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "slow" in name:
+        time.sleep(60)
+    time.sleep(SECONDS)
+    return name
+
+
+def _written(ready: Any, _: object) -> Entry:
+    case: BatchCase = ready.case
+    for path in (case.job.output, case.job.report):
+        assert path is not None
+        path.write_text(case.name, encoding="utf-8")
+    entry = Entry(shown(case.name), "", "", "done", seconds=SECONDS)
+    remember(case, ready.made_from, entry)
+    log = Path(os.environ["MEDALS_RT_TESTS_LOG"])
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"{case.name}\n")
+    return entry
+
+
+class Actor:
+    """A worker of a Ray cluster with quick steps."""
+
+    def work(self, task: Any) -> None:
+        install()
+        ray_cluster._Actor().work(task)

@@ -1,0 +1,185 @@
+"""Several batches into one folder: the same share it, others are kept out."""
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.pipeline.batch.claims import LocalCells
+from medals_rt.pipeline.batch.find import plan_batch
+from medals_rt.pipeline.batch.shared_cells import SharedCells, remove_leftovers
+from medals_rt.pipeline.options import PromptSource, RunOptions
+from tests.pipeline.batch.helpers import Result, files_below, statuses, write_case
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="shared locks are POSIX's")
+
+# A batch that never ends: it says when its first case runs, and has read the second.
+ENDLESS = """
+import time
+from medals_rt.pipeline.batch import run
+from medals_rt.cli import main
+
+def segment(*_):
+    print("running", flush=True)
+    time.sleep(120)
+
+run.segment_job = segment
+main()
+"""
+
+
+def words(bundle: Bundle, *given: object) -> list[str]:
+    fixed = ["--bundle", bundle.folder, "--runner", "onnxruntime", "--precision", "fp32"]
+    return ["batch", *map(str, [*given, "--no-preview", *fixed])]
+
+
+@contextmanager
+def running(arguments: list[str]) -> Iterator[None]:
+    """Have a batch at work in a process of its own; it is killed at the end."""
+    command = [sys.executable, "-c", ENDLESS, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "running\n"
+            yield
+        finally:
+            process.kill()
+
+
+def second(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "medals_rt", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_second_shares_the_work_and_takes_up_that_of_a_killed_first(
+    tiny_bundle: Bundle, scans: Path, out: Path
+) -> None:
+    write_case(scans / "case3.npz", 3)
+    command = [sys.executable, "-m", "medals_rt", *words(tiny_bundle, scans, out)]
+    pipe = subprocess.PIPE
+    with running(words(tiny_bundle, scans, out)):
+        beside = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+        until = time.monotonic() + 120
+        while len(list((out / ".medals-rt").glob("case*.json"))) < 2 and beside.poll() is None:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        time.sleep(0.2)
+        assert beside.poll() is None  # it waits for the two that are in hand
+        assert len(list(out.glob("case*.npz"))) == 2
+        assert not (out / "summary.csv").exists()
+    stdout, errors = beside.communicate(timeout=120)
+    assert beside.returncode == 0, errors
+    assert statuses(out) == dict.fromkeys((f"case{number}" for number in range(4)), "done")
+    assert "4 done" in stdout
+
+
+def test_the_last_of_several_writes_the_tables_of_all(
+    tiny_bundle: Bundle, scans: Path, out: Path
+) -> None:
+    for number in range(3, 12):
+        write_case(scans / f"case{number:02}.npz", number)
+    command = [sys.executable, "-m", "medals_rt", *words(tiny_bundle, scans, out)]
+    pipe = subprocess.PIPE
+    batches = [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) for _ in range(2)]
+    said = [each.communicate(timeout=200) for each in batches]
+    assert [each.returncode for each in batches] == [0, 0], said
+    ended = [line for _, errors in said for line in errors.splitlines() if "classes found" in line]
+    assert len(ended) == 12  # each case is run once
+    assert len(statuses(out)) == 12
+    tables = [stdout.count("wrote") for stdout, _ in said]
+    # one that comes when the other has ended finds all as it should be
+    assert sorted(tables) in ([0, 1], [1, 1])
+
+
+def test_another_batch_is_kept_out(tiny_bundle: Bundle, scans: Path, out: Path) -> None:
+    reports = out.with_name("reports")
+    new = out.with_name("new")
+    with running(words(tiny_bundle, scans, out, "--reports", reports)):
+        for given, folder in (
+            ([out, "--reports", reports, "--seed", "1"], reports),
+            ([out], out),
+            ([out, "--reports", new], out),
+            ([new, "--reports", reports, "--seed", "1"], reports),
+            ([reports], reports),
+        ):
+            stopped = second(words(tiny_bundle, scans, *given))
+            assert (stopped.returncode, stopped.stdout) == (2, "")
+            assert stopped.stderr == (
+                f"error: another batch, of other cases or options, is writing to {folder}; wait "
+                "until it has ended, or name another folder of outputs\n"
+            )
+    assert files_below(out) == []
+    after = second(words(tiny_bundle, scans, out))
+    assert after.returncode == 0, after.stderr
+
+
+def test_parts_make_the_whole(run: Callable[..., Result], out: Path) -> None:
+    first = run("--part", "1/2")
+    assert first.exit_code == 0, first.output
+    finished = len(list(out.glob("case*.npz")))
+    assert f"{3 - finished} of 3 cases are left to other parts" in first.stdout
+    assert not (out / "summary.csv").exists()
+    second_part = run("--part", "2/2")
+    assert second_part.exit_code == 0, second_part.output
+    assert sorted(statuses(out).values()) == ["done"] * (3 - finished) + ["kept"] * finished
+    assert "wrote" in second_part.stdout
+
+
+def test_only_what_nobody_writes_is_cleared_away(
+    tiny_bundle: Bundle, scans: Path, out: Path
+) -> None:
+    options = RunOptions(bundle=tiny_bundle.folder)
+    plan = plan_batch([scans], out, source=PromptSource(), options=options, preview=False)
+    out.mkdir()
+    held, free = (out / f".partial-1-0123abcd-case{number}.npz" for number in (0, 1))
+    for path in (held, free):
+        path.touch()
+    cells = LocalCells(4)
+    cells.hold(0)
+    remove_leftovers(plan, cells)
+    assert held.exists()
+    assert not free.exists()
+
+
+def test_a_new_batch_begins_with_new_cells(tmp_path: Path) -> None:
+    cells = SharedCells(tmp_path / "cells")
+    assert cells.enter(64 * "a", 3)
+    assert cells.hold(1)
+    cells.write(1, ord("d"))
+    cells.close()
+    cells = SharedCells(tmp_path / "cells")
+    assert cells.enter(64 * "b", 2)
+    assert cells.read(0, 9) == b".."
+    cells.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_disk_without_locks(
+    run: Callable[..., Result], out: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    result = run()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"error: can't lock {out} against other batches: {os.strerror(number)}; name a folder on "
+        "another disk\n"
+    )
+    assert files_below(out) == []
+
+
+def test_a_folder_that_cannot_be_written(run: Callable[..., Result], out: Path) -> None:
+    out.write_text("a file in the way", encoding="utf-8")
+    result = run()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: can't write {out}")
+    assert result.stderr.count("\n") == 1

@@ -1,0 +1,161 @@
+"""The DICOM server of a node, called by pynetdicom and by dcmtk."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pynetdicom
+import pytest
+from msgspec.structs import replace
+from pynetdicom.sop_class import CTImageStorage, Verification
+
+from medals_rt.common.errors import InputError
+from medals_serve.node.configuration import NodeConfiguration, Tls, read_configuration
+from medals_serve.node.receiver import start_receiver
+from medals_serve.node.spool import OUT_OF_RESOURCES, Spool
+from tests.dicom import write_series
+from tests.orthanc import free_port
+from tests.serve.node.nodes import TITLE, write_configuration
+
+
+class Running:
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        path = write_configuration(folder, free_port())
+        self.configuration: NodeConfiguration = replace(read_configuration(path), **changes)
+        self.spool = Spool(folder / "series", self.configuration.max_waiting, 10**9)
+        self.warnings: list[str] = []
+        self.server = start_receiver(self.configuration, self.spool, self.warnings.append)
+
+    def associate(self, caller: str = "SCANNER", called: str = TITLE, **more: Any) -> Any:
+        entity = pynetdicom.AE(caller)
+        entity.add_requested_context(CTImageStorage)
+        entity.add_requested_context(Verification)
+        return entity.associate("127.0.0.1", self.configuration.port, ae_title=called, **more)
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    found = Running(tmp_path)
+    yield found
+    found.server.shutdown()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> pydicom.Dataset:
+    write_series(tmp_path / "ct", np.ones((1, 4, 5), np.int16), np.eye(4))
+    return pydicom.dcmread(next((tmp_path / "ct").iterdir()))
+
+
+def test_an_image_is_kept_as_it_came(running: Running, image: pydicom.Dataset) -> None:
+    association = running.associate()
+    assert association.send_c_echo().Status == 0
+    assert association.send_c_store(image).Status == 0
+    association.release()
+    (series,) = running.spool.complete(0)
+    (name,) = series.names()
+    kept = pydicom.dcmread(series.objects / name)
+    assert kept == image
+    assert kept.file_meta.TransferSyntaxUID == image.file_meta.TransferSyntaxUID
+
+
+@pytest.mark.parametrize(("caller", "called"), [("STRANGER", TITLE), ("SCANNER", "OTHER")])
+def test_unknown_titles_are_rejected(caller: str, called: str, running: Running) -> None:
+    association = running.associate(caller, called)
+    assert association.is_rejected
+    assert caller in running.warnings[0]
+
+
+def test_out_of_resources(running: Running, image: pydicom.Dataset) -> None:
+    running.spool.max_waiting = 0
+    association = running.associate()
+    assert association.send_c_store(image).Status == OUT_OF_RESOURCES
+    association.release()
+    assert str(image.PatientName) not in running.warnings[0]
+
+
+def test_an_object_without_identifiers(running: Running, image: pydicom.Dataset) -> None:
+    del image.SeriesInstanceUID
+    association = running.associate()
+    assert association.send_c_store(image).Status >> 12 == 0xC
+    association.release()
+
+
+def test_a_port_that_is_taken(running: Running) -> None:
+    with pytest.raises(InputError) as refused:
+        start_receiver(running.configuration, running.spool, print)
+    assert refused.value.code == "port-taken"
+
+
+def test_dcmtk_sends_and_asks(running: Running, tmp_path: Path, image: pydicom.Dataset) -> None:
+    if shutil.which("storescu") is None:
+        pytest.skip("storescu isn't installed (Debian package dcmtk)")
+    place = ["-aet", "SCANNER", "-aec", TITLE, "127.0.0.1", str(running.configuration.port)]
+    subprocess.run(["echoscu", *place], check=True, capture_output=True)  # noqa: S607
+    image.save_as(tmp_path / "one.dcm")
+    subprocess.run(["storescu", *place, tmp_path / "one.dcm"], check=True, capture_output=True)  # noqa: S607
+    assert len(running.spool.complete(0)) == 1
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Tls:
+    """A certificate that is its own authority."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl isn't installed: TLS goes untested")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+         "-keyout", key, "-out", certificate, "-subj", "/CN=127.0.0.1",
+         "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return Tls(str(certificate), str(key), str(certificate))
+
+
+def closes(connection: socket.socket) -> bool:
+    """Whether the other end closes or resets a connection, whatever alert it sends before that."""
+    try:
+        while connection.recv(100):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def test_tls_with_certificates_of_both(tls: Tls, tmp_path: Path, image: pydicom.Dataset) -> None:
+    running = Running(tmp_path, tls=tls)
+    try:
+        association = running.associate(tls_args=(tls.for_client(), "127.0.0.1"))
+        assert association.send_c_store(image).Status == 0
+        association.release()
+        place = ("127.0.0.1", running.configuration.port)
+        with socket.create_connection(place, 20) as silent:  # keeps nobody out
+            with socket.create_connection(place, 20) as plain:
+                plain.sendall(b"\x01\x00" + b" " * 100)
+                assert closes(plain)
+            nameless = ssl.create_default_context(cafile=tls.authority)
+            with (
+                socket.create_connection(place, 20) as bare,
+                nameless.wrap_socket(bare, server_hostname="127.0.0.1") as unnamed,
+            ):
+                assert closes(unnamed)
+            assert silent.fileno() > 0
+        assert len(running.spool.complete(0)) == 1
+    finally:
+        running.server.shutdown()
+
+
+def test_certificates_that_are_none(tls: Tls, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        Running(tmp_path, tls=replace(tls, key=str(tmp_path / "absent")))
+    assert refused.value.code == "certificate-invalid"

@@ -1,0 +1,194 @@
+"""What a node keeps on disk: there before it is acknowledged, and found again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from medals_rt.common.errors import InputError
+from medals_serve.node import spool as module
+from medals_serve.node.spool import (
+    CANNOT_UNDERSTAND,
+    DUPLICATE,
+    OUT_OF_RESOURCES,
+    Delivery,
+    NotStoredError,
+    Spool,
+    SpooledSeries,
+    State,
+    lock_spool,
+)
+
+
+def make(folder: Path, *, waiting: int = 2, size: int = 10**6) -> Spool:
+    return Spool(folder / "series", waiting, size)
+
+
+def refused(spool: Spool, study: str, series: str, uid: str, content: bytes = b"x") -> int:
+    with pytest.raises(NotStoredError) as failed:
+        spool.keep(study, series, uid, content)
+    return failed.value.status
+
+
+def finish(spool: Spool, series: SpooledSeries, status: str = "done") -> None:
+    spool.settle(series, State(status, series.names(), run=1))  # type: ignore[arg-type]
+
+
+def test_an_image_is_whole_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_mode))
+    spool = make(tmp_path)
+    spool.keep("1.2", "1.2.3", "1.2.3.4", b"abc")
+    path = tmp_path / "series" / "1.2" / "1.2.3" / "objects" / "1.2.3.4.dcm"
+    assert path.read_bytes() == b"abc"
+    assert len(synced) == 1 + 4  # the file, and every folder that is new
+    assert not list(tmp_path.rglob(".partial-*"))
+
+
+def test_a_write_that_fails_is_not_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    spool = make(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    assert refused(spool, "1.2", "1.2.3", "1.2.3.4") == OUT_OF_RESOURCES
+    monkeypatch.undo()
+    assert spool.complete(0) == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("uid", ["", "../1", "1.2/3", "1" * 65, "1..2", "1.2\n"])
+def test_no_name_leads_out_of_the_folder(uid: str, tmp_path: Path) -> None:
+    spool = make(tmp_path)
+    assert refused(spool, uid, "1.2", "1.2.3") == CANNOT_UNDERSTAND
+    assert refused(spool, "1.2", uid, "1.2.3") == CANNOT_UNDERSTAND
+    assert refused(spool, "1.2", "1.2", uid) == CANNOT_UNDERSTAND
+
+
+def test_the_same_again_is_welcome_and_something_else_is_not(tmp_path: Path) -> None:
+    spool = make(tmp_path)
+    for _ in range(2):
+        spool.keep("1.2", "1.2.3", "1.2.3.4", b"abc")
+    assert refused(spool, "1.2", "1.2.3", "1.2.3.4", b"other") == DUPLICATE
+
+
+def test_the_queue_is_bounded(tmp_path: Path) -> None:
+    spool = make(tmp_path, waiting=2)
+    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    spool.keep("1.2", "1.2", "1.2.1", b"a")
+    assert refused(spool, "1.2", "1.3", "1.3.1") == OUT_OF_RESOURCES
+    spool.keep("1.2", "1.1", "1.1.2", b"a")  # of a series that waits already
+    for series in spool.complete(0):
+        finish(spool, series)
+    assert spool.complete(0) == []
+    spool.keep("1.2", "1.3", "1.3.1", b"a")
+
+
+def test_the_disk_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = make(tmp_path, size=10)
+    spool.keep("1.2", "1.1", "1.1.1", b"12345678")
+    assert refused(spool, "1.2", "1.1", "1.1.2", b"123") == OUT_OF_RESOURCES
+    again = make(tmp_path, size=10)  # what is there counts after a restart too
+    assert refused(again, "1.2", "1.1", "1.1.2", b"123") == OUT_OF_RESOURCES
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+    assert refused(make(tmp_path), "1.2", "1.1", "1.1.2", b"1") == OUT_OF_RESOURCES
+
+
+def test_a_series_is_complete_when_it_was_quiet(tmp_path: Path) -> None:
+    spool = make(tmp_path)
+    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    (series,) = spool.complete(0)
+    assert series.name == "1.2/1.1"
+    assert spool.complete(3600) == []
+    path = series.objects / "1.1.1.dcm"
+    os.utime(path, (1e9, 1e9))
+    assert spool.complete(3600) == [series]
+
+
+def test_late_images_are_new_work_and_old_ones_none(tmp_path: Path) -> None:
+    spool = make(tmp_path)
+    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    (series,) = spool.complete(0)
+    finish(spool, series)
+    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    assert spool.complete(0) == []
+    spool.keep("1.2", "1.1", "1.1.2", b"a")
+    assert spool.complete(0) == [series]
+
+
+def test_what_was_begun_is_begun_again_but_not_forever(tmp_path: Path) -> None:
+    spool = make(tmp_path)
+    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    (series,) = spool.complete(0)
+    for starts in (1, 2):
+        spool.settle(series, State("started", series.names(), starts=starts))
+        spool = make(tmp_path)
+        assert spool.complete(0) == [series]
+    spool.settle(series, State("started", series.names(), starts=3))
+    assert make(tmp_path).complete(0) == []
+    state = series.state()
+    assert state is not None
+    assert state.died_of
+
+
+def test_a_delivery_is_noted_once_it_arrived(tmp_path: Path) -> None:
+    spool = make(tmp_path)
+    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    (series,) = spool.complete(0)
+    parts = [Delivery("a.dcm", "X"), Delivery("a.dcm", "Y")]
+    spool.settle(series, State("delivering", series.names(), deliveries=parts))
+    spool.delivered(series, parts[0])
+    ((found, state),) = make(tmp_path).delivering()  # after a restart
+    assert [each.sent for each in state.deliveries] == [True, False]
+    spool.delivered(found, parts[1])
+    assert list(spool.delivering()) == []
+    # one of an earlier run says nothing about a newer result
+    newer = [Delivery("b.dcm", "X")]
+    spool.settle(series, State("delivering", series.names(), deliveries=newer))
+    spool.delivered(series, parts[0])
+    assert len(list(spool.delivering())) == 1
+
+
+def test_half_a_file_of_a_killed_process_is_cleared_away(tmp_path: Path) -> None:
+    spool = make(tmp_path)
+    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    half = tmp_path / "series" / "1.2" / "1.1" / "objects" / ".partial-1.1.2.dcm"
+    half.write_bytes(b"half")
+    (series,) = make(tmp_path).complete(0)
+    assert series.names() == ("1.1.1.dcm",)
+    assert not half.exists()
+
+
+def test_a_damaged_state_counts_as_none(tmp_path: Path) -> None:
+    spool = make(tmp_path)
+    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    (series,) = spool.complete(0)
+    finish(spool, series)
+    (series.folder / "state.json").write_bytes(b'{"status": "do')
+    assert make(tmp_path).complete(0) == [series]
+
+
+def test_finished_images_go_and_are_remembered(tmp_path: Path) -> None:
+    spool = make(tmp_path, size=4)
+    spool.keep("1.2", "1.1", "1.1.1", b"abcd")
+    spool.prune(0)
+    (series,) = spool.complete(0)  # not finished: stays
+    finish(spool, series)
+    spool.prune(3600)
+    assert series.names()
+    spool.prune(0)
+    assert not series.names()
+    spool = make(tmp_path, size=10**6)
+    spool.keep("1.2", "1.1", "1.1.1", b"abcd")
+    assert spool.complete(0) == []
+
+
+def test_one_node_a_folder(tmp_path: Path) -> None:
+    with lock_spool(tmp_path), pytest.raises(InputError) as refused:
+        lock_spool(tmp_path)
+    assert refused.value.code == "folder-locked"
