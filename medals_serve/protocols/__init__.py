@@ -4,6 +4,9 @@ Each is a module with a `router`. A client is known by a secret as under /v1: wh
 id of its image, session or lease is that of a session here, with the same limits and the same end.
 
 - `frames`: arrays as these clients send them;
+- `multipart`: forms, read as they come;
 - `sessions`: sessions under other names;
+- `capabilities`: what two of the protocols ask of one address;
 - `voxtell`: VoxTell's napari plug-in;
+- `monailabel`: MONAI Label's clients, 3D Slicer's among them.
 """

@@ -35,7 +35,7 @@ from medals_rt.pipeline.job import read_annotation
 from medals_serve.images import ServedImage, ServedMask, Upload, write_on_grid
 from medals_serve.jobs import JobRequest, ServedJob
 from medals_serve.problems import ServiceError, not_found
-from medals_serve.protocols.multipart import Part, parts_of
+from medals_serve.protocols.multipart import FormPart, parts_of
 from medals_serve.protocols.sessions import found, opened
 from medals_serve.routes import POLL_S, Here
 from medals_serve.security import same_token
@@ -204,7 +204,7 @@ def _session_info(service: Service, secret: str) -> dict[str, Any]:
     return {"name": secret, "expiry": service.settings.idle_s}
 
 
-async def _add_image(service: Service, owner: ClientSession, part: Part) -> ServedImage:
+async def _add_image(service: Service, owner: ClientSession, part: FormPart) -> ServedImage:
     return await service.add_image(part.body, owner, part.filename or "image", None, ())
 
 

@@ -18,7 +18,7 @@ _MOST_TEXT: Final = 2**16
 
 
 @dataclass(frozen=True)
-class Part:
+class FormPart:
     """A part of a form.
 
     Attributes
@@ -51,7 +51,7 @@ class Part:
         return held.decode("utf-8", "replace")
 
 
-async def parts_of(request: Request) -> AsyncIterator[Part]:
+async def parts_of(request: Request) -> AsyncIterator[FormPart]:
     """Return the parts of a request's form, one after the other.
 
     Raises
@@ -68,7 +68,7 @@ async def parts_of(request: Request) -> AsyncIterator[Part]:
             header.get(b"content-disposition", b"")
         )
         filename = named.get(b"filename")
-        yield Part(
+        yield FormPart(
             named.get(b"name", b"").decode("utf-8", "replace"),
             None if filename is None else filename.decode("utf-8", "replace"),
             form.body(),
