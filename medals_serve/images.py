@@ -169,7 +169,7 @@ def write_volume(path: Path, volume: Volume) -> None:
     Values keep their kind in at most two bytes for whole numbers that fit, else float32.
     """
     array_kji = np.ascontiguousarray(volume.restore(volume.image_dhw))
-    write_on_grid(path, _displayed(array_kji), volume)
+    write_on_grid(path, displayed(array_kji), volume)
 
 
 def write_on_grid(path: Path, array_kji: Any, volume: Volume) -> None:
@@ -184,7 +184,8 @@ def write_on_grid(path: Path, array_kji: Any, volume: Volume) -> None:
         packed.write(image.to_bytes())
 
 
-def _displayed(array: Any) -> Any:
+def displayed(array: Any) -> Any:
+    """Return voxels in a type that is fit for display; see `write_volume`."""
     kind = _SHOWN[array.dtype.kind]
     if array.dtype.kind in "iu":
         limits = np.iinfo(kind)

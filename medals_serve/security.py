@@ -29,6 +29,7 @@ OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/auth/", "/auth/token"})
 
 UPLOAD_PATHS: Final = re.compile(
     r"/v1/(images|masks)|/images(/[^/]+/export)?|/session/|/infer/[^/]+"
+    r"|/nninteractive/[^/]+/[^/]+/[^/]+/(set_image|add_(scribble|lasso|initial_seg)_interaction)"
 )
 """Whose bodies have a limit of their own."""
 

@@ -129,6 +129,31 @@ class Service:
                 kept = _to_choose(upload, error)
         raise kept
 
+    async def add_written_image(
+        self, owner: ClientSession, filename: str, write: Callable[[Path], None]
+    ) -> ServedImage:
+        """Have a file written in a thread, and read it as an upload.
+
+        Raises
+        ------
+        CaseError
+            It can't be used.
+        ServiceError
+            There is no room for it.
+        """
+        _check_count(owner.images, self.settings.max_images, "images")
+        path = owner.folder / secrets.token_hex(8) / stored_name(filename)
+        path.parent.mkdir(mode=0o700)
+        try:
+            await self.in_thread(write, path)
+            self.sessions.keep(owner, path)
+            upload = Upload(path.parent.name, path, filename, path.stat().st_size)
+            return await self._read_image(owner, upload, None, ())
+        except BaseException:
+            self.sessions.drop(owner, path.parent)
+            owner.check_open()
+            raise
+
     async def choose_series(
         self, owner: ClientSession, name: str, series: str | None, select: tuple[str, ...]
     ) -> ServedImage:

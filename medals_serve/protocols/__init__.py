@@ -6,7 +6,7 @@ id of its image, session or lease is that of a session here, with the same limit
 - `frames`: arrays as these clients send them;
 - `multipart`: forms, read as they come;
 - `sessions`: sessions under other names;
-- `capabilities`: what two of the protocols ask of one address;
 - `voxtell`: VoxTell's napari plug-in;
-- `monailabel`: MONAI Label's clients, 3D Slicer's among them.
+- `monailabel`: MONAI Label's clients, 3D Slicer's among them;
+- `nninteractive`: clients of nnInteractive, version 2.
 """

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from medals_rt.common.errors import CaseError
+from medals_rt.common.errors import CaseError, MedalsError
 from medals_rt.common.optional_deps import import_optional
 
 VOXTELL: Final = b"VXA2"
@@ -87,6 +87,8 @@ def unpack(data: bytes, *, max_voxels: int) -> npt.NDArray[Any]:
     """
     try:
         return _unpacked(memoryview(data), max_voxels)
+    except MedalsError:
+        raise
     except (struct.error, ValueError, RuntimeError, TypeError, IndexError) as error:
         raise _damaged("it ends early or isn't Blosc2") from error
 

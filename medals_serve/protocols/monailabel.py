@@ -11,7 +11,6 @@ those that are there and no others.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import secrets
@@ -36,8 +35,8 @@ from medals_serve.images import ServedImage, ServedMask, Upload, write_on_grid
 from medals_serve.jobs import JobRequest, ServedJob
 from medals_serve.problems import ServiceError, not_found
 from medals_serve.protocols.multipart import FormPart, parts_of
-from medals_serve.protocols.sessions import found, opened
-from medals_serve.routes import POLL_S, Here
+from medals_serve.protocols.sessions import found, opened, over
+from medals_serve.routes import Here
 from medals_serve.security import same_token
 from medals_serve.service import Service
 from medals_serve.sessions import ClientSession
@@ -261,7 +260,7 @@ async def _infer(
             owner.masks.pop(drawn.name, None)
             service.sessions.drop(owner, drawn.upload.path.parent)
     try:
-        await _over(request, job)
+        await over(request, job)
         ending = _ENDINGS.get(str(params.get("result_extension")), "nii.gz")
         path = await service.in_thread(job.labels, ending)
     except BaseException:
@@ -346,25 +345,6 @@ def _chosen_mask(
     write_on_grid(path, np.asarray(volume.restore(mask_dhw.astype(np.uint8))), volume)
     service.sessions.keep(owner, path)
     return ServedMask(Upload(folder.name, path, "drawing", path.stat().st_size), drawn.image, (1,))
-
-
-async def _over(request: Request, job: ServedJob) -> None:
-    """Wait for a job; cancel it when its client is gone.
-
-    Raises
-    ------
-    ServiceError
-        It has no result; the message says why.
-    """
-    while not job.is_over:
-        if await request.is_disconnected():
-            job.cancel("its client is gone")
-        await asyncio.sleep(POLL_S)
-    problem = job.state(None)["problem"]
-    if problem is not None:
-        raise ServiceError(
-            problem["detail"], code=problem["code"], status=HTTPStatus(problem["status"])
-        )
 
 
 def _answer(job: ServedJob, state: _Opened, path: Path, output: str) -> Response:

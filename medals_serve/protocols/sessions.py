@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
 from typing import TypeVar
 
+from starlette.requests import Request
+
+from medals_serve.jobs import ServedJob
 from medals_serve.problems import ServiceError
+from medals_serve.routes import POLL_S
 from medals_serve.service import Service
 from medals_serve.sessions import ClientSession
 
@@ -51,6 +56,25 @@ def found(
         code=f"{what}-unknown",
         status=status,
     )
+
+
+async def over(request: Request, job: ServedJob) -> None:
+    """Wait for a job; cancel it when its client is gone.
+
+    Raises
+    ------
+    ServiceError
+        It has no result; the message says why.
+    """
+    while not job.is_over:
+        if await request.is_disconnected():
+            job.cancel("its client is gone")
+        await asyncio.sleep(POLL_S)
+    problem = job.state(None)["problem"]
+    if problem is not None:
+        raise ServiceError(
+            problem["detail"], code=problem["code"], status=HTTPStatus(problem["status"])
+        )
 
 
 async def peeked(stream: AsyncIterator[bytes]) -> tuple[bytes, AsyncIterator[bytes]]:

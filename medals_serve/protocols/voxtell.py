@@ -169,9 +169,8 @@ async def _lines(job: ServedJob) -> AsyncIterator[str]:
     while not job.is_over:
         if job.version != seen:
             seen, quiet = job.version, 0.0
-            state = job.state(None)
-            if state["windows_total"]:
-                yield _line(done=state["windows_done"], total=state["windows_total"])
+            for line in _progress(job.state(None)):
+                yield line
         elif quiet >= BEAT_S:
             quiet = 0.0
             yield "\n"
@@ -179,6 +178,8 @@ async def _lines(job: ServedJob) -> AsyncIterator[str]:
         quiet += POLL_S
     state = job.state(None)
     if state["status"] == "done":
+        for line in _progress(state):
+            yield line
         warnings = [note["text"] for note in state["notes"] if note["severity"] == "warning"]
         for text in filter(None, [*warnings, state["incomplete"]]):
             yield _line(
@@ -189,6 +190,11 @@ async def _lines(job: ServedJob) -> AsyncIterator[str]:
         yield _line(status="cancelled", message=state["problem"]["detail"])
     else:
         yield _line(status="error", message=state["problem"]["detail"])
+
+
+def _progress(state: dict[str, Any]) -> Iterator[str]:
+    if state["windows_total"]:
+        yield _line(done=state["windows_done"], total=state["windows_total"])
 
 
 async def _lines_of_refused(message: str) -> AsyncIterator[str]:

@@ -22,7 +22,8 @@ from tests.serve.serving import RUNNER, SENTENCE, Running, running, until
 
 ASKED = (SENTENCE, "Right kidney in abdominal CT")
 SLICER = Path("monailabel/plugins/slicer/MONAILabel/MONAILabelLib/client.py")
-pytestmark = [  # the clients leave files and connections open
+pytestmark = [
+    pytest.mark.usefixtures("careless_client"),  # the clients leave files and connections open
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
