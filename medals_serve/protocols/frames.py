@@ -49,16 +49,7 @@ def pack(magic: bytes, shape: Sequence[int], parts: Iterable[npt.NDArray[Any]]) 
     parts = iter(parts)
     first = np.ascontiguousarray(next(parts))
     dtype = first.dtype.newbyteorder("<")
-    total = math.prod(shape) * dtype.itemsize
-    if magic == VOXTELL:
-        name = dtype.str.encode()
-        yield magic + bytes([len(name)]) + name + bytes([len(shape)])
-        yield struct.pack(f"<{len(shape)}Q", *shape) + struct.pack("<Q", total)
-    else:
-        name = dtype.name.encode()
-        yield magic + bytes([_VERSION, _ZSTD, len(shape), len(name)]) + name
-        chunks = len(range(0, total, _CHUNK_BYTES))  # one part only
-        yield struct.pack(f"<{len(shape)}q", *shape) + struct.pack("<I", chunks)
+    yield head(magic, shape, dtype)
     for part in _chained(first, parts):
         raw = np.ascontiguousarray(part, dtype).data.cast("B")
         for start in range(0, raw.nbytes, _CHUNK_BYTES):
@@ -68,6 +59,19 @@ def pack(magic: bytes, shape: Sequence[int], parts: Iterable[npt.NDArray[Any]]) 
             )
             yield struct.pack("<QQ", chunk.nbytes, len(packed))
             yield packed
+
+
+def head(magic: bytes, shape: Sequence[int], dtype: np.dtype[Any]) -> bytes:
+    """Write what comes before the chunks of an array; nnInteractive's has one part only."""
+    total = math.prod(shape) * dtype.itemsize
+    if magic == VOXTELL:
+        name = dtype.str.encode()
+        sizes = struct.pack(f"<{len(shape) + 1}Q", *shape, total)
+        return magic + bytes([len(name)]) + name + bytes([len(shape)]) + sizes
+    name = dtype.name.encode()
+    chunks = len(range(0, total, _CHUNK_BYTES))
+    sizes = struct.pack(f"<{len(shape)}qI", *shape, chunks)
+    return magic + bytes([_VERSION, _ZSTD, len(shape), len(name)]) + name + sizes
 
 
 def _chained(

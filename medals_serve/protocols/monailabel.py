@@ -35,7 +35,7 @@ from medals_serve.images import ServedImage, ServedMask, Upload, write_on_grid
 from medals_serve.jobs import JobRequest, ServedJob
 from medals_serve.problems import ServiceError, not_found
 from medals_serve.protocols.multipart import FormPart, parts_of
-from medals_serve.protocols.sessions import found, opened, over
+from medals_serve.protocols.sessions import check_done, found, opened, over
 from medals_serve.routes import Here
 from medals_serve.security import same_token
 from medals_serve.service import Service
@@ -261,6 +261,7 @@ async def _infer(
             service.sessions.drop(owner, drawn.upload.path.parent)
     try:
         await over(request, job)
+        check_done(job)
         ending = _ENDINGS.get(str(params.get("result_extension")), "nii.gz")
         path = await service.in_thread(job.labels, ending)
     except BaseException:

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Final
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Depends, Header, Request
+from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.responses import Response
@@ -32,17 +33,24 @@ from medals_rt.common.optional_deps import import_optional
 from medals_rt.prompts.matching import find_class
 from medals_serve.catalog import sentence_of
 from medals_serve.images import ServedImage, ServedMask, Upload, displayed, write_on_grid
-from medals_serve.jobs import JobRequest
+from medals_serve.jobs import JobRequest, ServedJob
 from medals_serve.problems import ServiceError
 from medals_serve.protocols import frames
-from medals_serve.protocols.sessions import found, opened, over
-from medals_serve.routes import Here
+from medals_serve.protocols.sessions import check_done, found, opened, over
+from medals_serve.routes import POLL_S, Here
 from medals_serve.service import Service
 from medals_serve.sessions import ClientSession
 
 Mask = npt.NDArray[np.bool_]
 
+BYTES: Final = "application/octet-stream"
 META_HEADER: Final = "X-Meta"
+PATIENCE_S: Final = 40.0
+"""After which an answer begins before there is a result."""
+
+TRICKLE_S: Final = 20.0
+"""Between the bytes that keep a client waiting."""
+
 _MOST_UNDONE: Final = 16
 _SIDES: Final = frozenset({"left", "right"})
 
@@ -405,26 +413,79 @@ async def _predict(
 ) -> Response:
     """Segment, guided by a drawing; what the client sees changes if that succeeds."""
     owner, lease, image = asked.owner, asked.lease, asked.image
+    run: _Run | None
     guide = lease.seen(drawing.guide)
     mask = None
     if guide.any():
         mask = await service.in_thread(_write_mask, service, owner, image, guide)
+    run = _Run(service, asked, drawing, mask)
     try:
-        request_of_job = JobRequest([lease.sentence], None, {"kind": lease.kind})
-        job = await service.add_job(owner, image, mask, request_of_job)
-        try:
-            await over(request, job)
-            labels = await service.in_thread(job.labels_kji)
-        finally:
-            service.delete_job(owner, job)
+        run.job = await service.add_job(
+            owner, image, mask, JobRequest([lease.sentence], None, {"kind": lease.kind})
+        )
+        if not await over(request, run.job, PATIENCE_S):
+            box = [[0, size] for size in lease.shape_zyx]
+            content = _slowly(run)
+            run = None
+            return StreamingResponse(
+                content, media_type=BYTES, headers=_meta_header(ran_prediction=True, bbox=box)
+            )
+        return _answer(lease.seen(drawing.shown), await run.result())
     finally:
-        if mask is not None:
-            service.sessions.drop(owner, mask.upload.path.parent)
-    result = np.asarray(labels) == 1
-    answer = await service.in_thread(_answer, lease.seen(drawing.shown), result)
-    shown = _packed(result)
-    lease.draw(_Drawing(shown, shown))
-    return answer
+        if run is not None:
+            run.end()
+
+
+@dataclass(eq=False)
+class _Run:
+    """A job, and what goes with it."""
+
+    service: Service
+    asked: _Asked
+    drawing: _Drawing
+    mask: ServedMask | None
+    job: ServedJob | None = None
+
+    async def result(self) -> Mask:
+        """Return what was found, once the job is over; from now on the client sees it."""
+        if self.job is None:
+            raise AssertionError(self.asked.lease.sentence)
+        check_done(self.job)
+        labels = await self.service.in_thread(self.job.labels_kji)
+        found: Mask = np.asarray(labels) == 1
+        shown = _packed(found)
+        self.asked.lease.draw(_Drawing(shown, shown))
+        return found
+
+    def end(self) -> None:
+        """Remove the job and its mask."""
+        owner = self.asked.owner
+        if self.job is not None:
+            self.service.delete_job(owner, self.job)
+        if self.mask is not None:
+            self.service.sessions.drop(owner, self.mask.upload.path.parent)
+
+
+async def _slowly(run: _Run) -> AsyncIterator[bytes]:
+    """Send the whole mask; until it is there, its first bytes now and then.
+
+    Clients give up after 60 seconds without a byte. What fails now ends the connection.
+    """
+    shape = run.asked.lease.shape_zyx
+    first = frames.head(frames.NNINTERACTIVE, shape, np.dtype(np.uint8))
+    sent, quiet = 0, 0.0
+    try:
+        while run.job is not None and not run.job.is_over:
+            if quiet >= TRICKLE_S and sent < len(first):
+                yield first[sent : sent + 1]
+                sent, quiet = sent + 1, 0.0
+            await asyncio.sleep(POLL_S)
+            quiet += POLL_S
+        found = (await run.result()).astype(np.uint8)
+        content = b"".join(frames.pack(frames.NNINTERACTIVE, shape, [found]))
+        yield content[sent:]
+    finally:
+        run.end()
 
 
 def _write_mask(
@@ -453,8 +514,8 @@ def _answer(before: Mask | None, after: Mask | None) -> Response:
 
 
 def _with_meta(meta: dict[str, Any], content: bytes) -> Response:
-    return Response(
-        content,
-        media_type="application/octet-stream",
-        headers={META_HEADER: json.dumps(meta)},
-    )
+    return Response(content, media_type=BYTES, headers=_meta_header(**meta))
+
+
+def _meta_header(**meta: Any) -> dict[str, str]:
+    return {META_HEADER: json.dumps(meta)}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
 from typing import TypeVar
@@ -58,18 +60,26 @@ def found(
     )
 
 
-async def over(request: Request, job: ServedJob) -> None:
-    """Wait for a job; cancel it when its client is gone.
+async def over(request: Request, job: ServedJob, seconds: float = math.inf) -> bool:
+    """Wait for a job, or so long; cancel it when its client is gone. Return whether it is over."""
+    until = time.monotonic() + seconds
+    while not job.is_over:
+        if time.monotonic() > until:
+            return False
+        if await request.is_disconnected():
+            job.cancel("its client is gone")
+        await asyncio.sleep(POLL_S)
+    return True
+
+
+def check_done(job: ServedJob) -> None:
+    """Refuse a job that is over and has no result.
 
     Raises
     ------
     ServiceError
-        It has no result; the message says why.
+        The message says why.
     """
-    while not job.is_over:
-        if await request.is_disconnected():
-            job.cancel("its client is gone")
-        await asyncio.sleep(POLL_S)
     problem = job.state(None)["problem"]
     if problem is not None:
         raise ServiceError(

@@ -15,6 +15,7 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.io.registry import read_labels
 from medals_rt.pipeline.job import Job, run_job
 from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_serve.protocols import nninteractive
 from tests.serve.serving import RUNNER, SHAPE, Running, image, running, until
 
 SPACING = (4.0, 2.0, 3.0)
@@ -117,6 +118,31 @@ def test_without_a_drawing_the_name_alone_is_asked_for(
     remote.reset_interactions()
     assert not remote.target_buffer.any()
     assert remote.undo() is False
+
+
+def test_a_client_is_kept_waiting_past_its_patience(
+    served: Running, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """A run that takes longer than the client waits for a byte ends with the same voxels."""
+    monkeypatch.setattr(nninteractive, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(nninteractive, "TRICKLE_S", 0.3)
+    with session(served, read_timeout=3.0) as found:
+        found.set_image(image()[None].astype(np.float32), {"spacing": SPACING})
+        found.set_target_buffer(np.zeros(SHAPE, np.uint8))
+        served.gate.clear()
+        later = threading.Timer(6.0, served.gate.set)
+        later.start()
+        try:
+            found.add_initial_seg_interaction(drawing(), run_prediction=True)
+        finally:
+            served.gate.set()
+            later.join()
+        labels = expected(tiny_bundle, tmp_path, drawing())
+        np.testing.assert_array_equal(found.target_buffer, labels)
+        owner = served.server.config.app.state.service.sessions.find(found._lease_token)
+        assert not owner.jobs
+        assert found.undo() is True
+        assert not found.target_buffer.any()
 
 
 def test_what_is_refused_says_why_where_clients_show_it(served: Running, remote: Any) -> None:
