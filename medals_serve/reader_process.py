@@ -145,10 +145,10 @@ def _read_limited(request: Mapping[str, Any], write: int) -> None:
     status = 1
     try:
         sys.stdin.close()
-        seconds = int(request["seconds"]) + 1
+        seconds, writes = int(request["seconds"]) + 1, request.get("writes", 0)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         resource.setrlimit(resource.RLIMIT_AS, (request["bytes"], request["bytes"]))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (request["writes"], request["writes"]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (writes, writes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         answer = json.dumps(answer_to(request)).encode()
         sent = 0
