@@ -25,6 +25,7 @@ from medals_serve import routes
 from medals_serve.engine import JobEngine
 from medals_serve.metrics import Metrics
 from medals_serve.problems import MEDIA_TYPE, log_failure, problem
+from medals_serve.protocols import capabilities, monailabel, nninteractive, voxtell
 from medals_serve.schemas import ProblemState
 from medals_serve.security import Gate, problem_response
 from medals_serve.service import Service
@@ -84,6 +85,7 @@ def create_app(
         app.add_exception_handler(kind, handler)
     for router in (
         routes.watching, routes.model, routes.sessions, routes.images, routes.jobs,
+        capabilities.router, voxtell.router, monailabel.router, nninteractive.router,
     ):  # fmt: skip
         app.include_router(router)
     if PAGE.is_dir():

@@ -133,6 +133,15 @@ OPTIONAL_LIBRARIES: Final = (
     ),
     OptionalLibrary("FastAPI", ("fastapi",), ("fastapi",), "the HTTP service"),
     OptionalLibrary("uvicorn", ("uvicorn",), ("uvicorn",), "the HTTP service"),
+    OptionalLibrary(
+        "Blosc2", ("blosc2",), ("blosc2",), "arrays of the HTTP service's other clients"
+    ),
+    OptionalLibrary(
+        "python-multipart",
+        ("python_multipart",),
+        ("python-multipart",),
+        "forms of the HTTP service's other clients",
+    ),
     OptionalLibrary("HTTPX", ("httpx",), ("httpx",), "the HTTP service's Python client"),
 )
 

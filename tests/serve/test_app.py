@@ -319,7 +319,7 @@ def test_the_api_describes_itself(served: Running) -> None:
 def test_what_watches_the_server(served: Running, client: ServiceClient, scan: Path) -> None:
     client.segment(client.upload(scan), SENTENCE)
     with served.http() as http:
-        assert http.get("/healthz").text == "ok\n"
+        assert http.get("/healthz").json() == {"ok": True}
         assert http.get("/readyz").status_code == 200
         figures = http.get("/metrics").text
     assert 'medals_jobs_total{status="done"}' in figures
