@@ -23,6 +23,7 @@ from reporting import today, write_report
 
 from medals_rt.common.arrays import bounding_box, to_device, to_host
 from medals_rt.common.environment import library_versions, machine_facts
+from medals_rt.common.gpu import find_gpu
 from medals_rt.postprocessing.component_filter import (
     drop_small_components,
     keep_probable_components,
@@ -30,6 +31,7 @@ from medals_rt.postprocessing.component_filter import (
 from medals_rt.preprocessing.resampling import resample_image, resample_labels
 
 FULL: Shape = (512, 512, 400)
+SMALL: Shape = (32, 32, 32)
 COARSE: Shape = (273, 273, 133)
 CLASSES = 104
 
@@ -71,9 +73,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="without ending")
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--small", action="store_true", help="a tiny image, to rehearse")
     options = parser.parse_args()
-    image, labels = smooth_image(FULL), organs(FULL, CLASSES)
-    probability = np.random.default_rng(0).random(FULL, dtype=np.float32)
+    shape: Shape = SMALL if options.small else FULL
+    image, labels = smooth_image(shape), organs(shape, CLASSES)
+    probability = np.random.default_rng(0).random(shape, dtype=np.float32)
     host = (image, labels, probability)
     gpu = tuple(to_device(each, "cuda") for each in host)
     gib = image.nbytes / 2**30
@@ -103,10 +107,10 @@ def main() -> None:
                 "note": f"largest difference {difference:.3g}; other: processor",
             }
         )
-    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    found = find_gpu()
     report = {
         "date": today(),
-        "gpu": properties["name"].decode(),
+        "gpu": f"no GPU, CuPy {cupy.__version__}" if found is None else found.name,
         "machine": machine_facts(),
         "versions": library_versions(),
         "cucim": find_spec("cucim") is not None,

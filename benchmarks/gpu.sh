@@ -1,22 +1,52 @@
 #!/usr/bin/env bash
-# Everything that wants a CUDA GPU, in one call: the tests marked gpu, then the benchmarks.
+# Everything that wants a CUDA GPU, in one call, ready for a quarter of an hour on a bare machine.
 #
 #   benchmarks/gpu.sh                       with the environment's own python3
-#   benchmarks/gpu.sh tests arrays          only these parts of: tests arrays latency bench
-#   PYTHON=path/to/python benchmarks/gpu.sh
+#   benchmarks/gpu.sh tests full            only these of the parts below
+#   benchmarks/gpu.sh --rehearse            all of it at small size on the processor, no GPU needed
+#   LIMIT_full=300 benchmarks/gpu.sh        other seconds for a part; LIMIT=60: for all of them
 #
-# For a bare machine: it installs nothing and reaches no network. It needs Python 3.11 with NumPy,
-# SciPy, PyTorch, CuPy and ONNX Runtime; what else is missing is named in the report, and its part
-# is left out (folders with packages that it lacks may stand in PYTHONPATH). Networks run on the
-# GPU where ONNX Runtime is the one for CUDA or TensorRT is there. The report lands in
-# benchmarks/results/gpu/ (or the folder in OUT).
+# The parts, in this order (what counts most comes first):
+#   tests    the tests marked gpu
+#   models   made-up checkpoints of the released size and their fp16 bundle, for the next three
+#   full     a pass of both windows: PyTorch, ONNX Runtime, medals-rt; share of the matrix rate
+#   case     a whole case, cold and warm, by step; labels against the processor's
+#   memory   the most memory in use, against the plan
+#   arrays   the array steps, GPU against processor
+#   latency  a window of the bundle against PyTorch
+#   bench    `medals-rt bench` with every runner of the GPU
+#
+# It installs nothing and reaches no network. It needs Python 3.11 with NumPy, SciPy, PyTorch, CuPy
+# and ONNX Runtime; what else is missing is named in the report, and its part is left out (folders
+# with packages that it lacks may stand in PYTHONPATH). Networks run on the GPU where ONNX Runtime
+# is the one for CUDA or TensorRT is there.
+#
+# Each part has a time limit of its own and leaves PART.md, PART.json and PART.log in
+# benchmarks/results/gpu/ (or the folder in OUT), written as it goes: one that fails or is stopped
+# leaves what it had, and the next one runs. report.md lists them.
 #
 # BUNDLE is another bundle than the demo; then STAGE1 and STAGE2 are its checkpoints (for PyTorch
 # beside it), CASE and PROMPTS a case for `medals-rt bench`, where the bundle holds none.
-# Ends with 0 only if there is a GPU and every part that could run has passed.
+# Ends with 0 only if there is a GPU (or it rehearses) and every part that could run has passed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+all="tests models full case memory arrays latency bench"
+declare -A limits=([tests]=240 [models]=150 [full]=420 [case]=180 [memory]=90 [arrays]=60 [latency]=90 [bench]=150)
+declare -A small=([models]="" [full]="" [case]="" [memory]="" [arrays]="" [latency]="")
+device=cuda
+if [ "${1:-}" = --rehearse ]; then
+  shift
+  device=cpu
+  small=(
+    [models]="--window 32"
+    [full]="--device cpu --repetitions 1 --families pytorch onnxruntime"
+    [case]="--device cpu --shape 24 24 24 --runs 2 --crop 24"
+    [memory]="--device cpu --shape 24 24 24"
+    [arrays]="--small"
+    [latency]="--device cpu --repetitions 1 --classes 1"
+  )
+fi
 python=${PYTHON:-python3}
 out=${OUT:-benchmarks/results/gpu}
 bundle=${BUNDLE:-engines/demo}
@@ -24,28 +54,37 @@ stage1=${STAGE1:-} stage2=${STAGE2:-}
 if [ -z "${BUNDLE:-}" ]; then
   stage1=benchmarks/checkpoints/demo_coarse.pth stage2=benchmarks/checkpoints/demo_fine.pth
 fi
-wanted=" ${*:-tests arrays latency bench} "
+wanted=" ${*:-$all} "
+for name in $wanted; do
+  [ -n "${limits[$name]:-}" ] || { echo "gpu.sh: there is no part $name: $all" >&2; exit 2; }
+done
 own="typer rich msgspec safetensors rapidfuzz cc3d psutil filelock" # what medals-rt itself needs
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
 command -v "$python" >/dev/null || { echo "gpu.sh: no $python: set PYTHON" >&2; exit 2; }
-"$python" - <<'EOF' || exit 2
+DEVICE=$device "$python" - <<'EOF' || exit 2
 import importlib.util as util
+import os
 import sys
 
 if sys.version_info < (3, 11):
     sys.exit(f"gpu.sh: needs Python 3.11 or later, this is {sys.version.split()[0]}: set PYTHON")
-missing = [name for name in ("numpy", "scipy", "torch", "cupy", "onnxruntime") if not util.find_spec(name)]
+needed = ("numpy", "scipy", "torch", "onnxruntime", *(("cupy",) if os.environ["DEVICE"] == "cuda" else ()))
+missing = [name for name in needed if not util.find_spec(name)]
 if missing:
     sys.exit(f"gpu.sh: this Python lacks {', '.join(missing)}: install them, or set PYTHON to one that has them")
-import cupy
+if os.environ["DEVICE"] == "cuda":
+    import cupy
 
-if not cupy.is_available():
-    sys.exit("gpu.sh: CuPy finds no CUDA GPU: run this on a machine that has one, with its driver")
+    if not cupy.is_available():
+        sys.exit("gpu.sh: CuPy finds no CUDA GPU: run this on a machine that has one, with its driver")
 EOF
 
 mkdir -p "$out"
+out=$(cd "$out" && pwd)
 report=$out/report.md
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 failed=0
 
 lacks() { "$python" -c "import importlib.util as u, sys; print(*(n for n in sys.argv[1:] if not u.find_spec(n)))" "$@"; }
@@ -59,19 +98,25 @@ can() {
   [ -z "$missing" ] || left_out "$name" "this Python lacks $missing" || return 1
 }
 
-# part NAME COMMAND...: run it, keep what it says, note how it went
+# part NAME COMMAND...: run it within its limit, keep what it says, note how it went
 part() {
-  local name=$1 log=$out/$1.log code=0 start=$SECONDS
+  local name=$1 log=$out/$1.log code=0 start=$SECONDS result
+  local own_limit=LIMIT_${1%%-*}
+  local limit=${!own_limit:-${LIMIT:-${limits[${1%%-*}]:-150}}}
   shift
-  echo "== $name: $*"
-  "$@" >"$log" 2>&1 || code=$?
+  rm -f "$out/$name.json" "$out/$name.md"
+  echo "== $name (at most $limit s): $*"
+  timeout --kill-after=10 "$limit" "$@" >"$log" 2>&1 || code=$?
   tail -n 3 "$log"
-  if [ "$code" -eq 0 ]; then
-    echo "| $name | passed | $((SECONDS - start)) |" >>"$report"
-  else
-    echo "| $name | **failed** ($code), see $name.log | $((SECONDS - start)) |" >>"$report"
-    failed=1
-  fi
+  case $code in
+    0) result=passed ;;
+    124 | 137) result="**stopped** after $limit s" ;;
+    *) result="**failed** ($code), see $name.log" ;;
+  esac
+  [ "$code" -eq 0 ] || failed=1
+  echo "| $name | $result | $((SECONDS - start)) |" >>"$report"
+  "$python" benchmarks/gpu_report.py --output "$out/$name" --result "$result" \
+    --seconds "$((SECONDS - start))" --limit "$limit" || failed=1
 }
 
 left_out() {
@@ -80,49 +125,61 @@ left_out() {
   return 1
 }
 
-"$python" - >"$report" <<'EOF'
-import datetime
+DEVICE=$device "$python" - >"$report" <<'EOF'
 import importlib.util as util
-from importlib.metadata import PackageNotFoundError, version
+import os
+import sys
 
-import cupy
+sys.path.insert(0, "benchmarks")
+from gpu_report import facts, markdown
 
-from medals_rt.pipeline.report import library_versions, machine_facts
-
-gpu = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
-facts = machine_facts()
-print(f"# On a GPU, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}\n")
-print(f"- GPU: {gpu['name'].decode()}, {gpu['totalGlobalMem'] / 2**30:.0f} GiB")
-print(f"- driver speaks CUDA {cupy.cuda.runtime.driverGetVersion()}, runtime {cupy.cuda.runtime.runtimeGetVersion()}")
-print(f"- processor: {facts['processor']}, {facts['cores']} cores")
-found = library_versions()
-for name in ("torch", "cupy-cuda12x", "cupy-cuda13x", "cucim-cu12", "cucim-cu13"):
-    try:
-        found[name] = version(name)
-    except PackageNotFoundError:
-        continue
-print("- versions: " + ", ".join(f"{name} {number}" for name, number in found.items()))
+title = "On a GPU" if os.environ["DEVICE"] == "cuda" else "Rehearsed on a processor: no figures of a GPU"
 lacking = [n for n in ("cucim", "tensorrt", "cc3d", "array_api_compat", "pytest") if not util.find_spec(n)]
-print(f"- not installed: {', '.join(lacking) or 'nothing that is used'}\n")
+remarks = [f"not installed: {', '.join(lacking) or 'nothing that is used'}"]
+print(markdown({"title": title, **facts(), "rows": [], "remarks": remarks}, ()))
 print("| part | result | seconds |\n|---|---|---:|")
 EOF
 
 # Only files with such tests are read: others import what a bare machine lacks. Warnings are no
 # failures here: its libraries are not the ones that the tests are held to elsewhere.
+# -v: a run that is stopped has named the tests that passed.
+fakes=()
+[ "$device" = cuda ] || fakes=(env MEDALS_RT_FAKES=1 PYTHONPATH="$PWD/tests/fakes:$PYTHONPATH")
 if can tests $own pytest hypothesis array_api_compat array_api_strict onnx onnxscript; then
   mapfile -t files < <(grep -rlwE 'mark\.gpu|xp' tests --include='test_*.py')
-  part tests "$python" -m pytest -m gpu -W default -p no:cacheprovider "${files[@]}"
+  if [ "$device" = cpu ]; then files=(-p tests.fakes.gpu tests/common/test_arrays.py); fi
+  part tests "${fakes[@]}" "$python" -m pytest -v -m gpu -W default -p no:cacheprovider "${files[@]}"
 fi
+
+models=$scratch/models
+if [[ $wanted =~ " models "|" full "|" case "|" memory " ]]; then
+  missing=$(lacks $own onnx onnxscript array_api_compat)
+  if [ -n "$missing" ]; then
+    left_out models "this Python lacks $missing" || true
+  else
+    part models "$python" benchmarks/gpu_models.py --folder "$models" --output "$out/models" ${small[models]}
+  fi
+fi
+for name in full case memory; do
+  [[ $wanted == *" $name "* ]] || continue
+  if [ -f "$models/bundle/bundle.json" ]; then
+    part "$name" "$python" "benchmarks/gpu_$name.py" --folder "$models" --output "$out/$name" ${small[$name]}
+  else
+    left_out "$name" "no models" || true
+  fi
+done
+
 if can arrays array_api_compat; then
-  part arrays "$python" benchmarks/device_arrays.py --output "$out/arrays"
+  part arrays "${fakes[@]}" "$python" benchmarks/device_arrays.py --output "$out/arrays" ${small[arrays]}
 fi
 
 # Runners of this GPU, the fastest first. Engines serve it alone: a copy of the bundle gets them.
 runners=()
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-if [[ $wanted == *" latency "* || $wanted == *" bench "* ]] && [ -z "$(lacks $own onnx)" ]; then
-  mapfile -t runners < <("$python" -c "
+if [[ $wanted =~ " latency "|" bench " ]] && [ -z "$(lacks $own onnx)" ]; then
+  if [ "$device" = cpu ]; then
+    runners=(onnxruntime)
+  else
+    mapfile -t runners < <("$python" -c "
 from medals_rt.common.gpu import require_gpu
 from medals_rt.runners.selection import usable
 from medals_rt.runners.tensorrt_library import open_library
@@ -133,6 +190,7 @@ for kind in ('tensorrt', 'tensorrt-rtx', 'onnxruntime-cuda'):
         if not open_library(kind).builds_for(require_gpu(kind).architecture):
             continue
     print(kind)")
+  fi
   cp -r "$bundle" "$scratch/bundle"
   bundle=$scratch/bundle
   for runner in "${runners[@]}"; do
@@ -145,8 +203,8 @@ fi
 
 if can latency $own array_api_compat; then
   if [ -n "$stage1" ] && [ -n "$stage2" ]; then
-    part latency "$python" benchmarks/latency.py --device cuda --bundle "$bundle" \
-      --stage1 "$stage1" --stage2 "$stage2" --output "$out/latency"
+    part latency "$python" benchmarks/latency.py --bundle "$bundle" \
+      --stage1 "$stage1" --stage2 "$stage2" --output "$out/latency" ${small[latency]:---device cuda}
   else
     left_out latency "needs the bundle's checkpoints: set STAGE1 and STAGE2" || true
   fi
@@ -158,7 +216,9 @@ if can bench $own array_api_compat onnx jinja2 matplotlib; then
   elif [ -z "$given" ]; then
     left_out bench "the bundle holds no case: set CASE (and PROMPTS)" || true
   else
-    part bench "$python" -m medals_rt bench --bundle "$bundle" --output "$out/bench" \
+    quick=()
+    [ "$device" = cuda ] || quick=(--quick --repetitions 1)
+    part bench "$python" -m medals_rt bench --bundle "$bundle" --output "$out/bench" "${quick[@]}" \
       "${runners[@]/#/--runner=}" ${CASE:+--input "$CASE"} ${PROMPTS:+--prompts "$PROMPTS"} \
       ${stage1:+--stage1 "$stage1"} ${stage2:+--stage2 "$stage2"}
   fi

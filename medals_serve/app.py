@@ -25,6 +25,7 @@ from medals_serve import routes
 from medals_serve.engine import JobEngine
 from medals_serve.metrics import Metrics
 from medals_serve.problems import MEDIA_TYPE, log_failure, problem
+from medals_serve.protocols import capabilities, monailabel, nninteractive, voxtell
 from medals_serve.schemas import ProblemState
 from medals_serve.security import Gate, problem_response
 from medals_serve.service import Service
@@ -84,6 +85,7 @@ def create_app(
         app.add_exception_handler(kind, handler)
     for router in (
         routes.watching, routes.model, routes.sessions, routes.images, routes.jobs,
+        capabilities.router, voxtell.router, monailabel.router, nninteractive.router,
     ):  # fmt: skip
         app.include_router(router)
     if PAGE.is_dir():
@@ -131,20 +133,30 @@ async def _on_http(_: Request, error: Exception) -> Response:
     )
 
 
-async def _on_invalid(_: Request, error: Exception) -> Response:
+async def _on_invalid(request: Request, error: Exception) -> Response:
     """Answer to a request that doesn't fit its description, in one line."""
     if not isinstance(error, RequestValidationError):
         raise error
     found = []
     for each in error.errors()[:3]:
         place = ".".join(str(part) for part in each["loc"][1:]) or str(each["loc"][0])
-        found.append(f"{place}: {each['msg']}")
+        if each["type"] == "json_invalid":
+            found.append(f"the body isn't JSON (from byte {place}: {each['ctx']['error']})")
+        elif tuple(each["loc"]) == ("body",) and not _says_json(request):
+            found.append("send the body as JSON, with the header Content-Type: application/json")
+        else:
+            found.append(f"{place}: {each['msg']}")
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     return JSONResponse(
         problem(status, "request-invalid", "; ".join(found)),
         status_code=status,
         media_type=MEDIA_TYPE,
     )
+
+
+def _says_json(request: Request) -> bool:
+    media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return media_type == "application/json" or media_type.endswith("+json")
 
 
 async def _on_disconnect(_: Request, __: Exception) -> Response:

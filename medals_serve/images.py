@@ -168,10 +168,15 @@ def write_volume(path: Path, volume: Volume) -> None:
 
     Values keep their kind in at most two bytes for whole numbers that fit, else float32.
     """
-    nibabel = import_optional("NiBabel", "the picture of an image")
-    array_ijk = np.ascontiguousarray(volume.restore(volume.image_dhw)).transpose()
+    array_kji = np.ascontiguousarray(volume.restore(volume.image_dhw))
+    write_on_grid(path, displayed(array_kji), volume)
+
+
+def write_on_grid(path: Path, array_kji: Any, volume: Volume) -> None:
+    """Write an array on the grid of a volume's file as NIfTI, gzipped as fast as can be."""
+    nibabel = import_optional("NiBabel", "an image as NIfTI")
     affine = RAS_TO_LPS @ volume.affine_lps
-    image = nibabel.Nifti1Image(_displayed(array_ijk), affine)
+    image = nibabel.Nifti1Image(array_kji.transpose(), affine)
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
     image.header.set_xyzt_units("mm")
@@ -179,7 +184,8 @@ def write_volume(path: Path, volume: Volume) -> None:
         packed.write(image.to_bytes())
 
 
-def _displayed(array: Any) -> Any:
+def displayed(array: Any) -> Any:
+    """Return voxels in a type that is fit for display; see `write_volume`."""
     kind = _SHOWN[array.dtype.kind]
     if array.dtype.kind in "iu":
         limits = np.iinfo(kind)

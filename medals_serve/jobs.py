@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, TypeAlias, get_type_hints
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from medals_rt.common.atomic_io import atomic_output, write_json
 from medals_rt.common.errors import InputError, MedalsError
@@ -372,6 +373,11 @@ class ServedJob:
             f"result-{found.format}{found.ending}",
             lambda path: write_labels(path, *self._outcome(), format=found.format),
         )
+
+    def labels_kji(self) -> npt.NDArray[Any]:
+        """Return the labels on the file's own grid, `(k, j, i)`; see `labels`."""
+        read, result = self._outcome()
+        return np.asarray(read.case.volume.restore(result.labels_dhw))
 
     def instances(self) -> Path:
         """Make the numbered lesions as NIfTI; see `labels`."""

@@ -23,6 +23,7 @@ from medals_rt.common.optional_deps import import_optional, is_installed
 from medals_rt.io.dicom.case import list_series
 from medals_rt.io.registry import FORMATS, read_case, read_labels
 from medals_rt.io.volume import volume_notes
+from medals_serve.protocols.frames import read_array
 
 Answer = dict[str, Any]
 
@@ -86,11 +87,12 @@ def describe_series(request: Mapping[str, Any]) -> list[dict[str, Any]]:
 SERIES_CODES: Final = frozenset({"several-series", "series-ambiguous", "series-not-found"})
 """Of errors that end with a choice among series."""
 
-LIBRARIES: Final = ("NiBabel", "pynrrd", "pydicom", "highdicom")
+LIBRARIES: Final = ("NiBabel", "pynrrd", "pydicom", "highdicom", "Blosc2")
 
 READERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Answer]]] = {
     "image": describe_image,
     "labels": describe_labels,
+    "array": read_array,
 }
 
 
@@ -143,10 +145,10 @@ def _read_limited(request: Mapping[str, Any], write: int) -> None:
     status = 1
     try:
         sys.stdin.close()
-        seconds = int(request["seconds"]) + 1
+        seconds, writes = int(request["seconds"]) + 1, request.get("writes", 0)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         resource.setrlimit(resource.RLIMIT_AS, (request["bytes"], request["bytes"]))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (writes, writes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         answer = json.dumps(answer_to(request)).encode()
         sent = 0

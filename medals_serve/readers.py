@@ -60,19 +60,22 @@ class Readers:
         *,
         series: str | None = None,
         select: tuple[str, ...] = (),
+        writes: int = 0,
     ) -> dict[str, Any]:
         """Read a file and return what its reader says.
 
         Parameters
         ----------
         reader
-            ``"image"`` or ``"labels"``.
+            ``"image"``, ``"labels"`` or ``"array"``.
         path
             The file, under the server's own name for it.
         shown
             Its user's name for it, for messages.
         series, select
             As for `registry.read_case`.
+        writes
+            Bytes that the reader may write to a file.
 
         Raises
         ------
@@ -94,6 +97,7 @@ class Readers:
                     "select": list(select),
                     "seconds": self._settings.read_s,
                     "bytes": self._settings.read_bytes,
+                    "writes": writes,
                 },
                 self._settings.read_s,
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.responses import Response
 
 from medals_rt.common.choices import PRESETS, Kind, Modality
 from medals_rt.common.distribution import VERSION
+from medals_rt.common.errors import InputError
 from medals_rt.io.registry import DICOM_ENDINGS, ENDINGS
 from medals_serve import metrics as figures
 from medals_serve.catalog import MAX_TEXT
@@ -62,12 +62,13 @@ _BODY: Final = {
 """OpenAPI's description of a file as the body."""
 
 
-def _service(request: Request) -> Service:
+def service_of(request: Request) -> Service:
+    """Return the service that a request is for."""
     service: Service = request.app.state.service
     return service
 
 
-Here = Annotated[Service, Depends(_service)]
+Here = Annotated[Service, Depends(service_of)]
 
 
 async def _owner(
@@ -91,12 +92,8 @@ async def _owner(
         if request.method not in SAFE_METHODS and not says_where_from:
             secret = ""  # a page elsewhere could have made an old browser send the cookie
     owner = service.sessions.find(secret)
-    owner.requests += 1
-    try:
+    with owner.in_use():
         yield owner
-    finally:
-        owner.requests -= 1
-        owner.last_used = time.monotonic()
 
 
 Owner = Annotated[ClientSession, Depends(_owner)]
@@ -107,9 +104,9 @@ watching = APIRouter(tags=["watching"], default_response_class=PlainTextResponse
 
 
 @watching.get("/healthz")
-async def health() -> str:
+async def health() -> Response:
     """Whether the server answers."""
-    return "ok\n"
+    return JSONResponse({"ok": True})  # as clients of other servers expect it
 
 
 @watching.get("/readyz")
@@ -233,7 +230,7 @@ async def upload_image(
     if upload is not None:
         return _image_state(await service.choose_series(owner, upload, series, chosen))
     return _image_state(
-        await service.add_image(request, owner, filename or "image", series, chosen)
+        await service.add_image(_body(request), owner, filename or "image", series, chosen)
     )
 
 
@@ -266,7 +263,7 @@ async def upload_mask(
     filename: Annotated[str, Query(max_length=512, examples=["drawing.nii.gz"])],
 ) -> MaskState:
     """Upload labels drawn on an image, on its grid, as the body."""
-    mask = await service.add_mask(request, owner, owner.image(image), filename)
+    mask = await service.add_mask(_body(request), owner, owner.image(image), filename)
     return MaskState(mask=mask.name, image=mask.image, labels=list(mask.labels))
 
 
@@ -359,6 +356,16 @@ async def download_preview(job: str, service: Here, owner: Owner) -> Response:
 
 
 # Parts --------------------------------------------------------------------------------------------
+
+
+def _body(request: Request) -> AsyncIterator[bytes]:
+    """Return an upload's body as it comes in."""
+    if request.headers.get("Content-Type", "").startswith("multipart/"):
+        raise InputError(
+            "a form was sent; send the file itself as the body (curl --data-binary @FILE)",
+            code="body-is-a-form",
+        )
+    return request.stream()
 
 
 def _image_state(image: ServedImage) -> ImageState:

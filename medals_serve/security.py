@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import re
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -23,10 +24,13 @@ from medals_serve.settings import ServeSettings
 TOKEN_COOKIE: Final = "medals_token"  # noqa: S105 - its name
 SESSION_COOKIE: Final = "medals_session"
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
-"""Asked by what watches the server, without a token."""
+OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/auth/", "/auth/token"})
+"""Asked by what watches the server, or for a token, without one."""
 
-UPLOAD_PATHS: Final = frozenset({"/v1/images", "/v1/masks"})
+UPLOAD_PATHS: Final = re.compile(
+    r"/v1/(images|masks)|/images(/[^/]+/export)?|/session/|/infer/[^/]+"
+    r"|/nninteractive/[^/]+/[^/]+/[^/]+/(set_image|add_(scribble|lasso|initial_seg)_interaction)"
+)
 """Whose bodies have a limit of their own."""
 
 HEADERS: Final = {
@@ -140,11 +144,11 @@ class Gate:
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = bearer.strip() if scheme.lower() == "bearer" else ""
         given = given or cookies_of(headers).get(TOKEN_COOKIE, "")
-        if _equal(given, token):
+        if same_token(given, token):
             return None
         if scope["path"] == "/" and scope["method"] == "GET":
             asked = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-            if _equal(asked, token):
+            if same_token(asked, token):
                 answer = RedirectResponse("/", status_code=HTTPStatus.SEE_OTHER)
                 set_cookie(answer, scope, TOKEN_COOKIE, token)
                 return answer
@@ -163,7 +167,7 @@ class Gate:
             raise too_large(self._body_limit(scope))
 
     def _body_limit(self, scope: Scope) -> int:
-        upload = scope["path"] in UPLOAD_PATHS and scope["method"] == "POST"
+        upload = scope["method"] in {"POST", "PUT"} and UPLOAD_PATHS.fullmatch(scope["path"])
         return self._settings.max_upload_bytes if upload else self._settings.max_body_bytes
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
@@ -238,7 +242,7 @@ def _method(scope: Scope) -> str:
     return method if method in {*SAFE_METHODS, "POST", "PUT", "PATCH", "DELETE"} else "other"
 
 
-def _equal(given: str, token: str) -> bool:
+def same_token(given: str, token: str) -> bool:
     """Compare in a time that doesn't depend on how much is the same."""
     return hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import anyio
-from starlette.requests import Request
 
 from medals_rt.common.errors import MedalsError, OutputError
 from medals_rt.pipeline.job import read_annotation
@@ -36,6 +35,8 @@ from medals_serve.sessions import ClientSession, Sessions, remove_folder
 from medals_serve.settings import ServeSettings
 
 RETRY_S: Final = 10
+_ARRAY_HEADER_BYTES: Final = 2**12
+_ARRAY_ITEM_BYTES: Final = 8
 
 _T = TypeVar("_T")
 
@@ -99,7 +100,7 @@ class Service:
 
     async def add_image(
         self,
-        request: Request,
+        body: AsyncIterator[bytes],
         owner: ClientSession,
         filename: str,
         series: str | None,
@@ -118,7 +119,7 @@ class Service:
         _check_count(owner.uploads, self.settings.max_images, "uploads")
         shown = shown_name(filename, "image")
         path = owner.folder / secrets.token_hex(8) / stored_name(shown)
-        async with self._stored(request, owner, path) as size:
+        async with self.stored(body, owner, path) as size:
             upload = Upload(path.parent.name, path, shown, size)
             try:
                 return await self._read_image(owner, upload, series, select)
@@ -127,6 +128,31 @@ class Service:
                 owner.uploads[upload.name] = upload
                 kept = _to_choose(upload, error)
         raise kept
+
+    async def add_written_image(
+        self, owner: ClientSession, filename: str, write: Callable[[Path], None]
+    ) -> ServedImage:
+        """Have a file written in a thread, and read it as an upload.
+
+        Raises
+        ------
+        CaseError
+            It can't be used.
+        ServiceError
+            There is no room for it.
+        """
+        _check_count(owner.images, self.settings.max_images, "images")
+        path = owner.folder / secrets.token_hex(8) / stored_name(filename)
+        path.parent.mkdir(mode=0o700)
+        try:
+            await self.in_thread(write, path)
+            self.sessions.keep(owner, path)
+            upload = Upload(path.parent.name, path, filename, path.stat().st_size)
+            return await self._read_image(owner, upload, None, ())
+        except BaseException:
+            self.sessions.drop(owner, path.parent)
+            owner.check_open()
+            raise
 
     async def choose_series(
         self, owner: ClientSession, name: str, series: str | None, select: tuple[str, ...]
@@ -171,7 +197,7 @@ class Service:
         return path
 
     async def add_mask(
-        self, request: Request, owner: ClientSession, image: ServedImage, filename: str
+        self, body: AsyncIterator[bytes], owner: ClientSession, image: ServedImage, filename: str
     ) -> ServedMask:
         """Store labels that were drawn on an image, and check that they lie on its grid.
 
@@ -186,7 +212,7 @@ class Service:
         shown = shown_name(filename, "mask")
         path = image.folder / secrets.token_hex(8) / stored_name(shown, labels=True)
 
-        async with self._stored(request, owner, path) as size:
+        async with self.stored(body, owner, path) as size:
             found = await anyio.to_thread.run_sync(
                 lambda: self.readers.read("labels", path, shown), limiter=self._reading
             )
@@ -196,6 +222,42 @@ class Service:
             owner.image(image.name)  # still there
             owner.masks[mask.name] = mask
         return mask
+
+    @contextlib.asynccontextmanager
+    async def array(
+        self, body: AsyncIterator[bytes], owner: ClientSession, folder: Path
+    ) -> AsyncIterator[Path]:
+        """Store an array (see `protocols.frames`) as a file of NumPy, until the block ends.
+
+        Parameters
+        ----------
+        body
+            The array as it is sent.
+        owner
+            Whose disk it takes.
+        folder
+            Is made for it, and removed with all that the block puts there.
+
+        Raises
+        ------
+        CaseError
+            It can't be read.
+        ServiceError
+            There is no room for it.
+        """
+        path = folder / "upload.frame"
+        most = _ARRAY_HEADER_BYTES + _ARRAY_ITEM_BYTES * self.settings.max_voxels
+        async with self.stored(body, owner, path):
+            await anyio.to_thread.run_sync(
+                lambda: self.readers.read("array", path, "the array", writes=most),
+                limiter=self._reading,
+            )
+        array = path.with_suffix(".npy")
+        try:
+            self.sessions.keep(owner, array)
+            yield array
+        finally:
+            self.sessions.drop(owner, folder)
 
     def delete_image(self, owner: ClientSession, image: ServedImage) -> None:
         """Delete an image with its masks and jobs."""
@@ -209,15 +271,15 @@ class Service:
         self.sessions.drop(owner, image.folder)
 
     @contextlib.asynccontextmanager
-    async def _stored(
-        self, request: Request, owner: ClientSession, path: Path
+    async def stored(
+        self, body: AsyncIterator[bytes], owner: ClientSession, path: Path
     ) -> AsyncIterator[int]:
-        """Write a request's body to a file whose folder goes again if the block fails."""
+        """Write what is sent to a file whose folder goes again if the block fails."""
         held = 0
         try:
             path.parent.mkdir(mode=0o700)
             async with await anyio.open_file(path, "xb") as file:
-                async for chunk in request.stream():
+                async for chunk in body:
                     self.sessions.reserve(owner, len(chunk))
                     held += len(chunk)
                     await file.write(chunk)
@@ -270,6 +332,12 @@ class Service:
             raise
         owner.jobs[job.name] = job
         return job
+
+    def delete_job(self, owner: ClientSession, job: ServedJob) -> None:
+        """Delete a job with its results."""
+        job.cancel()
+        owner.jobs.pop(job.name, None)
+        self.sessions.drop(owner, job.folder)
 
     def _make_job(
         self,

@@ -7,6 +7,7 @@ session. What a server that was killed left behind, the next one removes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -54,6 +55,8 @@ class ClientSession:
         How many of its requests are being answered.
     ended
         Whether its data are gone, or about to be.
+    state
+        What the protocol that opened it keeps about it; see `medals_serve.protocols`.
     """
 
     digest: bytes = field(repr=False)
@@ -66,6 +69,17 @@ class ClientSession:
     last_used: float = field(default_factory=time.monotonic)
     requests: int = 0
     ended: bool = False
+    state: object = None
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the session while one of its requests is answered."""
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
+            self.last_used = time.monotonic()
 
     def upload(self, name: str) -> Upload:
         """Return an upload of this session of which a series is still to be chosen."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -26,13 +27,18 @@ FAKE_PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
   "- "*)
     cat >"$SEEN/stdin"
-    if grep -q machine_facts "$SEEN/stdin"; then echo "| part | result | seconds |"; fi ;;
+    if grep -q gpu_report "$SEEN/stdin"; then echo "| part | result | seconds |"; fi ;;
   "-c "*usable*) for kind in $RUNNERS; do echo "$kind"; done ;;
   "-c "*)
     for name in "${@:3}"; do
       if [[ " $LACKS " == *" $name "* ]]; then printf '%s ' "$name"; fi
     done ;;
-  *) echo "$*" >>"$SEEN/calls"; [[ "$*" != *" $FAILS "* ]] ;;
+  *gpu_report.py*) echo "$*" >>"$SEEN/reports" ;;
+  *)
+    echo "$*" >>"$SEEN/calls"
+    if [[ "$*" == *gpu_models.py* ]]; then mkdir -p "$3/bundle"; touch "$3/bundle/bundle.json"; fi
+    if [[ "$*" == *"$SLEEPS"* ]]; then exec sleep 60; fi
+    [[ "$*" != *" $FAILS "* ]] ;;
 esac
 """
 
@@ -47,7 +53,13 @@ def script(
     python.chmod(0o755)
 
     def run_there(*parts: str, **variables: str) -> Any:
-        seen = {"SEEN": str(tmp_path), "RUNNERS": "", "LACKS": "", "FAILS": "nothing"}
+        seen = {
+            "SEEN": str(tmp_path),
+            "RUNNERS": "",
+            "LACKS": "",
+            "FAILS": "nothing",
+            "SLEEPS": "never",
+        }
         ended = run(str(python), tmp_path / "gpu", *parts, **{**seen, **variables})
         calls = tmp_path / "calls"
         lines = calls.read_text(encoding="utf-8").splitlines() if calls.is_file() else []
@@ -85,7 +97,11 @@ def test_without_python_it_says_so(tmp_path: Path) -> None:
 def test_all_parts_run_and_engines_are_built_into_a_copy(script: Any) -> None:
     ended, calls, report = script(RUNNERS="tensorrt onnxruntime-cuda")
     assert (ended.returncode, ended.stderr) == (0, "")
-    tests, arrays, engines, latency, bench = calls
+    tests, models, full, case, memory, arrays, engines, latency, bench = calls
+    folder = models.split()[2]
+    for part in (full, case, memory):
+        assert f" --folder {folder} " in part
+    assert "--device cpu" not in " ".join(calls)
     files = [word for word in tests.split() if word.endswith(".py")]
     assert {"tests/runners/test_on_gpu.py", "tests/common/test_pinned_memory.py"} < set(files)
     assert not any("io/dicom" in file or "test_formats" in file for file in files)
@@ -96,7 +112,7 @@ def test_all_parts_run_and_engines_are_built_into_a_copy(script: Any) -> None:
     assert f"--bundle {bundle}" in latency
     assert f"--bundle {bundle}" in bench
     assert "--runner=tensorrt --runner=onnxruntime-cuda --stage1 benchmarks/checkpoints" in bench
-    assert report.count("| passed |") == 5
+    assert report.count("| passed |") == 9
 
 
 def test_a_part_that_fails_is_told_and_the_others_go_on(script: Any) -> None:
@@ -127,3 +143,68 @@ def test_another_bundle_without_case_and_checkpoints(script: Any, tmp_path: Path
     assert bench.endswith("--runner=onnxruntime-cuda --input my case.npz")
     ended, _, report = script("bench", BUNDLE=own["BUNDLE"])
     assert "no runner for a GPU" in report
+
+
+def test_a_part_that_takes_too_long_is_stopped_and_the_next_one_runs(
+    script: Any, tmp_path: Path
+) -> None:
+    limits = {"LIMIT_full": "1", "LIMIT": "30"}
+    ended, calls, report = script("models", "full", "case", SLEEPS="gpu_full.py", **limits)
+    assert ended.returncode == 1
+    assert [call.split()[0] for call in calls] == [
+        f"benchmarks/gpu_{part}.py" for part in ("models", "full", "case")
+    ]
+    assert "| full | **stopped** after 1 s |" in report
+    assert "| case | passed |" in report
+    written = (tmp_path / "reports").read_text(encoding="utf-8").splitlines()
+    assert [line.endswith(("--limit 30", "--limit 1")) for line in written] == [True] * 3
+    assert "**stopped**" in written[1]
+
+
+def test_without_models_what_needs_them_is_left_out(script: Any) -> None:
+    _, calls, report = script("full", "memory", LACKS="onnxscript")
+    assert calls == []
+    assert "| models | left out: this Python lacks onnxscript" in report
+    assert report.count("left out: no models") == 2
+
+
+def test_a_part_that_is_unknown_is_refused(tmp_path: Path) -> None:
+    ended = run(sys.executable, tmp_path / "gpu", "everything")
+    assert (ended.returncode, "there is no part everything" in ended.stderr) == (2, True)
+
+
+def load_report(path: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(path.read_bytes())
+    return report
+
+
+@pytest.mark.slow
+def test_every_part_is_rehearsed_on_the_processor(tmp_path: Path) -> None:
+    """Minutes: small networks instead of the released ones, the fake of CuPy for arrays."""
+    pytest.importorskip("torch", reason="makes models, which needs the extra 'export'")
+    out = tmp_path / "gpu"
+    ended = run(sys.executable, out, "--rehearse", LIMIT="600")
+    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-4000:]
+    parts = ("tests", "models", "full", "case", "memory", "arrays", "latency", "bench")
+    table = (out / "report.md").read_text(encoding="utf-8")
+    for part in parts:
+        assert f"| {part} | passed |" in table
+        record = load_report(out / f"{part}.json")
+        assert record["ended"]["result"] == "passed"
+        assert record["date"]
+        assert record["versions"]["medals-rt"]
+        assert "Ended: passed" in (out / f"{part}.md").read_text(encoding="utf-8")
+    rows = load_report(out / "full.json")["rows"]
+    measured = {(row["pass"], row["runner"]) for row in rows if "ms" in row}
+    for kind in ("text only", "text and prompts"):
+        for runner in ("pytorch bf16 autocast", "medals-rt, onnxruntime", "onnxruntime"):
+            assert (kind, runner) in measured
+    for row in rows:
+        # autocast in bf16 is the worst of them; what can't be measured here is said
+        assert "need a GPU" in row.get("problem", "") or row["largest_difference"] < 0.1
+    case = load_report(out / "case.json")["rows"]
+    compared = [row["differing_voxels"] for row in case if "differing_voxels" in row]
+    assert len(compared) >= 4
+    assert set(compared) == {0}
+    assert {row["run"] for row in case} > {"cold", "warm 1"}
+    assert [row["classes"] for row in load_report(out / "memory.json")["rows"]] == [1, 13]

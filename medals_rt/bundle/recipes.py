@@ -16,6 +16,7 @@ from medals_rt.common.choices import Precision, RunnerKind
 from medals_rt.common.errors import InputError, MissingFileError
 
 Fraction = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Architecture = Annotated[str, msgspec.Meta(pattern=r"^SM\d{2,3}$")]
 
 
 class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,7 +73,7 @@ class BuildSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workspace_mib: Count
     query_counts: PromptCounts
     prompt_counts: PromptCounts
-    architectures: tuple[Annotated[str, msgspec.Meta(pattern=r"^SM\d{2,3}$")], ...] = ()
+    architectures: tuple[Architecture, ...] = ()
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,6 +91,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         What counts as equal to PyTorch.
     build
         How engines are built; None where nothing is built.
+    gpus
+        Architectures that it is made for, such as "SM80"; empty: any that no other is made for.
     """
 
     description: str
@@ -97,6 +100,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precision: Precision
     verification: Verification
     build: BuildSettings | None = None
+    gpus: tuple[Architecture, ...] = ()
 
 
 def parse_recipe(data: bytes | str, origin: str) -> Recipe:
@@ -146,10 +150,13 @@ def shipped_recipes() -> dict[str, Recipe]:
     return {file.stem: parse_recipe(file.read_bytes(), str(file)) for file in files}
 
 
-def recipe_for(runner: RunnerKind, precision: str) -> tuple[str, Recipe]:
+def recipe_for(
+    runner: RunnerKind, precision: str, architecture: str | None = None
+) -> tuple[str, Recipe]:
     """Return name and content of the recipe that comes with the package for a runner and precision.
 
-    Where several fit, the one that names the runner earliest; among those the first by name.
+    Where several fit, the one that names the runner earliest; among those one that is made for the
+    GPU, of architecture `architecture`, then the first by name. One for other GPUs never fits.
 
     Raises
     ------
@@ -157,9 +164,11 @@ def recipe_for(runner: RunnerKind, precision: str) -> tuple[str, Recipe]:
         If there is none.
     """
     fitting = [
-        (recipe.runners.index(runner), name)
+        (recipe.runners.index(runner), not recipe.gpus, name)
         for name, recipe in shipped_recipes().items()
-        if runner in recipe.runners and recipe.precision == precision
+        if runner in recipe.runners
+        and recipe.precision == precision
+        and (not recipe.gpus or architecture in recipe.gpus)
     ]
     if not fitting:
         raise InputError(
@@ -167,7 +176,7 @@ def recipe_for(runner: RunnerKind, precision: str) -> tuple[str, Recipe]:
             f"there are {', '.join(shipped_recipes())}",
             code="recipe-missing",
         )
-    name = min(fitting)[1]
+    name = min(fitting)[-1]
     return name, shipped_recipes()[name]
 
 

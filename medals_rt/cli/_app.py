@@ -60,7 +60,20 @@ COMMANDS: Final[dict[str, tuple[Command, Sequence[str]]]] = {
 
 
 class OneCommand(TyperCommand):
-    """A command whose help lists its options under the headings that they name."""
+    """A command that takes options once, and lists them under the headings that they name."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse an option that is given twice but holds one value: the first would be lost."""
+        if not ctx.resilient_parsing:
+            order: list[Any] = self.make_parser(ctx).parse_args(args=list(args))[2]
+            for each in dict.fromkeys(order):
+                single = not (each.multiple or getattr(each, "is_flag", False) or each.nargs != 1)
+                if each.param_type_name == "option" and single and order.count(each) > 1:
+                    raise typer.BadParameter(
+                        f"it takes one value, found {order.count(each)}", ctx=ctx, param=each
+                    )
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options, those without a heading first."""

@@ -1,7 +1,7 @@
 """`medals-rt build`: make TensorRT or TensorRT-RTX engines of a bundle's graphs."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -11,6 +11,7 @@ from medals_rt.cli._completion import complete_recipe
 from medals_rt.cli._options import Bundle
 from medals_rt.cli._output import out
 from medals_rt.common.choices import STAGE_NAMES, TensorRTKind
+from medals_rt.common.gpu import find_gpu
 
 if TYPE_CHECKING:
     from medals_rt.bundle.engines import BuildProgress, BuiltEngine
@@ -38,7 +39,7 @@ def build_command(
             metavar="NAME|FILE",
             autocompletion=complete_recipe,
             help="A recipe that comes with medals-rt, such as rtx-fp16, or a file [default: the "
-            "one for the target and the bundle's precision].",
+            "one for the target, the GPU and the bundle's precision].",
         ),
     ] = None,
     arch: Annotated[
@@ -68,7 +69,9 @@ def build_command(
         folder = resolve_bundle(bundle, progress)
     opened = OpenedBundle.open(folder)
     name, content = (
-        recipe_for(target, opened.precision) if recipe is None else (recipe, read_recipe(recipe))
+        recipe_for(target, opened.precision, _architecture(target, arch or ()))
+        if recipe is None
+        else (recipe, read_recipe(recipe))
     )
     library = open_library(target)
     began = time.perf_counter()
@@ -85,6 +88,14 @@ def build_command(
     _print_engines(f"{library.label} {library.version}, recipe {name}", engines)
     count = sum(each.built for each in engines)
     out.line(f"built {count} engines in {time.perf_counter() - began:.1f} s")
+
+
+def _architecture(target: TensorRTKind, asked: Sequence[str]) -> str | None:
+    """Return the only architecture to build for; None where it is not known, or several are."""
+    if target == "tensorrt" or list(asked) == ["CURRENT"]:
+        gpu = find_gpu()
+        return None if gpu is None else gpu.architecture
+    return asked[0] if len(asked) == 1 else None
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def run_command(
         Path,
         typer.Option(
             "--input",
-            help="The case: .npz, .nii, .nii.gz, .nrrd, a DICOM folder, or "
+            help="The case: .npz, .nii, .nii.gz, .nrrd, .mha, a DICOM folder or zip, or "
             "dicomweb+https://HOST/dicom-web?StudyInstanceUID=UID.",
         ),
     ],
@@ -87,8 +87,14 @@ def run_command(
     options: "RunOptions",
 ) -> int:
     """Segment one case by text prompts."""
+    from medals_rt.common.errors import InputError
     from medals_rt.pipeline.job import Job, default_output, run_job
 
+    if resample and spatial_prompts is None:
+        raise InputError(
+            "there is nothing to resample: --resample is for the labels of --spatial-prompts",
+            code="nothing-to-resample",
+        )
     job = Job(
         input=input_file,
         output=output or default_output(input_file),

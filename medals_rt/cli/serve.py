@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from medals_rt.pipeline.options import RunOptions
 
 EXAMPLES: Final = (
-    "medals-rt serve --bundle engines/demo",
-    "medals-rt serve --bundle engines/demo --port 9000 --max-queue 4",
+    "medals-rt serve",
+    "medals-rt serve --port 9000 --max-queue 4",
     "medals-rt serve --host 0.0.0.0 --host-name scans.example.org --token-file token.txt",
 )
 

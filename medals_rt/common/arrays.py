@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medals_rt.common.cache_dir import provide_cupy_cache
 from medals_rt.common.cgroups import CGROUP, cpu_quota
 from medals_rt.common.errors import MissingDependencyError
 from medals_rt.common.optional_deps import import_optional
@@ -64,6 +65,28 @@ def to_host(array: Array) -> npt.NDArray[Any]:
     return np.asarray(array)
 
 
+def open_cupy(what: str) -> Any:
+    """Import CuPy where it finds a GPU; all that uses one begins here.
+
+    Parameters
+    ----------
+    what
+        What needs it, for the message, such as ``"a runner on a GPU"``.
+
+    Raises
+    ------
+    MissingDependencyError
+        If CuPy is not installed, or finds no GPU.
+    """
+    provide_cupy_cache()
+    cupy = import_optional("CuPy", what)
+    if not cupy.is_available():
+        raise MissingDependencyError(
+            f"{what} was asked for, but CuPy finds no CUDA GPU", code="gpu-missing"
+        )
+    return cupy
+
+
 def to_device(array: npt.ArrayLike, device: str) -> Array:
     """Put a host array on `device`: ``"cpu"`` (NumPy) or ``"cuda"`` (CuPy, the current GPU).
 
@@ -78,11 +101,7 @@ def to_device(array: npt.ArrayLike, device: str) -> Array:
         return np.asarray(array)
     if device != "cuda":
         raise ValueError(f"unknown device {device!r}: choose 'cpu' or 'cuda'")
-    cupy = import_optional("CuPy", "device 'cuda'")
-    if not cupy.is_available():
-        raise MissingDependencyError(
-            "device 'cuda' was asked for, but CuPy finds no CUDA GPU", code="gpu-missing"
-        )
+    open_cupy("device 'cuda'")
     return upload(np.asarray(array))
 
 

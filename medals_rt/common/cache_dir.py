@@ -1,8 +1,11 @@
 """The user's cache folder, and how much of what libraries compile for this machine stays in it."""
 
+import atexit
 import os
 import sys
+import tempfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +25,34 @@ def cache_folder() -> Path:
     if local := os.environ.get("LOCALAPPDATA"):
         return Path(local) / "medals-rt"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medals-rt"
+
+
+def provide_cupy_cache() -> None:
+    """Name a folder that can be written for CuPy's kernels, before it is imported.
+
+    CuPy makes `~/.cupy` as it is imported, and fails in a home that can't be written. It gets the
+    folder `cupy` of the cache folder, or a temporary one where that can't be written either.
+    `$CUPY_CACHE_DIR` is left alone if it is set.
+    """
+    if not os.environ.get("CUPY_CACHE_DIR"):
+        os.environ["CUPY_CACHE_DIR"] = str(_writable(cache_folder() / "cupy"))
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return _temporary_folder()
+
+
+@cache
+def _temporary_folder() -> Path:
+    """Make a folder that goes with this process; private, since code is loaded from it."""
+    kept = tempfile.TemporaryDirectory(prefix="medals-rt-cupy-")
+    atexit.register(kept.cleanup)
+    return Path(kept.name)
 
 
 def mark_used(file: Path) -> None:

@@ -35,6 +35,12 @@ class Gpu:
     memory_bytes: int
     driver: str
 
+    @property
+    def runs_cuda13(self) -> bool:
+        """Whether libraries for CUDA 13 run on it; they need Turing (7.5) or later."""
+        newest = int(self.driver.rpartition("CUDA ")[2].partition(".")[0])
+        return newest >= 13 and int(self.architecture.removeprefix("SM")) >= 75
+
 
 @cache
 def find_gpu() -> Gpu | None:

@@ -7,11 +7,19 @@ One table serves the code that needs such a library (`import_optional`, `require
 
 import importlib
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, Final
 
+from medals_rt.common import gpu
 from medals_rt.common.distribution import NAME, extras_with
 from medals_rt.common.errors import MissingDependencyError
+
+GPU_EXTRAS: Final = {
+    "gpu": ("cupy-cuda12x", "cucim-cu12"),
+    "gpu-cuda13": ("cupy-cuda13x", "cucim-cu13"),
+}
+"""The extras for a GPU, each with packages that no other has; of them one is installed."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,9 @@ class OptionalLibrary:
 
     @property
     def extras(self) -> tuple[str, ...]:
-        """Extras of medals-rt that install it, the smallest first."""
-        return extras_with(self.packages)
+        """Extras of medals-rt that install it, the smallest first; for a GPU, the fitting one."""
+        unfit = GPU_EXTRAS.keys() - {gpu_extra()}
+        return tuple(each for each in extras_with(self.packages) if each not in unfit)
 
     @property
     def extra(self) -> str:
@@ -130,10 +139,40 @@ OPTIONAL_LIBRARIES: Final = (
     ),
     OptionalLibrary("FastAPI", ("fastapi",), ("fastapi",), "the HTTP service"),
     OptionalLibrary("uvicorn", ("uvicorn",), ("uvicorn",), "the HTTP service"),
+    OptionalLibrary(
+        "Blosc2", ("blosc2",), ("blosc2",), "arrays of the HTTP service's other clients"
+    ),
+    OptionalLibrary(
+        "python-multipart",
+        ("python_multipart",),
+        ("python-multipart",),
+        "forms of the HTTP service's other clients",
+    ),
     OptionalLibrary("HTTPX", ("httpx",), ("httpx",), "the HTTP service's Python client"),
 )
 
 _BY_NAME: Final = {each.name: each for each in OPTIONAL_LIBRARIES}
+
+
+def gpu_extra() -> str:
+    """Return the extra with the libraries for this machine's GPU.
+
+    The one of which a package is installed, because those for CUDA 12 and 13 exclude each other;
+    else that of the newest CUDA that the driver runs.
+    """
+    for extra, packages in GPU_EXTRAS.items():
+        if any(map(_is_distribution, packages)):
+            return extra
+    found = gpu.find_gpu()
+    return "gpu-cuda13" if found is not None and found.runs_cuda13 else "gpu"
+
+
+def _is_distribution(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def modules_of(name: str) -> tuple[str, ...]:

@@ -146,7 +146,8 @@ def read_values(
     notes: tuple[Note, ...] = ()
     if behind:
         plane = dtype.itemsize * shape[0] * shape[1]
-        text = f"{behind:,} bytes behind the voxels of {name} were left out"
+        count = "1 byte" if behind == 1 else f"{behind:,} bytes"
+        text = f"left out {count} behind the voxels of {name}"
         code = "bytes-left-out"
         notes = (warning(code, text) if behind >= plane else Note(code, text),)
     return Values(array.astype(dtype.newbyteorder("="), copy=False), notes)

@@ -74,6 +74,24 @@ _MOST_DRAWN: Final = 32
 SEGMENTATIONS: Final = ("dicom-seg", "dicom-labelmap-seg")
 """Formats of outputs that a DICOM report can refer to."""
 
+_OF_OTHER_PROGRAMS = frozenset(
+    {
+        ".xlsx",
+        ".xls",
+        ".ods",
+        ".jpg",
+        ".jpeg",
+        ".tif",
+        ".tiff",
+        ".gif",
+        ".bmp",
+        ".webp",
+        ".svg",
+        ".pdf",
+    }
+)
+"""Endings by which programs take a picture or a table for what it isn't."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -480,6 +498,12 @@ def check_outputs(job: Job) -> None:
             "output, report, preview, statistics, instances and sr need different names",
             code="outputs-alike",
         )
+    for named, ending in ((job.preview, ".png"), (job.statistics, ".csv")):
+        if named is not None and named.suffix.lower() in _OF_OTHER_PROGRAMS:
+            raise InputError(
+                f"{named.name} would hold {ending[1:].upper()}; end its name in {ending}",
+                code="ending-of-another-format",
+            )
     if not job.output.name.lower().endswith(OUTPUT_ENDINGS):
         raise InputError(
             f"don't know how to write {job.output.name}; end it in {', '.join(OUTPUT_ENDINGS)}",

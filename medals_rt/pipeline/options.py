@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -45,6 +46,8 @@ _RANGES: Final = (
     ("threshold", 0.01, 0.99),
     ("overlap", 0.0, 0.9),
 )
+_LARGEST_BLOCK: Final = 256
+"""Voxels; wider than the windows of the released model, where a mask is one block."""
 _OF_THE_PRESET: Final = (
     "stages",
     "start_from",
@@ -152,7 +155,27 @@ class SegmentOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"{name} must be positive, found {value}", code="not-positive")
+        self._check_types()
+        if self.seed < 0:
+            raise InputError(f"seed must be 0 or above, found {self.seed}", code="seed-negative")
         self._check_refinement()
+
+    def _check_types(self) -> None:
+        whole = ("seed", "iterations", "repetitions", "lesion_iterations", "classes_per_chunk")
+        for names, kind, text in (
+            (whole, Integral, "a whole number"),
+            (("threshold", "overlap"), Real, "a number"),
+            (("mirrored",), bool, "True or False"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not isinstance(value, kind):
+                    raise TypeError(f"{name} must be {text}, found {value!r}")
+        sizes = self.block_sizes
+        if sizes is not None and not (
+            isinstance(sizes, tuple | list) and all(isinstance(size, Integral) for size in sizes)
+        ):
+            raise TypeError(f"block_sizes must be whole numbers in a tuple, found {sizes!r}")
 
     def _check_refinement(self) -> None:
         sizes = self.block_sizes
@@ -160,6 +183,11 @@ class SegmentOptions:
             raise InputError(
                 f"block_sizes need at least one edge of 1 voxel or more, found {sizes}",
                 code="not-positive",
+            )
+        if sizes is not None and max(sizes) > _LARGEST_BLOCK:
+            raise InputError(
+                f"block_sizes must lie in 1 to {_LARGEST_BLOCK}, found {max(sizes)}",
+                code="block-sizes-out-of-range",
             )
         for name, least, most in _RANGES:
             value = getattr(self, name)

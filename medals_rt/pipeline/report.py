@@ -292,14 +292,28 @@ def _degraded(groups: Sequence[GroupResult]) -> tuple[Note, ...]:
 
 
 def _unused(options: SegmentOptions, groups: Sequence[GroupResult]) -> tuple[Note, ...]:
-    """Warn of options of refinement where no stage was refined."""
+    """Warn of options of refinement where no stage was refined, or not in the way they change."""
     names = ("start_from", "iterations", "repetitions", "block_sizes", "lesion_iterations")
-    given = [name.replace("_", " ") for name in names if getattr(options, name) is not None]
+    given = [name for name in names if getattr(options, name) is not None]
     stages = [stage for result in groups for stage in result.stages]
-    if not given or any("spatial prompts" in each.prompts or each.iterations for each in stages):
-        return ()
-    text = f"{', '.join(given)}: no stage was refined, so that these options changed nothing"
-    return (warning("options-unused", text),)
+    why: dict[str, Sequence[str]]
+    if not any("spatial prompts" in each.prompts or each.iterations for each in stages):
+        why = {"no stage was refined": given}
+    else:
+        unmasked = options.refinement == "unmasked"
+        keys = [key for result in groups for key in result.group.prompts.class_keys]
+        lesions = any(key.kind == "lesion" for key in keys)
+        why = {
+            "no prompt was masked": ("repetitions", "block_sizes") if unmasked else (),
+            "no lesion was asked for": () if lesions else ("lesion_iterations",),
+        }
+    texts = []
+    for reason, options_without_effect in why.items():
+        unused = [name.replace("_", " ") for name in given if name in options_without_effect]
+        if unused:
+            these = "these options" if len(unused) > 1 else "this option"
+            texts.append(f"{', '.join(unused)}: {reason}, so that {these} changed nothing")
+    return tuple(warning("options-unused", text) for text in texts)
 
 
 def _of_networks(networks: Sequence[NetworkInfo]) -> tuple[Note, ...]:

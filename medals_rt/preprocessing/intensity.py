@@ -34,6 +34,8 @@ _LARGEST_PADDING = 0.99
 _LARGEST_NEGATIVE_SHARE = 0.01
 _SLAB_BLOCKS = 2
 _ADDED_TO_WIDTH = 1e-8
+_NARROWEST = 1e-9
+_FARTHEST = 1e12  # of an image's values; beyond, float32 holds no image
 _LEAVES_PREPARED: Final = IntensityRules()
 
 
@@ -143,6 +145,12 @@ def parse_window(
         raise InputError(
             f"the window {text!r} needs a width above 0 and a level, both finite",
             code="window-not-positive",
+        )
+    if not (_NARROWEST <= width <= _FARTHEST and abs(level) <= _FARTHEST):
+        raise InputError(
+            f"the window {text!r} needs a width of {_NARROWEST:g} to {_FARTHEST:g} and a level "
+            f"within {_FARTHEST:g} of 0",
+            code="window-out-of-range",
         )
     return IntensityWindow(None, width, level)
 

@@ -51,6 +51,10 @@ WEIGHTY: Final = frozenset({"hard", "unknown", "number"})
 USABLE: Final = WEIGHTY | {"neutral", "region", "modality"}
 """Roles of words that a term may use."""
 
+_ASKED_BY: Final = {
+    "anatomy": "ask for it as anatomy (--prompt, --kind anatomy; in a file, instance_label 0)",
+    "lesion": "ask for it as lesion (--lesion, or --kind lesion; in a file, instance_label 1)",
+}
 _NUMBER: Final = re.compile(r"\d+")
 _MEASURE: Final = re.compile(r"\d+(mm|cm|t|kvp?|yo|y|s|ms|hu|bit|st|nd|rd|th)|\d+x\d+(x\d+)?")
 
@@ -603,7 +607,7 @@ def _why_nothing(
     if len(elsewhere) == 1 and hard <= elsewhere[0].allowed:
         return PromptError(
             f"prompt {quoted} fits {str(elsewhere[0].key)!r}, a class of kind {other_kind}, but "
-            f"{kind} was asked for; change the kind (instance_label 0 is anatomy, 1 is lesion)",
+            f"{kind} was asked for; {_ASKED_BY[other_kind]}",
             code="wrong-kind",
         )
     if named:

@@ -273,7 +273,7 @@ def class_prompts(
     chosen = [key for key in keys if covered is None or key.bank_key in covered]
     if not chosen:
         raise PromptError(
-            f"the model has none of the {len(keys)} classes asked for ({modality}); "
+            f"the model has no class of those asked for ({modality}); "
             "`medals-rt info` lists those that it has",
             code="no-class-covered",
         )

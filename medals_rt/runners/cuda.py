@@ -8,29 +8,12 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from medals_rt.common.errors import MissingDependencyError, RunnerError
-from medals_rt.common.optional_deps import import_optional
+from medals_rt.common.errors import RunnerError
 from medals_rt.common.typing import Array
 from medals_rt.runners.base import TensorSpec
 
 _ALIGNMENT_BYTES = 256
 """Where arrays must begin that TensorRT reads or writes; CuPy's pool takes multiples of 512."""
-
-
-def import_cupy() -> Any:
-    """Import CuPy where it finds a GPU.
-
-    Raises
-    ------
-    MissingDependencyError
-        If CuPy is not installed, or finds no GPU.
-    """
-    cupy = import_optional("CuPy", "a runner on a GPU")
-    if not cupy.is_available():
-        raise MissingDependencyError(
-            "a runner on a GPU was asked for, but CuPy finds no GPU", code="gpu-missing"
-        )
-    return cupy
 
 
 def runner_stream(cupy: Any) -> Any:

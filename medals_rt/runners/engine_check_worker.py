@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from medals_rt.bundle.engines import Engine, list_engines
+from medals_rt.common.arrays import open_cupy
 from medals_rt.common.errors import MedalsError, RunnerError
 from medals_rt.runners.base import TensorSpec
-from medals_rt.runners.cuda import import_cupy
 from medals_rt.runners.engine_check import EXIT_FAILED, EXIT_OUT_OF_MEMORY
 from medals_rt.runners.tensorrt import TensorRTRunner
 from medals_rt.runners.tensorrt_library import open_library
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run_on_zeros(engine: Engine) -> None:
-    cupy = import_cupy()
+    cupy = open_cupy("a runner on a GPU")
     record = engine.record
     with TensorRTRunner(engine, open_library(record.key.library), name=record.graph) as runner:
         for count in sorted(set(runner.prompt_counts or (1,))):

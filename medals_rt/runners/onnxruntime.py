@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from medals_rt.common.arrays import open_cupy
 from medals_rt.common.choices import Precision, RunnerKind
 from medals_rt.common.errors import (
     InputError,
@@ -19,7 +20,7 @@ from medals_rt.common.errors import (
     MissingFileError,
     RunnerError,
 )
-from medals_rt.common.optional_deps import import_optional
+from medals_rt.common.optional_deps import gpu_extra, import_optional
 from medals_rt.common.typing import Array
 from medals_rt.runners.base import (
     Device,
@@ -35,7 +36,6 @@ from medals_rt.runners.cuda import (
     Ordering,
     device_inputs,
     device_outputs,
-    import_cupy,
     runner_stream,
 )
 
@@ -119,10 +119,10 @@ class ONNXRuntimeCUDARunner(Runner):
         if _CUDA not in onnxruntime.get_available_providers():
             raise MissingDependencyError(
                 f"this ONNX Runtime ({onnxruntime.__version__}) is one without CUDA: "
-                "pip uninstall onnxruntime, then pip install 'medals-rt[gpu]'",
+                f"pip uninstall onnxruntime, then pip install 'medals-rt[{gpu_extra()}]'",
                 code="onnxruntime-without-cuda",
             )
-        self._cupy = import_cupy()
+        self._cupy = open_cupy("a runner on a GPU")
         _load_cuda_libraries(onnxruntime)
         self._device = int(self._cupy.cuda.Device().id)
         self._ordering = Ordering(self._cupy, runner_stream(self._cupy))

@@ -14,6 +14,7 @@ from typing import Any, Final
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.engines import ENGINE_FOLDER, Engine, Wanted, find_engine, require_engines
 from medals_rt.bundle.manifest import MANIFEST_FILE, file_sha256
+from medals_rt.common.arrays import open_cupy
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.cache_dir import cache_folder, forget_old, mark_used
 from medals_rt.common.choices import TENSORRT_LABELS, Precision, RunnerKind, TensorRTKind
@@ -38,7 +39,6 @@ from medals_rt.runners.cuda import (
     Ordering,
     device_inputs,
     device_outputs,
-    import_cupy,
     runner_stream,
 )
 from medals_rt.runners.engine_check import ensure_tried
@@ -141,7 +141,7 @@ class TensorRTRunner(Runner):
         self, engine: Engine, library: TensorRTLibrary, *, name: str, cuda_graphs: bool = False
     ) -> None:
         data = engine.read()
-        self._cupy = import_cupy()
+        self._cupy = open_cupy("a runner on a GPU")
         self._library = library
         self.name = name
         self.kind: RunnerKind = library.kind

@@ -55,6 +55,36 @@ def test_targets_have_a_recipe_each():
         verification_for("int8")
 
 
+@pytest.mark.parametrize(
+    ("runner", "architecture", "name"),
+    [
+        ("tensorrt", "SM80", "a100-fp16"),
+        ("tensorrt", "SM89", "l4-fp16"),
+        ("tensorrt", "SM90", "h100-fp16"),
+        ("tensorrt", "SM110", "jetson-thor-fp16"),
+        ("tensorrt-rtx", "SM86", "rtx-fp16"),
+        ("tensorrt-rtx", "SM89", "rtx40-fp16"),
+        ("tensorrt-rtx", "SM120", "rtx50-fp16"),
+    ],
+)
+def test_a_gpu_gets_the_recipe_made_for_it(runner, architecture, name):
+    found, recipe = recipe_for(runner, "fp16", architecture)
+    assert found == name
+    assert recipe.runners[0] == runner
+    assert recipe.runners[-1] == "onnxruntime-cuda"
+    general = recipe_for(runner, "fp16")[1]
+    assert general.gpus == ()
+    # a recipe of its own may not ask for more than the general one, whose GPUs are larger
+    assert recipe.build.workspace_mib <= general.build.workspace_mib
+    assert recipe.build.prompt_counts == general.build.prompt_counts
+    assert recipe.build.query_counts == general.build.query_counts
+    if runner == "tensorrt-rtx":  # builds for what it says, without a GPU
+        assert architecture in recipe.build.architectures
+    else:
+        assert recipe.build.architectures == ()
+    assert recipe_for(runner, "fp32", architecture)[1].gpus == ()
+
+
 def test_engines_serve_every_chunk_and_all_queries():
     """The network asks for at most as many at once as an engine is built for."""
     for recipe in shipped_recipes().values():
@@ -83,6 +113,7 @@ def test_read_by_name_or_file(tmp_path):
         ("mean_dsc = 0.999", "mean_dsc = 99.9", "$.verification.mean_dsc"),
         ('precision = "fp16"', 'precision = "int8"', "int8"),
         ('"SM89"', '"sm_89"', "$.build.architectures"),
+        ('precision = "fp16"', 'precision = "fp16"\ngpus = ["A100"]', "$.gpus"),
         ("best = 4, most = 16", "best = 40, most = 16", "least 1, best 40, most 16"),
         ("least = 1, best = 4", "least = 0, best = 4", "$.build.prompt_counts.least"),
         ('runners = ["tensorrt-rtx"]', "runners = []", "mine"),

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medals_rt.common.errors import PromptError
-from tests.cli.helpers import LIVER, SHAPE, Result, assert_refused, error_of
+from medals_rt.common.errors import InputError, PromptError
+from tests.cli.helpers import LIVER, SHAPE, Result, assert_one_line, assert_refused, error_of
 
 
 def test_run_writes_what_was_asked_for(run: Callable[..., Result], out: Path) -> None:
@@ -97,3 +97,24 @@ def test_hybrid_mode(run: Callable[..., Result], tmp_path: Path) -> None:
     for refinement in ("masked", "unmasked"):
         result = run(spatial_prompts=file, refinement=refinement)
         assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--resample",), "nothing-to-resample"),
+        (("--statistics", "table.xlsx"), "ending-of-another-format"),
+        (("--preview", "picture.JPG"), "ending-of-another-format"),
+    ],
+)
+def test_what_would_be_done_otherwise_than_asked(
+    run: Callable[..., Result], words: tuple[str, ...], code: str
+) -> None:
+    result = run(*words)
+    assert_refused(result, InputError)
+    assert error_of(result).code == code
+
+
+def test_a_second_input_is_no_replacement_for_the_first(run: Callable[..., Result]) -> None:
+    result = run("--input", "another.npz")
+    assert_one_line(result, 2, "--input", "one value, found 2")

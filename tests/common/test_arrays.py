@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from medals_rt.common.arrays import (
 )
 from medals_rt.common.errors import MissingDependencyError
 from tests.errors import raises
+from tests.fakes import environment as fakes_environment
 
 
 def test_namespace_is_found_from_an_array(xp: Any) -> None:
@@ -47,8 +50,30 @@ def test_a_device_is_named_or_refused() -> None:
 
 def test_a_missing_cupy_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr("medals_rt.common.optional_deps.gpu_extra", lambda: "gpu")
     with raises(MissingDependencyError, "dependency-missing", "medals-rt[gpu]"):
         to_device(np.arange(3), "cuda")
+
+
+def test_cupy_opens_in_a_home_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CuPy, and the fake of it, make their folder as they are imported."""
+    (tmp_path / "home").write_bytes(b"")  # a file: no folder can be made below it, not even by root
+    for variable in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "USERPROFILE", "MEDALS_RT_CACHE"):
+        monkeypatch.setenv(variable, str(tmp_path / "home"))
+    environment = fakes_environment()
+    del environment["CUPY_CACHE_DIR"]
+    code = "from medals_rt.common.arrays import open_cupy as o; c = o('this'); print(c.__version__)"
+    for start, said in ((code, "fake"), ("import cupy", "NotADirectoryError")):
+        done = subprocess.run(
+            [sys.executable, "-c", start],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert said in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])

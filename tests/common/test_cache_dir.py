@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 from medals_rt.common import cache_dir
-from medals_rt.common.cache_dir import cache_folder, forget_old, mark_used
+from medals_rt.common.cache_dir import (
+    cache_folder,
+    forget_old,
+    mark_used,
+    provide_cupy_cache,
+)
 
 
 @pytest.fixture
@@ -25,6 +30,25 @@ def write_file(path: Path, used_s: float) -> Path:
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_for_cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUPY_CACHE_DIR", "mine")
+    provide_cupy_cache()
+    assert os.environ["CUPY_CACHE_DIR"] == "mine"
+    monkeypatch.delenv("CUPY_CACHE_DIR")
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path))
+    provide_cupy_cache()
+    assert os.environ["CUPY_CACHE_DIR"] == str(tmp_path / "cupy")
+    assert list((tmp_path / "cupy").iterdir()) == []
+    monkeypatch.delenv("CUPY_CACHE_DIR")
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "file"))
+    provide_cupy_cache()
+    private = Path(os.environ["CUPY_CACHE_DIR"])
+    assert private.is_dir()
+    if os.name == "posix":
+        assert private.stat().st_mode & 0o077 == 0
 
 
 def test_the_folder_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

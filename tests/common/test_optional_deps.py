@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from medals_rt.common.errors import MissingDependencyError
+from medals_rt.common.gpu import Gpu
 from medals_rt.common.optional_deps import (
+    GPU_EXTRAS,
     OPTIONAL_LIBRARIES,
     OptionalLibrary,
+    gpu_extra,
     import_optional,
     missing,
     missing_one_of,
@@ -38,7 +41,7 @@ def test_extras_of_other_packages_are_offered_by_them() -> None:
         if found and found[1] != "medals-rt"
         for extra in found[2].split(",")
     }
-    assert ("cupy-cuda12x", "ctk") in asked  # CUDA's headers and compiler
+    assert {("cupy-cuda12x", "ctk"), ("cupy-cuda13x", "ctk")} < asked  # CUDA's headers, compiler
     assert ("onnxruntime-gpu", "cudnn") in asked
     for package, extra in asked:
         try:
@@ -46,6 +49,44 @@ def test_extras_of_other_packages_are_offered_by_them() -> None:
         except PackageNotFoundError:
             continue
         assert extra in offered, package
+
+
+def test_the_extra_for_a_gpu_is_that_of_its_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: project["optional-dependencies"][name] for name in GPU_EXTRAS}
+    for name, packages in GPU_EXTRAS.items():
+        for package in packages:
+            owners = {extra for extra, lines in extras.items() if package in "".join(lines)}
+            assert owners == {name}
+    installed: list[str] = []
+
+    def version(package: str) -> str:
+        if package not in installed:
+            raise PackageNotFoundError(package)
+        return "1"
+
+    monkeypatch.setattr("medals_rt.common.optional_deps.version", version)
+    for architecture, driver, extra in (
+        ("SM90", "580.65.06, CUDA 13.0", "gpu-cuda13"),
+        ("SM120", "CUDA 13.5", "gpu-cuda13"),
+        ("SM90", "570.10, CUDA 12.8", "gpu"),
+        ("SM70", "580.65.06, CUDA 13.0", "gpu"),  # CUDA 13 has no kernels for Volta
+    ):
+        found = Gpu("NVIDIA", architecture, 8 << 30, driver)
+        monkeypatch.setattr("medals_rt.common.gpu.find_gpu", lambda found=found: found)
+        assert gpu_extra() == extra
+        installed[:] = ["cucim-cu13"]
+        assert gpu_extra() == "gpu-cuda13"
+        installed[:] = ["cupy-cuda12x"]
+        assert gpu_extra() == "gpu"
+        installed.clear()
+    monkeypatch.setattr("medals_rt.common.gpu.find_gpu", lambda: None)
+    assert gpu_extra() == "gpu"
+    monkeypatch.setattr(
+        "medals_rt.common.optional_deps.extras_with", lambda _: ("onnx", *GPU_EXTRAS)
+    )
+    (library,) = (each for each in OPTIONAL_LIBRARIES if each.name == "ONNX Runtime")
+    assert library.extras == ("onnx", "gpu")
 
 
 def test_one_extra_where_one_installs_all() -> None:

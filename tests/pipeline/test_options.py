@@ -22,11 +22,13 @@ from medals_rt.prompts.prompt_set import PLAIN_READING, PromptReading
         ({"time_budget": float("inf")}, "not-positive"),
         ({"stages": "first"}, "stages-unknown"),
         ({"start_from": "zeros"}, "start-from-unknown"),
+        ({"seed": -1}, "seed-negative"),
         ({"iterations": 0}, "iterations-out-of-range"),
         ({"repetitions": 101}, "repetitions-out-of-range"),
         ({"lesion_iterations": -1}, "lesion-iterations-out-of-range"),
         ({"block_sizes": ()}, "not-positive"),
         ({"block_sizes": (4, 0)}, "not-positive"),
+        ({"block_sizes": (4, 100_000)}, "block-sizes-out-of-range"),
         ({"threshold": 1.0}, "threshold-out-of-range"),
         ({"threshold": float("nan")}, "threshold-out-of-range"),
         ({"overlap": 0.95}, "overlap-out-of-range"),
@@ -36,6 +38,22 @@ def test_unusable_options_are_refused_where_they_are_made(given: dict[str, Any],
     with pytest.raises(InputError) as caught:
         SegmentOptions(**given)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"seed": "a"},
+        {"iterations": 1.5},
+        {"threshold": "0.5"},
+        {"mirrored": "no"},
+        {"block_sizes": 4},
+        {"block_sizes": (4.5,)},
+    ],
+)
+def test_options_of_a_wrong_type(given: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=next(iter(given))):
+        SegmentOptions(**given)
 
 
 def test_a_window_is_a_text() -> None:

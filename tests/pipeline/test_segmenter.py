@@ -371,6 +371,11 @@ def test_options_that_change_nothing_are_noted(segmenter: Segmenter, volume: Vol
     options = SegmentOptions(stages="coarse", iterations=2, block_sizes=(4,))
     (text,) = notes_of(segmenter.segment(volume, ANATOMY, options).report, "options-unused")
     assert text.startswith("iterations, block sizes:")
+    unmasked = SegmentOptions(refinement="unmasked", repetitions=2, lesion_iterations=3)
+    texts = notes_of(segmenter.segment(volume, ANATOMY, unmasked).report, "options-unused")
+    assert [text.split(":")[0] for text in texts] == ["repetitions", "lesion iterations"]
+    masked = SegmentOptions(repetitions=2)
+    assert not notes_of(segmenter.segment(volume, ANATOMY, masked).report, "options-unused")
 
 
 def test_what_is_not_drawn_is_looked_for_everywhere(segmenter: Segmenter, volume: Volume) -> None:

@@ -214,6 +214,9 @@ def test_flipped_views_are_taken() -> None:
         ("0,40", "window-not-positive"),
         ("nan,40", "window-not-positive"),
         ("400,inf", "window-not-positive"),
+        ("1e99,0", "window-out-of-range"),
+        ("400,-1e99", "window-out-of-range"),
+        ("1e-40,0", "window-out-of-range"),
     ],
 )
 def test_unknown_windows_are_refused(window: str, code: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from medals_rt.common import optional_deps
 from medals_rt.common.errors import InputError, MissingDependencyError, RunnerError
+from medals_rt.common.optional_deps import gpu_extra
 from medals_rt.runners import onnxruntime as module
 from medals_rt.runners import selection
 from medals_rt.runners.selection import open_runner, precisions
@@ -103,7 +104,7 @@ def test_a_session_that_falls_back_to_the_cpu_is_refused(library, bundle):
     with raises(RunnerError, "cuda-not-used"):
         open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH))
     library.available = ["CPUExecutionProvider"]
-    with raises(MissingDependencyError, "onnxruntime-without-cuda", "1.26.0", "[gpu]"):
+    with raises(MissingDependencyError, "onnxruntime-without-cuda", "1.26.0", f"[{gpu_extra()}]"):
         open_runner("onnxruntime-cuda", bundle.graph_path(1, GRAPH))
 
 

@@ -1,5 +1,7 @@
 """Servers that tests share."""
 
+import gc
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,15 @@ def client(served: Running) -> Iterator[ServiceClient]:
     """A session of its own."""
     with served.client() as found:
         yield found
+
+
+@pytest.fixture
+def careless_client() -> Iterator[None]:
+    """Collect what a client of someone else's left open before the next test can be blamed."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture

@@ -319,7 +319,7 @@ def test_the_api_describes_itself(served: Running) -> None:
 def test_what_watches_the_server(served: Running, client: ServiceClient, scan: Path) -> None:
     client.segment(client.upload(scan), SENTENCE)
     with served.http() as http:
-        assert http.get("/healthz").text == "ok\n"
+        assert http.get("/healthz").json() == {"ok": True}
         assert http.get("/readyz").status_code == 200
         figures = http.get("/metrics").text
     assert 'medals_jobs_total{status="done"}' in figures
@@ -351,3 +351,16 @@ def test_a_scan_may_be_uploaded_twice(client: ServiceClient, tmp_path: Path) -> 
     second = client.upload(write_nifti(tmp_path / "b.nii", seed=1))
     assert first["image"] != second["image"]
     assert first["size_bytes"] == (tmp_path / "a.nii").stat().st_size
+
+
+def test_bodies_that_are_sent_in_another_form(client: ServiceClient, scan: Path) -> None:
+    form = client.http.post("/v1/images?filename=a.nii.gz", files={"file": scan.read_bytes()})
+    assert (form.status_code, form.json()["code"]) == (422, "body-is-a-form")
+    for content, header, word in (
+        (b"{", "application/json", "isn't JSON"),
+        (b"{}", "text/plain", "application/json"),
+        (b"[]", "application/json", "dictionary"),
+    ):
+        answer = client.http.post("/v1/jobs", content=content, headers={"Content-Type": header})
+        assert (answer.status_code, answer.json()["code"]) == (422, "request-invalid")
+        assert word in answer.json()["detail"]

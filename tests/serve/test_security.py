@@ -316,8 +316,8 @@ def test_a_slow_body_is_ended(tiny_bundle: Bundle, tmp_path: Path) -> None:
     [
         b"\x00\x01\x02\r\n\r\n",
         b"GET\r\n\r\n",
-        b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"GET /nowhere HTTP/9.9\r\nHost: localhost\r\n\r\n",
+        b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"y" * 100_000 + b"\r\n\r\n",
         b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
         b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: x\r\n\r\n",
         b"GET /v1/../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n",

@@ -107,9 +107,11 @@ def read_dicom_case(
         images, without_image = _images(files)
         if not images:
             kinds = kinds_of(without_image) or "none"
+            elsewhere = "; `medals-rt batch` takes folders of other files"
+            instead = elsewhere if others and not without_image else ""
             raise CaseError(
                 f"{path} holds no DICOM image (DICOM files: {kinds}; {others} other files); give "
-                "the folder of a series",
+                f"the folder of a series{instead}",
                 code="no-images" if without_image else "no-dicom",
             )
         found = choose_series(group_series(images), series, str(path))
@@ -320,12 +322,16 @@ def _value_type(stack: Stack) -> type[np.int16 | np.float32]:
 def _passed_over(others: int, without_image: list[Image]) -> tuple[Note, ...]:
     if not others and not without_image:
         return ()
-    kinds = f" ({kinds_of(without_image)})" if without_image else ""
-    text = (
-        f"passed over {others} files that aren't DICOM and {len(without_image)} DICOM files "
-        f"without an image{kinds}"
-    )
-    return (Note("files-passed-over", text),)
+    counts = []
+    if others:
+        counts.append(
+            "1 file that isn't DICOM" if others == 1 else f"{others} files that aren't DICOM"
+        )
+    if without_image:
+        count, kinds = len(without_image), kinds_of(without_image)
+        files = "1 DICOM file" if count == 1 else f"{count} DICOM files"
+        counts.append(f"{files} without an image ({kinds})")
+    return (Note("files-passed-over", f"passed over {' and '.join(counts)}"),)
 
 
 def _notes(stack: Stack, series: Series) -> tuple[Note, ...]:

@@ -208,7 +208,8 @@ def without_copies(series: Series) -> tuple[Series, tuple[Note, ...]]:
     dropped = len(series.images) - len(kept)
     if not dropped:
         return series, ()
-    text = f"dropped {dropped} DICOM files that are copies of others (same SOP Instance UID)"
+    copies = "1 DICOM file that is a copy of another" if dropped == 1 else f"{dropped} copies"
+    text = f"dropped {copies} (same SOP Instance UID)"
     return replace(series, images=tuple(kept)), (Note("copies-dropped", text),)
 
 

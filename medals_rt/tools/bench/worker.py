@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.choices import STAGE_NAMES, StageNumber
 from medals_rt.common.environment import peak_memory_mib
 from medals_rt.common.errors import MissingDependencyError
 from medals_rt.io.case import Case
@@ -84,14 +85,14 @@ def _case(
 def _work(target: BenchTarget, report: RunReport, runs: list[RunTime]) -> tuple[StageWork, ...]:
     """Put the arithmetic of a stage's passes beside the seconds of its network."""
     found = []
-    for number, stage in enumerate(report.stages, start=3 - len(report.stages)):
+    for stage in report.stages:
         prompted = stage.prompts != "text only"
         try:
             from medals_rt.tools.bench.arithmetic import pass_tflop
 
             classes = len(report.classes)
             tflop = stage.passes * pass_tflop(
-                target.segmenter.bundle, number, classes, prompted=prompted
+                target.segmenter.bundle, stage_number(stage.name), classes, prompted=prompted
             )
         except MissingDependencyError:
             tflop = None
@@ -108,6 +109,11 @@ def _work(target: BenchTarget, report: RunReport, runs: list[RunTime]) -> tuple[
             )
         )
     return tuple(found)
+
+
+def stage_number(name: str) -> StageNumber:
+    """Return the number of a report's stage: "lung: fine" is 2, the fine one of a window's run."""
+    return next(number for number, stage in STAGE_NAMES.items() if name.endswith(stage))
 
 
 def _roofs(question: Question) -> Answer:

@@ -12,6 +12,7 @@ from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS, RunnerKind
 from medals_rt.common.environment import library_versions
 from medals_rt.common.errors import BundleError, MedalsError, MissingDependencyError
 from medals_rt.common.gpu import Gpu, find_gpu
+from medals_rt.common.optional_deps import GPU_EXTRAS
 from medals_rt.runners.registry import runner_spec
 from medals_rt.runners.selection import choose, installed, precisions
 from medals_rt.runners.tensorrt_library import open_library
@@ -234,7 +235,8 @@ def _advice(
         )
     missing: dict[str, list[str]] = {}
     for each in libraries:
-        if each.state == "missing" and (graphics.used or each.extra not in {"gpu", "tensorrt"}):
+        for_gpu = each.extra in {*GPU_EXTRAS, "tensorrt"}
+        if each.state == "missing" and (graphics.used or not for_gpu):
             missing.setdefault(each.extra, []).append(f"{each.name} ({each.use})")
     said += [
         f"pip install 'medals-rt[{extra}]' adds {', '.join(names)}"

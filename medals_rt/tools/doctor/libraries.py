@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Literal
 
+from medals_rt.common.cache_dir import provide_cupy_cache
 from medals_rt.common.optional_deps import OPTIONAL_LIBRARIES, OptionalLibrary
 from medals_rt.common.subprocesses import run_python
 
@@ -37,6 +38,7 @@ def look_at_libraries(
     kinds: Iterable[OptionalLibrary] = OPTIONAL_LIBRARIES,
 ) -> tuple[Library, ...]:
     """Look for each library, and import those that are there, a few at once."""
+    provide_cupy_cache()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return tuple(pool.map(look_at_library, kinds))
 

@@ -110,7 +110,7 @@ def test_what_is_not_an_image_is_passed_over_and_counted(tmp_path: Path) -> None
     assert case.volume.name == tmp_path.name
     assert case.modality == "CT"
     assert "passed over 3 files" in case.notes[0].text
-    assert "1 DICOM files without" in case.notes[0].text
+    assert "1 DICOM file without" in case.notes[0].text
 
 
 def test_one_of_several_series_is_chosen(tmp_path: Path) -> None:

@@ -19,8 +19,14 @@ from medals_rt.tools.bench.records import Backend, Question
 from medals_rt.tools.bench.run import BASELINE, BenchRequest, _tasks, run_bench
 from medals_rt.tools.bench.scaling import scaling_with_classes, scaling_with_volume
 from medals_rt.tools.bench.target import open_target
+from medals_rt.tools.bench.worker import stage_number
 from tests.bundles import TINY_SPACINGS_HWD_MM, tiny_checkpoint
 from tests.errors import raises
+
+
+def test_stages_of_a_case_in_several_windows_have_their_numbers() -> None:
+    names = {"coarse": 1, "fine": 2, "lung: coarse": 1, "soft tissue: fine": 2, "lesions: fine": 2}
+    assert {name: stage_number(name) for name in names} == names
 
 
 @pytest.fixture(scope="module")

@@ -120,6 +120,7 @@ def test_what_is_missing_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "'medals-rt[export]' adds PyTorch" in advice
     assert "CuPy" not in advice  # of no use without a GPU
     show_gpu(monkeypatch, H100)
+    monkeypatch.setattr("medals_rt.common.optional_deps.gpu_extra", lambda: "gpu")
     advice = "\n".join(diagnose().advice)
     assert "'medals-rt[gpu]' adds CuPy" in advice
     assert "'medals-rt[tensorrt]' adds TensorRT" in advice

@@ -1,0 +1,396 @@
+"""MONAI Label's protocol, as 3D Slicer's module and its Python client speak it.
+
+An image is sent into a session, whose id is the secret of one here. What to segment is typed into
+the options of the model; a second model takes what was drawn (hybrid mode). A request for labels is
+answered when they are there, and its job canceled when its client is gone: the protocol has neither
+progress nor cancel. There is no store of images, and nothing is trained.
+
+Slicer names the labels that a file holds in the order of their values, so that the answer names
+those that are there and no others.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import parse_qs
+
+import numpy as np
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from starlette.background import BackgroundTask
+from starlette.responses import Response
+
+from medals_rt.common.choices import KINDS, MODALITIES
+from medals_rt.common.distribution import VERSION
+from medals_rt.common.errors import CaseError, PromptError
+from medals_rt.pipeline.job import read_annotation
+from medals_serve.images import ServedImage, ServedMask, Upload, write_on_grid
+from medals_serve.jobs import JobRequest, ServedJob
+from medals_serve.problems import ServiceError, not_found
+from medals_serve.protocols.multipart import FormPart, parts_of
+from medals_serve.protocols.sessions import check_done, found, opened, over
+from medals_serve.routes import Here
+from medals_serve.security import same_token
+from medals_serve.service import Service
+from medals_serve.sessions import ClientSession
+
+TEXT_MODEL: Final = "medal-s"
+HYBRID_MODEL: Final = "medal-s-hybrid"
+_FOREGROUND: Final = "foreground_scribbles"
+_UNKNOWN_MODALITY: Final = "as the image says"
+_ENDINGS: Final = {".nrrd": "seg.nrrd", ".seg.nrrd": "seg.nrrd", ".nii.gz": "nii.gz"}
+"""Formats of results by what clients call them; a reader of NRRD reads segments as well."""
+
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(eq=False)
+class _Opened:
+    """A session's image, and the sentences behind the names of segments that it was sent."""
+
+    image: ServedImage
+    sentences: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a request names."""
+
+    secret: str
+    owner: ClientSession
+    state: _Opened
+
+
+async def _of_session(session_id: str, service: Here) -> AsyncIterator[_Asked]:
+    owner, state = found(service, session_id, _Opened, what="session")
+    with owner.in_use():
+        yield _Asked(session_id, owner, state)
+
+
+# The server ---------------------------------------------------------------------------------------
+
+
+@router.get("/info/")
+async def describe_server(service: Here) -> dict[str, Any]:
+    """Return the models and their options."""
+    bundle = service.segmenter.bundle
+    said = service.options.reading.modality
+    modalities = [said] if said else [_UNKNOWN_MODALITY]
+    modalities += [each for each in MODALITIES if each not in modalities]
+    options = {"modality": modalities, "kind": list(KINDS)}
+    common = {"labels": [], "dimension": 3}
+    return {
+        "name": f"medals-rt, {bundle.name}",
+        "description": bundle.notice or "Segments what a text names",
+        "version": VERSION,
+        "labels": [],  # Slicer would make a segment of each
+        "models": {
+            TEXT_MODEL: {
+                **common,
+                "type": "segmentation",
+                "description": "Type what to segment into the option 'prompts', between semicolons",
+                "config": {"prompts": "", **options},
+            },
+            HYBRID_MODEL: {
+                **common,
+                "type": "scribbles",
+                "description": "Segments the chosen label again, guided by what is drawn of it",
+                "config": options,
+            },
+        },
+        "trainers": {},
+        "strategies": {},
+        "scoring": {},
+        "train_stats": {},
+        "datastore": {},
+    }
+
+
+@router.get("/auth/")
+async def describe_login(service: Here) -> dict[str, Any]:
+    """Return whether a token is demanded; clients then ask for a user and a password."""
+    return {"enabled": service.settings.token is not None}
+
+
+@router.post("/auth/token")
+async def log_in(request: Request, service: Here) -> dict[str, Any]:
+    """Take the token as the password of any user."""
+    given = parse_qs((await request.body()).decode("utf-8", "replace")).get("password", [""])[0]
+    token = service.settings.token
+    if token is None or not same_token(given, token):
+        raise ServiceError(
+            "the password is not this server's token",
+            code="token-wrong",
+            status=HTTPStatus.UNAUTHORIZED,
+        )
+    return {"access_token": token, "token_type": "bearer"}
+
+
+@router.get("/auth/token/valid")
+async def check_login() -> dict[str, Any]:
+    """Say that the token is right, which every request needs."""
+    return {"valid": True}
+
+
+@router.get("/datastore/")
+async def list_images() -> dict[str, Any]:
+    """Return that there are no images but those of sessions."""
+    return {"objects": {}}
+
+
+@router.put("/datastore/")
+@router.put("/datastore/label")
+async def refuse_to_store() -> None:
+    """Refuse to keep images and labels.
+
+    Raises
+    ------
+    ServiceError
+    """
+    raise ServiceError(
+        "this server keeps no images and no labels; save them where you are",
+        code="no-datastore",
+        status=HTTPStatus.NOT_IMPLEMENTED,
+    )
+
+
+# Sessions -----------------------------------------------------------------------------------------
+
+
+@router.put("/session/")
+async def create_session(request: Request, service: Here) -> dict[str, Any]:
+    """Open a session with an image."""
+    with opened(service) as (secret, owner):
+        async for part in parts_of(request):
+            if part.filename is None:
+                continue
+            if owner.state is not None:
+                raise CaseError(
+                    "several files were sent; send one, a DICOM folder as a zip",
+                    code="several-files",
+                )
+            owner.state = _Opened(await _add_image(service, owner, part))
+        if owner.state is None:
+            raise _no_image()
+    return {"session_id": secret, "session_info": _session_info(service, secret)}
+
+
+@router.get("/session/{session_id}")
+async def describe_session(
+    asked: Annotated[_Asked, Depends(_of_session)], service: Here
+) -> dict[str, Any]:
+    """Return that a session is there."""
+    return _session_info(service, asked.secret)
+
+
+@router.delete("/session/{session_id}")
+async def end_session(
+    asked: Annotated[_Asked, Depends(_of_session)], service: Here
+) -> dict[str, Any]:
+    """End a session and remove its data."""
+    await service.in_thread(service.end_session, asked.owner)
+    return _session_info(service, asked.secret)
+
+
+def _session_info(service: Service, secret: str) -> dict[str, Any]:
+    return {"name": secret, "expiry": service.settings.idle_s}
+
+
+async def _add_image(service: Service, owner: ClientSession, part: FormPart) -> ServedImage:
+    return await service.add_image(part.body, owner, part.filename or "image", None, ())
+
+
+# Segmentation -------------------------------------------------------------------------------------
+
+
+@router.post("/infer/{model}")
+async def infer(
+    request: Request,
+    service: Here,
+    model: Literal["medal-s", "medal-s-hybrid"],
+    session_id: Annotated[str, Query(max_length=128)] = "",
+    output: Literal["image", "json", "all", "dicom_seg"] = "all",
+) -> Response:
+    """Segment the image of a session, or one that is sent along."""
+    if output == "dicom_seg":
+        raise CaseError("DICOM results are to be had under /v1; ask for image", code="output")
+    if session_id:
+        owner, state = found(service, session_id, _Opened, what="session")
+        with owner.in_use():
+            return await _infer(request, service, owner, state, model, output)
+    with opened(service) as (_, owner):
+        answer = await _infer(request, service, owner, None, model, output)
+    answer.background = BackgroundTask(service.in_thread, service.end_session, owner)
+    return answer
+
+
+async def _infer(
+    request: Request,
+    service: Service,
+    owner: ClientSession,
+    state: _Opened | None,
+    model: str,
+    output: str,
+) -> Response:
+    params: dict[str, Any] = {}
+    drawn: ServedMask | None = None
+    async for part in parts_of(request):
+        if part.name == "params":
+            params = _params(await part.text())
+        elif part.name == "file" and state is None:
+            state = _Opened(await _add_image(service, owner, part))
+        elif part.name == "label" and part.filename is not None:
+            if state is None:
+                raise _no_image()
+            drawn = await service.add_mask(part.body, owner, state.image, part.filename)
+    if state is None:
+        raise _no_image()
+    try:
+        asked, mask = await _asked(service, owner, state, params, drawn, model)
+        job = await service.add_job(owner, state.image, mask, asked)
+    finally:
+        if drawn is not None:
+            owner.masks.pop(drawn.name, None)
+            service.sessions.drop(owner, drawn.upload.path.parent)
+    try:
+        await over(request, job)
+        check_done(job)
+        ending = _ENDINGS.get(str(params.get("result_extension")), "nii.gz")
+        path = await service.in_thread(job.labels, ending)
+    except BaseException:
+        service.delete_job(owner, job)
+        raise
+    finally:
+        if mask is not None:
+            service.sessions.drop(owner, mask.upload.path.parent)
+    answer = _answer(job, state, path, output)
+    answer.background = BackgroundTask(service.in_thread, service.delete_job, owner, job)
+    return answer
+
+
+def _params(text: str) -> dict[str, Any]:
+    try:
+        params = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        params = None
+    if not isinstance(params, dict):
+        raise CaseError("the params are no JSON object", code="params-invalid")
+    return params
+
+
+async def _asked(
+    service: Service,
+    owner: ClientSession,
+    state: _Opened,
+    params: Mapping[str, Any],
+    drawn: ServedMask | None,
+    model: str,
+) -> tuple[JobRequest, ServedMask | None]:
+    """Read what a job is asked for, and make the mask of it."""
+    modality = params.get("modality")
+    modality = modality if modality in MODALITIES else None
+    kind = params.get("kind")
+    options = {"kind": kind} if kind in KINDS else {}
+    if model == TEXT_MODEL:
+        prompts = _prompts(params.get("prompts"))
+        if not prompts:
+            raise PromptError(
+                "nothing is asked for; type what to segment into the option 'prompts' of the model "
+                f"{TEXT_MODEL}",
+                code="no-prompts",
+            )
+        return JobRequest(prompts, modality, options), None
+    name = params.get("selected_label_name")
+    if drawn is None or not isinstance(name, str):
+        raise CaseError("nothing was drawn; choose a label and paint some of it", code="no-drawing")
+    mask = await service.in_thread(_chosen_mask, service, owner, state, params, drawn)
+    return JobRequest([state.sentences.get(name, name)], modality, options), mask
+
+
+def _prompts(given: Any) -> list[str]:
+    texts = given if isinstance(given, list) else [given]
+    split = [re.split(r"[;\n]", text) for text in texts if isinstance(text, str)]
+    return [each.strip() for part in split for each in part if each.strip()]
+
+
+def _chosen_mask(
+    service: Service,
+    owner: ClientSession,
+    state: _Opened,
+    params: Mapping[str, Any],
+    drawn: ServedMask,
+) -> ServedMask:
+    """Make a mask of the chosen label and the scribbles in the foreground: label 1."""
+    infos = params.get("label_info")
+    ids = {
+        each.get("name"): each.get("id")
+        for each in (infos if isinstance(infos, list) else [])
+        if isinstance(each, dict) and isinstance(each.get("name"), str)
+    }
+    wanted = [ids.get(params["selected_label_name"]), ids.get(_FOREGROUND)]
+    volume = service.cases.case(state.image).volume
+    labels_dhw, _ = read_annotation(drawn.upload.path, volume)
+    mask_dhw = np.isin(labels_dhw, [each for each in wanted if isinstance(each, int)])
+    if not mask_dhw.any():
+        raise CaseError("nothing is drawn of the chosen label; paint some of it", code="no-drawing")
+    folder = state.image.folder / secrets.token_hex(8)
+    folder.mkdir(mode=0o700)
+    path = folder / "upload.nii.gz"
+    write_on_grid(path, np.asarray(volume.restore(mask_dhw.astype(np.uint8))), volume)
+    service.sessions.keep(owner, path)
+    return ServedMask(Upload(folder.name, path, "drawing", path.stat().st_size), drawn.image, (1,))
+
+
+def _answer(job: ServedJob, state: _Opened, path: Path, output: str) -> Response:
+    result = job.state(None)
+    there = [each for each in result["classes"] if each["voxels"]]
+    names = [each["name"] for each in there]
+    shown = {
+        each["name"] if names.count(each["name"]) == 1 else each["sentence"]: each for each in there
+    }
+    state.sentences.update({name: each["sentence"] for name, each in shown.items()})
+    params = {
+        "label_names": {name: each["label"] for name, each in shown.items()},
+        "not_found": [each["sentence"] for each in result["classes"] if not each["voxels"]],
+        "classes": result["classes"],
+        "notes": result["notes"],
+        "incomplete": result["incomplete"],
+    }
+    if output == "json":
+        return JSONResponse(params)
+    ending = ".nrrd" if path.suffix == ".nrrd" else ".nii.gz"
+    if output == "image":
+        return FileResponse(path, media_type="application/octet-stream", filename=f"label{ending}")
+    boundary = secrets.token_hex(16)
+    part = f"--{boundary}\r\nContent-Disposition: form-data; name="
+    head = (
+        f'{part}"params"\r\nContent-Type: application/json\r\n\r\n{json.dumps(params)}\r\n'
+        f'{part}"image"; filename="label-{job.name}{ending}"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    ).encode()
+    tail = f"\r\n--{boundary}--\r\n".encode()
+    length = len(head) + path.stat().st_size + len(tail)
+    return StreamingResponse(
+        _around(head, path, tail),
+        media_type=f"multipart/form-data; boundary={boundary}",
+        headers={"Content-Length": str(length)},  # clients don't expect chunks
+    )
+
+
+def _around(head: bytes, path: Path, tail: bytes) -> Iterator[bytes]:
+    yield head
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            yield chunk
+    yield tail
+
+
+def _no_image() -> ServiceError:
+    return not_found("image")

@@ -1,0 +1,521 @@
+"""nnInteractive's protocol, version 2: a mask and scribbles guide one class (hybrid mode).
+
+The protocol has no text: the class is named by the address that clients are given,
+``/nninteractive/CT/anatomy/liver``. It has no orientation either, so that classes of one side are
+refused, and axes `(z, y, x)` are taken to run to head, back and left. A lease is a session, its
+token the session's secret. Clients show the messages of 410 (the lease is over) and 503 alone:
+whatever is refused is answered so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import zlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Depends, Header, Request
+from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from medals_rt.common.choices import Kind, Modality
+from medals_rt.common.errors import CaseError, MedalsError, PromptError
+from medals_rt.common.optional_deps import import_optional
+from medals_rt.prompts.matching import find_class
+from medals_serve.catalog import sentence_of
+from medals_serve.images import ServedImage, ServedMask, Upload, displayed, write_on_grid
+from medals_serve.jobs import JobRequest, ServedJob
+from medals_serve.problems import ServiceError
+from medals_serve.protocols import frames
+from medals_serve.protocols.sessions import check_done, found, opened, over
+from medals_serve.routes import POLL_S, Here
+from medals_serve.service import Service
+from medals_serve.sessions import ClientSession
+
+Mask = npt.NDArray[np.bool_]
+
+BYTES: Final = "application/octet-stream"
+META_HEADER: Final = "X-Meta"
+PATIENCE_S: Final = 40.0
+"""After which an answer begins before there is a result."""
+
+TRICKLE_S: Final = 20.0
+"""Between the bytes that keep a client waiting."""
+
+_MOST_UNDONE: Final = 16
+_SIDES: Final = frozenset({"left", "right"})
+
+
+class _ShownRoute(APIRoute):
+    """Answers with what clients show."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler, with other errors."""
+        handle = super().get_route_handler()
+
+        async def shown(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except MedalsError as error:
+                if isinstance(error, ServiceError) and error.status == HTTPStatus.GONE:
+                    raise
+                raise ServiceError(
+                    str(error), code=error.code, status=HTTPStatus.SERVICE_UNAVAILABLE
+                ) from error
+
+        return shown
+
+
+router = APIRouter(
+    prefix="/nninteractive/{modality}/{kind}/{name}",
+    include_in_schema=False,
+    route_class=_ShownRoute,
+)
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """What guides the next run and what the client sees, `(z, y, x)`, both compressed."""
+
+    guide: bytes
+    shown: bytes
+
+
+@dataclass(eq=False)
+class _Lease:
+    """What is kept of a lease."""
+
+    sentence: str
+    kind: str
+    image: ServedImage | None = None
+    shape_zyx: tuple[int, ...] = ()
+    drawing: _Drawing | None = None
+    before: list[_Drawing] = field(default_factory=list)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def blank(self) -> _Drawing:
+        """Return a drawing of nothing."""
+        nothing = _packed(np.zeros(self.shape_zyx, np.bool_))
+        return _Drawing(nothing, nothing)
+
+    def draw(self, drawing: _Drawing) -> None:
+        """Take a drawing that can be undone."""
+        self.before.append(self.drawing or self.blank())
+        del self.before[:-_MOST_UNDONE]
+        self.drawing = drawing
+
+    def seen(self, mask: bytes) -> Mask:
+        """Return a mask of a drawing."""
+        bits = np.frombuffer(zlib.decompress(mask), np.uint8)
+        size = int(np.prod(self.shape_zyx))
+        return np.unpackbits(bits, count=size).view(np.bool_).reshape(self.shape_zyx)
+
+
+def _packed(mask: Mask) -> bytes:
+    return zlib.compress(np.packbits(mask).tobytes(), 1)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a request names, in its turn."""
+
+    owner: ClientSession
+    lease: _Lease
+
+    @property
+    def image(self) -> ServedImage:
+        """The image that was sent."""
+        if self.lease.image is None:
+            raise CaseError("no image was sent; send one first", code="no-image")
+        return self.lease.image
+
+
+async def _of_lease(
+    service: Here, x_lease_token: Annotated[str, Header(max_length=128)] = ""
+) -> AsyncIterator[_Asked]:
+    owner, lease = found(service, x_lease_token, _Lease, what="lease", status=HTTPStatus.GONE)
+    with owner.in_use():
+        async with lease.turn:
+            yield _Asked(owner, lease)
+
+
+Leased = Annotated[_Asked, Depends(_of_lease)]
+
+
+def _meta(x_meta: Annotated[str, Header(max_length=2**14)] = "{}") -> dict[str, Any]:
+    try:
+        found = json.loads(x_meta)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise CaseError(f"the header {META_HEADER} is no JSON object", code="params-invalid")
+    return found
+
+
+Meta = Annotated[dict[str, Any], Depends(_meta)]
+
+# Leases -------------------------------------------------------------------------------------------
+
+
+@router.get("/healthz")
+async def health() -> dict[str, Any]:
+    """Say that the server answers."""
+    return {"ok": True}
+
+
+@router.post("/claim")
+async def claim(service: Here, modality: str, kind: str, name: str) -> dict[str, Any]:
+    """Open a session for the class that the address names."""
+    lease = _Lease(_sentence(service, modality, kind, name), kind)
+    with opened(service) as (secret, owner):
+        owner.state = lease
+    return {
+        "lease_token": secret,
+        "idle_timeout_seconds": service.settings.idle_s,
+        "liveness_timeout_seconds": 0.0,  # no heartbeats: a session that is not used ends
+    }
+
+
+def _sentence(service: Service, modality: Modality | str, kind: Kind | str, name: str) -> str:
+    """Find the class that an address names.
+
+    Raises
+    ------
+    PromptError
+        There is none, or it is one of a side.
+    """
+    key = find_class(name.replace("_", " "), kind, modality).class_key
+    if key.bank_key not in {each["id"] for each in service.catalog.classes()}:
+        raise PromptError(f"the model doesn't know {sentence_of(key)}", code="class-not-covered")
+    if not _SIDES.isdisjoint(key.name.lower().split()):
+        raise PromptError(
+            f"{key.name} is a class of one side, and nnInteractive's clients don't say where left "
+            "is; use the page or another client",
+            code="side-unknown",
+        )
+    return sentence_of(key)
+
+
+@router.post("/release")
+async def release(asked: Leased, service: Here) -> dict[str, Any]:
+    """End a session and remove its data."""
+    await service.in_thread(service.end_session, asked.owner)
+    return {"ok": True}
+
+
+@router.post("/heartbeat")
+@router.get("/lease_status")
+async def lease_status(asked: Leased, service: Here) -> dict[str, Any]:  # noqa: ARG001 - its check
+    """Say how long a lease lasts; asking is a use of it."""
+    return {
+        "remaining_seconds": service.settings.idle_s,
+        "idle_timeout_seconds": service.settings.idle_s,
+    }
+
+
+@router.get("/capabilities")
+async def capabilities(service: Here) -> dict[str, Any]:
+    """Return what clients may offer."""
+    return {
+        "supported_interactions": {
+            "points": False, "bbox": False, "bbox2d": False, "bbox3d": False,
+            "scribbles": True, "scribble": True, "lasso": True,
+        },
+        "channel_mapping": {"initial_seg": 0, "lasso": [1, 2], "scribble": [1, 2]},
+        "num_interaction_channels": 3,
+        "supports_initial_label": True,
+        "supports_zero_shot_label_refinement": True,
+        "supports_undo": True,
+        "preferred_scribble_thickness": [2, 2, 2],
+        "interaction_decay": 1.0,
+        "inference_session_version": 2,
+        "do_autozoom": False,
+        "license": service.segmenter.bundle.notice or "!!MISSING!!",
+    }  # fmt: skip
+
+
+# Images -------------------------------------------------------------------------------------------
+
+
+@router.post("/set_image")
+async def set_image(request: Request, asked: Leased, service: Here, meta: Meta) -> dict[str, Any]:
+    """Take an image `(1, z, y, x)` with its spacing in the same order, in millimeters."""
+    owner, lease = asked.owner, asked.lease
+    properties = meta.get("image_properties")
+    spacing = properties.get("spacing") if isinstance(properties, dict) else None
+    spacing_zyx_mm = np.asarray(spacing if isinstance(spacing, list) else [], np.float64)
+    if spacing_zyx_mm.shape != (3,):
+        raise CaseError(
+            "the image comes without its spacing; send it as image_properties", code="no-spacing"
+        )
+    if lease.image is not None:
+        await service.in_thread(service.delete_image, owner, lease.image)
+        lease.image, lease.drawing = None, None
+        lease.before.clear()
+    folder = owner.folder / secrets.token_hex(8)
+    async with service.array(request.stream(), owner, folder) as array_path:
+
+        def write(path: Path) -> None:
+            _write_image(path, array_path, spacing_zyx_mm)
+
+        lease.image = await service.add_written_image(owner, "image.nii.gz", write)
+    lease.shape_zyx = tuple(lease.image.found["shape_dhw"])
+    return {"original_image_shape": [1, *lease.shape_zyx]}
+
+
+def _write_image(path: Path, array_path: Path, spacing_zyx_mm: npt.NDArray[Any]) -> None:
+    """Write an image as NIfTI that says its spacing, and not how it lies."""
+    nibabel = import_optional("NiBabel", "nnInteractive's images")
+    array = np.load(array_path, mmap_mode="r", allow_pickle=False)
+    if array.ndim != 4 or array.shape[0] != 1 or not array.size:
+        raise CaseError(
+            f"the image has the shape {array.shape}; one of (1, z, y, x) is expected",
+            code="image-shape",
+        )
+    image = nibabel.Nifti1Image(displayed(array[0]).transpose(), None)
+    image.header.set_zooms(spacing_zyx_mm[::-1])
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, path)
+
+
+class _BufferBody(BaseModel):
+    shape: list[int]
+
+
+@router.post("/set_target_buffer")
+async def set_target_buffer(body: _BufferBody, asked: Leased) -> dict[str, Any]:
+    """Check that the client's buffer has the image's shape."""
+    _ = asked.image
+    if tuple(body.shape) != asked.lease.shape_zyx:
+        raise CaseError(
+            f"the buffer has the shape {tuple(body.shape)}, the image {asked.lease.shape_zyx}",
+            code="shapes-differ",
+        )
+    return {"ok": True}
+
+
+@router.post("/set_do_autozoom")
+async def set_do_autozoom(asked: Leased) -> dict[str, Any]:  # noqa: ARG001 - its check
+    """Pass over an option that has no meaning here."""
+    return {"ok": True}
+
+
+# Interactions -------------------------------------------------------------------------------------
+
+
+@router.post("/reset_interactions")
+async def reset_interactions(asked: Leased) -> dict[str, Any]:
+    """Forget what was drawn and found."""
+    asked.lease.drawing = None
+    asked.lease.before.clear()
+    return {"ok": True}
+
+
+@router.post("/undo")
+async def undo(asked: Leased, service: Here) -> Response:
+    """Go back before the last interaction."""
+    lease = asked.lease
+    if not lease.before:
+        return _answer(None, None)
+    now = lease.drawing or lease.blank()
+    lease.drawing = lease.before.pop()
+    return await service.in_thread(
+        lambda drawing: _answer(lease.seen(now.shown), lease.seen(drawing.shown)), lease.drawing
+    )
+
+
+@router.post("/predict")
+async def predict(request: Request, asked: Leased, service: Here) -> Response:
+    """Run with what was drawn so far."""
+    drawing = asked.lease.drawing
+    if drawing is None:
+        return _answer(None, None)
+    return await _predict(request, service, asked, drawing)
+
+
+@router.post("/add_point_interaction")
+@router.post("/add_bbox_interaction")
+async def refuse(asked: Leased) -> None:
+    """Refuse points and boxes.
+
+    Raises
+    ------
+    CaseError
+    """
+    raise CaseError(
+        f"{asked.lease.sentence} is found by name, a mask and scribbles; points and boxes have no "
+        "meaning here",
+        code="interaction-unknown",
+    )
+
+
+@router.post("/add_lasso_interaction")
+@router.post("/add_scribble_interaction")
+async def add_scribble(request: Request, asked: Leased, service: Here, meta: Meta) -> Response:
+    """Add what is drawn to what is seen, or take it away."""
+    lease = asked.lease
+    drawn = await _drawn(request, service, asked, meta.get("interaction_bbox"))
+    now = lease.drawing or lease.blank()
+    guide = lease.seen(now.guide) | lease.seen(now.shown)
+    guide = guide | drawn if meta.get("include_interaction", True) else guide & ~drawn
+    return await _added(request, service, asked, _Drawing(_packed(guide), now.shown), meta)
+
+
+@router.post("/add_initial_seg_interaction")
+async def add_initial_mask(request: Request, asked: Leased, service: Here, meta: Meta) -> Response:
+    """Take a mask to begin with; the client shows it already."""
+    drawn = _packed(await _drawn(request, service, asked, None))
+    return await _added(request, service, asked, _Drawing(drawn, drawn), meta)
+
+
+async def _drawn(request: Request, service: Service, asked: _Asked, box: Any) -> Mask:
+    """Read a mask of the image, or of a box of it."""
+    shape = asked.lease.shape_zyx
+    folder = asked.image.folder / secrets.token_hex(8)
+    async with service.array(request.stream(), asked.owner, folder) as path:
+        part: Mask = np.load(path, allow_pickle=False) != 0
+    if part.shape == shape:
+        return part
+    mask = np.zeros(shape, np.bool_)
+    try:
+        place = tuple(slice(max(0, int(start)), int(stop)) for start, stop in box)
+        fits = mask[place].shape == part.shape
+    except (TypeError, ValueError, IndexError):
+        fits = False
+    if not fits:
+        raise CaseError(
+            f"the drawing has the shape {part.shape}, the image {shape}", code="shapes-differ"
+        )
+    mask[place] = part
+    return mask
+
+
+async def _added(
+    request: Request, service: Service, asked: _Asked, drawing: _Drawing, meta: dict[str, Any]
+) -> Response:
+    if not meta.get("run_prediction", True):
+        asked.lease.draw(drawing)
+        return _answer(None, None)
+    return await _predict(request, service, asked, drawing)
+
+
+async def _predict(
+    request: Request, service: Service, asked: _Asked, drawing: _Drawing
+) -> Response:
+    """Segment, guided by a drawing; what the client sees changes if that succeeds."""
+    owner, lease, image = asked.owner, asked.lease, asked.image
+    run: _Run | None
+    guide = lease.seen(drawing.guide)
+    mask = None
+    if guide.any():
+        mask = await service.in_thread(_write_mask, service, owner, image, guide)
+    run = _Run(service, asked, drawing, mask)
+    try:
+        run.job = await service.add_job(
+            owner, image, mask, JobRequest([lease.sentence], None, {"kind": lease.kind})
+        )
+        if not await over(request, run.job, PATIENCE_S):
+            box = [[0, size] for size in lease.shape_zyx]
+            content = _slowly(run)
+            run = None
+            return StreamingResponse(
+                content, media_type=BYTES, headers=_meta_header(ran_prediction=True, bbox=box)
+            )
+        return _answer(lease.seen(drawing.shown), await run.result())
+    finally:
+        if run is not None:
+            run.end()
+
+
+@dataclass(eq=False)
+class _Run:
+    """A job, and what goes with it."""
+
+    service: Service
+    asked: _Asked
+    drawing: _Drawing
+    mask: ServedMask | None
+    job: ServedJob | None = None
+
+    async def result(self) -> Mask:
+        """Return what was found, once the job is over; from now on the client sees it."""
+        if self.job is None:
+            raise AssertionError(self.asked.lease.sentence)
+        check_done(self.job)
+        labels = await self.service.in_thread(self.job.labels_kji)
+        found: Mask = np.asarray(labels) == 1
+        shown = _packed(found)
+        self.asked.lease.draw(_Drawing(shown, shown))
+        return found
+
+    def end(self) -> None:
+        """Remove the job and its mask."""
+        owner = self.asked.owner
+        if self.job is not None:
+            self.service.delete_job(owner, self.job)
+        if self.mask is not None:
+            self.service.sessions.drop(owner, self.mask.upload.path.parent)
+
+
+async def _slowly(run: _Run) -> AsyncIterator[bytes]:
+    """Send the whole mask; until it is there, its first bytes now and then.
+
+    Clients give up after 60 seconds without a byte. What fails now ends the connection.
+    """
+    shape = run.asked.lease.shape_zyx
+    first = frames.head(frames.NNINTERACTIVE, shape, np.dtype(np.uint8))
+    sent, quiet = 0, 0.0
+    try:
+        while run.job is not None and not run.job.is_over:
+            if quiet >= TRICKLE_S and sent < len(first):
+                yield first[sent : sent + 1]
+                sent, quiet = sent + 1, 0.0
+            await asyncio.sleep(POLL_S)
+            quiet += POLL_S
+        found = (await run.result()).astype(np.uint8)
+        content = b"".join(frames.pack(frames.NNINTERACTIVE, shape, [found]))
+        yield content[sent:]
+    finally:
+        run.end()
+
+
+def _write_mask(
+    service: Service, owner: ClientSession, image: ServedImage, guide: Mask
+) -> ServedMask:
+    folder = image.folder / secrets.token_hex(8)
+    folder.mkdir(mode=0o700)
+    path = folder / "upload.nii.gz"
+    write_on_grid(path, guide.astype(np.uint8), service.cases.case(image).volume)
+    service.sessions.keep(owner, path)
+    return ServedMask(Upload(folder.name, path, "drawing", path.stat().st_size), image.name, (1,))
+
+
+def _answer(before: Mask | None, after: Mask | None) -> Response:
+    """Answer with the box that changed; with nothing where nothing ran."""
+    if before is None or after is None:
+        return _with_meta({"ran_prediction": False, "bbox": None}, b"")
+    changed = np.argwhere(before != after)
+    if not len(changed):
+        return _with_meta({"ran_prediction": True, "bbox": None}, b"")
+    low, high = changed.min(axis=0).tolist(), (changed.max(axis=0) + 1).tolist()
+    box = list(zip(low, high, strict=True))
+    part = after[tuple(slice(*each) for each in box)].astype(np.uint8)
+    content = b"".join(frames.pack(frames.NNINTERACTIVE, part.shape, [part]))
+    return _with_meta({"ran_prediction": True, "bbox": box}, content)
+
+
+def _with_meta(meta: dict[str, Any], content: bytes) -> Response:
+    return Response(content, media_type=BYTES, headers=_meta_header(**meta))
+
+
+def _meta_header(**meta: Any) -> dict[str, str]:
+    return {META_HEADER: json.dumps(meta)}

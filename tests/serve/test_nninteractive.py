@@ -1,0 +1,222 @@
+"""nnInteractive's client itself, unmodified, against a server."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import nibabel
+import numpy as np
+import pytest
+
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.io.registry import read_labels
+from medals_rt.pipeline.job import Job, run_job
+from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_serve.protocols import nninteractive
+from tests.serve.serving import RUNNER, SHAPE, Running, image, running, until
+
+SPACING = (4.0, 2.0, 3.0)
+pytestmark = [
+    pytest.mark.usefixtures(
+        "careless_client"
+    ),  # a client that is refused leaves its connection open
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+CLASS = "CT/anatomy/liver"
+TOKEN = "a token of twenty letters"  # noqa: S105
+
+
+@contextmanager
+def session(served: Running, place: str = CLASS, **given: Any) -> Iterator[Any]:
+    remote = pytest.importorskip(
+        "nnInteractive.inference.remote", reason="nninteractive-client isn't installed"
+    )
+    with remote.nnInteractiveRemoteInferenceSession(
+        f"{served.address}/nninteractive/{place}", **given
+    ) as found:
+        yield found
+
+
+@pytest.fixture
+def remote(served: Running) -> Iterator[Any]:
+    """A session with an image, its buffer blank."""
+    with session(served) as found:
+        found.set_image(image()[None].astype(np.float32), {"spacing": np.array(SPACING)})
+        found.set_target_buffer(np.zeros(SHAPE, np.uint8))
+        yield found
+
+
+def expected(bundle: Bundle, tmp_path: Path, mask: Any = None) -> Any:
+    """What the command line finds in a file that says no more than the client does."""
+    files = {}
+    for name, array in (("scan", image().astype(np.float32)), ("mask", mask)):
+        if array is not None:
+            files[name] = tmp_path / f"{name}.nii.gz"
+            nifti = nibabel.Nifti1Image(array.transpose(), None)
+            nifti.header.set_zooms(SPACING[::-1])
+            nifti.header.set_xyzt_units("mm")
+            nibabel.save(nifti, files[name])
+    output = tmp_path / "labels.npz"
+    options = RunOptions(bundle=bundle.folder, **RUNNER)
+    source = PromptSource(sentences=("Liver in CT",))
+    run_job(Job(files["scan"], output, source, spatial_prompts=files.get("mask"), options=options))
+    return read_labels(output).labels_dhw == 1
+
+
+def drawing() -> Any:
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[2:8, 4:14, 5:12] = 1
+    return mask
+
+
+def test_a_mask_and_scribbles_guide_the_run(
+    tiny_bundle: Bundle, remote: Any, tmp_path: Path
+) -> None:
+    """Voxels are those of hybrid mode on the command line; undo goes back step by step."""
+    assert remote.supports_initial_label
+    assert remote.supports_undo
+    assert remote.original_image_shape == (1, *SHAPE)
+    assert remote.undo() is False
+    remote.add_initial_seg_interaction(drawing())
+    np.testing.assert_array_equal(remote.target_buffer, drawing())
+    box = remote._predict()
+    first = remote.target_buffer.copy()
+    np.testing.assert_array_equal(first, expected(tiny_bundle, tmp_path, drawing()))
+    assert box is not None
+
+    scribble = np.zeros(SHAPE, np.uint8)
+    scribble[9, 15:20, 4:16] = 1
+    assert not (first.astype(bool) & scribble.astype(bool)).all()
+    remote.add_scribble_interaction(scribble, include_interaction=True)
+    guide = first | scribble
+    second = remote.target_buffer.copy()
+    np.testing.assert_array_equal(second, expected(tiny_bundle, tmp_path, guide))
+    assert remote.undo() is True
+    np.testing.assert_array_equal(remote.target_buffer, first)
+    erased = np.zeros((4, 24, 20), np.uint8)
+    erased[:] = 1
+    remote.add_lasso_interaction(
+        erased, include_interaction=False, interaction_bbox=[[0, 4], [0, 24], [0, 20]]
+    )
+    guide = first.copy()
+    guide[:4] = 0
+    np.testing.assert_array_equal(remote.target_buffer, expected(tiny_bundle, tmp_path, guide))
+    assert [remote.undo() for _ in range(4)] == [True, True, True, False]
+    assert not remote.target_buffer.any()
+
+
+def test_without_a_drawing_the_name_alone_is_asked_for(
+    tiny_bundle: Bundle, remote: Any, tmp_path: Path
+) -> None:
+    blank = np.zeros(SHAPE, np.uint8)
+    remote.add_scribble_interaction(blank, include_interaction=True)
+    np.testing.assert_array_equal(remote.target_buffer, expected(tiny_bundle, tmp_path))
+    remote.reset_interactions()
+    assert not remote.target_buffer.any()
+    assert remote.undo() is False
+
+
+def test_a_client_is_kept_waiting_past_its_patience(
+    served: Running, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """A run that takes longer than the client waits for a byte ends with the same voxels."""
+    monkeypatch.setattr(nninteractive, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(nninteractive, "TRICKLE_S", 0.3)
+    with session(served, read_timeout=3.0) as found:
+        found.set_image(image()[None].astype(np.float32), {"spacing": SPACING})
+        found.set_target_buffer(np.zeros(SHAPE, np.uint8))
+        served.gate.clear()
+        later = threading.Timer(6.0, served.gate.set)
+        later.start()
+        try:
+            found.add_initial_seg_interaction(drawing(), run_prediction=True)
+        finally:
+            served.gate.set()
+            later.join()
+        labels = expected(tiny_bundle, tmp_path, drawing())
+        np.testing.assert_array_equal(found.target_buffer, labels)
+        owner = served.server.config.app.state.service.sessions.find(found._lease_token)
+        assert not owner.jobs
+        assert found.undo() is True
+        assert not found.target_buffer.any()
+
+
+def test_what_is_refused_says_why_where_clients_show_it(served: Running, remote: Any) -> None:
+    from nnInteractive.inference.remote import ServerAtCapacityError
+
+    for place, said in (
+        ("CT/anatomy/right_kidney", "where left is"),
+        ("CT/anatomy/qwertyuiop", "qwertyuiop"),
+        ("XY/anatomy/liver", "XY"),
+    ):
+        with pytest.raises(ServerAtCapacityError, match=said), session(served, place):
+            pass
+    for work, said in (
+        (lambda: remote.add_point_interaction((1, 2, 3), include_interaction=True), "points"),
+        (lambda: remote.set_image(image()[None], {}), "spacing"),
+        (lambda: remote.set_target_buffer(np.zeros((2, 3, 4))), "shape"),
+        (lambda: remote.add_scribble_interaction(np.ones((1, 2, 3), np.uint8), True), "shape"),
+    ):
+        with pytest.raises(ServerAtCapacityError, match=said):
+            work()
+
+
+def test_a_lease_is_a_session(served: Running) -> None:
+    from nnInteractive.inference.remote import SessionExpiredError
+
+    before = served.files()
+    with session(served) as found:
+        assert found.ping()
+        assert found.lease_status()["remaining_seconds"] > 0
+        assert found.heartbeat() > 0
+        found.set_image(image()[None], {"spacing": SPACING})
+        found.set_image(image(1)[None], {"spacing": SPACING})
+        assert len(served.files()) == len(before) + 3
+        service = served.server.config.app.state.service
+        service.end_session(service.sessions.find(found._lease_token))
+        with pytest.raises(SessionExpiredError, match="time is over"):
+            found.lease_status()
+    until(lambda: served.files() == before)
+    with session(served) as found:
+        pass
+    until(lambda: served.files() == before)
+
+
+def test_a_client_that_gives_up_cancels_its_job(served: Running) -> None:
+    with session(served, read_timeout=2.0) as found:
+        found.set_image(image()[None], {"spacing": SPACING})
+        owner = served.server.config.app.state.service.sessions.find(found._lease_token)
+        served.gate.clear()
+        try:
+            asking = threading.Thread(target=_give_up, args=(found,))
+            asking.start()
+            until(lambda: owner.jobs)
+            (job,) = owner.jobs.values()
+            asking.join()
+            until(lambda: job.status == "canceled")
+        finally:
+            served.gate.set()
+
+
+def _give_up(found: Any) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        found.add_initial_seg_interaction(drawing(), run_prediction=True)
+
+
+def test_limits_and_the_token_are_those_of_the_api(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    from nnInteractive.inference.remote import ServerAtCapacityError
+
+    with running(tiny_bundle, tmp_path, token=TOKEN, max_sessions=1, max_voxels=1000) as served:
+        with pytest.raises(httpx.HTTPStatusError, match="401"), session(served):
+            pass
+        with session(served, api_key=TOKEN) as found:
+            assert found.ping()
+            with pytest.raises(ServerAtCapacityError, match="voxels"):
+                found.set_image(image()[None], {"spacing": SPACING})
+            full = pytest.raises(ServerAtCapacityError, match="sessions")
+            with full, session(served, api_key=TOKEN):
+                pass
