@@ -62,6 +62,8 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "runners/cuda.py": ("runners/test_on_gpu.py", BY_PART),
     "runners/engine_check_worker.py": ("runners/test_engine_check.py", BY_PART),
     "runners/onnxruntime.py": ("runners/test_runners.py", "all runners are held to the same tests"),
+    "runners/openvino_compiled.py": ("runners/test_runners.py", BY_PART),
+    "runners/winograd/partition.py": ("runners/winograd/test_split_model.py", "every chain, whole"),
     "runners/openvino.py": ("runners/test_runners.py", "all runners are held to the same tests"),
     "runners/openvino_cache.py": ("runners/test_runners.py", BY_PART),
     "runners/registry.py": ("runners/test_selection.py", BY_PART),

@@ -17,6 +17,7 @@ from medals_rt.cli._configuration import configuration_file
 from medals_rt.cli._output import out
 from medals_rt.common.byte_sizes import parse_size
 from medals_rt.common.choices import (
+    Convolution,
     Kind,
     Modality,
     Postprocess,
@@ -190,6 +191,13 @@ def run_options(
         typer.Option(help="Arithmetic of the network; auto takes the fastest of this processor."),
     ] = "auto",
     threads: Threads = None,
+    convolution: Annotated[
+        Convolution,
+        typer.Option(
+            help="How OpenVINO's convolutions of large windows are computed. winograd: with fewer "
+            "multiplications, faster but with more memory. direct, and for now auto: by OpenVINO.",
+        ),
+    ] = "auto",
     preset: PresetOption = "paper",
     refinement: RefinementOption = "masked",
     window: Annotated[
@@ -320,6 +328,7 @@ def run_options(
         runner=runner,
         precision=None if precision == "auto" else precision,
         threads=threads,
+        convolution=convolution,
         segment=SegmentOptions(
             preset=preset,
             refinement=refinement,

@@ -68,6 +68,12 @@ OPTIONAL_LIBRARIES: Final = (
         "m.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES') if c[:2] in ('FP', 'BF'))",
     ),
     OptionalLibrary(
+        "llvmlite",
+        ("llvmlite",),
+        ("llvmlite",),
+        "compiles fast convolutions for the processor",
+    ),
+    OptionalLibrary(
         "ONNX Runtime",
         ("onnxruntime",),
         ("onnxruntime-gpu", "onnxruntime"),

@@ -19,6 +19,7 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import FOLDED_REFINERS, GraphName
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.arrays import namespace
+from medals_rt.common.choices import Convolution
 from medals_rt.common.errors import BundleError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Array
@@ -56,6 +57,7 @@ class NetworkInfo:
     version: str
     threads: int
     notes: tuple[str, ...]
+    convolution: Convolution = "direct"
 
 
 class Network(Protocol):
@@ -336,6 +338,7 @@ class StageNetwork:
         runner: str | RunnerChoice = "auto",
         precision: str | None = None,
         threads: int | None = None,
+        convolution: Convolution = "auto",
     ) -> Self:
         """Open the graphs of stage 1 (coarse) or 2 (fine).
 
@@ -354,6 +357,9 @@ class StageNetwork:
             A query decoder that is run by itself on a processor computes in fp32 in any case.
         threads
             How many to compute with; None leaves it to the library.
+        convolution
+            How OpenVINO's large convolutions are computed: "direct" and for now "auto" by itself,
+            "winograd" by `medals_rt.runners.winograd`.
 
         Raises
         ------
@@ -387,6 +393,7 @@ class StageNetwork:
                 precision=precision_of(chain),
                 threads=threads,
                 cache_key="+".join(bundle.graph(stage, name).sha256 for name in chain),
+                convolution=convolution,
             )
 
         graphs = JoinedGraphs(open_chain) if library.joins_graphs else SingleGraphs(open_graph)
@@ -422,6 +429,7 @@ class StageNetwork:
             version=encoder.version,
             threads=encoder.threads,
             notes=tuple(dict.fromkeys(notes)),
+            convolution=encoder.convolution,
         )
 
     @property

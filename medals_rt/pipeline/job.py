@@ -276,6 +276,7 @@ def open_models(options: RunOptions, progress: Progress | None = None) -> Segmen
         runner=options.runner,
         precision=options.precision,
         threads=options.threads,
+        convolution=options.convolution,
     )
 
 

@@ -15,6 +15,7 @@ from medals_rt.common.choices import (
     REFINEMENTS,
     STAGES,
     STARTS,
+    Convolution,
     Postprocess,
     PresetName,
     Refinement,
@@ -298,7 +299,7 @@ class RunOptions:
     bundle
         The model's folder; None is as `bundle.resolve_bundle` has it. (Results depend on its hash,
         which is compared beside the options.)
-    runner, precision, threads
+    runner, precision, threads, convolution
         As for `Segmenter.open`.
     segment
         As for `Segmenter.segment`.
@@ -312,9 +313,18 @@ class RunOptions:
     runner: str = "auto"
     precision: str | None = None
     threads: int | None = field(default=None, metadata=_CHANGES_NO_RESULT)
+    convolution: Convolution = "auto"
     segment: SegmentOptions = field(default_factory=SegmentOptions)
     reading: PromptReading = PLAIN_READING
     max_voxels: int = field(default=MAX_VOXELS, metadata=_CHANGES_NO_RESULT)
+
+    def __post_init__(self) -> None:
+        if self.convolution == "winograd" and self.segment.max_memory is not None:
+            raise InputError(
+                "--max-memory can't be promised with --convolution winograd, whose memory is not "
+                "planned; leave out one of them",
+                code="memory-not-planned",
+            )
 
     def deciding(self) -> Mapping[str, Any]:
         """Return the options that can change a result, by name, as JSON has them."""

@@ -98,6 +98,7 @@ class RunReport:
     runner_reason: str
     device: str
     precision: str
+    convolution: str
     bundle: dict[str, Any]
     image: dict[str, Any]
     intensities: dict[str, Any]
@@ -221,6 +222,7 @@ def build_report(
         runner_reason=info.why,
         device=info.device,
         precision=info.precision,
+        convolution=info.convolution,
         bundle={"name": bundle.name, "hash": bundle.hash, "notice": bundle.notice},
         image={
             "shape_dhw": volume.shape_dhw,

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.arrays import to_device, to_host
-from medals_rt.common.choices import RUNNER_KINDS, STAGE_NAMES, StageNumber
+from medals_rt.common.choices import RUNNER_KINDS, STAGE_NAMES, Convolution, StageNumber
 from medals_rt.common.errors import InputError
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
@@ -108,6 +108,7 @@ class Segmenter:
         runner: str = "auto",
         precision: str | None = None,
         threads: int | None = None,
+        convolution: Convolution = "auto",
     ) -> Self:
         """Open a bundle's models.
 
@@ -121,6 +122,8 @@ class Segmenter:
             ``"fp32"``, ``"fp16"`` or ``"bf16"``; None: what suits this machine and bundle.
         threads
             For the network; None: all that this process may use.
+        convolution
+            As for `StageNetwork.open`.
 
         Raises
         ------
@@ -134,7 +137,12 @@ class Segmenter:
         try:
             for number in STAGE_NAMES:
                 networks[number] = StageNetwork.open(
-                    opened, number, runner=runner, precision=precision, threads=threads
+                    opened,
+                    number,
+                    runner=runner,
+                    precision=precision,
+                    threads=threads,
+                    convolution=convolution,
                 )
         except BaseException:
             for network in networks.values():
@@ -421,9 +429,12 @@ def load(
     runner: str = "auto",
     precision: str | None = None,
     threads: int | None = None,
+    convolution: Convolution = "auto",
 ) -> Segmenter:
     """Open a bundle; see `Segmenter.open`."""
-    return Segmenter.open(bundle, runner=runner, precision=precision, threads=threads)
+    return Segmenter.open(
+        bundle, runner=runner, precision=precision, threads=threads, convolution=convolution
+    )
 
 
 def _mask_key(image_dhw: npt.NDArray[np.float32], *, scaled: bool) -> str:

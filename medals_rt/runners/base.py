@@ -10,7 +10,7 @@ from typing import Literal, Protocol, Self, TypeAlias
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.cgroups import CGROUP, cpu_quota
-from medals_rt.common.choices import PRECISIONS, Precision, RunnerKind
+from medals_rt.common.choices import PRECISIONS, Convolution, Precision, RunnerKind
 from medals_rt.common.errors import InputError, RunnerError
 from medals_rt.common.gpu import Gpu
 from medals_rt.common.typing import Array
@@ -46,6 +46,8 @@ class Runner(Protocol):
         The library's version.
     threads
         How many it computes with; 0 where the library decides and does not tell.
+    convolution
+        How large convolutions are computed, "direct" or "winograd".
     notes
         Remarks for the run's report, such as a cache that could not be kept.
     inputs, outputs
@@ -58,6 +60,7 @@ class Runner(Protocol):
     precision: Precision
     version: str
     threads: int
+    convolution: Convolution = "direct"
     notes: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -110,6 +113,7 @@ class OpenRequest:
     cache_key: str | None = None
     cuda_graphs: bool = False
     joined: bool = False
+    convolution: Convolution = "auto"
 
 
 @dataclass(frozen=True)

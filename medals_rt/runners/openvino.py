@@ -1,45 +1,37 @@
 """OpenVINO on the CPU."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
+from io import BytesIO
 from typing import Any, Final
 
-import numpy as np
-
-from medals_rt.common.cache_dir import mark_used
-from medals_rt.common.choices import Precision, RunnerKind
+from medals_rt.common.choices import Convolution, Precision, RunnerKind
 from medals_rt.common.errors import InputError, MissingFileError, RunnerError
 from medals_rt.common.heap import trim_heap
+from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import Array
 from medals_rt.runners.base import (
     Device,
     OpenRequest,
     Runner,
     RunnerSpec,
-    TensorSpec,
     check_feeds,
     thread_limit,
 )
 from medals_rt.runners.openvino_cache import compiled_file, keep_compiled
-from medals_rt.runners.openvino_graphs import (
-    arrange,
-    import_openvino,
-    join_graphs,
-    port_name,
-    shared_core,
-)
+from medals_rt.runners.openvino_compiled import CompiledModel
+from medals_rt.runners.openvino_graphs import arrange, import_openvino, join_graphs, shared_core
+from medals_rt.runners.winograd.cut import from_file, to_bytes
+from medals_rt.runners.winograd.machine_code import Storage
+from medals_rt.runners.winograd.partition import partition
+from medals_rt.runners.winograd.split_model import SplitModel
 
 # Part of a compiled graph's key: to be raised when graphs are joined or arranged differently.
 _JOINED_BY = 5
+
+WINOGRAD_VOXELS: Final = 32**3
+"""Convolutions of smaller volumes are left to OpenVINO in any case."""
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
-_DTYPES = {
-    "f32": "float32",
-    "f16": "float16",
-    "bf16": "uint16",  # its bits: NumPy has no such type
-    "i64": "int64",
-    "i32": "int32",
-    "boolean": "bool",
-}
 
 
 class OpenVINORunner(Runner):
@@ -71,9 +63,6 @@ class OpenVINORunner(Runner):
                 raise MissingFileError(f"there is no graph {path}", code="graph-missing")
         self.name = request.name
         self.version: str = openvino.__version__.partition("-")[0]
-        self.notes: tuple[str, ...] = ()
-        self._library = openvino
-        self._mapped: Any = None
         core = shared_core()
         self.precision = _precision(core, request.precision)
         config: dict[str, Any] = {
@@ -84,97 +73,108 @@ class OpenVINORunner(Runner):
         limit = thread_limit(request.threads)
         if limit:
             config["INFERENCE_NUM_THREADS"] = limit
+        key: tuple[object, ...] | None = None
+        if request.cache_key is not None:
+            key = (
+                _JOINED_BY,
+                request.cache_key,
+                self.version,
+                core.get_property("CPU", "FULL_DEVICE_NAME"),
+                self.precision,
+                request.joined,
+                limit,
+            )
         try:
-            self._compiled: Any = None
-            kept = None
-            if request.cache_key is not None:
-                processor = core.get_property("CPU", "FULL_DEVICE_NAME")
-                parts = (
-                    _JOINED_BY,
-                    request.cache_key,
-                    self.version,
-                    processor,
-                    self.precision,
-                    request.joined,
-                    limit,
-                )
-                kept, self.notes = compiled_file(parts)
-            if kept is not None:
-                self._compiled = self._reopened(core, kept, config)
-            if self._compiled is None:
-                joined = join_graphs(request.graph_paths)
-                model = arrange(joined, self.precision, chained=request.joined)
-                self._compiled = core.compile_model(model, "CPU", config)
-                if kept is not None:
-                    self.notes += keep_compiled(kept, self._compiled.export_model)
-            self.threads = int(self._compiled.get_property("INFERENCE_NUM_THREADS"))
+            split = self._split(request, config, key) if request.joined else None
+            if split is None:
+                whole = CompiledModel(lambda: self._joined(request), config, key)
+                self.threads, self.notes = whole.threads, whole.notes
+                self._model: CompiledModel | SplitModel = whole
+            else:
+                self._model = split
         except RuntimeError as error:
             raise RunnerError(
                 f"OpenVINO refused {self.name}: {_reason(error)}", code="graph-refused"
             ) from error
-        self.inputs = _specs(self._compiled.inputs)
-        self.outputs = _specs(self._compiled.outputs)
-        ports = (*self._compiled.inputs, *self._compiled.outputs)
-        self._types = {port_name(port): port.get_element_type() for port in ports}
+        self.inputs = self._model.inputs
+        self.outputs = self._model.outputs
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Compute all outputs; see `Runner.run`."""
         check_feeds(self.name, self.inputs, feeds)
-        results: dict[str, Array] = {}
         try:
-            request = self._compiled.create_infer_request()
-            for spec in self.outputs:
-                shape = tuple(size for size in spec.shape if isinstance(size, int))
-                if len(shape) == len(spec.shape):
-                    results[spec.name] = np.empty(shape, spec.dtype)
-                    request.set_tensor(spec.name, self._tensor(spec.name, results[spec.name]))
-            inputs = {
-                name: self._tensor(name, np.ascontiguousarray(value))
-                for name, value in feeds.items()
-            }
-            request.infer(inputs, share_inputs=True, share_outputs=True)
+            return self._model.run(feeds)
         except RuntimeError as error:
             raise RunnerError(
                 f"OpenVINO failed in {self.name}: {_reason(error)}", code="run-failed"
             ) from error
-        # an output of free size that is set would be written elsewhere first, and then copied
-        for spec in self.outputs:
-            if spec.name not in results:
-                results[spec.name] = request.get_tensor(spec.name).data
-        return results
 
     def release(self) -> None:
         """Return the memory that the library keeps between runs; the next run takes it again."""
-        self._compiled.release_memory()
+        self._model.release()
         trim_heap()
 
     def close(self) -> None:
         """Let go of the compiled graph."""
-        self._compiled = None
-        self._mapped = None
+        self._model.close()
 
-    def _reopened(self, core: Any, kept: Path, config: dict[str, Any]) -> Any | None:
-        """Open a compiled form that an earlier process left; None where there is none that fits.
+    def _joined(self, request: OpenRequest) -> Any:
+        """Join and arrange the graphs."""
+        return arrange(join_graphs(request.graph_paths), self.precision, chained=request.joined)
 
-        The file is mapped, not read: its pages are shared with the system's cache. The library
-        reads weights from there whenever it runs, so the mapping lives as long as the graph.
-        """
-        if not kept.is_file():
+    def _split(
+        self, request: OpenRequest, config: dict[str, Any], key: tuple[object, ...] | None
+    ) -> SplitModel | None:
+        """Let Winograd convolutions compute what they are better at; None if that is nothing."""
+        smallest = _smallest_volume(request.convolution)
+        if smallest is None:
             return None
-        try:
-            content = np.memmap(kept, np.uint8, mode="c")
-            tensor = self._library.Tensor(content, shared_memory=True)
-            compiled = core.import_model(tensor, "CPU", config)
-        except (OSError, ValueError, RuntimeError) as error:
-            self.notes = (f"a compiled graph could not be used and was made again: {error}",)
+        storage: Storage = "bfloat16" if self.precision == "bf16" else "float32"
+        own = None if key is None else (*key, "winograd", smallest)
+        kept, notes = (None, ()) if own is None else compiled_file((*own, "cut"))
+        cut = None if kept is None else from_file(kept)
+        models: list[Any] = []
+        if cut is None:
+            cut, models = partition(join_graphs(request.graph_paths), storage, smallest)
+            if kept is not None:
+                content = to_bytes(cut)
+                notes += keep_compiled(kept, lambda: BytesIO(content))
+        if not cut.blocks:
             return None
-        mark_used(kept)
-        self._mapped = tensor, content
-        return compiled
 
-    def _tensor(self, name: str, array: Array) -> Any:
-        """Return the library's view of an array, in the type of an input or output."""
-        return self._library.Tensor(array, self._library.Shape(array.shape), self._types[name])
+        def make(number: int) -> Any:
+            """Return a segment's model; cut again where it was kept in part."""
+            if not models:
+                models.extend(partition(join_graphs(request.graph_paths), storage, smallest)[1])
+            return arrange(models[number], self.precision, chained=True)
+
+        compiled = [
+            CompiledModel(partial(make, number), config, own and (*own, number))
+            if computes
+            else None
+            for number, computes in enumerate(cut.computes)
+        ]
+        opened = [each for each in compiled if each is not None]
+        self.threads = opened[0].threads
+        self.notes = tuple(dict.fromkeys((*notes, *(n for each in opened for n in each.notes))))
+        self.convolution = "winograd"
+        return SplitModel(cut, compiled, storage, self.threads)
+
+
+def _smallest_volume(convolution: Convolution) -> int | None:
+    """Voxels of the smallest volume whose convolutions are Winograd's; None for none.
+
+    ``auto`` is OpenVINO's own: it needs less memory, and what `planning.memory` expects is of it.
+
+    Raises
+    ------
+    MissingDependencyError
+        If Winograd is asked for and llvmlite is not installed.
+    """
+    if convolution != "winograd":
+        return None
+    import_optional("llvmlite", "--convolution winograd")
+    return WINOGRAD_VOXELS
 
 
 def _precisions(_: Precision) -> tuple[Precision, ...]:
@@ -202,21 +202,6 @@ def _precision(core: Any, asked: Precision | None) -> Precision:
             code="precision-not-native",
         )
     return asked or offered[0]
-
-
-def _specs(ports: Sequence[Any]) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(
-            port_name(port),
-            tuple(
-                axis.get_length() if axis.is_static else "?" for axis in port.get_partial_shape()
-            ),
-            _DTYPES.get(
-                port.get_element_type().get_type_name(), port.get_element_type().get_type_name()
-            ),
-        )
-        for port in ports
-    )
 
 
 def _reason(error: Exception) -> str:

@@ -69,7 +69,7 @@ def join_graphs(paths: Sequence[Path]) -> Any:
         " + ".join(path.stem for path in paths),
     )
     model.validate_nodes_and_infer_types()
-    return _named(model, list(outputs))
+    return name_outputs(model, list(outputs))
 
 
 def arrange(model: Any, precision: Precision, *, chained: bool) -> Any:
@@ -295,10 +295,10 @@ def _with_channels_last(model: Any) -> Any:
     arranged = openvino.Model(
         [openvino.op.Result(value) for value in outputs.values()], inputs, model.get_friendly_name()
     )
-    return _named(arranged, list(outputs))
+    return name_outputs(arranged, list(outputs))
 
 
-def _named(model: Any, outputs: Sequence[str]) -> Any:
+def name_outputs(model: Any, outputs: Sequence[str]) -> Any:
     """Name a model's outputs, on tensor and node, where the library loses them."""
     for port, name in zip(model.outputs, outputs, strict=True):
         port.get_tensor().set_names({name})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common import gpu
-from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS, Precision, RunnerKind
+from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS, Convolution, Precision, RunnerKind
 from medals_rt.common.errors import InputError
 from medals_rt.common.optional_deps import is_installed, missing, missing_one_of
 from medals_rt.runners.base import OpenRequest, Runner, RunnerSpec, check_precision
@@ -123,6 +123,7 @@ def open_joined(
     precision: str | None = None,
     threads: int | None = None,
     cache_key: str | None = None,
+    convolution: Convolution = "auto",
 ) -> Runner:
     """Open several graphs that run in a row as one graph.
 
@@ -138,6 +139,8 @@ def open_joined(
         ONNX files, in the order in which they run.
     name, precision, threads, cache_key
         As for `open_runner`.
+    convolution
+        How OpenVINO's large convolutions are computed.
     """
     spec = runner_spec(kind)
     if not spec.joins_graphs:
@@ -149,6 +152,7 @@ def open_joined(
         threads=threads,
         cache_key=cache_key,
         joined=True,
+        convolution=convolution,
     )
     return spec.open_graphs(request)
 

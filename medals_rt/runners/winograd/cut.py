@@ -1,0 +1,177 @@
+"""How a model is cut for Winograd convolutions, as data that can be kept on disk.
+
+What is cut out is a *block*: convolutions of several sources that add up, and the norm and
+activation behind them. A norm needs sums of a whole volume, so its result is not made: whoever
+reads a block's output gets what was convolved, and scales, shifts and activates while reading. A
+large norm of what OpenVINO convolved is a block too, without convolutions of its own.
+
+Everything else is sorted into *segments*: a segment needs outputs of the blocks before it, and none
+of those behind. Segment 0, block 0, segment 1, block 1 and so on are a pass.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+_METADATA: Final = "cut"
+
+
+@dataclass(frozen=True)
+class Term:
+    """One convolution of a block.
+
+    Attributes
+    ----------
+    source
+        Number of the block that it reads, or name of a segment's output `(1, H, W, D, C)`.
+    weights
+        `(K, C, 3, 3, 3)` float32, or name of the output where they depend on the window's prompts.
+    """
+
+    source: int | str
+    weights: np.ndarray | str
+
+
+@dataclass(frozen=True)
+class Block:
+    """What is computed between two segments.
+
+    Attributes
+    ----------
+    terms
+        Convolutions that add up; none for values of OpenVINO's own.
+    values
+        Name of these; "" where there are convolutions.
+    bias
+        `(K,)`; None for none.
+    eps, scale, shift
+        Of the norm: ``(x - mean) / sqrt(variance + eps) * scale + shift``; None if there is none.
+    slope
+        What negative values are multiplied by; 1 for no activation.
+    """
+
+    terms: tuple[Term, ...]
+    values: str
+    bias: np.ndarray | None
+    eps: float | None
+    scale: np.ndarray | None
+    shift: np.ndarray | None
+    slope: float
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Segments and the blocks between them, one more segment than blocks.
+
+    Attributes
+    ----------
+    blocks
+        In the order in which they are computed; none where the model is better left whole.
+    reads
+        By segment: numbers of the blocks whose outputs it reads, by the name of the input.
+    computes
+        By segment: whether it has outputs.
+    outputs
+        Names of what the model returns.
+    """
+
+    blocks: tuple[Block, ...]
+    reads: tuple[Mapping[str, int], ...]
+    computes: tuple[bool, ...]
+    outputs: tuple[str, ...]
+
+
+WHOLE: Final = Cut((), ({},), (True,), ())
+"""Of a model that has nothing to cut out."""
+
+
+class _TermForm(msgspec.Struct, array_like=True):
+    source: int | str
+    weights: str
+    fixed: bool
+
+
+class _BlockForm(msgspec.Struct, array_like=True):
+    terms: list[_TermForm]
+    values: str
+    bias: str | None
+    eps: float | None
+    scale: str | None
+    shift: str | None
+    slope: float
+
+
+class _CutForm(msgspec.Struct, array_like=True):
+    blocks: list[_BlockForm]
+    reads: list[dict[str, int]]
+    computes: list[bool]
+    outputs: list[str]
+
+
+def to_bytes(cut: Cut) -> bytes:
+    """Return a description as a safetensors file."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def kept(values: np.ndarray) -> str:
+        name = str(len(arrays))
+        arrays[name] = np.ascontiguousarray(values, np.float32)
+        return name
+
+    def kept_if_any(values: np.ndarray | None) -> str | None:
+        return None if values is None else kept(values)
+
+    blocks = [
+        _BlockForm(
+            [
+                _TermForm(term.source, term.weights, fixed=False)
+                if isinstance(term.weights, str)
+                else _TermForm(term.source, kept(term.weights), fixed=True)
+                for term in block.terms
+            ],
+            block.values,
+            kept_if_any(block.bias),
+            block.eps,
+            kept_if_any(block.scale),
+            kept_if_any(block.shift),
+            block.slope,
+        )
+        for block in cut.blocks
+    ]
+    form = _CutForm(blocks, list(map(dict, cut.reads)), list(cut.computes), list(cut.outputs))
+    return save(arrays, {_METADATA: msgspec.json.encode(form).decode()})
+
+
+def from_file(file: Path) -> Cut | None:
+    """Read a description; None where there is none, or none that can be read."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            form = msgspec.json.decode(opened.metadata()[_METADATA], type=_CutForm)
+            arrays: dict[str | None, Any] = {
+                name: opened.get_tensor(name)
+                for name in opened.keys()  # noqa: SIM118 - it is no mapping
+            }
+    except (OSError, SafetensorError, msgspec.MsgspecError, KeyError, TypeError):
+        return None
+    arrays[None] = None
+    blocks = tuple(
+        Block(
+            tuple(
+                Term(term.source, arrays[term.weights] if term.fixed else term.weights)
+                for term in block.terms
+            ),
+            block.values,
+            arrays[block.bias],
+            block.eps,
+            arrays[block.scale],
+            arrays[block.shift],
+            block.slope,
+        )
+        for block in form.blocks
+    )
+    return Cut(blocks, tuple(form.reads), tuple(form.computes), tuple(form.outputs))

@@ -1,0 +1,540 @@
+"""An OpenVINO model cut at its large 3x3x3 convolutions; what that makes, `cut` describes."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+
+from medals_rt.runners.openvino_graphs import import_openvino, name_outputs, port_name
+from medals_rt.runners.winograd.cut import WHOLE, Block, Cut, Term
+from medals_rt.runners.winograd.machine_code import CHANNEL_STEP, Storage
+
+_AXES_DHW: Final = [2, 3, 4]
+_LAST, _FIRST = [0, 2, 3, 4, 1], [0, 4, 1, 2, 3]  # channels from first to last, and back
+_CONSTANT: Final = -1
+
+
+@dataclass
+class _Found:
+    """A block in the graph, before it is cut out."""
+
+    root: Any  # output port: the sum of convolutions, or what is normed
+    out: Any  # output port behind norm and activation
+    convolutions: list[Any] = field(default_factory=list)  # nodes
+    biases: list[np.ndarray] = field(default_factory=list)
+    eps: float | None = None
+    scale: np.ndarray | None = None
+    shift: np.ndarray | None = None
+    slope: float = 1.0
+
+
+def partition(model: Any, storage: Storage, smallest_voxels: int) -> tuple[Cut, list[Any]]:
+    """Cut a model at its convolutions.
+
+    Parameters
+    ----------
+    model
+        An `openvino.Model` of one window, changed by this.
+    storage
+        How volumes are handed over.
+    smallest_voxels
+        Of the volumes whose convolutions are cut out.
+
+    Returns
+    -------
+    cut, models
+        The description, and an `openvino.Model` for each segment; `WHOLE` and the model as it was
+        where it has no convolution that is large enough.
+    """
+    if not any(_is_convolution(node, smallest_voxels) for node in model.get_ops()):
+        return WHOLE, [model]
+    _fold(model)
+    found = _find_blocks(model, smallest_voxels)
+    if not any(block.convolutions for block in found):
+        return WHOLE, [model]
+    return _Cutter(model, storage, found).cut()
+
+
+def _fold(model: Any) -> None:
+    """Compute what follows from shapes, which exporters write as operations.
+
+    Weights in half precision stay as they are: the library unpacks them while it compiles.
+    """
+    from openvino import opset13
+    from openvino.passes import ConstantFolding, Manager
+
+    kept = []
+    for node in model.get_ops():
+        if node.get_type_name() != "Convert":
+            continue
+        if node.input_value(0).get_node().get_type_name() == "Constant":
+            port = node.output(0)
+            instead = opset13.parameter(port.get_partial_shape(), port.get_element_type())
+            for reader in port.get_target_inputs():
+                reader.replace_source_output(instead.output(0))
+            kept.append((instead, node))
+    model.add_parameters([instead for instead, _ in kept])
+    folding = Manager()
+    folding.register_pass(ConstantFolding())
+    folding.run_passes(model)
+    for instead, node in kept:
+        instead.output(0).replace(node.output(0))
+        model.remove_parameter(instead)
+
+
+def _key(port: Any) -> tuple[str, int]:
+    return port.get_node().get_name(), port.get_index()
+
+
+def _readers(port: Any) -> list[Any]:
+    return [each.get_node() for each in port.get_target_inputs()]
+
+
+def _volume(port: Any) -> tuple[int, int] | None:
+    """Channels and voxels of `(1, C, H, W, D)`; None for anything else."""
+    shape = port.get_partial_shape()
+    if shape.rank.is_dynamic or len(shape) != 5 or shape.is_dynamic or shape.to_shape()[0] != 1:
+        return None
+    _, channels, *space = shape.to_shape()
+    return channels, prod(space)
+
+
+def _constant(port: Any) -> np.ndarray | None:
+    node = port.get_node()
+    if node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    return np.array(node.data, np.float32) if node.get_type_name() == "Constant" else None
+
+
+def _by_channel(port: Any, channels: int) -> np.ndarray | None:
+    """Return a constant that has a value for each channel, or one for all, as `(C,)`."""
+    values = _constant(port)
+    if values is None or values.size not in {1, channels}:
+        return None
+    if values.size == channels > 1 and (values.ndim < 4 or values.shape[-4] != channels):
+        return None
+    return np.ascontiguousarray(np.broadcast_to(values.reshape(-1), (channels,)))
+
+
+def _is_convolution(node: Any, smallest_voxels: int) -> bool:
+    if node.get_type_name() != "Convolution":
+        return False
+    made, taken = _volume(node.output(0)), _volume(node.input_value(0))
+    weights = node.input_value(1).get_partial_shape()
+    if made is None or taken is None or weights.is_dynamic or made[1] < smallest_voxels:
+        return False
+    options = node.get_attributes()
+    ones = [1, 1, 1]
+    return (
+        list(weights.to_shape()[2:]) == [3, 3, 3]
+        and made[0] % CHANNEL_STEP == 0
+        and options["strides"] == options["dilations"] == ones
+        and options["pads_begin"] == options["pads_end"] == ones
+        and options["auto_pad"] in {"explicit", "EXPLICIT"}
+    )
+
+
+def _other(node: Any, port: Any) -> Any:
+    """Return the other operand of two."""
+    first, second = node.input_value(0), node.input_value(1)
+    return second if _key(first) == _key(port) else first
+
+
+def _expand(port: Any, found: _Found, smallest_voxels: int) -> bool:
+    """Collect the convolutions and biases whose sum a value is."""
+    node = port.get_node()
+    if _is_convolution(node, smallest_voxels):
+        found.convolutions.append(node)
+        return True
+    if node.get_type_name() != "Add":
+        return False
+    volume = _volume(port)
+    for operand in node.input_values():
+        bias = _by_channel(operand, volume[0]) if volume else None
+        if bias is not None:
+            found.biases.append(bias)
+        elif len(_readers(operand)) != 1 or not _expand(operand, found, smallest_voxels):
+            return False
+    return True
+
+
+def _sum_of(convolution: Any, smallest_voxels: int) -> _Found:
+    """Return the largest sum that a convolution is part of."""
+    port = convolution.output(0)
+    best = _Found(port, port, [convolution])
+    while len(_readers(port)) == 1 and _readers(port)[0].get_type_name() == "Add":
+        port = _readers(port)[0].output(0)
+        wider = _Found(port, port)
+        if not _expand(port, wider, smallest_voxels):
+            break
+        best = wider
+    return best
+
+
+def _follow(found: _Found) -> bool:
+    """Take norm, scale, shift and activation behind a sum into its block, if there are."""
+    channels, _ = _volume(found.root) or (0, 0)
+    port = found.root
+    readers = _readers(port)
+    if len(readers) != 1 or readers[0].get_type_name() != "MVN":
+        return False
+    norm = readers[0]
+    options, axes = norm.get_attributes(), _constant(norm.input_value(1))
+    if (
+        axes is None
+        or axes.tolist() != _AXES_DHW
+        or not options["normalize_variance"]
+        or str(options["eps_mode"]).upper() != "INSIDE_SQRT"
+    ):
+        return False
+    found.eps = float(options["eps"])
+    port = norm.output(0)
+    for kind in ("Multiply", "Add"):
+        readers = _readers(port)
+        if len(readers) != 1 or readers[0].get_type_name() != kind:
+            continue
+        values = _by_channel(_other(readers[0], port), channels)
+        if values is None:
+            break
+        if kind == "Multiply":
+            found.scale = values
+        else:
+            found.shift = values
+        port = readers[0].output(0)
+    readers = _readers(port)
+    if len(readers) == 1 and readers[0].get_type_name() == "PRelu":
+        slope = _constant(readers[0].input_value(1))
+        if slope is not None and slope.size == 1:
+            found.slope = float(slope.reshape(-1)[0])
+            port = readers[0].output(0)
+    found.out = port
+    return True
+
+
+def _find_blocks(model: Any, smallest_voxels: int) -> list[_Found]:
+    """Find blocks in the order in which they are computed."""
+    found: list[_Found] = []
+    taken: set[str] = set()
+    for node in model.get_ordered_ops():
+        if node.get_name() in taken:
+            continue
+        if _is_convolution(node, smallest_voxels) and _wide_enough(node):
+            block = _sum_of(node, smallest_voxels)
+            _follow(block)
+        elif node.get_type_name() == "MVN":
+            port = node.input_value(0)
+            volume = _volume(port)
+            if volume is None or volume[1] < smallest_voxels or volume[0] % CHANNEL_STEP:
+                continue
+            block = _Found(port, port)
+            if len(_readers(port)) != 1 or not _follow(block):
+                continue
+            taken.add(node.get_name())
+        else:
+            continue
+        if block.eps is not None:
+            taken.add(_readers(block.root)[0].get_name())
+        taken.update(each.get_name() for each in block.convolutions)
+        found.append(block)
+    # a sum is computed where the last of its convolutions can be
+    order = {node.get_name(): place for place, node in enumerate(model.get_ordered_ops())}
+    return sorted(found, key=lambda block: order[block.out.get_node().get_name()])
+
+
+def _wide_enough(node: Any) -> bool:
+    """Whether a convolution has the channels to fill a strip; one of two is OpenVINO's."""
+    volume = _volume(node.input_value(0))
+    return volume is not None and volume[0] >= CHANNEL_STEP
+
+
+class _Cutter:
+    """Cuts blocks out of a model, and sorts what is left into segments."""
+
+    def __init__(self, model: Any, storage: Storage, found: Sequence[_Found]) -> None:
+        openvino = import_openvino()
+        self.openvino = openvino
+        self.model = model
+        self.found = found
+        self.stored = openvino.Type.f32 if storage == "float32" else openvino.Type.bf16
+        self.by_out = {_key(block.out): number for number, block in enumerate(found)}
+        self.levels: dict[str, int] = {}
+        self.results: list[dict[str, Any]] = [{} for _ in range(len(found) + 1)]
+        self.inner = self._inner()
+        self.count = 0
+        self.inputs: dict[str, Any] = {}
+
+    def _next(self) -> int:
+        self.count += 1
+        return self.count
+
+    def _inner(self) -> set[str]:
+        """Nodes that blocks replace."""
+        inner: set[str] = set()
+        for block in self.found:
+            port, stop = block.out, {_key(block.root)}
+            pending = [port]
+            while pending:
+                port = pending.pop()
+                node = port.get_node()
+                if not block.convolutions and _key(port) in stop:
+                    continue
+                if node.get_type_name() == "Constant" or node.get_name() in inner:
+                    continue
+                inner.add(node.get_name())
+                if node in block.convolutions or node.get_name() in {
+                    each.get_name() for each in block.convolutions
+                }:
+                    continue
+                pending.extend(node.input_values())
+        return inner
+
+    def level(self, port: Any) -> int:
+        """Return the number of the first segment that can compute a value; -1 for constants."""
+        number = self.by_out.get(_key(port))
+        return self.levels[port.get_node().get_name()] if number is None else number + 1
+
+    def cut(self) -> tuple[Cut, list[Any]]:
+        """Sort what blocks don't replace into segments, and make a model of each."""
+        ordered = self.model.get_ordered_ops()
+        for node in ordered:
+            name = node.get_name()
+            if name in self.inner:
+                continue
+            levels = [self.level(port) for port in node.input_values()]
+            kind = node.get_type_name()
+            own = _CONSTANT if kind == "Constant" else 0 if kind == "Parameter" else max(levels)
+            self.levels[name] = own
+        self._defer(ordered)
+        outputs = {
+            port_name(result.output(0)): result.input_value(0)
+            for result in self.model.get_results()
+        }
+        for name, port in outputs.items():
+            if _key(port) not in self.by_out:
+                self.results[self.level(port)][name] = port
+        blocks = tuple(self._block(number, block) for number, block in enumerate(self.found))
+        reads: list[dict[str, int]] = [{} for _ in self.results]
+        passed: dict[tuple[object, ...], Any] = {}
+        for node in ordered:
+            if node.get_name() not in self.inner and self.levels[node.get_name()] != _CONSTANT:
+                self._feed(node, reads[self.levels[node.get_name()]], passed)
+        for result in self.model.get_results():  # of blocks, now computed from what these made
+            name = port_name(result.output(0))
+            self.results[self.levels[result.get_name()]].setdefault(name, result.input_value(0))
+        models = [self._model(number, results) for number, results in enumerate(self.results)]
+        computes = tuple(map(bool, self.results))
+        return Cut(blocks, tuple(reads), computes, tuple(outputs)), models
+
+    def _feed(
+        self, node: Any, reads: dict[str, int], passed: dict[tuple[object, ...], Any]
+    ) -> None:
+        """Let a node read inputs of its segment where it read what is made elsewhere."""
+        here = self.levels[node.get_name()]
+        for place in node.inputs():
+            port = place.get_source_output()
+            number = self.by_out.get(_key(port))
+            if number is None:
+                made_here = self.level(port) in {_CONSTANT, here}
+                if made_here or port.get_node().get_type_name() == "Parameter":
+                    continue
+                key = (here, _key(port))
+                if key not in passed:
+                    passed[key] = self._passed_on(port)
+                place.replace_source_output(passed[key])
+                continue
+            pooled = self._pooled(node, number, reads)
+            if pooled is None:
+                place.replace_source_output(self._given(port, number, reads))
+            else:
+                self.levels[pooled.get_node().get_name()] = here
+                node.output(0).replace(pooled)
+
+    def _defer(self, ordered: Sequence[Any]) -> None:
+        """Move what needs no volume to the last segment that can compute it.
+
+        What prompts weigh and `F_a` are volumes that are made of little, and read late.
+        """
+        light: set[str] = set()
+        for node in ordered:
+            name = node.get_name()
+            if name not in self.inner and all(map(self._is_light(light), node.input_values())):
+                light.add(name)
+        needed: dict[str, int] = {}
+        for number, block in enumerate(self.found):
+            for port in self._read_by(block):
+                name = port.get_node().get_name()
+                needed[name] = min(number, needed.get(name, number))
+        for node in reversed(ordered):
+            name = node.get_name()
+            if name in self.inner:
+                continue
+            if name in light and name in needed and self.levels[name] != _CONSTANT:
+                self.levels[name] = max(self.levels[name], needed[name])
+            for port in node.input_values():
+                source = port.get_node().get_name()
+                needed[source] = min(self.levels[name], needed.get(source, self.levels[name]))
+
+    def _is_light(self, light: set[str]) -> Callable[[Any], bool]:
+        def check(port: Any) -> bool:
+            node = port.get_node()
+            if node.get_type_name() in {"Constant", "Parameter"}:
+                return True
+            if _key(port) in self.by_out:
+                return False
+            return _volume(port) is None or (node.get_name() in light and len(_readers(port)) == 1)
+
+        return check
+
+    def _read_by(self, block: _Found) -> Iterable[Any]:
+        """List what a block reads of the graph."""
+        if not block.convolutions:
+            yield block.root
+        for node in block.convolutions:
+            yield from node.input_values()
+            joined = node.input_value(0).get_node()
+            if joined.get_type_name() == "Concat":
+                yield from joined.input_values()
+
+    def _block(self, number: int, block: _Found) -> Block:
+        """Describe a block, and let segments return what it reads."""
+        terms = tuple(
+            Term(source, weights)
+            for node in block.convolutions
+            for source, weights in self._terms(number, node)
+        )
+        values = "" if block.convolutions else self._handed(number, block.root)
+        bias = np.add.reduce(block.biases) if block.biases else None
+        return Block(terms, values, bias, block.eps, block.scale, block.shift, block.slope)
+
+    def _terms(self, number: int, node: Any) -> Iterable[tuple[int | str, np.ndarray | str]]:
+        source, weights = node.input_value(0), node.input_value(1)
+        constant = _constant(weights)
+        joined = source.get_node()
+        if (
+            constant is not None
+            and joined.get_type_name() == "Concat"
+            and joined.get_attributes()["axis"] == 1
+            and len(_readers(source)) == 1
+        ):
+            start = 0
+            for part in joined.input_values():
+                width = part.get_partial_shape().to_shape()[1]
+                yield self._source(number, part), constant[:, start : start + width]
+                start += width
+            self.inner.add(joined.get_name())
+        elif constant is not None:
+            yield self._source(number, source), constant
+        else:
+            name = f"weights_{number}_{self._next()}"
+            self.results[self.level(weights)][name] = weights
+            yield self._source(number, source), name
+
+    def _source(self, number: int, port: Any) -> int | str:
+        known = self.by_out.get(_key(port))
+        return self._handed(number, port) if known is None else known
+
+    def _handed(self, number: int, port: Any) -> str:
+        """Let a segment return a volume with its channels last, as it is stored."""
+        from openvino import opset13
+
+        # counted, since the library's own names are others in each process
+        name = f"into_block_{number}_{self._next()}"
+        last = opset13.transpose(port, _LAST)
+        self.results[self.level(port)][name] = opset13.convert(last, self.stored).output(0)
+        return name
+
+    def _given(self, port: Any, number: int, reads: dict[str, int]) -> Any:
+        """Return a segment's input in place of what a block made."""
+        from openvino import opset13
+
+        raw = self._read(number, reads)
+        kind = port.get_element_type()
+        # turned around first, which costs nothing: the plugin's own layout has channels last
+        return opset13.convert(opset13.transpose(raw, _FIRST), kind).output(0)
+
+    def _read(self, number: int, reads: dict[str, int]) -> Any:
+        """Return a block's output as a new input `(1, H, W, D, C)` of a segment."""
+        for name, known in reads.items():
+            if known == number:
+                return self.inputs[name]
+        name = f"block_{number}_{self._next()}"
+        reads[name] = number
+        _, channels, *space = self.found[number].out.get_partial_shape().to_shape()
+        self.inputs[name] = self._parameter(name, [1, *space, channels], self.stored)
+        return self.inputs[name]
+
+    def _pooled(self, node: Any, number: int, reads: dict[str, int]) -> Any | None:
+        """Average blocks of voxels of a block's output; None if it isn't that what a node does.
+
+        By means along one axis after the other, with the channels last as they are: the plugin's
+        own pool would have the volume turned around for it.
+        """
+        from openvino import opset13
+
+        if node.get_type_name() != "AvgPool":
+            return None
+        options = node.get_attributes()
+        kernel, none = options["kernel"], [0, 0, 0]
+        _, channels, *space = self.found[number].out.get_partial_shape().to_shape()
+        if (
+            options["strides"] != kernel
+            or options["pads_begin"] != none
+            or options["pads_end"] != none
+            or any(size % k for size, k in zip(space, kernel, strict=True))
+        ):
+            return None
+        values = opset13.convert(self._read(number, reads), node.get_output_element_type(0))
+        left = [size // k for size, k in zip(space, kernel, strict=True)]
+        for axis in (2, 1, 0):
+            before, behind = prod(space[:axis]) * left[axis], prod(left[axis + 1 :]) * channels
+            rows = opset13.reshape(values, [before, kernel[axis], behind], special_zero=False)
+            values = opset13.reduce_mean(rows, [1], keep_dims=False)
+        pooled = opset13.reshape(values, [1, *left, channels], special_zero=False)
+        return opset13.transpose(pooled, _FIRST).output(0)
+
+    def _passed_on(self, port: Any) -> Any:
+        """Return a value that an earlier segment makes, as an input of this one.
+
+        In bfloat16 where volumes are: the plugin computes what leads to a float32 result in
+        float32, and would convert whole volumes for it.
+        """
+        from openvino import opset13
+
+        results = self.results[self.level(port)]
+        name = next((known for known, kept in results.items() if _key(kept) == _key(port)), "")
+        kind = port.get_element_type()
+        narrow = kind == self.openvino.Type.f32 and not name
+        if not name:
+            name = f"value_{self._next()}"
+            results[name] = opset13.convert(port, self.stored).output(0) if narrow else port
+        passed = self._parameter(name, port.get_partial_shape(), self.stored if narrow else kind)
+        return opset13.convert(passed, kind).output(0) if narrow else passed
+
+    def _parameter(self, name: str, shape: Any, kind: Any) -> Any:
+        from openvino import opset13
+
+        parameter = opset13.parameter(shape, kind, name=name)
+        parameter.output(0).set_names({name})
+        return parameter.output(0)
+
+    def _model(self, number: int, results: dict[str, Any]) -> Any:
+        """Make a model of what leads to a segment's results."""
+        parameters: dict[str, Any] = {}
+        pending = [port.get_node() for port in results.values()]
+        seen: set[str] = set()
+        while pending:
+            node = pending.pop()
+            if node.get_name() in seen:
+                continue
+            seen.add(node.get_name())
+            if node.get_type_name() == "Parameter":
+                parameters[node.get_name()] = node
+            pending.extend(port.get_node() for port in node.input_values())
+        model = self.openvino.Model(
+            [self.openvino.op.Result(port) for port in results.values()],
+            list(parameters.values()),
+            f"{self.model.get_friendly_name()}, {number}",
+        )
+        return name_outputs(model, list(results))

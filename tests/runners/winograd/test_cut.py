@@ -1,0 +1,46 @@
+"""Descriptions that are kept on disk."""
+
+from pathlib import Path
+
+import numpy as np
+
+from medals_rt.runners.winograd.cut import WHOLE, Block, Cut, Term, from_file, to_bytes
+
+
+def test_a_description_comes_back(tmp_path: Path) -> None:
+    weights = np.arange(2 * 27, dtype=np.float32).reshape(2, 1, 3, 3, 3)
+    terms = (Term(0, weights), Term("x", "w"))
+    cut = Cut(
+        (
+            Block((), "into", None, 1e-5, np.ones(2, np.float32), None, 0.01),
+            Block(terms, "", np.zeros(2, np.float32), None, None, None, 1.0),
+        ),
+        ({}, {"block_0_1": 0}, {"block_1_2": 1}),
+        (True, False, True),
+        ("probabilities",),
+    )
+    file = tmp_path / "cut"
+    file.write_bytes(to_bytes(cut))
+    found = from_file(file)
+    assert found is not None
+    assert (found.reads, found.computes, found.outputs) == (cut.reads, cut.computes, cut.outputs)
+    assert to_bytes(found) == to_bytes(cut)
+    term = found.blocks[1].terms[0]
+    assert term.source == 0
+    np.testing.assert_array_equal(term.weights, weights)
+    assert found.blocks[1].terms[1] == Term("x", "w")
+
+
+def test_a_model_left_whole_comes_back(tmp_path: Path) -> None:
+    file = tmp_path / "cut"
+    file.write_bytes(to_bytes(WHOLE))
+    assert from_file(file) == WHOLE
+
+
+def test_what_cannot_be_read_is_made_again(tmp_path: Path) -> None:
+    assert from_file(tmp_path / "absent") is None
+    file = tmp_path / "cut"
+    content = to_bytes(WHOLE)
+    for damaged in (b"", b"not a file", content[:-1], content.replace(b"cut", b"tuc")):
+        file.write_bytes(damaged)
+        assert from_file(file) is None

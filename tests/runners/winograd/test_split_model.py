@@ -1,0 +1,71 @@
+"""Whole passes, cut and uncut: every chain of graphs that the network runs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.choices import Convolution
+from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.spatial_prompts import label_prompts
+from medals_rt.planning.sliding_window import plan_windows
+from medals_rt.runners import openvino
+from tests.paths import ROOT
+
+pytest.importorskip("llvmlite")
+
+
+def predicted(convolution: Convolution, count: int, *, prompted: bool, precision: str = "fp32"):
+    """Probabilities of a made-up window, and how the network says it was run."""
+    rng = np.random.default_rng(5)
+    bundle = Bundle.open(ROOT / "engines" / "demo", verify=False)
+    with StageNetwork.open(
+        bundle, 2, runner="openvino", precision=precision, convolution=convolution
+    ) as network:
+        window = network.spec.window_hwd
+        image = rng.random((1, 1, *window), dtype=np.float32) * 255
+        queries = rng.standard_normal((count, bundle.manifest.embeddings.dim), dtype=np.float32)
+        labels = rng.integers(0, 2 * count, [size // 8 for size in window])
+        for axis in range(3):
+            labels = np.repeat(labels, 8, axis=axis)
+        (prompts,) = label_prompts(
+            labels.astype(np.uint16), plan_windows(window, window), range(1, count + 1), 8
+        )
+        found = network.predict(image, queries, prompts if prompted else None)
+        return np.concatenate([part for _, part in found]), network.info
+
+
+@pytest.mark.parametrize("prompted", [False, True])
+@pytest.mark.parametrize("count", [3, 20])
+def test_a_cut_pass_is_an_uncut_one(count: int, *, prompted: bool) -> None:
+    expected, direct = predicted("direct", count, prompted=prompted)
+    found, winograd = predicted("winograd", count, prompted=prompted)
+    assert (direct.convolution, winograd.convolution) == ("direct", "winograd")
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_it_opens_from_the_cache_and_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path))
+    expected, _ = predicted("winograd", 3, prompted=False)
+    again, _ = predicted("winograd", 3, prompted=False)
+    np.testing.assert_array_equal(again, expected)
+    files = sorted((tmp_path / "openvino").glob("*.blob"), key=lambda file: file.stat().st_size)
+    assert len(files) > 3
+    for file in files:
+        kept = file.read_bytes()
+        file.write_bytes(b"damaged")
+        found, _ = predicted("winograd", 3, prompted=False)
+        np.testing.assert_array_equal(found, expected)
+        file.write_bytes(kept)
+
+
+def test_auto_is_the_librarys_own() -> None:
+    assert openvino._smallest_volume("direct") is None
+    assert openvino._smallest_volume("auto") is None
+    assert openvino._smallest_volume("winograd") == openvino.WINOGRAD_VOXELS
+    _, info = predicted("auto", 1, prompted=False)
+    assert info.convolution == "direct"
