@@ -63,8 +63,8 @@ def split_ending(output: Path) -> str:
     ending = max((each for each in endings if each), key=len, default="")
     if not ending or ending.endswith(_DICOM):
         raise InputError(
-            f"{output.name} holds a segment for each class already; for a file for each name "
-            "another output, such as one that ends in .nii.gz",
+            f"{output.name} holds a segment for each class already; for a file for each give "
+            "the output another format (.nii.gz; in a batch --format nii.gz)",
             code="split-format",
         )
     return ending

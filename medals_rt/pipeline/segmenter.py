@@ -20,6 +20,7 @@ from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.arrays import to_device, to_host
 from medals_rt.common.choices import RUNNER_KINDS, STAGE_NAMES, Convolution, StageNumber
 from medals_rt.common.errors import InputError
+from medals_rt.common.notes import Note, warning
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Spacing
@@ -304,7 +305,13 @@ class Segmenter:
             merged,
             replace(
                 provenance,
-                notes=(*provenance.notes, *prompts.notes, *volume_notes(volume), *spacing_notes),
+                notes=(
+                    *provenance.notes,
+                    *prompts.notes,
+                    *volume_notes(volume),
+                    *spacing_notes,
+                    *_annotation_notes(annotation, options),
+                ),
             ),
             watch.total(),
         )
@@ -435,6 +442,17 @@ def load(
     return Segmenter.open(
         bundle, runner=runner, precision=precision, threads=threads, convolution=convolution
     )
+
+
+def _annotation_notes(annotation: Labels | None, options: SegmentOptions) -> tuple[Note, ...]:
+    """Warn of drawn labels that are no prompts."""
+    if annotation is None or options.refinement != "none":
+        return ()
+    text = (
+        "drawn labels only bound where the fine stage looked: refinement none segments from the "
+        "text alone"
+    )
+    return (warning("annotation-not-shown", text),)
 
 
 def _mask_key(image_dhw: npt.NDArray[np.float32], *, scaled: bool) -> str:

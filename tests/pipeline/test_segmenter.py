@@ -140,6 +140,16 @@ def test_an_annotation_of_one_class_leaves_the_others_to_the_coarse_stage(
     assert (with_it.stage_labels_dhw["fine"] != without.stage_labels_dhw["fine"]).any()
 
 
+def test_an_annotation_that_is_no_prompt_is_told(segmenter: Segmenter, volume: Volume) -> None:
+    drawn = np.zeros(volume.shape_dhw, np.uint8)
+    drawn[3:6, 8:14, 6:12] = 4
+    for refinement, codes in (("none", {"annotation-not-shown"}), ("masked", set())):
+        options = SegmentOptions(refinement=refinement)
+        report = segmenter.segment(volume, ANATOMY, options, spatial_prompts=drawn).report
+        found = {note.code for note in report.notes}
+        assert found & {"annotation-not-shown"} == codes
+
+
 @pytest.mark.parametrize(
     ("shape", "label", "error"),
     [
