@@ -11,7 +11,7 @@ so it is never taken for CuPy by accident.
 """
 
 import os
-from pathlib import Path
+from pathlib import Path as _Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +20,7 @@ if os.environ.get("MEDALS_RT_FAKES") != "1":
     raise ImportError("this is a fake of CuPy, for tests only: take tests/fakes off the path")
 
 # as CuPy does when it is imported
-Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy").mkdir(parents=True, exist_ok=True)
+_Path(os.environ.get("CUPY_CACHE_DIR") or _Path.home() / ".cupy").mkdir(parents=True, exist_ok=True)
 
 from . import cuda  # noqa: F401
 from ._arrays import _aligned, _card, _host, _host_items, _require, ndarray
