@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from filelock import FileLock, Timeout
 
 from medals_rt.common.errors import InputError, OutputError
+from medals_serve.disk import held_bytes
 from medals_serve.problems import ServiceError, not_found
 from medals_serve.settings import ServeSettings
 
@@ -235,7 +236,7 @@ class Sessions:
 
     def drop(self, session: ClientSession, folder: Path) -> None:
         """Remove a folder of a session."""
-        held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        held = held_bytes(folder)
         remove_folder(folder)
         self.release(session, held)
 

@@ -22,6 +22,7 @@ import msgspec
 
 from medals_rt.common.atomic_io import write_json
 from medals_rt.common.errors import InputError
+from medals_serve.disk import held_bytes
 
 OUT_OF_RESOURCES: Final = 0xA700
 CANNOT_UNDERSTAND: Final = 0xC000
@@ -155,7 +156,7 @@ class Spool:
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.rglob(f"{_PARTIAL}*"):
             path.unlink()  # was never acknowledged
-        self._bytes = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        self._bytes = held_bytes(self.folder)
         self._waiting = {each.folder for each in self.series() if _is_open(each)}
 
     def series(self) -> Iterator[SpooledSeries]:
@@ -256,9 +257,7 @@ class Spool:
                     shutil.rmtree(folder, ignore_errors=True)
                 if time.time() - state.at > max(_REMEMBER_S, retain_s):
                     shutil.rmtree(each.folder, ignore_errors=True)
-                self._bytes = sum(
-                    path.stat().st_size for path in self.folder.rglob("*") if path.is_file()
-                )
+                self._bytes = held_bytes(self.folder)
 
 
 def _has_work(series: SpooledSeries, state: State | None) -> bool:

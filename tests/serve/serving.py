@@ -138,7 +138,11 @@ class Running:
     def files(self) -> list[str]:
         """What lies in the sessions' folders."""
         root = self.server.config.app.state.service.sessions.root
-        found = [path.relative_to(root) for path in root.rglob("*")]
+        found = [  # by `os.walk`, which passes over folders that go meanwhile
+            (Path(place) / name).relative_to(root)
+            for place, folders, names in os.walk(root)
+            for name in (*folders, *names)
+        ]
         return sorted(str(path) for path in found if path.name != ".lock")
 
 
