@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from medals_rt.common.choices import Precision
 from medals_rt.common.optional_deps import import_optional
@@ -18,17 +18,22 @@ HANDED_OVER = frozenset({"features", "refined"})
 PROMPT_INDEX = "prompt_index"
 """Input of a chain that looks `F_a` up: `(H, W, D)` int32, ``n + 1`` for class n, 0 for none."""
 
+AXES_DHW: Final = [2, 3, 4]
+"""Of a volume `(1, C, H, W, D)`."""
+
+CHANNELS_LAST: Final = [0, 2, 3, 4, 1]
+CHANNELS_FIRST: Final = [0, 4, 1, 2, 3]
+"""Orders for transposing one to `(1, H, W, D, C)`, and back."""
+
 LARGE_PLANE_VOXELS = 32**3
 """Above it, fp32 norms are computed by sums in steps; up to it the library's are 1e-5 exact."""
 
 SPLIT_VOXELS = 1 << 20
 """Volumes of so many voxels are not joined for a convolution; see `arrange_for_bf16`."""
 
-_AXES_DHW = [2, 3, 4]
 _LONGEST_POOL = 8  # along each axis, so that no sum is of more than 512 values
 _LONGEST_SUM = _LONGEST_POOL**3
 _OUTPUT_NODE = "/sink_port_0"  # as the library itself tells an output's node from its tensor
-_LAST, _FIRST = [0, 2, 3, 4, 1], [0, 4, 1, 2, 3]  # channels from first to last, and back
 
 
 def join_graphs(paths: Sequence[Path]) -> Any:
@@ -145,7 +150,7 @@ def _looked_up(adapted_queries: Any, prompt_features: Any) -> tuple[Any, Any]:
     nothing = opset13.constant([[0.0] * channels], adapted_queries.get_element_type())
     table = opset13.concat([nothing, adapted_queries], 0)
     rows = opset13.unsqueeze(opset13.gather(table, index, 0), 0)
-    return index, opset13.transpose(rows, _FIRST).output(0)
+    return index, opset13.transpose(rows, CHANNELS_FIRST).output(0)
 
 
 def _change_each(model: Any, changes: Mapping[str, Callable[[Any], None]]) -> None:
@@ -207,7 +212,9 @@ def _multiply_rows(product: Any) -> None:
     _, channels, *window = shape.to_shape()
     if flat.is_dynamic or flat.to_shape() != [channels, prod(window)]:
         return
-    voxels = opset13.reshape(opset13.transpose(volume, _LAST), [prod(window), channels], False)
+    voxels = opset13.reshape(
+        opset13.transpose(volume, CHANNELS_LAST), [prod(window), channels], False
+    )
     rows = opset13.matmul(product.input_value(0), voxels, False, True)
     product.output(0).replace(rows.output(0))
 
@@ -237,7 +244,7 @@ def _pools(shape: Any, axes: Any) -> list[list[int]]:
     only large primes divide is left to the library.
     """
     volumes = shape.rank.is_static and len(shape) == 5 and all(axis.is_static for axis in shape)
-    if not volumes or axes.get_type_name() != "Constant" or axes.data.tolist() != _AXES_DHW:
+    if not volumes or axes.get_type_name() != "Constant" or axes.data.tolist() != AXES_DHW:
         return []
     plane = shape.to_shape()[2:]
     if prod(plane) <= LARGE_PLANE_VOXELS:
@@ -262,7 +269,7 @@ def _mean_in_steps(values: Any, pools: Sequence[Sequence[int]]) -> Any:
     none = [0, 0, 0]
     for pool in pools:
         values = opset13.avg_pool(values, pool, none, none, pool, exclude_pad=True)
-    return opset13.reduce_mean(values, _AXES_DHW, keep_dims=True)
+    return opset13.reduce_mean(values, AXES_DHW, keep_dims=True)
 
 
 def _with_channels_last(model: Any) -> Any:
@@ -280,7 +287,7 @@ def _with_channels_last(model: Any) -> Any:
         taken = opset13.parameter([1, *window, channels], openvino.Type.bf16, name=name)
         taken.output(0).set_names({name})
         values = opset13.convert(taken, parameter.get_element_type())
-        parameter.output(0).replace(opset13.transpose(values, _FIRST).output(0))
+        parameter.output(0).replace(opset13.transpose(values, CHANNELS_FIRST).output(0))
         inputs.append(taken)
     outputs = {}
     for result in model.get_results():
@@ -290,7 +297,9 @@ def _with_channels_last(model: Any) -> Any:
             # does not turn around what a norm has written in place.
             ones, none = [1, 1, 1], [0, 0, 0]
             pooled = opset13.max_pool(value, ones, ones, none, none, ones).output(0)
-            value = opset13.convert(opset13.transpose(pooled, _LAST), openvino.Type.bf16).output(0)
+            value = opset13.convert(
+                opset13.transpose(pooled, CHANNELS_LAST), openvino.Type.bf16
+            ).output(0)
         outputs[name] = value
     arranged = openvino.Model(
         [openvino.op.Result(value) for value in outputs.values()], inputs, model.get_friendly_name()

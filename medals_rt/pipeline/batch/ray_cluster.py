@@ -21,7 +21,7 @@ from medals_rt.pipeline.batch.claims import Cells, LocalCells
 from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.records import Entry
 from medals_rt.pipeline.batch.run import Listener, run_batch
-from medals_rt.pipeline.batch.supervision import GRACE_S, Event, rotated, supervise
+from medals_rt.pipeline.batch.supervision import GRACE_S, Event, Teller, rotated, supervise
 from medals_rt.pipeline.options import RunOptions
 
 LOCAL: Final = "local"
@@ -200,8 +200,8 @@ class _Actor:
             teller.tell("raised", error)
 
 
-class _ActorTeller:
-    """Tells the driver what happens, and stops the worker when the driver stops; see `Listener`."""
+class _ActorTeller(Teller):
+    """Tells the driver what happens, and stops the worker when the driver stops."""
 
     def __init__(self, ray: Any, task: _RayTask) -> None:
         self._ray, self._task = ray, task
@@ -212,21 +212,6 @@ class _ActorTeller:
             stop = self._ray.get(self._task.server.tell.remote(self._task.number, event))
         if stop:
             raise KeyboardInterrupt
-
-    def taken(self, index: int) -> None:
-        self.tell("taken", index)
-
-    def started(self, case: BatchCase) -> None:
-        self.tell("started", case)
-
-    def windows(self, stage: str, done: int, total: int) -> None:
-        self.tell("windows", stage, done, total)
-
-    def ended(self, index: int, entry: Entry) -> None:
-        self.tell("ended", index, entry)
-
-    def elsewhere(self, count: int) -> None:
-        """Tell nothing: the driver counts."""
 
 
 class _Actors:

@@ -4,6 +4,7 @@ The same for processes of one machine (`workers`) and actors of a cluster (`ray_
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -35,6 +36,33 @@ class Crew(Protocol):
 
     def stop(self) -> Iterator[tuple[int, Event]]:
         """End all workers, and pass on what they still say."""
+
+
+class Teller(ABC):
+    """A worker's `Listener`: passes on what it hears as events."""
+
+    @abstractmethod
+    def tell(self, *event: object) -> None:
+        """Pass an event on; calls may come from several threads."""
+
+    def taken(self, index: int) -> None:
+        """See `Listener`."""
+        self.tell("taken", index)
+
+    def started(self, case: BatchCase) -> None:
+        """See `Listener`."""
+        self.tell("started", case)
+
+    def windows(self, stage: str, done: int, total: int) -> None:
+        """See `Listener`."""
+        self.tell("windows", stage, done, total)
+
+    def ended(self, index: int, entry: Entry) -> None:
+        """See `Listener`."""
+        self.tell("ended", index, entry)
+
+    def elsewhere(self, count: int) -> None:  # noqa: B027 - what it does is nothing
+        """Tell nothing: who started the workers counts what none of them has settled."""
 
 
 def rotated(own: Sequence[int], count: int) -> list[tuple[int, ...]]:

@@ -24,7 +24,7 @@ from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.records import Entry
 from medals_rt.pipeline.batch.run import Listener, run_batch
 from medals_rt.pipeline.batch.shared_cells import joined_cells
-from medals_rt.pipeline.batch.supervision import GRACE_S, Event, rotated, supervise
+from medals_rt.pipeline.batch.supervision import GRACE_S, Event, Teller, rotated, supervise
 from medals_rt.pipeline.options import RunOptions
 
 
@@ -212,31 +212,16 @@ def _how_it_ended(code: int | None) -> str:
     return f"the process ended with exit code {code}"
 
 
-class _Teller:
-    """Tells the parent what happens; see `Listener`."""
+class _Teller(Teller):
+    """Tells the parent what happens."""
 
     def __init__(self, events: Connection) -> None:
         self._events = events
         self._lock = threading.Lock()
 
-    def tell(self, *what: object) -> None:
+    def tell(self, *event: object) -> None:
         with self._lock:
-            self._events.send(what)
-
-    def taken(self, index: int) -> None:
-        self.tell("taken", index)
-
-    def started(self, case: BatchCase) -> None:
-        self.tell("started", case)
-
-    def windows(self, stage: str, done: int, total: int) -> None:
-        self.tell("windows", stage, done, total)
-
-    def ended(self, index: int, entry: Entry) -> None:
-        self.tell("ended", index, entry)
-
-    def elsewhere(self, count: int) -> None:
-        """Tell nothing: the parent counts what neither of its workers has settled."""
+            self._events.send(event)
 
 
 def _work(task: _Task, events: Connection) -> None:

@@ -7,12 +7,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from medals_rt.runners.openvino_graphs import import_openvino, name_outputs, port_name
+from medals_rt.runners.openvino_graphs import (
+    AXES_DHW,
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    import_openvino,
+    name_outputs,
+    port_name,
+)
 from medals_rt.runners.winograd.cut import WHOLE, Block, Cut, Term
 from medals_rt.runners.winograd.machine_code import CHANNEL_STEP, Storage
 
-_AXES_DHW: Final = [2, 3, 4]
-_LAST, _FIRST = [0, 2, 3, 4, 1], [0, 4, 1, 2, 3]  # channels from first to last, and back
 _CONSTANT: Final = -1
 
 
@@ -184,7 +189,7 @@ def _follow(found: _Found) -> bool:
     options, axes = norm.get_attributes(), _constant(norm.input_value(1))
     if (
         axes is None
-        or axes.tolist() != _AXES_DHW
+        or axes.tolist() != AXES_DHW
         or not options["normalize_variance"]
         or str(options["eps_mode"]).upper() != "INSIDE_SQRT"
     ):
@@ -273,21 +278,19 @@ class _Cutter:
         """Nodes that blocks replace."""
         inner: set[str] = set()
         for block in self.found:
-            port, stop = block.out, {_key(block.root)}
-            pending = [port]
+            convolutions = {node.get_name() for node in block.convolutions}
+            pending = [block.out]
             while pending:
                 port = pending.pop()
                 node = port.get_node()
-                if not block.convolutions and _key(port) in stop:
+                # without convolutions, what is normed is the library's own
+                outside = not convolutions and _key(port) == _key(block.root)
+                name = node.get_name()
+                if outside or node.get_type_name() == "Constant" or name in inner:
                     continue
-                if node.get_type_name() == "Constant" or node.get_name() in inner:
-                    continue
-                inner.add(node.get_name())
-                if node in block.convolutions or node.get_name() in {
-                    each.get_name() for each in block.convolutions
-                }:
-                    continue
-                pending.extend(node.input_values())
+                inner.add(name)
+                if name not in convolutions:
+                    pending.extend(node.input_values())
         return inner
 
     def level(self, port: Any) -> int:
@@ -441,7 +444,7 @@ class _Cutter:
 
         # counted, since the library's own names are others in each process
         name = f"into_block_{number}_{self._next()}"
-        last = opset13.transpose(port, _LAST)
+        last = opset13.transpose(port, CHANNELS_LAST)
         self.results[self.level(port)][name] = opset13.convert(last, self.stored).output(0)
         return name
 
@@ -452,7 +455,7 @@ class _Cutter:
         raw = self._read(number, reads)
         kind = port.get_element_type()
         # turned around first, which costs nothing: the plugin's own layout has channels last
-        return opset13.convert(opset13.transpose(raw, _FIRST), kind).output(0)
+        return opset13.convert(opset13.transpose(raw, CHANNELS_FIRST), kind).output(0)
 
     def _read(self, number: int, reads: dict[str, int]) -> Any:
         """Return a block's output as a new input `(1, H, W, D, C)` of a segment."""
@@ -492,7 +495,7 @@ class _Cutter:
             rows = opset13.reshape(values, [before, kernel[axis], behind], special_zero=False)
             values = opset13.reduce_mean(rows, [1], keep_dims=False)
         pooled = opset13.reshape(values, [1, *left, channels], special_zero=False)
-        return opset13.transpose(pooled, _FIRST).output(0)
+        return opset13.transpose(pooled, CHANNELS_FIRST).output(0)
 
     def _passed_on(self, port: Any) -> Any:
         """Return a value that an earlier segment makes, as an input of this one.
