@@ -90,8 +90,7 @@ def test_unused_sessions_end(tiny_bundle: Bundle, tmp_path: Path, scan: Path) ->
             until(lambda: not session.ended and session.last_used > 0)
             assert client.job(job)["status"] in {"queued", "running"}
             served.gate.set()
-            until(lambda: session.ended)
-            assert served.files() == []
+            until(lambda: session.ended and served.files() == [])
             with pytest.raises(ServedProblemError) as caught:
                 client.job(job)
             assert caught.value.code == "session-unknown"
