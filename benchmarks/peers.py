@@ -556,8 +556,9 @@ def markdown(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {each}" for name, each in report["peers"].items())
     lines = [
         (
-            f"{report['machine']['processor']}, {report['threads']} threads, {report['date']}; "
-            f"median of {report['repetitions']}. Image {report['image']}, labels {report['labels']}."
+            f"{report['machine']['processor']}, {report['threads']} threads, "
+            f"{report['date']}; median of {report['repetitions']}. Image {report['image']}, "
+            f"labels {report['labels']}."
         ),
         f"{versions}.",
         "",
