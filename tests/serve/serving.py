@@ -3,11 +3,12 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ from medals_serve.settings import ServeSettings
 SHAPE = (12, 24, 20)
 SENTENCE = "Liver in abdominal CT"
 RUNNER = {"runner": "onnxruntime", "precision": "fp32"}
+PATIENCE_S = 180.0
+"""Of tests, on machines that are busy."""
 
 
 def image(seed: int = 0) -> npt.NDArray[np.int16]:
@@ -130,20 +133,29 @@ class Running:
     segmenter: HeldSegmenter | None = None
 
     def client(self, **given: Any) -> ServiceClient:
-        return ServiceClient(self.address, timeout_s=60, **given)
+        return ServiceClient(self.address, timeout_s=PATIENCE_S, **given)
 
     def http(self, **given: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.address, timeout=60, **given)
+        return httpx.Client(base_url=self.address, timeout=PATIENCE_S, **given)
 
     def files(self) -> list[str]:
         """What lies in the sessions' folders."""
         root = self.server.config.app.state.service.sessions.root
-        found = [  # by `os.walk`, which passes over folders that go meanwhile
-            (Path(place) / name).relative_to(root)
-            for place, folders, names in os.walk(root)
-            for name in (*folders, *names)
-        ]
-        return sorted(str(path) for path in found if path.name != ".lock")
+        return sorted(str(path.relative_to(root)) for path in lying(root) if path.name != ".lock")
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Its address for a socket."""
+        return "127.0.0.1", int(self.address.rpartition(":")[2])
+
+    @contextmanager
+    def asked(self, request: httpx.Request) -> Iterator[None]:
+        """Send a request as a client that goes when the block ends, answered or not."""
+        lines = [f"{request.method} {request.url.raw_path.decode()} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in request.headers.items()]
+        with socket.create_connection(self.place, PATIENCE_S) as connection:
+            connection.sendall("\r\n".join([*lines, "", ""]).encode() + request.read())
+            yield
 
 
 @contextmanager
@@ -170,16 +182,38 @@ def running(bundle: Bundle, data_dir: Path, **settings: Any) -> Iterator[Running
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:
-            assert started.wait(60)
+            assert started.wait(PATIENCE_S)
             yield Running(address_of(bound).rstrip("/"), server, data_dir, gate, opened[0])
         finally:
             gate.set()
             server.stop_soon()
-            thread.join(60)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()
 
 
-def until(condition: Any, seconds: float = 20.0) -> None:
+def lying(folder: Path) -> list[Path]:
+    """What lies in a folder while others write and remove: folders that go are passed over."""
+    return [
+        Path(place) / name
+        for place, folders, names in os.walk(folder)
+        for name in (*folders, *names)
+    ]
+
+
+def ending(client: ServiceClient, job: Mapping[str, Any], then: Callable[[], object]) -> Any:
+    """Do something while a job is watched, and return the job as it was told last.
+
+    The connection is there before: a server that stops takes no new one.
+    """
+    watched = client.watch(job)
+    state = next(watched)
+    then()
+    for state in watched:  # noqa: B007 - the last one
+        pass
+    return state
+
+
+def until(condition: Any, seconds: float = PATIENCE_S) -> None:
     """Wait for something that is about to be."""
     end = time.monotonic() + seconds
     while not condition():
