@@ -32,6 +32,8 @@ from medals_serve.settings import ServeSettings
 SHAPE = (12, 24, 20)
 SENTENCE = "Liver in abdominal CT"
 RUNNER = {"runner": "onnxruntime", "precision": "fp32"}
+SETTINGS = {"min_free_bytes": 0, "readers": 1}
+"""A process that reads takes seconds to start."""
 PATIENCE_S = 180.0
 """Of tests, on machines that are busy."""
 
@@ -93,7 +95,7 @@ say = lambda line: print(line, flush=True)
 ended = serve(
     RunOptions(bundle=Path(sys.argv[1]), runner="onnxruntime", precision="fp32"),
     host="127.0.0.1", port=0, token_file=None, announce=say, warn=say,
-    data_dir=Path(sys.argv[2]), min_free_bytes=0, **json.loads(sys.argv[3]),
+    data_dir=Path(sys.argv[2]), **json.loads(sys.argv[3]),
 )
 print("ended by", ended, flush=True)
 """
@@ -102,8 +104,9 @@ print("ended by", ended, flush=True)
 @contextmanager
 def child(bundle: Bundle, data: Path, **settings: Any) -> Iterator[tuple[Any, str]]:
     """A server in a process of its own, and its address."""
+    given = json.dumps({**SETTINGS, **settings})
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(bundle.folder), str(data), json.dumps(settings)],
+        [sys.executable, "-c", SCRIPT, str(bundle.folder), str(data), given],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -174,7 +177,7 @@ def running(bundle: Bundle, data_dir: Path, **settings: Any) -> Iterator[Running
     started = threading.Event()
     with bind("127.0.0.1", 0) as bound:
         server = Server(
-            ServeSettings(data_dir=data_dir, **{"min_free_bytes": 0, "grace_s": 5.0, **settings}),
+            ServeSettings(data_dir=data_dir, **{**SETTINGS, "grace_s": 5.0, **settings}),
             RunOptions(bundle=bundle.folder, **RUNNER),
             open_model=open_model,
             announce=started.set,

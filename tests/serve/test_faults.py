@@ -98,7 +98,7 @@ def test_clients_of_all_kinds_at_once(tiny_bundle: Bundle, tmp_path: Path) -> No
     run_job(Job(scan, output, PromptSource(sentences=(SENTENCE,)), options=options))
     expected = output.read_bytes()
     data = tmp_path / "data"
-    with child(tiny_bundle, data, idle_s=8.0) as (process, address):
+    with child(tiny_bundle, data, idle_s=8.0, readers=2) as (process, address):
         for number in range(4):  # what the first use keeps
             live(address, number, scan, expected)
         server = psutil.Process(process.pid)

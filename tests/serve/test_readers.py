@@ -44,6 +44,7 @@ def harmful(request):
         print("noise", flush=True)
     return {"word": word, "pid": os.getpid()}
 
+process.LIBRARIES = ()
 process.READERS = {"image": harmful}
 process.main()
 """
@@ -55,7 +56,7 @@ def harmful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Readers
     (tmp_path / "harmful_reader.py").write_text(HARMFUL, encoding="utf-8")
     monkeypatch.setattr(readers_module, "_MODULE", "harmful_reader")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    found = Readers(ServeSettings(readers=1, read_s=2.0), Metrics())
+    found = Readers(ServeSettings(readers=1, read_s=1.0), Metrics())
     yield found
     found.close()
 

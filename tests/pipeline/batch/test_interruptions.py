@@ -94,7 +94,7 @@ def test_killed_at_random_moments_and_taken_up_again(
 ) -> None:
     out, moment = tmp_path / "out", random.Random(4)  # noqa: S311 - a test's dice
     written: dict[str, int] = {}
-    for _ in range(3):
+    for _ in range(2):
         with started(tiny_bundle, scans, out) as process:
             wait_for_more(process, out, len(written))
             time.sleep(moment.uniform(0, 0.05))

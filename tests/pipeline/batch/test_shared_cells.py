@@ -16,7 +16,7 @@ from medals_rt.pipeline.batch.claims import LocalCells
 from medals_rt.pipeline.batch.find import plan_batch
 from medals_rt.pipeline.batch.shared_cells import SharedCells, remove_leftovers
 from medals_rt.pipeline.options import PromptSource, RunOptions
-from tests.pipeline.batch.helpers import Result, files_below, statuses, write_case
+from tests.pipeline.batch.helpers import Result, batch, files_below, statuses, write_case
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="shared locks are POSIX's")
 
@@ -58,11 +58,6 @@ def running(arguments: list[str]) -> Iterator[None]:
             yield
         finally:
             process.kill()
-
-
-def second(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "medals_rt", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_a_second_shares_the_work_and_takes_up_that_of_a_killed_first(
@@ -122,15 +117,15 @@ def test_another_batch_is_kept_out(tiny_bundle: Bundle, scans: Path, out: Path) 
             ([new, "--reports", reports, "--seed", "1"], reports),
             ([reports], reports),
         ):
-            stopped = second(words(tiny_bundle, scans, *given))
-            assert (stopped.returncode, stopped.stdout) == (2, "")
+            stopped = batch(tiny_bundle.folder, scans, *given, "--no-preview")
+            assert (stopped.exit_code, stopped.stdout) == (2, "")
             assert stopped.stderr == (
                 f"error: another batch, of other cases or options, is writing to {folder}; wait "
                 "until it has ended, or name another folder of outputs\n"
             )
     assert files_below(out) == []
-    after = second(words(tiny_bundle, scans, out))
-    assert after.returncode == 0, after.stderr
+    after = batch(tiny_bundle.folder, scans, out, "--no-preview")
+    assert after.exit_code == 0, after.stderr
 
 
 def test_parts_make_the_whole(run: Callable[..., Result], out: Path) -> None:
