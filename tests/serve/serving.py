@@ -32,8 +32,8 @@ from medals_serve.settings import ServeSettings
 SHAPE = (12, 24, 20)
 SENTENCE = "Liver in abdominal CT"
 RUNNER = {"runner": "onnxruntime", "precision": "fp32"}
-SETTINGS = {"min_free_bytes": 0, "readers": 1}
-"""A process that reads takes seconds to start."""
+SETTINGS = {"min_free_bytes": 0, "readers": 1, "last_events_s": 0.1}
+"""One process that reads, since it takes seconds to start."""
 PATIENCE_S = 180.0
 """Of tests, on machines that are busy."""
 
