@@ -33,8 +33,8 @@ def segmenter(tiny_bundle: Bundle) -> Iterator[Segmenter]:
 @pytest.fixture(scope="module")
 def volume() -> Volume:
     rng = np.random.default_rng(11)
-    image = rng.integers(0, 256, (10, 22, 18), dtype=np.uint8)
-    image[3:9, 8:22, 6:18] = 200
+    image = rng.integers(0, 256, (12, 30, 26), dtype=np.uint8)
+    image[3:9, 8:22, 6:20] = 200
     return Volume(image, (4.0, 4.0, 6.0), name="noise")
 
 
@@ -65,7 +65,7 @@ def test_both_stages_are_recorded(segmenter: Segmenter, volume: Volume) -> None:
     report = segmenter.segment(volume, ANATOMY).report
     assert [stage.name for stage in report.stages] == ["coarse", "fine"]
     coarse, fine = report.stages
-    assert coarse.box_dhw == ((0, 0, 0), volume.shape_dhw)
+    assert coarse.box_dhw == ((0, 0, 0), (12, 30, 26))
     assert (coarse.prompts, fine.prompts) == ("text only", "text and masked spatial prompts")
     assert coarse.passes == coarse.windows
     assert fine.windows < fine.passes <= 2 * fine.windows
@@ -212,7 +212,7 @@ def test_a_case_in_two_windows_is_one_result(
 ) -> None:
     """Both kidneys and the liver, where the policy is made to want two windows."""
     rng = np.random.default_rng(3)
-    volume = Volume(rng.integers(-900, 900, (12, 30, 26)).astype(np.int16), (4.0, 4.0, 6.0))
+    volume = Volume(rng.integers(-900, 900, (8, 18, 16)).astype(np.int16), (4.0, 4.0, 6.0))
     wanted = {"Liver": "soft tissue", "Right kidney": "lung"}
     monkeypatch.setattr(Policy, "window_of", lambda _, key: wanted[key.name])
     heard: list[str] = []
