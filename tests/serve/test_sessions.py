@@ -167,6 +167,28 @@ def test_a_session_that_ends_while_its_job_writes_leaves_nothing(
     assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
 
 
+def test_a_session_that_ends_while_a_job_is_made_runs_none(
+    tiny_bundle: Bundle, tmp_path: Path, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tiny_bundle, tmp_path / "data") as served, served.client() as client:
+        service = served.server.config.app.state.service
+        image = client.upload(scan)
+        make = service._make_job
+
+        def made_too_late(owner: Any, *more: Any) -> Any:
+            job = make(owner, *more)
+            service.end_session(owner)
+            return job
+
+        monkeypatch.setattr(service, "_make_job", made_too_late)
+        with pytest.raises(ServedProblemError) as caught:
+            client.submit(image, SENTENCE)
+        assert caught.value.code == "session-unknown"
+        assert served.files() == []
+        assert served.segmenter is not None
+        assert served.segmenter.cases == service.engine.jobs_waiting == 0
+
+
 def test_an_image_that_goes_while_it_is_read_is_not_kept(
     scan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
