@@ -15,33 +15,18 @@ from pathlib import Path
 from typing import Any, Self
 
 from medals_rt.common.atomic_io import atomic_output
-from medals_rt.common.errors import MedalsError
 from medals_rt.common.optional_deps import missing
+from medals_serve.problems import ServedProblemError
 
 try:
     import httpx
 except ImportError as _error:
     raise missing("the client of the HTTP service", "HTTPX") from _error
 
+__all__ = ["ServedProblemError", "ServiceClient"]
+
 State = dict[str, Any]
 """JSON of the API: see `schemas`, or ``/v1/openapi.json`` of a server."""
-
-
-class ServedProblemError(MedalsError):
-    """The service refused a request, or a job failed.
-
-    Attributes
-    ----------
-    status
-        Of the answer.
-    problem
-        The whole problem (RFC 9457); its `code` is the error's.
-    """
-
-    def __init__(self, problem: Mapping[str, Any]) -> None:
-        super().__init__(str(problem.get("detail", "")), code=str(problem.get("code", "failure")))
-        self.status = int(problem.get("status", 0))
-        self.problem = dict(problem)
 
 
 class ServiceClient:

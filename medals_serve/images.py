@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Final
+from weakref import WeakSet
 
 import numpy as np
 
@@ -117,6 +118,7 @@ class CaseCache:
         self._max_bytes = max_bytes
         self._max_voxels = max_voxels
         self._cases: OrderedDict[str, Case] = OrderedDict()
+        self._forgotten: WeakSet[ServedImage] = WeakSet()
         self._lock = threading.Lock()
         self._reading = threading.Lock()
 
@@ -150,6 +152,8 @@ class CaseCache:
             volume = replace(case.volume, name=stem(shown, FORMATS))
             case = replace(case, volume=volume, path=shown)
             with self._lock:
+                if image in self._forgotten:  # while it was read
+                    return case
                 self._cases[image.name] = case
                 held = sum(each.volume.image_dhw.nbytes for each in self._cases.values())
                 while held > self._max_bytes and self._cases:
@@ -158,8 +162,9 @@ class CaseCache:
             return case
 
     def forget(self, image: ServedImage) -> None:
-        """Keep an image no longer."""
+        """Keep an image no longer, nor again where a job still reads it."""
         with self._lock:
+            self._forgotten.add(image)
             self._cases.pop(image.name, None)
 
 

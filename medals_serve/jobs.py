@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.common.atomic_io import atomic_output, write_json
-from medals_rt.common.errors import InputError, MedalsError
+from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
 from medals_rt.io.format import stem
 from medals_rt.io.registry import FORMATS
@@ -47,14 +47,10 @@ from medals_rt.pipeline.report import RunReport
 from medals_rt.pipeline.segmenter import Result, Segmenter
 from medals_rt.prompts.prompt_set import PromptReading, PromptSet
 from medals_serve.images import CaseCache, ServedImage, ServedMask
-from medals_serve.problems import ServiceError, log_failure, problem_of
+from medals_serve.problems import JobEndedError, ServiceError, log_failure, problem_of
 
 JobStatus: TypeAlias = Literal["queued", "running", "done", "failed", "canceled"]
 OVER: Final = frozenset({"done", "failed", "canceled"})
-
-
-class JobEndedError(MedalsError):
-    """Raised in the middle of a job to end it."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +253,9 @@ class ServedJob:
         except JobEndedError as error:
             self._end("canceled" if error.code == "job-canceled" else "failed", error)
         except Exception as error:  # noqa: BLE001 - the server lives on; the client sees it
+            if self._canceled is not None:  # its folder is gone, as when its session ended
+                self._end("canceled", JobEndedError(self._canceled, code="job-canceled"))
+                return
             log_failure(error)
             self._end("failed", error)
 

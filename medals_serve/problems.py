@@ -1,4 +1,7 @@
-"""Errors as answers (RFC 9457), with the command line's message and code; and in the log."""
+"""The service's own errors, and errors as answers (RFC 9457) and in the log.
+
+An answer has the command line's message and code. All others are in `medals_rt.common.errors`.
+"""
 
 import logging
 import traceback
@@ -7,6 +10,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from medals_rt.common.errors import (
+    CaseError,
     InputError,
     MedalsError,
     MissingDependencyError,
@@ -51,6 +55,47 @@ class ServiceError(MedalsError):
         self.headers = dict(headers or {})
         if retry_after_s is not None:
             self.headers["Retry-After"] = str(retry_after_s)
+
+
+class SeriesChoiceError(CaseError):
+    """A file holds several series, and the one that was asked for, if any, is none of them.
+
+    Attributes
+    ----------
+    choices
+        What `reader_process.describe_series` said.
+    """
+
+    code = "series-choice"
+
+    def __init__(self, message: str, *, code: str, choices: list[dict[str, Any]]) -> None:
+        super().__init__(message, code=code)
+        self.choices = choices
+
+
+class JobEndedError(MedalsError):
+    """Raised in the middle of a job to end it."""
+
+    code = "job-ended"
+
+
+class ServedProblemError(MedalsError):
+    """What a client raises: the service refused a request, or a job failed.
+
+    Attributes
+    ----------
+    status
+        Of the answer.
+    problem
+        The whole problem; its `code` is the error's.
+    """
+
+    code = "served-problem"
+
+    def __init__(self, problem: Mapping[str, Any]) -> None:
+        super().__init__(str(problem.get("detail", "")), code=problem.get("code"))
+        self.status = int(problem.get("status", 0))
+        self.problem = dict(problem)
 
 
 STATUS_OF_CODE: Final[Mapping[str, HTTPStatus]] = {

@@ -16,26 +16,13 @@ from typing import Any, Final
 
 from medals_rt.common.errors import CaseError, MedalsError
 from medals_serve.metrics import Metrics
+from medals_serve.problems import SeriesChoiceError
 from medals_serve.settings import ServeSettings
 
-START_S: Final = 20.0
+START_S: Final = 60.0
 """Seconds that a process may take to start."""
 
 _MODULE: Final = "medals_serve.reader_process"
-
-
-class SeriesChoiceError(CaseError):
-    """A file holds several series, and the one that was asked for, if any, is none of them.
-
-    Attributes
-    ----------
-    choices
-        What `reader_process.describe_series` said.
-    """
-
-    def __init__(self, message: str, *, code: str, choices: list[dict[str, Any]]) -> None:
-        super().__init__(message, code=code)
-        self.choices = choices
 
 
 class Readers:

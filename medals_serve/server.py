@@ -25,9 +25,6 @@ from medals_serve.engine import JobEngine
 from medals_serve.metrics import Metrics
 from medals_serve.settings import ServeSettings
 
-_LAST_EVENTS_S: Final = 1.0
-"""Seconds in which watchers of jobs read how these ended."""
-
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -212,5 +209,5 @@ class Server(uvicorn.Server):
                 f"a job runs; it has {self._settings.grace_s:g} s to end (once more: at once)"
             )
         await anyio.to_thread.run_sync(self.engine.stop, self._settings.grace_s)
-        await asyncio.sleep(_LAST_EVENTS_S)
+        await asyncio.sleep(self._settings.last_events_s)
         self.should_exit = True

@@ -29,8 +29,8 @@ from medals_serve.images import (
 )
 from medals_serve.jobs import JobRequest, ServedJob
 from medals_serve.metrics import Metrics
-from medals_serve.problems import ServiceError
-from medals_serve.readers import Readers, SeriesChoiceError
+from medals_serve.problems import SeriesChoiceError, ServiceError
+from medals_serve.readers import Readers
 from medals_serve.sessions import ClientSession, Sessions, remove_folder
 from medals_serve.settings import ServeSettings
 
@@ -88,7 +88,7 @@ class Service:
     def end_session(self, owner: ClientSession) -> None:
         """End a session and forget its images."""
         self.sessions.end(owner)
-        for image in owner.images.values():
+        for image in tuple(owner.images.values()):
             self.cases.forget(image)
 
     def end_idle_sessions(self) -> None:
@@ -262,10 +262,10 @@ class Service:
     def delete_image(self, owner: ClientSession, image: ServedImage) -> None:
         """Delete an image with its masks and jobs."""
         owner.images.pop(image.name, None)
-        for job in [each for each in owner.jobs.values() if each.image is image]:
+        for job in [each for each in tuple(owner.jobs.values()) if each.image is image]:
             job.cancel()
             owner.jobs.pop(job.name, None)
-        for mask in [each for each in owner.masks.values() if each.image == image.name]:
+        for mask in [each for each in tuple(owner.masks.values()) if each.image == image.name]:
             owner.masks.pop(mask.name, None)
         self.cases.forget(image)
         self.sessions.drop(owner, image.folder)
@@ -324,13 +324,15 @@ class Service:
         folder = image.folder / secrets.token_hex(8)
         try:
             job = await self.in_thread(self._make_job, owner, folder, image, mask, asked)
+            owner.jobs[job.name] = job  # from here on, whoever ends the session cancels it
             owner.image(image.name)  # still there
+            owner.check_open()
             self.engine.submit(job)
         except BaseException:
+            owner.jobs.pop(folder.name, None)
             remove_folder(folder)
             owner.check_open()
             raise
-        owner.jobs[job.name] = job
         return job
 
     def delete_job(self, owner: ClientSession, job: ServedJob) -> None:

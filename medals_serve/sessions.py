@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 _Owned = TypeVar("_Owned")
 
 _LOCK: Final = ".lock"
+_REMOVED: Final = ".removed-"
+"""How names of folders begin that are about to go."""
+_REMOVALS: Final = 4
 RETRY_S: Final = 30
 
 
@@ -111,7 +114,7 @@ class ClientSession:
     @property
     def is_busy(self) -> bool:
         """Whether one of its jobs waits or runs, or a request is being answered."""
-        return self.requests > 0 or any(not job.is_over for job in self.jobs.values())
+        return self.requests > 0 or any(not job.is_over for job in tuple(self.jobs.values()))
 
 
 def _named(known: dict[str, _Owned], name: str, what: str) -> _Owned:
@@ -236,16 +239,14 @@ class Sessions:
 
     def drop(self, session: ClientSession, folder: Path) -> None:
         """Remove a folder of a session."""
-        held = held_bytes(folder)
-        remove_folder(folder)
-        self.release(session, held)
+        self.release(session, remove_folder(folder))
 
     def end(self, session: ClientSession) -> None:
         """End a session: its jobs are canceled and its data removed."""
         with self._guard:
             session.ended = True
             self._by_digest.pop(session.digest, None)
-        for job in session.jobs.values():
+        for job in tuple(session.jobs.values()):
             job.cancel()
         remove_folder(session.folder)
 
@@ -285,12 +286,30 @@ def _no_room(message: str) -> ServiceError:
     )
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a folder with all in it; a job that still writes to it may make it take two tries."""
-    for _ in range(3):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
+def remove_folder(folder: Path) -> int:
+    """Remove a folder with all in it, whoever writes to it meanwhile; return the bytes it held.
+
+    It loses its name first: what a job or a reader opens from then on fails, so that nothing comes
+    after what is removed. A file that was being opened at that moment takes a second try.
+
+    Raises
+    ------
+    OSError
+        It can't be removed.
+    """
+    nameless = folder.with_name(_REMOVED + secrets.token_hex(8))
+    try:
+        folder.rename(nameless)
+    except FileNotFoundError:  # it is gone, or goes with a folder around it
+        return 0
+    held = held_bytes(nameless)
+    for _ in range(_REMOVALS - 1):
+        shutil.rmtree(nameless, ignore_errors=True)
+        if not nameless.exists():
+            return held
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(nameless)
+    return held
 
 
 def _digest(secret: str) -> bytes:
@@ -324,11 +343,14 @@ def _remove_leftovers(base: Path) -> None:
     """Remove what servers that were killed left behind; those that run hold a lock."""
     for folder in base.iterdir():
         lock = folder / _LOCK
-        if not lock.is_file() or folder.is_symlink():
+        if folder.is_symlink():
             continue
-        try:
-            with FileLock(lock, timeout=0):
-                pass
-        except Timeout:
-            continue
+        if not folder.name.startswith(_REMOVED):
+            if not lock.is_file():
+                continue
+            try:
+                with FileLock(lock, timeout=0):
+                    pass
+            except Timeout:
+                continue
         remove_folder(folder)

@@ -53,6 +53,8 @@ class ServeSettings:
         once.
     grace_s
         Seconds that a running job has to finish when the server is told to stop.
+    last_events_s
+        Seconds after that in which watchers of jobs read how these ended.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -81,3 +83,4 @@ class ServeSettings:
     read_bytes: int = 8 * GIB
     readers: int = 2
     grace_s: float = 20.0
+    last_events_s: float = 1.0

@@ -7,7 +7,8 @@ set -u
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 
-# A processor of 2013. OpenVINO takes no such cap: tests.fakes.no_bf16 stands for it below.
+# A processor of 2013. OpenVINO takes no such cap: tests.fakes.no_bf16 stands for it below, in this
+# process alone. All else is inherited by the processes that tests start.
 export OPENBLAS_CORETYPE=Haswell ATEN_CPU_CAPABILITY=avx2
 # What even root can't make; caches have to lie elsewhere.
 export HOME=/proc/no/home

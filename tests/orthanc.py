@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import shutil
 import socket
 import subprocess
@@ -20,7 +21,7 @@ DICOMWEB: Final = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 USER: Final = "reader"
 PASSWORD: Final = "between-us-only"  # noqa: S105 - of a server that ends with the test
 TITLE: Final = "ORTHANC"
-_STARTS_WITHIN_S: Final = 60
+_STARTS_WITHIN_S: Final = 180
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,12 @@ class Orthanc:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody has, below those that systems lend: nobody is given it meanwhile."""
+    while True:
+        port = random.randrange(20_000, 32_000)  # noqa: S311 - no secret
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextlib.contextmanager
@@ -116,7 +120,7 @@ def running_orthanc(folder: Path, modalities: Mapping[str, Any] | None = None) -
             yield orthanc
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(180)
 
 
 def _wait_until_up(orthanc: Orthanc, process: subprocess.Popen[bytes]) -> None:

@@ -38,8 +38,8 @@ NEEDS_TENSORRT_RTX = {"rtx-workstation.md"}
 """Pages whose commands build engines: the extra 'rtx' isn't published for every machine."""
 MADE_HERE = {"your-own-checkpoint.md": "engines/medal-s"}
 """What a page makes itself, so that it must not be there."""
-SLOW = {"your-own-checkpoint.md"}
-"""Pages whose commands take long also on the smallest model."""
+SLOW = {"add-a-runner.md", "cpu.md", "rtx-workstation.md", "your-own-checkpoint.md"}
+"""Pages whose commands take long also on the smallest model; their options are checked below."""
 RELEASED = {
     1: "nano_UNet_CVPR2025_crop_size_224_224_128_spacing_1.5_1.5_3.0_step_358600.pth",
     2: "nano_UNet_CVPR2025_crop_size_192_192_192_spacing_1.0_1.0_1.0_step_341300.pth",

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,6 +143,14 @@ def test_the_listing_shows_the_way_of_a_case() -> None:
     assert len(entries) <= MOST_ENTRIES, sorted(entries)
     folders = {Path(name).stem for name in entries if not name.startswith("__")} - {"py"}
     assert folders == set(ORDER)
+
+
+def test_the_places_of_changes_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("### Where a change belongs")[2].partition("The path of a case")[0]
+    places = re.findall(r"`([\w./]+/[\w./]+)`", table)
+    assert len(places) > 20
+    assert [place for place in places if not (ROOT / "medals_rt" / place).exists()] == []
 
 
 def test_the_package_docstring_lists_the_order() -> None:

@@ -21,7 +21,7 @@ from medals_rt.planning.cost import (
     with_seconds,
     with_time_budget,
 )
-from medals_rt.planning.geometry import spacing_for, spacing_of_volume
+from medals_rt.planning.image_spacing import spacing_for, spacing_of_volume
 from medals_rt.planning.pass_timings import recall
 from medals_rt.prompts.classes import ClassKey, by_exact_name, classes_of
 from medals_rt.runners.selection import choose, precisions

@@ -42,7 +42,7 @@ from medals_rt.pipeline.window_groups import (
     progress_of,
 )
 from medals_rt.planning import pass_timings
-from medals_rt.planning.geometry import spacing_of_volume
+from medals_rt.planning.image_spacing import spacing_of_volume
 from medals_rt.planning.memory import (
     case_bytes,
     count_weights,

@@ -1,4 +1,4 @@
-"""Which spacing, shape and windows a stage works on, and which box the fine stage looks at.
+"""Which resampling, shape and windows a stage works with, and which box the fine stage looks at.
 
 Pure functions of shapes and spacings. The release computes in float32 and its rules are full of
 thresholds, so every step here keeps its types: spacings are float32 scalars, targets stay Python
@@ -12,24 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from medals_rt.bundle.stage_spec import StageSpec
-from medals_rt.common.choices import BODY_MODALITIES
-from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import Box, Shape, Spacing
-from medals_rt.io.volume import Volume
+from medals_rt.planning.image_spacing import SMALLEST_MEANT_SPACING, spacing_of, swapped
 from medals_rt.planning.policy import CaseRules, Preset, Resampling
 from medals_rt.planning.sliding_window import HALF_OVERLAP, Window, padded_shape, plan_windows
 
 _Number: TypeAlias = float | np.float32
 _Values: TypeAlias = Sequence[_Number] | Sequence[float] | npt.NDArray[np.float32]
 
-_SMALLEST_MEANT_SPACING = 0.1
-_SWAPPED_SPACING_ABOVE = 0.5
 _LARGEST_AXIS_HWD = (1000, 1000, 700)
 _LARGEST_RATIO_TO_TARGET = 3
 _MEMORY_BOUND_SCALE = 1.8
@@ -37,8 +33,6 @@ _BOUNDED_AXIS_SCALE = 1.9
 _SEPARATE_AXIS_ABOVE = 3.0
 _ENLARGEMENT_BASE = 1.25
 _LARGEST_ENLARGEMENT = 50
-_LARGEST_BODY_SPACING_MM = 20.0
-_LARGEST_BODY_ANISOTROPY = 30.0
 
 
 @dataclass(frozen=True)
@@ -73,97 +67,6 @@ class StageGeometry:
     iterations: int
 
 
-def spacing_for(
-    shape_dhw: Sequence[int],
-    spacing_hwd_mm: Sequence[float],
-    *,
-    geometry_is_stated: bool,
-    preset: Preset,
-    modality: str,
-) -> tuple[Spacing, tuple[Note, ...]]:
-    """Decide which spacing an image has, and say what is doubtful about it.
-
-    A file that states its geometry is believed. One that holds three bare numbers, and under some
-    presets every file, is repaired as the authors' code does (`clean_spacing`).
-
-    Parameters
-    ----------
-    shape_dhw
-        Shape of the image, canonical order.
-    spacing_hwd_mm
-        Its spacing as read, canonical order.
-    geometry_is_stated
-        Whether the file names its axes (NIfTI, NRRD, DICOM) or holds bare numbers (`.npz`).
-    preset
-        Whether a stated geometry is repaired too.
-    modality
-        Of the image: what can't be a body's spacing may be a microscope's.
-
-    Returns
-    -------
-    spacing_hwd_mm
-        The spacing to work with, in mm, rounded to float32.
-    notes
-        Warnings of what was repaired, and of what can't be the spacing of a body.
-    """
-    spacing = _floats(np.asarray(spacing_hwd_mm, dtype=np.float32))
-    notes: list[Note] = []
-    if preset.repairs_stated_spacing or not geometry_is_stated:
-        stored, spacing = spacing, clean_spacing(shape_dhw, spacing_hwd_mm)
-        if spacing != stored:
-            notes.append(_repair_note(stored, spacing, geometry_is_stated=geometry_is_stated))
-    if modality in BODY_MODALITIES:
-        notes += _doubts(spacing)
-    return spacing, tuple(notes)
-
-
-def spacing_of_volume(
-    volume: Volume, preset: Preset, modality: str
-) -> tuple[Spacing, tuple[Note, ...]]:
-    """Decide which spacing a volume has; see `spacing_for`."""
-    return spacing_for(
-        volume.shape_dhw,
-        volume.spacing_hwd_mm,
-        geometry_is_stated=volume.geometry_is_stated,
-        preset=preset,
-        modality=modality,
-    )
-
-
-def clean_spacing(shape_dhw: Sequence[int], stored_spacing_hwd: Sequence[float]) -> Spacing:
-    """Repair the spacing that a challenge file stores (rule 4.1).
-
-    Values under 0.1 become 1. If the image's shortest axis is not the axis of the largest spacing
-    and that spacing is over 0.5, the two spacings are swapped: the file had them in another order.
-
-    Parameters
-    ----------
-    shape_dhw
-        Shape of the image in file order.
-    stored_spacing_hwd
-        The three numbers as stored, read as (H, W, D), in mm.
-
-    Returns
-    -------
-    tuple of float
-        Spacing (H, W, D) in mm, rounded to float32.
-    """
-    spacing = np.array(stored_spacing_hwd, dtype=np.float64)[[2, 0, 1]]
-    spacing[spacing < _SMALLEST_MEANT_SPACING] = 1.0
-    return _floats(_swapped(shape_dhw, spacing).astype(np.float32)[[1, 2, 0]])
-
-
-def _swapped(shape: Sequence[int], spacing: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Move the largest spacing to the shortest axis, where it is over 0.5 (rule 4.1).
-
-    Of several shortest axes, or of several largest spacings, the first in the order given counts.
-    """
-    shortest, coarsest = int(np.argmin(shape)), int(np.argmax(spacing))
-    if shortest != coarsest and spacing[coarsest] > _SWAPPED_SPACING_ABOVE:
-        spacing[[shortest, coarsest]] = spacing[[coarsest, shortest]]
-    return spacing
-
-
 def plan_stage(
     shape_hwd: Sequence[int],
     spacing_hwd: Sequence[float],
@@ -179,7 +82,7 @@ def plan_stage(
     shape_hwd
         Shape of the image, or of the region of interest.
     spacing_hwd
-        Its spacing in mm, from `spacing_for`.
+        Its spacing in mm, from `image_spacing.spacing_for`.
     spec, rules, preset
         The model, what the classes decide (`Policy.rules`), and how resampling is meant.
     overlap
@@ -194,8 +97,8 @@ def plan_stage(
     padded = padded_shape(resampled, spec.window_hwd)
     return StageGeometry(
         spec=spec,
-        spacing_hwd_mm=_floats(spacing),
-        target_spacing_hwd_mm=_floats(target),
+        spacing_hwd_mm=spacing_of(spacing),
+        target_spacing_hwd_mm=spacing_of(target),
         input_shape_hwd=shape,
         resampled_shape_hwd=resampled,
         padded_shape_hwd=padded,
@@ -225,7 +128,7 @@ def region_of_interest(
     shape_dhw
         Shape of the whole image, file order.
     spacing_hwd
-        Its spacing in mm, from `spacing_for`, in model order as everywhere.
+        Its spacing in mm, from `image_spacing.spacing_for`, in model order as everywhere.
     fine, rules, preset
         As for `plan_stage`. The release preset bends the spacing by the *whole* image's shape.
 
@@ -290,8 +193,8 @@ def _bent_spacing(
     """
     spacing = spacing.copy()
     if resampling.repairs_box:
-        spacing[spacing <= np.float32(_SMALLEST_MEANT_SPACING)] = 1.0
-        spacing = _swapped(shape, spacing)
+        spacing[spacing <= np.float32(SMALLEST_MEANT_SPACING)] = 1.0
+        spacing = swapped(shape, spacing)
     target: list[_Number] = list(spec.spacing_hwd_mm)
     for axis, (d, p) in enumerate(zip(shape, spec.window_hwd, strict=True)):
         s = _axis_spacing(
@@ -407,50 +310,6 @@ def _bounded(
     return bounded
 
 
-def _repair_note(stored: Spacing, used: Spacing, *, geometry_is_stated: bool) -> Note:
-    """Return the note on the spacing used in place of the one that was read, and why."""
-    believed = tuple(1.0 if value < _SMALLEST_MEANT_SPACING else value for value in stored)
-    what = []
-    if believed != stored:
-        what.append(f"values under {_SMALLEST_MEANT_SPACING:g} were taken as 1")
-    if used != believed:
-        what.append("the largest was moved to the axis of the fewest voxels")
-    why = (
-        "the preset repairs every file's spacing"
-        if geometry_is_stated
-        else "the file names no axes"
-    )
-    return warning(
-        "spacing-repaired",
-        f"spacing (H, W, D) {_listed(stored)} mm is used as {_listed(used)}: "
-        f"{' and '.join(what)} ({why})",
-    )
-
-
-def _doubts(spacing: Spacing) -> list[Note]:
-    """Warn of a spacing that no scan of a body has."""
-    low, middle, high = sorted(spacing)
-    if low < _SMALLEST_MEANT_SPACING:
-        what = f"under {_SMALLEST_MEANT_SPACING:g} mm"
-    elif middle > _LARGEST_BODY_SPACING_MM:
-        what = f"over {_LARGEST_BODY_SPACING_MM:g} mm along two axes"
-    elif high / low > _LARGEST_BODY_ANISOTROPY:
-        what = f"more than {_LARGEST_BODY_ANISOTROPY:g} times as coarse along one axis as another"
-    else:
-        return []
-    text = f"spacing (H, W, D) {_listed(spacing)} mm is {what}: is it in millimeters?"
-    return [warning("spacing-implausible", text)]
-
-
-def _listed(spacing: Spacing) -> str:
-    return ", ".join(f"{value:.4g}" for value in spacing)
-
-
 def _shape(values: Iterable[int]) -> Shape:
     h, w, d = (int(value) for value in values)
-    return h, w, d
-
-
-def _floats(values: _Values) -> Spacing:
-    h, w, d = (float(value) for value in values)
     return h, w, d

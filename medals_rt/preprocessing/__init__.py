@@ -1,1 +1,5 @@
-"""From stored values to what the network sees: intensities and resampling."""
+"""From stored values to what the network sees: intensities and resampling.
+
+Which class is seen in which intensity window, and a window's width and level, say the rules in
+``planning/policy.toml``.
+"""

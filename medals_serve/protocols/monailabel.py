@@ -220,7 +220,9 @@ async def infer(
 ) -> Response:
     """Segment the image of a session, or one that is sent along."""
     if output == "dicom_seg":
-        raise CaseError("DICOM results are to be had under /v1; ask for image", code="output")
+        raise CaseError(
+            "DICOM results are to be had under /v1; ask for image", code="output-not-offered"
+        )
     if session_id:
         owner, state = found(service, session_id, _Opened, what="session")
         with owner.in_use():

@@ -51,7 +51,7 @@ def test_signals_end_a_real_process(number: int, code: int, said: str) -> None:
         "import sys, time, medals_rt.pipeline.job\n"
         "def wait(*_):\n"
         "    print('ready', flush=True)\n"
-        "    time.sleep(60)\n"
+        "    time.sleep(180)\n"
         "medals_rt.pipeline.job.run_job = wait\n"
         "sys.argv = ['medals-rt', 'run', '--input', 'x.npz']\n"
         "from medals_rt.cli import main\n"
@@ -62,7 +62,7 @@ def test_signals_end_a_real_process(number: int, code: int, said: str) -> None:
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=180)
     assert process.returncode == code
     assert said in errors
     assert "Traceback" not in errors

@@ -67,6 +67,7 @@ def test_every_graph_was_verified_in_every_library(tiny_bundle):
         assert record.prompt_counts == PROMPT_COUNTS.get(record.graph, (1, 3))
 
 
+@pytest.mark.slow  # traces every graph again; storing in fp16 alone is tested in test_onnx_graphs
 def test_the_same_from_files_in_fp16(tiny_bundle, tmp_path):
     for stage in (1, 2):
         loaded = tiny_checkpoint(stage)

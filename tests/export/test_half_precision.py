@@ -27,7 +27,8 @@ IN_FP32 = {"InstanceNormalization", "LayerNormalization", "Softmax", "Sigmoid", 
 RUNNERS = {"fp16": ("openvino", "onnxruntime"), "bf16": ("openvino",)}
 
 
-@pytest.fixture(scope="module", params=["fp16", "bf16"])
+# the traces of bf16 take another ten seconds, and go through the same code
+@pytest.fixture(scope="module", params=["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 def traced(request):
     """A stage's graphs in one of the half precisions."""
     plans = graph_plans(tiny_checkpoint(2).model, ARITHMETICS[request.param])

@@ -20,6 +20,8 @@ def pytest_configure():
         return found
 
     def compile_in_float32(core, model, *given, **options):
+        if not isinstance(model, openvino.Model):  # a file
+            model = core.read_model(model)
         without_bf16(model)
         return compile_model(core, model, *given, **options)
 

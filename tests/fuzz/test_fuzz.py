@@ -13,7 +13,6 @@ from tests.fuzz.mutations import BLIND, inside_gzip, inside_zip, mutate
 from tests.fuzz.targets import TARGETS, Target
 from tests.paths import ROOT
 
-INPUTS = 600
 SEED = 20261124
 REFUSED_LATE = {"manifest": "lacks", "dicom file": "slice"}
 """Seeds that are valid but not enough: a manifest without its graphs, one slice of a series."""
@@ -30,7 +29,7 @@ def feed(path):
 
 target = Target("made up", ".bin", lambda folder: [b"seed"], feed)
 watch.TARGETS = (target,)
-watch.SECONDS_PER_INPUT = 1
+watch.SECONDS_PER_INPUT = {seconds}
 for found in watch.attack((), 1, 1):
     print(found.what)
 """
@@ -50,11 +49,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_hostile_files_do_no_harm() -> None:
-    done = run("-m", "tests.fuzz", "--inputs", str(INPUTS), "--seed", str(SEED))
+@pytest.mark.parametrize("inputs", [150, pytest.param(600, marks=pytest.mark.slow)])
+def test_hostile_files_do_no_harm(inputs: int) -> None:
+    done = run("-m", "tests.fuzz", "--inputs", str(inputs), "--seed", str(SEED))
 
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert f"{INPUTS} inputs" in done.stdout
+    assert f"{inputs} inputs" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_hostile_files_do_no_harm() -> None:
     ],
 )
 def test_the_watch_notices(body: str, seen: str) -> None:
-    done = run("-c", WATCHED.format(body=body))
+    done = run("-c", WATCHED.format(body=body, seconds=1 if "sleep" in body else 60))
 
     assert seen in done.stdout, done.stdout + done.stderr
 

@@ -23,6 +23,7 @@ from tests.pipeline.batch.helpers import batch, write_case
 ORGANS = {"1": "Liver in abdominal CT", "4": "Right kidney in abdominal CT"}
 LESION = {"7": "Adrenocortical carcinoma in abdominal CT"}
 BOTH = {**ORGANS, "instance_label": 0, "lesions": LESION}
+PROBABILITY = SegmentOptions(keep_probability=True)
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +35,15 @@ def segmenter(tiny_bundle: Bundle) -> Iterator[Segmenter]:
 @pytest.fixture(scope="module")
 def volume() -> Volume:
     rng = np.random.default_rng(11)
-    image = rng.integers(0, 256, (12, 30, 26), dtype=np.uint8)
-    image[3:9, 8:22, 6:20] = 200
+    image = rng.integers(0, 256, (10, 22, 18), dtype=np.uint8)
+    image[3:9, 8:22, 6:18] = 200
     return Volume(image, (4.0, 4.0, 6.0), name="noise")
 
 
 @pytest.fixture(scope="module")
 def alone(segmenter: Segmenter, volume: Volume) -> tuple[Result, Result]:
-    organs = segmenter.segment(volume, ORGANS)
-    lesions = segmenter.segment(volume, {**LESION, "instance_label": 1})
+    organs = segmenter.segment(volume, ORGANS, PROBABILITY)
+    lesions = segmenter.segment(volume, {**LESION, "instance_label": 1}, PROBABILITY)
     assert ((organs.labels_dhw > 0) & (lesions.labels_dhw > 0)).any()
     return organs, lesions
 
@@ -50,9 +51,12 @@ def alone(segmenter: Segmenter, volume: Volume) -> tuple[Result, Result]:
 def test_each_pass_is_what_it_is_alone_and_lesions_lie_over_organs(
     segmenter: Segmenter, volume: Volume, alone: tuple[Result, Result]
 ) -> None:
+    """The probability is that of the class that is seen."""
     organs, lesions = alone
     heard: list[str] = []
-    result = segmenter.segment(volume, BOTH, progress=lambda stage, *_: heard.append(stage))
+    result = segmenter.segment(
+        volume, BOTH, PROBABILITY, progress=lambda stage, *_: heard.append(stage)
+    )
     for one, name in ((organs, "organs"), (lesions, "lesions")):
         for stage, labels in one.stage_labels_dhw.items():
             np.testing.assert_array_equal(result.stage_labels_dhw[f"{name}: {stage}"], labels)
@@ -61,6 +65,8 @@ def test_each_pass_is_what_it_is_alone_and_lesions_lie_over_organs(
     np.testing.assert_array_equal(result.labels_dhw, expected)
     assert result.instances_dhw is not None
     np.testing.assert_array_equal(result.instances_dhw, lesions.instances_dhw)
+    probability = np.where(covers, lesions.probability_dhw, organs.probability_dhw)
+    np.testing.assert_array_equal(result.probability_dhw, probability)
     report = result.report
     assert list(dict.fromkeys(heard)) == [each.name for each in report.stages]
     assert [each.name for each in report.stages] == list(result.stage_labels_dhw)
@@ -74,18 +80,6 @@ def test_each_pass_is_what_it_is_alone_and_lesions_lie_over_organs(
     covered = int(np.count_nonzero(covers & (organs.labels_dhw > 0)))
     (note,) = (each for each in report.notes if each.code == "lesions-over-organs")
     assert f"{covered:,} voxels" in note.text
-
-
-def test_probabilities_are_those_of_the_class_that_is_seen(
-    segmenter: Segmenter, volume: Volume
-) -> None:
-    options = SegmentOptions(keep_probability=True)
-    organs, lesions, both = (
-        segmenter.segment(volume, prompts, options)
-        for prompts in (ORGANS, {**LESION, "instance_label": 1}, BOTH)
-    )
-    expected = np.where(lesions.labels_dhw > 0, lesions.probability_dhw, organs.probability_dhw)
-    np.testing.assert_array_equal(both.probability_dhw, expected)
 
 
 def test_an_annotation_goes_to_the_pass_of_its_label(
@@ -104,7 +98,7 @@ def test_organs_in_two_windows_and_lesions(
     segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(3)
-    volume = Volume(rng.integers(-900, 900, (12, 30, 26)).astype(np.int16), (4.0, 4.0, 6.0))
+    volume = Volume(rng.integers(-900, 900, (8, 18, 16)).astype(np.int16), (4.0, 4.0, 6.0))
     wanted = {"Liver": "soft tissue", "Right kidney": "lung"}
     monkeypatch.setattr(Policy, "window_of", lambda _, key: wanted.get(key.name, "soft tissue"))
     organs = segmenter.segment(volume, ORGANS)

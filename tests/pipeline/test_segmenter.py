@@ -212,7 +212,7 @@ def test_a_case_in_two_windows_is_one_result(
 ) -> None:
     """Both kidneys and the liver, where the policy is made to want two windows."""
     rng = np.random.default_rng(3)
-    volume = Volume(rng.integers(-900, 900, (12, 30, 26)).astype(np.int16), (4.0, 4.0, 6.0))
+    volume = Volume(rng.integers(-900, 900, (8, 18, 16)).astype(np.int16), (4.0, 4.0, 6.0))
     wanted = {"Liver": "soft tissue", "Right kidney": "lung"}
     monkeypatch.setattr(Policy, "window_of", lambda _, key: wanted[key.name])
     heard: list[str] = []

@@ -312,5 +312,5 @@ def test_ctrl_c_is_told_after_graphs_were_closed(bundle):
         "except KeyboardInterrupt:\n"
         "    print('told')\n"
     )
-    ended = run_python(["-c", f"from pathlib import Path\n{code}"], timeout_s=60)
+    ended = run_python(["-c", f"from pathlib import Path\n{code}"], timeout_s=600)
     assert (ended.code, ended.said) == (0, ("told",)), ended

@@ -3,11 +3,12 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,10 @@ from medals_serve.settings import ServeSettings
 SHAPE = (12, 24, 20)
 SENTENCE = "Liver in abdominal CT"
 RUNNER = {"runner": "onnxruntime", "precision": "fp32"}
+SETTINGS = {"min_free_bytes": 0, "readers": 1, "last_events_s": 0.1}
+"""One process that reads, since it takes seconds to start."""
+PATIENCE_S = 180.0
+"""Of tests, on machines that are busy."""
 
 
 def image(seed: int = 0) -> npt.NDArray[np.int16]:
@@ -90,7 +95,7 @@ say = lambda line: print(line, flush=True)
 ended = serve(
     RunOptions(bundle=Path(sys.argv[1]), runner="onnxruntime", precision="fp32"),
     host="127.0.0.1", port=0, token_file=None, announce=say, warn=say,
-    data_dir=Path(sys.argv[2]), min_free_bytes=0, **json.loads(sys.argv[3]),
+    data_dir=Path(sys.argv[2]), **json.loads(sys.argv[3]),
 )
 print("ended by", ended, flush=True)
 """
@@ -99,8 +104,9 @@ print("ended by", ended, flush=True)
 @contextmanager
 def child(bundle: Bundle, data: Path, **settings: Any) -> Iterator[tuple[Any, str]]:
     """A server in a process of its own, and its address."""
+    given = json.dumps({**SETTINGS, **settings})
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(bundle.folder), str(data), json.dumps(settings)],
+        [sys.executable, "-c", SCRIPT, str(bundle.folder), str(data), given],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -130,20 +136,29 @@ class Running:
     segmenter: HeldSegmenter | None = None
 
     def client(self, **given: Any) -> ServiceClient:
-        return ServiceClient(self.address, timeout_s=60, **given)
+        return ServiceClient(self.address, timeout_s=PATIENCE_S, **given)
 
     def http(self, **given: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.address, timeout=60, **given)
+        return httpx.Client(base_url=self.address, timeout=PATIENCE_S, **given)
 
     def files(self) -> list[str]:
         """What lies in the sessions' folders."""
         root = self.server.config.app.state.service.sessions.root
-        found = [  # by `os.walk`, which passes over folders that go meanwhile
-            (Path(place) / name).relative_to(root)
-            for place, folders, names in os.walk(root)
-            for name in (*folders, *names)
-        ]
-        return sorted(str(path) for path in found if path.name != ".lock")
+        return sorted(str(path.relative_to(root)) for path in lying(root) if path.name != ".lock")
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Its address for a socket."""
+        return "127.0.0.1", int(self.address.rpartition(":")[2])
+
+    @contextmanager
+    def asked(self, request: httpx.Request) -> Iterator[None]:
+        """Send a request as a client that goes when the block ends, answered or not."""
+        lines = [f"{request.method} {request.url.raw_path.decode()} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in request.headers.items()]
+        with socket.create_connection(self.place, PATIENCE_S) as connection:
+            connection.sendall("\r\n".join([*lines, "", ""]).encode() + request.read())
+            yield
 
 
 @contextmanager
@@ -162,7 +177,7 @@ def running(bundle: Bundle, data_dir: Path, **settings: Any) -> Iterator[Running
     started = threading.Event()
     with bind("127.0.0.1", 0) as bound:
         server = Server(
-            ServeSettings(data_dir=data_dir, **{"min_free_bytes": 0, "grace_s": 5.0, **settings}),
+            ServeSettings(data_dir=data_dir, **{**SETTINGS, "grace_s": 5.0, **settings}),
             RunOptions(bundle=bundle.folder, **RUNNER),
             open_model=open_model,
             announce=started.set,
@@ -170,16 +185,38 @@ def running(bundle: Bundle, data_dir: Path, **settings: Any) -> Iterator[Running
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:
-            assert started.wait(60)
+            assert started.wait(PATIENCE_S)
             yield Running(address_of(bound).rstrip("/"), server, data_dir, gate, opened[0])
         finally:
             gate.set()
             server.stop_soon()
-            thread.join(60)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()
 
 
-def until(condition: Any, seconds: float = 20.0) -> None:
+def lying(folder: Path) -> list[Path]:
+    """What lies in a folder while others write and remove: folders that go are passed over."""
+    return [
+        Path(place) / name
+        for place, folders, names in os.walk(folder)
+        for name in (*folders, *names)
+    ]
+
+
+def ending(client: ServiceClient, job: Mapping[str, Any], then: Callable[[], object]) -> Any:
+    """Do something while a job is watched, and return the job as it was told last.
+
+    The connection is there before: a server that stops takes no new one.
+    """
+    watched = client.watch(job)
+    state = next(watched)
+    then()
+    for state in watched:  # noqa: B007 - the last one
+        pass
+    return state
+
+
+def until(condition: Any, seconds: float = PATIENCE_S) -> None:
     """Wait for something that is about to be."""
     end = time.monotonic() + seconds
     while not condition():

@@ -22,7 +22,7 @@ from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_serve.client import ServedProblemError, ServiceClient
 from medals_serve.jobs import OUTPUT_FORMATS, hex_color
 from tests.dicom import write_series
-from tests.serve.serving import RUNNER, SENTENCE, Running, image, write_nifti
+from tests.serve.serving import RUNNER, SENTENCE, Running, image, until, write_nifti
 
 DIFFERS = ("seconds", "seconds_per_class", "peak_memory_mib", "memory", "stages", "limits", "case")
 """Of reports: times, and what the process held."""
@@ -321,9 +321,9 @@ def test_what_watches_the_server(served: Running, client: ServiceClient, scan: P
     with served.http() as http:
         assert http.get("/healthz").json() == {"ok": True}
         assert http.get("/readyz").status_code == 200
+        counted = ('medals_jobs_total{status="done"}', 'route="/v1/images"')  # after the answers
+        until(lambda: all(each in http.get("/metrics").text for each in counted))
         figures = http.get("/metrics").text
-    assert 'medals_jobs_total{status="done"}' in figures
-    assert 'route="/v1/images"' in figures
     assert "someone" not in figures
     for line in figures.splitlines():
         assert line.startswith("#") or float(line.rpartition(" ")[2]) >= 0

@@ -11,7 +11,7 @@ from medals_rt.common.errors import BundleError, RunnerError
 from medals_serve.client import ServedProblemError, ServiceClient
 from medals_serve.engine import JobEngine
 from medals_serve.metrics import Metrics
-from tests.serve.serving import SENTENCE, Running, running, until
+from tests.serve.serving import PATIENCE_S, SENTENCE, Running, ending, running, until
 
 
 @pytest.fixture
@@ -62,23 +62,23 @@ def test_a_full_queue_is_said(tiny_bundle: Bundle, tmp_path: Path, scan: Path) -
     limits = {"max_queue": 2, "max_active_jobs": 2}
     with running(tiny_bundle, tmp_path / "data", **limits) as served:
         served.gate.clear()
-        clients = [served.client() for _ in range(2)]
-        images = [client.upload(scan) for client in clients]
-        first = clients[0].submit(images[0], SENTENCE)
-        until(lambda: clients[0].job(first)["status"] == "running")
-        clients[0].submit(images[0], SENTENCE)
-        with pytest.raises(ServedProblemError) as caught:
-            clients[0].submit(images[0], SENTENCE)
-        assert (caught.value.status, caught.value.code) == (429, "too-many-jobs")
-        second = clients[1].submit(images[1], SENTENCE)
-        with pytest.raises(ServedProblemError) as caught:
-            clients[1].submit(images[1], SENTENCE)
-        assert (caught.value.status, caught.value.code) == (503, "queue-full")
-        clients[0].close()  # whose jobs go with it
-        until(lambda: clients[1].job(second)["status"] == "running")
-        served.gate.set()
-        assert clients[1].wait(second)["status"] == "done"
-        clients[1].close()
+        with served.client() as other:
+            second = other.upload(scan)
+            with served.client() as client:
+                image = client.upload(scan)
+                first = client.submit(image, SENTENCE)
+                until(lambda: client.job(first)["status"] == "running")
+                client.submit(image, SENTENCE)
+                with pytest.raises(ServedProblemError) as caught:
+                    client.submit(image, SENTENCE)
+                assert (caught.value.status, caught.value.code) == (429, "too-many-jobs")
+                job = other.submit(second, SENTENCE)
+                with pytest.raises(ServedProblemError) as caught:
+                    other.submit(second, SENTENCE)
+                assert (caught.value.status, caught.value.code) == (503, "queue-full")
+            until(lambda: other.job(job)["status"] == "running")  # the jobs of the first are gone
+            served.gate.set()
+            assert other.wait(job)["status"] == "done"
         assert served.files() == []
 
 
@@ -92,9 +92,9 @@ def test_a_job_has_its_time(tiny_bundle: Bundle, tmp_path: Path, scan: Path) -> 
         assert client._json("GET", "/v1/jobs")["jobs"][0]["status"] == "failed"
 
 
-def test_what_fails_fails_alone(served: Running, client: ServiceClient, scan: Path) -> None:
-    segmenter = served.segmenter
-    assert segmenter is not None
+def test_what_fails_fails_alone(
+    served: Running, client: ServiceClient, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = client.upload(scan)
     for error, status, code in (
         (RunnerError("the library gave up", code="runner-broke"), 500, "runner-broke"),
@@ -105,19 +105,21 @@ def test_what_fails_fails_alone(served: Running, client: ServiceClient, scan: Pa
         def broken(*_: Any, error: Exception = error, **__: Any) -> Any:
             raise error
 
-        segmenter.segment = broken  # type: ignore[method-assign]
-        with pytest.raises(ServedProblemError) as caught:
-            client.segment(image, SENTENCE)
+        with monkeypatch.context() as patch:
+            patch.setattr(served.segmenter, "segment", broken)
+            with pytest.raises(ServedProblemError) as caught:
+                client.segment(image, SENTENCE)
         assert (caught.value.status, caught.value.code) == (status, code)
         assert "secret" not in str(caught.value)
-        del segmenter.segment
     assert client.segment(image, SENTENCE)["status"] == "done"
 
 
 def test_stopping_lets_the_running_job_end(tiny_bundle: Bundle, tmp_path: Path, scan: Path) -> None:
     """Those that wait are told; nothing more is taken; then the server is gone."""
-    with running(tiny_bundle, tmp_path / "data", grace_s=30.0) as served:
-        client = served.client()
+    with (
+        running(tiny_bundle, tmp_path / "data", grace_s=PATIENCE_S) as served,
+        served.client() as client,
+    ):
         image = client.upload(scan)
         served.gate.clear()
         one = client.submit(image, SENTENCE)
@@ -132,25 +134,21 @@ def test_stopping_lets_the_running_job_end(tiny_bundle: Bundle, tmp_path: Path, 
         with served.http() as http:
             assert http.get("/readyz").status_code == 503
             assert http.get("/healthz").status_code == 200
-        served.gate.set()
-        assert client.wait(one)["status"] == "done"
-        until(lambda: served.server.should_exit)
-        client.close()
+        assert ending(client, one, served.gate.set)["status"] == "done"
     assert list((tmp_path / "data").rglob("*")) == []
 
 
 def test_stopping_has_an_end(tiny_bundle: Bundle, tmp_path: Path, scan: Path) -> None:
-    with running(tiny_bundle, tmp_path / "data", grace_s=0.2) as served:
-        client = served.client()
+    with (
+        running(tiny_bundle, tmp_path / "data", grace_s=0.2) as served,
+        served.client() as client,
+    ):
         served.gate.clear()
         job = client.submit(client.upload(scan), SENTENCE)
         until(lambda: client.job(job)["status"] == "running")
-        served.server.stop_soon()
-        with pytest.raises(ServedProblemError) as caught:
-            client.wait(job)
-        assert caught.value.code == "job-canceled"
-        assert "stopped" in str(caught.value)
-        client.close()
+        ended = ending(client, job, served.server.stop_soon)
+        assert (ended["status"], ended["problem"]["code"]) == ("canceled", "job-canceled")
+        assert "stopped" in ended["problem"]["detail"]
 
 
 def test_one_thread_opens_uses_and_closes() -> None:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,16 @@ from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_serve.client import ServedProblemError, ServiceClient
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.watch import inputs_of
-from tests.serve.serving import RUNNER, SENTENCE, Running, child, running, until, write_nifti
+from tests.serve.serving import (
+    RUNNER,
+    SENTENCE,
+    Running,
+    child,
+    lying,
+    running,
+    until,
+    write_nifti,
+)
 
 BROKEN = 90
 CLIENTS = 12
@@ -64,22 +73,22 @@ def torn(data: bytes) -> Iterator[bytes]:
 def live(address: str, number: int, scan: Path, expected: bytes) -> None:
     """Be a client that goes, cancels, waits for its result, or breaks an upload off."""
     kind = number % 4
-    client = ServiceClient(address)
-    job = client.submit(client.upload(scan), SENTENCE)
-    if kind == 0:
-        next(client.watch(job))
-        client.http.close()  # it goes and never comes back
-        return
-    if kind == 1:
-        client.cancel(job)
-        with suppress(ServedProblemError):
-            client.wait(job)
-    else:
-        assert client.fetch(client.wait(job)) == expected
-    if kind == 3:
-        with suppress(httpx.HTTPError):
-            client.http.post("/v1/images?filename=a.nii", content=torn(scan.read_bytes()))
-    client.close()
+    with ExitStack() as closing:
+        client = closing.enter_context(ServiceClient(address))
+        job = client.submit(client.upload(scan), SENTENCE)
+        if kind == 0:
+            next(client.watch(job))
+            client.http.close()  # it goes and never comes back
+            closing.pop_all()
+        elif kind == 1:
+            client.cancel(job)
+            with suppress(ServedProblemError):
+                client.wait(job)
+        else:
+            assert client.fetch(client.wait(job)) == expected
+        if kind == 3:
+            with suppress(httpx.HTTPError):
+                client.http.post("/v1/images?filename=a.nii", content=torn(scan.read_bytes()))
 
 
 def test_clients_of_all_kinds_at_once(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -88,7 +97,8 @@ def test_clients_of_all_kinds_at_once(tiny_bundle: Bundle, tmp_path: Path) -> No
     options = RunOptions(bundle=tiny_bundle.folder, **RUNNER)
     run_job(Job(scan, output, PromptSource(sentences=(SENTENCE,)), options=options))
     expected = output.read_bytes()
-    with child(tiny_bundle, tmp_path / "data", idle_s=2.0) as (process, address):
+    data = tmp_path / "data"
+    with child(tiny_bundle, data, idle_s=8.0, readers=2) as (process, address):
         for number in range(4):  # what the first use keeps
             live(address, number, scan, expected)
         server = psutil.Process(process.pid)
@@ -96,8 +106,8 @@ def test_clients_of_all_kinds_at_once(tiny_bundle: Bundle, tmp_path: Path) -> No
         with ThreadPoolExecutor(CLIENTS) as pool:
             clients = [pool.submit(live, address, n, scan, expected) for n in range(CLIENTS)]
             for each in clients:
-                each.result(240)
-        until(lambda: [path.name for path in (tmp_path / "data").rglob("*.*")] == [".lock"], 60)
+                each.result()
+        until(lambda: [path.name for path in lying(data) if "." in path.name] == [".lock"])
         after = settled(server)
         assert after["descriptors"] <= before["descriptors"] + 2
         assert after["children"] <= before["children"]
@@ -106,7 +116,7 @@ def test_clients_of_all_kinds_at_once(tiny_bundle: Bundle, tmp_path: Path) -> No
 
 def settled(server: psutil.Process) -> dict[str, Any]:
     """What a server holds once the connections of clients that went are closed."""
-    until(lambda: len(server.net_connections("tcp")) == 1, 60)
+    until(lambda: len(server.net_connections("tcp")) == 1)
     return {
         "descriptors": server.num_fds(),
         "children": len(server.children(recursive=True)),

@@ -1,7 +1,6 @@
 """nnInteractive's client itself, unmodified, against a server."""
 
-import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -123,20 +122,25 @@ def test_without_a_drawing_the_name_alone_is_asked_for(
 def test_a_client_is_kept_waiting_past_its_patience(
     served: Running, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
-    """A run that takes longer than the client waits for a byte ends with the same voxels."""
+    """A run whose first bytes come before its end, lest clients give up, has the same voxels."""
+    slowly = nninteractive._slowly
+
+    async def opening(run: Any) -> AsyncIterator[bytes]:
+        async for part in slowly(run):
+            yield part
+            served.gate.set()
+
     monkeypatch.setattr(nninteractive, "PATIENCE_S", 0.3)
     monkeypatch.setattr(nninteractive, "TRICKLE_S", 0.3)
-    with session(served, read_timeout=3.0) as found:
+    monkeypatch.setattr(nninteractive, "_slowly", opening)
+    with session(served) as found:
         found.set_image(image()[None].astype(np.float32), {"spacing": SPACING})
         found.set_target_buffer(np.zeros(SHAPE, np.uint8))
         served.gate.clear()
-        later = threading.Timer(6.0, served.gate.set)
-        later.start()
         try:
             found.add_initial_seg_interaction(drawing(), run_prediction=True)
         finally:
             served.gate.set()
-            later.join()
         labels = expected(tiny_bundle, tmp_path, drawing())
         np.testing.assert_array_equal(found.target_buffer, labels)
         owner = served.server.config.app.state.service.sessions.find(found._lease_token)
@@ -168,43 +172,49 @@ def test_what_is_refused_says_why_where_clients_show_it(served: Running, remote:
 def test_a_lease_is_a_session(served: Running) -> None:
     from nnInteractive.inference.remote import SessionExpiredError
 
-    before = served.files()
+    until(lambda: served.files() == [])  # sessions of other tests are gone
     with session(served) as found:
         assert found.ping()
         assert found.lease_status()["remaining_seconds"] > 0
         assert found.heartbeat() > 0
         found.set_image(image()[None], {"spacing": SPACING})
         found.set_image(image(1)[None], {"spacing": SPACING})
-        assert len(served.files()) == len(before) + 3
+        assert len(served.files()) == 3
         service = served.server.config.app.state.service
         service.end_session(service.sessions.find(found._lease_token))
         with pytest.raises(SessionExpiredError, match="time is over"):
             found.lease_status()
-    until(lambda: served.files() == before)
+    until(lambda: served.files() == [])
     with session(served) as found:
         pass
-    until(lambda: served.files() == before)
+    until(lambda: served.files() == [])
 
 
-def test_a_client_that_gives_up_cancels_its_job(served: Running) -> None:
-    with session(served, read_timeout=2.0) as found:
+def test_a_client_that_gives_up_cancels_its_job(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with session(served) as found:
         found.set_image(image()[None], {"spacing": SPACING})
         owner = served.server.config.app.state.service.sessions.find(found._lease_token)
+        asking: list[httpx.Request] = []
+
+        def catch(request: httpx.Request) -> None:
+            asking.append(request)
+            raise httpx.ReadTimeout("caught")
+
+        with monkeypatch.context() as patch:
+            patch.setitem(found._http.event_hooks, "request", [catch])
+            with pytest.raises(httpx.ReadTimeout):
+                found.add_initial_seg_interaction(drawing(), run_prediction=True)
         served.gate.clear()
         try:
-            asking = threading.Thread(target=_give_up, args=(found,))
-            asking.start()
-            until(lambda: owner.jobs)
-            (job,) = owner.jobs.values()
-            asking.join()
+            with served.asked(asking[0]):
+                until(lambda: owner.jobs)
+                (job,) = owner.jobs.values()
             until(lambda: job.status == "canceled")
+            until(lambda: not owner.jobs)
         finally:
             served.gate.set()
-
-
-def _give_up(found: Any) -> None:
-    with pytest.raises(httpx.ReadTimeout):
-        found.add_initial_seg_interaction(drawing(), run_prediction=True)
 
 
 def test_limits_and_the_token_are_those_of_the_api(tiny_bundle: Bundle, tmp_path: Path) -> None:

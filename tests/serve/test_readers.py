@@ -15,9 +15,10 @@ import pytest
 from medals_rt.common.errors import CaseError
 from medals_serve import readers as readers_module
 from medals_serve.metrics import Metrics
-from medals_serve.readers import Readers, SeriesChoiceError
+from medals_serve.problems import SeriesChoiceError
+from medals_serve.readers import Readers
 from medals_serve.settings import ServeSettings
-from tests.serve.serving import SHAPE, write_nifti
+from tests.serve.serving import PATIENCE_S, SHAPE, write_nifti
 
 HARMFUL = """
 import os, sys, time
@@ -28,7 +29,7 @@ def harmful(request):
     if word == "crash":
         os.kill(os.getpid(), 11)
     if word == "hang":
-        time.sleep(60)
+        time.sleep(600)
     if word == "spin":
         while True:
             pass
@@ -43,6 +44,7 @@ def harmful(request):
         print("noise", flush=True)
     return {"word": word, "pid": os.getpid()}
 
+process.LIBRARIES = ()
 process.READERS = {"image": harmful}
 process.main()
 """
@@ -54,7 +56,7 @@ def harmful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Readers
     (tmp_path / "harmful_reader.py").write_text(HARMFUL, encoding="utf-8")
     monkeypatch.setattr(readers_module, "_MODULE", "harmful_reader")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    found = Readers(ServeSettings(readers=1, read_s=2.0), Metrics())
+    found = Readers(ServeSettings(readers=1, read_s=1.0), Metrics())
     yield found
     found.close()
 
@@ -86,10 +88,11 @@ def test_harm_ends_with_its_process(harmful: Readers, tmp_path: Path, word: str,
 def test_a_hang_ends_in_time(
     harmful: Readers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers_module, "START_S", 4.0)
-    feed(harmful, tmp_path, "fine")
-    with pytest.raises(CaseError) as caught:
-        feed(harmful, tmp_path, "hang")
+    feed(harmful, tmp_path, "fine")  # it has started
+    with monkeypatch.context() as patch:
+        patch.setattr(readers_module, "START_S", 0.0)
+        with pytest.raises(CaseError) as caught:
+            feed(harmful, tmp_path, "hang")
     assert caught.value.code == "reader-limit"
     assert feed(harmful, tmp_path, "fine")["word"] == "fine"
 
@@ -178,4 +181,4 @@ def test_the_process_ends_with_the_server(tmp_path: Path) -> None:
         assert json.loads(answers.readline())["code"] == "file-missing"
         process.send_signal(signal.SIGINT)  # Ctrl-C is for the server
         process.stdin.close()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_S) == 0

@@ -1,20 +1,28 @@
 """Data that go: after a session, after a crash, and when the disk is full."""
 
 import errno
+import logging
 import os
 import shutil
+import threading
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import InputError
+from medals_rt.io.registry import read_case
+from medals_serve import app, images, problems
 from medals_serve.client import ServedProblemError
+from medals_serve.images import CaseCache, ServedImage, Upload
 from medals_serve.problems import ServiceError
-from medals_serve.sessions import Sessions
+from medals_serve.sessions import Sessions, remove_folder
 from medals_serve.settings import ServeSettings
-from tests.serve.serving import SENTENCE, running, until
+from tests.serve.serving import PATIENCE_S, SENTENCE, running, until
 
 
 def settings(folder: Path, **more: Any) -> ServeSettings:
@@ -74,27 +82,127 @@ def test_secrets_are_kept_nowhere(tmp_path: Path) -> None:
     sessions.close()
 
 
-def test_unused_sessions_end(tiny_bundle: Bundle, tmp_path: Path, scan: Path) -> None:
+def test_unused_sessions_end(
+    tiny_bundle: Bundle, tmp_path: Path, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """But not while a job of theirs runs."""
-    from medals_serve import app
+    monkeypatch.setattr(app, "SWEEP_S", 0.05)
+    with running(tiny_bundle, tmp_path / "data") as served, served.client() as client:
+        image = client.upload(scan)
+        served.gate.clear()
+        job = client.submit(image, SENTENCE)
+        sessions = served.server.config.app.state.service.sessions
+        (session,) = sessions
+        sessions._settings = replace(sessions._settings, idle_s=0.0)
+        used = session.last_used
+        until(lambda: session.last_used > used)  # it was looked at
+        assert client.job(job)["status"] in {"queued", "running"}
+        served.gate.set()
+        until(lambda: session.ended and served.files() == [])
+        with pytest.raises(ServedProblemError) as caught:
+            client.job(job)
+        assert caught.value.code == "session-unknown"
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app, "SWEEP_S", 0.05)
-        with running(tiny_bundle, tmp_path / "data", idle_s=0.5) as served:
-            client = served.client()
+
+def test_a_folder_goes_for_certain_while_others_write_in_it(tmp_path: Path) -> None:
+    stop = threading.Event()
+    folder = tmp_path / "folder"
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            with suppress(FileNotFoundError):
+                (folder / "job" / f"{number % 1000}").write_bytes(b"x")
+            number += 1
+
+    threads = [threading.Thread(target=write) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(20):
+            (folder / "job").mkdir(parents=True)
+            until(lambda: any((folder / "job").iterdir()))
+            assert remove_folder(folder) > 0
+            assert list(tmp_path.iterdir()) == []
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert remove_folder(folder) == 0
+
+
+def test_a_session_that_ends_while_its_job_writes_leaves_nothing(
+    tiny_bundle: Bundle,
+    tmp_path: Path,
+    scan: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Neither on disk nor in memory; the job is canceled, and no failure of the server's."""
+    writing, ended = threading.Event(), threading.Event()
+    save = np.savez_compressed
+    monkeypatch.setattr(problems.log, "propagate", True)
+
+    def slowly(file: Path, **arrays: Any) -> None:
+        Path(file).write_bytes(b"half of it")
+        writing.set()
+        assert ended.wait(PATIENCE_S)
+        save(file, **arrays)
+
+    with running(tiny_bundle, tmp_path / "data") as served:
+        service = served.server.config.app.state.service
+        with served.client() as client:
             image = client.upload(scan)
-            served.gate.clear()
-            job = client.submit(image, SENTENCE)
-            sessions = served.server.config.app.state.service.sessions
-            (session,) = sessions
-            until(lambda: not session.ended and session.last_used > 0)
-            assert client.job(job)["status"] in {"queued", "running"}
-            served.gate.set()
-            until(lambda: session.ended and served.files() == [])
-            with pytest.raises(ServedProblemError) as caught:
-                client.job(job)
-            assert caught.value.code == "session-unknown"
-            client.close()
+            monkeypatch.setattr(np, "savez_compressed", slowly)
+            client.submit(image, SENTENCE)
+            assert writing.wait(PATIENCE_S)
+            (session,) = service.sessions
+            assert service.cases.bytes > 0
+        ended.set()
+        (job,) = session.jobs.values()
+        until(lambda: job.is_over)
+        assert job.status == "canceled"
+        assert served.files() == []
+        assert service.cases.bytes == 0
+    assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
+
+
+def test_a_session_that_ends_while_a_job_is_made_runs_none(
+    tiny_bundle: Bundle, tmp_path: Path, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tiny_bundle, tmp_path / "data") as served, served.client() as client:
+        service = served.server.config.app.state.service
+        image = client.upload(scan)
+        make = service._make_job
+
+        def made_too_late(owner: Any, *more: Any) -> Any:
+            job = make(owner, *more)
+            service.end_session(owner)
+            return job
+
+        monkeypatch.setattr(service, "_make_job", made_too_late)
+        with pytest.raises(ServedProblemError) as caught:
+            client.submit(image, SENTENCE)
+        assert caught.value.code == "session-unknown"
+        assert served.files() == []
+        assert served.segmenter is not None
+        assert served.segmenter.cases == service.engine.jobs_waiting == 0
+
+
+def test_an_image_that_goes_while_it_is_read_is_not_kept(
+    scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = CaseCache(10**9, 10**9)
+    image = ServedImage(Upload("name", scan, "scan.nii.gz", 1), {})
+
+    def read(*given: Any, **more: Any) -> Any:
+        cases.forget(image)  # by another thread
+        return read_case(*given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "read_case", read)
+        assert cases.case(image).volume.name == "scan"
+    assert cases.bytes == 0
 
 
 def test_a_disk_that_is_nearly_full_is_spared(
@@ -115,7 +223,6 @@ def test_a_disk_that_is_full_all_the_same(
     tiny_bundle: Bundle, tmp_path: Path, scan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Uploads and results fail with a line, and leave nothing half-written."""
-    import numpy as np
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.io.registry import read_labels
 from medals_rt.pipeline.job import Job, run_job
 from medals_rt.pipeline.options import PromptSource, RunOptions
-from tests.serve.serving import RUNNER, SENTENCE, Running, running, until
+from tests.serve.serving import PATIENCE_S, RUNNER, SENTENCE, Running, running, until
 
 ASKED = [SENTENCE, "Right kidney in abdominal CT"]
 
@@ -121,7 +122,7 @@ def test_cancel_is_shown_as_canceled(served: Running, voxtell: Any, scan: Path) 
         until(lambda: events)
         assert events[0] == {"done": 0, "total": 100}
         voxtell.cancel(job)
-        watching.join(20)
+        watching.join(PATIENCE_S)
         assert events[-1]["status"] == "cancelled"
     finally:
         served.gate.set()
@@ -185,8 +186,11 @@ def test_limits_and_the_token_are_those_of_the_api(
     client = remote_module().VoxTellRemoteClient
     content = scan.read_bytes()
     token = "a token of twenty letters"  # noqa: S105
-    with running(tiny_bundle, tmp_path, token=token, max_sessions=1) as served:
+    limits = {"token": token, "max_sessions": 1}
+    with running(tiny_bundle, tmp_path, **limits) as served, ExitStack() as closing:
         stranger, friend = client(served.address), client(served.address, token)
+        closing.callback(stranger.close)
+        closing.callback(friend.close)
         assert stranger.healthz()
         with pytest.raises(httpx.HTTPStatusError, match="401"):
             stranger.upload_image(content)
@@ -195,5 +199,3 @@ def test_limits_and_the_token_are_those_of_the_api(
             stranger.start_job(image_id, [SENTENCE])
         with pytest.raises(httpx.HTTPStatusError, match="503"):
             friend.upload_image(content)
-        stranger.close()
-        friend.close()

@@ -30,6 +30,24 @@ def work(task: Any, events: Connection) -> None:
     workers._work(task, events)
 
 
+def hold_after(cases: int) -> None:
+    """Let this process run so many cases, and linger in the next one until it is interrupted."""
+    segment, left = batch_run.segment_job, iter(range(cases))
+
+    def held(*given: Any) -> Any:
+        if next(left, None) is None:
+            time.sleep(3600)
+        return segment(*given)
+
+    batch_run.segment_job = held
+
+
+def lingering_work(task: Any, events: Connection) -> None:
+    """Be a worker with real steps that ends two cases, and lingers in the third."""
+    hold_after(2)
+    workers._work(task, events)
+
+
 def barren_work(*_: object) -> None:
     """End before a case is in hand."""
     os._exit(7)

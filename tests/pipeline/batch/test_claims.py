@@ -96,7 +96,7 @@ def test_what_a_process_had_in_hand_is_done_last_and_alone() -> None:
     assert not got  # others are in hand
     for claim in fresh:
         claims.settle(claim, DONE)
-    waiting.join(20)
+    waiting.join(180)
     (alone,) = got
     assert alone is not None
     assert alone.before == IN_COMPANY
@@ -105,7 +105,7 @@ def test_what_a_process_had_in_hand_is_done_last_and_alone() -> None:
     time.sleep(0.1)
     assert len(got) == 1  # nothing beside it
     claims.settle(alone, DONE)
-    waiting.join(20)
+    waiting.join(180)
     last = got[1]
     assert last is not None
     assert {alone.index, last.index} == {0, 1}
@@ -147,7 +147,7 @@ def test_who_waits_takes_what_another_lets_go() -> None:
     time.sleep(0.05)
     assert not got
     holder.release()
-    thread.join(20)
+    thread.join(180)
     assert got == [Claim(0, OPEN)]
 
 
@@ -200,7 +200,7 @@ def test_one_of_all_writes_the_tables() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(180)
     assert done == [1]
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import file_sha256
+from tests.paths import ROOT
 from tests.pipeline.batch.helpers import files_below, statuses, write_case
 
 CASES = 10
@@ -26,10 +27,12 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits a
 SCRIPT = """
 import resource, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-limit = int(sys.argv.pop(1))
+limit, cases = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 from medals_rt.cli import main
+from tests.pipeline.batch.fake_work import hold_after
+hold_after(cases)
 main()
 """
 
@@ -42,13 +45,19 @@ def scans(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def started(bundle: Bundle, scans: Path, out: Path, limit: int = 0) -> Iterator[subprocess.Popen]:
-    """Start a batch in a process of its own; `limit`: bytes of a file at most, 0 for any."""
+def started(
+    bundle: Bundle, scans: Path, out: Path, *, limit: int = 0, cases: int = CASES
+) -> Iterator[subprocess.Popen]:
+    """Start a batch in a process of its own.
+
+    `limit`: bytes of a file at most, 0 for any; `cases`: how many it runs before it lingers.
+    """
     words = ["batch", scans, out, "--bundle", bundle.folder, "--no-preview"]
     words += ["--runner", "onnxruntime", "--precision", "fp32"]
-    command = [sys.executable, "-c", SCRIPT, str(limit), *map(str, words)]
+    command = [sys.executable, "-c", SCRIPT, *map(str, [limit, cases, *words])]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
         try:
             yield process
         finally:
@@ -65,7 +74,7 @@ def finished(out: Path) -> dict[str, str]:
 
 
 def wait_for_more(process: subprocess.Popen, out: Path, than: int) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while len(finished(out)) <= than and process.poll() is None:
         assert time.monotonic() < until
         time.sleep(0.002)
@@ -85,12 +94,12 @@ def test_killed_at_random_moments_and_taken_up_again(
 ) -> None:
     out, moment = tmp_path / "out", random.Random(4)  # noqa: S311 - a test's dice
     written: dict[str, int] = {}
-    for _ in range(3):
+    for _ in range(2):
         with started(tiny_bundle, scans, out) as process:
             wait_for_more(process, out, len(written))
             time.sleep(moment.uniform(0, 0.05))
             process.send_signal(signal.SIGKILL)
-            process.wait(30)
+            process.wait(180)
         check_results(out)
         now = {name: (out / f"{name}.npz").stat().st_mtime_ns for name in finished(out)}
         assert written.items() <= now.items()  # what was finished is not done again
@@ -98,7 +107,7 @@ def test_killed_at_random_moments_and_taken_up_again(
         assert len(list(out.glob("case*.npz"))) <= len(now) + 1
         written = now
     with started(tiny_bundle, scans, out) as process:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert len(finished(out)) == CASES
     check_results(out)
@@ -115,12 +124,10 @@ def test_stopped_by_a_signal(
     tiny_bundle: Bundle, scans: Path, tmp_path: Path, number: int, code: int, words: str
 ) -> None:
     out = tmp_path / "out"
-    with started(tiny_bundle, scans, out) as process:
+    with started(tiny_bundle, scans, out, cases=4) as process:
         wait_for_more(process, out, 0)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.fail("the batch was over before the signal came; give it more cases")
+        _, errors = process.communicate(timeout=300)
     assert process.returncode == code
     assert "Traceback" not in errors
     if words:
@@ -135,7 +142,7 @@ def test_no_room_for_a_file(tiny_bundle: Bundle, scans: Path, tmp_path: Path) ->
     """The kernel refuses to write more than some bytes, as it does on a full disk."""
     out = tmp_path / "out"
     with started(tiny_bundle, scans, out, limit=300) as process:
-        stdout, errors = process.communicate(timeout=60)
+        stdout, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert stdout == ""
     (line,) = (line for line in errors.splitlines() if not line.lstrip("\x1b").startswith("["))

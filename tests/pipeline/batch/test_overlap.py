@@ -72,13 +72,13 @@ def test_reading_and_writing_go_beside_running(staged: SimpleNamespace) -> None:
         name = read.job.report.stem
         begun["s", name].set()
         if name == "case0":
-            assert begun["r", "case1"].wait(20)
+            assert begun["r", "case1"].wait(180)
         return name
 
     def written(ready: Any, result: str) -> Entry:
         begun["w", result].set()
         if result == "case0":
-            assert begun["s", "case1"].wait(20)
+            assert begun["s", "case1"].wait(180)
         return entry_of(ready.case)
 
     staged.patch("read_job", read)
@@ -118,14 +118,14 @@ def test_an_interrupt_lets_the_writer_finish(staged: SimpleNamespace) -> None:
 
     def segment(_: Any, read: Any, __: Any) -> str:
         if read.job.report.stem == "case1":
-            assert begun.wait(20)
+            assert begun.wait(180)
             threading.Timer(0.05, let.set).start()
             raise KeyboardInterrupt
         return "result"
 
     def written(ready: Any, _: str) -> Entry:
         begun.set()
-        assert let.wait(20)
+        assert let.wait(180)
         ended.set()
         return entry_of(ready.case)
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,21 +16,28 @@ from medals_rt.pipeline.batch.claims import LocalCells
 from medals_rt.pipeline.batch.find import plan_batch
 from medals_rt.pipeline.batch.shared_cells import SharedCells, remove_leftovers
 from medals_rt.pipeline.options import PromptSource, RunOptions
-from tests.pipeline.batch.helpers import Result, files_below, statuses, write_case
+from tests.pipeline.batch.helpers import Result, batch, files_below, statuses, write_case
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="shared locks are POSIX's")
 
-# A batch that never ends: it says when its first case runs, and has read the second.
+# A batch that never ends: it says when its first case runs, and it has taken the second.
 ENDLESS = """
-import time
+import threading, time
 from medals_rt.pipeline.batch import run
 from medals_rt.cli import main
 
-def segment(*_):
-    print("running", flush=True)
-    time.sleep(120)
+taken, read_job = threading.Semaphore(0), run.read_job
 
-run.segment_job = segment
+def read(job):
+    taken.release()
+    return read_job(job)
+
+def segment(*_):
+    taken.acquire(), taken.acquire()
+    print("running", flush=True)
+    time.sleep(3600)
+
+run.read_job, run.segment_job = read, segment
 main()
 """
 
@@ -53,28 +60,25 @@ def running(arguments: list[str]) -> Iterator[None]:
             process.kill()
 
 
-def second(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "medals_rt", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_a_second_shares_the_work_and_takes_up_that_of_a_killed_first(
     tiny_bundle: Bundle, scans: Path, out: Path
 ) -> None:
     write_case(scans / "case3.npz", 3)
     command = [sys.executable, "-m", "medals_rt", *words(tiny_bundle, scans, out)]
     pipe = subprocess.PIPE
-    with running(words(tiny_bundle, scans, out)):
-        beside = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
-        until = time.monotonic() + 120
-        while len(list((out / ".medals-rt").glob("case*.json"))) < 2 and beside.poll() is None:
-            assert time.monotonic() < until
-            time.sleep(0.02)
-        time.sleep(0.2)
-        assert beside.poll() is None  # it waits for the two that are in hand
-        assert len(list(out.glob("case*.npz"))) == 2
-        assert not (out / "summary.csv").exists()
-    stdout, errors = beside.communicate(timeout=120)
+    with ExitStack() as first:
+        first.enter_context(running(words(tiny_bundle, scans, out)))
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as beside:
+            until = time.monotonic() + 300
+            while len(list((out / ".medals-rt").glob("case*.json"))) < 2 and beside.poll() is None:
+                assert time.monotonic() < until
+                time.sleep(0.02)
+            time.sleep(0.2)
+            assert beside.poll() is None  # it waits for the two that are in hand
+            assert len(list(out.glob("case*.npz"))) == 2
+            assert not (out / "summary.csv").exists()
+            first.close()
+            stdout, errors = beside.communicate(timeout=300)
     assert beside.returncode == 0, errors
     assert statuses(out) == dict.fromkeys((f"case{number}" for number in range(4)), "done")
     assert "4 done" in stdout
@@ -87,8 +91,12 @@ def test_the_last_of_several_writes_the_tables_of_all(
         write_case(scans / f"case{number:02}.npz", number)
     command = [sys.executable, "-m", "medals_rt", *words(tiny_bundle, scans, out)]
     pipe = subprocess.PIPE
-    batches = [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) for _ in range(2)]
-    said = [each.communicate(timeout=200) for each in batches]
+    with ExitStack() as stack:
+        batches = [
+            stack.enter_context(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
+            for _ in range(2)
+        ]
+        said = [each.communicate(timeout=600) for each in batches]
     assert [each.returncode for each in batches] == [0, 0], said
     ended = [line for _, errors in said for line in errors.splitlines() if "classes found" in line]
     assert len(ended) == 12  # each case is run once
@@ -109,15 +117,15 @@ def test_another_batch_is_kept_out(tiny_bundle: Bundle, scans: Path, out: Path) 
             ([new, "--reports", reports, "--seed", "1"], reports),
             ([reports], reports),
         ):
-            stopped = second(words(tiny_bundle, scans, *given))
-            assert (stopped.returncode, stopped.stdout) == (2, "")
+            stopped = batch(tiny_bundle.folder, scans, *given, "--no-preview")
+            assert (stopped.exit_code, stopped.stdout) == (2, "")
             assert stopped.stderr == (
                 f"error: another batch, of other cases or options, is writing to {folder}; wait "
                 "until it has ended, or name another folder of outputs\n"
             )
     assert files_below(out) == []
-    after = second(words(tiny_bundle, scans, out))
-    assert after.returncode == 0, after.stderr
+    after = batch(tiny_bundle.folder, scans, out, "--no-preview")
+    assert after.exit_code == 0, after.stderr
 
 
 def test_parts_make_the_whole(run: Callable[..., Result], out: Path) -> None:

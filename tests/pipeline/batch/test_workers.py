@@ -25,6 +25,7 @@ from medals_rt.pipeline.batch.shared_cells import claims_file, remove_leftovers,
 from medals_rt.pipeline.batch.workers import Place, places_on_cores, places_on_gpus, run_workers
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from tests.errors import raises
+from tests.paths import ROOT
 from tests.pipeline.batch import fake_work
 from tests.pipeline.batch.helpers import statuses, write_case
 from tests.pipeline.batch.test_overlap import Nobody
@@ -197,6 +198,10 @@ SCRIPT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from medals_rt.cli import main
+from medals_rt.pipeline.batch import workers
+from tests.pipeline.batch import fake_work
+if sys.argv.pop(1) == "linger":
+    workers._work = fake_work.lingering_work
 if __name__ == "__main__":
     main()
 """
@@ -206,21 +211,27 @@ if __name__ == "__main__":
 def test_workers_end_with_their_parent(
     tiny_bundle: Bundle, tmp_path: Path, number: signal.Signals
 ) -> None:
-    for case in range(60):
+    for case in range(8):
         write_case(tmp_path / "scans" / f"case{case}.npz", case)
     out = tmp_path / "out"
     words = ["batch", tmp_path / "scans", out, "--bundle", tiny_bundle.folder, "--no-preview"]
     words += ["--runner", "onnxruntime", "--precision", "fp32", "--processes", "2", "--quiet"]
-    command = [sys.executable, "-c", SCRIPT, *map(str, words)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        until = time.monotonic() + 120
+
+    def command(end: str) -> list[str]:
+        return [sys.executable, "-c", SCRIPT, end, *map(str, words)]
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command("linger"), stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        until = time.monotonic() + 300
         while not list(out.glob("case*.npz")) and process.poll() is None:
             assert time.monotonic() < until
             time.sleep(0.01)
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
-        errors = process.communicate(timeout=120)[1]
-    _, alive = psutil.wait_procs(children, timeout=60)
+        errors = process.communicate(timeout=300)[1]
+    _, alive = psutil.wait_procs(children, timeout=180)
     assert children
     assert not alive
     assert "Traceback" not in errors
@@ -230,7 +241,9 @@ def test_workers_end_with_their_parent(
     assert len(records) == len(list(out.glob("case*.npz")))
     if number is not signal.SIGINT:
         return
-    assert f"{len(records)} of 60 cases are finished" in errors
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"{len(records)} of 8 cases are finished" in errors
+    again = subprocess.run(
+        command("end"), capture_output=True, text=True, check=False, env=environment
+    )
     assert again.returncode == 0, again.stderr
-    assert Counter(statuses(out).values()) == {"kept": len(records), "done": 60 - len(records)}
+    assert Counter(statuses(out).values()) == {"kept": len(records), "done": 8 - len(records)}

@@ -76,11 +76,11 @@ class Node:
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(30)
+        self.process.wait(180)
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(180)
 
 
 @contextlib.contextmanager
@@ -104,7 +104,7 @@ def running_node(configuration: Path, bundle: Path) -> Iterator[Node]:
             node.kill()
 
 
-def wait_for(condition: Callable[[], Any], node: Node, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], Any], node: Node, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, node.says()

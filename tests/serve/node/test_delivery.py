@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from medals_serve.node.configuration import NodeConfiguration, Peer, read_config
 from medals_serve.node.delivery import Courier, send_file
 from medals_serve.node.spool import Delivery, Spool, State
 from tests.dicom import write_series
-from tests.orthanc import free_port
 from tests.serve.node.nodes import TITLE, sockets_left_open, write_configuration
 
 
@@ -38,14 +38,20 @@ class Archive:
 
     def __init__(self, *statuses: int) -> None:
         self.statuses, self.got = list(statuses), []
-        entity = AE("ORTHANC")
-        entity.require_calling_aet = [TITLE]
-        entity.add_supported_context(CTImageStorage)
-        self.port = free_port()
+        self.entity = AE("ORTHANC")
+        self.entity.require_calling_aet = [TITLE]
+        self.entity.add_supported_context(CTImageStorage)
+
+    def __enter__(self) -> Self:
         handlers: Any = [(evt.EVT_C_STORE, self.store)]
-        self.server: Any = entity.start_server(
-            ("127.0.0.1", self.port), block=False, evt_handlers=handlers
+        self.server: Any = self.entity.start_server(
+            ("127.0.0.1", 0), block=False, evt_handlers=handlers
         )
+        self.port = self.server.server_address[1]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
 
     def store(self, event: Any) -> int:
         self.got.append(str(event.request.AffectedSOPInstanceUID))
@@ -53,21 +59,20 @@ class Archive:
 
 
 def test_a_file_is_sent(tmp_path: Path, result: Path) -> None:
-    archive = Archive(0)
-    send_file(result, "ORTHANC", configured(tmp_path, archive.port))
-    archive.server.shutdown()
+    with Archive(0) as archive:
+        send_file(result, "ORTHANC", configured(tmp_path, archive.port))
     assert archive.got == ["1.2.3.4.1.1"]
 
 
 def test_failures_are_told(tmp_path: Path, result: Path) -> None:
-    archive = Archive(0xA700)
-    with pytest.raises(ServerError) as failed:
+    with Archive(0xA700) as archive, pytest.raises(ServerError) as failed:
         send_file(result, "ORTHANC", configured(tmp_path, archive.port))
-    archive.server.shutdown()
     assert failed.value.code == "store-refused"
-    with sockets_left_open():
+    code = None
+    with socket.socket() as deaf, sockets_left_open():
+        deaf.bind(("127.0.0.1", 0))  # and listens not
         try:
-            send_file(result, "ORTHANC", configured(tmp_path, free_port()))
+            send_file(result, "ORTHANC", configured(tmp_path, deaf.getsockname()[1]))
         except ServerError as error:
             code = error.code
     assert code == "peer-unreachable"
@@ -78,7 +83,6 @@ def test_a_courier_tries_again_until_it_arrived(
 ) -> None:
     monkeypatch.setattr(module, "_FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(module, "_POLL_S", 0.01)
-    archive = Archive(0xA700, 0xA700, 0)
     spool = Spool(tmp_path / "series", 5, 10**9)
     spool.keep("1.2", "1.2.3", "1.2.3.4", b"image")
     (series,) = spool.complete(0)
@@ -92,8 +96,8 @@ def test_a_courier_tries_again_until_it_arrived(
         said.append(line)
         stop.set()
 
-    Courier(configured(tmp_path, archive.port), spool, announce, said.append).run(stop)
-    archive.server.shutdown()
+    with Archive(0xA700, 0xA700, 0) as archive:
+        Courier(configured(tmp_path, archive.port), spool, announce, said.append).run(stop)
     assert archive.got == ["1.2.3.4.1.1"] * 3
     assert len(said) == 3
     after = series.state()

@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from medals_serve.node.spool import OUT_OF_RESOURCES, Spool
 from tests.dicom import write_series
 from tests.orthanc import free_port
 from tests.serve.node.nodes import TITLE, write_configuration
+from tests.serve.serving import PATIENCE_S, until
 
 
 class Running:
@@ -34,11 +36,19 @@ class Running:
         self.warnings: list[str] = []
         self.server = start_receiver(self.configuration, self.spool, self.warnings.append)
 
-    def associate(self, caller: str = "SCANNER", called: str = TITLE, **more: Any) -> Any:
+    @contextmanager
+    def associated(
+        self, caller: str = "SCANNER", called: str = TITLE, **more: Any
+    ) -> Iterator[Any]:
         entity = pynetdicom.AE(caller)
         entity.add_requested_context(CTImageStorage)
         entity.add_requested_context(Verification)
-        return entity.associate("127.0.0.1", self.configuration.port, ae_title=called, **more)
+        found = entity.associate("127.0.0.1", self.configuration.port, ae_title=called, **more)
+        try:
+            yield found
+        finally:
+            if found.is_established:
+                found.release()
 
 
 @pytest.fixture
@@ -55,10 +65,9 @@ def image(tmp_path: Path) -> pydicom.Dataset:
 
 
 def test_an_image_is_kept_as_it_came(running: Running, image: pydicom.Dataset) -> None:
-    association = running.associate()
-    assert association.send_c_echo().Status == 0
-    assert association.send_c_store(image).Status == 0
-    association.release()
+    with running.associated() as association:
+        assert association.send_c_echo().Status == 0
+        assert association.send_c_store(image).Status == 0
     (series,) = running.spool.complete(0)
     (name,) = series.names()
     kept = pydicom.dcmread(series.objects / name)
@@ -68,24 +77,23 @@ def test_an_image_is_kept_as_it_came(running: Running, image: pydicom.Dataset) -
 
 @pytest.mark.parametrize(("caller", "called"), [("STRANGER", TITLE), ("SCANNER", "OTHER")])
 def test_unknown_titles_are_rejected(caller: str, called: str, running: Running) -> None:
-    association = running.associate(caller, called)
-    assert association.is_rejected
+    with running.associated(caller, called) as association:
+        assert association.is_rejected
+    until(lambda: running.warnings)  # pynetdicom tells us in another thread
     assert caller in running.warnings[0]
 
 
 def test_out_of_resources(running: Running, image: pydicom.Dataset) -> None:
     running.spool.max_waiting = 0
-    association = running.associate()
-    assert association.send_c_store(image).Status == OUT_OF_RESOURCES
-    association.release()
+    with running.associated() as association:
+        assert association.send_c_store(image).Status == OUT_OF_RESOURCES
     assert str(image.PatientName) not in running.warnings[0]
 
 
 def test_an_object_without_identifiers(running: Running, image: pydicom.Dataset) -> None:
     del image.SeriesInstanceUID
-    association = running.associate()
-    assert association.send_c_store(image).Status >> 12 == 0xC
-    association.release()
+    with running.associated() as association:
+        assert association.send_c_store(image).Status >> 12 == 0xC
 
 
 def test_a_port_that_is_taken(running: Running) -> None:
@@ -135,17 +143,16 @@ def closes(connection: socket.socket) -> bool:
 def test_tls_with_certificates_of_both(tls: Tls, tmp_path: Path, image: pydicom.Dataset) -> None:
     running = Running(tmp_path, tls=tls)
     try:
-        association = running.associate(tls_args=(tls.for_client(), "127.0.0.1"))
-        assert association.send_c_store(image).Status == 0
-        association.release()
+        with running.associated(tls_args=(tls.for_client(), "127.0.0.1")) as association:
+            assert association.send_c_store(image).Status == 0
         place = ("127.0.0.1", running.configuration.port)
-        with socket.create_connection(place, 20) as silent:  # keeps nobody out
-            with socket.create_connection(place, 20) as plain:
+        with socket.create_connection(place, PATIENCE_S) as silent:  # keeps nobody out
+            with socket.create_connection(place, PATIENCE_S) as plain:
                 plain.sendall(b"\x01\x00" + b" " * 100)
                 assert closes(plain)
             nameless = ssl.create_default_context(cafile=tls.authority)
             with (
-                socket.create_connection(place, 20) as bare,
+                socket.create_connection(place, PATIENCE_S) as bare,
                 nameless.wrap_socket(bare, server_hostname="127.0.0.1") as unnamed,
             ):
                 assert closes(unnamed)

@@ -65,15 +65,18 @@ def question(bundle: Bundle, case: Path, backend: Backend, **more: object) -> Qu
     )
 
 
+@pytest.mark.parametrize(
+    "beside", [(), pytest.param((BASELINE,), marks=pytest.mark.slow, id="PyTorch")]
+)
 def test_runners_are_measured_and_one_that_fails_is_told(
-    tiny_bundle: Bundle, case: Path, checkpoints: tuple[Path, Path]
+    tiny_bundle: Bundle, case: Path, checkpoints: tuple[Path, Path], beside: tuple[Backend, ...]
 ) -> None:
     request = BenchRequest(
         bundle=tiny_bundle.folder,
         case=case,
         prompts=case.with_name("noise.prompts.json"),
-        backends=(Backend("onnxruntime"), Backend("onnxruntime", "bf16"), BASELINE),
-        checkpoints=checkpoints,
+        backends=(Backend("onnxruntime"), Backend("onnxruntime", "bf16"), *beside),
+        checkpoints=checkpoints if beside else None,
         repetitions=2,
         thorough=False,
     )
@@ -81,7 +84,7 @@ def test_runners_are_measured_and_one_that_fails_is_told(
 
     report = run_bench(request, lambda *step: steps.append(step))
 
-    exact, wrong, baseline = report.standings
+    exact, wrong, *baselines = report.standings
     assert exact.cold is not None
     assert exact.warm is not None
     assert len(exact.cold.runs) == 1
@@ -90,10 +93,12 @@ def test_runners_are_measured_and_one_that_fails_is_told(
     assert all(stage.tflop for stage in exact.warm.stages)
     assert wrong.failure is not None
     assert "bf16" in wrong.failure
-    assert baseline.warm is not None
-    assert baseline.warm.version.startswith("2.")
-    assert report.baseline == "pytorch bf16"
-    assert report.finished == (exact, baseline)
+    assert len(baselines) == len(beside)
+    for baseline in baselines:
+        assert baseline.warm is not None
+        assert baseline.warm.version.startswith("2.")
+        assert report.baseline == "pytorch bf16"
+    assert report.finished == (exact, *baselines)
     assert [step[1] for step in steps] == sorted(step[1] for step in steps)
     assert steps[-1][1] == steps[-1][2]
 

@@ -65,7 +65,11 @@ def test_tiny_bundle_passes_and_says_where(
 
 @pytest.mark.parametrize(
     ("graph", "with_it"),
-    [("query_decoder", WINDOWS), ("refiner_4", WINDOWS[1:2]), ("refiner_text_only", WINDOWS[:1])],
+    [
+        ("query_decoder", WINDOWS),
+        ("refiner_4", WINDOWS[1:2]),
+        pytest.param("refiner_text_only", WINDOWS[:1], marks=pytest.mark.slow),
+    ],
 )
 def test_changed_weights_are_found(
     bundle: Bundle, checkpoints: list[Path], graph: GraphName, with_it: tuple[str, ...]
@@ -85,7 +89,10 @@ def test_changed_weights_are_found(
     assert "NO " in call("info", "--bundle", changed.folder).stdout
 
 
-@pytest.mark.parametrize(("graph", "found"), [("query_decoder", False), ("refiner_4", True)])
+@pytest.mark.parametrize(
+    ("graph", "found"),
+    [pytest.param("query_decoder", False, marks=pytest.mark.slow), ("refiner_4", True)],
+)
 def test_own_graphs_are_the_weaker_check(bundle: Bundle, graph: GraphName, *, found: bool) -> None:
     """What was exported wrongly can't be found, but where one graph has to do what another does."""
     changed = damage(bundle, graph)
