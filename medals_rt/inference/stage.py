@@ -122,12 +122,7 @@ def run_stage(
     with watch.step(f"{name}: open graphs"):
         window_pass = stage_plan.window_pass
         prompted = window_pass.starts_from_text or any(each is not None for each in prompts)
-        network.prepare(
-            len(task.labels),
-            memory.sweeps[0].classes,
-            memory.classes_per_chunk,
-            prompted=prompted and window_pass.mode != "none",
-        )
+        network.prepare(len(task.labels), prompted=prompted and window_pass.mode != "none")
     label_map = empty_label_map(
         geometry.resampled_shape_hwd,
         task.labels,
