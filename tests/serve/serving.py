@@ -63,6 +63,7 @@ class HeldSegmenter(Segmenter):
         spatial_prompts: npt.NDArray[Any] | None = None,
         provenance: Provenance | None = None,
         progress: Progress | None = None,
+        **more: Any,
     ) -> Result:
         self.cases += 1
         while not self.gate.is_set():
@@ -76,6 +77,7 @@ class HeldSegmenter(Segmenter):
             spatial_prompts=spatial_prompts,
             provenance=provenance,
             progress=progress,
+            **more,
         )
 
 
