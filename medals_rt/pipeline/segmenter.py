@@ -375,15 +375,15 @@ class Segmenter:
     ) -> list[CaseOutline]:
         """Outline each group, which finds what earlier ones leave in memory.
 
-        What is kept may grow to its limit meanwhile. Of what is free now, that which it holds has
-        been taken already.
+        What is kept between runs may grow to its limit meanwhile, which is not theirs to use. Of
+        what is free now, that which it holds has been taken already.
         """
         policy, info = load_policy(), self._networks[1].info
         memory = memory_limit(options.max_memory, self._networks[1].array_device)
         image = volume.image_dhw
-        reserved = 0
         if kept is not None:
             reserved = kept.cache.max_bytes - (0 if memory.asked else kept.cache.bytes)
+            memory = replace(memory, total=max(1, memory.total - reserved))
         outlines: list[CaseOutline] = []
         chains = self._open_chains
         for number, group in enumerate(groups):
@@ -400,7 +400,7 @@ class Segmenter:
                 weights=count_weights(self.bundle),
                 runner=info.runner,
                 precision=info.precision,
-                case_bytes=case_bytes(image.size, image.dtype.itemsize, number) + reserved,
+                case_bytes=case_bytes(image.size, image.dtype.itemsize, number),
                 open_chains=chains,
             )
             chains = outline.chains_by(2)
