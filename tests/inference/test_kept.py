@@ -137,11 +137,12 @@ def test_every_way_of_running_a_window_gives_the_same(
 
 
 def test_lesions_are_iterated_from_what_is_kept(plain: Segmenter) -> None:
-    lesions = {"1": "Liver tumors in abdominal CT", "instance_label": 1}
-    expected = plain.segment(VOLUME, lesions)
+    lesions = {"7": "Adrenocortical carcinoma in abdominal CT", "instance_label": 1}
+    options = SegmentOptions(threshold=0.05)
+    expected = plain.segment(VOLUME, lesions, options)
     with FeatureCache(PLENTY).image() as kept:
         for _ in range(2):
-            found = plain.segment(VOLUME, lesions, kept=kept)
+            found = plain.segment(VOLUME, lesions, options, kept=kept)
             assert_same(found, expected)
     assert passes(found)[0] == (0, found.report.stages[0].windows)
 
@@ -268,7 +269,7 @@ def test_coarse_labels_come_before_the_fine_stage_and_lie_where_the_scan_does(
         found.append(coarse)
 
     affine = np.array([[-4.0, 0, 0, 20], [0, 4.0, 0, -30], [0, 0, 6.0, 7], [0, 0, 0, 1]])
-    volume = Volume.from_array(VOLUME.image_dhw, affine, convention="LPS")
+    volume = Volume.from_array(VOLUME.image_dhw, affine, axes="kji", frame="LPS")
     result = plain.segment(
         volume, BOTH, on_coarse=keep, progress=lambda stage, *_: told.append(stage)
     )
