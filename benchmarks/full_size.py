@@ -115,8 +115,7 @@ def opening(options: argparse.Namespace, folder: Path) -> dict:
         options.bundle, runner="openvino", precision="bf16", threads=options.threads
     ) as segmenter:
         opened = time.perf_counter() - start
-        classes = slice(0, options.classes)
-        segmenter.network(2).prepare(options.classes, classes, 32, prompted=True)
+        segmenter.network(2).prepare(options.classes, prompted=True)
         total = time.perf_counter() - start
     return {"both_stages_seconds": round(opened, 2), "with_prompted_seconds": round(total, 2)}
 

@@ -278,8 +278,7 @@ def bind(to: Callable[..., None], name: str, tensor: torch.Tensor) -> None:
 
 def graph_names(each: Scene) -> tuple[Any, ...]:
     """Return the graphs of a pass, as the run time takes them."""
-    count = len(each.queries)
-    chains = pass_chains(count, slice(0, count), count, prompted=each.prompted)
+    chains = pass_chains(len(each.queries), prompted=each.prompted)
     return tuple(name for chain in chains for name in chain)
 
 

@@ -20,7 +20,7 @@ from medals_rt.common.arrays import namespace
 from medals_rt.common.errors import InputError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Array
-from medals_rt.inference.network import NetworkInfo
+from medals_rt.inference.network import NetworkInfo, TextOnlyFeatures
 from medals_rt.inference.spatial_prompts import SpatialPrompts
 from medals_rt.pipeline.segmenter import Segmenter
 
@@ -71,6 +71,9 @@ class EagerNetwork:
         """Where arrays must lie."""
         return self._device
 
+    def encode(self, image: Array) -> None:
+        """Return None: a pass is always run whole."""
+
     def predict(
         self,
         image: Array,
@@ -79,9 +82,10 @@ class EagerNetwork:
         *,
         classes: slice | None = None,
         classes_per_chunk: int = CLASSES_PER_CHUNK,
+        features: TextOnlyFeatures | None = None,
     ) -> Iterator[tuple[slice, Array]]:
         """Run one pass over one window; see `Network.predict`. All classes come at once."""
-        del classes_per_chunk
+        del classes_per_chunk, features
         wanted = classes or slice(0, queries.shape[0])
         xp = namespace(image)
         if prompts is None:
@@ -97,9 +101,7 @@ class EagerNetwork:
             probabilities = logits[0, wanted].float().sigmoid().contiguous()
         yield wanted, xp.from_dlpack(probabilities)
 
-    def prepare(
-        self, count: int, classes: slice, classes_per_chunk: int, *, prompted: bool
-    ) -> None:
+    def prepare(self, count: int, *, prompted: bool) -> None:
         """Do nothing: there is nothing to open."""
 
     def release(self) -> None:

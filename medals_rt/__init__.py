@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         PromptError,
     )
     from medals_rt.common.notes import Note
+    from medals_rt.inference.kept import FeatureCache
     from medals_rt.io.case import Case
     from medals_rt.io.registry import read_case, read_labels, write_segmentation
     from medals_rt.io.volume import Volume
@@ -58,6 +59,7 @@ _HOMES = {
     "BundleError": "common.errors",
     "Case": "io.case",
     "CaseError": "common.errors",
+    "FeatureCache": "inference.kept",
     "InputError": "common.errors",
     "Job": "pipeline.job",
     "MedalsError": "common.errors",
@@ -85,6 +87,7 @@ __all__ = [
     "BundleError",
     "Case",
     "CaseError",
+    "FeatureCache",
     "InputError",
     "Job",
     "MedalsError",

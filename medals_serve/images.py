@@ -15,6 +15,7 @@ import numpy as np
 
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.optional_deps import import_optional
+from medals_rt.inference.kept import KeptImage
 from medals_rt.io.case import Case
 from medals_rt.io.format import stem
 from medals_rt.io.nifti_geometry import RAS_TO_LPS
@@ -55,12 +56,15 @@ class ServedImage:
     ----------
     found
         What `reader_process.describe_image` said of it.
+    kept
+        What jobs leave for later ones of the same image; None: nothing.
     series, select
         As for `registry.read_case`.
     """
 
     upload: Upload
     found: Mapping[str, Any]
+    kept: KeptImage | None = None
     series: str | None = None
     select: tuple[str, ...] = ()
 
@@ -78,6 +82,11 @@ class ServedImage:
     def folder(self) -> Path:
         """Where everything about it lies."""
         return self.upload.path.parent
+
+    def forget(self) -> None:
+        """Keep nothing that jobs left, now and later."""
+        if self.kept is not None:
+            self.kept.close()
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,9 +187,17 @@ def write_volume(path: Path, volume: Volume) -> None:
 
 
 def write_on_grid(path: Path, array_kji: Any, volume: Volume) -> None:
-    """Write an array on the grid of a volume's file as NIfTI, gzipped as fast as can be."""
+    """Write an array on the grid of a volume's file as NIfTI; see `write_placed`."""
+    write_placed(path, array_kji, volume.affine_lps)
+
+
+def write_placed(path: Path, array_kji: Any, affine_lps: Any) -> None:
+    """Write an array as NIfTI, gzipped as fast as can be.
+
+    `affine_lps` is 4 x 4, index `(i, j, k, 1)` to millimeters in the LPS frame.
+    """
     nibabel = import_optional("NiBabel", "an image as NIfTI")
-    affine = RAS_TO_LPS @ volume.affine_lps
+    affine = RAS_TO_LPS @ affine_lps
     image = nibabel.Nifti1Image(array_kji.transpose(), affine)
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)

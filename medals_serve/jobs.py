@@ -44,9 +44,9 @@ from medals_rt.pipeline.job import (
 )
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.report import RunReport
-from medals_rt.pipeline.segmenter import Result, Segmenter
+from medals_rt.pipeline.segmenter import CoarseLabels, Result, Segmenter
 from medals_rt.prompts.prompt_set import PromptReading, PromptSet
-from medals_serve.images import CaseCache, ServedImage, ServedMask
+from medals_serve.images import CaseCache, ServedImage, ServedMask, write_placed
 from medals_serve.problems import JobEndedError, ServiceError, log_failure, problem_of
 
 JobStatus: TypeAlias = Literal["queued", "running", "done", "failed", "canceled"]
@@ -209,6 +209,7 @@ class ServedJob:
         self._status: JobStatus = "queued"
         self._stage: str | None = None
         self._done = self._total = 0
+        self._coarse = 0
         self._began = self._stage_began = 0.0
         self._problem: dict[str, Any] | None = None
         self._canceled: str | None = None
@@ -264,7 +265,9 @@ class ServedJob:
         read = self.prepare()
         read = replace(read, seconds={"read": time.perf_counter() - began})
         with passes_recorded(segmenter):
-            result = segment_job(segmenter, read, self._advance)
+            result = segment_job(
+                segmenter, read, self._advance, kept=self.image.kept, on_coarse=self._add_coarse
+            )
         self._check_ended()
         arrays = {"labels_dhw": result.labels_dhw}
         if result.instances_dhw is not None:
@@ -284,6 +287,19 @@ class ServedJob:
                 self._stage, self._stage_began = stage, time.monotonic()
             self._done, self._total = done, total
             self.version += 1
+
+    def _add_coarse(self, found: CoarseLabels) -> None:
+        """Keep what the coarse stage found as a file, while the fine one runs."""
+        self._check_ended()
+        path = self._coarse_file(self._coarse + 1)
+        write_placed(path, found.labels_dhw, found.affine_lps)
+        self._keep(path)
+        with self._lock:
+            self._coarse += 1
+            self.version += 1
+
+    def _coarse_file(self, number: int) -> Path:
+        return self.folder / f"coarse-{number}.nii.gz"
 
     def _check_ended(self) -> None:
         if self._canceled is not None:
@@ -319,6 +335,7 @@ class ServedJob:
                 "stage": self._stage,
                 "windows_done": self._done,
                 "windows_total": self._total,
+                "coarse_parts": self._coarse,
                 "seconds_left": left,
                 "seconds_run": round(
                     time.monotonic() - self._began if running else self.seconds_run, 3
@@ -372,6 +389,23 @@ class ServedJob:
             f"result-{found.format}{found.ending}",
             lambda path: write_labels(path, *self._outcome(), format=found.format),
         )
+
+    def coarse(self, number: int) -> Path:
+        """Return a part of the coarse result as NIfTI, on the coarse stage's grid.
+
+        Raises
+        ------
+        ServiceError
+            It is not there yet, or there is no such part.
+        """
+        if not 1 <= number <= self._coarse:
+            raise ServiceError(
+                f"the job has {self._coarse} coarse parts so far; its state says so in "
+                "`coarse_parts`",
+                code="coarse-not-there",
+                status=HTTPStatus.CONFLICT,
+            )
+        return self._coarse_file(number)
 
     def labels_kji(self) -> npt.NDArray[Any]:
         """Return the labels on the file's own grid, `(k, j, i)`; see `labels`."""

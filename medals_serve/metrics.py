@@ -24,6 +24,10 @@ _HELP: Final = {
     "medals_sessions": ("gauge", "Sessions that are open."),
     "medals_disk_bytes": ("gauge", "Bytes that sessions hold on disk."),
     "medals_cases_bytes": ("gauge", "Bytes of images that are kept in memory."),
+    "medals_kept_bytes": ("gauge", "Bytes that jobs left for later ones of the same image."),
+    "medals_kept_hits_total": ("counter", "What jobs found of earlier ones."),
+    "medals_kept_misses_total": ("counter", "What jobs looked for and made themselves."),
+    "medals_kept_evictions_total": ("counter", "What made room for something else."),
 }
 
 

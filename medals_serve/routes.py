@@ -321,6 +321,17 @@ async def download_labels(
     return await _made(service, found, lambda: found.labels(format))
 
 
+@jobs.get("/{job}/coarse/{part}", response_class=FileResponse)
+async def download_coarse(job: str, part: int, owner: Owner) -> Response:
+    """Return a part of the coarse result as NIfTI on a coarse grid that covers the scan.
+
+    It is there as soon as the job's `coarse_parts` says so, before the fine stage refines it.
+    """
+    found = owner.job(job)
+    path = found.coarse(part)
+    return _file(path, found.download_name(path))
+
+
 @jobs.get("/{job}/instances", response_class=FileResponse)
 async def download_instances(job: str, service: Here, owner: Owner) -> Response:
     """Return the numbered lesions as NIfTI."""

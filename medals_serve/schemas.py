@@ -178,6 +178,10 @@ class JobState(BaseModel):
     stage: str | None
     windows_done: int
     windows_total: int
+    coarse_parts: int = Field(
+        description="Parts of the coarse result that can be had while the fine stage runs, one a "
+        "group of classes: `/v1/jobs/{job}/coarse/1` and on."
+    )
     seconds_left: float | None = Field(description="Of the stage that runs.")
     seconds_run: float
     classes: list[FoundClass] | None = Field(description="When done.")

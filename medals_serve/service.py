@@ -13,9 +13,11 @@ from typing import Any, Final, TypeVar
 import anyio
 
 from medals_rt.common.errors import MedalsError, OutputError
+from medals_rt.inference.kept import FeatureCache
 from medals_rt.pipeline.job import read_annotation
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.segmenter import Segmenter
+from medals_rt.planning.memory import memory_limit
 from medals_serve.catalog import Catalog
 from medals_serve.engine import JobEngine
 from medals_serve.images import (
@@ -32,10 +34,12 @@ from medals_serve.metrics import Metrics
 from medals_serve.problems import SeriesChoiceError, ServiceError
 from medals_serve.readers import Readers
 from medals_serve.sessions import ClientSession, Sessions, remove_folder
-from medals_serve.settings import ServeSettings
+from medals_serve.settings import GIB, ServeSettings
 
 RETRY_S: Final = 10
 _ARRAY_HEADER_BYTES: Final = 2**12
+_SHARE_OF_CACHE: Final = 4
+_LARGEST_DEFAULT_CACHE: Final = 4 * GIB
 _ARRAY_ITEM_BYTES: Final = 8
 
 _T = TypeVar("_T")
@@ -57,12 +61,14 @@ class Service:
     sessions: Sessions = field(init=False)
     readers: Readers = field(init=False)
     cases: CaseCache = field(init=False)
+    features: FeatureCache = field(init=False)
     catalog: Catalog = field(init=False)
 
     def __post_init__(self) -> None:
         self.sessions = Sessions(self.settings)
         self.readers = Readers(self.settings, self.metrics)
         self.cases = CaseCache(self.settings.cases_bytes, self.settings.max_voxels)
+        self.features = FeatureCache(self._cache_bytes())
         self.catalog = Catalog(self.segmenter.bundle)
         self._reading = anyio.CapacityLimiter(self.settings.readers)
         self._working = anyio.CapacityLimiter(1)
@@ -73,8 +79,22 @@ class Service:
                 "medals_sessions": lambda: len(self.sessions),
                 "medals_disk_bytes": lambda: self.sessions.bytes,
                 "medals_cases_bytes": lambda: self.cases.bytes,
+                "medals_kept_bytes": lambda: self.features.bytes,
+                "medals_kept_hits_total": lambda: self.features.counts.hits,
+                "medals_kept_misses_total": lambda: self.features.counts.misses,
+                "medals_kept_evictions_total": lambda: self.features.counts.evictions,
             }
         )
+
+    def _cache_bytes(self) -> int:
+        """Return what is asked for, else a quarter of what may be held now, up to 4 GiB."""
+        asked = self.settings.cache_bytes
+        if asked is not None:
+            return asked
+        limit = memory_limit(
+            self.options.segment.max_memory, self.segmenter.network(1).array_device
+        )
+        return min(limit.total // _SHARE_OF_CACHE, _LARGEST_DEFAULT_CACHE)
 
     async def in_thread(self, work: Callable[..., _T], *given: Any) -> _T:
         """Do work on files in a thread, after what was asked for before."""
@@ -90,6 +110,7 @@ class Service:
         self.sessions.end(owner)
         for image in tuple(owner.images.values()):
             self.cases.forget(image)
+            image.forget()
 
     def end_idle_sessions(self) -> None:
         """End the sessions that nobody uses."""
@@ -184,7 +205,8 @@ class Service:
             limiter=self._reading,
         )
         owner.check_open()
-        image = ServedImage(upload, found, series, select)
+        kept = self.features.image() if self.features.max_bytes else None
+        image = ServedImage(upload, found, kept, series, select)
         owner.images[image.name] = image
         return image
 
@@ -268,6 +290,7 @@ class Service:
         for mask in [each for each in tuple(owner.masks.values()) if each.image == image.name]:
             owner.masks.pop(mask.name, None)
         self.cases.forget(image)
+        image.forget()
         self.sessions.drop(owner, image.folder)
 
     @contextlib.asynccontextmanager

@@ -40,6 +40,9 @@ class ServeSettings:
         Of an image.
     cases_bytes
         Voxels of images that are kept in memory for the next job.
+    cache_bytes
+        What jobs leave of their images for later ones (`medals_rt.FeatureCache`); 0 for nothing,
+        None for a quarter of the memory that is free, up to 4 GiB.
     idle_s
         Seconds without a request (or a job that waits or runs) after which a session ends.
     header_s
@@ -74,6 +77,7 @@ class ServeSettings:
     min_free_bytes: int = GIB // 2
     max_voxels: int = 2**29
     cases_bytes: int = 4 * GIB
+    cache_bytes: int | None = None
     idle_s: float = 3600.0
     header_s: float = 20.0
     body_idle_s: float = 30.0

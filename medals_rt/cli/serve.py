@@ -78,6 +78,15 @@ def serve_command(
             metavar="SIZE", help="Memory that reading an upload may take [default: 8GiB]."
         ),
     ] = None,
+    cache_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory for what jobs leave of their images, so that the next prompt and the next "
+            "correction compute only what changed; 0 keeps nothing [default: a quarter of what is "
+            "free, up to 4GiB].",
+        ),
+    ] = None,
     grace: Annotated[
         float | None,
         typer.Option(
@@ -114,6 +123,7 @@ def serve_command(
         max_disk_bytes=_size(max_disk),
         min_free_bytes=_size(min_free),
         read_bytes=_size(read_memory),
+        cache_bytes=0 if cache_memory == "0" else _size(cache_memory),
         grace_s=grace,
         idle_s=idle,
     )

@@ -135,6 +135,13 @@ def contiguous(array: Array) -> Array:
     return xp.ascontiguousarray(array) if xp is np or is_cupy(array) else array
 
 
+def owned(array: Array) -> Array:
+    """Return `array` where its memory is its own, else a copy: a view holds all that it views."""
+    if getattr(array, "base", None) is None:
+        return array
+    return namespace(array).asarray(array, copy=True)
+
+
 def memory_order(array: Array) -> tuple[int, int, int]:
     """Return the three axes of `array` from the slowest to the fastest in memory."""
     strides: tuple[int, ...] | None = getattr(array, "strides", None)

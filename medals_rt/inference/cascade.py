@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -14,6 +14,7 @@ from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array, Box, Shape, Spacing
 from medals_rt.inference.hybrid_prompts import fine_prompts, labels_in
+from medals_rt.inference.kept import Kept
 from medals_rt.inference.network import Network
 from medals_rt.inference.stage import StageResult, StageTask, run_stage
 from medals_rt.io.volume import to_dhw, to_hwd
@@ -51,6 +52,12 @@ class CaseRun:
         What a pass of each stage took before, as far as known.
     measured
         Gets what a pass of each stage takes, by stage number, as windows end.
+    kept
+        What is kept of the image between runs. It is not used where there is a time budget, which
+        makes what a window gets depend on the clock.
+    on_coarse
+        Called with the coarse stage's labels on its own grid `(H, W, D)`, as soon as they are
+        known, where a fine stage may replace them.
     """
 
     image_dhw: Array
@@ -62,6 +69,8 @@ class CaseRun:
     budget: Budget | None = None
     seconds_per_pass: Mapping[int, float] | None = None
     measured: dict[int, float] = field(default_factory=dict)
+    kept: Kept | None = None
+    on_coarse: Callable[[Array], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,11 +78,12 @@ class StageSummary:
     """What one stage did. Axes are (H, W, D), but for the box, which is (D, H, W) of the case.
 
     `spacing_mm_hwd` is the image's spacing as dynamic resampling read it. `passes` counts the
-    network's encoder passes; `iterations` the masked refinements of a window. For memory, results
-    were aggregated in `column_blocks` blocks of the image and in `class_groups` groups of classes,
-    each of which runs the windows that reach into it: `window_runs` in all. The sums of one took
-    `accumulators_mib`; classes were classified `classes_per_chunk` at a time. The process was
-    expected to take `expected_peak_mib`.
+    network's encoder passes; `iterations` the masked refinements of a window; `windows_kept` the
+    windows that needed no pass, because what they need was kept of an earlier run. For memory,
+    results were aggregated in `column_blocks` blocks of the image and in `class_groups` groups of
+    classes, each of which runs the windows that reach into it: `window_runs` in all. The sums of
+    one took `accumulators_mib`; classes were classified `classes_per_chunk` at a time. The process
+    was expected to take `expected_peak_mib`.
     """
 
     name: str
@@ -93,6 +103,7 @@ class StageSummary:
     classes_per_chunk: int = 0
     accumulators_mib: float = 0.0
     expected_peak_mib: float = 0.0
+    windows_kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -298,6 +309,8 @@ def _run(
         progress=case.progress,
         watchdog=None if case.budget is None else Watchdog(case.budget, of_pass),
         measured=case.measured,
+        kept=None if case.kept is None or case.budget is not None else case.kept.at(number, box),
+        on_labels=None if number == 2 or case.outline.rules.skip_fine else case.on_coarse,
     )
     if case.budget is not None:
         runs = memory.window_runs
@@ -332,6 +345,7 @@ def _run(
         classes_per_chunk=memory.classes_per_chunk,
         accumulators_mib=round(memory.slab_bytes / 2**20, 1),
         expected_peak_mib=round(memory.expected_bytes / 2**20, 1),
+        windows_kept=result.kept,
     )
     return StageOutcome(*_pasted(result, inside, case.image_dhw), record)
 

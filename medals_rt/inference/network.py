@@ -2,10 +2,14 @@
 
 The only place that knows how the network is cut into graphs, and which of them a pass takes:
 
-- few classes, text only, or with at most 16 prompted classes (*folded*): encoder, query decoder and
-  refiner in a row, as one graph where the library can join them;
-- more classes: one encoding and one fused feature map `F_r` serve the classifier in chunks. Where
-  the library joins graphs, `F_a` of exclusive prompts is looked up inside the encoder's chain.
+- text only: encoder and fusion in a row give `F_r` and the image embedding, which no text has
+  entered yet (`TextOnlyFeatures`); the query decoder and the classifier, in chunks of classes, make
+  probabilities of them, for this text or for later ones;
+- at most 16 prompted classes (*folded*): encoder, query decoder and refiner in a row, as one graph
+  where the library can join them;
+- more prompted classes: one encoding and one fused feature map `F_r` serve the classifier in
+  chunks. Where the library joins graphs, `F_a` of exclusive prompts is looked up inside the
+  encoder's chain.
 
 Nothing of N times the window is made but the probabilities themselves, chunk by chunk.
 """
@@ -38,10 +42,9 @@ _DECODE: Chain = ("query_decoder",)
 _CLASSIFY: Chain = ("classifier",)
 _FUSE: Chain = ("fusion",)
 _PROMPTED_MANY: Chain = ("image_encoder", "query_decoder", "fusion")
-_TEXT_ONLY_MANY: Chain = ("image_encoder", "query_decoder", "fusion_text_only")
-_TEXT_ONLY: Chain = ("image_encoder", "query_decoder", "refiner_text_only")
-# needs so little memory of its own that what ran before may keep its
-_LIGHT = frozenset({_CLASSIFY})
+_ENCODE_TEXT_ONLY: Chain = ("image_encoder", "fusion_text_only")
+# need so little memory of their own that what ran before may keep its
+_LIGHT = frozenset({_CLASSIFY, _DECODE})
 
 Key = TypeVar("Key")
 
@@ -58,6 +61,24 @@ class NetworkInfo:
     threads: int
     notes: tuple[str, ...]
     convolution: Convolution = "direct"
+
+
+@dataclass(frozen=True)
+class TextOnlyFeatures:
+    """What a text-only pass over a window computes before it reads any text.
+
+    A pass from other text gives the same to the bit with them as without.
+
+    Attributes
+    ----------
+    refined
+        `F_r`, as one graph hands it to the next.
+    image_embedding
+        What the query decoder looks at, `(L, dim)`.
+    """
+
+    refined: Array
+    image_embedding: Array
 
 
 class Network(Protocol):
@@ -82,6 +103,21 @@ class Network(Protocol):
         """Where arrays must lie, as `medals_rt.common.arrays.to_device` names it."""
         ...
 
+    def encode(self, image: Array) -> TextOnlyFeatures | None:
+        """Run the part of a text-only pass that no text enters; see `predict`.
+
+        Parameters
+        ----------
+        image
+            As for `predict`.
+
+        Returns
+        -------
+        TextOnlyFeatures or None
+            The caller's own; None where the network can't be cut there.
+        """
+        ...
+
     def predict(
         self,
         image: Array,
@@ -90,6 +126,7 @@ class Network(Protocol):
         *,
         classes: slice | None = None,
         classes_per_chunk: int = CLASSES_PER_CHUNK,
+        features: TextOnlyFeatures | None = None,
     ) -> Iterator[tuple[slice, Array]]:
         """Run one pass over one window; yield the probabilities of some classes at a time.
 
@@ -108,6 +145,8 @@ class Network(Protocol):
             Those wanted, with start and stop; None for all.
         classes_per_chunk
             How many come at a time where they are cut; up to 16 prompted ones never are.
+        features
+            What `encode` gave for this image, if it is known, for a pass from text alone.
 
         Yields
         ------
@@ -116,17 +155,13 @@ class Network(Protocol):
         """
         ...
 
-    def prepare(
-        self, count: int, classes: slice, classes_per_chunk: int, *, prompted: bool
-    ) -> None:
+    def prepare(self, count: int, *, prompted: bool) -> None:
         """Open what `predict` will run, so that the first window costs what the others do.
 
         Parameters
         ----------
         count
             N.
-        classes, classes_per_chunk
-            As for `predict`.
         prompted
             Whether windows will have spatial prompts.
         """
@@ -285,8 +320,8 @@ class JoinedGraphs:
 
     @property
     def encoder(self) -> Runner:
-        """The runner of the text-only chain."""
-        return self._pool.open(_TEXT_ONLY)
+        """The runner of the chain that encodes for text alone."""
+        return self._pool.open(_ENCODE_TEXT_ONLY)
 
     def open(self, chain: Chain) -> None:
         """Open a chain."""
@@ -399,7 +434,8 @@ class StageNetwork:
         graphs = JoinedGraphs(open_chain) if library.joins_graphs else SingleGraphs(open_graph)
         network = cls(bundle.stage_spec(stage), graphs, choice.why)
         try:
-            graphs.open(_TEXT_ONLY)
+            for chain in pass_chains(1, prompted=False):
+                graphs.open(chain)
             network._check_window()
         except BaseException:
             network.close()
@@ -437,6 +473,12 @@ class StageNetwork:
         """Where arrays must lie."""
         return self._graphs.encoder.device
 
+    def encode(self, image: Array) -> TextOnlyFeatures:
+        """Run the part of a text-only pass that no text enters, see `Network.encode`."""
+        seen = {"image": image, "foreground": namespace(image).zeros_like(image)}
+        found = self._graphs.run(_ENCODE_TEXT_ONLY, seen)
+        return TextOnlyFeatures(found["refined"], found["image_embedding"])
+
     def predict(
         self,
         image: Array,
@@ -445,35 +487,29 @@ class StageNetwork:
         *,
         classes: slice | None = None,
         classes_per_chunk: int = CLASSES_PER_CHUNK,
+        features: TextOnlyFeatures | None = None,
     ) -> Iterator[tuple[slice, Array]]:
         """Run one pass over one window, see `Network.predict`."""
-        wanted = classes or slice(0, queries.shape[0])
-        first, *then = pass_chains(
-            queries.shape[0], wanted, classes_per_chunk, prompted=prompts is not None
-        )
-        if prompts is not None and not then:
-            yield wanted, self._folded(first, image, queries, prompts)[wanted, ...]
-            return
-        if prompts is not None:
-            refined, adapted = self._fused(image, queries, prompts)
+        count = queries.shape[0]
+        wanted = classes or slice(0, count)
+        if prompts is None:
+            features = features or self.encode(image)
+            refined = features.refined
+            adapted = self._adapted(features.image_embedding, queries)
         else:
-            seen = {"image": image, "foreground": namespace(image).zeros_like(image)}
+            first, *then = pass_chains(count, prompted=True)
             if not then:
-                found = self._graphs.run(first, {**seen, "queries": queries[wanted, ...]})
-                yield wanted, found["probabilities"]
+                yield wanted, self._folded(first, image, queries, prompts)[wanted, ...]
                 return
-            fused = self._graphs.run(first, {**seen, "queries": queries})
-            refined, adapted = fused["refined"], fused["adapted_queries"]
+            refined, adapted = self._fused(image, queries, prompts)
         for start in range(wanted.start, wanted.stop, classes_per_chunk):
             chunk = slice(start, min(start + classes_per_chunk, wanted.stop))
             values = {"refined": refined, "adapted_queries": adapted[chunk, ...]}
             yield chunk, self._graphs.run(_CLASSIFY, values)["probabilities"]
 
-    def prepare(
-        self, count: int, classes: slice, classes_per_chunk: int, *, prompted: bool
-    ) -> None:
+    def prepare(self, count: int, *, prompted: bool) -> None:
         """Open what `predict` will run, see `Network.prepare`."""
-        for chain in pass_chains(count, classes, classes_per_chunk, prompted=prompted):
+        for chain in pass_chains(count, prompted=prompted):
             self._graphs.open(chain)
 
     def release(self) -> None:
@@ -507,10 +543,14 @@ class StageNetwork:
             fused = self._graphs.run(_PROMPTED_MANY, values)
             return fused["refined"], fused["adapted_queries"]
         encoded = self._graphs.run(_ENCODE, seen)
-        values = {"image_embedding": encoded["image_embedding"], "queries": queries}
-        adapted = self._graphs.run(_DECODE, values)["adapted_queries"]
+        adapted = self._adapted(encoded["image_embedding"], queries)
         values = {"features": encoded["features"], "prompt_features": prompts.spread(adapted)}
         return self._graphs.run(_FUSE, values)["refined"], adapted
+
+    def _adapted(self, image_embedding: Array, queries: Array) -> Array:
+        """Return `T (N, C)` of all classes."""
+        values = {"image_embedding": image_embedding, "queries": queries}
+        return self._graphs.run(_DECODE, values)["adapted_queries"]
 
     def close(self) -> None:
         """Free the graphs."""
@@ -528,9 +568,7 @@ class StageNetwork:
         self.close()
 
 
-def pass_chains(
-    count: int, wanted: slice, classes_per_chunk: int, *, prompted: bool
-) -> list[Chain]:
+def pass_chains(count: int, *, prompted: bool) -> list[Chain]:
     """List the chains of graphs that a pass of N classes runs, in order.
 
     Of many classes with prompts this is for exclusive ones; others run the same graphs one by one.
@@ -540,6 +578,4 @@ def pass_chains(
         if name is not None:
             return [("image_encoder", "query_decoder", name)]
         return [_PROMPTED_MANY, _CLASSIFY]
-    if wanted.stop - wanted.start <= classes_per_chunk:
-        return [_TEXT_ONLY]
-    return [_TEXT_ONLY_MANY, _CLASSIFY]
+    return [_ENCODE_TEXT_ONLY, _DECODE, _CLASSIFY]

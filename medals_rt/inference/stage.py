@@ -6,17 +6,19 @@ spatial prompts (system rules 5 to 7).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
-from medals_rt.common.arrays import contiguous, namespace, settle
+from medals_rt.common.arrays import contiguous, namespace, owned, settle
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array
 from medals_rt.inference.aggregation import LabelMap, SlabAggregator, empty_label_map
+from medals_rt.inference.kept import Kept, digest_of
 from medals_rt.inference.mirroring import mirrored
-from medals_rt.inference.network import Network
-from medals_rt.inference.refinement import MaskSource, Part, refine
+from medals_rt.inference.network import Network, TextOnlyFeatures
+from medals_rt.inference.refinement import MaskSource, Part, collect, refine
 from medals_rt.inference.spatial_prompts import LabelPrompts, SpatialPrompts, label_prompts
 from medals_rt.planning.memory import TileSweep
 from medals_rt.planning.sliding_window import gaussian_weights, pad_far_end
@@ -38,11 +40,14 @@ class StageTask:
         The label value of each of the N classes.
     masks
         Where the masks of refinement come from.
+    masks_key
+        Names all that decides about them; None where they are nobody's to know.
     """
 
     queries: Array
     labels: tuple[int, ...]
     masks: MaskSource
+    masks_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class StageResult:
     """Labels and the largest probability on the grid that the stage was given, `(H, W, D)`.
 
     `passes` counts encoder passes: windows without any prompt need only one. `hastened` are runs of
-    windows in fewer passes than planned because time ran out, `left_out` those that were not made.
+    windows in fewer passes than planned because time ran out, `left_out` those that were not made,
+    `kept` those that needed none, for an earlier run had made what they need.
     """
 
     labels_hwd: Array
@@ -58,6 +64,7 @@ class StageResult:
     passes: int
     hastened: int = 0
     left_out: int = 0
+    kept: int = 0
 
 
 def run_stage(
@@ -73,6 +80,8 @@ def run_stage(
     progress: Progress | None = None,
     watchdog: Watchdog | None = None,
     measured: MutableMapping[int, float] | None = None,
+    kept: Kept | None = None,
+    on_labels: Callable[[Array], None] | None = None,
 ) -> StageResult:
     """Segment one image by one network.
 
@@ -92,20 +101,31 @@ def run_stage(
         Also return the largest probability, which post-processing needs.
     watch, name, progress
         Seconds go to the steps ``"{name}: resample"``, ``"... open graphs"``, ``"... network"``,
-        ``"... aggregate"`` and ``"... restore"``. A GPU is waited for once a step; all that it does
-        for a window counts as the network's.
+        ``"... aggregate"`` and ``"... restore"``, and to ``"... kept"`` for windows of which an
+        earlier run made what takes time. A GPU is waited for once a step; all that it does for a
+        window counts as the network's.
     watchdog
         Shortens the stage when time runs out; None: there is no limit.
     measured
         Gets the seconds of a pass by stage number, as windows end.
+    kept
+        What earlier runs made of this image, if it is kept, and where what is made is kept.
+    on_labels
+        Called with the labels on the stage's own grid `(H, W, D)`, as soon as they are known.
     """
     xp = namespace(image_hwd)
     geometry, memory = stage_plan.geometry, stage_plan.memory
+    grid = (geometry.resampled_shape_hwd, geometry.padded_shape_hwd, geometry.separate_axis)
+    of_grid = None if kept is None else kept.at(*grid)
     with watch.step(f"{name}: resample"):
-        image = pad_far_end(
-            resample_image(image_hwd, geometry.resampled_shape_hwd, geometry.separate_axis),
-            geometry.padded_shape_hwd,
-        )
+        image = None if of_grid is None else of_grid.get()
+        if image is None:
+            image = pad_far_end(
+                resample_image(image_hwd, geometry.resampled_shape_hwd, geometry.separate_axis),
+                geometry.padded_shape_hwd,
+            )
+            if of_grid is not None:
+                of_grid.put(image, [image])
         prompt_map = None
         prompts: Sequence[LabelPrompts | None] = [None] * len(geometry.windows)
         if prompt_labels_hwd is not None:
@@ -122,12 +142,7 @@ def run_stage(
     with watch.step(f"{name}: open graphs"):
         window_pass = stage_plan.window_pass
         prompted = window_pass.starts_from_text or any(each is not None for each in prompts)
-        network.prepare(
-            len(task.labels),
-            memory.sweeps[0].classes,
-            memory.classes_per_chunk,
-            prompted=prompted and window_pass.mode != "none",
-        )
+        network.prepare(len(task.labels), prompted=prompted and window_pass.mode != "none")
     label_map = empty_label_map(
         geometry.resampled_shape_hwd,
         task.labels,
@@ -136,7 +151,17 @@ def run_stage(
     )
     sweeper = _Sweeper(
         StageInput(
-            network, stage_plan, image, task, prompts, watch, name, progress, watchdog, measured
+            network,
+            stage_plan,
+            image,
+            task,
+            prompts,
+            watch,
+            name,
+            progress,
+            watchdog,
+            measured,
+            of_grid,
         )
     )
     for sweep in memory.sweeps:
@@ -147,6 +172,8 @@ def run_stage(
         )
         label_map = sweeper.run(sweep, aggregator)
         del aggregator
+    if on_labels is not None:
+        on_labels(label_map.labels_hwd)
     network.release()
     with watch.step(f"{name}: restore"):
         labels_hwd = _with_prompts_where_uncovered(label_map, prompt_map)
@@ -158,7 +185,9 @@ def run_stage(
             )
         settle(labels_hwd)
     counts = sweeper.counts
-    return StageResult(labels_hwd, probability, counts.passes, counts.hastened, counts.left_out)
+    return StageResult(
+        labels_hwd, probability, counts.passes, counts.hastened, counts.left_out, counts.kept
+    )
 
 
 @dataclass(frozen=True)
@@ -173,6 +202,8 @@ class StageInput:
         The stage's, resampled and padded.
     prompts
         Spatial prompts of each window; None where it holds none.
+    kept
+        What is kept of the image on this grid; None: nothing is.
     """
 
     network: Network
@@ -185,6 +216,7 @@ class StageInput:
     progress: Progress | None
     watchdog: Watchdog | None
     measured: MutableMapping[int, float] | None
+    kept: Kept | None = None
 
 
 @dataclass
@@ -195,6 +227,7 @@ class _Counts:
     passes: int = 0
     hastened: int = 0
     left_out: int = 0
+    kept: int = 0
 
 
 class _Sweeper:
@@ -204,6 +237,7 @@ class _Sweeper:
         self._stage = stage
         self._levels = _shorter_passes(stage.stage_plan.window_pass)
         self._runs = stage.stage_plan.memory.window_runs
+        self._queries = b"" if stage.kept is None else digest_of(stage.task.queries)
         self.counts = _Counts()
         self._report_progress()
 
@@ -237,11 +271,18 @@ class _Sweeper:
     ) -> None:
         """Run a window and add its parts; `first` is the class that the aggregator counts from."""
         watch, name = self._stage.watch, self._stage.name
-        parts = self._run_window(window_pass)
+        before, step = self.counts.passes, "network"
+        result, features = self._kept_result(window_pass), self._kept_features(window_pass)
+        parts = self._run_window(window_pass, features)
+        if result is not None:
+            parts, step = self._with_result_kept(parts, result, window_pass)
+        elif features is not None and features.is_filled and self._is_text_only(window_pass):
+            step = "kept"
         while True:
-            with watch.step(f"{name}: network"):
+            with watch.step(f"{name}: {step}"):
                 part = next(parts, None)
             if part is None:
+                self.counts.kept += self.counts.passes == before
                 self._measure()
                 return
             with watch.step(f"{name}: aggregate"):
@@ -273,8 +314,71 @@ class _Sweeper:
         self.counts.hastened += chosen > 0
         return self._levels[chosen]
 
-    def _run_window(self, window_pass: WindowPass) -> Iterator[Part]:
-        """Run the passes of a window, as its parts are asked for."""
+    def _is_text_only(self, window_pass: WindowPass) -> bool:
+        """Whether a window is run in one pass from the text alone."""
+        prompts = self._stage.prompts[window_pass.window_index]
+        return prompts is None and len(window_pass.steps) == 1 and not window_pass.mirrored
+
+    def _kept_features(self, window_pass: WindowPass) -> Kept | None:
+        """Return where the features of a window's text-only passes are kept, if they are."""
+        kept, index = self._stage.kept, window_pass.window_index
+        if kept is None or window_pass.mirrored:
+            return None
+        return kept.at(self._stage.stage_plan.geometry.windows[index].starts_hwd, "features")
+
+    def _kept_result(self, window_pass: WindowPass) -> Kept | None:
+        """Return where the probabilities of a window are kept, if they are.
+
+        Those of a text-only pass are not: they take more memory than time, once its features are.
+        """
+        stage, index = self._stage, window_pass.window_index
+        if stage.kept is None or stage.task.masks_key is None or self._is_text_only(window_pass):
+            return None
+        prompts = stage.prompts[index]
+        return stage.kept.at(
+            stage.stage_plan.geometry.windows[index].starts_hwd,
+            repr(window_pass),
+            stage.stage_plan.memory.classes_per_chunk,
+            stage.task.masks_key,
+            self._queries,
+            None if prompts is None else digest_of(prompts.index_hwd),
+        )
+
+    def _with_result_kept(
+        self, parts: Iterator[Part], result: Kept, window_pass: WindowPass
+    ) -> tuple[Iterator[Part], str]:
+        """Take a window's probabilities from what is kept, or keep them if there is room.
+
+        Returns
+        -------
+        parts, step
+            The window's parts, and what the time that they take counts as.
+        """
+        classes = window_pass.wanted or slice(0, window_pass.count)
+        found = result.get()
+        if found is not None:
+            return iter((Part(classes, found),)), "kept"
+        size = 4 * (classes.stop - classes.start) * prod(window_pass.window_hwd)
+        if not result.has_room(size):
+            return parts, "network"
+
+        def collected() -> Iterator[Part]:
+            probabilities = owned(collect(parts, classes))
+            result.put(probabilities, [probabilities])
+            yield Part(classes, probabilities)
+
+        return collected(), "network"
+
+    def _run_window(self, window_pass: WindowPass, kept: Kept | None) -> Iterator[Part]:
+        """Run the passes of a window, as its parts are asked for.
+
+        Parameters
+        ----------
+        window_pass
+            The window, and which passes.
+        kept
+            Where the features of its text-only passes are kept; None: nowhere.
+        """
         stage, index = self._stage, window_pass.window_index
         window = stage.stage_plan.geometry.windows[index]
         image = contiguous(stage.image_hwd[window.slices])[None, None, ...]
@@ -285,13 +389,22 @@ class _Sweeper:
         def predict_image(
             seen: Array, prompts: SpatialPrompts | None, classes: slice
         ) -> Iterator[tuple[slice, Array]]:
-            self.counts.passes += 1
+            features: TextOnlyFeatures | None = None
+            if prompts is None and kept is not None:
+                features = kept.get()
+            if features is None:
+                self.counts.passes += 1
+                if prompts is None and kept is not None:
+                    features = stage.network.encode(seen)
+                    if features is not None:
+                        kept.put(features, [features.refined, features.image_embedding])
             return stage.network.predict(
                 seen,
                 stage.task.queries,
                 prompts,
                 classes=classes,
                 classes_per_chunk=stage.stage_plan.memory.classes_per_chunk,
+                features=features,
             )
 
         def predict(

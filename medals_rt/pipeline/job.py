@@ -1,6 +1,6 @@
 """One case from files to files: read, segment, write. The command `medals-rt run` is this."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.inference.hybrid_prompts import check_start
+from medals_rt.inference.kept import KeptImage
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.results import number_objects, object_name
 from medals_rt.io.dicom.sr import SegmentMeasures, write_report
@@ -55,7 +56,7 @@ from medals_rt.pipeline.lesions_over_anatomy import check_combination
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.preview import Orientation, save_preview
 from medals_rt.pipeline.report import Provenance
-from medals_rt.pipeline.segmenter import Result, Segmenter, load
+from medals_rt.pipeline.segmenter import CoarseLabels, Result, Segmenter, load
 from medals_rt.pipeline.window_groups import check_window
 from medals_rt.planning import pass_timings
 from medals_rt.planning.policy import load_policy
@@ -286,6 +287,8 @@ def segment_job(
     progress: Progress | None = None,
     *,
     seconds_before: Mapping[str, float] | None = None,
+    kept: KeptImage | None = None,
+    on_coarse: Callable[[CoarseLabels], None] | None = None,
 ) -> Result:
     """Segment a case that was read; its report counts reading and what came before, by step.
 
@@ -305,6 +308,8 @@ def segment_job(
             origin=read.case.origin,
         ),
         progress=progress,
+        kept=kept,
+        on_coarse=on_coarse,
     )
 
 

@@ -8,7 +8,7 @@ to 8).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -23,13 +23,14 @@ from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
-from medals_rt.common.typing import Spacing
+from medals_rt.common.typing import Array, Spacing
 from medals_rt.inference.cascade import CaseRun, run_stages, stage_notes
 from medals_rt.inference.hybrid_prompts import check_start, checked_annotation
+from medals_rt.inference.kept import Kept, KeptImage
 from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.inference.stage import StageTask
-from medals_rt.io.volume import Volume, volume_notes
+from medals_rt.io.volume import Volume, to_dhw, volume_notes
 from medals_rt.pipeline.lesions_over_anatomy import case_groups, check_combination, merge_case
 from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.report import Provenance, RunReport, build_report
@@ -50,11 +51,11 @@ from medals_rt.planning.memory import (
     memory_limit,
 )
 from medals_rt.planning.pass_timings import MeasuredPasses
-from medals_rt.planning.policy import load_policy
+from medals_rt.planning.policy import Preset, load_policy
 from medals_rt.planning.stage_plan import CaseOutline, check_memory, stages_of
 from medals_rt.planning.time_budget import Budget, case_budget
 from medals_rt.postprocessing.finalize import finish_labels, treated_labels
-from medals_rt.preprocessing.intensity import AUTO, prepare_intensities
+from medals_rt.preprocessing.intensity import AUTO, Intensities, prepare_intensities
 from medals_rt.prompts.embedding import PromptEmbedder
 from medals_rt.prompts.prompt_set import PromptSet, as_prompt_set
 
@@ -87,6 +88,34 @@ class Result:
     probability_dhw: npt.NDArray[np.float32] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class CoarseLabels:
+    """What the coarse stage found, before a fine stage looks closer.
+
+    Attributes
+    ----------
+    labels_dhw
+        Label values on the coarse stage's own grid `(D, H, W)`, in canonical orientation.
+    affine_lps
+        4 x 4, index `(w, h, d, 1)` to millimeters in the LPS frame.
+    labels
+        The label values that were looked for: all of the prompts, or one group of theirs.
+    """
+
+    labels_dhw: Labels
+    affine_lps: npt.NDArray[np.float64]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An image as the network wants it, on the host, and what names it for its masks."""
+
+    intensities: Intensities
+    image_dhw: npt.NDArray[np.float32]
+    mask_key: str
+
+
 class Segmenter:
     """Opened models, ready for cases. Use it as a context manager, or call `close`.
 
@@ -100,6 +129,7 @@ class Segmenter:
         self._measured: dict[int, float] = {}
         self._open_chains: frozenset[tuple[int, str]] = frozenset()
         self._is_closed = False
+        self._token = object()  # what is kept is of this segmenter alone
 
     @classmethod
     def open(
@@ -198,6 +228,8 @@ class Segmenter:
         spatial_prompts: npt.NDArray[Any] | None = None,
         provenance: Provenance | None = None,
         progress: Progress | None = None,
+        kept: KeptImage | None = None,
+        on_coarse: Callable[[CoarseLabels], None] | None = None,
     ) -> Result:
         """Segment one case.
 
@@ -221,6 +253,13 @@ class Segmenter:
         progress
             Called with the stage's name, windows done and windows in all; a window that is run
             several times, to keep within the memory, counts each time.
+        kept
+            What earlier runs left of this image, of `medals_rt.FeatureCache`: what didn't change
+            since is not computed again, and the labels are the same to the bit. Not used by the
+            stages of a run with a time budget.
+        on_coarse
+            Called with what the coarse stage found as soon as that is known, where a fine stage
+            follows; once for each group of classes (intensity windows, lesions over anatomy).
 
         Raises
         ------
@@ -264,7 +303,8 @@ class Segmenter:
         groups = case_groups(volume, prompts, options.window, preset)
         by_probability = len(groups) > len(prompts.parts) and preset.merge == "probability"
         annotations = [part_of_annotation(annotation, group.prompts.labels) for group in groups]
-        outlines = self._outlines(volume, spacing_hwd_mm, groups, options)
+        of_image = None if kept is None else kept.begin(volume).at(self._token)
+        outlines = self._outlines(volume, spacing_hwd_mm, groups, options, kept)
         for outline, own_annotation in zip(outlines, annotations, strict=True):
             specs = stages_of(outline.rules, [each.spec for each in self._networks.values()])
             check_memory(outline, specs, prompted=own_annotation is not None)
@@ -290,6 +330,8 @@ class Segmenter:
                     budget,
                     own_annotation,
                     progress_of(progress, group),
+                    of_image,
+                    on_coarse,
                     keep_probability=options.keep_probability or by_probability,
                 )
             )
@@ -329,11 +371,19 @@ class Segmenter:
         spacing_hwd_mm: Spacing,
         groups: Sequence[WindowGroup],
         options: SegmentOptions,
+        kept: KeptImage | None,
     ) -> list[CaseOutline]:
-        """Outline each group, which finds what earlier ones leave in memory."""
+        """Outline each group, which finds what earlier ones leave in memory.
+
+        What is kept between runs may grow to its limit meanwhile, which is not theirs to use. Of
+        what is free now, that which it holds has been taken already.
+        """
         policy, info = load_policy(), self._networks[1].info
         memory = memory_limit(options.max_memory, self._networks[1].array_device)
         image = volume.image_dhw
+        if kept is not None:
+            reserved = kept.cache.max_bytes - (0 if memory.asked else kept.cache.bytes)
+            memory = replace(memory, total=max(1, memory.total - reserved))
         outlines: list[CaseOutline] = []
         chains = self._open_chains
         for number, group in enumerate(groups):
@@ -366,6 +416,8 @@ class Segmenter:
         budget: Budget | None,
         annotation: Labels | None,
         progress: Progress | None,
+        kept: Kept | None,
+        on_coarse: Callable[[CoarseLabels], None] | None,
         *,
         keep_probability: bool,
     ) -> GroupResult:
@@ -377,27 +429,33 @@ class Segmenter:
             window = group.window
             if window == AUTO:
                 window = load_policy().intensity_window(prompts.class_keys, preset)
-            intensities = prepare_intensities(volume, prompts.modality, window, preset)
-            prepared = to_host(intensities.image_dhw)
+            of_window = kept and kept.at(prompts.modality, window, preset.name)
+            prepared = _prepared(volume, prompts.modality, window, preset, of_window)
             embeddings, sources = self._embedder.embed(prompts)
             device = self._networks[1].array_device
             treated = treated_labels(volume.image_dhw.size, prompts, preset, options.postprocess)
             recalled = pass_timings.recall(self.bundle.hash, self.arithmetic)
             known = {} if recalled is None else recalled.seconds_per_pass
-            masks = options.masks or seeded_masks(
-                options.seed, _mask_key(prepared, scaled=intensities.action != "unchanged")
-            )
+            masks = options.masks or seeded_masks(options.seed, prepared.mask_key)
+            masks_key = None if options.masks else f"{options.seed}, {prepared.mask_key}"
             case = CaseRun(
-                image_dhw=to_device(prepared, device),
+                image_dhw=to_device(prepared.image_dhw, device),
                 outline=outline,
-                task=StageTask(to_device(embeddings, device), prompts.labels, masks),
+                task=StageTask(to_device(embeddings, device), prompts.labels, masks, masks_key),
                 keep_probability=keep_probability or bool(treated),
                 watch=watch,
                 progress=progress,
                 budget=budget,
                 seconds_per_pass={**known, **self._measured},
                 measured=self._measured,
+                kept=of_window,
             )
+            if on_coarse is not None:
+                call = on_coarse
+                case = replace(
+                    case,
+                    on_coarse=lambda found: call(_coarse_labels(found, volume, prompts.labels)),
+                )
             annotated = None if annotation is None else to_device(annotation, device)
         outcomes = run_stages(self._networks, case, annotated)
         last = outcomes[-1]
@@ -416,14 +474,14 @@ class Segmenter:
         return GroupResult(
             group=group,
             sources=sources,
-            intensities=intensities.describe(),
+            intensities=prepared.intensities.describe(),
             labels_dhw=labels_host,
             instances_dhw=instances_host,
             probability_dhw=probability,
             stage_labels_dhw=stage_labels,
             stages=tuple(each.record for each in outcomes),
             removals=final.removals,
-            notes=(*intensities.notes, *stage_notes(case, outcomes)),
+            notes=(*prepared.intensities.notes, *stage_notes(case, outcomes)),
             memory=outline.memory,
             budget=budget,
             seconds=watch.seconds,
@@ -442,6 +500,31 @@ def load(
     return Segmenter.open(
         bundle, runner=runner, precision=precision, threads=threads, convolution=convolution
     )
+
+
+def _coarse_labels(labels_hwd: Array, volume: Volume, values: tuple[int, ...]) -> CoarseLabels:
+    """Say where labels of the coarse stage's grid, which covers a whole volume, lie."""
+    labels = np.ascontiguousarray(to_dhw(to_host(labels_hwd)))
+    affine = volume.source.canonical_affine_lps(volume.shape_dhw, volume.spacing_hwd_mm)
+    ratios = np.divide(volume.shape_dhw, labels.shape)[::-1]
+    onto_volume = np.diag([*ratios, 1.0])
+    onto_volume[:3, 3] = (ratios - 1) / 2  # edges of the two grids meet, not centers of voxels
+    return CoarseLabels(labels, affine @ onto_volume, values)
+
+
+def _prepared(
+    volume: Volume, modality: str, window: str, preset: Preset, kept: Kept | None
+) -> _Prepared:
+    """Prepare a volume's intensities, or take what is kept of them."""
+    found: _Prepared | None = None if kept is None else kept.get()
+    if found is None:
+        intensities = prepare_intensities(volume, modality, window, preset)
+        image = to_host(intensities.image_dhw)
+        key = _mask_key(image, scaled=intensities.action != "unchanged")
+        found = _Prepared(intensities, image, key)
+        if kept is not None:
+            kept.put(found, [image])
+    return found
 
 
 def _annotation_notes(annotation: Labels | None, options: SegmentOptions) -> tuple[Note, ...]:

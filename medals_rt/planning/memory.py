@@ -354,17 +354,12 @@ def weight_bytes(demand: MemoryDemand) -> int:
     return chains * (int(footprint.bytes_per_weight * demand.weights / 2) + _CHAIN_BYTES)
 
 
-def joined_chains(
-    stage: int, classes: int, classes_per_chunk: int, *, prompted: bool
-) -> frozenset[tuple[int, str]]:
+def joined_chains(stage: int, classes: int, *, prompted: bool) -> frozenset[tuple[int, str]]:
     """Name the chains of graphs that a stage compiles where a library joins graphs.
 
-    Windows with prompts take a chain of their own, one for each width of the refiner, and so do
-    more classes than the classifier gives at once.
+    Windows with prompts take a chain of their own, one for each width of the refiner.
     """
     names = ["text"]
-    if classes > classes_per_chunk:
-        names.append("text, many classes")
     if prompted:
         width = next((width for width in FOLDED_REFINERS if width >= classes), "many")
         names.append(f"prompts, {width} classes")

@@ -84,13 +84,8 @@ class CaseOutline:
         found = set(self.open_chains)
         for number in (1, 2):
             prompted = number == 2 or self.rules.lesion or self.rules.skip_fine
-            chains = joined_chains(
-                number,
-                self.classes,
-                self.classes_per_chunk,
-                prompted=prompted and self.mode != "none",
-            )
-            found |= chains if number <= stage else joined_chains(number, 1, 1, prompted=False)
+            chains = joined_chains(number, self.classes, prompted=prompted and self.mode != "none")
+            found |= chains if number <= stage else joined_chains(number, 1, prompted=False)
         return frozenset(found)
 
     @property

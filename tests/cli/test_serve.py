@@ -13,6 +13,7 @@ from medals_rt.common import plugins
 WORDS = (
     "serve", "--bundle", "somewhere", "--port", "0", "--preset", "release", "--max-upload", "5MB",
     "--host-name", "Scans.Example", "--max-queue", "3", "--idle", "60", "--threads", "1",
+    "--cache-memory", "1GiB",
 )  # fmt: skip
 
 
@@ -38,7 +39,15 @@ def test_flags_become_settings(
     assert seen["host_names"] == ("scans.example",)
     assert seen["max_upload_bytes"] == 5_000_000
     assert (seen["max_queue"], seen["idle_s"]) == (3, 60.0)
+    assert seen["cache_bytes"] == 2**30
     assert seen["max_sessions"] is seen["grace_s"] is seen["read_bytes"] is None
+
+
+def test_no_memory_for_what_is_kept_is_an_amount_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(plugins, "load_plugin", lambda *_: lambda _, **given: seen.update(given))
+    assert CliRunner().invoke(app, ["serve", "--cache-memory", "0"]).exit_code == 0
+    assert seen["cache_bytes"] == 0
 
 
 def test_flags_are_fields_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:

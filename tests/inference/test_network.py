@@ -125,11 +125,16 @@ def opened(network):
 
 def test_graphs_are_opened_when_they_are_needed(tiny_bundle):
     with StageNetwork.open(tiny_bundle, 2, runner="onnxruntime") as network:
-        assert opened(network) == {"image_encoder", "query_decoder", "refiner_text_only"}
-        network.prepare(3, slice(0, 3), 32, prompted=True)
+        assert opened(network) == {
+            "image_encoder",
+            "fusion_text_only",
+            "query_decoder",
+            "classifier",
+        }
+        network.prepare(3, prompted=True)
         assert opened(network) > {"refiner_4"}
-        network.prepare(17, slice(0, 17), 32, prompted=True)
-        assert opened(network) > {"fusion", "classifier"}
+        network.prepare(17, prompted=True)
+        assert opened(network) > {"fusion"}
 
 
 def test_runners_of_any_origin_make_a_network(tiny_bundle):
@@ -179,14 +184,14 @@ def test_many_classes_run_in_two_chains(tiny_bundle):
     """One that reads a voxel's class, and the classifier, whose memory is no reason to rest."""
     image, queries, (exclusive, _) = window_case(MORE)
     with StageNetwork.open(tiny_bundle, 2, runner="openvino", precision="fp32") as network:
-        network.prepare(MORE, slice(0, MORE), 32, prompted=True)
+        network.prepare(MORE, prompted=True)
         before = opened(network)
         first = whole(network, image, queries, exclusive)
         assert opened(network) == before
         assert network._graphs._working == ("image_encoder", "query_decoder", "fusion")
         np.testing.assert_array_equal(whole(network, image, queries, exclusive), first)
         whole(network, image, queries)
-        assert network._graphs._working == ("image_encoder", "query_decoder", "fusion_text_only")
+        assert network._graphs._working == ("image_encoder", "fusion_text_only")
         np.testing.assert_array_equal(whole(network, image, queries, exclusive), first)
 
 

@@ -68,6 +68,7 @@ class HeldSegmenter(Segmenter):
         spatial_prompts: npt.NDArray[Any] | None = None,
         provenance: Provenance | None = None,
         progress: Progress | None = None,
+        **more: Any,
     ) -> Result:
         self.cases += 1
         while not self.gate.is_set():
@@ -81,6 +82,7 @@ class HeldSegmenter(Segmenter):
             spatial_prompts=spatial_prompts,
             provenance=provenance,
             progress=progress,
+            **more,
         )
 
 

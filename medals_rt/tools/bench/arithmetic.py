@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.inference.network import pass_chains
 
@@ -30,8 +29,7 @@ def pass_tflop(bundle: Bundle, stage: int, classes: int, *, prompted: bool) -> f
     prompted
         With spatial prompts, or from text alone.
     """
-    wanted = slice(0, classes)
-    chains = pass_chains(classes, wanted, CLASSES_PER_CHUNK, prompted=prompted)
+    chains = pass_chains(classes, prompted=prompted)
     graphs = (bundle.graph_path(stage, name) for chain in chains for name in chain)
     return sum(graph_flop(path, classes) for path in graphs) / 1e12
 
