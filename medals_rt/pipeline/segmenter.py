@@ -20,6 +20,7 @@ from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.arrays import to_device, to_host
 from medals_rt.common.choices import RUNNER_KINDS, STAGE_NAMES, Convolution, StageNumber
 from medals_rt.common.errors import InputError
+from medals_rt.common.gpu_faults import raises_device_lost
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
@@ -189,6 +190,7 @@ class Segmenter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @raises_device_lost
     def segment(
         self,
         volume: Volume,
@@ -235,6 +237,8 @@ class Segmenter:
             does not hold one class at a time, or the time no pass of the network.
         PromptError
             A prompt names no class, or the preset can't tell lesions from anatomy.
+        DeviceLostError
+            The GPU failed: this process can use it no more.
         """
         if self._is_closed:
             raise InputError(

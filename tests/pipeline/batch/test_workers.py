@@ -160,6 +160,30 @@ def test_a_case_that_ends_its_processes_is_given_up_with_the_reason(
     assert not list(batch.plan.reports.rglob("*.end"))
 
 
+def test_a_case_in_which_the_gpu_fails_is_tried_again_in_another_process(
+    setting: Callable[..., Setting],
+) -> None:
+    """A GPU that fails once costs a process and no case, not even those read ahead."""
+    names = [f"case{number}" for number in range(6)]
+    batch = setting(*names, "case3 fault")
+    entries = batch.run(1)
+    assert {entry.status for entry in entries.values()} == {"done"}
+    assert batch.made() == dict.fromkeys([*names, "case3 fault"], 1)
+    assert not list(batch.plan.reports.rglob("*.end"))
+
+
+def test_a_case_in_which_the_gpu_always_fails_is_given_up_with_the_reason(
+    setting: Callable[..., Setting],
+) -> None:
+    batch = setting("a", "b", "fault always", "z")
+    entries = {batch.plan.cases[index].name: entry for index, entry in batch.run(1).items()}
+    assert batch.made() == {"a": 1, "b": 1, "z": 1}
+    assert entries["fault always"].status == "failed"
+    assert "cudaErrorIllegalAddress" in str(entries["fault always"].error)
+    assert "given up" in str(entries["fault always"].error)
+    assert batch.cells.decode().count("f") == 1
+
+
 def test_workers_that_end_at_once_end_the_batch(
     setting: Callable[..., Setting], monkeypatch: pytest.MonkeyPatch
 ) -> None:

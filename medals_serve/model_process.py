@@ -1,0 +1,276 @@
+"""A model in a process of its own, which is replaced when its GPU fails.
+
+After some CUDA errors a process can use its GPU no more (`medals_rt.common.gpu_faults`). Were that
+the server, it would have to end, and with it the sessions: uploads, results and jobs that wait. So
+on a GPU the server itself never touches it. The model is opened, used and closed in a child; where
+the child loses its GPU, or ends without a word, another takes its place and the job is tried once
+more, while clients only see it go back to its first window. If the second attempt ends like that
+too, it is the job that fails; if no model can be opened any more, the server ends (`gone`), for
+whatever supervises it to start it again.
+
+A case goes to the child and its labels come back through a pipe: 0.5 s of processor time for 512 x
+512 x 400 voxels of 16 bits. On a processor, where nothing of the kind happens, the model stays in
+the server.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+import numpy.typing as npt
+
+from medals_rt.bundle.bundle import Bundle, resolve_bundle
+from medals_rt.common.errors import DeviceLostError, MedalsError, RunnerError
+from medals_rt.common.gpu_faults import EXIT_DEVICE_LOST, sticky_fault
+from medals_rt.common.progress import Progress
+from medals_rt.common.subprocesses import signal_name
+from medals_rt.io.volume import Volume
+from medals_rt.pipeline.job import open_models, passes_recorded
+from medals_rt.pipeline.options import RunOptions, SegmentOptions
+from medals_rt.pipeline.report import Provenance
+from medals_rt.pipeline.segmenter import Result, Segmenter
+from medals_rt.prompts.prompt_set import PromptSet
+from medals_rt.runners.selection import runs_on_gpu
+
+_ATTEMPTS: Final = 2
+_LOOK_AFTER_S: Final = 0.2
+_TO_CANCEL_S: Final = 60.0
+"""What a child may take to end a job that is canceled, before it is ended itself."""
+_TO_END_S: Final = 20.0
+
+
+def open_served(options: RunOptions, gone: Callable[[MedalsError], None]) -> Segmenter:
+    """Open the model that the options name: on a GPU in a process of its own, else in this one.
+
+    Parameters
+    ----------
+    options
+        Which model.
+    gone
+        Called when a model that was lost can't be opened again: no job will run any more.
+
+    Raises
+    ------
+    MedalsError
+        As `Segmenter.open`.
+    """
+    bundle = Bundle.open(resolve_bundle(options.bundle))
+    if runs_on_gpu(options.runner, bundle):
+        return ModelProcess(options, bundle, gone)
+    return open_models(options)
+
+
+class _LostError(Exception):
+    """The child is no use any more."""
+
+
+class ModelProcess(Segmenter):
+    """A `Segmenter` whose models are in a child. Not safe to share between threads.
+
+    Parameters
+    ----------
+    options, gone
+        As for `open_served`.
+    bundle
+        The model's.
+    """
+
+    def __init__(
+        self, options: RunOptions, bundle: Bundle, gone: Callable[[MedalsError], None]
+    ) -> None:
+        super().__init__(bundle, {})
+        self._options = options
+        self._gone = gone
+        self._arithmetic = ""
+        self._open()
+
+    @property
+    def arithmetic(self) -> str:
+        """See `Segmenter.arithmetic`."""
+        return self._arithmetic
+
+    def close(self) -> None:
+        """End the child."""
+        self._is_closed = True
+        with suppress(OSError):
+            self._pipe.send(None)
+        self._process.join(_TO_END_S)
+        self._end_child()
+
+    def segment(
+        self,
+        volume: Volume,
+        prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
+        options: SegmentOptions | None = None,
+        *,
+        spatial_prompts: npt.NDArray[Any] | None = None,
+        provenance: Provenance | None = None,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Segment one case in the child, if need be in a second one; see `Segmenter.segment`."""
+        given = (volume, prompts, options)
+        named = {"spatial_prompts": spatial_prompts, "provenance": provenance}
+        reasons: list[str] = []
+        while len(reasons) < _ATTEMPTS:
+            try:
+                self._tell((given, named))
+                return self._result(progress)
+            except _LostError as error:
+                reasons.append(str(error))
+                self._replace()
+        raise DeviceLostError(
+            f"the model was lost twice in this job, and opened again: {reasons[-1]}; ask for other "
+            "classes or another size, or have the GPU and its driver looked at"
+        )
+
+    def _open(self) -> None:
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(self._options, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            (self._arithmetic,) = self._heard("opened")
+        except BaseException:
+            self._end_child()
+            raise
+
+    def _replace(self) -> None:
+        self._end_child()
+        try:
+            self._open()
+        except (MedalsError, _LostError) as error:
+            lost = DeviceLostError(f"the model was lost and can't be opened again: {error}")
+            self._gone(lost)
+            raise lost from error
+
+    def _end_child(self) -> None:
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+    def _result(self, progress: Progress | None) -> Result:
+        """Pass progress on until the result is there; what `progress` raises cancels the job."""
+        ending: BaseException | None = None
+        until = 0.0
+        while True:
+            event = self._next()
+            if event is None:
+                if ending is not None and time.monotonic() > until:
+                    self._replace()
+                    raise ending
+                continue
+            what, *more = event
+            if what == "windows" and ending is None and progress is not None:
+                try:
+                    progress(*more)
+                except BaseException as error:  # noqa: BLE001 - raised once the child has stopped
+                    ending, until = error, time.monotonic() + _TO_CANCEL_S
+                    self._tell("cancel")
+            elif what == "raised":
+                raise ending or more[0]
+            elif what == "result":
+                if ending is not None:
+                    raise ending
+                result: Result = more[0]
+                return result
+
+    def _heard(self, expected: str) -> list[Any]:
+        while (event := self._next()) is None:
+            pass
+        what, *more = event
+        if what == "raised":
+            raise more[0]
+        if what != expected:
+            raise AssertionError(what)
+        return more
+
+    def _next(self) -> tuple[Any, ...] | None:
+        """Wait a little for the child's next word.
+
+        Raises
+        ------
+        _LostError
+            It has lost its GPU, or has ended.
+        """
+        try:
+            if not self._pipe.poll(_LOOK_AFTER_S):
+                return None
+            event: tuple[Any, ...] = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise _LostError(self._how_it_ended()) from error
+        if event[0] == "lost":
+            raise _LostError(event[1])
+        return event
+
+    def _tell(self, what: object) -> None:
+        try:
+            self._pipe.send(what)
+        except OSError as error:
+            raise _LostError(self._how_it_ended()) from error
+
+    def _how_it_ended(self) -> str:
+        self._process.join(_TO_END_S)
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            return f"its process was ended by {signal_name(-code)}"
+        return f"its process ended with exit code {code}"
+
+
+class _CanceledError(Exception):
+    """The server wants no result any more."""
+
+
+def _work(options: RunOptions, pipe: Connection) -> None:
+    """Be the child: open the model, do jobs until there is no more, close it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this one
+    with suppress(EOFError, BrokenPipeError):  # the server has ended
+        try:
+            with open_models(options) as segmenter:
+                pipe.send(("opened", segmenter.arithmetic))
+                while (request := pipe.recv()) is not None:
+                    if request != "cancel":  # of a job that had ended meanwhile
+                        _segment(segmenter, pipe, *request)
+        except Exception as error:  # noqa: BLE001 - told the server
+            _tell_error(pipe, error)
+
+
+def _segment(
+    segmenter: Segmenter, pipe: Connection, given: tuple[Any, ...], named: dict[str, Any]
+) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
+        pipe.send(("windows", stage, done, total))
+        if pipe.poll():
+            pipe.recv()
+            raise _CanceledError
+
+    try:
+        with passes_recorded(segmenter):
+            result = segmenter.segment(*given, **named, progress=progress)
+        pipe.send(("result", result))
+    except (EOFError, BrokenPipeError):
+        raise
+    except Exception as error:  # noqa: BLE001 - told the server
+        _tell_error(pipe, error)
+
+
+def _tell_error(pipe: Connection, error: Exception) -> None:
+    """Pass an error on; after a fault of the GPU end, since no job could be done any more."""
+    fault = sticky_fault(error)
+    if fault is not None:
+        pipe.send(("lost", fault))
+        os._exit(EXIT_DEVICE_LOST)  # libraries that tidy up on a lost GPU abort, or hang
+    if not isinstance(error, MedalsError | MemoryError | _CanceledError):
+        places = traceback.extract_tb(error.__traceback__)[-1:]
+        where = "".join(f" in {place.name}:{place.lineno}" for place in places)
+        error = RunnerError(f"{type(error).__name__}{where}: {error}", code="model-process")
+    pipe.send(("raised", error))
