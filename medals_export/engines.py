@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from medals_export.engine_builder import EngineOrder, build_engine, open_timing_cache
+from medals_export.engine_inspection import inspect_engine
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.engines import (
     ENGINE_FOLDER,
@@ -60,6 +61,7 @@ def build_engines(
     *,
     architectures: Sequence[str] = (),
     rebuild: bool = False,
+    inspect: bool = False,
     report: Callable[[BuildProgress], None] | None = None,
 ) -> tuple[BuiltEngine, ...]:
     """Build an engine of every graph of both stages: all, or none.
@@ -79,6 +81,8 @@ def build_engines(
         What to build for instead of the recipe's, such as "SM89"; "CURRENT" is this machine's GPU.
     rebuild
         Build also what is there.
+    inspect
+        Say what is in each engine; see `engine_inspection`.
     report
         Called at every step, from the library's threads.
 
@@ -119,7 +123,14 @@ def build_engines(
         for engine in list_engines(staging):
             there[engine.record.name] = _put_in_place(engine, folder)
     names = {job.name for job in missing}
-    return tuple(BuiltEngine(there[job.name], job.name in names) for job in jobs)
+    return tuple(
+        BuiltEngine(
+            there[job.name],
+            job.name in names,
+            inspect_engine(library, there[job.name], job.path) if inspect else None,
+        )
+        for job in jobs
+    )
 
 
 def build_graph(
