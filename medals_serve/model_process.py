@@ -41,7 +41,8 @@ from medals_rt.prompts.prompt_set import PromptSet
 from medals_rt.runners.selection import runs_on_gpu
 
 _ATTEMPTS: Final = 2
-_LOOK_AFTER_S: Final = 0.2
+_LOOK_AFTER_S: Final = 1.0
+"""How often a job that tells nothing is asked whether it is canceled, or over its time."""
 _TO_CANCEL_S: Final = 60.0
 """What a child may take to end a job that is canceled, before it is ended itself."""
 _TO_END_S: Final = 20.0
@@ -162,27 +163,29 @@ class ModelProcess(Segmenter):
         """Pass progress on until the result is there; what `progress` raises cancels the job."""
         ending: BaseException | None = None
         until = 0.0
+        windows: list[Any] = []
         while True:
             event = self._next()
             if event is None:
                 if ending is not None and time.monotonic() > until:
                     self._replace()
                     raise ending
-                continue
+                event = ("windows", *windows)
             what, *more = event
-            if what == "windows" and ending is None and progress is not None:
-                try:
-                    progress(*more)
-                except BaseException as error:  # noqa: BLE001 - raised once the child has stopped
-                    ending, until = error, time.monotonic() + _TO_CANCEL_S
-                    self._tell("cancel")
-            elif what == "raised":
+            if what == "raised":
                 raise ending or more[0]
-            elif what == "result":
+            if what == "result":
                 if ending is not None:
                     raise ending
                 result: Result = more[0]
                 return result
+            windows = more
+            if windows and progress is not None and ending is None:
+                try:
+                    progress(*windows)
+                except BaseException as error:  # noqa: BLE001 - raised once the child has stopped
+                    ending, until = error, time.monotonic() + _TO_CANCEL_S
+                    self._tell("cancel")
 
     def _heard(self, expected: str) -> list[Any]:
         while (event := self._next()) is None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,7 +16,7 @@ from medals_serve import model_process
 
 FAULTS: Final = "MEDALS_RT_TESTS_FAULTS"
 """The variable with a file whose lines say what becomes of the next windows, one after the other:
-``lost``, ``refused``, ``killed``, or that the next child does not open (``closed``)."""
+``lost``, ``refused``, ``killed``, ``stuck``, or that the next child does not open (``closed``)."""
 
 
 def next_fault(expected: bool) -> str | None:
@@ -41,6 +42,8 @@ def work(options: RunOptions, pipe: Connection) -> None:
         if fault == "lost":
             is_lost = True
             raise RuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
+        if fault == "stuck":
+            time.sleep(600)
         if fault == "refused":
             raise ZeroDivisionError("a surprise")
         return right(self, feeds)

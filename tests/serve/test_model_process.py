@@ -128,6 +128,30 @@ def test_a_job_is_canceled_by_its_listener(model: ModelProcess) -> None:
     assert model._process.pid == before
 
 
+def test_a_job_that_is_stuck_is_canceled_with_its_process(
+    model: ModelProcess, faults: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_process, "_TO_CANCEL_S", 0.1)
+    monkeypatch.setattr(model_process, "_LOOK_AFTER_S", 0.1)
+    before = model._process.pid
+    seen: list[object] = []
+
+    def cancel(*windows: object) -> None:
+        seen.append(windows)
+        if seen[-2:] == [windows, windows]:  # it is asked, though nothing new is told
+            raise KeyboardInterrupt
+
+    def stick(*windows: object) -> None:
+        if not seen:
+            faults("stuck")
+        cancel(*windows)
+
+    with pytest.raises(KeyboardInterrupt):
+        model.segment(VOLUME, SENTENCE, progress=stick)
+    assert model.segment(VOLUME, SENTENCE).report is not None
+    assert model._process.pid != before
+
+
 def test_a_model_that_cannot_be_opened_again_is_said(
     model: ModelProcess, faults: Callable[..., None], gone: list[MedalsError]
 ) -> None:
