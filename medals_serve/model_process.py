@@ -21,17 +21,23 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from types import SimpleNamespace
+from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy.typing as npt
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
+from medals_rt.common.choices import StageNumber
 from medals_rt.common.errors import DeviceLostError, MedalsError, RunnerError
 from medals_rt.common.gpu_faults import EXIT_DEVICE_LOST, sticky_fault
 from medals_rt.common.progress import Progress
 from medals_rt.common.subprocesses import signal_name
+from medals_rt.inference.network import Network
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.job import open_models, passes_recorded
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
@@ -73,6 +79,67 @@ class _LostError(Exception):
     """The child is no use any more."""
 
 
+class _Kept(NamedTuple):
+    """What the child is to keep of an image, and which numbers are still in use."""
+
+    cache: Callable[[int], Any]
+    max_bytes: int
+    number: int
+    alive: frozenset[int]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A job: arguments of `Segmenter.segment`, and the names of functions to be called here."""
+
+    given: tuple[Any, ...]
+    named: dict[str, Any]
+    calls: tuple[str, ...]
+
+
+class _Listening:
+    """The functions of a job that runs in the child, and what one of them raised."""
+
+    def __init__(
+        self, calls: Mapping[str, Callable[..., None]], cancel: Callable[[], None]
+    ) -> None:
+        self.ending: BaseException | None = None
+        self._calls = calls
+        self._cancel = cancel
+        self._until = 0.0
+        self._windows: tuple[Any, ...] = ()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a job that was canceled has had its time to end."""
+        return self.ending is not None and time.monotonic() > self._until
+
+    def call(self, name: str, *given: Any) -> None:
+        """Call a function; if it raises, cancel the job."""
+        if name == "progress":
+            self._windows = given
+        if self.ending is not None:
+            return
+        try:
+            self._calls[name](*given)
+        except BaseException as error:  # noqa: BLE001 - raised once the child has stopped
+            self.ending, self._until = error, time.monotonic() + _TO_CANCEL_S
+            self._cancel()
+
+    def check(self) -> None:
+        """Tell the progress again, which may know that the job is canceled.
+
+        Raises
+        ------
+        BaseException
+            It was, long ago.
+        """
+        if self.is_stuck and self.ending is not None:
+            raise self.ending
+        if self._windows:
+            self.call("progress", *self._windows)
+
+
 class ModelProcess(Segmenter):
     """A `Segmenter` whose models are in a child. Not safe to share between threads.
 
@@ -91,6 +158,8 @@ class ModelProcess(Segmenter):
         self._options = options
         self._gone = gone
         self._arithmetic = ""
+        self._numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self._next_number = count()
         self._open()
 
     @property
@@ -115,15 +184,28 @@ class ModelProcess(Segmenter):
         spatial_prompts: npt.NDArray[Any] | None = None,
         provenance: Provenance | None = None,
         progress: Progress | None = None,
+        **more: Any,
     ) -> Result:
-        """Segment one case in the child, if need be in a second one; see `Segmenter.segment`."""
-        given = (volume, prompts, options)
-        named = {"spatial_prompts": spatial_prompts, "provenance": provenance}
+        """Segment one case in the child, if need be in a second one; see `Segmenter.segment`.
+
+        Of `more`, functions are called here with what the child calls them with, and of what is
+        kept of an image (`kept`) the child has its own, for as long as the one given is not closed.
+        """
+        calls = {name: each for name, each in more.items() if callable(each)}
+        values = {name: each for name, each in more.items() if name not in calls}
+        if progress is not None:
+            calls["progress"] = progress
+        request = _Request(
+            (volume, prompts, options),
+            {"spatial_prompts": spatial_prompts, "provenance": provenance, **values},
+            tuple(calls),
+        )
+        request.named["kept"] = self._kept_there(request.named.pop("kept", None))
         reasons: list[str] = []
         while len(reasons) < _ATTEMPTS:
             try:
-                self._tell((given, named))
-                return self._result(progress)
+                self._tell(request)
+                return self._result(calls)
             except _LostError as error:
                 reasons.append(str(error))
                 self._replace()
@@ -131,6 +213,21 @@ class ModelProcess(Segmenter):
             f"the model was lost twice in this job, and opened again: {reasons[-1]}; ask for other "
             "classes or another size, or have the GPU and its driver looked at"
         )
+
+    def network(self, stage: StageNumber) -> Network:
+        """Return what is known here of a stage's network: where its arrays are."""
+        del stage
+        known: Any = SimpleNamespace(array_device="cuda")
+        return known  # type: ignore[no-any-return]
+
+    def _kept_there(self, kept: Any) -> _Kept | None:
+        """Say under which number the child keeps something of an image, and what is closed."""
+        if kept is None:
+            return None
+        self._numbers.setdefault(kept, next(self._next_number))
+        alive = {number for each, number in self._numbers.items() if not each.is_closed}
+        cache = kept.cache
+        return _Kept(type(cache), cache.max_bytes, self._numbers[kept], frozenset(alive))
 
     def _open(self) -> None:
         context = get_context("spawn")
@@ -159,33 +256,24 @@ class ModelProcess(Segmenter):
         self._process.join()
         self._pipe.close()
 
-    def _result(self, progress: Progress | None) -> Result:
-        """Pass progress on until the result is there; what `progress` raises cancels the job."""
-        ending: BaseException | None = None
-        until = 0.0
-        windows: list[Any] = []
+    def _result(self, calls: Mapping[str, Callable[..., None]]) -> Result:
+        """Pass calls on until the result is there; what one of them raises cancels the job."""
+        listening = _Listening(calls, lambda: self._tell("cancel"))
         while True:
             event = self._next()
             if event is None:
-                if ending is not None and time.monotonic() > until:
+                if listening.is_stuck:
                     self._replace()
-                    raise ending
-                event = ("windows", *windows)
-            what, *more = event
-            if what == "raised":
-                raise ending or more[0]
-            if what == "result":
-                if ending is not None:
-                    raise ending
-                result: Result = more[0]
+                listening.check()
+            elif event[0] == "raised":
+                raise listening.ending or event[1]
+            elif event[0] == "result":
+                if listening.ending is not None:
+                    raise listening.ending
+                result: Result = event[1]
                 return result
-            windows = more
-            if windows and progress is not None and ending is None:
-                try:
-                    progress(*windows)
-                except BaseException as error:  # noqa: BLE001 - raised once the child has stopped
-                    ending, until = error, time.monotonic() + _TO_CANCEL_S
-                    self._tell("cancel")
+            else:
+                listening.call(*event)
 
     def _heard(self, expected: str) -> list[Any]:
         while (event := self._next()) is None:
@@ -240,25 +328,51 @@ def _work(options: RunOptions, pipe: Connection) -> None:
         try:
             with open_models(options) as segmenter:
                 pipe.send(("opened", segmenter.arithmetic))
+                images = _KeptImages()
                 while (request := pipe.recv()) is not None:
                     if request != "cancel":  # of a job that had ended meanwhile
-                        _segment(segmenter, pipe, *request)
+                        _segment(segmenter, pipe, request, images)
         except Exception as error:  # noqa: BLE001 - told the server
             _tell_error(pipe, error)
 
 
-def _segment(
-    segmenter: Segmenter, pipe: Connection, given: tuple[Any, ...], named: dict[str, Any]
-) -> None:
-    def progress(stage: str, done: int, total: int) -> None:
-        pipe.send(("windows", stage, done, total))
-        if pipe.poll():
-            pipe.recv()
-            raise _CanceledError
+class _KeptImages:
+    """What jobs leave of images for later ones, by the server's numbers."""
 
+    def __init__(self) -> None:
+        self._cache: Any = None
+        self._images: dict[int, Any] = {}
+
+    def of(self, asked: _Kept) -> Any:
+        """Return what is kept of an image, and let go of those that the server has closed."""
+        if self._cache is None:
+            self._cache = asked.cache(asked.max_bytes)
+        for number in [each for each in self._images if each not in asked.alive]:
+            self._images.pop(number).close()
+        if asked.number not in self._images:
+            self._images[asked.number] = self._cache.image()
+        return self._images[asked.number]
+
+
+def _segment(
+    segmenter: Segmenter, pipe: Connection, request: _Request, images: _KeptImages
+) -> None:
+    def calling(name: str) -> Callable[..., None]:
+        def call(*given: Any) -> None:
+            pipe.send((name, *given))
+            if pipe.poll():
+                pipe.recv()
+                raise _CanceledError
+
+        return call
+
+    named = {**request.named, **{name: calling(name) for name in request.calls}}
+    kept = named.pop("kept")
+    if kept is not None:
+        named["kept"] = images.of(kept)
     try:
         with passes_recorded(segmenter):
-            result = segmenter.segment(*given, **named, progress=progress)
+            result = segmenter.segment(*request.given, **named)
         pipe.send(("result", result))
     except (EOFError, BrokenPipeError):
         raise

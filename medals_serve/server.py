@@ -211,7 +211,7 @@ class Server(uvicorn.Server):
 
     def stop_soon(self) -> None:
         """Stop, from any thread."""
-        if self._loop is not None and not self._loop.is_closed():
+        if self._loop is not None:
             self._loop.call_soon_threadsafe(self.stop)
 
     def stop_for(self, failure: MedalsError) -> None:

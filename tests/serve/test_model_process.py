@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,8 @@ def server(
             assert started.wait(60)
             yield server, address_of(bound).rstrip("/"), thread
         finally:
-            server.stop_soon()
+            with suppress(RuntimeError):  # it has stopped, and its loop is closed
+                server.stop_soon()
             thread.join(60)
             assert not thread.is_alive()
 
@@ -226,3 +228,47 @@ def test_a_server_without_a_gpu_says_so_and_ends(
         assert (problem.status, problem.code) == (503, "device-lost")
         thread.join(60)
     assert isinstance(served.failure, DeviceLostError)
+
+
+class _Cache:
+    """As much of a cache of what jobs leave of images as the child uses."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+
+    def image(self) -> "_Image":
+        return _Image(self)
+
+
+class _Image:
+    def __init__(self, cache: _Cache) -> None:
+        self.cache = cache
+        self.is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_what_is_kept_of_images_is_kept_in_the_child() -> None:
+    """By number, for as long as the server has not closed it."""
+    images = model_process._KeptImages()
+    first = images.of(model_process._Kept(_Cache, 7, 0, frozenset({0})))
+    assert first.cache.max_bytes == 7
+    second = images.of(model_process._Kept(_Cache, 7, 1, frozenset({0, 1})))
+    assert images.of(model_process._Kept(_Cache, 7, 0, frozenset({0, 1}))) is first
+    assert second.cache is first.cache
+    assert images.of(model_process._Kept(_Cache, 7, 1, frozenset({1}))) is second
+    assert first.is_closed
+    assert not second.is_closed
+
+
+def test_images_have_numbers_until_they_are_closed(model: ModelProcess) -> None:
+    cache = _Cache(5)
+    one, two = cache.image(), cache.image()
+    assert model._kept_there(None) is None
+    assert model._kept_there(one) == (_Cache, 5, 0, {0})
+    assert model._kept_there(two) == (_Cache, 5, 1, {0, 1})
+    one.close()
+    assert model._kept_there(two) == (_Cache, 5, 1, {1})
+    del one
+    assert model._kept_there(two) == (_Cache, 5, 1, {1})
