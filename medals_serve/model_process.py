@@ -69,7 +69,7 @@ def open_served(options: RunOptions, gone: Callable[[MedalsError], None]) -> Seg
     MedalsError
         As `Segmenter.open`.
     """
-    bundle = Bundle.open(resolve_bundle(options.bundle))
+    bundle = Bundle.open(resolve_bundle(options.bundle), verify=False)  # by whoever runs it
     if runs_on_gpu(options.runner, bundle):
         return ModelProcess(options, bundle, gone)
     return open_models(options)

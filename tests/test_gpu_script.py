@@ -213,7 +213,7 @@ def test_every_part_is_rehearsed_on_the_processor(tmp_path: Path) -> None:
     """Minutes: small networks instead of the released ones, the fake of CuPy for arrays."""
     pytest.importorskip("torch", reason="makes models, which needs the extra 'export'")
     out = tmp_path / "gpu"
-    ended = run(sys.executable, out, "--rehearse", LIMIT="600")
+    ended = run(sys.executable, out, "--rehearse", LIMIT="3600", TOTAL="14400")
     assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-4000:]
     parts = ("tests", "models", "full", "case", "memory", "arrays", "latency", "bench")
     table = (out / "report.md").read_text(encoding="utf-8")
