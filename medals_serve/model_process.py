@@ -25,24 +25,22 @@ from dataclasses import dataclass
 from itertools import count
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy.typing as npt
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
-from medals_rt.common.choices import StageNumber
 from medals_rt.common.errors import DeviceLostError, MedalsError, RunnerError
 from medals_rt.common.gpu_faults import EXIT_DEVICE_LOST, sticky_fault
 from medals_rt.common.progress import Progress
 from medals_rt.common.subprocesses import signal_name
-from medals_rt.inference.network import Network
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.job import open_models, passes_recorded
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
 from medals_rt.pipeline.report import Provenance
 from medals_rt.pipeline.segmenter import Result, Segmenter
+from medals_rt.planning.memory import MemoryLimit
 from medals_rt.prompts.prompt_set import PromptSet
 from medals_rt.runners.selection import runs_on_gpu
 
@@ -95,6 +93,13 @@ class _Request:
     given: tuple[Any, ...]
     named: dict[str, Any]
     calls: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """The question how much memory there is, of which so much may be used."""
+
+    asked: int | None
 
 
 class _Listening:
@@ -214,11 +219,21 @@ class ModelProcess(Segmenter):
             "classes or another size, or have the GPU and its driver looked at"
         )
 
-    def network(self, stage: StageNumber) -> Network:
-        """Return what is known here of a stage's network: where its arrays are."""
-        del stage
-        known: Any = SimpleNamespace(array_device="cuda")
-        return known  # type: ignore[no-any-return]
+    def memory_limit(self, asked: int | None) -> MemoryLimit:
+        """Ask the child; see `Segmenter.memory_limit`. Not while a job runs.
+
+        Raises
+        ------
+        DeviceLostError
+            The child has ended.
+        """
+        try:
+            self._tell(_Memory(asked))
+            (limit,) = self._heard("memory")
+        except _LostError as error:
+            raise DeviceLostError(f"the model was lost: {error}") from error
+        found: MemoryLimit = limit
+        return found
 
     def _kept_there(self, kept: Any) -> _Kept | None:
         """Say under which number the child keeps something of an image, and what is closed."""
@@ -330,7 +345,9 @@ def _work(options: RunOptions, pipe: Connection) -> None:
                 pipe.send(("opened", segmenter.arithmetic))
                 images = _KeptImages()
                 while (request := pipe.recv()) is not None:
-                    if request != "cancel":  # of a job that had ended meanwhile
+                    if isinstance(request, _Memory):
+                        pipe.send(("memory", segmenter.memory_limit(request.asked)))
+                    elif request != "cancel":  # of a job that had ended meanwhile
                         _segment(segmenter, pipe, request, images)
         except Exception as error:  # noqa: BLE001 - told the server
             _tell_error(pipe, error)

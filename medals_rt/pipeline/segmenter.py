@@ -45,6 +45,7 @@ from medals_rt.pipeline.window_groups import (
 from medals_rt.planning import pass_timings
 from medals_rt.planning.geometry import spacing_of_volume
 from medals_rt.planning.memory import (
+    MemoryLimit,
     case_bytes,
     count_weights,
     feature_channels,
@@ -166,6 +167,10 @@ class Segmenter:
         """Runner and precision, such as ``"openvino/bf16"``: what measured passes are kept by."""
         info = self._networks[1].info
         return f"{info.runner}/{info.precision}"
+
+    def memory_limit(self, asked: int | None) -> MemoryLimit:
+        """Return what may be held where the networks' arrays are; as `memory.memory_limit`."""
+        return memory_limit(asked, self._networks[1].array_device)
 
     @property
     def measured_passes(self) -> MeasuredPasses | None:

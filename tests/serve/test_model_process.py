@@ -81,6 +81,7 @@ def test_the_same_result_as_in_this_process(model: ModelProcess, tiny_bundle: Bu
     ]
     assert seen
     assert model.measured_passes is None  # the child has kept them
+    assert model.memory_limit(1 << 30).total == 1 << 30
     with pytest.raises(PromptError):
         model.segment(VOLUME, "nonsense")
     assert model._process.is_alive()
