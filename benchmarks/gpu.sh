@@ -5,12 +5,13 @@
 #   benchmarks/gpu.sh tests full            only these of the parts below
 #   benchmarks/gpu.sh --rehearse            all of it at small size on the processor, no GPU needed
 #   LIMIT_full=300 benchmarks/gpu.sh        other seconds for a part; LIMIT=60: for all of them
+#   TOTAL=3600 benchmarks/gpu.sh            other seconds for all parts together than 900
 #
 # The parts, in this order (what counts most comes first):
 #   tests    the tests marked gpu
 #   models   made-up checkpoints of the released size and their fp16 bundle, for the next three
-#   full     a pass of both windows: PyTorch, ONNX Runtime, medals-rt; share of the matrix rate
 #   case     a whole case, cold and warm, by step; labels against the processor's
+#   full     a pass of both windows: PyTorch, ONNX Runtime, medals-rt; share of the matrix rate
 #   memory   the most memory in use, against the plan
 #   arrays   the array steps, GPU against processor
 #   latency  a window of the bundle against PyTorch
@@ -21,7 +22,8 @@
 # with packages that it lacks may stand in PYTHONPATH). Networks run on the GPU where ONNX Runtime
 # is the one for CUDA or TensorRT is there.
 #
-# Each part has a time limit of its own and leaves PART.md, PART.json and PART.log in
+# Each part has a time limit of its own, and all together have TOTAL: the last ones have what is left
+# of it, or are left out. A part leaves PART.md, PART.json and PART.log in
 # benchmarks/results/gpu/ (or the folder in OUT), written as it goes: one that fails or is stopped
 # leaves what it had, and the next one runs. report.md lists them.
 #
@@ -31,13 +33,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-all="tests models full case memory arrays latency bench"
-declare -A limits=([tests]=240 [models]=150 [full]=420 [case]=180 [memory]=90 [arrays]=60 [latency]=90 [bench]=150)
+all="tests models case full memory arrays latency bench"
+declare -A limits=([tests]=150 [models]=100 [case]=150 [full]=270 [memory]=45 [arrays]=45 [latency]=50 [bench]=60 [engines]=60)
+shortest=5 # seconds that a part needs at least to be worth its start
 declare -A small=([models]="" [full]="" [case]="" [memory]="" [arrays]="" [latency]="")
 device=cuda
 if [ "${1:-}" = --rehearse ]; then
   shift
   device=cpu
+  TOTAL=${TOTAL:-3600}
   small=(
     [models]="--window 32"
     [full]="--device cpu --repetitions 1 --families pytorch onnxruntime"
@@ -47,6 +51,7 @@ if [ "${1:-}" = --rehearse ]; then
     [latency]="--device cpu --repetitions 1 --classes 1"
   )
 fi
+total=${TOTAL:-900}
 python=${PYTHON:-python3}
 out=${OUT:-benchmarks/results/gpu}
 bundle=${BUNDLE:-engines/demo}
@@ -56,7 +61,7 @@ if [ -z "${BUNDLE:-}" ]; then
 fi
 wanted=" ${*:-$all} "
 for name in $wanted; do
-  [ -n "${limits[$name]:-}" ] || { echo "gpu.sh: there is no part $name: $all" >&2; exit 2; }
+  [[ " $all " == *" $name "* ]] || { echo "gpu.sh: there is no part $name: $all" >&2; exit 2; }
 done
 own="typer rich msgspec safetensors rapidfuzz cc3d psutil filelock" # what medals-rt itself needs
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
@@ -98,12 +103,24 @@ can() {
   [ -z "$missing" ] || left_out "$name" "this Python lacks $missing" || return 1
 }
 
+# limit_of NAME: the seconds that a part may take; engines of any library share one entry
+limit_of() {
+  local own=LIMIT_${1%%-*}
+  echo "${!own:-${LIMIT:-${limits[${1%%-*}]}}}"
+}
+
 # part NAME COMMAND...: run it within its limit, keep what it says, note how it went
 part() {
   local name=$1 log=$out/$1.log code=0 start=$SECONDS result
-  local own_limit=LIMIT_${1%%-*}
-  local limit=${!own_limit:-${LIMIT:-${limits[${1%%-*}]:-150}}}
+  local limit left=$((total - SECONDS))
+  limit=$(limit_of "$name")
   shift
+  if [ "$left" -lt "$shortest" ]; then
+    left_out "$name" "the $total s for all parts are over" || true
+    failed=1
+    return
+  fi
+  [ "$limit" -le "$left" ] || limit=$left
   rm -f "$out/$name.json" "$out/$name.md"
   echo "== $name (at most $limit s): $*"
   timeout --kill-after=10 "$limit" "$@" >"$log" 2>&1 || code=$?
@@ -124,6 +141,10 @@ left_out() {
   echo "| $1 | left out: $2 | |" >>"$report"
   return 1
 }
+
+most=0
+for name in $wanted; do most=$((most + $(limit_of "$name"))); done
+echo "== at most $((most < total ? most : total)) s altogether:$(for name in $wanted; do echo -n " $name $(limit_of "$name")"; done)"
 
 DEVICE=$device "$python" - >"$report" <<'EOF'
 import importlib.util as util
@@ -152,7 +173,7 @@ if can tests $own pytest hypothesis array_api_compat array_api_strict onnx onnxs
 fi
 
 models=$scratch/models
-if [[ $wanted =~ " models "|" full "|" case "|" memory " ]]; then
+if [[ $wanted =~ " models "|" case "|" full "|" memory " ]]; then
   missing=$(lacks $own onnx onnxscript array_api_compat)
   if [ -n "$missing" ]; then
     left_out models "this Python lacks $missing" || true
@@ -160,7 +181,7 @@ if [[ $wanted =~ " models "|" full "|" case "|" memory " ]]; then
     part models "$python" benchmarks/gpu_models.py --folder "$models" --output "$out/models" ${small[models]}
   fi
 fi
-for name in full case memory; do
+for name in case full memory; do
   [[ $wanted == *" $name "* ]] || continue
   if [ -f "$models/bundle/bundle.json" ]; then
     part "$name" "$python" "benchmarks/gpu_$name.py" --folder "$models" --output "$out/$name" ${small[$name]}

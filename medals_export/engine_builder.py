@@ -2,6 +2,15 @@
 
 Written for TensorRT 10.13 to 11.4 and TensorRT-RTX 1.4 to 1.7. Networks are strongly typed:
 precision lives in the ONNX file, and no flag here changes it. TF32 is off, so that fp32 is fp32.
+
+Why not Polygraphy, which has all of this as `network_from_onnx_path`, `create_config` and
+`engine_bytes_from_network`: tried with 0.53.6 and TensorRT-RTX 1.7.1. Its engines of graphs with N
+are ours to the last byte, which a test holds us to, and as quick to build; of others it adds a
+profile that says nothing, 900 bytes. But which of the two libraries it means is one environment
+variable, read when it is imported, and it looks for TensorRT-RTX under a name that the wheels on
+PyPI do not have; it leaves TF32 on for TensorRT-RTX; it does not look whether an architecture was
+accepted; and its errors say "Could not parse ONNX correctly", the node's name goes to the log.
+Progress and cancel were no reason: it takes the same progress monitor.
 """
 
 import threading
@@ -156,6 +165,7 @@ def _build(
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib * _MEBIBYTE)
     config.builder_optimization_level = settings.optimization_level
     config.clear_flag(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # kernels' names, for `--inspect`
     config.progress_monitor = _monitor(trt, progress)
     if order.prompt_counts is not None:
         profile = _profile(builder, network, order.prompt_counts)

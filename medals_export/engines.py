@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from medals_export.engine_builder import EngineOrder, build_engine, open_timing_cache
+from medals_export.engine_inspection import inspect_engine
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.engines import (
     ENGINE_FOLDER,
@@ -27,10 +28,11 @@ from medals_rt.bundle.engines import (
     write_record,
 )
 from medals_rt.bundle.manifest import GRAPH_NAMES, GraphName, GraphRecord, file_sha256
-from medals_rt.bundle.recipes import BuildSettings, Recipe
+from medals_rt.bundle.recipes import BuildSettings, Recipe, recipe_for
+from medals_rt.common.choices import Precision, TensorRTKind
 from medals_rt.common.errors import BuildError, BundleError, InputError
 from medals_rt.common.gpu import require_gpu
-from medals_rt.runners.tensorrt_library import TensorRTLibrary
+from medals_rt.runners.tensorrt_library import TensorRTLibrary, open_library
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def build_engines(
     *,
     architectures: Sequence[str] = (),
     rebuild: bool = False,
+    inspect: bool = False,
     report: Callable[[BuildProgress], None] | None = None,
 ) -> tuple[BuiltEngine, ...]:
     """Build an engine of every graph of both stages: all, or none.
@@ -78,6 +81,8 @@ def build_engines(
         What to build for instead of the recipe's, such as "SM89"; "CURRENT" is this machine's GPU.
     rebuild
         Build also what is there.
+    inspect
+        Say what is in each engine; see `engine_inspection`.
     report
         Called at every step, from the library's threads.
 
@@ -118,7 +123,67 @@ def build_engines(
         for engine in list_engines(staging):
             there[engine.record.name] = _put_in_place(engine, folder)
     names = {job.name for job in missing}
-    return tuple(BuiltEngine(there[job.name], job.name in names) for job in jobs)
+    return tuple(
+        BuiltEngine(
+            there[job.name],
+            job.name in names,
+            inspect_engine(library, there[job.name], job.path) if inspect else None,
+        )
+        for job in jobs
+    )
+
+
+def build_graph(
+    graph_path: Path,
+    bundle_folder: Path,
+    kind: TensorRTKind,
+    precision: Precision,
+    stage: Literal[1, 2],
+    graph: GraphName,
+) -> Engine:
+    """Build an engine of one ONNX file whose N is fixed, for this machine's GPU.
+
+    Parameters
+    ----------
+    graph_path
+        The file.
+    bundle_folder
+        In whose folder `engines` the engine is put.
+    kind, precision
+        The library, and what the graph computes in.
+    stage, graph
+        What it is a copy of, for its record.
+
+    Raises
+    ------
+    MissingDependencyError
+        If the library or a GPU is missing.
+    BuildError
+        If the library refuses the graph.
+    """
+    library = open_library(kind)
+    gpu = require_gpu(f"an engine of {graph_path.name}")
+    name, recipe = recipe_for(kind, precision, gpu.architecture)
+    if recipe.build is None:
+        raise AssertionError(name)
+    targets = (gpu.architecture,)
+    key = EngineKey(
+        graph_sha256=file_sha256(graph_path),
+        library=kind,
+        version=library.version,
+        architectures=targets,
+        precision=precision,
+        prompt_counts=None,
+    )
+    job = _Job(stage, graph, graph_path, key)
+    folder = bundle_folder / ENGINE_FOLDER
+    with _staging(folder) as staging, open_timing_cache(library, targets) as timing:
+        order = EngineOrder(job.label, graph_path, None, targets, recipe.build)
+        staged = staging / f"{job.name}.engine"
+        staged.write_bytes(build_engine(library, order, timing, lambda *_: None))
+        write_record(staging, _record(job, staged, name, recipe.build))
+        (engine,) = list_engines(staging)
+        return _put_in_place(engine, folder)
 
 
 def _checked_settings(

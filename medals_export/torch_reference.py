@@ -15,10 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, cat
 
+from medals_export.arithmetic import ARITHMETICS, FP32
 from medals_export.checkpoint import Checkpoint, load_checkpoint
+from medals_export.graph_plans import graph_plans
 from medals_export.half_storage import round_weights_to_fp16
 from medals_export.model import MedalS
 from medals_export.model.refiner import mask_logits
+from medals_export.onnx_graphs import trace
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import (
     FOLDED_REFINERS,
@@ -91,6 +94,18 @@ class TorchReference:
         network = self._checkpoints[stage].model
         graphs = SingleGraphs(lambda name: TorchRunner(self._bundle, stage, name, network))
         return StageNetwork(self._bundle.stage_spec(stage), graphs, "the reference")
+
+    def graph_file(self, stage: int, graph: GraphName, folder: Path) -> Path:
+        """Export a graph of the checkpoint again, in the bundle's arithmetic; return the file."""
+        network = self._checkpoints[stage].model
+        arithmetic = ARITHMETICS[self._bundle.precision]
+        if arithmetic is FP32:
+            network = self._stored[stage]
+        plans = [each for each in graph_plans(network, arithmetic) if each.name == graph]
+        ((_, model),) = trace(plans)
+        path = folder / f"{graph}.onnx"
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        return path
 
     @cached_property
     def _stored(self) -> dict[int, MedalS]:

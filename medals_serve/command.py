@@ -57,6 +57,8 @@ def serve(
     ------
     InputError
         The address, the token, the bundle or the folder for data can't be used.
+    DeviceLostError
+        The GPU failed, and the model can't be opened again: start the server again.
     MissingDependencyError
         The extra isn't installed.
     """
@@ -87,6 +89,8 @@ def serve(
         _log_to_stderr()
         server = Server(settings, options, announce=say_where, warn=warn)
         server.run(sockets=[bound])
+    if server.failure is not None:
+        raise server.failure
     return server.stopped_by if server.stopped_by == signal.SIGINT else None
 
 

@@ -101,6 +101,7 @@ class ServedProblemError(MedalsError):
 STATUS_OF_CODE: Final[Mapping[str, HTTPStatus]] = {
     "job-canceled": HTTPStatus.CONFLICT,
     "job-overdue": HTTPStatus.SERVICE_UNAVAILABLE,
+    "device-lost": HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """Statuses of single codes; all others have that of their class."""
 

@@ -16,13 +16,13 @@ import anyio
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from medals_rt.common.errors import InputError
-from medals_rt.pipeline.job import open_models
+from medals_rt.common.errors import InputError, MedalsError
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.segmenter import Segmenter
 from medals_serve.app import create_app
 from medals_serve.engine import JobEngine
 from medals_serve.metrics import Metrics
+from medals_serve.model_process import open_served
 from medals_serve.settings import ServeSettings
 
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -119,6 +119,11 @@ class Server(uvicorn.Server):
     ------
     MedalsError
         The model can't be opened.
+
+    Attributes
+    ----------
+    failure
+        Why the server stopped by itself; None where it did not.
     """
 
     def __init__(
@@ -132,8 +137,11 @@ class Server(uvicorn.Server):
     ) -> None:
         metrics = Metrics()
         self.engine = JobEngine(
-            open_model or (lambda: open_models(options)), settings.max_queue, metrics
+            open_model or (lambda: open_served(options, self.stop_for)),
+            settings.max_queue,
+            metrics,
         )
+        self.failure: MedalsError | None = None
         self.stopped_by: int | None = None
         self._settings = settings
         self._announce = announce
@@ -202,6 +210,11 @@ class Server(uvicorn.Server):
         """Stop, from any thread."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self.stop)
+
+    def stop_for(self, failure: MedalsError) -> None:
+        """Stop because no job can run any more, from any thread; see `model_process`."""
+        self.failure = failure
+        self.stop_soon()
 
     async def _stop(self) -> None:
         if self.engine.jobs_running:

@@ -97,7 +97,7 @@ def test_without_python_it_says_so(tmp_path: Path) -> None:
 def test_all_parts_run_and_engines_are_built_into_a_copy(script: Any) -> None:
     ended, calls, report = script(RUNNERS="tensorrt onnxruntime-cuda")
     assert (ended.returncode, ended.stderr) == (0, "")
-    tests, models, full, case, memory, arrays, engines, latency, bench = calls
+    tests, models, case, full, memory, arrays, engines, latency, bench = calls
     folder = models.split()[2]
     for part in (full, case, memory):
         assert f" --folder {folder} " in part
@@ -149,16 +149,46 @@ def test_a_part_that_takes_too_long_is_stopped_and_the_next_one_runs(
     script: Any, tmp_path: Path
 ) -> None:
     limits = {"LIMIT_full": "1", "LIMIT": "30"}
-    ended, calls, report = script("models", "full", "case", SLEEPS="gpu_full.py", **limits)
+    ended, calls, report = script(
+        "models", "case", "full", "memory", SLEEPS="gpu_full.py", **limits
+    )
     assert ended.returncode == 1
     assert [call.split()[0] for call in calls] == [
-        f"benchmarks/gpu_{part}.py" for part in ("models", "full", "case")
+        f"benchmarks/gpu_{part}.py" for part in ("models", "case", "full", "memory")
     ]
     assert "| full | **stopped** after 1 s |" in report
-    assert "| case | passed |" in report
+    assert "| memory | passed |" in report
     written = (tmp_path / "reports").read_text(encoding="utf-8").splitlines()
-    assert [line.endswith(("--limit 30", "--limit 1")) for line in written] == [True] * 3
-    assert "**stopped**" in written[1]
+    assert [line.endswith(("--limit 30", "--limit 1")) for line in written] == [True] * 4
+    assert "**stopped**" in written[2]
+
+
+def test_all_parts_fit_a_quarter_of_an_hour(script: Any) -> None:
+    ended, _, _ = script(RUNNERS="onnxruntime-cuda")
+    said = next(line for line in ended.stdout.splitlines() if "altogether" in line)
+    words = said.partition(":")[2].split()
+    limits = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+    assert list(limits) == [
+        "tests",
+        "models",
+        "case",
+        "full",
+        "memory",
+        "arrays",
+        "latency",
+        "bench",
+    ]
+    assert sum(limits.values()) <= 15 * 60 - 30  # what comes between the parts
+    assert said.startswith(f"== at most {sum(limits.values())} s altogether")
+
+
+def test_what_has_no_time_left_is_left_out(script: Any) -> None:
+    ended, calls, report = script("models", "case", "full", SLEEPS="gpu_models.py", TOTAL="6")
+    assert ended.returncode == 1
+    assert len(calls) == 1
+    assert "== at most 6 s altogether" in ended.stdout
+    assert "| models | **stopped** after " in report
+    assert "| full | left out: " in report
 
 
 def test_without_models_what_needs_them_is_left_out(script: Any) -> None:
@@ -183,7 +213,7 @@ def test_every_part_is_rehearsed_on_the_processor(tmp_path: Path) -> None:
     """Minutes: small networks instead of the released ones, the fake of CuPy for arrays."""
     pytest.importorskip("torch", reason="makes models, which needs the extra 'export'")
     out = tmp_path / "gpu"
-    ended = run(sys.executable, out, "--rehearse", LIMIT="600")
+    ended = run(sys.executable, out, "--rehearse", LIMIT="3600", TOTAL="14400")
     assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-4000:]
     parts = ("tests", "models", "full", "case", "memory", "arrays", "latency", "bench")
     table = (out / "report.md").read_text(encoding="utf-8")

@@ -153,11 +153,60 @@ class BuildProgress:
 
 
 @dataclass(frozen=True)
+class EngineLayer:
+    """A layer of an engine.
+
+    Attributes
+    ----------
+    name, kind
+        As the library calls it.
+    precision
+        The type of what it gives, such as "fp16"; several types with commas.
+    shape
+        Of its first output, such as "1x32x64x64x64".
+    tactic
+        The kernel that was chosen; empty where the library does not say.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    shape: str
+    tactic: str
+
+
+@dataclass(frozen=True)
+class EngineInspection:
+    """What is in an engine.
+
+    Attributes
+    ----------
+    record
+        The engine's.
+    source
+        "engine", or "network" where there is no GPU to load it with: its graph as it was parsed.
+    scratch_bytes
+        Memory that a run takes beside inputs, outputs and weights; None where it is not known.
+    layers
+        In the order in which they run.
+    """
+
+    record: EngineRecord
+    source: Literal["engine", "network"]
+    scratch_bytes: int | None
+    layers: tuple[EngineLayer, ...]
+
+
+@dataclass(frozen=True)
 class BuiltEngine:
-    """An engine that lies in the bundle now; `built` is False where it lay there before."""
+    """An engine that lies in the bundle now.
+
+    `built` is False where it lay there before, `inspection` None where nobody asked for it.
+    """
 
     engine: Engine
     built: bool
+    inspection: EngineInspection | None = None
 
 
 @dataclass(frozen=True)

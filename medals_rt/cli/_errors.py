@@ -8,7 +8,8 @@ from typing import Final
 import typer
 
 from medals_rt.cli._output import out
-from medals_rt.common.errors import InputError, MedalsError
+from medals_rt.common.errors import DeviceLostError, InputError, MedalsError
+from medals_rt.common.gpu_faults import EXIT_DEVICE_LOST
 
 EXIT_DONE: Final = 0
 EXIT_FAILURE: Final = 1
@@ -44,6 +45,7 @@ ENDINGS: Final = (
     Ending(KeyboardInterrupt, EXIT_INTERRUPTED, "interrupted; no unfinished file is left behind"),
     Ending(USAGE_ERROR, EXIT_UNUSABLE_INPUT, "error: {message}"),
     Ending(InputError, EXIT_UNUSABLE_INPUT, "error: {message}"),
+    Ending(DeviceLostError, EXIT_DEVICE_LOST, "error: {message}"),
     Ending(MedalsError, EXIT_FAILURE, "error: {message}"),
     Ending(
         MemoryError,

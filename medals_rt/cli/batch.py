@@ -265,6 +265,7 @@ def _runner(processes: int | None, gpus: str | None, ray: str | None) -> "Runner
     from medals_rt.pipeline.batch import (
         claims_file,
         places_on_cores,
+        places_on_gpu,
         places_on_gpus,
         run_batch,
         run_on_ray,
@@ -306,13 +307,14 @@ def _runner(processes: int | None, gpus: str | None, ray: str | None) -> "Runner
         cells: "Cells",
         own: Sequence[int],
     ) -> "dict[int, Entry]":
-        if not places:
+        here = places or places_on_gpu(options)
+        if not here:
             return run_batch(plan.cases, options, listener, cells=cells, own=own)
         return run_workers(
             plan.cases,
             options,
             listener,
-            places=places[: max(1, len(own))],
+            places=here[: max(1, len(own))],
             cells=cells,
             cells_file=claims_file(plan),
             own=own,

@@ -14,12 +14,16 @@ from medals_rt.common.choices import STAGE_NAMES
 from medals_rt.common.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from medals_rt.bundle.bundle import Bundle as OpenedBundle
     from medals_rt.bundle.manifest import CaseParity, GraphParity, ParityRecord
+    from medals_rt.tools.verify.layers import LayerComparison
     from medals_rt.tools.verify.references import Reference
     from medals_rt.tools.verify.verify import Outcome
 
 REPORT_FORMAT = 1
+_SOURCES: Final = 4
 EXAMPLES: Final = (
     "medals-rt verify --runner openvino --graphs-only --no-record",
     "medals-rt verify --bundle engines/mine --against coarse.pth fine.pth --json parity.json",
@@ -77,6 +81,13 @@ def verify_command(
     cases_only: Annotated[
         bool, typer.Option("--cases-only", help="Verify whole cases, but no single graphs.")
     ] = False,
+    layers: Annotated[
+        bool,
+        typer.Option(
+            "--layers",
+            help="Narrow graphs that differ too much down to the layer at which they begin to.",
+        ),
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all results as JSON here.")
     ] = None,
@@ -97,6 +108,7 @@ def verify_command(
     from medals_rt.common.atomic_io import prepare_output, write_json
     from medals_rt.common.optional_deps import require
     from medals_rt.tools.verify.cases import cases_of, read_parity_case
+    from medals_rt.tools.verify.layers import compare_failing_graphs
     from medals_rt.tools.verify.references import find_candidates
     from medals_rt.tools.verify.verify import check_recordable, record_in_bundle, verify_bundle
 
@@ -111,6 +123,8 @@ def verify_command(
         prepare_output(json_file)
     if against is not None:
         require("--against", "PyTorch", "ONNX")
+    if layers:
+        require("--layers", "ONNX", "ONNX Runtime")
     chosen = None if recipe is None else read_recipe(recipe)
     with out.progress() as progress:
         folder = resolve_bundle(bundle, progress)
@@ -132,9 +146,16 @@ def verify_command(
             threads=threads,
             progress=progress,
         )
+        compared = (
+            compare_failing_graphs(opened, reference, candidates, outcome, threads, progress)
+            if layers
+            else ()
+        )
     if json_file is not None:
-        write_json(json_file, _content(opened, reference, outcome))
+        write_json(json_file, _content(opened, reference, outcome, compared))
     print_outcome(outcome, reference.name)
+    if layers and not outcome.passed:
+        _print_layers(compared)
     if record:
         record_in_bundle(opened, outcome.records)
         out.line(f"recorded in {opened.folder / 'bundle.json'}")
@@ -156,6 +177,49 @@ def print_outcome(outcome: "Outcome", reference: str) -> None:
     for note in outcome.notes:
         out.line(note)
     out.line("passed" if outcome.passed else "NOT PASSED: see the entries marked with !")
+
+
+def _print_layers(compared: "Sequence[LayerComparison]") -> None:
+    """Print where each graph begins to differ, and which layers add most."""
+    if not compared:
+        out.line("no single graph differs too much, so that there are no layers to compare")
+    columns = {
+        "layer": "left",
+        "operator": "left",
+        "tensor": "left",
+        "shape": "left",
+        "error": "right",
+        "inherited": "right",
+    }
+    for each in compared:
+        what = f"{each.candidate}, {STAGE_NAMES[each.stage]} {each.graph}"
+        if each.fault is not None:
+            out.line(f"! {what}: its layers can't be compared: {each.fault}")
+            continue
+        first = each.first
+        shown = ([] if first is None else [first]) + [
+            layer for layer in each.sources[:_SOURCES] if layer is not first
+        ]
+        rows = [
+            [
+                f"{'! ' if layer is first else ''}{layer.node}",
+                layer.operator,
+                layer.tensor,
+                "x".join(map(str, layer.shape)),
+                f"{layer.error:.1e}",
+                f"{layer.inherited:.1e}",
+            ]
+            for layer in shown
+        ]
+        out.table(f"{what}: where it begins to differ (!), and what adds most", columns, rows)
+        if each.unpaired:
+            out.line(f"{each.unpaired} tensors are in one of the two graphs alone")
+        if first is None:
+            out.line(
+                f"no layer of {each.graph} differs by more than {each.allowed:.0e} while it is "
+                f"looked at (its outputs by {each.output_error:.1e}): the fault is in what "
+                f"{each.candidate.kind} makes of several layers at once"
+            )
 
 
 def _print_graphs(title: str, records: "list[ParityRecord]") -> None:
@@ -250,10 +314,16 @@ def _reference(
 
 
 def _content(
-    opened: "OpenedBundle", reference: "Reference", outcome: "Outcome"
+    opened: "OpenedBundle",
+    reference: "Reference",
+    outcome: "Outcome",
+    compared: "Sequence[LayerComparison]",
 ) -> dict[str, object]:
     """Return everything as JSON has it."""
     import msgspec
+
+    def first(each: "LayerComparison") -> object:
+        return None if each.first is None else msgspec.to_builtins(each.first)
 
     return {
         "format": REPORT_FORMAT,
@@ -263,4 +333,5 @@ def _content(
         "passed": outcome.passed,
         "notes": outcome.notes,
         "records": json.loads(msgspec.json.encode(outcome.records)),
+        "layers": [{**msgspec.to_builtins(each), "first": first(each)} for each in compared],
     }

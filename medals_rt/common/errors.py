@@ -68,6 +68,12 @@ class RunnerError(MedalsError, RuntimeError):
     code = "runner"
 
 
+class DeviceLostError(RunnerError):
+    """The process can use its GPU no more (`medals_rt.common.gpu_faults`); a new one can."""
+
+    code = "device-lost"
+
+
 class ExportError(MedalsError, RuntimeError):
     """A checkpoint could not be exported, or what was exported does not match it."""
 

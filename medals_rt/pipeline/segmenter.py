@@ -20,6 +20,7 @@ from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.arrays import to_device, to_host
 from medals_rt.common.choices import RUNNER_KINDS, STAGE_NAMES, Convolution, StageNumber
 from medals_rt.common.errors import InputError
+from medals_rt.common.gpu_faults import raises_device_lost
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
@@ -45,6 +46,7 @@ from medals_rt.pipeline.window_groups import (
 from medals_rt.planning import pass_timings
 from medals_rt.planning.image_spacing import spacing_of_volume
 from medals_rt.planning.memory import (
+    MemoryLimit,
     case_bytes,
     count_weights,
     feature_channels,
@@ -196,6 +198,10 @@ class Segmenter:
         info = self._networks[1].info
         return f"{info.runner}/{info.precision}"
 
+    def memory_limit(self, asked: int | None) -> MemoryLimit:
+        """Return what may be held where the networks' arrays are; as `memory.memory_limit`."""
+        return memory_limit(asked, self._networks[1].array_device)
+
     @property
     def measured_passes(self) -> MeasuredPasses | None:
         """What passes took so far, for `pass_timings.record`; also after a case that failed.
@@ -219,6 +225,7 @@ class Segmenter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @raises_device_lost
     def segment(
         self,
         volume: Volume,
@@ -274,6 +281,8 @@ class Segmenter:
             does not hold one class at a time, or the time no pass of the network.
         PromptError
             A prompt names no class, or the preset can't tell lesions from anatomy.
+        DeviceLostError
+            The GPU failed: this process can use it no more.
         """
         if self._is_closed:
             raise InputError(

@@ -3,6 +3,11 @@
 Connectivity is 6 throughout. On a processor all but the numbering is done by runs, stretches of
 voxels of one number in the order of memory: there are far fewer of them than voxels. On a GPU a
 voxel is as good as a run, and the array library counts them.
+
+A GPU adds in whatever order its threads come by (CuPy's `bincount` adds atomically), and sums of
+floats depend on their order: two runs of one case could give two results. So what is summed here
+is whole numbers, or floats rounded to steps so coarse that float64 adds them without rounding, in
+any order.
 """
 
 from __future__ import annotations
@@ -30,6 +35,10 @@ from medals_rt.common.arrays import (
 )
 from medals_rt.common.typing import Array
 
+_STEPS = 2.0**24
+"""Steps a unit that means are taken in: those of float32 from 0.5 to 1, where the probabilities of
+labeled voxels lie, so that only smaller ones are changed. Float64 adds up to 2**29 of them
+exactly."""
 _SLAB_BLOCKS = 4
 """A slab is so many blocks: with fewer the threads wait for each other in Python."""
 
@@ -116,18 +125,18 @@ def measure_components(labels: Array) -> Components:
     numbers, count = _number(labels)
     pieces = _runs(numbers) if isinstance(numbers, np.ndarray) else _voxels(numbers)
     sizes = _sums(pieces.number, pieces.size, count + 1).astype(np.int64)
-    of_each = _value_of_each(pieces.number, _at(labels, pieces.start), count + 1)
-    return Components(numbers, of_each[1:], sizes[1:], pieces)
+    return Components(numbers, _in_first_voxels(labels, pieces, count), sizes[1:], pieces)
 
 
 def component_means(components: Components, values: Array) -> npt.NDArray[np.float32]:
     """Return each component's mean, ``(n,)`` on the host, of ``(A, B, C)`` float32 `values`.
 
-    Sums are taken in float32 along a run of voxels and in float64 beyond.
+    The same from run to run, on a GPU too. On a processor sums are taken in float32 along a run of
+    voxels and in float64 beyond; elsewhere of probabilities, from 0 to 1, to 2**-25 each.
     """
     number, start, size = components.pieces
     if size is None:
-        of_pieces = _at(values, start)
+        of_pieces = _in_steps(_at(values, start))
     else:
         of_pieces = _sums_of_runs(to_host(values), to_host(start))
     sums = _sums(number, of_pieces, len(components.sizes) + 1)[1:]
@@ -136,9 +145,8 @@ def component_means(components: Components, values: Array) -> npt.NDArray[np.flo
 
 
 def values_of_components(components: Components, values: Array) -> npt.NDArray[Any]:
-    """Return what ``(A, B, C)`` `values` hold in one voxel of each component, ``(n,)``."""
-    number, start, _ = components.pieces
-    return _value_of_each(number, _at(values, start), len(components.sizes) + 1)[1:]
+    """Return what ``(A, B, C)`` `values` hold in each component's first voxel, ``(n,)``."""
+    return _in_first_voxels(values, components.pieces, len(components.sizes))
 
 
 def cut_components(
@@ -286,13 +294,19 @@ def _sums(numbers: Array, weights: Array | None, length: int) -> npt.NDArray[Any
     return to_host(xp.bincount(numbers, weights=weights, minlength=length))
 
 
-def _value_of_each(numbers: Array, values: Array, length: int) -> npt.NDArray[Any]:
-    """Return a value that comes with each number, ``0 <= number < length``."""
-    numbers, values = _countable(numbers), _countable(values)
-    xp = namespace(numbers)
-    table = xp.zeros(length, dtype=values.dtype)
-    table[numbers] = values
-    return to_host(table)
+def _in_steps(values: Array) -> Array:
+    """Round to whole multiples of a step, as float64, so that their sums are exact."""
+    xp = namespace(values)
+    return xp.round(xp.astype(values, xp.float64) * _STEPS) / _STEPS
+
+
+def _in_first_voxels(values: Array, pieces: Pieces, count: int) -> npt.NDArray[Any]:
+    """Read ``(A, B, C)`` at the first voxel of each of `count` components."""
+    number, start, values = map(_countable, (pieces.number, pieces.start, values))
+    xp: Any = namespace(start)
+    first = xp.full(count + 1, prod(values.shape), dtype=xp.uint64)
+    xp.minimum.at(first, number, xp.astype(start, xp.uint64))
+    return to_host(_at(values, xp.astype(first[1:], xp.int64)))
 
 
 def _countable(array: Array) -> Array:

@@ -168,6 +168,11 @@ def usable(kind: RunnerKind) -> bool:
     return installed(kind) and (kind in CPU_RUNNERS or gpu.find_gpu() is not None)
 
 
+def runs_on_gpu(asked: str, bundle: Bundle) -> bool:
+    """Whether a bundle's networks would run on a GPU; `asked` and errors as for `choose`."""
+    return choose(asked, bundle).kind not in CPU_RUNNERS
+
+
 def why_not(kind: RunnerKind, bundle: Bundle | None) -> str:
     """Describe why a runner can't run a bundle on this machine; empty where it can.
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medals_rt.common.errors import MedalsError
 from medals_rt.common.optional_deps import require
 from medals_serve.node.configuration import read_configuration
 
@@ -46,12 +47,15 @@ def listen(
     ------
     InputError
         The file, the folder, the port, the prompts or the model can't be used.
+    DeviceLostError
+        The GPU failed, and the model can't be opened again: start the node again.
     MissingDependencyError
         The extra isn't installed.
     """
     require("medals-rt listen", "pynetdicom", "pydicom", "highdicom", "ContourPy")
     configuration = read_configuration(path)
-    from medals_rt.pipeline.job import open_models, passes_recorded
+    from medals_rt.pipeline.job import passes_recorded
+    from medals_serve.model_process import open_served
     from medals_serve.node.delivery import Courier
     from medals_serve.node.receiver import start_receiver
     from medals_serve.node.spool import Spool, lock_spool
@@ -63,7 +67,7 @@ def listen(
         ended = stack.enter_context(_signals())
         stack.enter_context(lock_spool(folder))
         spool = Spool(folder / "series", configuration.max_waiting, configuration.max_bytes)
-        segmenter = stack.enter_context(open_models(options))
+        segmenter = stack.enter_context(open_served(options, ended.fail))
         stack.enter_context(passes_recorded(segmenter))
         courier = Courier(configuration, spool, announce, warn)
         worker = Worker(configuration, options, spool, segmenter, announce, warn)
@@ -83,20 +87,28 @@ def listen(
         server.shutdown()
         for thread in threads:
             thread.join()
+        if ended.failure is not None:
+            raise ended.failure
         announce(f"{configuration.title} ended")
         return ended.number
 
 
 class _Ended:
-    """Whether a signal asked the node to end, and which."""
+    """Whether a signal asked the node to end, and which, or that no model can be opened again."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
         self.number = 0
+        self.failure: MedalsError | None = None
 
     def note(self, number: int, _frame: object) -> None:
         """Take a signal."""
         self.number = number
+        self.event.set()
+
+    def fail(self, failure: MedalsError) -> None:
+        """End because there is no model any more; see `medals_serve.model_process`."""
+        self.failure = failure
         self.event.set()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Final
 
-from medals_rt.common.errors import CaseError, InputError, MedalsError
+from medals_rt.common.errors import CaseError, DeviceLostError, InputError, MedalsError
 from medals_rt.io.dicom.files import dicom_files, read_header
 from medals_rt.io.registry import check_output, write_segmentation
 from medals_rt.pipeline.job import (
@@ -98,6 +98,11 @@ class Worker:
             state.starts -= 1
             self.spool.settle(series, state)
             return
+        except DeviceLostError as error:
+            if stop.is_set():  # there is no model any more: another start of the node takes it up
+                return
+            state.status, state.why = "failed", _reason(error)
+            self.warn(f"{series.name} failed: {state.why}")
         except Exception as error:  # noqa: BLE001 - one series' failure is its own
             state.status, state.why = "failed", _reason(error)
             self.warn(f"{series.name} failed: {state.why}")

@@ -8,7 +8,7 @@ import pytest
 
 from medals_rt.cli._errors import ENDINGS
 from medals_rt.common import errors
-from medals_rt.common.errors import InputError, RunnerError
+from medals_rt.common.errors import DeviceLostError, InputError, RunnerError
 from tests.cli.helpers import Result, assert_one_line, error_of
 
 KINDS = [
@@ -21,7 +21,8 @@ KINDS = [
 @pytest.mark.parametrize("kind", [*KINDS, MemoryError, OSError, ValueError, builtins.ImportError])
 def test_every_error_has_an_exit_code(kind: type[Exception]) -> None:
     ending = next(each for each in ENDINGS if issubclass(kind, each.kind))
-    assert ending.exit_code == (2 if issubclass(kind, InputError) else 1)
+    expected = 4 if kind is DeviceLostError else 2 if issubclass(kind, InputError) else 1
+    assert ending.exit_code == expected
 
 
 def test_each_entry_of_the_map_is_reached() -> None:

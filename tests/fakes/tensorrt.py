@@ -37,6 +37,14 @@ class BuilderFlag(Enum):
     TF32 = 0
 
 
+class ProfilingVerbosity(Enum):
+    LAYER_NAMES_ONLY, NONE, DETAILED = 0, 1, 2
+
+
+class LayerInformationFormat(Enum):
+    ONELINE, JSON = 0, 1
+
+
 class ExecutionContextAllocationStrategy(Enum):
     USER_MANAGED = 2
 
@@ -128,7 +136,11 @@ class Builder:
             return None
         if config.timing_cache is not None:
             config.timing_cache.data += b"measured "
-        header = {"behaviour": "good", "profile": config.profile and config.profile.shapes}
+        header = {
+            "behaviour": "good",
+            "profile": config.profile and config.profile.shapes,
+            "detailed": config.profiling_verbosity is ProfilingVerbosity.DETAILED,
+        }
         return json.dumps(header).encode() + b"\n" + network.onnx
 
 
@@ -185,6 +197,7 @@ class TimingCache:
 class Config:
     def __init__(self):
         self.cleared, self.profile, self.timing_cache = set(), None, None
+        self.profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
 
     def set_memory_pool_limit(self, pool, size):
         self.limits = {pool: size}
@@ -231,6 +244,10 @@ class Engine:
         self.values = {value.name: value for value in (*inputs, *outputs)}
         self.num_io_tensors = len(self.values)
         self.device_memory_size_v2 = 4096
+        self.detailed, self.onnx = header.get("detailed", False), onnx
+
+    def create_engine_inspector(self):
+        return EngineInspector(self)
 
     def get_tensor_name(self, index):
         return list(self.values)[index]
@@ -251,6 +268,39 @@ class Engine:
     def create_execution_context(self, strategy):
         assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
         return None if self.behaviour == "no context" else Context(self)
+
+
+class EngineInspector:
+    """Says of every other layer in which format it is, as the library's own words for it go."""
+
+    def __init__(self, engine):
+        self._engine = engine
+
+    def get_engine_information(self, format):  # noqa: A002 - TensorRT's name
+        assert format is LayerInformationFormat.JSON
+        import onnx
+
+        nodes = onnx.load_from_string(self._engine.onnx).graph.node
+        layers = [
+            {
+                "Name": node.name,
+                "LayerType": node.op_type,
+                "Inputs": [],
+                "Outputs": [
+                    {
+                        "Name": node.output[0],
+                        "Dimensions": [1, 32, 8],
+                        "Format/Datatype": "Row major linear FP32" if index % 2 else "Half",
+                    }
+                ],
+                "TacticName": f"sm90_{node.op_type.lower()}" if index % 2 else "",
+                "TacticValue": "0x0000000000000001",
+            }
+            for index, node in enumerate(nodes)
+        ]
+        if not self._engine.detailed:
+            layers = [each["Name"] for each in layers]
+        return json.dumps({"Layers": layers, "Bindings": []})
 
 
 class Context:

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.runners.tensorrt_library import MODULES
 from tests.fakes import ALLOWED, FOLDER, Fakes, environment, in_place
 from tests.paths import ROOT
 
@@ -133,6 +134,29 @@ def test_what_the_fake_has_cupy_has() -> None:
     own = {"SimpleNamespace", "current", "log", "np", "streams"}
     assert [name for name in of_cuda if name not in own and not hasattr(cupy.cuda, name)] == []
     assert len(names) > 80
+
+
+def test_what_the_fake_has_tensorrt_has(fakes: Fakes) -> None:
+    """By TensorRT-RTX, whose interface is the same, and which is imported without a GPU."""
+    real: Any = pytest.importorskip(MODULES["tensorrt-rtx"][-1], reason="needs TensorRT-RTX")
+    named_otherwise = {
+        "Config": "IBuilderConfig",
+        "Context": "IExecutionContext",
+        "Engine": "ICudaEngine",
+        "Network": "INetworkDefinition",
+        "Profile": "IOptimizationProfile",
+        "TimingCache": "ITimingCache",
+    }
+    own = {"complain", "parse"}
+    compared = 0
+    for name, kind in vars(fakes.tensorrt).items():
+        if name[0] == "_" or getattr(kind, "__module__", "") != "tensorrt" or not callable(kind):
+            continue
+        theirs = getattr(real, named_otherwise.get(name, name))
+        names = {each for each in vars(kind) if each[0] != "_"} - own
+        assert [each for each in sorted(names) if not hasattr(theirs, each)] == [], name
+        compared += len(names)
+    assert compared > 40
 
 
 def test_the_fakes_are_not_found_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:

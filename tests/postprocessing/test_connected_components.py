@@ -10,11 +10,14 @@ from scipy.ndimage import label, mean
 
 from medals_rt.common.arrays import to_host
 from medals_rt.postprocessing.connected_components import (
+    _in_steps,
     component_means,
     keep_components,
     label_components,
     measure_components,
+    values_of_components,
 )
+from tests.fakes import Fakes
 
 
 @given(st.integers(0, 2**32 - 1), st.tuples(*[st.integers(1, 9)] * 3))
@@ -125,3 +128,44 @@ def test_components_of_a_mask(xp: Any) -> None:
     kept = keep_components(xp.asarray(mask), found, np.array([False, True]))
     assert kept.dtype == xp.bool
     assert to_host(kept).tolist() == [[[False, False, True, True]]]
+
+
+def test_means_in_steps_are_those_of_before_and_do_not_depend_on_the_order() -> None:
+    """Of probabilities: sums in steps are exact, so that any order gives the same bits."""
+    rng = np.random.default_rng(3)
+    values = (rng.random(200_001) ** 9).astype(np.float32)  # also tiny ones, of many fine bits
+    steps = _in_steps(values)
+    assert np.abs(steps - values).max() <= 2.0**-25
+    exact = sum(int(each * 2**24) for each in steps.tolist()) / 2**24
+    sums = {float(np.cumsum(rng.permutation(steps))[-1]) for _ in range(20)}
+    assert sums == {exact}
+    assert exact / values.size == pytest.approx(values.mean(dtype=np.float64), abs=2.0**-25)
+    plain = values.astype(np.float64)
+    assert len({float(np.cumsum(rng.permutation(plain))[-1]) for _ in range(20)}) > 1
+
+
+def test_on_a_gpu_every_run_gives_the_same_to_the_last_bit(fakes: Fakes) -> None:
+    """The fake of CuPy adds in another order each time, as a GPU does."""
+    labels, values = several_slabs()
+    values = values**9
+    weights = fakes.cupy.asarray(values.astype(np.float64).reshape(-1))
+    numbers = fakes.cupy.asarray((labels > 0).reshape(-1).astype(np.uint32))
+    plain = {fakes.cupy.bincount(numbers, weights).get()[0] for _ in range(5)}
+    assert len(plain) > 1  # the fake would show it
+    touching = (labels > 0) * np.arange(1, labels.size + 1, dtype=np.uint32).reshape(labels.shape)
+    found = []
+    for _ in range(3):
+        components = measure_components(fakes.cupy.asarray((labels > 0).astype(np.uint8)))
+        found.append(
+            (
+                component_means(components, fakes.cupy.asarray(values)),
+                components.sizes,
+                values_of_components(components, fakes.cupy.asarray(touching)),
+            )
+        )
+    for again in found[1:]:
+        for first, second in zip(found[0], again, strict=True):
+            np.testing.assert_array_equal(first, second)
+    here = measure_components((labels > 0).astype(np.uint8))
+    np.testing.assert_allclose(found[0][0], component_means(here, values), atol=6e-8)
+    np.testing.assert_array_equal(found[0][2], values_of_components(here, touching))

@@ -15,7 +15,13 @@ from medals_rt.pipeline.batch.run import Listener, run_batch
 from medals_rt.pipeline.batch.shared_cells import claims_file, identity_of, share_folders
 from medals_rt.pipeline.batch.store import staged
 from medals_rt.pipeline.batch.summary import summary_files, write_tables
-from medals_rt.pipeline.batch.workers import Place, places_on_cores, places_on_gpus, run_workers
+from medals_rt.pipeline.batch.workers import (
+    Place,
+    places_on_cores,
+    places_on_gpu,
+    places_on_gpus,
+    run_workers,
+)
 
 __all__ = [
     "BatchCase",
@@ -29,6 +35,7 @@ __all__ = [
     "identity_of",
     "parse_part",
     "places_on_cores",
+    "places_on_gpu",
     "places_on_gpus",
     "plan_batch",
     "run_batch",

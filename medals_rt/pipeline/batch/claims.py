@@ -243,6 +243,11 @@ class Claims:
             self.cells.write(claim.index, settled_cell(entry))
             self._let_go(claim)
 
+    def abandon(self, claim: Claim) -> None:
+        """Let a case go as if this process had ended in it: it is tried again, alone."""
+        with self._changed:
+            self._let_go(claim)
+
     def stop(self) -> None:
         """Let `take` return at once, from now on."""
         with self._changed:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from medals_rt.common.errors import MedalsError, RunnerError
+from medals_rt.common.gpu_faults import sticky_fault
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.pipeline.batch.claims import Cells, LocalCells
 from medals_rt.pipeline.batch.find import BatchCase
@@ -196,8 +197,14 @@ class _Actor:
             teller.tell("finished")
         except KeyboardInterrupt:
             return
-        except MedalsError as error:
-            teller.tell("raised", error)
+        except Exception as error:
+            fault = sticky_fault(error)
+            if fault is not None:  # the driver ends this actor, and starts another
+                teller.tell("lost", fault)
+            elif isinstance(error, MedalsError):
+                teller.tell("raised", error)
+                return
+            raise
 
 
 class _ActorTeller(Teller):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
-from medals_rt.common.errors import MedalsError, OutputError
+from medals_rt.common.errors import DeviceLostError, MedalsError, OutputError
 from medals_rt.pipeline.batch.claims import MOST_ENDED, Cells, Claim, Claims, LocalCells, is_suspect
 from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.records import (
@@ -21,6 +21,7 @@ from medals_rt.pipeline.batch.records import (
     fingerprint,
     forget_end,
     kept_entry,
+    note_end,
     noted_end,
     remember,
     remember_failure,
@@ -104,6 +105,8 @@ def run_batch(
         The bundle can't be used.
     OutputError
         A file can't be written; what is finished stays so.
+    DeviceLostError
+        The GPU failed in a case, which another process is to try once more.
     MedalsError
         The models can't be opened.
     """
@@ -177,6 +180,10 @@ class _Work:
         self.listener.started(ready.case)
         try:
             return segment_job(segmenter, ready.read, self.listener.windows)
+        except DeviceLostError as error:  # no case of this process could be run any more
+            note_end(ready.case, str(error))
+            self.claims.abandon(claim)
+            raise
         except Exception as error:  # noqa: BLE001 - one case's failure is its own
             self.end(claim, _failed(ready.case, error))
             return None

@@ -21,8 +21,9 @@ MOST_BARREN: Final = 3
 _COUNT_AFTER_S: Final = 5.0
 
 Event: TypeAlias = tuple[Any, ...]
-"""A method of `Listener` and its arguments; ``("raised", error)``, ``("finished",)``, or, last of
-all that is heard of a worker, ``("over", how)``."""
+"""A method of `Listener` and its arguments; ``("raised", error)``, ``("finished",)``, ``("lost",
+why)`` of a worker whose GPU failed; or, last of all that is heard of a worker, ``("over",
+how)``."""
 
 
 class Crew(Protocol):
@@ -127,6 +128,7 @@ class _Hearing:
         self.finished: set[int] = set()
         self._listener = listener
         self._in_hand: list[set[int]] = [set() for _ in range(count)]
+        self._lost: dict[int, str] = {}
         self._barren = 0
         self._others = 0
         self._counted_at = time.monotonic()
@@ -144,6 +146,10 @@ class _Hearing:
             raise more[0]
         if what == "finished":
             self.finished.add(number)
+            return
+        if what == "lost":  # of what it had in hand only one case is to blame, as it has noted
+            self._lost[number] = more[0]
+            self._in_hand[number].clear()
             return
         if what == "taken":
             self._in_hand[number].add(more[0])
@@ -164,6 +170,7 @@ class _Hearing:
         RunnerError
             It is one of several that took no case.
         """
+        how = self._lost.pop(number, how)
         _note_ends(cases, cells, self._in_hand[number], how)
         self._in_hand[number].clear()
         self._barren += 1

@@ -17,7 +17,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.errors import InputError, MedalsError, RunnerError
+from medals_rt.common.gpu_faults import EXIT_DEVICE_LOST, sticky_fault
 from medals_rt.common.subprocesses import signal_name
 from medals_rt.pipeline.batch.claims import Cells
 from medals_rt.pipeline.batch.find import BatchCase
@@ -26,6 +28,7 @@ from medals_rt.pipeline.batch.run import Listener, run_batch
 from medals_rt.pipeline.batch.shared_cells import joined_cells
 from medals_rt.pipeline.batch.supervision import GRACE_S, Event, Teller, rotated, supervise
 from medals_rt.pipeline.options import RunOptions
+from medals_rt.runners.selection import runs_on_gpu
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,22 @@ def places_on_gpus(words: str, visible: Sequence[str]) -> tuple[Place, ...]:
             code="no-gpu",
         )
     return tuple(Place(gpu=visible[number]) for number in dict.fromkeys(map(int, numbers)))
+
+
+def places_on_gpu(options: RunOptions) -> tuple[Place, ...]:
+    """Return the place of a batch on the first GPU, none where networks run on a processor.
+
+    After a fault a process can use its GPU no more, so that it must be one that can be replaced.
+
+    Raises
+    ------
+    InputError
+        The bundle can't be used.
+    MissingDependencyError
+        The runner is not installed.
+    """
+    bundle = Bundle.open(resolve_bundle(options.bundle), verify=False)
+    return (Place(),) if os.name == "posix" and runs_on_gpu(options.runner, bundle) else ()
 
 
 def places_on_cores(count: int) -> tuple[Place, ...]:
@@ -244,10 +263,14 @@ def _work(task: _Task, events: Connection) -> None:
         teller.tell("finished")
     except (KeyboardInterrupt, BrokenPipeError):  # the parent ends, or has ended
         pass
-    except MedalsError as error:
-        teller.tell("raised", error)
-    except Exception as error:  # noqa: BLE001 - the parent raises it
-        teller.tell("raised", RunnerError(f"{type(error).__name__}: {error}", code="worker"))
+    except Exception as error:  # noqa: BLE001 - the parent raises it, or starts another worker
+        fault = sticky_fault(error)  # closing the models may have failed, too
+        if fault is not None:
+            teller.tell("lost", fault)
+            os._exit(EXIT_DEVICE_LOST)  # libraries that tidy up on a lost GPU abort, or hang
+        known = isinstance(error, MedalsError)
+        reason = f"{type(error).__name__}: {error}"
+        teller.tell("raised", error if known else RunnerError(reason, code="worker"))
     finally:
         _heed_no_more()
 

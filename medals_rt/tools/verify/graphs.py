@@ -73,7 +73,7 @@ def compare_graphs(
         feeds = [_cut(record, tensors, count) for count in counts]
         form: GraphName = "refiner" if name in _FOLDED_WIDTHS else name
         with closing(reference.open_graph(stage, form)) as runner:
-            expected = [_run(runner, each) for each in feeds]
+            expected = [run_graph(runner, each) for each in feeds]
         for candidate in candidates:
             tell(progress, label, next(done), total)
             error, fault = None, None
@@ -126,6 +126,40 @@ def made_up_inputs(bundle: Bundle, stage: int, prompts: int, seed: int = 0) -> T
     }
 
 
+def inputs_of_graph(
+    bundle: Bundle, stage: int, graph: GraphName, reference: Reference, prompts: int = PROMPTS_TRIED
+) -> Tensors:
+    """Return what `compare_graphs` runs a graph on last, computed by the reference.
+
+    Raises
+    ------
+    MedalsError
+        If the reference fails.
+    """
+    tensors = made_up_inputs(bundle, stage, prompts)
+    makers = {
+        output.name: name for name in GRAPH_NAMES for output in bundle.graph(stage, name).outputs
+    }
+
+    def provide(name: str) -> None:
+        if name in tensors:
+            return
+        if name == "prompt_features":
+            provide("adapted_queries")
+            tensors[name] = _spread_prompts(tensors)
+            return
+        record = bundle.graph(stage, makers[name])
+        for each in record.inputs:
+            provide(each.name)
+        with closing(reference.open_graph(stage, makers[name])) as runner:
+            tensors.update(run_graph(runner, _cut(record, tensors, prompts)))
+
+    record = bundle.graph(stage, graph)
+    for each in record.inputs:
+        provide(each.name)
+    return _cut(record, tensors, _prompt_counts(graph, record, prompts)[-1])
+
+
 def _spread_prompts(tensors: Tensors) -> npt.NDArray[np.float32]:
     """`F_a = T^T S_p (1, C, H, W, D)`."""
     adapted, prompts = tensors["adapted_queries"], tensors["prompts"]
@@ -151,7 +185,7 @@ def _cut(record: GraphRecord, tensors: Tensors, count: int) -> Tensors:
     }
 
 
-def _run(runner: Runner, feeds: Tensors) -> dict[str, npt.NDArray[Any]]:
+def run_graph(runner: Runner, feeds: Tensors) -> dict[str, npt.NDArray[Any]]:
     """Run a graph on its device, in its dtypes; prompts that it has room for are zeros."""
     given: dict[str, Array] = {}
     lacking = 0
@@ -172,7 +206,7 @@ def _worst_error(
     """Return the largest relative error over all passes and outputs."""
     worst = 0.0
     for each, outputs in zip(feeds, expected, strict=True):
-        found = _run(runner, each)
+        found = run_graph(runner, each)
         for name, value in outputs.items():
             worst = max(worst, relative_error(found[name], value))
     return worst

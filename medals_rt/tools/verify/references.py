@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from medals_rt.bundle.bundle import Bundle
@@ -42,6 +43,10 @@ class Reference(Protocol):
 
     def open_network(self, stage: int) -> Network:
         """Open a whole stage."""
+        ...
+
+    def graph_file(self, stage: int, graph: GraphName, folder: Path) -> Path:
+        """Return a graph as an ONNX file, which may be written to `folder`."""
         ...
 
 
@@ -105,6 +110,11 @@ class OwnGraphs:
     def open_graph(self, stage: int, graph: GraphName) -> Runner:
         """Open the bundle's graph; see `Reference`."""
         return open_candidate(self.bundle, stage, graph, itself(), self.threads)
+
+    def graph_file(self, stage: int, graph: GraphName, folder: Path) -> Path:
+        """Return the bundle's file; see `Reference`."""
+        del folder
+        return self.bundle.graph_path(stage, graph)
 
     def open_network(self, stage: int) -> Network:
         """Open the bundle's stage; see `Reference`."""

@@ -36,7 +36,7 @@ nan newaxis pi
 _FUNCTIONS = """
 abs all any argsort array_equal broadcast_to clip concatenate count_nonzero cumsum diff exp
 expand_dims flip isfinite isnan left_shift invert log log1p logical_and logical_not logical_or max
-maximum mean min minimum moveaxis nonzero ones_like power prod reshape right_shift round sin cos
+maximum mean min moveaxis nonzero ones_like power prod reshape right_shift round sin cos
 sqrt squeeze stack sum swapaxes transpose unique where zeros_like
 arccos arccosh arcsin arcsinh arctan arctan2 arctanh sign
 """
@@ -105,8 +105,35 @@ def take(a, indices, axis=None, out=None):
     return _card(np.take(_require(a)._host, _host(indices), axis, _host(out)))
 
 
+_scheduler = np.random.default_rng()  # seeded by nothing: no two runs go the same way
+
+
+def _shuffled(*arrays):
+    """Put what threads of a GPU do in the order of one of its runs."""
+    order = _scheduler.permutation(len(arrays[0]))
+    return (each if each is None else each[order] for each in arrays)
+
+
 def bincount(x, weights=None, minlength=None):
-    return ndarray(np.bincount(_require(x)._host, _host(weights), minlength or 0))
+    """Add atomically: weights in any order."""
+    numbers, weights = _shuffled(_require(x)._host, _host(weights))
+    return ndarray(np.bincount(numbers, weights, minlength or 0))
+
+
+class _Minimum:
+    """The function, and its atomic form on dtypes that have one."""
+
+    def __call__(self, *args, **kwargs):
+        return _card(np.minimum(*_host(args), **_host_items(kwargs)))
+
+    @staticmethod
+    def at(a, indices, b):
+        if a.dtype not in (np.int32, np.uint32, np.uint64, np.float32, np.float64):
+            raise TypeError(f"minimum.at only supports 32 and 64 bits, not {a.dtype}")
+        np.minimum.at(_require(a)._host, _host(indices), _require(b)._host)
+
+
+minimum = _Minimum()
 
 
 def asnumpy(a):

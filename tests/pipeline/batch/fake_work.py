@@ -3,11 +3,13 @@
 import os
 import signal
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from medals_rt.common.gpu_faults import raises_device_lost
 from medals_rt.pipeline.batch import ray_cluster, workers
 from medals_rt.pipeline.batch import run as batch_run
 from medals_rt.pipeline.batch.find import BatchCase
@@ -18,7 +20,7 @@ SECONDS = 0.01
 
 def install() -> None:
     """Put quick steps in the place of those of a batch."""
-    batch_run.open_models = lambda _: nullcontext("models")
+    batch_run.open_models = lambda _: _models()
     batch_run.passes_recorded = lambda _: nullcontext()
     batch_run.segment_job = _segment
     batch_run._written = _written
@@ -53,10 +55,37 @@ def barren_work(*_: object) -> None:
     os._exit(7)
 
 
+@contextmanager
+def _models() -> Iterator[str]:
+    """Models that can't be closed once the GPU has failed, as those of libraries."""
+    try:
+        yield "models"
+    finally:
+        if _lost:
+            _fail()
+
+
+_lost: list[str] = []
+
+
+def _fail() -> None:
+    """Fail as CuPy does with everything that is asked of a lost GPU."""
+    raise RuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
+
+
+@raises_device_lost
 def _segment(_: object, read: Any, __: object) -> str:
     name = read.job.report.stem
     if "poison" in name:
         os.kill(os.getpid(), signal.SIGKILL)
+    if _lost:
+        _fail()
+    if "fault" in name:
+        seen = Path(os.environ["MEDALS_RT_TESTS_LOG"]).with_name(f"{name} seen")
+        if "always" in name or not seen.exists():
+            seen.touch()
+            _lost.append(name)
+            _fail()
     if "slow" in name:
         time.sleep(60)
     time.sleep(SECONDS)

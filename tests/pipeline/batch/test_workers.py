@@ -14,15 +14,23 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.cli import app
 from medals_rt.common.errors import InputError, MedalsError
 from medals_rt.pipeline.batch import plan_batch, standing, workers
 from medals_rt.pipeline.batch.claims import LocalCells
 from medals_rt.pipeline.batch.find import BatchPlan
 from medals_rt.pipeline.batch.records import Entry
 from medals_rt.pipeline.batch.shared_cells import claims_file, remove_leftovers, share_folders
-from medals_rt.pipeline.batch.workers import Place, places_on_cores, places_on_gpus, run_workers
+from medals_rt.pipeline.batch.workers import (
+    Place,
+    places_on_cores,
+    places_on_gpu,
+    places_on_gpus,
+    run_workers,
+)
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from tests.errors import raises
 from tests.paths import ROOT
@@ -159,6 +167,46 @@ def test_a_case_that_ends_its_processes_is_given_up_with_the_reason(
     assert batch.cells.decode().count("f") == 1
     assert batch.made() == {"a": 1, "b": 1, "z": 1}
     assert not list(batch.plan.reports.rglob("*.end"))
+
+
+def test_a_case_in_which_the_gpu_fails_is_tried_again_in_another_process(
+    setting: Callable[..., Setting],
+) -> None:
+    """A GPU that fails once costs a process and no case, not even those read ahead."""
+    names = [f"case{number}" for number in range(6)]
+    batch = setting(*names, "case3 fault")
+    entries = batch.run(1)
+    assert {entry.status for entry in entries.values()} == {"done"}
+    assert batch.made() == dict.fromkeys([*names, "case3 fault"], 1)
+    assert not list(batch.plan.reports.rglob("*.end"))
+
+
+def test_a_case_in_which_the_gpu_always_fails_is_given_up_with_the_reason(
+    setting: Callable[..., Setting],
+) -> None:
+    batch = setting("a", "b", "fault always", "z")
+    entries = {batch.plan.cases[index].name: entry for index, entry in batch.run(1).items()}
+    assert batch.made() == {"a": 1, "b": 1, "z": 1}
+    assert entries["fault always"].status == "failed"
+    assert "cudaErrorIllegalAddress" in str(entries["fault always"].error)
+    assert "given up" in str(entries["fault always"].error)
+    assert batch.cells.decode().count("f") == 1
+
+
+def test_on_a_gpu_a_batch_works_in_a_process_that_can_be_replaced(
+    setting: Callable[..., Setting], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command, without --gpus."""
+    batch = setting("a", "fault", "z")
+    assert places_on_gpu(batch.options) == ()
+    monkeypatch.setattr(workers, "runs_on_gpu", lambda *_: True)
+    assert places_on_gpu(batch.options) == (Place(),)
+    assert batch.options.bundle is not None
+    folders = (tmp_path / "scans", tmp_path / "out")
+    words = ("batch", *folders, "--no-preview", "--bundle", batch.options.bundle)
+    done = CliRunner().invoke(app, [str(each) for each in words])
+    assert done.exit_code == 0, done.output
+    assert batch.made() == {"a": 1, "fault": 1, "z": 1}
 
 
 def test_workers_that_end_at_once_end_the_batch(
