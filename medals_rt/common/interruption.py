@@ -1,7 +1,7 @@
 """Ending the long call of a library in its middle: for a cancel, and for Ctrl-C."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
 
@@ -35,26 +35,42 @@ def check_interruption() -> None:
     _check.get()()
 
 
-def wait_interruptibly(wait: Callable[[float], bool], cancel: Callable[[], None]) -> None:
-    """Wait for a library that computes in threads of its own, and was started.
+def run_interruptibly(
+    start: Callable[[], None], wait: Callable[[float | None], bool], cancel: Callable[[], None]
+) -> None:
+    """Have a library compute in threads of its own, and stop it if this work is to end.
 
     While this thread waits, Python runs its handlers of signals, which a call into the library
     would put off until it returns.
 
     Parameters
     ----------
+    start
+        Starts the library, and returns at once.
     wait
-        Waits at most so many seconds; returns whether the library is done.
+        Waits at most so many seconds, with None until the library is done; returns whether it is.
+        It may raise the library's error.
     cancel
-        Asks the library to stop soon. It is waited for, since it uses memory of the caller's.
+        Asks the library to stop soon.
     """
     try:
         check_interruption()
+        start()
         while not wait(POLL_S):
             check_interruption()
     except BaseException:
         cancel()
-        with suppress(Exception):  # how the library says that it was canceled
-            while not wait(POLL_S):
-                pass
+        _let_end(wait)
         raise
+
+
+def _let_end(wait: Callable[[float | None], bool]) -> None:
+    """Wait until a library no longer uses memory of the caller's, whatever comes meanwhile."""
+    while True:
+        try:
+            wait(None)
+        except Exception:  # noqa: BLE001 - how it says that it was canceled, or never started
+            return
+        except BaseException:  # noqa: BLE001, S112 - a second Ctrl-C
+            continue
+        return

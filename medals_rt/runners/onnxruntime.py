@@ -6,7 +6,7 @@ binding of device memory, and those marked `gpu` are ready to run on a GPU.
 
 import io
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,7 @@ from medals_rt.common.errors import (
     MissingFileError,
     RunnerError,
 )
-from medals_rt.common.interruption import check_interruption, wait_interruptibly
+from medals_rt.common.interruption import check_interruption, run_interruptibly
 from medals_rt.common.optional_deps import gpu_extra, import_optional
 from medals_rt.common.typing import Array
 from medals_rt.runners.base import (
@@ -91,13 +91,16 @@ class ONNXRuntimeRunner(Runner):
         names = [spec.name for spec in self.outputs]
         contiguous = {key: np.ascontiguousarray(value) for key, value in feeds.items()}
         options = self._onnxruntime.RunOptions()
-        running = self._thread.submit(self._session.run, names, contiguous, options)
-        wait_interruptibly(
-            lambda seconds: bool(wait([running], seconds).done),
+        running: list[Future[Any]] = []
+        run_interruptibly(
+            lambda: running.append(
+                self._thread.submit(self._session.run, names, contiguous, options)
+            ),
+            lambda seconds: not wait(running, seconds).not_done,
             lambda: setattr(options, "terminate", True),
         )
         try:
-            results = running.result()
+            results = running[0].result()
         except Exception as error:  # the library's errors share no base class of their own
             raise RunnerError(
                 f"ONNX Runtime failed in {self.name}: {error}", code="run-failed"

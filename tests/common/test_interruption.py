@@ -15,7 +15,7 @@ from medals_rt.common import interruption
 from medals_rt.common.interruption import (
     check_interruption,
     interrupted_by,
-    wait_interruptibly,
+    run_interruptibly,
 )
 from medals_rt.inference.network import StageNetwork
 from tests.paths import ROOT
@@ -104,26 +104,35 @@ def alarm(seconds: float) -> Iterator[None]:
 
 
 def test_a_library_is_waited_for_after_it_was_canceled() -> None:
-    """It uses the caller's memory until then; how it says that it was canceled is dropped."""
+    """It uses the caller's memory until then, also if Ctrl-C comes again meanwhile."""
     said: list[str] = []
 
-    def wait(_: float) -> bool:
-        said.append("waits")
-        if said.count("waits") == 5:
-            raise RuntimeError("canceled")
+    def wait(seconds: float | None) -> bool:
+        said.append("waits" if seconds is not None else "waits for the end")
+        if said.count("waits for the end") == 1:
+            raise KeyboardInterrupt
+        if said.count("waits for the end") == 2:
+            raise RuntimeError("it was canceled")
         return False
 
     with interrupted_by(after(3)), pytest.raises(EndedError):
-        wait_interruptibly(wait, lambda: said.append("canceled"))
-    assert said == ["waits", "waits", "canceled", "waits", "waits", "waits"]
+        run_interruptibly(lambda: said.append("starts"), wait, lambda: said.append("canceled"))
+    assert said == ["starts", "waits", "waits", "canceled", *["waits for the end"] * 2]
+
+
+def test_what_was_ended_before_is_not_started() -> None:
+    started: list[str] = []
+    with interrupted_by(after(1)), pytest.raises(EndedError):
+        run_interruptibly(lambda: started.append("x"), lambda _: True, lambda: None)
+    assert started == []
 
 
 def test_errors_of_the_library_itself_come_through() -> None:
-    def wait(_: float) -> bool:
+    def wait(_: float | None) -> bool:
         raise RuntimeError("of the library")
 
     with pytest.raises(RuntimeError, match="of the library"):
-        wait_interruptibly(wait, lambda: None)
+        run_interruptibly(lambda: None, wait, lambda: None)
 
 
 def test_the_innermost_check_holds_and_others_threads_have_none() -> None:

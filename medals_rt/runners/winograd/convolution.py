@@ -1,7 +1,7 @@
 """A 3x3x3 convolution by Winograd's F(4, 3): sources in, outputs and their sums out."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import pairwise
 from queue import SimpleQueue
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from medals_rt.common.interruption import check_interruption, wait_interruptibly
+from medals_rt.common.interruption import check_interruption, run_interruptibly
 from medals_rt.runners.winograd.machine_code import (
     CHANNEL_STEP,
     Storage,
@@ -95,12 +95,16 @@ class Workers:
                 return queue.get()
 
             return [work(next_task)]
-        stopped = Event()
-        running = [
-            self._pool.submit(work, lambda: None if stopped.is_set() else queue.get())
-            for _ in range(self.threads)
-        ]
-        wait_interruptibly(lambda seconds: not wait(running, seconds).not_done, stopped.set)
+        pool, stopped = self._pool, Event()
+        running: list[Future[Any]] = []
+
+        def start() -> None:
+            running.extend(
+                pool.submit(work, lambda: None if stopped.is_set() else queue.get())
+                for _ in range(self.threads)
+            )
+
+        run_interruptibly(start, lambda seconds: not wait(running, seconds).not_done, stopped.set)
         return [each.result() for each in running]
 
     def close(self) -> None:
