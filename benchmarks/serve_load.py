@@ -379,14 +379,16 @@ def cases(asked: Asked) -> dict[str, Any]:
                 client.statistics(job)
                 client.report(job)
             figures.append(server.figures())
+        time.sleep(20)  # connections of clients that went are closed
+        after = server.figures()
         findings += server.failures()
-    settled = figures[len(figures) // 4 :]  # what the first use keeps
+    settled = figures[len(figures) // 2 :]  # the heap finds its size first
     memory = np.array([each["memory_mib"] for each in settled], float)
     (slope, _), covariance = np.polyfit(np.arange(len(memory)), memory, 1, cov=True)
     return {
         "cases": asked.cases,
         "before": settled[0],
-        "after": settled[-1],
+        "after": after,
         "fitted_from_case": len(figures) - len(settled),
         "mib_per_case": round(float(slope), 4),
         "mib_per_case_error": round(float(np.sqrt(covariance[0, 0])), 4),
