@@ -1,29 +1,43 @@
 r"""Does the service stay right, whole and small under load and faults?
 
     python benchmarks/serve_load.py --output benchmarks/results/serve_load \
-      [--clients 50] [--minutes 5] [--malformed 10000] [--bundle engines/demo]
+      [--only load,malformed,cases,disk,signals] [--clients 50] [--minutes 5] \
+      [--malformed 10000] [--cases 200] [--bundle engines/demo]
 
-A server runs in a process of its own, on the loopback. Clients upload small scans and ask for
-classes; each result is compared with what `medals_rt.pipeline.job` makes of the same file, byte by
-byte. Some send slowly, some go in the middle of an upload or of a job, some cancel, some send
-broken files of the fuzz corpus (`tests/fuzz`). Then so many broken bodies are sent one after the
-other. Memory, file descriptors, threads and files of the server are taken before and after. Last
-come a full disk (a file system of 24 MB where one can be mounted, else a limit of the server), and
-SIGTERM and SIGKILL in the middle of jobs.
+Servers run in processes of their own, on the loopback. Results are compared with what
+`medals_rt.pipeline.job` makes of the same files, byte by byte.
+
+load
+    Clients upload small scans and ask for classes. Some send slowly, some go in the middle of a
+    head, of an upload or of a job, some cancel, some send broken files.
+malformed
+    So many broken bodies of the fuzz corpus (`tests/fuzz`), one after the other.
+cases
+    So many whole cases, one after the other, each in a session of its own, with every kind of
+    result; a line is fitted to the server's memory.
+disk
+    A full disk: a file system of 24 MB where one can be mounted, else a limit of the server.
+signals
+    SIGTERM and SIGKILL in the middle of jobs.
+
+Memory, file descriptors, threads, child processes and files of the server are taken before and
+after. Each part takes its place in the report, so that they may be run one by one.
 """
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +70,7 @@ KINDS = (
     "job",
     "job",
     "slow",
+    "vanish in head",
     "vanish in upload",
     "vanish in job",
     "cancel",
@@ -96,11 +111,16 @@ class Tally:
 
 @dataclass(frozen=True)
 class Server:
-    """A server in a process of its own."""
+    """A server in a process of its own, and what it wrote to standard error."""
 
     process: psutil.Popen
     address: str
     data: Path
+    log: Path
+
+    def failures(self) -> list[str]:
+        """Return the lines of its log that name a failure of its own."""
+        return [line for line in self.log.read_text("utf-8").splitlines() if " ERROR " in line]
 
     def figures(self) -> dict[str, int]:
         """Return what it holds."""
@@ -122,18 +142,20 @@ class Server:
 def serving(bundle: Path, data: Path, *words: str) -> Iterator[Server]:
     """Run `medals-rt serve`."""
     command = [sys.executable, "-m", "medals_rt", "serve", "--bundle", str(bundle), "--port", "0"]
-    process = psutil.Popen(
-        [*command, "--data-dir", str(data), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
+    log = data.with_name(data.name + ".log")
+    with log.open("w", encoding="utf-8") as errors:
+        process = psutil.Popen(
+            [*command, "--data-dir", str(data), *words],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
     try:
         found = re.search(r"(http://[^/]+)/", process.stdout.readline())
         if found is None:
             raise SystemExit("the server did not start")
-        yield Server(process, found[1], data)
+        yield Server(process, found[1], data, log)
     finally:
         if process.is_running():
             process.kill()
@@ -182,6 +204,15 @@ def slowly(data: bytes, seconds: float, stop: int | None = None) -> Iterator[byt
         yield data[start : start + part]
 
 
+def send_half_a_head(server: Server, session: str) -> None:
+    """Open a connection, send a request's head slowly, and go before it ends."""
+    host, _, port = server.address.rpartition("/")[2].partition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        for part in ("GET /v1/jobs HTTP/1.1\r\nHost: localhost\r\n", f"Medals-Session: {session}"):
+            connection.sendall(part.encode())
+            time.sleep(0.25)
+
+
 def upload_broken(client: ServiceClient, data: bytes, ending: str) -> None:
     """Upload what may be refused, but must not fail."""
     try:
@@ -199,6 +230,9 @@ def act(
     client = server.client()
     try:
         where = {"filename": "scan.nii.gz"}
+        if kind == "vanish in head":
+            send_half_a_head(server, client.http.headers["Medals-Session"])
+            return
         if kind == "broken":
             ending, data = next(broken)
             upload_broken(client, data, ending)
@@ -232,17 +266,51 @@ def act(
             client.close()
 
 
-def load(server: Server, tasks: list[Task], clients: int, seconds: float, scratch: Path) -> Tally:
+@dataclass(frozen=True)
+class Asked:
+    """What a part needs to know."""
+
+    bundle: Path
+    scratch: Path
+    tasks: list[Task]
+    clients: int
+    minutes: float
+    malformed: int
+    cases: int
+
+
+def load(asked: Asked) -> dict[str, Any]:
     """Let clients come and go for a while."""
+    words = ("--idle", "20", "--max-queue", "64")
+    with serving(asked.bundle, asked.scratch / "load", *words) as server:
+        live_together(server, asked, 4, 20)  # what the first use keeps
+        time.sleep(30)
+        before = server.figures()
+        tally = live_together(server, asked, asked.clients, 60 * asked.minutes)
+        time.sleep(40)  # sessions of clients that went end
+        return {
+            "clients": asked.clients,
+            "minutes": asked.minutes,
+            "before": before,
+            "after": server.figures(),
+            "done": dict(tally.counts.most_common()),
+            "job_s_median": round(float(np.median(tally.seconds or [0])), 2),
+            "job_s_95": round(float(np.percentile(tally.seconds or [0], 95)), 2),
+            "findings": tally.findings + server.failures(),
+        }
+
+
+def live_together(server: Server, asked: Asked, clients: int, seconds: float) -> Tally:
+    """Let so many clients come and go for so long."""
     tally = Tally()
     until = time.monotonic() + seconds
 
     def live(number: int) -> None:
         rng = np.random.default_rng(number)
-        broken = corpus(1000 + number, 100_000, scratch)
+        broken = corpus(1000 + number, 100_000, asked.scratch / f"of {clients}")
         while time.monotonic() < until:
             kind = KINDS[int(rng.integers(len(KINDS)))]
-            task = tasks[int(rng.integers(len(tasks)))]
+            task = asked.tasks[int(rng.integers(len(asked.tasks)))]
             try:
                 act(server, kind, task, broken, tally)
             except ServedProblemError as error:
@@ -263,25 +331,68 @@ def load(server: Server, tasks: list[Task], clients: int, seconds: float, scratc
     return tally
 
 
-def malformed(server: Server, count: int, scratch: Path) -> dict[str, Any]:
+def malformed(asked: Asked) -> dict[str, Any]:
     """Send broken bodies one after the other."""
     codes: Counter[str] = Counter()
     findings, slowest = [], 0.0
-    with server.client() as client:
-        for ending, data in corpus(7, count, scratch):
-            began = time.monotonic()
-            given = {"filename": f"scan{ending}"}
-            answer = client.http.post("/v1/images", params=given, content=data)
-            slowest = max(slowest, time.monotonic() - began)
-            codes[f"{answer.status_code} {answer.json().get('code', 'read')}"] += 1
-            if answer.status_code >= 500:
-                findings.append(f"{answer.status_code} for {ending}: {answer.text[:200]}")
-            if answer.status_code == 201:
-                client.delete_image(answer.json())
+    with serving(asked.bundle, asked.scratch / "malformed") as server:
+        before = {}
+        with server.client() as client:
+            for number, (ending, data) in enumerate(
+                corpus(7, asked.malformed, asked.scratch / "corpus")
+            ):
+                if number == min(200, asked.malformed // 2):  # what the first use keeps
+                    before = server.figures()
+                began = time.monotonic()
+                given = {"filename": f"scan{ending}"}
+                answer = client.http.post("/v1/images", params=given, content=data)
+                slowest = max(slowest, time.monotonic() - began)
+                codes[f"{answer.status_code} {answer.json().get('code', 'read')}"] += 1
+                if answer.status_code >= 500:
+                    findings.append(f"{answer.status_code} for {ending}: {answer.text[:200]}")
+                if answer.status_code == 201:
+                    client.delete_image(answer.json())
+        return {
+            "sent": sum(codes.values()),
+            "before": before,
+            "after": server.figures(),
+            "answers": dict(codes.most_common()),
+            "slowest_s": round(slowest, 2),
+            "findings": findings + server.failures(),
+        }
+
+
+def cases(asked: Asked) -> dict[str, Any]:
+    """Do whole cases, and fit a line to the memory that the server holds after each."""
+    figures, findings = [], []
+    with serving(asked.bundle, asked.scratch / "cases") as server:
+        for number in range(asked.cases):
+            task = asked.tasks[number % len(asked.tasks)]
+            with server.client() as client:
+                job = client.segment(
+                    client.upload(task.scan, filename="scan.nii.gz"), [task.sentence]
+                )
+                if client.fetch(job) != task.expected:
+                    findings.append(f"case {number}: a wrong result for {task.sentence!r}")
+                client.fetch(job, format="seg.nrrd")
+                client.fetch(job, "preview.png")
+                client.statistics(job)
+                client.report(job)
+            figures.append(server.figures())
+        time.sleep(20)  # connections of clients that went are closed
+        after = server.figures()
+        findings += server.failures()
+    settled = figures[len(figures) // 2 :]  # the heap finds its size first
+    memory = np.array([each["memory_mib"] for each in settled], float)
+    (slope, _), covariance = np.polyfit(np.arange(len(memory)), memory, 1, cov=True)
     return {
-        "sent": sum(codes.values()),
-        "answers": dict(codes.most_common()),
-        "slowest_s": round(slowest, 2),
+        "cases": asked.cases,
+        "before": settled[0],
+        "after": after,
+        "fitted_from_case": len(figures) - len(settled),
+        "mib_per_case": round(float(slope), 4),
+        "mib_per_case_error": round(float(np.sqrt(covariance[0, 0])), 4),
+        "memory_mib": [each["memory_mib"] for each in figures],
         "findings": findings,
     }
 
@@ -300,17 +411,21 @@ def small_disk(folder: Path) -> Iterator[tuple[Path, list[str], str]]:
         subprocess.run(["/bin/umount", str(folder)], check=False)
 
 
-def full_disk(bundle: Path, tasks: list[Task], folder: Path) -> dict[str, Any]:
+def full_disk(asked: Asked) -> dict[str, Any]:
     """Fill the disk with uploads, and use the server again when there is room."""
     codes: Counter[str] = Counter()
-    with small_disk(folder) as (data, words, what), serving(bundle, data, *words) as server:
+    task = asked.tasks[0]
+    with (
+        small_disk(asked.scratch / "disk") as (data, words, what),
+        serving(asked.bundle, data, *words) as server,
+    ):
         with server.client() as client:
             for _ in range(4):
                 try:
                     client.upload(os.urandom(8 << 20), filename="scan.nii")
                 except ServedProblemError as error:
                     codes[f"{error.status} {error.code}"] += 1
-            image = client.upload(tasks[0].scan, filename="scan.nii.gz")
+            image = client.upload(task.scan, filename="scan.nii.gz")
             held: list[dict[str, Any]] = []
             while len(held) < 20:
                 try:
@@ -320,13 +435,12 @@ def full_disk(bundle: Path, tasks: list[Task], folder: Path) -> dict[str, Any]:
                     break
             for each in held:
                 client.delete_image(each)
-            content = client.fetch(client.segment(image, [tasks[0].sentence]))
-        return {
-            "disk": what,
-            "answers": dict(codes),
-            "right_afterwards": content == tasks[0].expected,
-            "files_left": server.figures()["files"] - 1,  # its lock
-        }
+            content = client.fetch(client.segment(image, [task.sentence]))
+        left = server.figures()["files"] - 1  # its lock
+        findings = server.failures()
+        if content != task.expected:
+            findings.append("a wrong result after the disk was full")
+        return {"disk": what, "answers": dict(codes), "files_left": left, "findings": findings}
 
 
 def _large_scan() -> bytes:
@@ -337,14 +451,15 @@ def _large_scan() -> bytes:
     return content
 
 
-def signals(bundle: Path, tasks: list[Task], folder: Path) -> dict[str, Any]:
+def signals(asked: Asked) -> dict[str, Any]:
     """End servers in the middle of jobs."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"findings": []}
+    bundle, folder = asked.bundle, asked.scratch / "signals"
     folder.mkdir()
     for name, number in (("SIGTERM", signal.SIGTERM), ("SIGKILL", signal.SIGKILL)):
         with serving(bundle, folder, "--grace", "5") as server:
             clients = [server.client() for _ in range(4)]
-            for client, task in zip(clients, tasks, strict=False):
+            for client, task in zip(clients, asked.tasks, strict=False):
                 for _ in range(2):
                     client.submit(client.upload(task.scan, filename="scan.nii.gz"), [task.sentence])
             children = server.process.children(recursive=True)
@@ -355,6 +470,8 @@ def signals(bundle: Path, tasks: list[Task], folder: Path) -> dict[str, Any]:
             for client in clients:
                 client.close()
             gone = psutil.wait_procs(children, timeout=20)[1] == []
+            if not gone:
+                found["findings"].append(f"{name}: readers outlive the server")
         found[name] = {
             "exit_code": code,
             "seconds": round(seconds, 2),
@@ -363,85 +480,140 @@ def signals(bundle: Path, tasks: list[Task], folder: Path) -> dict[str, Any]:
         }
     with serving(bundle, folder) as server:
         found["files_left_after_restart"] = server.figures()["files"] - 1  # its lock
+    if found["files_left_after_restart"]:
+        found["findings"].append("files are left after a restart")
     return found
 
 
+PARTS: dict[str, Callable[[Asked], dict[str, Any]]] = {
+    "load": load,
+    "malformed": malformed,
+    "cases": cases,
+    "disk": full_disk,
+    "signals": signals,
+}
+
+
 def main() -> None:
-    """Run all of it and write it down."""
+    """Run the parts and write them down."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="without ending")
     parser.add_argument("--bundle", type=Path, default=Path("engines/demo"))
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, between commas")
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--malformed", type=int, default=1000)
-    asked = parser.parse_args()
-    report: dict[str, Any] = {
-        "date": today(), "clients": asked.clients, "minutes": asked.minutes,
-        "load_average_before": os.getloadavg()[0],
-    }  # fmt: skip
+    parser.add_argument("--malformed", type=int, default=10_000)
+    parser.add_argument("--cases", type=int, default=200)
+    words = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        tasks = make_tasks(asked.bundle, scratch)
-        data = scratch / "data"
-        with serving(asked.bundle, data, "--idle", "20", "--max-queue", "64") as server:
-            tally = load(server, tasks, 4, 20, scratch / "warm")  # what the first use keeps
-            time.sleep(30)
-            report["before"] = server.figures()
-            tally = load(server, tasks, asked.clients, 60 * asked.minutes, scratch / "load")
-            time.sleep(40)  # sessions of clients that went end
-            report["after_load"] = server.figures()
-            report["load"] = {
-                "done": dict(tally.counts.most_common()),
-                "job_s_median": round(float(np.median(tally.seconds or [0])), 2),
-                "job_s_95": round(float(np.percentile(tally.seconds or [0], 95)), 2),
-                "findings": tally.findings,
+        asked = Asked(
+            words.bundle, scratch, make_tasks(words.bundle, scratch),
+            words.clients, words.minutes, words.malformed, words.cases,
+        )  # fmt: skip
+        for part in words.only.split(","):
+            began, others = time.monotonic(), os.getloadavg()[0]
+            found = PARTS[part](asked)
+            found |= {
+                "date": today(),
+                "seconds": round(time.monotonic() - began),
+                "load_average_before": round(others, 1),
             }
-            report["malformed"] = malformed(server, asked.malformed, scratch / "malformed")
-            time.sleep(30)
-            report["after_malformed"] = server.figures()
-        report["full_disk"] = full_disk(asked.bundle, tasks, scratch / "disk")
-        report["signals"] = signals(asked.bundle, tasks, scratch / "signals")
-    report |= {"machine": machine_facts(), "versions": library_versions()}
-    write_report(asked.output, report, text_of(report))
+            report: dict[str, Any] = {"parts": {}}
+            if (known := words.output.with_suffix(".json")).exists():
+                report = json.loads(known.read_text("utf-8"))
+            report["parts"][part] = found
+            report |= {"machine": machine_facts(), "versions": library_versions()}
+            write_report(words.output, report, text_of(report))
 
 
 def text_of(report: dict[str, Any]) -> str:
     """Write the figures for people."""
-    names = ("memory_mib", "file_descriptors", "threads", "children", "files")
-    moments = ("before", "after_load", "after_malformed")
-    rows = "\n".join(
-        f"| {name} | " + " | ".join(str(report[moment][name]) for moment in moments) + " |"
-        for name in names
+    parts, machine = report["parts"], report["machine"]
+    lines = [_WRITERS[name](parts[name]) + _when(parts[name]) for name in PARTS if name in parts]
+    findings = [f"{name}: {each}" for name in parts for each in parts[name]["findings"]]
+    held = [name for name in PARTS if "before" in parts.get(name, {})]
+    rows = [
+        f"| {what} | "
+        + " | ".join(
+            f"{parts[name]['before'][what]}, {parts[name]['after'][what]}" for name in held
+        )
+        + " |"
+        for what in ("memory_mib", "file_descriptors", "threads", "children", "files")
+    ]
+    body = "\n".join(lines)
+    table = "\n".join(
+        [f"| before, after | {' | '.join(held)} |", f"|---|{'---:|' * len(held)}", *rows]
     )
-    done, sent = report["load"], report["malformed"]
-    findings = [*done["findings"], *sent["findings"]]
-    clients = ", ".join(f"{what} {count}" for what, count in done["done"].items())
-    answers = ", ".join(f"{what} {count}" for what, count in sent["answers"].items())
-    machine, disk, ended = report["machine"], report["full_disk"], report["signals"]
     return f"""# The service under load and faults
 
-{report["date"]}, {machine["processor"]}, {machine["cores"]} cores; with other work on them
-(load average before: {report["load_average_before"]:.1f}): times say little, the rest does.
-{report["clients"]} clients for {report["minutes"]:g} minutes, then {sent["sent"]} broken bodies.
-Repeat it: `python benchmarks/serve_load.py`.
+{machine["processor"]}, {machine["cores"]} cores. Repeat it: `python benchmarks/serve_load.py`.
+Every result is compared with that of the command line, byte by byte. Where other work ran at the
+same time (load average before), times say little, the rest does.
 
-| the server's | before | after the load | after broken bodies |
-|---|---:|---:|---:|
-{rows}
+**Findings: {"; ".join(findings) or "none"}.**
 
-One of the files is the server's lock.
+{body}
 
-- Clients: {clients}. Every result was compared with that of the command line, byte by byte.
-- From upload to result, behind all others in the queue: median {done["job_s_median"]} s,
-  95 % within {done["job_s_95"]} s.
-- Broken bodies: {answers}; the slowest answer took {sent["slowest_s"]} s.
-- A full disk ({disk["disk"]}): {disk["answers"]}; right afterwards: {disk["right_afterwards"]};
-  files left: {disk["files_left"]}.
-- SIGTERM in the middle of a job, with 5 seconds of grace and 7 jobs waiting:
-  {_ending(ended["SIGTERM"])}.
-- SIGKILL: {_ending(ended["SIGKILL"])}; after the next start: {ended["files_left_after_restart"]}.
-- Findings: {"; ".join(findings) or "none"}.
+What the server holds, once warm and at the end; one of the files is its lock:
+
+{table}
 """
+
+
+def _when(part: dict[str, Any]) -> str:
+    return f"\n  ({part['date']}, {part['seconds']} s, load average {part['load_average_before']})"
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{what} {count}" for what, count in counts.items())
+
+
+def _load_text(part: dict[str, Any]) -> str:
+    return (
+        f"- {part['clients']} clients for {part['minutes']:g} minutes: {_listed(part['done'])}.\n"
+        "  From upload to result, behind all others in the queue: "
+        f"median {part['job_s_median']} s, 95 % within {part['job_s_95']} s."
+    )
+
+
+def _malformed_text(part: dict[str, Any]) -> str:
+    return (
+        f"- {part['sent']:,} broken bodies: {_listed(part['answers'])};\n"
+        f"  the slowest answer took {part['slowest_s']} s."
+    )
+
+
+def _cases_text(part: dict[str, Any]) -> str:
+    return (
+        f"- {part['cases']} cases, one after the other: the server's memory grows by "
+        f"{part['mib_per_case']} +- {part['mib_per_case_error']} MiB a case\n"
+        f"  (line fitted from case {part['fitted_from_case']} on)."
+    )
+
+
+def _disk_text(part: dict[str, Any]) -> str:
+    return (
+        f"- A full disk ({part['disk']}): {_listed(part['answers'])}; the next result is right; "
+        f"files left: {part['files_left']}."
+    )
+
+
+def _signals_text(part: dict[str, Any]) -> str:
+    return (
+        "- SIGTERM in the middle of a job, with 5 seconds of grace and 7 jobs waiting: "
+        f"{_ending(part['SIGTERM'])}.\n  SIGKILL: {_ending(part['SIGKILL'])}; "
+        f"after the next start: {part['files_left_after_restart']}."
+    )
+
+
+_WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "load": _load_text,
+    "malformed": _malformed_text,
+    "cases": _cases_text,
+    "disk": _disk_text,
+    "signals": _signals_text,
+}
 
 
 def _ending(found: dict[str, Any]) -> str:

@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 import anyio
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -24,14 +23,14 @@ from medals_rt.pipeline.options import RunOptions
 from medals_serve import routes
 from medals_serve.engine import JobEngine
 from medals_serve.metrics import Metrics
+from medals_serve.page_files import PageFiles, token_page
 from medals_serve.problems import MEDIA_TYPE, log_failure, problem
 from medals_serve.protocols import capabilities, monailabel, nninteractive, voxtell
 from medals_serve.schemas import ProblemState
-from medals_serve.security import Gate, problem_response
+from medals_serve.security import Gate, opened_page, problem_response, same_token
 from medals_serve.service import Service
 from medals_serve.settings import ServeSettings
 
-PAGE: Final = Path(__file__).parent / "page"
 SWEEP_S: Final = 5.0
 """How often idle sessions are looked for."""
 
@@ -88,15 +87,21 @@ def create_app(
         capabilities.router, voxtell.router, monailabel.router, nninteractive.router,
     ):  # fmt: skip
         app.include_router(router)
-    if PAGE.is_dir():
-        app.add_api_route("/", _page, include_in_schema=False)
-        app.mount("/page", StaticFiles(directory=PAGE))
+    page, get = PageFiles(), ["GET", "HEAD"]
+    app.add_api_route("/", page.index, methods=get, include_in_schema=False)
+    app.add_api_route("/page/{path:path}", page.file, methods=get, include_in_schema=False)
+    app.add_api_route("/", _log_in, methods=["POST"], include_in_schema=False)
     app.add_middleware(Gate, settings=settings, metrics=metrics)
     return app
 
 
-async def _page() -> Response:
-    return FileResponse(PAGE / "index.html")
+async def _log_in(request: Request) -> Response:
+    """Take the token that a person typed (see `page_files.token_page`)."""
+    given = parse_qs((await request.body()).decode("utf-8", "replace")).get("token", [""])[0]
+    token = request.app.state.service.settings.token
+    if token is None or same_token(given.strip(), token):
+        return opened_page(request.scope, token)
+    return token_page(wrong=True)
 
 
 async def _sweep(service: Service) -> None:

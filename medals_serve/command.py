@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import signal
 import stat
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from medals_rt.pipeline.options import RunOptions
 
 _SHORTEST_TOKEN: Final = 16
+_REPLICA: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
 def serve(
@@ -56,7 +58,7 @@ def serve(
     Raises
     ------
     InputError
-        The address, the token, the bundle or the folder for data can't be used.
+        The address, the token, the replica's name, the bundle or the folder for data can't be used.
     DeviceLostError
         The GPU failed, and the model can't be opened again: start the server again.
     MissingDependencyError
@@ -68,6 +70,12 @@ def serve(
             "medals-rt serve runs where processes can be limited, on Linux; run it in WSL or in "
             "the container",
             code="platform-not-supported",
+        )
+    replica = limits.get("replica")
+    if replica is not None and not _REPLICA.fullmatch(replica):
+        raise InputError(
+            f"{replica!r:.60} can't be a replica's name; use lower-case letters, digits, hyphens",
+            code="replica-name",
         )
     from medals_serve.server import Server, address_of, bind, is_loopback
 

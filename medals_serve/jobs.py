@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.common.atomic_io import atomic_output, write_json
-from medals_rt.common.errors import InputError
+from medals_rt.common.errors import InputError, MedalsError
+from medals_rt.common.interruption import interrupted_by
 from medals_rt.common.notes import Note
 from medals_rt.io.format import stem
 from medals_rt.io.registry import FORMATS
@@ -229,7 +230,7 @@ class ServedJob:
         return self._status in OVER
 
     def cancel(self, why: str = "the job was canceled") -> None:
-        """Cancel it: at once while it waits, with the next window while it runs."""
+        """Cancel it: at once while it waits, soon while it runs, in the middle of a window too."""
         with self._lock:
             if self.is_over:
                 return
@@ -264,7 +265,7 @@ class ServedJob:
         began = time.perf_counter()
         read = self.prepare()
         read = replace(read, seconds={"read": time.perf_counter() - began})
-        with passes_recorded(segmenter):
+        with passes_recorded(segmenter), interrupted_by(self._check_ended):
             result = segment_job(
                 segmenter, read, self._advance, kept=self.image.kept, on_coarse=self._add_coarse
             )

@@ -303,7 +303,7 @@ async def watch_job(job: str, service: Here, owner: Owner) -> Response:
 
 @jobs.post("/{job}/cancel")
 async def cancel_job(job: str, service: Here, owner: Owner) -> JobState:
-    """Cancel a job: at once while it waits, with the next window while it runs."""
+    """Cancel a job: at once while it waits, in the middle of a window while it runs."""
     found = owner.job(job)
     found.cancel()
     return _job_state(service, found)

@@ -18,13 +18,14 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medals_serve.metrics import Metrics
+from medals_serve.page_files import STYLES, token_page
 from medals_serve.problems import MEDIA_TYPE, ServiceError, log, log_failure, problem_of, status_of
 from medals_serve.settings import ServeSettings
 
 TOKEN_COOKIE: Final = "medals_token"  # noqa: S105 - its name
 SESSION_COOKIE: Final = "medals_session"
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/auth/", "/auth/token"})
+OPEN_PATHS: Final = STYLES | {"/healthz", "/readyz", "/auth/", "/auth/token"}
 """Asked by what watches the server, or for a token, without one."""
 
 UPLOAD_PATHS: Final = re.compile(
@@ -35,9 +36,8 @@ UPLOAD_PATHS: Final = re.compile(
 
 HEADERS: Final = {
     "Content-Security-Policy": (
-        "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
-        "img-src 'self' blob: data:; connect-src 'self' blob: data:; object-src 'none'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -72,8 +72,6 @@ class Gate:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                if scope["path"].startswith("/page/"):
-                    headers["Cache-Control"] = "no-cache"  # asked for again, by its ETag
             async with asyncio.timeout(self._settings.body_idle_s):  # a client that reads nothing
                 await send(message)
 
@@ -139,19 +137,20 @@ class Gate:
 
     def _check_token(self, scope: Scope, headers: Headers) -> Response | None:
         token = self._settings.token
-        if token is None or scope["path"] in OPEN_PATHS:
+        place = scope["method"], scope["path"]
+        if token is None or scope["path"] in OPEN_PATHS or place == ("POST", "/"):
             return None
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = bearer.strip() if scheme.lower() == "bearer" else ""
         given = given or cookies_of(headers).get(TOKEN_COOKIE, "")
         if same_token(given, token):
             return None
-        if scope["path"] == "/" and scope["method"] == "GET":
+        if place == ("GET", "/"):
             asked = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
             if same_token(asked, token):
-                answer = RedirectResponse("/", status_code=HTTPStatus.SEE_OTHER)
-                set_cookie(answer, scope, TOKEN_COOKIE, token)
-                return answer
+                return opened_page(scope, token)
+            if "text/html" in headers.get("accept", ""):
+                return token_page(wrong=bool(asked or given))
         raise ServiceError(
             "this server demands a token: Authorization: Bearer TOKEN, or open its page as "
             "/?token=TOKEN",
@@ -219,6 +218,14 @@ def problem_response(error: BaseException) -> Response:
         headers=headers,
         media_type=MEDIA_TYPE,
     )
+
+
+def opened_page(scope: Scope, token: str | None) -> Response:
+    """Lead to the page, with the token in a cookie instead of an address."""
+    answer = RedirectResponse("/", status_code=HTTPStatus.SEE_OTHER)
+    if token is not None:
+        set_cookie(answer, scope, TOKEN_COOKIE, token)
+    return answer
 
 
 def cookies_of(headers: Headers) -> Mapping[str, str]:

@@ -207,9 +207,10 @@ class Server(uvicorn.Server):
         self._stopping = asyncio.get_running_loop().create_task(self._stop())
 
     def stop_soon(self) -> None:
-        """Stop, from any thread."""
+        """Stop, from any thread; nothing where it has stopped."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self.stop)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self.stop)
 
     def stop_for(self, failure: MedalsError) -> None:
         """Stop because no job can run any more, from any thread; see `model_process`."""

@@ -38,6 +38,8 @@ _LOCK: Final = ".lock"
 _REMOVED: Final = ".removed-"
 """How names of folders begin that are about to go."""
 _REMOVALS: Final = 4
+REPLICA_END: Final = "~"
+"""Between the name of a replica and what makes a session's id a secret."""
 RETRY_S: Final = 30
 
 
@@ -160,12 +162,15 @@ class Sessions:
     def create(self) -> tuple[str, ClientSession]:
         """Open a session and return its secret, which is kept nowhere here.
 
+        Of several servers behind a proxy, the secret's beginning names this one.
+
         Raises
         ------
         ServiceError
             There are too many.
         """
-        secret = secrets.token_urlsafe(32)
+        replica = self._settings.replica
+        secret = (replica and replica + REPLICA_END) + secrets.token_urlsafe(32)
         folder = self.root / secrets.token_hex(8)
         session = ClientSession(_digest(secret), folder)
         with self._guard:

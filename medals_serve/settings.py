@@ -16,6 +16,8 @@ class ServeSettings:
         What clients must know; None where none is demanded.
     host_names
         Names under which clients may call the server, beside ``localhost`` and IP addresses.
+    replica
+        Name of this server among several behind a proxy; ids of its sessions begin with it.
     data_dir
         Where uploads and results lie while sessions last; None for the folder of temporary files.
     max_connections
@@ -62,6 +64,7 @@ class ServeSettings:
 
     token: str | None = field(default=None, repr=False)
     host_names: tuple[str, ...] = ()
+    replica: str = ""
     data_dir: Path | None = None
     max_connections: int = 512
     max_sessions: int = 64

@@ -48,6 +48,14 @@ def serve_command(
             metavar="NAME", help="Name under which clients call this machine; repeat it for more."
         ),
     ] = None,
+    replica: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of this server among several behind a proxy, which finds it by the ids of "
+            "sessions.",
+        ),
+    ] = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -116,6 +124,7 @@ def serve_command(
         announce=out.line,
         warn=out.warning,
         host_names=tuple(name.lower() for name in host_name or ()),
+        replica=replica,
         data_dir=data_dir,
         max_queue=max_queue,
         max_sessions=max_sessions,

@@ -70,7 +70,8 @@ class Runner(Protocol):
         """Compute all outputs from all inputs, by name.
 
         The inputs are only read. The arrays that come back belong to the caller: no later run
-        writes into them.
+        writes into them. What `interruption.interrupted_by` was given may end it in the middle;
+        the runner then stays usable.
 
         Raises
         ------

@@ -6,6 +6,7 @@ binding of device memory, and those marked `gpu` are ready to run on a GPU.
 
 import io
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from medals_rt.common.errors import (
     MissingFileError,
     RunnerError,
 )
+from medals_rt.common.interruption import check_interruption, run_interruptibly
 from medals_rt.common.optional_deps import gpu_extra, import_optional
 from medals_rt.common.typing import Array
 from medals_rt.runners.base import (
@@ -60,7 +62,9 @@ class ONNXRuntimeRunner(Runner):
     precision: Precision = "fp32"
 
     def __init__(self, request: OpenRequest) -> None:
-        onnxruntime = import_onnxruntime()
+        self._onnxruntime = onnxruntime = import_onnxruntime()
+        # The library's call returns when it is done; another thread can stop it meanwhile.
+        self._thread = ThreadPoolExecutor(1, "onnxruntime")
         (graph_path,) = request.graph_paths
         if request.precision not in {None, "fp32"}:
             raise InputError(
@@ -86,8 +90,17 @@ class ONNXRuntimeRunner(Runner):
         check_feeds(self.name, self.inputs, feeds)
         names = [spec.name for spec in self.outputs]
         contiguous = {key: np.ascontiguousarray(value) for key, value in feeds.items()}
+        options = self._onnxruntime.RunOptions()
+        running: list[Future[Any]] = []
+        run_interruptibly(
+            lambda: running.append(
+                self._thread.submit(self._session.run, names, contiguous, options)
+            ),
+            lambda seconds: not wait(running, seconds).not_done,
+            lambda: setattr(options, "terminate", True),
+        )
         try:
-            results = self._session.run(names, contiguous)
+            results = running[0].result()
         except Exception as error:  # the library's errors share no base class of their own
             raise RunnerError(
                 f"ONNX Runtime failed in {self.name}: {error}", code="run-failed"
@@ -96,6 +109,7 @@ class ONNXRuntimeRunner(Runner):
 
     def close(self) -> None:
         """Let go of the session."""
+        self._thread.shutdown()
         self._session = None
 
 
@@ -163,6 +177,7 @@ class ONNXRuntimeCUDARunner(Runner):
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Queue the computation of all outputs; see `Runner.run`."""
+        check_interruption()
         free = check_feeds(self.name, self.inputs, feeds)
         arrays = device_inputs(self._cupy, self.name, feeds)
         results = device_outputs(self._cupy, self.name, self.outputs, free, None)

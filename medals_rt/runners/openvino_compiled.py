@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from medals_rt.common.cache_dir import mark_used
+from medals_rt.common.interruption import run_interruptibly
 from medals_rt.common.typing import Array
 from medals_rt.runners.base import TensorSpec
 from medals_rt.runners.openvino_cache import compiled_file, keep_compiled
@@ -87,7 +88,16 @@ class CompiledModel:
         inputs = {
             name: self._tensor(name, np.ascontiguousarray(value)) for name, value in feeds.items()
         }
-        request.infer(inputs, share_inputs=True, share_outputs=True)
+
+        def wait(seconds: float | None) -> bool:
+            if seconds is not None and not request.wait_for(int(1000 * seconds)):
+                return False
+            request.wait()  # for its error, if there is one
+            return True
+
+        run_interruptibly(
+            lambda: request.start_async(inputs, share_inputs=True), wait, request.cancel
+        )
         # an output of free size that is set would be written elsewhere first, and then copied
         for spec in self.outputs:
             if spec.name not in results:

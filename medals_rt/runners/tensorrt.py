@@ -25,6 +25,7 @@ from medals_rt.common.errors import (
     RunnerError,
 )
 from medals_rt.common.gpu import Gpu, require_gpu
+from medals_rt.common.interruption import check_interruption
 from medals_rt.common.typing import Array
 from medals_rt.runners.base import (
     Device,
@@ -195,6 +196,7 @@ class TensorRTRunner(Runner):
         """
         if self._context is None:
             raise RunnerError(f"{self.name} was closed", code="runner-closed")
+        check_interruption()
         free = check_feeds(self.name, self.inputs, feeds)
         self._check_count(free)
         arrays = device_inputs(self._cupy, self.name, feeds)

@@ -141,7 +141,7 @@ async def download_masks(
 
 @router.post("/jobs/{job_id}/cancel")
 async def cancel_job(asked: Annotated[tuple[_Asked, str], Depends(_of_job)]) -> Response:
-    """Cancel a job: at once while it waits, with the next window while it runs."""
+    """Cancel a job: at once while it waits, in the middle of a window while it runs."""
     of, name = asked
     if name not in of.state.refused:
         of.owner.job(name).cancel()

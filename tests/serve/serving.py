@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.interruption import check_interruption
 from medals_rt.common.progress import Progress
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
@@ -54,7 +55,7 @@ def write_nifti(path: Path, seed: int = 0) -> Path:
 
 
 class HeldSegmenter(Segmenter):
-    """Waits in its first window until it is let go, telling progress as a long run would."""
+    """Waits in the middle of its first window until it is let go."""
 
     gate: threading.Event
     cases: int
@@ -71,9 +72,10 @@ class HeldSegmenter(Segmenter):
         **more: Any,
     ) -> Result:
         self.cases += 1
+        if progress is not None and not self.gate.is_set():
+            progress("coarse", 0, 100)
         while not self.gate.is_set():
-            if progress is not None:
-                progress("coarse", 0, 100)
+            check_interruption()
             time.sleep(0.01)
         return super().segment(
             volume,

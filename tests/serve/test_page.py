@@ -250,6 +250,23 @@ def test_a_first_visit(visited: Visit) -> None:
 
 
 @in_browser
+def test_the_token_is_asked_for(browser: "Browser", tiny_bundle: Bundle, tmp_path: Path) -> None:
+    token = "a-token-that-nobody-guesses"  # noqa: S105 - made up
+    with running(tiny_bundle, tmp_path, token=token) as served:
+        for found in visit(browser, served):
+            found.page.goto(found.address)
+            assert found.violations() == []
+            found["#token"].fill("wrong")
+            found["#token"].press("Enter")
+            found.expect(".problem").to_have_text("This is not the token of this service.")
+            found["#token"].fill(token)
+            found["#token"].press("Enter")
+            found.page.wait_for_selector("body[data-ready]")
+            assert token not in found.page.url
+            found.complaints = [each for each in found.complaints if "401" not in each]
+
+
+@in_browser
 def test_segmenting_by_keyboard(visited: Visit, scan: Path) -> None:
     """From the search to the slice without the mouse; the labels lie where they are."""
     visited.load(scan)

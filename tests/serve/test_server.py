@@ -19,6 +19,7 @@ from medals_serve import command
 from medals_serve.client import ServiceClient
 from medals_serve.command import read_token, serve
 from medals_serve.server import address_of, bind, is_loopback
+from tests.errors import raises
 from tests.serve.serving import PATIENCE_S, RUNNER, SENTENCE, child, ending, until
 
 
@@ -155,6 +156,16 @@ def test_tokens_from_files(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_token(tmp_path / "none")
     assert caught.value.code == "token-unreadable"
+
+
+@pytest.mark.parametrize("name", ["", "R1", "r1~", "-r", "r 1", "r1\n", "r" * 33, "../r"])
+def test_names_of_replicas(name: str) -> None:
+    """They become part of secrets, headers, paths and cookies."""
+    with raises(InputError, "replica-name"):
+        serve(
+            RunOptions(), host="127.0.0.1", port=0, token_file=None, announce=print, warn=print,
+            replica=name,
+        )  # fmt: skip
 
 
 def test_every_address_but_the_loopback_demands_a_token(

@@ -1,14 +1,16 @@
 """A 3x3x3 convolution by Winograd's F(4, 3): sources in, outputs and their sums out."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import pairwise
 from queue import SimpleQueue
+from threading import Event
 from typing import Any
 
 import numpy as np
 
+from medals_rt.common.interruption import check_interruption, run_interruptibly
 from medals_rt.runners.winograd.machine_code import (
     CHANNEL_STEP,
     Storage,
@@ -87,8 +89,23 @@ class Workers:
         for task in (*tasks, *[None] * self.threads):
             queue.put(task)
         if self._pool is None:
-            return [work(queue.get)]
-        return list(self._pool.map(lambda _: work(queue.get), range(self.threads)))
+
+            def next_task() -> Any:
+                check_interruption()
+                return queue.get()
+
+            return [work(next_task)]
+        pool, stopped = self._pool, Event()
+        running: list[Future[Any]] = []
+
+        def start() -> None:
+            running.extend(
+                pool.submit(work, lambda: None if stopped.is_set() else queue.get())
+                for _ in range(self.threads)
+            )
+
+        run_interruptibly(start, lambda seconds: not wait(running, seconds).not_done, stopped.set)
+        return [each.result() for each in running]
 
     def close(self) -> None:
         """End the threads."""
