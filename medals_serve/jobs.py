@@ -22,8 +22,8 @@ from medals_rt.common.atomic_io import atomic_output, write_json
 from medals_rt.common.errors import InputError, MedalsError
 from medals_rt.common.notes import Note
 from medals_rt.io.format import stem
+from medals_rt.io.palette import hex_color, label_color
 from medals_rt.io.registry import FORMATS
-from medals_rt.io.segment_metadata import class_color, numbered_color
 from medals_rt.pipeline.csv_tables import (
     LESION_COLUMNS,
     STATISTICS_COLUMNS,
@@ -341,9 +341,7 @@ class ServedJob:
                 "sentence": each.sentence,
                 "modality": each.modality,
                 "kind": each.kind,
-                "color": hex_color(
-                    class_color(each.name) if each.id else numbered_color(each.label)
-                ),
+                "color": hex_color(label_color(each.label, each.name)),
                 "voxels": each.voxels,
                 "volume_ml": each.volume_ml,
                 "lesions": each.components,
@@ -455,11 +453,6 @@ class ServedJob:
                 write(path)
                 self._keep(path)
         return path
-
-
-def hex_color(rgb: tuple[float, float, float]) -> str:
-    """Write a color as pages do."""
-    return "#" + "".join(f"{round(255 * each):02x}" for each in rgb)
 
 
 def _as_json(notes: tuple[Note, ...]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Final
 
 from medals_rt.common.arrays import bounding_box, contiguous, namespace
 from medals_rt.common.choices import STAGE_NAMES, StageNumber
@@ -27,6 +28,9 @@ from medals_rt.planning.stage_plan import (
     stage_plans,
 )
 from medals_rt.planning.time_budget import QUALITY_LEVELS, Budget, Watchdog, choose_stage
+
+ONE_STAGE: Final = "one-stage"
+"""Code of the note that says that a result is a single stage's."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ def stage_notes(case: CaseRun, outcomes: Sequence[StageOutcome]) -> tuple[Note, 
         text = "the coarse stage found nothing, and the preset takes that as the result"
     else:
         text = "the result is that of the fine stage alone: spatial prompts were given"
-    return (Note("one-stage", text),)
+    return (Note(ONE_STAGE, text),)
 
 
 def _check_limits(

@@ -19,6 +19,7 @@ from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, compact_labels
 from medals_rt.io.dicom.web import WebAddress, is_web_address
 from medals_rt.io.format import START, Capability, Format, Options, SegmentationOutput, stem
+from medals_rt.io.segment_metadata import Segment
 from medals_rt.io.voxel_data import GZIP_MAGIC, InflatedStream
 from medals_rt.prompts.prompt_set import PromptSet
 
@@ -136,6 +137,7 @@ def write_segmentation(
     prompts: PromptSet | Mapping[str, object] | None = None,
     model: str | None = None,
     notice: str | None = None,
+    segments: Sequence[Segment] | None = None,
     format: str | None = None,  # noqa: A002 - the word that a caller expects
 ) -> None:
     """Write a result on the source file's own grid; each file appears whole or not at all.
@@ -157,6 +159,8 @@ def write_segmentation(
     model, notice
         Name of the model, and a warning for everyone who sees its results, for formats that
         store them.
+    segments
+        What the labels are, where the prompts don't say it.
     format
         Name of a format of `FORMATS`, where several share the ending.
 
@@ -172,7 +176,15 @@ def write_segmentation(
     instances = None if instances_dhw is None else compact_labels(instances_dhw)
     chosen = case.prompts if prompts is None else prompts
     _check_classes(file, found, chosen)
-    output = SegmentationOutput(case, compact_labels(labels_dhw), instances, chosen, model, notice)
+    output = SegmentationOutput(
+        case,
+        compact_labels(labels_dhw),
+        instances,
+        chosen,
+        model,
+        notice,
+        None if segments is None else tuple(segments),
+    )
     if found.write is None:
         raise AssertionError(found.name)
     found.write(file, output)

@@ -26,7 +26,7 @@ from medals_rt.common.choices import OutputFormat
 from medals_rt.common.errors import CaseError, InputError
 from medals_rt.io.registry import FORMATS, read_case, read_labels
 from medals_rt.io.volume import SourceGrid
-from medals_rt.pipeline import job as job_module
+from medals_rt.pipeline import job_results
 from medals_rt.pipeline.csv_tables import LESION_COLUMNS
 from medals_rt.pipeline.job import default_output, draw_preview, read_annotation
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
@@ -250,8 +250,8 @@ def test_the_picture_tells_lesions_apart(
         shown.update(names)
         assert set(np.unique(labels)) - {0} <= set(names)
 
-    monkeypatch.setattr(job_module, "save_preview", note)
-    monkeypatch.setattr(job_module, "_MOST_DRAWN", most)
+    monkeypatch.setattr(job_results, "save_preview", note)
+    monkeypatch.setattr(job_results, "_MOST_DRAWN", most)
     case = read_case(write_case(tmp_path / "a.npz"))
     instances = np.zeros(case.volume.shape_dhw, np.uint8)
     instances[1, 1, 1:4] = (1, 2, 3)

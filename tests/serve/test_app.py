@@ -15,12 +15,12 @@ from pydicom import dcmread
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.choices import STAGE_NAMES
 from medals_rt.common.errors import MedalsError
+from medals_rt.io.palette import class_color, hex_color
 from medals_rt.io.registry import read_labels
-from medals_rt.io.segment_metadata import class_color
 from medals_rt.pipeline.job import Job, run_job
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_serve.client import ServedProblemError, ServiceClient
-from medals_serve.jobs import OUTPUT_FORMATS, hex_color
+from medals_serve.jobs import OUTPUT_FORMATS
 from tests.dicom import write_series
 from tests.serve.serving import RUNNER, SENTENCE, Running, image, write_nifti
 

@@ -15,7 +15,6 @@ from medals_rt.io.dicom.seg import SegKind, check_source, write_seg
 from medals_rt.io.dicom.seg_labels import read_seg_labels
 from medals_rt.io.dicom.web import SCHEME, read_web_case
 from medals_rt.io.format import Format, Options, SegmentationOutput
-from medals_rt.io.segment_metadata import segments_of
 
 
 def _read_case(path: Path, options: Options) -> Case:
@@ -35,7 +34,7 @@ def _write_seg(path: Path, output: SegmentationOutput, kind: SegKind = "binary")
         path,
         output.case,
         output.labels_dhw,
-        segments_of(output.prompts, output.labels_dhw),
+        output.segments,
         instances_dhw=output.instances_dhw,
         model=output.model,
         notice=output.notice,
@@ -48,7 +47,7 @@ def _write_rtstruct(path: Path, output: SegmentationOutput) -> None:
         path,
         output.case,
         output.labels_dhw,
-        segments_of(output.prompts, output.labels_dhw),
+        output.segments,
         instances_dhw=output.instances_dhw,
         model=output.model,
         notice=output.notice,
