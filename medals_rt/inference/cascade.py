@@ -16,6 +16,7 @@ from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array, Box, Shape, Spacing
 from medals_rt.inference.hybrid_prompts import fine_prompts, labels_in
 from medals_rt.inference.network import Network
+from medals_rt.inference.probability_maps import StageMaps
 from medals_rt.inference.stage import StageResult, StageTask, run_stage
 from medals_rt.io.volume import to_dhw, to_hwd
 from medals_rt.planning.geometry import region_of_interest
@@ -47,6 +48,8 @@ class CaseRun:
         What every stage has to do.
     keep_probability
         The last stage's largest probability is needed.
+    keep_maps
+        The last stage's probabilities of every class are needed.
     watch, progress
         Where seconds and windows are reported.
     budget
@@ -66,6 +69,7 @@ class CaseRun:
     budget: Budget | None = None
     seconds_per_pass: Mapping[int, float] | None = None
     measured: dict[int, float] = field(default_factory=dict)
+    keep_maps: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,12 @@ class StageSummary:
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """A stage's labels (and probability) on the whole grid, and its record."""
+    """A stage's labels (and probability) on the whole grid, its record, and the classes' maps."""
 
     labels_dhw: Array
     probability_dhw: Array | None
     record: StageSummary
+    maps: StageMaps | None = None
 
 
 def run_stages(
@@ -163,7 +168,7 @@ def run_stages(
     if chosen is None and outcomes:
         return outcomes
     # Only the last stage's probability is read; at four bytes a voxel it isn't held for nothing.
-    outcomes = [replace(each, probability_dhw=None) for each in outcomes]
+    outcomes = [replace(each, probability_dhw=None, maps=None) for each in outcomes]
     return [*outcomes, _run(networks, 2, case, region, prompt_map, chosen or plans[-1])]
 
 
@@ -297,6 +302,7 @@ def _run(
         case.task,
         prompt_labels_hwd=shown,
         keep_probability=case.keep_probability,
+        keep_maps=case.keep_maps,
         watch=case.watch,
         name=name,
         progress=case.progress,
@@ -337,7 +343,10 @@ def _run(
         accumulators_mib=round(memory.slab_bytes / 2**20, 1),
         expected_peak_mib=round(memory.expected_bytes / 2**20, 1),
     )
-    return StageOutcome(*_pasted(result, inside, case.image_dhw), record)
+    maps = None
+    if result.maps_nhwd is not None:
+        maps = StageMaps(result.maps_nhwd, case.task.labels, box, case.outline.shape_dhw)
+    return StageOutcome(*_pasted(result, inside, case.image_dhw), record, maps)
 
 
 def _prompts_in_words(stage_plan: StagePlan, shown: bool) -> str:

@@ -106,6 +106,8 @@ class Format:
         Whether a file written holds one class, because it can't tell several apart.
     scheme
         How addresses of it begin, which are no files; None for formats of files.
+    keeps_grid
+        Whether a result must lie on the grid of the source, to which it refers.
     unnamed
         Whether its files often have no ending at all, so that the content decides.
     """
@@ -124,6 +126,7 @@ class Format:
     choosable: bool = False
     one_class: bool = False
     scheme: str | None = None
+    keeps_grid: bool = False
     unnamed: bool = False
 
     def ending_of(self, name: str) -> str | None:

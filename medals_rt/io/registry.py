@@ -243,6 +243,23 @@ def format_of_output(path: str | PathLike[str], name: str | None = None) -> str:
     return _format_to_write(Path(path), name).name
 
 
+def check_own_grid(path: str | PathLike[str], name: str | None = None) -> None:
+    """Refuse a format whose results lie on the grid of their source, where another is wanted.
+
+    Raises
+    ------
+    CaseError
+        ``"grid-of-the-source"``.
+    """
+    found = _format_to_write(Path(path), name)
+    if found.keeps_grid:
+        raise CaseError(
+            f"{Path(path).name} would be {found.title}, whose planes are those of its series; "
+            "leave out --crop and --output-spacing, or write .nii.gz or .seg.nrrd",
+            code="grid-of-the-source",
+        )
+
+
 def _check_classes(
     file: Path, found: Format, prompts: PromptSet | Mapping[str, object] | None
 ) -> None:
@@ -432,6 +449,7 @@ __all__ = [
     "LabelFile",
     "case_stem",
     "check_output",
+    "check_own_grid",
     "format_of_output",
     "is_dicom",
     "read_case",

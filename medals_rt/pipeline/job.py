@@ -24,6 +24,7 @@ from medals_rt.pipeline.job_outputs import (
     check_outputs,
     default_output,
     files_of_classes,
+    files_of_maps,
     lesion_table,
     own_ending,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "default_output",
     "draw_preview",
     "files_of_classes",
+    "files_of_maps",
     "lesion_table",
     "measure",
     "measure_lesions",
@@ -130,7 +132,7 @@ def segment_job(
     return segmenter.segment(
         read.case.volume,
         read.prompts,
-        read.job.options.segment,
+        read.job.segment_options,
         spatial_prompts=read.annotation_dhw,
         provenance=Provenance(
             seconds={**read.seconds, **(seconds_before or {})},

@@ -6,6 +6,7 @@ from typing import Final
 from medals_rt.common.atomic_io import prepare_output
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
+from medals_rt.common.optional_deps import require
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.web import check_store
 from medals_rt.io.registry import (
@@ -13,6 +14,7 @@ from medals_rt.io.registry import (
     OUTPUT_ENDINGS,
     case_stem,
     check_output,
+    check_own_grid,
     format_of_output,
     is_dicom,
 )
@@ -28,6 +30,9 @@ from medals_rt.prompts.prompt_set import (
 
 SEGMENTATIONS: Final = ("dicom-seg", "dicom-labelmap-seg")
 """Formats of outputs that a DICOM report can refer to."""
+
+MAP_ENDING: Final = ".nii.gz"
+"""Of probability maps: a format with a scale, by which bytes are read as 0 to 1."""
 
 _OF_OTHER_PROGRAMS = frozenset(
     {
@@ -55,6 +60,33 @@ def check_outputs(job: Job) -> None:
     ------
     InputError, ServerError
     """
+    _check_names(job)
+    _, outputs = _named(job)
+    if job.split is not None:
+        outputs.append(job.split / f"class{split_ending(job.output)}")
+    if job.probabilities is not None:
+        outputs.append(job.probabilities / f"class{MAP_ENDING}")
+    for path in outputs:
+        prepare_output(path)
+    check_output(job.output, format=job.format)
+    _check_dicom(job)
+    if job.instances is not None:
+        check_output(job.instances)
+    if job.probabilities is not None:
+        require("a probability map", "NiBabel")
+    if not job.grid.is_scans:
+        check_own_grid(job.output, job.format)
+        if job.instances is not None:
+            check_own_grid(job.instances)
+
+
+def _check_names(job: Job) -> None:
+    """Refuse names that are taken, or that say another format than the file has.
+
+    Raises
+    ------
+    InputError
+    """
     inputs, outputs = _named(job)
     read = _resolved(inputs)
     for path in outputs:
@@ -78,14 +110,6 @@ def check_outputs(job: Job) -> None:
             f"don't know how to write {job.output.name}; end it in {', '.join(OUTPUT_ENDINGS)}",
             code="format-unknown",
         )
-    for path in outputs:
-        prepare_output(path)
-    check_output(job.output, format=job.format)
-    _check_dicom(job)
-    if job.instances is not None:
-        check_output(job.instances)
-    if job.split is not None:
-        prepare_output(job.split / f"class{split_ending(job.output)}")
 
 
 def check_prompted_outputs(job: Job, case: Case, prompts: PromptSet) -> tuple[Note, ...]:
@@ -97,8 +121,12 @@ def check_prompted_outputs(job: Job, case: Case, prompts: PromptSet) -> tuple[No
     """
     _check_instances(job, prompts)
     unkept = check_output(job.output, case, prompts=prompts, format=job.format)
-    others = check_class_files(files_of_classes(job, prompts), _resolved(*_named(job)))
-    return (*unkept, *others)
+    job.grid.check_size(case.volume, job.options.max_voxels)
+    split, maps = files_of_classes(job, prompts), files_of_maps(job, prompts)
+    taken = _resolved(*_named(job))
+    others = check_class_files(split, taken)
+    others += check_class_files(maps, taken | _resolved(list(split.values())))
+    return (*unkept, *others, *job.grid.notes())
 
 
 def files_of_classes(job: Job, prompts: PromptSet) -> dict[int, Path]:
@@ -106,6 +134,13 @@ def files_of_classes(job: Job, prompts: PromptSet) -> dict[int, Path]:
     if job.split is None:
         return {}
     return class_files(job.split, prompts, split_ending(job.output))
+
+
+def files_of_maps(job: Job, prompts: PromptSet) -> dict[int, Path]:
+    """Name the probability map of each label, if the job asks for them."""
+    if job.probabilities is None:
+        return {}
+    return class_files(job.probabilities, prompts, MAP_ENDING)
 
 
 def lesion_table(statistics: Path) -> Path:

@@ -1,12 +1,13 @@
 """What is asked of one case, from files to files, and the same once it is read."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medals_rt.common.choices import OutputFormat
 from medals_rt.io.case import Case
-from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
+from medals_rt.pipeline.output_grid import GridRequest
 from medals_rt.prompts.prompt_set import (
     PromptSet,
 )
@@ -33,6 +34,8 @@ class Job:
         Where the measurements go as a DICOM report, if at all; the output is then a DICOM SEG.
     split
         Folder of a file for each class, if at all; see `class_files`.
+    probabilities
+        Folder of a probability map for each class, if at all; see `inference.probability_maps`.
     spatial_prompts
         A file of labels drawn by the user (hybrid mode).
     resample
@@ -45,6 +48,9 @@ class Job:
         How it is read and segmented.
     format
         Name of the output's format (of `registry.FORMATS`); None: its ending decides.
+    grid
+        The grid that label maps are written on: the output, the numbered lesions, and the files of
+        classes and probabilities.
     store
         Address of a DICOMweb server where the output is stored too, once it is written.
     """
@@ -58,13 +64,21 @@ class Job:
     instances: Path | None = None
     sr: Path | None = None
     split: Path | None = None
+    probabilities: Path | None = None
     spatial_prompts: Path | None = None
     resample: bool = False
     series: str | None = None
     select: tuple[str, ...] = ()
     options: RunOptions = field(default_factory=RunOptions)
     format: OutputFormat | None = None
+    grid: GridRequest = field(default_factory=GridRequest)
     store: str | None = None
+
+    @property
+    def segment_options(self) -> SegmentOptions:
+        """How the case is segmented, with what its outputs need."""
+        wanted = self.probabilities is not None or self.options.segment.probabilities
+        return replace(self.options.segment, probabilities=wanted)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,18 +1,21 @@
 """What a job writes once the network has run, and what it measures for that."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from medals_rt.common.arrays import to_host
 from medals_rt.common.atomic_io import write_json
 from medals_rt.inference.cascade import ONE_STAGE
+from medals_rt.io.case import Case
 from medals_rt.io.dicom.results import number_objects, object_color, object_name
 from medals_rt.io.dicom.sr import SegmentMeasures, write_report
 from medals_rt.io.dicom.web import store_files
+from medals_rt.io.nifti import write_probability
 from medals_rt.io.registry import (
     write_segmentation,
 )
@@ -29,9 +32,10 @@ from medals_rt.pipeline.csv_tables import (
     statistics_row,
     write_csv,
 )
-from medals_rt.pipeline.job_outputs import files_of_classes, lesion_table
+from medals_rt.pipeline.job_outputs import files_of_classes, files_of_maps, lesion_table
 from medals_rt.pipeline.job_request import ReadJob
 from medals_rt.pipeline.lesion_statistics import LesionStatistics, lesion_statistics
+from medals_rt.pipeline.output_grid import OutputGrid, on_grid
 from medals_rt.pipeline.preview import Orientation, save_preview
 from medals_rt.pipeline.segmenter import Result
 from medals_rt.planning.policy import load_policy
@@ -55,15 +59,17 @@ def write_job(read: ReadJob, result: Result) -> None:
         The output can't be stored on a server.
     """
     job = read.job
-    write_labels(job.output, read, result, format=job.format)
+    case, written, grid = on_grid(read.case, result, job.grid)
+    write_labels(job.output, replace(read, case=case), written, format=job.format)
     write_class_files(
         files_of_classes(job, read.prompts),
-        read.case,
-        result.labels_dhw,
+        case,
+        written.labels_dhw,
         read.prompts,
         model=result.report.bundle["name"],
         notice=result.report.bundle["notice"],
     )
+    _write_maps(files_of_maps(job, read.prompts), case, result, grid)
     if job.report is not None:
         write_json(job.report, result.report.to_dict())
     if job.preview is not None:
@@ -71,7 +77,7 @@ def write_job(read: ReadJob, result: Result) -> None:
     if job.statistics is not None:
         rows = [statistics_row(found) for found in measure(read, result)]
         write_csv(job.statistics, STATISTICS_COLUMNS, rows)
-    _write_lesions(read, result)
+    _write_lesions(read, result, case, written.instances_dhw)
     if job.sr is not None:
         write_report(
             job.sr,
@@ -164,9 +170,22 @@ def draw_preview(
     )
 
 
-def _write_lesions(read: ReadJob, result: Result) -> None:
-    """Write what the job asks for of each lesion."""
-    job, instances = read.job, result.instances_dhw
+def _write_maps(
+    files: Mapping[int, Path], case: Case, result: Result, grid: OutputGrid | None
+) -> None:
+    """Write the probability map of each label, on the grid of the labels that are written."""
+    for label, path in files.items():
+        if result.probabilities is None:
+            raise AssertionError(path)
+        found = result.probabilities[label]
+        write_probability(path, case, found if grid is None else grid.probability(found))
+
+
+def _write_lesions(
+    read: ReadJob, result: Result, case: Case, instances: npt.NDArray[np.uint32] | None
+) -> None:
+    """Write what the job asks for of each lesion; the numbers on the grid of `case`."""
+    job = read.job
     if instances is None or (job.statistics is None and job.instances is None):
         return
     lesions = measure_lesions(read, result)
@@ -175,7 +194,7 @@ def _write_lesions(read: ReadJob, result: Result) -> None:
     if job.instances is not None:
         write_segmentation(
             job.instances,
-            read.case,
+            case,
             instances,
             prompts={str(each.instance): f"{each.name} {each.instance}" for each in lesions},
             segments=_segments_of_lesions(read, result),

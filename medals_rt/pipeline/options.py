@@ -108,6 +108,9 @@ class SegmentOptions:
         It changes how the work is cut, not the result.
     keep_probability
         Also return the largest probability of each voxel.
+    probabilities
+        Also return the probability of each class at each voxel: a byte a class and voxel of the
+        last stage's grid, which the memory estimate includes.
     classes_per_chunk
         How many classes are classified at once at most; changes memory, not the result.
     masks
@@ -136,6 +139,7 @@ class SegmentOptions:
     time_budget: float | None = None
     max_memory: int | None = field(default=None, metadata=_CHANGES_NO_RESULT)
     keep_probability: bool = field(default=False, metadata=_CHANGES_NO_RESULT)
+    probabilities: bool = field(default=False, metadata=_CHANGES_NO_RESULT)
     classes_per_chunk: int = field(default=CLASSES_PER_CHUNK, metadata=_CHANGES_NO_RESULT)
     masks: MaskSource | None = field(
         default=None, repr=False, compare=False, metadata=_CHANGES_NO_RESULT

@@ -90,6 +90,7 @@ FORMATS: Final = (
         libraries=("highdicom", "pydicom"),
         read_labels=read_seg_labels,
         write=_write_seg,
+        keeps_grid=True,
         check=_check_seg,
         recognizes=starts_like_dicom,
         unnamed=True,
@@ -100,6 +101,7 @@ FORMATS: Final = (
         endings=(".labelmap.dcm", ".dcm"),
         libraries=("highdicom", "pydicom", "pyjpegls"),
         write=partial(_write_seg, kind="labelmap"),
+        keeps_grid=True,
         check=partial(_check_seg, kind="labelmap"),
     ),
     Format(
@@ -108,6 +110,7 @@ FORMATS: Final = (
         endings=(".rtstruct.dcm", ".dcm"),
         libraries=("pydicom", "ContourPy"),
         write=_write_rtstruct,
+        keeps_grid=True,
         check=_check_rtstruct,
     ),
 )
