@@ -13,6 +13,7 @@ from typing import Annotated, get_args, get_type_hints
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 import typer
 from pydicom import dcmread
 from typer.testing import CliRunner
@@ -30,6 +31,7 @@ from medals_rt.pipeline import job_results
 from medals_rt.pipeline.csv_tables import LESION_COLUMNS
 from medals_rt.pipeline.job import default_output, draw_preview, read_annotation
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
+from medals_rt.pipeline.segmenter import load
 from medals_rt.prompts.prompt_set import numbered
 from tests.cli.helpers import error_of
 from tests.dicom import write_series
@@ -84,6 +86,32 @@ def test_lesions_have_a_table_and_a_map_of_their_own(tiny_bundle: Bundle, tmp_pa
     assert np.array_equal(labels.labels_dhw, instances)
     text = numbered.read_bytes()
     assert f"Segment0_Name:={rows[0][1]} {rows[0][2]}".encode() in text
+
+
+def test_probability_maps_by_run_and_python_are_alike(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Both are bytes that read as 0 to 1, and what was labeled is half and more."""
+    case, output, maps = write_case(tmp_path / "a.npz"), tmp_path / "s.npz", tmp_path / "maps"
+    more = ("--probabilities", maps, "--postprocess", "off")
+    result = CliRunner().invoke(app, words(tiny_bundle, case, output, *more))
+    assert result.exit_code == 0, result.output
+    assert f"wrote {maps}" in result.stdout
+    image = nibabel.load(maps / "liver.nii.gz")
+    assert image.get_data_dtype() == np.uint8
+    by_itk = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(maps / "liver.nii.gz")))
+    read = read_case(case)
+    options = SegmentOptions(postprocess="off", probabilities=True)
+    with load(tiny_bundle.folder, runner="onnxruntime", precision="fp32") as segmenter:
+        found = segmenter.segment(read.volume, read.prompts or {}, options)
+        plain = segmenter.segment(read.volume, read.prompts or {})
+    assert plain.probabilities is None
+    assert found.probabilities is not None
+    assert list(found.probabilities) == [1]
+    np.testing.assert_allclose(image.get_fdata().T, found.probabilities[1] / 255, atol=1e-6)
+    np.testing.assert_allclose(by_itk, found.probabilities[1] / 255, atol=1e-6)
+    np.testing.assert_array_equal(found.labels_dhw, read_labels(output).labels_dhw)
+    assert 0 < (found.labels_dhw > 0).sum() < found.labels_dhw.size
+    disagree = (found.labels_dhw > 0) != (found.probabilities[1] >= 128)
+    assert disagree.mean() < 0.03  # both came from the stage's grid, each by its own rule
 
 
 @pytest.mark.parametrize("more", [("--prompt", "Liver in CT"), (*LESIONS, "--preset", "release")])
