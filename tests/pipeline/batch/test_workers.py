@@ -17,7 +17,7 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import InputError, MedalsError
-from medals_rt.pipeline.batch import plan_batch, standing, workers
+from medals_rt.pipeline.batch import BesideLabels, plan_batch, standing, workers
 from medals_rt.pipeline.batch.claims import LocalCells
 from medals_rt.pipeline.batch.find import BatchPlan
 from medals_rt.pipeline.batch.records import Entry
@@ -77,7 +77,7 @@ def setting(
             tmp_path / "out",
             source=PromptSource(),
             options=options,
-            preview=False,
+            beside=BesideLabels(preview=False),
         )
         log = tmp_path / "log"
         monkeypatch.setenv("MEDALS_RT_TESTS_LOG", str(log))
