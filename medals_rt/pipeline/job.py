@@ -36,6 +36,7 @@ from medals_rt.pipeline.job_results import (
     measure_segments,
     write_job,
     write_labels,
+    write_maps,
     write_preview,
 )
 from medals_rt.pipeline.options import RunOptions
@@ -68,6 +69,7 @@ __all__ = [
     "segment_job",
     "write_job",
     "write_labels",
+    "write_maps",
     "write_preview",
 ]
 

@@ -69,7 +69,7 @@ def write_job(read: ReadJob, result: Result) -> None:
         model=result.report.bundle["name"],
         notice=result.report.bundle["notice"],
     )
-    _write_maps(files_of_maps(job, read.prompts), case, result, grid)
+    write_maps(files_of_maps(job, read.prompts), case, result, grid)
     if job.report is not None:
         write_json(job.report, result.report.to_dict())
     if job.preview is not None:
@@ -170,8 +170,8 @@ def draw_preview(
     )
 
 
-def _write_maps(
-    files: Mapping[int, Path], case: Case, result: Result, grid: OutputGrid | None
+def write_maps(
+    files: Mapping[int, Path], case: Case, result: Result, grid: OutputGrid | None = None
 ) -> None:
     """Write the probability map of each label, on the grid of the labels that are written."""
     for label, path in files.items():
