@@ -189,6 +189,9 @@ def batch_command(
         with out.progress() as progress:
             folder = resolve_bundle(options.bundle, progress)
         bundle = Bundle.open(folder, verify=False)
+        chosen = any(case.job.series or case.job.select for case in plan.cases)
+        if (series or select) and not chosen:
+            out.warning("no case is a DICOM folder or zip: --series and --select change nothing")
         if plan.unread:
             out.warning(unread_words(plan.unread))
         if bundle.notice is not None:

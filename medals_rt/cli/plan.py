@@ -52,6 +52,7 @@ def plan_command(
     as_json: AsJson = False,
 ) -> None:
     """Show geometry, passes, time and memory of a case; run nothing."""
+    from medals_rt.pipeline.options import idle_in_plans
     from medals_rt.pipeline.plan_case import plan_files, plan_numbers
 
     options = replace(options, segment=replace(options.segment, probabilities=probabilities))
@@ -69,6 +70,7 @@ def plan_command(
         raise InputError(
             "give --input CASE, or all of --shape, --spacing and --classes", code="case-missing"
         )
+    result = replace(result, notes=(*result.notes, *idle_in_plans(options.segment)))
     if as_json:
         out.json(result.to_dict())
     else:

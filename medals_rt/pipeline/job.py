@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from medals_rt.bundle.bundle import resolve_bundle
+from medals_rt.common.arrays import usable_cores
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress
@@ -112,7 +113,7 @@ def open_models(options: RunOptions, progress: Progress | None = None) -> Segmen
         resolve_bundle(options.bundle, progress),
         runner=options.runner,
         precision=options.precision,
-        threads=options.threads,
+        threads=None if options.threads is None else min(options.threads, usable_cores()),
         convolution=options.convolution,
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
+from medals_rt.common.arrays import usable_cores
 from medals_rt.common.errors import CaseError, PromptError
 from medals_rt.common.notes import Note
 from medals_rt.common.progress import Progress
@@ -23,7 +24,7 @@ from medals_rt.io.volume import Volume
 from medals_rt.pipeline.job_outputs import check_prompted_outputs
 from medals_rt.pipeline.job_request import Job, ReadJob
 from medals_rt.pipeline.lesions_over_anatomy import check_combination
-from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.pipeline.options import PromptSource, RunOptions, idle_options
 from medals_rt.pipeline.window_groups import check_window
 from medals_rt.preprocessing.label_sampling import sample_labels
 from medals_rt.prompts.prompt_set import (
@@ -71,10 +72,23 @@ def prepare_job(job: Job, case: Case, progress: Progress | None = None) -> ReadJ
     preset = job.options.segment.algorithm
     check_window(job.options.segment.window, prompts.modality, preset)
     check_start(preset, annotated=annotation is not None)
-    unkept = check_prompted_outputs(job, case, prompts)
-    case = replace(case, notes=(*case.notes, *unkept))
+    notes = (
+        *check_prompted_outputs(job, case, prompts),
+        *idle_options(job.options.segment, {key.kind for key in prompts.class_keys}),
+        *_thread_notes(job.options),
+    )
+    case = replace(case, notes=(*case.notes, *notes))
     check_combination(prompts, preset)
     return ReadJob(job, case, prompts, annotation, {})
+
+
+def _thread_notes(options: RunOptions) -> tuple[Note, ...]:
+    """Note that more threads were asked for than there are cores; see `open_models`."""
+    cores = usable_cores()
+    if options.threads is None or options.threads <= cores:
+        return ()
+    text = f"{options.threads:,} threads are asked for; as many as the {cores} cores here are used"
+    return (Note("threads-bounded", text),)
 
 
 def read_prompted_case(

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, floor, prod
+from math import prod
 
 from medals_rt.bundle.stage_spec import StageSpec
+from medals_rt.common.byte_sizes import size_words
 from medals_rt.common.choices import Refinement
 from medals_rt.common.errors import InputError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
@@ -262,8 +263,8 @@ def check_memory(case: CaseOutline, specs: Sequence[StageSpec], *, prompted: boo
     )
     if need > case.memory.total:
         raise InputError(
-            f"{floor(case.memory.total / 1e8) / 10} GB of memory are too few for this case with "
-            f"{case.runner} in {case.precision}: allow at least {ceil(need / 1e8) / 10} GB",
+            f"{size_words(case.memory.total)} of memory are too few for this case with "
+            f"{case.runner} in {case.precision}: allow at least {size_words(need, up=True)}",
             code="memory-too-small",
         )
 
