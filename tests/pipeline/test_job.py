@@ -23,6 +23,7 @@ from medals_rt.cli import app
 from medals_rt.cli._options import run_options, takes
 from medals_rt.cli.batch import batch_command
 from medals_rt.cli.run import run_command
+from medals_rt.common.arrays import usable_cores
 from medals_rt.common.choices import OutputFormat
 from medals_rt.common.errors import CaseError, InputError
 from medals_rt.io.registry import FORMATS, read_case, read_labels
@@ -112,6 +113,38 @@ def test_probability_maps_by_run_and_python_are_alike(tiny_bundle: Bundle, tmp_p
     assert 0 < (found.labels_dhw > 0).sum() < found.labels_dhw.size
     disagree = (found.labels_dhw > 0) != (found.probabilities[1] >= 128)
     assert disagree.mean() < 0.03  # both came from the stage's grid, each by its own rule
+
+
+def test_threads_are_bounded_by_the_cores_and_change_no_label(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    case, labels, found = write_case(tmp_path / "a.npz"), [], []
+    for threads in ("1", "100000"):
+        output, report = tmp_path / f"{threads}.npz", tmp_path / f"{threads}.json"
+        more = ("--threads", threads, "--report", report)
+        result = CliRunner().invoke(app, words(tiny_bundle, case, output, *more))
+        assert result.exit_code == 0, result.output
+        assert ("100,000 threads" in result.stderr) == (threads == "100000")
+        labels.append(read_labels(output).labels_dhw)
+        found.append(json.loads(report.read_text(encoding="utf-8"))["threads"])
+    assert found == [1, usable_cores()]
+    np.testing.assert_array_equal(*labels)
+
+
+def test_a_picture_says_that_one_stage_made_it(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[list[str]] = []
+    monkeypatch.setattr(
+        job_results, "save_preview", lambda *_, notices, **__: shown.append(notices)
+    )
+    case, picture = write_case(tmp_path / "a.npz"), tmp_path / "a.png"
+    for stages in ("coarse", "both"):
+        asked = words(tiny_bundle, case, tmp_path / "s.npz", "--preview", picture)
+        assert CliRunner().invoke(app, [*asked, "--stages", stages]).exit_code == 0
+    coarse, both = shown
+    assert coarse[0] == "the result is that of the coarse stage alone"
+    assert not any("stage alone" in text for text in both)
 
 
 @pytest.mark.parametrize("more", [("--prompt", "Liver in CT"), (*LESIONS, "--preset", "release")])

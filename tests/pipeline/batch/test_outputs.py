@@ -109,6 +109,16 @@ def test_failed_cases_leave_no_empty_folders(tiny_bundle: Bundle, tmp_path: Path
     ]
 
 
+def test_choices_of_a_series_without_dicom_are_warned_of(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    write_case(tmp_path / "scans" / "a.npz")
+    words = ("--no-preview", "--quiet", "--select", "ECHO=2")
+    result = batch(tiny_bundle.folder, tmp_path / "scans", tmp_path / "out", *words)
+    assert result.exit_code == 0, result.output
+    assert "--series and --select change nothing" in result.stderr
+
+
 @pytest.mark.parametrize("name", ["a_lesions.npz", "A_Lesions.npz"])
 def test_a_case_called_as_the_lesions_of_another_is_refused(tmp_path: Path, name: str) -> None:
     for each in ("a.npz", name):
