@@ -27,7 +27,7 @@ OF_NEIGHBORS, OF_GROUP, OF_OTHERS = 1.0, 0.8, 0.25
 """What a distance is divided by."""
 NORMAL_SIGHT = 0.55
 """What distances in normal sight are multiplied by: there they are larger anyway."""
-LIGHTNESS, CHROMA, HUES = (0.52, 0.60, 0.68, 0.76, 0.84, 0.92), (0.09, 0.16, 0.23), 36
+LIGHTNESS, CHROMA, HUES = (0.52, 0.60, 0.68, 0.76, 0.84, 0.92), (0.13, 0.18, 0.23), 48
 FIRST = (0.9, 0.62, 0.0)
 
 SIGHTS = np.array(
