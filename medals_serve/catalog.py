@@ -9,10 +9,9 @@ from typing import Any, Final
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.choices import KINDS
 from medals_rt.common.errors import InputError, PromptError
-from medals_rt.io.segment_metadata import class_color
+from medals_rt.io.palette import class_color, hex_color
 from medals_rt.prompts.classes import ClassKey, by_bank_key, groups, nearest_names
 from medals_rt.prompts.matching import find_class
-from medals_serve.jobs import hex_color
 from medals_serve.problems import problem_of
 
 MAX_TEXT: Final = 2000

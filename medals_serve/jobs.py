@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from http import HTTPStatus
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal, TypeAlias, get_type_hints
 
 import msgspec
@@ -19,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.common.atomic_io import atomic_output, write_json
-from medals_rt.common.errors import InputError, MedalsError
+from medals_rt.common.errors import InputError
 from medals_rt.common.interruption import interrupted_by
 from medals_rt.common.notes import Note
 from medals_rt.io.format import stem
-from medals_rt.io.registry import FORMATS
-from medals_rt.io.segment_metadata import class_color, numbered_color
+from medals_rt.io.palette import hex_color, label_color
+from medals_rt.io.registry import FORMATS, check_own_grid
 from medals_rt.pipeline.csv_tables import (
     LESION_COLUMNS,
     STATISTICS_COLUMNS,
@@ -35,15 +37,18 @@ from medals_rt.pipeline.csv_tables import (
 from medals_rt.pipeline.job import (
     Job,
     ReadJob,
+    files_of_maps,
     measure,
     measure_lesions,
     passes_recorded,
     prepare_job,
     segment_job,
     write_labels,
+    write_maps,
     write_preview,
 )
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
+from medals_rt.pipeline.output_grid import GridRequest, on_grid
 from medals_rt.pipeline.report import RunReport
 from medals_rt.pipeline.segmenter import CoarseLabels, Result, Segmenter
 from medals_rt.prompts.prompt_set import PromptReading, PromptSet
@@ -52,6 +57,9 @@ from medals_serve.problems import JobEndedError, ServiceError, log_failure, prob
 
 JobStatus: TypeAlias = Literal["queued", "running", "done", "failed", "canceled"]
 OVER: Final = frozenset({"done", "failed", "canceled"})
+
+
+_MAPS: Final = "probabilities.zip"
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,8 @@ def option_defaults(options: RunOptions) -> dict[str, Any]:
     """Options that a job may set, with their defaults: the fields that decide about results."""
     defaults: dict[str, Any] = options.deciding()["segment"]
     free = options.reading.free_text
-    return {**defaults, "kind": "anatomy", "lesion": [], "free_text": free}
+    more = {"kind": "anatomy", "lesion": [], "free_text": free, "probabilities": False}
+    return {**defaults, **more}
 
 
 def segment_options(asked: Mapping[str, Any], base: SegmentOptions) -> SegmentOptions:
@@ -138,6 +147,7 @@ class JobRequest:
         options = dict(self.options)
         kind, lesions = options.pop("kind", "anatomy"), options.pop("lesion", ())
         free = options.pop("free_text", base.reading.free_text)
+        maps = options.pop("probabilities", False)
         if isinstance(lesions, str):
             lesions = (lesions,)
         if not (
@@ -145,9 +155,10 @@ class JobRequest:
             and isinstance(lesions, list | tuple)
             and all(isinstance(each, str) for each in lesions)
             and isinstance(free, bool)
+            and isinstance(maps, bool)
         ):
             raise InputError(
-                "kind is a text, lesion a list of texts and free_text true or false",
+                "kind is a text, lesion a list of texts, free_text and probabilities true or false",
                 code="option-invalid",
             )
         file: Path | None = None
@@ -163,6 +174,7 @@ class JobRequest:
             output=folder / "labels.npz",
             source=PromptSource(file, sentences, kind, tuple(lesions)),
             spatial_prompts=None if mask is None else mask.upload.path,
+            probabilities=folder / "maps" if maps else None,
             series=image.series,
             select=image.select,
             options=replace(
@@ -276,9 +288,27 @@ class ServedJob:
         with atomic_output(self._job.output) as temporary:
             np.savez_compressed(temporary, allow_pickle=False, **arrays)
         self._keep(self._job.output)
+        if self._job.probabilities is not None:
+            self._keep(self._pack_maps(read, result))
         with self._lock:
             self._prompts, self._report = read.prompts, result.report
             self._end("done")
+
+    def _pack_maps(self, read: ReadJob, result: Result) -> Path:
+        """Write the probability map of each class, all in one archive: `Result` isn't kept."""
+        files = files_of_maps(self._job, read.prompts)
+        packed = self.folder / _MAPS
+        with (
+            TemporaryDirectory(dir=self.folder) as made,
+            atomic_output(packed) as temporary,
+            zipfile.ZipFile(temporary, "w") as archive,
+        ):
+            for label, path in files.items():
+                one = Path(made) / path.name
+                write_maps({label: one}, read.case, result)
+                archive.write(one, path.name)
+                one.unlink()
+        return packed
 
     def _advance(self, stage: str, done: int, total: int) -> None:
         """Note progress; end the job where that was asked for, or its time is over."""
@@ -358,9 +388,7 @@ class ServedJob:
                 "sentence": each.sentence,
                 "modality": each.modality,
                 "kind": each.kind,
-                "color": hex_color(
-                    class_color(each.name) if each.id else numbered_color(each.label)
-                ),
+                "color": hex_color(label_color(each.label, each.name)),
                 "voxels": each.voxels,
                 "volume_ml": each.volume_ml,
                 "lesions": each.components,
@@ -370,8 +398,10 @@ class ServedJob:
 
     # What came of it ------------------------------------------------------------------------------
 
-    def labels(self, kind: str) -> Path:
+    def labels(self, kind: str, grid: GridRequest | None = None) -> Path:
         """Make the labels in a format of `OUTPUT_KINDS`; return the file.
+
+        `grid` is the one that they are wanted on; None: the scan's.
 
         Raises
         ------
@@ -386,10 +416,21 @@ class ServedJob:
                 f"there is no format {kind!r:.60}; use one of {', '.join(OUTPUT_KINDS)}",
                 code="unknown-format",
             )
-        return self._made(
-            f"result-{found.format}{found.ending}",
-            lambda path: write_labels(path, *self._outcome(), format=found.format),
-        )
+        wanted = grid or GridRequest()
+        name = f"result-{found.format}{found.ending}"
+        if not wanted.is_scans:
+            check_own_grid(name, found.format)
+            parts = (*(wanted.spacing_hwd_mm or ("scan",)), wanted.crop_mm)
+            name = f"result-{found.format}-{'-'.join(map(str, parts))}".replace(".", "_")
+            name += found.ending
+
+        def write(path: Path) -> None:
+            read, result = self._outcome()
+            wanted.check_size(read.case.volume, self._job.options.max_voxels)
+            case, moved, _ = on_grid(read.case, result, wanted)
+            write_labels(path, replace(read, case=case), moved, format=found.format)
+
+        return self._made(name, write)
 
     def coarse(self, number: int) -> Path:
         """Return a part of the coarse result as NIfTI, on the coarse stage's grid.
@@ -424,6 +465,24 @@ class ServedJob:
             write_labels(path, read, lesions, format="nifti")
 
         return self._made("instances.nii.gz", write)
+
+    def probabilities(self) -> Path:
+        """Return the archive of probability maps, as ``medals-rt run --probabilities`` writes.
+
+        Raises
+        ------
+        InputError
+            The job wasn't asked for them.
+        ServiceError
+            The job has no result.
+        """
+        self._finished_report()
+        if self._job.probabilities is None:
+            raise InputError(
+                "the job kept no probability maps; ask for them by the option probabilities",
+                code="no-probabilities",
+            )
+        return self.folder / _MAPS
 
     def report(self) -> Path:
         """Make the report that ``medals-rt run --report`` writes."""
@@ -489,11 +548,6 @@ class ServedJob:
                 write(path)
                 self._keep(path)
         return path
-
-
-def hex_color(rgb: tuple[float, float, float]) -> str:
-    """Write a color as pages do."""
-    return "#" + "".join(f"{round(255 * each):02x}" for each in rgb)
 
 
 def _as_json(notes: tuple[Note, ...]) -> list[dict[str, Any]]:

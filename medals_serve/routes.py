@@ -17,6 +17,7 @@ from medals_rt.common.choices import PRESETS, Kind, Modality
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import InputError
 from medals_rt.io.registry import DICOM_ENDINGS, ENDINGS
+from medals_rt.pipeline.output_grid import GridRequest
 from medals_serve import metrics as figures
 from medals_serve.catalog import MAX_TEXT
 from medals_serve.images import ServedImage
@@ -315,10 +316,33 @@ async def download_labels(
     service: Here,
     owner: Owner,
     format: Annotated[str, Query(max_length=32)] = "nii.gz",  # noqa: A002
+    crop: Annotated[float | None, Query(ge=0, le=1000)] = None,
+    spacing: Annotated[list[float] | None, Query(min_length=1, max_length=3)] = None,
 ) -> Response:
-    """Return the labels, in one of the image's `output_formats`, on the scan's own grid."""
+    """Return the labels, in one of the image's `output_formats`, on the scan's own grid.
+
+    With `crop` only the box of what was found and so many mm around it; with `spacing` (once, or
+    for H, W and D) on a grid of that spacing in mm.
+    """
     found = owner.job(job)
-    return await _made(service, found, lambda: found.labels(format))
+    if spacing is not None and len(spacing) == 2:
+        raise InputError(
+            "spacing is one length in mm, or three for H, W and D",
+            code="output-spacing-not-lengths",
+        )
+    lengths = None
+    if spacing is not None:
+        h, w, d = spacing * (3 // len(spacing))
+        lengths = (h, w, d)
+    grid = GridRequest(lengths, crop)
+    return await _made(service, found, lambda: found.labels(format, grid))
+
+
+@jobs.get("/{job}/probabilities", response_class=FileResponse)
+async def download_probabilities(job: str, service: Here, owner: Owner) -> Response:
+    """Return the probability maps of a job with the option `probabilities`: a zip of NIfTI."""
+    found = owner.job(job)
+    return await _made(service, found, found.probabilities)
 
 
 @jobs.get("/{job}/coarse/{part}", response_class=FileResponse)

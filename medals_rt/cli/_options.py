@@ -33,6 +33,7 @@ from medals_rt.common.limits import MAX_VOXELS
 
 if TYPE_CHECKING:
     from medals_rt.pipeline.options import PromptSource, RunOptions
+    from medals_rt.pipeline.output_grid import GridRequest
 
 ALGORITHM: Final = "Algorithm"
 """Heading of the options that replace values of the preset."""
@@ -147,6 +148,23 @@ MaxMemory = Annotated[
     str | None,
     typer.Option(
         "--max-memory", metavar="SIZE", help="Memory that a case may take, such as 6GB or 512MiB."
+    ),
+]
+Crop = Annotated[
+    float | None,
+    typer.Option(
+        "--crop",
+        metavar="MM",
+        min=0,
+        help="Write only the box of what was found and so many mm around it; geometry stays right.",
+    ),
+]
+OutputSpacing = Annotated[
+    str | None,
+    typer.Option(
+        "--output-spacing",
+        metavar="MM|H,W,D",
+        help="Write labels on a grid of another spacing than the scan's, such as 1 or 0.8,0.8,2.",
     ),
 ]
 Store = Annotated[
@@ -350,6 +368,28 @@ def run_options(
         reading=PromptReading(modality, free_text),
         max_voxels=max_voxels,
     )
+
+
+def grid_request(*, crop: Crop = None, output_spacing: OutputSpacing = None) -> "GridRequest":
+    """Make the grid of results from its flags."""
+    from medals_rt.pipeline.output_grid import GridRequest
+
+    return GridRequest(None if output_spacing is None else _lengths(output_spacing), crop)
+
+
+def _lengths(text: str) -> tuple[float, float, float]:
+    """Read one length, or three separated by commas."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in {1, 3}:
+        raise InputError(
+            f"an output spacing is one length in mm, such as 1, or three for H,W,D, not {text!r}",
+            code="output-spacing-not-lengths",
+        )
+    first, second, third = values * (3 // len(values))
+    return first, second, third
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:

@@ -14,7 +14,15 @@ from medals_rt.cli._errors import (
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
 )
-from medals_rt.cli._options import Select, Series, Store, prompt_source, run_options, takes
+from medals_rt.cli._options import (
+    Select,
+    Series,
+    Store,
+    grid_request,
+    prompt_source,
+    run_options,
+    takes,
+)
 from medals_rt.cli._output import out
 from medals_rt.common.errors import InputError, OutputError
 
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
     from medals_rt.bundle.bundle import Bundle
     from medals_rt.pipeline.batch import BatchPlan, BatchStanding, Cells, Entry, Listener
     from medals_rt.pipeline.options import PromptSource, RunOptions
+    from medals_rt.pipeline.output_grid import GridRequest
 
     Runner: TypeAlias = Callable[
         [BatchPlan, RunOptions, Listener, Cells, Sequence[int]], dict[int, Entry]
@@ -43,7 +52,7 @@ _STATUS_WORDS = {
 _SAME: Final = "same"
 
 
-@takes(source=prompt_source, options=run_options)
+@takes(source=prompt_source, grid=grid_request, options=run_options)
 def batch_command(
     *,
     inputs: Annotated[
@@ -83,8 +92,33 @@ def batch_command(
             help="Also write a file for each class of each case: NAME/left_kidney.nii.gz.",
         ),
     ] = False,
+    probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="Also write a probability map of each class into the folder NAME_probabilities.",
+        ),
+    ] = False,
+    instances: Annotated[
+        bool,
+        typer.Option("--instances", help="Also write the numbered lesions: NAME_lesions.nii.gz."),
+    ] = False,
+    sr: Annotated[
+        bool,
+        typer.Option(
+            "--sr",
+            help="Also write measurements as a DICOM report that refers to the DICOM SEG: "
+            "NAME.sr.dcm.",
+        ),
+    ] = False,
+    grid: "GridRequest",
     statistics: Annotated[
-        bool, typer.Option("--statistics", help="Write statistics.csv, a row per class and case.")
+        bool,
+        typer.Option(
+            "--statistics",
+            help="Write statistics.csv, a row per class and case, and lesions.csv, a row per "
+            "lesion.",
+        ),
     ] = False,
     reports: Annotated[
         Path | None,
@@ -125,7 +159,13 @@ def batch_command(
     a case failed, else 3 if stages or windows are missing for lack of time.
     """
     from medals_rt.bundle.bundle import Bundle, resolve_bundle
-    from medals_rt.pipeline.batch import parse_part, plan_batch, staged, unread_words
+    from medals_rt.pipeline.batch import (
+        BesideLabels,
+        parse_part,
+        plan_batch,
+        staged,
+        unread_words,
+    )
 
     _check_words(source, options, preview=preview)
     ending = _ending(output_format)
@@ -141,14 +181,17 @@ def batch_command(
             series=series,
             select=tuple(select or ()),
             ending=ending,
-            preview=preview,
-            split=split,
+            beside=BesideLabels(preview, split, probabilities, instances, sr),
+            grid=grid,
             files=files,
             store=store,
         )
         with out.progress() as progress:
             folder = resolve_bundle(options.bundle, progress)
         bundle = Bundle.open(folder, verify=False)
+        chosen = any(case.job.series or case.job.select for case in plan.cases)
+        if (series or select) and not chosen:
+            out.warning("no case is a DICOM folder or zip: --series and --select change nothing")
         if plan.unread:
             out.warning(unread_words(plan.unread))
         if bundle.notice is not None:

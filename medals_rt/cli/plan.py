@@ -1,5 +1,6 @@
 """`medals-rt plan`: what a case will cost, before it is run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -43,12 +44,18 @@ def plan_command(
             min=1, max=2, help="Plan this stage alone, all classes in one run, with --shape."
         ),
     ] = None,
+    probabilities: Annotated[
+        bool,
+        typer.Option("--probabilities", help="Include the memory of probability maps of classes."),
+    ] = False,
     options: "RunOptions",
     as_json: AsJson = False,
 ) -> None:
     """Show geometry, passes, time and memory of a case; run nothing."""
+    from medals_rt.pipeline.options import idle_in_plans
     from medals_rt.pipeline.plan_case import plan_files, plan_numbers
 
+    options = replace(options, segment=replace(options.segment, probabilities=probabilities))
     if input_file is not None:
         if shape or spacing or classes or stage:
             raise InputError(
@@ -63,6 +70,7 @@ def plan_command(
         raise InputError(
             "give --input CASE, or all of --shape, --spacing and --classes", code="case-missing"
         )
+    result = replace(result, notes=(*result.notes, *idle_in_plans(options.segment)))
     if as_json:
         out.json(result.to_dict())
     else:

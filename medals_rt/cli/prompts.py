@@ -1,5 +1,6 @@
 """`medals-rt prompts`: which class a sentence names, and which classes there are."""
 
+import sys
 from typing import Annotated, Final
 
 import typer
@@ -105,6 +106,11 @@ def _list_groups(modality: Modality | None, *, as_json: bool) -> None:
                 for group, each, names in found
             ]
         )
+        return
+    if not sys.stdout.isatty():  # for programs: a class a line
+        for group, each, names in found:
+            for name in names:
+                out.line(f"{group.name}\t{each}\t{name}")
         return
     out.table(
         f"{len({group.name for group, _, _ in found})} groups",

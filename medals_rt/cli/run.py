@@ -6,13 +6,22 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from medals_rt.cli._errors import EXIT_DONE, EXIT_INCOMPLETE
-from medals_rt.cli._options import Select, Series, Store, prompt_source, run_options, takes
+from medals_rt.cli._options import (
+    Select,
+    Series,
+    Store,
+    grid_request,
+    prompt_source,
+    run_options,
+    takes,
+)
 from medals_rt.cli._output import out
 from medals_rt.common.choices import OutputFormat
 
 if TYPE_CHECKING:
     from medals_rt.pipeline.job import Job
     from medals_rt.pipeline.options import PromptSource, RunOptions
+    from medals_rt.pipeline.output_grid import GridRequest
     from medals_rt.pipeline.report import RunReport
     from medals_rt.pipeline.segmenter import Result
 
@@ -25,7 +34,7 @@ EXAMPLES: Final = (
 )
 
 
-@takes(source=prompt_source, options=run_options)
+@takes(source=prompt_source, grid=grid_request, options=run_options)
 def run_command(
     *,
     input_file: Annotated[
@@ -71,6 +80,15 @@ def run_command(
             "where the class is. Their format is that of the output.",
         ),
     ] = None,
+    probabilities: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write how likely each class is at each voxel into this folder, one a class, "
+            "such as left_kidney.nii.gz: bytes that read as 0 to 1.",
+        ),
+    ] = None,
+    grid: "GridRequest",
     series: Series = None,
     select: Select = None,
     spatial_prompts: Annotated[
@@ -106,6 +124,8 @@ def run_command(
         instances=instances,
         sr=sr,
         split=split,
+        probabilities=probabilities,
+        grid=grid,
         series=series,
         select=tuple(select or ()),
         spatial_prompts=spatial_prompts,
@@ -128,7 +148,7 @@ def report_result(job: "Job", result: "Result") -> int:
     out.wrote(job.output, job.report, job.preview, job.statistics)
     if job.statistics is not None and result.instances_dhw is not None:
         out.wrote(lesion_table(job.statistics))
-    out.wrote(job.instances, job.split, job.sr)
+    out.wrote(job.instances, job.split, job.probabilities, job.sr)
     if job.store is not None:
         out.line(f"stored {job.output.name} on {job.store}")
     if result.report.incomplete is None:

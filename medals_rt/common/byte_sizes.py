@@ -1,11 +1,22 @@
 """Amounts of memory as people write them."""
 
 import re
+from math import ceil, floor
 
 from medals_rt.common.errors import InputError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY_UNITS = {f"{unit}I": 1024**power for power, unit in enumerate("KMGT", start=1)}
+
+
+def size_words(size: int, *, up: bool = False) -> str:
+    """Write a size for people, in two digits or more: 1 KB, 35 MB, 1.4 GB.
+
+    Rounded down, as a limit is; `up`: up, as a need is.
+    """
+    unit = next((each for each in "TGMK" if size >= _UNITS[each]), "")
+    tenths = (ceil if up else floor)(10 * size / _UNITS[unit]) / 10
+    return f"{tenths:.4g} {unit}B"
 
 
 def parse_size(text: str) -> int:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from medals_rt.common.arrays import block_elements, namespace, on_all_cores
 from medals_rt.common.typing import Array, Shape
+from medals_rt.inference.probability_maps import as_bytes
 from medals_rt.io.case import label_dtype
 from medals_rt.planning.axis_tiling import Columns
 from medals_rt.planning.sliding_window import Window
@@ -97,6 +98,9 @@ class SlabAggregator:
         The block of columns; None: the whole image.
     threshold
         The least probability of a class that is no background.
+    maps_nhwd
+        ``(N, H, W, D)`` uint8 that get the probability of every class (`as_bytes`); None: nobody
+        wants them.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class SlabAggregator:
         label_map: LabelMap,
         columns: Columns | None = None,
         threshold: float = HALF,
+        maps_nhwd: Array | None = None,
     ) -> None:
         if not windows:
             raise ValueError("an image has at least one window")
@@ -127,6 +132,7 @@ class SlabAggregator:
         self._window: Window | None = None
         self._values = tuple(label_values)
         self._threshold = threshold
+        self._maps = maps_nhwd
         self._rows = int(weights.shape[0])
         slab = (self._rows, *(block.stop - block.start for block in self._columns))
         device = weights.device
@@ -287,6 +293,9 @@ class SlabAggregator:
         before = None
         if self._probability is not None:
             before = self._labels[to], self._probability[to]
+        if self._maps is not None:
+            for n in range(len(self._values)):
+                self._maps[(n, *to)] = as_bytes(self._sums[(n, *at, ...)] / weight_sums)
         labels, probability = decide_labels(
             [self._sums[(n, *at, ...)] for n in range(len(self._values))],
             weight_sums,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Final
 
 from medals_rt.common.arrays import bounding_box, contiguous, namespace
 from medals_rt.common.choices import STAGE_NAMES, StageNumber
@@ -16,6 +17,7 @@ from medals_rt.common.typing import Array, Box, Shape, Spacing
 from medals_rt.inference.hybrid_prompts import fine_prompts, labels_in
 from medals_rt.inference.kept import Kept
 from medals_rt.inference.network import Network
+from medals_rt.inference.probability_maps import StageMaps
 from medals_rt.inference.stage import StageResult, StageTask, run_stage
 from medals_rt.io.volume import to_dhw, to_hwd
 from medals_rt.planning.geometry import region_of_interest
@@ -28,6 +30,9 @@ from medals_rt.planning.stage_plan import (
     stage_plans,
 )
 from medals_rt.planning.time_budget import QUALITY_LEVELS, Budget, Watchdog, choose_stage
+
+ONE_STAGE: Final = "one-stage"
+"""Code of the note that says that a result is a single stage's."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class CaseRun:
         What every stage has to do.
     keep_probability
         The last stage's largest probability is needed.
+    keep_maps
+        The last stage's probabilities of every class are needed.
     watch, progress
         Where seconds and windows are reported.
     budget
@@ -71,6 +78,7 @@ class CaseRun:
     measured: dict[int, float] = field(default_factory=dict)
     kept: Kept | None = None
     on_coarse: Callable[[Array], None] | None = None
+    keep_maps: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,11 +116,12 @@ class StageSummary:
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """A stage's labels (and probability) on the whole grid, and its record."""
+    """A stage's labels (and probability) on the whole grid, its record, and the classes' maps."""
 
     labels_dhw: Array
     probability_dhw: Array | None
     record: StageSummary
+    maps: StageMaps | None = None
 
 
 def run_stages(
@@ -170,7 +179,7 @@ def run_stages(
     if chosen is None and outcomes:
         return outcomes
     # Only the last stage's probability is read; at four bytes a voxel it isn't held for nothing.
-    outcomes = [replace(each, probability_dhw=None) for each in outcomes]
+    outcomes = [replace(each, probability_dhw=None, maps=None) for each in outcomes]
     return [*outcomes, _run(networks, 2, case, region, prompt_map, chosen or plans[-1])]
 
 
@@ -187,7 +196,7 @@ def stage_notes(case: CaseRun, outcomes: Sequence[StageOutcome]) -> tuple[Note, 
         text = "the coarse stage found nothing, and the preset takes that as the result"
     else:
         text = "the result is that of the fine stage alone: spatial prompts were given"
-    return (Note("one-stage", text),)
+    return (Note(ONE_STAGE, text),)
 
 
 def _check_limits(
@@ -304,6 +313,7 @@ def _run(
         case.task,
         prompt_labels_hwd=shown,
         keep_probability=case.keep_probability,
+        keep_maps=case.keep_maps,
         watch=case.watch,
         name=name,
         progress=case.progress,
@@ -347,7 +357,10 @@ def _run(
         expected_peak_mib=round(memory.expected_bytes / 2**20, 1),
         windows_kept=result.kept,
     )
-    return StageOutcome(*_pasted(result, inside, case.image_dhw), record)
+    maps = None
+    if result.maps_nhwd is not None:
+        maps = StageMaps(result.maps_nhwd, case.task.labels, box, case.outline.shape_dhw)
+    return StageOutcome(*_pasted(result, inside, case.image_dhw), record, maps)
 
 
 def _prompts_in_words(stage_plan: StagePlan, shown: bool) -> str:

@@ -54,6 +54,7 @@ class StageTask:
 class StageResult:
     """Labels and the largest probability on the grid that the stage was given, `(H, W, D)`.
 
+    `maps_nhwd` are the probabilities of every class, where they are kept, on the stage's own grid.
     `passes` counts encoder passes: windows without any prompt need only one. `hastened` are runs of
     windows in fewer passes than planned because time ran out, `left_out` those that were not made,
     `kept` those that needed none, for an earlier run had made what they need.
@@ -65,6 +66,7 @@ class StageResult:
     hastened: int = 0
     left_out: int = 0
     kept: int = 0
+    maps_nhwd: Array | None = None
 
 
 def run_stage(
@@ -75,6 +77,7 @@ def run_stage(
     *,
     prompt_labels_hwd: Array | None,
     keep_probability: bool,
+    keep_maps: bool = False,
     watch: Stopwatch,
     name: str,
     progress: Progress | None = None,
@@ -99,6 +102,8 @@ def run_stage(
         Label map on the same grid whose masks are the spatial prompts `S_p`; None: text only.
     keep_probability
         Also return the largest probability, which post-processing needs.
+    keep_maps
+        Also return the probabilities of every class (`probability_maps`).
     watch, name, progress
         Seconds go to the steps ``"{name}: resample"``, ``"... open graphs"``, ``"... network"``,
         ``"... aggregate"`` and ``"... restore"``, and to ``"... kept"`` for windows of which an
@@ -149,6 +154,10 @@ def run_stage(
         weights,
         keep_probability=keep_probability or memory.class_groups > 1,
     )
+    maps = None
+    if keep_maps:
+        shape = (len(task.labels), *geometry.resampled_shape_hwd)
+        maps = xp.zeros(shape, dtype=xp.uint8, device=weights.device)
     sweeper = _Sweeper(
         StageInput(
             network,
@@ -168,7 +177,13 @@ def run_stage(
         windows = [geometry.windows[index] for index in sweep.windows]
         labels = task.labels[sweep.classes]
         aggregator = SlabAggregator(
-            windows, labels, weights, label_map, sweep.columns, stage_plan.threshold
+            windows,
+            labels,
+            weights,
+            label_map,
+            sweep.columns,
+            stage_plan.threshold,
+            None if maps is None else maps[sweep.classes, ...],
         )
         label_map = sweeper.run(sweep, aggregator)
         del aggregator
@@ -186,7 +201,13 @@ def run_stage(
         settle(labels_hwd)
     counts = sweeper.counts
     return StageResult(
-        labels_hwd, probability, counts.passes, counts.hastened, counts.left_out, counts.kept
+        labels_hwd,
+        probability,
+        counts.passes,
+        counts.hastened,
+        counts.left_out,
+        counts.kept,
+        maps,
     )
 
 

@@ -11,6 +11,7 @@ from medals_rt.common.limits import MAX_VOXELS
 from medals_rt.common.notes import Note
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile
+from medals_rt.io.segment_metadata import Segment, segments_of
 from medals_rt.prompts.prompt_set import PromptSet
 
 Capability: TypeAlias = Literal["read_case", "read_labels", "write"]
@@ -52,6 +53,8 @@ class SegmentationOutput:
         What was asked for.
     model, notice
         Name of the model, and a warning for everyone who sees its results.
+    described
+        What the labels are, where the prompts don't say it.
     """
 
     case: Case
@@ -60,6 +63,14 @@ class SegmentationOutput:
     prompts: PromptSet | Mapping[str, object] | None = None
     model: str | None = None
     notice: str | None = None
+    described: tuple[Segment, ...] | None = None
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Name, color and codes of each label."""
+        if self.described is not None:
+            return self.described
+        return segments_of(self.prompts, self.labels_dhw)
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,8 @@ class Format:
         Whether a file written holds one class, because it can't tell several apart.
     scheme
         How addresses of it begin, which are no files; None for formats of files.
+    keeps_grid
+        Whether a result must lie on the grid of the source, to which it refers.
     unnamed
         Whether its files often have no ending at all, so that the content decides.
     """
@@ -113,6 +126,7 @@ class Format:
     choosable: bool = False
     one_class: bool = False
     scheme: str | None = None
+    keeps_grid: bool = False
     unnamed: bool = False
 
     def ending_of(self, name: str) -> str | None:

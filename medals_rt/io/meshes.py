@@ -24,7 +24,7 @@ from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.results import number_objects, object_color, object_name
 from medals_rt.io.format import Format, SegmentationOutput
-from medals_rt.io.segment_metadata import segments_of
+from medals_rt.io.palette import Rgb
 
 _HALVINGS: Final = 20
 _ARRAY_BUFFER: Final = 34962
@@ -38,7 +38,7 @@ class ClosedSurface:
     """A closed surface: vertices ``(n, 3)`` in millimeters, and three of them a face ``(m, 3)``."""
 
     name: str
-    rgb: tuple[float, float, float]
+    rgb: Rgb
     vertices_mm: HostArray
     faces: HostArray
 
@@ -109,7 +109,7 @@ def _surfaces(output: SegmentationOutput, name: str) -> Iterator[ClosedSurface]:
 
     volume = output.case.volume
     affine = volume.source.canonical_affine_lps(volume.shape_dhw, volume.spacing_hwd_mm)
-    segments = segments_of(output.prompts, output.labels_dhw)
+    segments = output.segments
     numbers, objects = number_objects(output.labels_dhw, output.instances_dhw, segments, name)
     boxes = find_objects(numbers, max_label=len(objects))
     for number, (each, box) in enumerate(zip(objects, boxes, strict=True), 1):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import CaseError, MissingFileError
@@ -82,10 +83,33 @@ def read_nifti_labels(path: Path, options: Options) -> LabelFile:
 
 def write_nifti(path: Path, output: SegmentationOutput) -> None:
     """Write labels on the source's own grid; from a NIfTI case with its own header and affine."""
+    _write(path, output.case, output.labels_dhw)
+
+
+def write_probability(
+    path: Path, case: Case, map_dhw: npt.NDArray[np.uint8], highest: int = 255
+) -> None:
+    """Write a probability map as bytes, which every reader scales to 0 to 1.
+
+    Parameters
+    ----------
+    path
+        The file, `.nii` or `.nii.gz`.
+    case
+        Whose grid it lies on.
+    map_dhw
+        ``(D, H, W)``, bytes.
+    highest
+        The byte that means 1.
+    """
+    _write(path, case, map_dhw, slope=1 / highest)
+
+
+def _write(path: Path, case: Case, array_dhw: HostArray, slope: float = 1.0) -> None:
+    """Write integers on the source's own grid; they mean `slope` times as much."""
     nibabel = import_optional("NiBabel", "a NIfTI file")
 
-    case = output.case
-    labels_ijk = np.ascontiguousarray(case.volume.restore(output.labels_dhw)).transpose()
+    array_ijk = np.ascontiguousarray(case.volume.restore(array_dhw)).transpose()
     found = case.header if isinstance(case.header, nibabel.Nifti1Header) else None
     second = isinstance(found, nibabel.Nifti2Header)
     pair = is_pair(path)
@@ -95,15 +119,14 @@ def write_nifti(path: Path, output: SegmentationOutput) -> None:
         kind = nibabel.Nifti2Image if second else nibabel.Nifti1Image
     if found is None:
         affine = RAS_TO_LPS @ case.volume.affine_lps
-        image = kind(labels_ijk, affine, dtype=labels_ijk.dtype)
+        image = kind(array_ijk, affine, dtype=array_ijk.dtype)
         image.set_qform(affine, code=1)
         image.set_sform(affine, code=1)
     else:
         header = kind.header_class(found.binaryblock, found.endianness, check=False)
         header.extensions.extend(found.extensions)
-        header.set_slope_inter(1, 0)
         header["cal_min"] = header["cal_max"] = 0
-        header.set_data_dtype(labels_ijk.dtype)
+        header.set_data_dtype(array_ijk.dtype)
         if not pair:
             header["vox_offset"] = 0  # nibabel makes room for extensions
         broken_sform = int(header["sform_code"]) > 0 and (
@@ -112,7 +135,8 @@ def write_nifti(path: Path, output: SegmentationOutput) -> None:
         if broken_sform:
             header["sform_code"] = 0  # every reader then takes the qform, as this one did
         # None leaves both of the header's own matrices, to the last digit.
-        image = kind(labels_ijk, None, header)
+        image = kind(array_ijk, None, header)
+    image.header.set_slope_inter(slope, 0)
     parts = (
         {"image": path} if not pair else dict(zip(("header", "image"), _pair(path), strict=True))
     )

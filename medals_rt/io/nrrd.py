@@ -16,7 +16,7 @@ from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, check_labels, reading
 from medals_rt.io.format import Format, Options, SegmentationOutput, stem
-from medals_rt.io.segment_metadata import Code, Segment, segments_of
+from medals_rt.io.segment_metadata import Code, Segment
 from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
 from medals_rt.io.voxel_data import InflatedStream, Stream, open_beside, read_exactly, read_values
 
@@ -92,7 +92,7 @@ def write_nrrd(path: Path, output: SegmentationOutput) -> None:
     pynrrd = import_optional("pynrrd", "an NRRD file")
     volume = output.case.volume
     labels_ijk = np.ascontiguousarray(volume.restore(output.labels_dhw)).transpose()
-    segments = segments_of(output.prompts, output.labels_dhw)
+    segments = output.segments
     affine = volume.affine_lps
     header = {
         "space": "left-posterior-superior",

@@ -19,6 +19,7 @@ from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, compact_labels
 from medals_rt.io.dicom.web import WebAddress, is_web_address
 from medals_rt.io.format import START, Capability, Format, Options, SegmentationOutput, stem
+from medals_rt.io.segment_metadata import Segment
 from medals_rt.io.voxel_data import GZIP_MAGIC, InflatedStream
 from medals_rt.prompts.prompt_set import PromptSet
 
@@ -136,6 +137,7 @@ def write_segmentation(
     prompts: PromptSet | Mapping[str, object] | None = None,
     model: str | None = None,
     notice: str | None = None,
+    segments: Sequence[Segment] | None = None,
     format: str | None = None,  # noqa: A002 - the word that a caller expects
 ) -> None:
     """Write a result on the source file's own grid; each file appears whole or not at all.
@@ -157,6 +159,8 @@ def write_segmentation(
     model, notice
         Name of the model, and a warning for everyone who sees its results, for formats that
         store them.
+    segments
+        What the labels are, where the prompts don't say it.
     format
         Name of a format of `FORMATS`, where several share the ending.
 
@@ -172,7 +176,15 @@ def write_segmentation(
     instances = None if instances_dhw is None else compact_labels(instances_dhw)
     chosen = case.prompts if prompts is None else prompts
     _check_classes(file, found, chosen)
-    output = SegmentationOutput(case, compact_labels(labels_dhw), instances, chosen, model, notice)
+    output = SegmentationOutput(
+        case,
+        compact_labels(labels_dhw),
+        instances,
+        chosen,
+        model,
+        notice,
+        None if segments is None else tuple(segments),
+    )
     if found.write is None:
         raise AssertionError(found.name)
     found.write(file, output)
@@ -229,6 +241,23 @@ def format_of_output(path: str | PathLike[str], name: str | None = None) -> str:
         If there is none.
     """
     return _format_to_write(Path(path), name).name
+
+
+def check_own_grid(path: str | PathLike[str], name: str | None = None) -> None:
+    """Refuse a format whose results lie on the grid of their source, where another is wanted.
+
+    Raises
+    ------
+    CaseError
+        ``"grid-of-the-source"``.
+    """
+    found = _format_to_write(Path(path), name)
+    if found.keeps_grid:
+        raise CaseError(
+            f"{Path(path).name} would be {found.title}, whose planes are those of its series; "
+            "leave out --crop and --output-spacing, or write .nii.gz or .seg.nrrd",
+            code="grid-of-the-source",
+        )
 
 
 def _check_classes(
@@ -420,6 +449,7 @@ __all__ = [
     "LabelFile",
     "case_stem",
     "check_output",
+    "check_own_grid",
     "format_of_output",
     "is_dicom",
     "read_case",

@@ -6,7 +6,6 @@ private scheme `PRIVATE_SCHEME`, made of the class's modality, kind and id.
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,15 +17,13 @@ import numpy as np
 from medals_rt.common.choices import KINDS
 from medals_rt.common.errors import CaseError
 from medals_rt.common.typing import HostArray
-from medals_rt.prompts.classes import ClassKey, class_table, read_data
+from medals_rt.io.palette import Rgb, label_color
+from medals_rt.prompts.classes import ClassKey, read_data
 from medals_rt.prompts.prompt_set import INSTANCE_LABEL, MAX_LABEL, PromptSet
 
 SNOMED: Final = "SCT"
 PRIVATE_SCHEME: Final = "99MEDALSRT"
 """Coding scheme of what has no SNOMED CT code here; 99 marks private schemes in DICOM."""
-
-_GOLDEN_RATIO: Final = (5**0.5 - 1) / 2
-_SATURATION_VALUE: Final = ((0.6, 0.95), (0.85, 0.8), (0.4, 0.85))
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Segment:
     label: int
     name: str
     sentence: str
-    rgb: tuple[float, float, float]
+    rgb: Rgb
     category: Code
     type: Code
     region: Code | None = None
@@ -136,28 +133,6 @@ def segments_of(
     return tuple(segments.values())
 
 
-def class_color(name: str) -> tuple[float, float, float]:
-    """Color of a class, red, green, blue from 0 to 1: the same in every case and modality.
-
-    Hues follow each other by the golden angle in the order of the class list, so that neighbors
-    (left and right of a pair, say) differ clearly.
-    """
-    return numbered_color(_places()[name])
-
-
-def numbered_color(number: int) -> tuple[float, float, float]:
-    """Color number 0, 1, 2, ... of the endless palette."""
-    saturation, value = _SATURATION_VALUE[number % len(_SATURATION_VALUE)]
-    rgb = colorsys.hsv_to_rgb(number * _GOLDEN_RATIO % 1.0, saturation, value)
-    return (round(rgb[0], 3), round(rgb[1], 3), round(rgb[2], 3))
-
-
-@lru_cache(maxsize=1)
-def _places() -> dict[str, int]:
-    names = dict.fromkeys(entry.name for entry in class_table().classes)
-    return {name: place for place, name in enumerate(names)}
-
-
 def _present(labels: HostArray) -> set[int]:
     """Values of a label map; counting by planes takes a tenth of the time of sorting them."""
     highest = int(labels.max(initial=0))
@@ -180,12 +155,12 @@ def _class_segment(label: int, sentence: str, key: ClassKey) -> Segment:
         category = table.code(table.categories[key.kind])
         kind = key.kind[0].upper()
         private = Code(f"{key.modality}-{kind}-{key.id}", PRIVATE_SCHEME, key.name)
-        return Segment(label, key.name, sentence, class_color(key.name), category, private)
+        return Segment(label, key.name, sentence, label_color(label, key.name), category, private)
     return Segment(
         label,
         key.name,
         sentence,
-        class_color(key.name),
+        label_color(label, key.name),
         table.code(table.categories[known.category]),
         table.code(known.type),
         None if known.region is None else table.code(known.region),
@@ -196,4 +171,4 @@ def _class_segment(label: int, sentence: str, key: ClassKey) -> Segment:
 def _plain_segment(label: int, name: str, sentence: str) -> Segment:
     category = code_table().code(code_table().categories[KINDS[0]])
     kind = Code(f"label-{label}", PRIVATE_SCHEME, name)
-    return Segment(label, name, sentence, numbered_color(label), category, kind)
+    return Segment(label, name, sentence, label_color(label, name), category, kind)

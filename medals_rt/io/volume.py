@@ -155,13 +155,43 @@ class SourceGrid:
         h_mm, w_mm, d_mm = spacing_hwd_mm
         if self.affine_lps is None:
             return np.diag([w_mm, h_mm, d_mm, 1.0])
+        return np.asarray(self.affine_lps, dtype=np.float64) @ self._to_file(shape_dhw)
+
+    def _to_file(self, shape_dhw: tuple[int, int, int]) -> HostArray:
+        """4 x 4: canonical index `(w, h, d, 1)` to the file's own `(i, j, k, 1)`."""
         to_file = np.zeros((4, 4))
         to_file[3, 3] = 1.0
         for canonical, (axis, flip) in enumerate(zip(self.permutation, self.flips, strict=True)):
             own, other = 2 - axis, 2 - canonical  # axes of kji and DHW count from behind
             to_file[own, other] = -1.0 if flip else 1.0
             to_file[own, 3] = shape_dhw[canonical] - 1.0 if flip else 0.0
-        return np.asarray(self.affine_lps, dtype=np.float64) @ to_file
+        return to_file
+
+    def moved(
+        self,
+        shape_dhw: tuple[int, int, int],
+        spacing_hwd_mm: Triple,
+        new_shape_dhw: tuple[int, int, int],
+        scale_dhw: Sequence[float],
+        first_dhw: Sequence[float],
+    ) -> SourceGrid:
+        """Return another grid of the same axes, with a place of its own.
+
+        Parameters
+        ----------
+        shape_dhw, spacing_hwd_mm
+            Of this grid.
+        new_shape_dhw, scale_dhw
+            Of the new one: its voxels, and how many of this grid's each is long.
+        first_dhw
+            Where the center of its first voxel lies, in voxels of this grid.
+        """
+        step = np.diag([*reversed(scale_dhw), 1.0])
+        step[:3, 3] = list(reversed(first_dhw))
+        canonical = self.canonical_affine_lps(shape_dhw, spacing_hwd_mm) @ step
+        affine = canonical @ np.linalg.inv(self._to_file(new_shape_dhw))
+        rows = tuple(tuple(float(value) for value in row) for row in affine)
+        return SourceGrid(self.permutation, self.flips, rows)
 
     def to_canonical(self, array_kji: HostArray) -> HostArray:
         """View of the file's own array `(k, j, i)` in canonical `(D, H, W)`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -24,6 +24,7 @@ from medals_rt.common.choices import (
 )
 from medals_rt.common.errors import InputError, PromptError
 from medals_rt.common.limits import CLASSES_PER_CHUNK, MAX_VOXELS
+from medals_rt.common.notes import Note
 from medals_rt.planning.policy import Preset, load_policy
 from medals_rt.prompts.prompt_set import (
     PLAIN_READING,
@@ -108,6 +109,9 @@ class SegmentOptions:
         It changes how the work is cut, not the result.
     keep_probability
         Also return the largest probability of each voxel.
+    probabilities
+        Also return the probability of each class at each voxel: a byte a class and voxel of the
+        last stage's grid, which the memory estimate includes.
     classes_per_chunk
         How many classes are classified at once at most; changes memory, not the result.
     masks
@@ -136,6 +140,7 @@ class SegmentOptions:
     time_budget: float | None = None
     max_memory: int | None = field(default=None, metadata=_CHANGES_NO_RESULT)
     keep_probability: bool = field(default=False, metadata=_CHANGES_NO_RESULT)
+    probabilities: bool = field(default=False, metadata=_CHANGES_NO_RESULT)
     classes_per_chunk: int = field(default=CLASSES_PER_CHUNK, metadata=_CHANGES_NO_RESULT)
     masks: MaskSource | None = field(
         default=None, repr=False, compare=False, metadata=_CHANGES_NO_RESULT
@@ -205,6 +210,55 @@ class SegmentOptions:
             .preset(self.preset)
             .changed(**{name: getattr(self, name) for name in _OF_THE_PRESET})
         )
+
+
+def idle_options(segment: SegmentOptions, kinds: Collection[str]) -> tuple[Note, ...]:
+    """Note options that were set and change nothing for these kinds of classes."""
+    rules = (
+        (
+            segment.refinement != "masked",
+            ("seed", "block_sizes", "repetitions"),
+            f"refinement {segment.refinement} draws no masks",
+        ),
+        (
+            segment.refinement == "none",
+            ("iterations", "start_from", "lesion_iterations"),
+            "refinement none works from the text alone",
+        ),
+        (
+            segment.refinement != "none" and "lesion" not in kinds,
+            ("lesion_iterations",),
+            "no lesion is asked for",
+        ),
+        (
+            "anatomy" not in kinds,
+            ("postprocess",),
+            "it is about organs, and none is asked for",
+        ),
+    )
+    return tuple(
+        note
+        for applies, names, why in rules
+        if applies
+        for note in _without_effect(segment, names, why)
+    )
+
+
+def idle_in_plans(segment: SegmentOptions) -> tuple[Note, ...]:
+    """Note options that were set and change the result, but nothing that a plan shows."""
+    return _without_effect(
+        segment, ("threshold", "seed", "postprocess"), "a plan is the same with any value"
+    )
+
+
+def _without_effect(segment: SegmentOptions, names: Sequence[str], why: str) -> tuple[Note, ...]:
+    plain = SegmentOptions()
+    found = [name for name in names if getattr(segment, name) != getattr(plain, name)]
+    if not found:
+        return ()
+    flags = " and ".join(f"--{name.replace('_', '-')}" for name in found)
+    text = f"{flags} change{'' if len(found) > 1 else 's'} nothing here: {why}"
+    return (Note("option-without-effect", text),)
 
 
 @dataclass(frozen=True)
@@ -300,7 +354,9 @@ class RunOptions:
         The model's folder; None is as `bundle.resolve_bundle` has it. (Results depend on its hash,
         which is compared beside the options.)
     runner, precision, threads, convolution
-        As for `Segmenter.open`.
+        As for `Segmenter.open`; more threads than there are cores become as many. Threads split
+        sums, which may change their last bits; they are in every report, but don't make results
+        again: workers of a batch on unlike machines have unlike numbers of them anyway.
     segment
         As for `Segmenter.segment`.
     reading

@@ -171,6 +171,7 @@ def _planned(
         refinement=segment.refinement,
         max_memory=segment.max_memory,
         image_bytes=image_bytes,
+        keeps_maps=segment.probabilities,
     )
     return with_time_budget(with_seconds(plan, measured), segment.time_budget)
 

@@ -3,7 +3,7 @@
 Needs matplotlib (the extra `preview`), and no screen.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,31 +14,14 @@ from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import InputError
 from medals_rt.common.optional_deps import require
 from medals_rt.common.typing import HostArray
+from medals_rt.io.palette import Rgb, label_color
 
 _LineStyle = Literal["solid", "dashed", "dotted"]
-_Style = tuple[str, _LineStyle]
+_Style = tuple[Rgb, _LineStyle]
 
-# Colors that people with any common color blindness tell apart, bright enough on gray images:
-# Okabe and Ito's set without black, then those of Paul Tol's sets that add a new one.
-PALETTE = (
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#F0E442",
-    "#D55E00",
-    "#CC79A7",
-    "#4477AA",
-    "#DDCC77",
-    "#882255",
-    "#44AA99",
-    "#EE6677",
-    "#BBCC33",
-    "#AA4499",
-    "#99DDFF",
-    "#999933",
-    "#FFAABB",
-)
 _LINE_STYLES: tuple[_LineStyle, ...] = ("solid", "dashed", "dotted")
+_LABELS_A_STYLE = 16
+"""Of more labels some colors are alike, which lines then tell apart."""
 
 _WIDTH_IN = 13.0
 _TALLEST_PANELS_IN = 9.0
@@ -97,8 +80,9 @@ def save_preview(
     names: Mapping[int, str],
     *,
     title: str,
+    colors: Mapping[int, Rgb] | None = None,
     orientation: Orientation = "known",
-    notice: str | None = None,
+    notices: Sequence[str] = (),
 ) -> None:
     """Draw axial, coronal and sagittal overlays and write them as a PNG, atomically.
 
@@ -116,11 +100,13 @@ def save_preview(
         Label to class name, in the order of the legend.
     title
         A line above the picture, such as the case's name.
+    colors
+        Of each label of `names`; None: those of the classes (`palette.label_color`).
     orientation
         Whether the directions of the canonical axes come from the file ("known"), from the
         convention of challenge files ("assumed"), or mean nothing ("none": microscopy).
-    notice
-        A warning for everyone who sees the picture, shown below it.
+    notices
+        What everyone who sees the picture should know, a line each below it.
 
     Raises
     ------
@@ -145,13 +131,16 @@ def save_preview(
     legend_rows = -(-len(texts) // _legend_columns(texts))
     panels_in = scale * max(panel.size_mm[0] for panel in panels)
     top_in = 0.75
-    bottom_in = 0.5 + _LEGEND_ROW_IN * legend_rows + (0.0 if notice is None else _NOTICE_IN)
+    bottom_in = 0.5 + _LEGEND_ROW_IN * legend_rows + _NOTICE_IN * len(notices)
     height_in = top_in + panels_in + bottom_in
     figure = Figure(figsize=(_WIDTH_IN, height_in), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    colors = {
-        label: (PALETTE[k % len(PALETTE)], _LINE_STYLES[k // len(PALETTE) % len(_LINE_STYLES)])
-        for k, label in enumerate(names)
+    styles = {
+        label: (
+            label_color(label, name) if colors is None else colors[label],
+            _LINE_STYLES[k // _LABELS_A_STYLE % len(_LINE_STYLES)],
+        )
+        for k, (label, name) in enumerate(names.items())
     }
     used_in = sum(scale * panel.size_mm[1] for panel in panels) + _GAP_IN * (len(panels) - 1)
     left_in = (_WIDTH_IN - used_in) / 2
@@ -161,7 +150,7 @@ def save_preview(
         low_in = bottom_in + (panels_in - panel_in) / 2
         place = (left_in / _WIDTH_IN, low_in / height_in)
         size = (width_in / _WIDTH_IN, panel_in / height_in)
-        _draw_panel(figure.add_axes((*place, *size)), panel, colors, bar_mm)
+        _draw_panel(figure.add_axes((*place, *size)), panel, styles, bar_mm)
         if orientation != "none":
             _write_marks(figure.axes[-1], panel.marks)
         left_in += width_in + _GAP_IN
@@ -175,10 +164,11 @@ def save_preview(
         weight="bold",
         parse_math=False,
     )
-    _draw_legend(figure, texts, colors, bottom_in - 0.08)
+    _draw_legend(figure, texts, styles, bottom_in - 0.08)
     _write_foot(figure, 0.1 / height_in, _FOOTNOTES[orientation], "#555555")
-    if notice is not None:
-        _write_foot(figure, 0.28 / height_in, _drawable(notice), "#9a3412", weight="bold")
+    for row, text in enumerate(reversed(notices)):
+        height = (0.28 + _NOTICE_IN * row) / height_in
+        _write_foot(figure, height, _drawable(text), "#9a3412", weight="bold")
     with atomic_output(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -235,7 +225,7 @@ def _inches_per_mm(panels: tuple[Panel, ...]) -> float:
     return min(free_in / wide_mm, _TALLEST_PANELS_IN / tall_mm)
 
 
-def _draw_panel(axes: Any, panel: Panel, colors: Mapping[int, _Style], bar_mm: float) -> None:
+def _draw_panel(axes: Any, panel: Panel, styles: Mapping[int, _Style], bar_mm: float) -> None:
     """Draw one slice: gray image, filled labels, outlines, numbers, letters and a scale bar."""
     height_mm, width_mm = panel.size_mm
     extent = (0.0, width_mm, height_mm, 0.0)
@@ -243,12 +233,12 @@ def _draw_panel(axes: Any, panel: Panel, colors: Mapping[int, _Style], bar_mm: f
     axes.imshow(panel.image, cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="bilinear")
     rows_mm = (np.arange(panel.labels.shape[0]) + 0.5) * panel.pixel_mm[0]
     columns_mm = (np.arange(panel.labels.shape[1]) + 0.5) * panel.pixel_mm[1]
-    for label, (color, style) in colors.items():
+    for label, (color, style) in styles.items():
         mask = panel.labels == label
         if not mask.any():
             continue
         fill = np.zeros((*mask.shape, 4))
-        fill[mask] = (*_rgb(color), 0.33)
+        fill[mask] = (*color, 0.33)
         axes.imshow(fill, extent=extent, interpolation="nearest")
         if min(mask.shape) > 1:
             axes.contour(
@@ -326,16 +316,16 @@ def _legend_texts(
 
 
 def _draw_legend(
-    figure: Any, texts: Mapping[int, str], colors: Mapping[int, _Style], top_in: float
+    figure: Any, texts: Mapping[int, str], styles: Mapping[int, _Style], top_in: float
 ) -> None:
     """Write the legend below the panels, its upper edge `top_in` above the figure's lower one."""
     from matplotlib.patches import Patch
 
     handles = [
         Patch(
-            facecolor=(*_rgb(colors[label][0]), 0.45),
-            edgecolor=colors[label][0],
-            linestyle=colors[label][1],
+            facecolor=(*styles[label][0], 0.45),
+            edgecolor=styles[label][0],
+            linestyle=styles[label][1],
             label=_drawable(text),
         )
         for label, text in texts.items()
@@ -352,8 +342,3 @@ def _draw_legend(
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-
-
-def _rgb(color: str) -> tuple[float, float, float]:
-    red, green, blue = (int(color[k : k + 2], 16) / 255 for k in (1, 3, 5))
-    return red, green, blue

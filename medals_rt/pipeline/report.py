@@ -99,6 +99,7 @@ class RunReport:
     device: str
     precision: str
     convolution: str
+    threads: int
     bundle: dict[str, Any]
     image: dict[str, Any]
     intensities: dict[str, Any]
@@ -223,6 +224,7 @@ def build_report(
         device=info.device,
         precision=info.precision,
         convolution=info.convolution,
+        threads=info.threads,
         bundle={"name": bundle.name, "hash": bundle.hash, "notice": bundle.notice},
         image={
             "shape_dhw": volume.shape_dhw,

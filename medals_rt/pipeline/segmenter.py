@@ -29,6 +29,7 @@ from medals_rt.inference.cascade import CaseRun, run_stages, stage_notes
 from medals_rt.inference.hybrid_prompts import check_start, checked_annotation
 from medals_rt.inference.kept import Kept, KeptImage
 from medals_rt.inference.network import Network, StageNetwork
+from medals_rt.inference.probability_maps import ProbabilityMaps
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.inference.stage import StageTask
 from medals_rt.io.volume import Volume, to_dhw, volume_notes
@@ -54,7 +55,7 @@ from medals_rt.planning.memory import (
 )
 from medals_rt.planning.pass_timings import MeasuredPasses
 from medals_rt.planning.policy import Preset, load_policy
-from medals_rt.planning.stage_plan import CaseOutline, check_memory, stages_of
+from medals_rt.planning.stage_plan import CaseOutline, check_memory, map_bytes, stages_of
 from medals_rt.planning.time_budget import Budget, case_budget
 from medals_rt.postprocessing.finalize import finish_labels, treated_labels
 from medals_rt.preprocessing.intensity import AUTO, Intensities, prepare_intensities
@@ -81,6 +82,10 @@ class Result:
     probability_dhw
         The last stage's largest probability of a voxel's classes, float32, 0 outside the stage's
         box; None unless `SegmentOptions.keep_probability` asked for it.
+    probabilities
+        The last stage's probability of each class by its label, ``(D, H, W)`` uint8 with 255 for 1,
+        made when it is asked for (`inference.probability_maps`); None unless
+        `SegmentOptions.probabilities` asked for it.
     """
 
     labels_dhw: npt.NDArray[Any]
@@ -88,6 +93,7 @@ class Result:
     stage_labels_dhw: Mapping[str, npt.NDArray[Any]]
     report: RunReport
     probability_dhw: npt.NDArray[np.float32] | None = None
+    probabilities: Mapping[int, npt.NDArray[np.uint8]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -372,7 +378,15 @@ class Segmenter:
             for stage, labels in result.stage_labels_dhw.items()
         }
         probability = merged.probability_dhw if options.keep_probability else None
-        return Result(merged.labels_dhw, merged.instances_dhw, stage_labels, report, probability)
+        maps = [each.maps for each in results if each.maps is not None]
+        return Result(
+            merged.labels_dhw,
+            merged.instances_dhw,
+            stage_labels,
+            report,
+            probability,
+            ProbabilityMaps(maps) if options.probabilities else None,
+        )
 
     def _outlines(
         self,
@@ -394,7 +408,8 @@ class Segmenter:
             reserved = kept.cache.max_bytes - (0 if memory.asked else kept.cache.bytes)
             memory = replace(memory, total=max(1, memory.total - reserved))
         outlines: list[CaseOutline] = []
-        chains = self._open_chains
+        chains, earlier_maps = self._open_chains, 0
+        specs = [each.spec for each in self._networks.values()]
         for number, group in enumerate(groups):
             outline = CaseOutline(
                 shape_dhw=volume.shape_dhw,
@@ -409,10 +424,12 @@ class Segmenter:
                 weights=count_weights(self.bundle),
                 runner=info.runner,
                 precision=info.precision,
-                case_bytes=case_bytes(image.size, image.dtype.itemsize, number),
+                case_bytes=case_bytes(image.size, image.dtype.itemsize, number) + earlier_maps,
                 open_chains=chains,
+                keeps_maps=options.probabilities,
             )
             chains = outline.chains_by(2)
+            earlier_maps += map_bytes(outline, stages_of(outline.rules, specs))
             outlines.append(outline)
         return outlines
 
@@ -458,6 +475,7 @@ class Segmenter:
                 seconds_per_pass={**known, **self._measured},
                 measured=self._measured,
                 kept=of_window,
+                keep_maps=options.probabilities,
             )
             if on_coarse is not None:
                 call = on_coarse
@@ -480,6 +498,7 @@ class Segmenter:
             probability = None
             if keep_probability and last.probability_dhw is not None:
                 probability = to_host(last.probability_dhw)
+            maps = None if last.maps is None else last.maps.on_host()
         return GroupResult(
             group=group,
             sources=sources,
@@ -494,6 +513,7 @@ class Segmenter:
             memory=outline.memory,
             budget=budget,
             seconds=watch.seconds,
+            maps=maps,
         )
 
 

@@ -19,6 +19,7 @@ from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.progress import Progress
 from medals_rt.inference.cascade import StageSummary
+from medals_rt.inference.probability_maps import StageMaps
 from medals_rt.io.volume import Volume
 from medals_rt.planning.memory import MemoryLimit
 from medals_rt.planning.policy import Preset, load_policy
@@ -85,6 +86,8 @@ class GroupResult:
         What the group might hold and how its time was spent.
     seconds
         By step.
+    maps
+        Probabilities of every class, where they are kept.
     """
 
     group: WindowGroup
@@ -100,6 +103,7 @@ class GroupResult:
     memory: MemoryLimit
     budget: Budget | None
     seconds: Mapping[str, float]
+    maps: StageMaps | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,7 @@ from medals_rt.planning.stage_plan import (
     CaseOutline,
     StagePlan,
     check_memory,
+    map_bytes,
     seconds_of_both,
     smallest_region_of,
     stage_plans,
@@ -215,6 +216,7 @@ def plan_case(
     refinement: Refinement = "masked",
     max_memory: int | None = None,
     image_bytes: int = 2,
+    keeps_maps: bool = False,
 ) -> CasePlan:
     """Plan a case of which only shape, spacing and classes are known.
 
@@ -238,6 +240,8 @@ def plan_case(
         Bytes that the run may hold; None plans for a machine that has enough.
     image_bytes
         Bytes of a voxel of the image as it is read; of most scans two.
+    keeps_maps
+        Whether the probabilities of every class are wanted.
 
     Raises
     ------
@@ -258,6 +262,7 @@ def plan_case(
         limit = memory_limit(max_memory, "cpu")
     costs: list[StageCost] = []
     chains: frozenset[tuple[int, str]] = frozenset()
+    earlier_maps = 0
     for earlier, (window, classes) in enumerate(groups.items()):
         rules = policy.rules(classes, chosen)
         outline = CaseOutline(
@@ -272,12 +277,14 @@ def plan_case(
             weights=model.weights,
             runner=model.runner,
             precision=model.precision,
-            case_bytes=case_bytes(prod(shape_dhw), image_bytes, earlier),
+            case_bytes=case_bytes(prod(shape_dhw), image_bytes, earlier) + earlier_maps,
             open_chains=chains,
+            keeps_maps=keeps_maps,
         )
         chains = outline.chains_by(2)
         specs = stages_of(rules, model.stages) if stage is None else [model.stages[stage - 1]]
         check_memory(outline, specs, prompted=False)
+        earlier_maps += map_bytes(outline, specs)
         name = window if len(groups) > 1 else None
         costs += [_cost(outline, name, spec) for spec in specs]
     return CasePlan(

@@ -120,6 +120,8 @@ class MemoryDemand:
         Whether a mean of a window's probabilities is formed: two more arrays of all classes.
     classes_per_chunk
         The most that the classifier gives at once.
+    keeps_maps
+        Whether a byte a class and voxel of the stage is kept: the classes' probabilities.
     """
 
     classes: int
@@ -133,6 +135,7 @@ class MemoryDemand:
     held_classes: int = 0
     averaged: bool = False
     classes_per_chunk: int = CLASSES_PER_CHUNK
+    keeps_maps: bool = False
 
 
 @dataclass(frozen=True)
@@ -287,6 +290,7 @@ def _fixed_bytes(demand: MemoryDemand, window_hwd: Shape, windows: Sequence[Wind
         + demand.case_bytes
         + prod(padded_hwd) * (4 + 4 + 1 + 1)  # image, largest probability, labels, prompts
         + demand.held_classes * prod(window_hwd) * 5  # probabilities, and prompts as bools
+        + demand.keeps_maps * demand.classes * prod(padded_hwd)
         + demand.averaged * demand.classes * prod(window_hwd) * 8
     )
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, floor
+from math import prod
 
 from medals_rt.bundle.stage_spec import StageSpec
+from medals_rt.common.byte_sizes import size_words
 from medals_rt.common.choices import Refinement
 from medals_rt.common.errors import InputError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
@@ -57,6 +58,8 @@ class CaseOutline:
         What the arrays on the case's own grid take (`memory.case_bytes`).
     open_chains
         Chains of graphs that were compiled before, for other classes.
+    keeps_maps
+        Whether the probabilities of every class are kept.
     """
 
     shape_dhw: tuple[int, int, int]
@@ -73,6 +76,7 @@ class CaseOutline:
     precision: str = "bf16"
     case_bytes: int = 0
     open_chains: frozenset[tuple[int, str]] = frozenset()
+    keeps_maps: bool = False
 
     def chains_by(self, stage: int) -> frozenset[tuple[int, str]]:
         """Return the chains of graphs that are compiled by the end of a stage.
@@ -192,6 +196,7 @@ def stage_plans(
                 held_classes=case.classes if repeats else 0,
                 averaged=window_pass.averages,
                 classes_per_chunk=case.classes_per_chunk,
+                keeps_maps=case.keeps_maps,
             ),
             geometry.resampled_shape_hwd,
             geometry.windows,
@@ -199,6 +204,17 @@ def stage_plans(
         )
         plans.append(StagePlan(geometry, memory, window_pass, preset.threshold))
     return plans
+
+
+def map_bytes(case: CaseOutline, specs: Iterable[StageSpec]) -> int:
+    """Bytes of the probability maps that a case leaves, at most: those of the whole image."""
+    if not case.keeps_maps:
+        return 0
+    return max(
+        case.classes * prod(plan.geometry.resampled_shape_hwd)
+        for spec in specs
+        for plan in stage_plans(case, spec, case.whole, QUALITY_LEVELS[:1], prompted=False)
+    )
 
 
 def stages_of(rules: CaseRules, specs: Iterable[StageSpec]) -> list[StageSpec]:
@@ -242,8 +258,8 @@ def check_memory(case: CaseOutline, specs: Sequence[StageSpec], *, prompted: boo
     )
     if need > case.memory.total:
         raise InputError(
-            f"{floor(case.memory.total / 1e8) / 10} GB of memory are too few for this case with "
-            f"{case.runner} in {case.precision}: allow at least {ceil(need / 1e8) / 10} GB",
+            f"{size_words(case.memory.total)} of memory are too few for this case with "
+            f"{case.runner} in {case.precision}: allow at least {size_words(need, up=True)}",
             code="memory-too-small",
         )
 

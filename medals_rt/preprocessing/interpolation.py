@@ -81,19 +81,22 @@ class Axis:
 
 
 @lru_cache(maxsize=64)
-def make_axis(n: int, m: int, *, nearest: bool = False) -> Axis:
+def make_axis(n: int, m: int, *, nearest: bool = False, scale: float | None = None) -> Axis:
     """Place `m` half-pixel centers among `n` voxels, in float32 as torch does.
+
+    `scale` is how many of the `n` voxels one of the `m` is long (as with torch's
+    `scale_factor`); None: so many that both grids end at the same place.
 
     `nearest`: each takes the voxel that holds it (torch's "nearest-exact"); else it lies between
     two, or on the first or last one where it is beyond their centers.
     """
-    scale = np.float32(n) / np.float32(m)
+    step = np.float32(n) / np.float32(m) if scale is None else np.float32(scale)
     centers = np.arange(m, dtype=np.float32) + np.float32(0.5)
-    if nearest or n == m:
-        lower = np.minimum((centers * scale).astype(np.intp), n - 1)
+    if nearest or (n == m and step == 1):
+        lower = np.minimum((centers * step).astype(np.intp), n - 1)
         return Axis(n, lower, lower, np.zeros(m, np.float32))
     # rounded once: torch's kernels use a fused multiply-add where the processor has one
-    exact = np.float64(scale) * centers - 0.5
+    exact = np.float64(step) * centers - 0.5
     position = np.maximum(exact.astype(np.float32), np.float32(0))
     lower = np.minimum(position.astype(np.intp), n - 1)
     upper = np.minimum(lower + 1, n - 1)

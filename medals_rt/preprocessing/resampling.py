@@ -61,6 +61,7 @@ def resample_image(
     separate_axis: int | None = None,
     *,
     order: Order = MODEL_ORDER,
+    scale_hwd: tuple[float, float, float] | None = None,
 ) -> Array:
     """Bring an image to another shape.
 
@@ -75,6 +76,9 @@ def resample_image(
         always back to the original grid.
     order
         How the result lies in memory: `MODEL_ORDER`, or `FILE_ORDER` back to the original grid.
+    scale_hwd
+        How many voxels of the image one of the result is long; None: so many that both end at the
+        same place.
 
     Returns
     -------
@@ -83,10 +87,7 @@ def resample_image(
     """
     xp = namespace(image_hwd)
     shape, new_shape = _shape(image_hwd.shape), _shape(new_shape_hwd)
-    axes = tuple(
-        make_axis(n, m, nearest=axis == separate_axis)
-        for axis, (n, m) in enumerate(zip(shape, new_shape, strict=True))
-    )
+    axes = _axes(shape, new_shape, separate_axis, scale_hwd)
     source, swept = _to_sweep(image_hwd, new_shape, order, xp)
     moved = [axes[axis] for axis in swept]
     result = xp.empty(
@@ -106,6 +107,7 @@ def resample_labels(
     separate_axis: int | None = None,
     *,
     order: Order = MODEL_ORDER,
+    scale_hwd: tuple[float, float, float] | None = None,
 ) -> Array:
     """Bring a label map to another shape: each voxel gets the label of the largest linear weight.
 
@@ -119,7 +121,7 @@ def resample_labels(
     ----------
     labels_hwd
         ``(H, W, D)``, integers from 0 on.
-    new_shape_hwd, separate_axis, order
+    new_shape_hwd, separate_axis, order, scale_hwd
         As in `resample_image`. A separate axis copies whole slices of the interpolated plane.
 
     Returns
@@ -129,16 +131,13 @@ def resample_labels(
     """
     xp = namespace(labels_hwd)
     shape, new_shape = _shape(labels_hwd.shape), _shape(new_shape_hwd)
-    axes = tuple(
-        make_axis(n, m, nearest=axis == separate_axis)
-        for axis, (n, m) in enumerate(zip(shape, new_shape, strict=True))
-    )
+    axes = _axes(shape, new_shape, separate_axis, scale_hwd)
     source, swept = _to_sweep(labels_hwd, new_shape, order, xp)
     moved = [axes[axis] for axis in swept]
     result = xp.empty(
         tuple(each.new_length for each in moved), dtype=labels_hwd.dtype, device=labels_hwd.device
     )
-    if shape == new_shape:
+    if all(each.keeps for each in axes):
         result[...] = source
         return _in_order(result, swept, order, xp)
     last_first = tuple(swept.index(axis) for axis in (2, 1, 0))
@@ -163,6 +162,19 @@ def resample_labels(
 
     on_all_cores(fill, _slabs(source, result), source)
     return _in_order(result, swept, order, xp)
+
+
+def _axes(
+    shape: Shape,
+    new_shape: Shape,
+    separate_axis: int | None,
+    scale_hwd: tuple[float, float, float] | None,
+) -> tuple[Axis, ...]:
+    scales = (None, None, None) if scale_hwd is None else scale_hwd
+    return tuple(
+        make_axis(n, m, nearest=axis == separate_axis, scale=scale)
+        for axis, (n, m, scale) in enumerate(zip(shape, new_shape, scales, strict=True))
+    )
 
 
 def _shape(shape: tuple[int, ...]) -> Shape:

@@ -84,7 +84,21 @@ def test_the_list_of_groups() -> None:
     assert found["classes"][:2] == ["Right kidney", "Left kidney"]
     shown = call("prompts", "--groups").stdout
     assert "calf muscles" in shown
-    assert "Gastrocnemius Medialis" in shown
+    assert "calf muscles\tUS\tGastrocnemius Medialis" in shown.splitlines()  # for programs
+    assert max(map(len, shown.splitlines())) < 100
+
+
+def test_a_plan_says_which_options_it_does_not_depend_on() -> None:
+    words = ("--shape", "60,60,60", "--spacing", "2,2,2", "--classes", "CT/Liver")
+    result = call("plan", *words, "--threshold", "0.3")
+    assert result.stderr == (
+        "note: --threshold changes nothing here: a plan is the same with any value\n"
+    )
+    bare, kept = (
+        json.loads(call("plan", *words, *more, "--json").stdout)["expected_peak_memory_mib"]
+        for more in ((), ("--probabilities",))
+    )
+    assert bare < kept < bare + 50
 
 
 def test_plan_of_a_case(tiny_bundle: Bundle, case: Path, run: Callable[..., Result]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from medals_rt.common.byte_sizes import parse_size
+from medals_rt.common.byte_sizes import parse_size, size_words
 from medals_rt.common.errors import InputError
 
 
@@ -28,3 +28,19 @@ def test_what_is_no_size(text: str) -> None:
     with pytest.raises(InputError) as refused:
         parse_size(text)
     assert refused.value.code == "memory-size-invalid"
+
+
+@pytest.mark.parametrize(
+    ("size", "down", "up"),
+    [
+        (1, "1 B", "1 B"),
+        (1000, "1 KB", "1 KB"),
+        (1_049_999, "1 MB", "1.1 MB"),
+        (35_410_000, "35.4 MB", "35.5 MB"),
+        (5_590_000_000, "5.5 GB", "5.6 GB"),
+        (2 * 10**12, "2 TB", "2 TB"),
+    ],
+)
+def test_sizes_in_words_are_never_nothing(size: int, down: str, up: str) -> None:
+    assert (size_words(size), size_words(size, up=True)) == (down, up)
+    assert parse_size(down) <= size <= parse_size(up)

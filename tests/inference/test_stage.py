@@ -92,6 +92,8 @@ def run(
     watchdog: Watchdog | None = None,
     watch: Stopwatch | None = None,
     network: Formula | None = None,
+    *,
+    keep_maps: bool = False,
 ) -> tuple[StageResult, list[tuple[int, int]]]:
     rng = np.random.default_rng(3)
     image = rng.integers(0, 256, SHAPE_HWD).astype(np.float32)
@@ -111,6 +113,7 @@ def run(
         StageTask(xp.zeros((3, 4), dtype=xp.float32), LABELS, masks),
         prompt_labels_hwd=None if planned.window_pass.mode == "none" else xp.asarray(prompts),
         keep_probability=True,
+        keep_maps=keep_maps,
         watch=watch or Stopwatch(),
         name="fine",
         progress=lambda _, done, total: told.append((done, total)),

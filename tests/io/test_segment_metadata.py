@@ -13,8 +13,9 @@ from pydicom.sr._concepts_dict import concepts
 
 from medals_rt.common.errors import CaseError
 from medals_rt.io.case import Case
+from medals_rt.io.palette import class_color
 from medals_rt.io.registry import check_output, read_case, write_segmentation
-from medals_rt.io.segment_metadata import PRIVATE_SCHEME, class_color, code_table, segments_of
+from medals_rt.io.segment_metadata import PRIVATE_SCHEME, code_table, segments_of
 from medals_rt.prompts.classes import all_classes
 from medals_rt.prompts.prompt_set import Prompt, PromptSet, numbered, parse_prompts
 from tests.dicom import write_series
@@ -102,7 +103,7 @@ def test_nrrd_names_its_segments_for_3d_slicer(tmp_path: Path) -> None:
         assert of["ID"] == f"Segment_{segment.label}"
         assert int(of["LabelValue"]) == segment.label == number + 1
         assert of["Layer"] == "0"
-        assert tuple(map(float, of["Color"].split())) == segment.rgb
+        assert tuple(map(float, of["Color"].split())) == pytest.approx(segment.rgb, abs=1e-6)
         low_high = np.array(of["Extent"].split(), int).reshape(3, 2)
         places = np.argwhere(array == segment.label)
         if len(places):

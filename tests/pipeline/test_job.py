@@ -13,6 +13,7 @@ from typing import Annotated, get_args, get_type_hints
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 import typer
 from pydicom import dcmread
 from typer.testing import CliRunner
@@ -22,14 +23,16 @@ from medals_rt.cli import app
 from medals_rt.cli._options import run_options, takes
 from medals_rt.cli.batch import batch_command
 from medals_rt.cli.run import run_command
+from medals_rt.common.arrays import usable_cores
 from medals_rt.common.choices import OutputFormat
 from medals_rt.common.errors import CaseError, InputError
 from medals_rt.io.registry import FORMATS, read_case, read_labels
 from medals_rt.io.volume import SourceGrid
-from medals_rt.pipeline import job as job_module
+from medals_rt.pipeline import job_results
 from medals_rt.pipeline.csv_tables import LESION_COLUMNS
 from medals_rt.pipeline.job import default_output, draw_preview, read_annotation
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
+from medals_rt.pipeline.segmenter import load
 from medals_rt.prompts.prompt_set import numbered
 from tests.cli.helpers import error_of
 from tests.dicom import write_series
@@ -84,6 +87,64 @@ def test_lesions_have_a_table_and_a_map_of_their_own(tiny_bundle: Bundle, tmp_pa
     assert np.array_equal(labels.labels_dhw, instances)
     text = numbered.read_bytes()
     assert f"Segment0_Name:={rows[0][1]} {rows[0][2]}".encode() in text
+
+
+def test_probability_maps_by_run_and_python_are_alike(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Both are bytes that read as 0 to 1, and what was labeled is half and more."""
+    case, output, maps = write_case(tmp_path / "a.npz"), tmp_path / "s.npz", tmp_path / "maps"
+    more = ("--probabilities", maps, "--postprocess", "off")
+    result = CliRunner().invoke(app, words(tiny_bundle, case, output, *more))
+    assert result.exit_code == 0, result.output
+    assert f"wrote {maps}" in result.stdout
+    image = nibabel.load(maps / "liver.nii.gz")
+    assert image.get_data_dtype() == np.uint8
+    by_itk = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(maps / "liver.nii.gz")))
+    read = read_case(case)
+    options = SegmentOptions(postprocess="off", probabilities=True)
+    with load(tiny_bundle.folder, runner="onnxruntime", precision="fp32") as segmenter:
+        found = segmenter.segment(read.volume, read.prompts or {}, options)
+        plain = segmenter.segment(read.volume, read.prompts or {})
+    assert plain.probabilities is None
+    assert found.probabilities is not None
+    assert list(found.probabilities) == [1]
+    np.testing.assert_allclose(image.get_fdata().T, found.probabilities[1] / 255, atol=1e-6)
+    np.testing.assert_allclose(by_itk, found.probabilities[1] / 255, atol=1e-6)
+    np.testing.assert_array_equal(found.labels_dhw, read_labels(output).labels_dhw)
+    assert 0 < (found.labels_dhw > 0).sum() < found.labels_dhw.size
+    disagree = (found.labels_dhw > 0) != (found.probabilities[1] >= 128)
+    assert disagree.mean() < 0.03  # both came from the stage's grid, each by its own rule
+
+
+def test_threads_are_bounded_by_the_cores_and_change_no_label(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    case, labels, found = write_case(tmp_path / "a.npz"), [], []
+    for threads in ("1", "100000"):
+        output, report = tmp_path / f"{threads}.npz", tmp_path / f"{threads}.json"
+        more = ("--threads", threads, "--report", report)
+        result = CliRunner().invoke(app, words(tiny_bundle, case, output, *more))
+        assert result.exit_code == 0, result.output
+        assert ("100,000 threads" in result.stderr) == (threads == "100000")
+        labels.append(read_labels(output).labels_dhw)
+        found.append(json.loads(report.read_text(encoding="utf-8"))["threads"])
+    assert found == [1, usable_cores()]
+    np.testing.assert_array_equal(*labels)
+
+
+def test_a_picture_says_that_one_stage_made_it(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[list[str]] = []
+    monkeypatch.setattr(
+        job_results, "save_preview", lambda *_, notices, **__: shown.append(notices)
+    )
+    case, picture = write_case(tmp_path / "a.npz"), tmp_path / "a.png"
+    for stages in ("coarse", "both"):
+        asked = words(tiny_bundle, case, tmp_path / "s.npz", "--preview", picture)
+        assert CliRunner().invoke(app, [*asked, "--stages", stages]).exit_code == 0
+    coarse, both = shown
+    assert coarse[0] == "the result is that of the coarse stage alone"
+    assert not any("stage alone" in text for text in both)
 
 
 @pytest.mark.parametrize("more", [("--prompt", "Liver in CT"), (*LESIONS, "--preset", "release")])
@@ -250,8 +311,8 @@ def test_the_picture_tells_lesions_apart(
         shown.update(names)
         assert set(np.unique(labels)) - {0} <= set(names)
 
-    monkeypatch.setattr(job_module, "save_preview", note)
-    monkeypatch.setattr(job_module, "_MOST_DRAWN", most)
+    monkeypatch.setattr(job_results, "save_preview", note)
+    monkeypatch.setattr(job_results, "_MOST_DRAWN", most)
     case = read_case(write_case(tmp_path / "a.npz"))
     instances = np.zeros(case.volume.shape_dhw, np.uint8)
     instances[1, 1, 1:4] = (1, 2, 3)

@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 
 from medals_rt.common.errors import InputError, PromptError
-from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
+from medals_rt.pipeline.options import (
+    PromptSource,
+    RunOptions,
+    SegmentOptions,
+    idle_in_plans,
+    idle_options,
+)
 from medals_rt.planning.policy import load_policy
 from medals_rt.prompts.prompt_set import PLAIN_READING, PromptReading
 
@@ -168,3 +174,35 @@ def test_everything_is_what_the_model_covers() -> None:
         "CT/anatomy/2",
     ]
     assert {note.code for note in found.notes} == {"other-kind-left-out", "classes-not-covered"}
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds", "named"),
+    [
+        ({}, ("anatomy",), ""),
+        ({"seed": 3, "iterations": 2}, ("anatomy",), ""),
+        ({"lesion_iterations": 2}, ("lesion",), ""),
+        ({"lesion_iterations": 2}, ("anatomy",), "--lesion-iterations changes"),
+        ({"postprocess": "all"}, ("lesion",), "--postprocess changes"),
+        ({"postprocess": "all"}, ("anatomy", "lesion"), ""),
+        ({"refinement": "unmasked", "seed": 3}, ("anatomy",), "--seed changes"),
+        (
+            {"refinement": "unmasked", "block_sizes": (4,), "repetitions": 2},
+            ("anatomy",),
+            "--block-sizes and --repetitions change ",
+        ),
+        ({"refinement": "none", "iterations": 2}, ("anatomy",), "--iterations changes"),
+    ],
+)
+def test_options_that_change_nothing_are_noted(
+    given: dict[str, Any], kinds: tuple[str, ...], named: str
+) -> None:
+    notes = idle_options(SegmentOptions(**given), kinds)
+    assert [note.code for note in notes] == ["option-without-effect"] * bool(named)
+    assert "".join(note.text for note in notes).startswith(named)
+
+
+def test_options_that_a_plan_does_not_depend_on_are_noted() -> None:
+    (note,) = idle_in_plans(SegmentOptions(threshold=0.3, seed=1, overlap=0.2))
+    assert note.text.startswith("--threshold and --seed change nothing")
+    assert idle_in_plans(SegmentOptions(overlap=0.2)) == ()

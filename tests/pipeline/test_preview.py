@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from medals_rt.common.errors import InputError, MissingDependencyError
-from medals_rt.pipeline.preview import PALETTE, cut_panels, save_preview
+from medals_rt.io.palette import numbered_color
+from medals_rt.pipeline.preview import cut_panels, save_preview
 from tests.errors import raises
 
 SPACING_DHW = (5.0, 1.0, 2.0)
@@ -20,10 +21,6 @@ def labels() -> np.ndarray:
     volume[8:, 25:, 20:] = 1
     volume[2:4, 5:8, 5:8] = 2
     return volume
-
-
-def rgb(color: str) -> np.ndarray:
-    return np.array([int(color[k : k + 2], 16) for k in (1, 3, 5)])
 
 
 def test_planes_are_turned_to_the_radiological_view(labels: np.ndarray) -> None:
@@ -61,11 +58,12 @@ def test_every_class_is_drawn_in_its_color(tmp_path: Path, labels: np.ndarray, c
     save_preview(path, np.zeros(labels.shape), labels, SPACING_DHW, names, title="case")
     picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
     shown = picture.reshape(-1, 3)
-    for color in PALETTE[:count]:  # the legend's patches: 0.45 of the color on white
-        patch = rgb(color) * 0.45 + 255 * 0.55
-        assert (np.abs(shown - patch).max(axis=1) < 4).sum() > 100, color
-    for color in PALETTE[: min(count, 2)]:  # the overlay's fill: a third of the color on black
-        assert (np.abs(shown - rgb(color) * 0.33).max(axis=1) < 6).sum() > 300, color
+    colors = {label: 255 * np.array(numbered_color(label)) for label in names}
+    for label, color in colors.items():  # the legend's patches: 0.45 of the color on white
+        patch = color * 0.45 + 255 * 0.55
+        assert (np.abs(shown - patch).max(axis=1) < 4).sum() > 100, label
+    for label in (1, 2)[:count]:  # the overlay's fill: a third of the color on black
+        assert (np.abs(shown - colors[label] * 0.33).max(axis=1) < 6).sum() > 300, label
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -15,12 +15,13 @@ from pydicom import dcmread
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.choices import STAGE_NAMES
 from medals_rt.common.errors import MedalsError
+from medals_rt.io.palette import class_color, hex_color
 from medals_rt.io.registry import read_labels
-from medals_rt.io.segment_metadata import class_color
 from medals_rt.pipeline.job import Job, run_job
 from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.pipeline.output_grid import GridRequest
 from medals_serve.client import ServedProblemError, ServiceClient
-from medals_serve.jobs import OUTPUT_FORMATS, hex_color
+from medals_serve.jobs import OUTPUT_FORMATS
 from tests.dicom import write_series
 from tests.serve.serving import RUNNER, SENTENCE, Running, image, until, write_nifti
 
@@ -167,6 +168,26 @@ def test_lesions_with_their_instances(client: ServiceClient, scan: Path) -> None
     numbers = np.asarray(nibabel.Nifti1Image.from_bytes(content).dataobj)
     assert numbers.max() == found["lesions"]
     assert client.statistics(job)[0]["class"] == found["name"]
+
+
+def test_probability_maps_and_another_grid_are_those_of_run(
+    tiny_bundle: Bundle, client: ServiceClient, scan: Path, tmp_path: Path
+) -> None:
+    grid = GridRequest((2.0, 2.0, 2.0), 1.0)
+    output, maps = tmp_path / "labels.nii.gz", tmp_path / "maps"
+    run_job(replace(cli_job(tiny_bundle, scan, output, SENTENCE), probabilities=maps))
+    run_job(replace(cli_job(tiny_bundle, scan, output, SENTENCE), grid=grid))
+    uploaded = client.upload(scan)
+    job = client.segment(uploaded, SENTENCE, probabilities=True)
+    with zipfile.ZipFile(io.BytesIO(client.fetch(job, "probabilities"))) as archive:
+        assert archive.namelist() == [path.name for path in maps.iterdir()]
+        assert archive.read("liver.nii.gz") == (maps / "liver.nii.gz").read_bytes()
+    served = client.fetch(job, crop="1", spacing="2")
+    assert served == output.read_bytes()
+    assert refused(client.fetch, job, format="dcm", crop="1").code == "grid-of-the-source"
+    plain = client.segment(uploaded, SENTENCE)
+    assert refused(client.fetch, plain, "probabilities").code == "no-probabilities"
+    assert refused(client.segment, uploaded, SENTENCE, probabilities=1).code == "option-invalid"
 
 
 @pytest.mark.parametrize("name", ["npz", "nii.gz", "seg.nrrd", "mha", "nifti"])

@@ -15,7 +15,6 @@ from medals_rt.io.dicom.seg import SegKind, check_source, write_seg
 from medals_rt.io.dicom.seg_labels import read_seg_labels
 from medals_rt.io.dicom.web import SCHEME, read_web_case
 from medals_rt.io.format import Format, Options, SegmentationOutput
-from medals_rt.io.segment_metadata import segments_of
 
 
 def _read_case(path: Path, options: Options) -> Case:
@@ -35,7 +34,7 @@ def _write_seg(path: Path, output: SegmentationOutput, kind: SegKind = "binary")
         path,
         output.case,
         output.labels_dhw,
-        segments_of(output.prompts, output.labels_dhw),
+        output.segments,
         instances_dhw=output.instances_dhw,
         model=output.model,
         notice=output.notice,
@@ -48,7 +47,7 @@ def _write_rtstruct(path: Path, output: SegmentationOutput) -> None:
         path,
         output.case,
         output.labels_dhw,
-        segments_of(output.prompts, output.labels_dhw),
+        output.segments,
         instances_dhw=output.instances_dhw,
         model=output.model,
         notice=output.notice,
@@ -91,6 +90,7 @@ FORMATS: Final = (
         libraries=("highdicom", "pydicom"),
         read_labels=read_seg_labels,
         write=_write_seg,
+        keeps_grid=True,
         check=_check_seg,
         recognizes=starts_like_dicom,
         unnamed=True,
@@ -101,6 +101,7 @@ FORMATS: Final = (
         endings=(".labelmap.dcm", ".dcm"),
         libraries=("highdicom", "pydicom", "pyjpegls"),
         write=partial(_write_seg, kind="labelmap"),
+        keeps_grid=True,
         check=partial(_check_seg, kind="labelmap"),
     ),
     Format(
@@ -109,6 +110,7 @@ FORMATS: Final = (
         endings=(".rtstruct.dcm", ".dcm"),
         libraries=("pydicom", "ContourPy"),
         write=_write_rtstruct,
+        keeps_grid=True,
         check=_check_rtstruct,
     ),
 )

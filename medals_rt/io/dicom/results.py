@@ -14,7 +14,8 @@ from medals_rt.io.case import Case
 from medals_rt.io.dicom.case import DicomSource
 from medals_rt.io.dicom.headers import checked_uid
 from medals_rt.io.dicom.slices import Slice
-from medals_rt.io.segment_metadata import Segment, numbered_color
+from medals_rt.io.palette import Rgb, instance_color
+from medals_rt.io.segment_metadata import Segment
 
 CT_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
 _BY_MODALITY: Final = {
@@ -172,9 +173,9 @@ def object_name(segment: Segment, instance: int | None) -> str:
     return one_line(segment.name, LONG_STRING - len(suffix)) + suffix
 
 
-def object_color(segment: Segment, instance: int | None) -> tuple[float, float, float]:
-    """Color of a class; of instances each has its own, so that neighbors can be told apart."""
-    return segment.rgb if instance is None else numbered_color(instance)
+def object_color(segment: Segment, instance: int | None) -> Rgb:
+    """Color of a class; of instances each has its own near that, so that neighbors differ."""
+    return segment.rgb if instance is None else instance_color(segment.rgb, instance)
 
 
 def one_line(text: str, length: int | None = LONG_STRING) -> str:

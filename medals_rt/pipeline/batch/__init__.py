@@ -7,7 +7,13 @@ or many machines claim cases in a shared folder, and `workers` starts them, one 
 """
 
 from medals_rt.pipeline.batch.claims import BatchStanding, Cells, settle_once, standing
-from medals_rt.pipeline.batch.find import BatchCase, BatchPlan, plan_batch, unread_words
+from medals_rt.pipeline.batch.find import (
+    BatchCase,
+    BatchPlan,
+    BesideLabels,
+    plan_batch,
+    unread_words,
+)
 from medals_rt.pipeline.batch.parts import parse_part
 from medals_rt.pipeline.batch.ray_cluster import run_on_ray
 from medals_rt.pipeline.batch.records import Entry
@@ -27,6 +33,7 @@ __all__ = [
     "BatchCase",
     "BatchPlan",
     "BatchStanding",
+    "BesideLabels",
     "Cells",
     "Entry",
     "Listener",

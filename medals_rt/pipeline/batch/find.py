@@ -20,6 +20,7 @@ from medals_rt.pipeline.batch.jobs_file import (
 from medals_rt.pipeline.batch.store import LOCAL, Store
 from medals_rt.pipeline.job import Job, own_ending
 from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.pipeline.output_grid import GridRequest
 from medals_rt.prompts.prompt_set import PromptReading
 
 STATE_FOLDER = ".medals-rt"
@@ -36,6 +37,29 @@ _UNREAD_IMAGES = (
     *(".mat", ".npy", ".par", ".rec"),
 )
 """Endings of images that aren't read: those in a folder are named, not passed over silently."""
+
+
+@dataclass(frozen=True)
+class BesideLabels:
+    """What each case of a batch gets beside its labels and its report; see `job_request.Job`.
+
+    Attributes
+    ----------
+    preview
+        Whether pictures are drawn.
+    split, probabilities
+        Whether each class gets a file of its own, and a probability map: in the folders NAME and
+        NAME_probabilities.
+    instances, sr
+        Whether lesions are numbered in a file of their own, NAME_lesions, and measurements written
+        as a DICOM report, NAME.sr.dcm.
+    """
+
+    preview: bool = True
+    split: bool = False
+    probabilities: bool = False
+    instances: bool = False
+    sr: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,9 +117,9 @@ def plan_batch(
     series: str | None = None,
     select: tuple[str, ...] = (),
     ending: str | None = None,
-    preview: bool = True,
+    beside: BesideLabels = BesideLabels(),
+    grid: GridRequest = GridRequest(),  # noqa: B008 - frozen
     store: str | None = None,
-    split: bool = False,
     files: Store = LOCAL,
 ) -> BatchPlan:
     """Find the cases and decide on the name of every file that will be written.
@@ -118,12 +142,12 @@ def plan_batch(
         Likewise, which series and images; of the cases that can hold several (DICOM).
     ending
         Of the results, such as ``".nii.gz"``; None: that of the case.
-    preview
-        Whether pictures are drawn.
+    beside
+        What is written beside labels and reports.
+    grid
+        The grid that label maps are written on.
     store
         Address of a DICOMweb server where results are stored too.
-    split
-        Whether each class gets a file of its own, in a folder with the case's name.
     files
         Where the files lie whose places are given.
 
@@ -148,7 +172,7 @@ def plan_batch(
             f"in {', '.join(ENDINGS)}, DICOM folders and zips of them",
             code="no-case",
         )
-    places = _Places(results, reports, ending, preview, split, files, store)
+    places = _Places(results, reports, ending, beside, grid, files, store)
     common = _Common(source, options, series, select)
     cases = tuple(_batch_case(each, places, common) for each in found)
     _refuse_clashes(cases)
@@ -271,8 +295,8 @@ class _Places:
     results: Path
     reports: Path
     ending: str | None
-    preview: bool
-    split: bool
+    beside: BesideLabels
+    grid: GridRequest
     files: Store
     store: str | None = None
 
@@ -298,13 +322,20 @@ def _batch_case(found: _Found, places: _Places, common: _Common) -> BatchCase:
             code="result-name-invalid",
         )
     ending = found.ending or places.ending or own_ending(found.path)
+    result, beside = places.results / name, places.beside
     job = Job(
         input=found.path,
-        output=places.results / f"{name}{ending}",
+        output=result.with_name(f"{result.name}{ending}"),
         source=common.source,
         report=report_path(places.reports, name),
-        preview=preview_path(places.reports, name) if places.preview else None,
-        split=places.results / name if places.split else None,
+        preview=preview_path(places.reports, name) if beside.preview else None,
+        split=result if beside.split else None,
+        probabilities=result.with_name(f"{result.name}_probabilities")
+        if beside.probabilities
+        else None,
+        instances=_lesion_map(result, ending) if beside.instances else None,
+        sr=result.with_name(f"{result.name}.sr.dcm") if beside.sr else None,
+        grid=places.grid,
         options=common.options,
         store=places.store,
     )
@@ -313,6 +344,12 @@ def _batch_case(found: _Found, places: _Places, common: _Common) -> BatchCase:
     if found.row is not None:
         job = _with_row(job, found.row, found.folder)
     return BatchCase(name, job, places.reports / STATE_FOLDER / f"{name}.json", places.files)
+
+
+def _lesion_map(result: Path, ending: str) -> Path:
+    """Name the map of numbered lesions; DICOM and meshes have none, so that it is NIfTI there."""
+    own = ending if ending in ENDINGS else ".nii.gz"
+    return result.with_name(f"{result.name}_lesions{own}")
 
 
 def _with_row(job: Job, row: JobRow, folder: Path) -> Job:
@@ -340,6 +377,7 @@ def _refuse_clashes(cases: Sequence[BatchCase]) -> None:
     by_name: dict[str, BatchCase] = {}
     inputs = {case.job.input.resolve() for case in cases}
     split = {one_name(str(case.job.split)) for case in cases if case.job.split is not None}
+    written: dict[str, BatchCase] = {}
     for case in cases:
         twin = by_name.setdefault(one_name(case.name), case)
         if twin is not case:
@@ -354,6 +392,13 @@ def _refuse_clashes(cases: Sequence[BatchCase]) -> None:
                 "in a jobs file, or run them into two folders",
                 code="results-alike",
             )
+        for path in filter(None, (case.job.output, case.job.instances, case.job.sr)):
+            if written.setdefault(one_name(str(path)), case) is not case:
+                raise InputError(
+                    f"{path} would be written of two cases; name one of them in a jobs file, or "
+                    "run them into two folders",
+                    code="results-alike",
+                )
         if case.job.output.resolve() in inputs:
             raise InputError(
                 f"{case.job.output} would overwrite an input; choose another folder of outputs",

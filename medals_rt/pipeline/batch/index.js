@@ -2,7 +2,7 @@
 // Shows the cases of the page, 50 at a time. Texts come from files: they are put in as text only.
 const PER_PAGE = 50;
 const content = JSON.parse(document.getElementById("content").textContent);
-const { texts, palette } = content;
+const { texts } = content;
 const WORDS = { done: "done now", kept: "finished before", failed: "failed", skipped: "without an image" };
 
 const cases = content.cases.map((row, place) => {
@@ -10,8 +10,8 @@ const cases = content.cases.map((row, place) => {
   return {
     place, name, status, error, input, what: texts[what], shape, spacing, seconds, perClass,
     late: late === 1, warnings: warnings.map((n) => texts[n]), remarks: remarks.map((n) => texts[n]),
-    classes: classes.map(([label, n, volume, mean, sd, parts, outlier]) =>
-      ({ label, name: texts[n], volume, mean, sd, parts, outlier })),
+    classes: classes.map(([label, n, volume, mean, sd, parts, outlier, color]) =>
+      ({ label, name: texts[n], volume, mean, sd, parts, outlier, color: texts[color] })),
     result: links[0] ?? "", report: links[1] ?? "", picture: links[2] ?? "",
   };
 });
@@ -163,8 +163,8 @@ function details(each) {
 }
 function classTable(each) {
   const largest = Math.max(...each.classes.map((one) => one.volume ?? 0)) || 1;
-  const rows = each.classes.map((one, place) => {
-    const color = palette[place % palette.length];
+  const rows = each.classes.map((one) => {
+    const { color } = one;
     const name = make("td", {}, make("span", { className: "swatch", style: { background: color } }), `${one.label}\u2002${one.name}`);
     if (one.volume !== null)
       name.append(make("div", { className: "bar", style: { background: color, width: `${(100 * one.volume) / largest}%` } }));

@@ -19,10 +19,10 @@ from urllib.parse import quote
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.templates import fill_template
+from medals_rt.io.palette import hex_color, label_color
 from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.outliers import volume_outliers
 from medals_rt.pipeline.batch.records import Entry
-from medals_rt.pipeline.preview import PALETTE
 
 _PACKAGE: Final = "medals_rt.pipeline.batch"
 TEMPLATE: Final = "index.html.j2"
@@ -112,6 +112,7 @@ def page_content(cases: Sequence[tuple[BatchCase, Entry]], folder: Path) -> dict
                         _rounded(found.sd),
                         found.components,
                         outliers.get((number, place), 0),
+                        texts[hex_color(label_color(found.label, found.name))],
                     ]
                     for place, found in enumerate(entry.classes)
                 ],
@@ -120,7 +121,7 @@ def page_content(cases: Sequence[tuple[BatchCase, Entry]], folder: Path) -> dict
                 else [],
             ]
         )
-    return {"texts": texts.all, "palette": list(PALETTE), "cases": rows}
+    return {"texts": texts.all, "cases": rows}
 
 
 COLUMNS: Final = (
@@ -128,8 +129,18 @@ COLUMNS: Final = (
     "seconds_per_class", "late", "warnings", "remarks", "classes", "links",
 )  # fmt: skip
 """Members of a row of `page_content`, in order."""
-CLASS_COLUMNS: Final = ("label", "name", "volume_ml", "mean", "sd", "components", "outlier")
-"""Members of a class in a row, in order; `outlier` is a score of `outliers`, 0 for none."""
+CLASS_COLUMNS: Final = (
+    "label",
+    "name",
+    "volume_ml",
+    "mean",
+    "sd",
+    "components",
+    "outlier",
+    "color",
+)
+"""Members of a class in a row, in order; `outlier` is a score of `outliers`, 0 for
+none; `color` is that of the class in all outputs."""
 
 
 class _Numbered:

@@ -29,10 +29,13 @@ from medals_rt.pipeline.batch.find import (
 from medals_rt.pipeline.batch.store import content_sha256
 from medals_rt.pipeline.class_statistics import ClassStatistics
 from medals_rt.pipeline.job import Job
+from medals_rt.pipeline.lesion_statistics import LesionStatistics
 
-RECORD_FORMAT: Final = 3
+RECORD_FORMAT: Final = 4
 _CLASS_FILE: Final = "class/"
 """What the roles of files of classes begin with; their names follow."""
+_MAP_FILE: Final = "map/"
+"""What those of probability maps begin with."""
 
 Status = Literal["done", "kept", "failed", "skipped"]
 
@@ -56,7 +59,7 @@ class Entry:
         From reading to labels, as in the report of the run that made them.
     notes
         The report's, without the model's notice, which is about all cases.
-    classes
+    classes, lesions
         What was found.
     """
 
@@ -76,6 +79,7 @@ class Entry:
     incomplete: str | None = None
     notes: tuple[Note, ...] = ()
     classes: tuple[ClassStatistics, ...] = ()
+    lesions: tuple[LesionStatistics, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -138,6 +142,7 @@ def fingerprint(case: BatchCase, bundle_hash: str) -> str:
         "options": job.options.deciding(),
         "input": identity(job.input),
         **({} if job.store is None else {"store": job.store}),
+        **({} if job.grid.is_scans else {"grid": (job.grid.spacing_hwd_mm, job.grid.crop_mm)}),
         "series": job.series,
         "select": job.select,
         "prompts": _asked_for(job),
@@ -202,10 +207,14 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
     return tuple(found)
 
 
-def remember(
-    case: BatchCase, made_from: str, entry: Entry, class_files: Collection[Path] = ()
-) -> None:
-    """Note that a case is finished, with the files that were written of it and of its classes.
+def class_roles(class_files: Iterable[Path], maps: Iterable[Path]) -> list[str]:
+    """Name the roles of files of classes and of probability maps."""
+    split = [f"{_CLASS_FILE}{path.name}" for path in class_files]
+    return split + [f"{_MAP_FILE}{path.name}" for path in maps]
+
+
+def remember(case: BatchCase, made_from: str, entry: Entry, roles: Collection[str] = ()) -> None:
+    """Note that a case is finished, with the files that were written; `roles` of its classes'.
 
     Raises
     ------
@@ -213,8 +222,7 @@ def remember(
         The record can't be written.
     """
     files = {}
-    names = [f"{_CLASS_FILE}{path.name}" for path in class_files]
-    for role, path in files_of(case.job, names):
+    for role, path in files_of(case.job, roles):
         case.store.put(path)
         files[role] = case.store.identity(path) or ""
         case.store.drop(path)
@@ -299,10 +307,34 @@ def _end_path(case: BatchCase) -> Path:
     return case.record.with_name(f"{case.record.name}.end")
 
 
-def remove_files(case: BatchCase, class_files: Collection[Path] = ()) -> None:
+def remove_files(case: BatchCase, roles: Collection[str] = ()) -> None:
     """Remove what was already written of a case that failed while it was written."""
-    for path in (*(path for _, path in files_of(case.job)), *class_files):
+    for _, path in files_of(case.job, roles):
         case.store.remove(path)
+
+
+def remove_empty_folders(plan: BatchPlan, entries: Iterable[Entry]) -> None:
+    """Remove the folders that were made for cases that failed, where nothing lies in them."""
+    tops = {plan.results.resolve(), plan.reports.resolve()}
+    for case, entry in zip(plan.cases, entries, strict=True):
+        if entry.status not in {"failed", "skipped"}:
+            continue
+        job = case.job
+        folders = [path.parent for _, path in files_of(job)]
+        for folder in filter(None, (job.split, job.probabilities, *folders)):
+            _remove_empty(folder.resolve(), tops)
+
+
+def _remove_empty(folder: Path, tops: set[Path]) -> None:
+    """Remove a folder and those above it as far as they are empty and below `tops`."""
+    while folder not in tops and not tops.isdisjoint(folder.parents):
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:  # something is in it
+            return
+        folder = folder.parent
 
 
 def shown(text: object, length: int = 1000) -> str:
@@ -315,21 +347,28 @@ def shown(text: object, length: int = 1000) -> str:
 
 def files_of(job: Job, recorded: Iterable[str] = ()) -> Iterator[tuple[str, Path]]:
     """Go through the files that a job writes, by role; those of classes are among `recorded`."""
-    roles = {"labels": job.output, "report": job.report, "preview": job.preview}
+    roles = {
+        "labels": job.output,
+        "report": job.report,
+        "preview": job.preview,
+        "lesions": job.instances,
+        "sr": job.sr,
+    }
     for role, path in roles.items():
         if path is not None:
             yield role, path
-    if job.split is not None:
-        for role in recorded:
-            if role.startswith(_CLASS_FILE):
-                yield role, job.split / PurePosixPath(role).name
+    for folder, start in ((job.split, _CLASS_FILE), (job.probabilities, _MAP_FILE)):
+        if folder is not None:
+            for role in recorded:
+                if role.startswith(start):
+                    yield role, folder / PurePosixPath(role).name
 
 
 def _intact(case: BatchCase, record: Record) -> bool:
     """Whether all files of a case are there, as the record says they were written."""
-    classes = any(role.startswith(_CLASS_FILE) for role in record.files)
-    if case.job.split is not None and not classes:
-        return False
+    for folder, start in ((case.job.split, _CLASS_FILE), (case.job.probabilities, _MAP_FILE)):
+        if folder is not None and not any(role.startswith(start) for role in record.files):
+            return False
     files = files_of(case.job, record.files)
     return all(record.files.get(role) == case.store.identity(path) for role, path in files)
 

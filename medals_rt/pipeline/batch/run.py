@@ -18,6 +18,7 @@ from medals_rt.pipeline.batch.claims import MOST_ENDED, Cells, Claim, Claims, Lo
 from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.records import (
     Entry,
+    class_roles,
     fingerprint,
     forget_end,
     kept_entry,
@@ -32,7 +33,9 @@ from medals_rt.pipeline.job import (
     ReadJob,
     check_outputs,
     files_of_classes,
+    files_of_maps,
     measure,
+    measure_lesions,
     open_models,
     passes_recorded,
     read_job,
@@ -236,15 +239,18 @@ def _inputs(case: BatchCase) -> tuple[Path, ...]:
 def _written(ready: _Ready, result: Result) -> Entry:
     """Write a case's files, and last of all the record that it is finished."""
     case = ready.case
-    class_files = files_of_classes(case.job, ready.read.prompts).values()
+    prompts = ready.read.prompts
+    roles = class_roles(
+        files_of_classes(case.job, prompts).values(), files_of_maps(case.job, prompts).values()
+    )
     try:
         write_job(ready.read, result)
         entry = _entry(ready, result)
-        remember(case, ready.made_from, entry, class_files)
+        remember(case, ready.made_from, entry, roles)
     except OutputError:  # the next case would have no room either
         raise
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
-        remove_files(case, class_files)
+        remove_files(case, roles)
         return _failed(case, error)
     return entry
 
@@ -269,6 +275,7 @@ def _entry(ready: _Ready, result: Result) -> Entry:
             replace(note, text=shown(note.text)) for note in report.notes if note.code != NOTICE
         ),
         classes=measure(ready.read, result),
+        lesions=measure_lesions(ready.read, result),
     )
 
 

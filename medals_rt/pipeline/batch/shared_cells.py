@@ -168,7 +168,16 @@ def identity_of(
         (
             case.name,
             case.job.output.name,
-            case.job.split is not None,
+            *(
+                each is not None
+                for each in (
+                    case.job.split,
+                    case.job.probabilities,
+                    case.job.instances,
+                    case.job.sr,
+                )
+            ),
+            (case.job.grid.spacing_hwd_mm, case.job.grid.crop_mm),
             case.job.source.sentences,
             case.job.source.lesions,
             case.job.source.groups,

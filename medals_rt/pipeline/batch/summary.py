@@ -1,4 +1,4 @@
-"""What a batch leaves to read: `summary.csv`, `statistics.csv`, and the page `index.html`."""
+"""What a batch leaves to read: `summary.csv`, tables of classes and lesions, and `index.html`."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,12 +8,25 @@ from typing import Final
 from medals_rt.pipeline.batch.claims import Cells, status_of
 from medals_rt.pipeline.batch.find import BatchPlan
 from medals_rt.pipeline.batch.page import write_page
-from medals_rt.pipeline.batch.records import Entry, finished_before, recorded_entry
+from medals_rt.pipeline.batch.records import (
+    Entry,
+    finished_before,
+    recorded_entry,
+    remove_empty_folders,
+)
 from medals_rt.pipeline.batch.shared_cells import remove_leftovers
-from medals_rt.pipeline.csv_tables import STATISTICS_COLUMNS, Cell, statistics_row, write_csv
+from medals_rt.pipeline.csv_tables import (
+    LESION_COLUMNS,
+    STATISTICS_COLUMNS,
+    Cell,
+    lesion_row,
+    statistics_row,
+    write_csv,
+)
 
 SUMMARY_FILE: Final = "summary.csv"
 STATISTICS_FILE: Final = "statistics.csv"
+LESIONS_FILE: Final = "lesions.csv"
 PAGE_FILE: Final = "index.html"
 _READERS: Final = 16
 """Records that are read at once: on a shared disk each waits for the server."""
@@ -29,7 +42,7 @@ def summary_files(plan: BatchPlan, *, statistics: bool, page: bool) -> tuple[Pat
     """Name the files that `write_summaries` writes."""
     names = [SUMMARY_FILE]
     if statistics:
-        names.append(STATISTICS_FILE)
+        names += [STATISTICS_FILE, LESIONS_FILE]
     if page:
         names.append(PAGE_FILE)
     return tuple(plan.reports / name for name in names)
@@ -94,6 +107,7 @@ def write_tables(
     entries = all_entries(plan, here, cells.read(0, len(plan.cases)))
     if entries is not None:
         remove_leftovers(plan, cells)
+        remove_empty_folders(plan, entries)
         write_summaries(plan, entries, statistics=statistics, page=page, notice=notice)
     return entries is not None
 
@@ -118,7 +132,8 @@ def write_summaries(
     entries
         One a case, in the order of the plan's.
     statistics
-        Whether the classes of every case are written to `statistics.csv`.
+        Whether the classes of every case are written to `statistics.csv`, and its lesions to
+        `lesions.csv`.
     page
         Whether `index.html` is written.
     notice
@@ -134,9 +149,12 @@ def write_summaries(
     entries = [entry for _, entry in cases]
     write_csv(plan.reports / SUMMARY_FILE, SUMMARY_COLUMNS, map(_summary_row, entries))
     if statistics:
-        columns = ("case", *STATISTICS_COLUMNS)
-        rows = ((each.name, *statistics_row(found)) for each in entries for found in each.classes)
-        write_csv(plan.reports / STATISTICS_FILE, columns, rows)
+        classes = (
+            (each.name, *statistics_row(found)) for each in entries for found in each.classes
+        )
+        write_csv(plan.reports / STATISTICS_FILE, ("case", *STATISTICS_COLUMNS), classes)
+        lesions = ((each.name, *lesion_row(found)) for each in entries for found in each.lesions)
+        write_csv(plan.reports / LESIONS_FILE, ("case", *LESION_COLUMNS), lesions)
     if page:
         title = plan.results.resolve().name or "results"
         write_page(plan.reports / PAGE_FILE, title, cases, notice)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from medals_rt.common.errors import InputError, MissingFileError
-from medals_rt.pipeline.batch import BatchPlan, plan_batch
+from medals_rt.pipeline.batch import BatchPlan, BesideLabels, plan_batch
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from tests.errors import raises
 from tests.pipeline.batch.helpers import write_json
@@ -45,7 +45,13 @@ def test_a_folder_with_all_below_it(scans: Path, tmp_path: Path) -> None:
 
 
 def test_another_format_and_another_place_for_reports(scans: Path, tmp_path: Path) -> None:
-    found = plan(scans, out=tmp_path / "out", reports=tmp_path / "r", ending=".npz", preview=False)
+    found = plan(
+        scans,
+        out=tmp_path / "out",
+        reports=tmp_path / "r",
+        ending=".npz",
+        beside=BesideLabels(preview=False),
+    )
     assert results(found) == {"a": "a.npz", "b": "b.npz", "deep/er/c": "deep/er/c.npz"}
     assert all(case.job.preview is None for case in found.cases)
     assert found.cases[0].job.report == tmp_path / "r" / "reports" / "a.json"

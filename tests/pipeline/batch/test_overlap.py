@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.pipeline.batch import Entry, plan_batch, run_batch
+from medals_rt.pipeline.batch import BesideLabels, Entry, plan_batch, run_batch
 from medals_rt.pipeline.batch import run as batch_run
 from medals_rt.pipeline.job import read_job
 from medals_rt.pipeline.options import PromptSource, RunOptions
@@ -35,7 +35,9 @@ def staged(
 ) -> SimpleNamespace:
     """Three cases whose steps are the test's own: nothing is segmented or written."""
     options = RunOptions(bundle=tiny_bundle.folder)
-    plan = plan_batch([scans], out, source=PromptSource(), options=options, preview=False)
+    plan = plan_batch(
+        [scans], out, source=PromptSource(), options=options, beside=BesideLabels(preview=False)
+    )
     closed = threading.Event()
 
     class Models:

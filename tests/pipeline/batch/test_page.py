@@ -15,6 +15,7 @@ import pytest
 
 from medals_rt.common.errors import MissingDependencyError
 from medals_rt.common.notes import Note, warning
+from medals_rt.io.palette import class_color, hex_color
 from medals_rt.pipeline.batch import Entry
 from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.page import CLASS_COLUMNS, COLUMNS, duration, write_page
@@ -78,6 +79,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         ]
         for each in named["classes"]:
             each["name"] = texts[each["name"]]
+            each["color"] = texts[each["color"]]
         named["what"] = texts[named["what"]]
         for notes in ("warnings", "remarks"):
             named[notes] = [texts[number] for number in named[notes]]
@@ -96,7 +98,7 @@ def test_what_a_page_holds(tmp_path: Path) -> None:
     liver, spleen = done["classes"]
     assert liver == {
         "label": 1, "name": "Liver", "volume_ml": 1500.0, "mean": 60.5, "sd": 9.25,
-        "components": 2, "outlier": 0,
+        "components": 2, "outlier": 0, "color": hex_color(class_color("Liver")),
     }  # fmt: skip
     assert (spleen["name"], spleen["volume_ml"]) == (HOSTILE, None)
     assert (failed["error"], failed["input"], failed["links"]) == ("no image in it", "in/x", [])

@@ -18,7 +18,7 @@ if find_spec("ray") is None:  # not imported: a batch first says that it listens
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import RunnerError
-from medals_rt.pipeline.batch import plan_batch, ray_cluster, standing
+from medals_rt.pipeline.batch import BesideLabels, plan_batch, ray_cluster, standing
 from medals_rt.pipeline.batch.claims import LocalCells
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from tests.errors import raises
@@ -73,7 +73,7 @@ def test_lost_actors_and_a_poisoned_case(
         tmp_path / "out",
         source=PromptSource(),
         options=options,
-        preview=False,
+        beside=BesideLabels(preview=False),
     )
     cells = LocalCells(len(names))
     killed, addresses, stop = [], set(), threading.Event()

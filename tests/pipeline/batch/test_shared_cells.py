@@ -13,7 +13,7 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.pipeline.batch.claims import LocalCells
-from medals_rt.pipeline.batch.find import plan_batch
+from medals_rt.pipeline.batch.find import BesideLabels, plan_batch
 from medals_rt.pipeline.batch.shared_cells import SharedCells, remove_leftovers
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from tests.pipeline.batch.helpers import Result, batch, files_below, statuses, write_case
@@ -144,7 +144,9 @@ def test_only_what_nobody_writes_is_cleared_away(
     tiny_bundle: Bundle, scans: Path, out: Path
 ) -> None:
     options = RunOptions(bundle=tiny_bundle.folder)
-    plan = plan_batch([scans], out, source=PromptSource(), options=options, preview=False)
+    plan = plan_batch(
+        [scans], out, source=PromptSource(), options=options, beside=BesideLabels(preview=False)
+    )
     out.mkdir()
     held, free = (out / f".partial-1-0123abcd-case{number}.npz" for number in (0, 1))
     for path in (held, free):

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.cli import app
 from medals_rt.common.errors import InputError, MedalsError
-from medals_rt.pipeline.batch import plan_batch, standing, workers
+from medals_rt.pipeline.batch import BesideLabels, plan_batch, standing, workers
 from medals_rt.pipeline.batch.claims import LocalCells
 from medals_rt.pipeline.batch.find import BatchPlan
 from medals_rt.pipeline.batch.records import Entry
@@ -86,7 +86,7 @@ def setting(
             tmp_path / "out",
             source=PromptSource(),
             options=options,
-            preview=False,
+            beside=BesideLabels(preview=False),
         )
         log = tmp_path / "log"
         monkeypatch.setenv("MEDALS_RT_TESTS_LOG", str(log))

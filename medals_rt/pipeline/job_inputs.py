@@ -1,0 +1,215 @@
+"""What a job reads: the case, its prompts, and labels drawn by hand."""
+
+from collections.abc import Container
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medals_rt.bundle.bundle import Bundle, resolve_bundle
+from medals_rt.common.arrays import usable_cores
+from medals_rt.common.errors import CaseError, PromptError
+from medals_rt.common.notes import Note
+from medals_rt.common.progress import Progress
+from medals_rt.common.stopwatch import Stopwatch
+from medals_rt.inference.hybrid_prompts import check_start
+from medals_rt.io.case import Case
+from medals_rt.io.grids import fill_left_out, grid_of, same_grid
+from medals_rt.io.registry import (
+    read_case,
+    read_labels,
+)
+from medals_rt.io.volume import Volume
+from medals_rt.pipeline.job_outputs import check_prompted_outputs
+from medals_rt.pipeline.job_request import Job, ReadJob
+from medals_rt.pipeline.lesions_over_anatomy import check_combination
+from medals_rt.pipeline.options import PromptSource, RunOptions, idle_options
+from medals_rt.pipeline.window_groups import check_window
+from medals_rt.preprocessing.label_sampling import sample_labels
+from medals_rt.prompts.prompt_set import (
+    PLAIN_READING,
+    PromptReading,
+    PromptSet,
+    parse_prompts,
+)
+
+
+def read_job(job: Job, progress: Progress | None = None) -> ReadJob:
+    """Read the case, its prompts and its annotation.
+
+    `progress` is called if the model is downloaded, whose classes groups of prompts depend on.
+
+    Raises
+    ------
+    InputError
+        A file can't be used, or the prompts name no class.
+    """
+    watch = Stopwatch()
+    with watch.step("read"):
+        case = read_case(
+            job.input, max_voxels=job.options.max_voxels, series=job.series, select=job.select
+        )
+        read = prepare_job(job, case, progress)
+    return replace(read, seconds=watch.seconds)
+
+
+def prepare_job(job: Job, case: Case, progress: Progress | None = None) -> ReadJob:
+    """Choose the prompts of a case that was read before, read its annotation, and check both.
+
+    `progress` is as for `read_job`.
+
+    Raises
+    ------
+    InputError
+        The prompts name no class, or the annotation or an option can't be used.
+    """
+    prompts = _prompts_of(case, job.source, job.options, progress)
+    annotation = None
+    if job.spatial_prompts is not None:
+        annotation, moved = read_annotation(job.spatial_prompts, case.volume, resample=job.resample)
+        case = replace(case, notes=(*case.notes, *moved))
+    preset = job.options.segment.algorithm
+    check_window(job.options.segment.window, prompts.modality, preset)
+    check_start(preset, annotated=annotation is not None)
+    notes = (
+        *check_prompted_outputs(job, case, prompts),
+        *idle_options(job.options.segment, {key.kind for key in prompts.class_keys}),
+        *_thread_notes(job.options),
+    )
+    case = replace(case, notes=(*case.notes, *notes))
+    check_combination(prompts, preset)
+    return ReadJob(job, case, prompts, annotation, {})
+
+
+def _thread_notes(options: RunOptions) -> tuple[Note, ...]:
+    """Note that more threads were asked for than there are cores; see `open_models`."""
+    cores = usable_cores()
+    if options.threads is None or options.threads <= cores:
+        return ()
+    text = f"{options.threads:,} threads are asked for; as many as the {cores} cores here are used"
+    return (Note("threads-bounded", text),)
+
+
+def read_prompted_case(
+    path: Path,
+    source: PromptSource,
+    options: RunOptions,
+    series: str | None = None,
+    select: tuple[str, ...] = (),
+    progress: Progress | None = None,
+) -> tuple[Case, PromptSet]:
+    """Read a case and choose its prompts.
+
+    Raises
+    ------
+    InputError
+        A file can't be used, or the prompts name no class.
+    """
+    case = read_case(path, max_voxels=options.max_voxels, series=series, select=select)
+    return case, _prompts_of(case, source, options, progress)
+
+
+def _prompts_of(
+    case: Case, source: PromptSource, options: RunOptions, progress: Progress | None
+) -> PromptSet:
+    """Choose the prompts of a case; groups of classes are those that the bundle covers."""
+    covered = None
+    if source.asks_for_groups:
+        covered = Bundle.open(resolve_bundle(options.bundle, progress), verify=False).class_rows
+    return choose_prompts(case, source, options.reading, covered)
+
+
+def choose_prompts(
+    case: Case,
+    source: PromptSource,
+    reading: PromptReading = PLAIN_READING,
+    covered: Container[str] | None = None,
+) -> PromptSet:
+    """Take the prompts from a file, from sentences and groups, or from inside the case.
+
+    `covered` are bank keys of the model's classes, for groups.
+
+    Raises
+    ------
+    PromptError
+        There are none, both a file and sentences, or one of them names no class.
+    """
+    if reading.modality is None and case.modality is not None:
+        try:
+            return _read_prompts(case, source, reading, covered)
+        except PromptError:  # what the sentences leave open, the file may state
+            stated = replace(reading, modality=case.modality)
+            return _read_prompts(case, source, stated, covered)
+    return _read_prompts(case, source, reading, covered)
+
+
+def _read_prompts(
+    case: Case, source: PromptSource, reading: PromptReading, covered: Container[str] | None
+) -> PromptSet:
+    stated = source.read(reading, covered)
+    if stated is not None:
+        return stated
+    if case.prompts is None:
+        raise PromptError(
+            f"{case.path} holds no text_prompts: pass --prompts FILE "
+            'or --prompt "Liver in abdominal CT", or --all',
+            code="no-prompts",
+        )
+    return parse_prompts(case.prompts, reading)
+
+
+def read_annotation(
+    path: Path, volume: Volume, *, resample: bool = False
+) -> tuple[Any, tuple[Note, ...]]:
+    """Read labels that were drawn on `volume`.
+
+    Parameters
+    ----------
+    path
+        The file of labels.
+    volume
+        The image.
+    resample
+        Whether labels on another grid are brought onto the image's, by the nearest voxel.
+
+    Returns
+    -------
+    labels_dhw
+        On the grid of `volume`, `(D, H, W)`.
+    notes
+        That they were resampled.
+
+    Raises
+    ------
+    CaseError
+        The file is broken; ``annotation-on-another-grid``, or with `resample` ``place-unknown``
+        where a file knows no place and ``annotation-outside`` where no label reaches the image.
+    """
+    wanted = grid_of(volume)
+    drawn = fill_left_out(read_labels(path), wanted)
+    found = grid_of(drawn)
+    difference = same_grid(wanted, found)
+    if difference is None:
+        return drawn.labels_dhw, ()
+    problem = f"{path.name} is not on the grid of {volume.name}: {difference}"
+    if not resample:
+        raise CaseError(
+            f"{problem}; draw on the image itself, or use --resample to bring it there",
+            code="annotation-on-another-grid",
+        )
+    if wanted.affine_lps is None or found.affine_lps is None:
+        raise CaseError(
+            f"{problem}; --resample needs files that know their place", code="place-unknown"
+        )
+    labels = np.asarray(
+        sample_labels(drawn.labels_dhw, found.affine_lps, wanted.affine_lps, wanted.shape_dhw)
+    )
+    if drawn.labels_dhw.any() and not labels.any():
+        raise CaseError(
+            f"no label of {path.name} lies in {volume.name}: {difference}; give the annotation of "
+            "this image",
+            code="annotation-outside",
+        )
+    text = f"{path.name} was resampled onto the grid of the scan ({difference})"
+    return labels, (Note("annotation-resampled", text),)

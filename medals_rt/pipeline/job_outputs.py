@@ -1,0 +1,220 @@
+"""What a job writes: the names of its files, and what is refused before the network runs."""
+
+from pathlib import Path
+from typing import Final
+
+from medals_rt.common.atomic_io import prepare_output
+from medals_rt.common.errors import InputError
+from medals_rt.common.notes import Note
+from medals_rt.common.optional_deps import require
+from medals_rt.io.case import Case
+from medals_rt.io.dicom.web import check_store
+from medals_rt.io.registry import (
+    FORMATS,
+    OUTPUT_ENDINGS,
+    case_stem,
+    check_output,
+    check_own_grid,
+    format_of_output,
+    is_dicom,
+)
+from medals_rt.pipeline.class_files import (
+    check_class_files,
+    class_files,
+    split_ending,
+)
+from medals_rt.pipeline.job_request import Job
+from medals_rt.prompts.prompt_set import (
+    PromptSet,
+)
+
+SEGMENTATIONS: Final = ("dicom-seg", "dicom-labelmap-seg")
+"""Formats of outputs that a DICOM report can refer to."""
+
+MAP_ENDING: Final = ".nii.gz"
+"""Of probability maps: a format with a scale, by which bytes are read as 0 to 1."""
+
+_OF_OTHER_PROGRAMS = frozenset(
+    {
+        ".xlsx",
+        ".xls",
+        ".ods",
+        ".jpg",
+        ".jpeg",
+        ".tif",
+        ".tiff",
+        ".gif",
+        ".bmp",
+        ".webp",
+        ".svg",
+        ".pdf",
+    }
+)
+"""Endings by which programs take a picture or a table for what it isn't."""
+
+
+def check_outputs(job: Job) -> None:
+    """Refuse outputs that can't be written or would overwrite what the job reads.
+
+    Raises
+    ------
+    InputError, ServerError
+    """
+    _check_names(job)
+    _, outputs = _named(job)
+    if job.split is not None:
+        outputs.append(job.split / f"class{split_ending(job.output)}")
+    if job.probabilities is not None:
+        outputs.append(job.probabilities / f"class{MAP_ENDING}")
+    for path in outputs:
+        prepare_output(path)
+    check_output(job.output, format=job.format)
+    _check_dicom(job)
+    if job.instances is not None:
+        check_output(job.instances)
+    if job.probabilities is not None:
+        require("a probability map", "NiBabel")
+    if not job.grid.is_scans:
+        check_own_grid(job.output, job.format)
+        if job.instances is not None:
+            check_own_grid(job.instances)
+
+
+def _check_names(job: Job) -> None:
+    """Refuse names that are taken, or that say another format than the file has.
+
+    Raises
+    ------
+    InputError
+    """
+    inputs, outputs = _named(job)
+    read = _resolved(inputs)
+    for path in outputs:
+        if path.resolve() in read:
+            raise InputError(
+                f"{path} would overwrite an input; choose another name", code="input-overwritten"
+            )
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise InputError(
+            "output, report, preview, statistics, instances and sr need different names",
+            code="outputs-alike",
+        )
+    for named, ending in ((job.preview, ".png"), (job.statistics, ".csv")):
+        if named is not None and named.suffix.lower() in _OF_OTHER_PROGRAMS:
+            raise InputError(
+                f"{named.name} would hold {ending[1:].upper()}; end its name in {ending}",
+                code="ending-of-another-format",
+            )
+    if not job.output.name.lower().endswith(OUTPUT_ENDINGS):
+        raise InputError(
+            f"don't know how to write {job.output.name}; end it in {', '.join(OUTPUT_ENDINGS)}",
+            code="format-unknown",
+        )
+
+
+def check_prompted_outputs(job: Job, case: Case, prompts: PromptSet) -> tuple[Note, ...]:
+    """Refuse outputs that this case and its prompts can't have; return what can't be kept in them.
+
+    Raises
+    ------
+    InputError
+    """
+    _check_instances(job, prompts)
+    unkept = check_output(job.output, case, prompts=prompts, format=job.format)
+    job.grid.check_size(case.volume, job.options.max_voxels)
+    split, maps = files_of_classes(job, prompts), files_of_maps(job, prompts)
+    taken = _resolved(*_named(job))
+    others = check_class_files(split, taken)
+    others += check_class_files(maps, taken | _resolved(list(split.values())))
+    return (*unkept, *others, *job.grid.notes())
+
+
+def files_of_classes(job: Job, prompts: PromptSet) -> dict[int, Path]:
+    """Name the file of each label, if the job asks for them."""
+    if job.split is None:
+        return {}
+    return class_files(job.split, prompts, split_ending(job.output))
+
+
+def files_of_maps(job: Job, prompts: PromptSet) -> dict[int, Path]:
+    """Name the probability map of each label, if the job asks for them."""
+    if job.probabilities is None:
+        return {}
+    return class_files(job.probabilities, prompts, MAP_ENDING)
+
+
+def lesion_table(statistics: Path) -> Path:
+    """Name the table of lesions beside that of classes: NAME_lesions.csv."""
+    return statistics.with_name(f"{statistics.stem}_lesions{statistics.suffix}")
+
+
+def default_output(path: Path) -> Path:
+    """Name the result of a case: NAME_seg in the current folder, in the format of the case."""
+    return Path(f"{case_stem(path)}_seg{own_ending(path)}")
+
+
+def own_ending(path: Path) -> str:
+    """Return the ending of the format in which a case's result goes back to where it came from."""
+    if is_dicom(path):
+        return ".dcm"
+    found = (each.ending_of(path.name) for each in FORMATS if each.write is not None)
+    return max((ending for ending in found if ending), key=len, default=".npz")
+
+
+def _named(job: Job) -> tuple[list[Path], list[Path]]:
+    """Return the files that a job names: those that it reads, and those that it writes."""
+    inputs = (job.input, job.source.file, job.spatial_prompts)
+    outputs = (job.output, job.report, job.preview, job.statistics, job.instances, job.sr)
+    table = None if job.statistics is None else lesion_table(job.statistics)
+    return (
+        [path for path in inputs if path is not None],
+        [path for path in (*outputs, table) if path is not None],
+    )
+
+
+def _resolved(*paths: list[Path]) -> set[Path]:
+    return {path.resolve() for part in paths for path in part}
+
+
+def _check_dicom(job: Job) -> None:
+    """Refuse a report about no DICOM SEG, and to store what no DICOM server takes.
+
+    Raises
+    ------
+    InputError, ServerError
+    """
+    if job.sr is not None and format_of_output(job.output, job.format) not in SEGMENTATIONS:
+        raise InputError(
+            f"{job.sr.name} would refer to a DICOM SEG, and {job.output.name} is none; end "
+            "--output in .dcm",
+            code="report-without-seg",
+        )
+    if job.store is not None:
+        if not job.output.name.lower().endswith(".dcm"):
+            raise InputError(
+                f"{job.output.name} is no DICOM file, and a DICOMweb server stores nothing else; "
+                "end --output in .dcm",
+                code="store-not-dicom",
+            )
+        check_store(job.store)
+
+
+def _check_instances(job: Job, prompts: PromptSet) -> None:
+    """Refuse to write numbered lesions where there will be none.
+
+    Raises
+    ------
+    InputError
+    """
+    if job.instances is None:
+        return
+    preset = job.options.segment.algorithm
+    if not any(key.kind == "lesion" for key in prompts.class_keys):
+        why = "the prompts ask for anatomy; ask for lesions (--kind lesion)"
+    elif preset.lesions != "labels and instances":
+        why = f"the preset {preset.name} doesn't number them; take another"
+    else:
+        return
+    raise InputError(
+        f"there will be no numbered lesions for {job.instances}: {why}", code="no-instances"
+    )

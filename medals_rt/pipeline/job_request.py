@@ -1,0 +1,96 @@
+"""What is asked of one case, from files to files, and the same once it is read."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from medals_rt.common.choices import OutputFormat
+from medals_rt.io.case import Case
+from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
+from medals_rt.pipeline.output_grid import GridRequest
+from medals_rt.prompts.prompt_set import (
+    PromptSet,
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done with one case.
+
+    Attributes
+    ----------
+    input
+        The case's file, or the folder of a DICOM series.
+    output
+        Where the labels go.
+    source
+        Where its prompts come from.
+    report, preview, statistics
+        Where the report (JSON), the picture (PNG) and the statistics (CSV) go, if at all.
+        Statistics of lesions go beside those of classes, see `lesion_table`.
+    instances
+        Where the numbered lesions go as a label map, if at all.
+    sr
+        Where the measurements go as a DICOM report, if at all; the output is then a DICOM SEG.
+    split
+        Folder of a file for each class, if at all; see `class_files`.
+    probabilities
+        Folder of a probability map for each class, if at all; see `inference.probability_maps`.
+    spatial_prompts
+        A file of labels drawn by the user (hybrid mode).
+    resample
+        Whether these are brought onto the case's grid where they lie on another one.
+    series
+        Which series of a DICOM folder, as for `registry.read_case`.
+    select
+        Which of its images, as ``KEY=VALUE``.
+    options
+        How it is read and segmented.
+    format
+        Name of the output's format (of `registry.FORMATS`); None: its ending decides.
+    grid
+        The grid that label maps are written on: the output, the numbered lesions, and the files of
+        classes and probabilities.
+    store
+        Address of a DICOMweb server where the output is stored too, once it is written.
+    """
+
+    input: Path
+    output: Path
+    source: PromptSource = field(default_factory=PromptSource)
+    report: Path | None = None
+    preview: Path | None = None
+    statistics: Path | None = None
+    instances: Path | None = None
+    sr: Path | None = None
+    split: Path | None = None
+    probabilities: Path | None = None
+    spatial_prompts: Path | None = None
+    resample: bool = False
+    series: str | None = None
+    select: tuple[str, ...] = ()
+    options: RunOptions = field(default_factory=RunOptions)
+    format: OutputFormat | None = None
+    grid: GridRequest = field(default_factory=GridRequest)
+    store: str | None = None
+
+    @property
+    def segment_options(self) -> SegmentOptions:
+        """How the case is segmented, with what its outputs need."""
+        wanted = self.probabilities is not None or self.options.segment.probabilities
+        return replace(self.options.segment, probabilities=wanted)
+
+
+@dataclass(frozen=True, eq=False)
+class ReadJob:
+    """A job whose files have been read.
+
+    `annotation_dhw` are the labels drawn by the user, on the case's grid; `seconds` is what reading
+    took, by step.
+    """
+
+    job: Job
+    case: Case
+    prompts: PromptSet
+    annotation_dhw: Any | None
+    seconds: dict[str, float]
