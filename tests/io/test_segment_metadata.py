@@ -254,3 +254,43 @@ def test_a_seg_needs_a_series(tmp_path: Path) -> None:
     write_series(tmp_path / "a", HU, UPRIGHT, change=forget)
     with raises(CaseError, "uid-missing", "FrameOfReferenceUID"):
         check_output(tmp_path / "out.dcm", read_case(tmp_path / "a"))
+
+
+def test_slicers_own_reader_of_segmentations(tmp_path: Path) -> None:
+    """Read names, colors, terminology, extents and voxels with `slicerio`, by Slicer's makers."""
+    slicerio = pytest.importorskip("slicerio", reason="Slicer's reader of its files")
+    affine = affine_of((0, 1, 2), (1.0, 1.0, 1.0))
+    labels = sphere_ijk(affine)
+    path = tmp_path / "scan.nrrd"
+    header = {
+        "space": "left-posterior-superior",
+        "space directions": affine[:3, :3].T,
+        "space origin": affine[:3, 3],
+    }
+    nrrd.write(str(path), labels, header)
+    case = read_case(path)
+    assert np.array_equal(case.volume.restore(case.volume.image_dhw).transpose(), labels)
+    write_segmentation(
+        tmp_path / "o.seg.nrrd", case, case.volume.image_dhw.astype(np.uint8), prompts=PROMPTS
+    )
+    read = slicerio.read_segmentation(str(tmp_path / "o.seg.nrrd"))
+    np.testing.assert_allclose(read["ijkToLPS"], affine, atol=1e-6)
+    wanted = segments_of(PROMPTS, labels)
+    assert slicerio.segment_names(read) == [each.name for each in wanted]
+    for each in wanted:
+        segment = slicerio.segment_from_name(read, each.name)
+        np.testing.assert_allclose(segment["color"], each.rgb, atol=1e-5)
+        assert segment["labelValue"] == each.label
+        mask = labels == each.label
+        assert np.array_equal(slicerio.segment_mask(read, each.name), mask)
+        i, j, k = np.nonzero(mask)
+        box = [0, -1, 0, -1, 0, -1]  # Slicer's word for nothing
+        if mask.any():
+            box = [int(side) for axis in (i, j, k) for side in (axis.min(), axis.max())]
+        assert segment["extent"] == box
+        terms = segment["terminology"]
+        for part, code in (("category", each.category), ("type", each.type)):
+            assert terms[part] == [code.scheme, code.value, code.meaning]
+        modifier = terms.get("typeModifier")
+        side = each.side if each.region is None else None
+        assert modifier == (side and [side.scheme, side.value, side.meaning])
