@@ -71,6 +71,15 @@ def run_command(
             "where the class is. Their format is that of the output.",
         ),
     ] = None,
+    mesh_reduction: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            min=0,
+            max=0.99,
+            help="Leave out this share of the faces of surfaces (.glb, .stl), such as 0.9.",
+        ),
+    ] = 0.0,
     series: Series = None,
     select: Select = None,
     spatial_prompts: Annotated[
@@ -106,6 +115,7 @@ def run_command(
         instances=instances,
         sr=sr,
         split=split,
+        mesh_reduction=mesh_reduction,
         series=series,
         select=tuple(select or ()),
         spatial_prompts=spatial_prompts,

@@ -52,6 +52,8 @@ class SegmentationOutput:
         What was asked for.
     model, notice
         Name of the model, and a warning for everyone who sees its results.
+    mesh_reduction
+        Share of a surface's faces to leave out.
     """
 
     case: Case
@@ -60,6 +62,7 @@ class SegmentationOutput:
     prompts: PromptSet | Mapping[str, object] | None = None
     model: str | None = None
     notice: str | None = None
+    mesh_reduction: float = 0.0
 
 
 @dataclass(frozen=True)

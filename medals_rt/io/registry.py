@@ -137,6 +137,7 @@ def write_segmentation(
     model: str | None = None,
     notice: str | None = None,
     format: str | None = None,  # noqa: A002 - the word that a caller expects
+    mesh_reduction: float = 0.0,
 ) -> None:
     """Write a result on the source file's own grid; each file appears whole or not at all.
 
@@ -159,6 +160,8 @@ def write_segmentation(
         store them.
     format
         Name of a format of `FORMATS`, where several share the ending.
+    mesh_reduction
+        Share of faces to leave out, for formats of surfaces; see `meshes.reduced`.
 
     Raises
     ------
@@ -172,7 +175,9 @@ def write_segmentation(
     instances = None if instances_dhw is None else compact_labels(instances_dhw)
     chosen = case.prompts if prompts is None else prompts
     _check_classes(file, found, chosen)
-    output = SegmentationOutput(case, compact_labels(labels_dhw), instances, chosen, model, notice)
+    output = SegmentationOutput(
+        case, compact_labels(labels_dhw), instances, chosen, model, notice, mesh_reduction
+    )
     if found.write is None:
         raise AssertionError(found.name)
     found.write(file, output)

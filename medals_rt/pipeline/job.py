@@ -23,6 +23,7 @@ from medals_rt.io.dicom.results import number_objects, object_name
 from medals_rt.io.dicom.sr import SegmentMeasures, write_report
 from medals_rt.io.dicom.web import check_store, store_files
 from medals_rt.io.grids import fill_left_out, grid_of, same_grid
+from medals_rt.io.meshes import MESHES
 from medals_rt.io.registry import (
     FORMATS,
     OUTPUT_ENDINGS,
@@ -126,6 +127,8 @@ class Job:
         How it is read and segmented.
     format
         Name of the output's format (of `registry.FORMATS`); None: its ending decides.
+    mesh_reduction
+        Share of a surface's faces to leave out; see `meshes.reduced`.
     store
         Address of a DICOMweb server where the output is stored too, once it is written.
     """
@@ -145,6 +148,7 @@ class Job:
     select: tuple[str, ...] = ()
     options: RunOptions = field(default_factory=RunOptions)
     format: OutputFormat | None = None
+    mesh_reduction: float = 0.0
     store: str | None = None
 
 
@@ -350,6 +354,7 @@ def write_job(read: ReadJob, result: Result) -> None:
         read.prompts,
         model=result.report.bundle["name"],
         notice=result.report.bundle["notice"],
+        mesh_reduction=job.mesh_reduction,
     )
     if job.report is not None:
         write_json(job.report, result.report.to_dict())
@@ -407,6 +412,7 @@ def write_labels(
         model=result.report.bundle["name"],
         notice=result.report.bundle["notice"],
         format=format,
+        mesh_reduction=read.job.mesh_reduction,
     )
 
 
@@ -515,6 +521,7 @@ def check_outputs(job: Job) -> None:
     for path in outputs:
         prepare_output(path)
     check_output(job.output, format=job.format)
+    _check_mesh(job)
     _check_dicom(job)
     if job.instances is not None:
         check_output(job.instances)
@@ -535,6 +542,19 @@ def _named(job: Job) -> tuple[list[Path], list[Path]]:
 
 def _resolved(*paths: list[Path]) -> set[Path]:
     return {path.resolve() for part in paths for path in part}
+
+
+def _check_mesh(job: Job) -> None:
+    """Check that the output has faces, where some are to be left out."""
+    if not job.mesh_reduction:
+        return
+    if format_of_output(job.output, job.format) not in MESHES:
+        raise InputError(
+            f"{job.output.name} holds voxels, which have no faces to leave out; end it in .glb or "
+            ".stl, or leave out --mesh-reduction",
+            code="no-mesh-to-reduce",
+        )
+    require("--mesh-reduction", "fast-simplification")
 
 
 def _check_dicom(job: Job) -> None:
