@@ -32,7 +32,6 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "common/limits.py": ("prompts/test_prompt_set.py", BY_USE),
     "common/notes.py": ("pipeline/test_report.py", BY_USE),
     "common/plugins.py": ("test_layout.py", BY_USE),
-    "common/progress.py": ("pipeline/test_segmenter.py", "a type alone"),
     "common/stopwatch.py": ("inference/test_stage.py", BY_USE),
     "common/templates.py": ("pipeline/batch/test_page.py", BY_USE),
     "common/typing.py": ("test_package.py", "types alone"),

@@ -1,4 +1,7 @@
-"""Progress of `medals-rt batch` on standard error: bars, or lines where there is no terminal."""
+"""Progress of `medals-rt batch` on standard error: bars, or lines where there is no terminal.
+
+With `--json-progress` each line is JSON.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +51,33 @@ class Lines:
                 out.warning(f"{entry.name}: {text}")
 
 
+class Events(Lines):
+    """Prints a line of JSON for each window and each case that has ended."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(total)
+        self._name = ""
+
+    def started(self, case: BatchCase) -> None:
+        """Name the case that runs."""
+        self._name = case.name
+
+    def windows(self, stage: str, done: int, total: int) -> None:
+        """Print the windows of the case that runs."""
+        out.event(stage, done, total, case=self._name)
+
+    def elsewhere(self, count: int) -> None:
+        """Print how many cases are settled, with those of others."""
+        super().elsewhere(count)
+        out.event("cases", self.ended_cases, self.total)
+
+    def show(self, entry: Entry) -> None:
+        """Print how a case went."""
+        reason = {} if entry.error is None else {"error": entry.error}
+        more = {"case": entry.name, "status": entry.status, **reason}
+        out.event("cases", self.ended_cases, self.total, **more, warnings=list(entry.warnings))
+
+
 class Bars(Lines):
     """Draws the cases done, and the windows of the case that runs."""
 
@@ -83,7 +113,10 @@ class Bars(Lines):
 
 @contextmanager
 def batch_listener(total: int) -> Iterator[Lines]:
-    """Return the listener that suits the output: bars on a terminal, else lines."""
+    """Return the listener that suits the output: events, bars on a terminal, else lines."""
+    if out.json_progress:
+        yield Events(total)
+        return
     with out.bars("elapsed") as bars:
         yield Lines(total) if bars is None else Bars(total, bars)
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,7 @@ class Output:
         self.quiet = False
         self.debug = False
         self.json_progress = False
+        self._began = time.monotonic()
 
     def start(
         self,
@@ -63,6 +65,7 @@ class Output:
             `LOG` names no level.
         """
         self.quiet, self.debug, self.json_progress = quiet, debug, json_progress
+        self._began = time.monotonic()
         level = "INFO" if verbose else os.environ.get(LOG, "").upper()
         if level not in _LEVELS:
             known = ", ".join(each.lower() for each in _LEVELS if each)
@@ -147,8 +150,14 @@ class Output:
         """Print a traceback on standard error."""
         typer.echo(text, err=True, nl=False)
 
+    def event(self, stage: str, done: int, total: int, **more: object) -> None:
+        """Print progress as a line of JSON on standard error, with the seconds since the start."""
+        seconds = round(time.monotonic() - self._began, 3)
+        event = {"stage": stage, "done": done, "total": total, "seconds": seconds, **more}
+        typer.echo(json.dumps(event), err=True)
+
     @contextmanager
-    def bars(self, time: Literal["elapsed", "remaining"]) -> Iterator["Bars | None"]:
+    def bars(self, clock: Literal["elapsed", "remaining"]) -> Iterator["Bars | None"]:
         """Draw progress bars on standard error; None when quiet or where there is no terminal."""
         if self.quiet or not sys.stderr.isatty():
             yield None
@@ -160,7 +169,7 @@ class Output:
             progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
-            progress.TimeElapsedColumn() if time == "elapsed" else progress.TimeRemainingColumn(),
+            progress.TimeElapsedColumn() if clock == "elapsed" else progress.TimeRemainingColumn(),
         )
         with progress.Progress(*columns, console=Console(stderr=True)) as bars:
             yield bars
@@ -169,7 +178,7 @@ class Output:
     def progress(self) -> Iterator[Progress | None]:
         """Draw one bar for each name with the time left, or print lines of JSON; None as `bars`."""
         if self.json_progress:
-            yield _print_progress
+            yield self.event
             return
         with self.bars("remaining") as bars:
             if bars is None:
@@ -186,10 +195,6 @@ class Output:
 
 
 out: Final = Output()
-
-
-def _print_progress(name: str, done: int, total: int) -> None:
-    typer.echo(json.dumps({"step": name, "done": done, "total": total}), err=True)
 
 
 def _printable(text: str) -> str:

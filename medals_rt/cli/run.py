@@ -88,6 +88,15 @@ def run_command(
             "such as left_kidney.nii.gz: bytes that read as 0 to 1.",
         ),
     ] = None,
+    mesh_reduction: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            min=0,
+            max=0.99,
+            help="Leave out this share of the faces of surfaces (.glb, .stl), such as 0.9.",
+        ),
+    ] = 0.0,
     grid: "GridRequest",
     series: Series = None,
     select: Select = None,
@@ -126,6 +135,7 @@ def run_command(
         split=split,
         probabilities=probabilities,
         grid=grid,
+        mesh_reduction=mesh_reduction,
         series=series,
         select=tuple(select or ()),
         spatial_prompts=spatial_prompts,

@@ -112,6 +112,12 @@ OPTIONAL_LIBRARIES: Final = (
     OptionalLibrary("dicomweb-client", ("dicomweb_client",), ("dicomweb-client",), "DICOMweb"),
     OptionalLibrary("pynetdicom", ("pynetdicom",), ("pynetdicom",), "the DICOM node"),
     OptionalLibrary("scikit-image", ("skimage",), ("scikit-image",), "surfaces as meshes"),
+    OptionalLibrary(
+        "fast-simplification",
+        ("fast_simplification",),
+        ("fast-simplification",),
+        "meshes of fewer faces",
+    ),
     OptionalLibrary("Matplotlib", ("matplotlib",), ("matplotlib",), "previews and plots"),
     OptionalLibrary("Jinja2", ("jinja2",), ("jinja2",), "HTML pages of batches and benchmarks"),
     OptionalLibrary(

@@ -55,6 +55,8 @@ class SegmentationOutput:
         Name of the model, and a warning for everyone who sees its results.
     described
         What the labels are, where the prompts don't say it.
+    mesh_reduction
+        Share of a surface's faces to leave out.
     """
 
     case: Case
@@ -64,6 +66,7 @@ class SegmentationOutput:
     model: str | None = None
     notice: str | None = None
     described: tuple[Segment, ...] | None = None
+    mesh_reduction: float = 0.0
 
     @property
     def segments(self) -> tuple[Segment, ...]:

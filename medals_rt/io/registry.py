@@ -139,6 +139,7 @@ def write_segmentation(
     notice: str | None = None,
     segments: Sequence[Segment] | None = None,
     format: str | None = None,  # noqa: A002 - the word that a caller expects
+    mesh_reduction: float = 0.0,
 ) -> None:
     """Write a result on the source file's own grid; each file appears whole or not at all.
 
@@ -163,6 +164,8 @@ def write_segmentation(
         What the labels are, where the prompts don't say it.
     format
         Name of a format of `FORMATS`, where several share the ending.
+    mesh_reduction
+        Share of faces to leave out, for formats of surfaces; see `meshes.reduced`.
 
     Raises
     ------
@@ -184,6 +187,7 @@ def write_segmentation(
         model,
         notice,
         None if segments is None else tuple(segments),
+        mesh_reduction,
     )
     if found.write is None:
         raise AssertionError(found.name)

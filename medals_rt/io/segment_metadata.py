@@ -81,13 +81,14 @@ class CodeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     notice: str
     codes: dict[str, str]
+    beyond_dicom: dict[str, str]
     categories: dict[str, str]
     sides: dict[str, str]
     classes: dict[str, _ClassCodes]
 
     def code(self, meaning: str) -> Code:
         """Return the SNOMED CT code of a meaning that the table uses."""
-        return Code(self.codes[meaning], SNOMED, meaning)
+        return Code({**self.codes, **self.beyond_dicom}[meaning], SNOMED, meaning)
 
 
 @lru_cache(maxsize=1)

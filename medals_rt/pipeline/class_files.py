@@ -115,6 +115,7 @@ def write_class_files(
     *,
     model: str | None = None,
     notice: str | None = None,
+    mesh_reduction: float = 0.0,
 ) -> None:
     """Write each class as a label map of its own, 1 where it is; also one that was not found.
 
@@ -124,7 +125,7 @@ def write_class_files(
     ----------
     files
         File of each label, from `class_files`; none where no such files are asked for.
-    case, labels_dhw, model, notice
+    case, labels_dhw, model, notice, mesh_reduction
         As for `registry.write_segmentation`.
     prompts
         Of `labels_dhw`.
@@ -142,6 +143,7 @@ def write_class_files(
             prompts=PromptSet((Prompt(1, each.text, each.class_key, each.matched),)),
             model=model,
             notice=notice,
+            mesh_reduction=mesh_reduction,
         )
 
 

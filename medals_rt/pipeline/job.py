@@ -11,7 +11,7 @@ from medals_rt.bundle.bundle import resolve_bundle
 from medals_rt.common.arrays import usable_cores
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.optional_deps import require
-from medals_rt.common.progress import Progress
+from medals_rt.common.progress import Progress, whole
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.inference.kept import KeptImage
 from medals_rt.pipeline.job_inputs import (
@@ -86,7 +86,8 @@ def run_job(job: Job, progress: Progress | None = None) -> Result:
     job
         What to do.
     progress
-        Called with a stage's name, the windows done and the windows in all.
+        Called with a stage's name, the windows done and the windows in all; for "read", "open
+        models" and "write" with 0 and 1 of 1.
 
     Raises
     ------
@@ -96,15 +97,17 @@ def run_job(job: Job, progress: Progress | None = None) -> Result:
         The work itself failed.
     """
     check_outputs(job)
-    read = read_job(job, progress)
+    with whole(progress, "read"):
+        read = read_job(job, progress)
     if job.preview is not None:
         require("a preview", "Matplotlib")
     watch = Stopwatch()
-    with watch.step("open models"):
+    with watch.step("open models"), whole(progress, "open models"):
         opened = open_models(job.options, progress)
     with opened as segmenter, passes_recorded(segmenter):
         result = segment_job(segmenter, read, progress, seconds_before=watch.seconds)
-    write_job(read, result)
+    with whole(progress, "write"):
+        write_job(read, result)
     return result
 
 

@@ -9,6 +9,7 @@ from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import require
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.web import check_store
+from medals_rt.io.meshes import MESHES
 from medals_rt.io.registry import (
     FORMATS,
     OUTPUT_ENDINGS,
@@ -69,6 +70,7 @@ def check_outputs(job: Job) -> None:
     for path in outputs:
         prepare_output(path)
     check_output(job.output, format=job.format)
+    _check_mesh(job)
     _check_dicom(job)
     if job.instances is not None:
         check_output(job.instances)
@@ -174,6 +176,19 @@ def _named(job: Job) -> tuple[list[Path], list[Path]]:
 
 def _resolved(*paths: list[Path]) -> set[Path]:
     return {path.resolve() for part in paths for path in part}
+
+
+def _check_mesh(job: Job) -> None:
+    """Check that the output has faces, where some are to be left out."""
+    if not job.mesh_reduction:
+        return
+    if format_of_output(job.output, job.format) not in MESHES:
+        raise InputError(
+            f"{job.output.name} holds voxels, which have no faces to leave out; end it in .glb or "
+            ".stl, or leave out --mesh-reduction",
+            code="no-mesh-to-reduce",
+        )
+    require("--mesh-reduction", "fast-simplification")
 
 
 def _check_dicom(job: Job) -> None:

@@ -48,6 +48,8 @@ class Job:
         How it is read and segmented.
     format
         Name of the output's format (of `registry.FORMATS`); None: its ending decides.
+    mesh_reduction
+        Share of a surface's faces to leave out; see `meshes.reduced`.
     grid
         The grid that label maps are written on: the output, the numbered lesions, and the files of
         classes and probabilities.
@@ -71,6 +73,7 @@ class Job:
     select: tuple[str, ...] = ()
     options: RunOptions = field(default_factory=RunOptions)
     format: OutputFormat | None = None
+    mesh_reduction: float = 0.0
     grid: GridRequest = field(default_factory=GridRequest)
     store: str | None = None
 

@@ -68,6 +68,7 @@ def write_job(read: ReadJob, result: Result) -> None:
         read.prompts,
         model=result.report.bundle["name"],
         notice=result.report.bundle["notice"],
+        mesh_reduction=job.mesh_reduction,
     )
     write_maps(files_of_maps(job, read.prompts), case, result, grid)
     if job.report is not None:
@@ -107,6 +108,7 @@ def write_labels(
         model=result.report.bundle["name"],
         notice=result.report.bundle["notice"],
         format=format,
+        mesh_reduction=read.job.mesh_reduction,
     )
 
 

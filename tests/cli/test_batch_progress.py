@@ -1,11 +1,12 @@
 """How a batch reports its progress: a line per case, bars on a terminal, failures when quiet."""
 
+import json
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-from medals_rt.cli._batch_progress import Bars, Lines, batch_listener
+from medals_rt.cli._batch_progress import Bars, Events, Lines, batch_listener
 from medals_rt.cli._output import out
 from medals_rt.common.notes import Note, warning
 from medals_rt.pipeline.batch import Entry
@@ -46,6 +47,28 @@ def test_cases_of_others_count(capsys: pytest.CaptureFixture[str]) -> None:
         listener.elsewhere(2)
         listener.ended(0, KEPT)
     assert capsys.readouterr().err == "[3/4] b: finished before\n"
+
+
+def test_lines_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    out.start(json_progress=True)
+    with batch_listener(4) as listener:
+        assert type(listener) is Events
+        listener.windows("coarse", 1, 8)
+        for index, entry in enumerate((DONE, FAILED)):
+            listener.ended(index, entry)
+        listener.elsewhere(2)
+    window, done, failed, all_cases = map(json.loads, capsys.readouterr().err.splitlines())
+    seconds = [each.pop("seconds") for each in (window, done, failed, all_cases)]
+    assert seconds == sorted(seconds)
+    assert window == {"stage": "coarse", "done": 1, "total": 8, "case": ""}
+    cases = {"stage": "cases", "total": 4}
+    assert done == {
+        **cases, "done": 1, "case": "a", "status": "done", "warnings": ["less was computed"]
+    }  # fmt: skip
+    assert failed == {
+        **cases, "done": 2, "case": "c", "status": "failed", "error": "no spacing", "warnings": []
+    }  # fmt: skip
+    assert all_cases == {**cases, "done": 4}
 
 
 def test_failures_and_warnings_are_shown_when_quiet(capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,12 @@ def test_progress_as_lines_of_json(run: Callable[..., Result]) -> None:
     done = run("--json-progress")
     assert done.exit_code == 0, done.output
     lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-    assert {line["step"] for line in lines} >= {"coarse", "fine"}
+    stages = list(dict.fromkeys(line["stage"] for line in lines))
+    assert stages[:2] == ["read", "open models"]
+    assert set(stages[2:-1]) >= {"coarse", "fine"}
+    assert stages[-1] == "write"
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
     assert all(0 <= line["done"] <= line["total"] for line in lines)
     assert lines[-1]["done"] == lines[-1]["total"]
 

@@ -19,6 +19,7 @@ from medals_rt.pipeline.batch.jobs_file import read_jobs
 from medals_rt.prompts.embedding import PromptEmbedder
 from medals_rt.prompts.prompt_set import parse_prompts, read_prompts
 from tests.dicom import write_series
+from tests.fuzz import dicom_peers
 from tests.fuzz.mutations import Mutation, inside_gzip, inside_zip
 from tests.paths import ROOT
 
@@ -219,4 +220,9 @@ TARGETS = (
     Target("manifest", ".json", _manifest_seeds, _feed_manifest),
     Target("embeddings", ".safetensors", _bank_seeds, _feed_bank),
     Target("recipe", ".toml", _recipe_seeds, read_recipe),
+    Target("dicomweb list", ".json", dicom_peers.list_seeds, dicom_peers.feed_list),
+    Target("dicomweb headers", ".json", dicom_peers.header_seeds, dicom_peers.feed_headers),
+    Target("dicomweb object", ".bin", dicom_peers.object_seeds, dicom_peers.feed_object),
+    Target("node rules", ".toml", dicom_peers.rules_seeds, dicom_peers.feed_rules),
+    Target("node object", ".bin", dicom_peers.store_seeds, dicom_peers.feed_store),
 )

@@ -11,7 +11,7 @@ import trimesh
 
 from medals_rt.common.errors import CaseError
 from medals_rt.io.case import Case
-from medals_rt.io.meshes import surface_of
+from medals_rt.io.meshes import reduced, surface_of
 from medals_rt.io.registry import check_output, read_case, write_segmentation
 from medals_rt.prompts.prompt_set import PromptSet, numbered
 
@@ -58,6 +58,45 @@ def test_a_surface_is_closed_and_of_the_voxels_volume(mask: str, affine: str) ->
     assert mesh.volume == pytest.approx(volume, rel=0.02)  # positive: faces look outward
 
 
+def farthest_mm(points_mm: np.ndarray, triangles_mm: np.ndarray) -> float:
+    """How far the farthest of some points is from a surface."""
+    nearest = np.full(len(points_mm), np.inf)
+    for triangle in triangles_mm:
+        repeated = np.broadcast_to(triangle, (len(points_mm), 3, 3))
+        closest = trimesh.triangles.closest_point(repeated, points_mm)
+        nearest = np.minimum(nearest, np.linalg.norm(closest - points_mm, axis=1))
+    return float(nearest.max())
+
+
+@pytest.mark.parametrize("reduction", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_reduced_surface_stays_closed_and_of_its_volume(mask: str, reduction: float) -> None:
+    voxels, to_mm = MASKS[mask], AFFINES["oblique"]
+    whole_mm, every = surface_of(voxels, to_mm)
+    vertices, faces = reduced(whole_mm, every, reduction)
+    assert len(faces) <= len(every)
+    if mask == "a ball" and reduction == 0.9:
+        assert len(faces) == pytest.approx((1 - reduction) * len(every), rel=0.02)
+        assert farthest_mm(whole_mm, vertices[faces]) < 1.5  # of voxels of 0.7 x 0.8 x 3
+    mesh = trimesh.Trimesh(vertices, faces, process=False)
+    edges = np.sort(mesh.edges, axis=1)
+    _, counts = np.unique(edges, axis=0, return_counts=True)
+    assert (counts % 2 == 0).all()
+    volume = voxels.sum() * abs(np.linalg.det(to_mm[:3, :3]))
+    assert mesh.volume == pytest.approx(volume, rel=0.025)  # positive: faces look outward
+
+
+@pytest.mark.parametrize("mask", ["a ball", "a block at the edge"])
+def test_every_face_looks_outward(mask: str) -> None:
+    """None is turned around, not the whole alone; some reduced ones have no area."""
+    voxels, to_mm = MASKS[mask], AFFINES["mirrored"]
+    vertices, faces = surface_of(voxels, to_mm)
+    for places, corners in ((vertices, faces), reduced(vertices, faces, 0.5)):
+        mesh = trimesh.Trimesh(places, corners, process=False)
+        to_middle = mesh.triangles_center - mesh.center_mass  # both objects are convex
+        assert (np.einsum("ij,ij->i", mesh.face_normals, to_middle) > -1e-6).all()
+
+
 def case_of(folder: Path, labels: np.ndarray, affine: np.ndarray) -> tuple[Case, np.ndarray]:
     path = folder / "scan.nii.gz"
     nib.save(nib.Nifti1Image(labels.astype(np.int16), affine), path)
@@ -89,6 +128,21 @@ def test_glb_in_millimeters_of_the_patient(affine: str, tmp_path: Path) -> None:
         assert mesh.is_watertight, name
         volume = (label == LABELS).sum() * abs(np.linalg.det(to_mm[:3, :3]))
         assert mesh.volume == pytest.approx(volume, rel=0.02)
+
+
+def test_a_file_of_fewer_faces(tmp_path: Path) -> None:
+    case, labels_dhw = case_of(tmp_path, LABELS, AFFINES["plain"])
+    for name, reduction in (("whole.glb", 0.0), ("less.glb", 0.8)):
+        write_segmentation(
+            tmp_path / name, case, labels_dhw, prompts=PROMPTS, mesh_reduction=reduction
+        )
+    whole, less = (
+        trimesh.load_scene(tmp_path / name).geometry for name in ("whole.glb", "less.glb")
+    )
+    for name, mesh in less.items():
+        assert mesh.is_watertight
+        assert len(mesh.faces) < 0.25 * len(whole[name].faces)
+        assert mesh.volume == pytest.approx(whole[name].volume, rel=0.02)
 
 
 def test_lesions_are_meshes_of_their_own(tmp_path: Path) -> None:

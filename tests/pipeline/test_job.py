@@ -63,6 +63,14 @@ def test_run_writes_statistics(tiny_bundle: Bundle, tmp_path: Path) -> None:
     assert error.code == "outputs-alike"
 
 
+def test_only_surfaces_have_faces_to_leave_out(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    case, output = write_case(tmp_path / "a.npz"), tmp_path / "s.npz"
+    result = CliRunner().invoke(app, words(tiny_bundle, case, output, "--mesh-reduction", "0.9"))
+    assert result.exit_code == 2
+    assert error_of(result).code == "no-mesh-to-reduce"
+    assert not output.exists()
+
+
 LESIONS = ("--prompt", "adrenocortical carcinoma on CT", "--kind", "lesion")
 
 

@@ -288,7 +288,7 @@ def reading(name: str) -> Iterator[None]:
         yield
     except (CaseError, MissingDependencyError):
         raise
-    except _damage() as error:
+    except damage() as error:
         raise CaseError(
             f"{name} can't be read, it is damaged or unusual ({_short(error)}); "
             "export the series again",
@@ -296,7 +296,7 @@ def reading(name: str) -> Iterator[None]:
         ) from error
 
 
-def _damage() -> tuple[type[Exception], ...]:
+def damage() -> tuple[type[Exception], ...]:
     """Return what pydicom and its decoders raise on damage, as data is read or a value is used."""
     from pydicom import errors
 

@@ -103,7 +103,7 @@ def _packing_notes(found: DicomSource, name: str, kind: SegKind) -> tuple[Note, 
         return ()
     text = (
         f"{name} holds {rows} x {columns} pixels a slice, no multiple of 8: OHIF 3.13 shows it "
-        "striped; for that viewer, end it in .labelmap.dcm"
+        "striped or not at all; for that viewer, end it in .labelmap.dcm"
     )
     return (Note("seg-packed-within-bytes", text),)
 

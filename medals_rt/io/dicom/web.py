@@ -34,6 +34,7 @@ from medals_rt.io.dicom.files import (
     MAX_FILES,
     MAX_HEADER_BYTES,
     DicomFile,
+    damage,
     printable,
     reading,
     silence,
@@ -323,8 +324,10 @@ class _Server:
             ),
             _SERIES,
         )
+        with silence(), reading(self.url):
+            listed = [_listed(each) for each in found]
         return sorted(
-            map(_listed, found),
+            listed,
             key=lambda each: (each[0], each[1].number is None, each[1].number or 0, each[1].uid),
         )
 
@@ -393,11 +396,22 @@ class _Server:
         data = self.ask(
             lambda client: client.retrieve_instance(study, series, uid), largest=largest
         )
-        if str(data.get(_OBJECT)) != uid:
+        with silence(), reading(self.url):
+            sent = str(data.get(_OBJECT))
+        if sent != uid:
             raise ServerError(
                 f"{self.url} sent another object than {uid}; try again", code="answer-invalid"
             )
-        data.save_as(path)
+        try:
+            with silence():
+                data.save_as(path)
+        except OSError:  # of the disk
+            raise
+        except damage() as error:
+            raise ServerError(
+                f"{self.url} sent a damaged object, {uid} ({printable(error, 100)}); try again",
+                code="object-damaged",
+            ) from error
 
     def ask(self, call: Callable[[Any], _Answer], *, largest: int = _LARGEST_LIST) -> _Answer:
         """Call the server's client, again where the fault may pass, and explain its failure.
@@ -434,7 +448,7 @@ class _Server:
                         f"{_ATTEMPTS} attempts); check the address and the network",
                         code="server-unreachable",
                     ) from error
-            except (exceptions.RequestException, ValueError, KeyError, TypeError) as error:
+            except damage() as error:
                 raise ServerError(
                     f"{self.url} answers with something that is no DICOMweb "
                     f"({printable(error, 100)}); check the address",

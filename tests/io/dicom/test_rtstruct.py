@@ -13,7 +13,9 @@ from pydicom.dataset import Dataset
 from medals_rt.common.errors import CaseError
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.rtstruct import loops_of
-from medals_rt.io.registry import check_output, read_case, write_segmentation
+from medals_rt.io.grids import grid_of, same_grid
+from medals_rt.io.registry import check_output, read_case, read_labels, write_segmentation
+from medals_rt.io.segment_metadata import segments_of
 from medals_rt.prompts.prompt_set import numbered
 from tests.dicom import write_series
 from tests.io.dicom.test_case import write_enhanced
@@ -23,6 +25,7 @@ RNG = np.random.default_rng(0)
 PROMPTS = numbered(
     ("Liver in abdominal CT", "Right kidney in abdominal CT", "Spleen in CT"), "anatomy"
 )
+LIVER = numbered(("Liver in abdominal CT",), "anatomy")
 LESIONS = numbered(("Liver tumors in abdominal CT",), "lesion")
 
 
@@ -128,6 +131,34 @@ def test_contours_give_the_mask_back(tmp_path: Path, name: str) -> None:
             expected = labels == number
             assert np.array_equal(masks.get(uid, np.zeros_like(expected)), expected)
         assert masks
+
+
+@pytest.mark.parametrize("name", ["axial", "sagittal"])
+def test_another_reader_gives_the_mask_back(tmp_path: Path, name: str) -> None:
+    """Plastimatch fills the contours with a program of its own, on the grid of the series."""
+    program = shutil.which("plastimatch")
+    if program is None:
+        pytest.skip("plastimatch isn't installed (Debian package): RTSTRUCTs go unread by it")
+    case, _ = series(tmp_path / "a", AFFINES[name])
+    labels = (case.volume.image_dhw == 1).astype(np.uint8)
+    write_segmentation(tmp_path / "o.rtstruct.dcm", case, labels, prompts=LIVER)
+    done = subprocess.run(
+        (
+            *(program, "convert", "--input", tmp_path / "o.rtstruct.dcm"),
+            *("--referenced-ct", tmp_path / "a", "--output-ss-list", tmp_path / "list.txt"),
+            *("--output-prefix", tmp_path / "masks", "--prefix-format", "nrrd", "--xor-contours"),
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (listed,) = (tmp_path / "list.txt").read_text(encoding="utf-8").splitlines()
+    rgb = " ".join(str(round(255 * part)) for part in segments_of(LIVER, labels)[0].rgb)
+    assert listed == f"0|{rgb}|Liver"
+    found = read_labels(tmp_path / "masks" / "Liver.nrrd")
+    assert same_grid(grid_of(case.volume), grid_of(found)) is None
+    assert np.array_equal(found.labels_dhw, labels)
 
 
 def test_contours_lie_where_the_volume_has_its_voxels(tmp_path: Path) -> None:
