@@ -27,7 +27,7 @@ from medals_rt.runners.winograd.partition import partition
 from medals_rt.runners.winograd.split_model import SplitModel
 
 # Part of a compiled graph's key: to be raised when graphs are joined or arranged differently.
-_JOINED_BY = 5
+_JOINED_BY = 6
 
 WINOGRAD_VOXELS: Final = 32**3
 """Convolutions of smaller volumes are left to OpenVINO in any case."""
@@ -152,7 +152,7 @@ class OpenVINORunner(Runner):
             CompiledModel(partial(make, number), config, own and (*own, number))
             if computes
             else None
-            for number, computes in enumerate(cut.computes)
+            for number, computes in enumerate((*cut.computes, *[True] * len(cut.sweeps)))
         ]
         opened = [each for each in compiled if each is not None]
         self.threads = opened[0].threads
