@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, Final, Literal
 
 from medals_rt.common.optional_deps import import_optional
+from medals_rt.runners.winograd.choice import processor_features
 from medals_rt.runners.winograd.transforms import (
     INPUT_TRANSFORM,
     OUTPUT_TRANSFORM,
@@ -97,9 +98,9 @@ def machine_code(storage: Storage) -> MachineCode:
 
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    features = binding.get_host_cpu_features()
+    features = processor_features()
     width = 16 if features.get("avx512f") else 8 if features.get("avx2") else 4
-    flags = features.flatten()
+    flags = ",".join(("+" if on else "-") + name for name, on in sorted(features.items()))
     if width == 16:
         flags += ",-prefer-256-bit"
     processor = binding.get_host_cpu_name()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from medals_rt.runners.winograd.sweeps import Swept, product, strided_convolutio
 
 _CONSTANT: Final = -1
 
+Pays: TypeAlias = Callable[[int, int], bool]
+
 
 @dataclass
 class _Found:
@@ -43,7 +45,7 @@ class _Found:
     swept: Swept | None = None  # what makes the root, if that is read a few rows at a time
 
 
-def partition(model: Any, storage: Storage, smallest_voxels: int) -> tuple[Cut, list[Any]]:
+def partition(model: Any, storage: Storage, pays: Pays) -> tuple[Cut, list[Any]]:
     """Cut a model at its convolutions.
 
     Parameters
@@ -52,8 +54,8 @@ def partition(model: Any, storage: Storage, smallest_voxels: int) -> tuple[Cut, 
         An `openvino.Model` of one window, changed by this.
     storage
         How volumes are handed over.
-    smallest_voxels
-        Of the volumes whose convolutions are cut out.
+    pays
+        ``pays(channels, voxels)``: whether convolutions with such outputs are cut out.
 
     Returns
     -------
@@ -61,10 +63,10 @@ def partition(model: Any, storage: Storage, smallest_voxels: int) -> tuple[Cut, 
         The description, and an `openvino.Model` for each segment, then for each sweep; `WHOLE` and
         the model as it was where it has no convolution that is large enough.
     """
-    if not any(_is_convolution(node, smallest_voxels) for node in model.get_ops()):
+    if not any(_is_convolution(node, pays) for node in model.get_ops()):
         return WHOLE, [model]
     _fold(model)
-    found = _find_blocks(model, smallest_voxels)
+    found = _find_blocks(model, pays)
     if not any(block.convolutions for block in found):
         return WHOLE, [model]
     return _Cutter(model, storage, found).cut()
@@ -97,12 +99,12 @@ def _fold(model: Any) -> None:
         model.remove_parameter(instead)
 
 
-def _is_convolution(node: Any, smallest_voxels: int) -> bool:
+def _is_convolution(node: Any, pays: Pays) -> bool:
     if node.get_type_name() != "Convolution":
         return False
     made, taken = volume_of(node.output(0)), volume_of(node.input_value(0))
     weights = node.input_value(1).get_partial_shape()
-    if made is None or taken is None or weights.is_dynamic or made[1] < smallest_voxels:
+    if made is None or taken is None or weights.is_dynamic or not pays(*made):
         return False
     options = node.get_attributes()
     ones = [1, 1, 1]
@@ -121,10 +123,10 @@ def _other(node: Any, port: Any) -> Any:
     return second if key_of(first) == key_of(port) else first
 
 
-def _expand(port: Any, found: _Found, smallest_voxels: int) -> bool:
+def _expand(port: Any, found: _Found, pays: Pays) -> bool:
     """Collect the convolutions and biases whose sum a value is."""
     node = port.get_node()
-    if _is_convolution(node, smallest_voxels):
+    if _is_convolution(node, pays):
         found.convolutions.append(node)
         return True
     if node.get_type_name() != "Add":
@@ -134,19 +136,19 @@ def _expand(port: Any, found: _Found, smallest_voxels: int) -> bool:
         bias = values_by_channel(operand, volume[0]) if volume else None
         if bias is not None:
             found.biases.append(bias)
-        elif len(readers_of(operand)) != 1 or not _expand(operand, found, smallest_voxels):
+        elif len(readers_of(operand)) != 1 or not _expand(operand, found, pays):
             return False
     return True
 
 
-def _sum_of(convolution: Any, smallest_voxels: int) -> _Found:
+def _sum_of(convolution: Any, pays: Pays) -> _Found:
     """Return the largest sum that a convolution is part of."""
     port = convolution.output(0)
     best = _Found(port, port, [convolution])
     while len(readers_of(port)) == 1 and readers_of(port)[0].get_type_name() == "Add":
         port = readers_of(port)[0].output(0)
         wider = _Found(port, port)
-        if not _expand(port, wider, smallest_voxels):
+        if not _expand(port, wider, pays):
             break
         best = wider
     return best
@@ -192,20 +194,20 @@ def _follow(found: _Found) -> bool:
     return True
 
 
-def _find_blocks(model: Any, smallest_voxels: int) -> list[_Found]:
+def _find_blocks(model: Any, pays: Pays) -> list[_Found]:
     """Find blocks in the order in which they are computed."""
     found: list[_Found] = []
     taken: set[str] = set()
     for node in model.get_ordered_ops():
         if node.get_name() in taken:
             continue
-        if _is_convolution(node, smallest_voxels):
-            block = _sum_of(node, smallest_voxels)
+        if _is_convolution(node, pays):
+            block = _sum_of(node, pays)
             _follow(block)
         elif node.get_type_name() == "MVN":
             port = node.input_value(0)
             volume = volume_of(port)
-            if volume is None or volume[1] < smallest_voxels or volume[0] % CHANNEL_STEP:
+            if volume is None or not pays(*volume) or volume[0] % CHANNEL_STEP:
                 continue
             block = _Found(port, port, swept=strided_convolution(port))
             if len(readers_of(port)) != 1 or not _follow(block):

@@ -100,10 +100,7 @@ class SplitModel:
         self.inputs = tuple(given.values())
         self.outputs = tuple(made[name] for name in cut.outputs)
         self._volumes = {
-            name: made[name].shape[1:]
-            for block in cut.blocks
-            for name in _names(block)
-            if len(made[name].shape) == 5 and made[name].dtype == STORED[storage]
+            name: made[name].shape[1:] for block in cut.blocks for name in _volumes(block)
         }
         self._kept = frozenset((*given, *cut.outputs))
         # OpenVINO's segments read what is activated; others activate while they read
@@ -260,12 +257,15 @@ def _swept_output(sweep: Sweep, compiled: Compiled) -> TensorSpec:
     return TensorSpec(spec.name, (count, int(high) * sweep.runs, *plane), spec.dtype)
 
 
-def _names(block: Block) -> list[str]:
-    """List what a block reads of segments."""
+def _volumes(block: Block) -> list[str]:
+    """List the volumes of segments and sweeps that a block reads."""
     names = [block.values] if block.values else []
-    for term in block.terms:
-        names += [name for name in (term.source, term.weights) if isinstance(name, str)]
-    return names
+    return names + [term.source for term in block.terms if isinstance(term.source, str)]
+
+
+def _names(block: Block) -> list[str]:
+    """List all that a block reads of segments and sweeps."""
+    return _volumes(block) + [term.weights for term in block.terms if isinstance(term.weights, str)]
 
 
 def _factors(block: Block, values: Mapping[str, Any]) -> Factors:
