@@ -212,8 +212,9 @@ def run_options(
     convolution: Annotated[
         Convolution,
         typer.Option(
-            help="How OpenVINO's convolutions of large windows are computed. winograd: with fewer "
-            "multiplications, faster but with more memory. direct, and for now auto: by OpenVINO.",
+            help="How OpenVINO's convolutions of large windows are computed. direct: by OpenVINO. "
+            "winograd: with fewer multiplications. auto: by what was measured to be faster on such "
+            "a processor (bench --convolution measures this one).",
         ),
     ] = "auto",
     preset: PresetOption = "paper",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES: Final = (
     "medals-rt bench --quick",
     "medals-rt bench --runner openvino:bf16 --runner onnxruntime",
+    "medals-rt bench --convolution",
 )
 
 
@@ -54,6 +55,14 @@ def bench_command(
             help="Also measure scaling with classes and volume, and the machine's peak rates.",
         ),
     ] = True,
+    convolution: Annotated[
+        bool,
+        typer.Option(
+            "--convolution",
+            help="Only time OpenVINO's convolutions beside Winograd's on this machine, and let "
+            "--convolution auto of other commands decide by what is found.",
+        ),
+    ] = False,
 ) -> int:
     """Measure latency, steps, memory and scaling of each runner."""
     from medals_rt.bundle.bundle import Bundle as OpenBundle
@@ -62,6 +71,8 @@ def bench_command(
     from medals_rt.tools.bench.pages import write_pages
     from medals_rt.tools.bench.run import BenchRequest, run_bench
 
+    if convolution:
+        return _bench_convolutions(threads)
     if (stage1 is None) != (stage2 is None):
         raise InputError(
             "eager PyTorch needs both checkpoints: --stage1 and --stage2", code="checkpoint-missing"
@@ -93,6 +104,43 @@ def bench_command(
     print_summary(report)
     out.wrote(*written)
     return EXIT_DONE if report.finished else EXIT_FAILURE
+
+
+def _bench_convolutions(threads: int | None) -> int:
+    """Measure convolutions, keep what was found, and print it."""
+    from medals_rt.runners.winograd.choice import keep
+    from medals_rt.tools.bench.convolutions import time_convolutions
+
+    with out.progress() as progress:
+        timings = time_convolutions(threads, progress)
+    columns = {
+        "precision": "left",
+        "channels": "right",
+        "voxels": "right",
+        "direct, s": "right",
+        "winograd, s": "right",
+        "times as fast": "right",
+        "auto": "left",
+    }
+    rows = [
+        [
+            each.precision,
+            str(each.channels),
+            f"{each.voxels:,}",
+            f"{each.direct_seconds:.4f}",
+            f"{each.winograd_seconds:.4f}",
+            f"{each.ratio:.2f}",
+            "winograd" if each.pays else "direct",
+        ]
+        for each in timings
+    ]
+    out.table("convolutions, processor seconds", columns, rows)
+    file = keep(timings)
+    if file is None:
+        out.remark("there is no home folder to keep this in; set MEDALS_RT_CACHE")
+    else:
+        out.wrote(file)
+    return EXIT_DONE
 
 
 def print_summary(report: "BenchReport") -> None:

@@ -393,8 +393,8 @@ class StageNetwork:
         threads
             How many to compute with; None leaves it to the library.
         convolution
-            How OpenVINO's large convolutions are computed: "direct" and for now "auto" by itself,
-            "winograd" by `medals_rt.runners.winograd`.
+            How OpenVINO's large convolutions are computed: "direct" by itself, "winograd" by
+            `medals_rt.runners.winograd`, "auto" by what was measured to be faster.
 
         Raises
         ------

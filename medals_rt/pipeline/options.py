@@ -374,14 +374,6 @@ class RunOptions:
     reading: PromptReading = PLAIN_READING
     max_voxels: int = field(default=MAX_VOXELS, metadata=_CHANGES_NO_RESULT)
 
-    def __post_init__(self) -> None:
-        if self.convolution == "winograd" and self.segment.max_memory is not None:
-            raise InputError(
-                "--max-memory can't be promised with --convolution winograd, whose memory is not "
-                "planned; leave out one of them",
-                code="memory-not-planned",
-            )
-
     def deciding(self) -> Mapping[str, Any]:
         """Return the options that can change a result, by name, as JSON has them."""
         content: Mapping[str, Any] = json.loads(json.dumps(_deciding(self), default=str))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,8 +23,10 @@ from medals_rt.planning.cost import (
     with_time_budget,
 )
 from medals_rt.planning.image_spacing import spacing_for, spacing_of_volume
-from medals_rt.planning.pass_timings import recall
+from medals_rt.planning.pass_timings import measured_on, recall
 from medals_rt.prompts.classes import ClassKey, by_exact_name, classes_of
+from medals_rt.runners.base import check_precision
+from medals_rt.runners.openvino import expected_convolution
 from medals_rt.runners.selection import choose, precisions
 
 _Number = TypeVar("_Number", int, float)
@@ -157,9 +160,15 @@ def _planned(
     model, measured = RELEASED, None
     if bundle is not None:
         kind = choose(options.runner, bundle).kind
-        precision = options.precision or precisions(kind, bundle.precision)[0]
+        precision = check_precision(options.precision) or precisions(kind, bundle.precision)[0]
         model = facts_of(bundle, kind, precision)
-        measured = recall(bundle.hash, f"{kind}/{precision}")
+        if kind == "openvino":
+            voxels = min(prod(spec.window_hwd) for spec in model.stages)
+            convolution = expected_convolution(
+                options.convolution, precision, model.features, voxels
+            )
+            model = replace(model, convolution=convolution)
+        measured = recall(bundle.hash, measured_on(kind, precision, model.convolution))
     segment = options.segment
     plan = plan_case(
         shape_dhw,

@@ -200,9 +200,9 @@ class Segmenter:
 
     @property
     def arithmetic(self) -> str:
-        """Runner and precision, such as ``"openvino/bf16"``: what measured passes are kept by."""
+        """What runs the networks, such as ``"openvino/bf16"``: measured passes are kept by it."""
         info = self._networks[1].info
-        return f"{info.runner}/{info.precision}"
+        return pass_timings.measured_on(info.runner, info.precision, info.convolution)
 
     def memory_limit(self, asked: int | None) -> MemoryLimit:
         """Return what may be held where the networks' arrays are; as `memory.memory_limit`."""
@@ -424,6 +424,7 @@ class Segmenter:
                 weights=count_weights(self.bundle),
                 runner=info.runner,
                 precision=info.precision,
+                convolution=info.convolution,
                 case_bytes=case_bytes(image.size, image.dtype.itemsize, number) + earlier_maps,
                 open_chains=chains,
                 keeps_maps=options.probabilities,

@@ -13,7 +13,7 @@ from typing import Any
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.stage_spec import StageSpec
-from medals_rt.common.choices import Refinement
+from medals_rt.common.choices import Convolution, Refinement
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.typing import Shape, Spacing
@@ -54,8 +54,8 @@ class ModelFacts:
         Channels of the feature map.
     weights
         Of both networks together, how many numbers.
-    runner, precision
-        Inference library and arithmetic.
+    runner, precision, convolution
+        Inference library, arithmetic, and how it convolves.
     """
 
     stages: tuple[StageSpec, StageSpec]
@@ -63,6 +63,7 @@ class ModelFacts:
     weights: int
     runner: str = "openvino"
     precision: str = "bf16"
+    convolution: Convolution = "direct"
 
 
 RELEASED = ModelFacts(
@@ -76,7 +77,9 @@ RELEASED = ModelFacts(
 """The released models (system section 1)."""
 
 
-def facts_of(bundle: Bundle, runner: str, precision: str) -> ModelFacts:
+def facts_of(
+    bundle: Bundle, runner: str, precision: str, convolution: Convolution = "direct"
+) -> ModelFacts:
     """Read what decides the cost of running a bundle."""
     return ModelFacts(
         (bundle.stage_spec(1), bundle.stage_spec(2)),
@@ -84,6 +87,7 @@ def facts_of(bundle: Bundle, runner: str, precision: str) -> ModelFacts:
         count_weights(bundle),
         runner,
         precision,
+        convolution,
     )
 
 
@@ -277,6 +281,7 @@ def plan_case(
             weights=model.weights,
             runner=model.runner,
             precision=model.precision,
+            convolution=model.convolution,
             case_bytes=case_bytes(prod(shape_dhw), image_bytes, earlier) + earlier_maps,
             open_chains=chains,
             keeps_maps=keeps_maps,

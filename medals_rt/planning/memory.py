@@ -18,6 +18,7 @@ from pathlib import Path
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import FOLDED_REFINERS
 from medals_rt.common import cgroups
+from medals_rt.common.choices import Convolution
 from medals_rt.common.errors import BundleError, InputError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Shape
@@ -58,7 +59,11 @@ _MERGE_BYTES_PER_VOXEL = 3
 
 @dataclass(frozen=True)
 class _Footprint:
-    """What a network holds in one library: see `weight_bytes` and `network_bytes`."""
+    """What a network holds in one library: see `weight_bytes` and `network_bytes`.
+
+    Winograd's convolutions hold two volumes at a time, with the spare rows by which they work in
+    place; and beside the compiled graphs their weights' factors, and rows that are converted.
+    """
 
     bytes_per_weight: float
     values_joined: float
@@ -67,9 +72,11 @@ class _Footprint:
 
 
 _FOOTPRINTS = {
-    ("openvino", "fp32"): _Footprint(9.0, 3.0, 4.0, has_chains=True),
-    ("openvino", "bf16"): _Footprint(7.3, 3.0, 4.0, has_chains=True),
-    ("onnxruntime", "fp32"): _Footprint(4.7, 7.9, 8.9),
+    ("openvino", "fp32", "direct"): _Footprint(9.0, 3.0, 4.0, has_chains=True),
+    ("openvino", "bf16", "direct"): _Footprint(7.3, 3.0, 4.0, has_chains=True),
+    ("openvino", "fp32", "winograd"): _Footprint(12.0, 2.4, 4.4, has_chains=True),
+    ("openvino", "bf16", "winograd"): _Footprint(8.8, 2.5, 4.5, has_chains=True),
+    ("onnxruntime", "fp32", "direct"): _Footprint(4.7, 7.9, 8.9),
 }
 _OTHER_FOOTPRINT = _Footprint(4.0, 4.2, 8.8)  # of runners on GPUs: not measured
 _VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -104,8 +111,8 @@ class MemoryDemand:
         N.
     channels
         C, of the network's feature map.
-    runner, precision
-        Inference library and arithmetic of the network.
+    runner, precision, convolution
+        Inference library and arithmetic of the network, and how it convolves.
     weights
         Of the networks of both stages together, how many numbers.
     case_bytes
@@ -128,6 +135,7 @@ class MemoryDemand:
     channels: int
     runner: str = "openvino"
     precision: str = "bf16"
+    convolution: Convolution = "direct"
     weights: int = 0
     case_bytes: int = 0
     open_chains: int = 2
@@ -398,7 +406,8 @@ def case_bytes(voxels: int, bytes_per_voxel: int, earlier_groups: int = 0) -> in
 
 
 def _footprint(demand: MemoryDemand) -> _Footprint:
-    return _FOOTPRINTS.get((demand.runner, demand.precision), _OTHER_FOOTPRINT)
+    how = demand.runner, demand.precision, demand.convolution
+    return _FOOTPRINTS.get(how, _OTHER_FOOTPRINT)
 
 
 def count_weights(bundle: Bundle) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from medals_rt.common.atomic_io import write_json
 from medals_rt.common.cache_dir import cache_folder
+from medals_rt.common.choices import Convolution
 
 _KEPT_ENTRIES = 64
 
@@ -23,13 +24,19 @@ class MeasuredPasses:
     Attributes
     ----------
     runner
-        Runner and precision that took them, such as ``"openvino/bf16"``.
+        What took them; see `measured_on`.
     seconds_per_pass
         By stage number, 1 coarse and 2 fine.
     """
 
     runner: str
     seconds_per_pass: Mapping[int, float]
+
+
+def measured_on(runner: str, precision: str, convolution: Convolution) -> str:
+    """Return the name under which passes are kept, such as ``"openvino/bf16/winograd"``."""
+    parts = [runner, precision, *([] if convolution == "direct" else [convolution])]
+    return "/".join(parts)
 
 
 def record(bundle_hash: str, measured: MeasuredPasses) -> bool:
@@ -55,9 +62,9 @@ def record(bundle_hash: str, measured: MeasuredPasses) -> bool:
 def recall(bundle_hash: str, runner: str | None = None) -> MeasuredPasses | None:
     """Return what was last measured of a bundle, on one runner or on any; None: nothing was."""
     for key, stages in reversed(_read().items()):
-        bundle, _, measured_on = key.partition("/")
-        if bundle == bundle_hash and runner in {None, measured_on}:
-            return MeasuredPasses(measured_on, {int(k): seconds for k, seconds in stages.items()})
+        bundle, _, how = key.partition("/")
+        if bundle == bundle_hash and runner in {None, how}:
+            return MeasuredPasses(how, {int(k): seconds for k, seconds in stages.items()})
     return None
 
 

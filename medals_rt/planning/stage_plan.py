@@ -11,7 +11,7 @@ from math import prod
 
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.byte_sizes import size_words
-from medals_rt.common.choices import Refinement
+from medals_rt.common.choices import Convolution, Refinement
 from medals_rt.common.errors import InputError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Box, Spacing
@@ -74,6 +74,7 @@ class CaseOutline:
     weights: int = 0
     runner: str = "openvino"
     precision: str = "bf16"
+    convolution: Convolution = "direct"
     case_bytes: int = 0
     open_chains: frozenset[tuple[int, str]] = frozenset()
     keeps_maps: bool = False
@@ -189,6 +190,7 @@ def stage_plans(
                 channels=case.channels,
                 runner=case.runner,
                 precision=case.precision,
+                convolution=case.convolution,
                 weights=case.weights,
                 case_bytes=case.case_bytes,
                 open_chains=len(case.chains_by(spec.number)),

@@ -8,7 +8,7 @@ from typing import Any, Final
 from medals_rt.common.choices import Convolution, Precision, RunnerKind
 from medals_rt.common.errors import InputError, MissingFileError, RunnerError
 from medals_rt.common.heap import trim_heap
-from medals_rt.common.optional_deps import import_optional
+from medals_rt.common.optional_deps import import_optional, is_installed
 from medals_rt.common.typing import Array
 from medals_rt.runners.base import (
     Device,
@@ -21,17 +21,16 @@ from medals_rt.runners.base import (
 from medals_rt.runners.openvino_cache import compiled_file, keep_compiled
 from medals_rt.runners.openvino_compiled import CompiledModel
 from medals_rt.runners.openvino_graphs import arrange, import_openvino, join_graphs, shared_core
+from medals_rt.runners.winograd.choice import NOTHING, WHEREVER_POSSIBLE, Rule, rule_here
 from medals_rt.runners.winograd.cut import from_file, to_bytes
 from medals_rt.runners.winograd.machine_code import Storage
 from medals_rt.runners.winograd.partition import partition
 from medals_rt.runners.winograd.split_model import SplitModel
 
 # Part of a compiled graph's key: to be raised when graphs are joined or arranged differently.
-_JOINED_BY = 5
+_JOINED_BY = 6
 
-WINOGRAD_VOXELS: Final = 32**3
-"""Convolutions of smaller volumes are left to OpenVINO in any case."""
-_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
+HINTS: Final[dict[Precision, str]] = {"fp32": "f32", "bf16": "bf16"}
 
 
 class OpenVINORunner(Runner):
@@ -64,9 +63,10 @@ class OpenVINORunner(Runner):
         self.name = request.name
         self.version: str = openvino.__version__.partition("-")[0]
         core = shared_core()
+        processor = core.get_property("CPU", "FULL_DEVICE_NAME")
         self.precision = _precision(core, request.precision)
         config: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
         }
@@ -79,16 +79,20 @@ class OpenVINORunner(Runner):
                 _JOINED_BY,
                 request.cache_key,
                 self.version,
-                core.get_property("CPU", "FULL_DEVICE_NAME"),
+                processor,
                 self.precision,
                 request.joined,
                 limit,
             )
+        rule = NOTHING
+        notes: tuple[str, ...] = ()
+        if request.joined:
+            rule, notes = _rule(request.convolution, self.precision, processor)
         try:
-            split = self._split(request, config, key) if request.joined else None
+            split = None if rule.never else self._split(request, config, key, rule)
             if split is None:
                 whole = CompiledModel(lambda: self._joined(request), config, key)
-                self.threads, self.notes = whole.threads, whole.notes
+                self.threads, self.notes = whole.threads, (*notes, *whole.notes)
                 self._model: CompiledModel | SplitModel = whole
             else:
                 self._model = split
@@ -123,19 +127,20 @@ class OpenVINORunner(Runner):
         return arrange(join_graphs(request.graph_paths), self.precision, chained=request.joined)
 
     def _split(
-        self, request: OpenRequest, config: dict[str, Any], key: tuple[object, ...] | None
+        self,
+        request: OpenRequest,
+        config: dict[str, Any],
+        key: tuple[object, ...] | None,
+        rule: Rule,
     ) -> SplitModel | None:
         """Let Winograd convolutions compute what they are better at; None if that is nothing."""
-        smallest = _smallest_volume(request.convolution)
-        if smallest is None:
-            return None
         storage: Storage = "bfloat16" if self.precision == "bf16" else "float32"
-        own = None if key is None else (*key, "winograd", smallest)
+        own = None if key is None else (*key, "winograd", rule)
         kept, notes = (None, ()) if own is None else compiled_file((*own, "cut"))
         cut = None if kept is None else from_file(kept)
         models: list[Any] = []
         if cut is None:
-            cut, models = partition(join_graphs(request.graph_paths), storage, smallest)
+            cut, models = partition(join_graphs(request.graph_paths), storage, rule)
             if kept is not None:
                 content = to_bytes(cut)
                 notes += keep_compiled(kept, lambda: BytesIO(content))
@@ -145,14 +150,14 @@ class OpenVINORunner(Runner):
         def make(number: int) -> Any:
             """Return a segment's model; cut again where it was kept in part."""
             if not models:
-                models.extend(partition(join_graphs(request.graph_paths), storage, smallest)[1])
+                models.extend(partition(join_graphs(request.graph_paths), storage, rule)[1])
             return arrange(models[number], self.precision, chained=True)
 
         compiled = [
             CompiledModel(partial(make, number), config, own and (*own, number))
             if computes
             else None
-            for number, computes in enumerate(cut.computes)
+            for number, computes in enumerate((*cut.computes, *[True] * len(cut.sweeps)))
         ]
         opened = [each for each in compiled if each is not None]
         self.threads = opened[0].threads
@@ -161,20 +166,39 @@ class OpenVINORunner(Runner):
         return SplitModel(cut, compiled, storage, self.threads)
 
 
-def _smallest_volume(convolution: Convolution) -> int | None:
-    """Voxels of the smallest volume whose convolutions are Winograd's; None for none.
-
-    ``auto`` is OpenVINO's own: it needs less memory, and what `planning.memory` expects is of it.
+def _rule(
+    convolution: Convolution, precision: Precision, processor: str
+) -> tuple[Rule, tuple[str, ...]]:
+    """Return which convolutions are Winograd's, and a note if they could be but for a library.
 
     Raises
     ------
     MissingDependencyError
         If Winograd is asked for and llvmlite is not installed.
     """
-    if convolution != "winograd":
-        return None
-    import_optional("llvmlite", "--convolution winograd")
-    return WINOGRAD_VOXELS
+    if convolution == "direct":
+        return NOTHING, ()
+    if convolution == "winograd":
+        import_optional("llvmlite", "--convolution winograd")
+        return WHEREVER_POSSIBLE, ()
+    if not is_installed("llvmlite"):
+        return NOTHING, ("convolutions are OpenVINO's own: llvmlite is not installed",)
+    return rule_here(precision, processor), ()
+
+
+def expected_convolution(
+    convolution: Convolution, precision: Precision, channels: int, voxels: int
+) -> Convolution:
+    """Return how joined graphs of a window of so many voxels will be convolved, for plans.
+
+    Raises
+    ------
+    MissingDependencyError
+        If Winograd is asked for and llvmlite is not installed.
+    """
+    processor = shared_core().get_property("CPU", "FULL_DEVICE_NAME")
+    rule, _ = _rule(convolution, precision, processor)
+    return "winograd" if rule(channels, voxels) else "direct"
 
 
 def _precisions(_: Precision) -> tuple[Precision, ...]:

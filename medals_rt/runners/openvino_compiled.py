@@ -76,14 +76,19 @@ class CompiledModel:
         ports = (*self._compiled.inputs, *self._compiled.outputs)
         self._types = {port_name(port): port.get_element_type() for port in ports}
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute all outputs from all inputs, by name."""
+    def run(
+        self, feeds: Mapping[str, Array], into: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, Array]:
+        """Compute all outputs from all inputs, by name; some into memory that is given."""
         results: dict[str, Array] = {}
         request = self._compiled.create_infer_request()
         for spec in self.outputs:
             shape = tuple(size for size in spec.shape if isinstance(size, int))
-            if len(shape) == len(spec.shape):
+            if into is not None and spec.name in into:
+                results[spec.name] = into[spec.name]
+            elif len(shape) == len(spec.shape):
                 results[spec.name] = np.empty(shape, spec.dtype)
+            if spec.name in results:
                 request.set_tensor(spec.name, self._tensor(spec.name, results[spec.name]))
         inputs = {
             name: self._tensor(name, np.ascontiguousarray(value)) for name, value in feeds.items()

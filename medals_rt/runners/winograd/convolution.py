@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import pairwise
 from queue import SimpleQueue
-from threading import Event
+from threading import Condition, Event
 from typing import Any
 
 import numpy as np
@@ -135,8 +135,56 @@ class Factors:
             self.bias += bias.reshape(-1)
 
 
+class _Turns:
+    """Keeps rows of tiles near each other, so that none overwrites what another still reads.
+
+    Parameters
+    ----------
+    order
+        The row of each task, as tasks are begun.
+    ahead
+        A row begins only when all that are further behind are computed.
+    """
+
+    def __init__(self, order: Sequence[int], ahead: int) -> None:
+        self._place = {row: place for place, row in enumerate(dict.fromkeys(order))}
+        self._left = [order.count(row) for row in self._place]
+        self._computed = 0
+        self._ahead = ahead
+        self._changed = Condition()
+
+    def begin(self, row: int) -> None:
+        """Wait for a task's turn. Those it waits for were begun before it, so they end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._place[row] <= self._computed + self._ahead)
+
+    def end(self, row: int) -> None:
+        """Count a task as computed."""
+        with self._changed:
+            self._left[self._place[row]] -= 1
+            while self._computed < len(self._left) and not self._left[self._computed]:
+                self._computed += 1
+            self._changed.notify_all()
+
+
+def spare_rows(shape: Sequence[int], threads: int) -> int:
+    """Rows along H by which outputs must lie before or behind a source to be written over it."""
+    height, width = (-(-size // OUTPUTS) for size in shape[:2])
+    # a row of tiles reads one row of voxels on either side
+    return OUTPUTS * (_ahead(height, width, threads) + 2)
+
+
+def _ahead(rows: int, columns: int, threads: int) -> int:
+    """How many rows of tiles are computed at a time, beside the last of them."""
+    return -(-threads // _parts(rows, columns, threads))
+
+
 def convolve(
-    sources: Sequence[Source], factors: Factors, storage: Storage, workers: Workers
+    sources: Sequence[Source],
+    factors: Factors,
+    storage: Storage,
+    workers: Workers,
+    outputs: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Sums]:
     """Convolve with zeros around, joined along channels.
 
@@ -150,6 +198,9 @@ def convolve(
         The type of all values.
     workers
         Who computes.
+    outputs
+        Where to write; None for new memory. May overlap a source of as many channels that lies
+        `spare_rows` before or behind it, and is no more afterwards.
 
     Returns
     -------
@@ -157,10 +208,11 @@ def convolve(
         `(H, W, D, K)` as stored, without norm or activation, and their sums.
     """
     shape = sources[0].values.shape[:3]
+    if outputs is None:
+        outputs = np.empty((*shape, factors.outputs), STORED[storage])
     if any(size % OUTPUTS for size in shape):
-        return _of_any_size(sources, factors, storage, workers)
+        return _of_any_size(sources, factors, storage, workers, outputs)
     height, width, depth = shape
-    outputs = np.empty((*shape, factors.outputs), STORED[storage])
     slopes = [np.array([source.slope], np.float32) for source in sources]
     # the description holds addresses: what they belong to must outlive the call
     kept = [(source.values, source.scale, source.shift) for source in sources]
@@ -169,6 +221,7 @@ def convolve(
         width,
         depth,
         factors.channels,
+        sum(factors.wide),
         factors.outputs,
         len(sources),
         factors.values.ctypes.data,
@@ -180,15 +233,23 @@ def convolve(
         task += [values.ctypes.data, values.shape[-1], *addresses]
     description = np.array(task, np.int64)
     code = machine_code(storage)
+    rows, columns = height // OUTPUTS, width // OUTPUTS
+    tasks = _tasks(rows, columns, workers.threads)
+    overwritten = [each for each, _, _ in kept if np.may_share_memory(each, outputs)]
+    if any(each.ctypes.data < outputs.ctypes.data for each in overwritten):
+        tasks.reverse()
+    order = [row for row, _, _ in tasks]
+    turns = _Turns(order, _ahead(rows, columns, workers.threads) if overwritten else rows)
 
     def work(next_task: Any) -> np.ndarray:
         scratch = _aligned(scratch_floats(depth, factors.channels, factors.outputs))
         sums = np.zeros((2, factors.outputs))
         while (where := next_task()) is not None:
+            turns.begin(where[0])
             code.convolve(description.ctypes.data, *where, scratch.ctypes.data, sums.ctypes.data)
+            turns.end(where[0])
         return sums
 
-    tasks = _tasks(height // OUTPUTS, width // OUTPUTS, workers.threads)
     total, squares = sum(workers.share(tasks, work))
     return outputs, Sums(total, squares, height * width * depth)
 
@@ -208,19 +269,65 @@ def measure(values: np.ndarray, storage: Storage, workers: Workers) -> Sums:
     return Sums(total, squares, values.size // channels)
 
 
-def activate(source: Source, storage: Storage, workers: Workers) -> Source:
-    """Do to values in place what their readers would do; C is a multiple of `CHANNEL_STEP`."""
+def activate(
+    source: Source, storage: Storage, workers: Workers, to: np.ndarray | None = None
+) -> Source:
+    """Do to values what their readers would do; C is a multiple of `CHANNEL_STEP`.
+
+    In place, unless they are to be written elsewhere, in the same shape.
+    """
     code = machine_code(storage)
-    slope = np.array([source.slope], np.float32)
-    addresses = source.scale.ctypes.data, source.shift.ctypes.data, slope.ctypes.data
+    scale, shift, slope = source.scale, source.shift, np.array([source.slope], np.float32)
     channels = source.values.shape[-1]
+    found = source.values if to is None else to
+    parts = zip(_rows(source.values, workers.threads), _rows(found, workers.threads), strict=True)
 
     def work(next_task: Any) -> None:
         while (part := next_task()) is not None:
-            code.activate(part.ctypes.data, len(part), channels, *addresses)
+            values, target = part
+            code.activate(
+                values.ctypes.data,
+                target.ctypes.data,
+                len(values),
+                channels,
+                scale.ctypes.data,
+                shift.ctypes.data,
+                slope.ctypes.data,
+            )
 
-    workers.share(_rows(source.values, workers.threads), work)
-    return Source.plain(source.values)
+    workers.share(list(parts), work)
+    return Source.plain(found)
+
+
+def average(
+    source: Source, kernel: Sequence[int], storage: Storage, workers: Workers
+) -> np.ndarray:
+    """Average blocks of what readers would see, `(h, w, d, C)` float32.
+
+    The kernel `(kh, kw, kd)` divides `(H, W, D)`; C is a multiple of `CHANNEL_STEP`.
+    """
+    code = machine_code(storage)
+    scale, shift, slope = source.scale, source.shift, np.array([source.slope], np.float32)
+    *shape, channels = source.values.shape
+    h, w, d = (size // k for size, k in zip(shape, kernel, strict=True))
+    means = np.empty((shape[0], shape[1] * d, channels), np.float32)
+
+    def work(next_task: Any) -> None:
+        while (row := next_task()) is not None:
+            code.average(
+                source.values[row].ctypes.data,
+                shape[1] * d,
+                kernel[2],
+                channels,
+                scale.ctypes.data,
+                shift.ctypes.data,
+                slope.ctypes.data,
+                means[row].ctypes.data,
+            )
+
+    workers.share(range(shape[0]), work)
+    blocks = means.reshape(h, kernel[0], w, kernel[1], d, channels)
+    return np.ascontiguousarray(blocks.mean(axis=(1, 3), dtype=np.float64), np.float32)
 
 
 def _rows(values: np.ndarray, threads: int) -> list[np.ndarray]:
@@ -232,13 +339,22 @@ def _rows(values: np.ndarray, threads: int) -> list[np.ndarray]:
 
 def _tasks(rows: int, columns: int, threads: int) -> list[tuple[int, int, int]]:
     """Cut tiles ``(h, first w, end w)`` into enough tasks for threads to share evenly."""
-    parts = min(columns, -(-threads * _TASKS_PER_THREAD // rows)) if threads > 1 else 1
+    parts = _parts(rows, columns, threads)
     edges = [columns * part // parts for part in range(parts + 1)]
     return [(row, first, end) for row in range(rows) for first, end in pairwise(edges)]
 
 
+def _parts(rows: int, columns: int, threads: int) -> int:
+    """Into how many tasks a row is cut."""
+    return min(columns, -(-threads * _TASKS_PER_THREAD // rows)) if threads > 1 else 1
+
+
 def _of_any_size(
-    sources: Sequence[Source], factors: Factors, storage: Storage, workers: Workers
+    sources: Sequence[Source],
+    factors: Factors,
+    storage: Storage,
+    workers: Workers,
+    outputs: np.ndarray,
 ) -> tuple[np.ndarray, Sums]:
     """Convolve sizes that tiles don't fill: with zeros behind, which are what is outside."""
     shape = sources[0].values.shape[:3]
@@ -247,9 +363,9 @@ def _of_any_size(
     for source in sources:
         values = np.pad(_activated(source, storage), (*behind, (0, 0)))
         filled.append(Source.plain(values))
-    outputs, _ = convolve(filled, factors, storage, workers)
-    inside = np.ascontiguousarray(outputs[tuple(slice(size) for size in shape)])
-    return inside, measure(inside, storage, workers)
+    found, _ = convolve(filled, factors, storage, workers)
+    outputs[...] = found[tuple(slice(size) for size in shape)]
+    return outputs, measure(outputs, storage, workers)
 
 
 def _activated(source: Source, storage: Storage) -> np.ndarray:

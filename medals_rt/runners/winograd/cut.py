@@ -6,7 +6,8 @@ reads a block's output gets what was convolved, and scales, shifts and activates
 large norm of what OpenVINO convolved is a block too, without convolutions of its own.
 
 Everything else is sorted into *segments*: a segment needs outputs of the blocks before it, and none
-of those behind. Segment 0, block 0, segment 1, block 1 and so on are a pass.
+of those behind. Segment 0, block 0, segment 1, block 1 and so on are a pass. What reads a whole
+volume, but only a few rows of it for a few rows of its result, is a *sweep* behind a segment.
 """
 
 from collections.abc import Mapping
@@ -39,6 +40,22 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """Averages of a block's output that segments read.
+
+    Attributes
+    ----------
+    name
+        Of the input `(1, h, w, d, C)` float32.
+    kernel
+        Voxels along each axis that are averaged; it divides the volume.
+    """
+
+    name: str
+    kernel: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class Block:
     """What is computed between two segments.
 
@@ -54,6 +71,8 @@ class Block:
         Of the norm: ``(x - mean) / sqrt(variance + eps) * scale + shift``; None if there is none.
     slope
         What negative values are multiplied by; 1 for no activation.
+    pools
+        Averages of what is computed.
     """
 
     terms: tuple[Term, ...]
@@ -63,6 +82,38 @@ class Block:
     scale: np.ndarray | None
     shift: np.ndarray | None
     slope: float
+    pools: tuple[Pool, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A model of OpenVINO's that is run for a few rows of a volume along H after the other.
+
+    Attributes
+    ----------
+    step
+        Number of the segment after which it is run.
+    source
+        Number of the block whose output is read.
+    rows
+        Name of the input `(1, h, W, D, C)` of h rows.
+    output
+        Name of what is made, whose rows are its second axis.
+    advance
+        How many rows further the next run reads.
+    before
+        How many rows of zeros lie before the first; behind the last as many as are read.
+    runs
+        How many.
+    """
+
+    step: int
+    source: int
+    rows: str
+    output: str
+    advance: int
+    before: int
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -77,6 +128,8 @@ class Cut:
         By segment: numbers of the blocks whose outputs it reads, by the name of the input.
     computes
         By segment: whether it has outputs.
+    sweeps
+        In the order in which they are computed.
     outputs
         Names of what the model returns.
     """
@@ -84,10 +137,11 @@ class Cut:
     blocks: tuple[Block, ...]
     reads: tuple[Mapping[str, int], ...]
     computes: tuple[bool, ...]
+    sweeps: tuple[Sweep, ...]
     outputs: tuple[str, ...]
 
 
-WHOLE: Final = Cut((), ({},), (True,), ())
+WHOLE: Final = Cut((), ({},), (True,), (), ())
 """Of a model that has nothing to cut out."""
 
 
@@ -105,12 +159,14 @@ class _BlockForm(msgspec.Struct, array_like=True):
     scale: str | None
     shift: str | None
     slope: float
+    pools: list[Pool]
 
 
 class _CutForm(msgspec.Struct, array_like=True):
     blocks: list[_BlockForm]
     reads: list[dict[str, int]]
     computes: list[bool]
+    sweeps: list[Sweep]
     outputs: list[str]
 
 
@@ -140,10 +196,17 @@ def to_bytes(cut: Cut) -> bytes:
             kept_if_any(block.scale),
             kept_if_any(block.shift),
             block.slope,
+            list(block.pools),
         )
         for block in cut.blocks
     ]
-    form = _CutForm(blocks, list(map(dict, cut.reads)), list(cut.computes), list(cut.outputs))
+    form = _CutForm(
+        blocks,
+        list(map(dict, cut.reads)),
+        list(cut.computes),
+        list(cut.sweeps),
+        list(cut.outputs),
+    )
     return save(arrays, {_METADATA: msgspec.json.encode(form).decode()})
 
 
@@ -171,7 +234,14 @@ def from_file(file: Path) -> Cut | None:
             arrays[block.scale],
             arrays[block.shift],
             block.slope,
+            tuple(block.pools),
         )
         for block in form.blocks
     )
-    return Cut(blocks, tuple(form.reads), tuple(form.computes), tuple(form.outputs))
+    return Cut(
+        blocks,
+        tuple(form.reads),
+        tuple(form.computes),
+        tuple(form.sweeps),
+        tuple(form.outputs),
+    )

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, Final, Literal
 
 from medals_rt.common.optional_deps import import_optional
+from medals_rt.runners.winograd.choice import processor_features
 from medals_rt.runners.winograd.transforms import (
     INPUT_TRANSFORM,
     OUTPUT_TRANSFORM,
@@ -38,8 +39,19 @@ SOURCE_FIELDS: Final = 5
 _LINE_BYTES: Final = 64
 _FAST: Final = ("reassoc", "contract", "nsz")
 # what lies where in a task's description, in units of 8 bytes
-_HEIGHT, _WIDTH, _DEPTH, _CHANNELS, _OUTPUTS, _SOURCES, _FACTORS, _BIAS, _RESULT = range(9)
-FIRST_SOURCE: Final = 9
+(
+    _HEIGHT,
+    _WIDTH,
+    _DEPTH,
+    _CHANNELS,  # of a strip
+    _USED,  # those of the sources
+    _OUTPUTS,
+    _SOURCES,
+    _FACTORS,
+    _BIAS,
+    _RESULT,
+    FIRST_SOURCE,
+) = range(11)
 _VALUES, _WIDE, _SCALE, _SHIFT, _SLOPE = range(SOURCE_FIELDS)
 
 
@@ -61,7 +73,11 @@ class MachineCode:
     measure
         ``(values, voxels, channels, sums)``: the same of what lies in memory.
     activate
-        ``(values, voxels, channels, scale, shift, slope)``: scale, shift and activate in place.
+        ``(values, to, voxels, channels, scale, shift, slope)``: scale, shift and activate; `to` may
+        be `values`.
+    average
+        ``(values, runs, voxels, channels, scale, shift, slope, to)``: means of so many voxels, one
+        after another in memory, as `activate` would leave them; `to` `(runs, channels)` float32.
     processor
         What the code is for.
     """
@@ -69,6 +85,7 @@ class MachineCode:
     convolve: Any
     measure: Any
     activate: Any
+    average: Any
     processor: str
     _engine: Any  # owns the memory of the code
 
@@ -81,9 +98,9 @@ def machine_code(storage: Storage) -> MachineCode:
 
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    features = binding.get_host_cpu_features()
+    features = processor_features()
     width = 16 if features.get("avx512f") else 8 if features.get("avx2") else 4
-    flags = features.flatten()
+    flags = ",".join(("+" if on else "-") + name for name, on in sorted(features.items()))
     if width == 16:
         flags += ",-prefer-256-bit"
     processor = binding.get_host_cpu_name()
@@ -100,26 +117,39 @@ def machine_code(storage: Storage) -> MachineCode:
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     convolve = ctypes.CFUNCTYPE(None, pointer, integer, integer, integer, pointer, pointer)
     measure = ctypes.CFUNCTYPE(None, pointer, integer, integer, pointer)
-    activate = ctypes.CFUNCTYPE(None, pointer, integer, integer, pointer, pointer, pointer)
+    activate = ctypes.CFUNCTYPE(None, pointer, pointer, integer, integer, *[pointer] * 3)
+    average = ctypes.CFUNCTYPE(None, pointer, integer, integer, integer, *[pointer] * 4)
     return MachineCode(
         convolve(engine.get_function_address("convolve")),
         measure(engine.get_function_address("measure")),
         activate(engine.get_function_address("activate")),
+        average(engine.get_function_address("average")),
         processor,
         engine,
     )
 
 
 class _Function:
-    """A function being written: arithmetic on addresses, and loops, in few words."""
+    """A function being written: arithmetic on addresses, and loops, in few words.
 
-    def __init__(self, module: Any, name: str, arguments: Sequence[Any], ir: Any) -> None:
+    Unless it works `in_place`, none of its arguments' memory overlaps.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        name: str,
+        arguments: Sequence[Any],
+        ir: Any,
+        *,
+        in_place: bool = False,
+    ) -> None:
         self.ir = ir
         kind = ir.FunctionType(ir.VoidType(), arguments)
         self.function = ir.Function(module, kind, name)
         self.function.attributes.add("nounwind")
         for argument in self.function.args:
-            if isinstance(argument.type, ir.PointerType):
+            if isinstance(argument.type, ir.PointerType) and not in_place:
                 argument.add_attribute("noalias")
         self.build = ir.IRBuilder(self.function.append_basic_block("entry"))
         self.integer = ir.IntType(64)
@@ -210,6 +240,7 @@ class _Writer:
         self._convolve(load, forward, multiply, back)
         self._measure()
         self._activate()
+        self._average()
 
     # -- values ---------------------------------------------------------------------------------
 
@@ -300,17 +331,15 @@ class _Writer:
         )
         values, depth, wide, scale, shift, slope, to, channels = f.function.args
         b = f.build
-        stored_vector = self.ir.VectorType(self.stored, self.width)
         one_slope, slopes = self._every_lane(f, slope)
         whole = f.times(b.sdiv(wide, f.number(self.width)), self.width)
 
         with f.loop(0, depth) as d:
             here, there = f.times(d, wide), f.times(d, channels)
             with f.loop(0, whole, self.width) as c:
-                value = self._unpack(f, f.load(f.at(values, here, c), stored_vector))
-                factor = f.load(f.at(scale, c), self.vector)
-                offset = f.load(f.at(shift, c), self.vector)
-                f.store(self._activated(f, value, factor, offset, slopes), f.at(to, there, c))
+                place = f.at(values, here, c)
+                found = self._read_activated(f, place, (scale, shift, slopes), c)
+                f.store(found, f.at(to, there, c))
             with f.loop(whole, wide) as c:
                 value = self._unpack(f, b.load(f.at(values, here, c)))
                 factor, offset = b.load(f.at(scale, c)), b.load(f.at(shift, c))
@@ -356,10 +385,10 @@ class _Writer:
         return f.end()
 
     def _multiply(self) -> Any:
-        """``(tiles, factors, channels, outputs, count, to)``: 216 products of matrices."""
+        """``(tiles, factors, channels, used, outputs, count, to)``: 216 products of matrices."""
         floats, i = self.float.as_pointer(), self.integer
-        f = _Function(self.module, "multiply", [floats, floats, i, i, i, floats], self.ir)
-        tiles, factors, channels, outputs, count, to = f.function.args
+        f = _Function(self.module, "multiply", [floats, floats, i, i, i, i, floats], self.ir)
+        tiles, factors, channels, used, outputs, count, to = f.function.args
         b, width = f.build, self.width
         step_in = f.add(f.times(PRODUCTS, channels), TILE_PADDING)
         step_out = f.add(f.times(PRODUCTS, outputs), TILE_PADDING)
@@ -395,7 +424,7 @@ class _Writer:
             c.add_incoming(following, b.block)
             for total, value in zip(totals, summed, strict=True):
                 total.add_incoming(value, b.block)
-            b.cbranch(b.icmp_signed("<", following, channels), head, after)
+            b.cbranch(b.icmp_signed("<", following, used), head, after)
             b.position_at_end(after)
             for t in range(height):
                 target = f.add(f.times(f.add(first, t), step_out), f.times(product, outputs), k)
@@ -489,7 +518,8 @@ class _Writer:
             return value if kind is None else b.inttoptr(value, kind)
 
         height, width, depth = field(_HEIGHT), field(_WIDTH), field(_DEPTH)
-        channels, outputs, sources = field(_CHANNELS), field(_OUTPUTS), field(_SOURCES)
+        channels, used = field(_CHANNELS), field(_USED)
+        outputs, sources = field(_OUTPUTS), field(_SOURCES)
         factors, bias = field(_FACTORS, floats), field(_BIAS, floats)
         result = field(_RESULT, self.stored.as_pointer())
         columns = b.alloca(i, POINTS)
@@ -531,7 +561,7 @@ class _Writer:
                 few = b.icmp_signed("<", left, f.number(TILES_AT_ONCE))
                 count = b.select(few, left, f.number(TILES_AT_ONCE))
                 b.call(forward, [strip, columns, f.add(depth, 2), channels, first, count, tiles])
-                b.call(multiply, [tiles, factors, channels, outputs, count, products])
+                b.call(multiply, [tiles, factors, channels, used, outputs, count, products])
                 to = f.at(
                     result,
                     f.times(tile_h, OUTPUTS, step_h),
@@ -604,19 +634,48 @@ class _Writer:
         f.end()
 
     def _activate(self) -> None:
-        """Scale, shift and activate stored values in place; see `MachineCode.activate`."""
-        i, floats = self.integer, self.float.as_pointer()
-        arguments = [self.stored.as_pointer(), i, i, floats, floats, floats]
-        f = _Function(self.module, "activate", arguments, self.ir)
-        values, voxels, channels, scale, shift, slope = f.function.args
+        """Scale, shift and activate stored values; see `MachineCode.activate`."""
+        i, floats, stored = self.integer, self.float.as_pointer(), self.stored.as_pointer()
+        arguments = [stored, stored, i, i, floats, floats, floats]
+        f = _Function(self.module, "activate", arguments, self.ir, in_place=True)
+        values, to, voxels, channels, scale, shift, slope = f.function.args
         _, slopes = self._every_lane(f, slope)
-        stored_vector = self.ir.VectorType(self.stored, self.width)
         with f.loop(0, voxels) as voxel:
             row = f.times(voxel, channels)
             with f.loop(0, channels, self.width) as c:
-                place = f.at(values, row, c)
-                value = self._unpack(f, f.load(place, stored_vector))
-                factor = f.load(f.at(scale, c), self.vector)
-                offset = f.load(f.at(shift, c), self.vector)
-                f.store(self._pack(f, self._activated(f, value, factor, offset, slopes)), place)
+                place = f.add(row, c)
+                found = self._read_activated(f, f.at(values, place), (scale, shift, slopes), c)
+                f.store(self._pack(f, found), f.at(to, place))
         f.end()
+
+    def _average(self) -> None:
+        """Average what `_activate` would leave; see `MachineCode.average`."""
+        i, floats = self.integer, self.float.as_pointer()
+        arguments = [self.stored.as_pointer(), i, i, i, floats, floats, floats, floats]
+        f = _Function(self.module, "average", arguments, self.ir)
+        values, runs, voxels, channels, scale, shift, slope, to = f.function.args
+        b = f.build
+        _, slopes = self._every_lane(f, slope)
+        total = self._room(f, 1)
+        counted = b.fdiv(self.ir.Constant(self.float, 1.0), b.sitofp(voxels, self.float))
+        each = b.alloca(self.float)
+        b.store(counted, each)
+        _, share = self._every_lane(f, each)
+        with f.loop(0, runs) as run:
+            start = f.times(run, voxels, channels)
+            with f.loop(0, channels, self.width) as c:
+                b.store(self.ir.Constant(self.vector, None), total)
+                with f.loop(0, voxels) as voxel:
+                    place = f.at(values, start, f.times(voxel, channels), c)
+                    found = self._read_activated(f, place, (scale, shift, slopes), c)
+                    b.store(b.fadd(b.load(total), found, flags=_FAST), total)
+                mean = b.fmul(b.load(total), share, flags=_FAST)
+                f.store(mean, f.at(to, f.times(run, channels), c))
+        f.end()
+
+    def _read_activated(self, f: _Function, place: Any, how: Sequence[Any], c: Any) -> Any:
+        """Load a vector of stored values, scaled, shifted and activated."""
+        scale, shift, slopes = how
+        value = self._unpack(f, f.load(place, self.ir.VectorType(self.stored, self.width)))
+        factor, offset = f.load(f.at(scale, c), self.vector), f.load(f.at(shift, c), self.vector)
+        return self._activated(f, value, factor, offset, slopes)

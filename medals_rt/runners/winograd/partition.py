@@ -1,9 +1,8 @@
 """An OpenVINO model cut at its large 3x3x3 convolutions; what that makes, `cut` describes."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from math import prod
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -15,10 +14,20 @@ from medals_rt.runners.openvino_graphs import (
     name_outputs,
     port_name,
 )
-from medals_rt.runners.winograd.cut import WHOLE, Block, Cut, Term
+from medals_rt.runners.winograd.cut import WHOLE, Block, Cut, Pool, Sweep, Term
 from medals_rt.runners.winograd.machine_code import CHANNEL_STEP, Storage
+from medals_rt.runners.winograd.ports import (
+    constant_of,
+    key_of,
+    readers_of,
+    values_by_channel,
+    volume_of,
+)
+from medals_rt.runners.winograd.sweeps import Swept, product, strided_convolution
 
 _CONSTANT: Final = -1
+
+Pays: TypeAlias = Callable[[int, int], bool]
 
 
 @dataclass
@@ -33,9 +42,10 @@ class _Found:
     scale: np.ndarray | None = None
     shift: np.ndarray | None = None
     slope: float = 1.0
+    swept: Swept | None = None  # what makes the root, if that is read a few rows at a time
 
 
-def partition(model: Any, storage: Storage, smallest_voxels: int) -> tuple[Cut, list[Any]]:
+def partition(model: Any, storage: Storage, pays: Pays) -> tuple[Cut, list[Any]]:
     """Cut a model at its convolutions.
 
     Parameters
@@ -44,19 +54,19 @@ def partition(model: Any, storage: Storage, smallest_voxels: int) -> tuple[Cut, 
         An `openvino.Model` of one window, changed by this.
     storage
         How volumes are handed over.
-    smallest_voxels
-        Of the volumes whose convolutions are cut out.
+    pays
+        ``pays(channels, voxels)``: whether convolutions with such outputs are cut out.
 
     Returns
     -------
     cut, models
-        The description, and an `openvino.Model` for each segment; `WHOLE` and the model as it was
-        where it has no convolution that is large enough.
+        The description, and an `openvino.Model` for each segment, then for each sweep; `WHOLE` and
+        the model as it was where it has no convolution that is large enough.
     """
-    if not any(_is_convolution(node, smallest_voxels) for node in model.get_ops()):
+    if not any(_is_convolution(node, pays) for node in model.get_ops()):
         return WHOLE, [model]
     _fold(model)
-    found = _find_blocks(model, smallest_voxels)
+    found = _find_blocks(model, pays)
     if not any(block.convolutions for block in found):
         return WHOLE, [model]
     return _Cutter(model, storage, found).cut()
@@ -89,46 +99,12 @@ def _fold(model: Any) -> None:
         model.remove_parameter(instead)
 
 
-def _key(port: Any) -> tuple[str, int]:
-    return port.get_node().get_name(), port.get_index()
-
-
-def _readers(port: Any) -> list[Any]:
-    return [each.get_node() for each in port.get_target_inputs()]
-
-
-def _volume(port: Any) -> tuple[int, int] | None:
-    """Channels and voxels of `(1, C, H, W, D)`; None for anything else."""
-    shape = port.get_partial_shape()
-    if shape.rank.is_dynamic or len(shape) != 5 or shape.is_dynamic or shape.to_shape()[0] != 1:
-        return None
-    _, channels, *space = shape.to_shape()
-    return channels, prod(space)
-
-
-def _constant(port: Any) -> np.ndarray | None:
-    node = port.get_node()
-    if node.get_type_name() == "Convert":
-        node = node.input_value(0).get_node()
-    return np.array(node.data, np.float32) if node.get_type_name() == "Constant" else None
-
-
-def _by_channel(port: Any, channels: int) -> np.ndarray | None:
-    """Return a constant that has a value for each channel, or one for all, as `(C,)`."""
-    values = _constant(port)
-    if values is None or values.size not in {1, channels}:
-        return None
-    if values.size == channels > 1 and (values.ndim < 4 or values.shape[-4] != channels):
-        return None
-    return np.ascontiguousarray(np.broadcast_to(values.reshape(-1), (channels,)))
-
-
-def _is_convolution(node: Any, smallest_voxels: int) -> bool:
+def _is_convolution(node: Any, pays: Pays) -> bool:
     if node.get_type_name() != "Convolution":
         return False
-    made, taken = _volume(node.output(0)), _volume(node.input_value(0))
+    made, taken = volume_of(node.output(0)), volume_of(node.input_value(0))
     weights = node.input_value(1).get_partial_shape()
-    if made is None or taken is None or weights.is_dynamic or made[1] < smallest_voxels:
+    if made is None or taken is None or weights.is_dynamic or not pays(*made):
         return False
     options = node.get_attributes()
     ones = [1, 1, 1]
@@ -144,35 +120,35 @@ def _is_convolution(node: Any, smallest_voxels: int) -> bool:
 def _other(node: Any, port: Any) -> Any:
     """Return the other operand of two."""
     first, second = node.input_value(0), node.input_value(1)
-    return second if _key(first) == _key(port) else first
+    return second if key_of(first) == key_of(port) else first
 
 
-def _expand(port: Any, found: _Found, smallest_voxels: int) -> bool:
+def _expand(port: Any, found: _Found, pays: Pays) -> bool:
     """Collect the convolutions and biases whose sum a value is."""
     node = port.get_node()
-    if _is_convolution(node, smallest_voxels):
+    if _is_convolution(node, pays):
         found.convolutions.append(node)
         return True
     if node.get_type_name() != "Add":
         return False
-    volume = _volume(port)
+    volume = volume_of(port)
     for operand in node.input_values():
-        bias = _by_channel(operand, volume[0]) if volume else None
+        bias = values_by_channel(operand, volume[0]) if volume else None
         if bias is not None:
             found.biases.append(bias)
-        elif len(_readers(operand)) != 1 or not _expand(operand, found, smallest_voxels):
+        elif len(readers_of(operand)) != 1 or not _expand(operand, found, pays):
             return False
     return True
 
 
-def _sum_of(convolution: Any, smallest_voxels: int) -> _Found:
+def _sum_of(convolution: Any, pays: Pays) -> _Found:
     """Return the largest sum that a convolution is part of."""
     port = convolution.output(0)
     best = _Found(port, port, [convolution])
-    while len(_readers(port)) == 1 and _readers(port)[0].get_type_name() == "Add":
-        port = _readers(port)[0].output(0)
+    while len(readers_of(port)) == 1 and readers_of(port)[0].get_type_name() == "Add":
+        port = readers_of(port)[0].output(0)
         wider = _Found(port, port)
-        if not _expand(port, wider, smallest_voxels):
+        if not _expand(port, wider, pays):
             break
         best = wider
     return best
@@ -180,13 +156,13 @@ def _sum_of(convolution: Any, smallest_voxels: int) -> _Found:
 
 def _follow(found: _Found) -> bool:
     """Take norm, scale, shift and activation behind a sum into its block, if there are."""
-    channels, _ = _volume(found.root) or (0, 0)
+    channels, _ = volume_of(found.root) or (0, 0)
     port = found.root
-    readers = _readers(port)
+    readers = readers_of(port)
     if len(readers) != 1 or readers[0].get_type_name() != "MVN":
         return False
     norm = readers[0]
-    options, axes = norm.get_attributes(), _constant(norm.input_value(1))
+    options, axes = norm.get_attributes(), constant_of(norm.input_value(1))
     if (
         axes is None
         or axes.tolist() != AXES_DHW
@@ -197,10 +173,10 @@ def _follow(found: _Found) -> bool:
     found.eps = float(options["eps"])
     port = norm.output(0)
     for kind in ("Multiply", "Add"):
-        readers = _readers(port)
+        readers = readers_of(port)
         if len(readers) != 1 or readers[0].get_type_name() != kind:
             continue
-        values = _by_channel(_other(readers[0], port), channels)
+        values = values_by_channel(_other(readers[0], port), channels)
         if values is None:
             break
         if kind == "Multiply":
@@ -208,9 +184,9 @@ def _follow(found: _Found) -> bool:
         else:
             found.shift = values
         port = readers[0].output(0)
-    readers = _readers(port)
+    readers = readers_of(port)
     if len(readers) == 1 and readers[0].get_type_name() == "PRelu":
-        slope = _constant(readers[0].input_value(1))
+        slope = constant_of(readers[0].input_value(1))
         if slope is not None and slope.size == 1:
             found.slope = float(slope.reshape(-1)[0])
             port = readers[0].output(0)
@@ -218,40 +194,34 @@ def _follow(found: _Found) -> bool:
     return True
 
 
-def _find_blocks(model: Any, smallest_voxels: int) -> list[_Found]:
+def _find_blocks(model: Any, pays: Pays) -> list[_Found]:
     """Find blocks in the order in which they are computed."""
     found: list[_Found] = []
     taken: set[str] = set()
     for node in model.get_ordered_ops():
         if node.get_name() in taken:
             continue
-        if _is_convolution(node, smallest_voxels) and _wide_enough(node):
-            block = _sum_of(node, smallest_voxels)
+        if _is_convolution(node, pays):
+            block = _sum_of(node, pays)
             _follow(block)
         elif node.get_type_name() == "MVN":
             port = node.input_value(0)
-            volume = _volume(port)
-            if volume is None or volume[1] < smallest_voxels or volume[0] % CHANNEL_STEP:
+            volume = volume_of(port)
+            if volume is None or not pays(*volume) or volume[0] % CHANNEL_STEP:
                 continue
-            block = _Found(port, port)
-            if len(_readers(port)) != 1 or not _follow(block):
+            block = _Found(port, port, swept=strided_convolution(port))
+            if len(readers_of(port)) != 1 or not _follow(block):
                 continue
             taken.add(node.get_name())
         else:
             continue
         if block.eps is not None:
-            taken.add(_readers(block.root)[0].get_name())
+            taken.add(readers_of(block.root)[0].get_name())
         taken.update(each.get_name() for each in block.convolutions)
         found.append(block)
     # a sum is computed where the last of its convolutions can be
     order = {node.get_name(): place for place, node in enumerate(model.get_ordered_ops())}
     return sorted(found, key=lambda block: order[block.out.get_node().get_name()])
-
-
-def _wide_enough(node: Any) -> bool:
-    """Whether a convolution has the channels to fill a strip; one of two is OpenVINO's."""
-    volume = _volume(node.input_value(0))
-    return volume is not None and volume[0] >= CHANNEL_STEP
 
 
 class _Cutter:
@@ -263,7 +233,19 @@ class _Cutter:
         self.model = model
         self.found = found
         self.stored = openvino.Type.f32 if storage == "float32" else openvino.Type.bf16
-        self.by_out = {_key(block.out): number for number, block in enumerate(found)}
+        self.by_out = {key_of(block.out): number for number, block in enumerate(found)}
+        for block in found:
+            if block.swept is not None and key_of(block.swept.source) not in self.by_out:
+                block.swept = None
+        products = [(result, product(result)) for result in model.get_results()]
+        self.products = {
+            port_name(result.output(0)): swept
+            for result, swept in products
+            if swept is not None and key_of(swept.source) in self.by_out
+        }
+        self.sweeps: list[Sweep] = []
+        self.sweep_models: list[Any] = []
+        self.pools: list[list[Pool]] = [[] for _ in found]
         self.levels: dict[str, int] = {}
         self.results: list[dict[str, Any]] = [{} for _ in range(len(found) + 1)]
         self.inner = self._inner()
@@ -276,7 +258,10 @@ class _Cutter:
 
     def _inner(self) -> set[str]:
         """Nodes that blocks replace."""
-        inner: set[str] = set()
+        swept = [block.swept for block in self.found if block.swept is not None]
+        inner = {
+            node.get_name() for each in (*swept, *self.products.values()) for node in each.nodes
+        }
         for block in self.found:
             convolutions = {node.get_name() for node in block.convolutions}
             pending = [block.out]
@@ -284,7 +269,7 @@ class _Cutter:
                 port = pending.pop()
                 node = port.get_node()
                 # without convolutions, what is normed is the library's own
-                outside = not convolutions and _key(port) == _key(block.root)
+                outside = not convolutions and key_of(port) == key_of(block.root)
                 name = node.get_name()
                 if outside or node.get_type_name() == "Constant" or name in inner:
                     continue
@@ -295,7 +280,7 @@ class _Cutter:
 
     def level(self, port: Any) -> int:
         """Return the number of the first segment that can compute a value; -1 for constants."""
-        number = self.by_out.get(_key(port))
+        number = self.by_out.get(key_of(port))
         return self.levels[port.get_node().get_name()] if number is None else number + 1
 
     def cut(self) -> tuple[Cut, list[Any]]:
@@ -315,9 +300,11 @@ class _Cutter:
             for result in self.model.get_results()
         }
         for name, port in outputs.items():
-            if _key(port) not in self.by_out:
+            if key_of(port) not in self.by_out and name not in self.products:
                 self.results[self.level(port)][name] = port
-        blocks = tuple(self._block(number, block) for number, block in enumerate(self.found))
+        blocks = [self._block(number, block) for number, block in enumerate(self.found)]
+        for name, swept in self.products.items():
+            self._sweep(len(blocks), swept, name)
         reads: list[dict[str, int]] = [{} for _ in self.results]
         passed: dict[tuple[object, ...], Any] = {}
         for node in ordered:
@@ -325,10 +312,24 @@ class _Cutter:
                 self._feed(node, reads[self.levels[node.get_name()]], passed)
         for result in self.model.get_results():  # of blocks, now computed from what these made
             name = port_name(result.output(0))
-            self.results[self.levels[result.get_name()]].setdefault(name, result.input_value(0))
+            if name not in self.products:
+                here = self.levels[result.get_name()]
+                self.results[here].setdefault(name, result.input_value(0))
         models = [self._model(number, results) for number, results in enumerate(self.results)]
         computes = tuple(map(bool, self.results))
-        return Cut(blocks, tuple(reads), computes, tuple(outputs)), models
+        pooled = zip(blocks, self.pools, strict=True)
+        done = tuple(replace(block, pools=tuple(pools)) for block, pools in pooled)
+        cut = Cut(done, tuple(reads), computes, tuple(self.sweeps), tuple(outputs))
+        return cut, models + self.sweep_models
+
+    def _sweep(self, step: int, swept: Swept, output: str) -> str:
+        """Let an output be computed a few rows at a time, in a step; return its name."""
+        rows = f"rows_{self._next()}"
+        other = None if swept.other is None else self._passed_on(swept.other)
+        self.sweep_models.append(swept.model(self.stored, rows, other, output))
+        source = self.by_out[key_of(swept.source)]
+        self.sweeps.append(Sweep(step, source, rows, output, swept.step, swept.before, swept.runs))
+        return output
 
     def _feed(
         self, node: Any, reads: dict[str, int], passed: dict[tuple[object, ...], Any]
@@ -337,17 +338,17 @@ class _Cutter:
         here = self.levels[node.get_name()]
         for place in node.inputs():
             port = place.get_source_output()
-            number = self.by_out.get(_key(port))
+            number = self.by_out.get(key_of(port))
             if number is None:
                 made_here = self.level(port) in {_CONSTANT, here}
                 if made_here or port.get_node().get_type_name() == "Parameter":
                     continue
-                key = (here, _key(port))
+                key = (here, key_of(port))
                 if key not in passed:
                     passed[key] = self._passed_on(port)
                 place.replace_source_output(passed[key])
                 continue
-            pooled = self._pooled(node, number, reads)
+            pooled = self._pooled(node, number)
             if pooled is None:
                 place.replace_source_output(self._given(port, number, reads))
             else:
@@ -384,15 +385,17 @@ class _Cutter:
             node = port.get_node()
             if node.get_type_name() in {"Constant", "Parameter"}:
                 return True
-            if _key(port) in self.by_out:
+            if key_of(port) in self.by_out:
                 return False
-            return _volume(port) is None or (node.get_name() in light and len(_readers(port)) == 1)
+            return volume_of(port) is None or (
+                node.get_name() in light and len(readers_of(port)) == 1
+            )
 
         return check
 
     def _read_by(self, block: _Found) -> Iterable[Any]:
         """List what a block reads of the graph."""
-        if not block.convolutions:
+        if not block.convolutions and block.swept is None:
             yield block.root
         for node in block.convolutions:
             yield from node.input_values()
@@ -407,19 +410,22 @@ class _Cutter:
             for node in block.convolutions
             for source, weights in self._terms(number, node)
         )
-        values = "" if block.convolutions else self._handed(number, block.root)
+        if block.swept is not None:
+            values = self._sweep(number, block.swept, f"swept_{number}")
+        else:
+            values = "" if block.convolutions else self._handed(number, block.root)
         bias = np.add.reduce(block.biases) if block.biases else None
         return Block(terms, values, bias, block.eps, block.scale, block.shift, block.slope)
 
     def _terms(self, number: int, node: Any) -> Iterable[tuple[int | str, np.ndarray | str]]:
         source, weights = node.input_value(0), node.input_value(1)
-        constant = _constant(weights)
+        constant = constant_of(weights)
         joined = source.get_node()
         if (
             constant is not None
             and joined.get_type_name() == "Concat"
             and joined.get_attributes()["axis"] == 1
-            and len(_readers(source)) == 1
+            and len(readers_of(source)) == 1
         ):
             start = 0
             for part in joined.input_values():
@@ -435,7 +441,7 @@ class _Cutter:
             yield self._source(number, source), name
 
     def _source(self, number: int, port: Any) -> int | str:
-        known = self.by_out.get(_key(port))
+        known = self.by_out.get(key_of(port))
         return self._handed(number, port) if known is None else known
 
     def _handed(self, number: int, port: Any) -> str:
@@ -468,34 +474,31 @@ class _Cutter:
         self.inputs[name] = self._parameter(name, [1, *space, channels], self.stored)
         return self.inputs[name]
 
-    def _pooled(self, node: Any, number: int, reads: dict[str, int]) -> Any | None:
-        """Average blocks of voxels of a block's output; None if it isn't that what a node does.
+    def _pooled(self, node: Any, number: int) -> Any | None:
+        """Return averages of a block's output; None if it isn't that what a node does.
 
-        By means along one axis after the other, with the channels last as they are: the plugin's
-        own pool would have the volume turned around for it.
+        The plugin's own pool would have the volume turned around for it.
         """
         from openvino import opset13
 
         if node.get_type_name() != "AvgPool":
             return None
         options = node.get_attributes()
-        kernel, none = options["kernel"], [0, 0, 0]
+        kernel, none = tuple(options["kernel"]), [0, 0, 0]
         _, channels, *space = self.found[number].out.get_partial_shape().to_shape()
         if (
-            options["strides"] != kernel
+            options["strides"] != list(kernel)
             or options["pads_begin"] != none
             or options["pads_end"] != none
             or any(size % k for size, k in zip(space, kernel, strict=True))
         ):
             return None
-        values = opset13.convert(self._read(number, reads), node.get_output_element_type(0))
+        name = f"pooled_{number}_{self._next()}"
+        self.pools[number].append(Pool(name, kernel))
         left = [size // k for size, k in zip(space, kernel, strict=True)]
-        for axis in (2, 1, 0):
-            before, behind = prod(space[:axis]) * left[axis], prod(left[axis + 1 :]) * channels
-            rows = opset13.reshape(values, [before, kernel[axis], behind], special_zero=False)
-            values = opset13.reduce_mean(rows, [1], keep_dims=False)
-        pooled = opset13.reshape(values, [1, *left, channels], special_zero=False)
-        return opset13.transpose(pooled, CHANNELS_FIRST).output(0)
+        means = self._parameter(name, [1, *left, channels], self.openvino.Type.f32)
+        kind = node.get_output_element_type(0)
+        return opset13.convert(opset13.transpose(means, CHANNELS_FIRST), kind).output(0)
 
     def _passed_on(self, port: Any) -> Any:
         """Return a value that an earlier segment makes, as an input of this one.
@@ -506,7 +509,7 @@ class _Cutter:
         from openvino import opset13
 
         results = self.results[self.level(port)]
-        name = next((known for known, kept in results.items() if _key(kept) == _key(port)), "")
+        name = next((known for known, kept in results.items() if key_of(kept) == key_of(port)), "")
         kind = port.get_element_type()
         narrow = kind == self.openvino.Type.f32 and not name
         if not name:

@@ -1,22 +1,27 @@
 """A model of which OpenVINO computes the small part, and Winograd convolutions the large one."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from medals_rt.common.typing import Array
 from medals_rt.runners.base import TensorSpec
+from medals_rt.runners.winograd.buffers import BUFFERS, Buffer
 from medals_rt.runners.winograd.convolution import (
+    STORED,
     Factors,
     Source,
     Sums,
     Workers,
     activate,
+    average,
     convolve,
     measure,
+    spare_rows,
 )
-from medals_rt.runners.winograd.cut import Block, Cut
+from medals_rt.runners.winograd.cut import Block, Cut, Sweep
 from medals_rt.runners.winograd.machine_code import Storage
 
 
@@ -26,8 +31,10 @@ class Compiled(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute all outputs from all inputs."""
+    def run(
+        self, feeds: Mapping[str, Array], into: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, Array]:
+        """Compute all outputs from all inputs, some of them into given memory."""
         ...
 
     def release(self) -> None:
@@ -39,15 +46,28 @@ class Compiled(Protocol):
         ...
 
 
+@dataclass
+class _Pass:
+    """What one pass holds at a time: values by name, and outputs of blocks by number.
+
+    Volumes whose memory is kept for later ones have it in `buffers`.
+    """
+
+    values: dict[str, Any]
+    made: dict[int, Source]
+    buffers: dict[str | int, Buffer]
+
+
 class SplitModel:
-    """Segments and blocks in turn; runs like an OpenVINO model, and holds as little as it can.
+    """Segments, sweeps and blocks in turn; runs like an OpenVINO model, and holds little.
 
     Parameters
     ----------
     cut
         What was cut.
     compiled
-        A compiled model for each segment that has outputs; None for the others.
+        A compiled model for each segment that has outputs, None for the others; then one for each
+        sweep.
     storage
         How volumes are handed over.
     threads
@@ -64,47 +84,59 @@ class SplitModel:
         self._blocks = cut.blocks
         self._reads = cut.reads
         self._compiled = tuple(compiled)
+        segments = len(cut.computes)
+        self._segments = self._compiled[:segments]
+        self._sweeps = tuple(zip(cut.sweeps, self._compiled[segments:], strict=True))
         self._storage = storage
         self._workers = Workers(threads)
         self._factors = [_fixed_factors(block) for block in cut.blocks]
-        own = {spec.name for each in self._compiled if each for spec in each.outputs}
-        ports = [spec for each in self._compiled if each for spec in each.inputs]
-        blocks = {name for reads in self._reads for name in reads}
-        given = {spec.name: spec for spec in ports if spec.name not in own | blocks}
+        opened = [each for each in self._compiled if each is not None]
+        made = {spec.name: spec for each in opened for spec in each.outputs}
+        made |= {sweep.output: _swept_output(sweep, each) for sweep, each in self._sweeps if each}
+        own = {*made, *(sweep.rows for sweep in cut.sweeps)}
+        own.update(name for reads in self._reads for name in reads)
+        own.update(pool.name for block in cut.blocks for pool in block.pools)
+        given = {spec.name: spec for each in opened for spec in each.inputs if spec.name not in own}
         self.inputs = tuple(given.values())
-        made = {spec.name: spec for each in self._compiled if each for spec in each.outputs}
         self.outputs = tuple(made[name] for name in cut.outputs)
+        self._volumes = {
+            name: made[name].shape[1:] for block in cut.blocks for name in _volumes(block)
+        }
         self._kept = frozenset((*given, *cut.outputs))
-        # OpenVINO reads what is activated; convolutions activate while they read
+        # OpenVINO's segments read what is activated; others activate while they read
         self._shown = {number for reads in self._reads for number in reads.values()}
         self._last = self._last_readers()
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Compute all outputs from all inputs, by name."""
-        values: dict[str, Array] = dict(feeds)
-        made: dict[int, Source] = {}
-        for number, reads in enumerate(self._reads):
-            compiled = self._compiled[number]
-            if compiled is not None:
-                values |= self._run_segment(compiled, reads, values, made)
+        now = _Pass(dict(feeds), {}, {})
+        for number in range(len(self._reads)):
+            self._run_segment(number, now)
+            for sweep, compiled in self._sweeps:
+                if sweep.step == number and compiled is not None:
+                    self._run_sweep(sweep, compiled, now)
             if number < len(self._blocks):
-                made[number] = self._run_block(number, values, made)
+                self._run_block(number, now)
             # what nobody reads any more would be held until the end
             for name in [key for key, last in self._last.items() if last == number]:
                 if isinstance(name, int):
-                    made.pop(name, None)
+                    now.made.pop(name, None)
                 elif name not in self._kept:
-                    values.pop(name, None)
-        return {spec.name: values[spec.name] for spec in self.outputs}
+                    now.values.pop(name, None)
+                if name in now.buffers:
+                    BUFFERS.give_back(now.buffers.pop(name))
+        return {spec.name: now.values[spec.name] for spec in self.outputs}
 
     def release(self) -> None:
-        """Return the memory that the library keeps between runs."""
+        """Return the memory that is kept between runs."""
+        BUFFERS.release()
         for compiled in self._compiled:
             if compiled is not None:
                 compiled.release()
 
     def close(self) -> None:
         """Let go of everything."""
+        BUFFERS.release()
         for compiled in self._compiled:
             if compiled is not None:
                 compiled.close()
@@ -114,10 +146,14 @@ class SplitModel:
         """Return the step in which each value, or block's output, is read for the last time."""
         last: dict[str | int, int] = {}
         for number, reads in enumerate(self._reads):
-            compiled = self._compiled[number]
+            compiled = self._segments[number]
             if compiled is not None:
                 last |= dict.fromkeys((spec.name for spec in compiled.inputs), number)
                 last |= dict.fromkeys(reads.values(), number)
+            for sweep, swept in self._sweeps:
+                if sweep.step == number and swept is not None:
+                    last |= dict.fromkeys((spec.name for spec in swept.inputs), number)
+                    last[sweep.source] = number
             if number < len(self._blocks):
                 block = self._blocks[number]
                 last |= dict.fromkeys(_names(block), number)
@@ -126,50 +162,110 @@ class SplitModel:
                 }
         return last
 
-    def _run_segment(
-        self,
-        compiled: Compiled,
-        reads: Mapping[str, int],
-        values: Mapping[str, Array],
-        made: Mapping[int, Source],
-    ) -> dict[str, Array]:
+    def _room(self, name: str | int, shape: Sequence[Any], now: _Pass) -> Buffer:
+        """Return memory for a volume, kept for others when nobody reads this one any more."""
+        spare = spare_rows(shape, self._workers.threads)
+        now.buffers[name] = BUFFERS.take(shape, STORED[self._storage], spare)
+        return now.buffers[name]
+
+    def _run_segment(self, number: int, now: _Pass) -> None:
+        compiled, reads = self._segments[number], self._reads[number]
+        if compiled is None:
+            return
         feeds: dict[str, Array] = {
-            name: made[number].values[None] for name, number in reads.items()
+            name: now.made[source].values[None] for name, source in reads.items()
         }
         feeds |= {
-            spec.name: values[spec.name] for spec in compiled.inputs if spec.name not in feeds
+            spec.name: now.values[spec.name] for spec in compiled.inputs if spec.name not in feeds
         }
-        found = compiled.run(feeds)
+        into = {
+            spec.name: self._room(spec.name, self._volumes[spec.name], now).first[None]
+            for spec in compiled.outputs
+            if spec.name in self._volumes
+        }
+        now.values |= compiled.run(feeds, into)
         compiled.release()
-        return found
 
-    def _run_block(
-        self, number: int, values: Mapping[str, Any], made: Mapping[int, Source]
-    ) -> Source:
+    def _run_sweep(self, sweep: Sweep, compiled: Compiled, now: _Pass) -> None:
+        """Run a model for some rows after the others, which are activated on the way."""
+        source = now.made[sweep.source]
+        height = len(source.values)
+        (spec,) = (spec for spec in compiled.inputs if spec.name == sweep.rows)
+        rows = np.empty([int(size) for size in spec.shape], source.values.dtype)
+        feeds = {each.name: now.values[each.name] for each in compiled.inputs if each is not spec}
+        feeds[sweep.rows] = rows
+        found: np.ndarray | None = None
+        for run in range(sweep.runs):
+            first = run * sweep.advance - sweep.before
+            start, stop = max(first, 0), min(first + rows.shape[1], height)
+            rows[0, : start - first] = 0
+            rows[0, stop - first :] = 0
+            part = replace(source, values=source.values[start:stop])
+            activate(part, self._storage, self._workers, rows[0, start - first : stop - first])
+            made = compiled.run(feeds)[sweep.output]
+            if found is None:
+                count, high, *plane = made.shape
+                shape = (count, high * sweep.runs, *plane)
+                if sweep.output in self._volumes:
+                    found = self._room(sweep.output, shape[1:], now).first[None]
+                else:
+                    found = np.empty(shape, made.dtype)
+            found[:, run * high : (run + 1) * high] = made
+        now.values[sweep.output] = found
+        compiled.release()
+
+    def _run_block(self, number: int, now: _Pass) -> None:
         block = self._blocks[number]
         if block.values:
-            outputs = values[block.values][0]
+            outputs = now.values[block.values][0]
             sums = measure(outputs, self._storage, self._workers)
+            now.buffers[number] = now.buffers.pop(block.values)
         else:
             sources = [
-                made[term.source]
+                now.made[term.source]
                 if isinstance(term.source, int)
-                else Source.plain(values[term.source][0])
+                else Source.plain(now.values[term.source][0])
                 for term in block.terms
             ]
-            factors = self._factors[number] or _factors(block, values)
-            outputs, sums = convolve(sources, factors, self._storage, self._workers)
+            factors = self._factors[number] or _factors(block, now.values)
+            outputs = self._place(number, factors.outputs, sources, now)
+            outputs, sums = convolve(sources, factors, self._storage, self._workers, outputs)
         scale, shift = _normalization(block, sums)
         source = Source(outputs, scale, shift, block.slope)
-        return activate(source, self._storage, self._workers) if number in self._shown else source
+        for pool in block.pools:
+            now.values[pool.name] = average(source, pool.kernel, self._storage, self._workers)[None]
+        shown = number in self._shown
+        now.made[number] = activate(source, self._storage, self._workers) if shown else source
+
+    def _place(
+        self, number: int, channels: int, sources: Sequence[Source], now: _Pass
+    ) -> np.ndarray:
+        """Return memory for a block's output: a source's, if nobody reads that any more."""
+        for term, source in zip(self._blocks[number].terms, sources, strict=True):
+            name = term.source
+            ends = name in now.buffers and self._last[name] == number
+            if ends and source.values.shape[-1] == channels:
+                now.buffers[number] = now.buffers.pop(name)
+                return now.buffers[number].other(source.values)
+        return self._room(number, (*sources[0].values.shape[:3], channels), now).first
+
+
+def _swept_output(sweep: Sweep, compiled: Compiled) -> TensorSpec:
+    """Return what all runs of a sweep make together."""
+    (spec,) = compiled.outputs
+    count, high, *plane = spec.shape
+    return TensorSpec(spec.name, (count, int(high) * sweep.runs, *plane), spec.dtype)
+
+
+def _volumes(block: Block) -> list[str]:
+    """List the volumes of segments and sweeps that a block reads."""
+    names = [block.values] if block.values else []
+    return names + [term.source for term in block.terms if isinstance(term.source, str)]
 
 
 def _names(block: Block) -> list[str]:
-    """List what a block reads of segments."""
-    names = [block.values] if block.values else []
-    for term in block.terms:
-        names += [name for name in (term.source, term.weights) if isinstance(name, str)]
-    return names
+    """List all that a block reads of segments and sweeps."""
+    return _volumes(block) + [term.weights for term in block.terms if isinstance(term.weights, str)]
 
 
 def _factors(block: Block, values: Mapping[str, Any]) -> Factors:

@@ -1,17 +1,22 @@
 """Convolutions against plain ones in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from medals_rt.runners.winograd.buffers import Buffer
 from medals_rt.runners.winograd.convolution import (
     STORED,
     Factors,
     Source,
     Workers,
     activate,
+    average,
     convolve,
     measure,
     packed,
+    spare_rows,
     unpacked,
 )
 from medals_rt.runners.winograd.machine_code import Storage
@@ -119,3 +124,36 @@ def test_bfloat16_is_rounded_to_nearest_even() -> None:
     values = np.array([1.0, 1 + 2**-8, 1 + 3 * 2**-8, -2.5, 0.0], np.float32)
     expected = np.array([1.0, 1.0, 1 + 2**-6, -2.5, 0.0], np.float32)
     np.testing.assert_array_equal(unpacked(packed(values)), expected)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("upward", [False, True])
+@pytest.mark.parametrize("wide", [(16,), (16, 5)])
+def test_written_over_its_source_it_is_the_same(
+    wide: tuple[int, ...], threads: int, storage: Storage, *, upward: bool
+) -> None:
+    sources, _, weights, bias = made_up((40, 12, 8), wide, 16, storage)
+    factors, workers = Factors(weights, bias), Workers(threads)
+    expected, sums = convolve(sources, factors, storage, workers)
+    spare = spare_rows((40, 12), threads)
+    buffer = Buffer((40, 12, 8, 16), STORED[storage], spare)
+    place, to = (buffer.first, buffer.last) if upward else (buffer.last, buffer.first)
+    place[...] = sources[0].values
+    over = [replace(sources[0], values=place), *sources[1:]]
+    found, again = convolve(over, factors, storage, workers, to)
+    workers.close()
+    assert found is to
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(again.total, sums.total, rtol=1e-9, atol=1e-6)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_averages_are_those_of_what_readers_see(storage: Storage) -> None:
+    sources, (part,), _, _ = made_up((6, 4, 10), (32,), 16, storage)
+    workers = Workers(2)
+    found = average(sources[0], (3, 2, 5), storage, workers)
+    workers.close()
+    expected = part.reshape(2, 3, 2, 2, 2, 5, 32).mean(axis=(1, 3, 5))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert found.dtype == np.float32

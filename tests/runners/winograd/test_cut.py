@@ -4,7 +4,16 @@ from pathlib import Path
 
 import numpy as np
 
-from medals_rt.runners.winograd.cut import WHOLE, Block, Cut, Term, from_file, to_bytes
+from medals_rt.runners.winograd.cut import (
+    WHOLE,
+    Block,
+    Cut,
+    Pool,
+    Sweep,
+    Term,
+    from_file,
+    to_bytes,
+)
 
 
 def test_a_description_comes_back(tmp_path: Path) -> None:
@@ -13,10 +22,20 @@ def test_a_description_comes_back(tmp_path: Path) -> None:
     cut = Cut(
         (
             Block((), "into", None, 1e-5, np.ones(2, np.float32), None, 0.01),
-            Block(terms, "", np.zeros(2, np.float32), None, None, None, 1.0),
+            Block(
+                terms,
+                "",
+                np.zeros(2, np.float32),
+                None,
+                None,
+                None,
+                1.0,
+                (Pool("means", (2, 2, 4)),),
+            ),
         ),
         ({}, {"block_0_1": 0}, {"block_1_2": 1}),
         (True, False, True),
+        (Sweep(1, 0, "rows", "out", 4, 1, 6),),
         ("probabilities",),
     )
     file = tmp_path / "cut"
@@ -24,6 +43,8 @@ def test_a_description_comes_back(tmp_path: Path) -> None:
     found = from_file(file)
     assert found is not None
     assert (found.reads, found.computes, found.outputs) == (cut.reads, cut.computes, cut.outputs)
+    assert found.sweeps == cut.sweeps
+    assert found.blocks[1].pools == cut.blocks[1].pools
     assert to_bytes(found) == to_bytes(cut)
     term = found.blocks[1].terms[0]
     assert term.source == 0

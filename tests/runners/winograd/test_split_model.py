@@ -11,6 +11,7 @@ from medals_rt.inference.network import StageNetwork
 from medals_rt.inference.spatial_prompts import label_prompts
 from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.runners import openvino
+from medals_rt.runners.winograd.choice import NOTHING, WHEREVER_POSSIBLE, Rule
 from tests.paths import ROOT
 
 pytest.importorskip("llvmlite")
@@ -63,9 +64,29 @@ def test_it_opens_from_the_cache_and_a_damaged_one(
         file.write_bytes(kept)
 
 
-def test_auto_is_the_librarys_own() -> None:
-    assert openvino._smallest_volume("direct") is None
-    assert openvino._smallest_volume("auto") is None
-    assert openvino._smallest_volume("winograd") == openvino.WINOGRAD_VOXELS
+def test_auto_follows_the_rule_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def rule(precision: str, processor: str) -> Rule:
+        asked.append((precision, processor))
+        return rules.pop(0)
+
+    rules = [NOTHING, WHEREVER_POSSIBLE, Rule(((512, 1, True),))]
+    monkeypatch.setattr(openvino, "rule_here", rule)
+    found = [predicted("auto", 1, prompted=False)[1].convolution for _ in range(3)]
+    assert found == ["direct", "winograd", "direct"]
+    assert {precision for precision, _ in asked} == {"fp32"}
+    assert all(processor for _, processor in asked)
+
+
+def test_without_llvmlite_auto_is_the_librarys_own_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(openvino, "is_installed", lambda name: name != "llvmlite")
     _, info = predicted("auto", 1, prompted=False)
     assert info.convolution == "direct"
+    assert any("llvmlite is not installed" in note for note in info.notes)
+    assert openvino.expected_convolution("auto", "fp32", 64, 10**9) == "direct"
+    assert openvino.expected_convolution("winograd", "fp32", 64, 10**9) == "winograd"
+    _, info = predicted("direct", 1, prompted=False)
+    assert not info.notes
