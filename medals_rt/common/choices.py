@@ -21,8 +21,16 @@ TENSORRT_LABELS: Final[dict[TensorRTKind, str]] = {
 }
 """How NVIDIA writes them."""
 
-Precision: TypeAlias = Literal["fp32", "fp16", "bf16"]
-PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+FloatPrecision: TypeAlias = Literal["fp32", "fp16", "bf16"]
+FLOAT_PRECISIONS: Final[tuple[FloatPrecision, ...]] = get_args(FloatPrecision)
+
+QuantizedPrecision: TypeAlias = Literal["int8", "fp8"]
+"""Graphs most of whose convolutions are of 8 bits: a bundle is exported so, none is run so unless
+it was."""
+QUANTIZED_PRECISIONS: Final[tuple[QuantizedPrecision, ...]] = get_args(QuantizedPrecision)
+
+Precision: TypeAlias = FloatPrecision | QuantizedPrecision
+PRECISIONS: Final[tuple[Precision, ...]] = (*FLOAT_PRECISIONS, *QUANTIZED_PRECISIONS)
 
 Convolution: TypeAlias = Literal["auto", "direct", "winograd"]
 """How large 3x3x3 convolutions are computed on a CPU. ``direct``: by the library. ``winograd``: by
