@@ -84,7 +84,9 @@ def measure_quality(folder: Path, precision: str, runner: str, cases: int) -> di
             if number % 2 == 0:
                 lesions[number] = score_lesions(segmenter, number)
             means = {mode: np.mean([*dsc.values()]) for mode, dsc in anatomy[number].items()}
-            print(precision, number, {mode: f"{dsc:.4f}" for mode, dsc in means.items()}, flush=True)
+            print(
+                precision, number, {mode: f"{dsc:.4f}" for mode, dsc in means.items()}, flush=True
+            )
         real = score_real_scan(segmenter)
         bundle = {"name": segmenter.bundle.name, "hash": segmenter.bundle.hash}
     return {

@@ -25,12 +25,11 @@ FloatPrecision: TypeAlias = Literal["fp32", "fp16", "bf16"]
 FLOAT_PRECISIONS: Final[tuple[FloatPrecision, ...]] = get_args(FloatPrecision)
 
 QuantizedPrecision: TypeAlias = Literal["int8", "fp8"]
-"""Graphs most of whose convolutions are of 8 bits: a bundle is exported so, none is run so unless
-it was."""
+"""Of graphs most of whose convolutions are of 8 bits: only bundles exported so are run so."""
 QUANTIZED_PRECISIONS: Final[tuple[QuantizedPrecision, ...]] = get_args(QuantizedPrecision)
 
-Precision: TypeAlias = FloatPrecision | QuantizedPrecision
-PRECISIONS: Final[tuple[Precision, ...]] = (*FLOAT_PRECISIONS, *QUANTIZED_PRECISIONS)
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 
 Convolution: TypeAlias = Literal["auto", "direct", "winograd"]
 """How large 3x3x3 convolutions are computed on a CPU. ``direct``: by the library. ``winograd``: by
