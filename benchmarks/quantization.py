@@ -1,17 +1,22 @@
-"""What do 8-bit convolutions cost in quality, and what do they save?
+r"""What do 8-bit convolutions cost in quality, and what do they save?
 
+    medals-rt export --stage1 benchmarks/checkpoints/demo_coarse.pth \
+        --stage2 benchmarks/checkpoints/demo_fine.pth --bank bank.safetensors \
+        --precision int8 --calibrate engines/demo/cases --out out/int8
     python benchmarks/quantization.py --quality engines/demo:fp32 engines/demo:bf16 out/int8:int8 \
-        --output benchmarks/results/quantization
+        --speed 96 --output benchmarks/results/quantization
 
-Quality: the held-out phantoms and the real scan of `demo_quality.py`, with the defaults and from the
-text alone, through the whole run time. Speed (`--speed`): one window through networks of the
-released width with made-up weights, in processor time, all convolutions quantized that can be.
-What is in the output already is kept, so that backends can be measured one at a time. Needs the
-extras `cpu`, `formats` and `export`.
+Quality: the held-out phantoms and the real scan of `demo_quality.py`, with the defaults and from
+the text alone, through the whole run time. Speed: one window of so many voxels along each axis,
+from text alone, through a network of the released width with made-up weights in OpenVINO, in
+processor time on one thread, with all convolutions quantized that can be. What is in the output
+already is kept, so that backends can be measured one at a time. Needs the extras `cpu`, `formats`
+and `export`.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +26,25 @@ from demo_quality import FIRST_HELD_OUT, as_case, class_scores, held_out_recipe,
 from reporting import write_report
 
 import medals_rt
+from medals_export.arithmetic import ARITHMETICS
+from medals_export.graph_plans import graph_plans
+from medals_export.model import MedalS, ModelConfig
+from medals_export.onnx_graphs import trace
+from medals_export.quantization.layers import candidates, inputs_watched
+from medals_rt.bundle.manifest import GraphName
+from medals_rt.common.choices import Precision
 from medals_rt.common.environment import machine_facts
 from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.segmenter import Segmenter
+from medals_rt.runners.base import Runner
+from medals_rt.runners.selection import open_joined, precisions
 from medals_rt.tools.evaluate.metrics import match_instances
 
 Scores = dict[str, dict[str, float]]
+CHAIN: tuple[GraphName, ...] = ("image_encoder", "query_decoder", "refiner_text_only")
+CLASSES = 4
+REPETITIONS = 3
+SIDES = ("Right", "Left")
 
 
 def score_anatomy(segmenter: Segmenter, number: int) -> Scores:
@@ -99,10 +117,117 @@ def measure_quality(folder: Path, precision: str, runner: str, cases: int) -> di
     }
 
 
+def measure_speed(size: int) -> dict[str, object]:
+    """Time one window of a network of the released width in every precision; processor time."""
+    import torch
+
+    torch.manual_seed(0)
+    network = MedalS(ModelConfig.released((size, size, size))).eval()
+    rng = np.random.default_rng(0)
+    feeds = {
+        "image": rng.random((1, 1, size, size, size), dtype=np.float32) * 255,
+        "foreground": np.zeros((1, 1, size, size, size), np.float32),
+        "queries": rng.standard_normal((CLASSES, network.config.text_dim), dtype=np.float32),
+    }
+    ranges: dict[str, float] = {}
+
+    def see(layer: str, values: torch.Tensor) -> None:
+        ranges[layer] = float(values.abs().max())
+
+    with torch.inference_mode(), inputs_watched(network, candidates(network), see):
+        network.encode(torch.from_numpy(feeds["image"]), torch.from_numpy(feeds["foreground"]))
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for graphs in ("fp32", "int8"):
+            paths = write_chain(network, graphs, ranges, Path(folder) / graphs)
+            for precision in precisions("openvino", graphs):
+                with open_joined(
+                    "openvino",
+                    paths,
+                    name=f"the network in {precision}",
+                    precision=precision,
+                    graph_precision=graphs,
+                    threads=1,
+                ) as runner:
+                    seconds[precision] = min(timed(runner, feeds) for _ in range(REPETITIONS))
+                print(precision, f"{seconds[precision]:.2f} s", flush=True)
+    return {"window": size, "quantized_layers": len(ranges), "processor_seconds": seconds}
+
+
+def write_chain(
+    network: MedalS, precision: Precision, ranges: dict[str, float], folder: Path
+) -> list[Path]:
+    """Write the graphs of a pass from text alone."""
+    folder.mkdir()
+    chosen = ranges if precision == "int8" else None
+    plans = [
+        plan for plan in graph_plans(network, ARITHMETICS[precision], chosen) if plan.name in CHAIN
+    ]
+    for plan, model in trace(plans):
+        (folder / f"{plan.name}.onnx").write_bytes(model.SerializeToString())
+    return [folder / f"{name}.onnx" for name in CHAIN]
+
+
+def timed(runner: Runner, feeds: dict[str, np.ndarray]) -> float:
+    """Processor seconds of a pass."""
+    start = time.process_time()
+    runner.run(feeds)
+    return time.process_time() - start
+
+
+def mean_dsc(found: dict, mode: str) -> float:
+    """Mean over classes of the mean over phantoms that hold them, as in `demo_quality.py`."""
+    classes: dict[str, list[float]] = {}
+    for scores in found["anatomy"].values():
+        for name, dsc in scores[mode].items():
+            classes.setdefault(name, []).append(dsc)
+    return float(np.mean([np.mean(each) for each in classes.values()]))
+
+
+def tumors(found: dict) -> tuple[float, float]:
+    """F1 over all tumors, and the mean DSC of those found."""
+    tp, fp, fn = (
+        sum(each[kind] for each in found["lesions"].values())
+        for kind in ("true_positives", "false_positives", "false_negatives")
+    )
+    overlap = sum(each["dsc_tp"] * each["true_positives"] for each in found["lesions"].values())
+    return 2 * tp / max(2 * tp + fp + fn, 1), overlap / max(tp, 1)
+
+
+def markdown(report: dict) -> str:
+    """Write the tables."""
+    lines: list[str] = []
+    if report["quality"]:
+        lines += [
+            "| DSC | coarse | text only | **masked** | tumors, F1 | tumors, TP | real lungs |",
+            "|---|---:|---:|---:|---:|---:|---:|",
+        ]
+    for precision, found in report["quality"].items():
+        coarse, text, masked = (mean_dsc(found, mode) for mode in ("coarse", "none", "masked"))
+        f1, overlap = tumors(found)
+        real = ", ".join(f"{found['real_scan']['masked'][f'CT {side} lung']:.4f}" for side in SIDES)
+        lines.append(
+            f"| {precision} | {coarse:.4f} | {text:.4f} | **{masked:.4f}** | {f1:.3f} "
+            f"| {overlap:.3f} | {real} |"
+        )
+    if speed := report.get("speed"):
+        lines += [
+            "",
+            f"A window of {speed['window']}^3 from text alone, {CLASSES} classes, released width;",
+            f"in int8 {speed['quantized_layers']} convolutions. Processor time, one thread.",
+            "",
+            "| | seconds |",
+            "|---|---:|",
+            *(f"| {name} | {value:.2f} |" for name, value in speed["processor_seconds"].items()),
+        ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Measure what was asked for, and write all that is known."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quality", nargs="*", default=[], metavar="BUNDLE:PRECISION")
+    parser.add_argument("--speed", type=int, metavar="VOXELS")
     parser.add_argument("--output", type=Path, required=True, help="without ending")
     parser.add_argument("--cases", type=int, default=24)
     parser.add_argument("--runner", default="auto")
@@ -116,7 +241,9 @@ def main() -> None:
             found["quality"][precision] = measure_quality(
                 Path(folder), precision, options.runner, options.cases
             )
-    write_report(options.output, found, "")
+    if options.speed is not None:
+        found["speed"] = measure_speed(options.speed)
+    write_report(options.output, found, markdown(found))
 
 
 if __name__ == "__main__":
