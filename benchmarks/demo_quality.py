@@ -118,9 +118,12 @@ def run_anatomy(segmenter: Segmenter, number: int) -> list[Scored]:
     def note(mode: str, labels: np.ndarray) -> None:
         scored.append(Scored(number, recipe.modality, mode, class_scores(labels, truth, prompts)))
 
+    # all classes at once: else those of the lungs are segmented apart, in a window of their own
+    window = "soft tissue" if recipe.modality == "CT" else "auto"
     results: dict[str, Result] = {}
     for mode in MODES:
-        results[mode] = segmenter.segment(volume, prompts, SegmentOptions(refinement=mode))
+        options = SegmentOptions(refinement=mode, window=window)
+        results[mode] = segmenter.segment(volume, prompts, options)
         note(mode, results[mode].labels_dhw)
     note("coarse", results["none"].stage_labels_dhw["coarse"])
     if number % 2 == 0:
@@ -128,9 +131,8 @@ def run_anatomy(segmenter: Segmenter, number: int) -> list[Scored]:
         note("hybrid none", results["none"].labels_dhw)
         note("hybrid drawn", drawn)
         for mode in ("masked", "unmasked"):
-            result = segmenter.segment(
-                volume, prompts, SegmentOptions(refinement=mode), spatial_prompts=drawn
-            )
+            options = SegmentOptions(refinement=mode, window=window)
+            result = segmenter.segment(volume, prompts, options, spatial_prompts=drawn)
             note(f"hybrid {mode}", result.labels_dhw)
     return scored
 
@@ -150,13 +152,22 @@ def run_lesions(segmenter: Segmenter, number: int) -> dict[str, tuple[int, int, 
     return found
 
 
-def run_real_scan(segmenter: Segmenter) -> dict[str, dict[str, float]]:
-    """Score the lungs of the real chest CT in every mode."""
+def real_scan() -> tuple[Volume, np.ndarray, PromptSet]:
+    """Return the real chest CT with its truth `(D, H, W)`."""
     from medals_rt.io.registry import read_case, read_labels
 
     volume = read_case(REAL_SCAN / "ctchest4_image.nrrd").volume
     truth = read_labels(REAL_SCAN / "ctchest4_label.seg.nrrd").labels_dhw
-    prompts = parse_prompts({"5": "Right lung in chest CT", "6": "Left lung in chest CT"})
+    return (
+        volume,
+        truth,
+        parse_prompts({"5": "Right lung in chest CT", "6": "Left lung in chest CT"}),
+    )
+
+
+def run_real_scan(segmenter: Segmenter) -> dict[str, dict[str, float]]:
+    """Score the lungs of the real chest CT in every mode."""
+    volume, truth, prompts = real_scan()
     scores = {}
     for mode in MODES:
         result = segmenter.segment(volume, prompts, SegmentOptions(refinement=mode))
@@ -282,12 +293,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="without ending")
     parser.add_argument("--cases", type=int, default=24)
     parser.add_argument("--runner", default="auto")
+    parser.add_argument("--precision", help="default: what the runner takes unasked")
     options = parser.parse_args()
     start = time.perf_counter()
     scored: list[Scored] = []
     lesions = []
     numbers = range(FIRST_HELD_OUT, FIRST_HELD_OUT + options.cases)
-    with medals_rt.load(options.bundle, runner=options.runner) as segmenter:
+    with medals_rt.load(
+        options.bundle, runner=options.runner, precision=options.precision
+    ) as segmenter:
         for number in numbers:
             scored += run_anatomy(segmenter, number)
             if number % 2 == 0:

@@ -1,5 +1,7 @@
 """The arithmetic of a bundle's graphs: fp32, or half precision with fp32 where that is needed.
 
+In int8 and fp8 it is that of fp16, but for the convolutions that are quantized.
+
 Libraries compute each operator in the type that the graph gives it, so precision is chosen here:
 `half_network` turns a network into one that takes its convolutions and matrix products in half
 precision, and norms, softmax and pooling in float32. The graphs' sigmoid and the float32 at their
@@ -7,7 +9,7 @@ borders are in `graph_modules`.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from medals_export.model import MedalS
 from medals_export.model.query_decoder import CrossAttention
+from medals_export.quantization.number_format import FORMATS, NumberFormat
 from medals_rt.common.choices import Precision
 from medals_rt.common.errors import ExportError
 
@@ -28,7 +31,8 @@ class Arithmetic:
     precision
         As the manifest names it.
     compute
-        Type of convolutions and matrix products, of their weights, and of what lies between them.
+        Type of convolutions and matrix products, of their weights, and of what lies between them;
+        but for quantized convolutions, see `half_network`.
     upsample
         The one exception: the type of transposed convolutions. They take a thirtieth of the
         arithmetic, and TensorRT-RTX 1.7 has none in bf16, so they are float32 in bf16 bundles.
@@ -39,7 +43,10 @@ class Arithmetic:
         ONNX operator set of the graphs: 20, which every library reads. ONNX has bf16 convolutions
         from 22 on only.
     tolerance
-        Largest relative error of a graph against PyTorch in fp32.
+        Largest relative error of a graph against PyTorch in fp32, in int8 and fp8 with the same
+        layers quantized: a value near the middle between two codes may get the other one.
+    number_format
+        Of what quantized convolutions read and of their weights; None where none is quantized.
     """
 
     precision: Precision
@@ -48,6 +55,7 @@ class Arithmetic:
     handed_on: torch.dtype
     opset: int
     tolerance: float
+    number_format: NumberFormat | None = None
 
 
 _FP32, _FP16, _BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -56,11 +64,22 @@ ARITHMETICS: dict[Precision, Arithmetic] = {
     "fp32": FP32,
     "fp16": Arithmetic("fp16", _FP16, _FP16, _FP16, opset=20, tolerance=2e-2),
     "bf16": Arithmetic("bf16", _BF16, _FP32, _FP32, opset=22, tolerance=4e-2),
+    **{
+        precision: Arithmetic(
+            precision, _FP16, _FP16, _FP16, opset=20, tolerance=1e-1, number_format=number_format
+        )
+        for precision, number_format in FORMATS.items()
+    },
 }
 
 
-def half_network(network: MedalS, arithmetic: Arithmetic) -> MedalS:
+def half_network(
+    network: MedalS, arithmetic: Arithmetic, quantized: Collection[str] = ()
+) -> MedalS:
     """Return a copy of a network that computes in an arithmetic; the network itself for fp32.
+
+    Convolutions of the names `quantized` are float32, without their Q/DQ, which
+    `quantization.qdq` adds to the graph: scales and results of 8-bit products are float32.
 
     Raises
     ------
@@ -72,6 +91,9 @@ def half_network(network: MedalS, arithmetic: Arithmetic) -> MedalS:
     half = copy.deepcopy(network)
     too_large: list[str] = []
     for path, module in half.named_modules():
+        if path in quantized:
+            module.register_forward_pre_hook(_to(_FP32))
+            continue  # an InstanceNorm takes the result as it is
         dtype = _type_of(module, arithmetic)
         if dtype is None:
             continue

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import msgspec
@@ -24,6 +25,9 @@ from medals_export.graph_checks import tensor_records
 from medals_export.graph_plans import graph_plans
 from medals_export.half_storage import round_weights_to_fp16, store_constants_as_fp16
 from medals_export.onnx_graphs import trace
+from medals_export.quantization.calibrated import quantize_stages
+from medals_export.quantization.layers import quantized_network
+from medals_export.quantization.sensitivity import chosen_ranges
 from medals_export.text_bank import TextBank, build_bank, load_bank, save_tensors
 from medals_export.verify import GraphReference, reference_passes, unverified, verify_graph
 from medals_rt.bundle.bundle import Bundle
@@ -35,6 +39,7 @@ from medals_rt.bundle.manifest import (
     GraphName,
     GraphRecord,
     Manifest,
+    QuantizationRecord,
     Sources,
     StageRecord,
     Stages,
@@ -42,16 +47,23 @@ from medals_rt.bundle.manifest import (
     VerifiedRecord,
 )
 from medals_rt.bundle.released import CheckpointFile, Terms
-from medals_rt.common.choices import CPU_RUNNERS, Precision, RunnerKind
+from medals_rt.common.choices import (
+    CPU_RUNNERS,
+    QUANTIZED_PRECISIONS,
+    STAGE_NAMES,
+    FloatPrecision,
+    Precision,
+    RunnerKind,
+)
 from medals_rt.common.distribution import VERSION
-from medals_rt.common.errors import ExportError
+from medals_rt.common.errors import ExportError, MissingFileError
 from medals_rt.common.limits import MAX_PROMPTS
 from medals_rt.common.progress import Progress
 from medals_rt.prompts.classes import by_bank_key
 from medals_rt.runners.selection import installed
+from medals_rt.tools.verify.cases import cases_in
 
 AnyPath = str | os.PathLike[str]
-Weights = Literal["fp32", "fp16", "bf16"]
 # forward passes of a released network take seconds at 96^3 voxels, and minutes at full size
 MOST_VERIFIED_VOXELS = 96**3
 _STAGES: tuple[tuple[Literal[1, 2], str], ...] = ((1, "coarse"), (2, "fine"))
@@ -83,9 +95,10 @@ class _Job:
     folder: Path
     bank: TextBank
     arithmetic: Arithmetic
-    weights: Weights
+    weights: FloatPrecision
     kinds: tuple[RunnerKind, ...]
     progress: Progress
+    quantization: QuantizationRecord | None
 
 
 @dataclass(frozen=True)
@@ -104,7 +117,8 @@ def export_bundle(
     *,
     name: str,
     precision: Precision = "fp32",
-    weights: Weights | None = None,
+    weights: FloatPrecision | None = None,
+    calibrate: AnyPath | None = None,
     with_text_encoder: bool = False,
     verify_with: Sequence[RunnerKind] | None = None,
     notice: str | None = None,
@@ -129,6 +143,10 @@ def export_bundle(
     weights
         How constants are stored; None for the precision. "fp16" with precision "fp32" halves the
         bundle; graphs compute in fp32 all the same.
+    calibrate
+        For precision "int8" and "fp8": a case, or a folder of cases, with prompts in them or beside
+        them. They are segmented in PyTorch, which says what ranges values lie in and which
+        convolutions can be quantized; see `medals_export.quantization`.
     with_text_encoder
         Put the text encoder itself into the bundle, so that the run time can embed free text; the
         bank must be given as what it is computed from.
@@ -161,6 +179,7 @@ def export_bundle(
     target = Path(out)
     check_target(target, overwrite=overwrite)
     stored = _weights(precision, weights)
+    cases = _calibration_cases(precision, calibrate)
     checkpoints = [_loaded(item) for item in (stage1, stage2)]
     _check_order(*checkpoints)
     if with_text_encoder and not isinstance(bank, TextSource):
@@ -179,9 +198,17 @@ def export_bundle(
     classes = tuple(ClassRecord(key, by_bank_key(key).name) for key in embeddings.bank_keys)
     kinds = _default_kinds(checkpoints) if verify_with is None else tuple(verify_with)
 
+    quantization = _quantization(precision, checkpoints, embeddings, cases, progress)
+
     def fill(folder: Path) -> Manifest:
         job = _Job(
-            folder, embeddings, ARITHMETICS[precision], stored, kinds, progress or _no_progress
+            folder,
+            embeddings,
+            ARITHMETICS[precision],
+            stored,
+            kinds,
+            progress or _no_progress,
+            quantization,
         )
         stages = [
             _export_stage(job, number, label, checkpoint)
@@ -245,11 +272,14 @@ def _bank(bank: TextBank | TextSource | AnyPath, progress: Progress | None) -> T
     return load_bank(bank)
 
 
-def _weights(precision: Precision, weights: Weights | None) -> Weights:
-    """Decide how constants are stored."""
-    allowed: tuple[Weights, ...] = ("fp32", "fp16") if precision == "fp32" else (precision,)
+def _weights(precision: Precision, weights: FloatPrecision | None) -> FloatPrecision:
+    """Decide how constants are stored; of int8 and fp8 bundles, those that are not quantized."""
+    own: FloatPrecision = (
+        "fp16" if precision == "int8" or precision == "fp8" else precision  # noqa: PLR1714 - mypy
+    )
+    allowed: tuple[FloatPrecision, ...] = ("fp32", "fp16") if own == "fp32" else (own,)
     if weights is None:
-        return precision
+        return own
     if weights not in allowed:
         raise ExportError(
             f"a bundle that computes in {precision} stores weights in {' or '.join(allowed)}, "
@@ -257,6 +287,56 @@ def _weights(precision: Precision, weights: Weights | None) -> Weights:
             code="weights-precision",
         )
     return weights
+
+
+def _calibration_cases(precision: Precision, calibrate: AnyPath | None) -> tuple[Path, ...]:
+    """Find the cases to calibrate with; none where nothing is quantized.
+
+    Raises
+    ------
+    ExportError
+        If there are none where there should be, or the other way round.
+    MissingFileError
+        If there is no such file or folder.
+    """
+    quantized = ARITHMETICS[precision].number_format is not None
+    if calibrate is None:
+        if quantized:
+            raise ExportError(
+                f"{precision} needs cases to calibrate with: name some with --calibrate",
+                code="calibration-missing",
+            )
+        return ()
+    if not quantized:
+        raise ExportError(
+            f"--calibrate is for precision {' and '.join(QUANTIZED_PRECISIONS)}, not for "
+            f"{precision}: leave it out",
+            code="calibration-not-needed",
+        )
+    path = Path(calibrate)
+    if not path.exists():
+        raise MissingFileError(f"there is no case or folder {path}", code="case-missing")
+    return cases_in(path) or (path,)
+
+
+def _quantization(
+    precision: Precision,
+    checkpoints: Sequence[Checkpoint],
+    bank: TextBank,
+    cases: Sequence[Path],
+    progress: Progress | None,
+) -> QuantizationRecord | None:
+    """Decide what is quantized; None in other precisions. The pipeline takes a bundle of floats."""
+    number_format = ARITHMETICS[precision].number_format
+    if number_format is None:
+        return None
+    coarse, fine = checkpoints
+    with TemporaryDirectory(prefix="medals-rt-") as folder:
+        floats = export_bundle(
+            coarse, fine, bank, folder, name="floats", verify_with=(), progress=progress
+        )
+        networks = dict(zip(STAGE_NAMES, checkpoints, strict=True))
+        return quantize_stages(floats, networks, number_format, cases, progress or _no_progress)
 
 
 def _default_kinds(checkpoints: Sequence[Checkpoint]) -> tuple[RunnerKind, ...]:
@@ -277,6 +357,12 @@ def _export_stage(job: _Job, number: Literal[1, 2], label: str, checkpoint: Chec
     if job.weights == "fp16" and job.arithmetic is FP32:
         network = copy.deepcopy(network)
         round_weights_to_fp16(network)
+    ranges: dict[str, float] = {}
+    computed = network
+    if job.quantization is not None and job.arithmetic.number_format is not None:
+        quantization = job.quantization.coarse if number == 1 else job.quantization.fine
+        ranges = chosen_ranges(quantization)
+        computed = quantized_network(network, ranges, job.arithmetic.number_format)
     (job.folder / label).mkdir()
     steps = itertools.count()
     total = len(GRAPH_NAMES) + bool(job.kinds)
@@ -287,11 +373,11 @@ def _export_stage(job: _Job, number: Literal[1, 2], label: str, checkpoint: Chec
     advance()
     references: dict[GraphName, GraphReference] = {}
     if job.kinds:
-        references = reference_passes(network, checkpoint.model, job.bank.class_embeddings)
+        references = reference_passes(computed, checkpoint.model, job.bank.class_embeddings)
         advance()
     graphs: dict[str, GraphRecord] = {}
     verified: list[VerifiedRecord] = []
-    for plan, model in trace(graph_plans(network, job.arithmetic)):
+    for plan, model in trace(graph_plans(network, job.arithmetic, ranges)):
         if job.weights == "fp16" and job.arithmetic is FP32:
             store_constants_as_fp16(model)
         file = f"{label}/{plan.name}.onnx"
@@ -359,6 +445,7 @@ def _manifest(
         },
         sentences=sentences,
         max_prompts=MAX_PROMPTS,
+        quantization=job.quantization,
         verified=(*coarse.verified, *fine.verified),
         unverified=unverified(job.arithmetic, job.kinds),
     )

@@ -20,6 +20,7 @@ ALLOWED_OPERATORS = frozenset(
         "Concat",
         "Conv",
         "ConvTranspose",
+        "DequantizeLinear",
         "Expand",
         "Gelu",
         "Gemm",
@@ -28,6 +29,7 @@ ALLOWED_OPERATORS = frozenset(
         "LeakyRelu",
         "MatMul",
         "Mul",
+        "QuantizeLinear",
         "Relu",
         "Reshape",
         "Sigmoid",
@@ -135,6 +137,9 @@ def _check_types(model: onnx.ModelProto, plan: GraphPlan) -> None:
     types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
     types |= {value.name: value.type.tensor_type.elem_type for value in graph.input}
     types |= {item.name: item.data_type for item in graph.initializer}
+    restored = {
+        name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output
+    }
     for operators, dtype in (
         (FLOAT32_OPERATORS, torch.float32),
         (PRECISION_OPERATORS, plan.arithmetic.compute),
@@ -143,12 +148,13 @@ def _check_types(model: onnx.ModelProto, plan: GraphPlan) -> None:
         for node in graph.node:
             if node.op_type not in operators:
                 continue
+            wanted = torch.float32 if restored.issuperset(node.input[:2]) else dtype
             found = {types[name] for name in node.input if name}
-            if found != {_ONNX_TYPES[dtype]}:
+            if found != {_ONNX_TYPES[wanted]}:
                 names = ", ".join(sorted(TensorProto.DataType.Name(each) for each in found))
                 raise ExportError(
                     f"{plan.name} of a {plan.arithmetic.precision} bundle computes "
-                    f"{node.op_type} {node.name} in {names}, not in {dtype}",
+                    f"{node.op_type} {node.name} in {names}, not in {wanted}",
                     code="graph-precision",
                 )
 

@@ -58,13 +58,13 @@ class Fusion(nn.Module):
     feature_weight: Tensor
     prompt_weight: Tensor
 
-    def __init__(self, network: MedalS, *, with_prompts: bool) -> None:
+    def __init__(self, network: MedalS, compute: torch.dtype, *, with_prompts: bool) -> None:
         super().__init__()
         block = cast("ConvBlock", network.fusion_conv.convs[0])
         weight, channels = block.conv.weight.detach(), network.config.channels
         self.register_buffer("feature_weight", weight[:, :channels].clone())
         if with_prompts:
-            self.register_buffer("prompt_weight", weight[:, channels:].clone())
+            self.register_buffer("prompt_weight", weight[:, channels:].to(compute, copy=True))
         self.bias = block.conv.bias
         self.norm = block.norm
         self.activation = block.activation
@@ -74,6 +74,12 @@ class Fusion(nn.Module):
         features = features.to(self.feature_weight.dtype)
         return nn.functional.conv3d(features, self.feature_weight, self.bias, padding=1)
 
+    def of_both(self, features: Tensor, prompts: Tensor, prompt_weight: Tensor) -> Tensor:
+        """Convolve both halves and add them, in the type of the features' half."""
+        convolved = self.of_features(features)
+        more = nn.functional.conv3d(prompts.to(prompt_weight.dtype), prompt_weight, padding=1)
+        return convolved + more.to(convolved.dtype)
+
     def finish(self, convolved: Tensor) -> Tensor:
         """Norm and activation: `F_r (1, C, H, W, D)`."""
         refined: Tensor = self.activation(self.norm(convolved))
@@ -81,16 +87,26 @@ class Fusion(nn.Module):
 
 
 class FusionGraph(nn.Module):
-    """`features`, `prompt_features` to `refined`: `F_r` where `F_a` is known already."""
+    """`features`, `prompt_features` to `refined`: `F_r` where `F_a` is known already.
+
+    One convolution of both, but where only that of the features is quantized.
+    """
 
     def __init__(self, network: MedalS, arithmetic: Arithmetic) -> None:
         super().__init__()
-        self.fusion = network.fusion_conv
+        self.fusion: nn.Module = network.fusion_conv
+        block = cast("ConvBlock", network.fusion_conv.convs[0])
+        if block.conv.weight.dtype is not arithmetic.compute:
+            self.fusion = Fusion(network, arithmetic.compute, with_prompts=True)
         self.arithmetic = arithmetic
 
     def forward(self, features: Tensor, prompt_features: Tensor) -> Tensor:
         """`(1, C, H, W, D)` twice to `(1, C, H, W, D)`."""
         compute, handed_on = self.arithmetic.compute, self.arithmetic.handed_on
+        if isinstance(self.fusion, Fusion):
+            weight = self.fusion.prompt_weight
+            convolved = self.fusion.of_both(features, prompt_features, weight)
+            return self.fusion.finish(convolved).to(handed_on)
         joined = torch.cat([features.to(compute), prompt_features.to(compute)], dim=1)
         refined: Tensor = self.fusion(joined)
         return refined.to(handed_on)
@@ -104,7 +120,7 @@ class TextOnlyFusionGraph(nn.Module):
 
     def __init__(self, network: MedalS, arithmetic: Arithmetic) -> None:
         super().__init__()
-        self.fusion = Fusion(network, with_prompts=False)
+        self.fusion = Fusion(network, arithmetic.compute, with_prompts=False)
         self.arithmetic = arithmetic
 
     def forward(self, features: Tensor) -> Tensor:
@@ -168,7 +184,7 @@ class FoldedRefinerGraph(nn.Module):
 
     def __init__(self, network: MedalS, arithmetic: Arithmetic) -> None:
         super().__init__()
-        self.fusion = Fusion(network, with_prompts=True)
+        self.fusion = Fusion(network, arithmetic.compute, with_prompts=True)
         self.classify = ClassifierGraph(arithmetic)
 
     def forward(self, features: Tensor, adapted_queries: Tensor, prompts: Tensor) -> Tensor:
@@ -176,8 +192,6 @@ class FoldedRefinerGraph(nn.Module):
         weight = self.fusion.prompt_weight
         folded = adapted_queries.to(weight.dtype) @ weight.flatten(2)
         folded = folded.reshape(weight.shape[0], -1, *weight.shape[2:])
-        convolved = self.fusion.of_features(features)
-        prompts = prompts.to(weight.dtype).unsqueeze(0)
-        convolved = convolved + nn.functional.conv3d(prompts, folded, padding=1)
+        convolved = self.fusion.of_both(features, prompts.unsqueeze(0), folded)
         probabilities: Tensor = self.classify(self.fusion.finish(convolved), adapted_queries)
         return probabilities

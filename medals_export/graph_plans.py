@@ -5,8 +5,8 @@ window without prompts takes a refiner of half the cost, one with few prompts a 
 class chunks of one window share what the fusion gives.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -51,6 +51,9 @@ class GraphPlan:
         Inputs whose first axis is the number of prompts; where there is one, so is the outputs'.
     width
         That number where it is fixed, as in folded refiners; None leaves it free, as N.
+    ranges
+        Of convolutions that are quantized, by the network's names: the largest absolute value of
+        what they read. Not all of them are in this graph.
     """
 
     name: GraphName
@@ -60,6 +63,7 @@ class GraphPlan:
     arithmetic: Arithmetic
     prompt_inputs: frozenset[str]
     width: int | None = None
+    ranges: Mapping[str, float] = field(default_factory=dict)
 
 
 _Form = tuple[Callable[[MedalS, Arithmetic], nn.Module], tuple[str, ...], tuple[str, ...]]
@@ -93,17 +97,23 @@ _FORMS: dict[GraphName, _Form] = {
 }
 
 
-def graph_plans(network: MedalS, arithmetic: Arithmetic = FP32) -> tuple[GraphPlan, ...]:
+def graph_plans(
+    network: MedalS,
+    arithmetic: Arithmetic = FP32,
+    ranges: Mapping[str, float] | None = None,
+) -> tuple[GraphPlan, ...]:
     """Return the graphs of a network in an arithmetic, ready to trace, in the manifest's order.
 
-    The example inputs are uninitialized memory that is never read or written.
+    The example inputs are uninitialized memory that is never read or written. `ranges` are those of
+    the convolutions to quantize, see `GraphPlan`.
 
     Raises
     ------
     ExportError
         If the arithmetic can't hold the network's weights.
     """
-    network = half_network(network, arithmetic)
+    ranges = ranges or {}
+    network = half_network(network, arithmetic, ranges)
     widths = {name: width for width, name in FOLDED_REFINERS.items()}
     modules: dict[Callable[[MedalS, Arithmetic], nn.Module], nn.Module] = {}
     plans = []
@@ -123,6 +133,7 @@ def graph_plans(network: MedalS, arithmetic: Arithmetic = FP32) -> tuple[GraphPl
                 arithmetic,
                 frozenset(inputs) & _PROMPT_TENSORS,
                 widths.get(name),
+                ranges,
             )
         )
     return tuple(plans)

@@ -15,6 +15,8 @@ from torch import nn
 
 from medals_export.graph_checks import PROMPT_AXIS, check_graph
 from medals_export.graph_plans import EXAMPLE_PROMPTS, GraphPlan
+from medals_export.quantization.layers import FUSION
+from medals_export.quantization.qdq import quantize_convolutions
 from medals_rt.common.errors import ExportError
 from medals_rt.common.limits import MAX_PROMPTS
 
@@ -50,7 +52,7 @@ def _trace_free(plan: GraphPlan) -> onnx.ModelProto:
         else tensor
         for name, tensor in plan.inputs.items()
     )
-    return trace_module(
+    model = trace_module(
         plan.module,
         examples,
         plan.name,
@@ -59,6 +61,21 @@ def _trace_free(plan: GraphPlan) -> onnx.ModelProto:
         dynamic_shapes=shapes,
         opset=plan.arithmetic.opset,
     )
+    if plan.arithmetic.number_format is not None:
+        found = quantize_convolutions(model, plan.ranges, plan.arithmetic.number_format)
+        if missing := _layers_of(plan) - found:
+            raise ExportError(
+                f"{plan.name} lacks layers that were to be quantized: {', '.join(sorted(missing))}",
+                code="layer-not-found",
+            )
+    return model
+
+
+def _layers_of(plan: GraphPlan) -> set[str]:
+    """Return which of the layers to quantize a graph must have."""
+    if plan.name == "image_encoder":
+        return {*plan.ranges} - {FUSION}
+    return {*plan.ranges} & {FUSION} if "features" in plan.inputs else set()
 
 
 def trace_module(

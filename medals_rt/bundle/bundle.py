@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import msgspec
 import numpy as np
@@ -26,6 +26,7 @@ from medals_rt.bundle.manifest import (
     path_inside,
 )
 from medals_rt.bundle.stage_spec import StageSpec
+from medals_rt.common.choices import Precision
 from medals_rt.common.errors import BundleError, MissingFileError
 from medals_rt.common.progress import Progress
 
@@ -95,8 +96,8 @@ class Bundle:
         return self.manifest.notice
 
     @property
-    def precision(self) -> Literal["fp32", "fp16", "bf16"]:
-        """Arithmetic that the graphs ask for: "fp32", "fp16" or "bf16"."""
+    def precision(self) -> Precision:
+        """Arithmetic that the graphs ask for."""
         return self.manifest.precision
 
     @property

@@ -35,7 +35,7 @@ class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     architectures
         Compute capabilities, such as "SM90".
     precision
-        Arithmetic, which the graph decides: "fp32", "fp16" or "bf16".
+        Arithmetic, which the graph decides.
     prompt_counts
         Range of N; None where the graph has no N.
     """

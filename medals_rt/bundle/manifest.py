@@ -11,6 +11,7 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
+from medals_rt.common.choices import FloatPrecision, Precision
 from medals_rt.common.errors import BundleError
 from medals_rt.common.limits import MAX_PROMPTS
 
@@ -272,12 +273,72 @@ class ParityRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     cases: tuple[CaseParity, ...] = ()
 
 
+class QuantizedLayer(msgspec.Struct, frozen=True):
+    """A convolution that could be quantized.
+
+    Attributes
+    ----------
+    layer
+        Its name in the checkpoint.
+    range
+        The largest absolute value of what it reads; larger ones are cut off.
+    error
+        Where it alone is quantized: the root mean square of the error of probabilities over that of
+        the probabilities.
+    quantized
+        Whether it is.
+    """
+
+    layer: str
+    range: Annotated[float, msgspec.Meta(gt=0)]
+    error: float
+    quantized: bool
+
+
+class StageQuantization(msgspec.Struct, frozen=True):
+    """Which convolutions of a stage are quantized.
+
+    Attributes
+    ----------
+    layers
+        All that could be.
+    passes
+        How many passes of the network the ranges are from.
+    rms_error, mean_dsc
+        Those that are quantized, together, on some of the passes: as `QuantizedLayer.error`, and
+        the mean overlap of classes with what the network finds in float32.
+    """
+
+    layers: tuple[QuantizedLayer, ...]
+    passes: Count
+    rms_error: float
+    mean_dsc: float
+
+    @property
+    def quantized_layers(self) -> int:
+        """How many are quantized."""
+        return sum(each.quantized for each in self.layers)
+
+
+class QuantizationRecord(msgspec.Struct, frozen=True):
+    """How a bundle was quantized.
+
+    `cases` are those that ranges and decisions are from, by the SHA-256 of their files: a file's
+    name may name a person.
+    """
+
+    coarse: StageQuantization
+    fine: StageQuantization
+    cases: tuple[Sha256, ...]
+
+
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """The whole of `bundle.json`.
 
     `precision` is the arithmetic that the graphs ask for, `weights` the type in which their
-    constants are stored. `max_prompts` is the largest N of the graphs; bundles of earlier exports
-    don't say it, and take `MAX_PROMPTS`. `versions` names the libraries that made the bundle.
+    constants are stored, of `int8` and `fp8` bundles those that are not quantized;
+    `quantization` says which are. `max_prompts` is the largest N of the graphs; bundles of earlier
+    exports don't say it, and take `MAX_PROMPTS`. `versions` names the libraries that made it.
     `notice` is for everyone who sees a result, `terms` are those of the weights' publishers.
     `verified` and `unverified` were found by the export, `parity` since then by `medals-rt verify`
     wherever it ran.
@@ -286,8 +347,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     format_version: int
     name: str
     created: str
-    precision: Literal["fp32", "fp16", "bf16"]
-    weights: Literal["fp32", "fp16", "bf16"]
+    precision: Precision
+    weights: FloatPrecision
     stages: Stages
     embeddings: EmbeddingsRecord
     classes: tuple[ClassRecord, ...]
@@ -296,6 +357,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     max_prompts: Count | None = None
     sentences: FileRecord | None = None
     text_encoder: TextEncoderRecord | None = None
+    quantization: QuantizationRecord | None = None
     verified: tuple[VerifiedRecord, ...] = ()
     unverified: tuple[UnverifiedRecord, ...] = ()
     parity: tuple[ParityRecord, ...] = ()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 
 from medals_rt.cli._output import out as output
-from medals_rt.common.choices import Precision
+from medals_rt.common.choices import FloatPrecision, Precision
 from medals_rt.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ EXAMPLES: Final = (
     "medals-rt export --from weights/medal-s --biolord weights/BioLORD-2023-C --out engines/mine",
     "medals-rt export --stage1 coarse.pth --stage2 fine.pth --text-encoder text_encoder.pth \\",
     "  --biolord BioLORD-2023-C --precision bf16 --out engines/mine",
+    "medals-rt export --stage1 coarse.pth --stage2 fine.pth --bank bank.safetensors \\",
+    "  --precision int8 --calibrate cases --out engines/mine-int8",
 )
 _REMARKS_SHOWN = 10
 _Number = TypeVar("_Number", int, float)
@@ -122,10 +124,21 @@ def export_command(
     ] = None,
     precision: Annotated[
         Precision,
-        typer.Option(help="Arithmetic of the graphs; norms and softmax are always fp32."),
+        typer.Option(
+            help="Arithmetic of the graphs; norms and softmax are always fp32. int8 and fp8 are "
+            "of most convolutions, and need --calibrate."
+        ),
     ] = "fp32",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CASE|DIR",
+            help="For int8 and fp8: a case, or a folder of cases, with prompts. Its windows say "
+            "which convolutions can be quantized, and how.",
+        ),
+    ] = None,
     weights: Annotated[
-        Precision | None,
+        FloatPrecision | None,
         typer.Option(
             help="Precision that weights are stored in [default: --precision]; fp16 halves an "
             "fp32 bundle."
@@ -174,6 +187,7 @@ def export_command(
             terms=sources.terms,
             precision=precision,
             weights=weights,
+            calibrate=calibrate,
             with_text_encoder=with_text_encoder,
             verify_with=None if verify is None else _libraries(verify=verify),
             overwrite=overwrite,

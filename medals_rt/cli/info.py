@@ -7,7 +7,7 @@ from medals_rt.cli._output import out
 
 if TYPE_CHECKING:
     from medals_rt.bundle.bundle import Bundle as OpenedBundle
-    from medals_rt.bundle.manifest import Manifest, ParityRecord
+    from medals_rt.bundle.manifest import Manifest, ParityRecord, QuantizationRecord
 
 EXAMPLES: Final = (
     "medals-rt info",
@@ -48,6 +48,8 @@ def _print_bundle(opened: "OpenedBundle") -> None:
             out.line(f"{stage} stage from {source.origin}: {source.file}")
     out.line(f"hash {opened.hash}")
     out.line(f"format {manifest.format_version}, {opened.precision}, made {manifest.created}")
+    if manifest.quantization is not None:
+        _print_quantization(manifest.quantization)
     rows = []
     for number, name in ((1, "coarse"), (2, "fine")):
         spec = opened.stage_spec(number)
@@ -70,6 +72,18 @@ def _print_bundle(opened: "OpenedBundle") -> None:
     for group, names in groups.items():
         shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
         out.line(f"  {group} ({len(names)}): {shown}")
+
+
+def _print_quantization(record: "QuantizationRecord") -> None:
+    """Print which convolutions are quantized, and what the export found that it costs."""
+    for name, stage in (("coarse", record.coarse), ("fine", record.fine)):
+        kept = [each.layer for each in stage.layers if not each.quantized]
+        out.line(
+            f"{name} stage: {stage.quantized_layers} of {len(stage.layers)} convolutions "
+            f"quantized, mean DSC to the network in fp32 {stage.mean_dsc:.4f}"
+            + (f"; in 16 bits: {', '.join(kept)}" if kept else "")
+        )
+    out.line(f"ranges from {len(record.cases)} cases")
 
 
 def _print_checks(manifest: "Manifest") -> None:

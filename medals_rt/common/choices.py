@@ -21,7 +21,14 @@ TENSORRT_LABELS: Final[dict[TensorRTKind, str]] = {
 }
 """How NVIDIA writes them."""
 
-Precision: TypeAlias = Literal["fp32", "fp16", "bf16"]
+FloatPrecision: TypeAlias = Literal["fp32", "fp16", "bf16"]
+FLOAT_PRECISIONS: Final[tuple[FloatPrecision, ...]] = get_args(FloatPrecision)
+
+QuantizedPrecision: TypeAlias = Literal["int8", "fp8"]
+"""Of graphs most of whose convolutions are of 8 bits: only bundles exported so are run so."""
+QUANTIZED_PRECISIONS: Final[tuple[QuantizedPrecision, ...]] = get_args(QuantizedPrecision)
+
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 
 Convolution: TypeAlias = Literal["auto", "direct", "winograd"]

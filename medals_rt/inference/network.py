@@ -23,7 +23,7 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import FOLDED_REFINERS, GraphName
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.arrays import namespace
-from medals_rt.common.choices import Convolution
+from medals_rt.common.choices import Convolution, Precision
 from medals_rt.common.errors import BundleError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Array
@@ -388,7 +388,8 @@ class StageNetwork:
         runner
             "auto", the name of an inference library, or what `choose` found.
         precision
-            "fp32", "fp16" or "bf16"; None for the fastest that the processor computes in natively.
+            "fp32", "fp16" or "bf16", or the bundle's own; None for that of a quantized bundle, else
+            for the fastest that the processor computes in natively.
             A query decoder that is run by itself on a processor computes in fp32 in any case.
         threads
             How many to compute with; None leaves it to the library.
@@ -406,8 +407,14 @@ class StageNetwork:
         choice = choose(runner, bundle) if isinstance(runner, str) else runner
         library = runner_spec(choice.kind)
 
+        def in_fp32(chain: Chain) -> bool:
+            return library.device == "cpu" and {*chain} <= ALWAYS_FP32
+
         def precision_of(chain: Chain) -> str | None:
-            return "fp32" if library.device == "cpu" and {*chain} <= ALWAYS_FP32 else precision
+            return "fp32" if in_fp32(chain) else precision
+
+        def graphs_of(chain: Chain) -> Precision:
+            return "fp32" if in_fp32(chain) else bundle.precision
 
         def open_graph(name: GraphName) -> Runner:
             return open_runner(
@@ -415,7 +422,7 @@ class StageNetwork:
                 bundle.graph_path(stage, name),
                 name=f"{name} of stage {stage}",
                 precision=precision_of((name,)),
-                graph_precision=bundle.manifest.precision,
+                graph_precision=graphs_of((name,)),
                 threads=threads,
                 cache_key=bundle.graph(stage, name).sha256,
             )
@@ -426,6 +433,7 @@ class StageNetwork:
                 [bundle.graph_path(stage, name) for name in chain],
                 name=f"{' + '.join(chain)} of stage {stage}",
                 precision=precision_of(chain),
+                graph_precision=graphs_of(chain),
                 threads=threads,
                 cache_key="+".join(bundle.graph(stage, name).sha256 for name in chain),
                 convolution=convolution,

@@ -158,7 +158,8 @@ class Segmenter:
         runner
             ``"auto"`` or one of `medals_rt.common.choices.RUNNER_KINDS`.
         precision
-            ``"fp32"``, ``"fp16"`` or ``"bf16"``; None: what suits this machine and bundle.
+            ``"fp32"``, ``"fp16"`` or ``"bf16"``, of a quantized bundle its own; None: what suits
+            this machine and bundle.
         threads
             For the network; None: all that this process may use.
         convolution

@@ -219,6 +219,30 @@ def check_precision(precision: str | None) -> Precision | None:
     )
 
 
+def check_quantized(request: OpenRequest) -> None:
+    """Refuse another precision for graphs with Q/DQ than theirs.
+
+    Raises
+    ------
+    InputError
+    """
+    if request.precision not in {None, request.graph_precision}:
+        raise InputError(
+            f"the convolutions of {request.name} are {request.graph_precision}, and are computed "
+            f"so: leave out precision {request.precision}, or take a bundle exported in it",
+            code="precision-unsupported",
+        )
+
+
+def not_quantized(asked: str | None) -> InputError:
+    """Return the error that 8-bit arithmetic is asked of graphs without Q/DQ."""
+    return InputError(
+        f"this bundle's convolutions are not {asked}: export one with --precision {asked} "
+        "--calibrate CASES",
+        code="precision-not-exported",
+    )
+
+
 def thread_limit(threads: int | None) -> int:
     """Return how many threads to ask a library for; 0 leaves it to the library.
 

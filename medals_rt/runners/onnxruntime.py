@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from medals_rt.common.arrays import open_cupy
-from medals_rt.common.choices import Precision, RunnerKind
+from medals_rt.common.choices import QUANTIZED_PRECISIONS, Precision, RunnerKind
 from medals_rt.common.errors import (
     InputError,
     MissingDependencyError,
@@ -31,6 +31,8 @@ from medals_rt.runners.base import (
     RunnerSpec,
     TensorSpec,
     check_feeds,
+    check_quantized,
+    not_quantized,
     precision_of_graphs,
     thread_limit,
 )
@@ -54,6 +56,9 @@ _TYPES = {
 class ONNXRuntimeRunner(Runner):
     """One ONNX graph in an ONNX Runtime session on the CPU, in fp32; see `Runner`.
 
+    Of graphs with Q/DQ it rounds values to 8 bits and computes with them in fp32: its convolution
+    of integers would round what it gives, too.
+
     Arrays are NumPy's. The library makes new output arrays each run; they are the caller's own.
     """
 
@@ -66,7 +71,12 @@ class ONNXRuntimeRunner(Runner):
         # The library's call returns when it is done; another thread can stop it meanwhile.
         self._thread = ThreadPoolExecutor(1, "onnxruntime")
         (graph_path,) = request.graph_paths
-        if request.precision not in {None, "fp32"}:
+        if request.graph_precision in QUANTIZED_PRECISIONS:
+            check_quantized(request)
+            self.precision = request.graph_precision
+        elif request.precision in QUANTIZED_PRECISIONS:
+            raise not_quantized(request.precision)
+        elif request.precision not in {None, "fp32"}:
             raise InputError(
                 f"ONNX Runtime computes in fp32 on a CPU, not {request.precision}; "
                 "use precision fp32 or --runner openvino",
@@ -252,8 +262,8 @@ def _specs(values: Sequence[Any]) -> tuple[TensorSpec, ...]:
     )
 
 
-def _in_fp32(_: Precision) -> tuple[Precision, ...]:
-    return ("fp32",)
+def _in_fp32(graphs: Precision) -> tuple[Precision, ...]:
+    return (graphs,) if graphs in QUANTIZED_PRECISIONS else ("fp32",)
 
 
 ONNXRUNTIME: Final = RunnerSpec(
@@ -263,7 +273,8 @@ ONNXRUNTIME: Final = RunnerSpec(
     open_graphs=ONNXRuntimeRunner,
     precisions=_in_fp32,
     auto_reason="OpenVINO is not installed, ONNX Runtime is",
-    graph_precisions=("fp32", "fp16"),  # it has no bf16 convolution on a CPU
+    # it has no bf16 convolution on a CPU
+    graph_precisions=("fp32", "fp16", *QUANTIZED_PRECISIONS),
 )
 ONNXRUNTIME_CUDA: Final = RunnerSpec(
     kind="onnxruntime-cuda",

@@ -1,11 +1,12 @@
 """OpenVINO on the CPU."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from typing import Any, Final
 
-from medals_rt.common.choices import Convolution, Precision, RunnerKind
+from medals_rt.common.choices import QUANTIZED_PRECISIONS, Convolution, Precision, RunnerKind
 from medals_rt.common.errors import InputError, MissingFileError, RunnerError
 from medals_rt.common.heap import trim_heap
 from medals_rt.common.optional_deps import import_optional, is_installed
@@ -16,6 +17,8 @@ from medals_rt.runners.base import (
     Runner,
     RunnerSpec,
     check_feeds,
+    check_quantized,
+    not_quantized,
     thread_limit,
 )
 from medals_rt.runners.openvino_cache import compiled_file, keep_compiled
@@ -64,6 +67,9 @@ class OpenVINORunner(Runner):
         self.version: str = openvino.__version__.partition("-")[0]
         core = shared_core()
         processor = core.get_property("CPU", "FULL_DEVICE_NAME")
+        quantized = request.graph_precision in QUANTIZED_PRECISIONS
+        if quantized:
+            request = _as_quantized(request)
         self.precision = _precision(core, request.precision)
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": HINTS[self.precision],
@@ -100,6 +106,8 @@ class OpenVINORunner(Runner):
             raise RunnerError(
                 f"OpenVINO refused {self.name}: {_reason(error)}", code="graph-refused"
             ) from error
+        if quantized and request.graph_precision is not None:
+            self.precision = request.graph_precision  # what is no 8-bit convolution is as above
         self.inputs = self._model.inputs
         self.outputs = self._model.outputs
 
@@ -196,14 +204,37 @@ def expected_convolution(
     MissingDependencyError
         If Winograd is asked for and llvmlite is not installed.
     """
+    if precision in QUANTIZED_PRECISIONS:
+        return "direct"
     processor = shared_core().get_property("CPU", "FULL_DEVICE_NAME")
     rule, _ = _rule(convolution, precision, processor)
     return "winograd" if rule(channels, voxels) else "direct"
 
 
-def _precisions(_: Precision) -> tuple[Precision, ...]:
-    """Return what this processor computes in, as OpenVINO says; bf16 needs AMX or AVX512-BF16."""
-    return _native(shared_core())
+def _as_quantized(request: OpenRequest) -> OpenRequest:
+    """Return the request for graphs with Q/DQ, whose remaining arithmetic is the processor's own.
+
+    Raises
+    ------
+    InputError
+        If another precision than the graphs', or Winograd convolutions are asked for.
+    """
+    check_quantized(request)
+    if request.convolution == "winograd":
+        raise InputError(
+            f"convolutions of {request.graph_precision} are computed directly: leave "
+            "--convolution winograd out",
+            code="convolution-unsupported",
+        )
+    return replace(request, precision=None, convolution="direct")
+
+
+def _precisions(graphs: Precision) -> tuple[Precision, ...]:
+    """Return what this processor computes in, as OpenVINO says; bf16 needs AMX or AVX512-BF16.
+
+    Graphs with Q/DQ are always computed as they say.
+    """
+    return (graphs,) if graphs in QUANTIZED_PRECISIONS else _native(shared_core())
 
 
 def _native(core: Any) -> tuple[Precision, ...]:
@@ -218,6 +249,8 @@ def _precision(core: Any, asked: Precision | None) -> Precision:
             "OpenVINO is far slower in fp16 on a CPU; use precision bf16 or fp32",
             code="precision-unsupported",
         )
+    if asked in QUANTIZED_PRECISIONS:
+        raise not_quantized(asked)
     offered = _native(core)
     if asked is not None and asked not in offered:
         raise RunnerError(

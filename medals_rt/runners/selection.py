@@ -80,8 +80,9 @@ def open_runner(
     name
         Name for messages; None: the file's stem.
     precision
-        "fp32", "fp16" or "bf16". None for the fastest that the processor computes in natively; on
-        a GPU for the graph's own, which is all that there is.
+        "fp32", "fp16", "bf16", or what graphs with Q/DQ are, "int8" or "fp8". None for the graph's
+        own on a GPU and where it has Q/DQ, else for the fastest that the processor computes in
+        natively.
     graph_precision
         The arithmetic that the graph asks for, as its bundle says; None where that is not known.
     threads
@@ -121,6 +122,7 @@ def open_joined(
     *,
     name: str,
     precision: str | None = None,
+    graph_precision: Precision | None = None,
     threads: int | None = None,
     cache_key: str | None = None,
     convolution: Convolution = "auto",
@@ -137,7 +139,7 @@ def open_joined(
         One that joins graphs (`RunnerSpec.joins_graphs`).
     graph_paths
         ONNX files, in the order in which they run.
-    name, precision, threads, cache_key
+    name, precision, graph_precision, threads, cache_key
         As for `open_runner`.
     convolution
         How OpenVINO's large convolutions are computed.
@@ -149,6 +151,7 @@ def open_joined(
         graph_paths=tuple(graph_paths),
         name=name,
         precision=check_precision(precision),
+        graph_precision=graph_precision,
         threads=threads,
         cache_key=cache_key,
         joined=True,

@@ -11,6 +11,7 @@ from medals_rt.bundle.recipes import (
     shipped_recipes,
     verification_for,
 )
+from medals_rt.common.choices import QUANTIZED_PRECISIONS
 from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.prompts.classes import all_classes
@@ -34,12 +35,14 @@ prompt_counts = { least = 1, best = 4, most = 16 }
 
 
 def test_tolerances_are_those_of_the_issue():
-    expected = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 4e-2}
+    expected = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 4e-2, "int8": 0.25, "fp8": 0.25}
     for recipe in shipped_recipes().values():
         found = recipe.verification
         assert found == verification_for(recipe.precision)
         assert found.relative_error == expected[recipe.precision]
-        assert (found.mean_dsc, found.lowest_class_dsc) == (0.999, 0.99)
+        quantized = recipe.precision in QUANTIZED_PRECISIONS
+        least = (0.985, 0.9) if quantized else (0.999, 0.99)
+        assert (found.mean_dsc, found.lowest_class_dsc) == least
     assert {recipe.precision for recipe in shipped_recipes().values()} == set(expected)
 
 
@@ -51,8 +54,11 @@ def test_targets_have_a_recipe_each():
     assert recipe_for("openvino", "bf16")[0] == "cpu-bf16"
     with raises(InputError, "recipe-missing"):
         recipe_for("openvino", "fp16")
-    with raises(InputError, "precision-unknown", "int8"):
-        verification_for("int8")
+    assert recipe_for("openvino", "int8")[0] == "cpu-int8"
+    assert recipe_for("tensorrt-rtx", "fp8")[0] == "rtx-fp8"
+    assert recipe_for("tensorrt", "fp8")[0] == "h100-fp8"
+    with raises(InputError, "precision-unknown", "int4"):
+        verification_for("int4")
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,9 @@ REFUSED: dict[str, Callable[[Path], object]] = {
         "0,40"
     ),
     f"there is no runner 'torch'; use auto, {', '.join(RUNNER_KINDS)}": lambda _: choose("torch"),
-    "unknown precision 'int8'; use fp32, fp16 or bf16": lambda _: check_precision("int8"),
+    "unknown precision 'int4'; use fp32, fp16, bf16, int8 or fp8": lambda _: check_precision(
+        "int4"
+    ),
     "{folder} is a folder; give the name of a file to write": prepare_output,
     # bundles
     "{folder} is no bundle: there is no bundle.json in it": Bundle.open,

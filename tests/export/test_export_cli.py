@@ -99,7 +99,11 @@ def test_half_precision_with_text_encoder(files, tmp_path):
     [
         ((), {"precision": "fp32", "weights": None, "verify_with": None}),
         (("--weights", "fp16"), {"precision": "fp32", "weights": "fp16"}),
-        (("--precision", "bf16"), {"precision": "bf16", "weights": None}),
+        (("--precision", "bf16"), {"precision": "bf16", "weights": None, "calibrate": None}),
+        (
+            ("--precision", "int8", "--calibrate", "cases"),
+            {"precision": "int8", "calibrate": Path("cases")},
+        ),
         (("--verify",), {"verify_with": ("openvino", "onnxruntime")}),
         (("--no-verify",), {"verify_with": ()}),
         (("--name", "mine", "--overwrite"), {"name": "mine", "overwrite": True, "notice": None}),

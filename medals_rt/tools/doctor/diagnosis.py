@@ -8,7 +8,12 @@ from pathlib import Path
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.bundle.engines import ENGINE_FOLDER, Engine, Wanted, differing_parts, list_engines
 from medals_rt.common.cache_dir import KEPT_BYTES, cache_folder
-from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS, RunnerKind
+from medals_rt.common.choices import (
+    CPU_RUNNERS,
+    QUANTIZED_PRECISIONS,
+    RUNNER_KINDS,
+    RunnerKind,
+)
 from medals_rt.common.environment import library_versions
 from medals_rt.common.errors import BundleError, MedalsError, MissingDependencyError
 from medals_rt.common.gpu import Gpu, find_gpu
@@ -18,6 +23,7 @@ from medals_rt.runners.selection import choose, installed, precisions
 from medals_rt.runners.tensorrt_library import open_library
 from medals_rt.tools.doctor.libraries import Library, look_at_libraries
 from medals_rt.tools.doctor.machine import (
+    INT8_FEATURES,
     Graphics,
     Memory,
     Processor,
@@ -111,9 +117,10 @@ def diagnose(bundle: Path | None = None) -> Diagnosis:
     runners = tuple(_look_at_runner(kind, libraries, opened) for kind in RUNNER_KINDS)
     automatic = _look_at_choice(runners, opened)
     cache = look_at_cache(cache_folder())
+    processor = look_at_processor()
     return Diagnosis(
         versions=library_versions(),
-        processor=look_at_processor(),
+        processor=processor,
         memory=look_at_memory(),
         graphics=graphics,
         libraries=libraries,
@@ -121,7 +128,10 @@ def diagnose(bundle: Path | None = None) -> Diagnosis:
         automatic=automatic,
         cache=cache,
         bundle=state,
-        advice=_advice(libraries, runners, automatic, cache, graphics),
+        advice=(
+            *_advice(libraries, runners, automatic, cache, graphics),
+            *quantization_advice(state, automatic, processor),
+        ),
     )
 
 
@@ -207,6 +217,23 @@ def _engine_problem(bundle: Bundle, engine: Engine, gpu: Gpu | None) -> str | No
     except (BundleError, MissingDependencyError) as error:
         return str(error)
     return " and ".join(differing_parts(record.key, wanted)) or None
+
+
+def quantization_advice(
+    bundle: BundleState | None, automatic: Automatic, processor: Processor
+) -> tuple[str, ...]:
+    """Say where a quantized bundle is slower than one in floats."""
+    if bundle is None or bundle.precision not in QUANTIZED_PRECISIONS:
+        return ()
+    if automatic.runner not in CPU_RUNNERS:
+        return ()
+    if bundle.precision == "int8" and automatic.runner == "openvino":
+        if processor.features is None or INT8_FEATURES & {*processor.features}:
+            return ()
+        why = "this processor has no instructions for 8-bit integers (VNNI)"
+    else:
+        why = f"{automatic.runner} only rounds to {bundle.precision} on a processor"
+    return (f"{why}: a bundle exported in fp32 is faster here",)
 
 
 def _advice(

@@ -15,13 +15,20 @@ CPU_FEATURES = (
     "avx2",
     "avx512f",
     "avx512_vnni",
+    "avx_vnni",
     "avx512_bf16",
     "amx_tile",
     "amx_bf16",
+    "amx_int8",
     "asimd",
+    "asimddp",
+    "i8mm",
     "bf16",
 )
-"""Those of Linux's list that decide how fast convolutions are (the last two are ARM's)."""
+"""Those of Linux's list that decide how fast convolutions are (the last four are ARM's)."""
+
+INT8_FEATURES = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+"""Any of them multiplies integers of 8 bits faster than floats."""
 
 _SMI_TIMEOUT_S = 20
 _SMI_FIELDS = "name,memory.total,compute_cap,driver_version"

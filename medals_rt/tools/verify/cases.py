@@ -47,7 +47,11 @@ def read_parity_case(path: Path, prompts: Path | None = None) -> ParityCase:
 
 def cases_of(bundle: Bundle) -> tuple[Path, ...]:
     """Return the cases in a bundle's folder `cases`, by name; none if it has no such folder."""
-    folder = bundle.folder / "cases"
+    return cases_in(bundle.folder / "cases")
+
+
+def cases_in(folder: Path) -> tuple[Path, ...]:
+    """Return the cases that are files in a folder, by name; none if there is no such folder."""
     return tuple(sorted(path for path in folder.glob("*") if path.name.lower().endswith(ENDINGS)))
 
 

@@ -15,7 +15,7 @@ from medals_rt.inference.network import ALWAYS_FP32, Network, StageNetwork
 from medals_rt.runners.base import Runner
 from medals_rt.runners.selection import choose, open_runner, precisions, usable
 
-COARSENESS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+COARSENESS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8")
 """Precisions, the finest first."""
 
 
@@ -149,7 +149,7 @@ def open_candidate(
         bundle.graph_path(stage, graph),
         name=f"{graph} of stage {stage}",
         precision="fp32" if on_cpu and graph in ALWAYS_FP32 else candidate.precision,
-        graph_precision=bundle.precision,
+        graph_precision="fp32" if on_cpu and graph in ALWAYS_FP32 else bundle.precision,
         threads=threads,
         cache_key=None if on_cpu else bundle.graph(stage, graph).sha256,
     )

@@ -19,8 +19,17 @@ from medals_rt.common.errors import MissingDependencyError
 from medals_rt.common.gpu import Gpu
 from medals_rt.common.optional_deps import OPTIONAL_LIBRARIES
 from medals_rt.tools.doctor import diagnosis
-from medals_rt.tools.doctor.diagnosis import Diagnosis, EngineState, diagnose, look_at_cache
+from medals_rt.tools.doctor.diagnosis import (
+    Automatic,
+    BundleState,
+    Diagnosis,
+    EngineState,
+    diagnose,
+    look_at_cache,
+    quantization_advice,
+)
 from medals_rt.tools.doctor.libraries import Library, State
+from medals_rt.tools.doctor.machine import Processor
 from tests.cli.helpers import call
 
 H100 = Gpu("NVIDIA H100", "SM90", 80 * 2**30, "580.65.06, CUDA 13.0")
@@ -260,3 +269,23 @@ def test_no_library_is_imported_by_it(module: str) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("precision", "runner", "features", "slower"),
+    [
+        ("int8", "openvino", ("avx2", "avx512_vnni"), False),
+        ("int8", "openvino", ("asimd", "asimddp"), False),
+        ("int8", "openvino", ("avx2", "avx512f"), True),
+        ("int8", "openvino", None, False),
+        ("int8", "onnxruntime", ("avx512_vnni",), True),
+        ("int8", "tensorrt", ("avx2",), False),
+        ("fp8", "openvino", ("avx512_vnni",), True),
+        ("fp32", "openvino", ("avx2",), False),
+    ],
+)
+def test_where_eight_bits_are_slower_is_said(precision, runner, features, slower):
+    processor = Processor("made up", 2, 2, None, features)
+    bundle = BundleState("folder", None, precision=precision)
+    said = quantization_advice(bundle, Automatic(runner, precision, ""), processor)
+    assert len(said) == slower
