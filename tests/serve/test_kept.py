@@ -153,6 +153,6 @@ def test_the_coarse_result_can_be_had_before_the_fine_one(
         with pytest.raises(ServedProblemError) as caught:
             client.fetch(job, f"coarse/{part}")
         assert (caught.value.status, caught.value.code) == (409, "coarse-not-there")
-    drawn_only = client.segment(client.upload(scan), SENTENCE, options={"stages": "fine"})
+    drawn_only = client.segment(client.upload(scan), SENTENCE, stages="fine")
     assert drawn_only["coarse_parts"] == 0
     del served
