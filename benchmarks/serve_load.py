@@ -562,7 +562,8 @@ What the server holds, once warm and at the end; one of the files is its lock:
 
 
 def _when(part: dict[str, Any]) -> str:
-    return f"\n  ({part['date']}, {part['seconds']} s, load average {part['load_average_before']})"
+    lasted = f"{part['seconds']} s, " if "seconds" in part else ""
+    return f"\n  ({part['date']}, {lasted}load average {part['load_average_before']})"
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -299,7 +299,8 @@ async def describe_job(job: str, service: Here, owner: Owner) -> JobState:
 @jobs.get("/{job}/events", response_class=StreamingResponse)
 async def watch_job(job: str, service: Here, owner: Owner) -> Response:
     """Return server-sent events `progress`, each the job's state, until it is over."""
-    return StreamingResponse(_events(service, owner.job(job)), media_type="text/event-stream")
+    events = owner.watched(_events(service, owner.job(job)), service.settings.max_watchers)
+    return StreamingResponse(events, media_type="text/event-stream")
 
 
 @jobs.post("/{job}/cancel")

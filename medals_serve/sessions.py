@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -57,8 +57,8 @@ class ClientSession:
         What it holds on disk, as far as it was reserved.
     last_used
         On the monotonic clock.
-    requests
-        How many of its requests are being answered.
+    requests, watchers
+        How many of its requests are being answered, and how many of these are streams of progress.
     ended
         Whether its data are gone, or about to be.
     state
@@ -74,6 +74,7 @@ class ClientSession:
     bytes: int = 0
     last_used: float = field(default_factory=time.monotonic)
     requests: int = 0
+    watchers: int = 0
     ended: bool = False
     state: object = None
 
@@ -86,6 +87,33 @@ class ClientSession:
         finally:
             self.requests -= 1
             self.last_used = time.monotonic()
+
+    def watched(self, stream: AsyncIterator[str], most: int) -> AsyncIterator[str]:
+        """Return a stream of progress while the session has fewer than `most` of them.
+
+        Raises
+        ------
+        ServiceError
+            It has as many.
+        """
+        if self.watchers >= most:
+            raise ServiceError(
+                f"{most} streams of progress are open in this session; close one, or ask for the "
+                "job's state now and then",
+                code="too-many-watchers",
+                status=HTTPStatus.TOO_MANY_REQUESTS,
+                retry_after_s=RETRY_S,
+            )
+
+        async def counted() -> AsyncIterator[str]:
+            self.watchers += 1
+            try:
+                async for each in stream:
+                    yield each
+            finally:
+                self.watchers -= 1
+
+        return counted()
 
     def upload(self, name: str) -> Upload:
         """Return an upload of this session of which a series is still to be chosen."""

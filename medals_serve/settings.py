@@ -26,6 +26,8 @@ class ServeSettings:
         Sessions at once.
     max_images, max_masks, max_jobs
         Of each kind in one session.
+    max_watchers
+        Streams of progress of one session, each of which holds a connection.
     max_queue
         Jobs that wait, of all sessions.
     max_active_jobs
@@ -71,6 +73,7 @@ class ServeSettings:
     max_images: int = 32
     max_masks: int = 64
     max_jobs: int = 256
+    max_watchers: int = 16
     max_queue: int = 16
     max_active_jobs: int = 4
     max_body_bytes: int = 2**20

@@ -118,13 +118,16 @@ async def start_job(body: _JobBody, service: Here) -> Response:
 
 
 @router.get("/jobs/{job_id}/events")
-async def watch_job(asked: Annotated[tuple[_Asked, str], Depends(_of_job)]) -> Response:
+async def watch_job(
+    asked: Annotated[tuple[_Asked, str], Depends(_of_job)], service: Here
+) -> Response:
     """Send progress, warnings and how the job ended, a line of JSON each."""
     of, name = asked
     if name in of.state.refused:
         lines = _lines_of_refused(of.state.refused[name])
     else:
         lines = _lines(of.owner.job(name))
+    lines = of.owner.watched(lines, service.settings.max_watchers)
     return StreamingResponse(lines, media_type="application/x-ndjson")
 
 

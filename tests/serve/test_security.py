@@ -1,8 +1,15 @@
 """An attack list: names, tokens, origins, other people's data, sizes, times, and logs."""
 
+import contextlib
+import gzip
+import io
 import logging
 import os
+import re
 import socket
+import stat
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -384,3 +391,169 @@ def test_the_cookie_has_its_name(served: Running) -> None:
     with served.http() as http:
         http.post("/v1/sessions")
         assert list(http.cookies) == [SESSION_COOKIE]
+
+
+# What else is tried on services ----------------------------------------------------------------
+
+
+def zipped(*members: tuple[str, bytes, int]) -> bytes:
+    """A zip of members, each with its name, content and Unix mode."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content, mode in members:
+            info = zipfile.ZipInfo(name)
+            info.external_attr = mode << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, content)
+    return packed.getvalue()
+
+
+LINK, FILE = stat.S_IFLNK | 0o777, stat.S_IFREG | 0o644
+
+
+@pytest.mark.parametrize(
+    ("filename", "content"),
+    [
+        ("a.zip", zipped(("link.dcm", b"/etc/passwd", LINK))),
+        ("a.zip", zipped(("to", b"/etc", LINK), ("to/passwd.dcm", b"x", FILE))),
+        ("a.zip", zipped(("../../up.dcm", b"x", FILE))),
+        ("a.zip", zipped(("/abs.dcm", b"x", FILE))),
+        ("a.zip", zipped(("C:\\abs.dcm", b"x", FILE))),
+        ("a.zip", zipped(("bomb.dcm", bytes(1 << 28), FILE))),
+        ("a.zip", zipped(*[(f"{n}.dcm", b"", FILE) for n in range(30_000)])),
+        ("a.zip", zipped(("in.zip", zipped(("in.dcm", bytes(1 << 20), FILE)), FILE))),
+        ("a.nii.gz", gzip.compress(bytes(1 << 28))),
+    ],
+    ids=["link", "through a link", "up", "absolute", "drive", "bomb", "many", "nested", "gzip"],
+)
+def test_archives_that_mean_harm(served: Running, filename: str, content: bytes) -> None:
+    before = served.files()
+    with served.client() as client:
+        answer = client.http.post("/v1/images", params={"filename": filename}, content=content)
+        assert (answer.status_code, answer.json()["status"]) == (422, 422)
+        assert "root:" not in answer.text
+        assert str(served.data_dir) not in answer.text
+        assert [name for name in served.files() if "/" in name] == []
+    assert served.files() == before
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+        b"Content-Length: 5\r\nContent-Length: 40\r\n",
+        b"Transfer-Encoding: chunked, identity\r\n",
+        b"Transfer-Encoding : chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n",
+        b"X: y\r\n Content-Length: 5\r\n",
+        b"Content-Length: +5\r\n",
+    ],
+)
+def test_no_second_request_is_smuggled_in_a_first(served: Running, head: bytes) -> None:
+    """A proxy that reads a head in another way must not make it two requests."""
+    hidden = b"GET /v1/model HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    body = b"0\r\n\r\n" + hidden
+    said = raw(
+        served, b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n" + body, pause=0.2
+    )
+    answers = said.count(b"HTTP/1.1 ")
+    assert answers <= 1 or b"Connection: close" in said.partition(b"\r\n\r\n")[0]
+    assert b'"classes"' not in said
+
+
+def test_json_may_be_nested_as_deep_as_it_likes(served: Running, client: ServiceClient) -> None:
+    deep = b"[" * 400_000
+    headers = {"Content-Type": "application/json"}
+    for body in (deep, b'{"image":' + deep, b'{"options":{"a":' + b'{"a":' * 100_000):
+        answer = client.http.post("/v1/jobs", content=body, headers=headers)
+        assert answer.status_code in {400, 422}
+        assert code(answer) in {"bad-request", "request-invalid"}
+    with served.http() as http:
+        answer = http.post("/infer/medal-s", files={"params": (None, deep[:60_000])})
+        assert (answer.status_code, code(answer)) == (422, "params-invalid")
+        place = "/nninteractive/CT/anatomy/liver"
+        lease = http.post(f"{place}/claim").json()["lease_token"]
+        given = {"X-Lease-Token": lease, "X-Meta": "[" * 10_000}
+        answer = http.post(f"{place}/set_image", content=b"x", headers=given)
+        assert answer.json()["code"] == "params-invalid"
+        http.post(f"{place}/release", headers={"X-Lease-Token": lease})
+
+
+def test_names_add_no_headers_to_downloads(client: ServiceClient) -> None:
+    from tests.serve.serving import write_nifti
+
+    with tempfile.TemporaryDirectory() as folder:
+        content = write_nifti(Path(folder) / "scan.nii.gz").read_bytes()
+    evil = 'a"; x="\r\nSet-Cookie: evil=1\r\n\u202e.nii.gz'
+    job = client.segment(client.upload(content, filename=evil), SENTENCE)
+    answer = client.http.get(f"/v1/jobs/{job['job']}/result")
+    assert answer.status_code == 200
+    assert "set-cookie" not in answer.headers
+    assert not re.search(r'[\r\n"]', answer.headers["content-disposition"].replace('"', "", 2))
+
+
+def test_a_session_has_so_many_streams_of_progress(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Or one client could hold every connection."""
+    from tests.serve.serving import write_nifti
+
+    scan = write_nifti(tmp_path / "scan.nii.gz")
+    with running(tiny_bundle, tmp_path / "data", max_watchers=3) as served:
+        served.gate.clear()
+        try:
+            with (
+                served.client() as client,
+                served.client() as other,
+                contextlib.ExitStack() as open_,
+            ):
+                job = client.submit(client.upload(scan), SENTENCE)
+                address = f"/v1/jobs/{job['job']}/events"
+                for _ in range(3):
+                    stream = open_.enter_context(client.http.stream("GET", address))
+                    assert next(stream.iter_lines()) == "event: progress"
+                refused = client.http.get(address)
+                assert (refused.status_code, code(refused)) == (429, "too-many-watchers")
+                assert int(refused.headers["retry-after"]) > 0
+                assert client.job(job)["status"] == "running"
+                image = other.upload(scan)
+                waiting = other.submit(image, SENTENCE)
+                assert next(other.watch(waiting))["status"] == "queued"
+                open_.close()
+                until(lambda: next(client.watch(job))["status"] == "running", 30)
+        finally:
+            served.gate.set()
+
+
+def test_heads_that_never_end_hold_no_place_for_long(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Slowloris: every connection is taken, and free again when its patience is over."""
+    limits = {"header_s": 1.0, "max_connections": 8}
+    with running(tiny_bundle, tmp_path, **limits) as served, contextlib.ExitStack() as open_:
+        place = ("127.0.0.1", int(served.address.rpartition(":")[2]))
+        for _ in range(20):
+            connection = open_.enter_context(socket.create_connection(place))
+            connection.sendall(b"GET /v1/model HTTP/1.1\r\nHost: localhost\r\nX: ")
+        with served.http() as http:
+            until(lambda: http.get("/v1/model").status_code == 200, 30)
+
+
+def test_a_session_is_made_here_and_guessed_nowhere(served: Running) -> None:
+    """Ids are 256 random bits, a client can't choose one, and neither are found part by part."""
+    chosen = "a" * 43
+    with served.http(headers={"Medals-Session": chosen}, cookies={SESSION_COOKIE: chosen}) as http:
+        made = {http.post("/v1/sessions").json()["session"] for _ in range(4)}
+        assert chosen not in made
+        assert len(made) == 4
+        assert all(len(secret) == 43 for secret in made)
+        for guess in (chosen, "", "~", "é".encode(), b"\xff" * 43, *[s[:-1] for s in made]):
+            answer = http.get("/v1/sessions/current", headers={"Medals-Session": guess})
+            assert (answer.status_code, code(answer)) == (401, "session-unknown")
+        for secret in made:
+            http.delete("/v1/sessions/current", headers={"Medals-Session": secret})
+
+
+@pytest.mark.parametrize("method", ["TRACE", "CONNECT", "PROPFIND", "OPTIONS", "PUT"])
+def test_other_methods_do_nothing(served: Running, method: str) -> None:
+    with served.http() as http:
+        answer = http.request(method, "/v1/sessions")
+    assert answer.status_code == 405
+    assert not [name for name in answer.headers if name.startswith("access-control")]
