@@ -45,7 +45,7 @@ def test_ones_own_measurements_come_before_those_shipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path))
-    monkeypatch.setattr(choice, "instruction_set", lambda precision: "wide")
+    monkeypatch.setattr(choice, "instruction_set", lambda _: "wide")
     shipped = tmp_path / "shipped.json"
     shipped.write_bytes(choice.to_json([timing(16, 1000, 3, processor="wide")]))
     monkeypatch.setattr(choice, "SHIPPED", shipped)
