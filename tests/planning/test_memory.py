@@ -356,6 +356,36 @@ def test_full_size_takes_what_was_measured(
     assert plan.expected_bytes - plan.slab_bytes == pytest.approx(gigabytes * 1e9, rel=0.15)
 
 
+@pytest.mark.parametrize(
+    ("precision", "classes", "prompted", "gigabytes"),
+    [
+        ("bf16", 4, False, 3.87),
+        ("fp32", 4, False, 6.23),
+        ("bf16", 16, True, 4.96),
+    ],
+)
+def test_winograd_convolutions_take_what_was_measured(
+    precision: str, classes: int, prompted: bool, gigabytes: float
+) -> None:
+    """One window of 192^3, the fine network alone, two Zen 4 cores: benchmarks/NOTES.md."""
+    demand = MemoryDemand(
+        classes,
+        64,
+        "openvino",
+        precision,
+        "winograd",
+        weights=RELEASED.weights,
+        open_chains=1,
+        prompted=prompted,
+    )
+    plan = plan_memory(demand, FINE, plan_windows(FINE, FINE), PLENTY)
+    assert plan.expected_bytes - plan.slab_bytes == pytest.approx(gigabytes * 1e9, rel=0.15)
+    direct = plan_memory(
+        replace(demand, convolution="direct"), FINE, plan_windows(FINE, FINE), PLENTY
+    )
+    assert plan.expected_bytes < 1.02 * direct.expected_bytes
+
+
 def test_each_chain_and_each_earlier_group_counts() -> None:
     """Where graphs are joined: ONNX Runtime opens each graph once."""
     window = plan_windows(FINE, FINE)
