@@ -17,7 +17,6 @@ from medals_rt.inference.kept import FeatureCache
 from medals_rt.pipeline.job import read_annotation
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.segmenter import Segmenter
-from medals_rt.planning.memory import memory_limit
 from medals_serve.catalog import Catalog
 from medals_serve.engine import JobEngine
 from medals_serve.images import (
@@ -91,9 +90,7 @@ class Service:
         asked = self.settings.cache_bytes
         if asked is not None:
             return asked
-        limit = memory_limit(
-            self.options.segment.max_memory, self.segmenter.network(1).array_device
-        )
+        limit = self.segmenter.memory_limit(self.options.segment.max_memory)
         return min(limit.total // _SHARE_OF_CACHE, _LARGEST_DEFAULT_CACHE)
 
     async def in_thread(self, work: Callable[..., _T], *given: Any) -> _T:
