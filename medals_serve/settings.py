@@ -16,6 +16,8 @@ class ServeSettings:
         What clients must know; None where none is demanded.
     host_names
         Names under which clients may call the server, beside ``localhost`` and IP addresses.
+    studies
+        Address of a DICOMweb server, whose series clients may name instead of sending them.
     data_dir
         Where uploads and results lie while sessions last; None for the folder of temporary files.
     max_connections
@@ -57,6 +59,7 @@ class ServeSettings:
 
     token: str | None = field(default=None, repr=False)
     host_names: tuple[str, ...] = ()
+    studies: str | None = None
     data_dir: Path | None = None
     max_connections: int = 512
     max_sessions: int = 64
