@@ -18,6 +18,8 @@ class ServeSettings:
         Names under which clients may call the server, beside ``localhost`` and IP addresses.
     replica
         Name of this server among several behind a proxy; ids of its sessions begin with it.
+    studies
+        Address of a DICOMweb server, whose series clients may name instead of sending them.
     data_dir
         Where uploads and results lie while sessions last; None for the folder of temporary files.
     max_connections
@@ -67,6 +69,7 @@ class ServeSettings:
     token: str | None = field(default=None, repr=False)
     host_names: tuple[str, ...] = ()
     replica: str = ""
+    studies: str | None = None
     data_dir: Path | None = None
     max_connections: int = 512
     max_sessions: int = 64

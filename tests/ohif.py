@@ -28,8 +28,11 @@ from tests.orthanc import PASSWORD, USER, Orthanc
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+_ARCHIVE: Final = "/dicom-web/"
+_PROXY: Final = "/proxy/dicom/"
+_UNDER: Final = "/ohif/"
 VARIABLE: Final = "MEDALS_RT_TEST_OHIF"
-PATIENCE_MS: Final = 120_000
+PATIENCE_MS: Final = 90_000
 _SOURCE: Final = {
     "namespace": "@ohif/extension-default.dataSourcesModule.dicomweb",
     "sourceName": "archive",
@@ -136,10 +139,12 @@ def distribution() -> tuple[Path, str]:
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Serve OHIF, and pass on to the archive what is asked of it."""
+    """Serve OHIF, and pass on to the archive, or to a service, what is asked of them."""
 
-    def __init__(self, *arguments: Any, orthanc: Orthanc, **more: Any) -> None:
-        self.orthanc = orthanc
+    def __init__(
+        self, *arguments: Any, orthanc: Orthanc, service: str | None = None, **more: Any
+    ) -> None:
+        self.orthanc, self.service = orthanc, service
         super().__init__(*arguments, **more)
 
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - its base's name
@@ -152,24 +157,39 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if path.startswith("/dicom-web/"):
-            self._pass_on()
+        if path.startswith(_ARCHIVE):
+            self._of_archive(self.path)
+        elif path.startswith(_PROXY):
+            self._of_archive(_ARCHIVE + self.path[len(_PROXY) :].partition("/")[2])
+        elif self.service is not None and not path.startswith(_UNDER):
+            self._pass_on(self.service + self.path)
         elif path == "/app-config.js":
             self._answer(200, "text/javascript", f"window.config = {json.dumps(_CONFIGURATION)}")
         else:
-            if not Path(self.translate_path(path)).is_file():
+            self.path = path.removeprefix(_UNDER.rstrip("/"))
+            if not Path(self.translate_path(self.path)).is_file():
                 self.path = "/index.html"
             super().do_GET()
 
-    def _pass_on(self) -> None:
+    def do_POST(self) -> None:
+        assert self.service is not None
+        self._pass_on(self.service + self.path)
+
+    def _of_archive(self, path: str) -> None:
+        self._pass_on(f"http://127.0.0.1:{self.orthanc.http}{path}", auth=(USER, PASSWORD))
+
+    def _pass_on(self, url: str, **more: Any) -> None:
         import requests
 
-        answer = requests.get(
-            f"http://127.0.0.1:{self.orthanc.http}{self.path}",
-            auth=(USER, PASSWORD),
-            headers={"Accept": self.headers.get("Accept", "*/*")},
-            timeout=60,
+        passed = ("Accept", "Content-Type", "Host", "Origin", "Sec-Fetch-Site")
+        answer = requests.request(
+            self.command,
+            url,
+            headers={name: self.headers[name] for name in passed if name in self.headers},
+            data=self.rfile.read(int(self.headers.get("Content-Length") or 0)),
+            timeout=300,
             proxies={"http": ""},
+            **more,
         )
         kind = answer.headers.get("Content-Type", "application/octet-stream")
         self._answer(answer.status_code, kind, answer.content)
@@ -184,9 +204,15 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def serving_ohif(orthanc: Orthanc) -> Iterator[str]:
-    """Serve OHIF for an archive, and return its address."""
-    handler = partial(_Handler, directory=str(distribution()[0]), orthanc=orthanc)
+def serving_ohif(
+    orthanc: Orthanc, files: Path | None = None, service: str | None = None
+) -> Iterator[str]:
+    """Serve OHIF for an archive, and return its address.
+
+    As a proxy would: `files` of a build at /ohif/, all else from a `service`.
+    """
+    directory = str(files or distribution()[0])
+    handler = partial(_Handler, directory=directory, orthanc=orthanc, service=service)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a tab was closed
     thread = threading.Thread(target=server.serve_forever, daemon=True)

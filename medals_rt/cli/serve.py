@@ -63,6 +63,14 @@ def serve_command(
             "folder of temporary files]."
         ),
     ] = None,
+    studies: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="DICOMweb server (dicomweb+https://HOST/dicom-web) whose series OHIF's MONAI "
+            "Label extension may name.",
+        ),
+    ] = None,
     max_queue: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Jobs that may wait [default: 16].")
     ] = None,
@@ -126,6 +134,7 @@ def serve_command(
         host_names=tuple(name.lower() for name in host_name or ()),
         replica=replica,
         data_dir=data_dir,
+        studies=studies,
         max_queue=max_queue,
         max_sessions=max_sessions,
         max_upload_bytes=_size(max_upload),

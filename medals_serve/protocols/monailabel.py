@@ -5,6 +5,10 @@ the options of the model; a second model takes what was drawn (hybrid mode). A r
 answered when they are there, and its job canceled when its client is gone: the protocol has neither
 progress nor cancel. There is no store of images, and nothing is trained.
 
+OHIF's extension opens no session: it names a series of an archive, which is fetched from there
+where the server was told of one. It names labels by their values among those of the model, so that
+each class has a value of its own there.
+
 Slicer names the labels that a file holds in the order of their values, so that the answer names
 those that are there and no others.
 """
@@ -14,6 +18,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -21,6 +26,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import parse_qs
 
+import anyio
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
@@ -30,6 +36,8 @@ from starlette.responses import Response
 from medals_rt.common.choices import KINDS, MODALITIES
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import CaseError, PromptError
+from medals_rt.common.optional_deps import import_optional
+from medals_rt.io.dicom.web import save_series
 from medals_rt.pipeline.job import read_annotation
 from medals_serve.images import ServedImage, ServedMask, Upload, write_on_grid
 from medals_serve.jobs import JobRequest, ServedJob
@@ -57,6 +65,7 @@ class _Opened:
 
     image: ServedImage
     sentences: dict[str, str] = field(default_factory=dict)
+    of_archive: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ async def describe_server(service: Here) -> dict[str, Any]:
         "models": {
             TEXT_MODEL: {
                 **common,
+                "labels": _values_of_classes(service),
                 "type": "segmentation",
                 "description": "Type what to segment into the option 'prompts', between semicolons",
                 "config": {"prompts": "", **options},
@@ -111,6 +121,14 @@ async def describe_server(service: Here) -> dict[str, Any]:
         "train_stats": {},
         "datastore": {},
     }
+
+
+def _values_of_classes(service: Service) -> dict[str, int]:
+    """Return each class's value in labels of images of the archive; nothing where there is none."""
+    if service.settings.studies is None:
+        return {}
+    names = sorted({str(each["name"]) for each in service.catalog.classes()})
+    return {name: value for value, name in enumerate(names, 1)}
 
 
 @router.get("/auth/")
@@ -216,9 +234,10 @@ async def infer(
     service: Here,
     model: Literal["medal-s", "medal-s-hybrid"],
     session_id: Annotated[str, Query(max_length=128)] = "",
+    image: Annotated[str, Query(max_length=128)] = "",
     output: Literal["image", "json", "all", "dicom_seg"] = "all",
 ) -> Response:
-    """Segment the image of a session, or one that is sent along."""
+    """Segment the image of a session, one that is sent along, or a series of the archive."""
     if output == "dicom_seg":
         raise CaseError(
             "DICOM results are to be had under /v1; ask for image", code="output-not-offered"
@@ -226,34 +245,27 @@ async def infer(
     if session_id:
         owner, state = found(service, session_id, _Opened, what="session")
         with owner.in_use():
-            return await _infer(request, service, owner, state, model, output)
+            return await _infer(request, service, _Asker(owner, state), model, output)
     with opened(service) as (_, owner):
-        answer = await _infer(request, service, owner, None, model, output)
+        answer = await _infer(request, service, _Asker(owner, None, image), model, output)
     answer.background = BackgroundTask(service.in_thread, service.end_session, owner)
     return answer
 
 
+@dataclass(frozen=True)
+class _Asker:
+    """Who asks, and about what: an image that is there, or a series of the archive."""
+
+    owner: ClientSession
+    state: _Opened | None
+    series: str = ""
+
+
 async def _infer(
-    request: Request,
-    service: Service,
-    owner: ClientSession,
-    state: _Opened | None,
-    model: str,
-    output: str,
+    request: Request, service: Service, asker: _Asker, model: str, output: str
 ) -> Response:
-    params: dict[str, Any] = {}
-    drawn: ServedMask | None = None
-    async for part in parts_of(request):
-        if part.name == "params":
-            params = _params(await part.text())
-        elif part.name == "file" and state is None:
-            state = _Opened(await _add_image(service, owner, part))
-        elif part.name == "label" and part.filename is not None:
-            if state is None:
-                raise _no_image()
-            drawn = await service.add_mask(part.body, owner, state.image, part.filename)
-    if state is None:
-        raise _no_image()
+    owner = asker.owner
+    params, state, drawn = await _sent(request, service, asker)
     try:
         asked, mask = await _asked(service, owner, state, params, drawn, model)
         job = await service.add_job(owner, state.image, mask, asked)
@@ -266,6 +278,8 @@ async def _infer(
         check_done(job)
         ending = _ENDINGS.get(str(params.get("result_extension")), "nii.gz")
         path = await service.in_thread(job.labels, ending)
+        if state.of_archive and ending == "seg.nrrd":
+            path = await service.in_thread(_with_values_of_classes, service, job, path)
     except BaseException:
         service.delete_job(owner, job)
         raise
@@ -275,6 +289,66 @@ async def _infer(
     answer = _answer(job, state, path, output)
     answer.background = BackgroundTask(service.in_thread, service.delete_job, owner, job)
     return answer
+
+
+async def _sent(
+    request: Request, service: Service, asker: _Asker
+) -> tuple[dict[str, Any], _Opened, ServedMask | None]:
+    """Read what was sent: the options, the image, and what was drawn."""
+    owner, state = asker.owner, asker.state
+    params: dict[str, Any] = {}
+    drawn: ServedMask | None = None
+    async for part in parts_of(request):
+        if part.name == "params":
+            params = _params(await part.text())
+        elif part.name == "file" and state is None:
+            state = _Opened(await _add_image(service, owner, part))
+        elif part.name == "label" and part.filename is not None:
+            if state is None:
+                raise _no_image()
+            drawn = await service.add_mask(part.body, owner, state.image, part.filename)
+    if state is None and asker.series and service.settings.studies is not None:
+        state = await _of_archive(service, owner, asker.series, service.settings.studies)
+    if state is None:
+        raise _no_image()
+    return params, state, drawn
+
+
+async def _of_archive(service: Service, owner: ClientSession, series: str, studies: str) -> _Opened:
+    """Fetch a series of the archive, in a thread that keeps nobody else's work waiting."""
+    fetched = owner.folder / f"{secrets.token_hex(8)}.zip"
+    try:
+        await anyio.to_thread.run_sync(
+            lambda: save_series(
+                series, studies, fetched, max_bytes=service.settings.max_upload_bytes
+            )
+        )
+        image = await service.add_written_image(
+            owner, "series.zip", lambda path: _move(fetched, path)
+        )
+    finally:
+        fetched.unlink(missing_ok=True)
+    return _Opened(image, of_archive=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    shutil.move(source, target)
+
+
+def _with_values_of_classes(service: Service, job: ServedJob, path: Path) -> Path:
+    """Write labels again, each class with its value among those of the model, uncompressed."""
+    nrrd = import_optional("pynrrd", "labels for OHIF")
+    values = _values_of_classes(service)
+    labels, header = nrrd.read(str(path))
+    table = np.zeros(int(labels.max()) + 1, np.uint8)
+    for each in job.state(None)["classes"]:
+        if each["label"] < len(table):
+            table[each["label"]] = values[each["name"]]
+    places = ("space", "space directions", "space origin")
+    kept = {name: header[name] for name in places}
+    written = path.with_name(f"classes-{path.name}")
+    nrrd.write(str(written), table[labels], {**kept, "encoding": "raw"})
+    return written
 
 
 def _params(text: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 from threading import local
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import parse_qsl, quote, urlsplit
+from zipfile import ZipFile
 
 from medals_rt.common.errors import CaseError, InputError, ServerError
 from medals_rt.common.notes import Note
@@ -236,6 +237,49 @@ def series_addresses(text: str | os.PathLike[str]) -> list[WebAddress]:
         for study, each in found
         if each.modality not in _WITHOUT_IMAGES
     ]
+
+
+def save_series(uid: str, studies: str, path: Path, *, max_bytes: int) -> None:
+    """Fetch a series of a server into a zip.
+
+    Parameters
+    ----------
+    uid
+        Its SeriesInstanceUID.
+    studies
+        Address of the server.
+    path
+        Of the zip.
+    max_bytes
+        What its pixels may take.
+
+    Raises
+    ------
+    InputError
+        `uid` is no UID, or the server has no images under it, or too many.
+    ServerError, MissingDependencyError
+        As `read_web_case`.
+    """
+    if not _is_uid(uid):
+        raise InputError(f"{printable(uid)!r} is no UID of a series", code="series-uid-invalid")
+    server = _Server(WebAddress.parse(studies).server)
+    found = [each for each in server.search({_SERIES: uid}) if each[1].uid == uid]
+    if len(found) != 1:
+        raise CaseError(f"{server.url} has no series {uid}; check the UID", code="series-not-there")
+    ((study, series),) = found
+    images = server.headers(study, series)
+    with silence(), reading(server.url):
+        size = sum(map(pixel_bytes, images))
+    if size > max_bytes:
+        raise CaseError(
+            f"series {uid} has {size:,} bytes of pixels, more than the {max_bytes:,} that it may "
+            "have",
+            code="series-too-large",
+        )
+    with TemporaryDirectory(prefix="medals-rt-") as temporary, ZipFile(path, "w") as archive:
+        server.fetch(study, uid, images, Path(temporary))
+        for file in sorted(Path(temporary).iterdir()):
+            archive.write(file, file.name)
 
 
 def content_of(text: str | os.PathLike[str]) -> str:
