@@ -1,14 +1,15 @@
-r"""How much faster than PyTorch autocast is a pass of the full-size network, and at what memory?
+r"""How much faster than PyTorch is a pass of the full-size network, and at what memory?
 
-    python benchmarks/full_size.py --bundle runs/fullsize-fp32 --stage2 fine.pth \
-        --output benchmarks/results/full_size
+    python benchmarks/full_size.py --output benchmarks/results/full_size
 
-One window of the fine stage (192^3), N classes, from text alone and with spatial prompts. Eager
-PyTorch under bf16 autocast runs what the release runs: every graph whole, prompts of zeros where
-there are none. Each contestant runs in a process of its own, one after another, with the same
-inputs and threads, so that its peak memory is the process's; the first pass of a kind is its
-warm-up. Times to open both stages are of processes that find no compiled graphs, and that find
-them. Needs the extras `cpu` and `export`, 8 GB, and a machine that does nothing else.
+One window of each stage, N classes, from text alone and with spatial prompts, by networks of the
+released size with made-up weights. OpenVINO in fp32 and bf16, its own convolutions (direct) and
+Winograd's, beside eager PyTorch in fp32 and under bf16 autocast, which runs what the release runs:
+every graph whole, prompts of zeros where there are none. Each row is a process of its own, one
+after another, with the same inputs and threads, so that its peak memory is the process's. Compiled
+code is kept by an earlier process that only opens; "first" is the first pass behind that. `--rows`
+takes those whose name holds a text; `--list` only shows them, with the seconds expected of each.
+Needs the extras `cpu` and `export`, 12 GB, and a machine that does nothing else.
 """
 
 import argparse
@@ -19,212 +20,298 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from reporting import today, write_report
 
-from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.environment import library_versions, machine_facts
-from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.network import (
+    ALWAYS_FP32,
+    Chain,
+    JoinedGraphs,
+    StageNetwork,
+    pass_chains,
+)
 from medals_rt.inference.spatial_prompts import LabelPrompts, label_prompts
-from medals_rt.pipeline.segmenter import Segmenter
 from medals_rt.planning.sliding_window import plan_windows
+from medals_rt.runners.base import Runner
+from medals_rt.runners.selection import open_joined
 
-BASELINE = "pytorch bf16 autocast"
-KINDS = ("text only", "text and prompts")
+WINDOWS = {"192^3": (192, 192, 192), "224x224x128": (224, 224, 128)}
+KINDS = ("text", "prompts")
+TEXT_DIM = 768
 BLOCK_VOXELS = 8
+SETTING_UP = 25.0
+# seconds of a pass of 192^3 on two quiet Zen 4 cores
+EXPECTED = {
+    "pytorch fp32": 120.0,
+    "pytorch bf16": 50.0,
+    "openvino fp32 direct": 48.0,
+    "openvino fp32 winograd": 26.0,
+    "openvino bf16 direct": 22.5,
+    "openvino bf16 winograd": 13.0,
+}
+_ONCE = {"pytorch fp32", "pytorch bf16", "openvino fp32 direct"}  # whose first pass is as others
 
 
-def inputs(
-    window_hwd: tuple[int, ...], classes: int, dim: int
-) -> tuple[np.ndarray, np.ndarray, LabelPrompts]:
+@dataclass(frozen=True)
+class Row:
+    """One contestant at one window, number of classes and kind of pass."""
+
+    window: str
+    classes: int
+    kind: str
+    runner: str
+
+    @property
+    def name(self) -> str:
+        """As `--rows` looks for it."""
+        return f"{self.window}, N={self.classes}, {self.kind}, {self.runner}"
+
+    @property
+    def seconds(self) -> float:
+        """Expected, with what comes before the first pass."""
+        passes = 1 if self.runner in _ONCE else 2
+        share = prod(WINDOWS[self.window]) / 192**3
+        return SETTING_UP * self.runner.startswith("openvino") + passes * share * self.each
+
+    @property
+    def each(self) -> float:
+        """Expected of a pass."""
+        return EXPECTED[self.runner]
+
+
+ROWS = (
+    *(
+        Row("192^3", 4, kind, runner)
+        for kind in KINDS
+        for runner in EXPECTED
+        if "fp32" not in runner
+    ),
+    *(Row("192^3", 4, "text", runner) for runner in EXPECTED if "fp32" in runner),
+    *(
+        Row("192^3", 13, kind, runner)
+        for kind in KINDS
+        for runner in ("openvino bf16 direct", "openvino bf16 winograd")
+    ),
+    *(
+        Row("224x224x128", 4, kind, runner)
+        for kind in KINDS
+        for runner in ("openvino bf16 direct", "openvino bf16 winograd")
+    ),
+)
+
+
+def network(window: tuple[int, ...]) -> Any:
+    """Make the eager network; the same every time."""
+    import torch
+
+    from medals_export.model import MedalS, ModelConfig
+
+    torch.manual_seed(0)
+    return MedalS(ModelConfig.released(window)).eval()
+
+
+def export(window: tuple[int, ...], folder: Path) -> None:
+    """Write the graphs of the passes that are timed, unless they are there."""
+    import onnx
+
+    from medals_export.graph_plans import graph_plans
+    from medals_export.onnx_graphs import trace
+
+    chains = [pass_chains(count, prompted=kind) for count in (1, 16) for kind in (False, True)]
+    wanted = {name for each in chains for chain in each for name in chain}
+    if all((folder / f"{name}.onnx").is_file() for name in wanted):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    plans = [plan for plan in graph_plans(network(window)) if plan.name in wanted]
+    for plan, model in trace(plans):
+        onnx.save(model, folder / f"{plan.name}.onnx")
+
+
+def inputs(row: Row) -> tuple[np.ndarray, np.ndarray, LabelPrompts]:
     """Return an image of noise, queries, and blocky prompts; the same every time."""
+    window = WINDOWS[row.window]
     rng = np.random.default_rng(7)
-    image = rng.random((1, 1, *window_hwd), dtype=np.float32) * 255
-    queries = rng.standard_normal((classes, dim), dtype=np.float32)
-    labels = rng.integers(0, 2 * classes, [size // BLOCK_VOXELS for size in window_hwd])
+    image = rng.random((1, 1, *window), dtype=np.float32) * 255
+    queries = rng.standard_normal((row.classes, TEXT_DIM), dtype=np.float32)
+    labels = rng.integers(0, 2 * row.classes, [size // BLOCK_VOXELS for size in window])
     for axis in range(3):
         labels = np.repeat(labels, BLOCK_VOXELS, axis=axis)
-    windows = plan_windows(window_hwd, window_hwd)
-    (prompts,) = label_prompts(labels.astype(np.uint16), windows, range(1, classes + 1), 8)
+    windows = plan_windows(window, window)
+    (prompts,) = label_prompts(labels.astype(np.uint16), windows, range(1, row.classes + 1), 8)
     return image, queries, prompts
 
 
-def timed_passes(run: Callable[[bool], np.ndarray], repetitions: int, folder: Path) -> dict:
-    """Time both kinds of pass; keep their probabilities in the folder."""
-    rows = {}
-    for kind, prompted in zip(KINDS, (False, True), strict=True):
-        seconds = []
-        for _ in range(repetitions + 1):
-            start = time.perf_counter()
-            found = run(prompted)
-            seconds.append(round(time.perf_counter() - start, 2))
-        np.save(folder / f"{kind}.npy", found)
-        del found
-        rows[kind] = {"first_seconds": seconds[0], "seconds": seconds[1:], "peak_gb": peak_gb()}
-    return rows
+def timed(row: Row, run: Callable[[], np.ndarray], folder: Path) -> dict[str, Any]:
+    """Time passes; keep their probabilities in the folder."""
+    seconds = []
+    for _ in range(1 if row.runner in _ONCE else 2):
+        start = time.perf_counter()
+        found = run()
+        seconds.append(round(time.perf_counter() - start, 2))
+    np.save(folder / f"{row.name}.npy", found.astype(np.float16))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return {"first": seconds[0], "seconds": seconds[-1], "peak_gb": round(peak, 2)}
 
 
-def pytorch(options: argparse.Namespace, folder: Path) -> dict:
+def pytorch(row: Row, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run the eager network."""
     import torch
 
-    from medals_export.checkpoint import load_checkpoint
-
     torch.set_num_threads(options.threads)
-    model = load_checkpoint(options.stage2).model.eval()
-    config = model.config
-    image, queries, prompts = inputs(config.window_hwd, options.classes, config.text_dim)
-    shown = prompts.channels(options.classes)
-    foreground = prompts.foreground()
+    model = network(WINDOWS[row.window])
+    image, queries, prompts = inputs(row)
+    shown, seen = prompts.channels(row.classes), prompts.foreground()
+    if row.kind == "text":
+        shown, seen = np.zeros_like(shown), np.zeros_like(seen)
+    values = [torch.from_numpy(each) for each in (image, seen, queries, shown[None])]
 
     @torch.inference_mode()
-    def run(prompted: bool) -> np.ndarray:
-        channels = torch.from_numpy(shown if prompted else np.zeros_like(shown))
-        seen = torch.from_numpy(foreground if prompted else np.zeros_like(foreground))
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(torch.from_numpy(image), seen, torch.from_numpy(queries), channels[None])
-        return logits.float().sigmoid()[0].numpy()
+    def run() -> np.ndarray:
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in row.runner):
+            logits = model(*values)
+        found: np.ndarray = logits.float().sigmoid()[0].numpy()
+        return found
 
-    return timed_passes(run, options.repetitions, folder)
-
-
-def openvino(options: argparse.Namespace, folder: Path) -> dict:
-    """Run the exported graphs."""
-    bundle = Bundle.open(options.bundle, verify=False)
-    with StageNetwork.open(
-        bundle, 2, runner="openvino", precision="bf16", threads=options.threads
-    ) as network:
-        dim = bundle.manifest.embeddings.dim
-        image, queries, prompts = inputs(network.spec.window_hwd, options.classes, dim)
-
-        def run(prompted: bool) -> np.ndarray:
-            found = network.predict(image, queries, prompts if prompted else None)
-            return np.concatenate([probabilities for _, probabilities in found])
-
-        return timed_passes(run, options.repetitions, folder)
+    return timed(row, run, folder)
 
 
-def opening(options: argparse.Namespace, folder: Path) -> dict:
-    """Open both stages, as a run does, and what prompted windows of this many classes need."""
-    del folder
+def openvino(
+    row: Row, options: argparse.Namespace, folder: Path, *, only_open: bool
+) -> dict[str, Any]:
+    """Run the exported graphs by the run time's own network."""
+    _, precision, convolution = row.runner.split()
+    graphs = options.graphs / row.window
+
+    def open_chain(chain: Chain) -> Runner:
+        return open_joined(
+            "openvino",
+            [graphs / f"{name}.onnx" for name in chain],
+            name=row.name,
+            precision="fp32" if {*chain} <= ALWAYS_FP32 else precision,
+            threads=options.threads,
+            cache_key=f"full size, {row.window}, {chain}",
+            convolution=convolution,  # type: ignore[arg-type]
+        )
+
     start = time.perf_counter()
-    with Segmenter.open(
-        options.bundle, runner="openvino", precision="bf16", threads=options.threads
-    ) as segmenter:
-        opened = time.perf_counter() - start
-        segmenter.network(2).prepare(options.classes, prompted=True)
-        total = time.perf_counter() - start
-    return {"both_stages_seconds": round(opened, 2), "with_prompted_seconds": round(total, 2)}
+    spec = StageSpec(2, WINDOWS[row.window], (1.0, 1.0, 1.0))
+    with StageNetwork(spec, JoinedGraphs(open_chain), "the benchmark") as network:
+        network.prepare(row.classes, prompted=row.kind == "prompts")
+        opened = round(time.perf_counter() - start, 2)
+        if only_open:
+            return {"compile": opened}
+        image, queries, prompts = inputs(row)
+
+        def run() -> np.ndarray:
+            shown = prompts if row.kind == "prompts" else None
+            return np.concatenate([found for _, found in network.predict(image, queries, shown)])
+
+        return timed(row, run, folder) | {"open": opened}
 
 
-def peak_gb() -> float:
-    """Largest resident size of this process so far."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
-
-
-WORKERS = {"openvino bf16": openvino, BASELINE: pytorch, "open": opening}
-
-
-def ask(name: str, options: argparse.Namespace, folder: Path) -> dict:
-    """Run one worker in a process of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, __file__, *sys.argv[1:], "--worker", name, "--folder", str(folder)]
-    environment = {**os.environ, "MEDALS_RT_CACHE": str(options.cache)}
+def ask(row: Row, options: argparse.Namespace, *, only_open: bool = False) -> dict[str, Any]:
+    """Run a row in a process of its own."""
+    words = ["--worker", row.name, "--folder", str(options.folder), "--graphs", str(options.graphs)]
+    words += ["--threads", str(options.threads), *(["--only-open"] if only_open else [])]
+    environment = {**os.environ, "MEDALS_RT_CACHE": str(options.folder / "cache")}
+    command = [sys.executable, __file__, "--output", "-", *words]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
-    found = msgspec.json.decode(done.stdout)
-    print(name, found, flush=True)
+    found: dict[str, Any] = msgspec.json.decode(done.stdout)
     return found
 
 
-def compared(found: dict, folder: Path) -> list[dict]:
-    """Set the passes of both beside each other."""
-    rows = []
-    for kind in KINDS:
-        baseline = float(np.median(found[BASELINE][kind]["seconds"]))
-        ours = np.load(folder / "openvino bf16" / f"{kind}.npy")
-        theirs = np.load(folder / BASELINE / f"{kind}.npy")
-        for name in (BASELINE, "openvino bf16"):
-            measured = found[name][kind]
-            median = float(np.median(measured["seconds"]))
-            rows.append(
-                {
-                    "pass": kind,
-                    "runner": name,
-                    **measured,
-                    "times_as_fast": round(baseline / median, 2),
-                }
+def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure a row; with what compiled code is kept from before."""
+    found: dict[str, Any] = {}
+    if row.runner.startswith("openvino"):
+        found |= ask(row, options, only_open=True)
+    found |= ask(row, options)
+    print(row.name, found, flush=True)
+    return {"row": row.name, "case": f"{row.window}, N={row.classes}, {row.kind}", **found}
+
+
+def compare(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Add how many times as fast as PyTorch's autocast and OpenVINO's best, and differences."""
+    for found in rows:
+        same = [each for each in rows if each["case"] == found["case"]]
+        for title, text in (("pytorch", "pytorch bf16"), ("direct", "bf16 direct")):
+            beside = next((each for each in same if text in each["row"]), None)
+            if beside is not None:
+                found[f"times_{title}"] = round(beside["seconds"] / found["seconds"], 2)
+        exact = next((each for each in same if "openvino fp32 direct" in each["row"]), None)
+        if exact is not None:
+            ours, theirs = (
+                np.load(folder / f"{each['row']}.npy").astype(np.float32) for each in (found, exact)
             )
-        rows[-1]["voxels_on_the_same_side"] = round(
-            float(np.mean((ours > 0.5) == (theirs > 0.5))), 5
-        )
-        rows[-1]["mean_difference"] = round(float(np.abs(ours - theirs).mean()), 5)
-    return rows
+            found["mean_difference"] = float(f"{np.abs(ours - theirs).mean():.2g}")
 
 
-def markdown(report: dict) -> str:
+def markdown(report: dict[str, Any]) -> str:
     """Write the rows as a table."""
-    machine = report["machine"]
     head = (
-        f"{machine['processor']}, {report['threads']} threads, {report['date']}. One window of "
-        f"192^3, {report['classes']} classes, full-size network, made-up weights."
+        f"{report['machine']['processor']}, {report['threads']} threads, {report['date']}. One "
+        "window, networks of the released size with made-up weights. Times as fast as PyTorch "
+        "under bf16 autocast, and as OpenVINO's own convolutions in bf16; mean difference of a "
+        "probability to OpenVINO in fp32."
     )
-    lines = [
-        head,
-        "",
-        "| pass | runner | s | first, s | peak, GB | times as fast |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
+    columns = ("compile", "open", "first", "seconds", "peak_gb")
+    columns += ("times_pytorch", "times_direct", "mean_difference")
+    titles = "compile, s | open, s | first, s | s | peak, GB | PyTorch | direct | difference"
+    lines = [head, "", f"| pass | {titles} |", "|---|" + "---:|" * len(columns)]
     for row in report["rows"]:
-        seconds = " ".join(map(str, row["seconds"]))
-        lines.append(
-            f"| {row['pass']} | {row['runner']} | {seconds} | {row['first_seconds']} | "
-            f"{row['peak_gb']} | {row['times_as_fast']} |"
-        )
-    for name, opened in report["open"].items():
-        both, prompted = opened["both_stages_seconds"], opened["with_prompted_seconds"]
-        line = (
-            f"Opening both stages, {name}: {both} s; with what prompted windows need {prompted} s."
-        )
-        lines += ["", line]
+        cells = " | ".join(str(row.get(column, "")) for column in columns)
+        lines.append(f"| {row['row']} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Ask every worker and write the report."""
+    """Measure every row and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--stage2", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help="without ending")
-    parser.add_argument("--classes", type=int, default=4)
-    parser.add_argument("--repetitions", type=int, default=1)
+    parser.add_argument("--graphs", type=Path, help="keeps the exported graphs for a next time")
+    parser.add_argument("--rows", action="append", help="those whose name holds this text")
+    parser.add_argument("--list", action="store_true", help="only show the rows")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--only-open", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker is not None:
-        found = WORKERS[options.worker](options, options.folder)
+        (row,) = (row for row in ROWS if row.name == options.worker)
+        if row.runner.startswith("pytorch"):
+            found = pytorch(row, options, options.folder)
+        else:
+            found = openvino(row, options, options.folder, only_open=options.only_open)
         sys.stdout.buffer.write(msgspec.json.encode(found))
         return
+    texts = options.rows or [""]
+    rows = [row for row in ROWS if any(text in row.name for text in texts)]
+    for row in rows:
+        print(f"{row.seconds:5.0f} s  {row.name}")
+    print(f"{sum(row.seconds for row in rows) / 60:.0f} minutes, and two for graphs that are made")
+    if options.list:
+        return
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        options.cache = folder / "cache"
-        opened = {
-            "nothing compiled yet": ask("open", options, folder),
-            "compiled before": ask("open", options, folder),
-        }
-        found = {who: ask(who, options, folder / who) for who in ("openvino bf16", BASELINE)}
-        rows = compared(found, folder)
+        options.folder = Path(name)
+        options.graphs = options.graphs or options.folder / "graphs"
+        for window in dict.fromkeys(row.window for row in rows):
+            export(WINDOWS[window], options.graphs / window)
+        found_rows = [measure(row, options) for row in rows]
+        compare(found_rows, options.folder)
     report = {
         "date": today(),
         "machine": machine_facts(),
         "versions": library_versions(),
         "threads": options.threads,
-        "classes": options.classes,
-        "open": opened,
-        "rows": rows,
+        "rows": found_rows,
     }
     write_report(options.output, report, markdown(report))
 

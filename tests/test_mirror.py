@@ -67,6 +67,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "runners/onnxruntime.py": ("runners/test_runners.py", "all runners are held to the same tests"),
     "runners/openvino_compiled.py": ("runners/test_runners.py", BY_PART),
     "runners/winograd/partition.py": ("runners/winograd/test_split_model.py", "every chain, whole"),
+    "runners/winograd/ports.py": ("runners/winograd/test_split_model.py", BY_PART),
     "runners/openvino.py": ("runners/test_runners.py", "all runners are held to the same tests"),
     "runners/openvino_cache.py": ("runners/test_runners.py", BY_PART),
     "runners/registry.py": ("runners/test_selection.py", BY_PART),

@@ -24,7 +24,7 @@ from medals_rt.runners.base import (
 from medals_rt.runners.openvino_cache import compiled_file, keep_compiled
 from medals_rt.runners.openvino_compiled import CompiledModel
 from medals_rt.runners.openvino_graphs import arrange, import_openvino, join_graphs, shared_core
-from medals_rt.runners.winograd.choice import NOTHING, WHEREVER_POSSIBLE, Rule, rule_here
+from medals_rt.runners.winograd.choice import NOTHING, WHEREVER_POSSIBLE, ConvolutionRule, rule_here
 from medals_rt.runners.winograd.cut import from_file, to_bytes
 from medals_rt.runners.winograd.machine_code import Storage
 from medals_rt.runners.winograd.partition import partition
@@ -139,7 +139,7 @@ class OpenVINORunner(Runner):
         request: OpenRequest,
         config: dict[str, Any],
         key: tuple[object, ...] | None,
-        rule: Rule,
+        rule: ConvolutionRule,
     ) -> SplitModel | None:
         """Let Winograd convolutions compute what they are better at; None if that is nothing."""
         storage: Storage = "bfloat16" if self.precision == "bf16" else "float32"
@@ -176,7 +176,7 @@ class OpenVINORunner(Runner):
 
 def _rule(
     convolution: Convolution, precision: Precision, processor: str
-) -> tuple[Rule, tuple[str, ...]]:
+) -> tuple[ConvolutionRule, tuple[str, ...]]:
     """Return which convolutions are Winograd's, and a note if they could be but for a library.
 
     Raises

@@ -57,7 +57,7 @@ class Timing(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Rule:
+class ConvolutionRule:
     """Says for which convolutions Winograd is taken.
 
     Attributes
@@ -80,13 +80,13 @@ class Rule:
         return not any(faster for _, _, faster in self.points)
 
 
-WHEREVER_POSSIBLE: Final = Rule(((0, 32**3, True),))
+WHEREVER_POSSIBLE: Final = ConvolutionRule(((0, 32**3, True),))
 """Of what is asked for; small volumes are left to the library in any case."""
 
-NOTHING: Final = Rule(())
+NOTHING: Final = ConvolutionRule(())
 
 
-def rule_here(precision: Precision, processor: str) -> Rule:
+def rule_here(precision: Precision, processor: str) -> ConvolutionRule:
     """Return the rule for this machine.
 
     Parameters
@@ -102,7 +102,7 @@ def rule_here(precision: Precision, processor: str) -> Rule:
         ours = instruction_set(precision)
         known = [each for each in _read(SHIPPED) if each.processor == ours]
         known = [each for each in known if each.precision == precision]
-    return Rule(tuple((t.channels, t.voxels, t.pays) for t in known))
+    return ConvolutionRule(tuple((t.channels, t.voxels, t.pays) for t in known))
 
 
 def own_file() -> Path | None:

@@ -10,7 +10,7 @@ from medals_rt.runners.winograd.choice import (
     NOTHING,
     SHIPPED,
     WHEREVER_POSSIBLE,
-    Rule,
+    ConvolutionRule,
     Timing,
     instruction_set,
     keep,
@@ -25,7 +25,9 @@ def timing(channels: int, voxels: int, ratio: float, **more: str) -> Timing:
 
 
 def test_what_lies_between_measurements_is_as_the_next_smaller_one() -> None:
-    rule = Rule(((16, 1000, False), (16, 8000, True), (64, 1000, True), (64, 8000, False)))
+    rule = ConvolutionRule(
+        ((16, 1000, False), (16, 8000, True), (64, 1000, True), (64, 8000, False))
+    )
     assert rule(64, 999) is False
     assert rule(16, 7999) is False
     assert rule(63, 10**6) is True

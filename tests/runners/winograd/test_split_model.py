@@ -11,7 +11,7 @@ from medals_rt.inference.network import StageNetwork
 from medals_rt.inference.spatial_prompts import label_prompts
 from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.runners import openvino
-from medals_rt.runners.winograd.choice import NOTHING, WHEREVER_POSSIBLE, Rule
+from medals_rt.runners.winograd.choice import NOTHING, WHEREVER_POSSIBLE, ConvolutionRule
 from tests.paths import ROOT
 
 pytest.importorskip("llvmlite")
@@ -67,11 +67,11 @@ def test_it_opens_from_the_cache_and_a_damaged_one(
 def test_auto_follows_the_rule_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
-    def rule(precision: str, processor: str) -> Rule:
+    def rule(precision: str, processor: str) -> ConvolutionRule:
         asked.append((precision, processor))
         return rules.pop(0)
 
-    rules = [NOTHING, WHEREVER_POSSIBLE, Rule(((512, 1, True),))]
+    rules = [NOTHING, WHEREVER_POSSIBLE, ConvolutionRule(((512, 1, True),))]
     monkeypatch.setattr(openvino, "rule_here", rule)
     found = [predicted("auto", 1, prompted=False)[1].convolution for _ in range(3)]
     assert found == ["direct", "winograd", "direct"]
