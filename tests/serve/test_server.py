@@ -12,12 +12,18 @@ from typing import Any
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.common.errors import InputError, MissingDependencyError, OutputError
+from medals_rt.common.errors import (
+    DeviceLostError,
+    InputError,
+    MissingDependencyError,
+    OutputError,
+)
 from medals_rt.pipeline.options import RunOptions
 from medals_serve import command
 from medals_serve.client import ServiceClient
 from medals_serve.command import read_token, serve
 from medals_serve.server import address_of, bind, is_loopback
+from tests.errors import raises
 from tests.serve.serving import RUNNER, SENTENCE, child, until
 
 
@@ -161,6 +167,7 @@ def test_every_address_but_the_loopback_demands_a_token(
 
     class FakeServer:
         stopped_by = signal.SIGTERM
+        failure: Exception | None = None
 
         def __init__(self, settings: Any, _: Any, **given: Any) -> None:
             seen.append(settings)
@@ -181,6 +188,9 @@ def test_every_address_but_the_loopback_demands_a_token(
     assert said[0].endswith(f"?token={anywhere.token}")
     assert loopback.token is loopback6.token is None
     assert "token" not in said[2]
+    FakeServer.failure = DeviceLostError("the model was lost")
+    with raises(DeviceLostError, "device-lost"):
+        serve(RunOptions(bundle=tiny_bundle.folder), **{**fixed, **given})
 
 
 def test_addresses_as_they_are_printed() -> None:
