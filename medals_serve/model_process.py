@@ -349,7 +349,7 @@ def _work(options: RunOptions, pipe: Connection) -> None:
                         pipe.send(("memory", segmenter.memory_limit(request.asked)))
                     elif request != "cancel":  # of a job that had ended meanwhile
                         _segment(segmenter, pipe, request, images)
-        except Exception as error:  # noqa: BLE001 - told the server
+        except Exception as error:  # noqa: BLE001 - the server raises it
             _tell_error(pipe, error)
 
 
@@ -393,7 +393,7 @@ def _segment(
         pipe.send(("result", result))
     except (EOFError, BrokenPipeError):
         raise
-    except Exception as error:  # noqa: BLE001 - told the server
+    except Exception as error:  # noqa: BLE001 - the server raises it
         _tell_error(pipe, error)
 
 

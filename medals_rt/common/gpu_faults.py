@@ -1,4 +1,4 @@
-"""Faults after which a process can use its GPU no more, told from what libraries say.
+"""Faults after which a process can use its GPU no more, recognized in what libraries say.
 
 CUDA calls them sticky: the context is lost, every later call fails with the same error, and only
 a new process has a GPU again. CuPy, ONNX Runtime and TensorRT each have exceptions of their own,

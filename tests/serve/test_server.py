@@ -13,7 +13,12 @@ import psutil
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.common.errors import InputError, MissingDependencyError, OutputError
+from medals_rt.common.errors import (
+    DeviceLostError,
+    InputError,
+    MissingDependencyError,
+    OutputError,
+)
 from medals_rt.pipeline.options import RunOptions
 from medals_serve import command
 from medals_serve.client import ServiceClient
@@ -178,6 +183,7 @@ def test_every_address_but_the_loopback_demands_a_token(
 
     class FakeServer:
         stopped_by = signal.SIGTERM
+        failure: Exception | None = None
 
         def __init__(self, settings: Any, _: Any, **given: Any) -> None:
             seen.append(settings)
@@ -198,6 +204,9 @@ def test_every_address_but_the_loopback_demands_a_token(
     assert said[0].endswith(f"?token={anywhere.token}")
     assert loopback.token is loopback6.token is None
     assert "token" not in said[2]
+    FakeServer.failure = DeviceLostError("the model was lost")
+    with raises(DeviceLostError, "device-lost"):
+        serve(RunOptions(bundle=tiny_bundle.folder), **{**fixed, **given})
 
 
 def test_addresses_as_they_are_printed() -> None:

@@ -60,7 +60,7 @@ def listening_elsewhere() -> set[str]:
 def test_lost_actors_and_a_poisoned_case(
     tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = [*(f"case{number:02}" for number in range(40)), "poison"]
+    names = [*(f"case{number:02}" for number in range(39)), "fault", "poison"]
     for name in names:
         write_case(tmp_path / "scans" / f"{name}.npz")
     log = tmp_path / "log"
