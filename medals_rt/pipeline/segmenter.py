@@ -26,7 +26,7 @@ from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Spacing
 from medals_rt.inference.cascade import CaseRun, run_stages, stage_notes
 from medals_rt.inference.hybrid_prompts import check_start, checked_annotation
-from medals_rt.inference.network import Network, StageNetwork
+from medals_rt.inference.network import Network, StageNetwork, convolution_of
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.inference.stage import StageTask
 from medals_rt.io.volume import Volume, volume_notes
@@ -164,7 +164,11 @@ class Segmenter:
     def arithmetic(self) -> str:
         """What runs the networks, such as ``"openvino/bf16"``: measured passes are kept by it."""
         info = self._networks[1].info
-        return pass_timings.measured_on(info.runner, info.precision, info.convolution)
+        return pass_timings.measured_on(info.runner, info.precision, self._convolution)
+
+    @property
+    def _convolution(self) -> Convolution:
+        return convolution_of(network.info for network in self._networks.values())
 
     @property
     def measured_passes(self) -> MeasuredPasses | None:
@@ -350,7 +354,7 @@ class Segmenter:
                 weights=count_weights(self.bundle),
                 runner=info.runner,
                 precision=info.precision,
-                convolution=info.convolution,
+                convolution=self._convolution,
                 case_bytes=case_bytes(image.size, image.dtype.itemsize, number),
                 open_chains=chains,
             )
