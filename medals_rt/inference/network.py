@@ -14,7 +14,7 @@ The only place that knows how the network is cut into graphs, and which of them 
 Nothing of N times the window is made but the probabilities themselves, chunk by chunk.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
@@ -79,6 +79,12 @@ class TextOnlyFeatures:
 
     refined: Array
     image_embedding: Array
+
+
+def convolution_of(infos: Iterable[NetworkInfo]) -> Convolution:
+    """Return how networks convolve together: "winograd" where one of them does."""
+    kinds: set[Convolution] = {info.convolution for info in infos}
+    return "winograd" if "winograd" in kinds else "direct"
 
 
 class Network(Protocol):

@@ -163,7 +163,7 @@ def _planned(
         precision = check_precision(options.precision) or precisions(kind, bundle.precision)[0]
         model = facts_of(bundle, kind, precision)
         if kind == "openvino":
-            voxels = min(prod(spec.window_hwd) for spec in model.stages)
+            voxels = max(prod(spec.window_hwd) for spec in model.stages)
             convolution = expected_convolution(
                 options.convolution, precision, model.features, voxels
             )

@@ -14,7 +14,7 @@ from medals_rt.common.environment import library_versions, machine_facts, peak_m
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import Spacing
 from medals_rt.inference.cascade import StageSummary
-from medals_rt.inference.network import NetworkInfo
+from medals_rt.inference.network import NetworkInfo, convolution_of
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.lesions_over_anatomy import covered_notes
 from medals_rt.pipeline.options import SegmentOptions
@@ -223,7 +223,7 @@ def build_report(
         runner_reason=info.why,
         device=info.device,
         precision=info.precision,
-        convolution=info.convolution,
+        convolution=convolution_of(networks),
         threads=info.threads,
         bundle={"name": bundle.name, "hash": bundle.hash, "notice": bundle.notice},
         image={

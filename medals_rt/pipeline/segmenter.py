@@ -28,7 +28,7 @@ from medals_rt.common.typing import Array, Spacing
 from medals_rt.inference.cascade import CaseRun, run_stages, stage_notes
 from medals_rt.inference.hybrid_prompts import check_start, checked_annotation
 from medals_rt.inference.kept import Kept, KeptImage
-from medals_rt.inference.network import Network, StageNetwork
+from medals_rt.inference.network import Network, StageNetwork, convolution_of
 from medals_rt.inference.probability_maps import ProbabilityMaps
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.inference.stage import StageTask
@@ -203,7 +203,11 @@ class Segmenter:
     def arithmetic(self) -> str:
         """What runs the networks, such as ``"openvino/bf16"``: measured passes are kept by it."""
         info = self._networks[1].info
-        return pass_timings.measured_on(info.runner, info.precision, info.convolution)
+        return pass_timings.measured_on(info.runner, info.precision, self._convolution)
+
+    @property
+    def _convolution(self) -> Convolution:
+        return convolution_of(network.info for network in self._networks.values())
 
     def memory_limit(self, asked: int | None) -> MemoryLimit:
         """Return what may be held where the networks' arrays are; as `memory.memory_limit`."""
@@ -425,7 +429,7 @@ class Segmenter:
                 weights=count_weights(self.bundle),
                 runner=info.runner,
                 precision=info.precision,
-                convolution=info.convolution,
+                convolution=self._convolution,
                 case_bytes=case_bytes(image.size, image.dtype.itemsize, number) + earlier_maps,
                 open_chains=chains,
                 keeps_maps=options.probabilities,
