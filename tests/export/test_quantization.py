@@ -303,7 +303,7 @@ def test_a_bundle_runs_as_it_was_exported(bundle, case, runner):
     read = read_case(case)
     with Segmenter.open(bundle, runner=runner, precision="int8", threads=1) as segmenter:
         result = segmenter.segment(read.volume, parse_prompts(PROMPTS))
-    assert result.report.network.precision == "int8"
+    assert result.report.precision == "int8"
     assert result.labels_dhw.shape == (16, 32, 32)
     with raises(InputError, "precision-unsupported"):
         Segmenter.open(bundle, runner=runner, precision="fp32")
