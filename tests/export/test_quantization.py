@@ -213,6 +213,7 @@ def test_a_layer_that_a_graph_lacks_is_told(network):
         list(trace([plan]))
 
 
+@pytest.mark.slow
 def test_tensorrt_rtx_builds_the_graphs(quantized, tmp_path):
     trt = pytest.importorskip("tensorrt_rtx_bindings")
     precision, _, graphs = quantized
