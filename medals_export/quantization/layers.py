@@ -1,12 +1,14 @@
 """The convolutions that can be quantized, and networks whose chosen ones are.
 
-All convolutions of the image encoder but the first, which reads gray values of 0 to 255 beside
-prompts of 0 and 1, and the half of the refiner's convolution that reads the features. Norms, pools,
-transposed convolutions, the query decoder, and the last product, `T F_r`, stay as they are: they
-take a tenth of the arithmetic.
+The convolutions of the image encoder, and the half of the refiner's that reads the features. Not
+the first, which reads gray values of 0 to 255 beside prompts of 0 and 1, and not those that read
+joined channels: OpenVINO 2026.4 computes these wrongly in int8 (a sixth of the features' root mean
+square for one alone). Norms, pools, transposed convolutions, the query decoder, and the last
+product, `T F_r`, stay as they are.
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from medals_export.model import MedalS
 from medals_export.quantization.number_format import NumberFormat, weight_scales
 
+_READS_JOINED = re.compile(r"decoder\.stages\.\d+\.convs\.0\.conv")
 FUSION = "fusion_conv.convs.0.conv"
 """The refiner's convolution; only the half of its weights that reads the features is meant."""
 
@@ -25,7 +28,7 @@ def candidates(network: MedalS) -> tuple[str, ...]:
     encoder = [
         f"backbone.{path}"
         for path, module in network.backbone.named_modules()
-        if isinstance(module, nn.Conv3d)
+        if isinstance(module, nn.Conv3d) and not _READS_JOINED.fullmatch(path)
     ]
     return (*encoder[1:], FUSION)
 

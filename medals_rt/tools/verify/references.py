@@ -70,7 +70,7 @@ class OwnGraphs:
     Raises
     ------
     InputError
-        If ONNX Runtime can't compute the bundle's graphs.
+        If ONNX Runtime can't compute the bundle's graphs in fp32.
     MissingDependencyError
         If it is not installed.
     """
@@ -83,7 +83,8 @@ class OwnGraphs:
         if one.precision not in precisions(one.kind, self.bundle.precision):
             raise InputError(
                 f"{one.kind} can't compute the {self.bundle.precision} graphs of {self.bundle.name}"
-                ", so there is nothing to compare with: name checkpoints with --against",
+                f" in {one.precision}, so there is nothing to compare with: name the checkpoints "
+                "with --against",
                 code="reference-missing",
             )
 

@@ -70,6 +70,12 @@ def test_graphs_that_onnxruntime_has_no_arithmetic_for(tiny_bundle: Bundle) -> N
         OwnGraphs(bundle)
 
 
+def test_graphs_of_eight_bits_are_no_reference_in_floats(tiny_bundle: Bundle) -> None:
+    quantized = msgspec.structs.replace(tiny_bundle.manifest, precision="int8")
+    with raises(InputError, "reference-missing", "int8 graphs of tiny in fp32", "--against"):
+        OwnGraphs(Bundle(tiny_bundle.folder, quantized))
+
+
 def test_the_coarser_arithmetic_decides_what_is_allowed(tiny_bundle: Bundle) -> None:
     halved = msgspec.structs.replace(tiny_bundle.manifest, precision="fp16")
     reference = OwnGraphs(tiny_bundle)
