@@ -20,7 +20,7 @@ from medals_rt.pipeline.batch.find import BatchCase, BatchPlan
 from medals_rt.pipeline.batch.records import RECORD_FORMAT, Entry, Record
 from medals_rt.pipeline.batch.summary import all_entries, write_summaries
 from medals_rt.pipeline.class_statistics import ClassStatistics
-from medals_rt.pipeline.job import Job
+from medals_rt.pipeline.job_request import Job
 
 VOLUMES_ML = {
     "Liver": 1500, "Spleen": 200, "Left kidney": 160, "Right kidney": 160, "Aorta": 180,

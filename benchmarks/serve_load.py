@@ -50,7 +50,8 @@ from reporting import today, write_report
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.io.registry import DICOM_ENDINGS, ENDINGS
-from medals_rt.pipeline.job import Job, run_job
+from medals_rt.pipeline.job import run_job
+from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.prompts.classes import by_bank_key
 from medals_serve.client import ServedProblemError, ServiceClient

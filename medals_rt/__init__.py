@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from medals_rt.io.case import Case
     from medals_rt.io.registry import read_case, read_labels, write_segmentation
     from medals_rt.io.volume import Volume
-    from medals_rt.pipeline.job import Job, run_job
+    from medals_rt.pipeline.job import run_job
+    from medals_rt.pipeline.job_request import Job
     from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
     from medals_rt.pipeline.segmenter import Result, Segmenter, load
     from medals_rt.prompts.prompt_set import (
@@ -61,7 +62,7 @@ _HOMES = {
     "CaseError": "common.errors",
     "FeatureCache": "inference.kept",
     "InputError": "common.errors",
-    "Job": "pipeline.job",
+    "Job": "pipeline.job_request",
     "MedalsError": "common.errors",
     "Note": "common.notes",
     "PromptError": "common.errors",

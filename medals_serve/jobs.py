@@ -34,15 +34,13 @@ from medals_rt.pipeline.csv_tables import (
     statistics_row,
     write_csv,
 )
-from medals_rt.pipeline.job import (
-    Job,
-    ReadJob,
-    files_of_maps,
+from medals_rt.pipeline.job import passes_recorded, segment_job
+from medals_rt.pipeline.job_inputs import prepare_job
+from medals_rt.pipeline.job_outputs import files_of_maps
+from medals_rt.pipeline.job_request import Job, ReadJob
+from medals_rt.pipeline.job_results import (
     measure,
     measure_lesions,
-    passes_recorded,
-    prepare_job,
-    segment_job,
     write_labels,
     write_maps,
     write_preview,

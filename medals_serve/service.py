@@ -14,7 +14,7 @@ import anyio
 
 from medals_rt.common.errors import MedalsError, OutputError
 from medals_rt.inference.kept import FeatureCache
-from medals_rt.pipeline.job import read_annotation
+from medals_rt.pipeline.job_inputs import read_annotation
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.segmenter import Segmenter
 from medals_serve.catalog import Catalog

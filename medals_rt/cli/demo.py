@@ -46,7 +46,8 @@ def demo_command(
     """
     from medals_rt.bundle.bundle import demo_folder
     from medals_rt.common.optional_deps import is_installed, missing
-    from medals_rt.pipeline.job import Job, run_job
+    from medals_rt.pipeline.job import run_job
+    from medals_rt.pipeline.job_request import Job
     from medals_rt.pipeline.options import PromptSource, RunOptions
 
     cases = complete_demo_case()

@@ -19,7 +19,7 @@ from medals_rt.cli._output import out
 from medals_rt.common.choices import OutputFormat
 
 if TYPE_CHECKING:
-    from medals_rt.pipeline.job import Job
+    from medals_rt.pipeline.job_request import Job
     from medals_rt.pipeline.options import PromptSource, RunOptions
     from medals_rt.pipeline.output_grid import GridRequest
     from medals_rt.pipeline.report import RunReport
@@ -115,7 +115,9 @@ def run_command(
 ) -> int:
     """Segment one case by text prompts."""
     from medals_rt.common.errors import InputError
-    from medals_rt.pipeline.job import Job, default_output, run_job
+    from medals_rt.pipeline.job import run_job
+    from medals_rt.pipeline.job_outputs import default_output
+    from medals_rt.pipeline.job_request import Job
 
     if resample and spatial_prompts is None:
         raise InputError(
@@ -150,7 +152,7 @@ def run_command(
 
 def report_result(job: "Job", result: "Result") -> int:
     """Print the notes, what was found and which files were written; return the exit code."""
-    from medals_rt.pipeline.job import lesion_table
+    from medals_rt.pipeline.job_outputs import lesion_table
 
     for note in result.report.notes:
         out.note(note)

@@ -14,66 +14,14 @@ from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress, whole
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.inference.kept import KeptImage
-from medals_rt.pipeline.job_inputs import (
-    choose_prompts,
-    prepare_job,
-    read_annotation,
-    read_job,
-    read_prompted_case,
-)
-from medals_rt.pipeline.job_outputs import (
-    SEGMENTATIONS,
-    check_outputs,
-    default_output,
-    files_of_classes,
-    files_of_maps,
-    lesion_table,
-    own_ending,
-)
+from medals_rt.pipeline.job_inputs import read_job
+from medals_rt.pipeline.job_outputs import check_outputs
 from medals_rt.pipeline.job_request import Job, ReadJob
-from medals_rt.pipeline.job_results import (
-    draw_preview,
-    measure,
-    measure_lesions,
-    measure_segments,
-    write_job,
-    write_labels,
-    write_maps,
-    write_preview,
-)
+from medals_rt.pipeline.job_results import write_job
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.report import Provenance
 from medals_rt.pipeline.segmenter import CoarseLabels, Result, Segmenter, load
 from medals_rt.planning import pass_timings
-
-__all__ = [
-    "SEGMENTATIONS",
-    "Job",
-    "ReadJob",
-    "check_outputs",
-    "choose_prompts",
-    "default_output",
-    "draw_preview",
-    "files_of_classes",
-    "files_of_maps",
-    "lesion_table",
-    "measure",
-    "measure_lesions",
-    "measure_segments",
-    "open_models",
-    "own_ending",
-    "passes_recorded",
-    "prepare_job",
-    "read_annotation",
-    "read_job",
-    "read_prompted_case",
-    "run_job",
-    "segment_job",
-    "write_job",
-    "write_labels",
-    "write_maps",
-    "write_preview",
-]
 
 
 def run_job(job: Job, progress: Progress | None = None) -> Result:

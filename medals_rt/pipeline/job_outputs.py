@@ -25,9 +25,7 @@ from medals_rt.pipeline.class_files import (
     split_ending,
 )
 from medals_rt.pipeline.job_request import Job
-from medals_rt.prompts.prompt_set import (
-    PromptSet,
-)
+from medals_rt.prompts.prompt_set import PromptSet
 
 SEGMENTATIONS: Final = ("dicom-seg", "dicom-labelmap-seg")
 """Formats of outputs that a DICOM report can refer to."""

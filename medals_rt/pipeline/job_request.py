@@ -8,9 +8,7 @@ from medals_rt.common.choices import OutputFormat
 from medals_rt.io.case import Case
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest
-from medals_rt.prompts.prompt_set import (
-    PromptSet,
-)
+from medals_rt.prompts.prompt_set import PromptSet
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,10 @@ from medals_rt.io.dicom.results import number_objects, object_color, object_name
 from medals_rt.io.dicom.sr import SegmentMeasures, write_report
 from medals_rt.io.dicom.web import store_files
 from medals_rt.io.nifti import write_probability
-from medals_rt.io.registry import (
-    write_segmentation,
-)
+from medals_rt.io.registry import write_segmentation
 from medals_rt.io.segment_metadata import Segment, segments_of
 from medals_rt.io.volume import Volume
-from medals_rt.pipeline.class_files import (
-    write_class_files,
-)
+from medals_rt.pipeline.class_files import write_class_files
 from medals_rt.pipeline.class_statistics import ClassStatistics, class_statistics
 from medals_rt.pipeline.csv_tables import (
     LESION_COLUMNS,
@@ -40,9 +36,7 @@ from medals_rt.pipeline.preview import Orientation, save_preview
 from medals_rt.pipeline.segmenter import Result
 from medals_rt.planning.policy import load_policy
 from medals_rt.preprocessing.intensity import prepare_intensities
-from medals_rt.prompts.prompt_set import (
-    PromptSet,
-)
+from medals_rt.prompts.prompt_set import PromptSet
 
 _MOST_DRAWN: Final = 32
 """Objects that a picture draws in a color and line style each."""

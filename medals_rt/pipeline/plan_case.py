@@ -10,7 +10,7 @@ from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.typing import Shape, Spacing
-from medals_rt.pipeline.job import read_prompted_case
+from medals_rt.pipeline.job_inputs import read_prompted_case
 from medals_rt.pipeline.lesions_over_anatomy import case_groups, check_combination
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.window_groups import check_window, classes_by_window

@@ -13,7 +13,7 @@ import msgspec
 from medals_rt.common.byte_sizes import parse_size
 from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.io.dicom.web import WebAddress, is_web_address
-from medals_rt.pipeline.job import SEGMENTATIONS
+from medals_rt.pipeline.job_outputs import SEGMENTATIONS
 from medals_rt.pipeline.options import PromptSource
 
 ResultFormat: TypeAlias = Literal["dicom-seg", "dicom-labelmap-seg", "rtstruct", "sr"]

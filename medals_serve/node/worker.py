@@ -13,14 +13,11 @@ from typing import Any, Final
 from medals_rt.common.errors import CaseError, DeviceLostError, InputError, MedalsError
 from medals_rt.io.dicom.files import dicom_files, read_header
 from medals_rt.io.registry import check_output, write_segmentation
-from medals_rt.pipeline.job import (
-    SEGMENTATIONS,
-    Job,
-    check_outputs,
-    read_job,
-    segment_job,
-    write_job,
-)
+from medals_rt.pipeline.job import segment_job
+from medals_rt.pipeline.job_inputs import read_job
+from medals_rt.pipeline.job_outputs import SEGMENTATIONS, check_outputs
+from medals_rt.pipeline.job_request import Job
+from medals_rt.pipeline.job_results import write_job
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.segmenter import Segmenter
 from medals_serve.node.configuration import NodeConfiguration, Rule

@@ -38,7 +38,7 @@ from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import CaseError, PromptError
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.io.dicom.web import save_series
-from medals_rt.pipeline.job import read_annotation
+from medals_rt.pipeline.job_inputs import read_annotation
 from medals_serve.images import ServedImage, ServedMask, Upload, write_on_grid
 from medals_serve.jobs import JobRequest, ServedJob
 from medals_serve.problems import ServiceError, not_found

@@ -30,7 +30,9 @@ from medals_rt.io.registry import FORMATS, read_case, read_labels
 from medals_rt.io.volume import SourceGrid
 from medals_rt.pipeline import job_results
 from medals_rt.pipeline.csv_tables import LESION_COLUMNS
-from medals_rt.pipeline.job import default_output, draw_preview, read_annotation
+from medals_rt.pipeline.job_inputs import read_annotation
+from medals_rt.pipeline.job_outputs import default_output
+from medals_rt.pipeline.job_results import draw_preview
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
 from medals_rt.pipeline.segmenter import load
 from medals_rt.prompts.prompt_set import numbered

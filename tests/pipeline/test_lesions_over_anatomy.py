@@ -12,7 +12,8 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import PromptError
 from medals_rt.io.registry import read_case, read_labels
 from medals_rt.io.volume import Volume
-from medals_rt.pipeline.job import Job, run_job
+from medals_rt.pipeline.job import run_job
+from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.segmenter import Result, Segmenter
 from medals_rt.planning.policy import Policy

@@ -17,7 +17,8 @@ from medals_rt.common.choices import STAGE_NAMES
 from medals_rt.common.errors import MedalsError
 from medals_rt.io.palette import class_color, hex_color
 from medals_rt.io.registry import read_labels
-from medals_rt.pipeline.job import Job, run_job
+from medals_rt.pipeline.job import run_job
+from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.output_grid import GridRequest
 from medals_serve.client import ServedProblemError, ServiceClient

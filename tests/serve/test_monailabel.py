@@ -15,7 +15,8 @@ import SimpleITK as sitk  # noqa: N813
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.io.registry import read_labels
-from medals_rt.pipeline.job import Job, run_job
+from medals_rt.pipeline.job import run_job
+from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from tests.serve.serving import RUNNER, SENTENCE, Running, running, until
 

@@ -11,7 +11,8 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.io.registry import read_case
-from medals_rt.pipeline.job import Job, run_job
+from medals_rt.pipeline.job import run_job
+from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from tests.dicom import write_series
 from tests.ohif import Ohif, browsing, serving_ohif

@@ -12,7 +12,8 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.io.registry import read_labels
-from medals_rt.pipeline.job import Job, run_job
+from medals_rt.pipeline.job import run_job
+from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_serve.protocols import nninteractive
 from tests.serve.serving import RUNNER, SHAPE, Running, image, running, until

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.pipeline.job import Job, run_job
+from medals_rt.pipeline.job import run_job
+from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_serve.client import ServedProblemError, ServiceClient
 from medals_serve.sessions import REPLICA_END

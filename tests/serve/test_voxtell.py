@@ -17,7 +17,8 @@ from scipy import ndimage
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.io.registry import read_labels
-from medals_rt.pipeline.job import Job, run_job
+from medals_rt.pipeline.job import run_job
+from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from tests.serve.serving import PATIENCE_S, RUNNER, SENTENCE, Running, running, until
 

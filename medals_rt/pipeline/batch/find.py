@@ -18,7 +18,8 @@ from medals_rt.pipeline.batch.jobs_file import (
     source_of,
 )
 from medals_rt.pipeline.batch.store import LOCAL, Store
-from medals_rt.pipeline.job import Job, own_ending
+from medals_rt.pipeline.job_outputs import own_ending
+from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.output_grid import GridRequest
 from medals_rt.prompts.prompt_set import PromptReading

@@ -28,7 +28,7 @@ from medals_rt.pipeline.batch.find import (
 )
 from medals_rt.pipeline.batch.store import content_sha256
 from medals_rt.pipeline.class_statistics import ClassStatistics
-from medals_rt.pipeline.job import Job
+from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.lesion_statistics import LesionStatistics
 
 RECORD_FORMAT: Final = 4

@@ -29,19 +29,11 @@ from medals_rt.pipeline.batch.records import (
     remove_files,
     shown,
 )
-from medals_rt.pipeline.job import (
-    ReadJob,
-    check_outputs,
-    files_of_classes,
-    files_of_maps,
-    measure,
-    measure_lesions,
-    open_models,
-    passes_recorded,
-    read_job,
-    segment_job,
-    write_job,
-)
+from medals_rt.pipeline.job import open_models, passes_recorded, segment_job
+from medals_rt.pipeline.job_inputs import read_job
+from medals_rt.pipeline.job_outputs import check_outputs, files_of_classes, files_of_maps
+from medals_rt.pipeline.job_request import ReadJob
+from medals_rt.pipeline.job_results import measure, measure_lesions, write_job
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.report import NOTICE
 from medals_rt.pipeline.segmenter import Result, Segmenter

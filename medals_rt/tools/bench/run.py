@@ -17,7 +17,7 @@ from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.common.errors import InputError, MedalsError
 from medals_rt.common.progress import Progress
 from medals_rt.io.registry import read_case
-from medals_rt.pipeline.job import choose_prompts
+from medals_rt.pipeline.job_inputs import choose_prompts
 from medals_rt.pipeline.options import PromptSource
 from medals_rt.pipeline.report import CHALLENGE_SECONDS_PER_CLASS
 from medals_rt.tools.bench.records import (

@@ -18,7 +18,7 @@ from medals_rt.common.environment import peak_memory_mib
 from medals_rt.common.errors import MissingDependencyError
 from medals_rt.io.case import Case
 from medals_rt.io.registry import read_case
-from medals_rt.pipeline.job import choose_prompts
+from medals_rt.pipeline.job_inputs import choose_prompts
 from medals_rt.pipeline.options import PromptSource, SegmentOptions
 from medals_rt.pipeline.report import RunReport
 from medals_rt.prompts.prompt_set import PromptSet

@@ -13,7 +13,7 @@ from medals_rt.inference.network import Network
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.io.registry import ENDINGS, case_stem, read_case
 from medals_rt.io.volume import Volume
-from medals_rt.pipeline.job import choose_prompts
+from medals_rt.pipeline.job_inputs import choose_prompts
 from medals_rt.pipeline.options import PromptSource, SegmentOptions
 from medals_rt.pipeline.segmenter import Result, Segmenter
 from medals_rt.prompts.prompt_set import PromptSet

@@ -11,7 +11,7 @@ import pytest
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.pipeline.batch import BesideLabels, Entry, plan_batch, run_batch
 from medals_rt.pipeline.batch import run as batch_run
-from medals_rt.pipeline.job import read_job
+from medals_rt.pipeline.job_inputs import read_job
 from medals_rt.pipeline.options import PromptSource, RunOptions
 
 

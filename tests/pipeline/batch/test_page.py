@@ -20,7 +20,7 @@ from medals_rt.pipeline.batch import Entry
 from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.page import CLASS_COLUMNS, COLUMNS, duration, write_page
 from medals_rt.pipeline.class_statistics import ClassStatistics
-from medals_rt.pipeline.job import Job
+from medals_rt.pipeline.job_request import Job
 from tests.errors import raises
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}"

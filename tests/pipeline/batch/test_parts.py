@@ -7,7 +7,7 @@ import pytest
 from medals_rt.common.errors import InputError
 from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.parts import BatchPart, parse_part
-from medals_rt.pipeline.job import Job
+from medals_rt.pipeline.job_request import Job
 
 CASES = [BatchCase(f"case{number}", Job(Path("a"), Path("b")), Path("c")) for number in range(1000)]
 SLURM = {
