@@ -117,7 +117,7 @@ def test_read_by_name_or_file(tmp_path):
         ("optimization_level = 3", "optimisation_level = 3", "optimisation_level"),
         ("optimization_level = 3", "optimization_level = 6", "$.build.optimization_level"),
         ("mean_dsc = 0.999", "mean_dsc = 99.9", "$.verification.mean_dsc"),
-        ('precision = "fp16"', 'precision = "int8"', "int8"),
+        ('precision = "fp16"', 'precision = "int4"', "int4"),
         ('"SM89"', '"sm_89"', "$.build.architectures"),
         ('precision = "fp16"', 'precision = "fp16"\ngpus = ["A100"]', "$.gpus"),
         ("best = 4, most = 16", "best = 40, most = 16", "least 1, best 40, most 16"),

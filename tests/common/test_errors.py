@@ -7,6 +7,7 @@ from functools import cache
 
 from medals_rt.common import errors
 from medals_rt.common.errors import (
+    DeviceLostError,
     InputError,
     MedalsError,
     MissingDependencyError,
@@ -25,7 +26,7 @@ KINDS = {
     for name, each in vars(module).items()
     if isinstance(each, type) and issubclass(each, MedalsError)
 }
-SPECIFIC = {MissingFileError, MissingDependencyError, ServedProblemError}
+SPECIFIC = {DeviceLostError, MissingFileError, MissingDependencyError, ServedProblemError}
 """Kinds whose own code says all that there is to say, or that are given a problem with its code."""
 
 PACKAGES = ("medals_rt", "medals_export", "medals_serve")

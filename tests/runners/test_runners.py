@@ -173,8 +173,8 @@ def test_precision_is_chosen_and_refused(tiny_bundle):
     assert automatic.precision == ("bf16" if has_bf16() else "fp32")
     with raises(InputError, "precision-unsupported"):
         open_graph(tiny_bundle, "openvino", "query_decoder", precision="fp16")
-    with raises(InputError, "precision-unknown", "int8"):
-        open_graph(tiny_bundle, "openvino", "query_decoder", precision="int8")
+    with raises(InputError, "precision-unknown", "int4"):
+        open_graph(tiny_bundle, "openvino", "query_decoder", precision="int4")
     with raises(InputError, "precision-unsupported"):
         open_graph(tiny_bundle, "onnxruntime", "query_decoder", precision="bf16")
 

@@ -259,8 +259,8 @@ def test_the_engine_of_a_graph_is_found_and_opened(fakes, bundle):
     assert unhashed.run(feeds).keys() == {"probabilities"}
     with raises(BundleError, "engine-missing", "fp32", "fp16"):
         open_runner("tensorrt", bundle.graph_path(1, GRAPH), precision="fp16")
-    with raises(InputError, "precision-unknown", "int8"):
-        open_runner("tensorrt", bundle.graph_path(1, GRAPH), precision="int8")
+    with raises(InputError, "precision-unknown", "int4"):
+        open_runner("tensorrt", bundle.graph_path(1, GRAPH), precision="int4")
 
 
 @pytest.mark.usefixtures("untried")

@@ -29,7 +29,7 @@ def test_every_case_gets_its_files(tiny_bundle: Bundle, scans: Path, out: Path) 
     assert result.exit_code == 0, result.output
     names = ("case0", "case1", "case2")
     assert files_below(out) == sorted(
-        ["index.html", "statistics.csv", "summary.csv"]
+        ["index.html", "lesions.csv", "statistics.csv", "summary.csv"]
         + [f"{name}.npz" for name in names]
         + [f"previews/{name}.png" for name in names]
         + [f"reports/{name}.json" for name in names]

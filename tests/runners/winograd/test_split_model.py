@@ -1,6 +1,7 @@
 """Whole passes, cut and uncut: every chain of graphs that the network runs."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,15 +67,19 @@ def test_it_opens_from_the_cache_and_a_damaged_one(
 
 def test_auto_follows_the_rule_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
+    rules = {
+        NOTHING: "direct",
+        WHEREVER_POSSIBLE: "winograd",
+        ConvolutionRule(((512, 1, True),)): "direct",
+    }
+    for rule, expected in rules.items():
 
-    def rule(precision: str, processor: str) -> ConvolutionRule:
-        asked.append((precision, processor))
-        return rules.pop(0)
+        def rule_here(precision: str, processor: str, *, rule: Any = rule) -> ConvolutionRule:
+            asked.append((precision, processor))
+            return rule
 
-    rules = [NOTHING, WHEREVER_POSSIBLE, ConvolutionRule(((512, 1, True),))]
-    monkeypatch.setattr(openvino, "rule_here", rule)
-    found = [predicted("auto", 1, prompted=False)[1].convolution for _ in range(3)]
-    assert found == ["direct", "winograd", "direct"]
+        monkeypatch.setattr(openvino, "rule_here", rule_here)
+        assert predicted("auto", 1, prompted=False)[1].convolution == expected
     assert {precision for precision, _ in asked} == {"fp32"}
     assert all(processor for _, processor in asked)
 

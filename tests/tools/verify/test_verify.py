@@ -136,7 +136,7 @@ def test_case_given_by_hand(bundle: Bundle, checkpoints: list[Path], tmp_path: P
         (("--graphs-only", "--cases-only"), "nothing to do"),
         (("--prompts", "x.json"), "--prompts belongs to --case"),
         (("--runner", "torch"), "there is no runner 'torch'"),
-        (("--precision", "fp8"), "there is no precision fp8"),
+        (("--precision", "fp4"), "there is no precision fp4"),
         (("--runner", "onnxruntime", "--precision", "bf16"), "none of onnxruntime offers bf16"),
         (("--recipe", "nonsense"), "there is no recipe"),
     ],
