@@ -363,7 +363,7 @@ async function showRun(scan, number) {
   } catch (error) {
     showProblem("run-problem", error);
     if (state.scan !== scan || !state.isCoarse) return;
-    await viewer.showLabels([], styles); // the coarse answer is none to a run that has ended
+    await viewer.showLabels([], styles); // a run that has ended has no coarse answer
     markCoarse(false);
   }
 }
