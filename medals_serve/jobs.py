@@ -365,6 +365,7 @@ class ServedJob:
                 "windows_done": self._done,
                 "windows_total": self._total,
                 "coarse_parts": self._coarse,
+                "probabilities": self._job.probabilities is not None,
                 "seconds_left": left,
                 "seconds_run": round(
                     time.monotonic() - self._began if running else self.seconds_run, 3

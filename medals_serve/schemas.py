@@ -182,6 +182,7 @@ class JobState(BaseModel):
         description="Parts of the coarse result that can be had while the fine stage runs, one a "
         "group of classes: `/v1/jobs/{job}/coarse/1` and on."
     )
+    probabilities: bool = Field(description="Whether it keeps probability maps.")
     seconds_left: float | None = Field(description="Of the stage that runs.")
     seconds_run: float
     classes: list[FoundClass] | None = Field(description="When done.")

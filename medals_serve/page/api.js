@@ -92,8 +92,11 @@ export const sendMask = (image, bytes) =>
 export const startJob = (request) => json("POST", "jobs", { json: request });
 const readJob = (job) => json("GET", `jobs/${encodeURIComponent(job)}`);
 export const cancelJob = (job) => call("POST", `jobs/${encodeURIComponent(job)}/cancel`);
-export const readResult = async (job, what, format) =>
-  call("GET", `jobs/${encodeURIComponent(job)}/${what}`, { query: { format } });
+/* `what` is a path below the job, `query` what it takes there, such as a format. */
+export const readResult = (job, what, query = {}) =>
+  call("GET", `jobs/${encodeURIComponent(job)}/${what}`, { query });
+export const readLabels = async (job, what, query) =>
+  (await readResult(job, what, query)).arrayBuffer();
 
 /* Sends a scan; `onProgress` gets the share that has gone out. Fetch can't tell that. */
 export function sendImage(blob, query, onProgress) {

@@ -18,7 +18,13 @@ const CT_WINDOWS = {
   Liver: [150, 60],
 };
 
-const state = { model: null, scans: [], scan: null, draft: new Scan({ filename: "" }) };
+const state = {
+  model: null,
+  scans: [],
+  scan: null,
+  draft: new Scan({ filename: "" }),
+  isCoarse: false, // what the viewer shows is a coarse answer, not a result
+};
 const current = () => state.scan ?? state.draft;
 
 const viewer = new Viewer(byId("viewer"), {
@@ -90,6 +96,7 @@ async function chooseScan(scan) {
 async function openScan(scan) {
   state.scan = scan;
   viewer.clear();
+  markCoarse(false);
   pen.hide();
   refresh();
   const empty = byId("viewer-empty");
@@ -105,6 +112,7 @@ async function openScan(scan) {
     applyWindow();
     byId("viewer").setAttribute("aria-label", `Scan ${scan.filename}`);
     await showRun(scan, scan.runs.length - 1);
+    await showCoarse(scan);
   } catch (error) {
     if (state.scan !== scan) return;
     empty.textContent = "The scan can't be shown";
@@ -134,6 +142,7 @@ async function closeScan() {
   if (next !== null) return openScan(next);
   state.scan = null;
   viewer.clear();
+  markCoarse(false);
   pen.hide();
   byId("viewer-empty").textContent = "No scan yet";
   show(byId("viewer-empty"), true);
@@ -155,7 +164,9 @@ function showPoint(point) {
     readout.textContent = "";
     return;
   }
-  const shown = [...(current().run?.classes ?? []), ...current().chips];
+  const { run, chips, asked } = current();
+  const hasLabels = run !== null || state.isCoarse;
+  const shown = state.isCoarse ? asked.classes : [...(run?.classes ?? []), ...chips];
   const named = shown.find(({ label }) => label === point.label);
   const [x, y, z] = point.mm.map((mm) => Math.round(mm));
   const side = `${Math.abs(x)} ${x < 0 ? "L" : "R"}`;
@@ -164,8 +175,8 @@ function showPoint(point) {
   const value = Math.abs(point.value) < 10 ? Number(point.value.toPrecision(3))
     : Math.round(point.value);
   readout.replaceChildren(
-    el("b", {}, named?.name ?? (current().run ? "No class" : "")),
-    `${named || current().run ? " · " : ""}${value} · ${side} ${depth} ${height} mm`);
+    el("b", {}, named?.name ?? (hasLabels ? "No class" : "")),
+    `${named || hasLabels ? " · " : ""}${value} · ${side} ${depth} ${height} mm`);
 }
 
 // What to segment ---------------------------------------------------------------------------------
@@ -232,11 +243,16 @@ async function startRun() {
   byId("run-hint").textContent = "";
   try {
     const { labels, ...asked } = promptsOf(scan.chips);
+    const classes = scan.chips.map((chip) => ({ ...chip, label: labels.get(chip.label) }));
     const request = { image: scan.image, modality: scan.modality, ...asked };
     request.options.preset = byId("preset").value;
+    request.options.probabilities = byId("probabilities").checked;
     const correction = await sendCorrection(scan, labels);
     if (correction !== null) request.spatial_prompts = correction;
-    follow(scan, await api.startJob(request));
+    const started = await api.startJob(request);
+    scan.asked = { job: started.job, classes };
+    scan.remember();
+    follow(scan, started);
   } catch (error) {
     showProblem("run-problem", error);
   }
@@ -262,6 +278,7 @@ async function sendCorrection(scan, labels) {
 
 function follow(scan, first) {
   scan.active = first;
+  scan.coarse = [];
   api.followJob(first.job, {
     onState: (job) => onJob(scan, job),
     onLost: () => {
@@ -280,6 +297,7 @@ async function onJob(scan, job) {
   if (!api.isOver(job)) {
     scan.active = job;
     if (scan === state.scan) refreshRun();
+    if (job.coarse_parts > scan.coarse.length) await showCoarse(scan);
     return;
   }
   scan.active = null;
@@ -297,8 +315,36 @@ async function onJob(scan, job) {
       byId("run-hint").textContent = "Canceled.";
       announce("Canceled");
     }
+    if (scan.coarse.length > 0 && !viewer.isDrawing) await showRun(scan, scan.shown);
   }
   refresh();
+}
+
+/* Shows the coarse answer until the result takes its place; a drawing that guides the run stays. What
+the file asks for has no colors before the result. */
+async function showCoarse(scan) {
+  const { active, asked, coarse } = scan;
+  const isOn = () => scan === state.scan && scan.active?.job === active.job && viewer.hasScan
+    && !viewer.isDrawing;
+  if (!active?.coarse_parts || asked?.job !== active.job || asked.classes.length === 0 || !isOn()) {
+    return;
+  }
+  while (coarse.length < active.coarse_parts) {
+    coarse.push(api.readLabels(active.job, `coarse/${coarse.length + 1}`));
+  }
+  try {
+    const parts = await Promise.all(coarse);
+    if (!isOn() || !await viewer.showLabels(parts, stylesOf(asked, scan.styles))) return;
+    if (!state.isCoarse) announce("The first answer is shown and being refined");
+    markCoarse(true);
+  } catch (error) {
+    if (isOn()) showProblem("run-problem", error);
+  }
+}
+
+function markCoarse(isCoarse) {
+  state.isCoarse = isCoarse;
+  show(byId("first-answer"), isCoarse);
 }
 
 async function showRun(scan, number) {
@@ -308,13 +354,17 @@ async function showRun(scan, number) {
   results.show(run, styles, scan.info.output_formats);
   refresh();
   try {
-    const labels = run === null ? null
-      : await (await api.readResult(run.job, "result", "nii.gz")).arrayBuffer();
+    const labels = run === null ? []
+      : [await api.readLabels(run.job, "result", { format: "nii.gz" })];
     if (state.scan !== scan || scan.run !== run) return;
-    await viewer.showLabels(labels, styles);
+    if (!await viewer.showLabels(labels, styles)) return;
+    markCoarse(false);
     pen.hide();
   } catch (error) {
     showProblem("run-problem", error);
+    if (state.scan !== scan || !state.isCoarse) return;
+    await viewer.showLabels([], styles); // a run that has ended has no coarse answer
+    markCoarse(false);
   }
 }
 

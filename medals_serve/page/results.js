@@ -36,10 +36,11 @@ export class Results {
     byId("show-all").addEventListener("click", () => this.showAll(true));
     byId("hide-all").addEventListener("click", () => this.showAll(false));
     const keep = {
-      download: () => this.keep("result", byId("format").value),
-      "download-csv": () => this.keep("statistics", "csv"),
+      download: () => this.keepLabels(),
+      "download-csv": () => this.keep("statistics", { format: "csv" }),
       "download-report": () => this.keep("report"),
       "download-lesions": () => this.keep("instances"),
+      "download-probabilities": () => this.keep("probabilities"),
     };
     for (const [id, download] of Object.entries(keep)) {
       byId(id).addEventListener("click", download);
@@ -58,6 +59,7 @@ export class Results {
     const classes = run === null ? [] : run.classes;
     byId("class-rows").replaceChildren(...classes.map((found) => this.row(found)));
     show(byId("download-lesions"), classes.some(({ lesions }) => lesions !== null));
+    show(byId("download-probabilities"), run !== null && run.probabilities);
     const format = byId("format").value;
     byId("format").replaceChildren(...formats.map((name) =>
       el("option", { value: name }, FORMATS[name] ?? name)));
@@ -109,13 +111,20 @@ export class Results {
     this.onStyle();
   }
 
+  keepLabels() {
+    const lengths = ["crop", "spacing"].map(byId);
+    if (!lengths.every((field) => field.reportValidity())) return;
+    const [crop, spacing] = lengths.map((field) => field.value);
+    this.keep("result", { format: byId("format").value, crop, spacing });
+  }
+
   /* Fetches a file of the run and hands it to the browser to be saved. */
-  async keep(what, format) {
+  async keep(what, query) {
     const problem = byId("result-problem");
     show(problem, false);
     announce("Preparing the file");
     try {
-      const response = await api.readResult(this.run.job, what, format);
+      const response = await api.readResult(this.run.job, what, query);
       save(await response.blob(), filenameOf(response));
       announce("The file is ready");
     } catch (error) {

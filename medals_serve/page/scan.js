@@ -11,9 +11,11 @@ chips     the chosen classes, each {label, sentence, name, kind, modality, color
           with its class from run to run, so that a drawing fits the next one
 runs      the finished runs; `shown` is the number of the one on display, -1 for none
 active    the state of the run that is waiting or running, or null; `isStarting` until it has one
+asked     {job, classes} of the run that was started last: its classes with the labels of its result
+coarse    the parts of the active run's coarse answer that were fetched so far, as promises
 styles    by `classKey`: how a class is drawn */
 export class Scan {
-  constructor(info, { modality = "", chips = [] } = {}) {
+  constructor(info, { modality = "", chips = [], asked = null } = {}) {
     this.info = info;
     this.image = info.image;
     this.filename = info.filename;
@@ -23,6 +25,8 @@ export class Scan {
     this.shown = -1;
     this.active = null;
     this.isStarting = false;
+    this.asked = asked;
+    this.coarse = [];
     this.styles = new Map();
   }
 
@@ -45,6 +49,7 @@ export class Scan {
     sessionStorage.setItem(this.image, JSON.stringify({
       modality: this.modality,
       chips: this.chips,
+      asked: this.asked,
     }));
   }
 

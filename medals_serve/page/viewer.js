@@ -83,6 +83,7 @@ export class Viewer {
     this.drawing = null; // as it was when it started
     this.strokes = 0;
     this.held = false;
+    this.asked = 0; // what was to be shown so far: what comes late isn't
     this.niivue = new Niivue({
       backColor: [0, 0, 0, 1],
       crosshairColor: [1, 0.85, 0.3, 0.8],
@@ -141,7 +142,10 @@ export class Viewer {
   /* Shows a scan: the bytes of a NIfTI file. */
   async showScan(buffer) {
     this.clear();
-    this.niivue.addVolume(await readNifti(buffer));
+    const asked = this.asked;
+    const scan = await readNifti(buffer);
+    if (asked !== this.asked) return;
+    this.niivue.addVolume(scan);
     this.niivue.scene.crosshairPos = [0.5, 0.5, 0.5];
     this.niivue.scene.pan2Dxyzmm = [0, 0, 0, 1];
     this.niivue.updateGLVolume();
@@ -149,6 +153,7 @@ export class Viewer {
   }
 
   clear() {
+    this.asked += 1;
     this.stopDrawing();
     this.labels = null;
     const { niivue } = this;
@@ -158,15 +163,26 @@ export class Viewer {
     this.reportPoint();
   }
 
-  /* Lays a label map (the bytes of a NIfTI file) over the scan; null takes it away. `styles` maps a
-  label to {color: "#rrggbb", visible, opacity: 0 to 1, pattern: number}; change them and call
-  `restyle`. */
-  async showLabels(buffer, styles) {
-    const map = buffer === null ? null : await readNifti(buffer);
+  /* Lays label maps (each the bytes of a NIfTI file) over the scan, later ones over earlier ones;
+  without any, takes them away. `styles` maps a label to {color: "#rrggbb", visible, opacity: 0 to 1,
+  pattern: number}; change them and call `restyle`. Returns whether nothing else was to be shown
+  meanwhile. */
+  async showLabels(buffers, styles) {
+    this.asked += 1;
+    const asked = this.asked;
+    const maps = await Promise.all(buffers.map(readNifti));
+    if (asked !== this.asked) return false;
+    const [first, ...more] = maps.map((map) => labelsOnGrid(map, this.niivue.volumes[0]));
+    for (const labels of more) {
+      labels.forEach((label, index) => {
+        if (label > 0) first[index] = label;
+      });
+    }
     this.stopDrawing();
-    this.labels = map === null ? null : Uint16Array.from(map.img2RAS());
+    this.labels = first ?? null;
     this.showStyled(styles);
     this.reportPoint();
+    return true;
   }
 
   /* Shows the labels of the result; while drawing, the drawing takes their place. */
@@ -187,9 +203,6 @@ export class Viewer {
     const values = new Uint8Array(1 + Math.max(0, ...palette.labels));
     for (const label of palette.labels) values[label] = palette.value(label);
     const [, width, height, depth] = this.niivue.volumes[0].dimsRAS;
-    if (this.labels.length !== width * height * depth) {
-      throw new RangeError("The result doesn't lie on the scan's grid.");
-    }
     if (!patterned || palette.step === 1) {
       this.labels.forEach((label, index) => (bitmap[index] = values[label] ?? 0));
       return;
@@ -397,6 +410,40 @@ export class Viewer {
     const [, width, height] = this.niivue.volumes[0].dimsRAS;
     return x + width * (y + height * z);
   }
+}
+
+/* Labels in the order of a drawing on the scan: where their grid is a coarser one along the same
+axes, which covers the scan, each voxel has the label of the nearest. */
+function labelsOnGrid(map, scan) {
+  const labels = new Uint16Array(map.img2RAS());
+  const shape = scan.dimsRAS.slice(1, 4);
+  const own = map.dimsRAS.slice(1, 4);
+  if (shape.every((count, axis) => count === own[axis])) return labels;
+  const position = (voxel) => map.mm2vox(scan.vox2mm(voxel, scan.matRAS), true);
+  const origin = position([0, 0, 0]);
+  const strides = [1, own[0], own[0] * own[1]];
+  const offsets = shape.map((count, axis) => {
+    const far = [0, 0, 0];
+    far[axis] = count;
+    const span = Array.from(position(far), (end, along) => end - origin[along]);
+    const along = span.map(Math.abs).indexOf(Math.max(...span.map(Math.abs)));
+    const aside = span.some((length, other) => other !== along && Math.abs(length) > 0.5);
+    return Array.from({ length: count }, (_, voxel) => {
+      const index = Math.round(origin[along] + (span[along] * voxel) / count);
+      if (aside || index < -1 || index > own[along]) {
+        throw new RangeError("The labels don't lie on the scan.");
+      }
+      return strides[along] * Math.min(Math.max(index, 0), own[along] - 1);
+    });
+  });
+  const placed = new Uint16Array(shape[0] * shape[1] * shape[2]);
+  let index = 0;
+  for (const k of offsets[2]) {
+    for (const j of offsets[1]) {
+      for (const i of offsets[0]) placed[index++] = labels[i + j + k];
+    }
+  }
+  return placed;
 }
 
 async function readNifti(buffer) {

@@ -2,8 +2,11 @@
 
 import hashlib
 import io
+import json
 import re
 import shutil
+import threading
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +19,10 @@ import pytest
 
 import medals_serve
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.interruption import check_interruption
+from medals_rt.io.palette import class_color
 from medals_rt.io.registry import read_case
+from medals_rt.pipeline.segmenter import CoarseLabels
 from tests.dicom import write_series
 from tests.paths import ROOT
 from tests.serve.serving import Running, image, lying, running, until
@@ -136,6 +142,13 @@ class Visit:
         with self.page.expect_download() as caught:
             self[button].click()
         return caught.value.suggested_filename, caught.value.path().read_bytes()
+
+    def fetched(self, what: str) -> bytes:
+        """What the service has of the newest job."""
+        path = f"v1/jobs/{self.job()}/{what}".rstrip("/")
+        answer = self.page.context.request.get(self.address + path)
+        assert answer.ok
+        return bytes(answer.body())
 
     def job(self) -> str:
         """The newest job of the page's session."""
@@ -356,6 +369,34 @@ def test_files_to_keep(visited: Visit, scan: Path) -> None:
     name, content = visited.download("#download-report")
     assert name.endswith(".json")
     visited.expect("#download-lesions").to_be_hidden()
+    visited.expect("#download-probabilities").to_be_hidden()
+
+
+@in_browser
+def test_labels_on_another_grid_and_probability_maps(visited: Visit, scan: Path) -> None:
+    visited.load(scan)
+    visited["#modality"].select_option("CT")
+    visited.choose("liver", "spleen")
+    visited["#options summary"].click()
+    visited["#probabilities"].check()
+    visited.run()
+    whole = nifti_of(visited.download("#download")[1])
+    visited["#spacing"].fill("6")
+    visited["#crop"].fill("0")
+    moved = nifti_of(visited.download("#download")[1])
+    np.testing.assert_allclose(moved.header.get_zooms(), 6, rtol=1e-5)
+    volumes = [
+        np.prod(each.header.get_zooms()) * np.count_nonzero(each.dataobj) for each in (whole, moved)
+    ]
+    assert abs(volumes[1] / volumes[0] - 1) < 0.05
+    assert np.prod(moved.shape) < np.prod(whole.shape) / 8 / 2
+    visited["#spacing"].fill("-1")
+    visited["#download"].click()
+    visited.expect("#spacing:invalid").to_be_focused()
+    with zipfile.ZipFile(io.BytesIO(visited.download("#download-probabilities")[1])) as maps:
+        assert len(maps.namelist()) == 2
+    visited.page.reload()
+    visited.expect("#download-probabilities").to_be_visible()
 
 
 @in_browser
@@ -444,6 +485,116 @@ def test_a_reload_in_the_middle_of_a_job(visited: Visit, served_demo: Running, s
     visited.expect("#class-rows tr").to_have_count(2)
     visited.page.reload()
     visited.expect("#result-text").to_contain_text("Run 1 of 1")
+
+
+@dataclass
+class Refining:
+    """Holds jobs once so many parts of their coarse answer are there, until it is let go."""
+
+    parts: int = 1
+    go_on: threading.Event = field(default_factory=threading.Event)
+
+
+@pytest.fixture
+def refining(served_demo: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Refining]:
+    held = Refining()
+    segmenter = served_demo.segmenter
+    assert segmenter is not None
+    segment = segmenter.segment
+
+    def segment_held(*given: Any, on_coarse: Any, **more: Any) -> Any:
+        parts = 0
+
+        def wait(found: CoarseLabels) -> None:
+            nonlocal parts
+            on_coarse(found)
+            parts += 1
+            while parts == held.parts and not held.go_on.wait(0.01):
+                check_interruption()
+
+        return segment(*given, on_coarse=wait, **more)
+
+    monkeypatch.setattr(segmenter, "segment", segment_held)
+    yield held
+    held.go_on.set()
+
+
+def overlay_of(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    return np.asarray(np.abs(after - before).max(axis=2) > 8)
+
+
+HEARD = """
+window.heard = [];
+const announcer = document.getElementById("announcer");
+new MutationObserver(() => heard.push(announcer.textContent)).observe(announcer, {childList: true});
+"""
+"""Keeps what screen readers are told, one after the other."""
+
+
+@in_browser
+def test_the_first_answer_is_shown_until_the_result_is_there(
+    visited: Visit, refining: Refining, scan: Path
+) -> None:
+    """The coarse labels, at their place, in the colors of their classes."""
+    refining.parts = 2  # lungs want another window of gray levels
+    visited.load(scan)
+    visited["#modality"].select_option("CT")
+    visited.choose("liver", "left lung")
+    visited["#planes input[value=axial]"].check()
+    before = visited.picture()
+    where = str(visited["#readout"].text_content())
+    slice_mm = int(re.search(r"(\d+) S mm", where)[1])  # type: ignore[index]
+    visited.page.evaluate(HEARD)
+    visited["#run"].click()
+    visited.expect("#first-answer").to_be_visible()
+    heard = visited.page.evaluate("heard")
+    assert heard.count("The first answer is shown and being refined") == 1
+    assert visited.violations() == []
+
+    until(lambda: json.loads(visited.fetched(""))["coarse_parts"] == 2)
+    parts = [
+        nibabel.as_closest_canonical(nifti_of(visited.fetched(f"coarse/{part}"))) for part in (1, 2)
+    ]
+    grid = parts[0]
+    labels = np.maximum(*(np.asarray(part.dataobj) for part in parts))
+    assert labels.shape != nibabel.as_closest_canonical(nibabel.load(scan)).shape
+    k = round((slice_mm - grid.affine[2, 3]) / grid.affine[2, 2])
+    expected = [on_screen(labels[:, :, k] == label, grid, before.shape[:2]) for label in (1, 2)]
+
+    def shows_both() -> bool:
+        return bool((overlay_of(before, visited.picture()) & expected[1]).any())
+
+    until(shows_both)
+    shown = visited.picture()
+    assert dice(overlay_of(before, shown), expected[0] | expected[1]) > 0.9
+    for inside, name in zip(expected, ("Liver", "Left lung"), strict=True):
+        assert inside.sum() > 500
+        mixed = 0.6 * before[inside] + 0.4 * 255 * np.array(class_color(name))
+        np.testing.assert_allclose(np.median(shown[inside] - mixed, axis=0), 0, atol=6)
+
+    visited.page.reload()
+    visited.page.wait_for_selector("body[data-ready]")
+    visited.expect("#first-answer").to_be_visible()
+    refining.go_on.set()
+    visited.expect("#class-rows tr").to_have_count(2)
+    visited.expect("#first-answer").to_be_hidden()
+    visited.expect("#announcer").to_contain_text("done")
+
+
+@in_browser
+def test_of_a_canceled_job_no_answer_stays(visited: Visit, refining: Refining, scan: Path) -> None:
+    visited.load(scan)
+    visited["#modality"].select_option("CT")
+    visited.choose("liver")
+    before = visited.picture()
+    visited["#run"].click()
+    visited.expect("#first-answer").to_be_visible()
+    assert overlay_of(before, visited.picture()).sum() > 500
+    visited["#cancel"].click()
+    visited.expect("#run-hint").to_have_text("Canceled.")
+    visited.expect("#first-answer").to_be_hidden()
+    assert not overlay_of(before, visited.picture()).any()
+    assert not refining.go_on.is_set()
 
 
 @in_browser
