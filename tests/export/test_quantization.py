@@ -15,7 +15,7 @@ from medals_export.arithmetic import ARITHMETICS
 from medals_export.graph_plans import graph_plans
 from medals_export.onnx_graphs import trace
 from medals_export.quantization import sensitivity
-from medals_export.quantization.calibration import RecordedPass, StageRecord
+from medals_export.quantization.calibration import RecordedPass, RecordedStage
 from medals_export.quantization.layers import (
     FUSION,
     candidates,
@@ -55,7 +55,7 @@ def passes(network, count=2):
 
 @pytest.fixture(scope="module")
 def record(network):
-    seen = StageRecord({layer: Magnitudes() for layer in candidates(network)})
+    seen = RecordedStage({layer: Magnitudes() for layer in candidates(network)})
     chance = np.random.default_rng(0)
     with inputs_watched(network, candidates(network), seen.add):
         for one in passes(network):
