@@ -74,9 +74,8 @@ class Fusion(nn.Module):
         features = features.to(self.feature_weight.dtype)
         return nn.functional.conv3d(features, self.feature_weight, self.bias, padding=1)
 
-    def of_both(self, features: Tensor, prompts: Tensor, prompt_weight: Tensor) -> Tensor:
-        """Convolve both halves and add them, in the type of the features' half."""
-        convolved = self.of_features(features)
+    def add_prompts(self, convolved: Tensor, prompts: Tensor, prompt_weight: Tensor) -> Tensor:
+        """Add the convolution of the prompts' half to the features', in the type of that."""
         more = nn.functional.conv3d(prompts.to(prompt_weight.dtype), prompt_weight, padding=1)
         return convolved + more.to(convolved.dtype)
 
@@ -104,8 +103,9 @@ class FusionGraph(nn.Module):
         """`(1, C, H, W, D)` twice to `(1, C, H, W, D)`."""
         compute, handed_on = self.arithmetic.compute, self.arithmetic.handed_on
         if isinstance(self.fusion, Fusion):
+            convolved = self.fusion.of_features(features)
             weight = self.fusion.prompt_weight
-            convolved = self.fusion.of_both(features, prompt_features, weight)
+            convolved = self.fusion.add_prompts(convolved, prompt_features, weight)
             return self.fusion.finish(convolved).to(handed_on)
         joined = torch.cat([features.to(compute), prompt_features.to(compute)], dim=1)
         refined: Tensor = self.fusion(joined)
@@ -192,6 +192,8 @@ class FoldedRefinerGraph(nn.Module):
         weight = self.fusion.prompt_weight
         folded = adapted_queries.to(weight.dtype) @ weight.flatten(2)
         folded = folded.reshape(weight.shape[0], -1, *weight.shape[2:])
-        convolved = self.fusion.of_both(features, prompts.unsqueeze(0), folded)
+        convolved = self.fusion.of_features(features)
+        prompts = prompts.to(weight.dtype).unsqueeze(0)
+        convolved = self.fusion.add_prompts(convolved, prompts, folded)
         probabilities: Tensor = self.classify(self.fusion.finish(convolved), adapted_queries)
         return probabilities

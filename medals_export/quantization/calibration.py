@@ -65,7 +65,7 @@ class RecordedPass:
 
 
 @dataclass
-class CalibrationRecord:
+class RecordedStage:
     """What was seen of a stage: by layer how large its input is, and some passes, by chance."""
 
     magnitudes: dict[str, Magnitudes]
@@ -92,7 +92,7 @@ class _RecordingNetwork(StageNetwork):
     def __init__(self, bundle: Bundle, stage: StageNumber, network: MedalS) -> None:
         graphs = SingleGraphs(lambda name: TorchRunner(bundle, stage, name, network))
         super().__init__(bundle.stage_spec(stage), graphs, "the calibration")
-        self.record = CalibrationRecord({layer: Magnitudes() for layer in candidates(network)})
+        self.record = RecordedStage({layer: Magnitudes() for layer in candidates(network)})
         self._chance = np.random.default_rng(stage)
 
     def predict(
@@ -126,7 +126,7 @@ def record_cases(
     checkpoints: Mapping[StageNumber, Checkpoint],
     cases: Sequence[ParityCase],
     progress: Progress,
-) -> dict[StageNumber, CalibrationRecord]:
+) -> dict[StageNumber, RecordedStage]:
     """Segment cases with the checkpoints' networks and record what these see.
 
     Parameters

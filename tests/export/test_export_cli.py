@@ -225,6 +225,7 @@ def test_verifying_needs_a_library(files, tmp_path, asked, monkeypatch):
 def test_precisions_that_do_not_exist_or_do_not_go_together(files, tmp_path):
     options = words(files, tmp_path / "out", "--bank", files / "bank.safetensors")
     assert call(*options, "--precision", "int4").exit_code == 2
+    assert error_of(call(*options, "--precision", "int8")).code == "calibration-missing"
     result = call(*options, "--precision", "bf16", "--weights", "fp16")
     assert_one_line(result, 1, "computes in bf16 stores weights in bf16, not in fp16")
     assert not (tmp_path / "out").exists()

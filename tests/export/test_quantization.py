@@ -15,7 +15,7 @@ from medals_export.arithmetic import ARITHMETICS
 from medals_export.graph_plans import graph_plans
 from medals_export.onnx_graphs import trace
 from medals_export.quantization import sensitivity
-from medals_export.quantization.calibration import RecordedPass, CalibrationRecord
+from medals_export.quantization.calibration import RecordedPass, RecordedStage
 from medals_export.quantization.layers import (
     FUSION,
     candidates,
@@ -55,7 +55,7 @@ def passes(network, count=2):
 
 @pytest.fixture(scope="module")
 def record(network):
-    seen = CalibrationRecord({layer: Magnitudes() for layer in candidates(network)})
+    seen = RecordedStage({layer: Magnitudes() for layer in candidates(network)})
     chance = np.random.default_rng(0)
     with inputs_watched(network, candidates(network), seen.add):
         for one in passes(network):
@@ -268,7 +268,7 @@ def test_sensitivity_is_the_error_of_a_layer_alone(network, record):
 def case(tmp_path_factory):
     """A case with its prompts beside it."""
     folder = tmp_path_factory.mktemp("cases")
-    image = np.random.default_rng(2).integers(0, 256, (16, 32, 32)).astype(np.uint8)
+    image = np.random.default_rng(2).integers(0, 256, (8, 16, 16)).astype(np.uint8)
     np.savez(folder / "one.npz", imgs=image, spacing=np.array([4, 4, 4], np.float32))
     (folder / "one.prompts.json").write_text(json.dumps(PROMPTS), encoding="utf-8")
     return folder / "one.npz"
@@ -305,7 +305,7 @@ def test_a_bundle_runs_as_it_was_exported(bundle, case, runner):
     with Segmenter.open(bundle, runner=runner, precision="int8", threads=1) as segmenter:
         result = segmenter.segment(read.volume, parse_prompts(PROMPTS))
     assert result.report.precision == "int8"
-    assert result.labels_dhw.shape == (16, 32, 32)
+    assert result.labels_dhw.shape == (8, 16, 16)
     with raises(InputError, "precision-unsupported"):
         Segmenter.open(bundle, runner=runner, precision="fp32")
 
