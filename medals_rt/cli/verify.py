@@ -117,6 +117,11 @@ def verify_command(
             "--graphs-only and --cases-only leave nothing to do; give one of them",
             code="nothing-to-verify",
         )
+    if layers and cases_only:
+        raise InputError(
+            "--layers narrows single graphs down, and --cases-only compares none; give one of them",
+            code="layers-without-graphs",
+        )
     if prompts is not None and case is None:
         raise InputError("--prompts belongs to --case; give both", code="case-missing")
     if json_file is not None:
