@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from medals_export.model import MedalS
-from medals_export.quantization.calibration import RecordedPass, CalibrationRecord
+from medals_export.quantization.calibration import CalibrationRecord, RecordedPass
 from medals_export.quantization.layers import quantized_network
 from medals_export.quantization.number_format import NumberFormat
 from medals_export.quantization.ranges import best_range

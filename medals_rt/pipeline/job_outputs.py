@@ -214,8 +214,7 @@ def check_labels_are_dicom(job: Job, remedy: str = "end --output in .dcm") -> No
     """
     if job.sr is not None and format_of_output(job.output, job.format) not in SEGMENTATIONS:
         raise InputError(
-            f"{job.sr.name} would refer to a DICOM SEG, and {job.output.name} is none; "
-            f"{remedy}",
+            f"{job.sr.name} would refer to a DICOM SEG, and {job.output.name} is none; {remedy}",
             code="report-without-seg",
         )
     if job.store is not None and not job.output.name.lower().endswith(".dcm"):

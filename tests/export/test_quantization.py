@@ -15,7 +15,7 @@ from medals_export.arithmetic import ARITHMETICS
 from medals_export.graph_plans import graph_plans
 from medals_export.onnx_graphs import trace
 from medals_export.quantization import sensitivity
-from medals_export.quantization.calibration import RecordedPass, CalibrationRecord
+from medals_export.quantization.calibration import CalibrationRecord, RecordedPass
 from medals_export.quantization.layers import (
     FUSION,
     candidates,
