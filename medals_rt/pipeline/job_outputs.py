@@ -61,13 +61,7 @@ def check_outputs(job: Job) -> None:
     """
     _check_names(job)
     _, outputs = _named(job)
-    for flag, folder in (("--split", job.split), ("--probabilities", job.probabilities)):
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise InputError(
-                f"{flag} writes a file for each class into a folder, and {folder} is a file; name "
-                "a folder",
-                code="folder-is-a-file",
-            )
+    _check_folders(job)
     if job.split is not None:
         outputs.append(job.split / f"class{split_ending(job.output)}")
     if job.probabilities is not None:
@@ -119,6 +113,22 @@ def _check_names(job: Job) -> None:
             f"don't know how to write {job.output.name}; end it in {', '.join(OUTPUT_ENDINGS)}",
             code="format-unknown",
         )
+
+
+def _check_folders(job: Job) -> None:
+    """Refuse a file where a folder is wanted.
+
+    Raises
+    ------
+    InputError
+    """
+    for flag, folder in (("--split", job.split), ("--probabilities", job.probabilities)):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise InputError(
+                f"{flag} writes a file for each class into a folder, and {folder} is a file; name "
+                "a folder",
+                code="folder-is-a-file",
+            )
 
 
 def check_prompted_outputs(job: Job, case: Case, prompts: PromptSet) -> tuple[Note, ...]:
