@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from medals_rt.bundle.bundle import BUNDLE_VARIABLE, Bundle, resolve_bundle
-from medals_rt.common.choices import CPU_RUNNERS, QUANTIZED_PRECISIONS, RUNNER_KINDS, Precision
+from medals_rt.common.choices import (
+    CPU_RUNNERS,
+    QUANTIZED_PRECISIONS,
+    RUNNER_KINDS,
+    Precision,
+    RunnerKind,
+)
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.typing import Shape, Spacing
@@ -244,7 +250,7 @@ def _offered(kind: str, asked: Precision | None, offered: Sequence[Precision]) -
 
 def _released_model(options: RunOptions) -> ModelFacts:
     """Return a model of the released size on the runner that is asked for."""
-    kind = next((each for each in RUNNER_KINDS if each == options.runner), "openvino")
+    kind: RunnerKind = next((each for each in RUNNER_KINDS if each == options.runner), "openvino")
     asked = check_precision(options.precision)
     graphs = asked if asked is not None and asked in QUANTIZED_PRECISIONS else "fp32"
     check_arithmetic(kind, graphs, asked, options.convolution)
