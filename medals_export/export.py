@@ -56,7 +56,7 @@ from medals_rt.common.choices import (
     RunnerKind,
 )
 from medals_rt.common.distribution import VERSION
-from medals_rt.common.errors import ExportError, MissingFileError
+from medals_rt.common.errors import ExportError, InputError, MissingFileError
 from medals_rt.common.limits import MAX_PROMPTS
 from medals_rt.common.progress import Progress
 from medals_rt.prompts.classes import by_bank_key
@@ -172,7 +172,8 @@ def export_bundle(
     MissingFileError
         If a checkpoint or the bank is not there.
     InputError
-        If the bank's index names a class that does not exist, or known sentences can't be read.
+        If the bank's index names a class that does not exist, known sentences can't be read, or
+        `calibrate` is missing where something is quantized, or given where nothing is.
     MissingDependencyError
         If the bank is to be computed and a library for that is not installed.
     """
@@ -294,7 +295,7 @@ def _calibration_cases(precision: Precision, calibrate: AnyPath | None) -> tuple
 
     Raises
     ------
-    ExportError
+    InputError
         If there are none where there should be, or the other way round.
     MissingFileError
         If there is no such file or folder.
@@ -302,13 +303,13 @@ def _calibration_cases(precision: Precision, calibrate: AnyPath | None) -> tuple
     quantized = ARITHMETICS[precision].number_format is not None
     if calibrate is None:
         if quantized:
-            raise ExportError(
+            raise InputError(
                 f"{precision} needs cases to calibrate with: name some with --calibrate",
                 code="calibration-missing",
             )
         return ()
     if not quantized:
-        raise ExportError(
+        raise InputError(
             f"--calibrate is for precision {' and '.join(QUANTIZED_PRECISIONS)}, not for "
             f"{precision}: leave it out",
             code="calibration-not-needed",

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from filelock import FileLock, Timeout
 
-from medals_rt.common.errors import InputError, OutputError
+from medals_rt.common.errors import InputError
 from medals_serve.disk import held_bytes
 from medals_serve.problems import ServiceError, not_found
 from medals_serve.settings import ServeSettings
@@ -366,7 +366,7 @@ def _make_private(folder: Path) -> None:
             )
         folder.chmod(0o700)
     except OSError as error:
-        raise OutputError(
+        raise InputError(
             f"can't make {folder}: {error.strerror or error}; choose another with --data-dir",
             code="data-dir-unusable",
         ) from error

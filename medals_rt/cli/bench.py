@@ -1,5 +1,7 @@
 """`medals-rt bench`: how fast a bundle is here, runners side by side."""
 
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -12,6 +14,7 @@ from medals_rt.cli._output import out
 from medals_rt.common.errors import InputError
 
 if TYPE_CHECKING:
+    from medals_rt.runners.winograd.choice import Timing
     from medals_rt.tools.bench.records import BenchReport
 
 EXAMPLES: Final = (
@@ -21,7 +24,11 @@ EXAMPLES: Final = (
 )
 
 
+_BESIDE_CONVOLUTION: Final = ("convolution", "threads")
+
+
 def bench_command(
+    context: typer.Context,
     *,
     bundle: Bundle = None,
     input_file: Annotated[
@@ -72,6 +79,7 @@ def bench_command(
     from medals_rt.tools.bench.run import BenchRequest, run_bench
 
     if convolution:
+        _refuse_beside_convolution(context)
         return _bench_convolutions(threads)
     if (stage1 is None) != (stage2 is None):
         raise InputError(
@@ -107,12 +115,48 @@ def bench_command(
 
 
 def _bench_convolutions(threads: int | None) -> int:
-    """Measure convolutions, keep what was found, and print it."""
-    from medals_rt.runners.winograd.choice import keep
+    """Measure convolutions, keep what was found, also until an interruption, and print it."""
     from medals_rt.tools.bench.convolutions import time_convolutions
 
-    with out.progress() as progress:
-        timings = time_convolutions(threads, progress)
+    timings: list[Timing] = []
+    try:
+        with out.progress() as progress:
+            timings.extend(time_convolutions(threads, progress))
+    finally:
+        if timings:
+            _keep_timings(timings)
+    return EXIT_DONE
+
+
+def _refuse_beside_convolution(context: typer.Context) -> None:
+    """Refuse options of other measurements; those of a configuration file are passed over.
+
+    Raises
+    ------
+    InputError
+    """
+    others = inspect.signature(bench_command).parameters.keys() - set(_BESIDE_CONVOLUTION)
+    given = [
+        "/".join((*each.opts, *each.secondary_opts))
+        for each in context.command.params
+        if each.name in others and _typed(context, each.name)
+    ]
+    if given:
+        raise InputError(
+            "--convolution measures layers of its own, on OpenVINO, and takes only --threads: "
+            f"leave out {', '.join(given)}",
+            code="option-beside-convolution",
+        )
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _keep_timings(timings: "Sequence[Timing]") -> None:
+    from medals_rt.runners.winograd.choice import keep
+
     columns = {
         "precision": "left",
         "channels": "right",
@@ -140,7 +184,6 @@ def _bench_convolutions(threads: int | None) -> int:
         out.remark("there is no home folder to keep this in; set MEDALS_RT_CACHE")
     else:
         out.wrote(file)
-    return EXIT_DONE
 
 
 def print_summary(report: "BenchReport") -> None:

@@ -36,7 +36,11 @@ def plan_command(
         str | None, typer.Option(metavar="H,W,D", help="Spacing in mm, with --shape.")
     ] = None,
     classes: Annotated[
-        str | None, typer.Option(help='Classes, with --shape: "CT/Liver;CT/Spleen".')
+        str | None,
+        typer.Option(
+            help='Classes, with --shape: "CT/Liver;CT/Spleen". Without --bundle and '
+            "$MEDALS_RT_BUNDLE a network of the released size is planned for.",
+        ),
     ] = None,
     stage: Annotated[
         int | None,
@@ -52,7 +56,6 @@ def plan_command(
     as_json: AsJson = False,
 ) -> None:
     """Show geometry, passes, time and memory of a case; run nothing."""
-    from medals_rt.pipeline.options import idle_in_plans
     from medals_rt.pipeline.plan_case import plan_files, plan_numbers
 
     options = replace(options, segment=replace(options.segment, probabilities=probabilities))
@@ -65,18 +68,41 @@ def plan_command(
             )
         result = plan_files(input_file, source, options, series, tuple(select or ()))
     elif shape and spacing and classes:
+        _refuse_beside_numbers(source, series, select)
         result = plan_numbers(shape, spacing, classes, options, kind=source.kind, stage=stage)
     else:
         raise InputError(
             "give --input CASE, or all of --shape, --spacing and --classes", code="case-missing"
         )
-    result = replace(result, notes=(*result.notes, *idle_in_plans(options.segment)))
     if as_json:
         out.json(result.to_dict())
     else:
         for note in result.notes:
             out.note(note)
         _print_plan(result)
+
+
+def _refuse_beside_numbers(
+    source: "PromptSource", series: str | None, select: list[str] | None
+) -> None:
+    """Refuse what --classes says already, and what is about a file.
+
+    Raises
+    ------
+    InputError
+    """
+    if not source.is_empty:
+        raise InputError(
+            "--classes names what is asked for: leave out --prompts, --prompt, --lesion, --group "
+            "and --all, or describe the case by --input",
+            code="classes-twice",
+        )
+    if series or select:
+        raise InputError(
+            "--series and --select choose images of a DICOM case, and --shape describes one "
+            "without a file: leave them out, or name it by --input",
+            code="series-without-case",
+        )
 
 
 def _print_plan(result: "CasePlan") -> None:

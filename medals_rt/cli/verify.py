@@ -112,11 +112,7 @@ def verify_command(
     from medals_rt.tools.verify.references import find_candidates
     from medals_rt.tools.verify.verify import check_recordable, record_in_bundle, verify_bundle
 
-    if graphs_only and cases_only:
-        raise InputError(
-            "--graphs-only and --cases-only leave nothing to do; give one of them",
-            code="nothing-to-verify",
-        )
+    _check_parts(graphs_only=graphs_only, cases_only=cases_only, layers=layers)
     if prompts is not None and case is None:
         raise InputError("--prompts belongs to --case; give both", code="case-missing")
     if json_file is not None:
@@ -160,6 +156,25 @@ def verify_command(
         record_in_bundle(opened, outcome.records)
         out.line(f"recorded in {opened.folder / 'bundle.json'}")
     return EXIT_DONE if outcome.passed else EXIT_FAILURE
+
+
+def _check_parts(*, graphs_only: bool, cases_only: bool, layers: bool) -> None:
+    """Refuse to leave out all that there is to do, or what is to be narrowed down.
+
+    Raises
+    ------
+    InputError
+    """
+    if graphs_only and cases_only:
+        raise InputError(
+            "--graphs-only and --cases-only leave nothing to do; give one of them",
+            code="nothing-to-verify",
+        )
+    if layers and cases_only:
+        raise InputError(
+            "--layers narrows single graphs down, and --cases-only compares none; give one of them",
+            code="layers-without-graphs",
+        )
 
 
 def print_outcome(outcome: "Outcome", reference: str) -> None:

@@ -30,7 +30,13 @@ from medals_rt.common.typing import Array
 from medals_rt.inference.spatial_prompts import LabelPrompts, SpatialPrompts
 from medals_rt.runners.base import Runner
 from medals_rt.runners.registry import runner_spec
-from medals_rt.runners.selection import RunnerChoice, choose, open_joined, open_runner
+from medals_rt.runners.selection import (
+    RunnerChoice,
+    check_arithmetic,
+    choose,
+    open_joined,
+    open_runner,
+)
 
 # `T` multiplies every voxel's features, and costs under a hundredth of a window's time
 ALWAYS_FP32: frozenset[GraphName] = frozenset({"query_decoder"})
@@ -412,6 +418,7 @@ class StageNetwork:
         """
         choice = choose(runner, bundle) if isinstance(runner, str) else runner
         library = runner_spec(choice.kind)
+        check_arithmetic(choice.kind, bundle.precision, precision, convolution)
 
         def in_fp32(chain: Chain) -> bool:
             return library.device == "cpu" and {*chain} <= ALWAYS_FP32

@@ -61,6 +61,7 @@ def check_outputs(job: Job) -> None:
     """
     _check_names(job)
     _, outputs = _named(job)
+    _check_folders(job)
     if job.split is not None:
         outputs.append(job.split / f"class{split_ending(job.output)}")
     if job.probabilities is not None:
@@ -69,7 +70,9 @@ def check_outputs(job: Job) -> None:
         prepare_output(path)
     check_output(job.output, format=job.format)
     _check_mesh(job)
-    _check_dicom(job)
+    check_labels_are_dicom(job)
+    if job.store is not None:
+        check_store(job.store)
     if job.instances is not None:
         check_output(job.instances)
     if job.probabilities is not None:
@@ -110,6 +113,22 @@ def _check_names(job: Job) -> None:
             f"don't know how to write {job.output.name}; end it in {', '.join(OUTPUT_ENDINGS)}",
             code="format-unknown",
         )
+
+
+def _check_folders(job: Job) -> None:
+    """Refuse a file where a folder is wanted.
+
+    Raises
+    ------
+    InputError
+    """
+    for flag, folder in (("--split", job.split), ("--probabilities", job.probabilities)):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise InputError(
+                f"{flag} writes a file for each class into a folder, and {folder} is a file; name "
+                "a folder",
+                code="folder-is-a-file",
+            )
 
 
 def check_prompted_outputs(job: Job, case: Case, prompts: PromptSet) -> tuple[Note, ...]:
@@ -189,27 +208,31 @@ def _check_mesh(job: Job) -> None:
     require("--mesh-reduction", "fast-simplification")
 
 
-def _check_dicom(job: Job) -> None:
+def check_labels_are_dicom(job: Job, remedy: str = "end --output in .dcm") -> None:
     """Refuse a report about no DICOM SEG, and to store what no DICOM server takes.
+
+    Parameters
+    ----------
+    job
+        What to do.
+    remedy
+        What the user can do about it.
 
     Raises
     ------
-    InputError, ServerError
+    InputError
     """
     if job.sr is not None and format_of_output(job.output, job.format) not in SEGMENTATIONS:
         raise InputError(
-            f"{job.sr.name} would refer to a DICOM SEG, and {job.output.name} is none; end "
-            "--output in .dcm",
+            f"{job.sr.name} would refer to a DICOM SEG, and {job.output.name} is none; {remedy}",
             code="report-without-seg",
         )
-    if job.store is not None:
-        if not job.output.name.lower().endswith(".dcm"):
-            raise InputError(
-                f"{job.output.name} is no DICOM file, and a DICOMweb server stores nothing else; "
-                "end --output in .dcm",
-                code="store-not-dicom",
-            )
-        check_store(job.store)
+    if job.store is not None and not job.output.name.lower().endswith(".dcm"):
+        raise InputError(
+            f"{job.output.name} is no DICOM file, and a DICOMweb server stores nothing else; "
+            f"{remedy}",
+            code="store-not-dicom",
+        )
 
 
 def _check_instances(job: Job, prompts: PromptSet) -> None:

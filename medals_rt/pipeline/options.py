@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Container, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -49,6 +49,8 @@ _RANGES: Final = (
 )
 _LARGEST_BLOCK: Final = 256
 """Voxels; wider than the windows of the released model, where a mask is one block."""
+_SAME_IN_PLANS: Final = ("threshold", "seed", "postprocess", "block_sizes")
+"""Change a result, but neither its time nor its memory."""
 _OF_THE_PRESET: Final = (
     "stages",
     "start_from",
@@ -240,25 +242,33 @@ def idle_options(segment: SegmentOptions, kinds: Collection[str]) -> tuple[Note,
         note
         for applies, names, why in rules
         if applies
-        for note in _without_effect(segment, names, why)
+        for note in without_effect(_changed(segment, names), why)
     )
 
 
-def idle_in_plans(segment: SegmentOptions) -> tuple[Note, ...]:
-    """Note options that were set and change the result, but nothing that a plan shows."""
-    return _without_effect(
-        segment, ("threshold", "seed", "postprocess"), "a plan is the same with any value"
-    )
+def idle_in_plans(options: RunOptions, kinds: Collection[str]) -> tuple[Note, ...]:
+    """Note options that were set and change nothing that a plan for these kinds shows."""
+    segment, plain = options.segment, SegmentOptions()
+    found = _changed(segment, _SAME_IN_PLANS)
+    others = replace(segment, **{name: getattr(plain, name) for name in _SAME_IN_PLANS})
+    if options.threads is not None:
+        found.append("threads")
+    same = without_effect(found, "a plan is the same with any value")
+    return (*same, *idle_options(others, kinds))
 
 
-def _without_effect(segment: SegmentOptions, names: Sequence[str], why: str) -> tuple[Note, ...]:
-    plain = SegmentOptions()
-    found = [name for name in names if getattr(segment, name) != getattr(plain, name)]
-    if not found:
+def without_effect(names: Sequence[str], why: str) -> tuple[Note, ...]:
+    """Note that these options, by their names in Python, were set and change nothing."""
+    if not names:
         return ()
-    flags = " and ".join(f"--{name.replace('_', '-')}" for name in found)
-    text = f"{flags} change{'' if len(found) > 1 else 's'} nothing here: {why}"
+    flags = " and ".join(f"--{name.replace('_', '-')}" for name in names)
+    text = f"{flags} change{'' if len(names) > 1 else 's'} nothing here: {why}"
     return (Note("option-without-effect", text),)
+
+
+def _changed(segment: SegmentOptions, names: Sequence[str]) -> list[str]:
+    plain = SegmentOptions()
+    return [name for name in names if getattr(segment, name) != getattr(plain, name)]
 
 
 @dataclass(frozen=True)
@@ -278,6 +288,11 @@ class PromptSource:
     lesions: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     everything: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is asked for but what the case holds."""
+        return not (self.file or self.sentences or self.lesions or self.asks_for_groups)
 
     @property
     def asks_for_groups(self) -> bool:

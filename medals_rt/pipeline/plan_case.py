@@ -1,22 +1,37 @@
 """Dry runs from what a person gives: a case's file, or numbers and class names as typed."""
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TypeVar
 
-from medals_rt.bundle.bundle import Bundle, resolve_bundle
+from medals_rt.bundle.bundle import BUNDLE_VARIABLE, Bundle, resolve_bundle
+from medals_rt.common.choices import (
+    CPU_RUNNERS,
+    QUANTIZED_PRECISIONS,
+    RUNNER_KINDS,
+    Precision,
+    RunnerKind,
+)
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.typing import Shape, Spacing
+from medals_rt.io.volume import check_shape
 from medals_rt.pipeline.job_inputs import read_prompted_case
 from medals_rt.pipeline.lesions_over_anatomy import case_groups, check_combination
-from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.pipeline.options import (
+    PromptSource,
+    RunOptions,
+    idle_in_plans,
+    without_effect,
+)
 from medals_rt.pipeline.window_groups import check_window, classes_by_window
 from medals_rt.planning.cost import (
     RELEASED,
     CasePlan,
+    ModelFacts,
     facts_of,
     plan_case,
     with_seconds,
@@ -27,7 +42,7 @@ from medals_rt.planning.pass_timings import measured_on, recall
 from medals_rt.prompts.classes import ClassKey, by_exact_name, classes_of
 from medals_rt.runners.base import check_precision
 from medals_rt.runners.openvino import expected_convolution
-from medals_rt.runners.selection import choose, precisions
+from medals_rt.runners.selection import check_arithmetic, choose, installed, precisions
 
 _Number = TypeVar("_Number", int, float)
 
@@ -62,15 +77,17 @@ def plan_files(
         preset,
         prompts.modality,
     )
+    bundle = Bundle.open(resolve_bundle(options.bundle), verify=False)
     plan = _planned(
         volume.shape_dhw,
         spacing_mm,
         {group.name or group.window: group.prompts.class_keys for group in groups},
-        Bundle.open(resolve_bundle(options.bundle), verify=False),
+        bundle,
         options,
         image_bytes=volume.image_dhw.dtype.itemsize,
     )
-    return replace(plan, notes=(*prompts.notes, *notes))
+    idle = idle_in_plans(options, {key.kind for key in prompts.class_keys})
+    return replace(plan, notes=(*prompts.notes, *notes, *idle))
 
 
 def plan_numbers(
@@ -96,7 +113,9 @@ def plan_numbers(
     classes
         "CT/Liver;CT/Spleen": modality and class name.
     options
-        As for a run. Without a bundle the released models are planned for, in bf16 by OpenVINO.
+        As for a run. Without a bundle, here and in ``MEDALS_RT_BUNDLE``, models of the released
+        size are planned for, as a note says: in bf16 by OpenVINO unless another runner or precision
+        is asked for.
     kind
         Of classes that are both anatomy and lesion.
     stage
@@ -116,11 +135,9 @@ def plan_numbers(
     keys = [_named_class(text, kind) for text in classes.split(";") if text.strip()]
     if not keys:
         raise InputError("no class was asked for: name one, such as CT/Liver", code="no-class")
-    bundle = (
-        None
-        if options.bundle is None
-        else Bundle.open(resolve_bundle(options.bundle), verify=False)
-    )
+    named = options.bundle is not None or bool(os.environ.get(BUNDLE_VARIABLE))
+    bundle = Bundle.open(resolve_bundle(options.bundle), verify=False) if named else None
+    check_shape(sizes, max_voxels=options.max_voxels)
     preset = options.segment.algorithm
     spacing_mm: Spacing = lengths
     notes: tuple[Note, ...] = ()
@@ -143,7 +160,33 @@ def plan_numbers(
         options,
         stage=stage,
     )
-    return replace(plan, notes=notes)
+    kinds = {key.kind for key in keys}
+    return replace(
+        plan,
+        notes=(
+            *(() if bundle is not None else _released_notes(plan)),
+            *notes,
+            *idle_in_plans(options, kinds),
+            *_idle_in_numbers(options, kind, kinds),
+        ),
+    )
+
+
+def _released_notes(plan: CasePlan) -> tuple[Note, ...]:
+    """Note which network is planned for where none is named."""
+    how = f"with {plan.runner} in {plan.precision}"
+    return (Note("no-bundle", f"no bundle: a network of the released size, {how}"),)
+
+
+def _idle_in_numbers(options: RunOptions, kind: str, kinds: Collection[str]) -> tuple[Note, ...]:
+    """Note options about sentences, of which there are none."""
+    reading = options.reading
+    found = [
+        *(["modality"] if reading.modality is not None else []),
+        *(["free_text"] if reading.free_text else []),
+        *(["kind"] if kind == "lesion" and kind not in kinds else []),
+    ]
+    return without_effect(found, "--classes names modality and class")
 
 
 def _planned(
@@ -157,10 +200,14 @@ def _planned(
     image_bytes: int = 2,
 ) -> CasePlan:
     """Plan on a bundle, or on models of the released size, with what was measured of it here."""
-    model, measured = RELEASED, None
-    if bundle is not None:
+    measured = None
+    if bundle is None:
+        model = _released_model(options)
+    else:
         kind = choose(options.runner, bundle).kind
-        precision = check_precision(options.precision) or precisions(kind, bundle.precision)[0]
+        check_arithmetic(kind, bundle.precision, options.precision, options.convolution)
+        offered = precisions(kind, bundle.precision)
+        precision = _offered(kind, check_precision(options.precision), offered) or offered[0]
         model = facts_of(bundle, kind, precision)
         if kind == "openvino":
             voxels = max(prod(spec.window_hwd) for spec in model.stages)
@@ -183,6 +230,38 @@ def _planned(
         keeps_maps=segment.probabilities,
     )
     return with_time_budget(with_seconds(plan, measured), segment.time_budget)
+
+
+def _offered(kind: str, asked: Precision | None, offered: Sequence[Precision]) -> Precision | None:
+    """Return the precision asked for.
+
+    Raises
+    ------
+    InputError
+        The library doesn't compute in it here, so that a run would be refused, too.
+    """
+    if asked is None or asked in offered:
+        return asked
+    raise InputError(
+        f"{kind} computes in {' or '.join(offered)} here, not in {asked}; take another precision",
+        code="precision-unsupported",
+    )
+
+
+def _released_model(options: RunOptions) -> ModelFacts:
+    """Return a model of the released size on the runner that is asked for."""
+    kind: RunnerKind = next((each for each in RUNNER_KINDS if each == options.runner), "openvino")
+    asked = check_precision(options.precision)
+    graphs = asked if asked is not None and asked in QUANTIZED_PRECISIONS else "fp32"
+    check_arithmetic(kind, graphs, asked, options.convolution)
+    if kind != RELEASED.runner and kind in CPU_RUNNERS and installed(kind):
+        _offered(kind, asked, precisions(kind, graphs))
+    return replace(
+        RELEASED,
+        runner=kind,
+        precision=asked or (RELEASED.precision if kind == RELEASED.runner else graphs),
+        convolution="winograd" if options.convolution == "winograd" else "direct",
+    )
 
 
 def _numbers(

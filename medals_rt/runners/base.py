@@ -219,17 +219,17 @@ def check_precision(precision: str | None) -> Precision | None:
     )
 
 
-def check_quantized(request: OpenRequest) -> None:
+def check_quantized(asked: Precision | None, graphs: Precision, name: str) -> None:
     """Refuse another precision for graphs with Q/DQ than theirs.
 
     Raises
     ------
     InputError
     """
-    if request.precision not in {None, request.graph_precision}:
+    if asked not in {None, graphs}:
         raise InputError(
-            f"the convolutions of {request.name} are {request.graph_precision}, and are computed "
-            f"so: leave out precision {request.precision}, or take a bundle exported in it",
+            f"the convolutions of {name} are {graphs}, and are computed so: leave out precision "
+            f"{asked}, or take a bundle exported in it",
             code="precision-unsupported",
         )
 

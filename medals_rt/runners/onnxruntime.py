@@ -71,9 +71,10 @@ class ONNXRuntimeRunner(Runner):
         # The library's call returns when it is done; another thread can stop it meanwhile.
         self._thread = ThreadPoolExecutor(1, "onnxruntime")
         (graph_path,) = request.graph_paths
-        if request.graph_precision in QUANTIZED_PRECISIONS:
-            check_quantized(request)
-            self.precision = request.graph_precision
+        graphs = request.graph_precision
+        if graphs is not None and graphs in QUANTIZED_PRECISIONS:
+            check_quantized(request.precision, graphs, request.name)
+            self.precision = graphs
         elif request.precision in QUANTIZED_PRECISIONS:
             raise not_quantized(request.precision)
         elif request.precision not in {None, "fp32"}:

@@ -67,9 +67,10 @@ class OpenVINORunner(Runner):
         self.version: str = openvino.__version__.partition("-")[0]
         core = shared_core()
         processor = core.get_property("CPU", "FULL_DEVICE_NAME")
-        quantized = request.graph_precision in QUANTIZED_PRECISIONS
-        if quantized:
-            request = _as_quantized(request)
+        graphs = request.graph_precision
+        quantized = graphs is not None and graphs in QUANTIZED_PRECISIONS
+        if graphs is not None and quantized:
+            request = _as_quantized(request, graphs)
         self.precision = _precision(core, request.precision)
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": HINTS[self.precision],
@@ -211,21 +212,15 @@ def expected_convolution(
     return "winograd" if rule(channels, voxels) else "direct"
 
 
-def _as_quantized(request: OpenRequest) -> OpenRequest:
+def _as_quantized(request: OpenRequest, graphs: Precision) -> OpenRequest:
     """Return the request for graphs with Q/DQ, whose remaining arithmetic is the processor's own.
 
     Raises
     ------
     InputError
-        If another precision than the graphs', or Winograd convolutions are asked for.
+        If another precision than the graphs' is asked for.
     """
-    check_quantized(request)
-    if request.convolution == "winograd":
-        raise InputError(
-            f"convolutions of {request.graph_precision} are computed directly: leave "
-            "--convolution winograd out",
-            code="convolution-unsupported",
-        )
+    check_quantized(request.precision, graphs, request.name)
     return replace(request, precision=None, convolution="direct")
 
 

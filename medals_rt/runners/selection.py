@@ -7,10 +7,24 @@ from pathlib import Path
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common import gpu
-from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS, Convolution, Precision, RunnerKind
+from medals_rt.common.choices import (
+    CPU_RUNNERS,
+    QUANTIZED_PRECISIONS,
+    RUNNER_KINDS,
+    Convolution,
+    Precision,
+    RunnerKind,
+)
 from medals_rt.common.errors import InputError
 from medals_rt.common.optional_deps import is_installed, missing, missing_one_of
-from medals_rt.runners.base import OpenRequest, Runner, RunnerSpec, check_precision
+from medals_rt.runners.base import (
+    OpenRequest,
+    Runner,
+    RunnerSpec,
+    check_precision,
+    check_quantized,
+    not_quantized,
+)
 from medals_rt.runners.registry import REGISTRY, runner_spec
 
 
@@ -147,6 +161,7 @@ def open_joined(
     spec = runner_spec(kind)
     if not spec.joins_graphs:
         raise ValueError(f"{kind} does not join graphs")
+    check_arithmetic(kind, graph_precision or "fp32", precision, convolution)
     request = OpenRequest(
         graph_paths=tuple(graph_paths),
         name=name,
@@ -158,6 +173,51 @@ def open_joined(
         convolution=convolution,
     )
     return spec.open_graphs(request)
+
+
+def check_arithmetic(
+    kind: RunnerKind, graphs: Precision, asked: str | None, convolution: Convolution = "auto"
+) -> None:
+    """Refuse arithmetic that a library doesn't have for graphs; runs and plans ask this first.
+
+    What only this processor lacks is left to the library.
+
+    Parameters
+    ----------
+    kind
+        The library.
+    graphs
+        The arithmetic that the graphs ask for.
+    asked
+        A precision; None leaves it to the library.
+    convolution
+        How large convolutions are to be computed.
+
+    Raises
+    ------
+    InputError
+        ``precision-unknown``, ``precision-not-exported`` (8-bit arithmetic of graphs without Q/DQ),
+        ``precision-unsupported`` (another than that of graphs with Q/DQ), or
+        ``convolution-unsupported`` (Winograd's where the library has none).
+    """
+    precision = check_precision(asked)
+    if graphs in QUANTIZED_PRECISIONS:
+        check_quantized(precision, graphs, "this bundle")
+    elif precision in QUANTIZED_PRECISIONS:
+        raise not_quantized(precision)
+    if convolution != "winograd":
+        return
+    if not runner_spec(kind).joins_graphs:
+        raise InputError(
+            f"--convolution winograd is of the runner openvino, and {kind} convolves by itself: "
+            "leave one of them out",
+            code="convolution-unsupported",
+        )
+    if graphs in QUANTIZED_PRECISIONS:
+        raise InputError(
+            f"convolutions of {graphs} are computed directly: leave --convolution winograd out",
+            code="convolution-unsupported",
+        )
 
 
 def installed(kind: RunnerKind) -> bool:

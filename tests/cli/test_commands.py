@@ -88,12 +88,52 @@ def test_the_list_of_groups() -> None:
     assert max(map(len, shown.splitlines())) < 100
 
 
+NUMBERS = ("--shape", "60,60,60", "--spacing", "2,2,2", "--classes", "CT/Liver")
+
+
+def test_a_plan_without_a_bundle_is_of_the_runner_that_is_asked_for() -> None:
+    plan = json.loads(call("plan", *NUMBERS, "--runner", "onnxruntime", "--json").stdout)
+    assert (plan["runner"], plan["precision"]) == ("onnxruntime", "fp32")
+    assert [note["code"] for note in plan["notes"]] == ["no-bundle"]
+
+
+def test_a_plan_of_numbers_takes_the_bundle_of_the_environment(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = call("plan", *NUMBERS, "--bundle", tiny_bundle.folder, "--json").stdout
+    monkeypatch.setenv("MEDALS_RT_BUNDLE", str(tiny_bundle.folder))
+    assert call("plan", *NUMBERS, "--json").stdout == named
+
+
+def test_idle_options_of_a_plan_are_named() -> None:
+    words = ("--kind", "lesion", "--lesion-iterations", "3", "--modality", "CT")
+    notes = json.loads(call("plan", *NUMBERS, *words, "--json").stdout)["notes"]
+    assert [note["text"].partition(" change")[0] for note in notes[1:]] == [
+        "--lesion-iterations",
+        "--modality and --kind",
+    ]
+
+
+def test_runs_and_plans_refuse_the_same_arithmetic(
+    tiny_bundle: Bundle, case: Path, run: Callable[..., Result]
+) -> None:
+    for options, code in (
+        ({"precision": "int8"}, "precision-not-exported"),
+        ({"precision": "fp16", "runner": "openvino"}, "precision-unsupported"),
+        ({"convolution": "winograd", "runner": "onnxruntime"}, "convolution-unsupported"),
+    ):
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        planned = call("plan", "--input", case, "--bundle", tiny_bundle.folder, *words)
+        for result in (planned, run(**options)):
+            assert_refused(result, InputError)
+            assert error_of(result).code == code
+
+
 def test_a_plan_says_which_options_it_does_not_depend_on() -> None:
     words = ("--shape", "60,60,60", "--spacing", "2,2,2", "--classes", "CT/Liver")
     result = call("plan", *words, "--threshold", "0.3")
-    assert result.stderr == (
-        "note: --threshold changes nothing here: a plan is the same with any value\n"
-    )
+    assert "note: --threshold changes nothing here" in result.stderr
+    assert "note: no bundle" in result.stderr
     bare, kept = (
         json.loads(call("plan", *words, *more, "--json").stdout)["expected_peak_memory_mib"]
         for more in ((), ("--probabilities",))
@@ -122,6 +162,16 @@ def test_plan_of_a_case(tiny_bundle: Bundle, case: Path, run: Callable[..., Resu
         (("--input", "a.npz", "--shape", "1,1,1"), "case-twice"),
         (("--shape", "1,1,1"), "case-missing"),
         (("--input", "a.npz", "--max-memory", "much"), "memory-size-invalid"),
+        ((*NUMBERS, "--prompt", "Liver in CT"), "classes-twice"),
+        ((*NUMBERS, "--group", "nonsense"), "classes-twice"),
+        ((*NUMBERS, "--series", "4"), "series-without-case"),
+        ((*NUMBERS, "--select", "ECHO=2"), "series-without-case"),
+        ((*NUMBERS, "--max-voxels", "9"), "too-many-voxels"),
+        (
+            (*NUMBERS, "--runner", "onnxruntime", "--convolution", "winograd"),
+            "convolution-unsupported",
+        ),
+        ((*NUMBERS, "--runner", "onnxruntime", "--precision", "bf16"), "precision-unsupported"),
     ],
 )
 def test_plans_of_nothing(words: tuple[str, ...], code: str) -> None:

@@ -52,6 +52,13 @@ OPTIONS = {
     "prompts": 'give a sentence, such as "Liver in abdominal CT", or --list, or --groups',
     "verify --graphs-only --cases-only": "--graphs-only and --cases-only leave nothing to do; "
     "give one of them",
+    "verify --layers --cases-only": "--layers narrows single graphs down, and --cases-only "
+    "compares none; give one of them",
+    "plan --shape 9,9,9 --spacing 1,1,1 --classes CT/Liver --prompt x": "--classes names what is "
+    "asked for: leave out --prompts, --prompt, --lesion, --group and --all, or describe the case "
+    "by --input",
+    "bench --convolution --quick --input x": "--convolution measures layers of its own, on "
+    "OpenVINO, and takes only --threads: leave out --input, --thorough/--quick",
     "verify --prompts x": "--prompts belongs to --case; give both",
     "bench --stage1 x": "eager PyTorch needs both checkpoints: --stage1 and --stage2",
     "batch x y --no-preview --prompts x --prompt y": "prompts come from --prompts or from "

@@ -15,7 +15,15 @@ from medals_rt.common.errors import (
     MissingFileError,
     PromptError,
 )
-from tests.cli.helpers import SHAPE, Result, assert_one_line, assert_refused, call, write_case
+from tests.cli.helpers import (
+    SHAPE,
+    Result,
+    assert_one_line,
+    assert_refused,
+    call,
+    error_of,
+    write_case,
+)
 
 
 def test_an_annotation_that_does_not_fit(
@@ -141,3 +149,24 @@ def test_a_damaged_bundle(
 )
 def test_wrong_usage(arguments: list[str]) -> None:
     assert_one_line(call(*arguments), 2)
+
+
+def test_a_file_where_a_folder_is_wanted(run: Callable[..., Result], case: Path, out: Path) -> None:
+    for option in ("split", "probabilities"):
+        result = run(**{option: case})
+        assert_refused(result, InputError)
+        assert error_of(result).code == "folder-is-a-file"
+    assert not list(out.iterdir())
+
+
+def test_a_batch_of_reports_about_no_dicom(case: Path, tmp_path: Path) -> None:
+    result = call("batch", case, tmp_path / "results", "--sr", "--no-preview")
+    assert_refused(result, InputError)
+    assert error_of(result).code == "report-without-seg"
+    assert "--format dcm" in result.stderr
+
+
+def test_layers_of_no_graph() -> None:
+    result = call("verify", "--layers", "--cases-only")
+    assert_refused(result, InputError)
+    assert error_of(result).code == "layers-without-graphs"

@@ -323,7 +323,7 @@ def test_winograd_is_refused_where_convolutions_are_integers(bundle):
 
 
 def test_cases_are_asked_for_where_they_count(tmp_path):
-    with raises(ExportError, "calibration-missing"):
+    with raises(InputError, "calibration-missing"):
         export_tiny_bundle(tmp_path / "a", precision="int8")
-    with raises(ExportError, "calibration-not-needed"):
+    with raises(InputError, "calibration-not-needed"):
         export_tiny_bundle(tmp_path / "b", precision="bf16", calibrate=tmp_path)

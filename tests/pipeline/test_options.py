@@ -203,6 +203,11 @@ def test_options_that_change_nothing_are_noted(
 
 
 def test_options_that_a_plan_does_not_depend_on_are_noted() -> None:
-    (note,) = idle_in_plans(SegmentOptions(threshold=0.3, seed=1, overlap=0.2))
-    assert note.text.startswith("--threshold and --seed change nothing")
-    assert idle_in_plans(SegmentOptions(overlap=0.2)) == ()
+    def named(*, threads: int | None = None, **given: Any) -> list[str]:
+        options = RunOptions(threads=threads, segment=SegmentOptions(**given))
+        return [note.text.partition(" change")[0] for note in idle_in_plans(options, ("anatomy",))]
+
+    assert named(threshold=0.3, seed=1, overlap=0.2) == ["--threshold and --seed"]
+    assert named(refinement="none", seed=1, iterations=3) == ["--seed", "--iterations"]
+    assert named(lesion_iterations=3, threads=1) == ["--threads", "--lesion-iterations"]
+    assert named(overlap=0.2) == []

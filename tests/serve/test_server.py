@@ -17,7 +17,6 @@ from medals_rt.common.errors import (
     DeviceLostError,
     InputError,
     MissingDependencyError,
-    OutputError,
 )
 from medals_rt.pipeline.options import RunOptions
 from medals_serve import command
@@ -113,7 +112,7 @@ def test_a_folder_for_data_that_is_none(tiny_bundle: Bundle, tmp_path: Path) -> 
     """The model is closed again."""
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(OutputError) as caught:
+    with pytest.raises(InputError) as caught:
         start(tiny_bundle.folder, data_dir=file)
     assert caught.value.code == "data-dir-unusable"
     assert not [each for each in threading.enumerate() if each.name == "medals-engine"]

@@ -18,7 +18,7 @@ from medals_rt.pipeline.batch.jobs_file import (
     source_of,
 )
 from medals_rt.pipeline.batch.store import LOCAL, Store
-from medals_rt.pipeline.job_outputs import own_ending
+from medals_rt.pipeline.job_outputs import check_labels_are_dicom, own_ending
 from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.output_grid import GridRequest
@@ -156,7 +156,8 @@ def plan_batch(
     ------
     InputError
         There is no case, two would be written to one file, a name leads out of the folder of
-        results, or the jobs file has an error.
+        results, a report or a server wants DICOM and the results are none, or the jobs file has an
+        error.
     """
     reports = reports or results
     if jobs is not None:
@@ -177,6 +178,8 @@ def plan_batch(
     common = _Common(source, options, series, select)
     cases = tuple(_batch_case(each, places, common) for each in found)
     _refuse_clashes(cases)
+    for case in cases:
+        check_labels_are_dicom(case.job, remedy="say --format dcm")
     return BatchPlan(cases, results, reports, unread, files)
 
 

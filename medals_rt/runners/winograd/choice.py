@@ -94,15 +94,15 @@ def rule_here(precision: Precision, processor: str) -> ConvolutionRule:
     precision
         What the library computes in.
     processor
-        Its name: measurements of the user's own for it take precedence over those shipped.
+        Its name: measurements of the user's own for it take precedence, point by point, over
+        those shipped, as some may be missing where measuring was interrupted.
     """
-    known = [each for each in _read(own_file()) if each.processor == processor]
-    known = [each for each in known if each.precision == precision]
-    if not known:
-        ours = instruction_set(precision)
-        known = [each for each in _read(SHIPPED) if each.processor == ours]
-        known = [each for each in known if each.precision == precision]
-    return ConvolutionRule(tuple((t.channels, t.voxels, t.pays) for t in known))
+    known = [
+        *(each for each in _read(SHIPPED) if each.processor == instruction_set(precision)),
+        *(each for each in _read(own_file()) if each.processor == processor),
+    ]
+    points = {(t.channels, t.voxels): t.pays for t in known if t.precision == precision}
+    return ConvolutionRule(tuple((*point, pays) for point, pays in points.items()))
 
 
 def own_file() -> Path | None:
@@ -114,7 +114,7 @@ def own_file() -> Path | None:
 
 
 def keep(timings: Sequence[Timing]) -> Path | None:
-    """Add measurements to the user's own, in place of older ones of the same processor.
+    """Add measurements to the user's own, in place of older ones of the same.
 
     Returns
     -------
@@ -124,12 +124,16 @@ def keep(timings: Sequence[Timing]) -> Path | None:
     file = own_file()
     if file is None:
         return None
-    made = {(each.processor, each.precision) for each in timings}
-    others = [each for each in _read(file) if (each.processor, each.precision) not in made]
+    made = {_measured(each) for each in timings}
+    others = [each for each in _read(file) if _measured(each) not in made]
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(file) as temporary:
         temporary.write_bytes(to_json([*others, *timings]))
     return file
+
+
+def _measured(timing: Timing) -> tuple[str, str, int, int]:
+    return timing.processor, timing.precision, timing.channels, timing.voxels
 
 
 def to_json(timings: Sequence[Timing]) -> bytes:

@@ -36,7 +36,7 @@ def time_convolutions(
     progress: Progress | None = None,
     channels: Sequence[int] = CHANNELS,
     sides: Sequence[int] = SIDES,
-) -> list[Timing]:
+) -> Iterator[Timing]:
     """Time both kinds of convolution, in each precision that the processor computes in natively.
 
     By processor time, so that it holds on a machine that does other things, too. Takes about a
@@ -65,10 +65,8 @@ def time_convolutions(
         for count in channels
         for side in sides
     ]
-    return [
-        _time(processor, precision, count, side, threads)
-        for precision, count, side in _told(plan, progress)
-    ]
+    for precision, count, side in _told(plan, progress):
+        yield _time(processor, precision, count, side, threads)
 
 
 def _told(plan: Sequence[Any], progress: Progress | None) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """Both kinds of convolution are timed, and what is found decides."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ pytest.importorskip("llvmlite")
 
 def test_each_native_precision_is_timed() -> None:
     told: list[tuple[str, int, int]] = []
-    found = convolutions.time_convolutions(
-        1, lambda *step: told.append(step), channels=(16,), sides=(8, 32)
+    found = list(
+        convolutions.time_convolutions(
+            1, lambda *step: told.append(step), channels=(16,), sides=(8, 32)
+        )
     )
     native = set(OPENVINO.precisions("fp32"))
     assert {each.precision for each in found} == native
@@ -43,3 +46,28 @@ def test_the_command_keeps_what_it_finds(tmp_path: Path, monkeypatch: pytest.Mon
     file = own_file()
     assert file is not None
     assert file.parent == tmp_path
+
+
+def test_what_was_measured_before_an_interruption_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> Iterator[Timing]:
+        yield Timing("mine", "fp32", 16, 1000, 2.0, 1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path))
+    monkeypatch.setattr(convolutions, "time_convolutions", interrupted)
+    assert CliRunner().invoke(app, ["bench", "--convolution"]).exit_code == 130
+    assert rule_here("fp32", "mine")(16, 1000)
+
+
+@pytest.mark.parametrize(
+    "words", ["--quick", "--input x", "--output bench", "--runner openvino", "--repetitions 5"]
+)
+def test_what_convolutions_are_not_measured_by_is_refused(
+    words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolutions, "time_convolutions", None)
+    answer = CliRunner().invoke(app, ["bench", "--convolution", *words.split()])
+    assert answer.exit_code == 2
+    assert words.split(maxsplit=1)[0] in answer.output
