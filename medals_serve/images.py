@@ -202,7 +202,11 @@ def write_placed(path: Path, array_kji: Any, affine_lps: Any) -> None:
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
     image.header.set_xyzt_units("mm")
-    with atomic_output(path) as temporary, gzip.open(temporary, "wb", 1) as packed:
+    with (
+        atomic_output(path) as temporary,
+        temporary.open("wb") as file,
+        gzip.GzipFile("", "wb", 1, file, mtime=0) as packed,  # neither name nor time in its header
+    ):
         packed.write(image.to_bytes())
 
 

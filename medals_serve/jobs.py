@@ -36,7 +36,7 @@ from medals_rt.pipeline.csv_tables import (
 )
 from medals_rt.pipeline.job import passes_recorded, segment_job
 from medals_rt.pipeline.job_inputs import prepare_job
-from medals_rt.pipeline.job_outputs import files_of_maps
+from medals_rt.pipeline.job_outputs import check_mesh, files_of_maps
 from medals_rt.pipeline.job_request import Job, ReadJob
 from medals_rt.pipeline.job_results import (
     measure,
@@ -46,7 +46,7 @@ from medals_rt.pipeline.job_results import (
     write_preview,
 )
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
-from medals_rt.pipeline.output_grid import GridRequest, on_grid
+from medals_rt.pipeline.output_grid import GridRequest, lost_notes, on_grid
 from medals_rt.pipeline.report import RunReport
 from medals_rt.pipeline.segmenter import CoarseLabels, Result, Segmenter
 from medals_rt.prompts.prompt_set import PromptReading, PromptSet
@@ -226,6 +226,7 @@ class ServedJob:
         self._canceled: str | None = None
         self._prompts: PromptSet | None = None
         self._report: RunReport | None = None
+        self._lost: dict[str, tuple[str, ...]] = {}
         self._lock = threading.RLock()
         self._writing = threading.Lock()
 
@@ -397,10 +398,19 @@ class ServedJob:
 
     # What came of it ------------------------------------------------------------------------------
 
-    def labels(self, kind: str, grid: GridRequest | None = None) -> Path:
+    def labels(
+        self, kind: str, grid: GridRequest | None = None, mesh_reduction: float = 0.0
+    ) -> Path:
         """Make the labels in a format of `OUTPUT_KINDS`; return the file.
 
-        `grid` is the one that they are wanted on; None: the scan's.
+        Parameters
+        ----------
+        kind
+            The format.
+        grid
+            The one that they are wanted on; None: the scan's.
+        mesh_reduction
+            Share of a mesh's faces to leave out.
 
         Raises
         ------
@@ -416,20 +426,30 @@ class ServedJob:
                 code="unknown-format",
             )
         wanted = grid or GridRequest()
-        name = f"result-{found.format}{found.ending}"
+        words: list[str] = [f"result-{found.format}"]
         if not wanted.is_scans:
-            check_own_grid(name, found.format)
+            check_own_grid(f"result{found.ending}", found.format)
             parts = (*(wanted.spacing_hwd_mm or ("scan",)), wanted.crop_mm)
-            name = f"result-{found.format}-{'-'.join(map(str, parts))}".replace(".", "_")
-            name += found.ending
+            words.extend(map(str, parts))
+        output = self.folder / f"result{found.ending}"
+        job = replace(self._job, output=output, mesh_reduction=mesh_reduction)
+        check_mesh(job)
+        if mesh_reduction:
+            words.append(f"less-{mesh_reduction}")
+        name = "-".join(words).replace(".", "_") + found.ending
 
         def write(path: Path) -> None:
             read, result = self._outcome()
             wanted.check_size(read.case.volume, self._job.options.max_voxels)
             case, moved, _ = on_grid(read.case, result, wanted)
-            write_labels(path, replace(read, case=case), moved, format=found.format)
+            write_labels(path, replace(read, case=case, job=job), moved, format=found.format)
+            self._lost[name] = tuple(note.text for note in lost_notes(result, moved))
 
         return self._made(name, write)
+
+    def warnings(self, path: Path) -> tuple[str, ...]:
+        """Return what a file that `labels` made can't hold."""
+        return self._lost.get(path.name, ())
 
     def coarse(self, number: int) -> Path:
         """Return a part of the coarse result as NIfTI, on the coarse stage's grid.
@@ -441,8 +461,8 @@ class ServedJob:
         """
         if not 1 <= number <= self._coarse:
             raise ServiceError(
-                f"the job has {self._coarse} coarse parts so far; its state says so in "
-                "`coarse_parts`",
+                f"there is no coarse part {number}: parts are numbered from 1, and the job has "
+                f"{self._coarse} so far (`coarse_parts` of its state)",
                 code="coarse-not-there",
                 status=HTTPStatus.CONFLICT,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -17,7 +17,7 @@ from medals_rt.common.choices import PRESETS, Kind, Modality
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import InputError
 from medals_rt.io.registry import DICOM_ENDINGS, ENDINGS
-from medals_rt.pipeline.output_grid import GridRequest
+from medals_rt.pipeline.output_grid import GridRequest, read_spacing
 from medals_serve import metrics as figures
 from medals_serve.catalog import MAX_TEXT
 from medals_serve.images import ServedImage
@@ -70,6 +70,32 @@ def service_of(request: Request) -> Service:
 
 
 Here = Annotated[Service, Depends(service_of)]
+
+
+def _known_query(request: Request) -> None:
+    """Refuse parameters that a route doesn't have, which would be ignored without a word.
+
+    Raises
+    ------
+    InputError
+    """
+    known = set(_query_names(request.scope["route"].dependant))
+    if unknown := sorted(set(request.query_params) - known):
+        there = f"there are {', '.join(sorted(known))}" if known else "it has none"
+        raise InputError(
+            f"there is no parameter {', '.join(f'{each:.60}' for each in unknown[:5])} of "
+            f"{request.url.path}; {there}",
+            code="parameter-unknown",
+        )
+
+
+def _query_names(dependant: Any) -> Iterator[str]:
+    yield from (each.alias for each in dependant.query_params)
+    for each in dependant.dependencies:
+        yield from _query_names(each)
+
+
+_CHECKED: Final = [Depends(_known_query)]
 
 
 async def _owner(
@@ -126,7 +152,7 @@ async def measured(service: Here) -> Response:
 
 # Model --------------------------------------------------------------------------------------------
 
-model = APIRouter(prefix="/v1", tags=["model"])
+model = APIRouter(prefix="/v1", tags=["model"], dependencies=_CHECKED)
 
 
 @model.get("/model")
@@ -168,7 +194,7 @@ async def read_prompts(
 
 # Sessions -----------------------------------------------------------------------------------------
 
-sessions = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+sessions = APIRouter(prefix="/v1/sessions", tags=["sessions"], dependencies=_CHECKED)
 
 
 @sessions.post("", status_code=HTTPStatus.CREATED)
@@ -200,7 +226,7 @@ async def end_session(service: Here, owner: Owner) -> Response:
 
 # Images and masks ---------------------------------------------------------------------------------
 
-images = APIRouter(prefix="/v1", tags=["images"])
+images = APIRouter(prefix="/v1", tags=["images"], dependencies=_CHECKED)
 
 
 @images.post("/images", status_code=HTTPStatus.CREATED, openapi_extra=_BODY)
@@ -270,7 +296,7 @@ async def upload_mask(
 
 # Jobs ---------------------------------------------------------------------------------------------
 
-jobs = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+jobs = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=_CHECKED)
 
 
 @jobs.post("", status_code=HTTPStatus.ACCEPTED)
@@ -318,25 +344,22 @@ async def download_labels(
     owner: Owner,
     format: Annotated[str, Query(max_length=32)] = "nii.gz",  # noqa: A002
     crop: Annotated[float | None, Query(ge=0, le=1000)] = None,
-    spacing: Annotated[list[float] | None, Query(min_length=1, max_length=3)] = None,
+    spacing: Annotated[list[str] | None, Query(max_length=3)] = None,
+    mesh_reduction: Annotated[float, Query(ge=0, lt=1)] = 0.0,
 ) -> Response:
     """Return the labels, in one of the image's `output_formats`, on the scan's own grid.
 
-    With `crop` only the box of what was found and so many mm around it; with `spacing` (once, or
-    for H, W and D) on a grid of that spacing in mm.
+    With `crop` only the box of what was found and so many mm around it; with `spacing` (one length,
+    or `H,W,D`) on a grid of that spacing in mm; with `mesh_reduction` without that share of a
+    mesh's faces. What is too small for the grid is named by the header `Medals-Warning`.
     """
     found = owner.job(job)
-    if spacing is not None and len(spacing) == 2:
-        raise InputError(
-            "spacing is one length in mm, or three for H, W and D",
-            code="output-spacing-not-lengths",
-        )
-    lengths = None
-    if spacing is not None:
-        h, w, d = spacing * (3 // len(spacing))
-        lengths = (h, w, d)
+    lengths = None if spacing is None else read_spacing(",".join(spacing))
     grid = GridRequest(lengths, crop)
-    return await _made(service, found, lambda: found.labels(format, grid))
+    answer = await _made(service, found, lambda: found.labels(format, grid, mesh_reduction))
+    if lost := found.warnings(Path(answer.path)):
+        answer.headers["Medals-Warning"] = quote("; ".join(lost), safe=" ,;:()")
+    return answer
 
 
 @jobs.get("/{job}/probabilities", response_class=FileResponse)
@@ -436,13 +459,13 @@ async def _events(service: Service, job: ServedJob) -> AsyncIterator[str]:
         quiet += POLL_S
 
 
-async def _made(service: Service, job: ServedJob, make: Callable[[], Path]) -> Response:
+async def _made(service: Service, job: ServedJob, make: Callable[[], Path]) -> FileResponse:
     """Make a file of a job and send it."""
     path = await service.in_thread(make)
     return _file(path, job.download_name(path))
 
 
-def _file(path: Path, name: str) -> Response:
+def _file(path: Path, name: str) -> FileResponse:
     return FileResponse(
         path,
         media_type=_MEDIA_TYPES.get(path.suffix, "application/octet-stream"),

@@ -373,24 +373,9 @@ def run_options(
 
 def grid_request(*, crop: Crop = None, output_spacing: OutputSpacing = None) -> "GridRequest":
     """Make the grid of results from its flags."""
-    from medals_rt.pipeline.output_grid import GridRequest
+    from medals_rt.pipeline.output_grid import GridRequest, read_spacing
 
-    return GridRequest(None if output_spacing is None else _lengths(output_spacing), crop)
-
-
-def _lengths(text: str) -> tuple[float, float, float]:
-    """Read one length, or three separated by commas."""
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) not in {1, 3}:
-        raise InputError(
-            f"an output spacing is one length in mm, such as 1, or three for H,W,D, not {text!r}",
-            code="output-spacing-not-lengths",
-        )
-    first, second, third = values * (3 // len(values))
-    return first, second, third
+    return GridRequest(None if output_spacing is None else read_spacing(output_spacing), crop)
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:

@@ -17,8 +17,11 @@ _TOKEN: Final = secrets.token_hex(4)
 """Of this process: on a shared disk, processes of several machines have the same number."""
 
 
-def prepare_output(path: Path) -> Path:
-    """Make a file's folder and try that it can be written, before any long work starts.
+def check_writable(path: Path) -> Path:
+    """Try that a file can be written, before any long work starts; make no folder for it.
+
+    Of folders that don't exist it is tried whether the nearest one above that does can be written,
+    so that work that is refused or interrupted leaves none behind.
 
     Parameters
     ----------
@@ -28,23 +31,42 @@ def prepare_output(path: Path) -> Path:
     Raises
     ------
     InputError
-        The path is a folder, or its folder can't be made or written.
+        The path is a folder, or its folder can't be written.
     """
     if path.is_dir():
         raise InputError(
             f"{path} is a folder; give the name of a file to write", code="is-a-folder"
         )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trial = _beside(path)
+    with _unwritable_refused(path):
+        trial = _nearest_folder(path) / _beside(path).name
         trial.touch()
         trial.unlink()
+    return path
+
+
+def prepare_output(path: Path) -> Path:
+    """Make a file's folder, and try as `check_writable` that it can be written.
+
+    Raises
+    ------
+    InputError
+        The path is a folder, or its folder can't be made or written.
+    """
+    check_writable(path)
+    with _unwritable_refused(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def _unwritable_refused(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"can't write {path}: {error.strerror or error}; choose another place",
             code="output-not-writable",
         ) from error
-    return path
 
 
 @contextmanager
@@ -109,6 +131,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_output(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def _nearest_folder(path: Path) -> Path:
+    """Return the deepest folder above a path that exists."""
+    for folder in path.parents:
+        try:
+            folder.stat()
+        except FileNotFoundError:
+            continue
+        return folder
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def _beside(path: Path) -> Path:

@@ -117,8 +117,9 @@ def reduced(
     vertices_mm, faces
         As `surface_of` returns them.
     reduction
-        Share of the faces to leave out, 0 to 1. Of a surface that would open, or change its volume
-        by more than 2 %, twice as many faces are kept, and so on: of a single voxel all.
+        Share of the faces to leave out, 0 to 1. Of a surface that would open, get an edge of more
+        than two faces, or change its volume by more than 2 %, twice as many faces are kept, and so
+        on: of a single voxel all.
 
     Raises
     ------
@@ -127,23 +128,40 @@ def reduced(
     """
     library = import_optional("fast-simplification", "a mesh of fewer faces")
     volume, kept = _volume(vertices_mm, faces), 1 - reduction
+    open_edges = _open_edges(faces)  # where parts touch at an edge
     while kept < 1:
         fewer_mm, fewer = library.simplify(
             vertices_mm, faces.astype(np.int32), target_reduction=1 - kept
         )
-        fewer = fewer.astype(np.int64)
-        if _closed(fewer) and abs(_volume(fewer_mm, fewer) / volume - 1) <= _VOLUME_TOLERANCE:
-            return fewer_mm, fewer
+        fewer = _without_folds(fewer.astype(np.int64))
+        is_closed = _open_edges(fewer) <= open_edges
+        if is_closed and abs(_volume(fewer_mm, fewer) / volume - 1) <= _VOLUME_TOLERANCE:
+            used, faces_of_used = np.unique(fewer, return_inverse=True)
+            return fewer_mm[used], faces_of_used.reshape(fewer.shape)
         kept *= 2
     return vertices_mm, faces
 
 
-def _closed(faces: HostArray) -> bool:
-    """Whether each edge is passed as often in one direction as in the other."""
+def _without_folds(faces: HostArray) -> HostArray:
+    """Drop faces without area, and pairs of faces that lie back to back between three vertices."""
+    first, second, third = faces.T
+    faces = faces[(first != second) & (second != third) & (third != first)]
+    corners = np.sort(faces, axis=1)
+    rotated = np.take_along_axis(faces, (faces.argmin(axis=1)[:, None] + range(3)) % 3, axis=1)
+    side = np.where(rotated[:, 1] < rotated[:, 2], 1, -1)
+    _, numbers = np.unique(corners, axis=0, return_inverse=True)
+    sides = np.bincount(numbers.ravel(), weights=side)
+    kept: HostArray = faces[sides[numbers.ravel()] != 0]
+    return kept
+
+
+def _open_edges(faces: HostArray) -> int:
+    """Count edges that aren't passed once in each direction, by two faces that face one way."""
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    there = np.where(edges[:, 0] < edges[:, 1], 1, -1)
+    there = edges[:, 0] < edges[:, 1]
     _, numbers = np.unique(np.sort(edges, axis=1), axis=0, return_inverse=True)
-    return not np.bincount(numbers.ravel(), weights=there).any()
+    forth, back = (np.bincount(numbers.ravel(), weights=each) for each in (there, ~there))
+    return int(np.count_nonzero((forth != 1) | (back != 1)))
 
 
 def _surfaces(output: SegmentationOutput, name: str) -> Iterator[ClosedSurface]:

@@ -55,8 +55,7 @@ def run_job(job: Job, progress: Progress | None = None) -> Result:
     with opened as segmenter, passes_recorded(segmenter):
         result = segment_job(segmenter, read, progress, seconds_before=watch.seconds)
     with whole(progress, "write"):
-        write_job(read, result)
-    return result
+        return write_job(read, result)
 
 
 def open_models(options: RunOptions, progress: Progress | None = None) -> Segmenter:

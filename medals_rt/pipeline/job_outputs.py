@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from medals_rt.common.atomic_io import prepare_output
+from medals_rt.common.atomic_io import check_writable
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import require
@@ -60,16 +60,11 @@ def check_outputs(job: Job) -> None:
     InputError, ServerError
     """
     _check_names(job)
-    _, outputs = _named(job)
     _check_folders(job)
-    if job.split is not None:
-        outputs.append(job.split / f"class{split_ending(job.output)}")
-    if job.probabilities is not None:
-        outputs.append(job.probabilities / f"class{MAP_ENDING}")
-    for path in outputs:
-        prepare_output(path)
+    for path in all_outputs(job):
+        check_writable(path)
     check_output(job.output, format=job.format)
-    _check_mesh(job)
+    check_mesh(job)
     check_labels_are_dicom(job)
     if job.store is not None:
         check_store(job.store)
@@ -81,6 +76,16 @@ def check_outputs(job: Job) -> None:
         check_own_grid(job.output, job.format)
         if job.instances is not None:
             check_own_grid(job.instances)
+
+
+def all_outputs(job: Job) -> list[Path]:
+    """Name what a job writes; of each folder of files one that stands for all."""
+    _, outputs = _named(job)
+    if job.split is not None:
+        outputs.append(job.split / f"class{split_ending(job.output)}")
+    if job.probabilities is not None:
+        outputs.append(job.probabilities / f"class{MAP_ENDING}")
+    return outputs
 
 
 def _check_names(job: Job) -> None:
@@ -195,14 +200,19 @@ def _resolved(*paths: list[Path]) -> set[Path]:
     return {path.resolve() for part in paths for path in part}
 
 
-def _check_mesh(job: Job) -> None:
-    """Check that the output has faces, where some are to be left out."""
+def check_mesh(job: Job) -> None:
+    """Refuse to leave out faces of an output that has none.
+
+    Raises
+    ------
+    InputError, MissingDependencyError
+    """
     if not job.mesh_reduction:
         return
     if format_of_output(job.output, job.format) not in MESHES:
         raise InputError(
-            f"{job.output.name} holds voxels, which have no faces to leave out; end it in .glb or "
-            ".stl, or leave out --mesh-reduction",
+            f"{job.output.name} holds voxels, which have no faces to leave out; make it .glb or "
+            ".stl, or leave out the mesh reduction",
             code="no-mesh-to-reduce",
         )
     require("--mesh-reduction", "fast-simplification")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.common.arrays import to_host
-from medals_rt.common.atomic_io import write_json
+from medals_rt.common.atomic_io import prepare_output, write_json
 from medals_rt.inference.cascade import ONE_STAGE
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.results import number_objects, object_color, object_name
@@ -28,10 +28,15 @@ from medals_rt.pipeline.csv_tables import (
     statistics_row,
     write_csv,
 )
-from medals_rt.pipeline.job_outputs import files_of_classes, files_of_maps, lesion_table
+from medals_rt.pipeline.job_outputs import (
+    all_outputs,
+    files_of_classes,
+    files_of_maps,
+    lesion_table,
+)
 from medals_rt.pipeline.job_request import ReadJob
 from medals_rt.pipeline.lesion_statistics import LesionStatistics, lesion_statistics
-from medals_rt.pipeline.output_grid import OutputGrid, on_grid
+from medals_rt.pipeline.output_grid import OutputGrid, lost_notes, on_grid
 from medals_rt.pipeline.preview import Orientation, save_preview
 from medals_rt.pipeline.segmenter import Result
 from medals_rt.planning.policy import load_policy
@@ -42,18 +47,27 @@ _MOST_DRAWN: Final = 32
 """Objects that a picture draws in a color and line style each."""
 
 
-def write_job(read: ReadJob, result: Result) -> None:
+def write_job(read: ReadJob, result: Result) -> Result:
     """Write labels and what else the job asks for, each file whole or not at all.
+
+    Folders are made now. Returned is the result with a note of what its files can't hold.
 
     Raises
     ------
+    InputError
+        A folder can't be made or written any more.
     OutputError
         A file can't be written, as when the disk is full.
     ServerError
         The output can't be stored on a server.
     """
     job = read.job
+    for path in all_outputs(job):
+        prepare_output(path)
     case, written, grid = on_grid(read.case, result, job.grid)
+    report = result.report
+    lost = lost_notes(result, written)
+    result = replace(result, report=replace(report, notes=(*report.notes, *lost)))
     write_labels(job.output, replace(read, case=case), written, format=job.format)
     write_class_files(
         files_of_classes(job, read.prompts),
@@ -83,6 +97,7 @@ def write_job(read: ReadJob, result: Result) -> None:
         )
     if job.store is not None:
         store_files(job.store, [job.output] if job.sr is None else [job.output, job.sr])
+    return result
 
 
 def write_labels(

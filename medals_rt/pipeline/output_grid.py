@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from medals_rt.common.arrays import bounding_box, to_host
 from medals_rt.common.errors import InputError
-from medals_rt.common.notes import Note
+from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import HostArray, Shape
 from medals_rt.io.case import Case
 from medals_rt.io.volume import Triple, Volume, to_dhw, to_hwd
@@ -24,6 +24,28 @@ from medals_rt.pipeline.segmenter import Result
 from medals_rt.preprocessing.resampling import FILE_ORDER, resample_image, resample_labels
 
 Ranges: TypeAlias = tuple[slice, slice, slice]
+
+
+def read_spacing(text: str) -> Triple:
+    """Read an output spacing in mm: one length, or three for (H, W, D) separated by commas.
+
+    Raises
+    ------
+    InputError
+        It is neither.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in {1, 3}:
+        raise InputError(
+            f"an output spacing is one length in mm, such as 1, or three for H,W,D, not "
+            f"{text[:60]!r}",
+            code="output-spacing-not-lengths",
+        )
+    first, second, third = values * (3 // len(values))
+    return first, second, third
 
 
 @dataclass(frozen=True)
@@ -79,17 +101,29 @@ class GridRequest:
         return (Note("other-output-grid", text),)
 
     def check_size(self, volume: Volume, max_voxels: int) -> None:
-        """Refuse a spacing that would make more voxels than are read.
+        """Refuse a spacing that is longer than the scan, or makes more voxels than are read.
 
         Raises
         ------
         InputError
         """
+        extent = np.multiply(volume.shape_hwd, volume.spacing_hwd_mm)
+        if self.spacing_hwd_mm is not None and (self.spacing_hwd_mm > extent * (1 + 1e-6)).any():
+            asked, found = (
+                " x ".join(f"{each:g}" for each in lengths)
+                for lengths in (self.spacing_hwd_mm, extent)
+            )
+            raise InputError(
+                f"an output spacing of {asked} mm is longer than the scan, which is {found} mm "
+                "(H x W x D); take a smaller one, or three lengths for H,W,D",
+                code="output-spacing-too-large",
+            )
         shape, _ = _resampled(volume, self.spacing_hwd_mm)
         if prod(shape) > max_voxels:
             raise InputError(
                 f"results would have {prod(shape):,} voxels, more than the limit of "
-                f"{max_voxels:,}; take a larger --output-spacing, or raise --max-voxels",
+                f"{max_voxels:,}; take a larger output spacing, or raise the limit (--max-voxels, "
+                "of a server when it is started)",
                 code="output-too-large",
             )
 
@@ -178,6 +212,31 @@ class OutputGrid:
         lesions = np.where(is_lesion, numbers - highest, 0).astype(np.uint32)
         moved = np.where(is_lesion, of_lesions[lesions], numbers).astype(labels.dtype)
         return replace(result, labels_dhw=moved, instances_dhw=lesions)
+
+
+def lost_notes(result: Result, moved: Result) -> tuple[Note, ...]:
+    """Warn of classes and lesions that are too small for the grid that they were brought onto."""
+    names = {each.label: each.name for each in result.report.classes}
+    missing = _missing(result.labels_dhw, moved.labels_dhw)
+    lost = [names.get(label, f"label {label}") for label in missing]
+    if result.instances_dhw is not None and moved.instances_dhw is not None:
+        for number in _missing(result.instances_dhw, moved.instances_dhw):
+            label = int(result.labels_dhw[result.instances_dhw == number][0])
+            lost.append(f"{names.get(label, 'lesion')} {number}")
+    if not lost:
+        return ()
+    text = f"not in the output at this spacing: {', '.join(lost)}"
+    return (warning("lost-at-spacing", text),)
+
+
+def _missing(before: HostArray, after: HostArray) -> list[int]:
+    """Numbers that one array holds and the other doesn't."""
+    if after is before:
+        return []
+    counts = [np.bincount(each.ravel()) for each in (before, after)]
+    there = np.flatnonzero(counts[0])
+    kept = np.flatnonzero(counts[1])
+    return [int(each) for each in np.setdiff1d(there, kept) if each]
 
 
 def _resampled(volume: Volume, spacing_hwd_mm: Triple | None) -> tuple[Shape, Triple]:

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from medals_rt.common.atomic_io import atomic_output, leftovers, prepare_output, write_json
+from medals_rt.common.atomic_io import (
+    atomic_output,
+    check_writable,
+    leftovers,
+    prepare_output,
+    write_json,
+)
 from medals_rt.common.errors import InputError, OutputError
 from tests.errors import raises
 
@@ -41,7 +47,9 @@ def test_a_failed_output_leaves_the_old_file(tmp_path: Path, error: type[BaseExc
 
 
 def test_folders_are_made(tmp_path: Path) -> None:
-    path = prepare_output(tmp_path / "new" / "deep" / "a.json")
+    path = check_writable(tmp_path / "new" / "deep" / "a.json")
+    assert not list(tmp_path.iterdir())
+    prepare_output(path)
     assert path.parent.is_dir()
     assert not path.exists()
     write_json(path, {"ä": 1.5, "none": None})
@@ -51,6 +59,8 @@ def test_folders_are_made(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("x", encoding="utf-8")
+    with raises(InputError, "output-not-writable"):
+        check_writable(file / "below" / "a.json")
     with raises(InputError, "output-not-writable"):
         prepare_output(file / "below" / "a.json")
     with raises(InputError, "is-a-folder"):

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import trimesh
+from scipy.ndimage import gaussian_filter
 
 from medals_rt.common.errors import CaseError
 from medals_rt.io.case import Case
@@ -32,6 +33,12 @@ def ball(shape: tuple[int, int, int], center: tuple[float, ...], radius: float) 
     return np.linalg.norm(places - np.array(center), axis=-1) < radius
 
 
+def blobs(shape: tuple[int, int, int]) -> np.ndarray:
+    """Organic forms with thin necks, which a reduction folds."""
+    smooth = gaussian_filter(np.random.default_rng(1).standard_normal(shape), 2)
+    return smooth > np.quantile(smooth, 0.8)
+
+
 SHAPE = (30, 32, 34)
 MASKS = {
     "one voxel": np.pad(np.ones((1, 1, 1), bool), 2),
@@ -39,6 +46,7 @@ MASKS = {
     "a block at the edge": np.ones((4, 5, 6), bool),
     "a ball": ball(SHAPE, (14, 15, 16), 11),
     "a shell": ball(SHAPE, (14, 15, 16), 11) & ~ball(SHAPE, (14, 15, 16), 6),
+    "blobs": blobs(SHAPE),
     "noise": RNG.random((9, 10, 11)) < 0.4,
     "two that touch at an edge": np.array([[[1, 0], [0, 1]]], bool),
     "two that touch at a corner": np.array([[[1, 0], [0, 0]], [[0, 0], [0, 1]]], bool),
@@ -56,6 +64,10 @@ def test_a_surface_is_closed_and_of_the_voxels_volume(mask: str, affine: str) ->
     assert (counts % 2 == 0).all()  # closed; touching parts may share an edge
     volume = voxels.sum() * abs(np.linalg.det(to_mm[:3, :3]))
     assert mesh.volume == pytest.approx(volume, rel=0.02)  # positive: faces look outward
+
+
+def edges_of(faces: np.ndarray) -> np.ndarray:
+    return np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
 
 
 def farthest_mm(points_mm: np.ndarray, triangles_mm: np.ndarray) -> float:
@@ -81,7 +93,13 @@ def test_a_reduced_surface_stays_closed_and_of_its_volume(mask: str, reduction: 
     mesh = trimesh.Trimesh(vertices, faces, process=False)
     edges = np.sort(mesh.edges, axis=1)
     _, counts = np.unique(edges, axis=0, return_counts=True)
+    _, before = np.unique(np.sort(edges_of(every), axis=1), axis=0, return_counts=True)
     assert (counts % 2 == 0).all()
+    assert (counts != 2).sum() <= (before != 2).sum()  # as many as where the mask's parts touch
+    if (before == 2).all():
+        assert mesh.is_watertight
+        assert mesh.is_winding_consistent
+        assert len(np.unique(np.sort(faces, axis=1), axis=0)) == len(faces)
     volume = voxels.sum() * abs(np.linalg.det(to_mm[:3, :3]))
     assert mesh.volume == pytest.approx(volume, rel=0.025)  # positive: faces look outward
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import nrrd
@@ -15,7 +17,7 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.cli import app
 from medals_rt.common.errors import CaseError, InputError
 from medals_rt.io.registry import check_own_grid, read_case, read_labels, write_segmentation
-from medals_rt.pipeline.output_grid import GridRequest, OutputGrid, on_grid
+from medals_rt.pipeline.output_grid import GridRequest, OutputGrid, lost_notes, on_grid
 from medals_rt.pipeline.segmenter import Result
 from tests.cli.helpers import error_of
 from tests.dicom import write_series
@@ -192,6 +194,13 @@ def test_run_writes_every_label_map_on_the_grid(tiny_bundle: Bundle, tmp_path: P
     error = error_of(CliRunner().invoke(app, [*whole, "--max-voxels", "100000"]))
     assert isinstance(error, InputError)
     assert error.code == "output-too-large"
+    empty = ("--split", tmp_path / "new", "--probabilities", tmp_path / "new2")
+    asked = words(tiny_bundle, case, tmp_path / "w.npz", "--output-spacing", "5000", *empty)
+    error = error_of(CliRunner().invoke(app, asked))
+    assert isinstance(error, InputError)
+    assert error.code == "output-spacing-too-large"
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "new2").exists()
     write_series(tmp_path / "ct", np.zeros((6, 24, 24), np.int16), AFFINES["upright"])
     for word in (("--crop", "1"), ("--output-spacing", "1")):
         asked = words(tiny_bundle, tmp_path / "ct", tmp_path / "s.dcm", "--prompt", "Liver", *word)
@@ -215,3 +224,18 @@ def test_a_case_without_place_is_cut_in_the_frame_that_is_assumed(tmp_path: Path
         assert found.labels_dhw.all()
         assert found.source.affine_lps is not None
         np.testing.assert_allclose(np.array(found.source.affine_lps)[:3, 3], (8.0, 3.0, 6.0))
+
+
+def test_what_is_too_small_for_the_spacing_is_noted() -> None:
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[:6] = 1
+    labels[0, 0, 0] = 2
+    instances = np.zeros((8, 8, 8), np.uint32)
+    instances[0, 0, 0], instances[:6, 4:] = 3, 1
+    classes = (SimpleNamespace(label=1, name="Liver"), SimpleNamespace(label=2, name="Cyst"))
+    whole = Result(labels, instances, {}, SimpleNamespace(classes=classes))  # type: ignore[arg-type]
+    moved = replace(whole, labels_dhw=labels[::4, 1::4, 1::4], instances_dhw=instances[::4, 1::4])
+    (note,) = lost_notes(whole, moved)
+    assert (note.code, note.severity) == ("lost-at-spacing", "warning")
+    assert note.text.endswith(": Cyst, Cyst 3")
+    assert lost_notes(whole, whole) == ()

@@ -185,7 +185,17 @@ def test_probability_maps_and_another_grid_are_those_of_run(
         assert archive.read("liver.nii.gz") == (maps / "liver.nii.gz").read_bytes()
     served = client.fetch(job, crop="1", spacing="2")
     assert served == output.read_bytes()
+    assert client.fetch(job, crop="1", spacing="2,2,2") == served
     assert refused(client.fetch, job, format="dcm", crop="1").code == "grid-of-the-source"
+    for what, query in (("result", {"crops": "10"}), ("probabilities", {"crop": "10"})):
+        error = refused(client.fetch, job, what, **query)
+        assert (error.status, error.code) == (422, "parameter-unknown")
+    assert refused(client.fetch, job, spacing="5000").code == "output-spacing-too-large"
+    less = client.fetch(job, format="glb", mesh_reduction="0.02")
+    assert len(less) < len(client.fetch(job, format="glb"))
+    assert refused(client.fetch, job, mesh_reduction="0.5").code == "no-mesh-to-reduce"
+    assert client.fetch(job, "coarse/1")[3:8] == bytes(5)  # neither a name nor a time
+    assert refused(client.fetch, job, "coarse/0").code == "coarse-not-there"
     plain = client.segment(uploaded, SENTENCE)
     assert refused(client.fetch, plain, "probabilities").code == "no-probabilities"
     assert refused(client.segment, uploaded, SENTENCE, probabilities=1).code == "option-invalid"

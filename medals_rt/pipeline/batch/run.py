@@ -236,7 +236,7 @@ def _written(ready: _Ready, result: Result) -> Entry:
         files_of_classes(case.job, prompts).values(), files_of_maps(case.job, prompts).values()
     )
     try:
-        write_job(ready.read, result)
+        result = write_job(ready.read, result)
         entry = _entry(ready, result)
         remember(case, ready.made_from, entry, roles)
     except OutputError:  # the next case would have no room either

@@ -252,9 +252,10 @@ def _on_reference_grid(
         return predicted, ()
     problem = f"case {name}: the prediction isn't on the reference's grid: {difference}"
     if wanted.affine_lps is None or found.affine_lps is None:
+        unplaced = "the prediction" if found.affine_lps is None else "the reference"
         raise CaseError(
-            f"{problem}; give results of the reference's own image (--resample needs files that "
-            "know their place)",
+            f"{problem}; {unplaced} doesn't say where it lies, so that it can't be resampled: give "
+            "results of the reference's own image, or files with an affine, such as .nii.gz",
             code="place-unknown" if resample else "grids-differ",
         )
     if not resample:
