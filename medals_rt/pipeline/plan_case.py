@@ -137,7 +137,8 @@ def plan_numbers(
         raise InputError("no class was asked for: name one, such as CT/Liver", code="no-class")
     named = options.bundle is not None or bool(os.environ.get(BUNDLE_VARIABLE))
     bundle = Bundle.open(resolve_bundle(options.bundle), verify=False) if named else None
-    check_shape(sizes, max_voxels=options.max_voxels)
+    if min(sizes) > 0:  # `plan_case` refuses others
+        check_shape(sizes, max_voxels=options.max_voxels)
     preset = options.segment.algorithm
     spacing_mm: Spacing = lengths
     notes: tuple[Note, ...] = ()
