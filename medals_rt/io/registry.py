@@ -175,7 +175,12 @@ def write_segmentation(
     """
     file = Path(path)
     found = _format_to_write(file, format)
-    _check_place(file, found)
+    _check_libraries(found)
+    if not file.parent.is_dir():
+        raise CaseError(
+            f"there is no folder {file.parent} to write {file.name} to; make it first",
+            code="folder-missing",
+        )
     instances = None if instances_dhw is None else compact_labels(instances_dhw)
     chosen = case.prompts if prompts is None else prompts
     _check_classes(file, found, chosen)
@@ -222,14 +227,14 @@ def check_output(
     Raises
     ------
     CaseError
-        If the ending is unknown, the folder doesn't exist, or a DICOM SEG is asked for a case that
+        If the ending is unknown, or a DICOM SEG is asked for a case that
         isn't a DICOM series.
     MissingDependencyError
         If a library that the format needs isn't installed.
     """
     file = Path(path)
     found = _format_to_write(file, format)
-    _check_place(file, found)
+    _check_libraries(found)
     _check_classes(file, found, prompts)
     if found.check is None or case is None:
         return ()
@@ -277,13 +282,8 @@ def _check_classes(
         )
 
 
-def _check_place(file: Path, found: Format) -> None:
-    """Refuse a folder that isn't there, and a format whose library isn't."""
-    if not file.parent.is_dir():
-        raise CaseError(
-            f"there is no folder {file.parent} to write {file.name} to; make it first",
-            code="folder-missing",
-        )
+def _check_libraries(found: Format) -> None:
+    """Refuse a format whose library isn't there."""
     if found.libraries:
         require(found.title, *found.libraries)
 
