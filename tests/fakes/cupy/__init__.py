@@ -34,7 +34,7 @@ nan newaxis pi
 """
 # what the package and its tests use, and what array_api_compat looks for when it is imported
 _FUNCTIONS = """
-abs all any argsort array_equal broadcast_to clip concatenate count_nonzero cumsum diff exp
+abs all any argsort array_equal broadcast_to clip concatenate count_nonzero cumsum diff exp floor
 expand_dims flip isfinite isnan left_shift invert log log1p logical_and logical_not logical_or max
 maximum mean min moveaxis nonzero ones_like power prod reshape right_shift round sin cos
 sqrt squeeze stack sum swapaxes transpose unique where zeros_like

@@ -68,7 +68,7 @@ def test_tiny_bundle_passes_and_says_where(
     [
         ("query_decoder", WINDOWS),
         ("refiner_4", WINDOWS[1:2]),
-        pytest.param("refiner_text_only", WINDOWS[:1], marks=pytest.mark.slow),
+        pytest.param("fusion_text_only", WINDOWS[:1], marks=pytest.mark.slow),
     ],
 )
 def test_changed_weights_are_found(
