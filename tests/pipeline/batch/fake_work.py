@@ -96,6 +96,7 @@ def _written(ready: Any, _: object) -> Entry:
     case: BatchCase = ready.case
     for path in (case.job.output, case.job.report):
         assert path is not None
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(case.name, encoding="utf-8")
     entry = Entry(shown(case.name), "", "", "done", seconds=SECONDS)
     remember(case, ready.made_from, entry)

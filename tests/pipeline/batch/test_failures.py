@@ -106,10 +106,10 @@ def test_a_full_disk_ends_the_batch_with_what_is_finished(
 ) -> None:
     original = batch_run.write_job
 
-    def write(read: Any, result: Any) -> None:
+    def write(read: Any, result: Any) -> Any:
         if read.job.input.name == "case1.npz":
             raise OutputError(f"can't write {read.job.output}: {os.strerror(errno.ENOSPC)}")
-        original(read, result)
+        return original(read, result)
 
     monkeypatch.setattr(batch_run, "write_job", write)
     result = run()

@@ -86,8 +86,8 @@ def test_reports_of_measurements_refer_to_their_seg(tiny_bundle: Bundle, tmp_pat
     assert seg.SOPInstanceUID in named
     write_case(tmp_path / "others" / "b.npz")
     refused = batch(tiny_bundle.folder, tmp_path / "others", tmp_path / "o", *words)
-    assert refused.exit_code == 1
-    assert "DICOM SEG" in refused.stderr
+    assert refused.exit_code == 2
+    assert "--format dcm" in refused.stderr
 
 
 def test_failed_cases_leave_no_empty_folders(tiny_bundle: Bundle, tmp_path: Path) -> None:
