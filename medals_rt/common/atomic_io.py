@@ -38,9 +38,11 @@ def check_writable(path: Path) -> Path:
             f"{path} is a folder; give the name of a file to write", code="is-a-folder"
         )
     with _unwritable_refused(path):
-        trial = _nearest_folder(path) / _beside(path).name
-        trial.touch()
-        trial.unlink()
+        # a name of its own: that of `_beside` may be another file's, which is written meanwhile
+        name = f".partial-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
+        trial = _nearest_folder(path) / name
+        trial.touch(exist_ok=False)
+        trial.unlink(missing_ok=True)  # others may take it for a leftover
     return path
 
 

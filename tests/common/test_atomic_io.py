@@ -67,6 +67,15 @@ def test_what_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
         prepare_output(tmp_path)
 
 
+def test_a_check_disturbs_no_file_of_the_same_name_that_is_written(tmp_path: Path) -> None:
+    """A folder that is still to be made is tried in the one above it."""
+    with atomic_output(tmp_path / "a.json") as temporary:
+        temporary.write_bytes(b"{}")
+        check_writable(tmp_path / "later" / "a.json")
+    assert (tmp_path / "a.json").read_bytes() == b"{}"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
 def test_json_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
