@@ -41,7 +41,7 @@ def check_writable(path: Path) -> Path:
         # a name of its own: that of `_beside` may be another file's, which is written meanwhile
         name = f".partial-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
         trial = _nearest_folder(path) / name
-        trial.touch(exist_ok=False)
+        trial.touch()
         trial.unlink(missing_ok=True)  # others may take it for a leftover
     return path
 
