@@ -14,7 +14,6 @@ Needs the extras `cpu` and `export`, 12 GB, and a machine that does nothing else
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -157,8 +156,11 @@ def timed(row: Row, run: Callable[[], np.ndarray], folder: Path) -> dict[str, An
         found = run()
         seconds.append(round(time.perf_counter() - start, 2))
     np.save(folder / f"{row.name}.npy", found.astype(np.float16))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    return {"first": seconds[0], "seconds": seconds[-1], "peak_gb": round(peak, 2)}
+    # not `ru_maxrss`, which begins with the peak of the process that started this one
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (peak_kib,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    peak_gb = round(int(peak_kib) * 1024 / 1e9, 2)
+    return {"first": seconds[0], "seconds": seconds[-1], "peak_gb": peak_gb}
 
 
 def pytorch(row: Row, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
