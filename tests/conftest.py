@@ -14,9 +14,12 @@ import pytest
 from filelock import FileLock
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from medals_rt.bundle.bundle import Bundle
 from hypothesis import settings
 
+from tests.browser import open_browser
 from tests.fakes import Fakes, in_place
 from tests.paths import GOLDEN
 
@@ -35,6 +38,12 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         for variable in ("MEDALS_RT_CACHE", "CUPY_CACHE_DIR"):
             patch.setenv(variable, str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as found:
+        yield found
 
 
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]

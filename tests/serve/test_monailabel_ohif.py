@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,6 @@ from tests.dicom import write_series
 from tests.ohif import Ohif, browsing, serving_ohif
 from tests.orthanc import PASSWORD, USER, running_orthanc
 from tests.serve.serving import RUNNER, running
-from tests.serve.test_page import ARGUMENTS, CHROMIUM
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -27,17 +25,6 @@ pytestmark = pytest.mark.slow
 AFFINE_LPS = np.diag([12.0, 12.0, 15.0, 1.0])
 AFFINE_LPS[:3, 3] = (-90.0, -80.0, -50.0)
 ASKED = ("Liver in abdominal CT", "Right kidney in abdominal CT")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="drives the browser")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        yield found
-        found.close()
 
 
 def build() -> Path:

@@ -23,6 +23,7 @@ from medals_rt.common.interruption import check_interruption
 from medals_rt.io.palette import class_color
 from medals_rt.io.registry import read_case
 from medals_rt.pipeline.segmenter import CoarseLabels
+from tests.browser import CHROMIUM
 from tests.dicom import write_series
 from tests.paths import ROOT
 from tests.serve.serving import Running, image, lying, running, until
@@ -33,22 +34,6 @@ if TYPE_CHECKING:
 PAGE = Path(medals_serve.__file__).parent / "page"
 NIIVUE = PAGE / "vendor" / "niivue"
 DEMO = ROOT / "engines" / "demo"
-CHROMIUM = shutil.which("chromium")
-
-ARGUMENTS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-)
 PATIENCE_MS = 60_000
 """WebGL is drawn by the processor here, which may be busy."""
 
@@ -83,17 +68,6 @@ def test_texts_are_never_taken_for_html(script: Path) -> None:
 # In a browser -----------------------------------------------------------------------------------
 
 in_browser = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="drives the browser")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")

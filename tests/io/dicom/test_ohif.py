@@ -22,7 +22,6 @@ from tests.dicom import write_series
 from tests.io.dicom.test_rtstruct import inside
 from tests.ohif import Ohif, browsing, distribution, serving_ohif
 from tests.orthanc import Orthanc, running_orthanc
-from tests.serve.test_page import ARGUMENTS, CHROMIUM
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -53,17 +52,6 @@ def mask(shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     wedge = (k >= 1) & (k < slices // 2) & (j > rows * 0.6) & (i < columns * 0.3)
     labels[wedge & (i + j < rows * 1.05)] = 3
     return labels
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="drives the browser")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
