@@ -35,7 +35,7 @@ from tests.serve.serving import (
     write_nifti,
 )
 from tests.serve.test_monailabel import client_module
-from tests.serve.test_page import browser, visit  # noqa: F401 - a fixture
+from tests.serve.test_page import visit
 from tests.serve.test_voxtell import ended, remote_module
 
 CONFIGURATION = ROOT / "docs" / "examples" / "haproxy.cfg"
