@@ -124,8 +124,8 @@ def export(window: tuple[int, ...], folder: Path) -> None:
     from medals_export.graph_plans import graph_plans
     from medals_export.onnx_graphs import trace
 
-    chains = [pass_chains(count, prompted=kind) for count in (1, 16) for kind in (False, True)]
-    wanted = {name for each in chains for chain in each for name in chain}
+    passes = [pass_chains(row.classes, prompted=row.kind == "prompts") for row in ROWS]
+    wanted = {name for chains in passes for chain in chains for name in chain}
     if all((folder / f"{name}.onnx").is_file() for name in wanted):
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ from medals_rt.runners.winograd.partition import partition
 from medals_rt.runners.winograd.split_model import SplitModel
 
 # Part of a compiled graph's key: to be raised when graphs are joined or arranged differently.
-_JOINED_BY = 6
+_JOINED_BY = 7
 
 HINTS: Final[dict[Precision, str]] = {"fp32": "f32", "bf16": "bf16"}
 
@@ -48,9 +48,9 @@ class OpenVINORunner(Runner):
     precision. `prompt_features` of `adapted_queries` made before is looked up by the input
     `prompt_index` (see `openvino_graphs.PROMPT_INDEX`).
 
-    Joined graphs in bf16 are arranged for speed (`openvino_graphs.arrange_for_bf16`), and take and
-    return what one chain of graphs hands to the next (`HANDED_OVER` there) as `(1, H, W, D, C)`
-    bf16, whose bits are NumPy's uint16: half the memory, and neither converted nor transposed.
+    Joined graphs are arranged for speed (`openvino_graphs.arrange`), and take and return what one
+    chain of graphs hands to the next (`HANDED_OVER` there) as `(1, H, W, D, C)`, neither converted
+    nor transposed: float32, or in bf16, whose bits are NumPy's uint16.
 
     The compiled form is kept in the user's cache folder under the request's `cache_key`.
     """
@@ -96,7 +96,7 @@ class OpenVINORunner(Runner):
         if request.joined:
             rule, notes = _rule(request.convolution, self.precision, processor)
         try:
-            split = None if rule.never else self._split(request, config, key, rule)
+            split = self._split(request, config, key, rule) if request.joined else None
             if split is None:
                 whole = CompiledModel(lambda: self._joined(request), config, key)
                 self.threads, self.notes = whole.threads, (*notes, *whole.notes)
@@ -142,10 +142,10 @@ class OpenVINORunner(Runner):
         key: tuple[object, ...] | None,
         rule: ConvolutionRule,
     ) -> SplitModel | None:
-        """Let Winograd convolutions compute what they are better at; None if that is nothing."""
+        """Cut out what Winograd convolutions are better at, or sweeps; None if that is nothing."""
         storage: Storage = "bfloat16" if self.precision == "bf16" else "float32"
-        own = None if key is None else (*key, "winograd", rule)
-        kept, notes = (None, ()) if own is None else compiled_file((*own, "cut"))
+        own = None if key is None else (*key, "cut", rule)
+        kept, notes = (None, ()) if own is None else compiled_file(own)
         cut = None if kept is None else from_file(kept)
         models: list[Any] = []
         if cut is None:
@@ -153,7 +153,7 @@ class OpenVINORunner(Runner):
             if kept is not None:
                 content = to_bytes(cut)
                 notes += keep_compiled(kept, lambda: BytesIO(content))
-        if not cut.blocks:
+        if not cut.blocks and not cut.sweeps:
             return None
 
         def make(number: int) -> Any:
@@ -171,7 +171,8 @@ class OpenVINORunner(Runner):
         opened = [each for each in compiled if each is not None]
         self.threads = opened[0].threads
         self.notes = tuple(dict.fromkeys((*notes, *(n for each in opened for n in each.notes))))
-        self.convolution = "winograd"
+        if cut.blocks:
+            self.convolution = "winograd"
         return SplitModel(cut, compiled, storage, self.threads)
 
 

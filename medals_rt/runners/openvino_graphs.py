@@ -13,7 +13,7 @@ from medals_rt.common.choices import Precision
 from medals_rt.common.optional_deps import import_optional
 
 HANDED_OVER = frozenset({"features", "refined"})
-"""Values that only the next chain reads: `(1, H, W, D, C)` bf16 where chains compute in bf16."""
+"""Values that only the next chain reads: `(1, H, W, D, C)`, in bf16 where chains compute in it."""
 
 PROMPT_INDEX = "prompt_index"
 """Input of a chain that looks `F_a` up: `(H, W, D)` int32, ``n + 1`` for class n, 0 for none."""
@@ -78,9 +78,9 @@ def join_graphs(paths: Sequence[Path]) -> Any:
 
 
 def arrange(model: Any, precision: Precision, *, chained: bool) -> Any:
-    """Arrange a model as suits its precision and, in bf16, that it is one of a chain."""
+    """Arrange a model as suits its precision, and that it is one of a chain."""
     if precision == "fp32":
-        return arrange_for_fp32(model)
+        return arrange_for_fp32(model, chained=chained)
     return arrange_for_bf16(model) if chained else model
 
 
@@ -94,20 +94,23 @@ def arrange_for_bf16(model: Any) -> Any:
     only to large volumes, whose copies cost time and memory.
     """
     _change_each(model, {"Convolution": _split_convolution, "MatMul": _multiply_rows})
-    return _with_channels_last(model)
+    return _with_channels_last(model, import_openvino().Type.bf16)
 
 
-def arrange_for_fp32(model: Any) -> Any:
+def arrange_for_fp32(model: Any, *, chained: bool = False) -> Any:
     """Sum in steps where a norm of large planes is computed, and join no volumes.
 
     The library adds a plane's voxels to running sums in float32. These lose what is small beside
     them: of 192^3 voxels a norm is 1e-2 deviations off (OpenVINO 2026.4), where it is 1e-6 by
     averages of blocks, and averages of these. Not in bf16, which rounds more than that away. Why no
-    volumes are joined, `arrange_for_bf16` says.
+    volumes are joined, and how a chain's are handed over, `arrange_for_bf16` says.
     """
-    _change_each(model, {"Convolution": _split_convolution, "MVN": _norm_in_steps})
+    changes = {"Convolution": _split_convolution, "MVN": _norm_in_steps}
+    if chained:
+        changes["MatMul"] = _multiply_rows
+    _change_each(model, changes)
     model.validate_nodes_and_infer_types()
-    return model
+    return _with_channels_last(model, import_openvino().Type.f32) if chained else model
 
 
 def import_openvino() -> Any:
@@ -272,8 +275,8 @@ def _mean_in_steps(values: Any, pools: Sequence[Sequence[int]]) -> Any:
     return opset13.reduce_mean(values, AXES_DHW, keep_dims=True)
 
 
-def _with_channels_last(model: Any) -> Any:
-    """Return and take values of the names `HANDED_OVER` as `(1, H, W, D, C)` bf16."""
+def _with_channels_last(model: Any, kind: Any) -> Any:
+    """Return and take values of the names `HANDED_OVER` as `(1, H, W, D, C)` of a type."""
     openvino = import_openvino()
     from openvino import opset13
 
@@ -284,7 +287,7 @@ def _with_channels_last(model: Any) -> Any:
             inputs.append(parameter)
             continue
         _, channels, *window = parameter.get_partial_shape().to_shape()
-        taken = opset13.parameter([1, *window, channels], openvino.Type.bf16, name=name)
+        taken = opset13.parameter([1, *window, channels], kind, name=name)
         taken.output(0).set_names({name})
         values = opset13.convert(taken, parameter.get_element_type())
         parameter.output(0).replace(opset13.transpose(values, CHANNELS_FIRST).output(0))
@@ -297,9 +300,7 @@ def _with_channels_last(model: Any) -> Any:
             # does not turn around what a norm has written in place.
             ones, none = [1, 1, 1], [0, 0, 0]
             pooled = opset13.max_pool(value, ones, ones, none, none, ones).output(0)
-            value = opset13.convert(
-                opset13.transpose(pooled, CHANNELS_LAST), openvino.Type.bf16
-            ).output(0)
+            value = opset13.convert(opset13.transpose(pooled, CHANNELS_LAST), kind).output(0)
         outputs[name] = value
     arranged = openvino.Model(
         [openvino.op.Result(value) for value in outputs.values()], inputs, model.get_friendly_name()

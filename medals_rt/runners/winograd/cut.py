@@ -1,4 +1,4 @@
-"""How a model is cut for Winograd convolutions, as data that can be kept on disk.
+"""How a model is cut for Winograd convolutions and sweeps, as data that can be kept on disk.
 
 What is cut out is a *block*: convolutions of several sources that add up, and the norm and
 activation behind them. A norm needs sums of a whole volume, so its result is not made: whoever
@@ -94,7 +94,7 @@ class Sweep:
     step
         Number of the segment after which it is run.
     source
-        Number of the block whose output is read.
+        Number of the block whose output is read, or name of the model's input `(1, H, W, D, C)`.
     rows
         Name of the input `(1, h, W, D, C)` of h rows.
     output
@@ -108,12 +108,31 @@ class Sweep:
     """
 
     step: int
-    source: int
+    source: int | str
     rows: str
     output: str
     advance: int
     before: int
     runs: int
+
+
+@dataclass(frozen=True)
+class Handed:
+    """A block's output that the model returns as it is stored.
+
+    Attributes
+    ----------
+    name
+        Of the model's output.
+    block
+        Number of the block.
+    shape
+        `(1, H, W, D, C)`.
+    """
+
+    name: str
+    block: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -123,26 +142,29 @@ class Cut:
     Attributes
     ----------
     blocks
-        In the order in which they are computed; none where the model is better left whole.
+        In the order in which they are computed; none where no convolution is cut out.
     reads
         By segment: numbers of the blocks whose outputs it reads, by the name of the input.
     computes
         By segment: whether it has outputs.
     sweeps
         In the order in which they are computed.
+    handed
+        What the next model reads just as a block has made it.
     outputs
-        Names of what the model returns.
+        Names of all that the model returns.
     """
 
     blocks: tuple[Block, ...]
     reads: tuple[Mapping[str, int], ...]
     computes: tuple[bool, ...]
     sweeps: tuple[Sweep, ...]
+    handed: tuple[Handed, ...]
     outputs: tuple[str, ...]
 
 
-WHOLE: Final = Cut((), ({},), (True,), (), ())
-"""Of a model that has nothing to cut out."""
+WHOLE: Final = Cut((), ({},), (True,), (), (), ())
+"""Of a model that is better left as it is."""
 
 
 class _TermForm(msgspec.Struct, array_like=True):
@@ -167,6 +189,7 @@ class _CutForm(msgspec.Struct, array_like=True):
     reads: list[dict[str, int]]
     computes: list[bool]
     sweeps: list[Sweep]
+    handed: list[Handed]
     outputs: list[str]
 
 
@@ -205,6 +228,7 @@ def to_bytes(cut: Cut) -> bytes:
         list(map(dict, cut.reads)),
         list(cut.computes),
         list(cut.sweeps),
+        list(cut.handed),
         list(cut.outputs),
     )
     return save(arrays, {_METADATA: msgspec.json.encode(form).decode()})
@@ -243,5 +267,6 @@ def from_file(file: Path) -> Cut | None:
         tuple(form.reads),
         tuple(form.computes),
         tuple(form.sweeps),
+        tuple(form.handed),
         tuple(form.outputs),
     )

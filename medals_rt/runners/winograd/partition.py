@@ -10,11 +10,12 @@ from medals_rt.runners.openvino_graphs import (
     AXES_DHW,
     CHANNELS_FIRST,
     CHANNELS_LAST,
+    HANDED_OVER,
     import_openvino,
     name_outputs,
     port_name,
 )
-from medals_rt.runners.winograd.cut import WHOLE, Block, Cut, Pool, Sweep, Term
+from medals_rt.runners.winograd.cut import WHOLE, Block, Cut, Handed, Pool, Sweep, Term
 from medals_rt.runners.winograd.machine_code import CHANNEL_STEP, Storage
 from medals_rt.runners.winograd.ports import (
     constant_of,
@@ -61,15 +62,20 @@ def partition(model: Any, storage: Storage, pays: Pays) -> tuple[Cut, list[Any]]
     -------
     cut, models
         The description, and an `openvino.Model` for each segment, then for each sweep; `WHOLE` and
-        the model as it was where it has no convolution that is large enough.
+        the model where it has no convolution that is large enough, and no product with a volume
+        that another chain hands over.
     """
-    if not any(_is_convolution(node, pays) for node in model.get_ops()):
+    convolves = any(_is_convolution(node, pays) for node in model.get_ops())
+    if not convolves and not any(map(_is_taken, model.inputs)):
         return WHOLE, [model]
     _fold(model)
     found = _find_blocks(model, pays)
     if not any(block.convolutions for block in found):
+        found = []
+    cutter = _Cutter(model, storage, found)
+    if not found and not cutter.products:
         return WHOLE, [model]
-    return _Cutter(model, storage, found).cut()
+    return cutter.cut()
 
 
 def _fold(model: Any) -> None:
@@ -97,6 +103,11 @@ def _fold(model: Any) -> None:
     for instead, node in kept:
         instead.output(0).replace(node.output(0))
         model.remove_parameter(instead)
+
+
+def _is_taken(port: Any) -> bool:
+    """Whether another chain hands a volume over here."""
+    return port.get_node().get_type_name() == "Parameter" and port_name(port) in HANDED_OVER
 
 
 def _is_convolution(node: Any, pays: Pays) -> bool:
@@ -241,8 +252,16 @@ class _Cutter:
         self.products = {
             port_name(result.output(0)): swept
             for result, swept in products
-            if swept is not None and key_of(swept.source) in self.by_out
+            if swept is not None
+            and (key_of(swept.source) in self.by_out or _is_taken(swept.source))
         }
+        self.handed = [
+            Handed(name, self.by_out[key_of(port)], self._stored_shape(port))
+            for name, port in self._outputs().items()
+            if name in HANDED_OVER and key_of(port) in self.by_out
+        ]
+        # of these outputs, no segment makes anything
+        self.elsewhere = {*self.products, *(each.name for each in self.handed)}
         self.sweeps: list[Sweep] = []
         self.sweep_models: list[Any] = []
         self.pools: list[list[Pool]] = [[] for _ in found]
@@ -255,6 +274,11 @@ class _Cutter:
     def _next(self) -> int:
         self.count += 1
         return self.count
+
+    def _outputs(self) -> dict[str, Any]:
+        """Return what the model's results read, by name."""
+        results = self.model.get_results()
+        return {port_name(each.output(0)): each.input_value(0) for each in results}
 
     def _inner(self) -> set[str]:
         """Nodes that blocks replace."""
@@ -295,31 +319,41 @@ class _Cutter:
             own = _CONSTANT if kind == "Constant" else 0 if kind == "Parameter" else max(levels)
             self.levels[name] = own
         self._defer(ordered)
-        outputs = {
-            port_name(result.output(0)): result.input_value(0)
-            for result in self.model.get_results()
-        }
+        outputs = self._outputs()
         for name, port in outputs.items():
-            if key_of(port) not in self.by_out and name not in self.products:
+            if key_of(port) not in self.by_out and name not in self.elsewhere:
                 self.results[self.level(port)][name] = port
         blocks = [self._block(number, block) for number, block in enumerate(self.found)]
         for name, swept in self.products.items():
             self._sweep(len(blocks), swept, name)
         reads: list[dict[str, int]] = [{} for _ in self.results]
         passed: dict[tuple[object, ...], Any] = {}
+        given = {
+            each.get_name()
+            for each in self.model.get_results()
+            if port_name(each.output(0)) in self.elsewhere
+        }
         for node in ordered:
-            if node.get_name() not in self.inner and self.levels[node.get_name()] != _CONSTANT:
-                self._feed(node, reads[self.levels[node.get_name()]], passed)
+            name = node.get_name()
+            if name not in self.inner | given and self.levels[name] != _CONSTANT:
+                self._feed(node, reads[self.levels[name]], passed)
         for result in self.model.get_results():  # of blocks, now computed from what these made
             name = port_name(result.output(0))
-            if name not in self.products:
+            if name not in self.elsewhere:
                 here = self.levels[result.get_name()]
                 self.results[here].setdefault(name, result.input_value(0))
         models = [self._model(number, results) for number, results in enumerate(self.results)]
         computes = tuple(map(bool, self.results))
         pooled = zip(blocks, self.pools, strict=True)
         done = tuple(replace(block, pools=tuple(pools)) for block, pools in pooled)
-        cut = Cut(done, tuple(reads), computes, tuple(self.sweeps), tuple(outputs))
+        cut = Cut(
+            done,
+            tuple(reads),
+            computes,
+            tuple(self.sweeps),
+            tuple(self.handed),
+            tuple(outputs),
+        )
         return cut, models + self.sweep_models
 
     def _sweep(self, step: int, swept: Swept, output: str) -> str:
@@ -327,7 +361,7 @@ class _Cutter:
         rows = f"rows_{self._next()}"
         other = None if swept.other is None else self._passed_on(swept.other)
         self.sweep_models.append(swept.model(self.stored, rows, other, output))
-        source = self.by_out[key_of(swept.source)]
+        source = self.by_out.get(key_of(swept.source), port_name(swept.source))
         self.sweeps.append(Sweep(step, source, rows, output, swept.step, swept.before, swept.runs))
         return output
 
@@ -470,9 +504,15 @@ class _Cutter:
                 return self.inputs[name]
         name = f"block_{number}_{self._next()}"
         reads[name] = number
-        _, channels, *space = self.found[number].out.get_partial_shape().to_shape()
-        self.inputs[name] = self._parameter(name, [1, *space, channels], self.stored)
+        shape = self._stored_shape(self.found[number].out)
+        self.inputs[name] = self._parameter(name, shape, self.stored)
         return self.inputs[name]
+
+    @staticmethod
+    def _stored_shape(port: Any) -> tuple[int, ...]:
+        """Return the shape `(1, H, W, D, C)` in which a volume is stored."""
+        _, channels, *space = port.get_partial_shape().to_shape()
+        return (1, *space, channels)
 
     def _pooled(self, node: Any, number: int) -> Any | None:
         """Return averages of a block's output; None if it isn't that what a node does.
@@ -501,13 +541,16 @@ class _Cutter:
         return opset13.convert(opset13.transpose(means, CHANNELS_FIRST), kind).output(0)
 
     def _passed_on(self, port: Any) -> Any:
-        """Return a value that an earlier segment makes, as an input of this one.
+        """Return a value that is given, or that an earlier segment makes, as an input of a model.
 
         In bfloat16 where volumes are: the plugin computes what leads to a float32 result in
         float32, and would convert whole volumes for it.
         """
         from openvino import opset13
 
+        if port.get_node().get_type_name() == "Parameter":
+            shape, kind = port.get_partial_shape(), port.get_element_type()
+            return self._parameter(port_name(port), shape, kind)
         results = self.results[self.level(port)]
         name = next((known for known, kept in results.items() if key_of(kept) == key_of(port)), "")
         kind = port.get_element_type()

@@ -1,6 +1,6 @@
 """A model of which OpenVINO computes the small part, and Winograd convolutions the large one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -93,10 +93,15 @@ class SplitModel:
         opened = [each for each in self._compiled if each is not None]
         made = {spec.name: spec for each in opened for spec in each.outputs}
         made |= {sweep.output: _swept_output(sweep, each) for sweep, each in self._sweeps if each}
+        stored = STORED[storage]
+        made |= {each.name: TensorSpec(each.name, each.shape, stored) for each in cut.handed}
         own = {*made, *(sweep.rows for sweep in cut.sweeps)}
         own.update(name for reads in self._reads for name in reads)
         own.update(pool.name for block in cut.blocks for pool in block.pools)
         given = {spec.name: spec for each in opened for spec in each.inputs if spec.name not in own}
+        for sweep, each in self._sweeps:
+            if isinstance(sweep.source, str) and each is not None:
+                given[sweep.source] = _swept_input(sweep, each)
         self.inputs = tuple(given.values())
         self.outputs = tuple(made[name] for name in cut.outputs)
         self._volumes = {
@@ -104,7 +109,9 @@ class SplitModel:
         }
         self._kept = frozenset((*given, *cut.outputs))
         # OpenVINO's segments read what is activated; others activate while they read
+        self._handed = cut.handed
         self._shown = {number for reads in self._reads for number in reads.values()}
+        self._shown.update(each.block for each in cut.handed)
         self._last = self._last_readers()
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -117,14 +124,11 @@ class SplitModel:
                     self._run_sweep(sweep, compiled, now)
             if number < len(self._blocks):
                 self._run_block(number, now)
-            # what nobody reads any more would be held until the end
-            for name in [key for key, last in self._last.items() if last == number]:
-                if isinstance(name, int):
-                    now.made.pop(name, None)
-                elif name not in self._kept:
-                    now.values.pop(name, None)
-                if name in now.buffers:
-                    BUFFERS.give_back(now.buffers.pop(name))
+            for each in self._handed:
+                if each.block == number:
+                    now.values[each.name] = now.made[number].values[None]
+                    now.buffers.pop(number, None)  # the caller's from now on
+            self._drop_unread(number, now)
         return {spec.name: now.values[spec.name] for spec in self.outputs}
 
     def release(self) -> None:
@@ -162,6 +166,16 @@ class SplitModel:
                 }
         return last
 
+    def _drop_unread(self, number: int, now: _Pass) -> None:
+        """Let go of what nobody reads after a step: it would be held until the end."""
+        for name in [key for key, last in self._last.items() if last == number]:
+            if isinstance(name, int):
+                now.made.pop(name, None)
+            elif name not in self._kept:
+                now.values.pop(name, None)
+            if name in now.buffers:
+                BUFFERS.give_back(now.buffers.pop(name))
+
     def _room(self, name: str | int, shape: Sequence[Any], now: _Pass) -> Buffer:
         """Return memory for a volume, kept for others when nobody reads this one any more."""
         spare = spare_rows(shape, self._workers.threads)
@@ -187,25 +201,16 @@ class SplitModel:
         compiled.release()
 
     def _run_sweep(self, sweep: Sweep, compiled: Compiled, now: _Pass) -> None:
-        """Run a model for some rows after the others, which are activated on the way."""
-        source = now.made[sweep.source]
-        height = len(source.values)
+        """Run a model for some rows after the others."""
         (spec,) = (spec for spec in compiled.inputs if spec.name == sweep.rows)
-        rows = np.empty([int(size) for size in spec.shape], source.values.dtype)
+        shape = [int(size) for size in spec.shape]
         feeds = {each.name: now.values[each.name] for each in compiled.inputs if each is not spec}
-        feeds[sweep.rows] = rows
         found: np.ndarray | None = None
-        for run in range(sweep.runs):
-            first = run * sweep.advance - sweep.before
-            start, stop = max(first, 0), min(first + rows.shape[1], height)
-            rows[0, : start - first] = 0
-            rows[0, stop - first :] = 0
-            part = replace(source, values=source.values[start:stop])
-            activate(part, self._storage, self._workers, rows[0, start - first : stop - first])
-            made = compiled.run(feeds)[sweep.output]
+        for run, rows in enumerate(self._rows(sweep, shape, now)):
+            made = compiled.run({**feeds, sweep.rows: rows})[sweep.output]
             if found is None:
                 count, high, *plane = made.shape
-                shape = (count, high * sweep.runs, *plane)
+                shape = [count, high * sweep.runs, *plane]
                 if sweep.output in self._volumes:
                     found = self._room(sweep.output, shape[1:], now).first[None]
                 else:
@@ -213,6 +218,24 @@ class SplitModel:
             found[:, run * high : (run + 1) * high] = made
         now.values[sweep.output] = found
         compiled.release()
+
+    def _rows(self, sweep: Sweep, shape: Sequence[int], now: _Pass) -> Iterator[np.ndarray]:
+        """Go through the rows of each run, which the next one overwrites."""
+        if isinstance(sweep.source, str):  # rows that lie side by side, and are read there
+            volume = now.values[sweep.source]
+            for run in range(sweep.runs):
+                yield volume[:, run * sweep.advance : (run + 1) * sweep.advance]
+            return
+        source = now.made[sweep.source]
+        rows = np.empty(shape, source.values.dtype)
+        for run in range(sweep.runs):
+            first = run * sweep.advance - sweep.before
+            start, stop = max(first, 0), min(first + rows.shape[1], len(source.values))
+            rows[0, : start - first] = 0
+            rows[0, stop - first :] = 0
+            part = replace(source, values=source.values[start:stop])
+            activate(part, self._storage, self._workers, rows[0, start - first : stop - first])
+            yield rows
 
     def _run_block(self, number: int, now: _Pass) -> None:
         block = self._blocks[number]
@@ -248,6 +271,14 @@ class SplitModel:
                 now.buffers[number] = now.buffers.pop(name)
                 return now.buffers[number].other(source.values)
         return self._room(number, (*sources[0].values.shape[:3], channels), now).first
+
+
+def _swept_input(sweep: Sweep, compiled: Compiled) -> TensorSpec:
+    """Return the volume that all runs of a sweep read together."""
+    (rows,) = (spec for spec in compiled.inputs if spec.name == sweep.rows)
+    return TensorSpec(
+        str(sweep.source), (1, sweep.advance * sweep.runs, *rows.shape[2:]), rows.dtype
+    )
 
 
 def _swept_output(sweep: Sweep, compiled: Compiled) -> TensorSpec:

@@ -8,6 +8,7 @@ from medals_rt.runners.winograd.cut import (
     WHOLE,
     Block,
     Cut,
+    Handed,
     Pool,
     Sweep,
     Term,
@@ -35,7 +36,8 @@ def test_a_description_comes_back(tmp_path: Path) -> None:
         ),
         ({}, {"block_0_1": 0}, {"block_1_2": 1}),
         (True, False, True),
-        (Sweep(1, 0, "rows", "out", 4, 1, 6),),
+        (Sweep(1, 0, "rows", "out", 4, 1, 6), Sweep(2, "refined", "more", "last", 4, 0, 6)),
+        (Handed("features", 1, (1, 4, 4, 8, 2)),),
         ("probabilities",),
     )
     file = tmp_path / "cut"
@@ -43,7 +45,7 @@ def test_a_description_comes_back(tmp_path: Path) -> None:
     found = from_file(file)
     assert found is not None
     assert (found.reads, found.computes, found.outputs) == (cut.reads, cut.computes, cut.outputs)
-    assert found.sweeps == cut.sweeps
+    assert (found.sweeps, found.handed) == (cut.sweeps, cut.handed)
     assert found.blocks[1].pools == cut.blocks[1].pools
     assert to_bytes(found) == to_bytes(cut)
     term = found.blocks[1].terms[0]
