@@ -4,8 +4,16 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 _log = logging.getLogger("medals_rt")
+
+
+@dataclass
+class Step:
+    """A step that is being timed; its name may still change."""
+
+    name: str
 
 
 class Stopwatch:
@@ -16,13 +24,13 @@ class Stopwatch:
         self._start = time.perf_counter()
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Count the time of the block towards `name`."""
-        start = time.perf_counter()
+    def step(self, name: str) -> Iterator[Step]:
+        """Count the time of the block towards `name`, or what the step is called by its end."""
+        start, step = time.perf_counter(), Step(name)
         try:
-            yield
+            yield step
         finally:
-            elapsed = time.perf_counter() - start
+            elapsed, name = time.perf_counter() - start, step.name
             level = logging.DEBUG if name in self.seconds else logging.INFO
             _log.log(level, "%s: %.3f s", name, elapsed)
             self.seconds[name] = self.seconds.get(name, 0.0) + elapsed

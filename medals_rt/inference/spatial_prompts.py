@@ -71,6 +71,11 @@ class LabelPrompts:
         """The library of the arrays."""
         return namespace(self.index_hwd)
 
+    @property
+    def voxels(self) -> Array:
+        """All that a network sees of them."""
+        return self.index_hwd
+
     def where(self, mask: Array, blocks: Blocks) -> LabelPrompts | None:
         """Keep what lies in a mask ``(h, w, d)`` bool, which is `blocks` spread; None: nothing."""
         occupied = _common(self.occupied, blocks)
@@ -141,6 +146,11 @@ class ChannelPrompts:
     def xp(self) -> Namespace:
         """The library of the arrays."""
         return namespace(self.shown)
+
+    @property
+    def voxels(self) -> Array:
+        """All that a network sees of them."""
+        return self.shown
 
     def where(self, mask: Array, blocks: Blocks) -> ChannelPrompts | None:
         """Keep what lies in a mask ``(h, w, d)`` bool, which is `blocks` spread; None: nothing."""

@@ -17,7 +17,7 @@ from medals_rt.common.typing import Array
 from medals_rt.inference.aggregation import LabelMap, SlabAggregator, empty_label_map
 from medals_rt.inference.kept import Kept, digest_of
 from medals_rt.inference.mirroring import mirrored
-from medals_rt.inference.network import Network, TextOnlyFeatures
+from medals_rt.inference.network import Network
 from medals_rt.inference.refinement import MaskSource, Part, collect, refine
 from medals_rt.inference.spatial_prompts import LabelPrompts, SpatialPrompts, label_prompts
 from medals_rt.planning.memory import TileSweep
@@ -40,14 +40,11 @@ class StageTask:
         The label value of each of the N classes.
     masks
         Where the masks of refinement come from.
-    masks_key
-        Names all that decides about them; None where they are nobody's to know.
     """
 
     queries: Array
     labels: tuple[int, ...]
     masks: MaskSource
-    masks_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -251,6 +248,93 @@ class _Counts:
     kept: int = 0
 
 
+class _WindowPredictor:
+    """What the network says of one window, or said in an earlier run; a `refinement.Predict`.
+
+    Parameters
+    ----------
+    stage
+        What the window is of.
+    window_pass
+        The window.
+    counts
+        Counts the passes that are made.
+    queries
+        Names the queries.
+    """
+
+    def __init__(
+        self, stage: StageInput, window_pass: WindowPass, counts: _Counts, queries: bytes
+    ) -> None:
+        window = stage.stage_plan.geometry.windows[window_pass.window_index]
+        self._stage = stage
+        self._pass = window_pass
+        self._counts = counts
+        self._chunk = stage.stage_plan.memory.classes_per_chunk
+        self._image = contiguous(stage.image_hwd[window.slices])[None, None, ...]
+        self._kept = None if stage.kept is None else stage.kept.at(window.starts_hwd)
+        self._answers = self._kept and self._kept.at(
+            "answer", (window_pass.mirrored, window_pass.combine), self._chunk, queries
+        )
+
+    def __call__(
+        self, prompts: SpatialPrompts | None, classes: slice
+    ) -> Iterator[tuple[slice, Array]]:
+        """Run one pass, or all of a mirrored one, unless its answer is kept.
+
+        An edit leaves one half of a masked pair as it was, unless it reaches into blocks of both.
+        From text alone no answer is kept: it takes more memory than time, once the window's
+        features are.
+        """
+        answer = None
+        if self._answers is not None and (prompts is not None or self._pass.mirrored):
+            seen = None if prompts is None else (type(prompts), digest_of(prompts.voxels))
+            answer = self._answers.at(seen, classes.start, classes.stop)
+        found = None if answer is None else answer.get()
+        if found is not None:
+            yield classes, found
+            return
+        predicted = self._predict(prompts, classes)
+        size = 4 * (classes.stop - classes.start) * prod(self._pass.window_hwd)
+        if answer is None or not answer.has_room(size):
+            yield from predicted
+            return
+        found = owned(collect((Part(*each) for each in predicted), classes))
+        answer.put(found, [found])
+        yield classes, found
+
+    def _predict(
+        self, prompts: SpatialPrompts | None, classes: slice
+    ) -> Iterator[tuple[slice, Array]]:
+        if self._pass.mirrored:
+            return mirrored(self._run, self._image, prompts, classes, self._pass.combine)
+        return self._run(self._image, prompts, classes)
+
+    def _run(
+        self, image: Array, prompts: SpatialPrompts | None, classes: slice
+    ) -> Iterator[tuple[slice, Array]]:
+        """Run the network once; from text alone by features that are kept."""
+        network = self._stage.network
+        kept, features = None, None
+        if self._kept is not None and prompts is None and not self._pass.mirrored:
+            kept = self._kept.at("features")
+            features = kept.get()
+        if features is None:
+            self._counts.passes += 1
+            if kept is not None:
+                features = network.encode(image)
+                if features is not None:
+                    kept.put(features, [features.refined, features.image_embedding])
+        return network.predict(
+            image,
+            self._stage.task.queries,
+            prompts,
+            classes=classes,
+            classes_per_chunk=self._chunk,
+            features=features,
+        )
+
+
 class _Sweeper:
     """Sweeper of a stage's windows that counts what was spent."""
 
@@ -292,16 +376,13 @@ class _Sweeper:
     ) -> None:
         """Run a window and add its parts; `first` is the class that the aggregator counts from."""
         watch, name = self._stage.watch, self._stage.name
-        before, step = self.counts.passes, "network"
-        result, features = self._kept_result(window_pass), self._kept_features(window_pass)
-        parts = self._run_window(window_pass, features)
-        if result is not None:
-            parts, step = self._with_result_kept(parts, result, window_pass)
-        elif features is not None and features.is_filled and self._is_text_only(window_pass):
-            step = "kept"
+        before = self.counts.passes
+        parts = self._run_window(window_pass)
         while True:
-            with watch.step(f"{name}: {step}"):
+            with watch.step(f"{name}: network") as step:
                 part = next(parts, None)
+                if self.counts.passes == before:
+                    step.name = f"{name}: kept"
             if part is None:
                 self.counts.kept += self.counts.passes == before
                 self._measure()
@@ -335,115 +416,20 @@ class _Sweeper:
         self.counts.hastened += chosen > 0
         return self._levels[chosen]
 
-    def _is_text_only(self, window_pass: WindowPass) -> bool:
-        """Whether a window is run in one pass from the text alone."""
-        prompts = self._stage.prompts[window_pass.window_index]
-        return prompts is None and len(window_pass.steps) == 1 and not window_pass.mirrored
-
-    def _kept_features(self, window_pass: WindowPass) -> Kept | None:
-        """Return where the features of a window's text-only passes are kept, if they are."""
-        kept, index = self._stage.kept, window_pass.window_index
-        if kept is None or window_pass.mirrored:
-            return None
-        return kept.at(self._stage.stage_plan.geometry.windows[index].starts_hwd, "features")
-
-    def _kept_result(self, window_pass: WindowPass) -> Kept | None:
-        """Return where the probabilities of a window are kept, if they are.
-
-        Those of a text-only pass are not: they take more memory than time, once its features are.
-        """
-        stage, index = self._stage, window_pass.window_index
-        if stage.kept is None or stage.task.masks_key is None or self._is_text_only(window_pass):
-            return None
-        prompts = stage.prompts[index]
-        return stage.kept.at(
-            stage.stage_plan.geometry.windows[index].starts_hwd,
-            repr(window_pass),
-            stage.stage_plan.memory.classes_per_chunk,
-            stage.task.masks_key,
-            self._queries,
-            None if prompts is None else digest_of(prompts.index_hwd),
-        )
-
-    def _with_result_kept(
-        self, parts: Iterator[Part], result: Kept, window_pass: WindowPass
-    ) -> tuple[Iterator[Part], str]:
-        """Take a window's probabilities from what is kept, or keep them if there is room.
-
-        Returns
-        -------
-        parts, step
-            The window's parts, and what the time that they take counts as.
-        """
-        classes = window_pass.wanted or slice(0, window_pass.count)
-        found = result.get()
-        if found is not None:
-            return iter((Part(classes, found),)), "kept"
-        size = 4 * (classes.stop - classes.start) * prod(window_pass.window_hwd)
-        if not result.has_room(size):
-            return parts, "network"
-
-        def collected() -> Iterator[Part]:
-            probabilities = owned(collect(parts, classes))
-            result.put(probabilities, [probabilities])
-            yield Part(classes, probabilities)
-
-        return collected(), "network"
-
-    def _run_window(self, window_pass: WindowPass, kept: Kept | None) -> Iterator[Part]:
-        """Run the passes of a window, as its parts are asked for.
-
-        Parameters
-        ----------
-        window_pass
-            The window, and which passes.
-        kept
-            Where the features of its text-only passes are kept; None: nowhere.
-        """
-        stage, index = self._stage, window_pass.window_index
-        window = stage.stage_plan.geometry.windows[index]
-        image = contiguous(stage.image_hwd[window.slices])[None, None, ...]
-        before = self.counts.passes
+    def _run_window(self, window_pass: WindowPass) -> Iterator[Part]:
+        """Run the passes of a window, as its parts are asked for."""
+        stage, before = self._stage, self.counts.passes
         if stage.watchdog is not None:
             stage.watchdog.window_begins()
-
-        def predict_image(
-            seen: Array, prompts: SpatialPrompts | None, classes: slice
-        ) -> Iterator[tuple[slice, Array]]:
-            features: TextOnlyFeatures | None = None
-            if prompts is None and kept is not None:
-                features = kept.get()
-            if features is None:
-                self.counts.passes += 1
-                if prompts is None and kept is not None:
-                    features = stage.network.encode(seen)
-                    if features is not None:
-                        kept.put(features, [features.refined, features.image_embedding])
-            return stage.network.predict(
-                seen,
-                stage.task.queries,
-                prompts,
-                classes=classes,
-                classes_per_chunk=stage.stage_plan.memory.classes_per_chunk,
-                features=features,
-            )
-
-        def predict(
-            prompts: SpatialPrompts | None, classes: slice
-        ) -> Iterator[tuple[slice, Array]]:
-            if window_pass.mirrored:
-                return mirrored(predict_image, image, prompts, classes, window_pass.combine)
-            return predict_image(image, prompts, classes)
-
         yield from refine(
-            predict,
-            stage.prompts[index],
+            _WindowPredictor(stage, window_pass, self.counts, self._queries),
+            stage.prompts[window_pass.window_index],
             window_pass,
             stage.task.masks,
             lambda: self._goes_on(window_pass, self.counts.passes - before),
         )
         if stage.watchdog is not None:
-            settle(image)
+            settle(stage.image_hwd)
             stage.watchdog.window_ended(self.counts.passes - before)
 
     def _goes_on(self, window_pass: WindowPass, done: int) -> bool:

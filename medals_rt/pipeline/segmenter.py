@@ -469,11 +469,10 @@ class Segmenter:
             recalled = pass_timings.recall(self.bundle.hash, self.arithmetic)
             known = {} if recalled is None else recalled.seconds_per_pass
             masks = options.masks or seeded_masks(options.seed, prepared.mask_key)
-            masks_key = None if options.masks else f"{options.seed}, {prepared.mask_key}"
             case = CaseRun(
                 image_dhw=to_device(prepared.image_dhw, device),
                 outline=outline,
-                task=StageTask(to_device(embeddings, device), prompts.labels, masks, masks_key),
+                task=StageTask(to_device(embeddings, device), prompts.labels, masks),
                 keep_probability=keep_probability or bool(treated),
                 watch=watch,
                 progress=progress,

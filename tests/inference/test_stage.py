@@ -13,7 +13,7 @@ import pytest
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.arrays import namespace, to_host
 from medals_rt.common.choices import Refinement
-from medals_rt.common.stopwatch import Stopwatch
+from medals_rt.common.stopwatch import Step, Stopwatch
 from medals_rt.inference import stage
 from medals_rt.inference.aggregation import LabelMap
 from medals_rt.inference.refinement import MaskRequest, seeded_masks
@@ -159,10 +159,10 @@ def test_a_card_is_waited_for_inside_the_step_that_it_works_for(
         at: str | None = None
 
         @contextmanager
-        def step(self, name: str) -> Iterator[None]:
+        def step(self, name: str) -> Iterator[Step]:
             self.at = name
-            with super().step(name):
-                yield
+            with super().step(name) as step:
+                yield step
             self.at = None
 
     watch, waited = Noting(), []
