@@ -69,10 +69,14 @@ class _Footprint:
 
     Winograd's convolutions hold two volumes at a time, with the spare rows by which they work in
     place; and beside the compiled graphs their weights' factors, and rows that are converted.
+
+    Values are times the feature map of a window: in a pass from text alone, in one with few
+    prompted classes beside their channels, and in one with many.
     """
 
     bytes_per_weight: float
-    values_joined: float
+    values_text: float
+    values_prompted: float
     values_many: float
     has_chains: bool = False
     chain_bytes: int = _CHAIN_BYTES
@@ -80,22 +84,22 @@ class _Footprint:
 
 
 _FOOTPRINTS = {
-    ("openvino", "fp32", "direct"): _Footprint(9.0, 3.0, 4.0, has_chains=True),
-    ("openvino", "bf16", "direct"): _Footprint(7.3, 3.0, 4.0, has_chains=True),
+    ("openvino", "fp32", "direct"): _Footprint(9.0, 4.0, 3.0, 4.0, has_chains=True),
+    ("openvino", "bf16", "direct"): _Footprint(7.3, 4.0, 3.0, 4.0, has_chains=True),
     ("openvino", "fp32", "winograd"): _Footprint(
-        12.0, 2.4, 4.4, True, _SPLIT_CHAIN_BYTES, _LLVM_BYTES
+        12.0, 2.4, 2.4, 4.4, True, _SPLIT_CHAIN_BYTES, _LLVM_BYTES
     ),
     ("openvino", "bf16", "winograd"): _Footprint(
-        8.8, 2.5, 4.5, True, _SPLIT_CHAIN_BYTES, _LLVM_BYTES
+        8.8, 2.5, 2.5, 4.5, True, _SPLIT_CHAIN_BYTES, _LLVM_BYTES
     ),
-    ("onnxruntime", "fp32", "direct"): _Footprint(4.7, 7.9, 8.9),
+    ("onnxruntime", "fp32", "direct"): _Footprint(4.7, 7.9, 7.9, 8.9),
     # not measured: as in fp32, in which a processor without bf16 computes what is not quantized
-    ("openvino", "int8", "direct"): _Footprint(9.0, 3.0, 4.0, has_chains=True),
-    ("openvino", "fp8", "direct"): _Footprint(9.0, 4.0, 5.0, has_chains=True),
-    ("onnxruntime", "int8", "direct"): _Footprint(4.7, 9.9, 10.9),
-    ("onnxruntime", "fp8", "direct"): _Footprint(4.7, 9.9, 10.9),
+    ("openvino", "int8", "direct"): _Footprint(9.0, 4.0, 3.0, 4.0, has_chains=True),
+    ("openvino", "fp8", "direct"): _Footprint(9.0, 5.0, 4.0, 5.0, has_chains=True),
+    ("onnxruntime", "int8", "direct"): _Footprint(4.7, 9.9, 9.9, 10.9),
+    ("onnxruntime", "fp8", "direct"): _Footprint(4.7, 9.9, 9.9, 10.9),
 }
-_OTHER_FOOTPRINT = _Footprint(4.0, 4.2, 8.8)  # of runners on GPUs: not measured
+_OTHER_FOOTPRINT = _Footprint(4.0, 4.2, 4.2, 8.8)  # of runners on GPUs: not measured
 _VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 4, "fp8": 4}
 
 _BYTES_PER_SUM = 4  # float32
@@ -391,18 +395,27 @@ def joined_chains(stage: int, classes: int, *, prompted: bool) -> frozenset[tupl
     """
     names = ["text"]
     if prompted:
-        width = next((width for width in FOLDED_REFINERS if width >= classes), "many")
-        names.append(f"prompts, {width} classes")
+        names.append(f"prompts, {_refiner_width(classes) or 'many'} classes")
     return frozenset((stage, name) for name in names)
 
 
 def network_bytes(demand: MemoryDemand, window_hwd: Shape) -> int:
     """Estimate what the network holds at its peak, beside its weights, for one window."""
-    most = max(FOLDED_REFINERS) if demand.prompted else demand.classes_per_chunk
-    footprint = _footprint(demand)
-    values = footprint.values_joined if demand.classes <= most else footprint.values_many
-    held = prod(window_hwd) * demand.channels * values + _SCRATCH_VALUES
-    return int(held * _VALUE_BYTES[demand.precision])
+    footprint, window = _footprint(demand), prod(window_hwd)
+    features = window * demand.channels * _VALUE_BYTES[demand.precision]
+    held = footprint.values_text * features  # also of a stage with prompts: not in every window
+    if demand.prompted:
+        width = _refiner_width(demand.classes)
+        if width is None:
+            held = max(held, footprint.values_many * features)
+        else:
+            held = max(held, footprint.values_prompted * features + 4 * width * window)
+    return int(held + _SCRATCH_VALUES * _VALUE_BYTES[demand.precision])
+
+
+def _refiner_width(classes: int) -> int | None:
+    """Return for how many prompted classes the refiner is that takes so many; None: no refiner."""
+    return next((width for width in FOLDED_REFINERS if width >= classes), None)
 
 
 def case_bytes(voxels: int, bytes_per_voxel: int, earlier_groups: int = 0) -> int:
