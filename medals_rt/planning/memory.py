@@ -43,7 +43,7 @@ _PROCESS_BYTES = 168 * 10**6
 _LLVM_BYTES = 85 * 10**6
 """The compiler of Winograd convolutions, and what it made."""
 
-_SPLIT_CHAIN_BYTES = 40 * 10**6
+_SPLIT_CHAIN_BYTES = 28 * 10**6
 """Of a chain that is cut for Winograd convolutions: some ten compiled graphs instead of one."""
 
 _CHAIN_BYTES = 14 * 10**6
