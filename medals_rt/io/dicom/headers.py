@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from typing import Any, Final
 
@@ -39,6 +39,13 @@ _UIDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 _MAX_UID: Final = 64
 _SEXES: Final = ("M", "F", "O")
+_SIDES: Final = ("L", "R")
+_UNPAIRED: Final = "U"
+_OF_THE_BODY: Final = {
+    "BodyPartExamined": ("BodyPartExamined",),
+    "Laterality": ("Laterality", "ImageLaterality"),
+}
+"""What a result's series says of the body, and where its source may say so."""
 _ESCAPE: Final = b"\x1b"
 _GB2312: Final = "\x1b$)A"
 
@@ -78,6 +85,34 @@ def common_header(each: Slice) -> tuple[Any, tuple[str, ...]]:
         elif name in _REQUIRED:
             setattr(clean, name, "")
     return clean, tuple(left_out)
+
+
+def body_examined(slices: Sequence[Slice]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return what the General Series module says of the body: the part of it, and its side.
+
+    Returns
+    -------
+    dict
+        `BodyPartExamined` and `Laterality`, where the slices name a legal one and agree on it. The
+        side is that of the series or of its images, whichever is named.
+    tuple of str
+        Keywords of those that couldn't be kept.
+    """
+    headers = [image.header for image in dict.fromkeys(each.image for each in slices)]
+    kept: dict[str, str] = {}
+    left_out = []
+    for name, places in _OF_THE_BODY.items():
+        try:
+            found = {
+                _clean(each, place, None) for each in headers for place in places if place in each
+            } - {None, ""}
+            if len(found) > 1:
+                raise ValueError("not the same in all slices")
+        except _UNUSABLE:
+            left_out.append(name)
+        else:
+            kept |= {name: str(value) for value in found}
+    return kept, tuple(left_out)
 
 
 def checked_uid(value: object, name: str, each: Slice) -> str:
@@ -136,8 +171,7 @@ def _clean(header: Any, name: str, encodings: list[str] | None) -> Any:
         "DA": _date, "TM": _time, "DS": lambda word: decimal(_finite(word)),
     }  # fmt: skip
     one = special.get(kind, str)
-    if name == "PatientSex":
-        one = _sex
+    one = {"PatientSex": _sex, "Laterality": _side, "ImageLaterality": _side}.get(name, one)
     several = kind not in {"ST", "LT", "UT"}
     values = [one(part.strip()) for part in (text.split("\\") if several else [text])]
     if len(values) > 1 and dictionary_VM(tag) == "1":
@@ -209,6 +243,13 @@ def _sex(text: str) -> str:
     if text.upper() not in _SEXES:
         raise ValueError("no sex that DICOM knows")
     return text.upper()
+
+
+def _side(text: str) -> str:
+    """`L` or `R`, nothing for what isn't paired."""
+    if text not in {*_SIDES, _UNPAIRED}:
+        raise ValueError("no side that DICOM knows of a series")
+    return text.removeprefix(_UNPAIRED)
 
 
 def _finite(text: str) -> float:

@@ -23,7 +23,7 @@ from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.case import DicomSource
 from medals_rt.io.dicom.files import printable, reading, silence
-from medals_rt.io.dicom.headers import CHARACTER_SET, common_header, decimal
+from medals_rt.io.dicom.headers import CHARACTER_SET, body_examined, common_header, decimal
 from medals_rt.io.dicom.results import (
     CT_IMAGE,
     LONG_STRING,
@@ -60,12 +60,15 @@ class _Source:
         Their SOP Instance UIDs are placeholders, which name the slices until the SEG is made.
     references
         What each of those stands for.
+    body
+        Part and side of the body, by keyword.
     left_out
         Keywords of attributes that couldn't be kept.
     """
 
     images: tuple[Any, ...]
     references: dict[str, SliceReference]
+    body: dict[str, str]
     left_out: tuple[str, ...]
 
 
@@ -177,7 +180,8 @@ def _source(found: DicomSource, *, rows: int, columns: int) -> _Source:
         image.ImagePositionPatient = [decimal(part) for part in each.position_lps_mm]
         images.append(image)
         references[str(image.SOPInstanceUID)] = reference_to(each)
-    return _Source(tuple(images), references, left_out)
+    body, not_kept = body_examined(found.slices)
+    return _Source(tuple(images), references, body, (*left_out, *not_kept))
 
 
 def _segmentation(
@@ -220,6 +224,8 @@ def _segmentation(
         seg = make(transfer_syntax_uid=_UNCOMPRESSED)
     if notice is not None and len(notice) > LONG_STRING:
         seg.ImageComments = notice
+    for name, value in source.body.items():
+        setattr(seg, name, value)
     # highdicom describes the background as segment 0, by which OHIF 3.13 shifts every label.
     seg.SegmentSequence = [each for each in seg.SegmentSequence if each.SegmentNumber > 0]
     _refer(seg, source)
