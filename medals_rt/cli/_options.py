@@ -29,7 +29,7 @@ from medals_rt.common.choices import (
     StartFrom,
 )
 from medals_rt.common.errors import InputError
-from medals_rt.common.limits import MAX_VOXELS
+from medals_rt.common.limits import MAX_MESH_REDUCTION, MAX_VOXELS
 
 if TYPE_CHECKING:
     from medals_rt.pipeline.options import PromptSource, RunOptions
@@ -165,6 +165,16 @@ OutputSpacing = Annotated[
         "--output-spacing",
         metavar="MM|H,W,D",
         help="Write labels on a grid of another spacing than the scan's, such as 1 or 0.8,0.8,2.",
+    ),
+]
+MeshReduction = Annotated[
+    float,
+    typer.Option(
+        "--mesh-reduction",
+        metavar="SHARE",
+        min=0,
+        max=MAX_MESH_REDUCTION,
+        help="Leave out this share of the faces of surfaces (.glb, .stl), such as 0.9.",
     ),
 ]
 Store = Annotated[

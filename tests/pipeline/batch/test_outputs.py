@@ -71,6 +71,35 @@ def test_probability_maps_and_another_grid(tiny_bundle: Bundle, tmp_path: Path) 
     assert nibabel.load(out / "p" / "a.nii.gz").header.get_zooms() == (2.0, 2.0, 2.0)
 
 
+def test_rows_of_a_jobs_file_have_outputs_of_their_own(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    write_case(scans / "a.npz")
+    jobs = tmp_path / "jobs.csv"
+    jobs.write_text(
+        "input,output,format,output_spacing,split,probabilities\n"
+        "a.npz,fine,nii.gz,1,true,\na.npz,plain,,,,\na.npz,maps,nii.gz,,,true\n",
+        encoding="utf-8",
+    )
+    words = (scans, out, "--jobs", jobs, "--no-preview", "--quiet")
+    result = batch(tiny_bundle.folder, *words)
+    assert result.exit_code == 0, result.output
+    written = [name for name in files_below(out) if not name.startswith(("reports", "summary"))]
+    assert written == [
+        "fine.nii.gz", "fine/liver.nii.gz", "maps.nii.gz", "maps_probabilities/liver.nii.gz",
+        "plain.npz",
+    ]  # fmt: skip
+    zooms = {
+        name: nibabel.load(out / f"{name}.nii.gz").header.get_zooms() for name in ("fine", "maps")
+    }
+    assert zooms == {"fine": (1.0, 1.0, 1.0), "maps": (2.0, 2.0, 3.0)}
+    jobs.write_text(
+        jobs.read_text(encoding="utf-8").replace("fine,nii.gz,1", "fine,nii.gz,2"), encoding="utf-8"
+    )
+    again = batch(tiny_bundle.folder, *words)
+    assert again.exit_code == 0, again.output
+    assert statuses(out) == {"fine": "done", "plain": "kept", "maps": "kept"}
+
+
 def test_reports_of_measurements_refer_to_their_seg(tiny_bundle: Bundle, tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(-200, 300, SHAPE).astype(np.int16)
     write_series(tmp_path / "scans" / "a", image, np.diag([2.0, 2.0, 3.0, 1.0]))
