@@ -111,7 +111,8 @@ def body_examined(slices: Sequence[Slice]) -> tuple[dict[str, str], tuple[str, .
         except _UNUSABLE:
             left_out.append(name)
         else:
-            kept |= {name: str(value) for value in found}
+            for value in found:
+                kept[name] = str(value)
     return kept, tuple(left_out)
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Final
 from unicodedata import normalize
 
 from medals_rt.common.errors import InputError, MissingFileError
@@ -102,6 +103,10 @@ class BatchPlan:
     store: Store = LOCAL
 
 
+_NO_ROW: Final = JobRow("")
+"""Leaves out everything."""
+
+
 @dataclass(frozen=True)
 class _Found:
     """A case that was found.
@@ -113,7 +118,7 @@ class _Found:
     path: Path
     name: str
     ending: str | None = None
-    row: JobRow = JobRow("")
+    row: JobRow = _NO_ROW
     place: str = ""
     folder: Path = Path()
 
