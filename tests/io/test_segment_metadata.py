@@ -23,7 +23,11 @@ from tests.errors import raises
 from tests.io.dicom.test_case import HU, UPRIGHT, write_enhanced
 from tests.io.test_formats import affine_of, sphere_ijk
 
-SENTENCES = ("Liver in abdominal CT", "Right kidney in CT", "Left posterior segment of the eyeball in CT")
+SENTENCES = (
+    "Liver in abdominal CT",
+    "Right kidney in CT",
+    "Left posterior segment of the eyeball in CT",
+)
 PROMPTS = numbered(SENTENCES, "anatomy")
 LESIONS = parse_prompts({"3": "Liver tumors in CT", "instance_label": 1})
 NOTHING = np.zeros((1, 1, 1), np.uint8)
