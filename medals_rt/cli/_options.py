@@ -30,6 +30,7 @@ from medals_rt.common.choices import (
 )
 from medals_rt.common.errors import InputError
 from medals_rt.common.limits import MAX_MESH_REDUCTION, MAX_VOXELS
+from medals_rt.common.notes import Note
 
 if TYPE_CHECKING:
     from medals_rt.pipeline.options import PromptSource, RunOptions
@@ -414,7 +415,8 @@ def common_flags(
     json_progress: Annotated[
         bool,
         typer.Option(
-            "--json-progress", help="Report progress as JSON lines on standard error, for programs."
+            "--json-progress",
+            help="Print JSON lines on standard error, for programs: progress, notes, errors.",
         ),
     ] = False,
 ) -> None:
@@ -422,7 +424,8 @@ def common_flags(
     out.start(quiet=quiet, debug=debug, verbose=verbose, json_progress=json_progress)
     file = configuration_file()
     if file is not None:
-        out.remark(f"note: options that aren't given are those of {file}")
+        text = f"options that aren't given are those of {file}"
+        out.note(Note("options-from-file", text))
 
 
 def with_common_flags(command: Command) -> Command:

@@ -1,8 +1,8 @@
 """What a label is called, which color and which code it has: for formats that store it.
 
-Codes are SNOMED CT where the class has one (`data/snomed_codes.json`, which names the lists they are
-from, and why other classes have none), else of the private scheme `PRIVATE_SCHEME`, made of the
-class's modality, kind and id.
+Codes are SNOMED CT where the class has one (`data/snomed_codes.json`, which names the lists that
+they are from, and why other classes have none), else of the private scheme `PRIVATE_SCHEME`, made
+of the class's modality, kind and id.
 """
 
 from __future__ import annotations
