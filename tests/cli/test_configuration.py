@@ -117,7 +117,7 @@ def test_errors_as_lines_of_json(words: tuple[str, ...], code: str | None) -> No
     assert call("run", *words).stderr.startswith("error: ")
 
 
-def test_a_file_of_options_is_named_in_json_too(tmp_path: Path) -> None:
+def test_a_file_of_options_is_named_in_json_too() -> None:
     write(Path(FILE), "max_voxels = 10\n")
     done = call("version", "--json-progress")
     (note,) = map(json.loads, done.stderr.splitlines())

@@ -79,7 +79,7 @@ def test_every_line_is_json_where_programs_read_them(
     logging.getLogger("made.up").warning("of a %s", "library")
     warnings.showwarning("soon gone", FutureWarning, "a.py", 1)
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert all(list(line)[0] == "event" and line.pop("seconds") >= 0 for line in lines)
+    assert all(next(iter(line)) == "event" and line.pop("seconds") >= 0 for line in lines)
     warned = {"event": "note", "severity": "warning"}
     assert lines == [
         {"event": "note", "severity": "info", "text": "a remark"},
