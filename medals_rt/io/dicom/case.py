@@ -23,7 +23,7 @@ from medals_rt.io.dicom.files import (
     require_pydicom,
     silence,
 )
-from medals_rt.io.dicom.headers import body_examined
+from medals_rt.io.dicom.headers import agreed_value
 from medals_rt.io.dicom.selection import check_one_image, parse_selection, select_slices
 from medals_rt.io.dicom.series import (
     Image,
@@ -213,8 +213,9 @@ def _check_decoders(stack: Stack) -> None:
 
 def _body(stack: Stack) -> dict[str, str | None]:
     """Part and side of the body for the report, where the series names one that is legal."""
-    body, _ = body_examined(stack.slices)
-    return {"body_part": body.get("BodyPartExamined"), "laterality": body.get("Laterality")}
+    part, _ = agreed_value(stack.slices, "BodyPartExamined")
+    side, _ = agreed_value(stack.slices, "Laterality", "ImageLaterality")
+    return {"body_part": part, "laterality": side}
 
 
 def _in_order(stack: Stack) -> list[Image]:

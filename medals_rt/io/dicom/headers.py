@@ -41,11 +41,6 @@ _MAX_UID: Final = 64
 _SEXES: Final = ("M", "F", "O")
 _SIDES: Final = ("L", "R")
 _UNPAIRED: Final = "U"
-_OF_THE_BODY: Final = {
-    "BodyPartExamined": ("BodyPartExamined",),
-    "Laterality": ("Laterality", "ImageLaterality"),
-}
-"""What a result's series says of the body, and where its source may say so."""
 _ESCAPE: Final = b"\x1b"
 _GB2312: Final = "\x1b$)A"
 
@@ -87,33 +82,30 @@ def common_header(each: Slice) -> tuple[Any, tuple[str, ...]]:
     return clean, tuple(left_out)
 
 
-def body_examined(slices: Sequence[Slice]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return what the General Series module says of the body: the part of it, and its side.
+def agreed_value(slices: Sequence[Slice], *names: str) -> tuple[str | None, bool]:
+    """Return what the slices of a series agree about.
+
+    Parameters
+    ----------
+    slices
+        Of the series.
+    names
+        Keywords of an attribute, and of others that say the same elsewhere.
 
     Returns
     -------
-    dict
-        `BodyPartExamined` and `Laterality`, where the slices name a legal one and agree on it. The
-        side is that of the series or of its images, whichever is named.
-    tuple of str
-        Keywords of those that couldn't be kept.
+    str or None
+        The value; None where there is none.
+    bool
+        Whether there is one that DICOM doesn't allow, or several.
     """
     headers = [image.header for image in dict.fromkeys(each.image for each in slices)]
-    kept: dict[str, str] = {}
-    left_out = []
-    for name, places in _OF_THE_BODY.items():
-        try:
-            found = {
-                _clean(each, place, None) for each in headers for place in places if place in each
-            } - {None, ""}
-            if len(found) > 1:
-                raise ValueError("not the same in all slices")
-        except _UNUSABLE:
-            left_out.append(name)
-        else:
-            for value in found:
-                kept[name] = str(value)
-    return kept, tuple(left_out)
+    try:
+        found = {_clean(each, name, None) for each in headers for name in names if name in each}
+    except _UNUSABLE:
+        return None, True
+    found -= {None, ""}
+    return (str(found.pop()), False) if len(found) == 1 else (None, bool(found))
 
 
 def checked_uid(value: object, name: str, each: Slice) -> str:
