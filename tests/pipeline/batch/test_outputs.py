@@ -14,6 +14,8 @@ from medals_rt.common.errors import InputError
 from medals_rt.io.registry import read_labels
 from medals_rt.pipeline.batch import BesideLabels
 from medals_rt.pipeline.batch.find import plan_batch
+from medals_rt.pipeline.batch.records import fingerprint
+from medals_rt.pipeline.batch.shared_cells import identity_of
 from medals_rt.pipeline.csv_tables import LESION_COLUMNS
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from tests.dicom import write_series
@@ -146,6 +148,22 @@ def test_choices_of_a_series_without_dicom_are_warned_of(
     result = batch(tiny_bundle.folder, tmp_path / "scans", tmp_path / "out", *words)
     assert result.exit_code == 0, result.output
     assert "--series and --select change nothing" in result.stderr
+
+
+def test_fewer_faces_are_another_result(tmp_path: Path) -> None:
+    write_case(tmp_path / "scans" / "a.npz")
+    made_from = set()
+    for share in (0.0, 0.5):
+        plan = plan_batch(
+            [tmp_path / "scans"],
+            tmp_path / "out",
+            source=PromptSource(),
+            options=RunOptions(),
+            ending=".glb",
+            beside=BesideLabels(mesh_reduction=share),
+        )
+        made_from.add((fingerprint(plan.cases[0], "bundle"), identity_of(plan, {}, "bundle")))
+    assert len({one for one, _ in made_from}) == len({other for _, other in made_from}) == 2
 
 
 @pytest.mark.parametrize("name", ["a_lesions.npz", "A_Lesions.npz"])
