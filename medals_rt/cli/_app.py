@@ -92,8 +92,9 @@ class OneCommand(TyperCommand):
 class Commands(TyperGroup):
     """The group of all commands, which turns what they return and raise into exit codes."""
 
-    def make_context(self, *given: Any, **more: Any) -> Any:
+    def make_context(self, info_name: Any, args: Any, *given: Any, **more: Any) -> Any:
         """Parse what stands before the command's name; a file may hold other options."""
+        out.json_progress = "--json-progress" in args  # for errors that come before its flags
         with _errors_end_the_command():
             file = configuration_file()
             if file is not None:
@@ -103,7 +104,7 @@ class Commands(TyperGroup):
                     for name, (command, _) in COMMANDS.items()
                     if defaults.keys() & inspect.signature(command).parameters.keys()
                 }
-            return super().make_context(*given, **more)
+            return super().make_context(info_name, args, *given, **more)
 
     def invoke(self, ctx: Any) -> Any:
         """Parse a command's own words and run it."""
@@ -131,7 +132,7 @@ def _top(
         bool, typer.Option("--version", help="Show the version of medals-rt and exit.")
     ] = False,
 ) -> None:
-    out.start()
+    out.start(json_progress=out.json_progress)
     if version:
         out.line(f"medals-rt {VERSION}")
         raise typer.Exit

@@ -69,7 +69,8 @@ def report_error(error: BaseException) -> int:
     message = usage_message(error) if isinstance(error, USAGE_ERROR) else str(error)
     if out.debug:
         out.traceback("".join(traceback.format_exception(error)))
-    out.failure(ending.line.format(message=message, name=type(error).__name__))
+    code = error.code if isinstance(error, MedalsError) else None
+    out.failure(ending.line.format(message=message, name=type(error).__name__), code=code)
     return ending.exit_code
 
 

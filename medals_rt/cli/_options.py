@@ -29,7 +29,8 @@ from medals_rt.common.choices import (
     StartFrom,
 )
 from medals_rt.common.errors import InputError
-from medals_rt.common.limits import MAX_VOXELS
+from medals_rt.common.limits import MAX_MESH_REDUCTION, MAX_VOXELS
+from medals_rt.common.notes import Note
 
 if TYPE_CHECKING:
     from medals_rt.pipeline.options import PromptSource, RunOptions
@@ -165,6 +166,16 @@ OutputSpacing = Annotated[
         "--output-spacing",
         metavar="MM|H,W,D",
         help="Write labels on a grid of another spacing than the scan's, such as 1 or 0.8,0.8,2.",
+    ),
+]
+MeshReduction = Annotated[
+    float,
+    typer.Option(
+        "--mesh-reduction",
+        metavar="SHARE",
+        min=0,
+        max=MAX_MESH_REDUCTION,
+        help="Leave out this share of the faces of surfaces (.glb, .stl), such as 0.9.",
     ),
 ]
 Store = Annotated[
@@ -404,7 +415,8 @@ def common_flags(
     json_progress: Annotated[
         bool,
         typer.Option(
-            "--json-progress", help="Report progress as JSON lines on standard error, for programs."
+            "--json-progress",
+            help="Print JSON lines on standard error, for programs: progress, notes, errors.",
         ),
     ] = False,
 ) -> None:
@@ -412,7 +424,8 @@ def common_flags(
     out.start(quiet=quiet, debug=debug, verbose=verbose, json_progress=json_progress)
     file = configuration_file()
     if file is not None:
-        out.remark(f"note: options that aren't given are those of {file}")
+        text = f"options that aren't given are those of {file}"
+        out.note(Note("options-from-file", text))
 
 
 def with_common_flags(command: Command) -> Command:

@@ -2,7 +2,8 @@
 
 Results go to standard output; progress, notes, warnings and errors to standard error. `--quiet`
 silences all but JSON, warnings and errors. On a terminal, warnings are amber and errors red, unless
-NO_COLOR is set.
+NO_COLOR is set. With `--json-progress` each line on standard error is a JSON object, what the log
+and Python's warnings say too.
 """
 
 import json
@@ -10,6 +11,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +50,7 @@ class Output:
         self.debug = False
         self.json_progress = False
         self._began = time.monotonic()
+        self._log = _LogEvents(self)
 
     def start(
         self,
@@ -66,6 +69,10 @@ class Output:
         """
         self.quiet, self.debug, self.json_progress = quiet, debug, json_progress
         self._began = time.monotonic()
+        logging.getLogger().removeHandler(self._log)
+        if json_progress:
+            logging.getLogger().addHandler(self._log)
+            warnings.showwarning = self._python_warning
         level = "INFO" if verbose else os.environ.get(LOG, "").upper()
         if level not in _LEVELS:
             known = ", ".join(each.lower() for each in _LEVELS if each)
@@ -73,7 +80,9 @@ class Output:
                 f"{LOG} is {level.lower()!r}, which is no level; use one of {known}",
                 code="log-level-unknown",
             )
-        if level:
+        if level and json_progress:
+            logging.getLogger().setLevel(level)
+        elif level:
             logging.basicConfig(
                 level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
             )
@@ -128,38 +137,71 @@ class Output:
 
     def remark(self, text: str) -> None:
         """Print a line about the work on standard error."""
-        if not self.quiet:
+        if self.quiet:
+            return
+        if self.json_progress:
+            self._json_line("note", severity="info", text=text)
+        else:
             _to_stderr(text)
 
     def note(self, note: "Note") -> None:
         """Print a note on standard error: a warning also when quiet."""
-        if note.severity == "warning":
+        if self.quiet and note.severity != "warning":
+            return
+        if self.json_progress:
+            self._json_line("note", severity=note.severity, code=note.code, text=note.text)
+        elif note.severity == "warning":
             self.warning(note.text)
         else:
             self.remark(f"note: {note.text}")
 
     def warning(self, text: str) -> None:
         """Print a warning on standard error, also when quiet."""
-        _to_stderr(f"warning: {text}", style=AMBER)
+        if self.json_progress:
+            self._json_line("note", severity="warning", text=text)
+        else:
+            _to_stderr(f"warning: {text}", style=AMBER)
 
-    def failure(self, line: str) -> None:
-        """Print what failed in one line on standard error, also when quiet."""
-        _to_stderr(" ".join(line.split()), style=RED)
+    def failure(self, line: str, code: str | None = None) -> None:
+        """Print what failed in one line on standard error, also when quiet; `code` of its error."""
+        line = " ".join(line.split())
+        if self.json_progress:
+            coded = {} if code is None else {"code": code}
+            self._json_line("error", **coded, text=line.removeprefix("error: "))
+        else:
+            _to_stderr(line, style=RED)
 
     def traceback(self, text: str) -> None:
         """Print a traceback on standard error."""
-        typer.echo(text, err=True, nl=False)
+        if self.json_progress:
+            self._json_line("traceback", text=text)
+        else:
+            typer.echo(text, err=True, nl=False)
 
     def event(self, stage: str, done: int, total: int, **more: object) -> None:
-        """Print progress as a line of JSON on standard error, with the seconds since the start."""
+        """Print progress as a line of JSON on standard error."""
+        self._json_line("progress", stage=stage, done=done, total=total, **more)
+
+    def log(self, record: logging.LogRecord) -> None:
+        """Print what a library logs as a line of JSON on standard error."""
+        text = logging.Formatter().format(record)
+        self._json_line("log", level=record.levelname.lower(), logger=record.name, text=text)
+
+    def _python_warning(
+        self, message: Warning | str, category: type[Warning], *_: object, **__: object
+    ) -> None:
+        """Print what Python warns of."""
+        self.warning(f"{category.__name__}: {message}")
+
+    def _json_line(self, event: str, **members: object) -> None:
+        """Print an object on standard error, with the seconds since the start."""
         seconds = round(time.monotonic() - self._began, 3)
-        event = {"stage": stage, "done": done, "total": total, "seconds": seconds, **more}
-        typer.echo(json.dumps(event), err=True)
+        typer.echo(json.dumps({"event": event, **members, "seconds": seconds}), err=True)
 
     @contextmanager
     def bars(self, clock: Literal["elapsed", "remaining"]) -> Iterator["Bars | None"]:
         """Draw progress bars on standard error; None when quiet or where there is no terminal."""
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or self.json_progress or not sys.stderr.isatty():
             yield None
             return
         from rich import progress
@@ -192,6 +234,18 @@ class Output:
                 bars.update(tasks[name], completed=done, total=total)
 
             yield advance
+
+
+class _LogEvents(logging.Handler):
+    """Hands the log to the sink."""
+
+    def __init__(self, sink: Output) -> None:
+        super().__init__()
+        self._sink = sink
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        self._sink.log(record)
 
 
 out: Final = Output()

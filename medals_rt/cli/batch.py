@@ -15,6 +15,7 @@ from medals_rt.cli._errors import (
     EXIT_INTERRUPTED,
 )
 from medals_rt.cli._options import (
+    MeshReduction,
     Select,
     Series,
     Store,
@@ -24,6 +25,7 @@ from medals_rt.cli._options import (
     takes,
 )
 from medals_rt.cli._output import out
+from medals_rt.common.choices import SAME_FORMAT
 from medals_rt.common.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -49,7 +51,6 @@ _STATUS_WORDS = {
     "skipped": "without an image",
     "failed": "failed",
 }
-_SAME: Final = "same"
 
 
 @takes(source=prompt_source, grid=grid_request, options=run_options)
@@ -78,7 +79,7 @@ def batch_command(
             autocompletion=complete_format,
             help="Format of the results, such as nii.gz, seg.nrrd or dcm; same: that of the case.",
         ),
-    ] = _SAME,
+    ] = SAME_FORMAT,
     preview: Annotated[
         bool,
         typer.Option(
@@ -111,6 +112,7 @@ def batch_command(
             "NAME.sr.dcm.",
         ),
     ] = False,
+    mesh_reduction: MeshReduction = 0.0,
     grid: "GridRequest",
     statistics: Annotated[
         bool,
@@ -166,9 +168,10 @@ def batch_command(
         staged,
         unread_words,
     )
+    from medals_rt.pipeline.job_outputs import ending_of
 
     _check_words(source, options, preview=preview)
-    ending = _ending(output_format)
+    ending = ending_of(output_format)
     run = _runner(processes, gpus, ray)
     with staged(inputs, outputs, reports) as (files, in_places, out_place, reports_place):
         plan = plan_batch(
@@ -181,7 +184,7 @@ def batch_command(
             series=series,
             select=tuple(select or ()),
             ending=ending,
-            beside=BesideLabels(preview, split, probabilities, instances, sr),
+            beside=BesideLabels(preview, split, probabilities, instances, sr, mesh_reduction),
             grid=grid,
             files=files,
             store=store,
@@ -285,20 +288,6 @@ def _check_words(source: "PromptSource", options: "RunOptions", *, preview: bool
         )
     if source.file is not None:
         read_prompts(source.file, options.reading)
-
-
-def _ending(output_format: str) -> str | None:
-    """Return the ending of results; None: that of the case."""
-    from medals_rt.io.registry import OUTPUT_ENDINGS
-
-    ending = None if output_format == _SAME else f".{output_format}"
-    if ending is not None and not ending.endswith(OUTPUT_ENDINGS):
-        raise InputError(
-            f"there is no format {output_format!r}; use {_SAME} or one of "
-            f"{', '.join(each.removeprefix('.') for each in OUTPUT_ENDINGS)}",
-            code="format-unknown",
-        )
-    return ending
 
 
 def _runner(processes: int | None, gpus: str | None, ray: str | None) -> "Runner":

@@ -7,6 +7,7 @@ import typer
 
 from medals_rt.cli._errors import EXIT_DONE, EXIT_INCOMPLETE
 from medals_rt.cli._options import (
+    MeshReduction,
     Select,
     Series,
     Store,
@@ -88,15 +89,7 @@ def run_command(
             "such as left_kidney.nii.gz: bytes that read as 0 to 1.",
         ),
     ] = None,
-    mesh_reduction: Annotated[
-        float,
-        typer.Option(
-            metavar="SHARE",
-            min=0,
-            max=0.99,
-            help="Leave out this share of the faces of surfaces (.glb, .stl), such as 0.9.",
-        ),
-    ] = 0.0,
+    mesh_reduction: MeshReduction = 0.0,
     grid: "GridRequest",
     series: Series = None,
     select: Select = None,

@@ -70,6 +70,9 @@ OutputFormat: TypeAlias = Literal[
 ]
 """Names of the formats of `io.registry` that results can be written in."""
 
+SAME_FORMAT: Final = "same"
+"""In a batch, the format that is that of each case."""
+
 StageNumber: TypeAlias = Literal[1, 2]
 STAGE_NAMES: Final[dict[StageNumber, str]] = {1: "coarse", 2: "fine"}
 

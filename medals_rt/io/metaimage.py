@@ -20,6 +20,7 @@ from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, check_labels, reading
 from medals_rt.io.format import Format, Options, SegmentationOutput, squeezed, stem
+from medals_rt.io.nifti_geometry import ORIENTATION_ASSUMED
 from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
 from medals_rt.io.voxel_data import InflatedStream, Stream, open_beside, read_values
 
@@ -39,6 +40,7 @@ _TYPES: Final = {
 }
 _NAMES: Final = {code: name for name, code in _TYPES.items() if "LONG" not in name or "8" in code}
 _DATA: Final = "elementdatafile"
+_REMARK: Final = "Comment"
 _LOCAL: Final = "LOCAL"
 _MOST_LINES, _MOST_BYTES = 1000, 4096
 _ALIASES: Final = {
@@ -84,6 +86,7 @@ def write_metaimage(path: Path, output: SegmentationOutput) -> None:
     fields = {
         "ObjectType": "Image",
         "NDims": "3",
+        **({} if volume.has_orientation else {_REMARK: ORIENTATION_ASSUMED}),
         "BinaryData": "True",
         "BinaryDataByteOrderMSB": "False",
         "CompressedData": "True",
@@ -180,7 +183,8 @@ def _source(header: dict[str, str], name: str) -> SourceGrid:
     # A row of the matrix is the direction of an axis.
     affine[:3, :3] = rows[:3, :3].T * spacing
     affine[:3, 3] = _row(header.get("offset", "0 0 0"))[:3]
-    return SourceGrid.from_affine(affine)
+    assumed = header.get(_REMARK.lower()) == ORIENTATION_ASSUMED
+    return SourceGrid.from_affine(affine, is_assumed=assumed)
 
 
 def _notes(header: dict[str, str]) -> tuple[Note, ...]:

@@ -20,7 +20,13 @@ from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, check_labels, reading
 from medals_rt.io.format import Format, Options, SegmentationOutput, squeezed, stem
-from medals_rt.io.nifti_geometry import RAS_TO_LPS, NiftiGeometry, nifti_geometry
+from medals_rt.io.nifti_geometry import (
+    ORIENTATION_ASSUMED,
+    RAS_TO_LPS,
+    NiftiGeometry,
+    nifti_geometry,
+    orientation_is_assumed,
+)
 from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
 from medals_rt.io.voxel_data import (
     GZIP_MAGIC,
@@ -32,6 +38,9 @@ from medals_rt.io.voxel_data import (
 
 _NIFTI_1, _NIFTI_2 = 348, 540
 """Bytes of a header, which its first number repeats."""
+
+_SCANNER, _ALIGNED = 1, 2
+"""Codes of a qform and sform: coordinates of the scanner, or such that fit another file's."""
 
 _MOST_EXTENSIONS: Final = 64 * 2**20
 _MAGIC: Final = {b"n+1\0": "one", b"ni1\0": "pair", b"n+2\0": "one", b"ni2\0": "pair"}
@@ -120,8 +129,11 @@ def _write(path: Path, case: Case, array_dhw: HostArray, slope: float = 1.0) -> 
     if found is None:
         affine = RAS_TO_LPS @ case.volume.affine_lps
         image = kind(array_ijk, affine, dtype=array_ijk.dtype)
-        image.set_qform(affine, code=1)
-        image.set_sform(affine, code=1)
+        known = case.volume.has_orientation
+        code = _SCANNER if known else _ALIGNED
+        image.set_qform(affine, code=code)
+        image.set_sform(affine, code=code)
+        image.header["descrip"] = "" if known else ORIENTATION_ASSUMED
     else:
         header = kind.header_class(found.binaryblock, found.endianness, check=False)
         header.extensions.extend(found.extensions)
@@ -190,7 +202,8 @@ def _read(path: Path, max_voxels: int) -> _Read:
         geometry = nifti_geometry(header, pixdim, path.name)
         source = SourceGrid()
         if geometry.affine_lps is not None:
-            source = SourceGrid.from_affine(geometry.affine_lps)
+            assumed = orientation_is_assumed(header)
+            source = SourceGrid.from_affine(geometry.affine_lps, is_assumed=assumed)
         if second is not None:
             stream, done = _open(second, stack), 0
         _skip(stream, int(header.get_data_offset()) - done, path.name)

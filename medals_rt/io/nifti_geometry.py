@@ -14,6 +14,9 @@ from medals_rt.common.typing import HostArray
 RAS_TO_LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 """NIfTI's millimeters run to the right, front and head; the LPS frame's to the left, back, head."""
 
+ORIENTATION_ASSUMED: Final = "orientation assumed"
+"""What files say that we write of a scan which names no orientation, for when they are read."""
+
 _SAME_PLACE_MM: Final = 0.1
 _SAME_SIZE: Final = 0.01
 _CONTRADICTED: Final = "orientation-contradicted"
@@ -93,6 +96,11 @@ def nifti_geometry(header: Any, pixdim: HostArray, name: str) -> NiftiGeometry:
         )
         notes = (warning(_CONTRADICTED, text),)
     return NiftiGeometry(affine, _triple(lengths), "sform", notes)
+
+
+def orientation_is_assumed(header: Any) -> bool:
+    """Whether a header was written for a scan that names no orientation."""
+    return bytes(header["descrip"]).rstrip(b"\0") == ORIENTATION_ASSUMED.encode()
 
 
 def _of_qform(

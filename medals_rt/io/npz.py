@@ -37,6 +37,9 @@ from medals_rt.prompts.prompt_set import PromptSet
 MAX_SMALL_BYTES: Final = 4 * 2**20
 """Limit for every member that isn't a volume."""
 
+_ASSUMED: Final = "orientation_assumed"
+"""Member of results whose direction isn't that of a patient, but taken to be."""
+
 _MAX_HEADER: Final = 10_000
 _CHUNK: Final = 2**20
 _MAX_ITEM: Final = 8
@@ -140,6 +143,8 @@ def write_npz(path: Path, output: SegmentationOutput) -> None:
         fields["spacing"] = spacing
         fields["direction"] = affine[:3, :3] / spacing
         fields["origin"] = affine[:3, 3]
+        if not source.has_orientation:
+            fields[_ASSUMED] = np.array(True)
     if isinstance(prompts, PromptSet):
         prompts = prompts.as_case_mapping()
     if prompts is not None:
@@ -215,7 +220,7 @@ def _read_geometry(
                 code="origin-invalid",
             )
         affine[:3, 3] = origin.ravel()
-    source = SourceGrid.from_affine(affine)
+    source = SourceGrid.from_affine(affine, is_assumed=_ASSUMED in members)
     return source.spacing_hwd_mm or spacing, source
 
 

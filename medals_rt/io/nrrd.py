@@ -16,6 +16,7 @@ from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, check_labels, reading
 from medals_rt.io.format import Format, Options, SegmentationOutput, stem
+from medals_rt.io.nifti_geometry import ORIENTATION_ASSUMED
 from medals_rt.io.segment_metadata import Code, Segment
 from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
 from medals_rt.io.voxel_data import InflatedStream, Stream, open_beside, read_exactly, read_values
@@ -51,6 +52,9 @@ _TO_LPS: Final = {
 _MILLIMETERS: Final = {"", "mm", "millimeter", "millimeters", "millimetre", "millimetres", "???"}
 _NO_AXIS_OF_SPACE: Final = ("time", "list", "vector", "color", "complex")
 """What the names of kinds that are no axes of space hold."""
+
+_REMARK: Final = "medals-rt"
+"""Key of the pair of key and value that says that the orientation is assumed."""
 
 _MOST_LINES: Final = 10_000
 _MOST_SKIPPED: Final = 64 * 2**20
@@ -100,6 +104,7 @@ def write_nrrd(path: Path, output: SegmentationOutput) -> None:
         "space origin": affine[:3, 3],
         "kinds": ["domain", "domain", "domain"],
         "encoding": "gzip",
+        **({} if volume.has_orientation else {_REMARK: ORIENTATION_ASSUMED}),
         **_slicer_fields(labels_ijk, segments),
     }
     with atomic_output(path) as temporary:
@@ -358,7 +363,8 @@ def _source(
             f"{name} has no spacing ('space directions' or 'spacings'); add one",
             code="spacing-missing",
         )
-    return SourceGrid.from_affine(affine), notes
+    assumed = header.get(_REMARK) == ORIENTATION_ASSUMED
+    return SourceGrid.from_affine(affine, is_assumed=assumed), notes
 
 
 def _origin(

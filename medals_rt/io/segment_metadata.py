@@ -1,7 +1,8 @@
 """What a label is called, which color and which code it has: for formats that store it.
 
-Codes are SNOMED CT where the class has one that DICOM lists (`data/snomed_codes.json`), else of the
-private scheme `PRIVATE_SCHEME`, made of the class's modality, kind and id.
+Codes are SNOMED CT where the class has one (`data/snomed_codes.json`, which names the lists that
+they are from, and why other classes have none), else of the private scheme `PRIVATE_SCHEME`, made
+of the class's modality, kind and id.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class CodeTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     categories: dict[str, str]
     sides: dict[str, str]
     classes: dict[str, _ClassCodes]
+    without_code: dict[str, str]
 
     def code(self, meaning: str) -> Code:
         """Return the SNOMED CT code of a meaning that the table uses."""

@@ -20,7 +20,11 @@ from medals_rt.common.arrays import namespace
 from medals_rt.common.errors import CaseError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import Array, HostArray
-from medals_rt.io.nifti_geometry import RAS_TO_LPS, nifti_geometry
+from medals_rt.io.nifti_geometry import (
+    RAS_TO_LPS,
+    nifti_geometry,
+    orientation_is_assumed,
+)
 
 MAX_VOXELS = limits.MAX_VOXELS
 """Largest volume accepted unless a caller says otherwise."""
@@ -62,14 +66,18 @@ class SourceGrid:
     affine_lps
         4 x 4, voxel index `(i, j, k, 1)` to millimeters in the LPS frame; `None` where the file
         knows no place in space (a challenge file).
+    is_assumed
+        Whether the affine is that of a file which names no orientation: its axes are taken to run
+        as ours do.
     """
 
     permutation: tuple[int, int, int] = (0, 1, 2)
     flips: tuple[bool, bool, bool] = (False, False, False)
     affine_lps: Affine | None = None
+    is_assumed: bool = False
 
     @classmethod
-    def from_affine(cls, affine_lps: HostArray) -> SourceGrid:
+    def from_affine(cls, affine_lps: HostArray, *, is_assumed: bool = False) -> SourceGrid:
         """Find the permutation and flips that bring a file nearest to the canonical orientation.
 
         An oblique grid keeps its tilt: each axis of the file goes to the patient's axis that it
@@ -109,7 +117,13 @@ class SourceGrid:
             (permutation[0], permutation[1], permutation[2]),
             (flips[0], flips[1], flips[2]),
             rows,
+            is_assumed,
         )
+
+    @property
+    def has_orientation(self) -> bool:
+        """Whether the file says how its axes run in the patient."""
+        return self.affine_lps is not None and not self.is_assumed
 
     @property
     def spacing_ijk_mm(self) -> Triple | None:
@@ -191,7 +205,7 @@ class SourceGrid:
         canonical = self.canonical_affine_lps(shape_dhw, spacing_hwd_mm) @ step
         affine = canonical @ np.linalg.inv(self._to_file(new_shape_dhw))
         rows = tuple(tuple(float(value) for value in row) for row in affine)
-        return SourceGrid(self.permutation, self.flips, rows)
+        return SourceGrid(self.permutation, self.flips, rows, not self.has_orientation)
 
     def to_canonical(self, array_kji: HostArray) -> HostArray:
         """View of the file's own array `(k, j, i)` in canonical `(D, H, W)`."""
@@ -309,7 +323,8 @@ class Volume:
             return cls._placed(array_kji, RAS_TO_LPS @ image.affine, name)
         place = nifti_geometry(image.header, image.header["pixdim"], name)
         if place.affine_lps is not None:
-            return cls._placed(array_kji, place.affine_lps, name, place.notes)
+            assumed = orientation_is_assumed(image.header)
+            return cls._placed(array_kji, place.affine_lps, name, place.notes, is_assumed=assumed)
         i_mm, j_mm, k_mm = place.spacing_ijk_mm
         return cls(array_kji, (j_mm, i_mm, k_mm), name, geometry_is_stated=True)
 
@@ -393,10 +408,16 @@ class Volume:
 
     @classmethod
     def _placed(
-        cls, array_kji: HostArray, affine_lps: HostArray, name: str, notes: tuple[Note, ...] = ()
+        cls,
+        array_kji: HostArray,
+        affine_lps: HostArray,
+        name: str,
+        notes: tuple[Note, ...] = (),
+        *,
+        is_assumed: bool = False,
     ) -> Volume:
         check_image(array_kji)
-        source = SourceGrid.from_affine(affine_lps)
+        source = SourceGrid.from_affine(affine_lps, is_assumed=is_assumed)
         spacing = check_spacing(source.spacing_hwd_mm or ())
         image = source.to_canonical(array_kji)
         return cls(image, spacing, name, source, geometry_is_stated=True, notes=notes)
@@ -404,7 +425,7 @@ class Volume:
     @property
     def has_orientation(self) -> bool:
         """Whether it is known how the axes run in the patient; else they are taken to be right."""
-        return self.source.affine_lps is not None
+        return self.source.has_orientation
 
     @property
     def shape_dhw(self) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from medals_rt.common.atomic_io import check_writable
+from medals_rt.common.choices import SAME_FORMAT
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import require
@@ -72,10 +73,21 @@ def check_outputs(job: Job) -> None:
         check_output(job.instances)
     if job.probabilities is not None:
         require("a probability map", "NiBabel")
-    if not job.grid.is_scans:
-        check_own_grid(job.output, job.format)
-        if job.instances is not None:
-            check_own_grid(job.instances)
+    check_grid(job)
+
+
+def check_grid(job: Job) -> None:
+    """Refuse another grid than the scan's of formats that have no other.
+
+    Raises
+    ------
+    InputError
+    """
+    if job.grid.is_scans:
+        return
+    check_own_grid(job.output, job.format)
+    if job.instances is not None:
+        check_own_grid(job.instances)
 
 
 def all_outputs(job: Job) -> list[Path]:
@@ -175,6 +187,24 @@ def lesion_table(statistics: Path) -> Path:
 def default_output(path: Path) -> Path:
     """Name the result of a case: NAME_seg in the current folder, in the format of the case."""
     return Path(f"{case_stem(path)}_seg{own_ending(path)}")
+
+
+def ending_of(words: str) -> str | None:
+    """Return the ending of results that a format's words mean; None: that of each case.
+
+    Raises
+    ------
+    InputError
+        There is no such format.
+    """
+    ending = f".{words}"
+    if words != SAME_FORMAT and not ending.endswith(OUTPUT_ENDINGS):
+        raise InputError(
+            f"there is no format {words!r}; use {SAME_FORMAT} or one of "
+            f"{', '.join(each.removeprefix('.') for each in OUTPUT_ENDINGS)}",
+            code="format-unknown",
+        )
+    return None if words == SAME_FORMAT else ending
 
 
 def own_ending(path: Path) -> str:

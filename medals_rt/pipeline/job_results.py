@@ -157,7 +157,7 @@ def draw_preview(
     orientation: Orientation = "known"
     if prompts.modality == "Microscopy":
         orientation = "none"
-    elif volume.source.affine_lps is None:
+    elif not volume.has_orientation:
         orientation = "assumed"
     names = {prompt.label: prompt.class_key.name for prompt in prompts.prompts}
     colors = None

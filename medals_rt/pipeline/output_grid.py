@@ -7,6 +7,7 @@ onto it by the toolkit's own resampling (`preprocessing.resampling`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor, prod
 from typing import TypeAlias
@@ -38,13 +39,31 @@ def read_spacing(text: str) -> Triple:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
+    return three_lengths(values, text)
+
+
+def three_lengths(values: Sequence[float], text: str) -> Triple:
+    """Take an output spacing in mm of one length, or three for (H, W, D).
+
+    Parameters
+    ----------
+    values
+        The lengths.
+    text
+        As they were written, for the message.
+
+    Raises
+    ------
+    InputError
+        There are others than one or three.
+    """
     if len(values) not in {1, 3}:
         raise InputError(
             f"an output spacing is one length in mm, such as 1, or three for H,W,D, not "
             f"{text[:60]!r}",
             code="output-spacing-not-lengths",
         )
-    first, second, third = values * (3 // len(values))
+    first, second, third = tuple(values) * (3 // len(values))
     return first, second, third
 
 

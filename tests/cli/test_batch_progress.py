@@ -58,6 +58,8 @@ def test_lines_of_json(capsys: pytest.CaptureFixture[str]) -> None:
             listener.ended(index, entry)
         listener.elsewhere(2)
     window, done, failed, all_cases = map(json.loads, capsys.readouterr().err.splitlines())
+    events = {each.pop("event") for each in (window, done, failed, all_cases)}
+    assert events == {"progress"}
     seconds = [each.pop("seconds") for each in (window, done, failed, all_cases)]
     assert seconds == sorted(seconds)
     assert window == {"stage": "coarse", "done": 1, "total": 8, "case": ""}

@@ -80,7 +80,11 @@ def test_values_are_checked_as_flags_are(run: Callable[..., Result]) -> None:
 def test_progress_as_lines_of_json(run: Callable[..., Result]) -> None:
     done = run("--json-progress")
     assert done.exit_code == 0, done.output
-    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    said = [json.loads(line) for line in done.stderr.splitlines()]
+    notes = [line for line in said if line["event"] == "note"]
+    assert "orientation-assumed" in {note["code"] for note in notes}
+    lines = [line for line in said if line["event"] == "progress"]
+    assert len(lines) + len(notes) == len(said)
     stages = list(dict.fromkeys(line["stage"] for line in lines))
     assert stages[:2] == ["read", "open models"]
     assert set(stages[2:-1]) >= {"coarse", "fine"}
@@ -89,6 +93,35 @@ def test_progress_as_lines_of_json(run: Callable[..., Result]) -> None:
     assert seconds == sorted(seconds)
     assert all(0 <= line["done"] <= line["total"] for line in lines)
     assert lines[-1]["done"] == lines[-1]["total"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--input", "none.nii.gz", "--prompt", "Liver in CT"), "file-missing"),
+        (("--input", "none.nii.gz", "--inputt", "x"), None),
+        (("--input", "none.nii.gz", "--input", "x"), None),
+        (("--input", "none.nii.gz", "--crop", "-1"), None),
+    ],
+)
+def test_errors_as_lines_of_json(words: tuple[str, ...], code: str | None) -> None:
+    """Also those of words that aren't understood, which come before any flag is looked at."""
+    for given in ((*words, "--json-progress"), ("--json-progress", *words)):
+        refused = call("run", *given)
+        assert refused.exit_code == 2
+        *progress, error = map(json.loads, refused.stderr.splitlines())
+        assert {line["event"] for line in progress} <= {"progress"}
+        assert (error["event"], error.get("code")) == ("error", code)
+        assert error["text"]
+        assert not error["text"].startswith("error")
+    assert call("run", *words).stderr.startswith("error: ")
+
+
+def test_a_file_of_options_is_named_in_json_too() -> None:
+    write(Path(FILE), "max_voxels = 10\n")
+    done = call("version", "--json-progress")
+    (note,) = map(json.loads, done.stderr.splitlines())
+    assert (note["event"], note["code"]) == ("note", "options-from-file")
 
 
 def test_a_log_level_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

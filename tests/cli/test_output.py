@@ -2,8 +2,10 @@
 
 import io
 import json
+import logging
 import re
 import sys
+import warnings
 
 import pytest
 
@@ -59,6 +61,47 @@ def test_results_and_remarks_go_to_their_streams(
     first, title, *_ = shown.out.splitlines()
     assert (first, title.strip()) == ("a result", "numbers")
     assert "wrote" not in shown.out
+
+
+def test_every_line_is_json_where_programs_read_them(
+    out: Output, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    out.start(json_progress=True)
+    request.addfinalizer(out.start)
+    print_all(out)
+    out.failure("error: no file", code="file-missing")
+    out.traceback("a\nb\n")
+    with out.progress() as progress:
+        assert progress is not None
+        progress("coarse", 1, 4)
+    with out.bars("elapsed") as bars:
+        assert bars is None
+    logging.getLogger("made.up").warning("of a %s", "library")
+    warnings.showwarning("soon gone", FutureWarning, "a.py", 1)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert all(next(iter(line)) == "event" and line.pop("seconds") >= 0 for line in lines)
+    warned = {"event": "note", "severity": "warning"}
+    assert lines == [
+        {"event": "note", "severity": "info", "text": "a remark"},
+        {"event": "note", "severity": "info", "code": "assumed", "text": "an assumption"},
+        {**warned, "code": "repaired", "text": "a repair"},
+        {"event": "error", "text": "a failure"},
+        {"event": "error", "code": "file-missing", "text": "no file"},
+        {"event": "traceback", "text": "a\nb\n"},
+        {"event": "progress", "stage": "coarse", "done": 1, "total": 4},
+        {"event": "log", "level": "warning", "logger": "made.up", "text": "of a library"},
+        {**warned, "text": "FutureWarning: soon gone"},
+    ]
+
+
+def test_json_lines_when_quiet(out: Output, capsys: pytest.CaptureFixture[str]) -> None:
+    out.start(quiet=True, json_progress=True)
+    print_all(out)
+    out.start()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["text"] for line in lines] == ["a repair", "a failure"]
+    logging.getLogger("made.up").warning("to whoever listens now")
+    assert "made.up" not in capsys.readouterr().err
 
 
 def test_quiet_leaves_json_warnings_and_errors(

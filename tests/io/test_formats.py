@@ -12,7 +12,8 @@ import SimpleITK
 
 from medals_rt.common.errors import CaseError, InputError
 from medals_rt.io.registry import read_case, read_labels, write_segmentation
-from medals_rt.io.volume import volume_notes
+from medals_rt.io.volume import Volume, volume_notes
+from medals_rt.pipeline.output_grid import GridRequest, OutputGrid
 from tests.errors import raises
 from tests.paths import DATA
 
@@ -174,6 +175,60 @@ def test_codes_and_both_matrices_are_kept(tmp_path: Path, sform: int, qform: int
     seen = SimpleITK.DICOMOrient(SimpleITK.ReadImage(str(tmp_path / "a.nii")), "LPS")
     assert np.array_equal(case.volume.image_dhw, SimpleITK.GetArrayViewFromImage(seen))
     assert bool(volume_notes(case.volume)) == (sform == qform == 0)
+
+
+@pytest.mark.parametrize(
+    "ending", [".nii.gz", ".nii", ".hdr", ".seg.nrrd", ".nhdr", ".mha", ".npz"]
+)
+@pytest.mark.parametrize("crop_mm", [None, 2.0])
+def test_an_assumed_orientation_is_no_known_one_in_results(
+    tmp_path: Path, ending: str, crop_mm: float | None
+) -> None:
+    """The place is kept, what is assumed about it is noted again, and so in results of results."""
+    image = np.zeros((6, 9, 12), np.uint8)
+    image[2:4, 3:6, 5:9] = 1
+    np.savez(tmp_path / "a.npz", imgs=image, spacing=(2.0, 1.0, 3.0))
+    whole = read_case(tmp_path / "a.npz")
+    grid = OutputGrid.of(GridRequest(crop_mm=crop_mm), whole.volume, image)
+    case = whole if crop_mm is None else grid.case(whole)
+    labels = grid.labels(image)
+    first, again = tmp_path / f"b{ending}", tmp_path / f"c{ending}"
+    write_segmentation(first, case, labels)
+    if ending == ".npz":
+        found = read_labels(first)
+        assert np.array_equal(found.labels_dhw, labels)
+        assert not found.source.has_orientation
+        affine = case.volume.source.canonical_affine_lps(labels.shape, case.volume.spacing_hwd_mm)
+        known = found.source.canonical_affine_lps(labels.shape, found.spacing_hwd_mm or ())
+        np.testing.assert_allclose(known, affine, atol=1e-5)
+        return
+    read = read_case(first)
+    assert np.array_equal(read.volume.image_dhw, labels)
+    np.testing.assert_allclose(read.volume.affine_lps, case.volume.affine_lps, atol=1e-5)
+    assert [note.code for note in volume_notes(read.volume)] == ["orientation-assumed"]
+    write_segmentation(again, read, labels)
+    assert [note.code for note in volume_notes(read_case(again).volume)] == ["orientation-assumed"]
+    if ending in {".nii.gz", ".nii"}:
+        header = nibabel.load(first).header
+        assert (int(header["qform_code"]), int(header["sform_code"])) == (2, 2)
+        in_memory = Volume.from_nibabel(nibabel.load(first))
+        assert not in_memory.has_orientation
+    seen = SimpleITK.ReadImage(str(first.with_suffix(".img") if ending == ".hdr" else first))
+    assert np.array_equal(SimpleITK.GetArrayFromImage(seen), labels)
+    np.testing.assert_allclose(seen.GetOrigin(), case.volume.affine_lps[:3, 3], atol=1e-5)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".seg.nrrd", ".mha", ".npz"])
+def test_a_known_orientation_is_written_as_such(tmp_path: Path, ending: str) -> None:
+    image = SimpleITK.GetImageFromArray(np.ones((3, 4, 5), np.uint8))
+    SimpleITK.WriteImage(image, str(tmp_path / "a.mha"))
+    case = read_case(tmp_path / "a.mha")
+    write_segmentation(tmp_path / f"b{ending}", case, case.volume.image_dhw)
+    assert read_labels(tmp_path / f"b{ending}").source.has_orientation
+    if ending == ".nii.gz":
+        header = nibabel.load(tmp_path / "b.nii.gz").header
+        assert (int(header["qform_code"]), int(header["sform_code"])) == (1, 1)
+        assert not bytes(header["descrip"]).strip(b"\0")
 
 
 def test_two_places_in_one_header_are_noted(tmp_path: Path) -> None:

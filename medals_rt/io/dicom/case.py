@@ -23,6 +23,7 @@ from medals_rt.io.dicom.files import (
     require_pydicom,
     silence,
 )
+from medals_rt.io.dicom.headers import agreed_value
 from medals_rt.io.dicom.selection import check_one_image, parse_selection, select_slices
 from medals_rt.io.dicom.series import (
     Image,
@@ -146,6 +147,7 @@ def read_dicom_case(
             "series_number": chosen.number,
             "series_description": chosen.description,
             "modality": chosen.modality,
+            **_body(stack),
             "images": len(stack.slices),
             "selected": {key: list(values) for key, values in selection.items()},
         },
@@ -207,6 +209,13 @@ def _check_decoders(stack: Stack) -> None:
             f"{advice}, or convert the series to Explicit VR Little Endian",
             code="decoder-missing",
         )
+
+
+def _body(stack: Stack) -> dict[str, str | None]:
+    """Part and side of the body for the report, where the series names one that is legal."""
+    part, _ = agreed_value(stack.slices, "BodyPartExamined")
+    side, _ = agreed_value(stack.slices, "Laterality", "ImageLaterality")
+    return {"body_part": part, "laterality": side}
 
 
 def _in_order(stack: Stack) -> list[Image]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from typing import Any, Final
 
@@ -39,6 +39,8 @@ _UIDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 _MAX_UID: Final = 64
 _SEXES: Final = ("M", "F", "O")
+_SIDES: Final = ("L", "R")
+_UNPAIRED: Final = "U"
 _ESCAPE: Final = b"\x1b"
 _GB2312: Final = "\x1b$)A"
 
@@ -78,6 +80,32 @@ def common_header(each: Slice) -> tuple[Any, tuple[str, ...]]:
         elif name in _REQUIRED:
             setattr(clean, name, "")
     return clean, tuple(left_out)
+
+
+def agreed_value(slices: Sequence[Slice], *names: str) -> tuple[str | None, bool]:
+    """Return what the slices of a series agree about.
+
+    Parameters
+    ----------
+    slices
+        Of the series.
+    names
+        Keywords of an attribute, and of others that say the same elsewhere.
+
+    Returns
+    -------
+    str or None
+        The value; None where there is none.
+    bool
+        Whether there is one that DICOM doesn't allow, or several.
+    """
+    headers = [image.header for image in dict.fromkeys(each.image for each in slices)]
+    try:
+        found = {_clean(each, name, None) for each in headers for name in names if name in each}
+    except _UNUSABLE:
+        return None, True
+    found -= {None, ""}
+    return (str(found.pop()), False) if len(found) == 1 else (None, bool(found))
 
 
 def checked_uid(value: object, name: str, each: Slice) -> str:
@@ -136,8 +164,7 @@ def _clean(header: Any, name: str, encodings: list[str] | None) -> Any:
         "DA": _date, "TM": _time, "DS": lambda word: decimal(_finite(word)),
     }  # fmt: skip
     one = special.get(kind, str)
-    if name == "PatientSex":
-        one = _sex
+    one = {"PatientSex": _sex, "Laterality": _side, "ImageLaterality": _side}.get(name, one)
     several = kind not in {"ST", "LT", "UT"}
     values = [one(part.strip()) for part in (text.split("\\") if several else [text])]
     if len(values) > 1 and dictionary_VM(tag) == "1":
@@ -209,6 +236,13 @@ def _sex(text: str) -> str:
     if text.upper() not in _SEXES:
         raise ValueError("no sex that DICOM knows")
     return text.upper()
+
+
+def _side(text: str) -> str:
+    """`L` or `R`, nothing for what isn't paired."""
+    if text not in {*_SIDES, _UNPAIRED}:
+        raise ValueError("no side that DICOM knows of a series")
+    return text.removeprefix(_UNPAIRED)
 
 
 def _finite(text: str) -> float:

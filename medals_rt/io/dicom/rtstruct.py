@@ -272,6 +272,11 @@ def _observation(number: int, segment: Segment) -> Any:
         if segment.side is not None and segment.region is None:
             kind.SegmentedPropertyTypeModifierCodeSequence = [_code_item(segment.side)]
         item.RTROIIdentificationCodeSequence = [kind]
+        if segment.region is not None:
+            region = _code_item(segment.region)
+            if segment.side is not None:
+                region.AnatomicRegionModifierSequence = [_code_item(segment.side)]
+            item.AnatomicRegionSequence = [region]
     table = code_table()
     organ = segment.category == table.code(table.categories["anatomy"])
     item.RTROIInterpretedType = _ORGAN if organ else ""

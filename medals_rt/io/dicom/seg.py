@@ -23,7 +23,7 @@ from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.case import DicomSource
 from medals_rt.io.dicom.files import printable, reading, silence
-from medals_rt.io.dicom.headers import CHARACTER_SET, common_header, decimal
+from medals_rt.io.dicom.headers import CHARACTER_SET, agreed_value, common_header, decimal
 from medals_rt.io.dicom.results import (
     CT_IMAGE,
     LONG_STRING,
@@ -42,6 +42,7 @@ from medals_rt.io.segment_metadata import PRIVATE_SCHEME, Code, Segment, segment
 
 _TITLE: Final = "a DICOM SEG"
 _PLACEHOLDER: Final = "2.25"
+_BODY_PART: Final = "BodyPartExamined"
 
 SegKind: TypeAlias = Literal["binary", "labelmap"]
 _UNCOMPRESSED: Final = "1.2.840.10008.1.2.1"
@@ -60,12 +61,15 @@ class _Source:
         Their SOP Instance UIDs are placeholders, which name the slices until the SEG is made.
     references
         What each of those stands for.
+    body_part
+        Body Part Examined.
     left_out
         Keywords of attributes that couldn't be kept.
     """
 
     images: tuple[Any, ...]
     references: dict[str, SliceReference]
+    body_part: str | None
     left_out: tuple[str, ...]
 
 
@@ -177,7 +181,9 @@ def _source(found: DicomSource, *, rows: int, columns: int) -> _Source:
         image.ImagePositionPatient = [decimal(part) for part in each.position_lps_mm]
         images.append(image)
         references[str(image.SOPInstanceUID)] = reference_to(each)
-    return _Source(tuple(images), references, left_out)
+    body_part, not_kept = agreed_value(found.slices, _BODY_PART)
+    left_out += (_BODY_PART,) * not_kept
+    return _Source(tuple(images), references, body_part, left_out)
 
 
 def _segmentation(
@@ -220,6 +226,8 @@ def _segmentation(
         seg = make(transfer_syntax_uid=_UNCOMPRESSED)
     if notice is not None and len(notice) > LONG_STRING:
         seg.ImageComments = notice
+    if source.body_part is not None:
+        seg.BodyPartExamined = source.body_part
     # highdicom describes the background as segment 0, by which OHIF 3.13 shifts every label.
     seg.SegmentSequence = [each for each in seg.SegmentSequence if each.SegmentNumber > 0]
     _refer(seg, source)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Final
 from unicodedata import normalize
 
 from medals_rt.common.errors import InputError, MissingFileError
@@ -13,14 +14,22 @@ from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
 from medals_rt.pipeline.batch.jobs_file import (
     JobRow,
     check_prompts,
+    grid_of_row,
+    in_row,
     read_jobs,
-    segmenting,
     source_of,
+    stated,
 )
 from medals_rt.pipeline.batch.store import LOCAL, Store
-from medals_rt.pipeline.job_outputs import check_labels_are_dicom, own_ending
+from medals_rt.pipeline.job_outputs import (
+    check_grid,
+    check_labels_are_dicom,
+    check_mesh,
+    ending_of,
+    own_ending,
+)
 from medals_rt.pipeline.job_request import Job
-from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest
 from medals_rt.prompts.prompt_set import PromptReading
 
@@ -54,6 +63,8 @@ class BesideLabels:
     instances, sr
         Whether lesions are numbered in a file of their own, NAME_lesions, and measurements written
         as a DICOM report, NAME.sr.dcm.
+    mesh_reduction
+        Share of the faces of surfaces to leave out.
     """
 
     preview: bool = True
@@ -61,6 +72,7 @@ class BesideLabels:
     probabilities: bool = False
     instances: bool = False
     sr: bool = False
+    mesh_reduction: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,18 +103,22 @@ class BatchPlan:
     store: Store = LOCAL
 
 
+_NO_ROW: Final = JobRow("")
+"""Leaves out everything."""
+
+
 @dataclass(frozen=True)
 class _Found:
     """A case that was found.
 
-    `ending` is that of its result where a row names one. `row` is its row of the jobs file, `place`
-    where that stands, `folder` where its paths start.
+    `ending` is that of its result where a row names one. `row` is its row of the jobs file, or one
+    that leaves out everything, `place` where that stands, `folder` where its paths start.
     """
 
     path: Path
     name: str
     ending: str | None = None
-    row: JobRow | None = None
+    row: JobRow = _NO_ROW
     place: str = ""
     folder: Path = Path()
 
@@ -284,9 +300,19 @@ def _from_jobs(
         check_prompts(row, source_of(row, folder, source), reading, place)
         path = folder / row.input
         name = row.output or case_stem(path)
-        ending = next((each for each in OUTPUT_ENDINGS if name.lower().endswith(each)), "")
+        endings = [each for each in OUTPUT_ENDINGS if name.lower().endswith(each)]
+        ending = max(endings, key=len, default="")
         stem = name[: len(name) - len(ending)]
-        yield _Found(path, stem, ending or None, row, f"{place}: ", folder)
+        if row.format is not None:
+            asked = ending_of(row.format) or own_ending(path)
+            if ending not in {"", asked}:
+                raise InputError(
+                    f"{place}: the output {name!r} doesn't end in the format {row.format!r}; "
+                    "leave out one of them",
+                    code="endings-differ",
+                )
+            ending = asked
+        yield _Found(path, stem, ending or None, row, place, folder)
 
 
 @dataclass(frozen=True)
@@ -320,13 +346,15 @@ def _batch_case(found: _Found, places: _Places, common: _Common) -> BatchCase:
     name = PurePosixPath(found.name).as_posix()
     parts = name.split("/")
     if "\0" in name or any(part.startswith(".") or not part for part in parts):
+        place = f"{found.place}: " if found.place else ""
         raise InputError(
-            f"{found.place}{name!r} can't name a result: it must stay in the folder of outputs, "
+            f"{place}{name!r} can't name a result: it must stay in the folder of outputs, "
             "and no part of it may begin with a dot",
             code="result-name-invalid",
         )
     ending = found.ending or places.ending or own_ending(found.path)
-    result, beside = places.results / name, places.beside
+    result = places.results / name
+    beside = replace(places.beside, **stated(found.row, BesideLabels))
     job = Job(
         input=found.path,
         output=result.with_name(f"{result.name}{ending}"),
@@ -339,14 +367,19 @@ def _batch_case(found: _Found, places: _Places, common: _Common) -> BatchCase:
         else None,
         instances=_lesion_map(result, ending) if beside.instances else None,
         sr=result.with_name(f"{result.name}.sr.dcm") if beside.sr else None,
-        grid=places.grid,
+        mesh_reduction=beside.mesh_reduction,
+        grid=grid_of_row(found.row, places.grid),
         options=common.options,
         store=places.store,
     )
     if is_dicom(found.path):
         job = replace(job, series=common.series, select=common.select)
-    if found.row is not None:
-        job = _with_row(job, found.row, found.folder)
+    job = _with_row(job, found.row, found.folder)
+    if found.place:  # a mistake in a row; of files in a folder those fail that can't have it
+        with in_row(found.place):
+            check_grid(job)
+            check_mesh(job)
+            check_labels_are_dicom(job, remedy="make its format dcm")
     return BatchCase(name, job, places.reports / STATE_FOLDER / f"{name}.json", places.files)
 
 
@@ -358,12 +391,12 @@ def _lesion_map(result: Path, ending: str) -> Path:
 
 def _with_row(job: Job, row: JobRow, folder: Path) -> Job:
     """Put what a row of the jobs file says in the place of what the command line says."""
-    options = replace(job.options, segment=replace(job.options.segment, **segmenting(row)))
+    segment = replace(job.options.segment, **stated(row, SegmentOptions))
     drawn = None if row.spatial_prompts is None else folder / row.spatial_prompts
     return replace(
         job,
         source=source_of(row, folder, job.source),
-        options=options,
+        options=replace(job.options, segment=segment),
         spatial_prompts=drawn,
         resample=bool(row.resample),
         series=row.series or job.series,

@@ -7,7 +7,9 @@ names the row.
 import csv
 import io
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -23,7 +25,10 @@ from medals_rt.common.choices import (
     StartFrom,
 )
 from medals_rt.common.errors import InputError, MissingFileError
+from medals_rt.common.limits import MAX_MESH_REDUCTION
+from medals_rt.pipeline.job_outputs import ending_of
 from medals_rt.pipeline.options import PromptSource, SegmentOptions
+from medals_rt.pipeline.output_grid import GridRequest, three_lengths
 from medals_rt.preprocessing.intensity import AUTO, parse_window
 from medals_rt.prompts.prompt_set import PromptReading
 
@@ -34,8 +39,11 @@ _FORM: Final = "jobs-file-form"
 
 Words = Annotated[str, msgspec.Meta(min_length=1)]
 Several = Annotated[tuple[Words, ...], msgspec.Meta(min_length=1)]
-_SEVERAL: Final = ("sentences", "lesions", "groups", "select", "block_sizes")
-"""Members that hold several values, which are separated by semicolons in CSV."""
+_SEVERAL: Final = {
+    **dict.fromkeys(("sentences", "lesions", "groups", "select"), _SEPARATOR),
+    **dict.fromkeys(("block_sizes", "output_spacing"), f"[{_SEPARATOR},]"),
+}
+"""Members that hold several values, and what separates these in CSV; numbers also a comma."""
 
 
 class JobRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -66,6 +74,13 @@ class JobRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     series, select
         Which series of a DICOM folder, and which of its images (``KEY=VALUE``; in CSV separated by
         semicolons).
+    format
+        Ending of the result where `output` names none, such as ``"rtstruct.dcm"`` or ``"glb"``, or
+        ``"same"`` for that of the case.
+    crop, output_spacing, mesh_reduction
+        As for `medals-rt run`; the spacing is one length or three, in CSV separated by semicolons.
+    split, probabilities, instances, sr
+        Whether the case gets these, as for `medals-rt batch`.
     """
 
     input: Words
@@ -93,6 +108,14 @@ class JobRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     resample: bool | None = None
     series: Words | None = None
     select: Several | None = None
+    format: Words | None = None
+    crop: float | None = None
+    output_spacing: tuple[float, ...] | None = None
+    mesh_reduction: Annotated[float, msgspec.Meta(ge=0, le=MAX_MESH_REDUCTION)] | None = None
+    split: bool | None = None
+    probabilities: bool | None = None
+    instances: bool | None = None
+    sr: bool | None = None
 
 
 def read_jobs(path: Path) -> tuple[JobRow, ...]:
@@ -155,10 +178,8 @@ def check_prompts(row: JobRow, source: PromptSource, reading: PromptReading, pla
     """
     if row.prompts is None and row.sentences is None and row.lesions is None:
         return
-    try:
+    with in_row(place):
         replace(source, groups=(), everything=False).read(reading)  # of each case's modality
-    except InputError as error:
-        raise InputError(f"{place}: {error}", code=error.code) from error
 
 
 def _json_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
@@ -181,6 +202,7 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
 def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey="more cells than headings")
     try:
+        _check_headings([name.strip() for name in reader.fieldnames or ()], path)
         for content in reader:
             filled: dict[str, Any] = {
                 (key or "").strip(): value.strip() if isinstance(value, str) else value
@@ -190,13 +212,30 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
             if not filled:
                 continue
             for name in set(_SEVERAL) & set(filled):
-                parts = filled[name].split(_SEPARATOR)
+                parts = re.split(_SEVERAL[name], filled[name])
                 filled[name] = [part.strip() for part in parts if part.strip()]
             yield f"{path.name}, line {reader.line_num}", filled
     except csv.Error as error:
         raise InputError(
             f"{path}, line {reader.line_num}: {error}; save it as CSV", code=_FORM
         ) from error
+
+
+def _check_headings(headings: Sequence[str], path: Path) -> None:
+    """Refuse columns that mean nothing, or the same as another; those without a name are cells."""
+    unknown = [name for name in headings if name and name not in _MEMBERS]
+    if unknown:
+        raise InputError(
+            f"{path.name} has a column {unknown[0][:60]!r}, which is none; columns are "
+            f"{', '.join(_MEMBERS)}",
+            code="column-unknown",
+        )
+    twice = [name for name in headings if name and headings.count(name) > 1]
+    if twice:
+        raise InputError(
+            f"{path.name} has two columns {twice[0]!r}; leave out one of them",
+            code="column-twice",
+        )
 
 
 def _checked(content: Any, place: str, path: Path) -> JobRow:
@@ -207,24 +246,55 @@ def _checked(content: Any, place: str, path: Path) -> JobRow:
         raise InputError(
             f"{place}: {error}; members are {', '.join(_MEMBERS)}", code="job-invalid"
         ) from error
-    if row.prompts is not None and row.sentences is not None:
-        raise InputError(
-            f"{place}: there are prompts and sentences; leave out one of them", code="prompts-twice"
-        )
-    try:
+    with in_row(place):
+        if row.prompts is not None and row.sentences is not None:
+            raise InputError(
+                "there are prompts and sentences; leave out one of them", code="prompts-twice"
+            )
         if row.window is not None and row.window != AUTO:
             parse_window(row.window)
-        SegmentOptions(**segmenting(row))
-    except InputError as error:
-        raise InputError(f"{place}: {error}", code=error.code) from error
+        if row.format is not None:
+            ending_of(row.format)
+        SegmentOptions(**stated(row, SegmentOptions))
+        grid_of_row(row, GridRequest())
     return row
 
 
-def segmenting(row: JobRow) -> dict[str, Any]:
-    """Return what a row says of how its case is segmented, by the names of `SegmentOptions`."""
-    found = {name: getattr(row, name) for name in _OF_SEGMENTING}
+@contextmanager
+def in_row(place: str) -> Iterator[None]:
+    """Name the row in errors about it.
+
+    Raises
+    ------
+    InputError
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{place}: {error}", code=error.code) from error
+
+
+def stated(row: JobRow, options: type) -> dict[str, Any]:
+    """Return what a row says of the fields of a dataclass, by their names."""
+    names = [each.name for each in fields(options) if each.name in _MEMBERS]
+    found = {name: getattr(row, name) for name in names}
     return {name: value for name, value in found.items() if value is not None}
 
 
+def grid_of_row(row: JobRow, grid: GridRequest) -> GridRequest:
+    """Return the grid of a row's results: what it leaves out is as in `grid`.
+
+    Raises
+    ------
+    InputError
+        A length is out of range.
+    """
+    if row.crop is not None:
+        grid = replace(grid, crop_mm=row.crop)
+    if row.output_spacing is not None:
+        text = ",".join(f"{each:g}" for each in row.output_spacing)
+        grid = replace(grid, spacing_hwd_mm=three_lengths(row.output_spacing, text))
+    return grid
+
+
 _MEMBERS: Final = JobRow.__struct_fields__
-_OF_SEGMENTING: Final = tuple({*_MEMBERS} & {each.name for each in fields(SegmentOptions)})

@@ -143,6 +143,7 @@ def fingerprint(case: BatchCase, bundle_hash: str) -> str:
         "input": identity(job.input),
         **({} if job.store is None else {"store": job.store}),
         **({} if job.grid.is_scans else {"grid": (job.grid.spacing_hwd_mm, job.grid.crop_mm)}),
+        **({} if not job.mesh_reduction else {"mesh_reduction": job.mesh_reduction}),
         "series": job.series,
         "select": job.select,
         "prompts": _asked_for(job),

@@ -177,7 +177,7 @@ def identity_of(
                     case.job.sr,
                 )
             ),
-            (case.job.grid.spacing_hwd_mm, case.job.grid.crop_mm),
+            (case.job.grid.spacing_hwd_mm, case.job.grid.crop_mm, case.job.mesh_reduction),
             case.job.source.sentences,
             case.job.source.lesions,
             case.job.source.groups,

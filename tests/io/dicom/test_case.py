@@ -132,6 +132,8 @@ def test_one_of_several_series_is_chosen(tmp_path: Path) -> None:
         "series_number": 3,
         "series_description": "made up",
         "modality": "CT",
+        "body_part": None,
+        "laterality": None,
         "images": len(HU),
         "selected": {},
     }

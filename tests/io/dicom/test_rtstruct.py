@@ -254,7 +254,10 @@ def test_lesions_are_numbered_regions_of_their_own_color(tmp_path: Path) -> None
     assert first.ROIDisplayColor != second.ROIDisplayColor
     assert sum(mask.sum() for mask in rasterize(first, slices).values()) == 12
     assert sum(mask.sum() for mask in rasterize(second, slices).values()) == 1
-    assert {each.RTROIInterpretedType for each in data.RTROIObservationsSequence} == {""}
+    for each in data.RTROIObservationsSequence:
+        assert each.RTROIInterpretedType == ""
+        assert each.RTROIIdentificationCodeSequence[0].CodeMeaning == "Neoplasm"
+        assert each.AnatomicRegionSequence[0].CodeMeaning == "Liver"
 
 
 def test_frames_of_enhanced_files_are_referred_to(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from medals_rt.io.dicom.seg import check_source, write_seg
 from medals_rt.io.grids import fill_left_out, grid_of, same_grid
 from medals_rt.io.registry import check_output, read_case, read_labels, write_segmentation
 from medals_rt.io.segment_metadata import segments_of
+from medals_rt.prompts.classes import classes_of
+from medals_rt.prompts.prompt_set import Prompt, PromptSet
 from tests.dicom import write_series
 
 LABELS = np.zeros((5, 8, 10), dtype=np.uint8)
@@ -187,6 +189,86 @@ def test_odd_values_are_corrected_or_left_out(
     else:
         assert str(found) == kept
         assert not left_out
+
+
+@pytest.mark.parametrize(
+    ("stated", "body_part", "laterality", "left_out"),
+    [
+        ({}, None, None, ()),
+        ({"BodyPartExamined": "ABDOMEN"}, "ABDOMEN", None, ()),
+        ({"BodyPartExamined": "KNEE", "Laterality": "L"}, "KNEE", "L", ()),
+        ({"BodyPartExamined": "KNEE", "ImageLaterality": "R"}, "KNEE", "R", ()),
+        ({"BodyPartExamined": "CHEST", "ImageLaterality": "U"}, "CHEST", None, ()),
+        ({"BodyPartExamined": "", "Laterality": ""}, None, None, ()),
+        ({"BodyPartExamined": "Abdomen"}, None, None, ("BodyPartExamined",)),
+        ({"BodyPartExamined": "CHEST/ABDOMEN"}, None, None, ("BodyPartExamined",)),
+        ({"BodyPartExamined": "CHEST\\ABDOMEN"}, None, None, ("BodyPartExamined",)),
+        ({"BodyPartExamined": "THORAX AND ABDOMEN"}, None, None, ("BodyPartExamined",)),
+        ({"BodyPartExamined": "HIP", "Laterality": "B"}, "HIP", None, ()),
+        ({"Laterality": "L", "ImageLaterality": "R"}, None, None, ()),
+    ],
+)
+def test_the_part_of_the_body_is_kept_where_it_is_legal(
+    tmp_path: Path,
+    stated: dict[str, str],
+    body_part: str | None,
+    laterality: str | None,
+    left_out: tuple[str, ...],
+) -> None:
+    def change(_: int, data: Dataset) -> None:
+        for name, text in stated.items():
+            tag, value = pydicom.tag.Tag(name), text.encode()
+            data[tag] = pydicom.dataelem.RawDataElement(
+                tag, "CS", len(value), value + b" " * (len(value) % 2), 0, False, True
+            )
+
+    seg, said = segmentation(tmp_path, change)
+    assert seg.get("BodyPartExamined") == body_part
+    assert "Laterality" not in seg  # of a series of frames it would be an error, to dciodvfy
+    assert said == ("" if not left_out else f"{said.partition(': ')[0]}: {', '.join(left_out)}")
+    origin = read_case(tmp_path / "a").origin
+    assert (origin["body_part"], origin["laterality"]) == (body_part, laterality)
+
+
+def test_slices_of_two_parts_of_the_body_name_none(tmp_path: Path) -> None:
+    def change(k: int, data: Dataset) -> None:
+        data.BodyPartExamined = "CHEST" if k < 3 else "ABDOMEN"
+
+    seg, left_out = segmentation(tmp_path, change)
+    assert "BodyPartExamined" not in seg
+    assert left_out.endswith(": BodyPartExamined")
+
+
+@pytest.mark.parametrize("kind", ["anatomy", "lesion"])
+@pytest.mark.parametrize("modality", ["CT", "MRI"])
+def test_codes_and_sides_of_all_classes_are_in_the_segments(
+    tmp_path: Path, modality: str, kind: str
+) -> None:
+    keys = classes_of(modality, kind)
+    prompts = PromptSet(
+        tuple(Prompt(label, key.name, key, key.name) for label, key in enumerate(keys, 1))
+    )
+    write_series(tmp_path / "a", LABELS.astype(np.int16), AFFINE)
+    write_segmentation(tmp_path / "out.dcm", read_case(tmp_path / "a"), LABELS, prompts=prompts)
+    validate(tmp_path / "out.dcm")
+    written = pydicom.dcmread(tmp_path / "out.dcm").SegmentSequence
+    assert len(written) == len(keys)
+
+    def code(sequence: Any) -> tuple[str, str] | None:
+        return sequence and (sequence[0].CodingSchemeDesignator, sequence[0].CodeValue)
+
+    for item, segment in zip(written, segments_of(prompts, LABELS), strict=True):
+        kind, region = item.SegmentedPropertyTypeCodeSequence, item.get("AnatomicRegionSequence")
+        assert code(kind) == (segment.type.scheme, segment.type.value)
+        assert code(region) == (segment.region and (segment.region.scheme, segment.region.value))
+        of_type = code(kind[0].get("SegmentedPropertyTypeModifierCodeSequence"))
+        of_region = code(region and region[0].get("AnatomicRegionModifierSequence"))
+        side = segment.side and (segment.side.scheme, segment.side.value)
+        assert (of_region if region else of_type) == side, segment.name
+        word = segment.name.split()[0].lower()
+        if segment.type.scheme == "SCT" and word in {"left", "right"}:
+            named = f"{segment.type.meaning} {segment.side and segment.side.meaning}".lower()
+            assert word in named
 
 
 @pytest.mark.parametrize("thickness", ["0", "", None, "-3"])

@@ -7,6 +7,7 @@ import pytest
 from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.pipeline.batch import BatchPlan, BesideLabels, plan_batch
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
+from medals_rt.pipeline.output_grid import GridRequest
 from tests.errors import raises
 from tests.pipeline.batch.helpers import write_json
 
@@ -153,6 +154,57 @@ def test_a_jobs_file_says_what_to_do(scans: Path, tmp_path: Path) -> None:
     assert lesion.source == PromptSource(sentences=("Spleen in CT",), kind="lesion")
     assert (lesion.options.segment.refinement, lesion.options.segment.window) == ("none", "bone")
     assert (series.series, series.spatial_prompts) == ("2", scans / "drawn.nrrd")
+
+
+def test_a_row_has_its_own_outputs(scans: Path, tmp_path: Path) -> None:
+    series = scans / "series"
+    series.mkdir()
+    (series / "slice1").write_bytes(bytes(128) + b"DICM")
+    rows = [
+        {"input": "series", "output": "regions", "format": "rtstruct.dcm"},
+        {"input": "series", "output": "report.dcm", "sr": True, "split": False},
+        {"input": "b.npz", "format": "seg.nrrd", "crop": 5, "output_spacing": [1, 1, 3]},
+        {"input": "a.nii.gz", "format": "same", "probabilities": True, "instances": True},
+        {"input": "a.nii.gz", "output": "surface", "format": "glb", "mesh_reduction": 0.5},
+    ]
+    found = plan(
+        scans,
+        out=tmp_path / "out",
+        jobs=write_json(tmp_path / "jobs.json", rows),
+        beside=BesideLabels(split=True),
+        ending=".mha",
+    )
+    assert list(results(found).values()) == [
+        "regions.rtstruct.dcm", "report.dcm", "b.seg.nrrd", "a.nii.gz", "surface.glb"
+    ]  # fmt: skip
+    regions, report, cut, maps, surface = (case.job for case in found.cases)
+    out = tmp_path / "out"
+    assert (regions.sr, regions.split) == (None, out / "regions")
+    assert (report.sr, report.split) == (out / "report.sr.dcm", None)
+    assert cut.grid == GridRequest((1.0, 1.0, 3.0), 5.0)
+    assert all(job.grid.is_scans for job in (regions, report, maps, surface))
+    assert (maps.probabilities, cut.probabilities) == (out / "a_probabilities", None)
+    assert (maps.instances, cut.instances) == (out / "a_lesions.nii.gz", None)
+    assert (surface.mesh_reduction, cut.mesh_reduction) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        ({"format": "dcm", "crop": 5}, "grid-of-the-source"),
+        ({"format": "nii.gz", "sr": True}, "report-without-seg"),
+        ({"format": "rtstruct.dcm", "sr": True}, "report-without-seg"),
+        ({"format": "nii.gz", "mesh_reduction": 0.5}, "no-mesh-to-reduce"),
+        ({"output": "b.nii.gz", "format": "npz"}, "endings-differ"),
+    ],
+)
+def test_a_row_that_contradicts_itself_stops_the_batch(
+    scans: Path, tmp_path: Path, row: dict[str, object], code: str
+) -> None:
+    rows = [{"input": "a.nii.gz"}, {"input": "b.npz", **row}]
+    jobs = write_json(tmp_path / "jobs.json", rows)
+    with raises(InputError, code, "jobs.json, job 2"):
+        plan(scans, out=tmp_path / "out", jobs=jobs)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medals_rt.common.errors import InputError
-from medals_rt.pipeline.batch.jobs_file import JobRow, read_jobs, segmenting
+from medals_rt.pipeline.batch.jobs_file import JobRow, grid_of_row, read_jobs, stated
 from medals_rt.pipeline.options import SegmentOptions
+from medals_rt.pipeline.output_grid import GridRequest
 from tests.errors import raises
 
 
@@ -52,12 +53,33 @@ def test_options_of_the_algorithm_in_rows(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     (row,) = read_jobs(tmp_path / "jobs.csv")
-    assert SegmentOptions(**segmenting(row)) == SegmentOptions(
+    assert SegmentOptions(**stated(row, SegmentOptions)) == SegmentOptions(
         stages="fine", block_sizes=(4, 8), threshold=0.4, mirrored=True, iterations=2
     )
     (tmp_path / "jobs.json").write_text('[{"input": "a", "overlap": 2}]', encoding="utf-8")
     with raises(InputError, "overlap-out-of-range", "job 1"):
         read_jobs(tmp_path / "jobs.json")
+
+
+def test_outputs_and_their_grid_in_rows(tmp_path: Path) -> None:
+    (tmp_path / "jobs.csv").write_text(
+        "input,crop,output_spacing,split,sr,probabilities,instances,format,mesh_reduction\n"
+        'a,5,0.8;0.8;2,true,false,1,,glb,0.5\nb,,"1,1,3",,,,true,same,\nc,,2,,,,,,\nd,,,,,,,,\n',
+        encoding="utf-8",
+    )
+    first, second, third, fourth = read_jobs(tmp_path / "jobs.csv")
+    assert (first.split, first.sr, first.probabilities, first.instances) == (
+        True, False, True, None
+    )  # fmt: skip
+    assert (first.format, first.mesh_reduction, second.format) == ("glb", 0.5, "same")
+    common = GridRequest((3.0, 3.0, 3.0), 9.0)
+    assert grid_of_row(first, common) == GridRequest((0.8, 0.8, 2.0), 5.0)
+    assert grid_of_row(second, common) == GridRequest((1.0, 1.0, 3.0), 9.0)
+    assert grid_of_row(third, common) == GridRequest((2.0, 2.0, 2.0), 9.0)
+    assert grid_of_row(fourth, common) == common
+    (tmp_path / "jobs.json").write_text('[{"input": "a", "output_spacing": [2]}]', encoding="utf-8")
+    (row,) = read_jobs(tmp_path / "jobs.json")
+    assert grid_of_row(row, GridRequest()) == GridRequest((2.0, 2.0, 2.0))
 
 
 @pytest.mark.parametrize(
@@ -72,6 +94,13 @@ def test_options_of_the_algorithm_in_rows(tmp_path: Path) -> None:
         ('[{"input": "a.npz", "kind": "organ"}]', ("job-invalid", "job 1", "organ")),
         ('[{"input": "a.npz", "window": "liver"}]', ("window-unknown", "job 1", "liver", "lung")),
         ('[{"input": "a", "prompts": "p", "sentences": ["x"]}]', ("prompts-twice", "job 1")),
+        ('[{"input": "a", "output_spacing": [1, 2]}]', ("output-spacing-not-lengths", "job 1")),
+        ('[{"input": "a", "output_spacing": [0]}]', ("output-spacing-not-positive", "job 1")),
+        ('[{"input": "a", "output_spacing": "1"}]', ("job-invalid", "job 1", "output_spacing")),
+        ('[{"input": "a", "crop": -1}]', ("crop-margin-negative", "job 1")),
+        ('[{"input": "a", "mesh_reduction": 1}]', ("job-invalid", "job 1", "mesh_reduction")),
+        ('[{"input": "a", "split": "folder"}]', ("job-invalid", "job 1", "split")),
+        ('[{"input": "a", "format": "tiff"}]', ("format-unknown", "job 1", "tiff")),
         ("[3]", ("job-invalid", "job 1")),
         ("{}", ("jobs-file-form",)),
         ("[]", ("jobs-file-empty",)),
@@ -91,7 +120,10 @@ def test_json_errors_name_the_row(tmp_path: Path, content: str, error: tuple[str
     [
         ("input,seed\na.npz,1\n\nb.npz,x\n", ("job-invalid", "line 4", "seed")),
         ("input,seed\na.npz,1,7\n", ("job-invalid", "line 2")),
-        ("input,colour\na.npz,red\n", ("job-invalid", "line 2", "`colour`")),
+        ("input,colour\na.npz,red\n", ("column-unknown", "'colour'", "output_spacing")),
+        ("input,colour\na.npz,\n", ("column-unknown", "'colour'")),
+        ("input,seed, seed\na.npz,1,2\n", ("column-twice", "'seed'")),
+        ("input,output_spacing\na.npz,1mm\n", ("job-invalid", "line 2", "output_spacing")),
         ("seed\n1\n", ("job-invalid", "line 2", "`input`")),
         ("input,sentences\na.npz,;\n", ("job-invalid", "line 2", "sentences")),
         ("", ("jobs-file-empty",)),

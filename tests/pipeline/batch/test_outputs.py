@@ -14,6 +14,8 @@ from medals_rt.common.errors import InputError
 from medals_rt.io.registry import read_labels
 from medals_rt.pipeline.batch import BesideLabels
 from medals_rt.pipeline.batch.find import plan_batch
+from medals_rt.pipeline.batch.records import fingerprint
+from medals_rt.pipeline.batch.shared_cells import identity_of
 from medals_rt.pipeline.csv_tables import LESION_COLUMNS
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from tests.dicom import write_series
@@ -71,6 +73,35 @@ def test_probability_maps_and_another_grid(tiny_bundle: Bundle, tmp_path: Path) 
     assert nibabel.load(out / "p" / "a.nii.gz").header.get_zooms() == (2.0, 2.0, 2.0)
 
 
+def test_rows_of_a_jobs_file_have_outputs_of_their_own(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    write_case(scans / "a.npz")
+    jobs = tmp_path / "jobs.csv"
+    jobs.write_text(
+        "input,output,format,output_spacing,split,probabilities\n"
+        "a.npz,fine,nii.gz,1,true,\na.npz,plain,,,,\na.npz,maps,nii.gz,,,true\n",
+        encoding="utf-8",
+    )
+    words = (scans, out, "--jobs", jobs, "--no-preview", "--quiet")
+    result = batch(tiny_bundle.folder, *words)
+    assert result.exit_code == 0, result.output
+    written = [name for name in files_below(out) if not name.startswith(("reports", "summary"))]
+    assert written == [
+        "fine.nii.gz", "fine/liver.nii.gz", "maps.nii.gz", "maps_probabilities/liver.nii.gz",
+        "plain.npz",
+    ]  # fmt: skip
+    zooms = {
+        name: nibabel.load(out / f"{name}.nii.gz").header.get_zooms() for name in ("fine", "maps")
+    }
+    assert zooms == {"fine": (1.0, 1.0, 1.0), "maps": (2.0, 2.0, 3.0)}
+    jobs.write_text(
+        jobs.read_text(encoding="utf-8").replace("fine,nii.gz,1", "fine,nii.gz,2"), encoding="utf-8"
+    )
+    again = batch(tiny_bundle.folder, *words)
+    assert again.exit_code == 0, again.output
+    assert statuses(out) == {"fine": "done", "plain": "kept", "maps": "kept"}
+
+
 def test_reports_of_measurements_refer_to_their_seg(tiny_bundle: Bundle, tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(-200, 300, SHAPE).astype(np.int16)
     write_series(tmp_path / "scans" / "a", image, np.diag([2.0, 2.0, 3.0, 1.0]))
@@ -117,6 +148,22 @@ def test_choices_of_a_series_without_dicom_are_warned_of(
     result = batch(tiny_bundle.folder, tmp_path / "scans", tmp_path / "out", *words)
     assert result.exit_code == 0, result.output
     assert "--series and --select change nothing" in result.stderr
+
+
+def test_fewer_faces_are_another_result(tmp_path: Path) -> None:
+    write_case(tmp_path / "scans" / "a.npz")
+    made_from = set()
+    for share in (0.0, 0.5):
+        plan = plan_batch(
+            [tmp_path / "scans"],
+            tmp_path / "out",
+            source=PromptSource(),
+            options=RunOptions(),
+            ending=".glb",
+            beside=BesideLabels(mesh_reduction=share),
+        )
+        made_from.add((fingerprint(plan.cases[0], "bundle"), identity_of(plan, {}, "bundle")))
+    assert len({one for one, _ in made_from}) == len({other for _, other in made_from}) == 2
 
 
 @pytest.mark.parametrize("name", ["a_lesions.npz", "A_Lesions.npz"])
