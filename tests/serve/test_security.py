@@ -34,7 +34,18 @@ def code(answer: httpx.Response) -> str:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "", "[::1", "a b"]
+    "host",
+    [
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "",
+        "[::1",
+        "a b",
+        "[::1]evil.example",
+        "localhost:80:evil.example",
+        "127.0.0.1:80x",
+    ],
 )
 def test_other_names_are_refused(served: Running, host: str) -> None:
     """A page elsewhere may have its own name lead to the loopback (DNS rebinding)."""
