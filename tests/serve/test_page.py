@@ -627,6 +627,24 @@ def test_of_a_canceled_job_no_answer_stays(visited: Visit, refining: Refining, s
 
 
 @in_browser
+def test_of_a_session_that_ended_no_first_answer_stays(
+    visited: Visit, refining: Refining, scan: Path
+) -> None:
+    visited.load(scan)
+    visited["#modality"].select_option("CT")
+    visited.choose("liver", "spleen")
+    visited["#run"].click()
+    visited.expect("#first-answer").to_be_visible()
+    visited.page.evaluate("fetch('v1/sessions/current', { method: 'DELETE' })")
+    visited.expect("#page-problem").to_contain_text("session has ended")
+    visited.expect("#first-answer").to_be_hidden()
+    visited.expect("#run-problem").to_be_hidden()
+    refining.go_on.set()
+    assert {each.split(":")[0] for each in visited.complaints} == {"error Failed to load resource"}
+    visited.complaints.clear()
+
+
+@in_browser
 def test_names_are_text(visited: Visit, scan: Path, tmp_path: Path) -> None:
     hostile = tmp_path / "<img src=x onerror=alert(1)>'\"&.nii.gz"
     shutil.copy(scan, hostile)
