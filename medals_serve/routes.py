@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args, get_origin
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -39,6 +39,7 @@ from medals_serve.schemas import (
 from medals_serve.security import SAFE_METHODS, SESSION_COOKIE, cookies_of, set_cookie
 from medals_serve.service import Service
 from medals_serve.sessions import ClientSession
+from medals_serve.strict_json import StrictRoute
 
 POLL_S: Final = 0.2
 """How often a job is looked at for its watchers."""
@@ -73,13 +74,14 @@ Here = Annotated[Service, Depends(service_of)]
 
 
 def _known_query(request: Request) -> None:
-    """Refuse parameters that a route doesn't have, which would be ignored without a word.
+    """Refuse parameters that would be ignored without a word: unknown, or given twice.
 
     Raises
     ------
     InputError
     """
-    known = set(_query_names(request.scope["route"].dependant))
+    places = list(_query_fields(request.scope["route"].dependant))
+    known = {each.alias for each in places}
     if unknown := sorted(set(request.query_params) - known):
         there = f"there are {', '.join(sorted(known))}" if known else "it has none"
         raise InputError(
@@ -87,12 +89,23 @@ def _known_query(request: Request) -> None:
             f"{request.url.path}; {there}",
             code="parameter-unknown",
         )
+    single = {each.alias for each in places if not _is_list(each.field_info.annotation)}
+    given = request.query_params
+    if repeated := sorted(name for name in single if len(given.getlist(name)) > 1):
+        raise InputError(
+            f"the parameter {', '.join(repeated)} is given more than once; keep one of them",
+            code="parameter-repeated",
+        )
 
 
-def _query_names(dependant: Any) -> Iterator[str]:
-    yield from (each.alias for each in dependant.query_params)
+def _is_list(annotation: Any) -> bool:
+    return any(get_origin(each) is list for each in (annotation, *get_args(annotation)))
+
+
+def _query_fields(dependant: Any) -> Iterator[Any]:
+    yield from dependant.query_params
     for each in dependant.dependencies:
-        yield from _query_names(each)
+        yield from _query_fields(each)
 
 
 _CHECKED: Final = [Depends(_known_query)]
@@ -296,7 +309,7 @@ async def upload_mask(
 
 # Jobs ---------------------------------------------------------------------------------------------
 
-jobs = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=_CHECKED)
+jobs = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=_CHECKED, route_class=StrictRoute)
 
 
 @jobs.post("", status_code=HTTPStatus.ACCEPTED)

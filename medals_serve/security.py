@@ -28,6 +28,9 @@ SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS: Final = STYLES | {"/healthz", "/readyz", "/auth/", "/auth/token"}
 """Asked by what watches the server, or for a token, without one."""
 
+_HOST: Final = re.compile(r"(\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[^][:/@]+))(:[0-9]{0,5})?")
+"""A name or an address, and perhaps a port."""
+
 UPLOAD_PATHS: Final = re.compile(
     r"/v1/(images|masks)|/images(/[^/]+/export)?|/session/|/infer/[^/]+"
     r"|/nninteractive/[^/]+/[^/]+/[^/]+/(set_image|add_(scribble|lasso|initial_seg)_interaction)"
@@ -270,10 +273,10 @@ def _same_origin(origin: str | None, headers: Headers) -> bool:
 
 
 def _without_port(host: str) -> str:
-    if host.startswith("["):
-        inner, bracket, _ = host[1:].partition("]")
-        return inner if bracket else ""
-    return host.partition(":")[0].lower().removesuffix(".")
+    found = _HOST.fullmatch(host)
+    if found is None:
+        return ""
+    return found["v6"] or found["name"].lower().removesuffix(".")
 
 
 def _is_ip(host: str) -> bool:

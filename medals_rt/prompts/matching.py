@@ -55,6 +55,7 @@ _ASKED_BY: Final = {
     "anatomy": "ask for it as anatomy (--prompt, --kind anatomy; in a file, instance_label 0)",
     "lesion": "ask for it as lesion (--lesion, or --kind lesion; in a file, instance_label 1)",
 }
+_HALF_CHARACTER: Final = re.compile("[\\ud800-\\udfff]")
 _NUMBER: Final = re.compile(r"\d+")
 _MEASURE: Final = re.compile(r"\d+(mm|cm|t|kvp?|yo|y|s|ms|hu|bit|st|nd|rd|th)|\d+x\d+(x\d+)?")
 
@@ -167,6 +168,10 @@ def _checked(text: str, kind: str, modality: str | None) -> str:
         raise PromptError(
             "a prompt is empty; write a sentence such as 'Spleen in abdominal CT'",
             code="prompt-empty",
+        )
+    if _HALF_CHARACTER.search(text):  # no report could hold it
+        raise PromptError(
+            f"prompt {quoted} isn't Unicode; write it in UTF-8", code="prompt-not-unicode"
         )
     if len(text) > MAX_SENTENCE:
         raise PromptError(

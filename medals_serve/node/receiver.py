@@ -9,7 +9,7 @@ from medals_rt.common.errors import InputError
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.io.dicom.files import printable
 from medals_serve.node.configuration import NodeConfiguration
-from medals_serve.node.spool import CANNOT_UNDERSTAND, SUCCESS, NotStoredError, Spool
+from medals_serve.node.spool import CANNOT_UNDERSTAND, MISMATCH, SUCCESS, NotStoredError, Spool
 
 _PLAIN: Final = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99")
 _COMPRESSED: Final = (
@@ -95,8 +95,12 @@ def _keep(event: Any, spool: Spool, warn: Callable[[str], None]) -> int:
     except Exception as error:  # noqa: BLE001 - whatever pydicom makes of damaged data
         warn(f"refused an object that can't be read ({type(error).__name__})")
         return CANNOT_UNDERSTAND
+    uid = str(event.request.AffectedSOPInstanceUID)
+    if uid != str(data.get("SOPInstanceUID") or ""):  # results would refer to another image
+        warn(f"refused an object of series {printable(series)}: it is announced under another UID")
+        return MISMATCH
     try:
-        spool.keep(study, series, str(event.request.AffectedSOPInstanceUID), content)
+        spool.keep(study, series, uid, content)
     except NotStoredError as error:
         warn(f"refused an object of series {printable(series)}: {error}")
         return error.status

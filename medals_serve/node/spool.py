@@ -26,6 +26,7 @@ from medals_serve.disk import held_bytes
 
 OUT_OF_RESOURCES: Final = 0xA700
 CANNOT_UNDERSTAND: Final = 0xC000
+MISMATCH: Final = 0xA900
 DUPLICATE: Final = 0x0111
 SUCCESS: Final = 0x0000
 
@@ -153,7 +154,7 @@ class Spool:
     _bytes: int = 0
 
     def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(self.folder)
         for path in self.folder.rglob(f"{_PARTIAL}*"):
             path.unlink()  # was never acknowledged
         self._bytes = held_bytes(self.folder)
@@ -304,6 +305,12 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
+def _make_folder(folder: Path) -> None:
+    """Make a folder, which others can't look into; one that is there keeps its mode."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def lock_spool(folder: Path) -> AbstractContextManager[object]:
     """Take a folder for this process alone, until it ends.
 
@@ -314,7 +321,7 @@ def lock_spool(folder: Path) -> AbstractContextManager[object]:
     """
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

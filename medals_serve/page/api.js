@@ -119,19 +119,31 @@ export function sendImage(blob, query, onProgress) {
   });
 }
 
+const LOOK_MS = 400;
+
+/* That a later try may be answered: the service restarts, is busy, or a proxy doesn't reach it. */
+const isPassing = ({ status }) => [0, 429, 502, 503, 504].includes(status);
+
 /* Calls `onState` with each state of a job until it is done, failed or canceled; `onLost` while the
-service doesn't answer, which is tried again; `onProblem` where it answers that there is no job. */
-export function followJob(job, { onState, onLost, onProblem }) {
-  const events = new EventSource(address(`jobs/${encodeURIComponent(job)}/events`));
-  events.addEventListener("progress", (event) => {
-    const state = JSON.parse(event.data);
-    if (isOver(state)) events.close();
-    onState(state);
-  });
-  events.addEventListener("error", () => {
-    if (events.readyState === EventSource.CLOSED) readJob(job).then(onState, onProblem);
-    else onLost();
-  });
+service doesn't answer, which is tried again; `onProblem` where it answers that there is no job. It
+asks now and then: a browser holds six connections to a service, and streams of several jobs in
+several tabs would take them all. */
+export async function followJob(job, { onState, onLost, onProblem }) {
+  for (let said = ""; ;) {
+    try {
+      const state = await readJob(job);
+      const { seconds_run: _, ...rest } = state;
+      const now = JSON.stringify(rest);
+      if (now !== said) onState(state);
+      if (isOver(state)) return;
+      said = now;
+    } catch (problem) {
+      if (!isPassing(problem)) return onProblem(problem);
+      said = "";
+      onLost();
+    }
+    await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
+  }
 }
 
 export const isOver = (state) => ["done", "failed", "canceled"].includes(state.status);

@@ -288,7 +288,8 @@ function follow(scan, first) {
     onProblem: (problem) => {
       scan.active = null;
       showProblem("run-problem", problem);
-      refresh();
+      if (scan === state.scan && state.isCoarse) showRun(scan, scan.shown); // nobody refines it now
+      else refresh();
     },
   });
 }
@@ -461,6 +462,7 @@ function showProblem(id, problem) {
     byId("page-problem").replaceChildren("This session has ended, and its data are deleted. ",
       el("button", { type: "button", on: { click: () => location.reload() } }, "Start again"));
     show(byId("page-problem"), true);
+    show(place, id === "page-problem");
     return;
   }
   place.textContent = problem.detail ?? problem.message ?? String(problem);

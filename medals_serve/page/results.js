@@ -11,6 +11,8 @@ const FORMATS = {
   npz: "NumPy (.npz)",
   "seg.nrrd": "NRRD segmentation (.seg.nrrd)",
   mha: "MetaImage (.mha)",
+  glb: "Surfaces (.glb)",
+  stl: "Surface of one class (.stl)",
   dcm: "DICOM SEG",
   "labelmap.dcm": "DICOM SEG as a label map",
   "rtstruct.dcm": "DICOM RTSTRUCT",
@@ -112,6 +114,7 @@ export class Results {
   }
 
   keepLabels() {
+    show(byId("result-problem"), false);
     const lengths = ["crop", "spacing"].map(byId);
     if (!lengths.every((field) => field.reportValidity())) return;
     const [crop, spacing] = lengths.map((field) => field.value);

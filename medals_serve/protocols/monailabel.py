@@ -48,6 +48,7 @@ from medals_serve.routes import Here
 from medals_serve.security import same_token
 from medals_serve.service import Service
 from medals_serve.sessions import ClientSession
+from medals_serve.strict_json import read_json
 
 TEXT_MODEL: Final = "medal-s"
 HYBRID_MODEL: Final = "medal-s-hybrid"
@@ -353,8 +354,8 @@ def _with_values_of_classes(service: Service, job: ServedJob, path: Path) -> Pat
 
 def _params(text: str) -> dict[str, Any]:
     try:
-        params = json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        params = read_json(text or "{}")
+    except json.JSONDecodeError:
         params = None
     if not isinstance(params, dict):
         raise CaseError("the params are no JSON object", code="params-invalid")

@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import StreamingResponse
-from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.responses import Response
 
@@ -40,6 +39,7 @@ from medals_serve.protocols.sessions import check_done, found, opened, over
 from medals_serve.routes import POLL_S, Here
 from medals_serve.service import Service
 from medals_serve.sessions import ClientSession
+from medals_serve.strict_json import StrictRoute, read_json
 
 Mask = npt.NDArray[np.bool_]
 
@@ -55,7 +55,7 @@ _MOST_UNDONE: Final = 16
 _SIDES: Final = frozenset({"left", "right"})
 
 
-class _ShownRoute(APIRoute):
+class _ShownRoute(StrictRoute):
     """Answers with what clients show."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -153,8 +153,8 @@ Leased = Annotated[_Asked, Depends(_of_lease)]
 
 def _meta(x_meta: Annotated[str, Header(max_length=2**14)] = "{}") -> dict[str, Any]:
     try:
-        found = json.loads(x_meta)
-    except (ValueError, RecursionError):
+        found = read_json(x_meta)
+    except json.JSONDecodeError:
         found = None
     if not isinstance(found, dict):
         raise CaseError(f"the header {META_HEADER} is no JSON object", code="params-invalid")

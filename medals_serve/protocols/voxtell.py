@@ -35,6 +35,7 @@ from medals_serve.protocols.sessions import found, opened, peeked
 from medals_serve.routes import BEAT_S, POLL_S, Here
 from medals_serve.service import Service
 from medals_serve.sessions import ClientSession
+from medals_serve.strict_json import StrictRoute
 
 BYTES: Final = "application/octet-stream"
 META_HEADER: Final = "X-Meta"
@@ -42,7 +43,7 @@ _GZIP: Final = b"\x1f\x8b"
 _AS_IS: Final = np.array([[0, 1], [1, 1], [2, 1]])
 """NiBabel's way to write that axes run to right, anterior and superior."""
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=StrictRoute)
 
 
 @dataclass(eq=False)

@@ -277,6 +277,7 @@ def test_a_contradicted_modality_is_refused(text: str, modality: str | None, cod
         ("left ventricle on head MRI", "region-contradiction"),
         ("axial CT of the abdomen", "no-structure"),
         ("  ", "prompt-empty"),
+        ("\ud800 liver on CT", "prompt-not-unicode"),
         ("liver on CT " * 100, "prompt-too-long"),
     ],
 )

@@ -461,6 +461,61 @@ def test_a_reload_in_the_middle_of_a_job(visited: Visit, served_demo: Running, s
     visited.expect("#result-text").to_contain_text("Run 1 of 1")
 
 
+@in_browser
+def test_jobs_followed_in_several_tabs_leave_room_for_requests(
+    visited: Visit, served_demo: Running, scan: Path
+) -> None:
+    """A browser has six connections to a server, and eight jobs are followed here."""
+    visited.load(scan)
+    served_demo.gate.clear()
+    started = visited.page.evaluate(
+        """async () => {
+          const ask = async (...given) => (await fetch(...given)).json();
+          const [{ image }] = (await ask("v1/sessions/current")).images;
+          const body = JSON.stringify({ image, prompts: ["liver in CT"] });
+          const headers = { "Content-Type": "application/json" };
+          const jobs = [1, 2, 3, 4].map(() => ask("v1/jobs", { method: "POST", headers, body }));
+          return (await Promise.all(jobs)).map(({ status }) => status);
+        }"""
+    )
+    assert started == ["queued"] * 4
+    visited.page.reload()
+    visited.page.wait_for_selector("body[data-ready]")
+    other = visited.page.context.new_page()
+    other.goto(visited.address)
+    other.wait_for_selector("body[data-ready]")
+    answered = other.evaluate("fetch('v1/model', { cache: 'no-store' }).then(({ ok }) => ok)")
+    assert answered
+    other.close()
+
+
+@in_browser
+def test_suggestions_hide_no_answer(visited: Visit) -> None:
+    visited["#search"].fill("livr")
+    visited.expect("#reading").not_to_be_empty()
+    visited.expect("#suggestions").to_be_visible()
+    reading, list_box = visited["#reading"].bounding_box(), visited["#suggestions"].bounding_box()
+    assert reading
+    assert list_box
+    assert reading["y"] + reading["height"] <= list_box["y"]
+
+
+@in_browser
+def test_colors_of_classes_stay_where_the_system_sets_colors(visited: Visit, scan: Path) -> None:
+    visited.load(scan)
+    visited["#modality"].select_option("CT")
+    visited.choose("liver", "spleen")
+    visited.run()
+    visited.page.emulate_media(forced_colors="active")
+    paint = "each => getComputedStyle(each).backgroundColor"
+    swatches = visited["#class-rows .swatch"].evaluate_all(f"found => found.map({paint})")
+    assert len(set(swatches)) == 2
+    chosen, other = (
+        visited[f"input[value={plane}] + span"].evaluate(paint) for plane in ("all", "axial")
+    )
+    assert chosen != other
+
+
 @dataclass
 class Refining:
     """Holds jobs once so many parts of their coarse answer are there, until it is let go."""
@@ -569,6 +624,24 @@ def test_of_a_canceled_job_no_answer_stays(visited: Visit, refining: Refining, s
     visited.expect("#first-answer").to_be_hidden()
     assert not overlay_of(before, visited.picture()).any()
     assert not refining.go_on.is_set()
+
+
+@in_browser
+def test_of_a_session_that_ended_no_first_answer_stays(
+    visited: Visit, refining: Refining, scan: Path
+) -> None:
+    visited.load(scan)
+    visited["#modality"].select_option("CT")
+    visited.choose("liver", "spleen")
+    visited["#run"].click()
+    visited.expect("#first-answer").to_be_visible()
+    visited.page.evaluate("fetch('v1/sessions/current', { method: 'DELETE' })")
+    visited.expect("#page-problem").to_contain_text("session has ended")
+    visited.expect("#first-answer").to_be_hidden()
+    visited.expect("#run-problem").to_be_hidden()
+    refining.go_on.set()
+    assert {each.split(":")[0] for each in visited.complaints} == {"error Failed to load resource"}
+    visited.complaints.clear()
 
 
 @in_browser

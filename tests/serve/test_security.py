@@ -34,7 +34,18 @@ def code(answer: httpx.Response) -> str:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "", "[::1", "a b"]
+    "host",
+    [
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "",
+        "[::1",
+        "a b",
+        "[::1]evil.example",
+        "localhost:80:evil.example",
+        "127.0.0.1:80x",
+    ],
 )
 def test_other_names_are_refused(served: Running, host: str) -> None:
     """A page elsewhere may have its own name lead to the loopback (DNS rebinding)."""
@@ -471,16 +482,15 @@ def test_json_may_be_nested_as_deep_as_it_likes(served: Running, client: Service
     headers = {"Content-Type": "application/json"}
     for body in (deep, b'{"image":' + deep, b'{"options":{"a":' + b'{"a":' * 100_000):
         answer = client.http.post("/v1/jobs", content=body, headers=headers)
-        assert answer.status_code in {400, 422}
-        assert code(answer) in {"bad-request", "request-invalid"}
+        assert (answer.status_code, code(answer)) == (422, "json-unreadable")
     with served.http() as http:
         answer = http.post("/infer/medal-s", files={"params": (None, deep[:60_000])})
-        assert (answer.status_code, code(answer)) == (422, "params-invalid")
+        assert (answer.status_code, code(answer)) == (422, "json-unreadable")
         place = "/nninteractive/CT/anatomy/liver"
         lease = http.post(f"{place}/claim").json()["lease_token"]
         given = {"X-Lease-Token": lease, "X-Meta": "[" * 10_000}
         answer = http.post(f"{place}/set_image", content=b"x", headers=given)
-        assert answer.json()["code"] == "params-invalid"
+        assert answer.json()["code"] == "json-unreadable"
         http.post(f"{place}/release", headers={"X-Lease-Token": lease})
 
 

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ from pynetdicom.sop_class import CTImageStorage, Verification
 
 from medals_rt.common.errors import InputError
 from medals_serve.node.configuration import NodeConfiguration, Tls, read_configuration
-from medals_serve.node.receiver import start_receiver
-from medals_serve.node.spool import OUT_OF_RESOURCES, Spool
+from medals_serve.node.receiver import _keep, start_receiver
+from medals_serve.node.spool import MISMATCH, OUT_OF_RESOURCES, SUCCESS, Spool
 from tests.dicom import write_series
 from tests.orthanc import free_port
 from tests.serve.node.nodes import TITLE, write_configuration
@@ -49,6 +50,15 @@ class Running:
         finally:
             if found.is_established:
                 found.release()
+
+
+def announced(image: pydicom.Dataset, uid: str) -> Any:
+    """A C-STORE whose command names another UID than its data, as pynetdicom hands it on."""
+    return SimpleNamespace(
+        dataset=image,
+        encoded_dataset=lambda: b"never kept",
+        request=SimpleNamespace(AffectedSOPInstanceUID=uid),
+    )
 
 
 @pytest.fixture
@@ -94,6 +104,15 @@ def test_an_object_without_identifiers(running: Running, image: pydicom.Dataset)
     del image.SeriesInstanceUID
     with running.associated() as association:
         assert association.send_c_store(image).Status >> 12 == 0xC
+
+
+def test_an_object_under_another_uid(running: Running, image: pydicom.Dataset) -> None:
+    """Results refer to images by their own UIDs."""
+    with running.associated() as association:
+        assert association.send_c_store(image).Status == SUCCESS
+    assert _keep(announced(image, "1.2.3"), running.spool, running.warnings.append) == MISMATCH
+    assert str(image.PatientName) not in running.warnings[-1]
+    assert [len(each.names()) for each in running.spool.series()] == [1]
 
 
 def test_a_port_that_is_taken(running: Running) -> None:

@@ -192,3 +192,13 @@ def test_one_node_a_folder(tmp_path: Path) -> None:
     with lock_spool(tmp_path), pytest.raises(InputError) as refused:
         lock_spool(tmp_path)
     assert refused.value.code == "folder-locked"
+
+
+def test_a_new_folder_is_closed_to_others(tmp_path: Path) -> None:
+    with lock_spool(tmp_path / "node"):
+        Spool(tmp_path / "node" / "series", 1, 10**9)
+    for made in (tmp_path / "node", tmp_path / "node" / "series"):
+        assert made.stat().st_mode & 0o077 == 0
+    (tmp_path / "own").mkdir(mode=0o755)
+    Spool(tmp_path / "own", 1, 10**9)
+    assert (tmp_path / "own").stat().st_mode & 0o777 == 0o755
