@@ -477,12 +477,12 @@ def _is_of_display(words: Sequence[Word], index: int) -> bool:
     if not rest or rest[0].word not in {"of", "in", "on", "at"}:
         return False
     # "Lung left in CT image" is the patient's left, but not "... left half of the CT image".
-    plain = part or rest[0].word == "of"
+    of_display = part or rest[0].word == "of"
     named = [word for word in rest[1:] if word.word not in _LIGHT]
     until = next((i for i, word in enumerate(named) if word.word in lists.displays), None)
     if until is None or any(word.role in WEIGHTY for word in named[:until]):
         return False
-    return plain or until == 0 or named[until].word != "image"
+    return of_display or until == 0 or named[until].word != "image"
 
 
 def _names_next(words: Sequence[Word], index: int) -> bool:
