@@ -345,6 +345,8 @@ def _source(
         if len(rows) <= max(axes) or any(rows[axis] is None for axis in axes):
             raise CaseError(f"{name} has an axis without space direction", code="geometry-singular")
         directions = np.asarray([rows[axis] for axis in axes], dtype=np.float64)
+        if directions.ndim == 2 and not directions[:, 3:].any():
+            directions = directions[:, :3]  # a space of more axes, as SimpleITK writes four
         if directions.shape != (3, 3):
             raise CaseError(
                 f"{name} has space directions of shape {directions.shape}; give three of three",
@@ -353,7 +355,7 @@ def _source(
         signs = np.asarray(_TO_LPS[space])
         affine[:3, :3] = signs[:, None] * directions.T
         if "space origin" in header:
-            affine[:3, 3] = signs * np.asarray(header["space origin"], dtype=np.float64)
+            affine[:3, 3] = signs * np.asarray(header["space origin"], dtype=np.float64)[:3]
     elif "spacings" in header:
         spacing = check_spacing([header["spacings"][axis] for axis in axes])
         affine[:3, :3] = np.diag(spacing)

@@ -489,6 +489,12 @@ def volume_notes(volume: Volume) -> tuple[Note, ...]:
         severe = volume.geometry_is_stated
         note = warning if severe else Note
         notes += (note("orientation-assumed", text),)
+    flat = [axis for axis, size in zip("DHW", volume.shape_dhw, strict=True) if size == 1]
+    if flat:
+        text = (
+            f"the image is one voxel thick along {flat[0]}, hardly a volume: results are doubtful"
+        )
+        notes += (warning("one-slice", text),)
     shear = volume.source.shear_degrees
     if np.sin(np.radians(shear)) > _SHEARED:
         text = f"the grid is sheared by {shear:.1f} degrees: shapes are seen so, volumes are right"

@@ -30,6 +30,8 @@ WHITE: Final = 255.0
 _NEAR_WHITE = 250.0
 _DIM = 128.0
 _AIR_HU = -1100.0
+_NARROWEST_CT_HU = 150.0
+_LARGEST_HU = 65_535.0
 _LARGEST_PADDING = 0.99
 _LARGEST_NEGATIVE_SHARE = 0.01
 _SLAB_BLOCKS = 2
@@ -357,6 +359,15 @@ def _notes_on_scaling(
             )
             if facts.lowest < 0:
                 text = text.replace("below 0", f"below 0 but the padding's {facts.lowest:.4g}")
+            notes.append(warning("ct-not-hounsfield", text))
+        elif (
+            facts.highest - facts.lowest < _NARROWEST_CT_HU
+            or max(facts.highest, -facts.lowest) > _LARGEST_HU
+        ):
+            text = (
+                f"values {extent} are hardly Hounsfield units (standardized, or scaled?): "
+                "correct them, or give --window WIDTH,LEVEL in their units"
+            )
             notes.append(warning("ct-not-hounsfield", text))
     elif facts.negative > _LARGEST_NEGATIVE_SHARE * facts.voxels:
         share = 100 * facts.negative / facts.voxels

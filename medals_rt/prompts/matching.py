@@ -123,8 +123,8 @@ def find_class(text: str, kind: str, modality: str | None = None) -> Match:
         If no class fits (code `no-class`, `no-structure`, `wrong-kind`, `word-unexplained` where a
         word is left over that could mean another structure, `part-of-class`, `relation`), several
         do (`several-classes`, `both-sides`), the side is missing or the class has none of that
-        side (`side-missing`, `side-contradiction`), or the modality isn't clear (see
-        `find_modality`). The message names the nearest classes.
+        side (`side-missing`, `side-contradiction`), the side is the picture's (`side-of-display`),
+        or the modality isn't clear (see `find_modality`). The message names the nearest classes.
     """
     quoted = _checked(text, kind, modality)
     known = known_sentences().get(text.strip())
@@ -133,6 +133,7 @@ def find_class(text: str, kind: str, modality: str | None = None) -> Match:
     tokens = tokenize(text)
     found = find_modality(tokens, quoted, modality)
     words = assign_roles(tokens, found, tolerant=kind == "anatomy" or found == "Microscopy")
+    _refuse_side_of_display(words, quoted)
     return match_words(words, quoted, found, kind)
 
 
@@ -437,6 +438,62 @@ def candidates(modality: str, kind: str) -> tuple[ClassCandidate, ...]:
             )
         )
     return tuple(found)
+
+
+def _refuse_side_of_display(words: Sequence[Word], quoted: str) -> None:
+    """Refuse a side of the picture: a slice is usually shown with the patient's left at its right.
+
+    Raises
+    ------
+    PromptError
+        Code `side-of-display`.
+    """
+    onlooker = any(word.word in prompt_words().onlookers for word in words)
+    for index, word in enumerate(words):
+        if word.role.startswith("side") and (onlooker or _is_of_display(words, index)):
+            raise PromptError(
+                f"prompt {quoted} names a side of the picture or of who looks at it "
+                f"({word.token.text!r}), which may be the patient's other one; name the patient's, "
+                "as in 'Left kidney in abdominal CT'",
+                code="side-of-display",
+            )
+
+
+def _is_of_display(words: Sequence[Word], index: int) -> bool:
+    """Whether a side is the picture's: "image left", "left half of the CT slice", "shown left"."""
+    lists = prompt_words()
+    start = index - 1
+    while start >= 0 and not words[start + 1].token.stop:
+        if words[start].word in lists.displayed and not _names_next(words, index):
+            return True
+        if words[start].word not in _LIGHT | {"on", "at", "to"}:
+            break
+        start -= 1
+    before = words[index - 1] if index > 0 and not words[index].token.stop else None
+    if before is not None and before.word in lists.displays:
+        # "CT image left kidney" leaves a comma out, "image-left kidney" doesn't.
+        return index == 1 or not _names_next(words, index)
+    stop = next((i for i, word in enumerate(words) if i > index and word.token.stop), len(words))
+    rest = words[index + 1 : stop]
+    part = bool(rest) and rest[0].word in lists.display_parts
+    rest = rest[part:]
+    if rest and rest[0].word in lists.displays:
+        return True
+    if not rest or rest[0].word not in {"of", "in", "on", "at"}:
+        return False
+    # "Lung left in CT image" is the patient's left, but not "... left half of the CT image".
+    of_display = part or rest[0].word == "of"
+    named = [word for word in rest[1:] if word.word not in _LIGHT]
+    until = next((i for i, word in enumerate(named) if word.word in lists.displays), None)
+    if until is None or any(word.role in WEIGHTY for word in named[:until]):
+        return False
+    return of_display or until == 0 or named[until].word != "image"
+
+
+def _names_next(words: Sequence[Word], index: int) -> bool:
+    """Whether a side is followed by what it is the side of: "left kidney"."""
+    after = words[index + 1] if index + 1 < len(words) else None
+    return after is not None and not after.token.stop and after.role in WEIGHTY
 
 
 def match_words(words: Sequence[Word], quoted: str, modality: str, kind: str) -> Match:

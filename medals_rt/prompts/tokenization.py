@@ -40,6 +40,9 @@ class PromptWords(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     suggestions
         Phrases that mean no class but are near one or several; those are named first when the
         phrase is refused.
+    displays, display_parts, displayed, onlookers
+        Words beside which "left" is a side of the picture or of who looks at it: "image left",
+        "the left half of the slice", "shown on the left", "the viewer's left".
     """
 
     notice: str
@@ -70,6 +73,10 @@ class PromptWords(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     units: frozenset[str]
     counted: frozenset[str]
     keep_apart: frozenset[str]
+    displays: frozenset[str]
+    display_parts: frozenset[str]
+    displayed: frozenset[str]
+    onlookers: frozenset[str]
 
 
 @dataclass(frozen=True)

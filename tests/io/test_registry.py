@@ -1,6 +1,7 @@
 """Which format a file is of, and what strangers' files of each come to."""
 
 import gzip
+import re
 import struct
 from pathlib import Path
 
@@ -106,6 +107,32 @@ def test_nifti_2_is_read_and_stays_nifti_2(tmp_path: Path) -> None:
     case = read_case(tmp_path / "a.nii.gz")
     write_segmentation(tmp_path / "b.nii.gz", case, VALUES_KJI)
     assert isinstance(nibabel.load(tmp_path / "b.nii.gz"), nibabel.Nifti2Image)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".nii.gz", ".mha"])
+def test_one_frame_of_four_axes_is_read_as_simpleitk_writes_it(tmp_path: Path, ending: str) -> None:
+    image = SimpleITK.GetImageFromArray(VALUES_KJI)
+    image.SetSpacing((12.0, 12.0, 15.0))
+    image.SetOrigin((-90.0, -80.0, -50.0))
+    path = tmp_path / f"four{ending}"
+    SimpleITK.WriteImage(SimpleITK.JoinSeries([image]), str(path))
+    check_read(path)
+    write_segmentation(tmp_path / f"out{ending}", read_case(path), VALUES_KJI)
+    check_read(tmp_path / f"out{ending}")
+
+
+def test_a_space_of_four_axes_that_turns_into_time_is_refused(tmp_path: Path) -> None:
+    header = NRRD.format(encoding="raw").replace("dimension: 3", "dimension: 4", 1)
+    header = re.sub("space: .*", "space dimension: 4", header).replace("sizes: 16", "sizes: 1 16")
+    rows = "(0,0,0,1) (12,0,0,0) (0,12,0,0) (0,0,15,5)"
+    header = re.sub("space directions: .*", f"space directions: {rows}", header)
+    header = re.sub("space origin: .*", "space origin: (-90,-80,-50,0)", header)
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + b"\n" + VALUES_KJI.tobytes())
+    with raises(CaseError, "geometry-singular"):
+        read_case(tmp_path / "a.nrrd")
+    whole = (tmp_path / "a.nrrd").read_bytes().replace(b",5)", b",0)")
+    (tmp_path / "a.nrrd").write_bytes(whole)
+    check_read(tmp_path / "a.nrrd")
 
 
 def test_nrrd_with_a_fourth_axis_members_and_bytes_behind(tmp_path: Path) -> None:

@@ -176,6 +176,12 @@ def test_an_array_without_orientation_is_known_as_such() -> None:
     assert repr(volume) == text
 
 
+def test_one_slice_is_read_with_a_warning() -> None:
+    for shape, expected in (((1, 3, 4), ["one-slice"]), ((2, 3, 4), [])):
+        volume = Volume.from_array(np.zeros(shape, np.uint8), np.eye(4), axes="kji", frame="LPS")
+        assert [note.code for note in volume_notes(volume)] == expected
+
+
 def test_other_types_are_refused_by_name() -> None:
     array: Any = np.zeros((2, 3, 4))
     image: Any = nibabel.Nifti1Image(array, np.eye(4))

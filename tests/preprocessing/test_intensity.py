@@ -150,6 +150,11 @@ HU = ramp(-1024, 1500)
         ),
         (np.where(HU < -1000, -2000, HU), "CT", "soft tissue", []),  # padding around a good CT
         (np.where(HU < 0, -1000, HU), "CT", "soft tissue", []),  # a phantom in air
+        (HU / 1000, "CT", "soft tissue", [("ct-not-hounsfield", "warning")]),
+        (HU * 1000, "CT", "soft tissue", [("ct-not-hounsfield", "warning")]),
+        (ramp(-1, 1), "CT", "soft tissue", [("ct-not-hounsfield", "warning")]),
+        (ramp(-1, 1), "CT", "2,0", []),
+        (HU.clip(-120, 60), "CT", "soft tissue", []),  # a crop of fat and muscle
         (HU + 1024, "CT", "400,1064", []),  # whoever gives numbers knows the units
         (HU, "CT", "10,5000", [("window-misses-image", "warning")]),
         (HU - 2000, "CT", "soft tissue", [("window-misses-image", "warning")]),

@@ -224,6 +224,43 @@ def test_what_is_not_the_class_is_refused_for_every_class(template: str) -> None
     assert read_anyway == []
 
 
+# Sides of the picture -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kidney on image left, CT",
+        "image-left kidney on CT",
+        "screen-left kidney on CT",
+        "lung on the left half of the CT slice",
+        "lung on the right edge of the image, CT",
+        "kidney left in the axial view, CT",
+        "kidney shown on the left, CT",
+        "kidney in the left field of view, CT",
+        "left kidney from the viewer's perspective, CT",
+    ],
+)
+def test_a_side_of_the_picture_is_not_taken_for_the_patients(text: str) -> None:
+    with raises(PromptError, "side-of-display"):
+        find_class(text, "anatomy")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Left lung in CT image",
+        "lung, left, CT image",
+        "lung left in axial CT images",
+        "please show the left lung in this CT slice",
+        "left lung displayed in CT",
+        "In this image, left lung, CT",
+    ],
+)
+def test_a_side_of_the_patient_may_stand_in_a_sentence_about_an_image(text: str) -> None:
+    assert find_class(text, "anatomy").class_key.name == "Left lung"
+
+
 # The modality that is stated apart from the sentence ----------------------------------------------
 
 

@@ -346,8 +346,9 @@ def _passed_over(others: int, without_image: list[Image]) -> tuple[Note, ...]:
 def _notes(stack: Stack, series: Series) -> tuple[Note, ...]:
     notes = list(stack.notes)
     first = stack.slices[0]
+    _check_scaling(stack.slices, series)
     if series.modality == "CT":
-        notes += _unit_notes(first)
+        notes += next(filter(None, map(_unit_notes, stack.slices)), [])
     thickness = first.thickness_mm or 0.0
     if thickness > _OVERLAP * stack.distance_mm:
         text = (
@@ -358,13 +359,40 @@ def _notes(stack: Stack, series: Series) -> tuple[Note, ...]:
     return tuple(notes)
 
 
-def _unit_notes(first: Slice) -> list[Note]:
-    """Warn where a CT doesn't say that its values are Hounsfield units."""
-    scaling = first.image.header
-    for groups in first.groups:
+def _check_scaling(slices: Sequence[Slice], series: Series) -> None:
+    """Refuse slices of which some are scaled and others don't say how.
+
+    Raises
+    ------
+    CaseError
+        Code `rescale-mixed`.
+    """
+    missing = [each for each in slices if "RescaleSlope" not in _scaling(each)]
+    scaled = [
+        each
+        for each in slices
+        if "RescaleSlope" in _scaling(each) and (each.slope, each.intercept) != (1.0, 0.0)
+    ]
+    if missing and scaled:
+        raise CaseError(
+            f"the series [{series}] mixes scaled values and values without a rescale slope: "
+            f"{scaled[0].image.file.name} has one, {missing[0].image.file.name} and "
+            f"{len(missing) - 1} more have none; export it again",
+            code="rescale-mixed",
+        )
+
+
+def _scaling(each: Slice) -> Any:
+    """Part of a slice's header that says how its values are scaled."""
+    for groups in each.groups:
         if "PixelValueTransformationSequence" in groups:
-            scaling = groups.PixelValueTransformationSequence[0]
-            break
+            return groups.PixelValueTransformationSequence[0]
+    return each.image.header
+
+
+def _unit_notes(each: Slice) -> list[Note]:
+    """Warn where a CT doesn't say that its values are Hounsfield units."""
+    scaling = _scaling(each)
     if "RescaleSlope" not in scaling:
         text = "the CT names no rescale slope: its values are taken as Hounsfield units"
         return [warning("rescale-assumed", text)]
