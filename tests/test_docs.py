@@ -30,7 +30,6 @@ from medals_rt.runners.tensorrt_library import MODULES
 from tests import documented
 from tests.bundles import tiny_checkpoint
 from tests.documented import COMMAND, ROOT, Block, blocks, commands, pages
-from tests.texts import add_text_encoder
 
 PAGES = pages()
 RUN = ("bash", "python")
@@ -66,14 +65,17 @@ def bash_blocks() -> list[Block]:
 
 @pytest.fixture(scope="module")
 def models(
-    tiny_bundle: Bundle, text_sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+    tiny_bundle: Bundle,
+    text_bundle: Bundle,
+    text_sources: tuple[Path, Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Everything that is slow to make: `engines` with two bundles, and `weights`."""
     folder = tmp_path_factory.mktemp("documented")
     (folder / "engines").mkdir()
     demo = documented.cover_all_classes(tiny_bundle, folder / "engines" / "demo")
     (demo.folder / "cases").mkdir()
-    add_text_encoder(demo, folder / "engines" / "medal-s", text_sources)
+    documented.cover_all_classes(text_bundle, folder / "engines" / "medal-s")
     weights = folder / "weights"
     weights.mkdir()
     for stage, name in RELEASED.items():

@@ -75,7 +75,7 @@ def rewritten(engine: Engine, plan: bytes) -> Engine:
 def test_without_a_gpu_the_parsed_graph_is_told(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of TensorRT-RTX for real, by the command; half of the graphs, to be quick."""
+    """Of TensorRT-RTX for real, by the command."""
     rtx: Any = pytest.importorskip(MODULES["tensorrt-rtx"][-1], reason="needs TensorRT-RTX")
     assert rtx.__version__
     monkeypatch.setattr("medals_rt.common.gpu.find_gpu", lambda: None)

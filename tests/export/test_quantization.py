@@ -11,6 +11,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from medals_export import export
 from medals_export.arithmetic import ARITHMETICS
 from medals_export.graph_plans import graph_plans
 from medals_export.onnx_graphs import trace
@@ -275,9 +276,34 @@ def case(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bundle(case, tmp_path_factory):
+def floats():
+    """Calls of the export of floats that an export of integers begins with."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def bundle(case, tiny_bundle, floats, tmp_path_factory):
+    """The minuscule network in int8, from the bundle of floats that there is of it."""
+
+    def exported(*given, **options):
+        floats.append((given, options))
+        return tiny_bundle
+
     out = tmp_path_factory.mktemp("bundle") / "tiny"
-    return export_tiny_bundle(out, precision="int8", calibrate=case.parent, verify_with=())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "export_bundle", exported)
+        return export_tiny_bundle(out, precision="int8", calibrate=case.parent, verify_with=())
+
+
+def test_export_calibrates_on_floats_of_the_same(bundle, floats):
+    (((coarse, fine, bank, _), options),) = floats
+    for stage, given in enumerate((coarse, fine), 1):
+        expected = tiny_checkpoint(stage).model.state_dict()
+        assert all(torch.equal(v, expected[k]) for k, v in given.model.state_dict().items())
+    assert bank.class_rows == tiny_bank().class_rows
+    assert options["verify_with"] == ()
+    assert "precision" not in options
+    assert bundle.precision == "int8"
 
 
 def test_export_records_the_decision(bundle, case):
@@ -311,10 +337,9 @@ def test_a_bundle_runs_as_it_was_exported(bundle, case, runner):
 
 
 @pytest.mark.parametrize("runner", ["openvino", "onnxruntime"])
-def test_floats_are_not_run_in_eight_bits(tmp_path, runner):
-    floats = export_tiny_bundle(tmp_path / "floats", verify_with=())
+def test_floats_are_not_run_in_eight_bits(tiny_bundle, runner):
     with raises(InputError, "precision-not-exported"):
-        Segmenter.open(floats, runner=runner, precision="int8")
+        Segmenter.open(tiny_bundle, runner=runner, precision="int8")
 
 
 def test_winograd_is_refused_where_convolutions_are_integers(bundle):

@@ -9,7 +9,13 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_serve.client import ServiceClient
-from tests.serve.serving import Running, running
+from tests.serve.serving import Running, SharedReaders, running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _readers_end() -> Iterator[None]:
+    yield
+    SharedReaders.end()
 
 
 @pytest.fixture(scope="module")

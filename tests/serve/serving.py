@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import re
 import socket
 import subprocess
@@ -9,10 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 import httpx
 import numpy as np
@@ -26,7 +28,10 @@ from medals_rt.pipeline.options import RunOptions, SegmentOptions
 from medals_rt.pipeline.report import Provenance
 from medals_rt.pipeline.segmenter import Result, Segmenter
 from medals_rt.prompts.prompt_set import PromptSet
+from medals_serve import readers, service
 from medals_serve.client import ServiceClient
+from medals_serve.metrics import Metrics
+from medals_serve.readers import Readers, _ReaderProcess
 from medals_serve.server import Server, address_of, bind
 from medals_serve.settings import ServeSettings
 
@@ -165,6 +170,33 @@ class Running:
             yield
 
 
+class SharedReaders(Readers):
+    """Takes over processes of servers that ended: one takes seconds to start, and keeps nothing."""
+
+    waiting: ClassVar[list[Any]] = []
+
+    def __init__(self, settings: ServeSettings, metrics: Metrics) -> None:
+        with patch.object(readers, "_ReaderProcess", self._taken_over):
+            super().__init__(settings, metrics)
+
+    @classmethod
+    def _taken_over(cls) -> Any:
+        return cls.waiting.pop() if cls.waiting else _ReaderProcess()
+
+    def close(self) -> None:
+        for _ in range(self._settings.readers):
+            with suppress(queue.Empty):
+                process = self._idle.get(timeout=1.0)
+                if process is not None:
+                    self.waiting.append(process)
+
+    @classmethod
+    def end(cls) -> None:
+        """End the processes that wait for another server."""
+        while cls.waiting:
+            cls.waiting.pop().end()
+
+
 @contextmanager
 def running(bundle: Bundle, data_dir: Path, **settings: Any) -> Iterator[Running]:
     """Serve a bundle until the block ends."""
@@ -180,12 +212,13 @@ def running(bundle: Bundle, data_dir: Path, **settings: Any) -> Iterator[Running
 
     started = threading.Event()
     with bind("127.0.0.1", 0) as bound:
-        server = Server(
-            ServeSettings(data_dir=data_dir, **{**SETTINGS, "grace_s": 5.0, **settings}),
-            RunOptions(bundle=bundle.folder, **RUNNER),
-            open_model=open_model,
-            announce=started.set,
-        )
+        with patch.object(service, "Readers", SharedReaders):
+            server = Server(
+                ServeSettings(data_dir=data_dir, **{**SETTINGS, "grace_s": 5.0, **settings}),
+                RunOptions(bundle=bundle.folder, **RUNNER),
+                open_model=open_model,
+                announce=started.set,
+            )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:

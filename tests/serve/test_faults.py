@@ -92,6 +92,7 @@ def live(address: str, number: int, scan: Path, expected: bytes) -> None:
                 client.http.post("/v1/images?filename=a.nii", content=torn(scan.read_bytes()))
 
 
+@pytest.mark.slow  # waits for sessions to end by themselves; each kind is tested alone elsewhere
 def test_clients_of_all_kinds_at_once(tiny_bundle: Bundle, tmp_path: Path) -> None:
     """Every result is right, and afterwards the server holds what it held before."""
     scan, output = write_nifti(tmp_path / "scan.nii.gz"), tmp_path / "labels.nii.gz"

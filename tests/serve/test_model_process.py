@@ -26,38 +26,41 @@ from tests.serve.serving import RUNNER, SENTENCE, image, until
 VOLUME = Volume(image(), (2.0, 2.0, 4.0))
 
 
-@pytest.fixture
-def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Say what becomes of the next windows."""
-    file = tmp_path / "faults"
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The file that the fake in the child reads."""
+    file = tmp_path_factory.mktemp("fake") / "faults"
     file.touch()
-    monkeypatch.setenv(fake_model.FAULTS, str(file))
-    monkeypatch.setattr(model_process, "_work", fake_model.work)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(fake_model.FAULTS, str(file))
+        patch.setattr(model_process, "_work", fake_model.work)
+        yield file
+
+
+@pytest.fixture
+def faults(fake: Path) -> Iterator[Callable[..., None]]:
+    """Say what becomes of the next windows."""
 
     def say(*names: str) -> None:
-        file.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        fake.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
-    return say
+    yield say
+    say()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def options(tiny_bundle: Bundle) -> RunOptions:
     return RunOptions(bundle=tiny_bundle.folder, **RUNNER)
 
 
-@pytest.fixture
-def gone() -> list[MedalsError]:
-    return []
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(
     options: RunOptions,
     tiny_bundle: Bundle,
-    faults: Callable[..., None],  # noqa: ARG001 - puts the fake there
-    gone: list[MedalsError],
+    fake: Path,  # noqa: ARG001 - puts the fake there
 ) -> Iterator[ModelProcess]:
-    with ModelProcess(options, tiny_bundle, gone.append) as found:
+    """One for all tests: each child takes seconds to start."""
+    with ModelProcess(options, tiny_bundle, pytest.fail) as found:
         yield found
 
 
@@ -89,7 +92,7 @@ def test_the_same_result_as_in_this_process(model: ModelProcess, tiny_bundle: Bu
 
 @pytest.mark.parametrize("fault", ["lost", "killed"])
 def test_a_job_in_which_the_gpu_fails_is_tried_once_more_in_another_process(
-    model: ModelProcess, faults: Callable[..., None], gone: list[MedalsError], fault: str
+    model: ModelProcess, faults: Callable[..., None], fault: str
 ) -> None:
     expected = model.segment(VOLUME, SENTENCE).labels_dhw
     before = model._process.pid
@@ -97,17 +100,15 @@ def test_a_job_in_which_the_gpu_fails_is_tried_once_more_in_another_process(
     found = model.segment(VOLUME, SENTENCE).labels_dhw
     np.testing.assert_array_equal(found, expected)
     assert model._process.pid != before
-    assert gone == []
 
 
 def test_a_job_that_loses_two_processes_fails_and_the_next_one_runs(
-    model: ModelProcess, faults: Callable[..., None], gone: list[MedalsError]
+    model: ModelProcess, faults: Callable[..., None]
 ) -> None:
     faults("lost", "killed")
     with raises(DeviceLostError, "device-lost", "SIGKILL"):
         model.segment(VOLUME, SENTENCE)
     assert model.segment(VOLUME, SENTENCE).labels_dhw.shape == VOLUME.shape_dhw
-    assert gone == []
 
 
 def test_other_errors_are_the_jobs_own(model: ModelProcess, faults: Callable[..., None]) -> None:
@@ -155,11 +156,13 @@ def test_a_job_that_is_stuck_is_canceled_with_its_process(
 
 
 def test_a_model_that_cannot_be_opened_again_is_said(
-    model: ModelProcess, faults: Callable[..., None], gone: list[MedalsError]
+    options: RunOptions, tiny_bundle: Bundle, faults: Callable[..., None]
 ) -> None:
-    faults("lost", "closed")
-    with raises(DeviceLostError, "device-lost", "can't be opened again"):
-        model.segment(VOLUME, SENTENCE)
+    gone: list[MedalsError] = []
+    with ModelProcess(options, tiny_bundle, gone.append) as model:
+        faults("lost", "closed")
+        with raises(DeviceLostError, "device-lost", "can't be opened again"):
+            model.segment(VOLUME, SENTENCE)
     assert [error.code for error in gone] == ["device-lost"]
 
 

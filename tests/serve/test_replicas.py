@@ -349,6 +349,7 @@ def _new_sessions(replicas: Replicas) -> list[str]:
     return names
 
 
+@pytest.mark.slow  # two processes with a model; the proxy's turn to another replica is tested above
 def test_a_replica_that_dies_takes_its_sessions_alone(
     tiny_bundle: Bundle, tmp_path: Path, scan: Path, expected: bytes
 ) -> None:

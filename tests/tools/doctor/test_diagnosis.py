@@ -258,9 +258,12 @@ def engines_of(folder: Path) -> tuple[EngineState, ...]:
     return state.engines
 
 
-@pytest.mark.parametrize("module", ["torch", "openvino", "onnxruntime", "cupy", "tensorrt"])
-def test_no_library_is_imported_by_it(module: str) -> None:
-    code = f"import sys, medals_rt.tools.doctor.diagnosis; print({module!r} in sys.modules)"
+def test_no_library_is_imported_by_it() -> None:
+    heavy = ("torch", "openvino", "onnxruntime", "cupy", "tensorrt")
+    code = (
+        "import sys, medals_rt.tools.doctor.diagnosis;"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -268,7 +271,7 @@ def test_no_library_is_imported_by_it(module: str) -> None:
         check=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(
