@@ -1,9 +1,13 @@
 """Ending the long call of a library in its middle: for a cancel, and for Ctrl-C."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Final
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Final, Generic, TypeVar
+
+Found = TypeVar("Found")
 
 POLL_S: Final = 0.05
 """Pause between looks at whether to go on."""
@@ -74,3 +78,109 @@ def _let_end(wait: Callable[[float | None], bool]) -> None:
         except BaseException:  # noqa: BLE001, S112 - a second Ctrl-C
             continue
         return
+
+
+class _Call(Generic[Found]):
+    """A function's call in another thread, and what came of it."""
+
+    def __init__(self, work: Callable[[], Found], ended: SimpleQueue[None]) -> None:
+        self._work = work
+        self._ended = ended
+        self._found: list[Found] = []
+        self._error: BaseException | None = None
+        self.is_over = False
+
+    def __call__(self) -> None:
+        """Call it, and say so at the end."""
+        try:
+            self._found.append(self._work())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            self._error = error
+        self.is_over = True
+        self._ended.put(None)
+
+    def result(self) -> Found:
+        """Return or raise what came of it."""
+        if self._error is not None:
+            raise self._error
+        return self._found[0]
+
+
+class Background:
+    """Threads that work while this one waits for them, and may be interrupted at any moment.
+
+    A `Future` or an `Event` takes its lock in Python code. Ctrl-C between the taking and the block
+    that gives it back leaves it taken, and both sides wait for ever. Here nothing is locked but in
+    the queue, which is written in C and lets go.
+
+    Parameters
+    ----------
+    threads
+        How many.
+    name
+        Of the threads, for people who look at them.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads = [
+            Thread(target=_serve, args=(self._tasks,), name=f"{name} {number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def run(self, works: Sequence[Callable[[], Found]], cancel: Callable[[], None]) -> list[Found]:
+        """Let each be called in a thread, and wait for all.
+
+        Parameters
+        ----------
+        works
+            No more than there are threads.
+        cancel
+            Asks them to end soon.
+
+        Returns
+        -------
+        list
+            What they return, in their order.
+        """
+        ended: SimpleQueue[None] = SimpleQueue()
+        calls = [_Call(work, ended) for work in works]
+        begun: list[_Call[Found]] = []
+
+        def start() -> None:
+            for call in calls:
+                self._tasks.put(call)
+                begun.append(call)
+
+        def wait(seconds: float | None) -> bool:
+            # an interruption may lose what the queue said, but not what the calls say
+            while not all(call.is_over for call in begun):
+                try:
+                    ended.get(timeout=seconds)
+                except Empty:
+                    break
+            return all(call.is_over for call in begun)
+
+        run_interruptibly(start, wait, cancel)
+        return [call.result() for call in calls]
+
+    def close(self) -> None:
+        """End the threads, and wait for them."""
+        self._end()
+        for thread in self._threads:
+            thread.join()
+
+    def __del__(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        for _ in self._threads:
+            self._tasks.put(None)
+
+
+def _serve(tasks: "SimpleQueue[Callable[[], None] | None]") -> None:
+    while (task := tasks.get()) is not None:
+        task()
+        del task  # and what it holds, until the next one comes

@@ -6,8 +6,8 @@ binding of device memory, and those marked `gpu` are ready to run on a GPU.
 
 import io
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from medals_rt.common.errors import (
     MissingFileError,
     RunnerError,
 )
-from medals_rt.common.interruption import check_interruption, run_interruptibly
+from medals_rt.common.interruption import Background, check_interruption
 from medals_rt.common.optional_deps import gpu_extra, import_optional
 from medals_rt.common.typing import Array
 from medals_rt.runners.base import (
@@ -69,7 +69,7 @@ class ONNXRuntimeRunner(Runner):
     def __init__(self, request: OpenRequest) -> None:
         self._onnxruntime = onnxruntime = import_onnxruntime()
         # The library's call returns when it is done; another thread can stop it meanwhile.
-        self._thread = ThreadPoolExecutor(1, "onnxruntime")
+        self._background = Background(1, "onnxruntime")
         (graph_path,) = request.graph_paths
         graphs = request.graph_precision
         if graphs is not None and graphs in QUANTIZED_PRECISIONS:
@@ -102,25 +102,23 @@ class ONNXRuntimeRunner(Runner):
         names = [spec.name for spec in self.outputs]
         contiguous = {key: np.ascontiguousarray(value) for key, value in feeds.items()}
         options = self._onnxruntime.RunOptions()
-        running: list[Future[Any]] = []
-        run_interruptibly(
-            lambda: running.append(
-                self._thread.submit(self._session.run, names, contiguous, options)
-            ),
-            lambda seconds: not wait(running, seconds).not_done,
-            lambda: setattr(options, "terminate", True),
-        )
-        try:
-            results = running[0].result()
-        except Exception as error:  # the library's errors share no base class of their own
-            raise RunnerError(
-                f"ONNX Runtime failed in {self.name}: {error}", code="run-failed"
-            ) from error
+
+        def compute() -> Sequence[Any]:
+            try:
+                found: Sequence[Any] = self._session.run(names, contiguous, options)
+            except Exception as error:  # the library's errors share no base class of their own
+                raise RunnerError(
+                    f"ONNX Runtime failed in {self.name}: {error}", code="run-failed"
+                ) from error
+            return found
+
+        cancel = partial(setattr, options, "terminate", True)
+        (results,) = self._background.run([compute], cancel)
         return dict(zip(names, results, strict=True))
 
     def close(self) -> None:
         """Let go of the session."""
-        self._thread.shutdown()
+        self._background.close()
         self._session = None
 
 

@@ -1,5 +1,6 @@
 """Windows that are ended in the middle, on every library, and the ones after them."""
 
+import faulthandler
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common import interruption
 from medals_rt.common.interruption import (
+    Background,
     check_interruption,
     interrupted_by,
     run_interruptibly,
@@ -146,3 +148,31 @@ def test_the_innermost_check_holds_and_others_threads_have_none() -> None:
         with pytest.raises(EndedError):
             check_interruption()
     check_interruption()
+
+
+def test_work_in_the_background_is_interrupted_at_any_moment() -> None:
+    """Also where a lock was just taken, of which there are many in so short a work."""
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals are handled in the main thread alone")
+    background, rng = Background(2, "test"), np.random.default_rng(3)
+    faulthandler.dump_traceback_later(100, exit=True)  # else both sides would wait for ever
+
+    def go_on() -> None:
+        while True:
+            assert background.run([lambda: 1, lambda: 2], int) == [1, 2]
+
+    try:
+        for moment in rng.uniform(1e-5, 1e-3, 400):
+            with pytest.raises(EndedError), alarm(float(moment)):
+                go_on()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    assert background.run([lambda: 3], int) == [3]
+    background.close()
+
+
+def test_what_fails_in_the_background_fails_here() -> None:
+    background = Background(1, "test")
+    with pytest.raises(ZeroDivisionError):
+        background.run([lambda: 1 // 0], int)
+    background.close()

@@ -179,6 +179,18 @@ def store_seeds(_: Path) -> list[bytes]:
     return [each for each in found if each is not None]
 
 
+def _announced(data: bytes) -> str:
+    """Return the UID under which an honest peer would announce an object, if it can be read."""
+    from pydicom.uid import UID
+    from pynetdicom.dsutils import decode
+
+    try:
+        found = UID(str(decode(BytesIO(data), False, True).SOPInstanceUID))
+    except Exception:  # noqa: BLE001 - anything that a parser raises of damaged bytes
+        return f"{SERIES}.1"
+    return found if found.is_valid else f"{SERIES}.1"
+
+
 def feed_store(path: Path) -> object:
     """Keep an object that a peer sends, and read its series as the node does."""
     from pydicom.uid import ExplicitVRLittleEndian
@@ -191,7 +203,7 @@ def feed_store(path: Path) -> object:
 
     request = C_STORE()
     request.AffectedSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
-    request.AffectedSOPInstanceUID = f"{SERIES}.1"
+    request.AffectedSOPInstanceUID = _announced(path.read_bytes())
     request.DataSet = BytesIO(path.read_bytes())
     context = PresentationContextTuple(1, request.AffectedSOPClassUID, ExplicitVRLittleEndian)
     folder = path.parent / hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -1,8 +1,8 @@
 """A 3x3x3 convolution by Winograd's F(4, 3): sources in, outputs and their sums out."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from queue import SimpleQueue
 from threading import Condition, Event
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from medals_rt.common.interruption import check_interruption, run_interruptibly
+from medals_rt.common.interruption import Background, check_interruption
 from medals_rt.runners.winograd.machine_code import (
     CHANNEL_STEP,
     Storage,
@@ -81,36 +81,28 @@ class Workers:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._pool = ThreadPoolExecutor(threads, "winograd") if threads > 1 else None
+        self._background = Background(threads, "winograd") if threads > 1 else None
 
     def share(self, tasks: Sequence[Any], work: Any) -> list[Any]:
         """Call ``work(next_task)`` in every thread; `next_task()` returns None at the end."""
         queue: SimpleQueue[Any] = SimpleQueue()
         for task in (*tasks, *[None] * self.threads):
             queue.put(task)
-        if self._pool is None:
+        if self._background is None:
 
             def next_task() -> Any:
                 check_interruption()
                 return queue.get()
 
             return [work(next_task)]
-        pool, stopped = self._pool, Event()
-        running: list[Future[Any]] = []
-
-        def start() -> None:
-            running.extend(
-                pool.submit(work, lambda: None if stopped.is_set() else queue.get())
-                for _ in range(self.threads)
-            )
-
-        run_interruptibly(start, lambda seconds: not wait(running, seconds).not_done, stopped.set)
-        return [each.result() for each in running]
+        stopped = Event()
+        each = partial(work, lambda: None if stopped.is_set() else queue.get())
+        return self._background.run([each] * self.threads, stopped.set)
 
     def close(self) -> None:
         """End the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        if self._background is not None:
+            self._background.close()
 
 
 class Factors:
