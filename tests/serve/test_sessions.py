@@ -122,7 +122,7 @@ def test_a_folder_goes_for_certain_while_others_write_in_it(tmp_path: Path) -> N
         for _ in range(20):
             (folder / "job").mkdir(parents=True)
             until(lambda: any((folder / "job").iterdir()))
-            assert remove_folder(folder) > 0
+            remove_folder(folder)
             assert list(tmp_path.iterdir()) == []
     finally:
         stop.set()
