@@ -182,6 +182,7 @@ def test_all_parts_fit_a_quarter_of_an_hour(script: Any) -> None:
     assert said.startswith(f"== at most {sum(limits.values())} s altogether")
 
 
+@pytest.mark.slow
 def test_what_has_no_time_left_is_left_out(script: Any) -> None:
     ended, calls, report = script("models", "case", "full", SLEEPS="gpu_models.py", TOTAL="6")
     assert ended.returncode == 1

@@ -295,6 +295,7 @@ def bundle(case, tiny_bundle, floats, tmp_path_factory):
         return export_tiny_bundle(out, precision="int8", calibrate=case.parent, verify_with=())
 
 
+@pytest.mark.slow  # exports a bundle and calibrates it
 def test_export_calibrates_on_floats_of_the_same(bundle, floats):
     (((coarse, fine, bank, _), options),) = floats
     for stage, given in enumerate((coarse, fine), 1):
@@ -306,6 +307,7 @@ def test_export_calibrates_on_floats_of_the_same(bundle, floats):
     assert bundle.precision == "int8"
 
 
+@pytest.mark.slow  # exports a bundle and calibrates it
 def test_export_records_the_decision(bundle, case):
     record = bundle.manifest.quantization
     assert bundle.precision == "int8"
@@ -325,6 +327,7 @@ def test_export_records_the_decision(bundle, case):
     assert named == chosen
 
 
+@pytest.mark.slow  # exports a bundle and calibrates it
 @pytest.mark.parametrize("runner", ["openvino", "onnxruntime"])
 def test_a_bundle_runs_as_it_was_exported(bundle, case, runner):
     read = read_case(case)
@@ -342,6 +345,7 @@ def test_floats_are_not_run_in_eight_bits(tiny_bundle, runner):
         Segmenter.open(tiny_bundle, runner=runner, precision="int8")
 
 
+@pytest.mark.slow  # exports a bundle and calibrates it
 def test_winograd_is_refused_where_convolutions_are_integers(bundle):
     with raises(InputError, "convolution-unsupported"):
         Segmenter.open(bundle, runner="openvino", convolution="winograd")

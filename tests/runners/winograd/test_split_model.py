@@ -48,6 +48,7 @@ def test_a_cut_pass_is_an_uncut_one(count: int, *, prompted: bool) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_opens_from_the_cache_and_a_damaged_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
