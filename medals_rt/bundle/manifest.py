@@ -42,6 +42,12 @@ FOLDED_REFINERS: dict[int, GraphName] = {
     16: "refiner_16",
 }
 
+
+def refiner_width(count: int) -> int | None:
+    """Return the width of the folded refiner that takes so many prompts; None: no one does."""
+    return next((width for width in FOLDED_REFINERS if width >= count), None)
+
+
 # Times of files are coarse: what was written so recently could change without showing it.
 _SETTLED_NS = 3 * 10**9
 _HASHED: dict[tuple[int, ...], str] = {}

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.bundle.manifest import FOLDED_REFINERS, GraphName
+from medals_rt.bundle.manifest import FOLDED_REFINERS, GraphName, refiner_width
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.arrays import namespace
 from medals_rt.common.choices import Convolution, Precision
@@ -595,8 +595,8 @@ def pass_chains(count: int, *, prompted: bool) -> list[Chain]:
     Of many classes with prompts this is for exclusive ones; others run the same graphs one by one.
     """
     if prompted:
-        name = next((name for width, name in FOLDED_REFINERS.items() if width >= count), None)
-        if name is not None:
-            return [("image_encoder", "query_decoder", name)]
-        return [_PROMPTED_MANY, _CLASSIFY]
+        width = refiner_width(count)
+        if width is None:
+            return [_PROMPTED_MANY, _CLASSIFY]
+        return [("image_encoder", "query_decoder", FOLDED_REFINERS[width])]
     return [_ENCODE_TEXT_ONLY, _DECODE, _CLASSIFY]

@@ -16,7 +16,7 @@ from math import ceil, prod
 from pathlib import Path
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.bundle.manifest import FOLDED_REFINERS
+from medals_rt.bundle.manifest import refiner_width
 from medals_rt.common import cgroups
 from medals_rt.common.choices import Convolution
 from medals_rt.common.errors import BundleError, InputError
@@ -395,7 +395,7 @@ def joined_chains(stage: int, classes: int, *, prompted: bool) -> frozenset[tupl
     """
     names = ["text"]
     if prompted:
-        names.append(f"prompts, {_refiner_width(classes) or 'many'} classes")
+        names.append(f"prompts, {refiner_width(classes) or 'many'} classes")
     return frozenset((stage, name) for name in names)
 
 
@@ -405,17 +405,12 @@ def network_bytes(demand: MemoryDemand, window_hwd: Shape) -> int:
     features = window * demand.channels * _VALUE_BYTES[demand.precision]
     held = footprint.values_text * features  # also of a stage with prompts: not in every window
     if demand.prompted:
-        width = _refiner_width(demand.classes)
+        width = refiner_width(demand.classes)
         if width is None:
             held = max(held, footprint.values_many * features)
         else:
             held = max(held, footprint.values_prompted * features + 4 * width * window)
     return int(held + _SCRATCH_VALUES * _VALUE_BYTES[demand.precision])
-
-
-def _refiner_width(classes: int) -> int | None:
-    """Return for how many prompted classes the refiner is that takes so many; None: no refiner."""
-    return next((width for width in FOLDED_REFINERS if width >= classes), None)
 
 
 def case_bytes(voxels: int, bytes_per_voxel: int, earlier_groups: int = 0) -> int:

@@ -96,9 +96,9 @@ class OpenVINORunner(Runner):
         if request.joined:
             rule, notes = _rule(request.convolution, self.precision, processor)
         try:
-            split = self._split(request, config, key, rule) if request.joined else None
+            split, joined = self._split(request, config, key, rule)
             if split is None:
-                whole = CompiledModel(lambda: self._joined(request), config, key)
+                whole = CompiledModel(lambda: self._arranged(request, joined), config, key)
                 self.threads, self.notes = whole.threads, (*notes, *whole.notes)
                 self._model: CompiledModel | SplitModel = whole
             else:
@@ -131,9 +131,10 @@ class OpenVINORunner(Runner):
         """Let go of the compiled graph."""
         self._model.close()
 
-    def _joined(self, request: OpenRequest) -> Any:
-        """Join and arrange the graphs."""
-        return arrange(join_graphs(request.graph_paths), self.precision, chained=request.joined)
+    def _arranged(self, request: OpenRequest, joined: Any | None) -> Any:
+        """Arrange the joined graphs, which are read if they aren't yet."""
+        model = join_graphs(request.graph_paths) if joined is None else joined
+        return arrange(model, self.precision, chained=request.joined)
 
     def _split(
         self,
@@ -141,8 +142,18 @@ class OpenVINORunner(Runner):
         config: dict[str, Any],
         key: tuple[object, ...] | None,
         rule: ConvolutionRule,
-    ) -> SplitModel | None:
-        """Cut out what Winograd convolutions are better at, or sweeps; None if that is nothing."""
+    ) -> tuple[SplitModel | None, Any | None]:
+        """Cut out of joined graphs what Winograd convolutions are better at, and sweeps.
+
+        Returns
+        -------
+        SplitModel or None
+            None if there is nothing to cut out.
+        Any
+            The joined graphs then, if they were read to find that.
+        """
+        if not request.joined:
+            return None, None
         storage: Storage = "bfloat16" if self.precision == "bf16" else "float32"
         own = None if key is None else (*key, "cut", rule)
         kept, notes = (None, ()) if own is None else compiled_file(own)
@@ -154,7 +165,7 @@ class OpenVINORunner(Runner):
                 content = to_bytes(cut)
                 notes += keep_compiled(kept, lambda: BytesIO(content))
         if not cut.blocks and not cut.sweeps:
-            return None
+            return None, next(iter(models), None)
 
         def make(number: int) -> Any:
             """Return a segment's model; cut again where it was kept in part."""
@@ -173,7 +184,7 @@ class OpenVINORunner(Runner):
         self.notes = tuple(dict.fromkeys((*notes, *(n for each in opened for n in each.notes))))
         if cut.blocks:
             self.convolution = "winograd"
-        return SplitModel(cut, compiled, storage, self.threads)
+        return SplitModel(cut, compiled, storage, self.threads), None
 
 
 def _rule(

@@ -125,6 +125,7 @@ def read_dicom_case(
         shape = (len(stack.slices), rows, columns)
         check_shape(shape, max_voxels=max_voxels, what=f"the series [{chosen}]")
         _check_decoders(stack)
+        _check_scaling(stack.slices, chosen)
         array_kji, padding = _read_pixels(stack)
     source = SourceGrid.from_affine(stack.affine_lps)
     spacing = check_spacing(source.spacing_hwd_mm or ())
@@ -346,7 +347,6 @@ def _passed_over(others: int, without_image: list[Image]) -> tuple[Note, ...]:
 def _notes(stack: Stack, series: Series) -> tuple[Note, ...]:
     notes = list(stack.notes)
     first = stack.slices[0]
-    _check_scaling(stack.slices, series)
     if series.modality == "CT":
         notes += next(filter(None, map(_unit_notes, stack.slices)), [])
     thickness = first.thickness_mm or 0.0

@@ -88,7 +88,7 @@ class SplitModel:
         self._segments = self._compiled[:segments]
         self._sweeps = tuple(zip(cut.sweeps, self._compiled[segments:], strict=True))
         self._storage = storage
-        self._workers = Workers(threads)
+        self._workers = Workers(threads if cut.blocks else 1)  # sweeps alone need none
         self._factors = [_fixed_factors(block) for block in cut.blocks]
         opened = [each for each in self._compiled if each is not None]
         made = {spec.name: spec for each in opened for spec in each.outputs}
