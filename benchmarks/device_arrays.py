@@ -18,12 +18,10 @@ from typing import Any
 
 import cupy
 import numpy as np
+from gpu_report import PartReport
 from phantoms import Shape, organs, smooth_image
-from reporting import today, write_report
 
 from medals_rt.common.arrays import bounding_box, to_device, to_host
-from medals_rt.common.environment import library_versions, machine_facts
-from medals_rt.common.gpu import find_gpu
 from medals_rt.postprocessing.component_filter import (
     drop_small_components,
     keep_probable_components,
@@ -34,6 +32,7 @@ FULL: Shape = (512, 512, 400)
 SMALL: Shape = (32, 32, 32)
 COARSE: Shape = (273, 273, 133)
 CLASSES = 104
+COLUMNS = ("step", "gpu_ms", "other_ms", "note")
 
 Step = Callable[[Any, Any, Any], Any]
 
@@ -81,49 +80,24 @@ def main() -> None:
     host = (image, labels, probability)
     gpu = tuple(to_device(each, "cuda") for each in host)
     gib = image.nbytes / 2**30
-    rows = []
+    report = PartReport(options.output, "How fast are the array steps?", COLUMNS)
+    report.remark(f"cuCIM is {'there' if find_spec('cucim') else 'not installed'}.")
     for name, ours, plain in (
         ("upload", lambda: to_device(image, "cuda"), lambda: cupy.asarray(image)),
         ("download", lambda: to_host(gpu[0]), gpu[0].get),
     ):
         ms, plain_ms = median_ms(ours, options.repetitions), median_ms(plain, options.repetitions)
-        rows.append(
-            {
-                "step": name,
-                "gpu_ms": ms,
-                "other_ms": plain_ms,
-                "note": f"{1000 * gib / ms:.1f} GiB/s; other: CuPy's own copy",
-            }
-        )
+        note = f"{1000 * gib / ms:.1f} GiB/s; other: CuPy's own copy"
+        report.add(step=name, gpu_ms=ms, other_ms=plain_ms, note=note)
     for name, step in steps().items():
-        difference = np.abs(
-            np.asarray(to_host(step(*gpu)), np.float64) - np.asarray(step(*host), np.float64)
-        ).max()
-        rows.append(
-            {
-                "step": name,
-                "gpu_ms": median_ms(lambda: step(*gpu), options.repetitions),  # noqa: B023
-                "other_ms": median_ms(lambda: step(*host), 1),  # noqa: B023
-                "note": f"largest difference {difference:.3g}; other: processor",
-            }
+        found, wanted = to_host(step(*gpu)), step(*host)
+        largest = np.abs(np.asarray(found, np.float64) - np.asarray(wanted, np.float64)).max()
+        report.add(
+            step=name,
+            gpu_ms=median_ms(lambda: step(*gpu), options.repetitions),  # noqa: B023
+            other_ms=median_ms(lambda: step(*host), 1),  # noqa: B023
+            note=f"largest difference {largest:.3g}; other: processor",
         )
-    found = find_gpu()
-    report = {
-        "date": today(),
-        "gpu": f"no GPU, CuPy {cupy.__version__}" if found is None else found.name,
-        "machine": machine_facts(),
-        "versions": library_versions(),
-        "cucim": find_spec("cucim") is not None,
-        "rows": rows,
-    }
-    lines = [
-        f"{report['gpu']}, {report['date']}; milliseconds, median.",
-        "",
-        "| step | GPU | other | |",
-        "|---|---:|---:|---|",
-        *(f"| {r['step']} | {r['gpu_ms']} | {r['other_ms']} | {r['note']} |" for r in rows),
-    ]
-    write_report(options.output, report, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

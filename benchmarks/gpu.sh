@@ -9,9 +9,10 @@
 #
 # The parts, in this order (what counts most comes first):
 #   tests    the tests marked gpu
-#   models   made-up checkpoints of the released size and their fp16 bundle, for the next three
+#   models   made-up checkpoints of the released size and their fp16 bundle, for the next four
 #   case     a whole case, cold and warm, by step; labels against the processor's
 #   full     a pass of both windows: PyTorch, ONNX Runtime, medals-rt; share of the matrix rate
+#   profile  the kernels of a pass that take longest
 #   memory   the most memory in use, against the plan
 #   arrays   the array steps, GPU against processor
 #   latency  a window of the bundle against PyTorch
@@ -27,16 +28,17 @@
 # benchmarks/results/gpu/ (or the folder in OUT), written as it goes: one that fails or is stopped
 # leaves what it had, and the next one runs. report.md lists them.
 #
+# MODELS is a folder that keeps what the part models makes: the next call takes it from there.
 # BUNDLE is another bundle than the demo; then STAGE1 and STAGE2 are its checkpoints (for PyTorch
 # beside it), CASE and PROMPTS a case for `medals-rt bench`, where the bundle holds none.
 # Ends with 0 only if there is a GPU (or it rehearses) and every part that could run has passed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-all="tests models case full memory arrays latency bench"
-declare -A limits=([tests]=150 [models]=100 [case]=150 [full]=270 [memory]=45 [arrays]=45 [latency]=50 [bench]=60 [engines]=60)
+all="tests models case full profile memory arrays latency bench"
+declare -A limits=([tests]=150 [models]=100 [case]=150 [full]=270 [profile]=60 [memory]=45 [arrays]=45 [latency]=50 [bench]=60 [engines]=60)
 shortest=5 # seconds that a part needs at least to be worth its start
-declare -A small=([models]="" [full]="" [case]="" [memory]="" [arrays]="" [latency]="")
+declare -A small=([models]="" [full]="" [profile]="" [case]="" [memory]="" [arrays]="" [latency]="")
 device=cuda
 if [ "${1:-}" = --rehearse ]; then
   shift
@@ -46,6 +48,7 @@ if [ "${1:-}" = --rehearse ]; then
     [models]="--window 32"
     [full]="--device cpu --repetitions 1 --families pytorch onnxruntime"
     [case]="--device cpu --shape 24 24 24 --runs 2 --crop 24"
+    [profile]="--device cpu"
     [memory]="--device cpu --shape 24 24 24"
     [arrays]="--small"
     [latency]="--device cpu --repetitions 1 --classes 1"
@@ -172,8 +175,8 @@ if can tests $own pytest hypothesis array_api_compat array_api_strict onnx onnxs
   part tests "${fakes[@]}" "$python" -m pytest -v -m gpu -W default -p no:cacheprovider "${files[@]}"
 fi
 
-models=$scratch/models
-if [[ $wanted =~ " models "|" case "|" full "|" memory " ]]; then
+models=${MODELS:-$scratch/models}
+if [[ $wanted =~ " models "|" case "|" full "|" profile "|" memory " && ! -f $models/bundle/bundle.json ]]; then
   missing=$(lacks $own onnx onnxscript array_api_compat)
   if [ -n "$missing" ]; then
     left_out models "this Python lacks $missing" || true
@@ -181,7 +184,7 @@ if [[ $wanted =~ " models "|" case "|" full "|" memory " ]]; then
     part models "$python" benchmarks/gpu_models.py --folder "$models" --output "$out/models" ${small[models]}
   fi
 fi
-for name in case full memory; do
+for name in case full profile memory; do
   [[ $wanted == *" $name "* ]] || continue
   if [ -f "$models/bundle/bundle.json" ]; then
     part "$name" "$python" "benchmarks/gpu_$name.py" --folder "$models" --output "$out/$name" ${small[$name]}

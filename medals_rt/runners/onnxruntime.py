@@ -4,10 +4,12 @@ The part for GPUs has not been run on one; the tests run it on fakes of CuPy and
 binding of device memory, and those marked `gpu` are ready to run on a GPU.
 """
 
+import ctypes
 import io
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +46,10 @@ from medals_rt.runners.cuda import (
 )
 
 _CUDA = "CUDAExecutionProvider"
+_CUDA_LIBRARIES = tuple(
+    ["libcudart", "libcublasLt", "libcublas", "libnvrtc", "libcurand", "libcufft", "libcudnn"]
+)
+"""What its part for CUDA is linked to or opens, each after what it needs itself."""
 _TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -229,12 +235,25 @@ def import_onnxruntime() -> Any:
 def _load_cuda_libraries(onnxruntime: Any) -> None:
     """Load CUDA and cuDNN from where NVIDIA's Python packages put them, if they do.
 
-    What is printed of those that are missing is dropped: a session that needs one says so itself.
+    The library itself looks only beside its own package, and its packages may lie elsewhere on
+    Python's path. What is missing is not told here: a session that needs it says so itself.
     """
+    for folder in _cuda_folders():
+        for name in _CUDA_LIBRARIES:
+            for file in sorted(folder.glob(f"{name}.so.*")):
+                with suppress(OSError):
+                    ctypes.CDLL(str(file))
     preload = getattr(onnxruntime, "preload_dlls", None)  # from 1.21 on
     if preload is not None:
         with redirect_stdout(io.StringIO()):
             preload()
+
+
+def _cuda_folders() -> list[Path]:
+    """Return the folders of libraries in NVIDIA's Python packages, on Linux."""
+    found = find_spec("nvidia")  # a namespace: each folder of Python's path may have a part of it
+    parts = () if found is None else found.submodule_search_locations or ()
+    return sorted(lib for part in parts for lib in Path(part).glob("*/lib"))
 
 
 def _open_session(
