@@ -3,7 +3,7 @@ r"""Checkpoints of the released size with made-up weights, and their bundle: wha
     python benchmarks/gpu_models.py --folder FOLDER --output benchmarks/results/gpu/models
 
 The weights are drawn from a seed, so every machine has the same. Writes `stage1.pth`, `stage2.pth`
-and the fp16 bundle `bundle/` into the folder. Needs the extra `export`, 6 GB of memory and 2 GB of
+the fp16 bundle `bundle/`, and the demo in fp16 as `demo/` into the folder. Needs the extra `export`, 6 GB of memory and 2 GB of
 disk, no GPU and no network. With `--window 32` small networks, to rehearse.
 """
 
@@ -23,6 +23,8 @@ WINDOWS_HWD = {1: (224, 224, 128), 2: (192, 192, 192)}
 SPACINGS_HWD_MM = {1: (1.5, 1.5, 3.0), 2: (1.0, 1.0, 1.0)}
 SMALL_FEATURES = (8, 16, 16)
 CLASSES = 13
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+DEMO = Path(__file__).parents[1] / "engines" / "demo"
 
 
 def config_of(stage: int, window: int | None) -> ModelConfig:
@@ -71,6 +73,16 @@ def main() -> None:
         verify_with=(),
     )
     report.add(step=f"export in {options.precision}", seconds=round(time.perf_counter() - start, 1))
+    start = time.perf_counter()
+    export_bundle(
+        *(CHECKPOINTS / f"demo_{stage}.pth" for stage in ("coarse", "fine")),
+        DEMO / "embeddings.safetensors",
+        options.folder / "demo",
+        name="the demo in fp16",
+        precision=options.precision,
+        verify_with=(),
+    )
+    report.add(step="export of the demo", seconds=round(time.perf_counter() - start, 1))
     size = sum(each.bytes for each in bundle.manifest.files())
     report.remark(f"The bundle has {size / 1e9:.2f} GB, {len(bundle.classes)} classes.")
 
