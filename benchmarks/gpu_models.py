@@ -16,6 +16,8 @@ from gpu_report import PartReport
 from medals_export.checkpoint import save_checkpoint
 from medals_export.export import export_bundle
 from medals_export.model import ModelConfig
+from medals_export.text_bank import TextBank
+from medals_rt.bundle.bundle import Bundle
 from medals_rt.prompts.classes import ClassKey, all_classes
 from tests.recipes import bank_of, e2e_embeddings, recipe_checkpoint
 
@@ -74,9 +76,16 @@ def main() -> None:
     )
     report.add(step=f"export in {options.precision}", seconds=round(time.perf_counter() - start, 1))
     start = time.perf_counter()
+    demo = Bundle.open(DEMO)
     export_bundle(
         *(CHECKPOINTS / f"demo_{stage}.pth" for stage in ("coarse", "fine")),
-        DEMO / "embeddings.safetensors",
+        TextBank(
+            demo.class_embeddings,
+            demo.class_rows,
+            "the demo",
+            demo.sentence_embeddings,
+            demo.sentence_rows,
+        ),
         options.folder / "demo",
         name="the demo in fp16",
         precision=options.precision,
