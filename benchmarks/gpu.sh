@@ -9,10 +9,11 @@
 #
 # The parts, in this order (what counts most comes first):
 #   tests    the tests marked gpu
-#   models   made-up checkpoints of the released size and their fp16 bundle, for the next four
+#   models   made-up checkpoints of the released size and their fp16 bundle, for the next five
 #   case     a whole case, cold and warm, by step; labels against the processor's
 #   full     a pass of both windows: PyTorch, ONNX Runtime, medals-rt; share of the matrix rate
 #   profile  the kernels of a pass that take longest
+#   layers   operations of the runner cudnn one by one, and cuDNN's other plans
 #   memory   the most memory in use, against the plan
 #   arrays   the array steps, GPU against processor
 #   latency  a window of the bundle against PyTorch
@@ -35,8 +36,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-all="tests models case full profile memory arrays latency bench"
-declare -A limits=([tests]=150 [models]=100 [case]=150 [full]=270 [profile]=60 [memory]=45 [arrays]=45 [latency]=50 [bench]=60 [engines]=60)
+all="tests models case full profile layers memory arrays latency bench"
+declare -A limits=([tests]=150 [models]=100 [case]=150 [full]=270 [profile]=60 [layers]=45 [memory]=45 [arrays]=45 [latency]=50 [bench]=60 [engines]=60)
 shortest=5 # seconds that a part needs at least to be worth its start
 declare -A small=([models]="" [full]="" [profile]="" [case]="" [memory]="" [arrays]="" [latency]="")
 device=cuda
@@ -176,7 +177,7 @@ if can tests $own pytest hypothesis array_api_compat array_api_strict onnx onnxs
 fi
 
 models=${MODELS:-$scratch/models}
-if [[ $wanted =~ " models "|" case "|" full "|" profile "|" memory " && ! -f $models/bundle/bundle.json ]]; then
+if [[ $wanted =~ " models "|" case "|" full "|" profile "|" layers "|" memory " && ! -f $models/bundle/bundle.json ]]; then
   missing=$(lacks $own onnx onnxscript array_api_compat)
   if [ -n "$missing" ]; then
     left_out models "this Python lacks $missing" || true
@@ -184,7 +185,7 @@ if [[ $wanted =~ " models "|" case "|" full "|" profile "|" memory " && ! -f $mo
     part models "$python" benchmarks/gpu_models.py --folder "$models" --output "$out/models" ${small[models]}
   fi
 fi
-for name in case full profile memory; do
+for name in case full profile layers memory; do
   [[ $wanted == *" $name "* ]] || continue
   if [ -f "$models/bundle/bundle.json" ]; then
     part "$name" "$python" "benchmarks/gpu_$name.py" --folder "$models" --output "$out/$name" ${small[$name]}

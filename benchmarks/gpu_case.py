@@ -2,10 +2,10 @@ r"""How long does a whole case take on a GPU, step by step, and are its labels t
 
     python benchmarks/gpu_case.py --folder FOLDER --output benchmarks/results/gpu/case
 
-Labels first: each case of the demo, in fp32 and in fp16, on the GPU and on the processor in fp32. Then 13 classes on
-320 x 320 x 200 with networks of the released size: a first run that opens and compiles, and warm
-ones, beside the same pipeline on eager PyTorch under bf16 autocast. Their labels must not change
-from run to run. FOLDER is what `gpu_models.py` wrote. `--device cpu` rehearses all of it.
+Labels first: each case of the demo, in fp32 and in fp16, on the GPU and on the processor in fp32.
+Then 13 classes on 320 x 320 x 200 with networks of the released size: a first run that opens and
+compiles, and warm ones, beside the same pipeline on eager PyTorch under bf16 autocast. Their labels
+must not change from run to run. FOLDER is what `gpu_models.py` wrote. `--device cpu` rehearses it.
 """
 
 import argparse

@@ -3,12 +3,13 @@ r"""How fast is a pass of the released size on a GPU, and what share of its matr
     python benchmarks/gpu_full.py --folder FOLDER --output benchmarks/results/gpu/full
 
 One window of each stage (192^3 and 224 x 224 x 128), N classes, from text alone and with spatial
-prompts. Contestants: PyTorch under autocast as the release runs it (eager; channels last;
-`torch.compile`; a CUDA graph), ONNX Runtime on the exported graphs with bound memory (plain;
-channels last; a CUDA graph), and medals-rt with its runners that need no engines. Each family runs in a process of its own with a time
-limit, so that a fault ends one family; each row is written when it is there. Arithmetic is counted
-from the graphs or by PyTorch's counter, and set against a matrix product that is measured here.
-Differences are those of probabilities from PyTorch in fp32 without TF32.
+prompts. Contestants: PyTorch under autocast as the release runs it (eager; cuDNN's search; channels
+last; `torch.compile`; a CUDA graph), ONNX Runtime on the exported graphs with bound memory (plain;
+channels last; a CUDA graph), and medals-rt with its runners that need no engines. Each family runs
+in a process of its own with a time limit, so that a fault ends one family; each row is written when
+it is there. Arithmetic is counted from the graphs or by PyTorch's counter, and set against a matrix
+product that is measured here. Differences are those of probabilities from PyTorch in fp32 without
+TF32.
 
 FOLDER is what `gpu_models.py` wrote. `--device cpu` rehearses all of it.
 """

@@ -13,19 +13,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cupy
 import cudnn
+import cupy
 import numpy as np
 from gpu_report import PartReport
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.runners.cudnn import program as program_module
+from medals_rt.bundle.manifest import GraphName
 from medals_rt.runners.cudnn.convolution import Convolutions
-from medals_rt.runners.cudnn.runner import CuDNNRunner
-from medals_rt.runners.selection import open_runner
+from medals_rt.runners.cudnn.graph import Node, read_graph
+from medals_rt.runners.cudnn.program import Program, stored
+from medals_rt.runners.cudnn.runner import GpuOperations
 
 COLUMNS = ("graph", "operation", "shape", "ms", "tflop_per_s", "other_plans_ms")
-GRAPHS = ("image_encoder", "refiner_text_only", "refiner_4")
+GRAPHS: tuple[GraphName, ...] = ("image_encoder", "refiner_text_only", "refiner_4")
 REPETITIONS = 5
 OTHER_PLANS = 12
 
@@ -62,52 +63,40 @@ def other_plans(convolutions: Convolutions, volume: Any, weights: Any, stride: i
     return found
 
 
-def measure(report: PartReport, bundle: Bundle, name: str, tried: set[Any]) -> None:
+def measure(report: PartReport, bundle: Bundle, name: GraphName, tried: set[Any]) -> None:
     """Time every operation of a graph."""
-    runner = open_runner("cudnn", bundle.graph_path(2, name), graph_precision="fp16")
-    assert isinstance(runner, CuDNNRunner)
+    graph = read_graph(bundle.graph_path(2, name))
+    operations = GpuOperations(cupy, cudnn)
+    operations.convolutions.use_current_stream()
+    program = Program(graph, operations)
     rng = np.random.default_rng(1)
     feeds = {
         spec.name: cupy.asarray(
             rng.random([n if isinstance(n, int) else 4 for n in spec.shape], np.float32), spec.dtype
         )
-        for spec in runner.inputs
+        for spec in graph.inputs
     }
-    runner.run(feeds)
-    whole = milliseconds(lambda: runner.run(feeds))
-    report.add(graph=name, operation="all", ms=round(whole, 3))
-    operators = dict(program_module._OPERATORS)
+    report.add(graph=name, operation="all", ms=round(milliseconds(lambda: program.run(feeds)), 3))
 
-    def watched(operator: Callable[..., Any]) -> Callable[..., Any]:
-        def run(backend: Any, node: Any, *given: Any) -> Any:
-            # a norm works in place, so that what comes out is normed several times: only timed
-            ms = milliseconds(lambda: operator(backend, node, *given))
-            found = operator(backend, node, *given)
-            row = {"graph": name, "operation": node.op, "ms": round(ms, 3)}
-            row["shape"] = f"{getattr(given[0], 'shape', '')} to {found.shape}"
-            if node.op == "Conv":
-                channels = given[0].shape[1]
-                flop = 2 * 27 * channels * found.size
-                row["tflop_per_s"] = round(flop / ms / 1e9, 1)
-                volume = program_module.stored(cupy, given[0])
-                key = (volume.shape, found.shape, node.attributes["strides"][0])
-                if channels % 8 == 0 and given[1].shape[-1] != 3 and key not in tried:
-                    tried.add(key)
-                    plans = other_plans(backend.convolutions, volume, given[1], key[2])
-                    row["other_plans_ms"] = "; ".join(plans)
-            report.add(**row)
-            return found
+    def watch(node: Node, given: list[Any], compute: Callable[[], Any]) -> Any:
+        # a norm works in place, so that what comes out is normed several times: only timed
+        ms, found = milliseconds(compute), compute()
+        row: dict[str, Any] = {"graph": name, "operation": node.op, "ms": round(ms, 3)}
+        row["shape"] = f"{getattr(given[0], 'shape', '')} to {found.shape}"
+        if node.op == "Conv":
+            row["tflop_per_s"] = round(2 * 27 * given[0].shape[1] * found.size / ms / 1e9, 1)
+            volume, weights = stored(cupy, given[0]), given[1]
+            key = (volume.shape, found.shape)
+            if volume.shape[-1] == weights.shape[-1] and key not in tried:
+                tried.add(key)
+                stride = node.attributes["strides"][0]
+                plans = other_plans(operations.convolutions, volume, weights, stride)
+                row["other_plans_ms"] = "; ".join(plans)
+        report.add(**row)
+        return found
 
-        return run
-
-    try:
-        program_module._OPERATORS.update(  # type: ignore[attr-defined]
-            {op: watched(operator) for op, operator in operators.items()}
-        )
-        runner.run(feeds)
-    finally:
-        program_module._OPERATORS.update(operators)  # type: ignore[attr-defined]
-    runner.close()
+    program.run(feeds, watch)
+    operations.convolutions.close()
 
 
 def main() -> None:

@@ -2,9 +2,10 @@ r"""Checkpoints of the released size with made-up weights, and their bundle: wha
 
     python benchmarks/gpu_models.py --folder FOLDER --output benchmarks/results/gpu/models
 
-The weights are drawn from a seed, so every machine has the same. Writes `stage1.pth`, `stage2.pth`
-the fp16 bundle `bundle/`, and the demo in fp16 as `demo/` into the folder. Needs the extra `export`, 6 GB of memory and 2 GB of
-disk, no GPU and no network. With `--window 32` small networks, to rehearse.
+The weights are drawn from a seed, so every machine has the same. Writes `stage1.pth`, `stage2.pth`,
+the fp16 bundle `bundle/` and the demo in fp16, `demo/`, into the folder. Needs the extra `export`,
+6 GB of memory and 2 GB of disk, no GPU and no network. With `--window 32` small networks, to
+rehearse.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from gpu_report import PartReport
 from medals_export.checkpoint import save_checkpoint
 from medals_export.export import export_bundle
 from medals_export.model import ModelConfig
-from medals_export.text_bank import TextBank
+from medals_export.text_bank import bundle_bank
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.prompts.classes import ClassKey, all_classes
 from tests.recipes import bank_of, e2e_embeddings, recipe_checkpoint
@@ -76,16 +77,9 @@ def main() -> None:
     )
     report.add(step=f"export in {options.precision}", seconds=round(time.perf_counter() - start, 1))
     start = time.perf_counter()
-    demo = Bundle.open(DEMO)
     export_bundle(
         *(CHECKPOINTS / f"demo_{stage}.pth" for stage in ("coarse", "fine")),
-        TextBank(
-            demo.class_embeddings,
-            demo.class_rows,
-            "the demo",
-            demo.sentence_embeddings,
-            demo.sentence_rows,
-        ),
+        bundle_bank(Bundle.open(DEMO)),
         options.folder / "demo",
         name="the demo in fp16",
         precision=options.precision,

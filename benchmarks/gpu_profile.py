@@ -2,10 +2,11 @@ r"""Where does a pass of the released size spend its time on a GPU, kernel by ke
 
     python benchmarks/gpu_profile.py --folder FOLDER --output benchmarks/results/gpu/profile
 
-One window of the fine stage, through medals-rt and through PyTorch under autocast. Each pass is recorded by PyTorch's profiler, which sees the kernels of all libraries
-of the process. Per pass: wall time, the sum over kernels, and those that take longest, copies among
-them: what a library leaves to the processor shows as such. FOLDER is what `gpu_models.py` wrote.
-`--device cpu` rehearses it on the processor's operators (one inside another counts in both).
+One window of the fine stage, through medals-rt and through PyTorch under autocast. Each pass is
+recorded by PyTorch's profiler, which sees the kernels of all libraries of the process. Per pass:
+wall time, the sum over kernels, and those that take longest, copies among them: what a library
+leaves to the processor shows as such. FOLDER is what `gpu_models.py` wrote. `--device cpu`
+rehearses it on the processor's operators (one inside another counts in both).
 """
 
 import argparse

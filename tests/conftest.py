@@ -92,16 +92,13 @@ def tiny_bundle(made_once: MadeOnce) -> Bundle:
 
 @pytest.fixture(scope="session")
 def tiny_half_bundle(made_once: MadeOnce) -> Bundle:
-    """The same in fp16, as GPUs run it; read only."""
+    """A minuscule network in fp16, as GPUs run it; read only."""
     from medals_rt.bundle.bundle import Bundle
 
     pytest.importorskip("torch", reason="makes a bundle, which needs the extra 'export'")
-    from tests.bundles import export_tiny_bundle
+    from tests.bundles import export_tiny_half_bundle
 
-    def make(folder: Path) -> None:
-        export_tiny_bundle(folder, precision="fp16", verify_with=())
-
-    return Bundle.open(made_once("tiny_half", make))
+    return Bundle.open(made_once("tiny_half", export_tiny_half_bundle))
 
 
 @pytest.fixture(scope="session")

@@ -103,7 +103,7 @@ def test_all_parts_run_and_engines_are_built_into_a_copy(script: Any) -> None:
         assert f" --folder {folder} " in part
     assert "--device cpu" not in " ".join(calls)
     files = [word for word in tests.split() if word.endswith(".py")]
-    assert {"tests/runners/test_on_gpu.py", "tests/common/test_pinned_memory.py"} < set(files)
+    assert {"tests/runners/test_on_gpu.py", "tests/runners/test_half_on_gpu.py"} < set(files)
     assert not any("io/dicom" in file or "test_formats" in file for file in files)
     assert "device_arrays.py" in arrays
     bundle = engines.split()[engines.split().index("--bundle") + 1]

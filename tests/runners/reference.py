@@ -4,7 +4,7 @@ import numpy as np
 from scipy import special
 
 
-class NumpyBackend:
+class NumpyOperations:
     """Convolutions and norms in fp32 and fp64; what comes back is float16."""
 
     xp = np

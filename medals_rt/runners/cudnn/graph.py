@@ -61,6 +61,8 @@ def read_graph(path: Path) -> Graph:
     except Exception as error:  # protobuf's errors share no base class of their own
         raise RunnerError(f"ONNX can't read {path.name}: {error}", code="graph-refused") from error
     graph = model.graph
+    if not graph.node:
+        raise RunnerError(f"{path.name} holds no ONNX graph", code="graph-empty")
     nodes = [
         Node(
             node.op_type,

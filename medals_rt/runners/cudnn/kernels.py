@@ -5,7 +5,6 @@ mean takes no digits away: a thread has eight neighboring channels, blocks leave
 are added in a fixed order. The second scales, shifts and activates in place.
 """
 
-from functools import cache
 from typing import Any, Final
 
 from medals_rt.common.errors import RunnerError
@@ -55,7 +54,8 @@ extern "C" __global__ void add_up(const uint4* __restrict__ volume, const long l
     for (int i = 0; i < 8; i++) sum[i] = square[i] = 0.0f;
     if (row < together) {
         const long long step = (long long)gridDim.x * together;
-        for (long long voxel = (long long)blockIdx.x * together + row; voxel < voxels; voxel += step) {
+        long long voxel = (long long)blockIdx.x * together + row;
+        for (; voxel < voxels; voxel += step) {
             unpack(volume[voxel * lanes + lane], value);
             #pragma unroll
             for (int i = 0; i < 8; i++) {
@@ -110,7 +110,8 @@ extern "C" __global__ void finish(const unsigned short* __restrict__ volume, con
         const double variance = fmax(b[0] / (double)voxels - away * away, 0.0);
         const double factor = (double)scale[channel] / sqrt(variance + (double)epsilon);
         const double mean = (double)wide(volume[channel]) + away;
-        factors[channel] = make_float2((float)factor, (float)((double)shift[channel] - mean * factor));
+        const double offset = (double)shift[channel] - mean * factor;
+        factors[channel] = make_float2((float)factor, (float)offset);
     }
 }
 
@@ -118,7 +119,8 @@ extern "C" __global__ void scale_activate(uint4* __restrict__ volume, const long
                                           const int lanes, const float2* __restrict__ factors,
                                           const float alpha) {
     const long long step = (long long)gridDim.x * blockDim.x;
-    for (long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x; at < vectors; at += step) {
+    long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    for (; at < vectors; at += step) {
         const float2* own = factors + 8 * (int)(at % lanes);
         float value[8];
         unpack(volume[at], value);
@@ -134,65 +136,56 @@ extern "C" __global__ void scale_activate(uint4* __restrict__ volume, const long
 """
 
 
-def norm_activate(
-    cupy: Any, volume: Any, scale: Any, shift: Any, epsilon: float, alpha: float
-) -> None:
-    """Norm, scale, shift and activate each channel of a volume, in place.
+class Norms:
+    """The kernels, compiled for CuPy's current device; CuPy keeps what it compiled on disk."""
 
-    Parameters
-    ----------
-    volume
-        `(H, W, D, C)` float16, contiguous; C a multiple of 8, at most 2,048.
-    scale, shift
-        `(C,)` float32.
-    epsilon
-        What is added to a variance.
-    alpha
-        Slope of the leaky ReLU below zero.
-    """
-    channels = volume.shape[-1]
-    if channels % 8 or channels > _MOST_CHANNELS:
-        raise RunnerError(
-            f"a norm of {channels} channels, which must be a multiple of 8 and at most "
-            f"{_MOST_CHANNELS}",
-            code="graph-unsupported",
-        )
-    add_up, finish, scale_activate = _compiled(int(cupy.cuda.Device().id))
-    lanes, voxels = channels // 8, volume.size // channels
-    blocks = _BLOCKS_PER_PROCESSOR * _processors(int(cupy.cuda.Device().id))
-    partial = cupy.empty((blocks, channels, 2), cupy.float32)
-    factors = cupy.empty((channels, 2), cupy.float32)
-    add_up((blocks,), (_THREADS,), (volume, cupy.int64(voxels), cupy.int32(lanes), partial))
-    finish(
-        (channels,),
-        (_ADDING_THREADS,),
-        (
-            *(volume, cupy.int64(voxels), partial, cupy.int32(blocks)),
-            *(scale, shift, cupy.float32(epsilon), factors),
-        ),
-    )
-    scale_activate(
-        (2 * blocks,),
-        (_THREADS,),
-        (
-            *(volume, cupy.int64(voxels * lanes), cupy.int32(lanes)),
-            *(factors, cupy.float32(alpha)),
-        ),
-    )
-
-
-@cache
-def _compiled(device: int) -> tuple[Any, Any, Any]:
-    """Compile the kernels for a GPU; CuPy keeps what it compiled on disk."""
-    import cupy
-
-    with cupy.cuda.Device(device):
+    def __init__(self, cupy: Any) -> None:
+        self._cupy = cupy
         module = cupy.RawModule(code=_SOURCE, options=("--std=c++14",))
-        return tuple(map(module.get_function, ("add_up", "finish", "scale_activate")))  # type: ignore[return-value]
+        self._add_up = module.get_function("add_up")
+        self._finish = module.get_function("finish")
+        self._scale_activate = module.get_function("scale_activate")
+        processors = int(cupy.cuda.Device().attributes["MultiProcessorCount"])
+        self._blocks = _BLOCKS_PER_PROCESSOR * processors
 
+    def norm_activate(
+        self, volume: Any, scale: Any, shift: Any, epsilon: float, alpha: float
+    ) -> None:
+        """Norm, scale, shift and activate each channel of a volume, in place.
 
-@cache
-def _processors(device: int) -> int:
-    import cupy
-
-    return int(cupy.cuda.Device(device).attributes["MultiProcessorCount"])
+        Parameters
+        ----------
+        volume
+            `(H, W, D, C)` float16, contiguous; C a multiple of 8, at most 2,048.
+        scale, shift
+            `(C,)` float32.
+        epsilon
+            What is added to a variance.
+        alpha
+            Slope of the leaky ReLU below zero.
+        """
+        channels = volume.shape[-1]
+        if channels % 8 or channels > _MOST_CHANNELS:
+            raise RunnerError(
+                f"a norm of {channels} channels, which must be a multiple of 8 and at most "
+                f"{_MOST_CHANNELS}",
+                code="norm-unsupported",
+            )
+        cupy, blocks = self._cupy, self._blocks
+        lanes, voxels = cupy.int32(channels // 8), cupy.int64(volume.size // channels)
+        partial = cupy.empty((blocks, channels, 2), cupy.float32)
+        factors = cupy.empty((channels, 2), cupy.float32)
+        self._add_up((blocks,), (_THREADS,), (volume, voxels, lanes, partial))
+        self._finish(
+            (channels,),
+            (_ADDING_THREADS,),
+            (
+                *(volume, voxels, partial, cupy.int32(blocks)),
+                *(scale, shift, cupy.float32(epsilon), factors),
+            ),
+        )
+        self._scale_activate(
+            (2 * blocks,),
+            (_THREADS,),
+            (volume, cupy.int64(volume.size // 8), lanes, factors, cupy.float32(alpha)),
+        )

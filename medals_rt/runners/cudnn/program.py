@@ -1,11 +1,12 @@
 """A graph computed with arrays, its volumes stored with the channels last.
 
 Arrays have ONNX's axes, `(1, C, H, W, D)` for a volume, whatever their memory is like: `stored` and
-`shown` go from one to the other. Convolutions, and norms with their activations, are a `Backend`'s;
+`shown` go from one to the other. Convolutions, and norms with their activations, are a `VolumeOperations`'s;
 all else is array code, which NumPy runs too.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import prod, sqrt
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -16,6 +17,7 @@ from medals_rt.runners.cudnn.graph import NORM_ACTIVATE, Graph, Node
 
 Array: TypeAlias = Any
 Namespace: TypeAlias = Any
+Watch: TypeAlias = Callable[[Node, list[Any], Callable[[], Any]], Any]
 
 CHANNEL_STEP: Final = 8
 """Channels that a GPU's matrix units take at once in fp16; volumes of fewer are padded to it."""
@@ -25,7 +27,7 @@ _KERNEL: Final = (3, 3, 3)
 _DTYPES: Final = {1: np.float32, 10: np.float16}
 
 
-class Backend(Protocol):
+class VolumeOperations(Protocol):
     """What computes on volumes `(H, W, D, C)` in fp16, C a multiple of `CHANNEL_STEP`."""
 
     xp: Namespace
@@ -46,7 +48,7 @@ class Backend(Protocol):
 
 
 def stored(xp: Namespace, volume: Array) -> Array:
-    """Return a volume `(1, C, H, W, D)` as contiguous `(H, W, D, C)`: a view where it is stored so."""
+    """Return a volume `(1, C, H, W, D)` as contiguous `(H, W, D, C)`, a view if it is stored so."""
     return xp.ascontiguousarray(xp.transpose(volume[0], (1, 2, 3, 0)))
 
 
@@ -56,7 +58,7 @@ def shown(xp: Namespace, volume: Array) -> Array:
 
 
 class Program:
-    """A graph, made ready to run on a backend.
+    """A graph, made ready to run on a operations.
 
     Raises
     ------
@@ -64,12 +66,14 @@ class Program:
         ``graph-unsupported``: it has an operation, or attributes of one, that are not known here.
     """
 
-    def __init__(self, graph: Graph, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, graph: Graph, operations: VolumeOperations) -> None:
+        self._operations = operations
         self._graph = graph
         self._constants: dict[str, Any] = {}
         for node in graph.nodes:
             _check(node)
+            if node.op == "Conv" and node.inputs[1] in graph.constants:
+                _check_width(graph.constants[node.inputs[1]].shape[0])
             for place, name in enumerate(node.inputs):
                 if name in graph.constants and name not in self._constants:
                     self._constants[name] = self._prepared(node, place, graph.constants[name])
@@ -78,23 +82,33 @@ class Program:
         }
         self._kept = {spec.name for spec in graph.outputs}
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute all outputs."""
+    def run(self, feeds: Mapping[str, Array], watch: Watch | None = None) -> dict[str, Array]:
+        """Compute all outputs.
+
+        Parameters
+        ----------
+        feeds
+            Inputs by name.
+        watch
+            Called instead of each operation, with its node, what it reads and itself; returns what
+            it gives.
+        """
         values: dict[str, Any] = {**self._constants, **feeds}
         for number, node in enumerate(self._graph.nodes):
             given = [values[name] for name in node.inputs]
-            values[node.outputs[0]] = _OPERATORS[node.op](self._backend, node, *given)
-            del given
+            compute = partial(_OPERATORS[node.op], self._operations, node, *given)
+            values[node.outputs[0]] = compute() if watch is None else watch(node, given, compute)
+            del given, compute
             for name in node.inputs:
                 if self._last_read[name] == number and name not in self._kept:
                     values.pop(name, None)
         return {name: values[name] for name in self._kept}
 
     def _prepared(self, node: Node, place: int, constant: np.ndarray) -> Any:
-        """Bring a constant to where it is read: weights with the channels last, shapes as they are."""
+        """Bring a constant to the device, weights with the channels last; shapes stay numbers."""
         if constant.dtype == np.int64:
             return tuple(int(size) for size in constant.reshape(-1))
-        xp = self._backend.xp
+        xp = self._operations.xp
         if node.op == "Conv" and place == 1:
             return _conv_weights(xp, xp.asarray(constant))
         if node.op == "ConvTranspose" and place == 1:
@@ -133,6 +147,16 @@ def _check(node: Node) -> None:
         )
 
 
+def _check_width(channels: int) -> None:
+    """Refuse a convolution whose result is no volume of a operations's."""
+    if channels % CHANNEL_STEP:
+        raise RunnerError(
+            f"the runner cudnn takes networks whose widths are multiples of {CHANNEL_STEP}, and "
+            f"this one has {channels} channels: use --runner onnxruntime-cuda",
+            code="width-unsupported",
+        )
+
+
 def _conv_weights(xp: Namespace, weights: Array) -> Array:
     """Return weights `(K, C, 3, 3, 3)` as `(K, 3, 3, 3, C)`, C padded with zeros."""
     last = xp.transpose(weights, (0, 2, 3, 4, 1))
@@ -151,33 +175,41 @@ def _padded(xp: Namespace, array: Array) -> Array:
 
 
 def _conv(
-    backend: Backend, node: Node, volume: Array, weights: Array, bias: Array | None = None
+    operations: VolumeOperations,
+    node: Node,
+    volume: Array,
+    weights: Array,
+    bias: Array | None = None,
 ) -> Array:
-    xp = backend.xp
+    xp = operations.xp
     if weights.shape[-1] == _KERNEL[-1]:  # computed in this run: (K, C, 3, 3, 3)
         weights = _conv_weights(xp, weights)
     last = xp.transpose(volume[0], (1, 2, 3, 0))
-    found = backend.convolve(_padded(xp, last), weights, node.attributes["strides"][0])
+    found = operations.convolve(_padded(xp, last), weights, node.attributes["strides"][0])
     if bias is not None:
         found += bias
     return shown(xp, found)
 
 
 def _norm_activate(
-    backend: Backend, node: Node, volume: Array, scale: Array, shift: Array
+    operations: VolumeOperations, node: Node, volume: Array, scale: Array, shift: Array
 ) -> Array:
-    last = stored(backend.xp, volume)
+    last = stored(operations.xp, volume)
     attributes = node.attributes
-    backend.norm_activate(last, scale, shift, attributes["epsilon"], attributes["alpha"])
-    return shown(backend.xp, last)
+    operations.norm_activate(last, scale, shift, attributes["epsilon"], attributes["alpha"])
+    return shown(operations.xp, last)
 
 
 def _conv_transpose(
-    backend: Backend, node: Node, volume: Array, matrix: Array, bias: Array | None = None
+    operations: VolumeOperations,
+    node: Node,
+    volume: Array,
+    matrix: Array,
+    bias: Array | None = None,
 ) -> Array:
     """Multiply each voxel's channels into those of the eight voxels that it becomes."""
     del node
-    xp = backend.xp
+    xp = operations.xp
     last = stored(xp, volume)
     height, width, depth, channels = last.shape
     eight = xp.matmul(last.reshape(-1, channels), matrix)
@@ -190,8 +222,8 @@ def _conv_transpose(
     return shown(xp, result.reshape(2 * height, 2 * width, 2 * depth, count))
 
 
-def _concat(backend: Backend, node: Node, *parts: Array) -> Array:
-    xp = backend.xp
+def _concat(operations: VolumeOperations, node: Node, *parts: Array) -> Array:
+    xp = operations.xp
     if parts[0].ndim != _VOLUME_AXES or node.attributes["axis"] != 1:
         return xp.concatenate(parts, axis=node.attributes["axis"])
     count = sum(part.shape[1] for part in parts)
@@ -204,9 +236,9 @@ def _concat(backend: Backend, node: Node, *parts: Array) -> Array:
     return shown(xp, result)
 
 
-def _average_pool(backend: Backend, node: Node, volume: Array) -> Array:
+def _average_pool(operations: VolumeOperations, node: Node, volume: Array) -> Array:
     """Return means in fp32."""
-    xp = backend.xp
+    xp = operations.xp
     last = stored(xp, volume)
     kernel = node.attributes["kernel_shape"]
     sizes = [each for n, k in zip(last.shape, kernel, strict=False) for each in (n // k, k)]
@@ -217,45 +249,51 @@ def _average_pool(backend: Backend, node: Node, volume: Array) -> Array:
     return shown(xp, summed / np.float32(prod(kernel)))
 
 
-def _gelu(backend: Backend, node: Node, values: Array) -> Array:
+def _gelu(operations: VolumeOperations, node: Node, values: Array) -> Array:
     del node
     exact = values.astype(np.float32)
-    exact *= np.float32(0.5) * (1 + backend.erf(exact * np.float32(1 / sqrt(2))))
+    exact *= np.float32(0.5) * (1 + operations.erf(exact * np.float32(1 / sqrt(2))))
     return exact.astype(values.dtype)
 
 
-def _sigmoid(backend: Backend, node: Node, values: Array) -> Array:
+def _sigmoid(operations: VolumeOperations, node: Node, values: Array) -> Array:
     del node
-    exact = backend.xp.tanh(values.astype(np.float32) * np.float32(0.5))
+    exact = operations.xp.tanh(values.astype(np.float32) * np.float32(0.5))
     exact *= np.float32(0.5)
     exact += np.float32(0.5)
     return exact.astype(values.dtype, copy=False)
 
 
-def _squeeze(backend: Backend, node: Node, values: Array, axes: tuple[int, ...]) -> Array:
+def _squeeze(
+    operations: VolumeOperations, node: Node, values: Array, axes: tuple[int, ...]
+) -> Array:
     del node
-    return backend.xp.squeeze(values, axis=axes)
+    return operations.xp.squeeze(values, axis=axes)
 
 
-def _unsqueeze(backend: Backend, node: Node, values: Array, axes: tuple[int, ...]) -> Array:
+def _unsqueeze(
+    operations: VolumeOperations, node: Node, values: Array, axes: tuple[int, ...]
+) -> Array:
     del node
     for axis in sorted(axes):
-        values = backend.xp.expand_dims(values, axis=axis)
+        values = operations.xp.expand_dims(values, axis=axis)
     return values
 
 
-def _reshape(backend: Backend, node: Node, values: Array, shape: tuple[int, ...]) -> Array:
-    del backend
+def _reshape(
+    operations: VolumeOperations, node: Node, values: Array, shape: tuple[int, ...]
+) -> Array:
+    del operations
     if not node.attributes.get("allowzero", 0):
         shape = tuple(size or values.shape[place] for place, size in enumerate(shape))
     return values.reshape(shape)
 
 
-def _add(backend: Backend, node: Node, a: Array, b: Array) -> Array:
+def _add(operations: VolumeOperations, node: Node, a: Array, b: Array) -> Array:
     del node
     if a.ndim != _VOLUME_AXES or a.shape != b.shape:
         return a + b
-    return shown(backend.xp, stored(backend.xp, a) + stored(backend.xp, b))
+    return shown(operations.xp, stored(operations.xp, a) + stored(operations.xp, b))
 
 
 _OPERATORS: Final[Mapping[str, Callable[..., Array]]] = {
@@ -266,12 +304,12 @@ _OPERATORS: Final[Mapping[str, Callable[..., Array]]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Gelu": _gelu,
-    "MatMul": lambda backend, _, a, b: backend.xp.matmul(a, b),
+    "MatMul": lambda operations, _, a, b: operations.xp.matmul(a, b),
     NORM_ACTIVATE: _norm_activate,
     "Reshape": _reshape,
     "Sigmoid": _sigmoid,
     "Squeeze": _squeeze,
-    "Transpose": lambda backend, node, values: backend.xp.transpose(
+    "Transpose": lambda operations, node, values: operations.xp.transpose(
         values, tuple(node.attributes["perm"])
     ),
     "Unsqueeze": _unsqueeze,

@@ -1,9 +1,8 @@
-"""Graphs with convolutions on a GPU without TensorRT: cuDNN and CuPy; what else there is, ONNX
-Runtime.
+"""Graphs that read volumes on a GPU without TensorRT: cuDNN and CuPy; others in ONNX Runtime.
 
-Its convolutions run with the channels last, the layout that a GPU's matrix units want; norms and
-activations are two sweeps of own kernels. Ordinary streams suffice: all of it is queued on the
-caller's, and nothing waits.
+Convolutions run with the channels last, the layout that a GPU's matrix units want; norms and
+activations are two sweeps of own kernels. All of it is queued on the caller's stream, and nothing
+waits. Not yet run on a GPU: `auto` does not take it, and each run says so.
 """
 
 from collections.abc import Mapping
@@ -26,9 +25,13 @@ from medals_rt.runners.base import (
 from medals_rt.runners.cuda import device_inputs, load_cuda_libraries
 from medals_rt.runners.cudnn.convolution import Convolutions
 from medals_rt.runners.cudnn.graph import Graph, read_graph
-from medals_rt.runners.cudnn.kernels import norm_activate
+from medals_rt.runners.cudnn.kernels import Norms
 from medals_rt.runners.cudnn.program import Program
 from medals_rt.runners.onnxruntime import ONNXRuntimeCUDARunner
+
+UNTRIED: Final = (
+    "the runner cudnn has not been tried on a GPU: compare its labels with those of another runner"
+)
 
 
 class CuDNNRunner(Runner):
@@ -54,20 +57,20 @@ class CuDNNRunner(Runner):
         load_cuda_libraries()
         cudnn = import_optional("cuDNN frontend", "the runner cudnn")
         self.name = request.name
-        self.version = f"{cudnn.backend_version_string()}"
-        self.notes: tuple[str, ...] = ()
+        self.version: str = cudnn.backend_version_string()
+        self.notes: tuple[str, ...] = (UNTRIED,)
         self.inputs, self.outputs = graph.inputs, graph.outputs
-        self._backend: _OnGpu | None = _OnGpu(self._cupy, cudnn)
-        self._program = Program(graph, self._backend)
+        self._operations: GpuOperations | None = GpuOperations(self._cupy, cudnn)
+        self._program = Program(graph, self._operations)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Queue the computation of all outputs; see `Runner.run`."""
         check_interruption()
         check_feeds(self.name, self.inputs, feeds)
-        if self._backend is None:
+        if self._operations is None:
             raise RunnerError(f"{self.name} is closed", code="runner-closed")
         given = device_inputs(self._cupy, self.name, feeds, views=True)
-        self._backend.convolutions.use_current_stream()
+        self._operations.convolutions.use_current_stream()
         try:
             return self._program.run(given)
         except RunnerError:
@@ -77,26 +80,23 @@ class CuDNNRunner(Runner):
 
     def close(self) -> None:
         """Wait for what was queued, and free what cuDNN holds."""
-        if self._backend is not None:
+        if self._operations is not None:
             self._cupy.cuda.Device().synchronize()
-            self._backend.convolutions.close()
-        self._backend = None
+            self._operations.convolutions.close()
+        self._operations = None
 
 
-class _OnGpu:
-    """The backend of a program."""
+class GpuOperations:
+    """The operations of a program, on CuPy's current device and stream."""
 
     def __init__(self, cupy: Any, cudnn: Any) -> None:
         self.xp = cupy
         self.convolutions = Convolutions(cupy, cudnn)
         self.convolve = self.convolutions.convolve
-
-    def norm_activate(
-        self, volume: Any, scale: Any, shift: Any, epsilon: float, alpha: float
-    ) -> None:
-        norm_activate(self.xp, volume, scale, shift, epsilon, alpha)
+        self.norm_activate = Norms(cupy).norm_activate
 
     def erf(self, values: Any) -> Any:
+        """Return the error function."""
         from cupyx.scipy.special import erf
 
         return erf(values)
@@ -116,6 +116,6 @@ CUDNN: Final = RunnerSpec(
     distributions=("onnxruntime-gpu",),
     open_graphs=open_graphs,
     precisions=precision_of_graphs,
-    auto_reason="cuDNN runs on it",
+    auto_reason="",  # until it has run on a GPU
     graph_precisions=("fp16",),
 )

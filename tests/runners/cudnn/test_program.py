@@ -7,11 +7,11 @@ import onnxruntime
 import pytest
 
 from medals_rt.bundle.manifest import GRAPH_NAMES
-from medals_rt.runners.cudnn.graph import NORM_ACTIVATE, read_graph
+from medals_rt.common.errors import RunnerError
+from medals_rt.runners.cudnn.graph import read_graph
 from medals_rt.runners.cudnn.program import Program, shown, stored
 from tests.errors import raises
-from medals_rt.common.errors import RunnerError
-from tests.runners.reference import NumpyBackend
+from tests.runners.reference import NumpyOperations
 
 ON_VOLUMES = [name for name in GRAPH_NAMES if name != "query_decoder"]
 TOLERANCE = 4e-3  # of the largest value: roundings to fp16 in another order
@@ -36,7 +36,7 @@ def test_every_graph_with_a_volume(tiny_half_bundle, name):
     graph = graph_of(tiny_half_bundle, name)
     assert graph.takes_volume
     feeds = feeds_of(graph, 3)
-    found = Program(graph, NumpyBackend()).run(feeds)
+    found = Program(graph, NumpyOperations()).run(feeds)
     session = onnxruntime.InferenceSession(tiny_half_bundle.graph_path(1, name))
     for spec, wanted in zip(graph.outputs, session.run(None, feeds), strict=True):
         assert found[spec.name].dtype == wanted.dtype
@@ -45,22 +45,9 @@ def test_every_graph_with_a_volume(tiny_half_bundle, name):
         assert furthest <= TOLERANCE * np.abs(wanted.astype(float)).max()
 
 
-def test_a_graph_without_a_volume_is_left_to_others(tiny_half_bundle):
-    assert not graph_of(tiny_half_bundle, "query_decoder").takes_volume
-
-
-def test_norms_and_activations_are_one_and_their_biases_gone(tiny_half_bundle):
-    graph = graph_of(tiny_half_bundle, "image_encoder")
-    kinds = [node.op for node in graph.nodes]
-    convolutions = [node for node in graph.nodes if node.op == "Conv"]
-    assert kinds.count(NORM_ACTIVATE) == len(convolutions) > 0
-    assert not {"InstanceNormalization", "LeakyRelu"} & set(kinds)
-    assert {len(node.inputs) for node in convolutions} == {2}
-
-
 def test_features_are_stored_with_the_channels_last(tiny_half_bundle):
     graph = graph_of(tiny_half_bundle, "image_encoder")
-    features = Program(graph, NumpyBackend()).run(feeds_of(graph, 1))["features"]
+    features = Program(graph, NumpyOperations()).run(feeds_of(graph, 1))["features"]
     assert stored(np, features).base is not None
     assert np.shares_memory(stored(np, features), features)
     np.testing.assert_array_equal(shown(np, stored(np, features)), features)
@@ -70,7 +57,7 @@ def test_inputs_are_not_changed(tiny_half_bundle):
     graph = graph_of(tiny_half_bundle, "fusion_text_only")
     feeds = feeds_of(graph, 1)
     kept = {name: array.copy() for name, array in feeds.items()}
-    program = Program(graph, NumpyBackend())
+    program = Program(graph, NumpyOperations())
     first = program.run(feeds)["refined"].copy()
     assert all((feeds[name] == kept[name]).all() for name in feeds)
     np.testing.assert_array_equal(program.run(feeds)["refined"], first)
@@ -94,9 +81,14 @@ def test_what_is_not_known_is_refused(tiny_half_bundle, op, attributes):
         for node in graph.nodes
     )
     with raises(RunnerError, "graph-unsupported"):
-        Program(replace(graph, nodes=nodes), NumpyBackend())
+        Program(replace(graph, nodes=nodes), NumpyOperations())
+
+
+def test_widths_of_no_matrix_unit_are_refused(tiny_bundle):
+    with raises(RunnerError, "width-unsupported", "4 channels", "onnxruntime-cuda"):
+        Program(graph_of(tiny_bundle, "image_encoder"), NumpyOperations())
 
 
 def test_an_unknown_operation_is_refused(tiny_half_bundle):
     with raises(RunnerError, "graph-unsupported"):
-        Program(graph_of(tiny_half_bundle, "query_decoder"), NumpyBackend())
+        Program(graph_of(tiny_half_bundle, "query_decoder"), NumpyOperations())
