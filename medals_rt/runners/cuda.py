@@ -1,6 +1,6 @@
 """What runners on a GPU share: CuPy's arrays, one stream, and the order of work on it.
 
-Untried on a GPU; the tests run it on a fake of CuPy that keeps arrays in host memory.
+The tests run it on a fake of CuPy that keeps arrays in host memory.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """ONNX Runtime, on the CPU and on a GPU.
 
-The part for GPUs has not been run on one; the tests run it on fakes of CuPy and of ONNX Runtime's
-binding of device memory, and those marked `gpu` are ready to run on a GPU.
+The part for GPUs gave the processor's labels on an H200; what that run led to mend is untried. The
+tests run it on fakes of CuPy and of ONNX Runtime's binding of device memory.
 """
 
 import io

@@ -1,7 +1,7 @@
 """A graph computed with arrays, its volumes stored with the channels last.
 
 Arrays have ONNX's axes, `(1, C, H, W, D)` for a volume, whatever their memory is like: `stored` and
-`shown` go from one to the other. Convolutions, and norms with their activations, are a `VolumeOperations`'s;
+`shown` go from one to the other. Convolutions, and norms with activations, are `VolumeOperations`;
 all else is array code, which NumPy runs too.
 """
 
