@@ -37,9 +37,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 all="tests models case full profile layers memory arrays latency bench"
-declare -A limits=([tests]=150 [models]=100 [case]=150 [full]=270 [profile]=60 [layers]=45 [memory]=45 [arrays]=45 [latency]=50 [bench]=60 [engines]=60)
+declare -A limits=([tests]=150 [models]=80 [case]=140 [full]=210 [profile]=40 [layers]=30 [memory]=45 [arrays]=45 [latency]=50 [bench]=60 [engines]=60)
 shortest=5 # seconds that a part needs at least to be worth its start
-declare -A small=([models]="" [full]="" [profile]="" [case]="" [memory]="" [arrays]="" [latency]="")
+declare -A small=([models]="" [full]="" [profile]="" [layers]="" [case]="" [memory]="" [arrays]="" [latency]="")
 device=cuda
 if [ "${1:-}" = --rehearse ]; then
   shift
@@ -50,6 +50,7 @@ if [ "${1:-}" = --rehearse ]; then
     [full]="--device cpu --repetitions 1 --families pytorch onnxruntime"
     [case]="--device cpu --shape 24 24 24 --runs 2 --crop 24"
     [profile]="--device cpu"
+    [layers]="--repetitions 1"
     [memory]="--device cpu --shape 24 24 24"
     [arrays]="--small"
     [latency]="--device cpu --repetitions 1 --classes 1"
@@ -187,8 +188,13 @@ if [[ $wanted =~ " models "|" case "|" full "|" profile "|" layers "|" memory " 
 fi
 for name in case full profile layers memory; do
   [[ $wanted == *" $name "* ]] || continue
+  faked=()
+  if [ "$name" = layers ]; then
+    faked=("${fakes[@]}")
+    [ "$device" = cpu ] || can layers cudnn || continue
+  fi
   if [ -f "$models/bundle/bundle.json" ]; then
-    part "$name" "$python" "benchmarks/gpu_$name.py" --folder "$models" --output "$out/$name" ${small[$name]}
+    part "$name" "${faked[@]}" "$python" "benchmarks/gpu_$name.py" --folder "$models" --output "$out/$name" ${small[$name]}
   else
     left_out "$name" "no models" || true
   fi

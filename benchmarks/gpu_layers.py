@@ -27,11 +27,10 @@ from medals_rt.runners.cudnn.runner import GpuOperations
 
 COLUMNS = ("graph", "operation", "shape", "ms", "tflop_per_s", "other_plans_ms")
 GRAPHS: tuple[GraphName, ...] = ("image_encoder", "refiner_text_only", "refiner_4")
-REPETITIONS = 5
 OTHER_PLANS = 12
 
 
-def milliseconds(job: Callable[[], Any], repetitions: int = REPETITIONS) -> float:
+def milliseconds(job: Callable[[], Any], repetitions: int) -> float:
     """Return the median time between events around a job, after one run."""
     job()
     found = []
@@ -63,7 +62,9 @@ def other_plans(convolutions: Convolutions, volume: Any, weights: Any, stride: i
     return found
 
 
-def measure(report: PartReport, bundle: Bundle, name: GraphName, tried: set[Any]) -> None:
+def measure(
+    report: PartReport, bundle: Bundle, name: GraphName, repetitions: int, tried: set[Any]
+) -> None:
     """Time every operation of a graph."""
     graph = read_graph(bundle.graph_path(2, name))
     operations = GpuOperations(cupy, cudnn)
@@ -76,11 +77,12 @@ def measure(report: PartReport, bundle: Bundle, name: GraphName, tried: set[Any]
         )
         for spec in graph.inputs
     }
-    report.add(graph=name, operation="all", ms=round(milliseconds(lambda: program.run(feeds)), 3))
+    ms = milliseconds(lambda: program.run(feeds), repetitions)
+    report.add(graph=name, operation="all", ms=round(ms, 3))
 
     def watch(node: Node, given: list[Any], compute: Callable[[], Any]) -> Any:
         # a norm works in place, so that what comes out is normed several times: only timed
-        ms, found = milliseconds(compute), compute()
+        ms, found = milliseconds(compute, repetitions), compute()
         row: dict[str, Any] = {"graph": name, "operation": node.op, "ms": round(ms, 3)}
         row["shape"] = f"{getattr(given[0], 'shape', '')} to {found.shape}"
         if node.op == "Conv":
@@ -104,13 +106,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="of gpu_models.py")
     parser.add_argument("--output", type=Path, required=True, help="without ending")
+    parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args()
     report = PartReport(options.output, "What does each layer cost?", COLUMNS)
     report.remark(f"cuDNN {cudnn.backend_version_string()}, frontend {cudnn.__version__}.")
     bundle = Bundle.open(options.folder / "bundle", verify=False)
     tried: set[Any] = set()
     for name in GRAPHS:
-        measure(report, bundle, name, tried)
+        measure(report, bundle, name, options.repetitions, tried)
 
 
 if __name__ == "__main__":
