@@ -26,7 +26,7 @@
 #
 # Each part has a time limit of its own, and all together have TOTAL: the last ones have what is left
 # of it, or are left out. A part leaves PART.md, PART.json and PART.log in
-# benchmarks/results/gpu/ (or the folder in OUT), written as it goes: one that fails or is stopped
+# benchmarks/results/gpu/ (or the folder in RESULTS), written as it goes: one that fails or is stopped
 # leaves what it had, and the next one runs. report.md lists them.
 #
 # MODELS is a folder that keeps what the part models makes: the next call takes it from there.
@@ -58,7 +58,7 @@ if [ "${1:-}" = --rehearse ]; then
 fi
 total=${TOTAL:-900}
 python=${PYTHON:-python3}
-out=${OUT:-benchmarks/results/gpu}
+out=${RESULTS:-benchmarks/results/gpu}
 bundle=${BUNDLE:-engines/demo}
 stage1=${STAGE1:-} stage2=${STAGE2:-}
 if [ -z "${BUNDLE:-}" ]; then

@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from medals_export.checkpoint import load_checkpoint
 from medals_export.model import MedalS
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.bundle.manifest import FOLDED_REFINERS
+from medals_rt.bundle.manifest import refiner_width
 from medals_rt.common.choices import RunnerKind
 from medals_rt.inference.network import pass_chains
 from medals_rt.tools.bench.arithmetic import graph_flop
@@ -260,7 +260,7 @@ def bound_run(bundle: Bundle, each: Scene, settings: dict[str, str]) -> Run:
         onnxruntime.preload_dlls()
     count = width = len(each.queries)
     if each.prompted:  # refiners are of fixed widths: the rest are prompts of zeros
-        width = next(width for width in FOLDED_REFINERS if width >= count)
+        width = refiner_width(count) or count
     values: dict[str, torch.Tensor] = {
         "image": each.image,
         "foreground": each.foreground,

@@ -71,7 +71,7 @@ def script(
 def run(python: str, out: Path, *parts: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(shutil.which("bash")), str(SCRIPT), *parts],
-        env={**os.environ, "PYTHON": python, "OUT": str(out), **variables},
+        env={**os.environ, "PYTHON": python, "RESULTS": str(out), **variables},
         capture_output=True,
         text=True,
         check=False,

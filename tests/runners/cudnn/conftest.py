@@ -2,7 +2,7 @@
 
 import pytest
 
-from medals_rt.common.gpu import find_gpu
+from medals_rt.common import gpu
 from medals_rt.runners.selection import installed
 
 
@@ -10,7 +10,7 @@ from medals_rt.runners.selection import installed
 def cupy():
     """CuPy, where it finds a GPU and cuDNN is installed."""
     module = pytest.importorskip("cupy", reason="CuPy is not installed")
-    if find_gpu() is None or not module.is_available():
+    if gpu.find_gpu() is None or not module.is_available():
         pytest.skip("there is no CUDA GPU")
     if not installed("cudnn"):
         pytest.skip("cudnn is not installed")
