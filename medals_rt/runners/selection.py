@@ -197,7 +197,8 @@ def check_arithmetic(
     ------
     InputError
         ``precision-unknown``, ``precision-not-exported`` (8-bit arithmetic of graphs without Q/DQ),
-        ``precision-unsupported`` (another than that of graphs with Q/DQ), or
+        ``precision-unsupported`` (another than that of graphs with Q/DQ),
+        ``bundle-precision-unsupported`` (graphs of an arithmetic that the library lacks), or
         ``convolution-unsupported`` (Winograd's where the library has none).
     """
     precision = check_precision(asked)
@@ -205,6 +206,13 @@ def check_arithmetic(
         check_quantized(precision, graphs, "this bundle")
     elif precision in QUANTIZED_PRECISIONS:
         raise not_quantized(precision)
+    computed = runner_spec(kind).graph_precisions
+    if graphs not in computed:
+        raise InputError(
+            f"the runner {kind} computes bundles in {' or '.join(computed)}, and this one is in "
+            f"{graphs}: export it in {computed[0]}, or take another --runner",
+            code="bundle-precision-unsupported",
+        )
     if convolution != "winograd":
         return
     if not runner_spec(kind).joins_graphs:

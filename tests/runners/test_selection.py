@@ -13,7 +13,7 @@ from medals_rt.common.optional_deps import OPTIONAL_LIBRARIES
 from medals_rt.runners import selection
 from medals_rt.runners.base import thread_limit
 from medals_rt.runners.registry import REGISTRY
-from medals_rt.runners.selection import choose, why_not
+from medals_rt.runners.selection import check_arithmetic, choose, why_not
 from tests.errors import raises
 
 
@@ -129,3 +129,11 @@ def test_threads_must_be_positive():
     assert thread_limit(3) == 3
     with raises(InputError, "threads-not-positive"):
         thread_limit(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "graphs"), [("cudnn", "fp32"), ("cudnn", "bf16"), ("onnxruntime", "bf16")]
+)
+def test_bundles_that_a_library_cannot_compute_are_refused_before_anything_is_opened(kind, graphs):
+    with raises(InputError, "bundle-precision-unsupported", kind, graphs):
+        check_arithmetic(kind, graphs, None)
