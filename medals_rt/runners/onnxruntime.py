@@ -160,8 +160,8 @@ class ONNXRuntimeCUDARunner(Runner):
         provider = {
             "device_id": str(self._device),
             "user_compute_stream": str(runner_stream(self._cupy).ptr),
-            # Without it no convolution runs on the matrix units, not in fp16 either.
-            "use_tf32": "1" if request.graph_precision == "fp16" else "0",
+            # Without it no convolution runs on the matrix units, not in 16 bits either.
+            "use_tf32": "0" if request.graph_precision in {None, "fp32"} else "1",
             "prefer_nhwc": "0",  # its kernels for channels last are for 2D
             "arena_extend_strategy": "kSameAsRequested",
         }

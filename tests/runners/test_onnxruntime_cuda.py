@@ -47,9 +47,9 @@ def test_results_and_what_is_bound(library, fakes, bundle):
         library.run_options.get_run_config_entry("disable_synchronize_execution_providers")
 
 
-def test_matrix_units_compute_graphs_in_fp16_and_none_in_fp32(library, bundle):
+def test_matrix_units_compute_all_but_graphs_in_fp32(library, bundle):
     path = bundle.graph_path(1, GRAPH)
-    for precision, allowed in (("fp16", "1"), ("fp32", "0"), (None, "0")):
+    for precision, allowed in (("fp16", "1"), ("int8", "1"), ("fp32", "0"), (None, "0")):
         open_runner("onnxruntime-cuda", path, graph_precision=precision)
         ((_, options),) = library.providers
         assert options["use_tf32"] == allowed
