@@ -405,7 +405,7 @@ def _print_verified(bundle: "Bundle", stage1: Path, stage2: Path) -> None:
         worst = max(record.relative_error for record in manifest.verified)
         output.line(
             f"every graph agrees with PyTorch in {', '.join(libraries)}: relative error at most "
-            f"{worst:.2g}, allowed {manifest.verified[0].tolerance:.0e}"
+            f"{worst:.2g}, allowed {manifest.verified[0].tolerance:.2g}"
         )
         return
     output.line(
