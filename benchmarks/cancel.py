@@ -5,12 +5,15 @@ r"""How soon does a cancel end a large window, and is the next one right?
 
 One window of the fine stage, 4 classes, from text alone and with spatial prompts, is run whole,
 then ended at so many places in its course, as a canceled job or Ctrl-C ends it; seconds from there
-to where its error is raised. Afterwards it is run whole again and compared with the first, bit by
-bit. `runs/fullsize` is a bundle of the released size, such as `benchmarks/gpu_models.py` makes.
+to where its error is raised, on the clock and of the processor (which say how long a machine that
+does other work at the same time would take alone). Afterwards it is run whole again and compared
+with the first, bit by bit. `runs/fullsize` is a bundle of the released size, such as `benchmarks/gpu_models.py` makes.
 """
 
 import argparse
 import gc
+import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,24 +38,34 @@ class CanceledError(Exception):
 def canceled(run: Callable[[], np.ndarray], points: int) -> dict[str, Any]:
     """Run whole, cancel at so many places, and run whole again."""
     run()  # its memory is taken
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), time.process_time()
     expected = run()
-    whole = time.perf_counter() - began
-    waited: list[float] = []
+    whole, whole_cpu = time.perf_counter() - began, time.process_time() - spent
+    waited: list[tuple[float, float]] = []
     for point in range(points):
-        end = time.perf_counter() + whole * (point + 0.5) / points
+        asked: list[tuple[float, float]] = []
 
-        def check(end: float = end) -> None:
-            if time.perf_counter() > end:
+        def ask(asked: list[tuple[float, float]] = asked) -> None:
+            asked.append((time.perf_counter(), time.process_time()))
+
+        def check(asked: list[tuple[float, float]] = asked) -> None:
+            if asked:
                 raise CanceledError
 
+        timer = threading.Timer(whole * (point + 0.5) / points, ask)
+        timer.start()
         try:
             with interrupted_by(check):
                 run()
         except CanceledError:
-            waited.append(round(time.perf_counter() - end, 2))
+            clock, cpu = asked[0]
+            waited.append(
+                (round(time.perf_counter() - clock, 2), round(time.process_time() - cpu, 2))
+            )
+        finally:
+            timer.cancel()
     return {
-        "whole_s": round(whole, 2),
+        "whole_s": (round(whole, 2), round(whole_cpu, 2)),
         "canceled_after_s": waited,
         "next_is_the_same": bool(np.array_equal(run(), expected)),
     }
@@ -72,7 +85,8 @@ def main() -> None:
         parser.error(f"{words.bundle} is not of the released size")
     window = bundle.stage_spec(2).window_hwd
     image, queries, prompts = inputs(window, CLASSES)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    others = round(os.getloadavg()[0], 1)
     for convolution in words.convolution:
         with StageNetwork.open(
             bundle, 2, runner="openvino", precision=words.precision, convolution=convolution
@@ -94,6 +108,7 @@ def main() -> None:
         "classes": CLASSES,
         "precision": words.precision,
         "points": words.points,
+        "load_average_before": others,
         "rows": rows,
         "machine": machine_facts(),
         "versions": library_versions(),
@@ -103,23 +118,28 @@ def main() -> None:
 
 def text_of(report: dict[str, Any]) -> str:
     """Write the figures for people."""
-    machine = report["machine"]
-    lines = [
-        f"| {row['convolution']} | {row['pass']} | {row['whole_s']:.1f} "
-        f"| {len(row['canceled_after_s'])} of {report['points']} "
-        f"| {np.median(row['canceled_after_s'] or [0]):.1f} "
-        f"| {max(row['canceled_after_s'], default=0):.1f} "
-        f"| {'to the bit' if row['next_is_the_same'] else 'NO'} |"
-        for row in report["rows"]
-    ]
+    machine, cores = report["machine"], report["machine"]["cores"]
+    lines = []
+    for row in report["rows"]:
+        clock, cpu = np.array(row["canceled_after_s"] or [(0.0, 0.0)]).T
+        lines.append(
+            f"| {row['convolution']} | {row['pass']} "
+            f"| {row['whole_s'][0]:.1f} ({row['whole_s'][1] / cores:.1f}) "
+            f"| {len(row['canceled_after_s'])} of {report['points']} "
+            f"| {np.median(clock):.1f} ({np.median(cpu) / cores:.1f}) "
+            f"| {max(clock):.1f} ({max(cpu) / cores:.1f}) "
+            f"| {'to the bit' if row['next_is_the_same'] else 'NO'} |"
+        )
     table = "\n".join(lines)
     return f"""# A cancel in the middle of a window
 
-{report["date"]}, {machine["processor"]}, {machine["cores"]} cores, shared with other work. A window
-of the released size ({" x ".join(map(str, report["window_hwd"]))}), {report["classes"]} classes,
-OpenVINO, {report["precision"]}. Repeat it: `python benchmarks/cancel.py`.
+{report["date"]}, {machine["processor"]}, {cores} cores. A window of the released size
+({" x ".join(map(str, report["window_hwd"]))}), {report["classes"]} classes, OpenVINO,
+{report["precision"]}. Seconds on the clock; in brackets seconds of the processor by cores, which is
+what it takes at least where nothing else runs (load average before: {report["load_average_before"]}).
+Repeat it: `python benchmarks/cancel.py`.
 
-| convolutions | pass | whole, s | canceled at | median wait, s | longest, s | next window the same |
+| convolutions | pass | whole, s | canceled | median wait, s | longest, s | next window the same |
 |---|---|---:|---:|---:|---:|---|
 {table}
 """
