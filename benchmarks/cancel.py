@@ -7,7 +7,8 @@ One window of the fine stage, 4 classes, from text alone and with spatial prompt
 then ended at so many places in its course, as a canceled job or Ctrl-C ends it; seconds from there
 to where its error is raised, on the clock and of the processor (which say how long a machine that
 does other work at the same time would take alone). Afterwards it is run whole again and compared
-with the first, bit by bit. `runs/fullsize` is a bundle of the released size, such as `benchmarks/gpu_models.py` makes.
+with the first, bit by bit. `runs/fullsize` is a bundle of the released size, such as
+`benchmarks/gpu_models.py` makes.
 """
 
 import argparse
@@ -135,8 +136,8 @@ def text_of(report: dict[str, Any]) -> str:
 
 {report["date"]}, {machine["processor"]}, {cores} cores. A window of the released size
 ({" x ".join(map(str, report["window_hwd"]))}), {report["classes"]} classes, OpenVINO,
-{report["precision"]}. Seconds on the clock; in brackets seconds of the processor by cores, which is
-what it takes at least where nothing else runs (load average before: {report["load_average_before"]}).
+{report["precision"]}. Seconds on the clock; in brackets those of the processor by cores, which is
+what it would take on a machine of its own (load average before: {report["load_average_before"]}).
 Repeat it: `python benchmarks/cancel.py`.
 
 | convolutions | pass | whole, s | canceled | median wait, s | longest, s | next window the same |
