@@ -130,11 +130,15 @@ class Server:
             line for line in self.log.read_text(encoding="utf-8").splitlines() if " ERROR " in line
         ]
 
+    def memory_mib(self) -> int:
+        """Return its resident memory."""
+        return int(self.process.memory_info().rss) >> 20
+
     def figures(self) -> dict[str, int]:
         """Return what it holds."""
         with self.process.oneshot():
             return {
-                "memory_mib": self.process.memory_info().rss >> 20,
+                "memory_mib": self.memory_mib(),
                 "file_descriptors": self.process.num_fds(),
                 "threads": self.process.num_threads(),
                 "children": len(self.process.children(recursive=True)),
@@ -304,7 +308,7 @@ def watched(server: Server) -> Iterator[list[dict[str, int]]]:
             rows.append(
                 {
                     "second": round(time.monotonic() - began),
-                    "memory_mib": server.figures()["memory_mib"],
+                    "memory_mib": server.memory_mib(),
                     "kept_mib": int(server.metric("medals_kept_bytes")) >> 20,
                     "sessions": int(server.metric("medals_sessions")),
                     "jobs": int(server.metric("medals_jobs_total")),
@@ -342,7 +346,7 @@ def load(asked: Asked) -> dict[str, Any]:
             for _ in range(ROUNDS):
                 live_together(server, asked, asked.clients, 60 * asked.minutes / ROUNDS, tally)
                 rest(server)
-                at_rest.append(server.figures()["memory_mib"])
+                at_rest.append(server.memory_mib())
         if at_rest[-1] > MOST_AT_REST * at_rest[0]:
             tally.find(f"memory at rest grows from round to round: {at_rest} MiB")
         return {
