@@ -680,10 +680,13 @@ def _malformed_text(part: dict[str, Any]) -> str:
 
 
 def _cases_text(part: dict[str, Any]) -> str:
+    highest = [int(max(quarter)) for quarter in np.array_split(part["memory_mib"], 4)]
     return (
-        f"- {part['cases']} cases, one after the other: the server's memory grows by "
-        f"{part['mib_per_case']} +- {part['mib_per_case_error']} MiB a case\n"
-        f"  (line fitted from case {part['fitted_from_case']} on)."
+        f"- {part['cases']} cases, one after the other: the server's memory is at most "
+        f"{', '.join(map(str, highest))} MiB in each quarter of them.\n"
+        "  It falls and rises by what pictures leave for Python's collector of cycles; "
+        f"a line from case {part['fitted_from_case']} on\n"
+        f"  rises by {part['mib_per_case']} +- {part['mib_per_case_error']} MiB a case."
     )
 
 
