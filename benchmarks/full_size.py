@@ -134,17 +134,16 @@ def export(window: tuple[int, ...], folder: Path) -> None:
         onnx.save(model, folder / f"{plan.name}.onnx")
 
 
-def inputs(row: Row) -> tuple[np.ndarray, np.ndarray, LabelPrompts]:
+def inputs(window: tuple[int, ...], classes: int) -> tuple[np.ndarray, np.ndarray, LabelPrompts]:
     """Return an image of noise, queries, and blocky prompts; the same every time."""
-    window = WINDOWS[row.window]
     rng = np.random.default_rng(7)
     image = rng.random((1, 1, *window), dtype=np.float32) * 255
-    queries = rng.standard_normal((row.classes, TEXT_DIM), dtype=np.float32)
-    labels = rng.integers(0, 2 * row.classes, [size // BLOCK_VOXELS for size in window])
+    queries = rng.standard_normal((classes, TEXT_DIM), dtype=np.float32)
+    labels = rng.integers(0, 2 * classes, [size // BLOCK_VOXELS for size in window])
     for axis in range(3):
         labels = np.repeat(labels, BLOCK_VOXELS, axis=axis)
     windows = plan_windows(window, window)
-    (prompts,) = label_prompts(labels.astype(np.uint16), windows, range(1, row.classes + 1), 8)
+    (prompts,) = label_prompts(labels.astype(np.uint16), windows, range(1, classes + 1), 8)
     return image, queries, prompts
 
 
@@ -169,7 +168,7 @@ def pytorch(row: Row, options: argparse.Namespace, folder: Path) -> dict[str, An
 
     torch.set_num_threads(options.threads)
     model = network(WINDOWS[row.window])
-    image, queries, prompts = inputs(row)
+    image, queries, prompts = inputs(WINDOWS[row.window], row.classes)
     shown, seen = prompts.channels(row.classes), prompts.foreground()
     if row.kind == "text":
         shown, seen = np.zeros_like(shown), np.zeros_like(seen)
@@ -210,7 +209,7 @@ def openvino(
         opened = round(time.perf_counter() - start, 2)
         if only_open:
             return {"compile": opened}
-        image, queries, prompts = inputs(row)
+        image, queries, prompts = inputs(WINDOWS[row.window], row.classes)
 
         def run() -> np.ndarray:
             shown = prompts if row.kind == "prompts" else None

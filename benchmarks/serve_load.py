@@ -9,7 +9,8 @@ Servers run in processes of their own, on the loopback. Results are compared wit
 
 load
     Clients upload small scans and ask for classes. Some send slowly, some go in the middle of a
-    head, of an upload or of a job, some cancel, some send broken files.
+    head, of an upload or of a job, some cancel, some send broken files. In three rounds, with a
+    rest after each: memory at rest must not grow from round to round.
 malformed
     So many broken bodies of the fuzz corpus (`tests/fuzz`), one after the other.
 cases
@@ -64,6 +65,10 @@ from tests.fuzz.watch import inputs_of
 SHAPE = (24, 40, 36)
 SPACING_MM = (3.0, 3.0, 4.0)
 SCANS = 4
+ROUNDS = 3
+SAMPLE_S = 5.0
+MOST_AT_REST = 1.25
+"""What the server may hold after the last round, in parts of what it held after the first."""
 TRANSIENT = {"queue-full", "too-many-sessions", "too-many-jobs", "no-room", "server-stopping"}
 KINDS = (
     "job",
@@ -125,16 +130,26 @@ class Server:
             line for line in self.log.read_text(encoding="utf-8").splitlines() if " ERROR " in line
         ]
 
+    def memory_mib(self) -> int:
+        """Return its resident memory."""
+        return int(self.process.memory_info().rss) >> 20
+
     def figures(self) -> dict[str, int]:
         """Return what it holds."""
         with self.process.oneshot():
             return {
-                "memory_mib": self.process.memory_info().rss >> 20,
+                "memory_mib": self.memory_mib(),
                 "file_descriptors": self.process.num_fds(),
                 "threads": self.process.num_threads(),
                 "children": len(self.process.children(recursive=True)),
                 "files": sum(path.is_file() for path in self.data.rglob("*")),
             }
+
+    def metric(self, name: str) -> float:
+        """Return a figure of `/metrics`, summed over its labels."""
+        text = httpx.get(f"{self.address}/metrics", timeout=60).text
+        found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
+        return sum(map(float, found))
 
     def client(self) -> ServiceClient:
         """Open a session."""
@@ -282,20 +297,65 @@ class Asked:
     cases: int
 
 
+@contextlib.contextmanager
+def watched(server: Server) -> Iterator[list[dict[str, int]]]:
+    """Write down now and then what a server holds in the block."""
+    rows: list[dict[str, int]] = []
+    over, began = threading.Event(), time.monotonic()
+
+    def watch() -> None:
+        while not over.wait(SAMPLE_S):
+            rows.append(
+                {
+                    "second": round(time.monotonic() - began),
+                    "memory_mib": server.memory_mib(),
+                    "kept_mib": int(server.metric("medals_kept_bytes")) >> 20,
+                    "sessions": int(server.metric("medals_sessions")),
+                    "jobs": int(server.metric("medals_jobs_total")),
+                }
+            )
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield rows
+    finally:
+        over.set()
+        thread.join()
+
+
+def by_minute(rows: list[dict[str, int]]) -> list[dict[str, int]]:
+    """Choose the row of each minute in which the server held most."""
+    minutes: dict[int, dict[str, int]] = {}
+    for row in rows:
+        known = minutes.setdefault(row["second"] // 60, row)
+        if row["memory_mib"] > known["memory_mib"]:
+            minutes[row["second"] // 60] = row
+    return [minutes[minute] for minute in sorted(minutes)]
+
+
 def load(asked: Asked) -> dict[str, Any]:
-    """Let clients come and go for a while."""
+    """Let clients come and go for a while, rest, and do so again."""
     words = ("--idle", "20", "--max-queue", "64")
     with serving(asked.bundle, asked.scratch / "load", *words) as server:
         live_together(server, asked, 4, 20)  # what the first use keeps
-        time.sleep(30)
+        rest(server)
         before = server.figures()
-        tally = live_together(server, asked, asked.clients, 60 * asked.minutes)
-        time.sleep(40)  # sessions of clients that went end
+        tally, at_rest = Tally(), []
+        with watched(server) as rows:
+            for _ in range(ROUNDS):
+                live_together(server, asked, asked.clients, 60 * asked.minutes / ROUNDS, tally)
+                rest(server)
+                at_rest.append(server.memory_mib())
+        if at_rest[-1] > MOST_AT_REST * at_rest[0]:
+            tally.find(f"memory at rest grows from round to round: {at_rest} MiB")
         return {
             "clients": asked.clients,
             "minutes": asked.minutes,
             "before": before,
             "after": server.figures(),
+            "at_rest_mib": at_rest,
+            "over_time": by_minute(rows),
             "done": dict(tally.counts.most_common()),
             "job_s_median": round(float(np.median(tally.seconds or [0])), 2),
             "job_s_95": round(float(np.percentile(tally.seconds or [0], 95)), 2),
@@ -303,14 +363,27 @@ def load(asked: Asked) -> dict[str, Any]:
         }
 
 
-def live_together(server: Server, asked: Asked, clients: int, seconds: float) -> Tally:
-    """Let so many clients come and go for so long."""
-    tally = Tally()
+def rest(server: Server) -> None:
+    """Wait until the sessions of clients that went have ended, and a little longer."""
+    until = time.monotonic() + 300
+    while server.metric("medals_sessions"):
+        if time.monotonic() > until:
+            raise SystemExit("sessions of clients that went don't end")
+        time.sleep(1)
+    time.sleep(20)  # connections of clients that went are closed
+
+
+def live_together(
+    server: Server, asked: Asked, clients: int, seconds: float, tally: Tally | None = None
+) -> None:
+    """Let so many clients come and go for so long, and tally what they saw."""
+    tally = tally or Tally()
     until = time.monotonic() + seconds
+    seeds = Path(tempfile.mkdtemp(dir=asked.scratch))
 
     def live(number: int) -> None:
         rng = np.random.default_rng(number)
-        broken = corpus(1000 + number, 100_000, asked.scratch / f"of {clients}")
+        broken = corpus(1000 + number, 100_000, seeds)
         while time.monotonic() < until:
             kind = KINDS[int(rng.integers(len(KINDS)))]
             task = asked.tasks[int(rng.integers(len(asked.tasks)))]
@@ -331,7 +404,6 @@ def live_together(server: Server, asked: Asked, clients: int, seconds: float) ->
         thread.join(seconds + 600)
         if thread.is_alive():
             tally.find("a client hangs")
-    return tally
 
 
 def malformed(asked: Asked) -> dict[str, Any]:
@@ -561,6 +633,19 @@ same time (load average before), times say little, the rest does.
 What the server holds, once warm and at the end; one of the files is its lock:
 
 {table}
+{_over_time(parts["load"]["over_time"]) if "load" in parts else ""}"""
+
+
+def _over_time(rows: list[dict[str, int]]) -> str:
+    lines = [f"| {' | '.join(map(str, row.values()))} |" for row in rows]
+    table = "\n".join(lines)
+    return f"""
+Under load, when it held most in each minute; what is kept (`medals_kept_bytes`) goes with the
+sessions:
+
+| second | memory, MiB | kept, MiB | sessions | jobs so far |
+|---:|---:|---:|---:|---:|
+{table}
 """
 
 
@@ -574,10 +659,16 @@ def _listed(counts: dict[str, int]) -> str:
 
 
 def _load_text(part: dict[str, Any]) -> str:
+    most = max(part["over_time"], key=lambda row: row["memory_mib"])
     return (
         f"- {part['clients']} clients for {part['minutes']:g} minutes: {_listed(part['done'])}.\n"
         "  From upload to result, behind all others in the queue: "
-        f"median {part['job_s_median']} s, 95 % within {part['job_s_95']} s."
+        f"median {part['job_s_median']} s, 95 % within {part['job_s_95']} s.\n"
+        f"  In {len(part['at_rest_mib'])} rounds; memory at rest, no session open: "
+        f"{part['before']['memory_mib']} MiB before, "
+        f"{', '.join(map(str, part['at_rest_mib']))} after each.\n"
+        f"  At most {most['memory_mib']} MiB, {most['kept_mib']} of them kept for later jobs of "
+        f"{most['sessions']} sessions."
     )
 
 
@@ -589,10 +680,13 @@ def _malformed_text(part: dict[str, Any]) -> str:
 
 
 def _cases_text(part: dict[str, Any]) -> str:
+    highest = [int(max(quarter)) for quarter in np.array_split(part["memory_mib"], 4)]
     return (
-        f"- {part['cases']} cases, one after the other: the server's memory grows by "
-        f"{part['mib_per_case']} +- {part['mib_per_case_error']} MiB a case\n"
-        f"  (line fitted from case {part['fitted_from_case']} on)."
+        f"- {part['cases']} cases, one after the other: the server's memory is at most "
+        f"{', '.join(map(str, highest))} MiB in each quarter of them.\n"
+        "  It falls and rises by what pictures leave for Python's collector of cycles; "
+        f"a line from case {part['fitted_from_case']} on\n"
+        f"  rises by {part['mib_per_case']} +- {part['mib_per_case_error']} MiB a case."
     )
 
 

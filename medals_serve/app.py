@@ -32,7 +32,7 @@ from medals_serve.service import Service
 from medals_serve.settings import ServeSettings
 
 SWEEP_S: Final = 5.0
-"""How often idle sessions are looked for."""
+"""How often idle sessions are looked for, and memory that was freed."""
 
 
 def create_app(
@@ -105,11 +105,11 @@ async def _log_in(request: Request) -> Response:
 
 
 async def _sweep(service: Service) -> None:
-    """End idle sessions, now and then."""
+    """Let the service tidy up, now and then."""
     while True:
         await asyncio.sleep(SWEEP_S)
         try:
-            await anyio.to_thread.run_sync(service.end_idle_sessions)
+            await anyio.to_thread.run_sync(service.tidy)
         except OSError as error:
             log_failure(error)
 

@@ -94,7 +94,7 @@ def serve(
             announce(f"serving at {shown}")
             announce("press Ctrl-C to stop")
 
-        _log_to_stderr()
+        _log_requests()
         server = Server(settings, options, announce=say_where, warn=warn)
         server.run(sockets=[bound])
     if server.failure is not None:
@@ -130,12 +130,15 @@ def read_token(file: Path) -> str:
     return token
 
 
-def _log_to_stderr() -> None:
-    """Send the service's own lines to standard error: what failed, and with INFO each request."""
+def _log_requests() -> None:
+    """Log what failed, and each request: as the program logs, else on standard error.
+
+    The program has a place for its log with ``--json-progress`` and ``--verbose``.
+    """
     log = logging.getLogger("medals_serve")
-    if not log.handlers:
+    log.setLevel(logging.INFO)
+    log.propagate = bool(logging.getLogger().handlers)
+    if not log.propagate and not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False

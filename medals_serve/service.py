@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -13,6 +14,7 @@ from typing import Any, Final, TypeVar
 import anyio
 
 from medals_rt.common.errors import MedalsError, OutputError
+from medals_rt.common.heap import trim_heap
 from medals_rt.inference.kept import FeatureCache
 from medals_rt.pipeline.job_inputs import read_annotation
 from medals_rt.pipeline.options import RunOptions
@@ -71,6 +73,7 @@ class Service:
         self.catalog = Catalog(self.segmenter.bundle)
         self._reading = anyio.CapacityLimiter(self.settings.readers)
         self._working = anyio.CapacityLimiter(1)
+        self._has_freed = threading.Event()
         self.metrics.watch(
             {
                 "medals_jobs_waiting": lambda: self.engine.jobs_waiting,
@@ -106,13 +109,25 @@ class Service:
         """End a session and forget its images."""
         self.sessions.end(owner)
         for image in tuple(owner.images.values()):
-            self.cases.forget(image)
-            image.forget()
+            self._forget(image)
 
-    def end_idle_sessions(self) -> None:
-        """End the sessions that nobody uses."""
+    def tidy(self) -> None:
+        """End the sessions that nobody uses, and return what was freed to the system.
+
+        Arrays that jobs left for later ones lie between others, so that the C library would keep
+        their memory for the process.
+        """
         for owner in self.sessions.idle():
             self.end_session(owner)
+        if self._has_freed.is_set():
+            self._has_freed.clear()
+            trim_heap()
+
+    def _forget(self, image: ServedImage) -> None:
+        """Keep nothing of an image in memory, now and later."""
+        self.cases.forget(image)
+        image.forget()
+        self._has_freed.set()
 
     # Images and masks -----------------------------------------------------------------------------
 
@@ -286,8 +301,7 @@ class Service:
             owner.jobs.pop(job.name, None)
         for mask in [each for each in tuple(owner.masks.values()) if each.image == image.name]:
             owner.masks.pop(mask.name, None)
-        self.cases.forget(image)
-        image.forget()
+        self._forget(image)
         self.sessions.drop(owner, image.folder)
 
     @contextlib.asynccontextmanager

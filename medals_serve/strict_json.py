@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from medals_rt.common.errors import InputError
+from medals_rt.common.json_text import RepeatedKeyError, decode_json
 
 
 def read_json(text: str | bytes) -> Any:
@@ -25,10 +26,12 @@ def read_json(text: str | bytes) -> Any:
         no answer could repeat, or it can't be decoded for another reason.
     """
     try:
-        found = json.loads(text, object_pairs_hook=_unique)
+        found = decode_json(text)
         json.dumps(found, ensure_ascii=False).encode()
-    except (json.JSONDecodeError, InputError):
+    except json.JSONDecodeError:
         raise
+    except RepeatedKeyError as error:
+        raise InputError(f"{error}; keep one of them", code="json-key-repeated") from error
     except UnicodeEncodeError as error:
         raise InputError(
             f"the JSON holds {error.object[error.start]!r}, which is half a character; send texts "
@@ -41,19 +44,6 @@ def read_json(text: str | bytes) -> Any:
             "thousands of digits",
             code="json-unreadable",
         ) from error
-    return found
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a key that occurs twice, the first of which would be dropped without a word."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise InputError(
-                f"the key {key[:60]!r} occurs twice in one JSON object; keep one of them",
-                code="json-key-repeated",
-            )
-        found[key] = value
     return found
 
 

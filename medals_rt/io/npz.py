@@ -12,7 +12,6 @@ a challenge file, whose spacing is read as (H, W, D).
 
 from __future__ import annotations
 
-import json
 import warnings
 import zipfile
 import zlib
@@ -27,6 +26,7 @@ import numpy as np
 
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import CaseError
+from medals_rt.common.json_text import decode_json
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, check_labels
 from medals_rt.io.format import Format, Options, SegmentationOutput, stem
@@ -290,7 +290,7 @@ def _read_prompts(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> dict[str, 
 
 def _json_prompts(text: str) -> dict[str, int | str]:
     try:
-        decoded = json.loads(text)
+        decoded = decode_json(text)
     except (ValueError, RecursionError) as error:
         raise CaseError(
             f"text_prompts isn't JSON ({_short(error)})", code="prompts-form"

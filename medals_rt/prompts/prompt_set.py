@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from medals_rt.common.choices import KINDS, check_kind
 from medals_rt.common.errors import MissingFileError, PromptError
+from medals_rt.common.json_text import decode_json
 from medals_rt.common.limits import MAX_PROMPTS
 from medals_rt.common.notes import Note
 from medals_rt.prompts.classes import ClassKey, canonical_sentence, classes_of, classes_of_group
@@ -496,18 +497,7 @@ def read_prompts(path: str | PathLike[str], reading: PromptReading = PLAIN_READI
 
 
 def _decode_pairs(data: bytes) -> dict[str, object]:
-    """Decode one JSON object; a key that occurs twice would silently win: refused."""
-    import json
-
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        decoded = dict(pairs)
-        if len(decoded) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"key {twice!r} occurs twice")
-        return decoded
-
-    decoded = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
+    decoded = decode_json(data.decode("utf-8-sig"))
     if not isinstance(decoded, dict):
         raise ValueError(f"it holds a {type(decoded).__name__}")  # noqa: TRY004 - caught as one
     return decoded

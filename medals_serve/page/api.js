@@ -119,7 +119,8 @@ export function sendImage(blob, query, onProgress) {
   });
 }
 
-const LOOK_MS = 400;
+/* Between two looks at a job: a tenth of the time that it has been watched, within these. */
+const LOOK_MS = { least: 400, most: 3000 };
 
 /* That a later try may be answered: the service restarts, is busy, or a proxy doesn't reach it. */
 const isPassing = ({ status }) => [0, 429, 502, 503, 504].includes(status);
@@ -129,6 +130,7 @@ service doesn't answer, which is tried again; `onProblem` where it answers that 
 asks now and then: a browser holds six connections to a service, and streams of several jobs in
 several tabs would take them all. */
 export async function followJob(job, { onState, onLost, onProblem }) {
+  const began = performance.now();
   for (let said = ""; ;) {
     try {
       const state = await readJob(job);
@@ -142,7 +144,8 @@ export async function followJob(job, { onState, onLost, onProblem }) {
       said = "";
       onLost();
     }
-    await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
+    const pause = Math.max(LOOK_MS.least, (performance.now() - began) / 10);
+    await new Promise((resolve) => setTimeout(resolve, Math.min(pause, LOOK_MS.most)));
   }
 }
 

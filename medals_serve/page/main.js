@@ -286,12 +286,18 @@ function follow(scan, first) {
       byId("job-text").textContent = "The service doesn't answer; trying again …";
     },
     onProblem: (problem) => {
-      scan.active = null;
+      followNext(scan);
       showProblem("run-problem", problem);
       if (scan === state.scan && state.isCoarse) showRun(scan, scan.shown); // nobody refines it now
       else refresh();
     },
   });
+}
+
+/* Follows the job behind the one that was followed, if there is any: jobs run one after another. */
+function followNext(scan) {
+  scan.active = null;
+  if (scan.waiting.length > 0) follow(scan, scan.waiting.shift());
 }
 
 async function onJob(scan, job) {
@@ -301,7 +307,7 @@ async function onJob(scan, job) {
     if (job.coarse_parts > scan.coarse.length) await showCoarse(scan);
     return;
   }
-  scan.active = null;
+  followNext(scan);
   if (job.status === "done") {
     scan.runs = [...scan.runs.slice(0, scan.shown + 1), job];
     scan.chips = mergedChips(scan, job);
@@ -564,8 +570,9 @@ function restore({ images, jobs }) {
       scan.shown = scan.runs.length - 1;
       if (scan.chips.length === 0) scan.chips = chipsOf(job);
       if (scan.modality === "") scan.modality = job.classes[0].modality;
-    } else if (!api.isOver(job)) follow(scan, job);
+    } else if (!api.isOver(job)) scan.waiting.push(job);
   }
+  state.scans.forEach(followNext);
 }
 
 async function start() {

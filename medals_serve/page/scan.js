@@ -23,7 +23,8 @@ export class Scan {
     this.chips = chips;
     this.runs = [];
     this.shown = -1;
-    this.active = null;
+    this.active = null; // the job that is followed
+    this.waiting = []; // jobs behind it, which another tab has started
     this.isStarting = false;
     this.asked = asked;
     this.coarse = [];

@@ -109,6 +109,10 @@ def test_json_text_serves_as_prompts(tmp_path: Path) -> None:
             {"imgs": IMAGE, "spacing": (1, 1, 1), "text_prompts": 3.5},
             ("prompts-form", "text_prompts"),
         ),
+        (
+            {"imgs": IMAGE, "spacing": (1, 1, 1), "text_prompts": '{"1": "liver", "1": "spleen"}'},
+            ("prompts-form", "'1'", "twice"),
+        ),
     ],
 )
 def test_wrong_content_is_refused(

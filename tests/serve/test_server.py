@@ -1,6 +1,7 @@
 """The command: its address, its refusals, and how it ends."""
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -126,6 +127,25 @@ def test_a_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(MissingDependencyError) as caught:
         start(tmp_path)
     assert "medals-rt serve" in str(caught.value)
+
+
+@pytest.mark.parametrize("has_place", [True, False])
+def test_requests_are_logged_where_the_program_logs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], has_place: bool
+) -> None:
+    """With `--json-progress` every line on standard error is JSON."""
+    records: list[logging.LogRecord] = []
+    place = logging.Handler()
+    monkeypatch.setattr(place, "emit", records.append)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [place] if has_place else [])
+    log = logging.getLogger("medals_serve")
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr(log, "level", log.level)
+    command._log_requests()
+    log.info("GET /healthz 200")
+    assert ("GET /healthz 200\n" in capsys.readouterr().err) is not has_place
+    assert [record.getMessage() for record in records] == ["GET /healthz 200"] * has_place
 
 
 def test_importing_the_command_needs_no_extra() -> None:

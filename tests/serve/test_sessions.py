@@ -16,7 +16,7 @@ import pytest
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import InputError
 from medals_rt.io.registry import read_case
-from medals_serve import app, images, problems
+from medals_serve import app, images, problems, service
 from medals_serve.client import ServedProblemError
 from medals_serve.images import CaseCache, ServedImage, Upload
 from medals_serve.problems import ServiceError
@@ -102,6 +102,28 @@ def test_unused_sessions_end(
         with pytest.raises(ServedProblemError) as caught:
             client.job(job)
         assert caught.value.code == "session-unknown"
+
+
+@pytest.mark.parametrize("what", ["session", "image"])
+def test_memory_of_what_was_forgotten_goes_back_to_the_system(
+    tiny_bundle: Bundle, tmp_path: Path, scan: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Once each time, however often one looks."""
+    kept_at_trim: list[int] = []
+    monkeypatch.setattr(app, "SWEEP_S", 0.05)
+    with running(tiny_bundle, tmp_path / "data") as served, served.client() as client:
+        features = served.server.config.app.state.service.features
+        monkeypatch.setattr(service, "trim_heap", lambda: kept_at_trim.append(features.bytes))
+        image = client.upload(scan)
+        client.segment(image, [SENTENCE])
+        assert features.bytes > 0
+        if what == "image":
+            client.delete_image(image)
+        else:
+            client.http.delete("/v1/sessions/current")
+        until(lambda: bool(kept_at_trim))
+        served.server.config.app.state.service.tidy()
+    assert kept_at_trim == [0]
 
 
 def test_a_folder_goes_for_certain_while_others_write_in_it(tmp_path: Path) -> None:

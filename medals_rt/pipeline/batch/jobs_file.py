@@ -6,7 +6,6 @@ names the row.
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from medals_rt.common.choices import (
     StartFrom,
 )
 from medals_rt.common.errors import InputError, MissingFileError
+from medals_rt.common.json_text import decode_json
 from medals_rt.common.limits import MAX_MESH_REDUCTION
 from medals_rt.pipeline.job_outputs import ending_of
 from medals_rt.pipeline.options import PromptSource, SegmentOptions
@@ -184,7 +184,7 @@ def check_prompts(row: JobRow, source: PromptSource, reading: PromptReading, pla
 
 def _json_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        decoded = json.loads(text)
+        decoded = decode_json(text)
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} isn't JSON ({error}); write a list of jobs", code=_FORM

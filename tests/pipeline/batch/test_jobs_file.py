@@ -101,6 +101,7 @@ def test_outputs_and_their_grid_in_rows(tmp_path: Path) -> None:
         ('[{"input": "a", "mesh_reduction": 1}]', ("job-invalid", "job 1", "mesh_reduction")),
         ('[{"input": "a", "split": "folder"}]', ("job-invalid", "job 1", "split")),
         ('[{"input": "a", "format": "tiff"}]', ("format-unknown", "job 1", "tiff")),
+        ('[{"input": "a", "crop": 1, "crop": 9}]', ("jobs-file-form", "'crop'", "twice")),
         ("[3]", ("job-invalid", "job 1")),
         ("{}", ("jobs-file-form",)),
         ("[]", ("jobs-file-empty",)),
