@@ -9,6 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests import cores
+
+cores.take_a_share()  # before NumPy is loaded, which counts the cores
+
 import array_api_strict
 import numpy as np
 import pytest
@@ -44,6 +48,13 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("MEDALS_RT_CACHE", "CUPY_CACHE_DIR"):
             patch.setenv(variable, str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """All cores of the machine, for what is only tested where several threads work."""
+    with cores.all_cores():
         yield
 
 
