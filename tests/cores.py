@@ -24,7 +24,7 @@ def take_a_share() -> None:
 
 @contextmanager
 def all_cores() -> Iterator[None]:
-    """Use all that there are: graphs opened in here and processes started have a thread for each."""
+    """Use all that there are: what is opened and started in here has a thread for each."""
     from medals_rt.common.arrays import usable_cores
 
     if not ALL:
