@@ -32,6 +32,10 @@ from tests.paths import GOLDEN
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
+# Tests make and drop many objects; by default, looking for circles among them takes a tenth of the
+# time.
+gc.set_threshold(20_000, 20, 20)
+
 
 def pytest_collection_finish() -> None:
     """Spare the garbage collector what all imports together have made, which stays anyway."""
