@@ -9,10 +9,11 @@
 #
 # The parts, in this order (what counts most comes first):
 #   tests    the tests marked gpu
-#   models   made-up checkpoints of the released size and their fp16 bundle, for the next four
+#   models   made-up checkpoints of the released size and their fp16 bundle, for the next five
 #   case     a whole case, cold and warm, by step; labels against the processor's
 #   full     a pass of both windows: PyTorch, ONNX Runtime, medals-rt; share of the matrix rate
 #   profile  the kernels of a pass that take longest
+#   layers   operations of the runner cudnn one by one, and cuDNN's other plans
 #   memory   the most memory in use, against the plan
 #   arrays   the array steps, GPU against processor
 #   latency  a window of the bundle against PyTorch
@@ -25,7 +26,7 @@
 #
 # Each part has a time limit of its own, and all together have TOTAL: the last ones have what is left
 # of it, or are left out. A part leaves PART.md, PART.json and PART.log in
-# benchmarks/results/gpu/ (or the folder in OUT), written as it goes: one that fails or is stopped
+# benchmarks/results/gpu/ (or the folder in RESULTS), written as it goes: one that fails or is stopped
 # leaves what it had, and the next one runs. report.md lists them.
 #
 # MODELS is a folder that keeps what the part models makes: the next call takes it from there.
@@ -35,10 +36,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-all="tests models case full profile memory arrays latency bench"
-declare -A limits=([tests]=150 [models]=100 [case]=150 [full]=270 [profile]=60 [memory]=45 [arrays]=45 [latency]=50 [bench]=60 [engines]=60)
+all="tests models case full profile layers memory arrays latency bench"
+declare -A limits=([tests]=150 [models]=80 [case]=140 [full]=210 [profile]=40 [layers]=30 [memory]=45 [arrays]=45 [latency]=50 [bench]=60 [engines]=60)
 shortest=5 # seconds that a part needs at least to be worth its start
-declare -A small=([models]="" [full]="" [profile]="" [case]="" [memory]="" [arrays]="" [latency]="")
+declare -A small=([models]="" [full]="" [profile]="" [layers]="" [case]="" [memory]="" [arrays]="" [latency]="")
 device=cuda
 if [ "${1:-}" = --rehearse ]; then
   shift
@@ -49,6 +50,7 @@ if [ "${1:-}" = --rehearse ]; then
     [full]="--device cpu --repetitions 1 --families pytorch onnxruntime"
     [case]="--device cpu --shape 24 24 24 --runs 2 --crop 24"
     [profile]="--device cpu"
+    [layers]="--repetitions 1"
     [memory]="--device cpu --shape 24 24 24"
     [arrays]="--small"
     [latency]="--device cpu --repetitions 1 --classes 1"
@@ -56,7 +58,7 @@ if [ "${1:-}" = --rehearse ]; then
 fi
 total=${TOTAL:-900}
 python=${PYTHON:-python3}
-out=${OUT:-benchmarks/results/gpu}
+out=${RESULTS:-benchmarks/results/gpu}
 bundle=${BUNDLE:-engines/demo}
 stage1=${STAGE1:-} stage2=${STAGE2:-}
 if [ -z "${BUNDLE:-}" ]; then
@@ -176,7 +178,7 @@ if can tests $own pytest hypothesis array_api_compat array_api_strict onnx onnxs
 fi
 
 models=${MODELS:-$scratch/models}
-if [[ $wanted =~ " models "|" case "|" full "|" profile "|" memory " && ! -f $models/bundle/bundle.json ]]; then
+if [[ $wanted =~ " models "|" case "|" full "|" profile "|" layers "|" memory " && ! -f $models/bundle/bundle.json ]]; then
   missing=$(lacks $own onnx onnxscript array_api_compat)
   if [ -n "$missing" ]; then
     left_out models "this Python lacks $missing" || true
@@ -184,10 +186,15 @@ if [[ $wanted =~ " models "|" case "|" full "|" profile "|" memory " && ! -f $mo
     part models "$python" benchmarks/gpu_models.py --folder "$models" --output "$out/models" ${small[models]}
   fi
 fi
-for name in case full profile memory; do
+for name in case full profile layers memory; do
   [[ $wanted == *" $name "* ]] || continue
+  faked=()
+  if [ "$name" = layers ]; then
+    faked=("${fakes[@]}")
+    [ "$device" = cpu ] || can layers cudnn || continue
+  fi
   if [ -f "$models/bundle/bundle.json" ]; then
-    part "$name" "$python" "benchmarks/gpu_$name.py" --folder "$models" --output "$out/$name" ${small[$name]}
+    part "$name" "${faked[@]}" "$python" "benchmarks/gpu_$name.py" --folder "$models" --output "$out/$name" ${small[$name]}
   else
     left_out "$name" "no models" || true
   fi

@@ -2,10 +2,10 @@ r"""How long does a whole case take on a GPU, step by step, and are its labels t
 
     python benchmarks/gpu_case.py --folder FOLDER --output benchmarks/results/gpu/case
 
-Labels first: each case of the demo, on the GPU and on the processor in fp32. Then 13 classes on
-320 x 320 x 200 with networks of the released size: a first run that opens and compiles, and warm
-ones, beside the same pipeline on eager PyTorch under bf16 autocast. Their labels must not change
-from run to run. FOLDER is what `gpu_models.py` wrote. `--device cpu` rehearses all of it.
+Labels first: each case of the demo, in fp32 and in fp16, on the GPU and on the processor in fp32.
+Then 13 classes on 320 x 320 x 200 with networks of the released size: a first run that opens and
+compiles, and warm ones, beside the same pipeline on eager PyTorch under bf16 autocast. Their labels
+must not change from run to run. FOLDER is what `gpu_models.py` wrote. `--device cpu` rehearses it.
 """
 
 import argparse
@@ -13,12 +13,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from gpu_models import organs_of_ct
+from gpu_models import DEMO, organs_of_ct
 from gpu_report import PartReport
 from phantoms import smooth_image
 
 from medals_export.eager import open_eager
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.choices import RunnerKind
 from medals_rt.io.registry import read_case
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.options import SegmentOptions
@@ -26,8 +27,10 @@ from medals_rt.pipeline.segmenter import Segmenter
 from medals_rt.prompts.classes import canonical_sentence
 from medals_rt.prompts.prompt_set import PromptSet, read_prompts
 
-DEMO = Path(__file__).parents[1] / "engines" / "demo"
-RUNNERS = {"cuda": "onnxruntime-cuda", "cpu": "onnxruntime"}
+RUNNERS: dict[str, tuple[RunnerKind, ...]] = {
+    "cuda": ("cudnn", "onnxruntime-cuda"),
+    "cpu": ("onnxruntime",),
+}
 SPACING_HWD_MM = (1.0, 1.0, 1.5)
 SOFT_TISSUE = "400,40"
 COLUMNS = ("case", "runner", "run", "step", "seconds", "differing_voxels", "mean_dsc")
@@ -61,11 +64,11 @@ def demo_cases(crop: int | None) -> list[tuple[str, Volume, PromptSet]]:
     return found
 
 
-def compare_labels(report: PartReport, device: str, crop: int | None) -> None:
-    """Segment the demo's cases on both."""
+def compare_labels(report: PartReport, bundle: Path, runner: RunnerKind, crop: int | None) -> None:
+    """Segment the demo's cases on the GPU and on the processor."""
     with (
-        Segmenter.open(DEMO, runner="onnxruntime", precision="fp32") as on_cpu,
-        Segmenter.open(DEMO, runner=RUNNERS[device]) as on_device,
+        Segmenter.open(bundle, runner="onnxruntime", precision="fp32") as on_cpu,
+        Segmenter.open(bundle, runner=runner) as on_device,
     ):
         for name, volume, prompts in demo_cases(crop):
             start = time.perf_counter()
@@ -113,13 +116,17 @@ def main() -> None:
     parser.add_argument("--crop", type=int, help="voxels of an edge of the demo's cases")
     options = parser.parse_args()
     report = PartReport(options.output, "How long does a whole case take?", COLUMNS)
-    compare_labels(report, options.device, options.crop)
+    half = options.folder / "demo"
+    *_, for_fp32 = runners = RUNNERS[options.device]
+    for demo, runner in ((DEMO, for_fp32), *((half, runner) for runner in runners)):
+        compare_labels(report, demo, runner, options.crop)
     case = large_case(tuple(options.shape))
     bundle = Bundle.open(options.folder / "bundle", verify=False)
-    start = time.perf_counter()
-    with Segmenter.open(bundle, runner=RUNNERS[options.device]) as segmenter:
-        report.remark(f"Opening both stages: {time.perf_counter() - start:.2f} s.")
-        time_runs(report, segmenter, case, options.runs)
+    for runner in runners:
+        start = time.perf_counter()
+        with Segmenter.open(bundle, runner=runner) as segmenter:
+            report.remark(f"{runner}, opening: {time.perf_counter() - start:.2f} s.")
+            time_runs(report, segmenter, case, options.runs)
     files = [options.folder / f"stage{stage}.pth" for stage in (1, 2)]
     with open_eager(bundle, *files) as segmenter:
         time_runs(report, segmenter, case, 2)

@@ -3,12 +3,13 @@ r"""How fast is a pass of the released size on a GPU, and what share of its matr
     python benchmarks/gpu_full.py --folder FOLDER --output benchmarks/results/gpu/full
 
 One window of each stage (192^3 and 224 x 224 x 128), N classes, from text alone and with spatial
-prompts. Contestants: PyTorch under autocast as the release runs it (eager; channels last;
-`torch.compile`; a CUDA graph), ONNX Runtime on the exported graphs with bound memory (plain;
-channels last; a CUDA graph), and medals-rt. Each family runs in a process of its own with a time
-limit, so that a fault ends one family; each row is written when it is there. Arithmetic is counted
-from the graphs or by PyTorch's counter, and set against a matrix product that is measured here.
-Differences are those of probabilities from PyTorch in fp32 without TF32.
+prompts. Contestants: PyTorch under autocast as the release runs it (eager; cuDNN's search; channels
+last; `torch.compile`; a CUDA graph), ONNX Runtime on the exported graphs with bound memory (plain;
+channels last; a CUDA graph), and medals-rt with its runners that need no engines. Each family runs
+in a process of its own with a time limit, so that a fault ends one family; each row is written when
+it is there. Arithmetic is counted from the graphs or by PyTorch's counter, and set against a matrix
+product that is measured here. Differences are those of probabilities from PyTorch in fp32 without
+TF32.
 
 FOLDER is what `gpu_models.py` wrote. `--device cpu` rehearses all of it.
 """
@@ -31,7 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from medals_export.checkpoint import load_checkpoint
 from medals_export.model import MedalS
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.bundle.manifest import FOLDED_REFINERS
+from medals_rt.bundle.manifest import refiner_width
+from medals_rt.common.choices import RunnerKind
 from medals_rt.inference.network import pass_chains
 from medals_rt.tools.bench.arithmetic import graph_flop
 
@@ -55,6 +57,13 @@ ORT_VARIANTS: dict[str, dict[str, str]] = {
     "onnxruntime, channels last": {"prefer_nhwc": "1"},
     "onnxruntime, CUDA graph": {"enable_cuda_graph": "1"},
 }
+RUNNERS: dict[str, tuple[RunnerKind, ...]] = {
+    "cuda": ("cudnn", "onnxruntime-cuda"),
+    "cpu": ("onnxruntime",),
+}
+HALF = {"cuda": torch.float16, "cpu": torch.bfloat16}
+"""What the release computes in on a GPU, and what a processor has kernels for."""
+HALF_NAME = {"cuda": "fp16", "cpu": "bf16"}
 TORCH_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 NUMPY_TYPES = {torch.float32: np.float32, torch.float16: np.float16}
 
@@ -165,7 +174,7 @@ def channels_last(model: MedalS) -> MedalS:
 
 def torch_runs(model: MedalS, each: Scene) -> Iterator[tuple[str, Callable[[], Run]]]:
     """Return eager PyTorch's contestants, each made when its turn comes."""
-    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    halves = {"fp16": torch.float16, "bf16": torch.bfloat16}
     if each.device == "cpu":
         del halves["fp16"]  # a processor's kernels for it are a hundred times slower
     for name, dtype in halves.items():
@@ -174,28 +183,43 @@ def torch_runs(model: MedalS, each: Scene) -> Iterator[tuple[str, Callable[[], R
             return lambda: probabilities(model, each, dtype)
 
         yield f"pytorch {name} autocast", eager
-    yield "pytorch bf16 autocast, CUDA graph", lambda: recorded(model, each)
-    yield "pytorch bf16 autocast, channels last", lambda: last(model, each)
+    half, dtype = HALF_NAME[each.device], HALF[each.device]
+    yield f"pytorch {half} autocast, cuDNN's search", lambda: searched(model, each, dtype)
+    yield f"pytorch {half} autocast, CUDA graph", lambda: recorded(model, each, dtype)
+    yield f"pytorch {half} autocast, channels last", lambda: last(model, each, dtype)
 
 
-def last(model: MedalS, each: Scene) -> Run:
+def last(model: MedalS, each: Scene, dtype: torch.dtype) -> Run:
     """Run with the channels last."""
     channels_last(model)
-    return lambda: probabilities(model, each, torch.bfloat16)
+    return lambda: probabilities(model, each, dtype)
 
 
-def recorded(model: MedalS, each: Scene) -> Run:
+def searched(model: MedalS, each: Scene, dtype: torch.dtype) -> Run:
+    """Run with the convolution algorithms that are the fastest in a trial."""
+
+    def run() -> torch.Tensor:
+        torch.backends.cudnn.benchmark = True
+        try:
+            return probabilities(model, each, dtype)
+        finally:
+            torch.backends.cudnn.benchmark = False
+
+    return run
+
+
+def recorded(model: MedalS, each: Scene, dtype: torch.dtype) -> Run:
     """Record the launches of a pass once, and launch them all at once from then on."""
     if each.device != "cuda":
         raise RuntimeError("CUDA graphs need a GPU")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        probabilities(model, each, torch.bfloat16)
+        probabilities(model, each, dtype)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = probabilities(model, each, torch.bfloat16)
+        found = probabilities(model, each, dtype)
 
     def run() -> torch.Tensor:
         graph.replay()
@@ -208,16 +232,18 @@ def compiled_runs(model: MedalS, each: Scene) -> Iterator[tuple[str, Callable[[]
     """Return the contestants of `torch.compile`."""
 
     def compiled() -> Run:
-        fast: Run = torch.compile(lambda: probabilities(model, each, torch.bfloat16), dynamic=False)
+        fast: Run = torch.compile(
+            lambda: probabilities(model, each, HALF[each.device]), dynamic=False
+        )
         return fast
 
-    yield "pytorch bf16 autocast, compiled", compiled
+    yield f"pytorch {HALF_NAME[each.device]} autocast, compiled", compiled
 
     def compiled_last() -> Run:
         channels_last(model)
         return compiled()
 
-    yield "pytorch bf16 autocast, compiled, channels last", compiled_last
+    yield f"pytorch {HALF_NAME[each.device]} autocast, compiled, channels last", compiled_last
 
 
 def bound_run(bundle: Bundle, each: Scene, settings: dict[str, str]) -> Run:
@@ -227,13 +253,14 @@ def bound_run(bundle: Bundle, each: Scene, settings: dict[str, str]) -> Run:
     on_gpu = each.device == "cuda"
     if settings and not on_gpu:
         raise RuntimeError(f"the settings {', '.join(settings)} need a GPU")
-    provider = ("CUDAExecutionProvider", {"use_tf32": "0", **settings})
+    # without TF32 its convolutions in fp16 don't run on the matrix units either
+    provider = ("CUDAExecutionProvider", {"use_tf32": "1", **settings})
     providers = [provider] if on_gpu else ["CPUExecutionProvider"]
     if on_gpu:
         onnxruntime.preload_dlls()
     count = width = len(each.queries)
     if each.prompted:  # refiners are of fixed widths: the rest are prompts of zeros
-        width = next(width for width in FOLDED_REFINERS if width >= count)
+        width = refiner_width(count) or count
     values: dict[str, torch.Tensor] = {
         "image": each.image,
         "foreground": each.foreground,
@@ -283,7 +310,7 @@ def graph_names(each: Scene) -> tuple[Any, ...]:
     return tuple(name for chain in chains for name in chain)
 
 
-def medals_run(bundle: Bundle, each: Scene) -> Run:
+def medals_run(bundle: Bundle, each: Scene, runner: RunnerKind) -> Run:
     """Run a pass through the run time itself."""
     from latency import network_pass
 
@@ -292,7 +319,6 @@ def medals_run(bundle: Bundle, each: Scene) -> Run:
     from medals_rt.inference.spatial_prompts import label_prompts
     from medals_rt.planning.sliding_window import plan_windows
 
-    runner = "onnxruntime-cuda" if each.device == "cuda" else "onnxruntime"
     network = StageNetwork.open(bundle, each.stage, runner=runner)
     count = len(each.queries)
     shown = each.prompts[0].cpu().numpy()
@@ -320,13 +346,13 @@ def family_of(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]
         each = scene(options.stage, prompted, options.classes, model, options.device)
         wanted = probabilities(model, each, None).cpu()
         flop = torch_flop(model, each)
-        if name == "onnxruntime":
+        if name in {"medals-rt", "onnxruntime"}:
             del model
             flop = sum(
                 graph_flop(bundle.graph_path(each.stage, graph), options.classes)
                 for graph in graph_names(each)
             )
-            contestants = ort_runs(bundle, each)
+            contestants = (medals_runs if name == "medals-rt" else ort_runs)(bundle, each)
         else:
             contestants = (torch_runs if name == "pytorch" else compiled_runs)(model, each)
         for runner, make in contestants:
@@ -343,14 +369,19 @@ def family_of(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]
             yield row
 
 
+def medals_runs(bundle: Bundle, each: Scene) -> Iterator[tuple[str, Callable[[], Run]]]:
+    """Return the run time with each of its runners."""
+    for runner in RUNNERS[each.device]:
+        yield f"medals-rt, {runner}", lambda runner=runner: medals_run(bundle, each, runner)
+
+
 def ort_runs(bundle: Bundle, each: Scene) -> Iterator[tuple[str, Callable[[], Run]]]:
-    """Return ONNX Runtime's contestants, medals-rt among them."""
-    yield "medals-rt, onnxruntime", lambda: medals_run(bundle, each)
+    """Return ONNX Runtime's contestants."""
     for name, settings in ORT_VARIANTS.items():
         yield name, lambda settings=settings: bound_run(bundle, each, settings)
 
 
-FAMILIES = ("pytorch", "onnxruntime", "compile")
+FAMILIES = ("medals-rt", "pytorch", "onnxruntime", "compile")
 
 
 def ask(family: str, stage: int, options: argparse.Namespace, report: PartReport) -> None:

@@ -33,7 +33,7 @@ def measure(options: argparse.Namespace) -> dict[str, float | None]:
     volume, prompts = large_case(tuple(options.shape))
     with (
         GpuMemory() as memory,
-        Segmenter.open(options.folder / "bundle", runner=RUNNERS[options.device]) as segmenter,
+        Segmenter.open(options.folder / "bundle", runner=RUNNERS[options.device][0]) as segmenter,
     ):
         found = segmenter.segment(
             volume, prompts[: options.worker], SegmentOptions(window=SOFT_TISSUE)

@@ -2,9 +2,10 @@ r"""Checkpoints of the released size with made-up weights, and their bundle: wha
 
     python benchmarks/gpu_models.py --folder FOLDER --output benchmarks/results/gpu/models
 
-The weights are drawn from a seed, so every machine has the same. Writes `stage1.pth`, `stage2.pth`
-and the fp16 bundle `bundle/` into the folder. Needs the extra `export`, 6 GB of memory and 2 GB of
-disk, no GPU and no network. With `--window 32` small networks, to rehearse.
+The weights are drawn from a seed, so every machine has the same. Writes `stage1.pth`, `stage2.pth`,
+the fp16 bundle `bundle/` and the demo in fp16, `demo/`, into the folder. Needs the extra `export`,
+6 GB of memory and 2 GB of disk, no GPU and no network. With `--window 32` small networks, to
+rehearse.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from gpu_report import PartReport
 from medals_export.checkpoint import save_checkpoint
 from medals_export.export import export_bundle
 from medals_export.model import ModelConfig
+from medals_export.text_bank import bundle_bank
+from medals_rt.bundle.bundle import Bundle
 from medals_rt.prompts.classes import ClassKey, all_classes
 from tests.recipes import bank_of, e2e_embeddings, recipe_checkpoint
 
@@ -23,6 +26,8 @@ WINDOWS_HWD = {1: (224, 224, 128), 2: (192, 192, 192)}
 SPACINGS_HWD_MM = {1: (1.5, 1.5, 3.0), 2: (1.0, 1.0, 1.0)}
 SMALL_FEATURES = (8, 16, 16)
 CLASSES = 13
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+DEMO = Path(__file__).parents[1] / "engines" / "demo"
 
 
 def config_of(stage: int, window: int | None) -> ModelConfig:
@@ -71,6 +76,16 @@ def main() -> None:
         verify_with=(),
     )
     report.add(step=f"export in {options.precision}", seconds=round(time.perf_counter() - start, 1))
+    start = time.perf_counter()
+    export_bundle(
+        *(CHECKPOINTS / f"demo_{stage}.pth" for stage in ("coarse", "fine")),
+        bundle_bank(Bundle.open(DEMO)),
+        options.folder / "demo",
+        name="the demo in fp16",
+        precision=options.precision,
+        verify_with=(),
+    )
+    report.add(step="export of the demo", seconds=round(time.perf_counter() - start, 1))
     size = sum(each.bytes for each in bundle.manifest.files())
     report.remark(f"The bundle has {size / 1e9:.2f} GB, {len(bundle.classes)} classes.")
 

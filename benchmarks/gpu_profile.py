@@ -2,21 +2,22 @@ r"""Where does a pass of the released size spend its time on a GPU, kernel by ke
 
     python benchmarks/gpu_profile.py --folder FOLDER --output benchmarks/results/gpu/profile
 
-One window of the fine stage, through medals-rt and through PyTorch under bf16 autocast with the
-channels last. Each pass is recorded by PyTorch's profiler, which sees the kernels of all libraries
-of the process. Per pass: wall time, the sum over kernels, and those that take longest, copies among
-them: what a library leaves to the processor shows as such. FOLDER is what `gpu_models.py` wrote.
-`--device cpu` rehearses it on the processor's operators (one inside another counts in both).
+One window of the fine stage, through medals-rt and through PyTorch under autocast. Each pass is
+recorded by PyTorch's profiler, which sees the kernels of all libraries of the process. Per pass:
+wall time, the sum over kernels, and those that take longest, copies among them: what a library
+leaves to the processor shows as such. FOLDER is what `gpu_models.py` wrote. `--device cpu`
+rehearses it on the processor's operators (one inside another counts in both).
 """
 
 import argparse
 import json
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
-from gpu_full import Run, medals_run, scene, wait
+from gpu_full import HALF, HALF_NAME, RUNNERS, Run, medals_run, probabilities, scene, wait
 from gpu_full import last as with_channels_last
 from gpu_report import PartReport
 from torch.profiler import ProfilerActivity, profile
@@ -85,11 +86,17 @@ def main() -> None:
         scenes = [
             scene(2, prompted, options.classes, model, options.device) for prompted in (False, True)
         ]
-        for each in scenes:
-            names = {"pass": each.names["pass"], "runner": "medals-rt"}
-            write_down(report, names, *record(medals_run(bundle, each), options.device, trace))
-        run = with_channels_last(model, scenes[0])
-        names = {"pass": scenes[0].names["pass"], "runner": "pytorch bf16, channels last"}
+        for runner in RUNNERS[options.device]:
+            for each in scenes:
+                names = {"pass": each.names["pass"], "runner": f"medals-rt, {runner}"}
+                run = medals_run(bundle, each, runner)
+                write_down(report, names, *record(run, options.device, trace))
+        dtype = HALF[options.device]
+        names = {"pass": scenes[0].names["pass"], "runner": f"pytorch {HALF_NAME[options.device]}"}
+        plain = partial(probabilities, model, scenes[0], dtype)
+        write_down(report, names, *record(plain, options.device, trace))
+        names["runner"] += ", channels last"
+        run = with_channels_last(model, scenes[0], dtype)
         write_down(report, names, *record(run, options.device, trace))
 
 

@@ -7,7 +7,7 @@ For both stages: one window from text alone and one with spatial prompts, N clas
 fp32 and bf16 autocast) and every runner that is installed take turns in one process, each with the
 same number of threads; the median of the repetitions counts. Errors are against PyTorch in fp32,
 largest difference of a probability. Needs the extras `cpu`, `onnx` and `export`. With
-`--device cuda` all of it is on the GPU, and the runners are those for GPUs (has not run on one).
+`--device cuda` all of it is on the GPU, and the runners are those for GPUs.
 """
 
 import argparse

@@ -36,7 +36,7 @@ from medals_export.graph_plans import graph_plans
 from medals_export.model import MedalS, ModelConfig
 from medals_export.onnx_graphs import trace
 from medals_export.quantization.layers import candidates, inputs_watched
-from medals_export.text_bank import TextBank, save_bank
+from medals_export.text_bank import bundle_bank, save_bank
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import GraphName
 from medals_rt.common.atomic_io import write_json
@@ -55,11 +55,6 @@ REPETITIONS = 3
 SIDES = ("Right", "Left")
 PARTS = ("masked", "none", "lesions", "real_scan")
 """The most important first."""
-
-
-def bank_of(bundle: Bundle) -> TextBank:
-    """Return the text embeddings of a bundle, to export its checkpoints with once more."""
-    return TextBank(bundle.class_embeddings, bundle.class_rows, bundle.manifest.embeddings.source)
 
 
 def score_anatomy(segmenter: Segmenter, number: int, refinement: Refinement) -> Scores:
@@ -272,7 +267,9 @@ def main() -> None:
     parser.add_argument("--runner", default="auto")
     options = parser.parse_args()
     if options.bank_of is not None:
-        save_bank(options.output.with_suffix(".safetensors"), bank_of(Bundle.open(options.bank_of)))
+        save_bank(
+            options.output.with_suffix(".safetensors"), bundle_bank(Bundle.open(options.bank_of))
+        )
         return
     kept = options.output.with_suffix(".json")
     report = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {"quality": {}}

@@ -44,7 +44,9 @@ class Arithmetic:
         from 22 on only.
     tolerance
         Largest relative error of a graph against PyTorch in fp32, in int8 and fp8 with the same
-        layers quantized: a value near the middle between two codes may get the other one.
+        layers quantized: a value near the middle between two codes may get the other one. In int8
+        that is the next of 127 steps; in fp8 (E4M3) it is an eighth of the value, of the largest
+        too, so that two such steps are allowed there.
     number_format
         Of what quantized convolutions read and of their weights; None where none is quantized.
     """
@@ -66,7 +68,11 @@ ARITHMETICS: dict[Precision, Arithmetic] = {
     "bf16": Arithmetic("bf16", _BF16, _FP32, _FP32, opset=22, tolerance=4e-2),
     **{
         precision: Arithmetic(
-            precision, _FP16, _FP16, _FP16, opset=20, tolerance=1e-1, number_format=number_format
+            precision,
+            *(_FP16, _FP16, _FP16),
+            opset=20,
+            tolerance=1e-1 if number_format.integer else 2.5e-1,
+            number_format=number_format,
         )
         for precision, number_format in FORMATS.items()
     },

@@ -30,6 +30,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import SourceRecord, file_sha256
 from medals_rt.common.errors import ExportError, MissingFileError
 from medals_rt.common.progress import Progress
@@ -244,6 +245,17 @@ def load_bank(path: str | os.PathLike[str]) -> TextBank:
         source=index.source,
         sentence_embeddings=tensors.get("sentence_embeddings"),
         sentence_rows=index.sentences,
+    )
+
+
+def bundle_bank(bundle: Bundle) -> TextBank:
+    """Return the text embeddings of a bundle, to export its checkpoints with once more."""
+    return TextBank(
+        class_embeddings=bundle.class_embeddings,
+        class_rows=bundle.class_rows,
+        source=bundle.manifest.embeddings.source,
+        sentence_embeddings=bundle.sentence_embeddings if bundle.sentence_rows else None,
+        sentence_rows=bundle.sentence_rows,
     )
 
 

@@ -25,11 +25,11 @@ TINY_SENTENCE = "Made-up organ in abdominal CT"
 TINY_SPACINGS_HWD_MM = {1: (4.0, 4.0, 6.0), 2: (2.0, 2.0, 3.0)}
 
 
-def tiny_config(stage: int) -> ModelConfig:
+def tiny_config(stage: int, features: tuple[int, ...] = (4, 8, 8)) -> ModelConfig:
     """Three stages, windows of 16x16x8 and 16x16x16."""
     return ModelConfig(
         window_hwd=(16, 16, 8 * stage),
-        features=(4, 8, 8),
+        features=features,
         text_dim=24,
         decoder_layers=2,
         heads=4,
@@ -39,9 +39,11 @@ def tiny_config(stage: int) -> ModelConfig:
     )
 
 
-def tiny_checkpoint(stage: int) -> Checkpoint:
+def tiny_checkpoint(stage: int, **options: tuple[int, ...]) -> Checkpoint:
     """Made-up weights for a stage."""
-    return recipe_checkpoint(tiny_config(stage), TINY_SPACINGS_HWD_MM[stage], f"tiny{stage}/")
+    return recipe_checkpoint(
+        tiny_config(stage, **options), TINY_SPACINGS_HWD_MM[stage], f"tiny{stage}/"
+    )
 
 
 def tiny_bank() -> TextBank:
@@ -60,4 +62,12 @@ def export_tiny_bundle(out_dir: Path, **options: object) -> Bundle:
     """Both stages of the minuscule network; `options` are those of `export_bundle`."""
     return export_bundle(
         tiny_checkpoint(1), tiny_checkpoint(2), tiny_bank(), out_dir, name="tiny", **options
+    )
+
+
+def export_tiny_half_bundle(out_dir: Path) -> Bundle:
+    """The same in fp16, with as many channels as a GPU's matrix units take at once, or more."""
+    checkpoints = (tiny_checkpoint(stage, features=(8, 16, 24)) for stage in (1, 2))
+    return export_bundle(
+        *checkpoints, tiny_bank(), out_dir, name="tiny half", precision="fp16", verify_with=()
     )

@@ -106,6 +106,17 @@ def tiny_bundle(made_once: MadeOnce) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def tiny_half_bundle(made_once: MadeOnce) -> Bundle:
+    """A minuscule network in fp16, as GPUs run it; read only."""
+    from medals_rt.bundle.bundle import Bundle
+
+    pytest.importorskip("torch", reason="makes a bundle, which needs the extra 'export'")
+    from tests.bundles import export_tiny_half_bundle
+
+    return Bundle.open(made_once("tiny_half", export_tiny_half_bundle))
+
+
+@pytest.fixture(scope="session")
 def text_sources(made_once: MadeOnce) -> tuple[Path, Path]:
     """A minuscule text encoder: its checkpoint, and the BioLORD folder beside it."""
     pytest.importorskip("transformers", reason="makes a text encoder: the extra 'export'")

@@ -71,7 +71,7 @@ def script(
 def run(python: str, out: Path, *parts: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(shutil.which("bash")), str(SCRIPT), *parts],
-        env={**os.environ, "PYTHON": python, "OUT": str(out), **variables},
+        env={**os.environ, "PYTHON": python, "RESULTS": str(out), **variables},
         capture_output=True,
         text=True,
         check=False,
@@ -97,13 +97,13 @@ def test_without_python_it_says_so(tmp_path: Path) -> None:
 def test_all_parts_run_and_engines_are_built_into_a_copy(script: Any) -> None:
     ended, calls, report = script(RUNNERS="tensorrt onnxruntime-cuda")
     assert (ended.returncode, ended.stderr) == (0, "")
-    tests, models, case, full, memory, arrays, engines, latency, bench = calls
+    tests, models, case, full, profile, layers, memory, arrays, engines, latency, bench = calls
     folder = models.split()[2]
-    for part in (full, case, memory):
+    for part in (full, case, profile, layers, memory):
         assert f" --folder {folder} " in part
     assert "--device cpu" not in " ".join(calls)
     files = [word for word in tests.split() if word.endswith(".py")]
-    assert {"tests/runners/test_on_gpu.py", "tests/common/test_pinned_memory.py"} < set(files)
+    assert {"tests/runners/test_on_gpu.py", "tests/runners/test_half_on_gpu.py"} < set(files)
     assert not any("io/dicom" in file or "test_formats" in file for file in files)
     assert "device_arrays.py" in arrays
     bundle = engines.split()[engines.split().index("--bundle") + 1]
@@ -112,7 +112,7 @@ def test_all_parts_run_and_engines_are_built_into_a_copy(script: Any) -> None:
     assert f"--bundle {bundle}" in latency
     assert f"--bundle {bundle}" in bench
     assert "--runner=tensorrt --runner=onnxruntime-cuda --stage1 benchmarks/checkpoints" in bench
-    assert report.count("| passed |") == 9
+    assert report.count("| passed |") == 11
 
 
 def test_a_part_that_fails_is_told_and_the_others_go_on(script: Any) -> None:
@@ -173,6 +173,8 @@ def test_all_parts_fit_a_quarter_of_an_hour(script: Any) -> None:
         "models",
         "case",
         "full",
+        "profile",
+        "layers",
         "memory",
         "arrays",
         "latency",
@@ -190,6 +192,17 @@ def test_what_has_no_time_left_is_left_out(script: Any) -> None:
     assert "== at most 6 s altogether" in ended.stdout
     assert "| models | **stopped** after " in report
     assert "| full | left out: " in report
+
+
+def test_a_folder_of_models_is_kept_and_taken_again(script: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    _, calls, _ = script("models", "memory", MODELS=str(folder))
+    assert [call.split()[0] for call in calls] == [
+        f"benchmarks/gpu_{part}.py" for part in ("models", "memory")
+    ]
+    (tmp_path / "calls").unlink()
+    _, (call,), _ = script("memory", MODELS=str(folder))
+    assert call.startswith(f"benchmarks/gpu_memory.py --folder {folder} ")
 
 
 def test_without_models_what_needs_them_is_left_out(script: Any) -> None:
@@ -216,7 +229,8 @@ def test_every_part_is_rehearsed_on_the_processor(tmp_path: Path) -> None:
     out = tmp_path / "gpu"
     ended = run(sys.executable, out, "--rehearse", LIMIT="3600", TOTAL="14400")
     assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-4000:]
-    parts = ("tests", "models", "full", "case", "memory", "arrays", "latency", "bench")
+    on_models = ("models", "full", "case", "profile", "layers", "memory")
+    parts = ("tests", *on_models, "arrays", "latency", "bench")
     table = (out / "report.md").read_text(encoding="utf-8")
     for part in parts:
         assert f"| {part} | passed |" in table

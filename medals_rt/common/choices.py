@@ -5,7 +5,7 @@ from typing import Final, Literal, TypeAlias, get_args
 from medals_rt.common.errors import InputError
 
 RunnerKind: TypeAlias = Literal[
-    "openvino", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"
+    "openvino", "onnxruntime", "onnxruntime-cuda", "cudnn", "tensorrt", "tensorrt-rtx"
 ]
 """Inference libraries, each with its device."""
 

@@ -89,6 +89,12 @@ OPTIONAL_LIBRARIES: Final = (
         "('finds a GPU' if m.is_available() else 'finds no GPU')",
     ),
     OptionalLibrary(
+        "cuDNN frontend",
+        ("cudnn",),
+        ("nvidia-cudnn-frontend",),
+        "convolves on a GPU, the fastest there without TensorRT",
+    ),
+    OptionalLibrary(
         "TensorRT",
         ("tensorrt",),
         ("tensorrt", "tensorrt_cu13", "tensorrt_cu12"),

@@ -135,7 +135,7 @@ class RunnerSpec:
         Arithmetic that it offers on this machine for graphs of a precision, what it takes unasked
         first. May import the library.
     auto_reason
-        Why `auto` takes it, for the report.
+        Why `auto` takes it, for the report; empty where it never does.
     distributions
         Packages one of whose modules another package has too, so that they are looked for by name.
     graph_precisions

@@ -1,19 +1,42 @@
 """What runners on a GPU share: CuPy's arrays, one stream, and the order of work on it.
 
-Untried on a GPU; the tests run it on a fake of CuPy that keeps arrays in host memory.
+The tests run it on a fake of CuPy that keeps arrays in host memory.
 """
 
+import ctypes
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
 
 from medals_rt.common.errors import RunnerError
 from medals_rt.common.typing import Array
 from medals_rt.runners.base import TensorSpec
 
+_LIBRARIES: Final = (
+    *("libcudart", "libcublasLt", "libcublas", "libnvrtc", "libcurand", "libcufft", "libcudnn"),
+)
+"""What inference libraries are linked to or open by name, each after what it needs itself."""
 _ALIGNMENT_BYTES = 256
 """Where arrays must begin that TensorRT reads or writes; CuPy's pool takes multiples of 512."""
+
+
+@cache
+def load_cuda_libraries() -> None:
+    """Load CUDA and cuDNN from NVIDIA's Python packages, wherever on Python's path they lie.
+
+    Inference libraries look for them beside their own package only. What is missing or can't be
+    loaded is not told here: what needs it says so itself.
+    """
+    found = find_spec("nvidia")  # a namespace: each folder of Python's path may have a part of it
+    parts = () if found is None else found.submodule_search_locations or ()
+    folders = sorted(lib for part in parts for lib in Path(part).glob("*/lib"))
+    for name in _LIBRARIES:
+        for file in (file for folder in folders for file in sorted(folder.glob(f"{name}.so.*"))):
+            with suppress(OSError):
+                ctypes.CDLL(str(file))
 
 
 def runner_stream(cupy: Any) -> Any:
@@ -63,8 +86,12 @@ class Ordering:
         self._stream.synchronize()
 
 
-def device_inputs(cupy: Any, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+def device_inputs(
+    cupy: Any, name: str, feeds: Mapping[str, Array], *, views: bool = False
+) -> dict[str, Array]:
     """Return inputs as contiguous, aligned CuPy arrays: themselves, or for views copies.
+
+    With `views` they are taken as they are.
 
     Raises
     ------
@@ -78,6 +105,8 @@ def device_inputs(cupy: Any, name: str, feeds: Mapping[str, Array]) -> dict[str,
                 "CuPy arrays; move it with medals_rt.common.arrays.to_device(array, 'cuda')",
                 code="input-not-on-gpu",
             )
+    if views:
+        return dict(feeds)
     contiguous = {key: cupy.ascontiguousarray(array) for key, array in feeds.items()}
     return {key: array if _aligned(array) else array.copy() for key, array in contiguous.items()}
 

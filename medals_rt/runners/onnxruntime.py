@@ -1,15 +1,13 @@
 """ONNX Runtime, on the CPU and on a GPU.
 
-The part for GPUs has not been run on one; the tests run it on fakes of CuPy and of ONNX Runtime's
-binding of device memory, and those marked `gpu` are ready to run on a GPU.
+The part for GPUs gave the processor's labels on an H200; what that run led to mend is untried. The
+tests run it on fakes of CuPy and of ONNX Runtime's binding of device memory.
 """
 
-import ctypes
 import io
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,14 +40,11 @@ from medals_rt.runners.cuda import (
     Ordering,
     device_inputs,
     device_outputs,
+    load_cuda_libraries,
     runner_stream,
 )
 
 _CUDA = "CUDAExecutionProvider"
-_CUDA_LIBRARIES = tuple(
-    ["libcudart", "libcublasLt", "libcublas", "libnvrtc", "libcurand", "libcufft", "libcudnn"]
-)
-"""What its part for CUDA is linked to or opens, each after what it needs itself."""
 _TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -134,7 +129,10 @@ class ONNXRuntimeCUDARunner(Runner):
     Arrays are CuPy's and are bound by their addresses: nothing is copied but a view that is not
     contiguous, and that on the GPU. Outputs are new arrays from CuPy's pool that belong to the
     caller. Work is queued on the stream that runners share and ordered by events against the
-    caller's current stream; `run` does not wait for the GPU.
+    caller's current stream; `run` returns when the GPU is done. It could return earlier (the
+    library's `disable_synchronize_execution_providers`), but then page-locked buffers pile up until
+    the session is closed, and are freed in a callback in which CUDA forbids that: seen on an H200
+    with ONNX Runtime 1.31, the process ends there.
 
     The graph decides the arithmetic: fp16 where its tensors are, else fp32 without TF32.
     """
@@ -152,7 +150,7 @@ class ONNXRuntimeCUDARunner(Runner):
                 code="onnxruntime-without-cuda",
             )
         self._cupy = open_cupy("a runner on a GPU")
-        _load_cuda_libraries(onnxruntime)
+        _preload(onnxruntime)
         self._device = int(self._cupy.cuda.Device().id)
         self._ordering = Ordering(self._cupy, runner_stream(self._cupy))
         (graph_path,) = request.graph_paths
@@ -162,7 +160,8 @@ class ONNXRuntimeCUDARunner(Runner):
         provider = {
             "device_id": str(self._device),
             "user_compute_stream": str(runner_stream(self._cupy).ptr),
-            "use_tf32": "0",
+            # Without it no convolution runs on the matrix units, not in fp16 either.
+            "use_tf32": "1" if request.graph_precision == "fp16" else "0",
             "prefer_nhwc": "0",  # its kernels for channels last are for 2D
             "arena_extend_strategy": "kSameAsRequested",
         }
@@ -187,8 +186,6 @@ class ONNXRuntimeCUDARunner(Runner):
                 code="precision-unsupported",
             )
         self._run_options = onnxruntime.RunOptions()
-        # Else a run waits for the GPU; the order of work is kept by events.
-        self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Queue the computation of all outputs; see `Runner.run`."""
@@ -232,28 +229,16 @@ def import_onnxruntime() -> Any:
     return import_optional("ONNX Runtime", "the runner onnxruntime")
 
 
-def _load_cuda_libraries(onnxruntime: Any) -> None:
-    """Load CUDA and cuDNN from where NVIDIA's Python packages put them, if they do.
+def _preload(onnxruntime: Any) -> None:
+    """Have the library load what it needs of CUDA, from wherever it lies.
 
-    The library itself looks only beside its own package, and its packages may lie elsewhere on
-    Python's path. What is missing is not told here: a session that needs it says so itself.
+    What is printed of what is missing is dropped: a session that needs it says so itself.
     """
-    for folder in _cuda_folders():
-        for name in _CUDA_LIBRARIES:
-            for file in sorted(folder.glob(f"{name}.so.*")):
-                with suppress(OSError):
-                    ctypes.CDLL(str(file))
+    load_cuda_libraries()
     preload = getattr(onnxruntime, "preload_dlls", None)  # from 1.21 on
     if preload is not None:
         with redirect_stdout(io.StringIO()):
             preload()
-
-
-def _cuda_folders() -> list[Path]:
-    """Return the folders of libraries in NVIDIA's Python packages, on Linux."""
-    found = find_spec("nvidia")  # a namespace: each folder of Python's path may have a part of it
-    parts = () if found is None else found.submodule_search_locations or ()
-    return sorted(lib for part in parts for lib in Path(part).glob("*/lib"))
 
 
 def _open_session(

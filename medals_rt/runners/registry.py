@@ -4,6 +4,7 @@ from typing import Final
 
 from medals_rt.common.choices import RunnerKind
 from medals_rt.runners.base import RunnerSpec
+from medals_rt.runners.cudnn.runner import CUDNN
 from medals_rt.runners.onnxruntime import ONNXRUNTIME, ONNXRUNTIME_CUDA
 from medals_rt.runners.openvino import OPENVINO
 from medals_rt.runners.tensorrt import TENSORRT, TENSORRT_RTX
@@ -11,6 +12,7 @@ from medals_rt.runners.tensorrt import TENSORRT, TENSORRT_RTX
 REGISTRY: Final[tuple[RunnerSpec, ...]] = (
     TENSORRT,
     TENSORRT_RTX,
+    CUDNN,
     ONNXRUNTIME_CUDA,
     OPENVINO,
     ONNXRUNTIME,

@@ -299,7 +299,7 @@ def _automatic(bundle: Bundle | None) -> RunnerChoice:
     on_cpu: list[str] = []
     for spec in REGISTRY:
         needs_gpu = spec.device == "cuda"
-        if needs_gpu and found is None:
+        if not spec.auto_reason or (needs_gpu and found is None):
             continue
         reason = why_not(spec.kind, bundle)
         if reason:

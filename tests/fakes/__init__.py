@@ -58,7 +58,7 @@ def in_place(patch: pytest.MonkeyPatch) -> Iterator[Fakes]:
 
 def _faked_modules() -> list[str]:
     """List the modules that are faked, or hold on to one that is."""
-    roots = {"cupy", "cupyx", "tensorrt", "array_api_compat"}
+    roots = {"cudnn", "cupy", "cupyx", "tensorrt", "array_api_compat"}
     return [name for name in sys.modules if name.partition(".")[0] in roots]
 
 

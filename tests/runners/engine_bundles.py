@@ -53,7 +53,7 @@ def random_feeds(cupy: ModuleType, bundle: Bundle, graph: str, count: int, seed:
         tensor.name: cupy.asarray(
             rng.standard_normal(
                 [size if isinstance(size, int) else count for size in tensor.shape], np.float32
-            )
+            ).astype(tensor.dtype)
         )
         for tensor in bundle.graph(1, graph).inputs
     }

@@ -1,7 +1,7 @@
 """On a GPU: every runner that is installed against ONNX Runtime on the CPU.
 
-Ready to run where there is one: `pytest -m gpu -rs`. Elsewhere skipped aloud. Nothing here has been
-run on a GPU yet; `tests/fakes/test_fakes.py` runs it on fakes.
+Where there is one: `pytest -m gpu -rs`. Elsewhere skipped aloud; `tests/fakes/test_fakes.py` runs
+it on fakes.
 """
 
 import shutil

@@ -43,8 +43,16 @@ def test_results_and_what_is_bound(library, fakes, bundle):
     ((name, options),) = library.providers
     assert name == "CUDAExecutionProvider"
     assert (options["use_tf32"], options["prefer_nhwc"]) == ("0", "0")
-    key = "disable_synchronize_execution_providers"
-    assert library.run_options.get_run_config_entry(key) == "1"
+    with pytest.raises(RuntimeError, match="does not have configuration"):  # see the runner
+        library.run_options.get_run_config_entry("disable_synchronize_execution_providers")
+
+
+def test_matrix_units_compute_graphs_in_fp16_and_none_in_fp32(library, bundle):
+    path = bundle.graph_path(1, GRAPH)
+    for precision, allowed in (("fp16", "1"), ("fp32", "0"), (None, "0")):
+        open_runner("onnxruntime-cuda", path, graph_precision=precision)
+        ((_, options),) = library.providers
+        assert options["use_tf32"] == allowed
 
 
 def test_cuda_from_python_packages_is_loaded_before_a_session(library, bundle, capsys):

@@ -22,7 +22,7 @@ if os.environ.get("MEDALS_RT_FAKES") != "1":
 # as CuPy does when it is imported
 _Path(os.environ.get("CUPY_CACHE_DIR") or _Path.home() / ".cupy").mkdir(parents=True, exist_ok=True)
 
-from . import cuda  # noqa: F401
+from . import _kernels, cuda
 from ._arrays import _aligned, _card, _host, _host_items, _require, ndarray
 
 __version__ = "14.2.0+fake"
@@ -39,6 +39,7 @@ expand_dims flip isfinite isnan left_shift invert log log1p logical_and logical_
 maximum mean min moveaxis nonzero ones_like power prod reshape right_shift round sin cos
 sqrt squeeze stack sum swapaxes transpose unique where zeros_like
 arccos arccosh arcsin arcsinh arctan arctan2 arctanh sign
+matmul tanh
 """
 
 
@@ -142,6 +143,25 @@ def asnumpy(a):
 
 def is_available():
     return True
+
+
+class RawModule:
+    """Kernels of `medals_rt.runners.cudnn.kernels`, in NumPy; their code is compiled nowhere."""
+
+    def __init__(self, code, options):
+        assert isinstance(options, tuple)
+        self._code = code
+
+    def get_function(self, name):
+        assert f" {name}(" in self._code
+        compute = getattr(_kernels, name)
+
+        def launch(grid, block, args):
+            assert len(grid) == len(block) == 1
+            assert all(isinstance(each, ndarray | np.generic) for each in args)
+            cuda.get_current_stream().queue(lambda: compute(grid[0], *_host(tuple(args))))
+
+        return launch
 
 
 def get_default_memory_pool():

@@ -25,5 +25,7 @@ class Device:
     def __hash__(self):
         return hash(self.id)
 
+    attributes = {"MultiProcessorCount": 4}  # noqa: RUF012 - CuPy's is a dictionary
+
     def synchronize(self):
         log.append(("synchronize device", self.id))

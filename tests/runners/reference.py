@@ -1,0 +1,34 @@
+"""A backend of `medals_rt.runners.cudnn` on the processor, slow, and surely right."""
+
+import numpy as np
+from scipy import special
+
+
+class NumpyOperations:
+    """Convolutions and norms in fp32 and fp64; what comes back is float16."""
+
+    xp = np
+
+    def convolve(self, volume, weights, stride):
+        assert volume.dtype == weights.dtype == np.float16
+        assert volume.flags.c_contiguous
+        assert weights.flags.c_contiguous
+        assert volume.shape[-1] == weights.shape[-1]
+        assert volume.shape[-1] % 8 == 0
+        padded = np.pad(volume.astype(np.float32), [(1, 1)] * 3 + [(0, 0)])
+        sizes = volume.shape[:3]
+        found = np.zeros((*sizes, weights.shape[0]), np.float32)
+        for i, j, k in np.ndindex(3, 3, 3):
+            part = padded[i : i + sizes[0], j : j + sizes[1], k : k + sizes[2]]
+            found += part @ weights[:, i, j, k].astype(np.float32).T
+        return np.ascontiguousarray(found[::stride, ::stride, ::stride]).astype(np.float16)
+
+    def norm_activate(self, volume, scale, shift, epsilon, alpha):
+        assert volume.flags.c_contiguous
+        exact = volume.astype(np.float64)
+        axes = (0, 1, 2)
+        exact = (exact - exact.mean(axes)) / np.sqrt(exact.var(axes) + epsilon) * scale + shift
+        volume[...] = np.where(exact > 0, exact, alpha * exact)
+
+    def erf(self, values):
+        return special.erf(values)
