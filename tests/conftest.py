@@ -9,6 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests import cores
+
+cores.take_a_share()  # before NumPy is loaded, which counts the cores
+
 import array_api_strict
 import numpy as np
 import pytest
@@ -28,6 +32,10 @@ from tests.paths import GOLDEN
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
+# Tests make and drop many objects; by default, looking for circles among them takes a tenth of the
+# time.
+gc.set_threshold(20_000, 20, 20)
+
 
 def pytest_collection_finish() -> None:
     """Spare the garbage collector what all imports together have made, which stays anyway."""
@@ -44,6 +52,13 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("MEDALS_RT_CACHE", "CUPY_CACHE_DIR"):
             patch.setenv(variable, str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """All cores of the machine, for what is only tested where several threads work."""
+    with cores.all_cores():
         yield
 
 

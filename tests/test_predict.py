@@ -70,6 +70,7 @@ def give_case(workspace: Path, name: str) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("all_cores")
 @pytest.mark.skipif(os.name != "posix", reason="a shell is needed")
 def test_the_entry_in_a_clean_folder(workspace: Path) -> None:
     given = give_case(workspace, "ct_liver_tumors")

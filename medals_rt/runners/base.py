@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Literal, Protocol, Self, TypeAlias
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.common.cgroups import CGROUP, cpu_quota
+from medals_rt.common.arrays import usable_cores
 from medals_rt.common.choices import PRECISIONS, Convolution, Precision, RunnerKind
 from medals_rt.common.errors import InputError, RunnerError
 from medals_rt.common.gpu import Gpu
@@ -246,8 +246,9 @@ def not_quantized(asked: str | None) -> InputError:
 def thread_limit(threads: int | None) -> int:
     """Return how many threads to ask a library for; 0 leaves it to the library.
 
-    Libraries look at the machine's cores. In a container that may use only part of them (a CPU
-    quota) that means many threads waiting for each other, so the quota is given to them.
+    Libraries look at the machine's cores. Where only part of them may be used (a container's CPU
+    quota, a batch's worker that keeps to its cores) that means many threads waiting for each
+    other, so the number is given to them.
 
     Raises
     ------
@@ -260,5 +261,5 @@ def thread_limit(threads: int | None) -> int:
                 f"threads must be at least 1, got {threads}", code="threads-not-positive"
             )
         return threads
-    quota = cpu_quota(CGROUP)
-    return quota if quota is not None and quota < (os.cpu_count() or 1) else 0
+    cores = usable_cores()
+    return cores if cores < (os.cpu_count() or 1) else 0

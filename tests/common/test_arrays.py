@@ -116,6 +116,7 @@ def test_half_precision_arrays_are_arrays(xp: Any) -> None:
     )
 
 
+@pytest.mark.usefixtures("all_cores")
 def test_threads_do_every_block_and_report_errors() -> None:
     done = np.zeros(1000, np.int64)
 

@@ -47,7 +47,7 @@ def test_requirements_are_those_of_the_project() -> None:
     [
         (("openvino",), ("cpu",)),
         (("onnxruntime",), ("onnx", "export")),
-        (("Onnxruntime_GPU", "onnxruntime"), ("onnx", "gpu", "gpu-cuda13", "export")),
+        (("Onnxruntime_GPU", "onnxruntime"), ("onnx", "export", "gpu", "gpu-cuda13")),
         (("matplotlib",), ("preview", "bench")),
         (("tensorrt_rtx_cu13_bindings",), ("rtx",)),
         (("numpy",), ()),

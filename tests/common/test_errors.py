@@ -3,7 +3,6 @@
 import ast
 import re
 from collections.abc import Iterator
-from functools import cache
 
 from medals_rt.common import errors
 from medals_rt.common.errors import (
@@ -32,15 +31,16 @@ SPECIFIC = {DeviceLostError, MissingFileError, MissingDependencyError, ServedPro
 PACKAGES = ("medals_rt", "medals_export", "medals_serve")
 
 
-@cache
-def nodes(*folders: str) -> tuple[tuple[str, ast.AST], ...]:
-    """Every node of the syntax trees below these folders, and its file."""
-    return tuple(
-        (path.relative_to(ROOT).as_posix(), node)
-        for folder in folders
-        for path in sorted((ROOT / folder).rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    )
+def nodes(*folders: str) -> Iterator[tuple[str, ast.AST]]:
+    """Every node of the syntax trees below these folders, and its file.
+
+    Parsed again for each test: to keep half a million nodes takes the garbage collector longer.
+    """
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            file = path.relative_to(ROOT).as_posix()
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                yield file, node
 
 
 def made() -> Iterator[tuple[str, type[MedalsError], ast.expr | None]]:

@@ -22,6 +22,8 @@ from medals_rt.common.interruption import (
 from medals_rt.inference.network import StageNetwork
 from tests.paths import ROOT
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 LIBRARIES = {
     "openvino": {"runner": "openvino", "precision": "fp32", "convolution": "direct"},
     "winograd": {"runner": "openvino", "precision": "fp32", "convolution": "winograd"},

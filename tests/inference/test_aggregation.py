@@ -179,6 +179,7 @@ def test_blocks_groups_chunks_and_halves_change_nothing(
     np.testing.assert_array_equal(label_map.probability_hwd, expected_probability)
 
 
+@pytest.mark.usefixtures("all_cores")
 def test_large_windows_go_through_blocks_and_threads_to_the_same_bits() -> None:
     """More voxels than one block: what threads share out must come together."""
     window, shape, values = (96, 96, 32), (150, 130, 40), (1, 2)

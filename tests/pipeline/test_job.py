@@ -125,6 +125,7 @@ def test_probability_maps_by_run_and_python_are_alike(tiny_bundle: Bundle, tmp_p
     assert disagree.mean() < 0.03  # both came from the stage's grid, each by its own rule
 
 
+@pytest.mark.usefixtures("all_cores")
 def test_threads_are_bounded_by_the_cores_and_change_no_label(
     tiny_bundle: Bundle, tmp_path: Path
 ) -> None:

@@ -219,6 +219,7 @@ def test_memory_order_changes_nothing_but_memory(
     np.testing.assert_array_equal(to_host(found), expected)
 
 
+@pytest.mark.usefixtures("all_cores")
 def test_slabs_shared_by_threads_leave_no_seam_in_labels() -> None:
     labels = np.random.default_rng(6).integers(0, 3, (170, 120, 130)).astype(np.uint8)
     labels[40:80] = 1

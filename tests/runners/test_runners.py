@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from medals_export.graph_plans import graph_plans
 from medals_export.verify import relative_error
+from medals_rt.common.arrays import usable_cores
 from medals_rt.common.errors import InputError, MissingFileError, RunnerError
 from medals_rt.common.subprocesses import run_python
 from medals_rt.runners.selection import open_joined, open_runner
@@ -163,6 +164,7 @@ def test_files_that_are_no_graph(tmp_path, kind):
         open_runner(kind, broken)
 
 
+@pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_asked_for_are_used(tiny_bundle, kind):
     assert open_graph(tiny_bundle, kind, "query_decoder", threads=1).threads == 1
@@ -200,7 +202,7 @@ def test_compiled_graphs_are_kept_by_content_and_arithmetic(
         second.run(feeds)["adapted_queries"], first.run(feeds)["adapted_queries"]
     )
     open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="another", precision="fp32")
-    open_graph(tiny_bundle, "openvino", "query_decoder", **options, threads=1)
+    open_graph(tiny_bundle, "openvino", "query_decoder", **options, threads=usable_cores() + 1)
     assert len(blobs(tmp_path)) == 3
 
 

@@ -10,7 +10,7 @@ import pytest
 from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS
 from medals_rt.common.errors import InputError, MissingDependencyError
 from medals_rt.common.optional_deps import OPTIONAL_LIBRARIES
-from medals_rt.runners import selection
+from medals_rt.runners import base, selection
 from medals_rt.runners.base import thread_limit
 from medals_rt.runners.registry import REGISTRY
 from medals_rt.runners.selection import check_arithmetic, choose, why_not
@@ -123,6 +123,14 @@ def test_choosing_imports_no_library():
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("usable", "in_machine", "limit"), [(2, 8, 2), (8, 8, 0), (1, None, 0)])
+def test_libraries_hear_of_cores_that_must_not_be_used(monkeypatch, usable, in_machine, limit):
+    monkeypatch.setattr(base, "usable_cores", lambda: usable)
+    monkeypatch.setattr(os, "cpu_count", lambda: in_machine)
+    assert thread_limit(None) == limit
+    assert thread_limit(3) == 3
 
 
 def test_threads_must_be_positive():

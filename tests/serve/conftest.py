@@ -32,9 +32,9 @@ def client(served: Running) -> Iterator[ServiceClient]:
         yield found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def careless_client() -> Iterator[None]:
-    """Collect what a client of someone else's left open before the next test can be blamed."""
+    """Collect what clients of others left open before another file's tests can be blamed."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)

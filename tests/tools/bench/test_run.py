@@ -56,7 +56,7 @@ def question(bundle: Bundle, case: Path, backend: Backend, **more: object) -> Qu
         bundle=str(bundle.folder),
         case=str(case),
         prompts=str(case.with_name("noise.prompts.json")),
-        threads=2,
+        threads=1,
         repetitions=1,
         refinement="masked",
         class_counts=(1, 5, 40),
