@@ -137,7 +137,7 @@ def text_of(report: dict[str, Any]) -> str:
 {report["date"]}, {machine["processor"]}, {cores} cores. A window of the released size
 ({" x ".join(map(str, report["window_hwd"]))}), {report["classes"]} classes, OpenVINO,
 {report["precision"]}. Seconds on the clock; in brackets those of the processor by cores, which is
-what it would take on a machine of its own (load average before: {report["load_average_before"]}).
+what it takes at least by itself (load average before: {report["load_average_before"]}).
 Repeat it: `python benchmarks/cancel.py`.
 
 | convolutions | pass | whole, s | canceled | median wait, s | longest, s | next window the same |
