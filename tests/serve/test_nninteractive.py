@@ -30,12 +30,16 @@ CLASS = "CT/anatomy/liver"
 TOKEN = "a token of twenty letters"  # noqa: S105
 
 
-@contextmanager
-def session(served: Running, place: str = CLASS, **given: Any) -> Iterator[Any]:
-    remote = pytest.importorskip(
+def client() -> Any:
+    """The module of the client; without it a test is skipped."""
+    return pytest.importorskip(
         "nnInteractive.inference.remote", reason="nninteractive-client isn't installed"
     )
-    with remote.nnInteractiveRemoteInferenceSession(
+
+
+@contextmanager
+def session(served: Running, place: str = CLASS, **given: Any) -> Iterator[Any]:
+    with client().nnInteractiveRemoteInferenceSession(
         f"{served.address}/nninteractive/{place}", **given
     ) as found:
         yield found
@@ -151,14 +155,12 @@ def test_a_client_is_kept_waiting_past_its_patience(
 
 
 def test_what_is_refused_says_why_where_clients_show_it(served: Running, remote: Any) -> None:
-    from nnInteractive.inference.remote import ServerAtCapacityError
-
     for place, said in (
         ("CT/anatomy/right_kidney", "where left is"),
         ("CT/anatomy/qwertyuiop", "qwertyuiop"),
         ("XY/anatomy/liver", "XY"),
     ):
-        with pytest.raises(ServerAtCapacityError, match=said), session(served, place):
+        with pytest.raises(client().ServerAtCapacityError, match=said), session(served, place):
             pass
     for work, said in (
         (lambda: remote.add_point_interaction((1, 2, 3), include_interaction=True), "points"),
@@ -166,13 +168,11 @@ def test_what_is_refused_says_why_where_clients_show_it(served: Running, remote:
         (lambda: remote.set_target_buffer(np.zeros((2, 3, 4))), "shape"),
         (lambda: remote.add_scribble_interaction(np.ones((1, 2, 3), np.uint8), True), "shape"),
     ):
-        with pytest.raises(ServerAtCapacityError, match=said):
+        with pytest.raises(client().ServerAtCapacityError, match=said):
             work()
 
 
 def test_a_lease_is_a_session(served: Running) -> None:
-    from nnInteractive.inference.remote import SessionExpiredError
-
     until(lambda: served.files() == [])  # sessions of other tests are gone
     with session(served) as found:
         assert found.ping()
@@ -183,7 +183,7 @@ def test_a_lease_is_a_session(served: Running) -> None:
         assert len(served.files()) == 3
         service = served.server.config.app.state.service
         service.end_session(service.sessions.find(found._lease_token))
-        with pytest.raises(SessionExpiredError, match="time is over"):
+        with pytest.raises(client().SessionExpiredError, match="time is over"):
             found.lease_status()
     until(lambda: served.files() == [])
     with session(served) as found:
@@ -219,15 +219,13 @@ def test_a_client_that_gives_up_cancels_its_job(
 
 
 def test_limits_and_the_token_are_those_of_the_api(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    from nnInteractive.inference.remote import ServerAtCapacityError
-
     with running(tiny_bundle, tmp_path, token=TOKEN, max_sessions=1, max_voxels=1000) as served:
         with pytest.raises(httpx.HTTPStatusError, match="401"), session(served):
             pass
         with session(served, api_key=TOKEN) as found:
             assert found.ping()
-            with pytest.raises(ServerAtCapacityError, match="voxels"):
+            with pytest.raises(client().ServerAtCapacityError, match="voxels"):
                 found.set_image(image()[None], {"spacing": SPACING})
-            full = pytest.raises(ServerAtCapacityError, match="sessions")
+            full = pytest.raises(client().ServerAtCapacityError, match="sessions")
             with full, session(served, api_key=TOKEN):
                 pass
