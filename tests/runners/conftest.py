@@ -1,13 +1,24 @@
-"""What the tests of runners on fakes share."""
+"""What the tests of runners share, on fakes and on a GPU."""
 
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.common import gpu
 from tests.fakes import Fakes, in_place
 from tests.runners.engine_bundles import build_fake_engines
+
+
+@pytest.fixture(scope="module")
+def cupy() -> ModuleType:
+    """CuPy, where it finds a GPU."""
+    module = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if gpu.find_gpu() is None or not module.is_available():
+        pytest.skip("there is no CUDA GPU")
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ it on fakes.
 
 import shutil
 
-import numpy as np
 import pytest
 
 from medals_export.engines import build_engines
@@ -21,20 +20,18 @@ from medals_rt.runners.selection import choose, installed, open_runner
 from medals_rt.runners.tensorrt import TensorRTRunner
 from medals_rt.runners.tensorrt_library import open_library
 from tests.runners.engine_bundles import engine_of, random_feeds
+from tests.runners.on_gpu import (
+    agreement_of_a_whole_case,
+    assert_close,
+    assert_ordered_with_the_callers_stream,
+    assert_results_are_the_callers_own,
+    expected,
+)
 
 pytestmark = pytest.mark.gpu
 
 CUDA_KINDS = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 TOLERANCE = verification_for("fp32").relative_error
-
-
-@pytest.fixture(scope="module")
-def cupy():
-    """CuPy, where it finds a GPU."""
-    module = pytest.importorskip("cupy", reason="CuPy is not installed")
-    if find_gpu() is None or not module.is_available():
-        pytest.skip("there is no CUDA GPU")
-    return module
 
 
 @pytest.fixture(scope="module", params=CUDA_KINDS)
@@ -66,65 +63,30 @@ def trt_kind(kind):
     return kind
 
 
-def expected(bundle, graph, feeds):
-    on_cpu = open_runner("onnxruntime", bundle.graph_path(1, graph))
-    return on_cpu.run({key: array.get() for key, array in feeds.items()})
-
-
-def assert_close(found, wanted):
-    assert found.keys() == wanted.keys()
-    for key, array in found.items():
-        scale = float(np.abs(wanted[key]).max())
-        assert float(np.abs(array.get() - wanted[key]).max()) <= TOLERANCE * scale, key
-
-
 @pytest.mark.parametrize("graph", GRAPH_NAMES)
 def test_every_graph_gives_what_the_cpu_does(kind, bundle, cupy, graph):
     runner = open_runner(kind, bundle.graph_path(1, graph), name=graph)
     for count in (1, 3, 7, 3):
         feeds = random_feeds(cupy, bundle, graph, count, seed=count)
-        assert_close(runner.run(feeds), expected(bundle, graph, feeds))
+        assert_close(runner.run(feeds), expected(bundle, graph, feeds), TOLERANCE)
     runner.close()
 
 
 def test_outputs_are_the_callers_own_and_repeat_to_the_byte(kind, bundle, cupy):
     runner = open_runner(kind, bundle.graph_path(1, "refiner"))
-    feeds, others = (random_feeds(cupy, bundle, "refiner", 3, seed=seed) for seed in (0, 1))
-    first = runner.run(feeds)["probabilities"]
-    kept = first.copy()
-    other = runner.run(others)["probabilities"]
-    again = runner.run(feeds)["probabilities"]
-    assert not bool((other == kept).all())
-    assert bool((first == kept).all())
-    assert bool((again == kept).all())
-    assert first.data.ptr != again.data.ptr
+    assert_results_are_the_callers_own(cupy, bundle, runner)
 
 
 def test_order_against_the_callers_stream(kind, bundle, cupy):
-    """Inputs written just before, and overwritten just after, on a stream of the caller's."""
     runner = open_runner(kind, bundle.graph_path(1, "refiner"))
-    sources = [random_feeds(cupy, bundle, "refiner", 2, seed=seed) for seed in range(6)]
-    wanted = [expected(bundle, "refiner", feeds) for feeds in sources]
-    cupy.cuda.Device().synchronize()
-    found = []
-    with cupy.cuda.Stream(non_blocking=True) as stream:
-        feeds = {key: cupy.empty_like(array) for key, array in sources[0].items()}
-        for source in sources:
-            for key, array in source.items():
-                feeds[key][...] = array
-            found.append(runner.run(feeds))
-            for array in feeds.values():
-                array.fill(float("nan"))
-        stream.synchronize()
-    for each, right in zip(found, wanted, strict=True):
-        assert_close(each, right)
+    assert_ordered_with_the_callers_stream(cupy, bundle, runner, TOLERANCE)
 
 
 def test_views_are_taken(kind, bundle, cupy):
     runner = open_runner(kind, bundle.graph_path(1, "refiner"))
     feeds = random_feeds(cupy, bundle, "refiner", 2)
     turned = {key: cupy.asfortranarray(array) for key, array in feeds.items()}
-    assert_close(runner.run(turned), expected(bundle, "refiner", feeds))
+    assert_close(runner.run(turned), expected(bundle, "refiner", feeds), TOLERANCE)
 
 
 def test_caller_provided_outputs_and_cuda_graphs(trt_kind, bundle, cupy):
@@ -138,7 +100,7 @@ def test_caller_provided_outputs_and_cuda_graphs(trt_kind, bundle, cupy):
         given["probabilities"].fill(float("nan"))
         found = runner.run(feeds, given)
         assert found["probabilities"] is given["probabilities"]
-        assert_close(found, expected(bundle, "refiner", feeds))
+        assert_close(found, expected(bundle, "refiner", feeds), TOLERANCE)
     assert len(runner._graphs) == 1
     runner.close()
 
@@ -148,7 +110,7 @@ def test_more_prompts_than_the_profile_has(trt_kind, bundle, cupy):
     least, most = runner.prompt_counts
     assert least == 1
     feeds = random_feeds(cupy, bundle, "refiner", most)
-    assert_close(runner.run(feeds), expected(bundle, "refiner", feeds))
+    assert_close(runner.run(feeds), expected(bundle, "refiner", feeds), TOLERANCE)
     with pytest.raises(RunnerError) as refused:
         runner.run(random_feeds(cupy, bundle, "refiner", most + 1))
     assert refused.value.code == "prompt-count"
@@ -169,17 +131,4 @@ def test_auto_takes_the_engines(trt_kind, bundle):
 
 
 def test_a_whole_case(kind, bundle):
-    """From text to labels, against ONNX Runtime on the CPU."""
-    from medals_rt.io.volume import Volume
-    from medals_rt.pipeline.segmenter import Segmenter
-
-    rng = np.random.default_rng(5)
-    image = rng.integers(0, 256, (20, 24, 28)).astype(np.float32)
-    volume = Volume(image, (3.0, 2.0, 2.0))
-    prompts = {"1": "Liver in abdominal CT", "2": "Right kidney in abdominal CT"}
-    labels = {}
-    for runner in ("onnxruntime", kind):
-        with Segmenter.open(bundle, runner=runner, precision="fp32") as segmenter:
-            labels[runner] = segmenter.segment(volume, prompts).labels_dhw
-    agreement = float(np.mean(labels["onnxruntime"] == labels[kind]))
-    assert agreement >= 0.999
+    assert agreement_of_a_whole_case(bundle, kind, "fp32") >= 0.999
