@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         PromptError,
     )
     from medals_rt.common.notes import Note
+    from medals_rt.inference.corrections import Correction
     from medals_rt.inference.kept import FeatureCache
     from medals_rt.io.case import Case
     from medals_rt.io.registry import read_case, read_labels, write_segmentation
@@ -60,6 +61,7 @@ _HOMES = {
     "BundleError": "common.errors",
     "Case": "io.case",
     "CaseError": "common.errors",
+    "Correction": "inference.corrections",
     "FeatureCache": "inference.kept",
     "InputError": "common.errors",
     "Job": "pipeline.job_request",
@@ -88,6 +90,7 @@ __all__ = [
     "BundleError",
     "Case",
     "CaseError",
+    "Correction",
     "FeatureCache",
     "InputError",
     "Job",

@@ -127,7 +127,7 @@ class ServiceClient:
     def upload_mask(
         self, image: State, file: str | Path | bytes, *, filename: str | None = None
     ) -> State:
-        """Upload labels drawn on an image, for `submit`'s `spatial_prompts`."""
+        """Upload labels drawn on an image, or a corrected result, for `submit`."""
         given = {"image": image["image"], "filename": filename or _name(file)}
         return self._send("/v1/masks", given, file)
 
@@ -142,6 +142,7 @@ class ServiceClient:
         *,
         modality: str | None = None,
         spatial_prompts: State | None = None,
+        corrects: State | None = None,
         **options: Any,
     ) -> State:
         """Ask for a segmentation and return the job as it waits.
@@ -156,6 +157,9 @@ class ServiceClient:
             Of the image, for sentences that don't name it.
         spatial_prompts
             A mask from `upload_mask`.
+        corrects
+            The job whose result the mask is, corrected; without a mask, what the job was shown is
+            kept.
         options
             As `model` lists them.
         """
@@ -167,6 +171,8 @@ class ServiceClient:
         )
         if spatial_prompts is not None:
             body["spatial_prompts"] = spatial_prompts["mask"]
+        if corrects is not None:
+            body["corrects"] = corrects["job"]
         return self._json("POST", "/v1/jobs", json=body)
 
     def job(self, job: State) -> State:

@@ -24,6 +24,7 @@ from medals_rt.common.atomic_io import atomic_output, write_json
 from medals_rt.common.errors import InputError
 from medals_rt.common.interruption import interrupted_by
 from medals_rt.common.notes import Note
+from medals_rt.inference.corrections import Correction, parts_of
 from medals_rt.io.format import stem
 from medals_rt.io.palette import hex_color, label_color
 from medals_rt.io.registry import FORMATS, check_own_grid
@@ -35,7 +36,7 @@ from medals_rt.pipeline.csv_tables import (
     write_csv,
 )
 from medals_rt.pipeline.job import passes_recorded, segment_job
-from medals_rt.pipeline.job_inputs import prepare_job
+from medals_rt.pipeline.job_inputs import prepare_job, read_annotation
 from medals_rt.pipeline.job_outputs import check_mesh, files_of_maps
 from medals_rt.pipeline.job_request import Job, ReadJob
 from medals_rt.pipeline.job_results import (
@@ -49,6 +50,7 @@ from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest, lost_notes, on_grid
 from medals_rt.pipeline.report import RunReport
 from medals_rt.pipeline.segmenter import CoarseLabels, Result, Segmenter
+from medals_rt.pipeline.window_groups import part_of_annotation
 from medals_rt.prompts.prompt_set import PromptReading, PromptSet
 from medals_serve.images import CaseCache, ServedImage, ServedMask, write_placed
 from medals_serve.problems import JobEndedError, ServiceError, log_failure, problem_of
@@ -198,6 +200,8 @@ class ServedJob:
         That it may run.
     keep
         Accounts for a file that was written, or removes it and raises.
+    corrects
+        The job whose result is corrected, if any.
     """
 
     def __init__(
@@ -207,6 +211,7 @@ class ServedJob:
         cases: CaseCache,
         seconds: float,
         keep: Callable[[Path], None],
+        corrects: ServedJob | None = None,
     ) -> None:
         self.image = image
         self.folder = job.output.parent
@@ -217,6 +222,8 @@ class ServedJob:
         self._cases = cases
         self._seconds = seconds
         self._keep = keep
+        self._corrects = corrects
+        self._corrections: tuple[Correction, ...] | None = None
         self._status: JobStatus = "queued"
         self._stage: str | None = None
         self._done = self._total = 0
@@ -250,8 +257,66 @@ class ServedJob:
                 self._end("canceled", JobEndedError(why, code="job-canceled"))
 
     def prepare(self) -> ReadJob:
-        """Read what the job needs and check it, as `medals-rt run` does before the model opens."""
-        return prepare_job(self._job, self._cases.case(self.image))
+        """Read what the job needs and check it, as `medals-rt run` does before the model opens.
+
+        Raises
+        ------
+        InputError
+            The request can't be used.
+        ServiceError
+            The job that is corrected has no result, or is of other classes.
+        """
+        job, before = self._job, self._corrects
+        if self._corrections is not None:  # they hold what was drawn
+            job = replace(job, spatial_prompts=None)
+        read = prepare_job(job, self._cases.case(self.image))
+        if before is None:
+            return read
+        before.check_classes(read.prompts)
+        labels = read.prompts.labels
+        if self._corrections is None:
+            self._corrections = parts_of(before.corrections, labels)
+            if read.annotation_dhw is not None:
+                made = Correction.of(before.labels_dhw(), read.annotation_dhw, labels)
+                self._corrections = (*self._corrections, made)
+        drawn = part_of_annotation(before.first_drawing(), labels)
+        return replace(read, annotation_dhw=drawn, corrections=self._corrections)
+
+    @property
+    def corrections(self) -> tuple[Correction, ...]:
+        """What was changed of the results that led to this job."""
+        return self._corrections or ()
+
+    def first_drawing(self) -> npt.NDArray[Any] | None:
+        """Return the labels that guided the first of the jobs that led to this one, if any did."""
+        if self._corrects is not None:
+            return self._corrects.first_drawing()
+        if self._job.spatial_prompts is None:
+            return None
+        volume = self._cases.case(self.image).volume
+        drawn: npt.NDArray[Any] = read_annotation(self._job.spatial_prompts, volume)[0]
+        return drawn
+
+    def check_classes(self, prompts: PromptSet) -> None:
+        """Check that this job is done, and that its labels mean the same in other prompts.
+
+        Raises
+        ------
+        ServiceError
+        """
+        self._finished_report()
+        asked = {each.label: each.class_key for each in prompts.prompts}
+        own = () if self._prompts is None else self._prompts.prompts
+        others = [
+            each.label for each in own if asked.get(each.label, each.class_key) != each.class_key
+        ]
+        if others:
+            raise ServiceError(
+                f"the labels {others} mean other classes in the job that is corrected: keep the "
+                "label of a class from job to job",
+                code="corrects-other-classes",
+                status=HTTPStatus.CONFLICT,
+            )
 
     def run(self, segmenter: Segmenter) -> None:
         """Segment, and keep what came of it; every error becomes the job's."""
@@ -366,6 +431,7 @@ class ServedJob:
                 "windows_done": self._done,
                 "windows_total": self._total,
                 "coarse_parts": self._coarse,
+                "corrects": None if self._corrects is None else self._corrects.name,
                 "probabilities": self._job.probabilities is not None,
                 "seconds_left": left,
                 "seconds_run": round(
@@ -467,6 +533,10 @@ class ServedJob:
                 status=HTTPStatus.CONFLICT,
             )
         return self._coarse_file(number)
+
+    def labels_dhw(self) -> npt.NDArray[Any]:
+        """Return the labels in canonical orientation, `(D, H, W)`; see `labels`."""
+        return self._outcome()[1].labels_dhw
 
     def labels_kji(self) -> npt.NDArray[Any]:
         """Return the labels on the file's own grid, `(k, j, i)`; see `labels`."""

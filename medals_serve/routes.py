@@ -319,8 +319,12 @@ async def submit_job(body: JobBody, service: Here, owner: Owner) -> JobState:
     mask = None if body.spatial_prompts is None else owner.mask(body.spatial_prompts)
     if mask is not None and mask.image != image.name:
         raise not_found("mask")
+    corrects = None if body.corrects is None else owner.job(body.corrects)
+    if corrects is not None and corrects.image is not image:
+        raise not_found("job")
     asked = JobRequest(body.prompts, body.modality, body.options)
-    return _job_state(service, await service.add_job(owner, image, mask, asked))
+    job = await service.add_job(owner, image, asked, mask=mask, corrects=corrects)
+    return _job_state(service, job)
 
 
 @jobs.get("")

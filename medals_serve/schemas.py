@@ -147,7 +147,16 @@ class JobBody(_Closed):
     modality: Modality | None = Field(
         default=None, description="Of the image, for sentences that don't name it."
     )
-    spatial_prompts: str | None = Field(default=None, description="A mask, for hybrid mode.")
+    spatial_prompts: str | None = Field(
+        default=None,
+        description="A mask: for hybrid mode, or as the corrected result of `corrects`.",
+    )
+    corrects: str | None = Field(
+        default=None,
+        description="A finished job of the same image, whose result was corrected: windows that "
+        "decide about what differs from `spatial_prompts` are shown it, all others what they were "
+        "shown in that job. Without `spatial_prompts`, what that job was shown is kept.",
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="As GET /v1/model lists them.", examples=[{"seed": 0}]
     )
@@ -182,6 +191,7 @@ class JobState(BaseModel):
         description="Parts of the coarse result that can be had while the fine stage runs, one a "
         "group of classes: `/v1/jobs/{job}/coarse/1` and on."
     )
+    corrects: str | None = Field(description="The job whose result it corrects.")
     probabilities: bool = Field(description="Whether it keeps probability maps.")
     seconds_left: float | None = Field(description="Of the stage that runs.")
     seconds_run: float

@@ -334,9 +334,24 @@ class Service:
     # Jobs -----------------------------------------------------------------------------------------
 
     async def add_job(
-        self, owner: ClientSession, image: ServedImage, mask: ServedMask | None, asked: JobRequest
+        self,
+        owner: ClientSession,
+        image: ServedImage,
+        asked: JobRequest,
+        *,
+        mask: ServedMask | None = None,
+        corrects: ServedJob | None = None,
     ) -> ServedJob:
         """Check what a job asks for, and put it into the queue.
+
+        Parameters
+        ----------
+        owner, image, asked
+            Whose it is, and what is asked.
+        mask
+            Labels drawn on the image.
+        corrects
+            The job whose result was corrected, and became `mask`.
 
         Raises
         ------
@@ -357,7 +372,7 @@ class Service:
         self.engine.check_room()
         folder = image.folder / secrets.token_hex(8)
         try:
-            job = await self.in_thread(self._make_job, owner, folder, image, mask, asked)
+            job = await self.in_thread(self._make_job, owner, folder, image, mask, asked, corrects)
             owner.jobs[job.name] = job  # from here on, whoever ends the session cancels it
             owner.image(image.name)  # still there
             owner.check_open()
@@ -382,6 +397,7 @@ class Service:
         image: ServedImage,
         mask: ServedMask | None,
         asked: JobRequest,
+        corrects: ServedJob | None,
     ) -> ServedJob:
         folder.mkdir(mode=0o700)
         job = ServedJob(
@@ -390,6 +406,7 @@ class Service:
             self.cases,
             self.settings.job_s,
             lambda file: self.sessions.keep(owner, file),
+            corrects,
         )
         job.prepare()
         return job

@@ -96,6 +96,14 @@ def run_command(
     spatial_prompts: Annotated[
         Path | None, typer.Option(help="Labels drawn by hand to start from (hybrid mode).")
     ] = None,
+    corrects: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RESULT",
+            help="The result, found from the text alone, that --spatial-prompts corrects: only "
+            "windows that decide about what differs are shown it, the rest stays.",
+        ),
+    ] = None,
     resample: Annotated[
         bool,
         typer.Option(
@@ -117,6 +125,11 @@ def run_command(
             "there is nothing to resample: --resample is for the labels of --spatial-prompts",
             code="nothing-to-resample",
         )
+    if corrects is not None and spatial_prompts is None:
+        raise InputError(
+            f"what became of {corrects.name}? give the corrected labels with --spatial-prompts",
+            code="nothing-corrected",
+        )
     job = Job(
         input=input_file,
         output=output or default_output(input_file),
@@ -134,6 +147,7 @@ def run_command(
         series=series,
         select=tuple(select or ()),
         spatial_prompts=spatial_prompts,
+        corrects=corrects,
         resample=resample,
         options=options,
         store=store,

@@ -307,6 +307,13 @@ def bounding_box(array: Array) -> Box | None:
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
 
+def enclosing(*boxes: Box) -> Box:
+    """Return the smallest box that holds some others."""
+    low = np.min([each[0] for each in boxes], axis=0).tolist()
+    high = np.max([each[1] for each in boxes], axis=0).tolist()
+    return tuple(low), tuple(high)
+
+
 def box_slices(box: Box) -> tuple[slice, slice, slice]:
     """Return a box as an index into an ``(A, B, C)`` array."""
     a, b, c = (slice(low, high) for low, high in zip(*box, strict=True))

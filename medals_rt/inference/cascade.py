@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Final
 
-from medals_rt.common.arrays import bounding_box, contiguous, namespace
+from medals_rt.common.arrays import bounding_box, contiguous, enclosing, namespace
 from medals_rt.common.choices import STAGE_NAMES, StageNumber
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array, Box, Shape, Spacing
+from medals_rt.inference.corrections import Correction, StageCorrection
 from medals_rt.inference.hybrid_prompts import fine_prompts, labels_in
 from medals_rt.inference.kept import Kept
 from medals_rt.inference.network import Network
@@ -33,6 +34,8 @@ from medals_rt.planning.time_budget import QUALITY_LEVELS, Budget, Watchdog, cho
 
 ONE_STAGE: Final = "one-stage"
 """Code of the note that says that a result is a single stage's."""
+CORRECTED: Final = "corrected"
+"""Code of the note that says how much of a result a correction reached."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class CaseRun:
     on_coarse
         Called with the coarse stage's labels on its own grid `(H, W, D)`, as soon as they are
         known, where a fine stage may replace them.
+    corrections
+        What a person changed of earlier results of the case, in order.
     """
 
     image_dhw: Array
@@ -79,6 +84,7 @@ class CaseRun:
     kept: Kept | None = None
     on_coarse: Callable[[Array], None] | None = None
     keep_maps: bool = False
+    corrections: Sequence[Correction] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,8 @@ class StageSummary:
 
     `spacing_mm_hwd` is the image's spacing as dynamic resampling read it. `passes` counts the
     network's encoder passes; `iterations` the masked refinements of a window; `windows_kept` the
-    windows that needed no pass, because what they need was kept of an earlier run. For memory,
+    windows that needed no pass, because what they need was kept of an earlier run;
+    `windows_corrected` those that were shown what a person changed of a result. For memory,
     results were aggregated in `column_blocks` blocks of the image and in `class_groups` groups of
     classes, each of which runs the windows that reach into it: `window_runs` in all. The sums of
     one took `accumulators_mib`; classes were classified `classes_per_chunk` at a time. The process
@@ -112,6 +119,7 @@ class StageSummary:
     accumulators_mib: float = 0.0
     expected_peak_mib: float = 0.0
     windows_kept: int = 0
+    windows_corrected: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,32 +156,33 @@ def run_stages(
     )
     first: list[StageNumber] = [1] if runs_coarse else []
     stages = first if rules.skip_fine else [*first, 2]
-    shown_first = annotation_dhw is not None and (not runs_coarse or rules.skip_fine)
+    drawn = annotation_dhw is not None or bool(case.corrections)
+    shown_first = drawn and (not runs_coarse or rules.skip_fine)
     _check_limits(networks, case, stages, prompted=shown_first)
     if runs_coarse:
         shown = annotation_dhw if rules.skip_fine else None
-        plans = _plans(networks[1], case, outline.whole, prompted=shown is not None)
+        prompted = shown is not None or bool(rules.skip_fine and case.corrections)
+        plans = _plans(networks[1], case, outline.whole, prompted=prompted)
         plan = _choose_coarse(networks, case, plans)
         outcomes.append(_run(networks, 1, case, outline.whole, shown, plan))
         if rules.skip_fine:
             return outcomes
         prompt_map = fine_prompts(outcomes[0].labels_dhw, annotation_dhw, lesion=rules.lesion)
     box = None if prompt_map is None else bounding_box(prompt_map > 0)
+    changed = [each.changed_box_dhw for each in case.corrections]
     region = outline.whole
     if box is None:
         if prompt_map is not None and outcomes and outline.preset.empty_coarse == "final":
-            return [replace(outcomes[0], labels_dhw=prompt_map)]
+            if not changed:
+                return [replace(outcomes[0], labels_dhw=prompt_map)]
+            region = _region_around(case, networks[2], changed)
         prompt_map = None
     elif outcomes or annotated.issuperset(case.task.labels):
-        region = region_of_interest(
-            box,
-            outline.shape_dhw,
-            outline.spacing_hwd_mm,
-            networks[2].spec,
-            rules,
-            outline.preset,
-        )
-    plans = _plans(networks[2], case, region, prompted=prompt_map is not None)
+        region = _region_around(case, networks[2], [box])
+        if enclosing(region, *changed) != region:  # else windows stay, and what is kept of them
+            region = _region_around(case, networks[2], [box, *changed])
+    prompted = prompt_map is not None or bool(changed)
+    plans = _plans(networks[2], case, region, prompted=prompted)
     of_pass = _seconds_per_pass(networks, case).get(2)
     chosen = _choose(case, "fine", plans, of_pass, may_be_left_out=bool(outcomes))
     if chosen is None and outcomes:
@@ -183,8 +192,35 @@ def run_stages(
     return [*outcomes, _run(networks, 2, case, region, prompt_map, chosen or plans[-1])]
 
 
+def _region_around(case: CaseRun, fine: Network, boxes: Sequence[Box]) -> Box:
+    """Return what the fine stage looks at."""
+    outline = case.outline
+    return region_of_interest(
+        enclosing(*boxes),
+        outline.shape_dhw,
+        outline.spacing_hwd_mm,
+        fine.spec,
+        outline.rules,
+        outline.preset,
+    )
+
+
 def stage_notes(case: CaseRun, outcomes: Sequence[StageOutcome]) -> tuple[Note, ...]:
-    """Note that a result is a single stage's, and why; time that ran out is noted by the budget."""
+    """Note how far corrections reach, and if a result is a single stage's, why.
+
+    Time that ran out is noted by the budget.
+    """
+    record = outcomes[-1].record
+    if not case.corrections or case.outline.mode == "none":
+        return _one_stage_notes(case, outcomes)
+    text = (
+        f"what was corrected was shown to {record.windows_corrected} of the {record.windows} "
+        f"windows of the {record.name} stage: those that decide about it"
+    )
+    return (Note(CORRECTED, text), *_one_stage_notes(case, outcomes))
+
+
+def _one_stage_notes(case: CaseRun, outcomes: Sequence[StageOutcome]) -> tuple[Note, ...]:
     if len(outcomes) > 1 or (case.budget is not None and case.budget.missing):
         return ()
     rules, name = case.outline.rules, outcomes[0].record.name
@@ -303,8 +339,10 @@ def _run(
     geometry, memory, name = stage_plan.geometry, stage_plan.memory, STAGE_NAMES[number]
     of_pass = _seconds_per_pass(networks, case).get(number)
     inside = tuple(slice(low, high) for low, high in zip(*box, strict=True))
+    made = case.corrections if number == 2 or case.outline.rules.skip_fine else ()
     if case.outline.mode == "none":
-        prompt_map_dhw = None
+        prompt_map_dhw, made = None, ()
+    corrections = [StageCorrection.at(each, box, geometry, case.image_dhw) for each in made]
     shown = None if prompt_map_dhw is None else to_hwd(prompt_map_dhw[inside])
     result = run_stage(
         networks[number],
@@ -312,6 +350,7 @@ def _run(
         to_hwd(case.image_dhw[inside]),
         case.task,
         prompt_labels_hwd=shown,
+        corrections=corrections,
         keep_probability=case.keep_probability,
         keep_maps=case.keep_maps,
         watch=case.watch,
@@ -348,7 +387,7 @@ def _run(
         windows=len(geometry.windows),
         passes=result.passes,
         iterations=stage_plan.window_pass.further_iterations,
-        prompts=_prompts_in_words(stage_plan, shown is not None),
+        prompts=_prompts_in_words(stage_plan, shown is not None or bool(corrections)),
         class_groups=memory.class_groups,
         column_blocks=memory.column_blocks,
         window_runs=memory.window_runs,
@@ -356,6 +395,7 @@ def _run(
         accumulators_mib=round(memory.slab_bytes / 2**20, 1),
         expected_peak_mib=round(memory.expected_bytes / 2**20, 1),
         windows_kept=result.kept,
+        windows_corrected=result.corrected,
     )
     maps = None
     if result.maps_nhwd is not None:

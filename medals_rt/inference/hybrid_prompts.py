@@ -6,6 +6,7 @@ classes take the coarse prediction.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -39,17 +40,7 @@ def checked_annotation(
     if annotation is None:
         return None
     array = np.asarray(annotation)
-    if array.shape != tuple(shape_dhw):
-        raise CaseError(
-            f"the annotation has shape {array.shape}, the image {tuple(shape_dhw)} (D, H, W): "
-            "use an annotation drawn on this image's grid",
-            code="annotation-shape",
-        )
-    if array.dtype.kind not in "biu":
-        raise CaseError(
-            f"the annotation must hold integer labels, its type is {array.dtype}",
-            code="annotation-type",
-        )
+    check_label_map(array, shape_dhw, "the annotation")
     found = labels_in(array)
     unknown = sorted(found - set(prompts.labels))
     if unknown:
@@ -63,6 +54,27 @@ def checked_annotation(
             "the annotation is empty: leave it out, or draw something", code="annotation-empty"
         )
     return array.astype(label_dtype(max(prompts.labels)))
+
+
+def check_label_map(array: npt.NDArray[Any], shape_dhw: tuple[int, ...], what: str) -> None:
+    """Check that labels lie on the image's grid, as far as shapes tell, and are integers.
+
+    Raises
+    ------
+    CaseError
+        ``annotation-shape`` or ``annotation-type``.
+    """
+    if array.shape != tuple(shape_dhw):
+        raise CaseError(
+            f"{what} has shape {array.shape}, the image {tuple(shape_dhw)} (D, H, W): "
+            "use one drawn on this image's grid",
+            code="annotation-shape",
+        )
+    if array.dtype.kind not in "biu":
+        raise CaseError(
+            f"{what} must hold integer labels, its type is {array.dtype}",
+            code="annotation-type",
+        )
 
 
 def check_start(preset: Preset, *, annotated: bool) -> None:
@@ -101,14 +113,24 @@ def fine_prompts(coarse_dhw: Array, annotation_dhw: Array | None, *, lesion: boo
     """
     xp = namespace(coarse_dhw)
     labels = coarse_dhw
-    nothing = xp.zeros((), dtype=labels.dtype, device=labels.device)
     if not lesion:
+        nothing = xp.zeros((), dtype=labels.dtype, device=labels.device)
         labels = xp.where(
             drop_small_components(labels > 0, SMALLEST_COMPONENT_VOXELS), labels, nothing
         )
     if annotation_dhw is None:
         return labels
+    return drawn_over(labels, annotation_dhw, labels_in(annotation_dhw))
+
+
+def drawn_over(labels: Array, drawn: Array, replaced: Collection[int]) -> Array:
+    """Draw over a label map, of which the labels `replaced` go: they come from the drawing alone.
+
+    Both are ``(A, B, C)``, on one grid and device; what is 0 in `drawn` is not drawn over.
+    """
+    xp = namespace(labels)
     stays = np.ones(int(xp.max(labels)) + 1, dtype=np.bool_)
-    stays[[label for label in labels_in(annotation_dhw) if label < len(stays)]] = False
-    labels = xp.where(look_up(stays, labels), labels, nothing)
-    return xp.where(annotation_dhw > 0, xp.astype(annotation_dhw, labels.dtype), labels)
+    stays[[label for label in replaced if label < len(stays)]] = False
+    nothing = xp.zeros((), dtype=labels.dtype, device=labels.device)
+    kept = xp.where(look_up(stays, labels), labels, nothing)
+    return xp.where(drawn > 0, xp.astype(drawn, labels.dtype), kept)

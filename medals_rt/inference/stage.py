@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
+import numpy as np
+
 from medals_rt.common.arrays import contiguous, namespace, owned, settle
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array
 from medals_rt.inference.aggregation import LabelMap, SlabAggregator, empty_label_map
+from medals_rt.inference.corrections import StageCorrection, correct
 from medals_rt.inference.kept import Kept, digest_of
 from medals_rt.inference.mirroring import mirrored
 from medals_rt.inference.network import Network
@@ -54,7 +57,8 @@ class StageResult:
     `maps_nhwd` are the probabilities of every class, where they are kept, on the stage's own grid.
     `passes` counts encoder passes: windows without any prompt need only one. `hastened` are runs of
     windows in fewer passes than planned because time ran out, `left_out` those that were not made,
-    `kept` those that needed none, for an earlier run had made what they need.
+    `kept` those that needed none, for an earlier run had made what they need. `corrected` windows
+    were shown what a person changed of a result.
     """
 
     labels_hwd: Array
@@ -63,6 +67,7 @@ class StageResult:
     hastened: int = 0
     left_out: int = 0
     kept: int = 0
+    corrected: int = 0
     maps_nhwd: Array | None = None
 
 
@@ -73,6 +78,7 @@ def run_stage(
     task: StageTask,
     *,
     prompt_labels_hwd: Array | None,
+    corrections: Sequence[StageCorrection] = (),
     keep_probability: bool,
     keep_maps: bool = False,
     watch: Stopwatch,
@@ -97,6 +103,9 @@ def run_stage(
         Classes and masks.
     prompt_labels_hwd
         Label map on the same grid whose masks are the spatial prompts `S_p`; None: text only.
+    corrections
+        What a person changed of earlier results, in order: windows that decide about it are shown
+        it.
     keep_probability
         Also return the largest probability, which post-processing needs.
     keep_maps
@@ -129,6 +138,7 @@ def run_stage(
             if of_grid is not None:
                 of_grid.put(image, [image])
         prompt_map = None
+        blocks = stage_plan.window_pass.block_size
         prompts: Sequence[LabelPrompts | None] = [None] * len(geometry.windows)
         if prompt_labels_hwd is not None:
             prompt_map = pad_far_end(
@@ -137,8 +147,11 @@ def run_stage(
                 ),
                 geometry.padded_shape_hwd,
             )
-            blocks = stage_plan.window_pass.block_size
             prompts = label_prompts(prompt_map, geometry.windows, task.labels, blocks)
+        if corrections:
+            prompts, prompt_map = correct(
+                prompts, prompt_map, corrections, geometry.windows, task.labels, blocks
+            )
         weights = gaussian_weights(geometry.spec.window_hwd, xp)
         settle(image)
     with watch.step(f"{name}: open graphs"):
@@ -168,6 +181,7 @@ def run_stage(
             watchdog,
             measured,
             of_grid,
+            text_only=prompt_labels_hwd is None,
         )
     )
     for sweep in memory.sweeps:
@@ -197,6 +211,7 @@ def run_stage(
             )
         settle(labels_hwd)
     counts = sweeper.counts
+    corrected = np.any([each.decides for each in corrections], axis=0)
     return StageResult(
         labels_hwd,
         probability,
@@ -204,6 +219,7 @@ def run_stage(
         counts.hastened,
         counts.left_out,
         counts.kept,
+        int(np.count_nonzero(corrected)),
         maps,
     )
 
@@ -222,6 +238,8 @@ class StageInput:
         Spatial prompts of each window; None where it holds none.
     kept
         What is kept of the image on this grid; None: nothing is.
+    text_only
+        There are no prompts but those of corrections: other windows get what they get without.
     """
 
     network: Network
@@ -235,6 +253,7 @@ class StageInput:
     watchdog: Watchdog | None
     measured: MutableMapping[int, float] | None
     kept: Kept | None = None
+    text_only: bool = False
 
 
 @dataclass
@@ -362,6 +381,8 @@ class _Sweeper:
                     aggregator.begin(window)
             if window_pass is not None:
                 window_pass = replace(window_pass, window_index=index, wanted=sweep.classes)
+                if stage.text_only and stage.prompts[index] is None:
+                    window_pass = window_pass.from_text
                 self._aggregate_window(aggregator, window_pass, sweep.classes.start)
             self.counts.done += 1
             self._report_progress()

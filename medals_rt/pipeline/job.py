@@ -90,6 +90,7 @@ def segment_job(
         read.prompts,
         read.job.segment_options,
         spatial_prompts=read.annotation_dhw,
+        corrections=read.corrections,
         provenance=Provenance(
             seconds={**read.seconds, **(seconds_before or {})},
             notes=(*read.case.notes, *_modality_notes(read)),

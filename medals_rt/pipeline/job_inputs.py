@@ -13,6 +13,7 @@ from medals_rt.common.errors import CaseError, PromptError
 from medals_rt.common.notes import Note
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
+from medals_rt.inference.corrections import Correction
 from medals_rt.inference.hybrid_prompts import check_start
 from medals_rt.io.case import Case
 from medals_rt.io.grids import fill_left_out, grid_of, same_grid
@@ -69,9 +70,13 @@ def prepare_job(job: Job, case: Case, progress: Progress | None = None) -> ReadJ
     if job.spatial_prompts is not None:
         annotation, moved = read_annotation(job.spatial_prompts, case.volume, resample=job.resample)
         case = replace(case, notes=(*case.notes, *moved))
+    corrections: tuple[Correction, ...] = ()
+    if job.corrects is not None and annotation is not None:
+        result, _ = read_annotation(job.corrects, case.volume)
+        corrections, annotation = (Correction.of(result, annotation, prompts.labels),), None
     preset = job.options.segment.algorithm
     check_window(job.options.segment.window, prompts.modality, preset)
-    check_start(preset, annotated=annotation is not None)
+    check_start(preset, annotated=annotation is not None or bool(corrections))
     notes = (
         *check_prompted_outputs(job, case, prompts),
         *idle_options(job.options.segment, {key.kind for key in prompts.class_keys}),
@@ -79,7 +84,7 @@ def prepare_job(job: Job, case: Case, progress: Progress | None = None) -> ReadJ
     )
     case = replace(case, notes=(*case.notes, *notes))
     check_combination(prompts, preset)
-    return ReadJob(job, case, prompts, annotation, {})
+    return ReadJob(job, case, prompts, annotation, {}, corrections)
 
 
 def _thread_notes(options: RunOptions) -> tuple[Note, ...]:

@@ -217,7 +217,7 @@ def own_ending(path: Path) -> str:
 
 def _named(job: Job) -> tuple[list[Path], list[Path]]:
     """Return the files that a job names: those that it reads, and those that it writes."""
-    inputs = (job.input, job.source.file, job.spatial_prompts)
+    inputs = (job.input, job.source.file, job.spatial_prompts, job.corrects)
     outputs = (job.output, job.report, job.preview, job.statistics, job.instances, job.sr)
     table = None if job.statistics is None else lesion_table(job.statistics)
     return (

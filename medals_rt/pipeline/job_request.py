@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from medals_rt.common.choices import OutputFormat
+from medals_rt.inference.corrections import Correction
 from medals_rt.io.case import Case
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest
@@ -36,8 +37,11 @@ class Job:
         Folder of a probability map for each class, if at all; see `inference.probability_maps`.
     spatial_prompts
         A file of labels drawn by the user (hybrid mode).
+    corrects
+        The file of a result that `spatial_prompts` corrects, on the case's grid: only windows that
+        decide about what differs are shown it (`inference.corrections`).
     resample
-        Whether these are brought onto the case's grid where they lie on another one.
+        Whether labels drawn on another grid are brought onto the case's.
     series
         Which series of a DICOM folder, as for `registry.read_case`.
     select
@@ -66,6 +70,7 @@ class Job:
     split: Path | None = None
     probabilities: Path | None = None
     spatial_prompts: Path | None = None
+    corrects: Path | None = None
     resample: bool = False
     series: str | None = None
     select: tuple[str, ...] = ()
@@ -86,8 +91,8 @@ class Job:
 class ReadJob:
     """A job whose files have been read.
 
-    `annotation_dhw` are the labels drawn by the user, on the case's grid; `seconds` is what reading
-    took, by step.
+    `annotation_dhw` are the labels drawn by the user, on the case's grid, `corrections` what was
+    changed of results; `seconds` is what reading took, by step.
     """
 
     job: Job
@@ -95,3 +100,4 @@ class ReadJob:
     prompts: PromptSet
     annotation_dhw: Any | None
     seconds: dict[str, float]
+    corrections: tuple[Correction, ...] = ()

@@ -26,6 +26,7 @@ from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array, Spacing
 from medals_rt.inference.cascade import CaseRun, run_stages, stage_notes
+from medals_rt.inference.corrections import Correction, check_corrections, parts_of
 from medals_rt.inference.hybrid_prompts import check_start, checked_annotation
 from medals_rt.inference.kept import Kept, KeptImage
 from medals_rt.inference.network import Network, StageNetwork, convolution_of
@@ -244,6 +245,7 @@ class Segmenter:
         options: SegmentOptions | None = None,
         *,
         spatial_prompts: npt.NDArray[Any] | None = None,
+        corrections: Sequence[Correction] = (),
         provenance: Provenance | None = None,
         progress: Progress | None = None,
         kept: KeptImage | None = None,
@@ -266,6 +268,11 @@ class Segmenter:
         spatial_prompts
             An annotation `(D, H, W)` on the volume's grid with label values of `prompts`: it
             replaces the coarse prediction of the labels that it holds (hybrid mode).
+        corrections
+            What a person changed of the result of this call without them, then of its result with
+            the first of them, and so on: `medals_rt.Correction.of`. Windows that decide about a
+            change are shown the corrected labels; all others are shown what they were shown
+            before, so that nothing changes far from a change.
         provenance
             What is known of the case from before, for the report and the time budget.
         progress
@@ -284,7 +291,7 @@ class Segmenter:
         TypeError
             `volume` is no `Volume`, `options` are no `SegmentOptions`, or `prompts` none of theirs.
         CaseError
-            The annotation does not fit the volume.
+            The annotation or a correction does not fit the volume.
         BundleError
             The bundle does not cover a class.
         InputError
@@ -316,21 +323,28 @@ class Segmenter:
         preset = options.algorithm
         check_window(options.window, prompts.modality, preset)
         check_combination(prompts, preset)
-        check_start(preset, annotated=spatial_prompts is not None)
+        check_start(preset, annotated=spatial_prompts is not None or bool(corrections))
         watch = Stopwatch()
         annotation = checked_annotation(spatial_prompts, volume.shape_dhw, prompts)
         spacing_hwd_mm, spacing_notes = spacing_of_volume(volume, preset, prompts.modality)
         groups = case_groups(volume, prompts, options.window, preset)
         by_probability = len(groups) > len(prompts.parts) and preset.merge == "probability"
+        check_corrections(corrections, volume.shape_dhw, prompts)
         annotations = [part_of_annotation(annotation, group.prompts.labels) for group in groups]
+        corrected = [parts_of(corrections, group.prompts.labels) for group in groups]
         of_image = None if kept is None else kept.begin(volume).at(self._token)
         outlines = self._outlines(volume, spacing_hwd_mm, groups, options, kept)
-        for outline, own_annotation in zip(outlines, annotations, strict=True):
+        for outline, own_annotation, own_corrections in zip(
+            outlines, annotations, corrected, strict=True
+        ):
             specs = stages_of(outline.rules, [each.spec for each in self._networks.values()])
-            check_memory(outline, specs, prompted=own_annotation is not None)
+            drawn = own_annotation is not None or bool(own_corrections)
+            check_memory(outline, specs, prompted=drawn)
         spent_before, classes_before = sum(provenance.seconds.values()), 0
         results: list[GroupResult] = []
-        for group, outline, own_annotation in zip(groups, outlines, annotations, strict=True):
+        for group, outline, own_annotation, own_corrections in zip(
+            groups, outlines, annotations, corrected, strict=True
+        ):
             # A group has the time of its classes, and what earlier groups left of theirs.
             own = (options.time_budget or 0.0) * classes_before
             budget = case_budget(
@@ -349,6 +363,7 @@ class Segmenter:
                     options,
                     budget,
                     own_annotation,
+                    own_corrections,
                     progress_of(progress, group),
                     of_image,
                     on_coarse,
@@ -372,7 +387,8 @@ class Segmenter:
                     *prompts.notes,
                     *volume_notes(volume),
                     *spacing_notes,
-                    *_annotation_notes(annotation, options),
+                    *_annotation_notes(annotation is not None or bool(corrections), options),
+                    *_correction_notes(corrections, merged.labels_dhw),
                 ),
             ),
             watch.total(),
@@ -447,6 +463,7 @@ class Segmenter:
         options: SegmentOptions,
         budget: Budget | None,
         annotation: Labels | None,
+        corrections: tuple[Correction, ...],
         progress: Progress | None,
         kept: Kept | None,
         on_coarse: Callable[[CoarseLabels], None] | None,
@@ -481,6 +498,7 @@ class Segmenter:
                 measured=self._measured,
                 kept=of_window,
                 keep_maps=options.probabilities,
+                corrections=corrections,
             )
             if on_coarse is not None:
                 call = on_coarse
@@ -561,15 +579,27 @@ def _prepared(
     return found
 
 
-def _annotation_notes(annotation: Labels | None, options: SegmentOptions) -> tuple[Note, ...]:
+def _annotation_notes(is_drawn: bool, options: SegmentOptions) -> tuple[Note, ...]:
     """Warn of drawn labels that are no prompts."""
-    if annotation is None or options.refinement != "none":
+    if not is_drawn or options.refinement != "none":
         return ()
     text = (
         "drawn labels only bound where the fine stage looked: refinement none segments from the "
         "text alone"
     )
     return (warning("annotation-not-shown", text),)
+
+
+def _correction_notes(corrections: Sequence[Correction], labels_dhw: Labels) -> tuple[Note, ...]:
+    """Tell how much of the last correction is in the result: the model may answer otherwise."""
+    if not corrections:
+        return ()
+    changed = len(corrections[-1].changed_dhw)
+    text = (
+        f"{corrections[-1].voxels_kept(labels_dhw):,} of the {changed:,} voxels that were "
+        "corrected last are so in the result; a correction guides the model and does not bind it"
+    )
+    return (Note("correction-kept", text),)
 
 
 def _mask_key(image_dhw: npt.NDArray[np.float32], *, scaled: bool) -> str:

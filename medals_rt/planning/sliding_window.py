@@ -5,6 +5,7 @@ Paper section 2.5, system section 5. Arrays are in model order ``(H, W, D)``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
@@ -17,6 +18,11 @@ from medals_rt.common.typing import Array, Namespace, Shape
 
 HALF_OVERLAP = 0.5
 """Share of a window that it has in common with its neighbor along an axis."""
+
+DECIDING_SHARE = 0.25
+"""Of the largest weight that any window has at a voxel: with less, a window hardly decides there.
+Between neighbors at half a window that is farther than 7 % of a window from where they weigh the
+same."""
 
 _SIGMA_SHARE = 1 / 8
 _TRUNCATE_SIGMAS = 4.0
@@ -63,6 +69,47 @@ def plan_windows(
         for j in w
         for k in d
     )
+
+
+def deciding_windows(
+    points_hwd: npt.NDArray[np.integer], windows: Sequence[Window]
+) -> npt.NDArray[np.bool_]:
+    """Return which windows decide about any of some voxels (`DECIDING_SHARE`).
+
+    Each voxel has one at least.
+
+    Parameters
+    ----------
+    points_hwd
+        ``(n, 3)``, voxels of the padded image.
+    windows
+        All of it, from `plan_windows`.
+
+    Returns
+    -------
+    numpy.ndarray
+        One bool a window.
+    """
+    shares: list[dict[int, npt.NDArray[np.float64]]] = []
+    for axis in range(3):
+        starts = sorted({window.starts_hwd[axis] for window in windows})
+        stop = max(window.stops_hwd[axis] for window in windows)
+        length = windows[0].stops_hwd[axis] - windows[0].starts_hwd[axis]
+        weights = np.zeros((len(starts), stop))
+        for row, start in zip(weights, starts, strict=True):
+            row[start : start + length] = _gaussian_profile(length)
+        of_starts = weights / weights.max(axis=0)
+        shares.append(dict(zip(starts, of_starts, strict=True)))
+
+    def decides(window: Window) -> bool:
+        points, share = points_hwd, np.ones(len(points_hwd))
+        for axis, start in enumerate(window.starts_hwd):
+            share = share * shares[axis][start][points[:, axis]]
+            near = share >= DECIDING_SHARE  # the other axes' shares are 1 at most
+            points, share = points[near], share[near]
+        return len(points) > 0
+
+    return np.array([decides(window) for window in windows], dtype=np.bool_)
 
 
 def padded_shape(shape_hwd: Shape, window_hwd: Shape) -> Shape:

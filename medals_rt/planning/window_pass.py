@@ -1,6 +1,8 @@
 """Which passes of the network one window gets, and how many (paper, Algorithm 2)."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import gcd
 from typing import Final, Literal, TypeAlias
@@ -65,6 +67,11 @@ class WindowPass:
         pairs = () if self.prompted is None else (self.prompted,) * self.prompted.iterations
         first = (None,) if self.starts_from_text or not pairs else ()
         return (*first, *pairs, *(self.further,) * self.further_iterations)
+
+    @property
+    def from_text(self) -> WindowPass:
+        """The same in a stage that is given no prompts."""
+        return self if self.starts_from_text else replace(self, prompted=None)
 
     @property
     def averages(self) -> bool:

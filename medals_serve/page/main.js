@@ -247,8 +247,7 @@ async function startRun() {
     const request = { image: scan.image, modality: scan.modality, ...asked };
     request.options.preset = byId("preset").value;
     request.options.probabilities = byId("probabilities").checked;
-    const correction = await sendCorrection(scan, labels);
-    if (correction !== null) request.spatial_prompts = correction;
+    Object.assign(request, await drawingOf(scan, labels));
     const started = await api.startJob(request);
     scan.asked = { job: started.job, classes };
     scan.remember();
@@ -260,20 +259,42 @@ async function startRun() {
   refreshRun();
 }
 
-/* Sends the classes that the drawing has changed, with the labels that the result will have, and
-returns the mask's name; null without any. */
-async function sendCorrection(scan, labels) {
-  if (!viewer.isDrawing) return null;
-  const touched = viewer.changedLabels();
+/* Sends what was drawn, and returns what a job is asked for because of it. What was drawn over a
+result corrects it: only around the changes something is found again. So does a later run of the
+same classes, which keeps what was corrected before. */
+async function drawingOf(scan, labels) {
+  const touched = viewer.isDrawing ? viewer.changedLabels() : new Set();
   const changed = new Map([...labels].filter(([label]) => touched.has(label)));
-  if (changed.size === 0) return null;
+  if (keepsLabels(scan, labels)) {
+    const asked = { corrects: scan.run.job };
+    if (changed.size > 0) {
+      const { bytes } = await viewer.drawingFile(labels);
+      asked.spatial_prompts = (await api.sendMask(scan.image, bytes)).mask;
+    }
+    return asked;
+  }
+  if (scan.run?.corrects) {
+    byId("run-hint").textContent = "The corrections so far can't be kept with these classes.";
+  }
+  if (changed.size === 0) return {};
   const { bytes, drawn } = await viewer.drawingFile(changed);
   const erased = scan.chips.filter(({ label }) => changed.has(label) && !drawn.has(label));
   if (erased.length > 0) {
     const names = erased.map(({ name }) => name).join(", ");
     byId("run-hint").textContent = `Erased altogether, so found again from its name: ${names}.`;
   }
-  return drawn.size === 0 ? null : (await api.sendMask(scan.image, bytes)).mask;
+  return drawn.size === 0 ? {} : { spatial_prompts: (await api.sendMask(scan.image, bytes)).mask };
+}
+
+/* Whether the result that is shown can be corrected by a run with these labels: its classes keep
+theirs, and all can be drawn. */
+function keepsLabels(scan, labels) {
+  if (scan.run === null) return false;
+  const name = (each) => `${each.modality}/${classKey(each)}`;
+  const own = new Map(scan.run.classes.map((found) => [found.label, name(found)]));
+  const same = scan.chips.every((chip) => labels.get(chip.label) === chip.label
+    && (own.get(chip.label) ?? name(chip)) === name(chip));
+  return same && viewer.drawable([...labels.keys()]).length === labels.size;
 }
 
 function follow(scan, first) {

@@ -269,7 +269,7 @@ async def _infer(
     params, state, drawn = await _sent(request, service, asker)
     try:
         asked, mask = await _asked(service, owner, state, params, drawn, model)
-        job = await service.add_job(owner, state.image, mask, asked)
+        job = await service.add_job(owner, state.image, asked, mask=mask)
     finally:
         if drawn is not None:
             owner.masks.pop(drawn.name, None)

@@ -421,7 +421,7 @@ async def _predict(
     run = _Run(service, asked, drawing, mask)
     try:
         run.job = await service.add_job(
-            owner, image, mask, JobRequest([lease.sentence], None, {"kind": lease.kind})
+            owner, image, JobRequest([lease.sentence], None, {"kind": lease.kind}), mask=mask
         )
         if not await over(request, run.job, PATIENCE_S):
             box = [[0, size] for size in lease.shape_zyx]

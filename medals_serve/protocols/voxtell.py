@@ -105,7 +105,7 @@ async def start_job(body: _JobBody, service: Here) -> Response:
     asked = JobRequest(body.prompts, None, {})
     try:
         with owner.in_use():
-            job = await service.add_job(owner, state.image, None, asked)
+            job = await service.add_job(owner, state.image, asked)
     except MedalsError as error:
         if len(state.refused) >= service.settings.max_jobs:
             raise

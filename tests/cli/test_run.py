@@ -99,10 +99,35 @@ def test_hybrid_mode(run: Callable[..., Result], tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
 
 
+def test_a_corrected_result(run: Callable[..., Result], out: Path, tmp_path: Path) -> None:
+    """`--corrects` shows it to the windows that decide about it, as the library does."""
+    first, drawn = tmp_path / "first.npz", tmp_path / "drawn.npz"
+    assert run(output=first).exit_code == 0
+    with np.load(first) as found:
+        labels, spacing = found["segs"], found["spacing"]
+    corrected = labels.copy()
+    corrected[:2, :3, :3] = 1 - (corrected[:2, :3, :3] > 0)
+    np.savez(drawn, segs=corrected, spacing=spacing)
+    report = out / "r.json"
+    words = {"corrects": first, "spatial_prompts": drawn, "output": out / "second.npz"}
+    result = run(report=report, **words)
+    assert result.exit_code == 0, result.output
+    assert "windows of the fine stage: those that decide about it" in result.output
+    fine = json.loads(report.read_text(encoding="utf-8"))["stages"][-1]
+    assert 0 < fine["windows_corrected"] < fine["windows"]
+    words["spatial_prompts"] = first
+    refused = run(**words)
+    assert error_of(refused).code == "correction-empty"
+    words["spatial_prompts"] = drawn
+    refused = run(**{**words, "output": first})
+    assert refused.exit_code != 0, "it would replace the result that is corrected"
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
         (("--resample",), "nothing-to-resample"),
+        (("--corrects", "result.npz"), "nothing-corrected"),
         (("--statistics", "table.xlsx"), "ending-of-another-format"),
         (("--preview", "picture.JPG"), "ending-of-another-format"),
     ],

@@ -13,6 +13,8 @@ from scipy.ndimage import gaussian_filter
 
 from medals_rt.common.arrays import to_host
 from medals_rt.planning.sliding_window import (
+    DECIDING_SHARE,
+    deciding_windows,
     gaussian_weights,
     gaussian_weights_float16,
     pad_far_end,
@@ -103,3 +105,34 @@ def test_padding_is_at_the_far_end(xp: Any) -> None:
     assert padded.dtype == xp.float32
     np.testing.assert_array_equal(to_host(padded), np.pad(to_host(image), ((0, 1), (0, 0), (0, 2))))
     assert pad_far_end(image, (2, 2, 2)) is image
+
+
+@given(
+    st.tuples(*[st.integers(6, 40)] * 3),
+    st.sampled_from([(6, 8, 4), (5, 6, 6)]),
+    st.integers(0, 99),
+)
+def test_windows_that_decide_about_a_voxel(
+    shape: tuple[int, int, int], window: tuple[int, int, int], seed: int
+) -> None:
+    padded = padded_shape(shape, window)
+    windows = plan_windows(padded, window)
+    point = np.random.default_rng(seed).integers(0, padded)
+    at = np.zeros(len(windows))
+    for number, each in enumerate(windows):
+        inside = point - each.starts_hwd
+        if ((inside >= 0) & (inside < window)).all():
+            at[number] = gaussian_weights(window)[tuple(inside)]
+    found = deciding_windows(point[None], windows)
+    assert found.any()
+    largest = at.max()
+    assert found[at > 1.01 * DECIDING_SHARE * largest].all()  # weights are rounded to float16
+    assert not found[at < 0.99 * DECIDING_SHARE * largest].any()
+
+
+def test_windows_decide_about_any_of_some_voxels() -> None:
+    windows = plan_windows((8, 8, 16), (8, 8, 8))
+    assert len(windows) == 3
+    ends = deciding_windows(np.array([[4, 4, 1], [4, 4, 15]]), windows)
+    assert ends.tolist() == [True, False, True]
+    assert deciding_windows(np.array([[4, 4, 6]]), windows).tolist() == [True, True, False]

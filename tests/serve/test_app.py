@@ -15,12 +15,15 @@ from pydicom import dcmread
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.choices import STAGE_NAMES
 from medals_rt.common.errors import MedalsError
+from medals_rt.inference.corrections import Correction
 from medals_rt.io.palette import class_color, hex_color
-from medals_rt.io.registry import read_labels
+from medals_rt.io.registry import read_case, read_labels
 from medals_rt.pipeline.job import run_job
 from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.output_grid import GridRequest
+from medals_rt.pipeline.segmenter import load
+from medals_rt.prompts.prompt_set import parse_prompts
 from medals_serve.client import ServedProblemError, ServiceClient
 from medals_serve.jobs import OUTPUT_FORMATS
 from tests.dicom import write_series
@@ -109,6 +112,63 @@ def test_hybrid_mode_is_that_of_the_command_line(
     labels = read_labels(tmp_path / "served.npz").labels_dhw
     np.testing.assert_array_equal(labels, read_labels(output).labels_dhw)
     assert job["classes"][0]["voxels"] != plain["classes"][0]["voxels"]
+
+
+def test_a_corrected_result(
+    tiny_bundle: Bundle, client: ServiceClient, scan: Path, tmp_path: Path
+) -> None:
+    """As the library corrects it, once and twice, and kept when nothing more is drawn."""
+    other = "Right kidney in abdominal CT"
+    asked = {"2": SENTENCE, "5": other}
+    uploaded = client.upload(scan)
+    volume = read_case(scan).volume
+    prompts = parse_prompts(asked)
+    jobs = [client.segment(uploaded, asked)]
+    corrections: list[Correction] = []
+    with load(tiny_bundle.folder, **RUNNER) as segmenter:
+        result = segmenter.segment(volume, prompts)
+        for corner in (np.s_[:2, :3, :3], np.s_[-2:, -3:, -3:]):
+            corrected = result.labels_dhw.copy()
+            corrected[corner] = np.where(corrected[corner] == 5, 0, 5)
+            corrections.append(Correction.of(result.labels_dhw, corrected, prompts.labels))
+            result = segmenter.segment(volume, prompts, corrections=corrections)
+            drawing = tmp_path / "corrected.nii.gz"
+            restored = volume.restore(corrected).transpose()
+            nibabel.save(nibabel.Nifti1Image(restored, nibabel.load(scan).affine), drawing)
+            mask = client.upload_mask(uploaded, drawing)
+            jobs.append(client.segment(uploaded, asked, corrects=jobs[-1], spatial_prompts=mask))
+            assert jobs[-1]["corrects"] == jobs[-2]["job"]
+            client.save_labels(jobs[-1], tmp_path / "served.npz")
+            labels = read_labels(tmp_path / "served.npz").labels_dhw
+            np.testing.assert_array_equal(labels, result.labels_dhw)
+    again = client.segment(uploaded, asked, corrects=jobs[-1])
+    assert again["classes"] == jobs[-1]["classes"]
+    notes = {note["code"] for note in again["notes"]}
+    assert {"corrected", "correction-kept"} <= notes
+
+    one = client.segment(uploaded, {"5": other}, corrects=jobs[-1])
+    assert [each["label"] for each in one["classes"]] == [5]
+    error = refused(client.segment, uploaded, {"5": SENTENCE}, corrects=jobs[-1])
+    assert (error.status, error.code) == (409, "corrects-other-classes")
+    error = refused(
+        client.segment,
+        uploaded,
+        asked,
+        corrects=jobs[1],
+        spatial_prompts=mask_of(client, uploaded, jobs[1], tmp_path),
+    )
+    assert (error.status, error.code) == (422, "correction-empty")
+    elsewhere = client.upload(scan)
+    error = refused(client.segment, elsewhere, asked, corrects=jobs[0])
+    assert error.status == 404
+
+
+def mask_of(
+    client: ServiceClient, image: dict[str, Any], job: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Send a job's result back as a mask."""
+    client.save_labels(job, folder / "result.nii.gz")
+    return client.upload_mask(image, folder / "result.nii.gz")
 
 
 def test_a_mask_on_another_grid_is_refused(

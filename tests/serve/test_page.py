@@ -381,7 +381,7 @@ def test_labels_on_another_grid_and_probability_maps(visited: Visit, scan: Path)
 
 @in_browser
 def test_a_correction(visited: Visit, served_demo: Running, scan: Path) -> None:
-    """What was painted goes out with the whole class, on the scan's grid, and guides a new run."""
+    """What was painted goes out with the whole result, on the scan's grid, and corrects it."""
     visited.load(scan)
     visited["#modality"].select_option("CT")
     visited.choose("liver", "spleen")
@@ -429,16 +429,34 @@ def test_a_correction(visited: Visit, served_demo: Running, scan: Path) -> None:
     crosshair = [int(numbers[n]) * (1 if numbers[n + 1] in "RAS" else -1) for n in (1, 3, 5)]
     np.testing.assert_allclose(center, crosshair, atol=4)
 
+    first, second = jobs_of(visited)
+    assert (first["corrects"], second["corrects"]) == (None, first["job"])
+    assert {"corrected", "correction-kept"} <= {note["code"] for note in second["notes"]}
+    visited.expect("#notes").to_contain_text("what was corrected was shown to")
+    visited["#run"].click()  # the same again: what was corrected stays
+    visited.expect("#result-text").to_contain_text("Run 3 of 3")
+    third = jobs_of(visited)[2]
+    assert third["corrects"] == second["job"]
+    assert third["classes"] == second["classes"]
+    visited["#undo-run"].click()
+    visited.expect("#result-text").to_contain_text("Run 2 of 3")
+
     visited["#draw"].click()
     visited["#viewer"].press("Space")
     visited["#undo-run"].click()
     visited.expect("#ask-heading").to_have_text("Discard the drawing?")
     visited["#ask-choices button"].click()
-    visited.expect("#result-text").to_contain_text("Run 1 of 2")
+    visited.expect("#result-text").to_contain_text("Run 1 of 3")
     again = nifti_of(visited.download("#download")[1])
     assert np.array_equal(np.asarray(again.dataobj), labels)
     visited["#redo-run"].click()
-    visited.expect("#result-text").to_contain_text("Run 2 of 2")
+    visited.expect("#result-text").to_contain_text("Run 2 of 3")
+
+
+def jobs_of(visited: Visit) -> list[dict[str, Any]]:
+    """Return the session's jobs, as the service tells of them."""
+    content = visited.page.evaluate("fetch('v1/sessions/current').then((answer) => answer.json())")
+    return list(content["jobs"])
 
 
 @in_browser

@@ -1,0 +1,304 @@
+"""Results that a person corrected: only windows that decide about a change are run again.
+
+A correction is a result and what a person made of it. Windows that decide about what was drawn or
+erased (`planning.sliding_window.deciding_windows`) are shown the corrected labels; all others are
+shown what they were shown before, so that far from a change nothing changes, and what a session
+kept of them is used again. Corrections add up, each one of the result of those before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from medals_rt.common.arrays import (
+    as_namespace,
+    bounding_box,
+    look_up,
+    namespace,
+    present_values,
+    to_host,
+)
+from medals_rt.common.errors import CaseError
+from medals_rt.common.typing import Array, Box, Shape
+from medals_rt.inference.hybrid_prompts import check_label_map, drawn_over
+from medals_rt.inference.spatial_prompts import LabelPrompts, label_prompts
+from medals_rt.io.case import label_dtype
+from medals_rt.io.volume import to_hwd
+from medals_rt.planning.geometry import StageGeometry
+from medals_rt.planning.sliding_window import Window, deciding_windows, pad_far_end
+from medals_rt.preprocessing.resampling import resample_labels
+from medals_rt.prompts.prompt_set import PromptSet
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """What a person changed of a result; make one with `Correction.of`.
+
+    Only the box that holds it is kept.
+
+    Attributes
+    ----------
+    shape_dhw
+        Of the image.
+    start_dhw
+        First voxel of the box.
+    before_dhw, after_dhw
+        Labels in the box that gained or lost a voxel, in the result and as they were corrected; 0
+        for all else.
+    """
+
+    shape_dhw: Shape
+    start_dhw: Shape
+    before_dhw: npt.NDArray[Any]
+    after_dhw: npt.NDArray[Any]
+
+    @classmethod
+    def of(
+        cls,
+        result_dhw: npt.NDArray[Any],
+        corrected_dhw: npt.NDArray[Any],
+        labels: Collection[int],
+    ) -> Self:
+        """Compare a result with what a person made of it.
+
+        Parameters
+        ----------
+        result_dhw, corrected_dhw
+            Label maps `(D, H, W)` of integers on the image's grid.
+        labels
+            Those of the prompts. What else the result holds is not asked for any more.
+
+        Raises
+        ------
+        CaseError
+            The two don't fit each other, the corrected one holds labels that no prompt names
+            (``annotation-labels``), or they are the same (``correction-empty``).
+        """
+        result, corrected = np.asarray(result_dhw), np.asarray(corrected_dhw)
+        check_label_map(result, corrected.shape, "the result that was corrected")
+        check_label_map(corrected, corrected.shape, "the corrected result")
+        if int(result.min(initial=0)) < 0:
+            raise CaseError(
+                "the result that was corrected holds negative labels: give the file that was "
+                "written",
+                code="annotation-labels",
+            )
+        if unknown := sorted(present_values(corrected) - set(labels)):
+            raise CaseError(
+                f"the corrected result holds labels that no prompt names: {unknown}; the prompts' "
+                f"labels are {sorted(labels)}",
+                code="annotation-labels",
+            )
+        whole = cls(_shape(result.shape), (0, 0, 0), result, corrected)
+        found = whole.part(labels)
+        if found is None:
+            raise CaseError(
+                "the corrected result is the result itself: draw or erase something",
+                code="correction-empty",
+            )
+        return found
+
+    def part(self, labels: Collection[int]) -> Self | None:
+        """Keep what was changed of some labels; None: nothing was."""
+        before, after = _only(self.before_dhw, labels), _only(self.after_dhw, labels)
+        differs = before != after
+        touched = np.union1d(before[differs], after[differs]).tolist()
+        if not touched:
+            return None
+        before, after = _only(before, touched), _only(after, touched)
+        box = bounding_box(differs | (after > 0))
+        if box is None:
+            raise AssertionError(touched)
+        inside = tuple(slice(low, high) for low, high in zip(*box, strict=True))
+        start = _shape(np.add(self.start_dhw, box[0]))
+        return replace(
+            self, start_dhw=start, before_dhw=before[inside].copy(), after_dhw=after[inside].copy()
+        )
+
+    @property
+    def labels(self) -> set[int]:
+        """Those that gained or lost a voxel."""
+        return present_values(self.before_dhw) | present_values(self.after_dhw)
+
+    @property
+    def changed_dhw(self) -> npt.NDArray[np.integer]:
+        """``(n, 3)``, the indices of the voxels that changed, in the image."""
+        return np.argwhere(self.before_dhw != self.after_dhw) + self.start_dhw
+
+    @property
+    def changed_box_dhw(self) -> Box:
+        """What holds the voxels that changed."""
+        changed = self.changed_dhw
+        return _shape(changed.min(axis=0)), _shape(changed.max(axis=0) + 1)
+
+    def voxels_kept(self, labels_dhw: npt.NDArray[Any]) -> int:
+        """Count the changed voxels that labels `(D, H, W)` have as they were corrected."""
+        there = tuple(self.changed_dhw.T)
+        wanted = self.after_dhw[tuple((self.changed_dhw - self.start_dhw).T)]
+        found = labels_dhw[there]
+        is_own = np.isin(found, list(self.labels))
+        return int(np.count_nonzero(np.where(is_own, found, 0) == wanted))
+
+    def drawn_dhw(self) -> npt.NDArray[Any]:
+        """Return `after_dhw` in the whole image."""
+        drawn = np.zeros(self.shape_dhw, self.after_dhw.dtype)
+        stops = np.add(self.start_dhw, self.after_dhw.shape)
+        drawn[tuple(slice(*each) for each in zip(self.start_dhw, stops, strict=True))] = (
+            self.after_dhw
+        )
+        return drawn
+
+
+def check_corrections(
+    corrections: Sequence[Correction], shape_dhw: Shape, prompts: PromptSet
+) -> None:
+    """Check that corrections fit an image and its prompts.
+
+    Raises
+    ------
+    TypeError
+        One is no `Correction`.
+    CaseError
+        One is of another image (``annotation-shape``) or of labels that no prompt names
+        (``annotation-labels``).
+    """
+    for each in corrections:
+        if not isinstance(each, Correction):
+            raise TypeError(
+                f"a correction is a {type(each).__name__}, not a medals_rt.Correction; make it "
+                "with Correction.of(result, corrected, labels)"
+            )
+        if each.shape_dhw != tuple(shape_dhw):
+            raise CaseError(
+                f"a correction is of an image of shape {each.shape_dhw}, this one has "
+                f"{tuple(shape_dhw)} (D, H, W): correct a result of this image",
+                code="annotation-shape",
+            )
+        if unknown := sorted(each.labels - set(prompts.labels)):
+            raise CaseError(
+                f"a correction is of labels that no prompt names: {unknown}; the prompts' labels "
+                f"are {sorted(prompts.labels)}",
+                code="annotation-labels",
+            )
+
+
+def parts_of(corrections: Sequence[Correction], labels: Collection[int]) -> tuple[Correction, ...]:
+    """Keep what corrections change of some labels."""
+    parts = (each.part(labels) for each in corrections)
+    return tuple(each for each in parts if each is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class StageCorrection:
+    """A correction on the grid of a stage's windows.
+
+    Attributes
+    ----------
+    drawn_hwd
+        As drawn, on the padded grid and the network's device.
+    labels
+        Those that come from the drawing alone.
+    decides
+        One bool a window: whether it is shown the drawing.
+    """
+
+    drawn_hwd: Array
+    labels: frozenset[int]
+    decides: npt.NDArray[np.bool_]
+
+    @classmethod
+    def at(cls, correction: Correction, box_dhw: Box, geometry: StageGeometry, like: Array) -> Self:
+        """Bring a correction onto a stage's grid.
+
+        Parameters
+        ----------
+        correction
+            Of the whole image.
+        box_dhw
+            What the stage looks at; the changes lie in it.
+        geometry
+            The stage's.
+        like
+            An array of the device.
+        """
+        inside = tuple(slice(low, high) for low, high in zip(*box_dhw, strict=True))
+        drawn = to_hwd(as_namespace(correction.drawn_dhw()[inside], namespace(like), like))
+        resampled = resample_labels(drawn, geometry.resampled_shape_hwd, geometry.separate_axis)
+        d, h, w = (correction.changed_dhw - box_dhw[0]).T
+        centers = np.stack([h, w, d], axis=1) + 0.5
+        scale = np.divide(geometry.resampled_shape_hwd, geometry.input_shape_hwd)
+        points = np.unique((centers * scale).astype(np.int64), axis=0)
+        return cls(
+            pad_far_end(resampled, geometry.padded_shape_hwd),
+            frozenset(correction.labels),
+            deciding_windows(points, geometry.windows),
+        )
+
+    def part(self, window: Window) -> Self:
+        """Cut out a window."""
+        return replace(self, drawn_hwd=self.drawn_hwd[window.slices])
+
+
+def correct(
+    prompts: Sequence[LabelPrompts | None],
+    shown_hwd: Array | None,
+    corrections: Sequence[StageCorrection],
+    windows: Sequence[Window],
+    labels: Sequence[int],
+    block_size: int,
+) -> tuple[list[LabelPrompts | None], Array]:
+    """Show corrections to the windows that decide about them.
+
+    Parameters
+    ----------
+    prompts
+        What each window is shown without them.
+    shown_hwd
+        The map that `prompts` were cut from; None: there are none.
+    corrections
+        One at least, in the order in which they were made.
+    windows, labels, block_size
+        As for `label_prompts`.
+
+    Returns
+    -------
+    prompts
+        What each window is shown.
+    shown_hwd
+        The map with all that was drawn.
+    """
+    shown = list(prompts)
+    for number, window in enumerate(windows):
+        own = [each for each in corrections if each.decides[number]]
+        if own:
+            before = None if shown_hwd is None else shown_hwd[window.slices]
+            drawn = _drawn_over(before, [each.part(window) for each in own])
+            whole = Window((0, 0, 0), _shape(drawn.shape))
+            shown[number] = label_prompts(drawn, [whole], labels, block_size)[0]
+    return shown, _drawn_over(shown_hwd, corrections)
+
+
+def _drawn_over(before: Array | None, corrections: Sequence[StageCorrection]) -> Array:
+    """Draw one or more corrections over a label map, or over nothing."""
+    first, *others = corrections
+    drawn = first.drawn_hwd
+    if before is not None:
+        drawn = drawn_over(before, drawn, first.labels)
+    return _drawn_over(drawn, others) if others else drawn
+
+
+def _only(labels_dhw: npt.NDArray[Any], kept: Collection[int]) -> npt.NDArray[Any]:
+    """Keep some labels of a map; 0 for all else."""
+    table = np.zeros(max(*kept, int(labels_dhw.max(initial=0))) + 1, label_dtype(max(kept)))
+    table[list(kept)] = list(kept)
+    return to_host(look_up(table, labels_dhw))
+
+
+def _shape(values: Any) -> Shape:
+    a, b, c = (int(value) for value in values)
+    return a, b, c
