@@ -6,13 +6,14 @@ On the demo model, one thread: the demo's case, the same repeated along the body
 and a whole trunk of a phantom (as many windows as the released model has there), and a scan of
 yours. Each is asked for one class, then for another; then all classes are found and corrected:
 
-- one organ of the result with a stroke of the eraser, as the page sends it; the other classes are
-  found again. The smallest, the middle and the largest organ;
-- a drawing of all classes that guided a run, with one stroke more, at three places.
+- a stroke of the eraser in one organ of the result, as the page sends it: the smallest, the middle
+  and the largest organ;
+- the same in a result that was corrected before;
+- a drawing of all classes that guided a run, with one stroke more.
 
-Each is done in a session and from nothing, one after the other, three times (the phantoms once);
-what a session answers is compared voxel by voxel with what a run from nothing gives. Seconds are
-medians, of the three places together.
+Each is done at three places, in a session and from nothing, one after the other, three times (the
+phantoms once); what a session answers is compared voxel by voxel with what a run from nothing
+gives. Seconds are medians, of the three places together.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from reporting import today, write_report
 import medals_rt
 from demo_training.cases import CaseRecipe, make_case
 from medals_rt.common.environment import machine_facts
+from medals_rt.inference.corrections import Correction
 from medals_rt.inference.kept import FeatureCache, KeptImage
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.options import SegmentOptions
@@ -60,7 +62,7 @@ PROMPTS = (
 EDITS = (
     "scan",
     "windows",
-    "what was corrected",
+    "a stroke in",
     "an edit",
     "from nothing",
     "share",
@@ -221,20 +223,34 @@ def correct(run: Callable[..., Timed], scene: Scene, kept: KeptImage) -> list[Ed
     """Find all classes, and correct them."""
     prompts, volume = scene.corrected, scene.volume
 
-    def edited(what: str, drawn: np.ndarray) -> Edit:
-        found = run(prompts, kept=kept, spatial_prompts=drawn)
-        return Edit(what, found, run(prompts, spatial_prompts=drawn))
+    def edited(what: str, **drawn: Any) -> Edit:
+        found = run(prompts, kept=kept, **drawn)
+        return Edit(what, found, run(prompts, **drawn))
+
+    def stroke(labels: np.ndarray, label: int, at: float) -> Correction:
+        organ = labels == label
+        stays = erased(organ.astype(np.uint8), volume, at) > 0
+        asked = [each.label for each in whole.report.classes]
+        return Correction.of(labels, np.where(organ & ~stays, 0, labels), asked)
 
     whole = run(prompts, kept=kept).result
     labels = whole.labels_dhw
+    found = organs(whole)
     edits = [
-        edited(f"{name}, of the result", erased(np.where(labels == label, labels, 0), volume, 0.5))
-        for label, name in organs(whole)
+        edited(name, corrections=[stroke(labels, label, at)])
+        for label, name in found
+        for at in STROKES_AT
+    ]
+    first = stroke(labels, found[0][0], DRAWN_AT)
+    corrected = run(prompts, kept=kept, corrections=[first]).result.labels_dhw
+    edits += [
+        edited("a corrected result", corrections=[first, stroke(corrected, label, at)])
+        for (label, _), at in zip(found, STROKES_AT, strict=False)
     ]
     drawn = erased(labels, volume, DRAWN_AT)
     run(prompts, kept=kept, spatial_prompts=drawn)
     strokes = [erased(drawn, volume, at) for at in STROKES_AT]
-    return edits + [edited("a stroke on the drawing", each) for each in strokes]
+    return edits + [edited("a drawing", spatial_prompts=each) for each in strokes]
 
 
 def organs(result: Result) -> list[tuple[int, str]]:
@@ -317,9 +333,10 @@ Repeat it: `python benchmarks/session_speed.py`.
 
 {_rows(PROMPTS, prompts)}
 
-An edit of one organ of the result runs every window that holds the organ: what a window was shown
-of it before was the coarse stage's. A stroke on a drawing that guided a run before runs the windows
-that hold the stroke, half of whose passes are spared where it lies in blocks of one kind.
+A stroke in a result is shown to the windows that decide about it. Half of a window's passes are
+spared where it is shown what it was shown before but for the stroke, and that lies in blocks of one
+kind. A drawing that guided a run, sent again with a stroke more, is shown to all windows that hold
+the stroke.
 
 {_rows(EDITS, edits)}
 """

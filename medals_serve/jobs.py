@@ -283,6 +283,11 @@ class ServedJob:
         return replace(read, annotation_dhw=drawn, corrections=self._corrections)
 
     @property
+    def is_correction(self) -> bool:
+        """Whether it corrects another job's result."""
+        return self._corrects is not None
+
+    @property
     def corrections(self) -> tuple[Correction, ...]:
         """What was changed of the results that led to this job."""
         return self._corrections or ()

@@ -112,7 +112,8 @@ def write_scans(folder: Path) -> None:
     spacing_ijk_mm = SPACING_DHW_MM[::-1]
     affine = np.diag([*spacing_ijk_mm, 1.0])
     nib.save(nib.Nifti1Image(image_kji.T, affine), folder / "chest.nii.gz")
-    nib.save(nib.Nifti1Image(labels_kji.T, affine), folder / "drawing.nii.gz")
+    for name in ("drawing", "corrected"):
+        nib.save(nib.Nifti1Image(labels_kji.T, affine), folder / f"{name}.nii.gz")
     header = {
         "space": "right-anterior-superior",
         "space directions": affine[:3, :3],

@@ -14,7 +14,7 @@ import json
 import secrets
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -84,10 +84,14 @@ router = APIRouter(
 
 @dataclass(frozen=True)
 class _Drawing:
-    """What guides the next run and what the client sees, `(z, y, x)`, both compressed."""
+    """What guides the next run and what the client sees, `(z, y, x)`, both compressed.
+
+    `job` is the one whose result is seen, if it is one's: what is drawn then corrects it.
+    """
 
     guide: bytes
     shown: bytes
+    job: ServedJob | None = None
 
 
 @dataclass(eq=False)
@@ -112,6 +116,17 @@ class _Lease:
         self.before.append(self.drawing or self.blank())
         del self.before[:-_MOST_UNDONE]
         self.drawing = drawing
+
+    @property
+    def jobs(self) -> set[ServedJob]:
+        """Those whose results can be seen again."""
+        drawings = [*self.before, *filter(None, [self.drawing])]
+        return {each.job for each in drawings if each.job is not None}
+
+    def clear(self) -> None:
+        """Forget what was drawn and found."""
+        self.drawing = None
+        self.before.clear()
 
     def seen(self, mask: bytes) -> Mask:
         """Return a mask of a drawing."""
@@ -259,8 +274,8 @@ async def set_image(request: Request, asked: Leased, service: Here, meta: Meta) 
         )
     if lease.image is not None:
         await service.in_thread(service.delete_image, owner, lease.image)
-        lease.image, lease.drawing = None, None
-        lease.before.clear()
+        lease.image = None
+        lease.clear()
     folder = owner.folder / secrets.token_hex(8)
     async with service.array(request.stream(), owner, folder) as array_path:
 
@@ -313,10 +328,10 @@ async def set_do_autozoom(asked: Leased) -> dict[str, Any]:  # noqa: ARG001 - it
 
 
 @router.post("/reset_interactions")
-async def reset_interactions(asked: Leased) -> dict[str, Any]:
+async def reset_interactions(asked: Leased, service: Here) -> dict[str, Any]:
     """Forget what was drawn and found."""
-    asked.lease.drawing = None
-    asked.lease.before.clear()
+    asked.lease.clear()
+    await service.in_thread(_forget_jobs, service, asked)
     return {"ok": True}
 
 
@@ -367,7 +382,7 @@ async def add_scribble(request: Request, asked: Leased, service: Here, meta: Met
     now = lease.drawing or lease.blank()
     guide = lease.seen(now.guide) | lease.seen(now.shown)
     guide = guide | drawn if meta.get("include_interaction", True) else guide & ~drawn
-    return await _added(request, service, asked, _Drawing(_packed(guide), now.shown), meta)
+    return await _added(request, service, asked, replace(now, guide=_packed(guide)), meta)
 
 
 @router.post("/add_initial_seg_interaction")
@@ -415,13 +430,18 @@ async def _predict(
     owner, lease, image = asked.owner, asked.lease, asked.image
     run: _Run | None
     guide = lease.seen(drawing.guide)
+    corrects = drawing.job if drawing.guide != drawing.shown else None
     mask = None
-    if guide.any():
+    if corrects is not None or guide.any():
         mask = await service.in_thread(_write_mask, service, owner, image, guide)
     run = _Run(service, asked, drawing, mask)
     try:
         run.job = await service.add_job(
-            owner, image, JobRequest([lease.sentence], None, {"kind": lease.kind}), mask=mask
+            owner,
+            image,
+            JobRequest([lease.sentence], None, {"kind": lease.kind}),
+            mask=mask,
+            corrects=corrects,
         )
         if not await over(request, run.job, PATIENCE_S):
             box = [[0, size] for size in lease.shape_zyx]
@@ -454,16 +474,27 @@ class _Run:
         labels = await self.service.in_thread(self.job.labels_kji)
         found: Mask = np.asarray(labels) == 1
         shown = _packed(found)
-        self.asked.lease.draw(_Drawing(shown, shown))
+        self.asked.lease.draw(_Drawing(shown, shown, self.job))
         return found
 
     def end(self) -> None:
-        """Remove the job and its mask."""
-        owner = self.asked.owner
-        if self.job is not None:
-            self.service.delete_job(owner, self.job)
-        if self.mask is not None:
-            self.service.sessions.drop(owner, self.mask.upload.path.parent)
+        """Remove what can't be seen again: this job, unless it is shown, and older ones.
+
+        What was drawn stays with a job that it guided, for those that correct its result.
+        """
+        job, mask = self.job, self.mask
+        _forget_jobs(self.service, self.asked, job)
+        guides = job is not None and job in self.asked.lease.jobs and not job.is_correction
+        if mask is not None and not guides:
+            self.service.sessions.drop(self.asked.owner, mask.upload.path.parent)
+
+
+def _forget_jobs(service: Service, asked: _Asked, ended: ServedJob | None = None) -> None:
+    """Remove the jobs whose results can't be seen again."""
+    owner, kept = asked.owner, asked.lease.jobs
+    for job in tuple(owner.jobs.values()):
+        if job not in kept and (job.is_over or job is ended):
+            service.delete_job(owner, job)
 
 
 async def _slowly(run: _Run) -> AsyncIterator[bytes]:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.io.registry import read_labels
+from medals_rt.inference.corrections import Correction
+from medals_rt.io.registry import read_case, read_labels
 from medals_rt.pipeline.job import run_job
 from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.pipeline.segmenter import load
 from medals_serve.protocols import nninteractive
 from tests.serve.serving import RUNNER, SHAPE, Running, image, running, until
 
@@ -71,6 +73,26 @@ def expected(bundle: Bundle, tmp_path: Path, mask: Any = None) -> Any:
     return read_labels(output).labels_dhw == 1
 
 
+def corrected(bundle: Bundle, tmp_path: Path, mask: Any, *steps: Any) -> Any:
+    """What the library finds, guided by a mask, once its result is corrected step by step."""
+    expected(bundle, tmp_path)  # writes the scan
+    volume = read_case(tmp_path / "scan.nii.gz").volume
+    corrections: list[Correction] = []
+    with load(bundle.folder, **RUNNER) as segmenter:
+
+        def run() -> Any:
+            found = segmenter.segment(
+                volume, "Liver in CT", spatial_prompts=mask, corrections=corrections
+            )
+            return found.labels_dhw
+
+        labels = run()
+        for step in steps:
+            corrections.append(Correction.of(labels, step(labels), [1]))
+            labels = run()
+    return labels == 1
+
+
 def drawing() -> Any:
     mask = np.zeros(SHAPE, np.uint8)
     mask[2:8, 4:14, 5:12] = 1
@@ -80,7 +102,7 @@ def drawing() -> Any:
 def test_a_mask_and_scribbles_guide_the_run(
     tiny_bundle: Bundle, remote: Any, tmp_path: Path
 ) -> None:
-    """Voxels are those of hybrid mode on the command line; undo goes back step by step."""
+    """Voxels are those of hybrid mode, corrected where scribbled; undo goes back step by step."""
     assert remote.supports_initial_label
     assert remote.supports_undo
     assert remote.original_image_shape == (1, *SHAPE)
@@ -96,9 +118,17 @@ def test_a_mask_and_scribbles_guide_the_run(
     scribble[9, 15:20, 4:16] = 1
     assert not (first.astype(bool) & scribble.astype(bool)).all()
     remote.add_scribble_interaction(scribble, include_interaction=True)
-    guide = first | scribble
     second = remote.target_buffer.copy()
-    np.testing.assert_array_equal(second, expected(tiny_bundle, tmp_path, guide))
+    add = lambda labels: labels | scribble  # noqa: E731
+    np.testing.assert_array_equal(second, corrected(tiny_bundle, tmp_path, drawing(), add))
+    more = np.zeros(SHAPE, np.uint8)
+    more[0, :3, :3] = 1
+    assert not (second.astype(bool) & more.astype(bool)).all()
+    remote.add_scribble_interaction(more, include_interaction=True)
+    third = corrected(tiny_bundle, tmp_path, drawing(), add, lambda labels: labels | more)
+    np.testing.assert_array_equal(remote.target_buffer, third)
+    assert remote.undo() is True
+    np.testing.assert_array_equal(remote.target_buffer, second)
     assert remote.undo() is True
     np.testing.assert_array_equal(remote.target_buffer, first)
     erased = np.zeros((4, 24, 20), np.uint8)
@@ -106,9 +136,9 @@ def test_a_mask_and_scribbles_guide_the_run(
     remote.add_lasso_interaction(
         erased, include_interaction=False, interaction_bbox=[[0, 4], [0, 24], [0, 20]]
     )
-    guide = first.copy()
-    guide[:4] = 0
-    np.testing.assert_array_equal(remote.target_buffer, expected(tiny_bundle, tmp_path, guide))
+    take = lambda labels: labels * (np.arange(len(labels)) >= 4)[:, None, None]  # noqa: E731
+    third = corrected(tiny_bundle, tmp_path, drawing(), take)
+    np.testing.assert_array_equal(remote.target_buffer, third)
     assert [remote.undo() for _ in range(4)] == [True, True, True, False]
     assert not remote.target_buffer.any()
 
@@ -149,9 +179,13 @@ def test_a_client_is_kept_waiting_past_its_patience(
         labels = expected(tiny_bundle, tmp_path, drawing())
         np.testing.assert_array_equal(found.target_buffer, labels)
         owner = served.server.config.app.state.service.sessions.find(found._lease_token)
-        assert not owner.jobs
+        assert len(owner.jobs) == 1, "it can be corrected"
         assert found.undo() is True
         assert not found.target_buffer.any()
+        before = served.files()
+        found.reset_interactions()
+        assert not owner.jobs
+        assert len(served.files()) < len(before)
 
 
 def test_what_is_refused_says_why_where_clients_show_it(served: Running, remote: Any) -> None:
