@@ -342,7 +342,7 @@ def _run(
     made = case.corrections if number == 2 or case.outline.rules.skip_fine else ()
     if case.outline.mode == "none":
         prompt_map_dhw, made = None, ()
-    corrections = [StageCorrection.at(each, box, geometry, case.image_dhw) for each in made]
+    corrections = (StageCorrection.at(each, box, geometry, case.image_dhw) for each in made)
     shown = None if prompt_map_dhw is None else to_hwd(prompt_map_dhw[inside])
     result = run_stage(
         networks[number],
@@ -387,7 +387,7 @@ def _run(
         windows=len(geometry.windows),
         passes=result.passes,
         iterations=stage_plan.window_pass.further_iterations,
-        prompts=_prompts_in_words(stage_plan, shown is not None or bool(corrections)),
+        prompts=_prompts_in_words(stage_plan, shown is not None or bool(made)),
         class_groups=memory.class_groups,
         column_blocks=memory.column_blocks,
         window_runs=memory.window_runs,

@@ -8,7 +8,7 @@ kept of them is used again. Corrections add up, each one of the result of those 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -239,57 +239,62 @@ class StageCorrection:
             deciding_windows(points, geometry.windows),
         )
 
-    def part(self, window: Window) -> Self:
-        """Cut out a window."""
-        return replace(self, drawn_hwd=self.drawn_hwd[window.slices])
+
+@dataclass(frozen=True)
+class ShownPrompts:
+    """What the windows of a stage are shown.
+
+    Attributes
+    ----------
+    of_windows
+        One a window; None: nothing.
+    whole_hwd
+        The same as one label map, where windows are shown different ones with all corrections;
+        None: nothing.
+    corrected
+        How many windows are shown a correction.
+    """
+
+    of_windows: Sequence[LabelPrompts | None]
+    whole_hwd: Array | None
+    corrected: int = 0
 
 
 def correct(
-    prompts: Sequence[LabelPrompts | None],
-    shown_hwd: Array | None,
-    corrections: Sequence[StageCorrection],
+    shown: ShownPrompts,
+    corrections: Iterable[StageCorrection],
     windows: Sequence[Window],
     labels: Sequence[int],
     block_size: int,
-) -> tuple[list[LabelPrompts | None], Array]:
+) -> ShownPrompts:
     """Show corrections to the windows that decide about them.
 
     Parameters
     ----------
-    prompts
-        What each window is shown without them.
-    shown_hwd
-        The map that `prompts` were cut from; None: there are none.
+    shown
+        What windows are shown without them.
     corrections
-        One at least, in the order in which they were made.
+        In the order in which they were made; each is asked for when those before it are drawn, for
+        it may take the memory of a stage's image.
     windows, labels, block_size
         As for `label_prompts`.
-
-    Returns
-    -------
-    prompts
-        What each window is shown.
-    shown_hwd
-        The map with all that was drawn.
     """
-    shown = list(prompts)
-    for number, window in enumerate(windows):
-        own = [each for each in corrections if each.decides[number]]
-        if own:
-            before = None if shown_hwd is None else shown_hwd[window.slices]
-            drawn = _drawn_over(before, [each.part(window) for each in own])
-            whole = Window((0, 0, 0), _shape(drawn.shape))
-            shown[number] = label_prompts(drawn, [whole], labels, block_size)[0]
-    return shown, _drawn_over(shown_hwd, corrections)
-
-
-def _drawn_over(before: Array | None, corrections: Sequence[StageCorrection]) -> Array:
-    """Draw one or more corrections over a label map, or over nothing."""
-    first, *others = corrections
-    drawn = first.drawn_hwd
-    if before is not None:
-        drawn = drawn_over(before, drawn, first.labels)
-    return _drawn_over(drawn, others) if others else drawn
+    before = whole = shown.whole_hwd
+    maps: dict[int, Array] = {}
+    for each in corrections:
+        if before is None or whole is None:
+            nothing = np.zeros(each.drawn_hwd.shape, label_dtype(max(labels)))
+            before = whole = as_namespace(nothing, namespace(each.drawn_hwd), each.drawn_hwd)
+        for number in np.flatnonzero(each.decides).tolist():
+            cut = windows[number].slices
+            own = maps.get(number, before[cut])
+            maps[number] = drawn_over(own, each.drawn_hwd[cut], each.labels)
+        whole = drawn_over(whole, each.drawn_hwd, each.labels)
+    prompts = list(shown.of_windows)
+    for number, shown_hwd in maps.items():
+        itself = Window((0, 0, 0), _shape(shown_hwd.shape))
+        prompts[number] = label_prompts(shown_hwd, [itself], labels, block_size)[0]
+    return ShownPrompts(prompts, whole, len(maps))
 
 
 def _only(labels_dhw: npt.NDArray[Any], kept: Collection[int]) -> npt.NDArray[Any]:

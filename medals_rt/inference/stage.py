@@ -6,18 +6,16 @@ spatial prompts (system rules 5 to 7).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-
-import numpy as np
 
 from medals_rt.common.arrays import contiguous, namespace, owned, settle
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array
 from medals_rt.inference.aggregation import LabelMap, SlabAggregator, empty_label_map
-from medals_rt.inference.corrections import StageCorrection, correct
+from medals_rt.inference.corrections import ShownPrompts, StageCorrection, correct
 from medals_rt.inference.kept import Kept, digest_of
 from medals_rt.inference.mirroring import mirrored
 from medals_rt.inference.network import Network
@@ -78,7 +76,7 @@ def run_stage(
     task: StageTask,
     *,
     prompt_labels_hwd: Array | None,
-    corrections: Sequence[StageCorrection] = (),
+    corrections: Iterable[StageCorrection] = (),
     keep_probability: bool,
     keep_maps: bool = False,
     watch: Stopwatch,
@@ -137,9 +135,8 @@ def run_stage(
             )
             if of_grid is not None:
                 of_grid.put(image, [image])
-        prompt_map = None
         blocks = stage_plan.window_pass.block_size
-        prompts: Sequence[LabelPrompts | None] = [None] * len(geometry.windows)
+        shown = ShownPrompts([None] * len(geometry.windows), None)
         if prompt_labels_hwd is not None:
             prompt_map = pad_far_end(
                 resample_labels(
@@ -148,15 +145,15 @@ def run_stage(
                 geometry.padded_shape_hwd,
             )
             prompts = label_prompts(prompt_map, geometry.windows, task.labels, blocks)
-        if corrections:
-            prompts, prompt_map = correct(
-                prompts, prompt_map, corrections, geometry.windows, task.labels, blocks
-            )
+            shown = ShownPrompts(prompts, prompt_map)
+        shown = correct(shown, corrections, geometry.windows, task.labels, blocks)
         weights = gaussian_weights(geometry.spec.window_hwd, xp)
         settle(image)
     with watch.step(f"{name}: open graphs"):
         window_pass = stage_plan.window_pass
-        prompted = window_pass.starts_from_text or any(each is not None for each in prompts)
+        prompted = window_pass.starts_from_text or any(
+            each is not None for each in shown.of_windows
+        )
         network.prepare(len(task.labels), prompted=prompted and window_pass.mode != "none")
     label_map = empty_label_map(
         geometry.resampled_shape_hwd,
@@ -174,7 +171,7 @@ def run_stage(
             stage_plan,
             image,
             task,
-            prompts,
+            shown.of_windows,
             watch,
             name,
             progress,
@@ -202,7 +199,7 @@ def run_stage(
         on_labels(label_map.labels_hwd)
     network.release()
     with watch.step(f"{name}: restore"):
-        labels_hwd = _with_prompts_where_uncovered(label_map, prompt_map)
+        labels_hwd = _with_prompts_where_uncovered(label_map, shown.whole_hwd)
         labels_hwd = resample_labels(labels_hwd, geometry.input_shape_hwd, order=FILE_ORDER)
         probability = None
         if keep_probability and label_map.probability_hwd is not None:
@@ -211,7 +208,6 @@ def run_stage(
             )
         settle(labels_hwd)
     counts = sweeper.counts
-    corrected = np.any([each.decides for each in corrections], axis=0)
     return StageResult(
         labels_hwd,
         probability,
@@ -219,7 +215,7 @@ def run_stage(
         counts.hastened,
         counts.left_out,
         counts.kept,
-        int(np.count_nonzero(corrected)),
+        shown.corrected,
         maps,
     )
 

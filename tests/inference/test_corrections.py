@@ -11,7 +11,8 @@ import pytest
 import medals_rt
 from medals_rt import CaseError, Correction
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.inference.corrections import StageCorrection, correct
+from medals_rt.common.arrays import to_host
+from medals_rt.inference.corrections import ShownPrompts, StageCorrection, correct
 from medals_rt.inference.kept import FeatureCache
 from medals_rt.inference.spatial_prompts import label_prompts
 from medals_rt.io.volume import Volume
@@ -132,34 +133,49 @@ def test_what_can_be_no_correction(result: Any, corrected: Any, code: str) -> No
 # Which windows are shown what ---------------------------------------------------------------------
 
 
-def test_only_the_windows_that_decide_are_shown_a_correction() -> None:
+def test_only_the_windows_that_decide_are_shown_a_correction(xp: Any) -> None:
     windows = [Window((0, 0, k), (4, 4, k + 4)) for k in (0, 2, 4)]
     before = np.zeros((4, 4, 8), np.uint8)
     before[0], before[1] = 1, 4
     first, second = np.zeros_like(before), np.zeros_like(before)
     first[3], second[2] = 4, 1
     corrections = [
-        StageCorrection(first, frozenset({4}), np.array([True, True, False])),
-        StageCorrection(second, frozenset({1}), np.array([False, True, False])),
+        StageCorrection(xp.asarray(first), frozenset({4}), np.array([True, True, False])),
+        StageCorrection(xp.asarray(second), frozenset({1}), np.array([False, True, False])),
     ]
-    prompts = label_prompts(before, windows, LABELS, 2)
-    shown, whole = correct(prompts, before, corrections, windows, LABELS, 2)
-    rows = [None if each is None else each.index_hwd[:, 0, 0].tolist() for each in shown]
+    there = xp.asarray(before)
+    prompts = label_prompts(there, windows, LABELS, 2)
+    shown = correct(ShownPrompts(prompts, there), corrections, windows, LABELS, 2)
+    rows = [
+        None if each is None else to_host(each.index_hwd)[:, 0, 0].tolist()
+        for each in shown.of_windows
+    ]
     assert rows == [[1, 0, 0, 2], [0, 0, 1, 2], [1, 2, 0, 0]]
-    assert shown[2] is prompts[2]
-    assert whole[:, 0, 0].tolist() == [0, 0, 1, 4]
+    assert shown.of_windows[2] is prompts[2]
+    assert shown.whole_hwd is not None
+    assert to_host(shown.whole_hwd)[:, 0, 0].tolist() == [0, 0, 1, 4]
+    assert shown.corrected == 2
 
 
-def test_a_correction_of_nothing_that_was_shown() -> None:
-    windows = [Window((0, 0, k), (4, 4, k + 4)) for k in (0, 2)]
-    drawn = np.zeros((4, 4, 6), np.uint8)
-    drawn[3] = 4
-    only = StageCorrection(drawn, frozenset({4}), np.array([True, False]))
-    shown, whole = correct([None, None], None, [only], windows, LABELS, 2)
-    assert shown[0] is not None
-    assert shown[0].index_hwd[:, 0, 0].tolist() == [0, 0, 0, 2]
-    assert shown[1] is None
-    np.testing.assert_array_equal(whole, drawn)
+def test_corrections_of_nothing_that_was_shown(xp: Any) -> None:
+    windows = [Window((0, 0, k), (4, 4, k + 4)) for k in (0, 2, 4)]
+    first, second = (np.zeros((4, 4, 8), np.uint8) for _ in range(2))
+    first[3], second[2] = 4, 1
+    corrections = [
+        StageCorrection(xp.asarray(first), frozenset({4}), np.array([True, False, False])),
+        StageCorrection(xp.asarray(second), frozenset({1}), np.array([False, True, False])),
+    ]
+    shown = correct(ShownPrompts([None] * 3, None), corrections, windows, LABELS, 2)
+    left, middle, right = shown.of_windows
+    assert left is not None
+    assert middle is not None
+    assert right is None
+    assert to_host(left.index_hwd)[:, 0, 0].tolist() == [0, 0, 0, 2]
+    assert to_host(middle.index_hwd)[:, 0, 0].tolist() == [0, 0, 1, 0], "the other is not its own"
+    assert shown.whole_hwd is not None
+    np.testing.assert_array_equal(to_host(shown.whole_hwd), first + second)
+    nothing = ShownPrompts([None] * 3, None)
+    assert correct(nothing, [], windows, LABELS, 2) == nothing
 
 
 # Whole runs ---------------------------------------------------------------------------------------

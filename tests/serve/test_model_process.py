@@ -11,6 +11,7 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import DeviceLostError, MedalsError, PromptError, RunnerError
+from medals_rt.inference.corrections import Correction
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
 from medals_rt.pipeline.segmenter import Segmenter
@@ -68,15 +69,23 @@ def test_the_same_result_as_in_this_process(model: ModelProcess, tiny_bundle: Bu
     seen: list[tuple[str, int, int]] = []
     drawn = np.zeros(VOLUME.shape_dhw, np.uint8)
     drawn[4:8, 8:16, 8:16] = 1
+    made = Correction.of(drawn, np.roll(drawn, 1, axis=0), [1])
     found = model.segment(
         VOLUME,
         SENTENCE,
         SegmentOptions(seed=3),
         spatial_prompts=drawn,
+        corrections=[made],
         progress=lambda *each: seen.append(each),
     )
     with Segmenter.open(tiny_bundle, **RUNNER) as here:
-        expected = here.segment(VOLUME, SENTENCE, SegmentOptions(seed=3), spatial_prompts=drawn)
+        expected = here.segment(
+            VOLUME,
+            SENTENCE,
+            SegmentOptions(seed=3),
+            spatial_prompts=drawn,
+            corrections=[made],
+        )
         assert model.arithmetic == here.arithmetic
     np.testing.assert_array_equal(found.labels_dhw, expected.labels_dhw)
     assert [note.code for note in found.report.notes] == [
