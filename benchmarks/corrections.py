@@ -99,7 +99,7 @@ def measure(segmenter: Segmenter, number: int) -> list[dict[str, Any]]:
                         "dsc_near": round(dice(mine & near, right & near), 4),
                         "dsc": round(dice(mine, right), 4),
                         "changed_elsewhere": int(np.count_nonzero((labels != before) & ~near)),
-                        "share_kept": round(made.voxels_kept(labels) / len(made.changed_dhw), 3),
+                        "share_kept": round(made.voxels_kept(labels) / made.voxels, 3),
                     }
                 )
     return rows

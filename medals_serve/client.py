@@ -131,6 +131,10 @@ class ServiceClient:
         given = {"image": image["image"], "filename": filename or _name(file)}
         return self._send("/v1/masks", given, file)
 
+    def delete_mask(self, mask: State) -> None:
+        """Delete a mask that guides no job, such as that of a correction which was submitted."""
+        self._json("DELETE", f"/v1/masks/{mask['mask']}")
+
     def delete_image(self, image: State) -> None:
         """Delete an image with its masks and jobs."""
         self._json("DELETE", f"/v1/images/{image['image']}")

@@ -24,7 +24,8 @@ from medals_rt.common.atomic_io import atomic_output, write_json
 from medals_rt.common.errors import InputError
 from medals_rt.common.interruption import interrupted_by
 from medals_rt.common.notes import Note
-from medals_rt.inference.corrections import Correction, parts_of
+from medals_rt.inference.corrections import Correction, check_corrections, parts_of
+from medals_rt.inference.hybrid_prompts import check_start
 from medals_rt.io.format import stem
 from medals_rt.io.palette import hex_color, label_color
 from medals_rt.io.registry import FORMATS, check_own_grid
@@ -51,6 +52,7 @@ from medals_rt.pipeline.output_grid import GridRequest, lost_notes, on_grid
 from medals_rt.pipeline.report import RunReport
 from medals_rt.pipeline.segmenter import CoarseLabels, Result, Segmenter
 from medals_rt.pipeline.window_groups import part_of_annotation
+from medals_rt.prompts.classes import ClassKey
 from medals_rt.prompts.prompt_set import PromptReading, PromptSet
 from medals_serve.images import CaseCache, ServedImage, ServedMask, write_placed
 from medals_serve.problems import JobEndedError, ServiceError, log_failure, problem_of
@@ -185,6 +187,25 @@ class JobRequest:
         )
 
 
+@dataclass(frozen=True)
+class _Past:
+    """What a job takes over from those that led to it, each a correction of the one before.
+
+    Attributes
+    ----------
+    classes
+        What labels mean in any of them.
+    drawing
+        The labels that guided the first, if any did.
+    corrections
+        Of all of their classes, so that those come back with a class that was left out meanwhile.
+    """
+
+    classes: Mapping[int, ClassKey]
+    drawing: Path | None = None
+    corrections: tuple[Correction, ...] = ()
+
+
 class ServedJob:
     """One job. The thread of the engine runs it, those of requests watch it.
 
@@ -216,14 +237,15 @@ class ServedJob:
         self.image = image
         self.folder = job.output.parent
         self.name = self.folder.name
+        self.corrects = None if corrects is None else corrects.name
         self.version = 0
         self.seconds_run = 0.0
         self._job = job
         self._cases = cases
         self._seconds = seconds
         self._keep = keep
-        self._corrects = corrects
-        self._corrections: tuple[Correction, ...] | None = None
+        self._before = corrects
+        self._past: _Past | None = None
         self._status: JobStatus = "queued"
         self._stage: str | None = None
         self._done = self._total = 0
@@ -266,62 +288,69 @@ class ServedJob:
         ServiceError
             The job that is corrected has no result, or is of other classes.
         """
-        job, before = self._job, self._corrects
-        if self._corrections is not None:  # they hold what was drawn
+        job, past = self._job, self._past
+        if past is not None and self.corrects is not None:  # its corrections hold what was drawn
             job = replace(job, spatial_prompts=None)
         read = prepare_job(job, self._cases.case(self.image))
-        if before is None:
+        if past is None:
+            past = self._past = self._past_of(read)
+            self._before = None  # else each would keep all before it
+        if self.corrects is None:
             return read
-        before.check_classes(read.prompts)
         labels = read.prompts.labels
-        if self._corrections is None:
-            self._corrections = parts_of(before.corrections, labels)
-            if read.annotation_dhw is not None:
-                made = Correction.of(before.labels_dhw(), read.annotation_dhw, labels)
-                self._corrections = (*self._corrections, made)
-        drawn = part_of_annotation(before.first_drawing(), labels)
-        return replace(read, annotation_dhw=drawn, corrections=self._corrections)
+        lesions = {label for label, key in past.classes.items() if key.kind == "lesion"}
+        corrections = parts_of(past.corrections, labels, lesions.difference(labels))
+        drawn = None
+        if past.drawing is not None:
+            annotation, _ = read_annotation(past.drawing, read.case.volume)
+            drawn = part_of_annotation(annotation, labels)
+        preset = job.options.segment.algorithm
+        check_start(preset, annotated=drawn is not None or bool(corrections))
+        check_corrections(corrections, read.case.volume.shape_dhw, read.prompts, preset)
+        return replace(read, annotation_dhw=drawn, corrections=corrections)
 
-    @property
-    def is_correction(self) -> bool:
-        """Whether it corrects another job's result."""
-        return self._corrects is not None
+    def _past_of(self, read: ReadJob) -> _Past:
+        asked = {each.label: each.class_key for each in read.prompts.prompts}
+        before = self._before
+        if before is None:
+            return _Past(asked, self._job.spatial_prompts)
+        past = before.past()
+        labels = {key: label for label, key in past.classes.items()}
+        others = [
+            label
+            for label, key in asked.items()
+            if past.classes.get(label, key) != key or labels.get(key, label) != label
+        ]
+        if others:
+            raise ServiceError(
+                f"the labels {others} mean other classes in the job that is corrected, or in one "
+                "that led to it: keep the label of a class from job to job",
+                code="corrects-other-classes",
+                status=HTTPStatus.CONFLICT,
+            )
+        corrections = past.corrections
+        if read.annotation_dhw is not None:
+            made = Correction.of(before.labels_dhw(), read.annotation_dhw, asked)
+            corrections = (*corrections, made)
+        return _Past({**past.classes, **asked}, past.drawing, corrections)
 
-    @property
-    def corrections(self) -> tuple[Correction, ...]:
-        """What was changed of the results that led to this job."""
-        return self._corrections or ()
-
-    def first_drawing(self) -> npt.NDArray[Any] | None:
-        """Return the labels that guided the first of the jobs that led to this one, if any did."""
-        if self._corrects is not None:
-            return self._corrects.first_drawing()
-        if self._job.spatial_prompts is None:
-            return None
-        volume = self._cases.case(self.image).volume
-        drawn: npt.NDArray[Any] = read_annotation(self._job.spatial_prompts, volume)[0]
-        return drawn
-
-    def check_classes(self, prompts: PromptSet) -> None:
-        """Check that this job is done, and that its labels mean the same in other prompts.
+    def past(self) -> _Past:
+        """Return what jobs that correct this one take over.
 
         Raises
         ------
         ServiceError
+            It has no result.
         """
         self._finished_report()
-        asked = {each.label: each.class_key for each in prompts.prompts}
-        own = () if self._prompts is None else self._prompts.prompts
-        others = [
-            each.label for each in own if asked.get(each.label, each.class_key) != each.class_key
-        ]
-        if others:
-            raise ServiceError(
-                f"the labels {others} mean other classes in the job that is corrected: keep the "
-                "label of a class from job to job",
-                code="corrects-other-classes",
-                status=HTTPStatus.CONFLICT,
-            )
+        if self._past is None:
+            raise AssertionError(self.name)
+        return self._past
+
+    @property
+    def drawing(self) -> Path | None:
+        """The labels that guide it: those of the first of the jobs that led to it."""
+        return None if self._past is None else self._past.drawing
 
     def run(self, segmenter: Segmenter) -> None:
         """Segment, and keep what came of it; every error becomes the job's."""
@@ -436,7 +465,7 @@ class ServedJob:
                 "windows_done": self._done,
                 "windows_total": self._total,
                 "coarse_parts": self._coarse,
-                "corrects": None if self._corrects is None else self._corrects.name,
+                "corrects": self.corrects,
                 "probabilities": self._job.probabilities is not None,
                 "seconds_left": left,
                 "seconds_run": round(

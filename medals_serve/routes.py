@@ -307,6 +307,13 @@ async def upload_mask(
     return MaskState(mask=mask.name, image=mask.image, labels=list(mask.labels))
 
 
+@images.delete("/masks/{mask}", status_code=HTTPStatus.NO_CONTENT)
+async def delete_mask(mask: str, service: Here, owner: Owner) -> Response:
+    """Delete a mask that guides no job; a job that corrects another's result needs it no more."""
+    await service.delete_mask(owner, owner.mask(mask))
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
 # Jobs ---------------------------------------------------------------------------------------------
 
 jobs = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=_CHECKED, route_class=StrictRoute)

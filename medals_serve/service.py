@@ -257,6 +257,23 @@ class Service:
             owner.masks[mask.name] = mask
         return mask
 
+    async def delete_mask(self, owner: ClientSession, mask: ServedMask) -> None:
+        """Delete a mask.
+
+        Raises
+        ------
+        ServiceError
+            It guides a job, or one that led to it.
+        """
+        if any(job.drawing == mask.upload.path for job in owner.jobs.values()):
+            raise ServiceError(
+                "the mask guides a job, and those that correct its result; delete the image",
+                code="mask-in-use",
+                status=HTTPStatus.CONFLICT,
+            )
+        owner.masks.pop(mask.name, None)
+        await self.in_thread(self.sessions.drop, owner, mask.upload.path.parent)
+
     @contextlib.asynccontextmanager
     async def array(
         self, body: AsyncIterator[bytes], owner: ClientSession, folder: Path

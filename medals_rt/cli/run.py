@@ -125,11 +125,6 @@ def run_command(
             "there is nothing to resample: --resample is for the labels of --spatial-prompts",
             code="nothing-to-resample",
         )
-    if corrects is not None and spatial_prompts is None:
-        raise InputError(
-            f"what became of {corrects.name}? give the corrected labels with --spatial-prompts",
-            code="nothing-corrected",
-        )
     job = Job(
         input=input_file,
         output=output or default_output(input_file),

@@ -10,7 +10,7 @@ from typing import Final
 from medals_rt.common.arrays import bounding_box, contiguous, enclosing, namespace
 from medals_rt.common.choices import STAGE_NAMES, StageNumber
 from medals_rt.common.errors import InputError
-from medals_rt.common.notes import Note
+from medals_rt.common.notes import Note, warning
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array, Box, Shape, Spacing
@@ -124,12 +124,16 @@ class StageSummary:
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """A stage's labels (and probability) on the whole grid, its record, and the classes' maps."""
+    """A stage's labels (and probability) on the whole grid, its record, and the classes' maps.
+
+    `widened`: the last correction lies outside of what the stage would have looked at without it.
+    """
 
     labels_dhw: Array
     probability_dhw: Array | None
     record: StageSummary
     maps: StageMaps | None = None
+    widened: bool = False
 
 
 def run_stages(
@@ -170,17 +174,15 @@ def run_stages(
         prompt_map = fine_prompts(outcomes[0].labels_dhw, annotation_dhw, lesion=rules.lesion)
     box = None if prompt_map is None else bounding_box(prompt_map > 0)
     changed = [each.changed_box_dhw for each in case.corrections]
-    region = outline.whole
+    region, widened = outline.whole, False
     if box is None:
         if prompt_map is not None and outcomes and outline.preset.empty_coarse == "final":
             if not changed:
                 return [replace(outcomes[0], labels_dhw=prompt_map)]
-            region = _region_around(case, networks[2], changed)
+            region, widened = _region_around(case, networks[2], changed)
         prompt_map = None
     elif outcomes or annotated.issuperset(case.task.labels):
-        region = _region_around(case, networks[2], [box])
-        if enclosing(region, *changed) != region:  # else windows stay, and what is kept of them
-            region = _region_around(case, networks[2], [box, *changed])
+        region, widened = _region_around(case, networks[2], [box, *changed])
     prompted = prompt_map is not None or bool(changed)
     plans = _plans(networks[2], case, region, prompted=prompted)
     of_pass = _seconds_per_pass(networks, case).get(2)
@@ -189,20 +191,30 @@ def run_stages(
         return outcomes
     # Only the last stage's probability is read; at four bytes a voxel it isn't held for nothing.
     outcomes = [replace(each, probability_dhw=None, maps=None) for each in outcomes]
-    return [*outcomes, _run(networks, 2, case, region, prompt_map, chosen or plans[-1])]
+    last = _run(networks, 2, case, region, prompt_map, chosen or plans[-1])
+    return [*outcomes, replace(last, widened=widened)]
 
 
-def _region_around(case: CaseRun, fine: Network, boxes: Sequence[Box]) -> Box:
-    """Return what the fine stage looks at."""
+def _region_around(case: CaseRun, fine: Network, boxes: Sequence[Box]) -> tuple[Box, bool]:
+    """Return what the fine stage looks at, and whether it does so for the last box alone.
+
+    The first box decides. Each further one that lies in what is looked at changes nothing: windows
+    stay where they were, and what they are shown and what is kept of them.
+    """
     outline = case.outline
-    return region_of_interest(
-        enclosing(*boxes),
-        outline.shape_dhw,
-        outline.spacing_hwd_mm,
-        fine.spec,
-        outline.rules,
-        outline.preset,
-    )
+    region, widened = boxes[0], True
+    for number, box in enumerate(boxes, 1):
+        widened = number == 1 or enclosing(region, box) != region
+        if widened:
+            region = region_of_interest(
+                enclosing(*boxes[:number]),
+                outline.shape_dhw,
+                outline.spacing_hwd_mm,
+                fine.spec,
+                outline.rules,
+                outline.preset,
+            )
+    return region, widened and len(boxes) > 1
 
 
 def stage_notes(case: CaseRun, outcomes: Sequence[StageOutcome]) -> tuple[Note, ...]:
@@ -210,14 +222,30 @@ def stage_notes(case: CaseRun, outcomes: Sequence[StageOutcome]) -> tuple[Note, 
 
     Time that ran out is noted by the budget.
     """
-    record = outcomes[-1].record
+    return (*_correction_notes(case, outcomes[-1]), *_one_stage_notes(case, outcomes))
+
+
+def _correction_notes(case: CaseRun, last: StageOutcome) -> tuple[Note, ...]:
+    """Note which part of a stage was shown corrections."""
     if not case.corrections or case.outline.mode == "none":
-        return _one_stage_notes(case, outcomes)
-    text = (
-        f"what was corrected was shown to {record.windows_corrected} of the {record.windows} "
-        f"windows of the {record.name} stage: those that decide about it"
-    )
-    return (Note(CORRECTED, text), *_one_stage_notes(case, outcomes))
+        return ()
+    record, notes = last.record, []
+    if record.windows_corrected:
+        text = (
+            f"corrections were shown to {record.windows_corrected} of the {record.windows} windows "
+            f"of the {record.name} stage, those that decide about them; the others are as before"
+        )
+        notes.append(Note(CORRECTED, text))
+    else:
+        text = "time ran out before corrections could be shown to the network: it is as without"
+        notes.append(warning(CORRECTED, text))
+    if last.widened:
+        text = (
+            f"the last correction lies outside of what the {record.name} stage looked at; it "
+            "looked at more now, so that the result may have changed elsewhere too"
+        )
+        notes.append(warning("corrected-outside", text))
+    return tuple(notes)
 
 
 def _one_stage_notes(case: CaseRun, outcomes: Sequence[StageOutcome]) -> tuple[Note, ...]:
@@ -341,7 +369,9 @@ def _run(
     inside = tuple(slice(low, high) for low, high in zip(*box, strict=True))
     made = case.corrections if number == 2 or case.outline.rules.skip_fine else ()
     if case.outline.mode == "none":
-        prompt_map_dhw, made = None, ()
+        prompt_map_dhw = None
+    if stage_plan.window_pass.mode == "none":  # also where time is short
+        made = ()
     corrections = (StageCorrection.at(each, box, geometry, case.image_dhw) for each in made)
     shown = None if prompt_map_dhw is None else to_hwd(prompt_map_dhw[inside])
     result = run_stage(

@@ -18,18 +18,20 @@ import numpy.typing as npt
 from medals_rt.common.arrays import (
     as_namespace,
     bounding_box,
+    box_slices,
     look_up,
     namespace,
     present_values,
     to_host,
 )
-from medals_rt.common.errors import CaseError
+from medals_rt.common.errors import CaseError, InputError
 from medals_rt.common.typing import Array, Box, Shape
 from medals_rt.inference.hybrid_prompts import check_label_map, drawn_over
 from medals_rt.inference.spatial_prompts import LabelPrompts, label_prompts
 from medals_rt.io.case import label_dtype
 from medals_rt.io.volume import to_hwd
 from medals_rt.planning.geometry import StageGeometry
+from medals_rt.planning.policy import Preset
 from medals_rt.planning.sliding_window import Window, deciding_windows, pad_far_end
 from medals_rt.preprocessing.resampling import resample_labels
 from medals_rt.prompts.prompt_set import PromptSet
@@ -62,7 +64,7 @@ class Correction:
         cls,
         result_dhw: npt.NDArray[Any],
         corrected_dhw: npt.NDArray[Any],
-        labels: Collection[int],
+        labels: Iterable[int],
     ) -> Self:
         """Compare a result with what a person made of it.
 
@@ -76,10 +78,17 @@ class Correction:
         Raises
         ------
         CaseError
-            The two don't fit each other, the corrected one holds labels that no prompt names
-            (``annotation-labels``), or they are the same (``correction-empty``).
+            The two are no label maps of one image (``annotation-shape``, ``annotation-type``), the
+            corrected one holds labels that no prompt names (``annotation-labels``), or they are the
+            same (``correction-empty``).
         """
-        result, corrected = np.asarray(result_dhw), np.asarray(corrected_dhw)
+        result, corrected, labels = np.asarray(result_dhw), np.asarray(corrected_dhw), set(labels)
+        if corrected.ndim != 3:
+            raise CaseError(
+                f"the corrected result has the shape {corrected.shape}, a label map has "
+                "(D, H, W): give the labels of the whole image",
+                code="annotation-shape",
+            )
         check_label_map(result, corrected.shape, "the result that was corrected")
         check_label_map(corrected, corrected.shape, "the corrected result")
         if int(result.min(initial=0)) < 0:
@@ -88,14 +97,14 @@ class Correction:
                 "written",
                 code="annotation-labels",
             )
-        if unknown := sorted(present_values(corrected) - set(labels)):
+        if unknown := sorted(present_values(corrected) - labels):
             raise CaseError(
                 f"the corrected result holds labels that no prompt names: {unknown}; the prompts' "
                 f"labels are {sorted(labels)}",
                 code="annotation-labels",
             )
         whole = cls(_shape(result.shape), (0, 0, 0), result, corrected)
-        found = whole.part(labels)
+        found = whole._cut(labels)
         if found is None:
             raise CaseError(
                 "the corrected result is the result itself: draw or erase something",
@@ -103,18 +112,36 @@ class Correction:
             )
         return found
 
-    def part(self, labels: Collection[int]) -> Self | None:
-        """Keep what was changed of some labels; None: nothing was."""
+    def part(
+        self, labels: Collection[int], covering: Collection[int] = frozenset()
+    ) -> Self | None:
+        """Keep what was changed of some labels; None: nothing was.
+
+        Parameters
+        ----------
+        labels
+            Those that are kept.
+        covering
+            Others that lie over them, as lesions over organs: where one was drawn, nothing of what
+            lies below was erased.
+        """
+        if self.labels.isdisjoint(covering):
+            return self if self.labels.issubset(labels) else self._cut(labels)
+        covers = np.isin(self.after_dhw, list(covering))
+        below = np.where(covers, _only(self.before_dhw, labels), self.after_dhw)
+        return replace(self, after_dhw=below)._cut(labels)
+
+    def _cut(self, labels: Collection[int]) -> Self | None:
         before, after = _only(self.before_dhw, labels), _only(self.after_dhw, labels)
         differs = before != after
-        touched = np.union1d(before[differs], after[differs]).tolist()
+        touched = present_values(before[differs][None]) | present_values(after[differs][None])
         if not touched:
             return None
         before, after = _only(before, touched), _only(after, touched)
         box = bounding_box(differs | (after > 0))
         if box is None:
             raise AssertionError(touched)
-        inside = tuple(slice(low, high) for low, high in zip(*box, strict=True))
+        inside = box_slices(box)
         start = _shape(np.add(self.start_dhw, box[0]))
         return replace(
             self, start_dhw=start, before_dhw=before[inside].copy(), after_dhw=after[inside].copy()
@@ -126,47 +153,65 @@ class Correction:
         return present_values(self.before_dhw) | present_values(self.after_dhw)
 
     @property
-    def changed_dhw(self) -> npt.NDArray[np.integer]:
-        """``(n, 3)``, the indices of the voxels that changed, in the image."""
-        return np.argwhere(self.before_dhw != self.after_dhw) + self.start_dhw
+    def changed_dhw(self) -> npt.NDArray[np.bool_]:
+        """Which voxels of the box changed."""
+        changed: npt.NDArray[np.bool_] = self.before_dhw != self.after_dhw
+        return changed
 
     @property
     def changed_box_dhw(self) -> Box:
-        """What holds the voxels that changed."""
-        changed = self.changed_dhw
-        return _shape(changed.min(axis=0)), _shape(changed.max(axis=0) + 1)
+        """What holds the voxels of the image that changed."""
+        box = bounding_box(self.changed_dhw)
+        if box is None:
+            raise AssertionError(self)
+        low, high = (_shape(np.add(self.start_dhw, corner)) for corner in box)
+        return low, high
+
+    @property
+    def voxels(self) -> int:
+        """How many changed."""
+        return int(np.count_nonzero(self.changed_dhw))
 
     def voxels_kept(self, labels_dhw: npt.NDArray[Any]) -> int:
         """Count the changed voxels that labels `(D, H, W)` have as they were corrected."""
-        there = tuple(self.changed_dhw.T)
-        wanted = self.after_dhw[tuple((self.changed_dhw - self.start_dhw).T)]
-        found = labels_dhw[there]
+        changed = self.changed_dhw
+        found = labels_dhw[self._box][changed]
         is_own = np.isin(found, list(self.labels))
-        return int(np.count_nonzero(np.where(is_own, found, 0) == wanted))
+        return int(np.count_nonzero(np.where(is_own, found, 0) == self.after_dhw[changed]))
+
+    @property
+    def _box(self) -> tuple[slice, slice, slice]:
+        return box_slices((self.start_dhw, _shape(np.add(self.start_dhw, self.after_dhw.shape))))
 
     def drawn_dhw(self) -> npt.NDArray[Any]:
         """Return `after_dhw` in the whole image."""
         drawn = np.zeros(self.shape_dhw, self.after_dhw.dtype)
-        stops = np.add(self.start_dhw, self.after_dhw.shape)
-        drawn[tuple(slice(*each) for each in zip(self.start_dhw, stops, strict=True))] = (
-            self.after_dhw
-        )
+        drawn[self._box] = self.after_dhw
         return drawn
 
 
 def check_corrections(
-    corrections: Sequence[Correction], shape_dhw: Shape, prompts: PromptSet
+    corrections: Sequence[Correction], shape_dhw: Shape, prompts: PromptSet, preset: Preset
 ) -> None:
-    """Check that corrections fit an image and its prompts.
+    """Check that corrections fit an image, its prompts, and what a preset makes of them.
 
     Raises
     ------
+    InputError
+        ``corrections-without-labels``: results don't tell the classes apart.
     TypeError
         One is no `Correction`.
     CaseError
         One is of another image (``annotation-shape``) or of labels that no prompt names
         (``annotation-labels``).
     """
+    several = prompts.kind == "lesion" and len(prompts.labels) > 1
+    if corrections and several and preset.lesions == "binary":
+            raise InputError(
+                f"under the preset {preset.name!r} every lesion has the label 1, so that a result "
+                "doesn't say which class was corrected; ask for one, or use another preset",
+                code="corrections-without-labels",
+            )
     for each in corrections:
         if not isinstance(each, Correction):
             raise TypeError(
@@ -187,9 +232,13 @@ def check_corrections(
             )
 
 
-def parts_of(corrections: Sequence[Correction], labels: Collection[int]) -> tuple[Correction, ...]:
-    """Keep what corrections change of some labels."""
-    parts = (each.part(labels) for each in corrections)
+def parts_of(
+    corrections: Sequence[Correction],
+    labels: Collection[int],
+    covering: Collection[int] = frozenset(),
+) -> tuple[Correction, ...]:
+    """Keep what corrections change of some labels; see `Correction.part`."""
+    parts = (each.part(labels, covering) for each in corrections)
     return tuple(each for each in parts if each is not None)
 
 
@@ -226,17 +275,22 @@ class StageCorrection:
         like
             An array of the device.
         """
-        inside = tuple(slice(low, high) for low, high in zip(*box_dhw, strict=True))
-        drawn = to_hwd(as_namespace(correction.drawn_dhw()[inside], namespace(like), like))
+        drawn_dhw = correction.drawn_dhw()[box_slices(box_dhw)]
+        drawn = to_hwd(as_namespace(drawn_dhw, namespace(like), like))
         resampled = resample_labels(drawn, geometry.resampled_shape_hwd, geometry.separate_axis)
-        d, h, w = (correction.changed_dhw - box_dhw[0]).T
-        centers = np.stack([h, w, d], axis=1) + 0.5
-        scale = np.divide(geometry.resampled_shape_hwd, geometry.input_shape_hwd)
-        points = np.unique((centers * scale).astype(np.int64), axis=0)
+        d, h, w = np.subtract(correction.start_dhw, box_dhw[0]).tolist()
+        changed = to_hwd(correction.changed_dhw)
+        indices = []
+        for axis, start in enumerate((h, w, d)):
+            scale = geometry.resampled_shape_hwd[axis] / geometry.input_shape_hwd[axis]
+            centers = (start + np.arange(changed.shape[axis]) + 0.5) * scale
+            index, first = np.unique(centers.astype(np.int64), return_index=True)
+            changed = np.logical_or.reduceat(changed, first, axis=axis)
+            indices.append(index)
         return cls(
             pad_far_end(resampled, geometry.padded_shape_hwd),
             frozenset(correction.labels),
-            deciding_windows(points, geometry.windows),
+            deciding_windows(changed, indices, geometry.windows),
         )
 
 
@@ -290,16 +344,20 @@ def correct(
             own = maps.get(number, before[cut])
             maps[number] = drawn_over(own, each.drawn_hwd[cut], each.labels)
         whole = drawn_over(whole, each.drawn_hwd, each.labels)
-    prompts = list(shown.of_windows)
-    for number, shown_hwd in maps.items():
+    prompts, corrected = list(shown.of_windows), len(maps)
+    while maps:  # each goes when its prompts are made: all of them may be eight times the image
+        number, shown_hwd = maps.popitem()
         itself = Window((0, 0, 0), _shape(shown_hwd.shape))
         prompts[number] = label_prompts(shown_hwd, [itself], labels, block_size)[0]
-    return ShownPrompts(prompts, whole, len(maps))
+    return ShownPrompts(prompts, whole, corrected)
 
 
 def _only(labels_dhw: npt.NDArray[Any], kept: Collection[int]) -> npt.NDArray[Any]:
     """Keep some labels of a map; 0 for all else."""
-    table = np.zeros(max(*kept, int(labels_dhw.max(initial=0))) + 1, label_dtype(max(kept)))
+    highest = max(kept, default=0)
+    if int(labels_dhw.max(initial=0)) > highest:  # a table of all that is there has no bound
+        labels_dhw = np.where(labels_dhw > highest, 0, labels_dhw)
+    table = np.zeros(highest + 1, label_dtype(highest))
     table[list(kept)] = list(kept)
     return to_host(look_up(table, labels_dhw))
 

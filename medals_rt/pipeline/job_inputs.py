@@ -9,11 +9,11 @@ import numpy as np
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.arrays import usable_cores
-from medals_rt.common.errors import CaseError, PromptError
+from medals_rt.common.errors import CaseError, InputError, PromptError
 from medals_rt.common.notes import Note
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
-from medals_rt.inference.corrections import Correction
+from medals_rt.inference.corrections import Correction, check_corrections
 from medals_rt.inference.hybrid_prompts import check_start
 from medals_rt.io.case import Case
 from medals_rt.io.grids import fill_left_out, grid_of, same_grid
@@ -71,12 +71,14 @@ def prepare_job(job: Job, case: Case, progress: Progress | None = None) -> ReadJ
         annotation, moved = read_annotation(job.spatial_prompts, case.volume, resample=job.resample)
         case = replace(case, notes=(*case.notes, *moved))
     corrections: tuple[Correction, ...] = ()
-    if job.corrects is not None and annotation is not None:
-        result, _ = read_annotation(job.corrects, case.volume)
-        corrections, annotation = (Correction.of(result, annotation, prompts.labels),), None
+    if job.corrects is not None:
+        made, note = _read_correction(job, job.corrects, case, prompts, annotation)
+        corrections, annotation = (made,), None
+        case = replace(case, notes=(*case.notes, note))
     preset = job.options.segment.algorithm
     check_window(job.options.segment.window, prompts.modality, preset)
     check_start(preset, annotated=annotation is not None or bool(corrections))
+    check_corrections(corrections, case.volume.shape_dhw, prompts, preset)
     notes = (
         *check_prompted_outputs(job, case, prompts),
         *idle_options(job.options.segment, {key.kind for key in prompts.class_keys}),
@@ -85,6 +87,33 @@ def prepare_job(job: Job, case: Case, progress: Progress | None = None) -> ReadJ
     case = replace(case, notes=(*case.notes, *notes))
     check_combination(prompts, preset)
     return ReadJob(job, case, prompts, annotation, {}, corrections)
+
+
+def _read_correction(
+    job: Job, result: Path, case: Case, prompts: PromptSet, corrected_dhw: Any | None
+) -> tuple[Correction, Note]:
+    """Compare a result with what a person made of it; note what differs.
+
+    Raises
+    ------
+    InputError
+        There is nothing to compare, or the two are no labels of these prompts on the case's grid.
+    """
+    if job.spatial_prompts is None or corrected_dhw is None:
+        raise InputError(
+            f"what became of {result.name}? give the corrected labels with --spatial-prompts",
+            code="nothing-corrected",
+        )
+    if job.resample:
+        raise InputError(
+            "resampled labels differ from a result at every edge: leave out --resample, and "
+            f"correct {result.name} on its own grid",
+            code="correction-resampled",
+        )
+    before_dhw, _ = read_annotation(result, case.volume)
+    made = Correction.of(before_dhw, corrected_dhw, prompts.labels)
+    text = f"{job.spatial_prompts.name} corrects {made.voxels:,} voxels of {result.name}"
+    return made, Note("corrects", text)
 
 
 def _thread_notes(options: RunOptions) -> tuple[Note, ...]:

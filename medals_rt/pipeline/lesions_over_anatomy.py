@@ -60,6 +60,13 @@ def case_groups(
     )
 
 
+def covering_labels(part: PromptSet, prompts: PromptSet) -> frozenset[int]:
+    """Return the labels of a case that lie over those of a part of it: lesions over anatomy."""
+    if part.kind != "anatomy":
+        return frozenset()
+    return frozenset(each.label for each in prompts.prompts if each.class_key.kind == "lesion")
+
+
 def merge_case(results: Sequence[GroupResult], rule: MergeRule = "probability") -> Merged:
     """Merge the labels of all groups: those of a kind by a preset's rule, lesions over anatomy."""
     by_kind: dict[str, list[GroupResult]] = {}

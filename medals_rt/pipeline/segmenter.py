@@ -34,7 +34,12 @@ from medals_rt.inference.probability_maps import ProbabilityMaps
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.inference.stage import StageTask
 from medals_rt.io.volume import Volume, to_dhw, volume_notes
-from medals_rt.pipeline.lesions_over_anatomy import case_groups, check_combination, merge_case
+from medals_rt.pipeline.lesions_over_anatomy import (
+    case_groups,
+    check_combination,
+    covering_labels,
+    merge_case,
+)
 from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.report import Provenance, RunReport, build_report
 from medals_rt.pipeline.window_groups import (
@@ -295,7 +300,8 @@ class Segmenter:
         BundleError
             The bundle does not cover a class.
         InputError
-            The segmenter is closed; the window is unknown or not one of the modality; the memory
+            The segmenter is closed; the window is unknown or not one of the modality; results of
+            the preset can't be corrected, or refinement starts from the text alone; the memory
             does not hold one class at a time, or the time no pass of the network.
         PromptError
             A prompt names no class, or the preset can't tell lesions from anatomy.
@@ -319,7 +325,7 @@ class Segmenter:
                 "segment(volume, prompts, SegmentOptions(preset='paper'))"
             )
         provenance = provenance or Provenance()
-        prompts = as_prompt_set(prompts)
+        prompts, corrections = as_prompt_set(prompts), tuple(corrections)
         preset = options.algorithm
         check_window(options.window, prompts.modality, preset)
         check_combination(prompts, preset)
@@ -329,9 +335,12 @@ class Segmenter:
         spacing_hwd_mm, spacing_notes = spacing_of_volume(volume, preset, prompts.modality)
         groups = case_groups(volume, prompts, options.window, preset)
         by_probability = len(groups) > len(prompts.parts) and preset.merge == "probability"
-        check_corrections(corrections, volume.shape_dhw, prompts)
+        check_corrections(corrections, volume.shape_dhw, prompts, preset)
         annotations = [part_of_annotation(annotation, group.prompts.labels) for group in groups]
-        corrected = [parts_of(corrections, group.prompts.labels) for group in groups]
+        corrected = [
+            parts_of(corrections, group.prompts.labels, covering_labels(group.prompts, prompts))
+            for group in groups
+        ]
         of_image = None if kept is None else kept.begin(volume).at(self._token)
         outlines = self._outlines(volume, spacing_hwd_mm, groups, options, kept)
         for outline, own_annotation, own_corrections in zip(
@@ -594,10 +603,10 @@ def _correction_notes(corrections: Sequence[Correction], labels_dhw: Labels) -> 
     """Tell how much of the last correction is in the result: the model may answer otherwise."""
     if not corrections:
         return ()
-    changed = len(corrections[-1].changed_dhw)
+    last = corrections[-1]
     text = (
-        f"{corrections[-1].voxels_kept(labels_dhw):,} of the {changed:,} voxels that were "
-        "corrected last are so in the result; a correction guides the model and does not bind it"
+        f"the result has {last.voxels_kept(labels_dhw):,} of the {last.voxels:,} voxels of the last "
+        "correction as they were drawn or erased: corrections guide the model and don't bind it"
     )
     return (Note("correction-kept", text),)
 

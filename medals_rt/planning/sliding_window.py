@@ -72,7 +72,9 @@ def plan_windows(
 
 
 def deciding_windows(
-    points_hwd: npt.NDArray[np.integer], windows: Sequence[Window]
+    voxels_hwd: npt.NDArray[np.bool_],
+    indices_hwd: Sequence[npt.NDArray[np.integer]],
+    windows: Sequence[Window],
 ) -> npt.NDArray[np.bool_]:
     """Return which windows decide about any of some voxels (`DECIDING_SHARE`).
 
@@ -80,8 +82,10 @@ def deciding_windows(
 
     Parameters
     ----------
-    points_hwd
-        ``(n, 3)``, voxels of the padded image.
+    voxels_hwd
+        Which are meant.
+    indices_hwd
+        Where the rows of `voxels_hwd` along each axis lie in the padded image.
     windows
         All of it, from `plan_windows`.
 
@@ -98,16 +102,18 @@ def deciding_windows(
         weights = np.zeros((len(starts), stop))
         for row, start in zip(weights, starts, strict=True):
             row[start : start + length] = _gaussian_profile(length)
-        of_starts = weights / weights.max(axis=0)
+        of_starts = (weights / weights.max(axis=0))[:, indices_hwd[axis]]
         shares.append(dict(zip(starts, of_starts, strict=True)))
 
     def decides(window: Window) -> bool:
-        points, share = points_hwd, np.ones(len(points_hwd))
-        for axis, start in enumerate(window.starts_hwd):
-            share = share * shares[axis][start][points[:, axis]]
-            near = share >= DECIDING_SHARE  # the other axes' shares are 1 at most
-            points, share = points[near], share[near]
-        return len(points) > 0
+        of_axes = [share[start] for share, start in zip(shares, window.starts_hwd, strict=True)]
+        near = [np.flatnonzero(share >= DECIDING_SHARE) for share in of_axes]  # others: 1 at most
+        h, w, d = (share[index] for share, index in zip(of_axes, near, strict=True))
+        meant = voxels_hwd[np.ix_(*near)]
+        if not meant.any():
+            return False
+        share = h[:, None, None] * w[:, None] * d
+        return bool((meant & (share >= DECIDING_SHARE)).any())
 
     return np.array([decides(window) for window in windows], dtype=np.bool_)
 

@@ -89,6 +89,7 @@ export const readVolume = async (image) =>
 export const deleteImage = (image) => call("DELETE", `images/${encodeURIComponent(image)}`);
 export const sendMask = (image, bytes) =>
   json("POST", "masks", { query: { image, filename: "correction.nii" }, body: bytes });
+export const deleteMask = (mask) => call("DELETE", `masks/${encodeURIComponent(mask)}`);
 export const startJob = (request) => json("POST", "jobs", { json: request });
 const readJob = (job) => json("GET", `jobs/${encodeURIComponent(job)}`);
 export const cancelJob = (job) => call("POST", `jobs/${encodeURIComponent(job)}/cancel`);

@@ -252,6 +252,8 @@ async function startRun() {
     scan.asked = { job: started.job, classes };
     scan.remember();
     follow(scan, started);
+    // The service compared it with the result; for a session holds so many masks only.
+    if (request.corrects && request.spatial_prompts) await api.deleteMask(request.spatial_prompts);
   } catch (error) {
     showProblem("run-problem", error);
   }
@@ -265,7 +267,8 @@ same classes, which keeps what was corrected before. */
 async function drawingOf(scan, labels) {
   const touched = viewer.isDrawing ? viewer.changedLabels() : new Set();
   const changed = new Map([...labels].filter(([label]) => touched.has(label)));
-  if (keepsLabels(scan, labels)) {
+  const canDraw = viewer.drawable([...labels.keys()]).length === labels.size;
+  if (keepsLabels(scan, labels) && (canDraw || changed.size === 0)) {
     const asked = { corrects: scan.run.job };
     if (changed.size > 0) {
       const { bytes } = await viewer.drawingFile(labels);
@@ -287,14 +290,13 @@ async function drawingOf(scan, labels) {
 }
 
 /* Whether the result that is shown can be corrected by a run with these labels: its classes keep
-theirs, and all can be drawn. */
+theirs. */
 function keepsLabels(scan, labels) {
   if (scan.run === null) return false;
   const name = (each) => `${each.modality}/${classKey(each)}`;
   const own = new Map(scan.run.classes.map((found) => [found.label, name(found)]));
-  const same = scan.chips.every((chip) => labels.get(chip.label) === chip.label
+  return scan.chips.every((chip) => labels.get(chip.label) === chip.label
     && (own.get(chip.label) ?? name(chip)) === name(chip));
-  return same && viewer.drawable([...labels.keys()]).length === labels.size;
 }
 
 function follow(scan, first) {

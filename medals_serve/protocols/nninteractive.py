@@ -96,7 +96,7 @@ class _Drawing:
 
 @dataclass(eq=False)
 class _Lease:
-    """What is kept of a lease."""
+    """What is kept of a lease; `masks` are those that guided jobs which may be corrected yet."""
 
     sentence: str
     kind: str
@@ -104,6 +104,7 @@ class _Lease:
     shape_zyx: tuple[int, ...] = ()
     drawing: _Drawing | None = None
     before: list[_Drawing] = field(default_factory=list)
+    masks: list[ServedMask] = field(default_factory=list)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def blank(self) -> _Drawing:
@@ -276,6 +277,7 @@ async def set_image(request: Request, asked: Leased, service: Here, meta: Meta) 
         await service.in_thread(service.delete_image, owner, lease.image)
         lease.image = None
         lease.clear()
+        lease.masks.clear()
     folder = owner.folder / secrets.token_hex(8)
     async with service.array(request.stream(), owner, folder) as array_path:
 
@@ -380,7 +382,7 @@ async def add_scribble(request: Request, asked: Leased, service: Here, meta: Met
     lease = asked.lease
     drawn = await _drawn(request, service, asked, meta.get("interaction_bbox"))
     now = lease.drawing or lease.blank()
-    guide = lease.seen(now.guide) | lease.seen(now.shown)
+    guide = lease.seen(now.guide)
     guide = guide | drawn if meta.get("include_interaction", True) else guide & ~drawn
     return await _added(request, service, asked, replace(now, guide=_packed(guide)), meta)
 
@@ -429,10 +431,8 @@ async def _predict(
     """Segment, guided by a drawing; what the client sees changes if that succeeds."""
     owner, lease, image = asked.owner, asked.lease, asked.image
     run: _Run | None
-    guide = lease.seen(drawing.guide)
-    corrects = drawing.job if drawing.guide != drawing.shown else None
-    mask = None
-    if corrects is not None or guide.any():
+    guide, corrects, mask = lease.seen(drawing.guide), drawing.job, None
+    if guide.any() if corrects is None else drawing.guide != drawing.shown:
         mask = await service.in_thread(_write_mask, service, owner, image, guide)
     run = _Run(service, asked, drawing, mask)
     try:
@@ -478,23 +478,23 @@ class _Run:
         return found
 
     def end(self) -> None:
-        """Remove what can't be seen again: this job, unless it is shown, and older ones.
-
-        What was drawn stays with a job that it guided, for those that correct its result.
-        """
-        job, mask = self.job, self.mask
-        _forget_jobs(self.service, self.asked, job)
-        guides = job is not None and job in self.asked.lease.jobs and not job.is_correction
-        if mask is not None and not guides:
-            self.service.sessions.drop(self.asked.owner, mask.upload.path.parent)
+        """Remove what can't be seen again: this job, unless it is shown, older ones, masks."""
+        if self.mask is not None:
+            self.asked.lease.masks.append(self.mask)
+        _forget_jobs(self.service, self.asked, self.job)
 
 
 def _forget_jobs(service: Service, asked: _Asked, ended: ServedJob | None = None) -> None:
-    """Remove the jobs whose results can't be seen again."""
-    owner, kept = asked.owner, asked.lease.jobs
+    """Remove the jobs whose results can't be seen again, and the masks that guide none."""
+    owner, lease = asked.owner, asked.lease
+    kept = lease.jobs
     for job in tuple(owner.jobs.values()):
         if job not in kept and (job.is_over or job is ended):
             service.delete_job(owner, job)
+    guides = {job.drawing for job in owner.jobs.values()}
+    for mask in [each for each in lease.masks if each.upload.path not in guides]:
+        lease.masks.remove(mask)
+        service.sessions.drop(owner, mask.upload.path.parent)
 
 
 async def _slowly(run: _Run) -> AsyncIterator[bytes]:

@@ -112,15 +112,18 @@ def test_a_corrected_result(run: Callable[..., Result], out: Path, tmp_path: Pat
     words = {"corrects": first, "spatial_prompts": drawn, "output": out / "second.npz"}
     result = run(report=report, **words)
     assert result.exit_code == 0, result.output
-    assert "windows of the fine stage: those that decide about it" in result.output
-    fine = json.loads(report.read_text(encoding="utf-8"))["stages"][-1]
-    assert 0 < fine["windows_corrected"] < fine["windows"]
+    assert "windows of the fine stage: those that decide about them" in result.output
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert 0 < found["stages"][-1]["windows_corrected"] < found["stages"][-1]["windows"]
+    (note,) = (each["text"] for each in found["notes"] if each["code"] == "corrects")
+    assert note == "drawn.npz corrects 18 voxels of first.npz"
+    assert error_of(run("--resample", **words)).code == "correction-resampled"
     words["spatial_prompts"] = first
     refused = run(**words)
     assert error_of(refused).code == "correction-empty"
     words["spatial_prompts"] = drawn
     refused = run(**{**words, "output": first})
-    assert refused.exit_code != 0, "it would replace the result that is corrected"
+    assert error_of(refused).code == "input-overwritten", "the result that is corrected"
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,8 @@ def test_a_correction_holds_what_differs_and_the_classes_that_do() -> None:
     corrected[5, 6, 5] = 4
     found = Correction.of(result, corrected, LABELS)
     assert found.labels == {4}
-    assert found.changed_dhw.tolist() == [[5, 6, 5]]
+    assert found.voxels == 1
+    assert np.argwhere(found.changed_dhw).tolist() == [[1, 2, 1]]
     assert found.changed_box_dhw == ((5, 6, 5), (6, 7, 6))
     assert (found.start_dhw, found.after_dhw.shape) == ((4, 4, 4), (2, 3, 2))
     np.testing.assert_array_equal(found.drawn_dhw(), np.where(corrected == 4, 4, 0))
@@ -88,7 +89,7 @@ def test_a_class_erased_altogether_is_a_change() -> None:
     result = map_of(of1=(0, 0, 0, 3, 3, 3), of4=(4, 4, 4, 6, 6, 6))
     found = Correction.of(result, np.where(result == 4, 0, result), LABELS)
     assert found.labels == {4}
-    assert len(found.changed_dhw) == 8
+    assert found.voxels == 8
     assert not found.drawn_dhw().any()
 
 
@@ -97,7 +98,7 @@ def test_what_is_not_asked_for_is_no_change() -> None:
     corrected = map_of(of1=(0, 0, 0, 3, 3, 2))
     found = Correction.of(result, corrected, LABELS)
     assert found.labels == {1}
-    assert len(found.changed_dhw) == 9
+    assert found.voxels == 9
 
 
 def test_how_much_of_a_correction_a_result_has() -> None:
@@ -118,6 +119,7 @@ def test_how_much_of_a_correction_a_result_has() -> None:
         (map_of(), map_of(), "correction-empty"),
         (map_of(of9=(0, 0, 0, 1, 1, 1)), map_of(), "correction-empty"),
         (map_of(), map_of()[1:], "annotation-shape"),
+        (map_of()[0], map_of(of1=(0, 0, 0, 1, 1, 1))[0], "annotation-shape"),
         (map_of(), map_of(of5=(0, 0, 0, 1, 1, 1)), "annotation-labels"),
         (map_of(), -map_of(of1=(0, 0, 0, 1, 1, 1)).astype(int), "annotation-labels"),
         (-map_of(of1=(0, 0, 0, 1, 1, 1)).astype(int), map_of(), "annotation-labels"),
@@ -128,6 +130,72 @@ def test_what_can_be_no_correction(result: Any, corrected: Any, code: str) -> No
     with pytest.raises(CaseError) as refused:
         Correction.of(result, corrected, LABELS)
     assert refused.value.code == code
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda labels: labels.astype(np.int64),
+        lambda labels: labels.astype(">u2"),
+        lambda labels: labels.astype(np.uint64),
+        np.asfortranarray,
+        lambda labels: np.repeat(labels, 2, axis=2)[:, :, ::2],
+        lambda labels: labels[::-1][::-1],
+    ],
+    ids=["int64", "big-endian", "uint64", "fortran", "strided", "reversed"],
+)
+def test_any_array_of_whole_numbers_is_a_label_map(kind: Any) -> None:
+    result = map_of(of1=(0, 0, 0, 3, 3, 3))
+    corrected = map_of(of1=(0, 0, 0, 3, 3, 2), of4=(5, 5, 5, 6, 6, 6))
+    expected = Correction.of(result, corrected, LABELS)
+    given = kind(result), kind(corrected)
+    for each in given:
+        each.flags.writeable = False
+    found = Correction.of(*given, iter(LABELS))
+    np.testing.assert_array_equal(found.drawn_dhw(), expected.drawn_dhw())
+    assert (found.voxels, found.labels) == (10, {1, 4})
+
+
+def test_masks_of_one_class() -> None:
+    result = map_of(of1=(0, 0, 0, 3, 3, 3)) > 0
+    found = Correction.of(result, np.zeros_like(result), [1])
+    assert (found.voxels, found.labels) == (27, {1})
+
+
+def test_what_else_a_result_holds_may_be_of_any_size() -> None:
+    result = map_of().astype(np.int64)
+    result[0, 0, 0] = 2**62  # a table of all labels would take more than there is
+    found = Correction.of(result, map_of(of1=(1, 1, 1, 2, 2, 2)), LABELS)
+    assert (found.voxels, found.labels) == (1, {1})
+
+
+def test_a_part_that_is_all_is_no_copy() -> None:
+    """Or each job of a chain of corrections would hold all of those before it again."""
+    made = Correction.of(map_of(), map_of(of1=(1, 1, 1, 2, 2, 2)), LABELS)
+    assert made.part({1, 4, 9}) is made
+    assert made.part({1}, covering={4}) is made
+
+
+def test_a_lesion_drawn_in_an_organ_erases_nothing_of_it() -> None:
+    """But what is drawn over a lesion is the organ's from then on."""
+    organ, lesion = 1, 4
+    result = map_of(of1=(0, 0, 0, 4, 4, 4))
+    corrected = result.copy()
+    corrected[1, 1, 1] = lesion
+    made = Correction.of(result, corrected, LABELS)
+    assert made.part([organ], covering=[lesion]) is None
+    of_lesion = made.part([lesion])
+    assert of_lesion is not None
+    assert of_lesion.voxels == 1
+    back = Correction.of(corrected, result, LABELS).part([organ], covering=[lesion])
+    assert back is not None
+    assert back.voxels == 1
+    np.testing.assert_array_equal(back.drawn_dhw(), result)
+    corrected[0, 0, 0] = 0
+    both = Correction.of(result, corrected, LABELS).part([organ], covering=[lesion])
+    assert both is not None
+    assert both.voxels == 1
+    assert both.drawn_dhw()[1, 1, 1] == organ
 
 
 # Which windows are shown what ---------------------------------------------------------------------
@@ -262,6 +330,28 @@ def test_a_correction_outside_of_what_was_looked_at_widens_it(segmenter: Segment
     second = segmenter.segment(VOLUME, BOTH, PLAIN, spatial_prompts=drawn, corrections=[made])
     assert second.report.stages[-1].box_dhw[1] == VOLUME.shape_dhw
     assert second.report.stages[-1].windows_corrected > 0
+    assert "corrected-outside" in {note.code for note in second.report.notes}
+
+
+def test_what_was_looked_at_stays_for_what_is_corrected_in_it(segmenter: Segmenter) -> None:
+    """Also for what lies outside of what was looked at before the correction that widened it."""
+    long = Volume(np.random.default_rng(5).integers(0, 256, (8, 90, 8), np.uint8), (4.0, 4.0, 6.0))
+    drawn = np.zeros(long.shape_dhw, np.uint8)
+    drawn[3, 10, 4], drawn[3, 11, 4] = 1, 4
+    boxes, codes, corrections = [], [], []
+    result = segmenter.segment(long, BOTH, PLAIN, spatial_prompts=drawn)
+    for row in (12, 45, 47, 80):
+        changed = flipped(result, np.s_[3:5, row : row + 2, 3:5])
+        corrections.append(Correction.of(result.labels_dhw, changed, LABELS))
+        result = segmenter.segment(
+            long, BOTH, PLAIN, spatial_prompts=drawn, corrections=corrections
+        )
+        boxes.append(result.report.stages[-1].box_dhw)
+        codes.append("corrected-outside" in {note.code for note in result.report.notes})
+    assert boxes[1][1][1] == 49, "the third lies in what was looked at for the second"
+    assert boxes[1] == boxes[2]
+    assert len(set(boxes)) == 3
+    assert codes == [False, True, False, True]
 
 
 def test_lesions_are_corrected_where_they_are(segmenter: Segmenter) -> None:
@@ -276,6 +366,54 @@ def test_lesions_are_corrected_where_they_are(segmenter: Segmenter) -> None:
     nothing = segmenter.segment(VOLUME, lesions, PLAIN, corrections=[made])
     np.testing.assert_array_equal(found.labels_dhw, nothing.labels_dhw)
     assert passes(found)[1] > 0
+
+
+def test_a_result_that_tells_lesions_not_apart_is_not_corrected(segmenter: Segmenter) -> None:
+    several = {"1": "Adrenocortical carcinoma in CT", "2": "Liver tumors in CT"}
+    drawn = np.ones(VOLUME.shape_dhw, np.uint8)
+    made = Correction.of(np.zeros_like(drawn), drawn, [1, 2])
+    release = replace(PLAIN, preset="release")
+    with pytest.raises(medals_rt.InputError) as refused:
+        segmenter.segment(VOLUME, {**several, "instance_label": 1}, release, corrections=[made])
+    assert refused.value.code == "corrections-without-labels"
+
+
+def test_corrections_are_taken_from_any_iterable(segmenter: Segmenter) -> None:
+    first = segmenter.segment(VOLUME, BOTH, PLAIN)
+    made = Correction.of(first.labels_dhw, flipped(first, CORNERS[0]), LABELS)
+    listed = segmenter.segment(VOLUME, BOTH, PLAIN, corrections=[made])
+    once: Any = (each for each in (made,))
+    found = segmenter.segment(VOLUME, BOTH, PLAIN, corrections=once)
+    assert passes(found) == passes(listed)
+    np.testing.assert_array_equal(found.labels_dhw, listed.labels_dhw)
+
+
+def test_a_lesion_drawn_in_an_organ_is_no_correction_of_the_organ(segmenter: Segmenter) -> None:
+    asked = {"1": BOTH["1"], "lesions": {"2": "Adrenocortical carcinoma in CT"}}
+    first = segmenter.segment(VOLUME, asked, PLAIN)
+    drawn = first.labels_dhw.copy()
+    drawn[(first.labels_dhw == 1) & (np.arange(18) < 3)] = 2
+    made = Correction.of(first.labels_dhw, drawn, (1, 2))
+    assert made.labels == {1, 2}
+    second = segmenter.segment(VOLUME, asked, PLAIN, corrections=[made])
+    corrected = {each.name: each.windows_corrected for each in second.report.stages}
+    assert corrected["lesions: fine"] > 0
+    assert corrected["organs: fine"] == 0
+    organs = "organs: fine"
+    np.testing.assert_array_equal(
+        second.stage_labels_dhw[organs], first.stage_labels_dhw[organs]
+    )
+
+
+def test_corrections_for_which_there_is_no_time(segmenter: Segmenter) -> None:
+    """The coarse answer stands, and a warning says that it is without them."""
+    first = segmenter.segment(VOLUME, BOTH, PLAIN)
+    made = Correction.of(first.labels_dhw, flipped(first, CORNERS[0]), LABELS)
+    hasty = replace(PLAIN, time_budget=1e-6)
+    found = segmenter.segment(VOLUME, BOTH, hasty, corrections=[made])
+    assert found.report.stages[-1].windows_corrected == 0
+    (note,) = (each for each in found.report.notes if each.code == "corrected")
+    assert note.severity == "warning"
 
 
 def test_corrections_that_fit_nothing_are_refused(segmenter: Segmenter) -> None:

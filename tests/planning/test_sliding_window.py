@@ -123,7 +123,7 @@ def test_windows_that_decide_about_a_voxel(
         inside = point - each.starts_hwd
         if ((inside >= 0) & (inside < window)).all():
             at[number] = gaussian_weights(window)[tuple(inside)]
-    found = deciding_windows(point[None], windows)
+    found = deciding_windows(np.ones((1, 1, 1), np.bool_), point[:, None], windows)
     assert found.any()
     largest = at.max()
     assert found[at > 1.01 * DECIDING_SHARE * largest].all()  # weights are rounded to float16
@@ -133,6 +133,12 @@ def test_windows_that_decide_about_a_voxel(
 def test_windows_decide_about_any_of_some_voxels() -> None:
     windows = plan_windows((8, 8, 16), (8, 8, 8))
     assert len(windows) == 3
-    ends = deciding_windows(np.array([[4, 4, 1], [4, 4, 15]]), windows)
-    assert ends.tolist() == [True, False, True]
-    assert deciding_windows(np.array([[4, 4, 6]]), windows).tolist() == [True, True, False]
+    places = [np.array(each) for each in ([4], [4], [1, 6, 15])]
+
+    def deciding(*meant: bool) -> list[bool]:
+        found: list[bool] = deciding_windows(np.array([[meant]]), places, windows).tolist()
+        return found
+
+    assert deciding(True, False, True) == [True, False, True]
+    assert deciding(False, True, False) == [True, True, False]
+    assert deciding(False, False, False) == [False, False, False]

@@ -1,9 +1,12 @@
 """The API over HTTP: the same results, messages and files as the command line."""
 
+import gc
 import io
 import json
+import weakref
 import zipfile
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +164,112 @@ def test_a_corrected_result(
     elsewhere = client.upload(scan)
     error = refused(client.segment, elsewhere, asked, corrects=jobs[0])
     assert error.status == 404
+
+
+def corner_of(
+    client: ServiceClient, image: dict[str, Any], job: dict[str, Any], scan: Path, label: int
+) -> dict[str, Any]:
+    """Send a job's result as a mask, its first corner of a label where it wasn't of that."""
+    stored = client.fetch(job, format="nii.gz")
+    found = nibabel.Nifti1Image.from_bytes(__import__("gzip").decompress(stored))
+    labels = np.asarray(found.dataobj).astype(np.uint8)
+    corner = labels[:3, :3, :2]
+    corner[...] = np.where(corner == label, 0, label)
+    file = scan.with_name("corner.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(labels, found.affine), file)
+    return client.upload_mask(image, file)
+
+
+def test_corrections_of_a_class_come_back_with_it(client: ServiceClient, scan: Path) -> None:
+    asked = {"2": SENTENCE, "5": "Right kidney in abdominal CT"}
+    uploaded = client.upload(scan)
+    first = client.segment(uploaded, asked)
+    mask = corner_of(client, uploaded, first, scan, 5)
+    corrected = client.segment(uploaded, asked, corrects=first, spatial_prompts=mask)
+    without = client.segment(uploaded, {"2": SENTENCE}, corrects=corrected)
+    back = client.segment(uploaded, asked, corrects=without)
+    assert back["classes"] == corrected["classes"] != first["classes"]
+    assert client.fetch(back, format="npz") == client.fetch(corrected, format="npz")
+    assert "corrected" not in {note["code"] for note in without["notes"]}
+
+
+def test_labels_keep_their_meaning_from_correction_to_correction(
+    client: ServiceClient, scan: Path
+) -> None:
+    """A drawing of one class is never shown as another, nor are corrections lost on the way."""
+    kidney = "Right kidney in abdominal CT"
+    uploaded = client.upload(scan)
+    first = client.segment(uploaded, {"2": SENTENCE, "5": kidney})
+    one = client.segment(uploaded, {"2": SENTENCE}, corrects=first)
+    for asked in ({"5": SENTENCE}, {"2": kidney}, {"2": SENTENCE, "7": kidney}):
+        error = refused(client.submit, uploaded, asked, corrects=one)
+        assert (error.status, error.code) == (409, "corrects-other-classes"), asked
+
+
+def test_what_can_not_be_corrected_is_said_before_it_waits(
+    client: ServiceClient, scan: Path, served: Running
+) -> None:
+    uploaded = client.upload(scan)
+    first = client.segment(uploaded, SENTENCE)
+    mask = corner_of(client, uploaded, first, scan, 1)
+    asked = {"corrects": first, "spatial_prompts": mask}
+    error = refused(client.submit, uploaded, SENTENCE, start_from="text", **asked)
+    assert (error.status, error.code) == (422, "annotation-not-used")
+    corrected = client.segment(uploaded, SENTENCE, **asked)
+    error = refused(client.submit, uploaded, SENTENCE, corrects=corrected, start_from="text")
+    assert (error.status, error.code) == (422, "annotation-not-used")
+    served.gate.clear()
+    try:
+        running = client.submit(uploaded, SENTENCE)
+        waiting = client.submit(uploaded, SENTENCE, **asked)
+        for job in (running, waiting):
+            error = refused(client.submit, uploaded, SENTENCE, corrects=job)
+            assert (error.status, error.code) == (409, "job-not-done")
+        client.cancel(waiting)
+        error = refused(client.submit, uploaded, SENTENCE, corrects=waiting)
+        assert (error.status, error.code) == (409, "job-not-done")
+        client.delete_mask(mask)  # which the job that waits needs no more
+        again = client.submit(uploaded, SENTENCE, corrects=corrected)
+    finally:
+        served.gate.set()
+    assert client.wait(again)["classes"] == corrected["classes"]
+
+
+def test_a_mask_is_deleted_unless_it_guides(client: ServiceClient, scan: Path) -> None:
+    uploaded = client.upload(scan)
+    first = client.segment(uploaded, SENTENCE)
+    mask = corner_of(client, uploaded, first, scan, 1)
+    guided = client.segment(uploaded, SENTENCE, spatial_prompts=mask)
+    assert refused(client.delete_mask, mask).code == "mask-in-use"
+    other = corner_of(client, uploaded, guided, scan, 1)
+    corrected = client.segment(uploaded, SENTENCE, corrects=guided, spatial_prompts=other)
+    client.delete_mask(other)
+    assert refused(client.delete_mask, other).code == "mask-unknown"
+    assert client.segment(uploaded, SENTENCE, corrects=corrected)["classes"] == corrected["classes"]
+
+
+def test_a_chain_of_corrections_takes_no_more_than_its_corrections(
+    client: ServiceClient, scan: Path, served: Running
+) -> None:
+    """Jobs share them, and none keeps those before it."""
+    uploaded = client.upload(scan)
+    jobs = [client.segment(uploaded, SENTENCE)]
+    for _ in range(3):
+        mask = corner_of(client, uploaded, jobs[-1], scan, 1)
+        jobs.append(
+            client.segment(uploaded, SENTENCE, corrects=jobs[-1], spatial_prompts=mask)
+        )
+    sessions = served.server.config.app.state.service.sessions
+    (owner,) = (each for each in sessions if uploaded["image"] in each.images)
+    pasts = [owner.jobs[job["job"]].past() for job in jobs]
+    assert [len(past.corrections) for past in pasts] == [0, 1, 2, 3]
+    for before, after in pairwise(pasts):
+        assert all(
+            mine is theirs
+            for mine, theirs in zip(after.corrections, before.corrections, strict=False)
+        )
+    ends = [weakref.ref(owner.jobs.pop(job["job"])) for job in jobs[:-1]]
+    until(lambda: gc.collect() >= 0 and not any(each() for each in ends))
 
 
 def mask_of(

@@ -154,6 +154,51 @@ def test_without_a_drawing_the_name_alone_is_asked_for(
     assert remote.undo() is False
 
 
+def test_what_changes_nothing_keeps_what_is_seen(served: Running, remote: Any) -> None:
+    """A scribble over what is found already, and another run: corrections stay, to the voxel."""
+    remote.add_initial_seg_interaction(drawing(), run_prediction=True)
+    more = np.zeros(SHAPE, np.uint8)
+    more[0, :3, :3] = 1
+    remote.add_scribble_interaction(more, include_interaction=True)
+    seen = remote.target_buffer.copy()
+    assert seen.any()
+    remote.add_scribble_interaction(seen * (np.arange(20) < 10), include_interaction=True)
+    np.testing.assert_array_equal(remote.target_buffer, seen)
+    remote.predict()
+    np.testing.assert_array_equal(remote.target_buffer, seen)
+    owner = served.server.config.app.state.service.sessions.find(remote._lease_token)
+    assert [job.corrects is None for job in owner.jobs.values()] == [True, False, False, False]
+
+
+def test_what_was_taken_away_stays_away(
+    tiny_bundle: Bundle, remote: Any, tmp_path: Path
+) -> None:
+    """Scribbles that wait for a run add up."""
+    remote.add_initial_seg_interaction(drawing(), run_prediction=True)
+    away, more = (np.zeros(SHAPE, np.uint8) for _ in range(2))
+    away[4:6], more[0, :3, :3] = 1, 1
+    assert (remote.target_buffer.astype(bool) & away.astype(bool)).any()
+    remote.add_scribble_interaction(away, include_interaction=False, run_prediction=False)
+    remote.add_scribble_interaction(more, include_interaction=True, run_prediction=True)
+    both = corrected(
+        tiny_bundle, tmp_path, drawing(), lambda labels: (labels * (1 - away)) | more
+    )
+    np.testing.assert_array_equal(remote.target_buffer, both)
+
+
+def test_masks_go_with_what_they_guided(served: Running, remote: Any) -> None:
+    """Else a session would hold one more for each mask that was tried."""
+    before = served.files()
+    owner = served.server.config.app.state.service.sessions.find(remote._lease_token)
+    held = owner.bytes
+    for _ in range(2):
+        remote.add_initial_seg_interaction(drawing(), run_prediction=True)
+        remote.add_scribble_interaction(drawing()[::-1].copy(), include_interaction=True)
+        remote.reset_interactions()
+    assert served.files() == before
+    assert owner.bytes == held
+
+
 def test_a_client_is_kept_waiting_past_its_patience(
     served: Running, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle, tmp_path: Path
 ) -> None:

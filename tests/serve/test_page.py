@@ -411,11 +411,12 @@ def test_a_correction(visited: Visit, served_demo: Running, scan: Path) -> None:
     visited.expect("#readout b").to_have_text("Spleen")
     visited.expect("#run").to_have_text("Segment with the drawing")
     where = str(visited["#readout"].text_content())
-    visited.run()
+    with visited.page.expect_request(lambda asked: "/v1/masks?" in asked.url) as sent:
+        visited.run()
     visited.expect("#result-text").to_contain_text("Run 2 of 2")
 
-    (path,) = (path for path in lying(served_demo.data_dir) if path.suffix == ".nii")
-    mask = nibabel.load(path)
+    mask = nibabel.Nifti1Image.from_bytes(sent.value.post_data_buffer)
+    until(lambda: not [path for path in lying(served_demo.data_dir) if path.suffix == ".nii"])
     drawn, labels = np.asarray(mask.dataobj), np.asarray(before.dataobj)
     np.testing.assert_allclose(mask.affine, nibabel.load(scan).affine, atol=1e-4)
     changed = np.argwhere((drawn == 2) & (labels != 2))
@@ -432,12 +433,15 @@ def test_a_correction(visited: Visit, served_demo: Running, scan: Path) -> None:
     first, second = jobs_of(visited)
     assert (first["corrects"], second["corrects"]) == (None, first["job"])
     assert {"corrected", "correction-kept"} <= {note["code"] for note in second["notes"]}
-    visited.expect("#notes").to_contain_text("what was corrected was shown to")
-    visited["#run"].click()  # the same again: what was corrected stays
+    visited.expect("#notes").to_contain_text("corrections were shown to")
+    visited.choose("left kidney")
+    visited["#run"].click()  # with a class more: what was corrected stays
     visited.expect("#result-text").to_contain_text("Run 3 of 3")
     third = jobs_of(visited)[2]
     assert third["corrects"] == second["job"]
-    assert third["classes"] == second["classes"]
+    assert [found["name"] for found in third["classes"]] == ["Liver", "Spleen", "Left kidney"]
+    assert "corrected" in {note["code"] for note in third["notes"]}
+    visited.expect("#run-hint").to_have_text("")
     visited["#undo-run"].click()
     visited.expect("#result-text").to_contain_text("Run 2 of 3")
 

@@ -110,11 +110,14 @@ def test_a_session_is_closed_to_others(served: Running, scan: Path) -> None:
         image = owner.upload(scan)
         mask_of = {"image": image["image"], "filename": "m.nii.gz"}
         job = owner.segment(image, SENTENCE)
+        owner.save_labels(job, scan.with_name("m.nii.gz"))
+        mask = owner.upload_mask(image, scan.with_name("m.nii.gz"))
         for method, path, given in (
             ("GET", f"/v1/images/{image['image']}", {}),
             ("GET", f"/v1/images/{image['image']}/volume.nii.gz", {}),
             ("DELETE", f"/v1/images/{image['image']}", {}),
             ("POST", "/v1/masks", {"params": mask_of, "content": b"x"}),
+            ("DELETE", f"/v1/masks/{mask['mask']}", {}),
             ("POST", "/v1/jobs", {"json": {"image": image["image"], "prompts": SENTENCE}}),
             ("GET", f"/v1/jobs/{job['job']}", {}),
             ("GET", f"/v1/jobs/{job['job']}/events", {}),
@@ -126,7 +129,7 @@ def test_a_session_is_closed_to_others(served: Running, scan: Path) -> None:
         ):
             answer = other.http.request(method, path, **given)
             assert answer.status_code == 404, path
-            assert code(answer) in {"image-unknown", "job-unknown"}
+            assert code(answer) in {"image-unknown", "mask-unknown", "job-unknown"}
             nobody = httpx.request(method, served.address + path, **given)
             assert (nobody.status_code, code(nobody)) == (401, "session-unknown")
         assert other._json("GET", "/v1/jobs")["jobs"] == []
