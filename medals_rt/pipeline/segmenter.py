@@ -8,7 +8,7 @@ to 8).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -245,7 +245,7 @@ class Segmenter:
         options: SegmentOptions | None = None,
         *,
         spatial_prompts: npt.NDArray[Any] | None = None,
-        corrections: Sequence[Correction] = (),
+        corrections: Iterable[Correction] = (),
         provenance: Provenance | None = None,
         progress: Progress | None = None,
         kept: KeptImage | None = None,
@@ -323,6 +323,7 @@ class Segmenter:
         preset = options.algorithm
         check_window(options.window, prompts.modality, preset)
         check_combination(prompts, preset)
+        corrections = tuple(corrections)
         check_start(preset, annotated=spatial_prompts is not None or bool(corrections))
         watch = Stopwatch()
         annotation = checked_annotation(spatial_prompts, volume.shape_dhw, prompts)
