@@ -136,13 +136,17 @@ class Correction:
         changed = self.changed_dhw
         return _shape(changed.min(axis=0)), _shape(changed.max(axis=0) + 1)
 
-    def voxels_kept(self, labels_dhw: npt.NDArray[Any]) -> int:
-        """Count the changed voxels that labels `(D, H, W)` have as they were corrected."""
-        there = tuple(self.changed_dhw.T)
-        wanted = self.after_dhw[tuple((self.changed_dhw - self.start_dhw).T)]
+    def apply(self, labels_dhw: npt.NDArray[Any]) -> None:
+        """Change labels `(D, H, W)` in place as the result was changed.
+
+        Where a class was erased, another that is there now stays.
+        """
+        changed = self.changed_dhw
+        there = tuple(changed.T)
+        wanted = self.after_dhw[tuple((changed - self.start_dhw).T)]
         found = labels_dhw[there]
-        is_own = np.isin(found, list(self.labels))
-        return int(np.count_nonzero(np.where(is_own, found, 0) == wanted))
+        found[np.isin(found, list(self.labels))] = 0
+        labels_dhw[there] = np.where(wanted > 0, wanted, found)
 
     def drawn_dhw(self) -> npt.NDArray[Any]:
         """Return `after_dhw` in the whole image."""

@@ -34,6 +34,7 @@ from medals_rt.inference.probability_maps import ProbabilityMaps
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.inference.stage import StageTask
 from medals_rt.io.volume import Volume, to_dhw, volume_notes
+from medals_rt.pipeline.corrected_voxels import keep_corrected
 from medals_rt.pipeline.lesions_over_anatomy import case_groups, check_combination, merge_case
 from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.report import Provenance, RunReport, build_report
@@ -272,7 +273,8 @@ class Segmenter:
             What a person changed of the result of this call without them, then of its result with
             the first of them, and so on: `medals_rt.Correction.of`. Windows that decide about a
             change are shown the corrected labels; all others are shown what they were shown
-            before, so that nothing changes far from a change.
+            before, so that nothing changes far from a change. The voxels that were changed stay as
+            they were changed.
         provenance
             What is known of the case from before, for the report and the time budget.
         progress
@@ -371,7 +373,9 @@ class Segmenter:
                     keep_probability=options.keep_probability or by_probability,
                 )
             )
-        merged = merge_case(results, preset.merge)
+        merged, correction_notes = keep_corrected(
+            merge_case(results, preset.merge), corrections, prompts
+        )
         report = build_report(
             volume,
             spacing_hwd_mm,
@@ -389,7 +393,7 @@ class Segmenter:
                     *volume_notes(volume),
                     *spacing_notes,
                     *_annotation_notes(annotation is not None or bool(corrections), options),
-                    *_correction_notes(corrections, merged.labels_dhw),
+                    *correction_notes,
                 ),
             ),
             watch.total(),
@@ -589,18 +593,6 @@ def _annotation_notes(is_drawn: bool, options: SegmentOptions) -> tuple[Note, ..
         "text alone"
     )
     return (warning("annotation-not-shown", text),)
-
-
-def _correction_notes(corrections: Sequence[Correction], labels_dhw: Labels) -> tuple[Note, ...]:
-    """Tell how much of the last correction is in the result: the model may answer otherwise."""
-    if not corrections:
-        return ()
-    changed = len(corrections[-1].changed_dhw)
-    text = (
-        f"{corrections[-1].voxels_kept(labels_dhw):,} of the {changed:,} voxels that were "
-        "corrected last are so in the result; a correction guides the model and does not bind it"
-    )
-    return (Note("correction-kept", text),)
 
 
 def _mask_key(image_dhw: npt.NDArray[np.float32], *, scaled: bool) -> str:

@@ -100,16 +100,19 @@ def test_what_is_not_asked_for_is_no_change() -> None:
     assert len(found.changed_dhw) == 9
 
 
-def test_how_much_of_a_correction_a_result_has() -> None:
+def test_a_correction_is_applied_to_other_labels() -> None:
     result = map_of(of1=(0, 0, 0, 3, 3, 3))
     corrected = result.copy()
     corrected[0, 0, 0:3] = (0, 4, 4)
-    found = Correction.of(result, corrected, LABELS)
-    assert found.voxels_kept(result) == 0
-    assert found.voxels_kept(corrected) == 3
-    later = corrected.copy()
-    later[0, 0, 0:2] = (9, 1)  # another class where something was erased is no contradiction
-    assert found.voxels_kept(later) == 2
+    made = Correction.of(result, corrected, LABELS)
+    other = map_of(of1=(0, 0, 0, 6, 7, 8))
+    other[0, 0, 1] = 9
+    made.apply(other)
+    assert other[0, 0, :4].tolist() == [0, 4, 4, 1]
+    assert np.count_nonzero(other != 1) == 3
+    other[0, 0, 0] = 9  # another class may be where one was erased
+    made.apply(other)
+    assert other[0, 0, 0] == 9
 
 
 @pytest.mark.parametrize(
@@ -193,17 +196,20 @@ def run_all(
     """Run, then correct each result in a session; compare with runs from nothing."""
     found: list[Result] = []
     corrections: list[Correction] = []
-    with FeatureCache(2**26).image() as kept:
-        found.append(segmenter.segment(VOLUME, BOTH, options, kept=kept, **more))
+    with FeatureCache(2**26).image() as image:
+        found.append(segmenter.segment(VOLUME, BOTH, options, kept=image, **more))
         for voxels in steps:
             made = Correction.of(found[-1].labels_dhw, flipped(found[-1], voxels), LABELS)
             corrections.append(made)
             result = segmenter.segment(
-                VOLUME, BOTH, options, corrections=corrections, kept=kept, **more
+                VOLUME, BOTH, options, corrections=corrections, kept=image, **more
             )
             nothing = segmenter.segment(VOLUME, BOTH, options, corrections=corrections, **more)
             np.testing.assert_array_equal(result.labels_dhw, nothing.labels_dhw)
             assert passes(result)[0] < passes(nothing)[0]
+            kept = result.labels_dhw.copy()
+            made.apply(kept)
+            np.testing.assert_array_equal(result.labels_dhw, kept)
             found.append(result)
     return found
 
@@ -234,7 +240,7 @@ def test_far_from_a_correction_nothing_changes(
     assert 0 < passes(second)[2] < passes(third)[2] < windows
     far = second.labels_dhw != first.labels_dhw
     assert not far[-2:, -4:, -4:].any(), "what the first correction can't reach"
-    assert {"corrected", "correction-kept"} <= {note.code for note in second.report.notes}
+    assert {"corrected", "corrected-by-hand"} <= {note.code for note in second.report.notes}
 
 
 def test_a_correction_reaches_the_windows_around_it(segmenter: Segmenter) -> None:

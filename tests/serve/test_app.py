@@ -144,7 +144,7 @@ def test_a_corrected_result(
     again = client.segment(uploaded, asked, corrects=jobs[-1])
     assert again["classes"] == jobs[-1]["classes"]
     notes = {note["code"] for note in again["notes"]}
-    assert {"corrected", "correction-kept"} <= notes
+    assert {"corrected", "corrected-by-hand"} <= notes
 
     one = client.segment(uploaded, {"5": other}, corrects=jobs[-1])
     assert [each["label"] for each in one["classes"]] == [5]
