@@ -100,8 +100,8 @@ def run_command(
         Path | None,
         typer.Option(
             metavar="RESULT",
-            help="The result, found from the text alone, that --spatial-prompts corrects: only "
-            "windows that decide about what differs are shown it, the rest stays.",
+            help="The result, found from the text alone, that --spatial-prompts corrects: what "
+            "differs stays, windows that decide about it are shown it, and the rest stays too.",
         ),
     ] = None,
     resample: Annotated[

@@ -196,25 +196,29 @@ def run_stages(
 
 
 def _region_around(case: CaseRun, fine: Network, boxes: Sequence[Box]) -> tuple[Box, bool]:
-    """Return what the fine stage looks at, and whether it does so for the last box alone.
+    """Return what the fine stage looks at, and whether the last of several boxes has widened it.
 
-    The first box decides. Each further one that lies in what is looked at changes nothing: windows
-    stay where they were, and what they are shown and what is kept of them.
+    A box that lies in what is looked at for those before it changes nothing: windows stay where
+    they are, with what they are shown and what is kept of them.
     """
     outline = case.outline
-    region, widened = boxes[0], True
-    for number, box in enumerate(boxes, 1):
-        widened = number == 1 or enclosing(region, box) != region
+
+    def around(count: int) -> Box:
+        return region_of_interest(
+            enclosing(*boxes[:count]),
+            outline.shape_dhw,
+            outline.spacing_hwd_mm,
+            fine.spec,
+            outline.rules,
+            outline.preset,
+        )
+
+    region, widened = around(1), False
+    for count, box in enumerate(boxes[1:], 2):
+        widened = enclosing(region, box) != region
         if widened:
-            region = region_of_interest(
-                enclosing(*boxes[:number]),
-                outline.shape_dhw,
-                outline.spacing_hwd_mm,
-                fine.spec,
-                outline.rules,
-                outline.preset,
-            )
-    return region, widened and len(boxes) > 1
+            region = around(count)
+    return region, widened
 
 
 def stage_notes(case: CaseRun, outcomes: Sequence[StageOutcome]) -> tuple[Note, ...]:
@@ -233,11 +237,13 @@ def _correction_notes(case: CaseRun, last: StageOutcome) -> tuple[Note, ...]:
     if record.windows_corrected:
         text = (
             f"corrections were shown to {record.windows_corrected} of the {record.windows} windows "
-            f"of the {record.name} stage, those that decide about them; the others are as before"
+            f"of the {record.name} stage: those that decide about them"
         )
         notes.append(Note(CORRECTED, text))
     else:
-        text = "time ran out before corrections could be shown to the network: it is as without"
+        text = (
+            "there was no time to show corrections to the model: only the voxels themselves changed"
+        )
         notes.append(warning(CORRECTED, text))
     if last.widened:
         text = (

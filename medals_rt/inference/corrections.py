@@ -65,7 +65,7 @@ class Correction:
         result_dhw: npt.NDArray[Any],
         corrected_dhw: npt.NDArray[Any],
         labels: Iterable[int],
-    ) -> Self:
+    ) -> Correction:
         """Compare a result with what a person made of it.
 
         Parameters
@@ -104,7 +104,7 @@ class Correction:
                 code="annotation-labels",
             )
         whole = cls(_shape(result.shape), (0, 0, 0), result, corrected)
-        found = whole._cut(labels)
+        found = _cut(whole, labels)
         if found is None:
             raise CaseError(
                 "the corrected result is the result itself: draw or erase something",
@@ -114,7 +114,7 @@ class Correction:
 
     def part(
         self, labels: Collection[int], covering: Collection[int] = frozenset()
-    ) -> Self | None:
+    ) -> Correction | None:
         """Keep what was changed of some labels; None: nothing was.
 
         Parameters
@@ -126,26 +126,10 @@ class Correction:
             lies below was erased.
         """
         if self.labels.isdisjoint(covering):
-            return self if self.labels.issubset(labels) else self._cut(labels)
+            return self if self.labels.issubset(labels) else _cut(self, labels)
         covers = np.isin(self.after_dhw, list(covering))
         below = np.where(covers, _only(self.before_dhw, labels), self.after_dhw)
-        return replace(self, after_dhw=below)._cut(labels)
-
-    def _cut(self, labels: Collection[int]) -> Self | None:
-        before, after = _only(self.before_dhw, labels), _only(self.after_dhw, labels)
-        differs = before != after
-        touched = present_values(before[differs][None]) | present_values(after[differs][None])
-        if not touched:
-            return None
-        before, after = _only(before, touched), _only(after, touched)
-        box = bounding_box(differs | (after > 0))
-        if box is None:
-            raise AssertionError(touched)
-        inside = box_slices(box)
-        start = _shape(np.add(self.start_dhw, box[0]))
-        return replace(
-            self, start_dhw=start, before_dhw=before[inside].copy(), after_dhw=after[inside].copy()
-        )
+        return _cut(replace(self, after_dhw=below), labels)
 
     @property
     def labels(self) -> set[int]:
@@ -172,21 +156,25 @@ class Correction:
         """How many changed."""
         return int(np.count_nonzero(self.changed_dhw))
 
-    def voxels_kept(self, labels_dhw: npt.NDArray[Any]) -> int:
-        """Count the changed voxels that labels `(D, H, W)` have as they were corrected."""
-        changed = self.changed_dhw
-        found = labels_dhw[self._box][changed]
-        is_own = np.isin(found, list(self.labels))
-        return int(np.count_nonzero(np.where(is_own, found, 0) == self.after_dhw[changed]))
-
     @property
-    def _box(self) -> tuple[slice, slice, slice]:
+    def box(self) -> tuple[slice, slice, slice]:
+        """What holds the labels, as an index into the image."""
         return box_slices((self.start_dhw, _shape(np.add(self.start_dhw, self.after_dhw.shape))))
+
+    def apply(self, labels_dhw: npt.NDArray[Any]) -> None:
+        """Change labels `(D, H, W)` in place as the result was changed.
+
+        Where a class was erased, another that is there now stays.
+        """
+        changed, there = self.changed_dhw, labels_dhw[self.box]
+        wanted, found = self.after_dhw[changed], there[changed]
+        found[np.isin(found, list(self.labels))] = 0
+        there[changed] = np.where(wanted > 0, wanted, found)
 
     def drawn_dhw(self) -> npt.NDArray[Any]:
         """Return `after_dhw` in the whole image."""
         drawn = np.zeros(self.shape_dhw, self.after_dhw.dtype)
-        drawn[self._box] = self.after_dhw
+        drawn[self.box] = self.after_dhw
         return drawn
 
 
@@ -205,13 +193,14 @@ def check_corrections(
         One is of another image (``annotation-shape``) or of labels that no prompt names
         (``annotation-labels``).
     """
-    several = prompts.kind == "lesion" and len(prompts.labels) > 1
-    if corrections and several and preset.lesions == "binary":
-            raise InputError(
-                f"under the preset {preset.name!r} every lesion has the label 1, so that a result "
-                "doesn't say which class was corrected; ask for one, or use another preset",
-                code="corrections-without-labels",
-            )
+    relabeled = preset.lesions == "binary" and prompts.kind == "lesion" and prompts.labels != (1,)
+    if corrections and relabeled:
+        raise InputError(
+            f"under the preset {preset.name!r} every lesion has the label 1, so that a result "
+            "doesn't say which class was corrected; ask for one class, with the label 1, or use "
+            "another preset",
+            code="corrections-without-labels",
+        )
     for each in corrections:
         if not isinstance(each, Correction):
             raise TypeError(
@@ -279,7 +268,7 @@ class StageCorrection:
         drawn = to_hwd(as_namespace(drawn_dhw, namespace(like), like))
         resampled = resample_labels(drawn, geometry.resampled_shape_hwd, geometry.separate_axis)
         d, h, w = np.subtract(correction.start_dhw, box_dhw[0]).tolist()
-        changed = to_hwd(correction.changed_dhw)
+        changed = np.transpose(correction.changed_dhw, (1, 2, 0))
         indices = []
         for axis, start in enumerate((h, w, d)):
             scale = geometry.resampled_shape_hwd[axis] / geometry.input_shape_hwd[axis]
@@ -350,6 +339,26 @@ def correct(
         itself = Window((0, 0, 0), _shape(shown_hwd.shape))
         prompts[number] = label_prompts(shown_hwd, [itself], labels, block_size)[0]
     return ShownPrompts(prompts, whole, corrected)
+
+
+def _cut(correction: Correction, labels: Collection[int]) -> Correction | None:
+    """Keep the labels of some that gained or lost a voxel, in the box that holds them."""
+    before, after = _only(correction.before_dhw, labels), _only(correction.after_dhw, labels)
+    differs = before != after
+    touched = present_values(before[differs][None]) | present_values(after[differs][None])
+    if not touched:
+        return None
+    before, after = _only(before, touched), _only(after, touched)
+    box = bounding_box(differs | (after > 0))
+    if box is None:
+        raise AssertionError(touched)
+    inside = box_slices(box)
+    return replace(
+        correction,
+        start_dhw=_shape(np.add(correction.start_dhw, box[0])),
+        before_dhw=before[inside].copy(),
+        after_dhw=after[inside].copy(),
+    )
 
 
 def _only(labels_dhw: npt.NDArray[Any], kept: Collection[int]) -> npt.NDArray[Any]:

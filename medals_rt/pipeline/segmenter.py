@@ -8,7 +8,7 @@ to 8).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -34,6 +34,7 @@ from medals_rt.inference.probability_maps import ProbabilityMaps
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.inference.stage import StageTask
 from medals_rt.io.volume import Volume, to_dhw, volume_notes
+from medals_rt.pipeline.corrected_voxels import keep_corrected
 from medals_rt.pipeline.lesions_over_anatomy import (
     case_groups,
     check_combination,
@@ -250,7 +251,7 @@ class Segmenter:
         options: SegmentOptions | None = None,
         *,
         spatial_prompts: npt.NDArray[Any] | None = None,
-        corrections: Sequence[Correction] = (),
+        corrections: Iterable[Correction] = (),
         provenance: Provenance | None = None,
         progress: Progress | None = None,
         kept: KeptImage | None = None,
@@ -277,7 +278,8 @@ class Segmenter:
             What a person changed of the result of this call without them, then of its result with
             the first of them, and so on: `medals_rt.Correction.of`. Windows that decide about a
             change are shown the corrected labels; all others are shown what they were shown
-            before, so that nothing changes far from a change.
+            before, so that nothing changes far from a change. The voxels that were changed stay as
+            they were changed.
         provenance
             What is known of the case from before, for the report and the time budget.
         progress
@@ -325,10 +327,11 @@ class Segmenter:
                 "segment(volume, prompts, SegmentOptions(preset='paper'))"
             )
         provenance = provenance or Provenance()
-        prompts, corrections = as_prompt_set(prompts), tuple(corrections)
+        prompts = as_prompt_set(prompts)
         preset = options.algorithm
         check_window(options.window, prompts.modality, preset)
         check_combination(prompts, preset)
+        corrections = tuple(corrections)
         check_start(preset, annotated=spatial_prompts is not None or bool(corrections))
         watch = Stopwatch()
         annotation = checked_annotation(spatial_prompts, volume.shape_dhw, prompts)
@@ -379,7 +382,9 @@ class Segmenter:
                     keep_probability=options.keep_probability or by_probability,
                 )
             )
-        merged = merge_case(results, preset.merge)
+        merged, correction_notes = keep_corrected(
+            merge_case(results, preset.merge), corrections, prompts
+        )
         report = build_report(
             volume,
             spacing_hwd_mm,
@@ -397,7 +402,7 @@ class Segmenter:
                     *volume_notes(volume),
                     *spacing_notes,
                     *_annotation_notes(annotation is not None or bool(corrections), options),
-                    *_correction_notes(corrections, merged.labels_dhw),
+                    *correction_notes,
                 ),
             ),
             watch.total(),
@@ -597,18 +602,6 @@ def _annotation_notes(is_drawn: bool, options: SegmentOptions) -> tuple[Note, ..
         "text alone"
     )
     return (warning("annotation-not-shown", text),)
-
-
-def _correction_notes(corrections: Sequence[Correction], labels_dhw: Labels) -> tuple[Note, ...]:
-    """Tell how much of the last correction is in the result: the model may answer otherwise."""
-    if not corrections:
-        return ()
-    last = corrections[-1]
-    text = (
-        f"the result has {last.voxels_kept(labels_dhw):,} of the {last.voxels:,} voxels of the last "
-        "correction as they were drawn or erased: corrections guide the model and don't bind it"
-    )
-    return (Note("correction-kept", text),)
 
 
 def _mask_key(image_dhw: npt.NDArray[np.float32], *, scaled: bool) -> str:

@@ -276,7 +276,7 @@ async function drawingOf(scan, labels) {
     }
     return asked;
   }
-  if (scan.run?.corrects) {
+  if (scan.run?.notes.some(({ code }) => code === "corrected")) {
     byId("run-hint").textContent = "The corrections so far can't be kept with these classes.";
   }
   if (changed.size === 0) return {};

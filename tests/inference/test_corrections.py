@@ -101,16 +101,19 @@ def test_what_is_not_asked_for_is_no_change() -> None:
     assert found.voxels == 9
 
 
-def test_how_much_of_a_correction_a_result_has() -> None:
+def test_a_correction_is_applied_to_other_labels() -> None:
     result = map_of(of1=(0, 0, 0, 3, 3, 3))
     corrected = result.copy()
     corrected[0, 0, 0:3] = (0, 4, 4)
-    found = Correction.of(result, corrected, LABELS)
-    assert found.voxels_kept(result) == 0
-    assert found.voxels_kept(corrected) == 3
-    later = corrected.copy()
-    later[0, 0, 0:2] = (9, 1)  # another class where something was erased is no contradiction
-    assert found.voxels_kept(later) == 2
+    made = Correction.of(result, corrected, LABELS)
+    other = map_of(of1=(0, 0, 0, 6, 7, 8))
+    other[0, 0, 1] = 9
+    made.apply(other)
+    assert other[0, 0, :4].tolist() == [0, 4, 4, 1]
+    assert np.count_nonzero(other != 1) == 3
+    other[0, 0, 0] = 9  # another class may be where one was erased
+    made.apply(other)
+    assert other[0, 0, 0] == 9
 
 
 @pytest.mark.parametrize(
@@ -261,17 +264,20 @@ def run_all(
     """Run, then correct each result in a session; compare with runs from nothing."""
     found: list[Result] = []
     corrections: list[Correction] = []
-    with FeatureCache(2**26).image() as kept:
-        found.append(segmenter.segment(VOLUME, BOTH, options, kept=kept, **more))
+    with FeatureCache(2**26).image() as image:
+        found.append(segmenter.segment(VOLUME, BOTH, options, kept=image, **more))
         for voxels in steps:
             made = Correction.of(found[-1].labels_dhw, flipped(found[-1], voxels), LABELS)
             corrections.append(made)
             result = segmenter.segment(
-                VOLUME, BOTH, options, corrections=corrections, kept=kept, **more
+                VOLUME, BOTH, options, corrections=corrections, kept=image, **more
             )
             nothing = segmenter.segment(VOLUME, BOTH, options, corrections=corrections, **more)
             np.testing.assert_array_equal(result.labels_dhw, nothing.labels_dhw)
             assert passes(result)[0] < passes(nothing)[0]
+            kept = result.labels_dhw.copy()
+            made.apply(kept)
+            np.testing.assert_array_equal(result.labels_dhw, kept)
             found.append(result)
     return found
 
@@ -302,7 +308,7 @@ def test_far_from_a_correction_nothing_changes(
     assert 0 < passes(second)[2] < passes(third)[2] < windows
     far = second.labels_dhw != first.labels_dhw
     assert not far[-2:, -4:, -4:].any(), "what the first correction can't reach"
-    assert {"corrected", "correction-kept"} <= {note.code for note in second.report.notes}
+    assert {"corrected", "corrected-by-hand"} <= {note.code for note in second.report.notes}
 
 
 def test_a_correction_reaches_the_windows_around_it(segmenter: Segmenter) -> None:
@@ -400,18 +406,19 @@ def test_a_lesion_drawn_in_an_organ_is_no_correction_of_the_organ(segmenter: Seg
     assert corrected["lesions: fine"] > 0
     assert corrected["organs: fine"] == 0
     organs = "organs: fine"
-    np.testing.assert_array_equal(
-        second.stage_labels_dhw[organs], first.stage_labels_dhw[organs]
-    )
+    np.testing.assert_array_equal(second.stage_labels_dhw[organs], first.stage_labels_dhw[organs])
 
 
-def test_corrections_for_which_there_is_no_time(segmenter: Segmenter) -> None:
-    """The coarse answer stands, and a warning says that it is without them."""
+def test_corrections_for_which_there_is_no_time(
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coarse answer stands but for the voxels themselves, and a warning says so."""
     first = segmenter.segment(VOLUME, BOTH, PLAIN)
     made = Correction.of(first.labels_dhw, flipped(first, CORNERS[0]), LABELS)
-    hasty = replace(PLAIN, time_budget=1e-6)
+    monkeypatch.setattr(segmenter, "_measured", {1: 0.001, 2: 1e4})  # seconds a pass
+    hasty = replace(PLAIN, time_budget=60.0)
     found = segmenter.segment(VOLUME, BOTH, hasty, corrections=[made])
-    assert found.report.stages[-1].windows_corrected == 0
+    assert [(each.name, each.windows_corrected) for each in found.report.stages] == [("coarse", 0)]
     (note,) = (each for each in found.report.notes if each.code == "corrected")
     assert note.severity == "warning"
 

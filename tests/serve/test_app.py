@@ -147,7 +147,7 @@ def test_a_corrected_result(
     again = client.segment(uploaded, asked, corrects=jobs[-1])
     assert again["classes"] == jobs[-1]["classes"]
     notes = {note["code"] for note in again["notes"]}
-    assert {"corrected", "correction-kept"} <= notes
+    assert {"corrected", "corrected-by-hand"} <= notes
 
     one = client.segment(uploaded, {"5": other}, corrects=jobs[-1])
     assert [each["label"] for each in one["classes"]] == [5]
@@ -256,9 +256,7 @@ def test_a_chain_of_corrections_takes_no_more_than_its_corrections(
     jobs = [client.segment(uploaded, SENTENCE)]
     for _ in range(3):
         mask = corner_of(client, uploaded, jobs[-1], scan, 1)
-        jobs.append(
-            client.segment(uploaded, SENTENCE, corrects=jobs[-1], spatial_prompts=mask)
-        )
+        jobs.append(client.segment(uploaded, SENTENCE, corrects=jobs[-1], spatial_prompts=mask))
     sessions = served.server.config.app.state.service.sessions
     (owner,) = (each for each in sessions if uploaded["image"] in each.images)
     pasts = [owner.jobs[job["job"]].past() for job in jobs]

@@ -164,15 +164,13 @@ def test_what_changes_nothing_keeps_what_is_seen(served: Running, remote: Any) -
     assert seen.any()
     remote.add_scribble_interaction(seen * (np.arange(20) < 10), include_interaction=True)
     np.testing.assert_array_equal(remote.target_buffer, seen)
-    remote.predict()
+    remote._predict()
     np.testing.assert_array_equal(remote.target_buffer, seen)
     owner = served.server.config.app.state.service.sessions.find(remote._lease_token)
     assert [job.corrects is None for job in owner.jobs.values()] == [True, False, False, False]
 
 
-def test_what_was_taken_away_stays_away(
-    tiny_bundle: Bundle, remote: Any, tmp_path: Path
-) -> None:
+def test_what_was_taken_away_stays_away(tiny_bundle: Bundle, remote: Any, tmp_path: Path) -> None:
     """Scribbles that wait for a run add up."""
     remote.add_initial_seg_interaction(drawing(), run_prediction=True)
     away, more = (np.zeros(SHAPE, np.uint8) for _ in range(2))
@@ -180,9 +178,7 @@ def test_what_was_taken_away_stays_away(
     assert (remote.target_buffer.astype(bool) & away.astype(bool)).any()
     remote.add_scribble_interaction(away, include_interaction=False, run_prediction=False)
     remote.add_scribble_interaction(more, include_interaction=True, run_prediction=True)
-    both = corrected(
-        tiny_bundle, tmp_path, drawing(), lambda labels: (labels * (1 - away)) | more
-    )
+    both = corrected(tiny_bundle, tmp_path, drawing(), lambda labels: (labels * (1 - away)) | more)
     np.testing.assert_array_equal(remote.target_buffer, both)
 
 

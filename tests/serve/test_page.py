@@ -432,7 +432,7 @@ def test_a_correction(visited: Visit, served_demo: Running, scan: Path) -> None:
 
     first, second = jobs_of(visited)
     assert (first["corrects"], second["corrects"]) == (None, first["job"])
-    assert {"corrected", "correction-kept"} <= {note["code"] for note in second["notes"]}
+    assert {"corrected", "corrected-by-hand"} <= {note["code"] for note in second["notes"]}
     visited.expect("#notes").to_contain_text("corrections were shown to")
     visited.choose("left kidney")
     visited["#run"].click()  # with a class more: what was corrected stays
