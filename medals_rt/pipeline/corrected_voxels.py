@@ -16,39 +16,42 @@ from medals_rt.common.notes import Note
 from medals_rt.inference.corrections import Correction
 from medals_rt.pipeline.window_groups import Merged
 from medals_rt.postprocessing.connected_components import label_components
-from medals_rt.prompts.prompt_set import PromptSet
 
 
-def keep_corrected(
-    merged: Merged, corrections: Sequence[Correction], prompts: PromptSet
-) -> tuple[Merged, tuple[Note, ...]]:
-    """Give corrected voxels their labels again, those of later corrections last.
+def keep_corrected(merged: Merged, corrections: Sequence[Correction]) -> Merged:
+    """Set corrected voxels to what they were made, later corrections over earlier ones.
 
     Lesions are numbered again, for corrections may join, part, add or remove them.
 
-    Returns
-    -------
+    Parameters
+    ----------
     merged
-        Of the same arrays where there are no corrections.
-    notes
-        How many voxels that were, and how many the model answered otherwise.
+        Labels of one kind.
+    corrections
+        Of this kind's labels alone (`inference.corrections.parts_of`).
     """
     if not corrections:
-        return merged, ()
+        return merged
     labels = merged.labels_dhw.copy()
-    changed = np.zeros(labels.shape, np.bool_)
     for each in corrections:
         each.apply(labels)
-        changed[each.box] |= each.changed_dhw
-    count = int(np.count_nonzero(changed))
-    otherwise = int(np.count_nonzero(labels != merged.labels_dhw))
-    text = f"{count:,} voxel{' is' if count == 1 else 's are'} as corrected by hand"
-    if otherwise:
-        text += f"; the model had answered otherwise in {otherwise:,} of them"
     instances = merged.instances_dhw
     if instances is not None:
-        lesions = [each.label for each in prompts.prompts if each.class_key.kind == "lesion"]
-        found = np.where(np.isin(labels, lesions), labels, np.zeros_like(labels))
-        instances = to_host(label_components(found)[0])
-    kept = replace(merged, labels_dhw=labels, instances_dhw=instances)
-    return kept, (Note("corrected-by-hand", text),)
+        instances = to_host(label_components(labels)[0])
+    overruled = labels != merged.labels_dhw
+    return replace(merged, labels_dhw=labels, instances_dhw=instances, overruled_dhw=overruled)
+
+
+def corrected_notes(corrections: Sequence[Correction], merged: Merged) -> tuple[Note, ...]:
+    """Note how many voxels are as corrected, and how many the model answered otherwise."""
+    if not corrections:
+        return ()
+    changed = np.zeros(merged.labels_dhw.shape, np.bool_)
+    for each in corrections:
+        changed[each.box] |= each.changed_dhw
+    count = int(np.count_nonzero(changed))
+    text = f"{count:,} voxel{' is' if count == 1 else 's are'} as corrected by hand"
+    if merged.overruled_dhw is not None and merged.overruled_dhw.any():
+        otherwise = int(np.count_nonzero(merged.overruled_dhw))
+        text += f"; the model had answered otherwise in {otherwise:,} of them"
+    return (Note("corrected-by-hand", text),)

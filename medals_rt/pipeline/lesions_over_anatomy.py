@@ -11,10 +11,13 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from medals_rt.common.errors import PromptError
 from medals_rt.common.notes import Note
+from medals_rt.inference.corrections import Correction, parts_of
 from medals_rt.io.volume import Volume
+from medals_rt.pipeline.corrected_voxels import keep_corrected
 from medals_rt.pipeline.window_groups import (
     GroupResult,
     Merged,
@@ -67,12 +70,28 @@ def covering_labels(part: PromptSet, prompts: PromptSet) -> frozenset[int]:
     return frozenset(each.label for each in prompts.prompts if each.class_key.kind == "lesion")
 
 
-def merge_case(results: Sequence[GroupResult], rule: MergeRule = "probability") -> Merged:
-    """Merge the labels of all groups: those of a kind by a preset's rule, lesions over anatomy."""
+def merge_case(
+    results: Sequence[GroupResult],
+    rule: MergeRule = "probability",
+    corrections: Sequence[Correction] = (),
+) -> Merged:
+    """Merge the labels of all groups: those of a kind by a preset's rule, lesions over anatomy.
+
+    Voxels that were corrected keep what they were made, in each kind by itself: where a lesion was
+    erased, the organ below it is found.
+    """
     by_kind: dict[str, list[GroupResult]] = {}
     for result in results:
         by_kind.setdefault(result.group.prompts.kind, []).append(result)
-    merged = [merge(of_kind, rule) for of_kind in by_kind.values()]
+    labels = {
+        kind: {label for each in of_kind for label in each.group.prompts.labels}
+        for kind, of_kind in by_kind.items()
+    }
+    merged = []
+    for kind, of_kind in by_kind.items():
+        covering = labels.get("lesion", set()) if kind == "anatomy" else set()
+        own = parts_of(corrections, labels[kind], covering)
+        merged.append(keep_corrected(merge(of_kind, rule), own))
     return merged[0] if len(merged) == 1 else _cover(*merged)
 
 
@@ -98,4 +117,13 @@ def _cover(anatomy: Merged, lesions: Merged) -> Merged:
         probability,
         anatomy.contested + lesions.contested,
         int(np.count_nonzero(covers & (anatomy.labels_dhw > 0))),
+        _either(anatomy.overruled_dhw, lesions.overruled_dhw),
     )
+
+
+def _either(
+    first: npt.NDArray[np.bool_] | None, second: npt.NDArray[np.bool_] | None
+) -> npt.NDArray[np.bool_] | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first | second

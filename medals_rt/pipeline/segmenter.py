@@ -34,7 +34,7 @@ from medals_rt.inference.probability_maps import ProbabilityMaps
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.inference.stage import StageTask
 from medals_rt.io.volume import Volume, to_dhw, volume_notes
-from medals_rt.pipeline.corrected_voxels import keep_corrected
+from medals_rt.pipeline.corrected_voxels import corrected_notes
 from medals_rt.pipeline.lesions_over_anatomy import (
     case_groups,
     check_combination,
@@ -382,9 +382,7 @@ class Segmenter:
                     keep_probability=options.keep_probability or by_probability,
                 )
             )
-        merged, correction_notes = keep_corrected(
-            merge_case(results, preset.merge), corrections, prompts
-        )
+        merged = merge_case(results, preset.merge, corrections)
         report = build_report(
             volume,
             spacing_hwd_mm,
@@ -402,7 +400,7 @@ class Segmenter:
                     *volume_notes(volume),
                     *spacing_notes,
                     *_annotation_notes(annotation is not None or bool(corrections), options),
-                    *correction_notes,
+                    *corrected_notes(corrections, merged),
                 ),
             ),
             watch.total(),

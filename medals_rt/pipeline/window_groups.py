@@ -111,7 +111,8 @@ class Merged:
     """Labels of all groups.
 
     `contested` counts the voxels that more than one group claimed, `covered` those of anatomy that
-    lesions replaced.
+    lesions replaced. `overruled_dhw` are those that a person corrected and the model answered
+    otherwise; None: none was corrected.
     """
 
     labels_dhw: Labels
@@ -119,6 +120,7 @@ class Merged:
     probability_dhw: npt.NDArray[np.float32] | None
     contested: int = 0
     covered: int = 0
+    overruled_dhw: npt.NDArray[np.bool_] | None = None
 
 
 def check_window(window: str, modality: str, preset: str | Preset = "paper") -> None:

@@ -409,6 +409,21 @@ def test_a_lesion_drawn_in_an_organ_is_no_correction_of_the_organ(segmenter: Seg
     np.testing.assert_array_equal(second.stage_labels_dhw[organs], first.stage_labels_dhw[organs])
 
 
+def test_where_a_lesion_is_erased_the_organ_is_found(segmenter: Segmenter) -> None:
+    asked = {"1": BOTH["1"], "lesions": {"2": "Adrenocortical carcinoma in CT"}}
+    first = segmenter.segment(VOLUME, asked, PLAIN)
+    organ = first.stage_labels_dhw["organs: fine"] == 1
+    lies_over = organ & (first.labels_dhw == 2)
+    assert lies_over.any()
+    made = Correction.of(first.labels_dhw, np.where(lies_over, 0, first.labels_dhw), (1, 2))
+    assert made.labels == {2}
+    second = segmenter.segment(VOLUME, asked, PLAIN, corrections=[made])
+    assert (second.labels_dhw[lies_over] == 1).all(), "no hole is left in it"
+    back = Correction.of(first.labels_dhw, np.where(lies_over, 1, first.labels_dhw), (1, 2))
+    painted = segmenter.segment(VOLUME, asked, PLAIN, corrections=[back])
+    assert (painted.labels_dhw[lies_over] == 1).all()
+
+
 def test_corrections_for_which_there_is_no_time(
     segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

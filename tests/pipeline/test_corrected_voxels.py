@@ -3,15 +3,9 @@
 import numpy as np
 
 from medals_rt.inference.corrections import Correction
-from medals_rt.pipeline.corrected_voxels import keep_corrected
+from medals_rt.pipeline.corrected_voxels import corrected_notes, keep_corrected
 from medals_rt.pipeline.window_groups import Merged
-from medals_rt.prompts.prompt_set import combine, parse_prompts
 
-ORGANS = parse_prompts({"1": "Liver in abdominal CT", "4": "Spleen in abdominal CT"})
-BOTH = combine(
-    parse_prompts({"1": "Liver in abdominal CT"}),
-    parse_prompts({"7": "Liver tumors in abdominal CT", "instance_label": 1}),
-)
 SHAPE = (3, 4, 5)
 
 
@@ -28,13 +22,15 @@ def corrections(*places: tuple[tuple[int, int, int], int]) -> list[Correction]:
 
 def test_without_corrections_nothing_is_copied() -> None:
     merged = Merged(np.zeros(SHAPE, np.uint8), None, None)
-    assert keep_corrected(merged, [], ORGANS) == (merged, ())
+    assert keep_corrected(merged, []) is merged
+    assert corrected_notes([], merged) == ()
 
 
 def test_the_last_correction_of_a_voxel_is_kept() -> None:
     labels = np.ones(SHAPE, np.uint8)
     made = corrections(((0, 0, 0), 4), ((0, 0, 1), 4), ((0, 0, 0), 0), ((2, 3, 4), 1))
-    kept, (note,) = keep_corrected(Merged(labels, None, None), made, ORGANS)
+    kept = keep_corrected(Merged(labels, None, None), made)
+    (note,) = corrected_notes(made, kept)
     assert labels.all(), "what was found is left as it is"
     assert kept.labels_dhw[0, 0, :3].tolist() == [0, 4, 1]
     assert np.count_nonzero(kept.labels_dhw != 1) == 2
@@ -45,21 +41,23 @@ def test_the_last_correction_of_a_voxel_is_kept() -> None:
 
 def test_the_model_may_agree() -> None:
     labels = np.ones(SHAPE, np.uint8)
-    _, (note,) = keep_corrected(Merged(labels, None, None), corrections(((0, 0, 0), 1)), ORGANS)
+    made = corrections(((0, 0, 0), 1))
+    (note,) = corrected_notes(made, keep_corrected(Merged(labels, None, None), made))
     assert note.text == "1 voxel is as corrected by hand"
 
 
 def test_lesions_are_numbered_again() -> None:
-    labels = np.ones(SHAPE, np.uint8)
-    labels[0, 0] = (7, 7, 1, 7, 7)
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[0, 0] = (7, 7, 0, 7, 7)
     numbers = np.zeros(SHAPE, np.uint32)
     numbers[0, 0] = (1, 1, 0, 2, 2)
     merged = Merged(labels, numbers, None)
-    kept, _ = keep_corrected(merged, corrections(((0, 0, 2), 7)), BOTH)
+    kept = keep_corrected(merged, corrections(((0, 0, 2), 7)))
     assert kept.instances_dhw is not None
     assert kept.instances_dhw[0, 0].tolist() == [1, 1, 1, 1, 1]
     assert kept.instances_dhw.max() == 1
-    kept, _ = keep_corrected(merged, corrections(((0, 0, 1), 1), ((2, 3, 4), 7)), BOTH)
+    made = corrections(((0, 0, 1), 7), ((0, 0, 1), 0), ((2, 3, 4), 7))
+    kept = keep_corrected(merged, made)
     assert kept.instances_dhw is not None
     assert kept.instances_dhw[0, 0].tolist() == [1, 0, 0, 2, 2]
     assert kept.instances_dhw[2, 3, 4] == 3
