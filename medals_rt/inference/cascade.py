@@ -214,8 +214,8 @@ def stage_notes(case: CaseRun, outcomes: Sequence[StageOutcome]) -> tuple[Note, 
     if not case.corrections or case.outline.mode == "none":
         return _one_stage_notes(case, outcomes)
     text = (
-        f"what was corrected was shown to {record.windows_corrected} of the {record.windows} "
-        f"windows of the {record.name} stage: those that decide about it"
+        f"the model looked again in {record.windows_corrected} of the {record.windows} windows of "
+        f"the {record.name} stage, those that decide about what was corrected"
     )
     return (Note(CORRECTED, text), *_one_stage_notes(case, outcomes))
 

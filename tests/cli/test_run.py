@@ -112,7 +112,7 @@ def test_a_corrected_result(run: Callable[..., Result], out: Path, tmp_path: Pat
     words = {"corrects": first, "spatial_prompts": drawn, "output": out / "second.npz"}
     result = run(report=report, **words)
     assert result.exit_code == 0, result.output
-    assert "windows of the fine stage: those that decide about it" in result.output
+    assert "windows of the fine stage, those that decide about what was corrected" in result.output
     fine = json.loads(report.read_text(encoding="utf-8"))["stages"][-1]
     assert 0 < fine["windows_corrected"] < fine["windows"]
     words["spatial_prompts"] = first

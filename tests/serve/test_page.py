@@ -432,7 +432,7 @@ def test_a_correction(visited: Visit, served_demo: Running, scan: Path) -> None:
     first, second = jobs_of(visited)
     assert (first["corrects"], second["corrects"]) == (None, first["job"])
     assert {"corrected", "corrected-by-hand"} <= {note["code"] for note in second["notes"]}
-    visited.expect("#notes").to_contain_text("what was corrected was shown to")
+    visited.expect("#notes").to_contain_text("the model looked again in")
     visited["#run"].click()  # the same again: what was corrected stays
     visited.expect("#result-text").to_contain_text("Run 3 of 3")
     third = jobs_of(visited)[2]
