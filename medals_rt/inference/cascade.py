@@ -236,14 +236,12 @@ def _correction_notes(case: CaseRun, last: StageOutcome) -> tuple[Note, ...]:
     record, notes = last.record, []
     if record.windows_corrected:
         text = (
-            f"corrections were shown to {record.windows_corrected} of the {record.windows} windows "
-            f"of the {record.name} stage: those that decide about them"
+            f"the model looked again in {record.windows_corrected} of the {record.windows} windows "
+            f"of the {record.name} stage, those that decide about what was corrected"
         )
         notes.append(Note(CORRECTED, text))
     else:
-        text = (
-            "there was no time to show corrections to the model: only the voxels themselves changed"
-        )
+        text = "there was no time for the model to look again: only the voxels themselves are corrected"
         notes.append(warning(CORRECTED, text))
     if last.widened:
         text = (

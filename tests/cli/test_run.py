@@ -112,7 +112,7 @@ def test_a_corrected_result(run: Callable[..., Result], out: Path, tmp_path: Pat
     words = {"corrects": first, "spatial_prompts": drawn, "output": out / "second.npz"}
     result = run(report=report, **words)
     assert result.exit_code == 0, result.output
-    assert "windows of the fine stage: those that decide about them" in result.output
+    assert "the fine stage, those that decide about what was corrected" in result.output
     found = json.loads(report.read_text(encoding="utf-8"))
     assert 0 < found["stages"][-1]["windows_corrected"] < found["stages"][-1]["windows"]
     (note,) = (each["text"] for each in found["notes"] if each["code"] == "corrects")

@@ -433,7 +433,7 @@ def test_a_correction(visited: Visit, served_demo: Running, scan: Path) -> None:
     first, second = jobs_of(visited)
     assert (first["corrects"], second["corrects"]) == (None, first["job"])
     assert {"corrected", "corrected-by-hand"} <= {note["code"] for note in second["notes"]}
-    visited.expect("#notes").to_contain_text("corrections were shown to")
+    visited.expect("#result-notes").to_contain_text("the model looked again in")
     visited.choose("left kidney")
     visited["#run"].click()  # with a class more: what was corrected stays
     visited.expect("#result-text").to_contain_text("Run 3 of 3")
