@@ -241,7 +241,7 @@ def _correction_notes(case: CaseRun, last: StageOutcome) -> tuple[Note, ...]:
         )
         notes.append(Note(CORRECTED, text))
     else:
-        text = "there was no time for the model to look again: only the voxels themselves are corrected"
+        text = "there was no time for the model to look again: only the voxels themselves changed"
         notes.append(warning(CORRECTED, text))
     if last.widened:
         text = (
