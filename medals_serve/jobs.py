@@ -23,7 +23,7 @@ import numpy.typing as npt
 from medals_rt.common.atomic_io import atomic_output, write_json
 from medals_rt.common.errors import InputError
 from medals_rt.common.interruption import interrupted_by
-from medals_rt.common.notes import Note
+from medals_rt.common.notes import Note, warning
 from medals_rt.inference.corrections import Correction, check_corrections, parts_of
 from medals_rt.inference.hybrid_prompts import check_start
 from medals_rt.io.format import stem
@@ -246,6 +246,7 @@ class ServedJob:
         self._keep = keep
         self._before = corrects
         self._past: _Past | None = None
+        self._remarks: tuple[Note, ...] = ()
         self._status: JobStatus = "queued"
         self._stage: str | None = None
         self._done = self._total = 0
@@ -307,7 +308,8 @@ class ServedJob:
         preset = job.options.segment.algorithm
         check_start(preset, annotated=drawn is not None or bool(corrections))
         check_corrections(corrections, read.case.volume.shape_dhw, read.prompts, preset)
-        return replace(read, annotation_dhw=drawn, corrections=corrections)
+        case = replace(read.case, notes=(*read.case.notes, *self._remarks))
+        return replace(read, case=case, annotation_dhw=drawn, corrections=corrections)
 
     def _past_of(self, read: ReadJob) -> _Past:
         asked = {each.label: each.class_key for each in read.prompts.prompts}
@@ -316,14 +318,14 @@ class ServedJob:
             return _Past(asked, self._job.spatial_prompts)
         past = before.past()
         labels = {key: label for label, key in past.classes.items()}
-        others = [
+        unlike = [
             label
             for label, key in asked.items()
             if past.classes.get(label, key) != key or labels.get(key, label) != label
         ]
-        if others:
+        if unlike:
             raise ServiceError(
-                f"the labels {others} mean other classes in the job that is corrected, or in one "
+                f"the labels {unlike} mean other classes in the job that is corrected, or in one "
                 "that led to it: keep the label of a class from job to job",
                 code="corrects-other-classes",
                 status=HTTPStatus.CONFLICT,
@@ -332,6 +334,13 @@ class ServedJob:
         if read.annotation_dhw is not None:
             made = Correction.of(before.labels_dhw(), read.annotation_dhw, asked)
             corrections = (*corrections, made)
+        others = [name for name, value in self.options.items() if before.options[name] != value]
+        if others:
+            text = (
+                f"the corrected result was made with other options ({', '.join(others)}), so that "
+                "this one may differ from it anywhere"
+            )
+            self._remarks = (warning("corrects-other-options", text),)
         return _Past({**past.classes, **asked}, past.drawing, corrections)
 
     def past(self) -> _Past:
@@ -346,6 +355,12 @@ class ServedJob:
         if self._past is None:
             raise AssertionError(self.name)
         return self._past
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those that decide about its result."""
+        found: dict[str, Any] = self._job.options.deciding()["segment"]
+        return found
 
     @property
     def drawing(self) -> Path | None:

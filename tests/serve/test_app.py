@@ -193,6 +193,18 @@ def test_corrections_of_a_class_come_back_with_it(client: ServiceClient, scan: P
     assert "corrected" not in {note["code"] for note in without["notes"]}
 
 
+def test_a_result_of_other_options_may_be_corrected_and_says_so(
+    client: ServiceClient, scan: Path
+) -> None:
+    uploaded = client.upload(scan)
+    first = client.segment(uploaded, SENTENCE, seed=3)
+    for options, expected in (({"seed": 3}, []), ({"preset": "native"}, ["preset, seed"])):
+        found = client.segment(uploaded, SENTENCE, corrects=first, **options)
+        notes = [each for each in found["notes"] if each["code"] == "corrects-other-options"]
+        assert [each["text"].partition("(")[2].partition(")")[0] for each in notes] == expected
+        assert all(each["severity"] == "warning" for each in notes)
+
+
 def test_labels_keep_their_meaning_from_correction_to_correction(
     client: ServiceClient, scan: Path
 ) -> None:
