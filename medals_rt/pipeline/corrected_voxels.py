@@ -42,6 +42,31 @@ def keep_corrected(merged: Merged, corrections: Sequence[Correction]) -> Merged:
     return replace(merged, labels_dhw=labels, instances_dhw=instances, overruled_dhw=overruled)
 
 
+def drawn_last(merged: Merged, corrections: Sequence[Correction]) -> Merged:
+    """Draw again what labels of another kind cover, unless it was erased since.
+
+    Parameters
+    ----------
+    merged
+        Labels of all kinds.
+    corrections
+        Of all labels.
+    """
+    if not corrections:
+        return merged
+    labels, settled = merged.labels_dhw.copy(), np.zeros(merged.labels_dhw.shape, np.bool_)
+    for each in reversed(corrections):
+        drawn = each.changed_dhw & (each.after_dhw > 0) & ~settled[each.box]
+        labels[each.box][drawn] = each.after_dhw[drawn]
+        settled[each.box] |= each.changed_dhw
+    covered = labels != merged.labels_dhw
+    instances = merged.instances_dhw
+    if instances is not None:
+        instances = np.where(covered, np.uint32(0), instances)
+    overruled = covered if merged.overruled_dhw is None else merged.overruled_dhw | covered
+    return replace(merged, labels_dhw=labels, instances_dhw=instances, overruled_dhw=overruled)
+
+
 def corrected_notes(corrections: Sequence[Correction], merged: Merged) -> tuple[Note, ...]:
     """Note how many voxels are as corrected, and how many the model answered otherwise."""
     if not corrections:

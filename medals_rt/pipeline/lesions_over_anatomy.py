@@ -17,7 +17,7 @@ from medals_rt.common.errors import PromptError
 from medals_rt.common.notes import Note
 from medals_rt.inference.corrections import Correction, parts_of
 from medals_rt.io.volume import Volume
-from medals_rt.pipeline.corrected_voxels import keep_corrected
+from medals_rt.pipeline.corrected_voxels import drawn_last, keep_corrected
 from medals_rt.pipeline.window_groups import (
     GroupResult,
     Merged,
@@ -92,7 +92,7 @@ def merge_case(
         covering = labels.get("lesion", set()) if kind == "anatomy" else set()
         own = parts_of(corrections, labels[kind], covering)
         merged.append(keep_corrected(merge(of_kind, rule), own))
-    return merged[0] if len(merged) == 1 else _cover(*merged)
+    return merged[0] if len(merged) == 1 else drawn_last(_cover(*merged), corrections)
 
 
 def covered_notes(merged: Merged, voxel_ml: float) -> tuple[Note, ...]:

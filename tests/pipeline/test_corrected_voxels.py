@@ -3,7 +3,7 @@
 import numpy as np
 
 from medals_rt.inference.corrections import Correction
-from medals_rt.pipeline.corrected_voxels import corrected_notes, keep_corrected
+from medals_rt.pipeline.corrected_voxels import corrected_notes, drawn_last, keep_corrected
 from medals_rt.pipeline.window_groups import Merged
 
 SHAPE = (3, 4, 5)
@@ -61,3 +61,18 @@ def test_lesions_are_numbered_again() -> None:
     assert kept.instances_dhw is not None
     assert kept.instances_dhw[0, 0].tolist() == [1, 0, 0, 2, 2]
     assert kept.instances_dhw[2, 3, 4] == 3
+
+
+def test_a_lesion_that_is_found_later_covers_no_drawn_organ() -> None:
+    """But for one that was erased since, or lies where nothing was drawn."""
+    labels = np.full(SHAPE, 7, np.uint8)
+    merged = Merged(labels, labels.astype(np.uint32), None, 0, 0, np.zeros(SHAPE, np.bool_))
+    made = corrections(((0, 0, 0), 1), ((0, 0, 1), 1), ((0, 0, 1), 0))
+    kept = drawn_last(merged, made)
+    assert kept.labels_dhw[0, 0, :3].tolist() == [1, 7, 7]
+    assert kept.instances_dhw is not None
+    assert kept.instances_dhw[0, 0, :3].tolist() == [0, 7, 7]
+    assert kept.overruled_dhw is not None
+    assert np.argwhere(kept.overruled_dhw).tolist() == [[0, 0, 0]]
+    assert labels.all()
+    assert drawn_last(merged, []) is merged
