@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from medals_rt.common.arrays import to_host
 from medals_rt.common.notes import Note
 from medals_rt.inference.corrections import Correction
 from medals_rt.pipeline.window_groups import Merged
@@ -46,6 +47,6 @@ def keep_corrected(
     if instances is not None:
         lesions = [each.label for each in prompts.prompts if each.class_key.kind == "lesion"]
         found = np.where(np.isin(labels, lesions), labels, np.zeros_like(labels))
-        instances, _ = label_components(found)
+        instances = to_host(label_components(found)[0])
     kept = replace(merged, labels_dhw=labels, instances_dhw=instances)
     return kept, (Note("corrected-by-hand", text),)
