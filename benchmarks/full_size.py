@@ -30,13 +30,8 @@ from reporting import today, write_report
 
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.environment import library_versions, machine_facts
-from medals_rt.inference.network import (
-    ALWAYS_FP32,
-    Chain,
-    JoinedGraphs,
-    StageNetwork,
-    pass_chains,
-)
+from medals_rt.inference.graph_chains import Chain, JoinedGraphs, pass_chains
+from medals_rt.inference.network import ALWAYS_FP32, StageNetwork
 from medals_rt.inference.spatial_prompts import LabelPrompts, label_prompts
 from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.runners.base import Runner

@@ -34,7 +34,7 @@ from medals_export.model import MedalS
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import refiner_width
 from medals_rt.common.choices import RunnerKind
-from medals_rt.inference.network import pass_chains
+from medals_rt.inference.graph_chains import pass_chains
 from medals_rt.tools.bench.arithmetic import graph_flop
 
 COLUMNS = (

@@ -31,7 +31,8 @@ from medals_rt.bundle.manifest import (
 )
 from medals_rt.common.errors import InputError, RunnerError
 from medals_rt.common.typing import Array
-from medals_rt.inference.network import Network, SingleGraphs, StageNetwork
+from medals_rt.inference.graph_chains import SingleGraphs
+from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.runners.base import Device, Runner, TensorSpec
 
 AnyPath = str | os.PathLike[str]

@@ -22,7 +22,8 @@ from medals_rt.common.choices import STAGE_NAMES, Refinement, StageNumber
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.progress import Progress
 from medals_rt.common.typing import Array
-from medals_rt.inference.network import SingleGraphs, StageNetwork, TextOnlyFeatures
+from medals_rt.inference.graph_chains import SingleGraphs
+from medals_rt.inference.network import StageNetwork, TextOnlyFeatures
 from medals_rt.inference.refinement import seeded_masks
 from medals_rt.inference.spatial_prompts import SpatialPrompts
 from medals_rt.pipeline.options import SegmentOptions

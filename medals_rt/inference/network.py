@@ -14,19 +14,32 @@ The only place that knows how the network is cut into graphs, and which of them 
 Nothing of N times the window is made but the probabilities themselves, chunk by chunk.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Protocol, Self
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.bundle.manifest import FOLDED_REFINERS, GraphName, refiner_width
+from medals_rt.bundle.manifest import FOLDED_REFINERS, GraphName
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.arrays import namespace
 from medals_rt.common.choices import Convolution, Precision
 from medals_rt.common.errors import BundleError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Array
+from medals_rt.inference.graph_chains import (
+    CLASSIFY,
+    DECODE,
+    ENCODE,
+    ENCODE_TEXT_ONLY,
+    FUSE,
+    PROMPTED_MANY,
+    Chain,
+    Graphs,
+    JoinedGraphs,
+    SingleGraphs,
+    pass_chains,
+)
 from medals_rt.inference.spatial_prompts import LabelPrompts, SpatialPrompts
 from medals_rt.runners.base import Runner
 from medals_rt.runners.registry import runner_spec
@@ -40,19 +53,6 @@ from medals_rt.runners.selection import (
 
 # `T` multiplies every voxel's features, and costs under a hundredth of a window's time
 ALWAYS_FP32: frozenset[GraphName] = frozenset({"query_decoder"})
-
-Chain = tuple[GraphName, ...]
-"""Graphs that run in a row."""
-_ENCODE: Chain = ("image_encoder",)
-_DECODE: Chain = ("query_decoder",)
-_CLASSIFY: Chain = ("classifier",)
-_FUSE: Chain = ("fusion",)
-_PROMPTED_MANY: Chain = ("image_encoder", "query_decoder", "fusion")
-_ENCODE_TEXT_ONLY: Chain = ("image_encoder", "fusion_text_only")
-# need so little memory of their own that what ran before may keep its
-_LIGHT = frozenset({_CLASSIFY, _DECODE})
-
-Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -197,167 +197,6 @@ class Network(Protocol):
     ) -> None: ...
 
 
-class RunnerPool(Generic[Key]):
-    """Runners by name, each opened when it is first needed and open from then on."""
-
-    def __init__(self, open_one: Callable[[Key], Runner]) -> None:
-        self._open_one = open_one
-        self._opened: dict[Key, Runner] = {}
-
-    @property
-    def opened(self) -> Mapping[Key, Runner]:
-        """Those that were opened, in that order."""
-        return self._opened
-
-    def open(self, key: Key) -> Runner:
-        """Return the runner of a name, opening it the first time."""
-        if key not in self._opened:
-            self._opened[key] = self._open_one(key)
-        return self._opened[key]
-
-    def close(self) -> None:
-        """Close all that were opened; what they were is still known."""
-        for runner in self._opened.values():
-            runner.close()
-
-
-class Graphs(Protocol):
-    """The graphs of a stage in one library: how chains of them are opened and run."""
-
-    joins: bool
-    """Whether a chain is one graph, which looks `F_a` of exclusive prompts up by itself."""
-
-    @property
-    def opened(self) -> tuple[Runner, ...]:
-        """The runners that were opened so far."""
-        ...
-
-    @property
-    def encoder(self) -> Runner:
-        """The runner of the image encoder, or of the text-only chain that begins with it."""
-        ...
-
-    def open(self, chain: Chain) -> None:
-        """Open what `run` needs for a chain."""
-        ...
-
-    def run(self, chain: Chain, values: Mapping[str, Array]) -> dict[str, Array]:
-        """Run a chain, each graph fed by name from `values` and what came before.
-
-        Returns
-        -------
-        dict
-            At least what no graph of the chain reads.
-        """
-        ...
-
-    def release(self) -> None:
-        """Return what the library keeps between runs."""
-        ...
-
-    def close(self) -> None:
-        """Close all that were opened."""
-        ...
-
-
-class SingleGraphs:
-    """Graphs that run one by one; see `Graphs`.
-
-    Parameters
-    ----------
-    open_graph
-        Opens a graph by its name.
-    """
-
-    joins = False
-
-    def __init__(self, open_graph: Callable[[GraphName], Runner]) -> None:
-        self._pool = RunnerPool(open_graph)
-
-    @property
-    def opened(self) -> tuple[Runner, ...]:
-        """The runners that were opened so far."""
-        return tuple(self._pool.opened.values())
-
-    @property
-    def encoder(self) -> Runner:
-        """The runner of the image encoder."""
-        return self._pool.open("image_encoder")
-
-    def open(self, chain: Chain) -> None:
-        """Open the graphs of a chain."""
-        for name in chain:
-            self._pool.open(name)
-
-    def run(self, chain: Chain, values: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the graphs one after another."""
-        found = dict(values)
-        for name in chain:
-            runner = self._pool.open(name)
-            found |= runner.run({spec.name: found[spec.name] for spec in runner.inputs})
-        return found
-
-    def release(self) -> None:
-        """Return what the library keeps between runs."""
-        for runner in self._pool.opened.values():
-            runner.release()
-
-    def close(self) -> None:
-        """Close all that were opened."""
-        self._pool.close()
-
-
-class JoinedGraphs:
-    """Chains that the library runs as one graph each; see `Graphs`.
-
-    Each chain keeps memory for its next run. Before another chain that needs much is run, the one
-    that ran gives its own back, or all of them would hold theirs at once.
-
-    Parameters
-    ----------
-    open_chain
-        Joins the graphs of a chain.
-    """
-
-    joins = True
-
-    def __init__(self, open_chain: Callable[[Chain], Runner]) -> None:
-        self._pool = RunnerPool(open_chain)
-        self._working: Chain | None = None
-
-    @property
-    def opened(self) -> tuple[Runner, ...]:
-        """The runners that were opened so far."""
-        return tuple(self._pool.opened.values())
-
-    @property
-    def encoder(self) -> Runner:
-        """The runner of the chain that encodes for text alone."""
-        return self._pool.open(_ENCODE_TEXT_ONLY)
-
-    def open(self, chain: Chain) -> None:
-        """Open a chain."""
-        self._pool.open(chain)
-
-    def run(self, chain: Chain, values: Mapping[str, Array]) -> dict[str, Array]:
-        """Run a chain."""
-        if chain not in _LIGHT:
-            if self._working != chain:
-                self.release()
-            self._working = chain
-        return self._pool.open(chain).run(values)
-
-    def release(self) -> None:
-        """Return what the chain that ran last keeps between runs."""
-        if self._working is not None:
-            self._pool.open(self._working).release()
-        self._working = None
-
-    def close(self) -> None:
-        """Close all that were opened."""
-        self._pool.close()
-
-
 class StageNetwork:
     """The network of one stage as a bundle's graphs; see `Network`.
 
@@ -497,7 +336,7 @@ class StageNetwork:
     def encode(self, image: Array) -> TextOnlyFeatures:
         """Run the part of a text-only pass that no text enters, see `Network.encode`."""
         seen = {"image": image, "foreground": namespace(image).zeros_like(image)}
-        found = self._graphs.run(_ENCODE_TEXT_ONLY, seen)
+        found = self._graphs.run(ENCODE_TEXT_ONLY, seen)
         return TextOnlyFeatures(found["refined"], found["image_embedding"])
 
     def predict(
@@ -526,7 +365,7 @@ class StageNetwork:
         for start in range(wanted.start, wanted.stop, classes_per_chunk):
             chunk = slice(start, min(start + classes_per_chunk, wanted.stop))
             values = {"refined": refined, "adapted_queries": adapted[chunk, ...]}
-            yield chunk, self._graphs.run(_CLASSIFY, values)["probabilities"]
+            yield chunk, self._graphs.run(CLASSIFY, values)["probabilities"]
 
     def prepare(self, count: int, *, prompted: bool) -> None:
         """Open what `predict` will run, see `Network.prepare`."""
@@ -561,17 +400,17 @@ class StageNetwork:
         seen = {"image": image, "foreground": prompts.foreground()}
         if self._graphs.joins and isinstance(prompts, LabelPrompts):
             values = {**seen, "queries": queries, "prompt_index": prompts.index()}
-            fused = self._graphs.run(_PROMPTED_MANY, values)
+            fused = self._graphs.run(PROMPTED_MANY, values)
             return fused["refined"], fused["adapted_queries"]
-        encoded = self._graphs.run(_ENCODE, seen)
+        encoded = self._graphs.run(ENCODE, seen)
         adapted = self._adapted(encoded["image_embedding"], queries)
         values = {"features": encoded["features"], "prompt_features": prompts.spread(adapted)}
-        return self._graphs.run(_FUSE, values)["refined"], adapted
+        return self._graphs.run(FUSE, values)["refined"], adapted
 
     def _adapted(self, image_embedding: Array, queries: Array) -> Array:
         """Return `T (N, C)` of all classes."""
         values = {"image_embedding": image_embedding, "queries": queries}
-        return self._graphs.run(_DECODE, values)["adapted_queries"]
+        return self._graphs.run(DECODE, values)["adapted_queries"]
 
     def close(self) -> None:
         """Free the graphs."""
@@ -587,16 +426,3 @@ class StageNetwork:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def pass_chains(count: int, *, prompted: bool) -> list[Chain]:
-    """List the chains of graphs that a pass of N classes runs, in order.
-
-    Of many classes with prompts this is for exclusive ones; others run the same graphs one by one.
-    """
-    if prompted:
-        width = refiner_width(count)
-        if width is None:
-            return [_PROMPTED_MANY, _CLASSIFY]
-        return [("image_encoder", "query_decoder", FOLDED_REFINERS[width])]
-    return [_ENCODE_TEXT_ONLY, _DECODE, _CLASSIFY]

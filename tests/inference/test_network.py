@@ -8,7 +8,8 @@ torch = pytest.importorskip("torch")
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import BundleError
-from medals_rt.inference.network import JoinedGraphs, SingleGraphs, StageNetwork
+from medals_rt.inference.graph_chains import JoinedGraphs, SingleGraphs
+from medals_rt.inference.network import StageNetwork
 from medals_rt.inference.spatial_prompts import channel_prompts, label_prompts
 from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.runners.base import Runner

@@ -18,7 +18,8 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.byte_sizes import parse_size
 from medals_rt.common.errors import InputError
 from medals_rt.common.typing import Shape
-from medals_rt.inference.network import StageNetwork, pass_chains
+from medals_rt.inference.graph_chains import pass_chains
+from medals_rt.inference.network import StageNetwork
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
 from medals_rt.pipeline.plan_case import plan_numbers

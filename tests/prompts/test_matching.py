@@ -9,16 +9,10 @@ from hypothesis import strategies as st
 
 from medals_rt.common.errors import InputError, PromptError
 from medals_rt.prompts.classes import ClassKey, all_classes, by_bank_key
-from medals_rt.prompts.matching import (
-    assign_roles,
-    find_class,
-    find_modality,
-    free_text,
-    known_sentences,
-    match_words,
-)
+from medals_rt.prompts.matching import find_class, free_text, known_sentences, match_words
 from medals_rt.prompts.prompt_set import describe
 from medals_rt.prompts.tokenization import prompt_words, tokenize
+from medals_rt.prompts.word_roles import assign_roles, find_modality
 from tests.errors import raises
 from tests.paths import DATA, GOLDEN
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.optional_deps import import_optional
-from medals_rt.inference.network import pass_chains
+from medals_rt.inference.graph_chains import pass_chains
 
 Shape = tuple[int, ...]
 
