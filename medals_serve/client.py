@@ -225,6 +225,10 @@ class ServiceClient:
         """Cancel a job."""
         return self._json("POST", f"/v1/jobs/{job['job']}/cancel")
 
+    def delete_job(self, job: State) -> None:
+        """Delete a job with its results; those that correct it stay."""
+        self._json("DELETE", f"/v1/jobs/{job['job']}")
+
     def fetch(self, job: State, what: str = "result", **given: str) -> bytes:
         """Return a file of a job: ``result``, ``instances``, ``statistics``, ``report``, ..."""
         answer = self.http.get(f"/v1/jobs/{job['job']}/{what}", params=given)

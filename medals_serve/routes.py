@@ -346,6 +346,13 @@ async def describe_job(job: str, service: Here, owner: Owner) -> JobState:
     return _job_state(service, owner.job(job))
 
 
+@jobs.delete("/{job}", status_code=HTTPStatus.NO_CONTENT)
+async def delete_job(job: str, service: Here, owner: Owner) -> Response:
+    """Delete a job with its results, canceled if need be; those that correct it stay."""
+    await service.in_thread(service.delete_job, owner, owner.job(job))
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
 @jobs.get("/{job}/events", response_class=StreamingResponse)
 async def watch_job(job: str, service: Here, owner: Owner) -> Response:
     """Return server-sent events `progress`, each the job's state, until it is over."""

@@ -394,10 +394,12 @@ class Service:
             owner.image(image.name)  # still there
             owner.check_open()
             self.engine.submit(job)
-        except BaseException:
+        except BaseException as error:
             owner.jobs.pop(folder.name, None)
             remove_folder(folder)
             owner.check_open()
+            if isinstance(error, FileNotFoundError) and corrects is not None:
+                owner.job(corrects.name)  # still there
             raise
         return job
 

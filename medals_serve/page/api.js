@@ -93,6 +93,7 @@ export const deleteMask = (mask) => call("DELETE", `masks/${encodeURIComponent(m
 export const startJob = (request) => json("POST", "jobs", { json: request });
 const readJob = (job) => json("GET", `jobs/${encodeURIComponent(job)}`);
 export const cancelJob = (job) => call("POST", `jobs/${encodeURIComponent(job)}/cancel`);
+export const deleteJob = (job) => call("DELETE", `jobs/${encodeURIComponent(job)}`);
 /* `what` is a path below the job, `query` what it takes there, such as a format. */
 export const readResult = (job, what, query = {}) =>
   call("GET", `jobs/${encodeURIComponent(job)}/${what}`, { query });

@@ -332,7 +332,12 @@ async function onJob(scan, job) {
   }
   followNext(scan);
   if (job.status === "done") {
+    const undone = scan.runs.slice(scan.shown + 1);
     scan.runs = [...scan.runs.slice(0, scan.shown + 1), job];
+    // They can't be seen again: a reload would show them, and a session holds so many jobs only.
+    for (const run of undone) {
+      api.deleteJob(run.job).catch((error) => showProblem("run-problem", error));
+    }
     scan.chips = mergedChips(scan, job);
     if (scan === state.scan) await showRun(scan, scan.runs.length - 1);
     else scan.shown = scan.runs.length - 1;

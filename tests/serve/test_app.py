@@ -260,6 +260,50 @@ def test_a_mask_is_deleted_unless_it_guides(client: ServiceClient, scan: Path) -
     assert client.segment(uploaded, SENTENCE, corrects=corrected)["classes"] == corrected["classes"]
 
 
+def test_a_job_is_deleted_and_what_corrects_it_stays(
+    client: ServiceClient, scan: Path, served: Running
+) -> None:
+    uploaded = client.upload(scan)
+    first = client.segment(uploaded, SENTENCE)
+    mask = corner_of(client, uploaded, first, scan, 1)
+    expected = client.segment(uploaded, SENTENCE, corrects=first, spatial_prompts=mask)
+    served.gate.clear()
+    try:
+        waiting = client.submit(uploaded, SENTENCE, corrects=first, spatial_prompts=mask)
+        also = client.submit(uploaded, SENTENCE, corrects=expected)
+        client.delete_job(first)
+        client.delete_job(also)
+    finally:
+        served.gate.set()
+    assert client.wait(waiting)["classes"] == expected["classes"]
+    for job in (first, also):
+        assert refused(client.job, job).code == "job-unknown"
+    error = refused(client.submit, uploaded, SENTENCE, corrects=first)
+    assert (error.status, error.code) == (404, "job-unknown")
+    held = {path.split("/")[2] for path in served.files() if path.count("/") > 2}
+    assert held.isdisjoint({first["job"], also["job"]})
+    assert {waiting["job"], expected["job"]} <= held
+
+
+def test_a_job_that_is_deleted_while_its_result_is_compared(
+    client: ServiceClient, scan: Path, served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploaded = client.upload(scan)
+    first = client.segment(uploaded, SENTENCE)
+    mask = corner_of(client, uploaded, first, scan, 1)
+    sessions = served.server.config.app.state.service.sessions
+    (owner,) = (each for each in sessions if uploaded["image"] in each.images)
+    job = owner.jobs[first["job"]]
+
+    def gone() -> Any:
+        owner.jobs.pop(first["job"])
+        raise FileNotFoundError
+
+    monkeypatch.setattr(job, "labels_dhw", gone)
+    error = refused(client.submit, uploaded, SENTENCE, corrects=first, spatial_prompts=mask)
+    assert (error.status, error.code) == (404, "job-unknown")
+
+
 def test_a_chain_of_corrections_takes_no_more_than_its_corrections(
     client: ServiceClient, scan: Path, served: Running
 ) -> None:

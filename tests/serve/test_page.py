@@ -456,6 +456,11 @@ def test_a_correction(visited: Visit, served_demo: Running, scan: Path) -> None:
     visited["#redo-run"].click()
     visited.expect("#result-text").to_contain_text("Run 2 of 3")
 
+    visited["#run"].click()  # instead of the third, which can't be seen again
+    visited.expect("#result-text").to_contain_text("Run 3 of 3")
+    until(lambda: third["job"] not in [job["job"] for job in jobs_of(visited)])
+    assert len(jobs_of(visited)) == 3
+
 
 def jobs_of(visited: Visit) -> list[dict[str, Any]]:
     """Return the session's jobs, as the service tells of them."""

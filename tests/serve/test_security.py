@@ -120,6 +120,7 @@ def test_a_session_is_closed_to_others(served: Running, scan: Path) -> None:
             ("DELETE", f"/v1/masks/{mask['mask']}", {}),
             ("POST", "/v1/jobs", {"json": {"image": image["image"], "prompts": SENTENCE}}),
             ("GET", f"/v1/jobs/{job['job']}", {}),
+            ("DELETE", f"/v1/jobs/{job['job']}", {}),
             ("GET", f"/v1/jobs/{job['job']}/events", {}),
             ("POST", f"/v1/jobs/{job['job']}/cancel", {}),
             ("GET", f"/v1/jobs/{job['job']}/result", {}),
