@@ -44,6 +44,8 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "io/dicom/headers.py": ("io/dicom/test_seg.py", BY_PART),
     "io/dicom/series.py": ("io/dicom/test_case.py", BY_PART),
     "io/dicom/slices.py": ("io/dicom/test_case.py", BY_PART),
+    "io/dicom/web_address.py": ("io/dicom/test_web.py", BY_PART),
+    "io/dicom/web_server.py": ("io/dicom/test_web.py", BY_PART),
     "io/format.py": ("io/test_registry.py", BY_PART),
     "io/metaimage.py": ("io/test_registry.py", "all formats are held to the same tests"),
     "io/nifti.py": ("io/test_formats.py", "all formats are held to the same tests"),

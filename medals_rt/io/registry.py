@@ -17,7 +17,7 @@ from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import require
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, compact_labels
-from medals_rt.io.dicom.web import WebAddress, is_web_address
+from medals_rt.io.dicom.web_address import WebAddress, is_web_address
 from medals_rt.io.format import START, Capability, Format, Options, SegmentationOutput, stem
 from medals_rt.io.segment_metadata import Segment
 from medals_rt.io.voxel_data import GZIP_MAGIC, InflatedStream

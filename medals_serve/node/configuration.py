@@ -12,7 +12,7 @@ import msgspec
 
 from medals_rt.common.byte_sizes import parse_size
 from medals_rt.common.errors import InputError, MissingFileError
-from medals_rt.io.dicom.web import WebAddress, is_web_address
+from medals_rt.io.dicom.web_address import WebAddress, is_web_address
 from medals_rt.pipeline.job_outputs import SEGMENTATIONS
 from medals_rt.pipeline.options import PromptSource
 

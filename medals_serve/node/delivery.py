@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from medals_rt.common.errors import ServerError
 from medals_rt.common.optional_deps import import_optional
-from medals_rt.io.dicom.web import is_web_address, store_files
+from medals_rt.io.dicom.web import store_files
+from medals_rt.io.dicom.web_address import is_web_address
 from medals_serve.node.configuration import NodeConfiguration
 from medals_serve.node.spool import Delivery, Spool, SpooledSeries
 

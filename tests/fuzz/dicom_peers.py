@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from medals_rt.common.errors import CaseError
-from medals_rt.io.dicom import web
+from medals_rt.io.dicom import web_server
 from medals_rt.io.registry import read_case
 from tests.dicom import slice_dataset, write_series
 
@@ -124,14 +124,14 @@ def _answering(answers: dict[str, bytes]) -> Iterator[None]:
         def close(self) -> None:
             """Nothing is open."""
 
-    made = web._session
+    made = web_server._session
 
     def session() -> Any:
         found = made()
         found.mount("http://", Answers())
         return found
 
-    with patch.object(web, "_session", session):
+    with patch.object(web_server, "_session", session):
         yield
 
 

@@ -13,7 +13,8 @@ from medals_rt.io.dicom.files import starts_like_dicom
 from medals_rt.io.dicom.rtstruct import check_rtstruct_source, write_rtstruct
 from medals_rt.io.dicom.seg import SegKind, check_source, write_seg
 from medals_rt.io.dicom.seg_labels import read_seg_labels
-from medals_rt.io.dicom.web import SCHEME, read_web_case
+from medals_rt.io.dicom.web import read_web_case
+from medals_rt.io.dicom.web_address import SCHEME
 from medals_rt.io.format import Format, Options, SegmentationOutput
 
 

@@ -9,7 +9,8 @@ from typing import Final
 from unicodedata import normalize
 
 from medals_rt.common.errors import InputError, MissingFileError
-from medals_rt.io.dicom.web import is_web_address, series_addresses
+from medals_rt.io.dicom.web import series_addresses
+from medals_rt.io.dicom.web_address import is_web_address
 from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
 from medals_rt.pipeline.batch.jobs_file import (
     JobRow,

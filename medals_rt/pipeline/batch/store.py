@@ -21,7 +21,8 @@ from typing import Any, Final
 from medals_rt.bundle.manifest import file_sha256
 from medals_rt.common.errors import InputError, MissingFileError, OutputError
 from medals_rt.common.optional_deps import import_optional
-from medals_rt.io.dicom.web import content_of, is_web_address
+from medals_rt.io.dicom.web import content_of
+from medals_rt.io.dicom.web_address import is_web_address
 
 _URL: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/{1,2}(?P<rest>[^/].*)", re.DOTALL)
 """Of a URL, also as a path has it, where one of the two slashes is lost."""

@@ -14,8 +14,8 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import CaseError, InputError, MedalsError, ServerError
-from medals_rt.io.dicom import web
-from medals_rt.io.dicom.web import WebAddress, is_web_address
+from medals_rt.io.dicom import web, web_server
+from medals_rt.io.dicom.web_address import WebAddress, is_web_address
 from medals_rt.io.registry import case_stem, is_dicom, read_case
 from tests.cli.helpers import call
 from tests.dicom import write_series
@@ -71,7 +71,7 @@ def _credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("MEDALS_RT_DICOMWEB_USER", USER)
     monkeypatch.setenv("MEDALS_RT_DICOMWEB_PASSWORD", PASSWORD)
-    monkeypatch.setattr(web, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(web_server, "_FIRST_WAIT_S", 0.001)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_only_the_selected_slices_are_fetched(orthanc: Orthanc) -> None:
 def test_too_many_voxels_are_refused_before_pixels_are_fetched(
     orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web._Server, "fetch", None)
+    monkeypatch.setattr(web.WebServer, "fetch", None)
     with pytest.raises(CaseError) as refused:
         read_case(f"{orthanc.address}?{STUDY}", series="3", max_voxels=100)
     assert refused.value.code == "too-many-voxels"
@@ -332,8 +332,8 @@ def test_faults_that_stay(
     misbehaving: Callable[[list[Answer]], tuple[str, list[str]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(web, "_LARGEST_LIST", 1000)
-    monkeypatch.setattr(web._Server.ask, "__kwdefaults__", {"largest": 1000})
+    monkeypatch.setattr(web_server, "_LARGEST_LIST", 1000)
+    monkeypatch.setattr(web.WebServer.ask, "__kwdefaults__", {"largest": 1000})
     address, asked = misbehaving([answer])
     with pytest.raises(MedalsError) as failed:
         web.series_addresses(f"{address}?{STUDY}")
