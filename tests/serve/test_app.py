@@ -270,12 +270,14 @@ def test_a_job_is_deleted_and_what_corrects_it_stays(
     served.gate.clear()
     try:
         waiting = client.submit(uploaded, SENTENCE, corrects=first, spatial_prompts=mask)
+        behind = client.submit(uploaded, SENTENCE, corrects=first, spatial_prompts=mask)
         also = client.submit(uploaded, SENTENCE, corrects=expected)
         client.delete_job(first)
         client.delete_job(also)
     finally:
         served.gate.set()
-    assert client.wait(waiting)["classes"] == expected["classes"]
+    for job in (waiting, behind):
+        assert client.wait(job)["classes"] == expected["classes"]
     for job in (first, also):
         assert refused(client.job, job).code == "job-unknown"
     error = refused(client.submit, uploaded, SENTENCE, corrects=first)
