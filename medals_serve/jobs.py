@@ -198,12 +198,13 @@ class _Past:
     drawing
         The labels that guided the first, if any did.
     corrections
-        Of all of their classes, so that those come back with a class that was left out meanwhile.
+        Of all of their classes, so that those come back with a class that was left out meanwhile;
+        packed, for each holds whole organs.
     """
 
     classes: Mapping[int, ClassKey]
     drawing: Path | None = None
-    corrections: tuple[Correction, ...] = ()
+    corrections: tuple[bytes, ...] = ()
 
 
 class ServedJob:
@@ -300,7 +301,8 @@ class ServedJob:
             return read
         labels = read.prompts.labels
         lesions = {label for label, key in past.classes.items() if key.kind == "lesion"}
-        corrections = parts_of(past.corrections, labels, lesions.difference(labels))
+        unpacked = [Correction.from_bytes(each) for each in past.corrections]
+        corrections = parts_of(unpacked, labels, lesions.difference(labels))
         drawn = None
         if past.drawing is not None:
             annotation, _ = read_annotation(past.drawing, read.case.volume)
@@ -333,7 +335,7 @@ class ServedJob:
         corrections = past.corrections
         if read.annotation_dhw is not None:
             made = Correction.of(before.labels_dhw(), read.annotation_dhw, asked)
-            corrections = (*corrections, made)
+            corrections = (*corrections, made.to_bytes())
         others = [name for name, value in self.options.items() if before.options[name] != value]
         if others:
             text = (

@@ -172,6 +172,21 @@ def test_what_else_a_result_holds_may_be_of_any_size() -> None:
     assert (found.voxels, found.labels) == (1, {1})
 
 
+def test_a_correction_is_packed_small() -> None:
+    """A server holds many of them, each with a whole organ."""
+    result = np.zeros((40, 100, 100), np.uint16)
+    result[5:35, 10:90, 10:90] = 300
+    corrected = result.copy()
+    corrected[20, 50:60, 50:60] = 0
+    made = Correction.of(result, corrected, [300])
+    packed = made.to_bytes()
+    assert len(packed) < (made.before_dhw.nbytes + made.after_dhw.nbytes) / 100
+    found = Correction.from_bytes(packed)
+    assert (found.shape_dhw, found.start_dhw) == (made.shape_dhw, made.start_dhw)
+    np.testing.assert_array_equal(found.before_dhw, made.before_dhw)
+    np.testing.assert_array_equal(found.after_dhw, made.after_dhw)
+
+
 def test_a_part_that_is_all_is_no_copy() -> None:
     """Or each job of a chain of corrections would hold all of those before it again."""
     made = Correction.of(map_of(), map_of(of1=(1, 1, 1, 2, 2, 2)), LABELS)
