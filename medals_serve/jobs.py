@@ -1,4 +1,4 @@
-"""A job of a client: what is asked for, how far it is, and what came of it.
+"""A job of a client: how far it is, and what came of it.
 
 The work is that of `medals_rt.pipeline.job`, so that labels, report and statistics are those that
 `medals-rt run` writes.
@@ -10,13 +10,12 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, Literal, TypeAlias, get_type_hints
+from typing import Any, Final, Literal, TypeAlias
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -47,14 +46,14 @@ from medals_rt.pipeline.job_results import (
     write_maps,
     write_preview,
 )
-from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest, lost_notes, on_grid
 from medals_rt.pipeline.report import RunReport
 from medals_rt.pipeline.segmenter import CoarseLabels, Result, Segmenter
 from medals_rt.pipeline.window_groups import part_of_annotation
 from medals_rt.prompts.classes import ClassKey
-from medals_rt.prompts.prompt_set import PromptReading, PromptSet
-from medals_serve.images import CaseCache, ServedImage, ServedMask, write_placed
+from medals_rt.prompts.prompt_set import PromptSet
+from medals_serve.images import CaseCache, ServedImage, write_placed
+from medals_serve.job_requests import OUTPUT_KINDS
 from medals_serve.problems import JobEndedError, ServiceError, log_failure, problem_of
 
 JobStatus: TypeAlias = Literal["queued", "running", "done", "failed", "canceled"]
@@ -62,129 +61,6 @@ OVER: Final = frozenset({"done", "failed", "canceled"})
 
 
 _MAPS: Final = "probabilities.zip"
-
-
-@dataclass(frozen=True)
-class OutputKind:
-    """A file that results can be had as: its ending and the format's name in the registry."""
-
-    ending: str
-    format: str
-
-
-def output_kinds() -> Mapping[str, OutputKind]:
-    """Every format of results by what clients call it: an ending without its dot, or its name."""
-    found: dict[str, OutputKind] = {}
-    for each in FORMATS:
-        if each.write is None:
-            continue
-        found[each.name] = OutputKind(each.endings[0], each.name)
-        for ending in each.endings:
-            if ending not in {".hdr", ".hdr.gz", ".mhd", ".nhdr"}:  # of two files
-                found.setdefault(ending.removeprefix("."), OutputKind(ending, each.name))
-    return found
-
-
-OUTPUT_KINDS: Final = output_kinds()
-
-OUTPUT_FORMATS: Final = tuple(
-    each.endings[0].removeprefix(".") for each in FORMATS if each.write is not None
-)
-"""One of `OUTPUT_KINDS` for each format."""
-
-
-def option_defaults(options: RunOptions) -> dict[str, Any]:
-    """Options that a job may set, with their defaults: the fields that decide about results."""
-    defaults: dict[str, Any] = options.deciding()["segment"]
-    free = options.reading.free_text
-    more = {"kind": "anatomy", "lesion": [], "free_text": free, "probabilities": False}
-    return {**defaults, **more}
-
-
-def segment_options(asked: Mapping[str, Any], base: SegmentOptions) -> SegmentOptions:
-    """Set options of a job on those of the server.
-
-    Raises
-    ------
-    InputError
-        One is unknown or can't have that value.
-    """
-    known = {each.name for each in fields(SegmentOptions) if each.metadata.get("decides", True)}
-    if unknown := sorted(asked.keys() - known):
-        raise InputError(
-            f"there is no option {', '.join(map(repr, unknown))}; there are "
-            f"{', '.join(option_defaults(RunOptions()))}",
-            code="option-unknown",
-        )
-    types = get_type_hints(SegmentOptions, localns={"MaskSource": Any})
-    values = {}
-    for name, value in asked.items():
-        try:
-            values[name] = msgspec.convert(value, types[name])
-        except msgspec.ValidationError as error:
-            raise InputError(
-                f"option {name} can't be {value!r:.60}: {error}", code="option-invalid"
-            ) from error
-    return replace(base, **values)
-
-
-@dataclass(frozen=True)
-class JobRequest:
-    """What a client asks of a job; see `schemas.JobBody`."""
-
-    prompts: list[str] | str | dict[str, str] | None
-    modality: str | None
-    options: Mapping[str, Any]
-
-    def job(
-        self, folder: Path, image: ServedImage, mask: ServedMask | None, base: RunOptions
-    ) -> Job:
-        """Write the request as a job of the command line; a mapping becomes a prompts file.
-
-        Raises
-        ------
-        InputError
-            An option is unknown or can't have that value.
-        """
-        options = dict(self.options)
-        kind, lesions = options.pop("kind", "anatomy"), options.pop("lesion", ())
-        free = options.pop("free_text", base.reading.free_text)
-        maps = options.pop("probabilities", False)
-        if isinstance(lesions, str):
-            lesions = (lesions,)
-        if not (
-            isinstance(kind, str)
-            and isinstance(lesions, list | tuple)
-            and all(isinstance(each, str) for each in lesions)
-            and isinstance(free, bool)
-            and isinstance(maps, bool)
-        ):
-            raise InputError(
-                "kind is a text, lesion a list of texts, free_text and probabilities true or false",
-                code="option-invalid",
-            )
-        file: Path | None = None
-        sentences: tuple[str, ...] = ()
-        if isinstance(self.prompts, dict):
-            file = folder / "prompts.json"
-            write_json(file, self.prompts)
-        elif self.prompts is not None:
-            asked = self.prompts
-            sentences = (asked,) if isinstance(asked, str) else tuple(asked)
-        return Job(
-            input=image.upload.path,
-            output=folder / "labels.npz",
-            source=PromptSource(file, sentences, kind, tuple(lesions)),
-            spatial_prompts=None if mask is None else mask.upload.path,
-            probabilities=folder / "maps" if maps else None,
-            series=image.series,
-            select=image.select,
-            options=replace(
-                base,
-                segment=segment_options(options, base.segment),
-                reading=PromptReading(self.modality or base.reading.modality, free),
-            ),
-        )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from medals_rt.pipeline.output_grid import GridRequest, read_spacing
 from medals_serve import metrics as figures
 from medals_serve.catalog import MAX_TEXT
 from medals_serve.images import ServedImage
-from medals_serve.jobs import OUTPUT_FORMATS, JobRequest, ServedJob, option_defaults
+from medals_serve.job_requests import OUTPUT_FORMATS, JobRequest, option_defaults
+from medals_serve.jobs import ServedJob
 from medals_serve.problems import not_found
 from medals_serve.schemas import (
     Form,

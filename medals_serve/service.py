@@ -30,7 +30,8 @@ from medals_serve.images import (
     stored_name,
     write_volume,
 )
-from medals_serve.jobs import JobRequest, ServedJob
+from medals_serve.job_requests import JobRequest
+from medals_serve.jobs import ServedJob
 from medals_serve.metrics import Metrics
 from medals_serve.problems import SeriesChoiceError, ServiceError
 from medals_serve.readers import Readers

@@ -40,7 +40,8 @@ from medals_rt.common.optional_deps import import_optional
 from medals_rt.io.dicom.web import save_series
 from medals_rt.pipeline.job_inputs import read_annotation
 from medals_serve.images import ServedImage, ServedMask, Upload, write_on_grid
-from medals_serve.jobs import JobRequest, ServedJob
+from medals_serve.job_requests import JobRequest
+from medals_serve.jobs import ServedJob
 from medals_serve.problems import ServiceError, not_found
 from medals_serve.protocols.multipart import FormPart, parts_of
 from medals_serve.protocols.sessions import check_done, found, opened, over

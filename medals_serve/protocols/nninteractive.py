@@ -32,7 +32,8 @@ from medals_rt.common.optional_deps import import_optional
 from medals_rt.prompts.matching import find_class
 from medals_serve.catalog import sentence_of
 from medals_serve.images import ServedImage, ServedMask, Upload, displayed, write_on_grid
-from medals_serve.jobs import JobRequest, ServedJob
+from medals_serve.job_requests import JobRequest
+from medals_serve.jobs import ServedJob
 from medals_serve.problems import ServiceError
 from medals_serve.protocols import frames
 from medals_serve.protocols.sessions import check_done, found, opened, over

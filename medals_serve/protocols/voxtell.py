@@ -29,7 +29,8 @@ from medals_rt.io.nifti_geometry import RAS_TO_LPS
 from medals_rt.io.volume import Volume
 from medals_rt.postprocessing.connected_components import label_components
 from medals_serve.images import ServedImage, write_on_grid
-from medals_serve.jobs import JobRequest, ServedJob
+from medals_serve.job_requests import JobRequest
+from medals_serve.jobs import ServedJob
 from medals_serve.protocols import frames
 from medals_serve.protocols.sessions import found, opened, peeked
 from medals_serve.routes import BEAT_S, POLL_S, Here

@@ -28,7 +28,7 @@ from medals_rt.pipeline.output_grid import GridRequest
 from medals_rt.pipeline.segmenter import load
 from medals_rt.prompts.prompt_set import parse_prompts
 from medals_serve.client import ServedProblemError, ServiceClient
-from medals_serve.jobs import OUTPUT_FORMATS
+from medals_serve.job_requests import OUTPUT_FORMATS
 from tests.dicom import write_series
 from tests.serve.serving import RUNNER, SENTENCE, Running, image, until, write_nifti
 
