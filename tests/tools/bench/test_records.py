@@ -29,7 +29,7 @@ def test_quantile_of_nothing_is_an_error() -> None:
 
 
 def test_a_report_of_the_first_days_is_read_and_written_alike() -> None:
-    stored = (ROOT / "benchmarks/results/bench_demo/report.json").read_bytes()
+    stored = (ROOT / "tests/data/bench_report_2026_11_24.json").read_bytes()
     report = msgspec.json.decode(stored, type=BenchReport)
     assert report.standings[0].backend.runner == "openvino"
     assert msgspec.json.decode(msgspec.json.encode(report)) == msgspec.json.decode(stored)
