@@ -181,7 +181,7 @@ class ServedJob:
         corrections = parts_of(unpacked, labels, lesions.difference(labels))
         drawn = None
         if past.drawing is not None:
-            annotation, _ = read_annotation(past.drawing, read.case.volume)
+            annotation, _ = read_annotation(past.drawing, read.case.volume, read.prompts)
             drawn = part_of_annotation(annotation, labels)
         preset = job.options.segment.algorithm
         check_start(preset, annotated=drawn is not None or bool(corrections))

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
-from medals_rt.common.arrays import usable_cores
+from medals_rt.common.arrays import look_up, usable_cores
 from medals_rt.common.errors import CaseError, InputError, PromptError
 from medals_rt.common.notes import Note
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.inference.corrections import Correction, check_corrections
-from medals_rt.inference.hybrid_prompts import check_start
-from medals_rt.io.case import Case
+from medals_rt.inference.hybrid_prompts import check_start, labels_in
+from medals_rt.io.case import Case, LabelFile
 from medals_rt.io.grids import fill_left_out, grid_of, same_grid
 from medals_rt.io.registry import (
     read_case,
@@ -68,13 +68,15 @@ def prepare_job(job: Job, case: Case, progress: Progress | None = None) -> ReadJ
     prompts = _prompts_of(case, job.source, job.options, progress)
     annotation = None
     if job.spatial_prompts is not None:
-        annotation, moved = read_annotation(job.spatial_prompts, case.volume, resample=job.resample)
+        annotation, moved = read_annotation(
+            job.spatial_prompts, case.volume, prompts, resample=job.resample
+        )
         case = replace(case, notes=(*case.notes, *moved))
     corrections: tuple[Correction, ...] = ()
     if job.corrects is not None:
-        made, note = _read_correction(job, job.corrects, case, prompts, annotation)
+        made, made_notes = _read_correction(job, job.corrects, case, prompts, annotation)
         corrections, annotation = (made,), None
-        case = replace(case, notes=(*case.notes, note))
+        case = replace(case, notes=(*case.notes, *made_notes))
     preset = job.options.segment.algorithm
     check_window(job.options.segment.window, prompts.modality, preset)
     check_start(preset, annotated=annotation is not None or bool(corrections))
@@ -91,7 +93,7 @@ def prepare_job(job: Job, case: Case, progress: Progress | None = None) -> ReadJ
 
 def _read_correction(
     job: Job, result: Path, case: Case, prompts: PromptSet, corrected_dhw: Any | None
-) -> tuple[Correction, Note]:
+) -> tuple[Correction, tuple[Note, ...]]:
     """Compare a result with what a person made of it; note what differs.
 
     Raises
@@ -110,10 +112,10 @@ def _read_correction(
             f"correct {result.name} on its own grid",
             code="correction-resampled",
         )
-    before_dhw, _ = read_annotation(result, case.volume)
+    before_dhw, notes = read_annotation(result, case.volume, prompts)
     made = Correction.of(before_dhw, corrected_dhw, prompts.labels)
     text = f"{job.spatial_prompts.name} corrects {made.voxels:,} voxels of {result.name}"
-    return made, Note("corrects", text)
+    return made, (*notes, Note("corrects", text))
 
 
 def _thread_notes(options: RunOptions) -> tuple[Note, ...]:
@@ -194,7 +196,7 @@ def _read_prompts(
 
 
 def read_annotation(
-    path: Path, volume: Volume, *, resample: bool = False
+    path: Path, volume: Volume, prompts: PromptSet | None = None, *, resample: bool = False
 ) -> tuple[Any, tuple[Note, ...]]:
     """Read labels that were drawn on `volume`.
 
@@ -204,6 +206,8 @@ def read_annotation(
         The file of labels.
     volume
         The image.
+    prompts
+        What labels mean: those that the file gives another number are renumbered.
     resample
         Whether labels on another grid are brought onto the image's, by the nearest voxel.
 
@@ -212,20 +216,24 @@ def read_annotation(
     labels_dhw
         On the grid of `volume`, `(D, H, W)`.
     notes
-        That they were resampled.
+        That they were resampled or renumbered.
 
     Raises
     ------
     CaseError
         The file is broken; ``annotation-on-another-grid``, or with `resample` ``place-unknown``
-        where a file knows no place and ``annotation-outside`` where no label reaches the image.
+        where a file knows no place and ``annotation-outside`` where no label reaches the image;
+        ``annotation-names`` where names contradict the prompts and don't settle every label.
     """
     wanted = grid_of(volume)
     drawn = fill_left_out(read_labels(path), wanted)
+    renumbered: tuple[Note, ...] = ()
+    if prompts is not None:
+        drawn, renumbered = _as_numbered(drawn, prompts, path.name)
     found = grid_of(drawn)
     difference = same_grid(wanted, found)
     if difference is None:
-        return drawn.labels_dhw, ()
+        return drawn.labels_dhw, renumbered
     problem = f"{path.name} is not on the grid of {volume.name}: {difference}"
     if not resample:
         raise CaseError(
@@ -246,4 +254,41 @@ def read_annotation(
             code="annotation-outside",
         )
     text = f"{path.name} was resampled onto the grid of the scan ({difference})"
-    return labels, (Note("annotation-resampled", text),)
+    return labels, (*renumbered, Note("annotation-resampled", text))
+
+
+def _as_numbered(
+    drawn: LabelFile, prompts: PromptSet, name: str
+) -> tuple[LabelFile, tuple[Note, ...]]:
+    """Give labels the numbers of the prompts, where the file names them and numbers them otherwise.
+
+    Viewers number segments in their own order when they save them, and keep their names.
+
+    Raises
+    ------
+    CaseError
+        ``annotation-names``: a name is another label's, and not every label has a name of its own.
+    """
+    labels = {each.class_key.name.casefold(): each.label for each in prompts.prompts}
+    labels |= {each.text.casefold(): each.label for each in prompts.prompts}
+    names = drawn.segment_names
+    meant = {
+        label: labels.get(names.get(label, "").strip().casefold())
+        for label in labels_in(drawn.labels_dhw)
+    }
+    others = {label: own for label, own in meant.items() if own not in {None, label}}
+    if not others:
+        return drawn, ()
+    listed = ", ".join(f"{names[label]} {label}, here {own}" for label, own in others.items())
+    if None in meant.values() or len(set(meant.values())) < len(meant):
+        raise CaseError(
+            f"{name} numbers labels otherwise than the prompts ({listed}), and doesn't name each "
+            "of them as one prompt; number them as the prompts do",
+            code="annotation-names",
+        )
+    table = np.zeros(max(meant) + 1, np.min_scalar_type(max(prompts.labels)))
+    table[list(meant)] = list(meant.values())
+    text = f"{name} numbers labels otherwise than the prompts, and is read by its names: {listed}"
+    return replace(drawn, labels_dhw=np.asarray(look_up(table, drawn.labels_dhw))), (
+        Note("annotation-renumbered", text),
+    )

@@ -35,7 +35,7 @@ from medals_rt.pipeline.job_outputs import default_output
 from medals_rt.pipeline.job_results import draw_preview
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
 from medals_rt.pipeline.segmenter import load
-from medals_rt.prompts.prompt_set import numbered
+from medals_rt.prompts.prompt_set import numbered, parse_prompts
 from tests.cli.helpers import error_of
 from tests.dicom import write_series
 from tests.errors import raises
@@ -358,3 +358,34 @@ def test_spatial_prompts_on_another_grid_are_resampled_where_that_is_asked(tmp_p
     placeless = replace(volume, source=SourceGrid())
     with raises(CaseError, "place-unknown"):
         read_annotation(tmp_path / "drawn.nii.gz", placeless, resample=True)
+
+
+def test_labels_are_told_by_the_names_that_a_viewer_keeps(tmp_path: Path) -> None:
+    """3D Slicer numbers segments in its own order when it saves them."""
+    image = np.zeros((6, 8, 10), np.int16)
+    nibabel.save(nibabel.Nifti1Image(image.T, np.diag([2.0, 2.0, 3.0, 1.0])), tmp_path / "s.nii.gz")
+    volume = read_case(tmp_path / "s.nii.gz").volume
+    labels = np.zeros(volume.shape_dhw, np.uint8)
+    labels[1:3], labels[4] = 1, 2
+    prompts = parse_prompts({"1": "Spleen in abdominal CT", "2": "Liver in abdominal CT"})
+
+    def drawn(**names: str) -> Path:
+        file = SimpleITK.GetImageFromArray(volume.restore(labels))
+        file.CopyInformation(SimpleITK.ReadImage(tmp_path / "s.nii.gz"))
+        for number, (label, name) in enumerate(names.items()):
+            file.SetMetaData(f"Segment{number}_LabelValue", label.removeprefix("of"))
+            file.SetMetaData(f"Segment{number}_Name", name)
+        SimpleITK.WriteImage(file, tmp_path / "d.seg.nrrd")
+        return tmp_path / "d.seg.nrrd"
+
+    found, (note,) = read_annotation(drawn(of1="Liver", of2="spleen"), volume, prompts)
+    np.testing.assert_array_equal(found, np.where(labels > 0, 3 - labels, 0))
+    assert note.code == "annotation-renumbered"
+    assert "Liver 1, here 2" in note.text
+    for names in ({"of1": "Spleen", "of2": "Liver"}, {"of1": "mine", "of2": "Liver"}, {}):
+        found, notes = read_annotation(drawn(**names), volume, prompts)
+        np.testing.assert_array_equal(found, labels)
+        assert notes == ()
+    for names in ({"of1": "Liver", "of2": "mine"}, {"of1": "Liver", "of2": "liver"}):
+        with raises(CaseError, "annotation-names", "number them as the prompts do"):
+            read_annotation(drawn(**names), volume, prompts)
