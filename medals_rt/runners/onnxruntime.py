@@ -91,6 +91,8 @@ class ONNXRuntimeRunner(Runner):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
+        # Each graph has threads of its own, which would wait busily while the next graph computes.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = _open_session(
             onnxruntime, graph_path, options, ["CPUExecutionProvider"], self.name
         )
