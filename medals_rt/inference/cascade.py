@@ -165,8 +165,7 @@ def run_stages(
     _check_limits(networks, case, stages, prompted=shown_first)
     if runs_coarse:
         shown = annotation_dhw if rules.skip_fine else None
-        prompted = shown is not None or bool(rules.skip_fine and case.corrections)
-        plans = _plans(networks[1], case, outline.whole, prompted=prompted)
+        plans = _plans(networks[1], case, outline.whole, prompted=drawn and rules.skip_fine)
         plan = _choose_coarse(networks, case, plans)
         outcomes.append(_run(networks, 1, case, outline.whole, shown, plan))
         if rules.skip_fine:

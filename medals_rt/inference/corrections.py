@@ -20,14 +20,12 @@ from medals_rt.common.arrays import (
     as_namespace,
     bounding_box,
     box_slices,
-    look_up,
     namespace,
     present_values,
-    to_host,
 )
 from medals_rt.common.errors import CaseError, InputError
 from medals_rt.common.typing import Array, Box, Shape
-from medals_rt.inference.hybrid_prompts import check_label_map, drawn_over
+from medals_rt.inference.hybrid_prompts import check_label_map, drawn_over, only_labels
 from medals_rt.inference.spatial_prompts import LabelPrompts, label_prompts
 from medals_rt.io.case import label_dtype
 from medals_rt.io.volume import to_hwd
@@ -129,7 +127,7 @@ class Correction:
         if self.labels.isdisjoint(covering):
             return self if self.labels.issubset(labels) else _cut(self, labels)
         covers = np.isin(self.after_dhw, list(covering))
-        below = np.where(covers, _only(self.before_dhw, labels), self.after_dhw)
+        below = np.where(covers, only_labels(self.before_dhw, labels), self.after_dhw)
         return _cut(replace(self, after_dhw=below), labels)
 
     @property
@@ -359,12 +357,15 @@ def correct(
 
 def _cut(correction: Correction, labels: Collection[int]) -> Correction | None:
     """Keep the labels of some that gained or lost a voxel, in the box that holds them."""
-    before, after = _only(correction.before_dhw, labels), _only(correction.after_dhw, labels)
+    before, after = (
+        only_labels(correction.before_dhw, labels),
+        only_labels(correction.after_dhw, labels),
+    )
     differs = before != after
     touched = present_values(before[differs][None]) | present_values(after[differs][None])
     if not touched:
         return None
-    before, after = _only(before, touched), _only(after, touched)
+    before, after = only_labels(before, touched), only_labels(after, touched)
     box = bounding_box(differs | (after > 0))
     if box is None:
         raise AssertionError(touched)
@@ -375,16 +376,6 @@ def _cut(correction: Correction, labels: Collection[int]) -> Correction | None:
         before_dhw=before[inside].copy(),
         after_dhw=after[inside].copy(),
     )
-
-
-def _only(labels_dhw: npt.NDArray[Any], kept: Collection[int]) -> npt.NDArray[Any]:
-    """Keep some labels of a map; 0 for all else."""
-    highest = max(kept, default=0)
-    if int(labels_dhw.max(initial=0)) > highest:  # a table of all that is there has no bound
-        labels_dhw = np.where(labels_dhw > highest, 0, labels_dhw)
-    table = np.zeros(highest + 1, label_dtype(highest))
-    table[list(kept)] = list(kept)
-    return to_host(look_up(table, labels_dhw))
 
 
 def _shape(values: Any) -> Shape:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medals_rt.common.arrays import look_up, namespace, present_values
+from medals_rt.common.arrays import look_up, namespace, present_values, to_host
 from medals_rt.common.errors import CaseError, InputError
 from medals_rt.common.typing import Array
 from medals_rt.io.case import label_dtype
@@ -96,6 +96,16 @@ def check_start(preset: Preset, *, annotated: bool) -> None:
 def labels_in(array: Array | None) -> set[int]:
     """Labels that a label map holds, without the background."""
     return set() if array is None else present_values(array)
+
+
+def only_labels(labels_dhw: npt.NDArray[Any], kept: Collection[int]) -> npt.NDArray[Any]:
+    """Keep some labels of a map of integers from 0 on; 0 for all else."""
+    highest = max(kept, default=0)
+    if int(labels_dhw.max(initial=0)) > highest:  # a table of all that is there has no bound
+        labels_dhw = np.where(labels_dhw > highest, 0, labels_dhw)
+    table = np.zeros(highest + 1, label_dtype(highest))
+    table[list(kept)] = list(kept)
+    return to_host(look_up(table, labels_dhw))
 
 
 def fine_prompts(coarse_dhw: Array, annotation_dhw: Array | None, *, lesion: bool) -> Array:

@@ -269,9 +269,11 @@ def _as_numbered(
     CaseError
         ``annotation-names``: a name is another label's, and not every label has a name of its own.
     """
+    names = drawn.segment_names
+    if not names:
+        return drawn, ()
     labels = {each.class_key.name.casefold(): each.label for each in prompts.prompts}
     labels |= {each.text.casefold(): each.label for each in prompts.prompts}
-    names = drawn.segment_names
     meant = {
         label: labels.get(names.get(label, "").strip().casefold())
         for label in labels_in(drawn.labels_dhw)

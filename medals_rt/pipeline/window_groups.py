@@ -19,6 +19,7 @@ from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.progress import Progress
 from medals_rt.inference.cascade import StageSummary
+from medals_rt.inference.hybrid_prompts import only_labels
 from medals_rt.inference.probability_maps import StageMaps
 from medals_rt.io.volume import Volume
 from medals_rt.planning.memory import MemoryLimit
@@ -182,8 +183,8 @@ def part_of_annotation(annotation_dhw: Labels | None, labels: Sequence[int]) -> 
     """Keep the part of an annotation that has these labels; None where that is nothing."""
     if annotation_dhw is None:
         return None
-    kept = np.where(np.isin(annotation_dhw, labels), annotation_dhw, 0)
-    return kept.astype(annotation_dhw.dtype) if kept.any() else None
+    kept = only_labels(annotation_dhw, labels)
+    return kept.astype(annotation_dhw.dtype, copy=False) if kept.any() else None
 
 
 def progress_of(progress: Progress | None, group: WindowGroup) -> Progress | None:

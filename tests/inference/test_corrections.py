@@ -19,19 +19,12 @@ from medals_rt.io.volume import Volume
 from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.segmenter import Result, Segmenter
 from medals_rt.planning.sliding_window import Window
+from tests.inference.noise import volume_of
 
 BOTH = {"1": "Liver in abdominal CT", "4": "Right kidney in abdominal CT"}
 LABELS = (1, 4)
 
-
-def volume() -> Volume:
-    rng = np.random.default_rng(11)
-    image = rng.integers(0, 256, (8, 20, 18), dtype=np.uint8)
-    image[2:7, 4:15, 3:14] = 200
-    return Volume(image, (4.0, 4.0, 6.0), name="noise")
-
-
-VOLUME = volume()
+VOLUME = volume_of(11)
 
 
 @pytest.fixture(scope="module")

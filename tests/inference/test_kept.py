@@ -15,19 +15,12 @@ from medals_rt.io.volume import Volume
 from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.segmenter import CoarseLabels, Result, Segmenter
 from medals_rt.runners.selection import precisions
+from tests.inference.noise import volume_of
 
 FIRST = {"1": "Liver in abdominal CT"}
 SECOND = {"1": "Right kidney in abdominal CT"}
 BOTH = {**FIRST, "4": SECOND["1"]}
 PLENTY = 2**26
-
-
-def volume_of(seed: int) -> Volume:
-    rng = np.random.default_rng(seed)
-    image = rng.integers(0, 256, (8, 20, 18), dtype=np.uint8)
-    image[2:7, 4:15, 3:14] = 200
-    return Volume(image, (4.0, 4.0, 6.0), name="noise")
-
 
 VOLUME = volume_of(11)
 
