@@ -27,7 +27,7 @@ def prompts_command(
     kind: Annotated[
         Kind | None,
         typer.Option(
-            help="What the sentence asks for [default: anatomy], or which classes to list."
+            help="What the sentence asks for [default: either], or which classes to list."
         ),
     ] = None,
     list_classes: Annotated[bool, typer.Option("--list", help="List the known classes.")] = False,
@@ -37,8 +37,8 @@ def prompts_command(
     modality: Annotated[
         Modality | None,
         typer.Option(
-            help="Modality of the image, for a sentence that doesn't name it, or of the classes "
-            "to list."
+            help="Modality of the image, for a sentence that doesn't name it [default: any], or of "
+            "the classes to list."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -50,23 +50,27 @@ def prompts_command(
             code="sentence-or-list",
         )
     if sentence is not None:
-        _find(sentence, kind or "anatomy", modality, as_json=as_json)
+        _find(sentence, kind, modality, as_json=as_json)
     elif list_classes:
         _list(modality, kind, as_json=as_json)
     else:
         _list_groups(modality, as_json=as_json)
 
 
-def _find(sentence: str, kind: Kind, modality: Modality | None, *, as_json: bool) -> None:
-    from medals_rt.prompts.matching import find_class
+def _find(sentence: str, kind: Kind | None, modality: Modality | None, *, as_json: bool) -> None:
+    from medals_rt.prompts.matching import readings
     from medals_rt.prompts.prompt_set import describe
 
-    found = describe(find_class(sentence, kind, modality))
+    found = [(each.class_key.kind, describe(each)) for each in readings(sentence, kind, modality)]
     if as_json:
-        out.json(found)
-    else:
-        out.line(f"{found['modality']} {found['class']}")
-        out.line(f"  {kind}, id {found['id']}, named by {found['matched']!r}")
+        listed = [reading for _, reading in found]
+        out.json(listed if len(listed) > 1 else listed[0])
+        return
+    for of_kind, reading in found:
+        out.line(f"{reading['modality']} {reading['class']}")
+        out.line(f"  {of_kind}, id {reading['id']}, named by {reading['matched']!r}")
+    if len(found) > 1:
+        out.line("which of them: name the modality in the sentence, or state it with --modality")
 
 
 def _list(modality: Modality | None, kind: Kind | None, *, as_json: bool) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from medals_rt.common.choices import KINDS, check_kind, check_modality
+from medals_rt.common.choices import KINDS, MODALITIES, check_kind, check_modality
 from medals_rt.common.errors import PromptError
 from medals_rt.prompts.candidates import ClassCandidate, candidates
 from medals_rt.prompts.classes import (
@@ -47,6 +47,9 @@ _ASKED_BY: Final = {
     "anatomy": "ask for it as anatomy (--prompt, --kind anatomy; in a file, instance_label 0)",
     "lesion": "ask for it as lesion (--lesion, or --kind lesion; in a file, instance_label 1)",
 }
+_VAGUE: Final = {"no-class": 1, "wrong-kind": 2, "no-modality": 3}
+"""Errors that say less of a sentence than others, the vaguest with the highest number."""
+
 _HALF_CHARACTER: Final = re.compile("[\\ud800-\\udfff]")
 
 
@@ -94,6 +97,42 @@ def find_class(text: str, kind: str, modality: str | None = None) -> Match:
     words = assign_roles(tokens, found, tolerant=kind == "anatomy" or found == "Microscopy")
     refuse_side_of_display(words, quoted)
     return match_words(words, quoted, found, kind)
+
+
+def readings(text: str, kind: str | None = None, modality: str | None = None) -> list[Match]:
+    """Find every class that a sentence may name, where it leaves its kind or the modality open.
+
+    For a person who looks up a class. What is run needs `find_class`, which refuses what is open.
+
+    Parameters
+    ----------
+    text
+        As for `find_class`.
+    kind, modality
+        As for `find_class`; None: any kind, and any modality where the sentence names none.
+
+    Returns
+    -------
+    list of Match
+        At least one.
+
+    Raises
+    ------
+    PromptError
+        If it names no class in any of them; the message is about the nearest.
+    """
+    found, errors = [], []
+    asked = [(each, modality) for each in ((kind,) if kind else KINDS)]
+    for each_kind, each_modality in asked:  # grows where the modality turns out to be open
+        try:
+            found.append(find_class(text, each_kind, each_modality))
+        except PromptError as error:
+            errors.append(error)
+            if error.code == "no-modality":
+                asked += [(each_kind, each) for each in MODALITIES]
+    if not found:
+        raise min(errors, key=lambda error: _VAGUE.get(error.code, 0))
+    return found
 
 
 def free_text(text: str, kind: str, modality: str | None = None) -> Match:

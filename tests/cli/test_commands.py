@@ -63,6 +63,9 @@ def test_prompts() -> None:
     assert found == {"modality": "CT", "class": "Liver", "id": 1, "matched": found["matched"]}
     assert "Liver" in call("prompts", "liver, CT").stdout
     assert_refused(call("prompts", "Livre on CT"), PromptError)
+    either = json.loads(call("prompts", "left kidney", "--json").stdout)
+    assert [(each["modality"], each["id"]) for each in either] == [("CT", 5), ("MRI", 3)]
+    assert "--modality" in call("prompts", "left kidney").stdout.splitlines()[-1]
     for words in (("prompts",), ("prompts", "liver, CT", "--list")):
         assert error_of(call(*words)).code == "sentence-or-list"
 

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from medals_rt.common.errors import InputError, PromptError
 from medals_rt.prompts.classes import ClassKey, all_classes, by_bank_key
-from medals_rt.prompts.matching import find_class, free_text, known_sentences, match_words
+from medals_rt.prompts.matching import (
+    find_class,
+    free_text,
+    known_sentences,
+    match_words,
+    readings,
+)
 from medals_rt.prompts.prompt_set import describe
 from medals_rt.prompts.tokenization import prompt_words, tokenize
 from medals_rt.prompts.word_roles import assign_roles, find_modality
@@ -366,6 +372,34 @@ def test_an_unknown_class_gets_three_nearest() -> None:
     with raises(PromptError, "no-class") as caught:
         find_class("blob on CT", "anatomy")
     assert str(caught.value).rpartition(": ")[2].count("'CT ") == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("LLL", ["CT Lung lower lobe left"]),
+        ("heart", ["CT Heart", "MRI Heart", "US Heart"]),
+        ("heart in MR", ["MRI Heart"]),
+        ("brain tumor", ["MRI Brain tumor", "US Brain tumor"]),
+    ],
+)
+def test_a_sentence_that_leaves_the_modality_open_has_several_readings(
+    text: str, names: list[str]
+) -> None:
+    assert [f"{found.modality} {found.class_key.name}" for found in readings(text)] == names
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("kidneys", "side-missing"),
+        ("Leber", "no-class"),
+        ("heart in CT and MR", "several-modalities"),
+    ],
+)
+def test_a_sentence_without_a_reading_is_refused_for_what_is_nearest(text: str, code: str) -> None:
+    with raises(PromptError, code):
+        readings(text)
 
 
 def test_a_match_describes_itself() -> None:
