@@ -23,6 +23,7 @@ from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_serve.client import ServedProblemError, ServiceClient
 from medals_serve.sessions import REPLICA_END
 from tests.paths import ROOT
+from tests.serve.page.visit import visit
 from tests.serve.serving import (
     RUNNER,
     SENTENCE,
@@ -35,7 +36,6 @@ from tests.serve.serving import (
     write_nifti,
 )
 from tests.serve.test_monailabel import client_module
-from tests.serve.test_page import visit
 from tests.serve.test_voxtell import ended, remote_module
 
 CONFIGURATION = ROOT / "docs" / "examples" / "haproxy.cfg"

@@ -1,0 +1,100 @@
+"""Corrections by pen."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+
+from tests.serve.page.visit import Visit, in_browser, nifti_of
+from tests.serve.serving import Running, lying, until
+
+
+@in_browser
+def test_a_correction(visited: Visit, served_demo: Running, scan: Path) -> None:
+    """What was painted goes out with the whole result, on the scan's grid, and corrects it."""
+    visited.load(scan)
+    visited["#modality"].select_option("CT")
+    visited.choose("liver", "spleen")
+    visited.run()
+    before = nifti_of(visited.download("#download")[1])
+    visited["#planes input[value=axial]"].check()
+    visited["#class-rows .go"].nth(0).click()
+    visited["#draw"].click()
+    visited.expect("#pen-class").to_have_value("1")
+    box = visited["#viewer"].bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    visited.page.mouse.move(x, y)
+    visited.page.mouse.down()
+    visited.page.mouse.move(x + 30, y, steps=4)
+    visited.page.mouse.up()
+    visited.expect("#undo-stroke").to_be_enabled()
+    visited["#undo-stroke"].click()
+    visited.expect("#undo-stroke").to_be_disabled()
+    visited.expect("#run").to_have_text("Segment again")
+
+    visited["#class-rows .go"].nth(0).click()
+    visited.expect("#readout b").to_have_text("Liver")
+    visited["#pen-class"].select_option("2")
+    visited["#viewer"].focus()
+    visited.page.keyboard.press("Space")
+    visited.expect("#readout b").to_have_text("Spleen")
+    visited.expect("#run").to_have_text("Segment with the drawing")
+    where = str(visited["#readout"].text_content())
+    with visited.page.expect_request(lambda asked: "/v1/masks?" in asked.url) as sent:
+        visited.run()
+    visited.expect("#result-text").to_contain_text("Run 2 of 2")
+
+    mask = nibabel.Nifti1Image.from_bytes(sent.value.post_data_buffer)
+    until(lambda: not [path for path in lying(served_demo.data_dir) if path.suffix == ".nii"])
+    drawn, labels = np.asarray(mask.dataobj), np.asarray(before.dataobj)
+    np.testing.assert_allclose(mask.affine, nibabel.load(scan).affine, atol=1e-4)
+    changed = np.argwhere((drawn == 2) & (labels != 2))
+    assert 4 <= len(changed) <= 40
+    # The liver lost voxels to the spleen, so it was changed as well; nothing else was.
+    assert np.array_equal(drawn == 1, (labels == 1) & (drawn != 2))
+    assert np.array_equal((drawn == 2) & (labels == 2), labels == 2)
+    center = nibabel.affines.apply_affine(mask.affine, changed.mean(axis=0))
+    numbers = re.search(r"(\d+) ([LR]) (\d+) ([AP]) (\d+) ([SI]) mm", where)
+    assert numbers
+    crosshair = [int(numbers[n]) * (1 if numbers[n + 1] in "RAS" else -1) for n in (1, 3, 5)]
+    np.testing.assert_allclose(center, crosshair, atol=4)
+
+    first, second = jobs_of(visited)
+    assert (first["corrects"], second["corrects"]) == (None, first["job"])
+    assert {"corrected", "corrected-by-hand"} <= {note["code"] for note in second["notes"]}
+    visited.expect("#result-notes").to_contain_text("the model looked again in")
+    visited.choose("left kidney")
+    visited["#run"].click()  # with a class more: what was corrected stays
+    visited.expect("#result-text").to_contain_text("Run 3 of 3")
+    third = jobs_of(visited)[2]
+    assert third["corrects"] == second["job"]
+    assert [found["name"] for found in third["classes"]] == ["Liver", "Spleen", "Left kidney"]
+    assert "corrected" in {note["code"] for note in third["notes"]}
+    visited.expect("#run-hint").to_have_text("")
+    visited["#undo-run"].click()
+    visited.expect("#result-text").to_contain_text("Run 2 of 3")
+
+    visited["#draw"].click()
+    visited["#viewer"].press("Space")
+    visited["#undo-run"].click()
+    visited.expect("#ask-heading").to_have_text("Discard the drawing?")
+    visited["#ask-choices button"].click()
+    visited.expect("#result-text").to_contain_text("Run 1 of 3")
+    again = nifti_of(visited.download("#download")[1])
+    assert np.array_equal(np.asarray(again.dataobj), labels)
+    visited["#redo-run"].click()
+    visited.expect("#result-text").to_contain_text("Run 2 of 3")
+
+    visited["#run"].click()  # instead of the third, which can't be seen again
+    visited.expect("#result-text").to_contain_text("Run 3 of 3")
+    until(lambda: third["job"] not in [job["job"] for job in jobs_of(visited)])
+    assert len(jobs_of(visited)) == 3
+
+
+def jobs_of(visited: Visit) -> list[dict[str, Any]]:
+    """Return the session's jobs, as the service tells of them."""
+    content = visited.page.evaluate("fetch('v1/sessions/current').then((answer) => answer.json())")
+    return list(content["jobs"])
