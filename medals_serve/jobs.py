@@ -35,6 +35,7 @@ from medals_rt.pipeline.csv_tables import (
     statistics_row,
     write_csv,
 )
+from medals_rt.pipeline.group_run import CoarseLabels
 from medals_rt.pipeline.job import passes_recorded, segment_job
 from medals_rt.pipeline.job_inputs import prepare_job, read_annotation
 from medals_rt.pipeline.job_outputs import check_mesh, files_of_maps
@@ -48,7 +49,7 @@ from medals_rt.pipeline.job_results import (
 )
 from medals_rt.pipeline.output_grid import GridRequest, lost_notes, on_grid
 from medals_rt.pipeline.report import RunReport
-from medals_rt.pipeline.segmenter import CoarseLabels, Result, Segmenter
+from medals_rt.pipeline.segmenter import Result, Segmenter
 from medals_rt.pipeline.window_groups import part_of_annotation
 from medals_rt.prompts.classes import ClassKey
 from medals_rt.prompts.prompt_set import PromptSet

@@ -14,13 +14,14 @@ from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress, whole
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.inference.kept import KeptImage
+from medals_rt.pipeline.group_run import CoarseLabels
 from medals_rt.pipeline.job_inputs import read_job
 from medals_rt.pipeline.job_outputs import check_outputs
 from medals_rt.pipeline.job_request import Job, ReadJob
 from medals_rt.pipeline.job_results import write_job
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.report import Provenance
-from medals_rt.pipeline.segmenter import CoarseLabels, Result, Segmenter, load
+from medals_rt.pipeline.segmenter import Result, Segmenter, load
 from medals_rt.planning import pass_timings
 
 

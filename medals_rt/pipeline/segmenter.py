@@ -7,7 +7,6 @@ to 8).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,24 +16,21 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
-from medals_rt.common.arrays import to_device, to_host
 from medals_rt.common.choices import RUNNER_KINDS, STAGE_NAMES, Convolution, StageNumber
 from medals_rt.common.errors import InputError
 from medals_rt.common.gpu_faults import raises_device_lost
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
-from medals_rt.common.typing import Array, Spacing
-from medals_rt.inference.cascade import CaseRun, run_stages, stage_notes
+from medals_rt.common.typing import Spacing
 from medals_rt.inference.corrections import Correction, check_corrections, parts_of
 from medals_rt.inference.hybrid_prompts import check_start, checked_annotation
-from medals_rt.inference.kept import Kept, KeptImage
-from medals_rt.inference.network import Network, StageNetwork, convolution_of
+from medals_rt.inference.kept import KeptImage
+from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.inference.probability_maps import ProbabilityMaps
-from medals_rt.inference.refinement import seeded_masks
-from medals_rt.inference.stage import StageTask
-from medals_rt.io.volume import Volume, to_dhw, volume_notes
+from medals_rt.io.volume import Volume, volume_notes
 from medals_rt.pipeline.corrected_voxels import corrected_notes
+from medals_rt.pipeline.group_run import CoarseLabels, GroupTask, OpenedModel, run_group
 from medals_rt.pipeline.lesions_over_anatomy import (
     case_groups,
     check_combination,
@@ -45,13 +41,10 @@ from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.report import Provenance, RunReport, build_report
 from medals_rt.pipeline.window_groups import (
     GroupResult,
-    Labels,
     WindowGroup,
     check_window,
     part_of_annotation,
-    progress_of,
 )
-from medals_rt.planning import pass_timings
 from medals_rt.planning.image_spacing import spacing_of_volume
 from medals_rt.planning.memory import (
     MemoryLimit,
@@ -61,11 +54,9 @@ from medals_rt.planning.memory import (
     memory_limit,
 )
 from medals_rt.planning.pass_timings import MeasuredPasses
-from medals_rt.planning.policy import Preset, load_policy
+from medals_rt.planning.policy import load_policy
 from medals_rt.planning.stage_plan import CaseOutline, check_memory, map_bytes, stages_of
-from medals_rt.planning.time_budget import Budget, case_budget
-from medals_rt.postprocessing.finalize import finish_labels, treated_labels
-from medals_rt.preprocessing.intensity import AUTO, Intensities, prepare_intensities
+from medals_rt.planning.time_budget import case_budget
 from medals_rt.prompts.embedding import PromptEmbedder
 from medals_rt.prompts.prompt_set import PromptSet, as_prompt_set
 
@@ -103,34 +94,6 @@ class Result:
     probabilities: Mapping[int, npt.NDArray[np.uint8]] | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class CoarseLabels:
-    """What the coarse stage found, before a fine stage looks closer.
-
-    Attributes
-    ----------
-    labels_dhw
-        Label values on the coarse stage's own grid `(D, H, W)`, in canonical orientation.
-    affine_lps
-        4 x 4, index `(w, h, d, 1)` to millimeters in the LPS frame.
-    labels
-        The label values that were looked for: all of the prompts, or one group of theirs.
-    """
-
-    labels_dhw: Labels
-    affine_lps: npt.NDArray[np.float64]
-    labels: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """An image as the network wants it, on the host, and what names it for its masks."""
-
-    intensities: Intensities
-    image_dhw: npt.NDArray[np.float32]
-    mask_key: str
-
-
 class Segmenter:
     """Opened models, ready for cases. Use it as a context manager, or call `close`.
 
@@ -139,9 +102,7 @@ class Segmenter:
 
     def __init__(self, bundle: Bundle, networks: Mapping[StageNumber, Network]) -> None:
         self.bundle = bundle
-        self._networks = dict(networks)
-        self._embedder = PromptEmbedder(bundle)
-        self._measured: dict[int, float] = {}
+        self._model = OpenedModel(bundle, dict(networks), PromptEmbedder(bundle))
         self._open_chains: frozenset[tuple[int, str]] = frozenset()
         self._is_closed = False
         self._token = object()  # what is kept is of this segmenter alone
@@ -204,21 +165,16 @@ class Segmenter:
 
     def network(self, stage: StageNumber) -> Network:
         """Return the network of stage 1 (coarse) or 2 (fine)."""
-        return self._networks[stage]
+        return self._model.networks[stage]
 
     @property
     def arithmetic(self) -> str:
         """What runs the networks, such as ``"openvino/bf16"``: measured passes are kept by it."""
-        info = self._networks[1].info
-        return pass_timings.measured_on(info.runner, info.precision, self._convolution)
-
-    @property
-    def _convolution(self) -> Convolution:
-        return convolution_of(network.info for network in self._networks.values())
+        return self._model.arithmetic
 
     def memory_limit(self, asked: int | None) -> MemoryLimit:
         """Return what may be held where the networks' arrays are; as `memory.memory_limit`."""
-        return memory_limit(asked, self._networks[1].array_device)
+        return memory_limit(asked, self._model.array_device)
 
     @property
     def measured_passes(self) -> MeasuredPasses | None:
@@ -227,14 +183,15 @@ class Segmenter:
         None where nothing was run, or the networks are of another kind than the run time's (PyTorch
         as a reference), which says nothing of it.
         """
-        if not self._measured or self._networks[1].info.runner not in RUNNER_KINDS:
+        measured = self._model.measured
+        if not measured or self._model.infos[0].runner not in RUNNER_KINDS:
             return None
-        return MeasuredPasses(self.arithmetic, dict(self._measured))
+        return MeasuredPasses(self.arithmetic, dict(measured))
 
     def close(self) -> None:
         """Free the models' memory; cases are refused from then on."""
         self._is_closed = True
-        for network in self._networks.values():
+        for network in self._model.networks.values():
             network.close()
 
     def __enter__(self) -> Self:
@@ -339,49 +296,29 @@ class Segmenter:
         groups = case_groups(volume, prompts, options.window, preset)
         by_probability = len(groups) > len(prompts.parts) and preset.merge == "probability"
         check_corrections(corrections, volume.shape_dhw, prompts, preset)
-        annotations = [part_of_annotation(annotation, group.prompts.labels) for group in groups]
-        corrected = [
-            parts_of(corrections, group.prompts.labels, covering_labels(group.prompts, prompts))
-            for group in groups
-        ]
         of_image = None if kept is None else kept.begin(volume).at(self._token)
         outlines = self._outlines(volume, spacing_hwd_mm, groups, options, kept)
-        for outline, own_annotation, own_corrections in zip(
-            outlines, annotations, corrected, strict=True
-        ):
-            specs = stages_of(outline.rules, [each.spec for each in self._networks.values()])
-            drawn = own_annotation is not None or bool(own_corrections)
-            check_memory(outline, specs, prompted=drawn)
-        spent_before, classes_before = sum(provenance.seconds.values()), 0
-        results: list[GroupResult] = []
-        for group, outline, own_annotation, own_corrections in zip(
-            groups, outlines, annotations, corrected, strict=True
-        ):
-            # A group has the time of its classes, and what earlier groups left of theirs.
-            own = (options.time_budget or 0.0) * classes_before
-            budget = case_budget(
-                options.time_budget,
-                len(group.prompts.labels),
-                spent_before + watch.total() - own,
-                may_refuse=not results,
+        tasks = [
+            GroupTask(
+                volume,
+                group,
+                outline,
+                options,
+                part_of_annotation(annotation, group.prompts.labels),
+                parts_of(
+                    corrections, group.prompts.labels, covering_labels(group.prompts, prompts)
+                ),
+                keep_probability=options.keep_probability or by_probability,
+                kept=of_image,
+                progress=progress,
+                on_coarse=on_coarse,
             )
-            classes_before += len(group.prompts.labels)
-            self._open_chains = outline.chains_by(2)
-            results.append(
-                self._segment_group(
-                    volume,
-                    outline,
-                    group,
-                    options,
-                    budget,
-                    own_annotation,
-                    own_corrections,
-                    progress_of(progress, group),
-                    of_image,
-                    on_coarse,
-                    keep_probability=options.keep_probability or by_probability,
-                )
-            )
+            for group, outline in zip(groups, outlines, strict=True)
+        ]
+        for task in tasks:
+            specs = stages_of(task.outline.rules, self._model.specs)
+            check_memory(task.outline, specs, prompted=task.is_drawn)
+        results = self._run_groups(tasks, options.time_budget, provenance, watch)
         merged = merge_case(results, preset.merge, corrections)
         report = build_report(
             volume,
@@ -389,7 +326,7 @@ class Segmenter:
             prompts,
             options,
             self.bundle,
-            [each.info for each in self._networks.values()],
+            self._model.infos,
             results,
             merged,
             replace(
@@ -421,6 +358,27 @@ class Segmenter:
             ProbabilityMaps(maps) if options.probabilities else None,
         )
 
+    def _run_groups(
+        self,
+        tasks: Sequence[GroupTask],
+        time_budget: float | None,
+        provenance: Provenance,
+        watch: Stopwatch,
+    ) -> list[GroupResult]:
+        """Run one group after the other: each has the time of its classes, and what is left."""
+        spent_before, classes_before = sum(provenance.seconds.values()), 0
+        results: list[GroupResult] = []
+        for task in tasks:
+            classes = len(task.group.prompts.labels)
+            own = (time_budget or 0.0) * classes_before
+            budget = case_budget(
+                time_budget, classes, spent_before + watch.total() - own, may_refuse=not results
+            )
+            classes_before += classes
+            self._open_chains = task.outline.chains_by(2)
+            results.append(run_group(self._model, task, budget))
+        return results
+
     def _outlines(
         self,
         volume: Volume,
@@ -434,15 +392,15 @@ class Segmenter:
         What is kept between runs may grow to its limit meanwhile, which is not theirs to use. Of
         what is free now, that which it holds has been taken already.
         """
-        policy, info = load_policy(), self._networks[1].info
-        memory = memory_limit(options.max_memory, self._networks[1].array_device)
+        policy, info = load_policy(), self._model.infos[0]
+        memory = self.memory_limit(options.max_memory)
         image = volume.image_dhw
         if kept is not None:
             reserved = kept.cache.max_bytes - (0 if memory.asked else kept.cache.bytes)
             memory = replace(memory, total=max(1, memory.total - reserved))
         outlines: list[CaseOutline] = []
         chains, earlier_maps = self._open_chains, 0
-        specs = [each.spec for each in self._networks.values()]
+        specs = self._model.specs
         for number, group in enumerate(groups):
             outline = CaseOutline(
                 shape_dhw=volume.shape_dhw,
@@ -457,7 +415,7 @@ class Segmenter:
                 weights=count_weights(self.bundle),
                 runner=info.runner,
                 precision=info.precision,
-                convolution=self._convolution,
+                convolution=self._model.convolution,
                 case_bytes=case_bytes(image.size, image.dtype.itemsize, number) + earlier_maps,
                 open_chains=chains,
                 keeps_maps=options.probabilities,
@@ -466,90 +424,6 @@ class Segmenter:
             earlier_maps += map_bytes(outline, stages_of(outline.rules, specs))
             outlines.append(outline)
         return outlines
-
-    def _segment_group(
-        self,
-        volume: Volume,
-        outline: CaseOutline,
-        group: WindowGroup,
-        options: SegmentOptions,
-        budget: Budget | None,
-        annotation: Labels | None,
-        corrections: tuple[Correction, ...],
-        progress: Progress | None,
-        kept: Kept | None,
-        on_coarse: Callable[[CoarseLabels], None] | None,
-        *,
-        keep_probability: bool,
-    ) -> GroupResult:
-        """Segment the classes of one group, as if they were the only ones asked for."""
-        prompts = group.prompts
-        rules, preset = outline.rules, outline.preset
-        watch = Stopwatch()
-        with watch.step("prepare"):
-            window = group.window
-            if window == AUTO:
-                window = load_policy().intensity_window(prompts.class_keys, preset)
-            of_window = kept and kept.at(prompts.modality, window, preset.name)
-            prepared = _prepared(volume, prompts.modality, window, preset, of_window)
-            embeddings, sources = self._embedder.embed(prompts)
-            device = self._networks[1].array_device
-            treated = treated_labels(volume.image_dhw.size, prompts, preset, options.postprocess)
-            recalled = pass_timings.recall(self.bundle.hash, self.arithmetic)
-            known = {} if recalled is None else recalled.seconds_per_pass
-            masks = options.masks or seeded_masks(options.seed, prepared.mask_key)
-            case = CaseRun(
-                image_dhw=to_device(prepared.image_dhw, device),
-                outline=outline,
-                task=StageTask(to_device(embeddings, device), prompts.labels, masks),
-                keep_probability=keep_probability or bool(treated),
-                watch=watch,
-                progress=progress,
-                budget=budget,
-                seconds_per_pass={**known, **self._measured},
-                measured=self._measured,
-                kept=of_window,
-                keep_maps=options.probabilities,
-                corrections=corrections,
-            )
-            if on_coarse is not None:
-                call = on_coarse
-                case = replace(
-                    case,
-                    on_coarse=lambda found: call(_coarse_labels(found, volume, prompts.labels)),
-                )
-            annotated = None if annotation is None else to_device(annotation, device)
-        outcomes = run_stages(self._networks, case, annotated)
-        last = outcomes[-1]
-        with watch.step("post-process"):
-            final = finish_labels(
-                last.labels_dhw, last.probability_dhw, treated, lesion=rules.lesion, preset=preset
-            )
-        with watch.step("download"):
-            labels_host = to_host(final.labels_dhw)
-            instances = final.instances_dhw
-            instances_host = None if instances is None else to_host(instances)
-            stage_labels = {each.record.name: to_host(each.labels_dhw) for each in outcomes}
-            probability = None
-            if keep_probability and last.probability_dhw is not None:
-                probability = to_host(last.probability_dhw)
-            maps = None if last.maps is None else last.maps.on_host()
-        return GroupResult(
-            group=group,
-            sources=sources,
-            intensities=prepared.intensities.describe(),
-            labels_dhw=labels_host,
-            instances_dhw=instances_host,
-            probability_dhw=probability,
-            stage_labels_dhw=stage_labels,
-            stages=tuple(each.record for each in outcomes),
-            removals=final.removals,
-            notes=(*prepared.intensities.notes, *stage_notes(case, outcomes)),
-            memory=outline.memory,
-            budget=budget,
-            seconds=watch.seconds,
-            maps=maps,
-        )
 
 
 def load(
@@ -566,31 +440,6 @@ def load(
     )
 
 
-def _coarse_labels(labels_hwd: Array, volume: Volume, values: tuple[int, ...]) -> CoarseLabels:
-    """Say where labels of the coarse stage's grid, which covers a whole volume, lie."""
-    labels = np.ascontiguousarray(to_dhw(to_host(labels_hwd)))
-    affine = volume.source.canonical_affine_lps(volume.shape_dhw, volume.spacing_hwd_mm)
-    ratios = np.divide(volume.shape_dhw, labels.shape)[::-1]
-    onto_volume = np.diag([*ratios, 1.0])
-    onto_volume[:3, 3] = (ratios - 1) / 2  # edges of the two grids meet, not centers of voxels
-    return CoarseLabels(labels, affine @ onto_volume, values)
-
-
-def _prepared(
-    volume: Volume, modality: str, window: str, preset: Preset, kept: Kept | None
-) -> _Prepared:
-    """Prepare a volume's intensities, or take what is kept of them."""
-    found: _Prepared | None = None if kept is None else kept.get()
-    if found is None:
-        intensities = prepare_intensities(volume, modality, window, preset)
-        image = to_host(intensities.image_dhw)
-        key = _mask_key(image, scaled=intensities.action != "unchanged")
-        found = _Prepared(intensities, image, key)
-        if kept is not None:
-            kept.put(found, [image])
-    return found
-
-
 def _annotation_notes(is_drawn: bool, options: SegmentOptions) -> tuple[Note, ...]:
     """Warn of drawn labels that are no prompts."""
     if not is_drawn or options.refinement != "none":
@@ -600,17 +449,3 @@ def _annotation_notes(is_drawn: bool, options: SegmentOptions) -> tuple[Note, ..
         "text alone"
     )
     return (warning("annotation-not-shown", text),)
-
-
-def _mask_key(image_dhw: npt.NDArray[np.float32], *, scaled: bool) -> str:
-    """Name a case for its masks: they depend neither on a file's name nor on its units.
-
-    An image that was prepared is named by its content. One that was scaled is named by its grid
-    alone: the same scan in other units differs in the last bits.
-    """
-    if scaled:
-        return f"{image_dhw.shape}"
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr(image_dhw.shape).encode())
-    digest.update(np.ascontiguousarray(image_dhw).data)
-    return digest.hexdigest()

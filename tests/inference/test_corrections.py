@@ -438,7 +438,8 @@ def test_corrections_for_which_there_is_no_time(
     """The coarse answer stands but for the voxels themselves, and a warning says so."""
     first = segmenter.segment(VOLUME, BOTH, PLAIN)
     made = Correction.of(first.labels_dhw, flipped(first, CORNERS[0]), LABELS)
-    monkeypatch.setattr(segmenter, "_measured", {1: 0.001, 2: 1e4})  # seconds a pass
+    for stage, seconds_per_pass in ((1, 0.001), (2, 1e4)):
+        monkeypatch.setitem(segmenter._model.measured, stage, seconds_per_pass)
     hasty = replace(PLAIN, time_budget=60.0)
     found = segmenter.segment(VOLUME, BOTH, hasty, corrections=[made])
     assert [(each.name, each.windows_corrected) for each in found.report.stages] == [("coarse", 0)]

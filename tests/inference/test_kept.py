@@ -12,8 +12,9 @@ import medals_rt
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.inference.kept import FeatureCache, KeptImage, digest_of
 from medals_rt.io.volume import Volume
+from medals_rt.pipeline.group_run import CoarseLabels
 from medals_rt.pipeline.options import SegmentOptions
-from medals_rt.pipeline.segmenter import CoarseLabels, Result, Segmenter
+from medals_rt.pipeline.segmenter import Result, Segmenter
 from medals_rt.runners.selection import precisions
 from tests.inference.noise import volume_of
 

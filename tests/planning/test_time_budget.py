@@ -189,7 +189,7 @@ def segmenter(
 
 def told(segmenter: Segmenter, seconds: dict[int, float]) -> None:
     """Have the stages' passes known to take so long, by an earlier process."""
-    segmenter._measured.clear()
+    segmenter._model.measured.clear()
     pass_timings.record(segmenter.bundle.hash, MeasuredPasses("onnxruntime/fp32", seconds))
 
 
@@ -215,7 +215,7 @@ def test_where_nothing_was_measured_the_first_window_measures(
 ) -> None:
     """No pass is run beside those of the windows."""
     free = segmenter.segment(volume, ANATOMY)
-    segmenter._measured.clear()
+    segmenter._model.measured.clear()
     assert pass_timings.recall(segmenter.bundle.hash) is None
     result = segmenter.segment(volume, ANATOMY, SegmentOptions(time_budget=600))
     assert "measure a pass" not in result.report.seconds

@@ -15,7 +15,7 @@ import pytest
 
 from medals_rt.common.interruption import check_interruption
 from medals_rt.io.palette import class_color
-from medals_rt.pipeline.segmenter import CoarseLabels
+from medals_rt.pipeline.group_run import CoarseLabels
 from tests.serve.page.visit import (
     Visit,
     dice,
