@@ -41,7 +41,7 @@ import msgspec
 import numpy as np
 from reporting import today, write_report
 
-from medals_rt.common.arrays import usable_cores
+from medals_rt.common.cores import usable_cores
 from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.io.registry import read_case, read_labels
 

@@ -27,7 +27,7 @@ from phantoms import Shape, organs
 from reporting import today, write_report
 from scipy.ndimage import label
 
-from medals_rt.common.arrays import usable_cores
+from medals_rt.common.cores import usable_cores
 from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.postprocessing.component_filter import (
     drop_small_components,

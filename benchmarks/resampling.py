@@ -31,7 +31,7 @@ from reporting import today, write_report
 from scipy.ndimage import zoom
 from torch.nn.functional import interpolate
 
-from medals_rt.common.arrays import usable_cores
+from medals_rt.common.cores import usable_cores
 from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.planning.geometry import separate_axis
 from medals_rt.preprocessing.resampling import resample_image, resample_labels

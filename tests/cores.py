@@ -25,7 +25,7 @@ def take_a_share() -> None:
 @contextmanager
 def all_cores() -> Iterator[None]:
     """Use all that there are: what is opened and started in here has a thread for each."""
-    from medals_rt.common.arrays import usable_cores
+    from medals_rt.common.cores import usable_cores
 
     if not ALL:
         yield

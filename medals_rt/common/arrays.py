@@ -9,11 +9,10 @@ CuPy is never imported unless an array is already CuPy's.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, cached_property
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.common.cache_dir import provide_cupy_cache
-from medals_rt.common.cgroups import CGROUP, cpu_quota
+from medals_rt.common.cores import usable_cores
 from medals_rt.common.errors import MissingDependencyError
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import Array, Box, Namespace
@@ -178,14 +177,6 @@ def row_slabs(array: Array, blocks: int, row_elements: int | None = None) -> lis
     of_row = max(1, prod(array.shape[1:]) if row_elements is None else row_elements)
     rows = max(1, blocks * block_elements(array) // of_row)
     return [(first, min(first + rows, count)) for first in range(0, count, rows)]
-
-
-@cache
-def usable_cores() -> int:
-    """Processors that this process may use: its affinity, and a container's quota."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(cores, cpu_quota(CGROUP) or cores))
 
 
 class RowSums:

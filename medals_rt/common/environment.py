@@ -1,6 +1,5 @@
 """What a report says of the machine: versions, processor, memory. Never its owner."""
 
-import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from medals_rt.common.cores import usable_cores
 from medals_rt.common.distribution import NAME, VERSION, requirements
 
 
@@ -30,13 +30,11 @@ def _versions() -> Mapping[str, str]:
 
 def machine_facts() -> dict[str, Any]:
     """Return what kind of machine this is: system, architecture, processor, usable cores."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count()
     return {
         "system": platform.system(),
         "architecture": platform.machine(),
         "processor": _processor_name(),
-        "cores": cores,
+        "cores": usable_cores(),
     }
 
 

@@ -30,6 +30,6 @@ def load_plugin(name: str, what: str) -> Any:
     for entry in entry_points(group=GROUP, name=name):
         return entry.load()
     raise MissingDependencyError(
-        f"{what} needs the package medals_export, whose entry point {name!r} isn't installed: "
-        "pip install 'medals-rt[export]'"
+        f"{what} needs the entry point {name!r} of medals-rt, which isn't installed: pip install "
+        "'medals-rt' again, with the extra that the command's --help names"
     )

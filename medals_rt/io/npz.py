@@ -12,6 +12,7 @@ a challenge file, whose spacing is read as (H, W, D).
 
 from __future__ import annotations
 
+import re
 import warnings
 import zipfile
 import zlib
@@ -81,7 +82,6 @@ def read_npz_case(path: Path, options: Options) -> Case:
         spacing,
         name=stem(path, FORMATS),
         source=source,
-        geometry_is_stated=source.affine_lps is not None,
     )
     return Case(volume, prompts, truth, path)
 
@@ -155,7 +155,7 @@ def write_npz(path: Path, output: SegmentationOutput) -> None:
 
 
 def _is_label(key: str) -> bool:
-    return key.isascii() and key.isdigit()
+    return re.fullmatch(r"[0-9]{1,9}", key) is not None
 
 
 def _open(path: Path) -> zipfile.ZipFile:

@@ -15,7 +15,6 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from medals_rt.common import limits
 from medals_rt.common.arrays import namespace
 from medals_rt.common.errors import CaseError
 from medals_rt.common.notes import Note, warning
@@ -26,7 +25,6 @@ from medals_rt.io.nifti_geometry import (
     orientation_is_assumed,
 )
 
-MAX_VOXELS = limits.MAX_VOXELS
 """Largest volume accepted unless a caller says otherwise."""
 
 Triple: TypeAlias = tuple[float, float, float]
@@ -253,7 +251,8 @@ class Volume:
         How to return to the grid of the file.
     geometry_is_stated
         Whether the file says which axis each spacing belongs to, as all formats do but a
-        challenge's `.npz`; the challenge's repair of spacings is for the others.
+        challenge's `.npz`, whose spacings are repaired. A source with an affine says so, whatever
+        is passed.
     notes
         What is doubtful about the place; see `volume_notes`.
 
@@ -280,6 +279,8 @@ class Volume:
             )
         check_image(self.image_dhw)
         object.__setattr__(self, "spacing_hwd_mm", check_spacing(self.spacing_hwd_mm))
+        if self.source.affine_lps is not None:
+            object.__setattr__(self, "geometry_is_stated", True)
 
     def __repr__(self) -> str:
         size = " x ".join(str(each) for each in self.shape_dhw)
@@ -420,7 +421,7 @@ class Volume:
         source = SourceGrid.from_affine(affine_lps, is_assumed=is_assumed)
         spacing = check_spacing(source.spacing_hwd_mm or ())
         image = source.to_canonical(array_kji)
-        return cls(image, spacing, name, source, geometry_is_stated=True, notes=notes)
+        return cls(image, spacing, name, source, notes=notes)
 
     @property
     def has_orientation(self) -> bool:
@@ -503,9 +504,12 @@ def volume_notes(volume: Volume) -> tuple[Note, ...]:
 
 
 def check_image(
-    image_dhw: HostArray, *, max_voxels: int = MAX_VOXELS, what: str = "the image"
+    image_dhw: HostArray, *, max_voxels: int | None = None, what: str = "the image"
 ) -> None:
-    """Refuse what can't be an image: see `Volume`. A NumPy array is looked at slice by slice."""
+    """Refuse what can't be an image: see `Volume`. A NumPy array is looked at slice by slice.
+
+    `max_voxels` is for files; None for arrays, whose memory has been found already.
+    """
     shape = tuple(int(size) for size in image_dhw.shape)
     check_shape(shape, max_voxels=max_voxels, what=what)
     if image_dhw.dtype.kind not in "biuf":
@@ -526,9 +530,9 @@ def check_image(
 
 
 def check_shape(
-    shape: Sequence[int], *, max_voxels: int = MAX_VOXELS, what: str = "the image"
+    shape: Sequence[int], *, max_voxels: int | None = None, what: str = "the image"
 ) -> None:
-    """Refuse a shape that isn't 3-D, is empty or has more than `max_voxels` voxels."""
+    """Refuse a shape that isn't 3-D, is empty or has more than `max_voxels` (None: any)."""
     if len(shape) != 3:
         raise CaseError(
             f"{what} has shape {tuple(shape)}, {len(shape)} axes; give one 3-D volume (D, H, W)",
@@ -540,7 +544,7 @@ def check_shape(
             code="image-empty",
         )
     voxels = shape[0] * shape[1] * shape[2]
-    if voxels > max_voxels:
+    if max_voxels is not None and voxels > max_voxels:
         raise CaseError(
             f"{what} has {voxels:,} voxels, more than the limit of {max_voxels:,}; "
             "crop it or raise the limit",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from medals_rt.bundle.bundle import resolve_bundle
-from medals_rt.common.arrays import usable_cores
+from medals_rt.common.cores import usable_cores
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress, whole

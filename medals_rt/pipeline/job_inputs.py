@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
-from medals_rt.common.arrays import look_up, usable_cores
+from medals_rt.common.arrays import look_up
+from medals_rt.common.cores import usable_cores
 from medals_rt.common.errors import CaseError, InputError, PromptError
+from medals_rt.common.limits import MAX_VOXELS
 from medals_rt.common.notes import Note
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
@@ -69,7 +71,11 @@ def prepare_job(job: Job, case: Case, progress: Progress | None = None) -> ReadJ
     annotation = None
     if job.spatial_prompts is not None:
         annotation, moved = read_annotation(
-            job.spatial_prompts, case.volume, prompts, resample=job.resample
+            job.spatial_prompts,
+            case.volume,
+            prompts,
+            resample=job.resample or (None if job.corrects else False),
+            max_voxels=job.options.max_voxels,
         )
         case = replace(case, notes=(*case.notes, *moved))
     corrections: tuple[Correction, ...] = ()
@@ -112,7 +118,9 @@ def _read_correction(
             f"correct {result.name} on its own grid",
             code="correction-resampled",
         )
-    before_dhw, notes = read_annotation(result, case.volume, prompts)
+    before_dhw, notes = read_annotation(
+        result, case.volume, prompts, resample=None, max_voxels=job.options.max_voxels
+    )
     made = Correction.of(before_dhw, corrected_dhw, prompts.labels)
     text = f"{job.spatial_prompts.name} corrects {made.voxels:,} voxels of {result.name}"
     return made, (*notes, Note("corrects", text))
@@ -196,7 +204,12 @@ def _read_prompts(
 
 
 def read_annotation(
-    path: Path, volume: Volume, prompts: PromptSet | None = None, *, resample: bool = False
+    path: Path,
+    volume: Volume,
+    prompts: PromptSet | None = None,
+    *,
+    resample: bool | None = False,
+    max_voxels: int = MAX_VOXELS,
 ) -> tuple[Any, tuple[Note, ...]]:
     """Read labels that were drawn on `volume`.
 
@@ -209,7 +222,10 @@ def read_annotation(
     prompts
         What labels mean: those that the file gives another number are renumbered.
     resample
-        Whether labels on another grid are brought onto the image's, by the nearest voxel.
+        Whether labels on another grid are brought onto the image's, by the nearest voxel; None:
+        they can't be, and the message does not offer it.
+    max_voxels
+        Larger files are refused.
 
     Returns
     -------
@@ -226,7 +242,7 @@ def read_annotation(
         ``annotation-names`` where names contradict the prompts and don't settle every label.
     """
     wanted = grid_of(volume)
-    drawn = fill_left_out(read_labels(path), wanted)
+    drawn = fill_left_out(read_labels(path, max_voxels=max_voxels), wanted)
     renumbered: tuple[Note, ...] = ()
     if prompts is not None:
         drawn, renumbered = _as_numbered(drawn, prompts, path.name)
@@ -236,9 +252,9 @@ def read_annotation(
         return drawn.labels_dhw, renumbered
     problem = f"{path.name} is not on the grid of {volume.name}: {difference}"
     if not resample:
+        offer = "" if resample is None else ", or use --resample to bring it there"
         raise CaseError(
-            f"{problem}; draw on the image itself, or use --resample to bring it there",
-            code="annotation-on-another-grid",
+            f"{problem}; draw on the image itself{offer}", code="annotation-on-another-grid"
         )
     if wanted.affine_lps is None or found.affine_lps is None:
         raise CaseError(

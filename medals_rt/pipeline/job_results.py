@@ -175,6 +175,7 @@ def draw_preview(
         volume.spacing_dhw_mm,
         names,
         title=volume.name,
+        voxel_ml=volume.voxel_ml,
         colors=colors,
         orientation=orientation,
         notices=notices,

@@ -5,6 +5,7 @@ Needs matplotlib (the extra `preview`), and no screen.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,6 +81,7 @@ def save_preview(
     names: Mapping[int, str],
     *,
     title: str,
+    voxel_ml: float | None = None,
     colors: Mapping[int, Rgb] | None = None,
     orientation: Orientation = "known",
     notices: Sequence[str] = (),
@@ -100,6 +102,8 @@ def save_preview(
         Label to class name, in the order of the legend.
     title
         A line above the picture, such as the case's name.
+    voxel_ml
+        Milliliters of a voxel; None: of a grid that isn't sheared.
     colors
         Of each label of `names`; None: those of the classes (`palette.label_color`).
     orientation
@@ -127,7 +131,8 @@ def save_preview(
 
     panels = cut_panels(image_dhw, labels_dhw, spacing_dhw_mm)
     scale = _inches_per_mm(panels)
-    texts = _legend_texts(names, labels_dhw, spacing_dhw_mm)
+    upright_ml = prod(spacing_dhw_mm) / 1000
+    texts = _legend_texts(names, labels_dhw, upright_ml if voxel_ml is None else voxel_ml)
     legend_rows = -(-len(texts) // _legend_columns(texts))
     panels_in = scale * max(panel.size_mm[0] for panel in panels)
     top_in = 0.75
@@ -302,13 +307,13 @@ def _legend_columns(texts: Mapping[int, str]) -> int:
 
 
 def _legend_texts(
-    names: Mapping[int, str], labels_dhw: HostArray, spacing_dhw_mm: tuple[float, float, float]
+    names: Mapping[int, str], labels_dhw: HostArray, voxel_ml: float
 ) -> dict[int, str]:
     """List every class's number, name and volume, those that were not found as well."""
     voxels = np.bincount(labels_dhw.ravel(), minlength=max(names, default=0) + 1)
     texts = {}
     for label, name in names.items():
-        volume_ml = float(voxels[label] * np.prod(spacing_dhw_mm) / 1000)
+        volume_ml = float(voxels[label] * voxel_ml)
         texts[label] = f"{label}  {name}, " + (
             f"{volume_ml:,.4g} mL" if voxels[label] else "not found"
         )

@@ -21,6 +21,7 @@ from medals_rt.common.choices import CPU_RUNNERS, CpuRunnerKind
 from medals_rt.common.errors import BundleError, InputError, RunnerError
 from medals_rt.common.optional_deps import import_optional, missing_one_of
 from medals_rt.runners.base import thread_limit
+from medals_rt.runners.onnxruntime import cpu_options
 from medals_rt.runners.selection import installed
 
 TEXT_ENCODER_FOLDER = "text_encoder"
@@ -260,8 +261,7 @@ def _open_openvino(path: Path) -> Graph:
 def _open_onnxruntime(path: Path) -> Graph:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = thread_limit(None)
+    options = cpu_options(onnxruntime, thread_limit(None))
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 

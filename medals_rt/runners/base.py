@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Literal, Protocol, Self, TypeAlias
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.common.arrays import usable_cores
 from medals_rt.common.choices import PRECISIONS, Convolution, Precision, RunnerKind
+from medals_rt.common.cores import usable_cores
 from medals_rt.common.errors import InputError, RunnerError
 from medals_rt.common.gpu import Gpu
 from medals_rt.common.typing import Array

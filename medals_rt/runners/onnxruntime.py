@@ -88,13 +88,12 @@ class ONNXRuntimeRunner(Runner):
         self.version: str = onnxruntime.__version__
         self.threads = thread_limit(request.threads)
         self.notes: tuple[str, ...] = ()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        # Each graph has threads of its own, which would wait busily while the next graph computes.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = _open_session(
-            onnxruntime, graph_path, options, ["CPUExecutionProvider"], self.name
+            onnxruntime,
+            graph_path,
+            cpu_options(onnxruntime, self.threads),
+            ["CPUExecutionProvider"],
+            self.name,
         )
         self.inputs = _specs(self._session.get_inputs())
         self.outputs = _specs(self._session.get_outputs())
@@ -241,6 +240,18 @@ def _preload(onnxruntime: Any) -> None:
     if preload is not None:
         with redirect_stdout(io.StringIO()):
             preload()
+
+
+def cpu_options(onnxruntime: Any, threads: int) -> Any:
+    """Return the session options of a graph on a processor.
+
+    Each graph has threads of its own, which would wait busily while the next graph computes.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
 
 def _open_session(

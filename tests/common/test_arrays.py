@@ -22,7 +22,6 @@ from medals_rt.common.arrays import (
     present_values,
     to_device,
     to_host,
-    usable_cores,
 )
 from medals_rt.common.errors import MissingDependencyError
 from tests.errors import raises
@@ -127,7 +126,6 @@ def test_threads_do_every_block_and_report_errors() -> None:
 
     with pytest.raises(ValueError, match="block 990"):
         on_all_cores(work, [(at, at + 10) for at in range(0, 1000, 10)], done)
-    assert usable_cores() >= 1
     assert (done[:990] == 1).all()
     assert (done[990:] == 0).all()
 

@@ -9,6 +9,7 @@ import pytest
 import SimpleITK
 
 from medals_rt.common.errors import CaseError
+from medals_rt.common.limits import MAX_VOXELS
 from medals_rt.io.volume import SourceGrid, Volume, check_image, to_dhw, to_hwd, volume_notes
 from tests.errors import raises
 
@@ -136,7 +137,8 @@ def test_real_types_are_taken(dtype: Any) -> None:
 def test_too_many_voxels_are_refused_by_shape_alone() -> None:
     huge = np.broadcast_to(np.uint8(0), (2000, 2000, 2000))
     with raises(CaseError, "too-many-voxels", "8,000,000,000"):
-        check_image(huge)
+        check_image(huge, max_voxels=MAX_VOXELS)
+    assert Volume(huge, (1.0, 1.0, 1.0)).shape_dhw == huge.shape  # whoever has the memory
 
 
 def test_results_of_another_shape_are_refused() -> None:

@@ -23,8 +23,8 @@ from medals_rt.cli import app
 from medals_rt.cli._options import run_options, takes
 from medals_rt.cli.batch import batch_command
 from medals_rt.cli.run import run_command
-from medals_rt.common.arrays import usable_cores
 from medals_rt.common.choices import OutputFormat
+from medals_rt.common.cores import usable_cores
 from medals_rt.common.errors import CaseError, InputError
 from medals_rt.io.registry import FORMATS, read_case, read_labels
 from medals_rt.io.volume import SourceGrid

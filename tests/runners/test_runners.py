@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from medals_export.graph_plans import graph_plans
 from medals_export.verify import relative_error
-from medals_rt.common.arrays import usable_cores
+from medals_rt.common.cores import usable_cores
 from medals_rt.common.errors import InputError, MissingFileError, RunnerError
 from medals_rt.common.subprocesses import run_python
 from medals_rt.runners.selection import open_joined, open_runner

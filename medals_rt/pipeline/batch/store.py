@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from medals_rt.bundle.manifest import file_sha256
-from medals_rt.common.errors import InputError, MissingFileError, OutputError
+from medals_rt.common.errors import CaseError, InputError, MissingFileError, OutputError
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.io.dicom.web import content_of
 from medals_rt.io.dicom.web_address import is_web_address
@@ -87,6 +87,8 @@ class Store:
         ------
         MissingFileError
             It can't be read.
+        CaseError
+            A file's name leads out of the folder (``url-leaves-folder``).
         """
         url = self.url(path)
         if url is None:
@@ -95,9 +97,17 @@ class Store:
         try:
             if not files.exists(key):
                 return
+            found = files.find(key) if files.isdir(key) else [key]
+            places = [path / each.removeprefix(key).lstrip("/") for each in found]
+            for place in places:
+                if ".." in place.relative_to(path).parts:  # a key may be any text
+                    raise CaseError(
+                        f"{url} holds {place.name!r} under a name that leads out of it",
+                        code="url-leaves-folder",
+                    )
             self.drop(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.get(key, str(path), recursive=files.isdir(key))
+            files.get(found, [str(place) for place in places])
         except OSError as error:
             raise MissingFileError(f"can't read {url}: {error}", code="url-unreadable") from error
 

@@ -17,6 +17,7 @@ from medals_rt.prompts.classes import ClassKey, all_classes
 from medals_rt.prompts.matching import find_class
 from medals_rt.prompts.prompt_set import INSTANCE_LABEL, MAX_LABEL, PromptSet, parse_prompts
 
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _UNNAMED = re.compile(r"label \d+", re.IGNORECASE)
 """What this package calls labels that nothing names."""
 
@@ -94,7 +95,7 @@ def names_in(file: LabelFile | None) -> LabelNames:
             return names_of_prompts(parse_prompts(stored))
         except PromptError:
             # Scoring needs no class: a sentence that names none still names its label.
-            texts = {int(key): str(text) for key, text in stored.items() if key.isdecimal()}
+            texts = {int(key): str(text) for key, text in stored.items() if _NUMBER.fullmatch(key)}
             kind = _kind(stored.get(INSTANCE_LABEL) in {1, "1"})
     named = {
         label: text

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.common.errors import InputError, MissingFileError
+from medals_rt.common.errors import CaseError, InputError, MissingFileError
 from medals_rt.pipeline.batch.store import LOCAL, Store, content_sha256, staged, url_of
+from tests.errors import raises
 from tests.pipeline.batch.helpers import KIDNEY, LIVER, batch, write_case
 
 
@@ -54,6 +55,20 @@ def keys(bucket: Any, below: str) -> list[str]:
 def statuses_of(bucket: Any, below: str) -> dict[str, str]:
     lines = bucket.cat_file(f"{below}/summary.csv").decode().splitlines()[1:]
     return {line.split(",")[0]: line.split(",")[1] for line in lines}
+
+
+def test_a_key_that_leads_out_of_its_folder_is_not_fetched(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec", reason="the extra 's3'")
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/clinic/series/a.dcm", b"slice")
+    files.store["/clinic/series/../../evil.txt"] = files.store["/clinic/series/a.dcm"]
+    store = Store(((tmp_path / "in" / "here", "memory://clinic"),))
+    with raises(CaseError, "url-leaves-folder"):
+        store.fetch(tmp_path / "in" / "here" / "series")
+    assert list(tmp_path.iterdir()) == []
+    del files.store["/clinic/series/../../evil.txt"]
+    store.fetch(tmp_path / "in" / "here" / "series")
+    assert (tmp_path / "in" / "here" / "series" / "a.dcm").read_bytes() == b"slice"
 
 
 def test_from_a_bucket_to_a_bucket_and_on(tiny_bundle: Bundle, bucket: Any, tmp_path: Path) -> None:
