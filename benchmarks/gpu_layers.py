@@ -46,7 +46,7 @@ def milliseconds(job: Callable[[], Any], repetitions: int) -> float:
 
 def other_plans(convolutions: Convolutions, volume: Any, weights: Any, stride: int) -> list[str]:
     """Time the plans that cuDNN offers besides the one that is taken."""
-    plan = convolutions.plan(volume.shape, weights.shape, stride)
+    plan = convolutions.plan("convolve", volume.shape, weights.shape, stride)
     result = cupy.empty(plan.shape, cupy.float16)
     found = []
     for index in range(min(plan.graph.get_execution_plan_count(), OTHER_PLANS)):

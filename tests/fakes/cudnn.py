@@ -72,6 +72,24 @@ class _Tensor:
         return np.lib.stride_tricks.as_strided(flat, self.dim, [2 * each for each in self.stride])
 
 
+def _convolve(volume, weights, stride):
+    padded = np.pad(volume, [(0, 0), *[(1, 1)] * 3])
+    sizes = volume.shape[1:]
+    found = np.zeros((weights.shape[0], *sizes), np.float32)
+    for i, j, k in np.ndindex(3, 3, 3):
+        part = padded[:, i : i + sizes[0], j : j + sizes[1], k : k + sizes[2]]
+        found += np.tensordot(weights[:, :, i, j, k], part, 1)
+    return found[:, *(slice(None, None, step) for step in stride)]
+
+
+def _go_back(volume, weights, stride):
+    sizes = [size * step for size, step in zip(volume.shape[1:], stride, strict=True)]
+    found = np.zeros((weights.shape[1], *sizes), np.float32)
+    for i, j, k in np.ndindex(2, 2, 2):
+        found[:, i::2, j::2, k::2] = np.tensordot(weights[:, :, i, j, k].T, volume, 1)
+    return found
+
+
 class pygraph:  # noqa: N801 - the library's name
     def __init__(self, handle, io_data_type, intermediate_data_type, compute_data_type):
         assert handle in handles
@@ -90,13 +108,31 @@ class pygraph:  # noqa: N801 - the library's name
         assert image.dim[1] == weight.dim[1]
         result = _Tensor()
         self._operation = (image, weight, result, stride)
+        self._compute = _convolve
+        return result
+
+    def conv_dgrad(self, loss, filter, padding, stride, dilation, compute_data_type):  # noqa: A002
+        assert compute_data_type == data_type.FLOAT
+        assert (padding, stride, dilation) == ([0] * 3, [2] * 3, [1] * 3)
+        assert loss.dim[1] == filter.dim[0]
+        assert filter.dim[2:] == [2, 2, 2]
+        result = _Tensor()
+        self._operation = (loss, filter, result, stride)
+        self._compute = _go_back
         return result
 
     def validate(self):
         image, weight, result, stride = self._operation
         assert result.output
-        sizes = [(size - 1) // step + 1 for size, step in zip(image.dim[2:], stride, strict=True)]
-        assert result.dim == [1, weight.dim[0], *sizes]
+        pairs = list(zip(image.dim[2:], stride, strict=True))
+        if self._compute is _go_back:
+            assert result.dim == [1, weight.dim[1], *(size * step for size, step in pairs)]
+        else:
+            assert result.dim == [
+                1,
+                weight.dim[0],
+                *((size - 1) // step + 1 for size, step in pairs),
+            ]
         self._step("validate", 0)
 
     def build_operation_graph(self):
@@ -139,13 +175,6 @@ class pygraph:  # noqa: N801 - the library's name
 
         def work():
             volume, weights = (each.at(places[each]).astype(np.float32) for each in (image, weight))
-            padded = np.pad(volume[0], [(0, 0), *[(1, 1)] * 3])
-            sizes = volume.shape[2:]
-            found = np.zeros((weights.shape[0], *sizes), np.float32)
-            for i, j, k in np.ndindex(3, 3, 3):
-                part = padded[:, i : i + sizes[0], j : j + sizes[1], k : k + sizes[2]]
-                found += np.tensordot(weights[:, :, i, j, k], part, 1)
-            steps = tuple(slice(None, None, step) for step in stride)
-            result.at(places[result])[0] = found[:, *steps]
+            result.at(places[result])[0] = self._compute(volume[0], weights, stride)
 
         cuda.streams[handles[handle]].queue(work)

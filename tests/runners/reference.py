@@ -30,5 +30,32 @@ class NumpyOperations:
         exact = (exact - exact.mean(axes)) / np.sqrt(exact.var(axes) + epsilon) * scale + shift
         volume[...] = np.where(exact > 0, exact, alpha * exact)
 
+    def upsample(self, volume, weights):
+        assert volume.dtype == weights.dtype == np.float16
+        assert volume.flags.c_contiguous
+        assert weights.flags.c_contiguous
+        height, width, depth, channels = volume.shape
+        assert weights.shape[:4] == (channels, 2, 2, 2)
+        found = np.zeros((2 * height, 2 * width, 2 * depth, weights.shape[-1]), np.float16)
+        for i, j, k in np.ndindex(2, 2, 2):
+            part = volume.astype(np.float32) @ weights[:, i, j, k].astype(np.float32)
+            found[i::2, j::2, k::2] = part
+        return found
+
+    def join(self, upsampled, bias, skip):
+        assert upsampled.dtype == bias.dtype == skip.dtype == np.float16
+        return np.concatenate([upsampled + bias, skip], axis=-1)
+
+    def pool(self, volume, edge):
+        assert volume.flags.c_contiguous
+        sizes = [size // edge for size in volume.shape[:3]]
+        whole = volume[tuple(slice(size * edge) for size in sizes)]
+        cubes = whole.reshape(sizes[0], edge, sizes[1], edge, sizes[2], edge, -1)
+        return cubes.astype(np.float64).mean(axis=(1, 3, 5)).astype(np.float32)
+
+    def to_probability(self, logits):
+        assert logits.dtype == np.float16
+        return special.expit(logits.astype(np.float32))
+
     def erf(self, values):
         return special.erf(values)

@@ -15,14 +15,18 @@ from medals_rt.common.errors import RunnerError
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.runners.base import TensorSpec
 
-_VOLUME_AXES: Final = 5
+_FLOAT32: Final = 1
 NORM_ACTIVATE: Final = "NormActivate"
 """InstanceNormalization and LeakyRelu: inputs volume, scale and shift; `epsilon` and `alpha`."""
+UPSAMPLE_JOIN: Final = "UpsampleJoin"
+"""ConvTranspose and Concat: inputs volume, weights, bias, and the volume that is laid beside it."""
+PROBABILITY: Final = "Probability"
+"""Cast to fp32 and Sigmoid."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One operation of ONNX, or `NORM_ACTIVATE`."""
+    """One operation of ONNX, or one of those that are several of it."""
 
     op: str
     inputs: tuple[str, ...]
@@ -38,11 +42,6 @@ class Graph:
     constants: Mapping[str, np.ndarray]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-
-    @property
-    def takes_volume(self) -> bool:
-        """Whether one of its inputs is a volume `(1, C, H, W, D)`."""
-        return any(len(spec.shape) == _VOLUME_AXES for spec in self.inputs)
 
 
 def read_graph(path: Path) -> Graph:
@@ -75,7 +74,7 @@ def read_graph(path: Path) -> Graph:
     constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
     inputs = tuple(_spec(onnx, value) for value in graph.input if value.name not in constants)
     outputs = tuple(_spec(onnx, value) for value in graph.output)
-    merged = _without_lost_biases(_merged(nodes, {spec.name for spec in outputs}))
+    merged = _without_lost_biases(_Merger(nodes, {spec.name for spec in outputs}).merge())
     return Graph(tuple(merged), constants, inputs, outputs)
 
 
@@ -94,55 +93,99 @@ def _readers(nodes: Iterable[Node]) -> dict[str, list[Node]]:
     return readers
 
 
-def _merged(nodes: list[Node], kept: set[str]) -> list[Node]:
-    """Merge casts, norms and activations; take the cast off a pooled volume, which sums in fp32.
+class _Merger:
+    """Puts nodes together that cost a sweep over a volume each.
 
-    `kept` are values that must stay: the graph's outputs.
+    Parameters
+    ----------
+    nodes
+        Of a graph, in order.
+    kept
+        Values that must stay: the graph's outputs.
     """
-    readers = _readers(nodes)
-    made_by = {name: node for node in nodes for name in node.outputs}
 
-    def alone(name: str) -> Node | None:
+    def __init__(self, nodes: list[Node], kept: set[str]) -> None:
+        self._nodes, self._kept = nodes, kept
+        self._readers = _readers(nodes)
+        self._made_by = {name: node for node in nodes for name in node.outputs}
+        self._replaced: dict[int, Node] = {}
+        self._gone: set[int] = set()
+
+    def merge(self) -> list[Node]:
+        """Return the nodes, those that were put together at the place of the last of them."""
+        rules = {
+            "AveragePool": self._pool,
+            "ConvTranspose": self._upsample_join,
+            "InstanceNormalization": self._norm_activate,
+            "Sigmoid": self._probability,
+        }
+        for node in self._nodes:
+            if node.op in rules:
+                rules[node.op](node)
+        left = (node for node in self._nodes if id(node) not in self._gone)
+        return [self._replaced.get(id(node), node) for node in left]
+
+    def _norm_activate(self, node: Node) -> None:
+        """Merge a norm, casts around it and its activation, which overwrite what they read."""
+        source, casts = self._before_cast(node.inputs[0])
+        last = self._alone(node.outputs[0])
+        while last is not None and last.op == "Cast":
+            casts.append(last)
+            last = self._alone(last.outputs[0])
+        if last is None or last.op != "LeakyRelu" or self._alone(source) is None:
+            return
+        attributes = {
+            "epsilon": node.attributes["epsilon"],
+            "alpha": last.attributes.get("alpha", 0.01),
+        }
+        inputs = (source, *node.inputs[1:])
+        self._put(last, Node(NORM_ACTIVATE, inputs, last.outputs, attributes), [node, *casts])
+
+    def _pool(self, node: Node) -> None:
+        """Take the cast off a pooled volume, which is summed in fp32."""
+        source, casts = self._before_cast(node.inputs[0])
+        self._put(node, replace(node, inputs=(source,)), casts)
+
+    def _upsample_join(self, node: Node) -> None:
+        """Merge a transposed convolution and the volume that is laid beside its result."""
+        (result,), reader = node.outputs, self._alone(node.outputs[0])
+        if reader is None or len(node.inputs) != 3 or not _joins(reader, result):
+            return
+        inputs = (*node.inputs, reader.inputs[1])
+        merged = replace(node, op=UPSAMPLE_JOIN, inputs=inputs, outputs=reader.outputs)
+        self._put(reader, merged, [node])
+
+    def _probability(self, node: Node) -> None:
+        """Merge a cast to fp32 and the sigmoid of it."""
+        source, casts = self._before_cast(node.inputs[0])
+        if casts and casts[0].attributes["to"] == _FLOAT32:
+            self._put(node, Node(PROBABILITY, (source,), node.outputs, {}), casts)
+
+    def _put(self, place: Node, merged: Node, gone: list[Node]) -> None:
+        self._replaced[id(place)] = merged
+        self._gone.update(id(node) for node in gone)
+
+    def _alone(self, name: str) -> Node | None:
         """Return the only reader of a value that nobody else needs."""
-        found = readers.get(name, [])
-        return found[0] if len(found) == 1 and name not in kept else None
+        found = self._readers.get(name, [])
+        return found[0] if len(found) == 1 and name not in self._kept else None
 
-    def through_casts(name: str, dropped: list[Node]) -> Node | None:
-        reader = alone(name)
-        while reader is not None and reader.op == "Cast":
-            dropped.append(reader)
-            reader = alone(reader.outputs[0])
-        return reader
+    def _before_cast(self, name: str) -> tuple[str, list[Node]]:
+        """Return what a value was cast from, and the cast, where nothing else reads it."""
+        maker = self._made_by.get(name)
+        if maker is not None and maker.op == "Cast" and self._alone(name) is not None:
+            return maker.inputs[0], [maker]
+        return name, []
 
-    def before_cast(name: str, dropped: list[Node]) -> str:
-        maker = made_by.get(name)
-        if maker is not None and maker.op == "Cast" and alone(name) is not None:
-            dropped.append(maker)
-            return maker.inputs[0]
-        return name
 
-    replaced: dict[int, Node] = {}
-    gone: list[Node] = []
-    for node in nodes:
-        dropped: list[Node] = []
-        if node.op == "InstanceNormalization":
-            source = before_cast(node.inputs[0], dropped)
-            last = through_casts(node.outputs[0], dropped)
-            if last is None or last.op != "LeakyRelu":
-                continue
-            attributes = {
-                "epsilon": node.attributes["epsilon"],
-                "alpha": last.attributes.get("alpha", 0.01),
-            }
-            inputs = (source, *node.inputs[1:])
-            replaced[id(last)] = Node(NORM_ACTIVATE, inputs, last.outputs, attributes)
-            gone += [node, *dropped]
-        elif node.op == "AveragePool":
-            source = before_cast(node.inputs[0], dropped)
-            replaced[id(node)] = replace(node, inputs=(source,))
-            gone += dropped
-    lost = {id(node) for node in gone}
-    return [replaced.get(id(node), node) for node in nodes if id(node) not in lost]
+def _joins(node: Node, first: str) -> bool:
+    """Whether a node lays the channels of two volumes side by side, `first` before the other."""
+    return (
+        node.op == "Concat"
+        and node.attributes["axis"] == 1
+        and len(node.inputs) == 2
+        and node.inputs[0] == first != node.inputs[1]
+    )
 
 
 def _without_lost_biases(nodes: list[Node]) -> list[Node]:

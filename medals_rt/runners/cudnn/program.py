@@ -7,13 +7,19 @@ all else is array code, which NumPy runs too.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from math import prod, sqrt
+from math import sqrt
 from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 
 from medals_rt.common.errors import RunnerError
-from medals_rt.runners.cudnn.graph import NORM_ACTIVATE, Graph, Node
+from medals_rt.runners.cudnn.graph import (
+    NORM_ACTIVATE,
+    PROBABILITY,
+    UPSAMPLE_JOIN,
+    Graph,
+    Node,
+)
 
 Array: TypeAlias = Any
 Namespace: TypeAlias = Any
@@ -25,6 +31,8 @@ CHANNEL_STEP: Final = 8
 _VOLUME_AXES: Final = 5
 _KERNEL: Final = (3, 3, 3)
 _DTYPES: Final = {1: np.float32, 10: np.float16}
+_OUTPUT_AXIS: Final = {"Conv": 0, "ConvTranspose": 1, UPSAMPLE_JOIN: 1}
+"""Which axis of ONNX's weights has the outputs."""
 
 
 class VolumeOperations(Protocol):
@@ -36,10 +44,26 @@ class VolumeOperations(Protocol):
         """Convolve with weights `(K, 3, 3, 3, C)`, one voxel of zeros around the volume."""
         ...
 
+    def upsample(self, volume: Array, weights: Array) -> Array:
+        """Make eight voxels of each with weights `(C, 2, 2, 2, K)`."""
+        ...
+
     def norm_activate(
         self, volume: Array, scale: Array, shift: Array, epsilon: float, alpha: float
     ) -> None:
         """Norm each channel, scale and shift it, and apply a leaky ReLU, all in place."""
+        ...
+
+    def join(self, upsampled: Array, bias: Array, skip: Array) -> Array:
+        """Add a bias `(C,)`, and lay the channels of another volume beside the sum."""
+        ...
+
+    def pool(self, volume: Array, edge: int) -> Array:
+        """Return the means of cubes of so many voxels an edge, in fp32."""
+        ...
+
+    def to_probability(self, logits: Array) -> Array:
+        """Return the sigmoid of an array in fp16, contiguous, in fp32."""
         ...
 
     def erf(self, values: Array) -> Array:
@@ -58,7 +82,7 @@ def shown(xp: Namespace, volume: Array) -> Array:
 
 
 class Program:
-    """A graph, made ready to run on a operations.
+    """A graph, made ready to run.
 
     Raises
     ------
@@ -68,19 +92,25 @@ class Program:
 
     def __init__(self, graph: Graph, operations: VolumeOperations) -> None:
         self._operations = operations
-        self._graph = graph
         self._constants: dict[str, Any] = {}
+        self._nodes: list[Node] = []
         for node in graph.nodes:
             _check(node)
-            if node.op == "Conv" and node.inputs[1] in graph.constants:
-                _check_width(graph.constants[node.inputs[1]].shape[0])
+            if node.op in _OUTPUT_AXIS and node.inputs[1] in graph.constants:
+                _check_width(graph.constants[node.inputs[1]].shape[_OUTPUT_AXIS[node.op]])
             for place, name in enumerate(node.inputs):
                 if name in graph.constants and name not in self._constants:
                     self._constants[name] = self._prepared(node, place, graph.constants[name])
+            if self._constants.keys() >= set(node.inputs):  # the same in every run
+                self._constants.update(self._compute(node, self._constants))
+            else:
+                self._nodes.append(node)
         self._last_read = {
-            name: number for number, node in enumerate(graph.nodes) for name in node.inputs
+            name: number for number, node in enumerate(self._nodes) for name in node.inputs
         }
         self._kept = {spec.name for spec in graph.outputs}
+        needed = self._last_read.keys() | self._kept
+        self._constants = {name: self._constants[name] for name in self._constants.keys() & needed}
 
     def run(self, feeds: Mapping[str, Array], watch: Watch | None = None) -> dict[str, Array]:
         """Compute all outputs.
@@ -94,15 +124,22 @@ class Program:
             it gives.
         """
         values: dict[str, Any] = {**self._constants, **feeds}
-        for number, node in enumerate(self._graph.nodes):
-            given = [values[name] for name in node.inputs]
-            compute = partial(_OPERATORS[node.op], self._operations, node, *given)
-            values[node.outputs[0]] = compute() if watch is None else watch(node, given, compute)
-            del given, compute
+        for number, node in enumerate(self._nodes):
+            values.update(self._compute(node, values, watch))
             for name in node.inputs:
                 if self._last_read[name] == number and name not in self._kept:
                     values.pop(name, None)
         return {name: values[name] for name in self._kept}
+
+    def _compute(
+        self, node: Node, values: Mapping[str, Any], watch: Watch | None = None
+    ) -> dict[str, Any]:
+        """Compute what a node gives, by name."""
+        given = [values[name] for name in node.inputs]
+        compute = partial(_OPERATORS[node.op], self._operations, node, *given)
+        found = compute() if watch is None else watch(node, given, compute)
+        several = found if isinstance(found, list) else [found]
+        return dict(zip(node.outputs, several, strict=True))
 
     def _prepared(self, node: Node, place: int, constant: np.ndarray) -> Any:
         """Bring a constant to the device, weights with the channels last; shapes stay numbers."""
@@ -111,9 +148,8 @@ class Program:
         xp = self._operations.xp
         if node.op == "Conv" and place == 1:
             return _conv_weights(xp, xp.asarray(constant))
-        if node.op == "ConvTranspose" and place == 1:
-            matrix = np.moveaxis(constant, 1, -1).reshape(constant.shape[0], -1)
-            return xp.asarray(np.ascontiguousarray(matrix))
+        if node.op in {"ConvTranspose", UPSAMPLE_JOIN} and place == 1:
+            return xp.asarray(np.ascontiguousarray(np.moveaxis(constant, 1, -1)))
         return xp.asarray(constant)
 
 
@@ -121,7 +157,7 @@ def _check(node: Node) -> None:
     """Refuse what would be computed wrongly."""
     attributes = node.attributes
     kernel = tuple(attributes.get("kernel_shape", ()))
-    known = node.op in _OPERATORS and len(node.outputs) == 1
+    known = node.op in _OPERATORS and (len(node.outputs) == 1 or node.op == "Split")
     plain = (
         attributes.get("group", 1) == 1
         and set(attributes.get("dilations", [1])) == {1}
@@ -131,13 +167,18 @@ def _check(node: Node) -> None:
     pads = set(attributes.get("pads", [0]))
     if node.op == "Conv":
         known = plain and kernel == _KERNEL and pads == {1} and len(set(strides)) == 1
-    elif node.op == "ConvTranspose":
+    elif node.op in {"ConvTranspose", UPSAMPLE_JOIN}:
         padding = set(attributes.get("output_padding", [0]))
         known = plain and kernel == strides == (2, 2, 2) and pads == padding == {0}
     elif node.op == "AveragePool":
-        known = kernel == strides and pads == {0} and not attributes.get("ceil_mode", 0)
+        is_cube = kernel == strides and len(set(kernel)) == 1
+        known = is_cube and pads == {0} and not attributes.get("ceil_mode", 0)
     elif node.op == "Cast":
         known = attributes["to"] in _DTYPES
+    elif node.op in {"LayerNormalization", "Softmax"}:
+        known = attributes.get("axis", -1) == -1
+    elif node.op == "Split":
+        known = len(node.inputs) == 1 and attributes.get("num_outputs") == len(node.outputs)
     elif node.op == "Gelu":
         known = attributes.get("approximate", b"none") == b"none"
     if not known:
@@ -148,7 +189,7 @@ def _check(node: Node) -> None:
 
 
 def _check_width(channels: int) -> None:
-    """Refuse a convolution whose result is no volume of a operations's."""
+    """Refuse a convolution whose result is no volume of `VolumeOperations`."""
     if channels % CHANNEL_STEP:
         raise RunnerError(
             f"the runner cudnn takes networks whose widths are multiples of {CHANNEL_STEP}, and "
@@ -204,22 +245,28 @@ def _conv_transpose(
     operations: VolumeOperations,
     node: Node,
     volume: Array,
-    matrix: Array,
+    weights: Array,
     bias: Array | None = None,
 ) -> Array:
-    """Multiply each voxel's channels into those of the eight voxels that it becomes."""
+    del node
+    found = operations.upsample(stored(operations.xp, volume), weights)
+    if bias is not None:
+        found += bias
+    return shown(operations.xp, found)
+
+
+def _upsample_join(
+    operations: VolumeOperations,
+    node: Node,
+    volume: Array,
+    weights: Array,
+    bias: Array,
+    skip: Array,
+) -> Array:
     del node
     xp = operations.xp
-    last = stored(xp, volume)
-    height, width, depth, channels = last.shape
-    eight = xp.matmul(last.reshape(-1, channels), matrix)
-    count = matrix.shape[1] // 8
-    eight = eight.reshape(height, width, depth, 2, 2, 2, count)
-    result = xp.empty((height, 2, width, 2, depth, 2, count), dtype=last.dtype)
-    result[...] = xp.transpose(eight, (0, 3, 1, 4, 2, 5, 6))
-    if bias is not None:
-        result += bias
-    return shown(xp, result.reshape(2 * height, 2 * width, 2 * depth, count))
+    upsampled = operations.upsample(stored(xp, volume), weights)
+    return shown(xp, operations.join(upsampled, bias, stored(xp, skip)))
 
 
 def _concat(operations: VolumeOperations, node: Node, *parts: Array) -> Array:
@@ -239,14 +286,7 @@ def _concat(operations: VolumeOperations, node: Node, *parts: Array) -> Array:
 def _average_pool(operations: VolumeOperations, node: Node, volume: Array) -> Array:
     """Return means in fp32."""
     xp = operations.xp
-    last = stored(xp, volume)
-    kernel = node.attributes["kernel_shape"]
-    sizes = [each for n, k in zip(last.shape, kernel, strict=False) for each in (n // k, k)]
-    whole = tuple(slice(n // k * k) for n, k in zip(last.shape, kernel, strict=False))
-    blocks = last[whole].reshape(*sizes, last.shape[-1])
-    # axis by axis: each sum reads along memory
-    summed = xp.sum(blocks, axis=5, dtype=np.float32).sum(axis=3).sum(axis=1)
-    return shown(xp, summed / np.float32(prod(kernel)))
+    return shown(xp, operations.pool(stored(xp, volume), node.attributes["kernel_shape"][0]))
 
 
 def _gelu(operations: VolumeOperations, node: Node, values: Array) -> Array:
@@ -256,12 +296,36 @@ def _gelu(operations: VolumeOperations, node: Node, values: Array) -> Array:
     return exact.astype(values.dtype)
 
 
-def _sigmoid(operations: VolumeOperations, node: Node, values: Array) -> Array:
+def _probability(operations: VolumeOperations, node: Node, logits: Array) -> Array:
     del node
-    exact = operations.xp.tanh(values.astype(np.float32) * np.float32(0.5))
-    exact *= np.float32(0.5)
-    exact += np.float32(0.5)
+    return operations.to_probability(operations.xp.ascontiguousarray(logits))
+
+
+def _layer_normalization(
+    operations: VolumeOperations, node: Node, values: Array, scale: Array, shift: Array
+) -> Array:
+    xp = operations.xp
+    exact = values.astype(np.float32)
+    exact -= xp.mean(exact, axis=-1, keepdims=True)
+    variance = xp.mean(exact * exact, axis=-1, keepdims=True)
+    exact /= xp.sqrt(variance + np.float32(node.attributes["epsilon"]))
+    exact *= scale
+    exact += shift
     return exact.astype(values.dtype, copy=False)
+
+
+def _softmax(operations: VolumeOperations, node: Node, values: Array) -> Array:
+    del node
+    xp = operations.xp
+    exact = values.astype(np.float32)
+    exact = xp.exp(exact - xp.max(exact, axis=-1, keepdims=True))
+    exact /= xp.sum(exact, axis=-1, keepdims=True)
+    return exact.astype(values.dtype, copy=False)
+
+
+def _split(operations: VolumeOperations, node: Node, values: Array) -> list[Array]:
+    count = node.attributes["num_outputs"]
+    return list(operations.xp.split(values, count, axis=node.attributes.get("axis", 0)))
 
 
 def _squeeze(
@@ -296,7 +360,7 @@ def _add(operations: VolumeOperations, node: Node, a: Array, b: Array) -> Array:
     return shown(operations.xp, stored(operations.xp, a) + stored(operations.xp, b))
 
 
-_OPERATORS: Final[Mapping[str, Callable[..., Array]]] = {
+_OPERATORS: Final[Mapping[str, Callable[..., Any]]] = {
     "Add": _add,
     "AveragePool": _average_pool,
     "Cast": lambda _, node, values: values.astype(_DTYPES[node.attributes["to"]], copy=False),
@@ -304,13 +368,19 @@ _OPERATORS: Final[Mapping[str, Callable[..., Array]]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Gelu": _gelu,
+    "LayerNormalization": _layer_normalization,
     "MatMul": lambda operations, _, a, b: operations.xp.matmul(a, b),
+    "Mul": lambda operations, _, a, b: operations.xp.multiply(a, b),
     NORM_ACTIVATE: _norm_activate,
+    PROBABILITY: _probability,
+    "Relu": lambda operations, _, values: operations.xp.maximum(values, values.dtype.type(0)),
     "Reshape": _reshape,
-    "Sigmoid": _sigmoid,
+    "Softmax": _softmax,
+    "Split": _split,
     "Squeeze": _squeeze,
     "Transpose": lambda operations, node, values: operations.xp.transpose(
         values, tuple(node.attributes["perm"])
     ),
     "Unsqueeze": _unsqueeze,
+    UPSAMPLE_JOIN: _upsample_join,
 }

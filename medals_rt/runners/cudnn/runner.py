@@ -1,4 +1,4 @@
-"""Graphs that read volumes on a GPU without TensorRT: cuDNN and CuPy; others in ONNX Runtime.
+"""Graphs on a GPU without TensorRT: cuDNN convolves, CuPy does the rest.
 
 Convolutions run with the channels last, the layout that a GPU's matrix units want; norms and
 activations are two sweeps of own kernels. All of it is queued on the caller's stream, and nothing
@@ -25,9 +25,8 @@ from medals_rt.runners.base import (
 from medals_rt.runners.cuda import device_inputs, load_cuda_libraries
 from medals_rt.runners.cudnn.convolution import Convolutions
 from medals_rt.runners.cudnn.graph import Graph, read_graph
-from medals_rt.runners.cudnn.kernels import Norms
+from medals_rt.runners.cudnn.kernels import Kernels
 from medals_rt.runners.cudnn.program import Program
-from medals_rt.runners.onnxruntime import ONNXRuntimeCUDARunner
 
 UNTRIED: Final = (
     "the runner cudnn has not been tried on a GPU: compare its labels with those of another runner"
@@ -35,7 +34,7 @@ UNTRIED: Final = (
 
 
 class CuDNNRunner(Runner):
-    """One fp16 graph with convolutions; see `Runner`.
+    """One fp16 graph; see `Runner`.
 
     Arrays are CuPy's. Volumes that come back are stored with the channels last, and are taken so
     by the next graph without a copy.
@@ -62,6 +61,7 @@ class CuDNNRunner(Runner):
         self.inputs, self.outputs = graph.inputs, graph.outputs
         self._operations: GpuOperations | None = GpuOperations(self._cupy, cudnn)
         self._program = Program(graph, self._operations)
+        self._cupy.cuda.get_current_stream().synchronize()  # runs may be on another stream
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Queue the computation of all outputs; see `Runner.run`."""
@@ -92,8 +92,10 @@ class GpuOperations:
     def __init__(self, cupy: Any, cudnn: Any) -> None:
         self.xp = cupy
         self.convolutions = Convolutions(cupy, cudnn)
-        self.convolve = self.convolutions.convolve
-        self.norm_activate = Norms(cupy).norm_activate
+        self.convolve, self.upsample = self.convolutions.convolve, self.convolutions.upsample
+        kernels = Kernels(cupy)
+        self.norm_activate, self.join = kernels.norm_activate, kernels.join
+        self.pool, self.to_probability = kernels.pool, kernels.to_probability
 
     def erf(self, values: Any) -> Any:
         """Return the error function."""
@@ -103,17 +105,15 @@ class GpuOperations:
 
 
 def open_graphs(request: OpenRequest) -> Runner:
-    """Open a graph that reads a volume in cuDNN, any other in ONNX Runtime."""
+    """Open one graph."""
     (path,) = request.graph_paths
-    graph = read_graph(path)
-    return CuDNNRunner(request, graph) if graph.takes_volume else ONNXRuntimeCUDARunner(request)
+    return CuDNNRunner(request, read_graph(path))
 
 
 CUDNN: Final = RunnerSpec(
     kind="cudnn",
     device="cuda",
-    libraries=("cuDNN frontend", "ONNX", "ONNX Runtime", "CuPy"),
-    distributions=("onnxruntime-gpu",),
+    libraries=("cuDNN frontend", "ONNX", "CuPy"),
     open_graphs=open_graphs,
     precisions=precision_of_graphs,
     auto_reason="",  # until it has run on a GPU

@@ -11,6 +11,7 @@ so it is never taken for CuPy by accident.
 """
 
 import os
+import re
 from pathlib import Path as _Path
 from types import SimpleNamespace
 
@@ -39,7 +40,7 @@ expand_dims flip isfinite isnan left_shift invert log log1p logical_and logical_
 maximum mean min moveaxis nonzero ones_like power prod reshape right_shift round sin cos
 sqrt squeeze stack sum swapaxes transpose unique where zeros_like
 arccos arccosh arcsin arcsinh arctan arctan2 arctanh sign
-matmul tanh
+matmul multiply tanh
 """
 
 
@@ -93,6 +94,10 @@ def zeros(shape, dtype=float):
 
 def ones(shape, dtype=float):
     return full(shape, 1, dtype)
+
+
+def split(ary, indices_or_sections, axis=0):
+    return [ndarray(each) for each in np.split(_require(ary)._host, indices_or_sections, axis)]
 
 
 def arange(start, stop=None, step=1, dtype=None):
@@ -153,7 +158,7 @@ class RawModule:
         self._code = code
 
     def get_function(self, name):
-        assert f" {name}(" in self._code
+        assert re.search(rf"\b{name}\(", self._code)
         compute = getattr(_kernels, name)
 
         def launch(grid, block, args):

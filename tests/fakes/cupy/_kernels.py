@@ -19,8 +19,29 @@ def finish(channels, volume, voxels, partial, blocks, scale, shift, epsilon, fac
     factors[:, 1] = shift - (volume.reshape(-1, channels)[0] + sums) * factor
 
 
-def scale_activate(_, volume, vectors, lanes, factors, alpha):
-    assert volume.size == 8 * vectors
-    rows = volume.reshape(-1, 8 * lanes)
+def scale_activate(_, volume, voxels, lanes, factors, alpha):
+    rows = volume.reshape(voxels, 8 * lanes)
     found = rows.astype(np.float32) * factors[:, 0] + factors[:, 1]
     rows[...] = np.where(found > 0, found, alpha * found)
+
+
+def join(_, upsampled, bias, skip, voxels, lanes, upsampled_lanes, joined):
+    assert joined.shape[-1] == 8 * lanes
+    assert upsampled.shape[-1] == 8 * upsampled_lanes
+    assert joined.size == voxels * 8 * lanes
+    joined[..., : 8 * upsampled_lanes] = upsampled + bias
+    joined[..., 8 * upsampled_lanes :] = skip
+
+
+def add_squares(blocks, volume, width, depth, edge, lanes, sums):
+    assert volume.shape[1:] == (width, depth, 8 * lanes)
+    rows, columns = width // edge, depth // edge
+    assert blocks == volume.shape[0] * rows * columns
+    whole = volume[:, : rows * edge, : columns * edge].astype(np.float32)
+    squares = whole.reshape(-1, rows, edge, columns, edge, 8 * lanes)
+    sums[...] = squares.sum(axis=(2, 4))
+
+
+def to_probability(_, logits, count, probabilities):
+    assert logits.size == probabilities.size == count
+    probabilities[...] = 0.5 + 0.5 * np.tanh(0.5 * logits.astype(np.float32))

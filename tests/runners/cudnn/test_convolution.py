@@ -37,6 +37,31 @@ def check(cupy, library, shape, outputs, stride):
     convolutions.close()
 
 
+def check_upsampling(cupy, library, shape, outputs):
+    rng = np.random.default_rng(4)
+    volume = rng.standard_normal(shape).astype(np.float16)
+    weights = (rng.standard_normal((shape[-1], 2, 2, 2, outputs)) / 10).astype(np.float16)
+    convolutions = Convolutions(cupy, library)
+    convolutions.use_current_stream()
+    found = convolutions.upsample(cupy.asarray(volume), cupy.asarray(weights))
+    wanted = NumpyOperations().upsample(volume, weights)
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found.get(), wanted, rtol=2e-3, atol=2e-3)
+    convolutions.close()
+
+
+def test_upsampling_on_the_fake(fakes, cudnn):
+    check_upsampling(fakes.cupy, cudnn, (3, 4, 5, 16), 8)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("shape", "outputs"), [((6, 6, 6, 768), 512), ((24, 20, 16, 64), 64)])
+def test_upsampling_on_a_gpu(cupy, shape, outputs):
+    import cudnn as library
+
+    check_upsampling(cupy, library, shape, outputs)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_shapes_strides_and_addresses_on_the_fake(fakes, cudnn, stride):
     check(fakes.cupy, cudnn, *SHAPES[0], stride)
@@ -53,7 +78,7 @@ def test_on_a_gpu(cupy, shape, outputs, stride):
 
 def test_a_plan_is_made_once_for_a_shape(fakes, cudnn):
     convolutions = Convolutions(fakes.cupy, cudnn)
-    asked = [((8, 8, 8, 16), (16, 3, 3, 3, 16), stride) for stride in (1, 2, 1)]
+    asked = [("convolve", (8, 8, 8, 16), (16, 3, 3, 3, 16), stride) for stride in (1, 2, 1)]
     first, other, again = (convolutions.plan(*each) for each in asked)
     assert first is again
     assert (first.shape, other.shape) == ((8, 8, 8, 16), (4, 4, 4, 16))

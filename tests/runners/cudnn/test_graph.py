@@ -3,7 +3,7 @@
 import pytest
 
 from medals_rt.common.errors import RunnerError
-from medals_rt.runners.cudnn.graph import NORM_ACTIVATE, read_graph
+from medals_rt.runners.cudnn.graph import NORM_ACTIVATE, PROBABILITY, UPSAMPLE_JOIN, read_graph
 from tests.errors import raises
 
 
@@ -20,13 +20,21 @@ def test_norms_and_activations_are_one_and_their_biases_gone(tiny_half_bundle):
     assert {len(node.inputs) for node in convolutions} == {2}
 
 
-def test_a_graph_without_a_volume_is_left_to_others(tiny_half_bundle):
-    assert not graph_of(tiny_half_bundle, "query_decoder").takes_volume
-
-
 def test_a_bias_stays_where_no_norm_takes_it_off_again(tiny_half_bundle):
     graph = graph_of(tiny_half_bundle, "image_encoder")
-    assert {len(node.inputs) for node in graph.nodes if node.op == "ConvTranspose"} == {3}
+    assert {len(node.inputs) for node in graph.nodes if node.op == UPSAMPLE_JOIN} == {4}
+
+
+def test_what_is_upsampled_is_joined_at_once(tiny_half_bundle):
+    kinds = [node.op for node in graph_of(tiny_half_bundle, "image_encoder").nodes]
+    assert UPSAMPLE_JOIN in kinds
+    assert "ConvTranspose" not in kinds
+
+
+def test_probabilities_are_not_cast_first(tiny_half_bundle):
+    kinds = [node.op for node in graph_of(tiny_half_bundle, "classifier").nodes]
+    assert kinds[-1] == PROBABILITY
+    assert "Sigmoid" not in kinds
 
 
 def test_pooled_volumes_are_not_cast(tiny_half_bundle):

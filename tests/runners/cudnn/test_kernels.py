@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medals_rt.common.errors import RunnerError
-from medals_rt.runners.cudnn.kernels import _SOURCE, Norms
+from medals_rt.runners.cudnn.kernels import _SOURCE, Kernels
 from tests.errors import raises
 from tests.runners.reference import NumpyOperations
 
@@ -49,7 +49,18 @@ extern "C" void norm(uint4* volume, long long voxels, int lanes, float2* partial
     launch(8 * lanes, 128, [=] {
         finish((unsigned short*)volume, voxels, partial, blocks, scale, shift, epsilon, factors);
     });
-    launch(blocks, 256, [=] { scale_activate(volume, voxels * lanes, lanes, factors, alpha); });
+    launch(blocks, 256, [=] { scale_activate(volume, voxels, lanes, factors, alpha); });
+}
+extern "C" void lay(uint4* upsampled, uint4* bias, uint4* skip, long long voxels, int lanes,
+                    int own, uint4* joined) {
+    launch(3, 256, [=] { join(upsampled, bias, skip, voxels, lanes, own, joined); });
+}
+extern "C" void squares(int blocks, uint4* volume, int width, int depth, int edge, int lanes,
+                        float* sums) {
+    launch(blocks, 256, [=] { add_squares(volume, width, depth, edge, lanes, sums); });
+}
+extern "C" void sigmoid(unsigned short* logits, long long count, float* probabilities) {
+    launch(2, 256, [=] { to_probability(logits, count, probabilities); });
 }
 """
 REPLACED = {
@@ -61,6 +72,8 @@ REPLACED = {
     ),
     "__device__ __forceinline__": "static inline",
     'extern "C" __global__': "static",
+    "__launch_bounds__(256, 4)": "",
+    "__launch_bounds__(256, 6)": "",
     "__shared__": "static",
     "__restrict__": "__restrict",
 }
@@ -82,7 +95,7 @@ def values(channels, shape=(9, 8, 7)):
 def test_on_a_gpu(cupy, channels):
     volume, scale, shift, wanted = values(channels)
     found = cupy.asarray(volume)
-    Norms(cupy).norm_activate(found, cupy.asarray(scale), cupy.asarray(shift), EPSILON, ALPHA)
+    Kernels(cupy).norm_activate(found, cupy.asarray(scale), cupy.asarray(shift), EPSILON, ALPHA)
     np.testing.assert_allclose(found.get(), wanted, rtol=2e-3, atol=2e-3)
 
 
@@ -105,14 +118,15 @@ def compiled(tmp_path_factory):
     return ctypes.CDLL(str(folder / "norm.so"))
 
 
+def address(array):
+    return ctypes.c_void_p(array.ctypes.data)
+
+
 @pytest.mark.parametrize("channels", [8, 24, 64])
 def test_on_the_processor(compiled, channels):
     volume, scale, shift, wanted = values(channels, (5, 6, 7))
     partial = np.full((BLOCKS, channels, 2), 7, np.float32)
     factors = np.full((channels, 2), 7, np.float32)
-
-    def address(array):
-        return ctypes.c_void_p(array.ctypes.data)
 
     compiled.norm(
         *(address(volume), ctypes.c_longlong(volume.size // channels), channels // 8),
@@ -122,8 +136,72 @@ def test_on_the_processor(compiled, channels):
     np.testing.assert_allclose(volume, wanted, rtol=2e-3, atol=2e-3)
 
 
+def volumes(own, other, shape=(3, 5, 4)):
+    rng = np.random.default_rng(5)
+    of_skip = rng.standard_normal((*shape, other)).astype(np.float16)
+    return (
+        rng.standard_normal((*shape, own)).astype(np.float16),
+        rng.standard_normal(own).astype(np.float16),
+        of_skip,
+    )
+
+
+@pytest.mark.parametrize(("own", "other"), [(8, 8), (64, 64), (24, 32)])
+def test_joining_on_the_processor(compiled, own, other):
+    upsampled, bias, skip = volumes(own, other)
+    found = np.full((*skip.shape[:3], own + other), np.nan, np.float16)
+    voxels, lanes = ctypes.c_longlong(found.size // (own + other)), (own + other) // 8
+    given = (address(upsampled), address(bias), address(skip), voxels, lanes, own // 8)
+    compiled.lay(*given, address(found))
+    np.testing.assert_array_equal(found, NumpyOperations().join(upsampled, bias, skip))
+
+
+@pytest.mark.parametrize(("channels", "edge"), [(8, 2), (64, 4), (24, 3)])
+def test_pooling_on_the_processor(compiled, channels, edge):
+    rng = np.random.default_rng(6)
+    volume = rng.standard_normal((6, 9, 8, channels)).astype(np.float16)
+    sums = np.full((6, 9 // edge, 8 // edge, channels), np.nan, np.float32)
+    blocks = sums.size // channels
+    compiled.squares(blocks, address(volume), 9, 8, edge, channels // 8, address(sums))
+    cubes = sums[: 6 // edge * edge].reshape(6 // edge, edge, *sums.shape[1:]).sum(axis=1)
+    wanted = NumpyOperations().pool(volume, edge)
+    np.testing.assert_allclose(cubes / edge**3, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_probabilities_on_the_processor(compiled):
+    logits = np.concatenate([np.linspace(-30, 30, 4001), [-np.inf, np.inf]]).astype(np.float16)
+    found = np.full(logits.shape, np.nan, np.float32)
+    compiled.sigmoid(address(logits), ctypes.c_longlong(logits.size), address(found))
+    np.testing.assert_allclose(found, NumpyOperations().to_probability(logits), atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("own", "other"), [(8, 8), (64, 64), (320, 256)])
+def test_joining_on_a_gpu(cupy, own, other):
+    upsampled, bias, skip = volumes(own, other, (20, 21, 22))
+    found = Kernels(cupy).join(*(cupy.asarray(each) for each in (upsampled, bias, skip)))
+    np.testing.assert_array_equal(found.get(), NumpyOperations().join(upsampled, bias, skip))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("channels", "edge"), [(8, 2), (64, 32), (24, 5)])
+def test_pooling_on_a_gpu(cupy, channels, edge):
+    rng = np.random.default_rng(6)
+    volume = rng.standard_normal((66, 64, 70, channels)).astype(np.float16)
+    found = Kernels(cupy).pool(cupy.asarray(volume), edge)
+    wanted = NumpyOperations().pool(volume, edge)
+    np.testing.assert_allclose(found.get(), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_probabilities_on_a_gpu(cupy):
+    logits = np.linspace(-30, 30, 4001).astype(np.float16)
+    found = Kernels(cupy).to_probability(cupy.asarray(logits))
+    np.testing.assert_allclose(found.get(), NumpyOperations().to_probability(logits), atol=1e-6)
+
+
 @pytest.mark.parametrize("channels", [4, 4096])
 def test_channels_that_no_thread_has(fakes, channels):
     volume = fakes.cupy.zeros((2, 2, 2, channels), np.float16)
-    with raises(RunnerError, "norm-unsupported", str(channels)):
-        Norms(fakes.cupy).norm_activate(volume, volume, volume, EPSILON, ALPHA)
+    with raises(RunnerError, "channels-unsupported", str(channels)):
+        Kernels(fakes.cupy).norm_activate(volume, volume, volume, EPSILON, ALPHA)

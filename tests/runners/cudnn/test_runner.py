@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from medals_rt.bundle.manifest import GRAPH_NAMES
 from medals_rt.bundle.recipes import verification_for
 from medals_rt.common.errors import InputError, RunnerError
 from medals_rt.runners.cudnn.runner import UNTRIED
 from medals_rt.runners.selection import open_runner
 from tests.errors import raises
-from tests.fakes.onnxruntime_cuda import make_library
 from tests.runners.engine_bundles import random_feeds
 
 GRAPH = "fusion_text_only"
@@ -33,7 +33,7 @@ def expected(bundle, graph, feeds):
 
 
 @pytest.mark.usefixtures("cudnn")
-@pytest.mark.parametrize("graph", ["image_encoder", "refiner_text_only", "refiner_2", "classifier"])
+@pytest.mark.parametrize("graph", GRAPH_NAMES)
 def test_results_are_onnx_runtimes(fakes, tiny_half_bundle, graph):
     feeds = random_feeds(fakes.cupy, tiny_half_bundle, graph, 2)
     with opened(tiny_half_bundle, graph) as runner:
@@ -71,14 +71,6 @@ def test_handles_are_freed(fakes, cudnn, tiny_half_bundle):
 def test_other_precisions_are_refused(tiny_half_bundle):
     with raises(InputError, "precision-unsupported", "fp32"):
         opened(tiny_half_bundle, precision="fp32")
-
-
-def test_a_graph_without_a_volume_runs_in_onnx_runtime(fakes, tiny_half_bundle, monkeypatch):
-    from medals_rt.runners import onnxruntime as module
-
-    monkeypatch.setattr(module, "import_onnxruntime", lambda: make_library(fakes.cupy.cuda))
-    runner = opened(tiny_half_bundle, "query_decoder", graph_precision="fp16")
-    assert runner.kind == "onnxruntime-cuda"
 
 
 @pytest.mark.usefixtures("cudnn")
