@@ -13,7 +13,8 @@
 #   case     a whole case, cold and warm, by step; labels against the processor's
 #   full     a pass of both windows: PyTorch, ONNX Runtime, medals-rt; share of the matrix rate
 #   profile  the kernels of a pass that take longest
-#   layers   operations of the runner cudnn one by one, and cuDNN's other plans
+#   layers   operations of the runner cudnn one by one
+#   plans    cuDNN's plans for convolutions, and what it computes along with them
 #   memory   the most memory in use, against the plan
 #   arrays   the array steps, GPU against processor
 #   latency  a window of the bundle against PyTorch
@@ -36,10 +37,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-all="tests models case full profile layers memory arrays latency bench"
-declare -A limits=([tests]=150 [models]=80 [case]=140 [full]=210 [profile]=40 [layers]=30 [memory]=45 [arrays]=45 [latency]=50 [bench]=60 [engines]=60)
+all="tests models case full profile layers plans memory arrays latency bench"
+declare -A limits=([tests]=150 [models]=80 [case]=140 [full]=180 [profile]=40 [layers]=20 [plans]=45 [memory]=45 [arrays]=45 [latency]=50 [bench]=60 [engines]=60)
 shortest=5 # seconds that a part needs at least to be worth its start
-declare -A small=([models]="" [full]="" [profile]="" [layers]="" [case]="" [memory]="" [arrays]="" [latency]="")
+declare -A small=([models]="" [full]="" [profile]="" [layers]="" [plans]="" [case]="" [memory]="" [arrays]="" [latency]="")
 device=cuda
 if [ "${1:-}" = --rehearse ]; then
   shift
@@ -51,6 +52,7 @@ if [ "${1:-}" = --rehearse ]; then
     [case]="--device cpu --shape 24 24 24 --runs 2 --crop 24"
     [profile]="--device cpu"
     [layers]="--repetitions 1"
+    [plans]="--edge 16 --repetitions 1"
     [memory]="--device cpu --shape 24 24 24"
     [arrays]="--small"
     [latency]="--device cpu --repetitions 1 --classes 1"
@@ -200,6 +202,9 @@ for name in case full profile layers memory; do
   fi
 done
 
+if [[ $device == cpu && $wanted == *" plans "* ]] || can plans cudnn; then
+  part plans "${fakes[@]}" "$python" benchmarks/gpu_plans.py --output "$out/plans" ${small[plans]}
+fi
 if can arrays array_api_compat; then
   part arrays "${fakes[@]}" "$python" benchmarks/device_arrays.py --output "$out/arrays" ${small[arrays]}
 fi

@@ -30,6 +30,10 @@ def backend_version_string():
     return "9.19.0 (fake)"
 
 
+def create_device_properties(device):
+    return SimpleNamespace(serialize=lambda: f'{{"cudaDeviceId": {device}}}')
+
+
 def create_handle():
     handles[1 + len(handles)] = 0
     return len(handles)
@@ -165,6 +169,9 @@ class pygraph:  # noqa: N801 - the library's name
     def get_workspace_size_plan_at_index(self, index):
         assert index in self._built
         return WORKSPACE_BYTES
+
+    def get_plan_name_at_index(self, index):
+        return f"fake{index}"
 
     def execute_plan_at_index(self, places, workspace, index, handle):
         from cupy import cuda

@@ -1,5 +1,6 @@
 """Convolutions of cuDNN on volumes with the channels last: a plan for each shape, made once."""
 
+from collections.abc import Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 from medals_rt.common.errors import RunnerError
@@ -96,10 +97,28 @@ class Convolutions:
 
 
 class Plan:
-    """How cuDNN convolves one shape."""
+    """How cuDNN convolves one shape.
+
+    Parameters
+    ----------
+    cudnn, handle
+        The library.
+    kind, volume, weights, stride
+        Shapes as `Convolutions` takes them.
+    modes
+        Names of its heuristics, in the order in which their plans are tried.
+    """
 
     def __init__(
-        self, cudnn: Any, handle: Any, kind: Kind, volume: Sizes, weights: Sizes, stride: int
+        self,
+        cudnn: Any,
+        handle: Any,
+        kind: Kind,
+        volume: Sizes,
+        weights: Sizes,
+        stride: int,
+        *,
+        modes: Sequence[str] = _MODES,
     ) -> None:
         self.graph = cudnn.pygraph(
             handle=handle,
@@ -109,11 +128,11 @@ class Plan:
         )
         self._handle = handle
         describe = _upsampling if kind == "upsample" else _convolution
-        self._tensors, self.shape = describe(cudnn, self.graph, volume, weights, stride)
+        self.tensors, self.shape = describe(cudnn, self.graph, volume, weights, stride)
         try:
             self.graph.validate()
             self.graph.build_operation_graph()
-            self.graph.create_execution_plans([getattr(cudnn.heur_mode, mode) for mode in _MODES])
+            self.graph.create_execution_plans([getattr(cudnn.heur_mode, mode) for mode in modes])
             self.graph.deselect_numeric_notes([cudnn.numerical_note.NONDETERMINISTIC])
             self.graph.check_support()
         except Exception as error:  # the library's errors share no base class of their own
@@ -133,13 +152,10 @@ class Plan:
                 return index
         raise _refused(volume, weights, last)
 
-    def execute(
-        self, volume: int, weights: int, result: int, workspace: int, index: int | None = None
-    ) -> None:
-        """Queue the convolution of arrays at these addresses, by another plan than its own."""
-        places = dict(zip(self._tensors, (volume, weights, result), strict=True))
-        taken = self._index if index is None else index
-        self.graph.execute_plan_at_index(places, workspace, taken, handle=self._handle)
+    def execute(self, volume: int, weights: int, result: int, workspace: int) -> None:
+        """Queue the convolution of arrays at these addresses."""
+        places = dict(zip(self.tensors, (volume, weights, result), strict=True))
+        self.graph.execute_plan_at_index(places, workspace, self._index, handle=self._handle)
 
 
 def _convolution(
