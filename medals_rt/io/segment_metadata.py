@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from medals_rt.common.arrays import label_counts
 from medals_rt.common.choices import KINDS
 from medals_rt.common.errors import CaseError
 from medals_rt.common.typing import HostArray
@@ -137,7 +138,7 @@ def segments_of(
 
 
 def _present(labels: HostArray) -> set[int]:
-    """Values of a label map; counting by planes takes a tenth of the time of sorting them."""
+    """Return the values of a label map: counting them takes a tenth of the time of sorting."""
     highest = int(labels.max(initial=0))
     if highest > MAX_LABEL:
         raise CaseError(
@@ -145,10 +146,7 @@ def _present(labels: HostArray) -> set[int]:
             "write .npz or .nii.gz",
             code="labels-out-of-range",
         )
-    found: set[int] = set()
-    for plane in labels:
-        found.update(np.flatnonzero(np.bincount(plane.reshape(-1))).tolist())
-    return found
+    return set(np.flatnonzero(label_counts(labels)).tolist())
 
 
 def _class_segment(label: int, sentence: str, key: ClassKey) -> Segment:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from medals_rt.common.arrays import to_host
+from medals_rt.common.arrays import label_counts, to_host
 from medals_rt.common.atomic_io import prepare_output, write_json
 from medals_rt.inference.cascade import ONE_STAGE
 from medals_rt.io.case import Case
@@ -254,9 +254,7 @@ def measure_segments(read: ReadJob, result: Result) -> list[SegmentMeasures]:
     }
     segments = segments_of(read.prompts, result.labels_dhw)
     numbers, objects = number_objects(result.labels_dhw, instances, segments, read.job.output.name)
-    voxels = np.zeros(len(objects) + 1, np.int64)
-    for plane in numbers:
-        voxels += np.bincount(plane.reshape(-1), minlength=len(objects) + 1)
+    voxels = label_counts(numbers, len(objects) + 1)
     measured = []
     for number, (_, instance) in enumerate(objects, 1):
         lesion = lesions.get(instance)

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from medals_rt.common.arrays import bounding_box, to_host
+from medals_rt.common.arrays import bounding_box, label_counts, to_host
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import HostArray, Shape
@@ -252,7 +252,7 @@ def _missing(before: HostArray, after: HostArray) -> list[int]:
     """Numbers that one array holds and the other doesn't."""
     if after is before:
         return []
-    counts = [np.bincount(each.ravel()) for each in (before, after)]
+    counts = [label_counts(each) for each in (before, after)]
     there = np.flatnonzero(counts[0])
     kept = np.flatnonzero(counts[1])
     return [int(each) for each in np.setdiff1d(there, kept) if each]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from medals_rt.common.arrays import label_counts
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import InputError
 from medals_rt.common.optional_deps import require
@@ -310,7 +311,7 @@ def _legend_texts(
     names: Mapping[int, str], labels_dhw: HostArray, voxel_ml: float
 ) -> dict[int, str]:
     """List every class's number, name and volume, those that were not found as well."""
-    voxels = np.bincount(labels_dhw.ravel(), minlength=max(names, default=0) + 1)
+    voxels = label_counts(labels_dhw, max(names, default=0) + 1)
     texts = {}
     for label, name in names.items():
         volume_ml = float(voxels[label] * voxel_ml)

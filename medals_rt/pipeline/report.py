@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.arrays import label_counts
 from medals_rt.common.environment import library_versions, machine_facts, peak_memory_mib
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import Spacing
@@ -345,10 +346,7 @@ def class_summaries(
         What post-processing took away.
     """
     removed = {each.label: each for each in removals}
-    highest = max(prompts.labels) + 1
-    voxels = np.zeros(highest, np.int64)
-    for plane in labels_dhw:  # counting the volume at once would take eight bytes a voxel
-        voxels += np.bincount(plane.reshape(-1), minlength=highest)
+    voxels = label_counts(labels_dhw, max(prompts.labels) + 1)
     of_label = None if instances_dhw is None else _instances_of_labels(labels_dhw, instances_dhw)
     records = []
     for prompt, source in zip(prompts.prompts, sources, strict=True):

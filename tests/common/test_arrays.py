@@ -15,6 +15,7 @@ from medals_rt.common.arrays import (
     as_namespace,
     bounding_box,
     contiguous,
+    label_counts,
     look_up,
     memory_order,
     namespace,
@@ -128,6 +129,16 @@ def test_threads_do_every_block_and_report_errors() -> None:
         on_all_cores(work, [(at, at + 10) for at in range(0, 1000, 10)], done)
     assert (done[:990] == 1).all()
     assert (done[990:] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int64])
+def test_labels_are_counted(dtype: type[np.integer[Any]]) -> None:
+    labels = np.zeros((3, 4, 5), dtype)
+    labels[0, 0, :2], labels[2] = 7, 2
+    counts = label_counts(labels)
+    assert counts.tolist() == [38, 0, 20, 0, 0, 0, 0, 2]
+    assert label_counts(labels.transpose(2, 0, 1), 10).tolist() == [*counts.tolist(), 0, 0]
+    assert label_counts(labels[:0]).tolist() == [0]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
