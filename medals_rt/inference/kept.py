@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 
 Key: TypeAlias = tuple[Hashable, ...]
 
+_SHARE_OF_MEMORY = 4
+_LARGEST_DEFAULT = 4 * 2**30
+
+
+def default_bytes(free: int) -> int:
+    """Return how much to keep unless asked: a quarter of the bytes that are free, up to 4 GiB."""
+    return min(free // _SHARE_OF_MEMORY, _LARGEST_DEFAULT)
+
 
 @dataclass(frozen=True)
 class CacheCounts:

@@ -14,6 +14,7 @@ from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress, whole
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.inference.kept import KeptImage
+from medals_rt.pipeline.corrected_run import segment_corrected
 from medals_rt.pipeline.group_run import CoarseLabels
 from medals_rt.pipeline.job_inputs import read_job
 from medals_rt.pipeline.job_outputs import check_outputs
@@ -84,19 +85,22 @@ def segment_job(
     Raises
     ------
     MedalsError
-        As `Segmenter.segment`.
+        As `Segmenter.segment` and `segment_corrected`.
     """
+    provenance = Provenance(
+        seconds={**read.seconds, **(seconds_before or {})},
+        notes=(*read.case.notes, *_modality_notes(read)),
+        origin=read.case.origin,
+    )
+    if read.result_dhw is not None:
+        return segment_corrected(segmenter, read, read.result_dhw, provenance, progress)
     return segmenter.segment(
         read.case.volume,
         read.prompts,
         read.job.segment_options,
         spatial_prompts=read.annotation_dhw,
         corrections=read.corrections,
-        provenance=Provenance(
-            seconds={**read.seconds, **(seconds_before or {})},
-            notes=(*read.case.notes, *_modality_notes(read)),
-            origin=read.case.origin,
-        ),
+        provenance=provenance,
         progress=progress,
         kept=kept,
         on_coarse=on_coarse,

@@ -79,8 +79,11 @@ def prepare_job(job: Job, case: Case, progress: Progress | None = None) -> ReadJ
         )
         case = replace(case, notes=(*case.notes, *moved))
     corrections: tuple[Correction, ...] = ()
+    result_dhw = None
     if job.corrects is not None:
-        made, made_notes = _read_correction(job, job.corrects, case, prompts, annotation)
+        made, result_dhw, made_notes = _read_correction(
+            job, job.corrects, case, prompts, annotation
+        )
         corrections, annotation = (made,), None
         case = replace(case, notes=(*case.notes, *made_notes))
     preset = job.options.segment.algorithm
@@ -94,13 +97,13 @@ def prepare_job(job: Job, case: Case, progress: Progress | None = None) -> ReadJ
     )
     case = replace(case, notes=(*case.notes, *notes))
     check_combination(prompts, preset)
-    return ReadJob(job, case, prompts, annotation, {}, corrections)
+    return ReadJob(job, case, prompts, annotation, {}, corrections, result_dhw)
 
 
 def _read_correction(
     job: Job, result: Path, case: Case, prompts: PromptSet, corrected_dhw: Any | None
-) -> tuple[Correction, tuple[Note, ...]]:
-    """Compare a result with what a person made of it; note what differs.
+) -> tuple[Correction, Any, tuple[Note, ...]]:
+    """Compare a result, which is returned too, with what a person made of it; note what differs.
 
     Raises
     ------
@@ -123,7 +126,7 @@ def _read_correction(
     )
     made = Correction.of(before_dhw, corrected_dhw, prompts.labels)
     text = f"{job.spatial_prompts.name} corrects {made.voxels:,} voxels of {result.name}"
-    return made, (*notes, Note("corrects", text))
+    return made, before_dhw, (*notes, Note("corrects", text))
 
 
 def _thread_notes(options: RunOptions) -> tuple[Note, ...]:

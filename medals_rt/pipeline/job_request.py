@@ -92,7 +92,8 @@ class ReadJob:
     """A job whose files have been read.
 
     `annotation_dhw` are the labels drawn by the user, on the case's grid, `corrections` what was
-    changed of results; `seconds` is what reading took, by step.
+    changed of results; `seconds` is what reading took, by step. `result_dhw` is the result that
+    `Job.corrects` names: of how it came to be nothing is known but what the file holds.
     """
 
     job: Job
@@ -101,3 +102,4 @@ class ReadJob:
     annotation_dhw: Any | None
     seconds: dict[str, float]
     corrections: tuple[Correction, ...] = ()
+    result_dhw: Any | None = None

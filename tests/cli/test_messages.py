@@ -97,7 +97,7 @@ REFUSED: dict[str, Callable[[Path], object]] = {
         lambda _: check_image(np.full((2, 2, 2), np.nan))
     ),
     "the image has 8,000,000,000 voxels, more than the limit of 2,147,483,648; crop it or raise "
-    "the limit": lambda _: check_shape((2000, 2000, 2000)),
+    "the limit": lambda _: check_shape((2000, 2000, 2000), max_voxels=2**31),
     "spacing is (0, 1, 1); each must be a positive number of millimeters": lambda _: check_spacing(
         (0, 1, 1)
     ),

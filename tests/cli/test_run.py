@@ -126,6 +126,53 @@ def test_a_corrected_result(run: Callable[..., Result], out: Path, tmp_path: Pat
     assert error_of(refused).code == "input-overwritten", "the result that is corrected"
 
 
+def test_a_second_correction_keeps_the_first(
+    run: Callable[..., Result], out: Path, tmp_path: Path
+) -> None:
+    """A file doesn't say what was corrected of it before; the run finds that out."""
+    base, drawn, report = tmp_path / "base.npz", tmp_path / "drawn.npz", tmp_path / "r.json"
+    assert run(output=base).exit_code == 0
+
+    def corrected(result: Path, output: Path, at: tuple[slice, ...]) -> np.ndarray:
+        with np.load(result) as found:
+            labels, spacing = found["segs"].copy(), found["spacing"]
+        labels[at] = 1 - (labels[at] > 0)
+        np.savez(drawn, segs=labels, spacing=spacing)
+        done = run(corrects=result, spatial_prompts=drawn, output=output, report=report)
+        assert done.exit_code == 0, done.output
+        with np.load(output) as found:
+            assert np.array_equal(found["segs"][at], labels[at])
+            return found["segs"].copy()
+
+    def notes() -> dict[str, str]:
+        found = json.loads(report.read_text(encoding="utf-8"))["notes"]
+        return {note["code"]: note["severity"] for note in found}
+
+    first, second = np.s_[:2, :3, :3], np.s_[-2:, -3:, -3:]
+    once = corrected(base, out / "once.npz", first)
+    assert "corrected-before" not in notes()
+    twice = corrected(out / "once.npz", out / "twice.npz", second)
+    assert np.array_equal(twice[first], once[first])
+    assert notes()["corrected-before"] == "warning"
+
+
+def test_a_result_of_other_prompts_is_not_corrected(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    words = ("--prompt", "liver on CT", "--prompt", "right kidney on CT")
+    first, drawn = tmp_path / "first.npz", tmp_path / "drawn.npz"
+    assert run(*words, output=first).exit_code == 0
+    with np.load(first) as found:
+        labels, spacing = found["segs"].copy(), found["spacing"]
+    assert set(np.unique(labels)) == {0, 1, 2}, "the tiny model finds both"
+    labels[0, 0, 0] = 2 if labels[0, 0, 0] == 1 else 1
+    np.savez(drawn, segs=labels, spacing=spacing)
+    files = {"corrects": first, "spatial_prompts": drawn, "output": tmp_path / "again.npz"}
+    result = run(*words[2:], *words[:2], **files)
+    assert error_of(result).code == "result-of-other-prompts"
+    assert not (tmp_path / "again.npz").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [

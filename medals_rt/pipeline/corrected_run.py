@@ -1,0 +1,129 @@
+"""A run that goes on from a result in a file, which a person corrected.
+
+The file says nothing of how it came to be. So the run makes the result once more, and what the file
+has otherwise (an earlier correction, mostly) is taken for one: nothing that a person did is lost.
+Windows that nothing of it touches are not computed twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medals_rt.common.errors import InputError
+from medals_rt.common.notes import warning
+from medals_rt.common.progress import Progress
+from medals_rt.common.stopwatch import Stopwatch
+from medals_rt.inference.corrections import Correction
+from medals_rt.inference.kept import FeatureCache, default_bytes
+from medals_rt.pipeline.job_request import ReadJob
+from medals_rt.pipeline.report import Provenance
+from medals_rt.pipeline.segmenter import Result, Segmenter
+from medals_rt.prompts.prompt_set import PromptSet
+
+STEP = "result before"
+"""What making the result once more is called in the report and in the progress."""
+
+
+def segment_corrected(
+    segmenter: Segmenter,
+    read: ReadJob,
+    result_dhw: npt.NDArray[Any],
+    provenance: Provenance,
+    progress: Progress | None = None,
+) -> Result:
+    """Segment a case whose result was corrected.
+
+    Parameters
+    ----------
+    segmenter
+        The models.
+    read
+        The job; its corrections are of the result.
+    result_dhw
+        The result as the file has it, on the case's grid.
+    provenance, progress
+        As for `Segmenter.segment`.
+
+    Raises
+    ------
+    InputError
+        The file is no result of these prompts (``result-of-other-prompts``).
+    MedalsError
+        As `Segmenter.segment`.
+    """
+    volume, options = read.case.volume, read.job.segment_options
+    name = "the result" if read.job.corrects is None else read.job.corrects.name
+    if options.time_budget is not None:
+        text = f"a time budget leaves no time to see whether {name} is what this run makes"
+        notes = (*provenance.notes, warning("result-not-compared", text))
+        return segmenter.segment(
+            volume,
+            read.prompts,
+            options,
+            corrections=read.corrections,
+            provenance=replace(provenance, notes=notes),
+            progress=progress,
+        )
+    limit = segmenter.memory_limit(options.max_memory)
+    watch = Stopwatch()
+    with FeatureCache(default_bytes(limit.total)).image() as kept:
+        with watch.step(STEP):
+            made = segmenter.segment(
+                volume, read.prompts, options, progress=_named(progress), kept=kept
+            )
+        _check_prompts(made.labels_dhw, result_dhw, read.prompts, name)
+        corrections, notes = read.corrections, provenance.notes
+        differs = int(np.count_nonzero(made.labels_dhw != result_dhw))
+        if differs:
+            before = Correction.of(made.labels_dhw, result_dhw, read.prompts.labels)
+            corrections = (before, *corrections)
+            text = (
+                f"{name} differs from what this run makes in {differs:,} voxels (corrected before, "
+                "or made with other options or elsewhere): they stay, too"
+            )
+            notes = (*notes, warning("corrected-before", text))
+        return segmenter.segment(
+            volume,
+            read.prompts,
+            options,
+            corrections=corrections,
+            provenance=replace(
+                provenance, notes=notes, seconds={**provenance.seconds, **watch.seconds}
+            ),
+            progress=progress,
+            kept=kept,
+        )
+
+
+def _named(progress: Progress | None) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda stage, done, total: progress(f"{STEP}: {stage}", done, total)
+
+
+def _check_prompts(
+    made_dhw: npt.NDArray[Any], result_dhw: npt.NDArray[Any], prompts: PromptSet, name: str
+) -> None:
+    """Refuse a result most of one label of which this run gives another."""
+    labels = prompts.labels
+    number = np.zeros(max(labels) + 2, np.intp)  # of a label; 0 for the background and all others
+    number[list(labels)] = np.arange(1, len(labels) + 1)
+    size = len(labels) + 1
+    table = np.zeros(size * size, np.int64)
+    for made, found in zip(made_dhw, result_dhw, strict=True):
+        codes = number[made] * size + number[np.minimum(found, len(number) - 1)]
+        table += np.bincount(codes.ravel(), minlength=len(table))
+    for row, (label, prompt) in enumerate(zip(labels, prompts.prompts, strict=True), 1):
+        of_label = table[row * size : (row + 1) * size]
+        other = int(of_label[1:].argmax()) + 1
+        if other != row and 2 * of_label[other] > of_label.sum():
+            raise InputError(
+                f"{name} has the label {labels[other - 1]} where this run finds "
+                f"{prompt.class_key.name}, which has the label {label} here: give the prompts "
+                "that made it, in their order",
+                code="result-of-other-prompts",
+            )
