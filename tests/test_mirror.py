@@ -57,7 +57,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "pipeline/batch/run.py": ("pipeline/batch/test_batch.py", BY_COMMAND),
     "pipeline/csv_tables.py": ("pipeline/test_class_statistics.py", BY_USE),
     "pipeline/job_inputs.py": ("pipeline/test_job.py", BY_PART),
-    "pipeline/corrected_run.py": ("cli/test_run.py", BY_USE),
+    "pipeline/corrected_run.py": ("cli/test_run.py", BY_COMMAND),
     "pipeline/group_run.py": ("pipeline/test_segmenter.py", BY_PART),
     "pipeline/job_outputs.py": ("pipeline/test_job.py", BY_PART),
     "pipeline/job_request.py": ("pipeline/test_job.py", BY_PART),

@@ -68,24 +68,21 @@ def prepare_job(job: Job, case: Case, progress: Progress | None = None) -> ReadJ
         The prompts name no class, or the annotation or an option can't be used.
     """
     prompts = _prompts_of(case, job.source, job.options, progress)
-    annotation = None
-    if job.spatial_prompts is not None:
-        annotation, moved = read_annotation(
+    annotation = result_dhw = None
+    corrections: tuple[Correction, ...] = ()
+    if job.corrects is not None:
+        correction, result_dhw, notes = _read_correction(job, job.corrects, case.volume, prompts)
+        corrections = (correction,)
+        case = replace(case, notes=(*case.notes, *notes))
+    elif job.spatial_prompts is not None:
+        annotation, notes = read_annotation(
             job.spatial_prompts,
             case.volume,
             prompts,
-            resample=job.resample or (None if job.corrects else False),
+            resample=job.resample,
             max_voxels=job.options.max_voxels,
         )
-        case = replace(case, notes=(*case.notes, *moved))
-    corrections: tuple[Correction, ...] = ()
-    result_dhw = None
-    if job.corrects is not None:
-        made, result_dhw, made_notes = _read_correction(
-            job, job.corrects, case, prompts, annotation
-        )
-        corrections, annotation = (made,), None
-        case = replace(case, notes=(*case.notes, *made_notes))
+        case = replace(case, notes=(*case.notes, *notes))
     preset = job.options.segment.algorithm
     check_window(job.options.segment.window, prompts.modality, preset)
     check_start(preset, annotated=annotation is not None or bool(corrections))
@@ -101,7 +98,7 @@ def prepare_job(job: Job, case: Case, progress: Progress | None = None) -> ReadJ
 
 
 def _read_correction(
-    job: Job, result: Path, case: Case, prompts: PromptSet, corrected_dhw: Any | None
+    job: Job, result: Path, volume: Volume, prompts: PromptSet
 ) -> tuple[Correction, Any, tuple[Note, ...]]:
     """Compare a result, which is returned too, with what a person made of it; note what differs.
 
@@ -110,7 +107,8 @@ def _read_correction(
     InputError
         There is nothing to compare, or the two are no labels of these prompts on the case's grid.
     """
-    if job.spatial_prompts is None or corrected_dhw is None:
+    corrected = job.spatial_prompts
+    if corrected is None:
         raise InputError(
             f"what became of {result.name}? give the corrected labels with --spatial-prompts",
             code="nothing-corrected",
@@ -121,12 +119,16 @@ def _read_correction(
             f"correct {result.name} on its own grid",
             code="correction-resampled",
         )
-    before_dhw, notes = read_annotation(
-        result, case.volume, prompts, resample=None, max_voxels=job.options.max_voxels
+    before, after = (
+        read_labels(path, max_voxels=job.options.max_voxels) for path in (result, corrected)
     )
-    made = Correction.of(before_dhw, corrected_dhw, prompts.labels)
-    text = f"{job.spatial_prompts.name} corrects {made.voxels:,} voxels of {result.name}"
-    return made, before_dhw, (*notes, Note("corrects", text))
+    if not after.segment_names:  # a viewer that keeps no names keeps the numbers
+        after = replace(after, segment_names=before.segment_names)
+    before_dhw, notes = _placed(before, result, volume, prompts, resample=None)
+    after_dhw, more = _placed(after, corrected, volume, prompts, resample=None)
+    made = Correction.of(before_dhw, after_dhw, prompts.labels)
+    text = f"{corrected.name} corrects {made.voxels:,} voxels of {result.name}"
+    return made, before_dhw, (*notes, *more, Note("corrects", text))
 
 
 def _thread_notes(options: RunOptions) -> tuple[Note, ...]:
@@ -211,7 +213,7 @@ def read_annotation(
     volume: Volume,
     prompts: PromptSet | None = None,
     *,
-    resample: bool | None = False,
+    resample: bool = False,
     max_voxels: int = MAX_VOXELS,
 ) -> tuple[Any, tuple[Note, ...]]:
     """Read labels that were drawn on `volume`.
@@ -225,8 +227,7 @@ def read_annotation(
     prompts
         What labels mean: those that the file gives another number are renumbered.
     resample
-        Whether labels on another grid are brought onto the image's, by the nearest voxel; None:
-        they can't be, and the message does not offer it.
+        Whether labels on another grid are brought onto the image's, by the nearest voxel.
     max_voxels
         Larger files are refused.
 
@@ -244,8 +245,24 @@ def read_annotation(
         where a file knows no place and ``annotation-outside`` where no label reaches the image;
         ``annotation-names`` where names contradict the prompts and don't settle every label.
     """
+    labels = read_labels(path, max_voxels=max_voxels)
+    return _placed(labels, path, volume, prompts, resample=resample)
+
+
+def _placed(
+    labels: LabelFile,
+    path: Path,
+    volume: Volume,
+    prompts: PromptSet | None,
+    *,
+    resample: bool | None,
+) -> tuple[Any, tuple[Note, ...]]:
+    """Bring labels of a file onto an image's grid, with the prompts' numbers; `read_annotation`.
+
+    `resample` is None where labels can't be resampled: the message doesn't offer it then.
+    """
     wanted = grid_of(volume)
-    drawn = fill_left_out(read_labels(path, max_voxels=max_voxels), wanted)
+    drawn = fill_left_out(labels, wanted)
     renumbered: tuple[Note, ...] = ()
     if prompts is not None:
         drawn, renumbered = _as_numbered(drawn, prompts, path.name)
@@ -263,17 +280,17 @@ def read_annotation(
         raise CaseError(
             f"{problem}; --resample needs files that know their place", code="place-unknown"
         )
-    labels = np.asarray(
+    moved = np.asarray(
         sample_labels(drawn.labels_dhw, found.affine_lps, wanted.affine_lps, wanted.shape_dhw)
     )
-    if drawn.labels_dhw.any() and not labels.any():
+    if drawn.labels_dhw.any() and not moved.any():
         raise CaseError(
             f"no label of {path.name} lies in {volume.name}: {difference}; give the annotation of "
             "this image",
             code="annotation-outside",
         )
     text = f"{path.name} was resampled onto the grid of the scan ({difference})"
-    return labels, (*renumbered, Note("annotation-resampled", text))
+    return moved, (*renumbered, Note("annotation-resampled", text))
 
 
 def _as_numbered(
