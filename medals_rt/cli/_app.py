@@ -63,9 +63,17 @@ class OneCommand(TyperCommand):
     """A command that takes options once, and lists them under the headings that they name."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Refuse an option that is given twice but holds one value: the first would be lost."""
+        """Refuse an option that is given twice but holds one value: the first would be lost.
+
+        And an empty word, mostly an unset variable of a shell: as a path it is the current folder.
+        """
         if not ctx.resilient_parsing:
-            order: list[Any] = self.make_parser(ctx).parse_args(args=list(args))[2]
+            given, _, found = self.make_parser(ctx).parse_args(args=list(args))
+            order: list[Any] = found
+            for each in dict.fromkeys(order):
+                value = given.get(each.name)
+                if "" in (value if isinstance(value, list | tuple) else [value]):
+                    raise typer.BadParameter("it is empty", ctx=ctx, param=each)
             for each in dict.fromkeys(order):
                 single = not (each.multiple or getattr(each, "is_flag", False) or each.nargs != 1)
                 if each.param_type_name == "option" and single and order.count(each) > 1:

@@ -197,6 +197,9 @@ def batch_command(
             out.warning("no case is a DICOM folder or zip: --series and --select change nothing")
         if plan.unread:
             out.warning(unread_words(plan.unread))
+        if plan.earlier:
+            listed = ", ".join(map(str, plan.earlier))
+            out.warning(f"passed over the results of other batches in {listed}")
         if bundle.notice is not None:
             out.warning(bundle.notice)
         own = range(len(plan.cases)) if part is None else parse_part(part).indices(plan.cases)

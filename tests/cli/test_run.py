@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from medals_rt.common.errors import InputError, PromptError
-from tests.cli.helpers import LIVER, SHAPE, Result, assert_one_line, assert_refused, error_of
+from tests.cli.helpers import (
+    LIVER,
+    SHAPE,
+    Result,
+    assert_one_line,
+    assert_refused,
+    call,
+    error_of,
+)
 
 
 def test_run_writes_what_was_asked_for(run: Callable[..., Result], out: Path) -> None:
@@ -193,6 +201,11 @@ def test_what_would_be_done_otherwise_than_asked(
     result = run(*words)
     assert_refused(result, InputError)
     assert error_of(result).code == code
+
+
+def test_an_unset_variable_is_not_the_current_folder(tmp_path: Path) -> None:
+    result = call("run", "--input", "", "--prompt", "Liver in CT", "--output", tmp_path / "a.npz")
+    assert_one_line(result, 2, "--input", "empty")
 
 
 def test_a_second_input_is_no_replacement_for_the_first(run: Callable[..., Result]) -> None:

@@ -94,13 +94,15 @@ class BatchCase:
 class BatchPlan:
     """All cases of a batch in their order, and where what is about all of them goes.
 
-    `unread` are images in the folders whose formats aren't read; `store` says where files lie.
+    `unread` are images in the folders whose formats aren't read, `earlier` folders with results of
+    other batches, which are passed over; `store` says where files lie.
     """
 
     cases: tuple[BatchCase, ...]
     results: Path
     reports: Path
     unread: tuple[Path, ...] = ()
+    earlier: tuple[Path, ...] = ()
     store: Store = LOCAL
 
 
@@ -184,6 +186,7 @@ def plan_batch(
     folders = [path for path in inputs if path.is_dir()] if jobs is None else []
     skip = {results.resolve(), reports.resolve()}
     unread = tuple(path for folder in folders for path in _unread_images(folder, skip))
+    earlier = tuple(path for folder in folders for path in _earlier_results(folder, skip))
     if not found:
         others = f" ({unread_words(unread)})" if unread else ""
         raise InputError(
@@ -197,7 +200,7 @@ def plan_batch(
     _refuse_clashes(cases)
     for case in cases:
         check_labels_are_dicom(case.job, remedy="say --format dcm")
-    return BatchPlan(cases, results, reports, unread, files)
+    return BatchPlan(cases, results, reports, unread, earlier, files)
 
 
 def unread_words(unread: Sequence[Path]) -> str:
@@ -255,10 +258,8 @@ def _from_inputs(inputs: Iterable[Path], skip: set[Path]) -> Iterator[_Found]:
 
 def _from_folder(top: Path, skip: set[Path]) -> Iterator[_Found]:
     """Find the cases of a folder and all below it; a folder that holds DICOM files is one case."""
-    for parent, folders, files in os.walk(top):
-        folder = Path(parent)
+    for folder, folders, visible in _walk(top, skip):
         below = folder.relative_to(top)
-        visible = sorted(name for name in files if not name.startswith("."))
         named = [name for name in visible if name.lower().endswith((*ENDINGS, _ARCHIVE))]
         others = (folder / name for name in visible if name not in named)
         if any(path.name != _DIRECTORY_OF_DICOM and is_dicom(path) for path in others):
@@ -266,24 +267,58 @@ def _from_folder(top: Path, skip: set[Path]) -> Iterator[_Found]:
             folders.clear()
         for file in (folder / name for name in named):
             yield _Found(file, (below / case_stem(file)).as_posix())
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and (folder / name).resolve() not in skip
-        )
 
 
 def _unread_images(top: Path, skip: set[Path]) -> Iterator[Path]:
     """Find the images of a folder and all below it whose formats aren't read."""
-    for parent, folders, files in os.walk(top):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and (Path(parent) / name).resolve() not in skip
-        )
-        for name in sorted(files):
-            if name.lower().endswith(_UNREAD_IMAGES) and not name.startswith("."):
-                yield Path(parent) / name
+    for folder, _, visible in _walk(top, skip):
+        for name in visible:
+            if name.lower().endswith(_UNREAD_IMAGES):
+                yield folder / name
+
+
+def _earlier_results(top: Path, skip: set[Path]) -> Iterator[Path]:
+    """Find the folders below one that hold results of other batches."""
+    for folder, folders, _ in _walk(top, skip, earlier=True):
+        if folder != top and (folder / STATE_FOLDER).is_dir():
+            yield folder
+            folders.clear()
+
+
+def _walk(
+    top: Path, skip: set[Path], *, earlier: bool = False
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Go through a folder and all below it, also where links lead, each folder once.
+
+    Parameters
+    ----------
+    top
+        The folder.
+    skip
+        Folders that are passed over, with what is below them.
+    earlier
+        Whether folders with results of another batch are gone through.
+
+    Yields
+    ------
+    folder
+        A folder.
+    folders
+        Names of those in it that come next; what is taken out is passed over.
+    files
+        Names of its files but hidden ones, sorted.
+    """
+    seen = set(skip)
+    for parent, folders, files in os.walk(top, followlinks=True):
+        folder = Path(parent)
+        place = Path(os.path.realpath(folder))
+        foreign = folder != top and not earlier and (folder / STATE_FOLDER).is_dir()
+        if foreign or (place in seen and folder != top):
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield folder, folders, sorted(name for name in files if not name.startswith("."))
 
 
 def _from_jobs(
@@ -412,18 +447,25 @@ def _refuse_clashes(cases: Sequence[BatchCase]) -> None:
     ------
     InputError
     """
-    by_name: dict[str, BatchCase] = {}
+    by_name: dict[str, list[BatchCase]] = {}
+    for case in cases:
+        by_name.setdefault(one_name(case.name), []).append(case)
+    if alike := [each for each in by_name.values() if len(each) > 1]:
+        listed = "; ".join(
+            f"{' and '.join(str(case.job.input) for case in each)} would both be called "
+            f"{each[0].name}"
+            for each in alike[:_NAMED]
+        )
+        more = f"; so would {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
+        raise InputError(
+            f"{listed}{more}: give them names in a jobs file (output), or run them into two "
+            "folders",
+            code="results-alike",
+        )
     inputs = {case.job.input.resolve() for case in cases}
     split = {one_name(str(case.job.split)) for case in cases if case.job.split is not None}
     written: dict[str, BatchCase] = {}
     for case in cases:
-        twin = by_name.setdefault(one_name(case.name), case)
-        if twin is not case:
-            raise InputError(
-                f"{twin.job.input} and {case.job.input} would both be called {case.name}; "
-                "name one of them in a jobs file, or run them into two folders",
-                code="results-alike",
-            )
         if one_name(str(case.job.output.parent)) in split:
             raise InputError(
                 f"{case.job.output} would lie among the classes of another case; name one of them "

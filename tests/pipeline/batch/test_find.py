@@ -84,6 +84,24 @@ def test_results_inside_the_inputs_are_no_cases(scans: Path) -> None:
     assert set(results(plan(scans, out=out))) == {"a", "b", "deep/er/c"}
 
 
+def test_results_of_other_batches_are_no_cases(scans: Path, tmp_path: Path) -> None:
+    (scans / "before" / ".medals-rt").mkdir(parents=True)
+    (scans / "before" / "a.npz").write_bytes(b"")
+    found = plan(scans, out=tmp_path / "out")
+    assert set(results(found)) == {"a", "b", "deep/er/c"}
+    assert found.earlier == (scans / "before",)
+    assert set(results(plan(scans / "before", out=tmp_path / "out"))) == {"a"}
+
+
+def test_links_are_followed_once(scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "d.npz").write_bytes(b"")
+    (scans / "linked").symlink_to(tmp_path / "elsewhere")
+    (scans / "self").symlink_to(scans)
+    found = plan(scans, out=tmp_path / "out")
+    assert set(results(found)) == {"a", "b", "deep/er/c", "linked/d"}
+
+
 def test_files_patterns_and_lists(scans: Path, tmp_path: Path) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text("scans/b.npz\n\nscans/deep\n", encoding="utf-8")
@@ -114,7 +132,8 @@ def test_nothing_to_do_is_said(
 
 def test_two_cases_of_one_name_are_refused(scans: Path, tmp_path: Path) -> None:
     (scans / "B.nii").write_bytes(b"")
-    with raises(InputError, "results-alike", "B.nii", "b.npz"):
+    (scans / "a.nii").write_bytes(b"")
+    with raises(InputError, "results-alike", "B.nii", "b.npz", "a.nii and"):
         plan(scans, out=tmp_path / "out")
 
 
