@@ -313,9 +313,18 @@ def case_stem(path: str | PathLike[str]) -> str:
 
 
 def _existing(path: str | PathLike[str]) -> Path:
+    if str(path) == "":  # else it were the current folder
+        raise MissingFileError("the path is empty", code="path-empty")
     file = Path(path)
-    if _by_scheme(file) is None and not file.exists():
+    if _by_scheme(file) is not None:
+        return file
+    if not file.exists():
         raise MissingFileError(f"there is no such file or folder: {file}; check the path")
+    if not (file.is_file() or file.is_dir()):
+        raise CaseError(
+            f"{file} is a pipe or a device; save what comes out of it to a file first",
+            code="not-a-file",
+        )
     return file
 
 

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping
+from os.path import realpath
 from pathlib import Path
 from typing import Final
 
@@ -86,7 +87,7 @@ def check_class_files(files: Mapping[int, Path], taken: Collection[Path]) -> tup
         Code ``"class-file-taken"``.
     """
     for path in files.values():
-        if path.resolve() in taken:
+        if Path(realpath(path)) in taken:
             raise InputError(
                 f"the file of a class, {path}, is also an input or another output; choose another "
                 "folder",

@@ -1,5 +1,6 @@
 """What a job writes: the names of its files, and what is refused before the network runs."""
 
+from os.path import realpath
 from pathlib import Path
 from typing import Final
 
@@ -110,11 +111,11 @@ def _check_names(job: Job) -> None:
     inputs, outputs = _named(job)
     read = _resolved(inputs)
     for path in outputs:
-        if path.resolve() in read:
+        if Path(realpath(path)) in read:
             raise InputError(
                 f"{path} would overwrite an input; choose another name", code="input-overwritten"
             )
-    if len({path.resolve() for path in outputs}) < len(outputs):
+    if len(_resolved(outputs)) < len(outputs):
         raise InputError(
             "output, report, preview, statistics, instances and sr need different names",
             code="outputs-alike",
@@ -227,7 +228,8 @@ def _named(job: Job) -> tuple[list[Path], list[Path]]:
 
 
 def _resolved(*paths: list[Path]) -> set[Path]:
-    return {path.resolve() for part in paths for path in part}
+    # not Path.resolve, which fails where a link leads to itself
+    return {Path(realpath(path)) for part in paths for path in part}
 
 
 def check_mesh(job: Job) -> None:

@@ -40,6 +40,7 @@ from medals_rt.planning.cost import (
 from medals_rt.planning.image_spacing import spacing_for, spacing_of_volume
 from medals_rt.planning.pass_timings import measured_on, recall
 from medals_rt.prompts.classes import ClassKey, by_exact_name, classes_of
+from medals_rt.prompts.embedding import PromptEmbedder
 from medals_rt.runners.base import check_precision
 from medals_rt.runners.openvino import expected_convolution
 from medals_rt.runners.selection import check_arithmetic, choose, installed, precisions
@@ -78,6 +79,8 @@ def plan_files(
         prompts.modality,
     )
     bundle = Bundle.open(resolve_bundle(options.bundle), verify=False)
+    for group in groups:
+        PromptEmbedder(bundle).sources(group.prompts.prompts)
     plan = _planned(
         volume.shape_dhw,
         spacing_mm,

@@ -55,22 +55,7 @@ class PromptEmbedder:
             If the text encoder is needed and a library that it needs is not installed.
         """
         asked = prompts if isinstance(prompts, Sequence) else prompts.prompts
-        bundle = self._bundle
-        limit = bundle.manifest.prompt_limit
-        if len(asked) > limit:
-            raise PromptError(
-                f"{len(asked)} prompts are more than the {limit} that bundle {bundle.name!r} takes "
-                "at once; split the case",
-                code="too-many-prompts",
-            )
-        sources = tuple(self._source(prompt) for prompt in asked)
-        missing = [
-            str(prompt.class_key)
-            for prompt, source in zip(asked, sources, strict=True)
-            if source == "class" and prompt.class_key.bank_key not in bundle.class_rows
-        ]
-        if missing:
-            raise BundleError(self._not_covered(missing), code="class-not-covered")
+        bundle, sources = self._bundle, self.sources(asked)
         encoded = self._encode(
             (prompt.class_key.modality, prompt.text.strip())
             for prompt, source in zip(asked, sources, strict=True)
@@ -87,6 +72,32 @@ class PromptEmbedder:
                 key = prompt.class_key.bank_key
                 embeddings[row] = bundle.class_embeddings[bundle.class_rows[key]]
         return embeddings, sources
+
+    def sources(self, asked: Sequence[Prompt]) -> tuple[EmbeddingSource, ...]:
+        """Return where the embedding of each prompt comes from; nothing is computed.
+
+        Raises
+        ------
+        PromptError, BundleError
+            As `embed`.
+        """
+        bundle = self._bundle
+        limit = bundle.manifest.prompt_limit
+        if len(asked) > limit:
+            raise PromptError(
+                f"{len(asked)} prompts are more than the {limit} that bundle {bundle.name!r} takes "
+                "at once; split the case",
+                code="too-many-prompts",
+            )
+        sources = tuple(self._source(prompt) for prompt in asked)
+        missing = [
+            str(prompt.class_key)
+            for prompt, source in zip(asked, sources, strict=True)
+            if source == "class" and prompt.class_key.bank_key not in bundle.class_rows
+        ]
+        if missing:
+            raise BundleError(self._not_covered(missing), code="class-not-covered")
+        return sources
 
     def _source(self, prompt: Prompt) -> EmbeddingSource:
         """Return where a prompt's embedding comes from."""

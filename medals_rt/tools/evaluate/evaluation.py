@@ -363,6 +363,12 @@ def _pairs(
         raise MissingFileError(
             f"{reference} holds no {', '.join(LABEL_ENDINGS)} file", code="no-label-files"
         )
+    if not predictions.keys() & references.keys():
+        raise InputError(
+            f"{predicted} and {reference} have no case in common: files of one case have one name, "
+            f"as {next(iter(references))} in {reference}",
+            code="no-common-case",
+        )
     pairs = [(name, predictions.get(name), path) for name, path in references.items()]
     return pairs, tuple(name for name in predictions if name not in references)
 
