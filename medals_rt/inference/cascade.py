@@ -175,7 +175,7 @@ def run_stages(
     changed = [each.changed_box_dhw for each in case.corrections]
     region, widened = outline.whole, False
     if box is None:
-        if prompt_map is not None and outcomes and outline.preset.empty_coarse == "final":
+        if prompt_map is not None and outcomes and outline.setup.preset.empty_coarse == "final":
             if not changed:
                 return [replace(outcomes[0], labels_dhw=prompt_map)]
             region, widened = _region_around(case, networks[2], changed)
@@ -205,11 +205,11 @@ def _region_around(case: CaseRun, fine: Network, boxes: Sequence[Box]) -> tuple[
     def around(count: int) -> Box:
         return region_of_interest(
             enclosing(*boxes[:count]),
-            outline.shape_dhw,
-            outline.spacing_hwd_mm,
+            outline.setup.shape_dhw,
+            outline.setup.spacing_hwd_mm,
             fine.spec,
             outline.rules,
-            outline.preset,
+            outline.setup.preset,
         )
 
     region, widened = around(1), False
@@ -230,7 +230,7 @@ def stage_notes(case: CaseRun, outcomes: Sequence[StageOutcome]) -> tuple[Note, 
 
 def _correction_notes(case: CaseRun, last: StageOutcome) -> tuple[Note, ...]:
     """Note which part of a stage was shown corrections."""
-    if not case.corrections or case.outline.mode == "none":
+    if not case.corrections or case.outline.setup.mode == "none":
         return ()
     record, notes = last.record, []
     if record.windows_corrected:
@@ -257,7 +257,7 @@ def _one_stage_notes(case: CaseRun, outcomes: Sequence[StageOutcome]) -> tuple[N
     rules, name = case.outline.rules, outcomes[0].record.name
     if rules.skip_coarse or rules.skip_fine:
         text = f"the result is that of the {name} stage alone"
-        if case.outline.preset.stages != name:
+        if case.outline.setup.preset.stages != name:
             text += ": the preset runs no other for these classes"
     elif name == "coarse":
         text = "the coarse stage found nothing, and the preset takes that as the result"
@@ -371,7 +371,7 @@ def _run(
     of_pass = _seconds_per_pass(networks, case).get(number)
     inside = tuple(slice(low, high) for low, high in zip(*box, strict=True))
     made = case.corrections if number == 2 or case.outline.rules.skip_fine else ()
-    if case.outline.mode == "none":
+    if case.outline.setup.mode == "none":
         prompt_map_dhw = None
     if stage_plan.window_pass.mode == "none":  # also where time is short
         made = ()
@@ -432,7 +432,7 @@ def _run(
     )
     maps = None
     if result.maps_nhwd is not None:
-        maps = StageMaps(result.maps_nhwd, case.task.labels, box, case.outline.shape_dhw)
+        maps = StageMaps(result.maps_nhwd, case.task.labels, box, case.outline.setup.shape_dhw)
     return StageOutcome(*_pasted(result, inside, case.image_dhw), record, maps)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +20,9 @@ from medals_rt.inference.aggregation import LabelMap
 from medals_rt.inference.refinement import MaskRequest, seeded_masks
 from medals_rt.inference.stage import StageResult, StageTask, run_stage
 from medals_rt.planning.memory import MemoryLimit
+from medals_rt.planning.model_facts import RELEASED
 from medals_rt.planning.policy import load_policy
-from medals_rt.planning.stage_plan import CaseOutline, StagePlan, stage_plans
+from medals_rt.planning.stage_plan import CaseSetup, StagePlan, outline_groups, stage_plans
 from medals_rt.planning.time_budget import QUALITY_LEVELS, Budget, Watchdog
 from medals_rt.prompts.classes import by_exact_name
 
@@ -69,18 +71,17 @@ class Formula:
 
 
 def planned_stage(largest_slab: int, mode: Refinement, names: tuple[str, ...]) -> StagePlan:
-    policy = load_policy()
-    case = CaseOutline(
+    setup = CaseSetup(
         shape_dhw=(SHAPE_HWD[2], *SHAPE_HWD[:2]),
         spacing_hwd_mm=(1.0, 1.0, 1.0),
-        rules=policy.rules([by_exact_name("CT", name) for name in names], "paper"),
-        preset=policy.preset("paper"),
+        image_bytes=4,
+        preset=load_policy().preset("paper"),
         mode=mode,
-        classes=len(names),
-        channels=4,
+        model=replace(RELEASED, channels=4, weights=0),
         memory=MemoryLimit(10**12, "a test", largest_slab),
         classes_per_chunk=2,
     )
+    (case,) = outline_groups(setup, [[by_exact_name("CT", name) for name in names]])
     (planned,) = stage_plans(case, FINE, case.whole, QUALITY_LEVELS[:1], prompted=True)
     return planned
 
