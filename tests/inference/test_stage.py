@@ -14,11 +14,12 @@ import pytest
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.arrays import namespace, to_host
 from medals_rt.common.choices import Refinement
+from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Step, Stopwatch
 from medals_rt.inference import stage
 from medals_rt.inference.aggregation import LabelMap
 from medals_rt.inference.refinement import MaskRequest, seeded_masks
-from medals_rt.inference.stage import StageResult, StageTask, run_stage
+from medals_rt.inference.stage import StageInput, StageResult, StageTask, run_stage
 from medals_rt.planning.memory import MemoryLimit
 from medals_rt.planning.model_facts import RELEASED
 from medals_rt.planning.policy import load_policy
@@ -28,6 +29,7 @@ from medals_rt.prompts.classes import by_exact_name
 
 FINE = StageSpec(2, (16, 12, 8), (1.0, 1.0, 1.0))
 SHAPE_HWD = (21, 27, 19)
+WHOLE = ((0, 0, 0), (19, 21, 27))
 ANATOMY = ("Liver", "Spleen", "Right kidney")
 LESIONS = ("Liver tumors", "Pancreas tumors", "Colon cancer primaries")
 LABELS = (4, 2, 9)
@@ -95,6 +97,7 @@ def run(
     network: Formula | None = None,
     *,
     keep_maps: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[StageResult, list[tuple[int, int]]]:
     rng = np.random.default_rng(3)
     image = rng.integers(0, 256, SHAPE_HWD).astype(np.float32)
@@ -107,20 +110,25 @@ def run(
         return draw(request)
 
     told: list[tuple[int, int]] = []
-    result = run_stage(
-        network or Formula(),  # type: ignore[arg-type]
-        planned,
-        xp.asarray(image),
-        StageTask(xp.zeros((3, 4), dtype=xp.float32), LABELS, masks),
-        prompt_labels_hwd=None if planned.window_pass.mode == "none" else xp.asarray(prompts),
+    task = StageTask(
+        xp.zeros((3, 4), dtype=xp.float32),
+        LABELS,
+        masks,
         keep_probability=True,
         keep_maps=keep_maps,
         watch=watch or Stopwatch(),
-        name="fine",
-        progress=lambda _, done, total: told.append((done, total)),
+        progress=progress or (lambda _, done, total: told.append((done, total))),
+    )
+    stage = StageInput(
+        network or Formula(),  # type: ignore[arg-type]
+        planned,
+        task,
+        WHOLE,
+        xp.asarray(image),
+        prompt_labels_hwd=None if planned.window_pass.mode == "none" else xp.asarray(prompts),
         watchdog=watchdog,
     )
-    return result, told
+    return run_stage(stage), told
 
 
 @pytest.mark.parametrize(
@@ -180,6 +188,23 @@ def test_memory_is_released_once_when_all_windows_were_run() -> None:
     assert network.log.count("release") == 1
     assert network.log[-1] == "release"
     assert network.log.count("pass") > 1
+
+
+@pytest.mark.parametrize("end", [RuntimeError, KeyboardInterrupt])
+def test_memory_is_released_when_a_stage_is_canceled(end: type[BaseException]) -> None:
+    """By its progress, as the service cancels; an opened model may then idle for hours."""
+    network = Formula()
+
+    def cancel(_: str, done: int, __: int) -> None:
+        if done == 2:
+            raise end
+
+    planned = planned_stage(LEAST, "masked", ANATOMY)
+    with pytest.raises(end):
+        run(planned, np, [], network=network, progress=cancel)
+    assert network.log.count("release") == 1
+    assert network.log[-1] == "release"
+    assert 0 < network.log.count("pass") < planned.passes
 
 
 def test_prompts_fill_only_what_no_window_decided(xp: Any) -> None:
