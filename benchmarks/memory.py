@@ -80,7 +80,7 @@ def measure(classes: int, limit: int) -> dict[str, object]:
         reaching = [plan.windows[index] for index in sweep.windows]
         row = [window for window in reaching if window.starts_hwd[0] == 0]
         group = sweep.classes
-        slabs = SlabAggregator(row, values[group], weights, decided, sweep.columns)
+        slabs = SlabAggregator(row, values[group], weights, decided, 0.5, sweep.columns)
         for window in row:
             slabs.begin(window)
             deciding += time.perf_counter() - start

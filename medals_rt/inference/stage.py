@@ -259,8 +259,8 @@ def _sweep(prepared: _Prepared) -> tuple[LabelMap, Array | None, _Counts]:
             task.labels[sweep.classes],
             weights,
             label_map,
-            sweep.columns,
             plan.threshold,
+            sweep.columns,
             None if maps is None else maps[sweep.classes, ...],
         )
         label_map = sweeper.run(sweep, aggregator)
