@@ -25,11 +25,7 @@ from medals_rt.common.choices import (
 from medals_rt.common.errors import InputError, PromptError
 from medals_rt.common.limits import CLASSES_PER_CHUNK, MAX_VOXELS
 from medals_rt.common.notes import Note
-from medals_rt.common.typing import Shape, Spacing
-from medals_rt.planning.memory import MemoryLimit
-from medals_rt.planning.model_facts import ModelFacts
 from medals_rt.planning.policy import Preset, load_policy
-from medals_rt.planning.stage_plan import CaseSetup
 from medals_rt.prompts.prompt_set import (
     PLAIN_READING,
     PromptReading,
@@ -216,28 +212,6 @@ class SegmentOptions:
             .preset(self.preset)
             .changed(**{name: getattr(self, name) for name in _OF_THE_PRESET})
         )
-
-
-def case_setup(
-    shape_dhw: Shape,
-    spacing_hwd_mm: Spacing,
-    image_bytes: int,
-    segment: SegmentOptions,
-    model: ModelFacts,
-    memory: MemoryLimit,
-) -> CaseSetup:
-    """Return what planning has to know of a case under options: the same for runs and dry runs."""
-    return CaseSetup(
-        shape_dhw,
-        spacing_hwd_mm,
-        image_bytes,
-        segment.algorithm,
-        segment.refinement,
-        model,
-        memory,
-        segment.classes_per_chunk,
-        keeps_maps=segment.probabilities,
-    )
 
 
 def idle_options(segment: SegmentOptions, kinds: Collection[str]) -> tuple[Note, ...]:

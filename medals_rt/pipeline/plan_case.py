@@ -19,12 +19,12 @@ from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.typing import Shape, Spacing
 from medals_rt.io.volume import check_shape
+from medals_rt.pipeline.case_setup import case_setup
 from medals_rt.pipeline.job_inputs import read_prompted_case
 from medals_rt.pipeline.lesions_over_anatomy import case_groups, check_combination
 from medals_rt.pipeline.options import (
     PromptSource,
     RunOptions,
-    case_setup,
     idle_in_plans,
     without_effect,
 )

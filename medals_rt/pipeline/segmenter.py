@@ -28,6 +28,7 @@ from medals_rt.inference.kept import KeptImage
 from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.inference.probability_maps import ProbabilityMaps
 from medals_rt.io.volume import Volume, volume_notes
+from medals_rt.pipeline.case_setup import case_setup
 from medals_rt.pipeline.corrected_voxels import corrected_notes
 from medals_rt.pipeline.group_run import CoarseLabels, GroupTask, OpenedModel, run_group
 from medals_rt.pipeline.lesions_over_anatomy import (
@@ -36,7 +37,7 @@ from medals_rt.pipeline.lesions_over_anatomy import (
     covering_labels,
     merge_case,
 )
-from medals_rt.pipeline.options import SegmentOptions, case_setup
+from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.report import Provenance, RunReport, build_report
 from medals_rt.pipeline.window_groups import (
     GroupResult,

@@ -15,7 +15,8 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.cli import app
 from medals_rt.common.errors import InputError
 from medals_rt.io.volume import Volume
-from medals_rt.pipeline.options import RunOptions, SegmentOptions, case_setup
+from medals_rt.pipeline.case_setup import case_setup
+from medals_rt.pipeline.options import RunOptions, SegmentOptions
 from medals_rt.pipeline.plan_case import plan_numbers
 from medals_rt.planning import pass_timings
 from medals_rt.planning.cost import (
