@@ -44,7 +44,7 @@ def steps() -> dict[str, Step]:
         "image to the coarse grid": lambda image, *_: resample_image(image, COARSE),
         "labels to the coarse grid": lambda _, labels, __: resample_labels(labels, COARSE),
         "bounding box": lambda _, labels, __: np.array(bounding_box(labels > 0)),
-        "small components": lambda _, labels, __: drop_small_components(labels > 0),
+        "small components": lambda _, labels, __: drop_small_components(labels > 0, 10),
         "Algorithm 3": lambda _, labels, probability: keep_probable_components(
             labels, probability, treated, 0.6
         )[0],

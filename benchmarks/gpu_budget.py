@@ -19,7 +19,11 @@ from gpu_models import WINDOWS_HWD, organs_of_ct
 from reporting import today, write_report
 
 from medals_export.model.config import ModelConfig
-from medals_rt.planning.cost import RELEASED, StageCost, plan_case
+from medals_rt.planning.cost import StageCost, plan_case
+from medals_rt.planning.memory import dry_run_limit
+from medals_rt.planning.model_facts import RELEASED
+from medals_rt.planning.policy import load_policy
+from medals_rt.planning.stage_plan import CaseSetup
 
 BYTES_PER_SECOND = 3.35e12
 FLOP_PER_SECOND = 8e14
@@ -266,7 +270,9 @@ def main() -> None:
     options = parser.parse_args()
     keys = organs_of_ct()
     model = replace(RELEASED, runner="onnxruntime-cuda", precision="fp16")
-    plan = plan_case(SHAPE_DHW, SPACING_HWD_MM, {"400,40": keys}, model)
+    preset, memory = load_policy().preset("paper"), dry_run_limit(None)
+    setup = CaseSetup(SHAPE_DHW, SPACING_HWD_MM, 2, preset, "masked", model, memory)
+    plan = plan_case(setup, {"400,40": keys})
     lines = [
         "# What a case should cost on an H100",
         "",

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
@@ -39,13 +40,13 @@ from medals_rt.planning.memory import (
     plan_memory,
     slab_bytes,
 )
+from medals_rt.planning.model_facts import RELEASED
 from medals_rt.planning.policy import load_policy
 from medals_rt.planning.sliding_window import gaussian_weights
 from medals_rt.prompts.classes import by_exact_name
 
 SHAPE_HWD, SPACING_MM = (512, 512, 400), (1.5, 1.5, 1.5)
 FINE = StageSpec(2, (192, 192, 192), (1.0, 1.0, 1.0))
-CHANNELS = 64
 COUNTS = (1, 16, 104, 243)
 
 
@@ -57,7 +58,7 @@ def measure(classes: int, limit: int) -> dict[str, object]:
         SHAPE_HWD, SPACING_MM, FINE, policy.rules(keys, "paper"), policy.preset("paper")
     )
     memory = plan_memory(
-        MemoryDemand(classes, CHANNELS),
+        MemoryDemand(replace(RELEASED, weights=0), classes),
         plan.resampled_shape_hwd,
         plan.windows,
         MemoryLimit(limit, "the benchmark", LARGEST_DEFAULT_SLAB),
@@ -79,7 +80,7 @@ def measure(classes: int, limit: int) -> dict[str, object]:
         reaching = [plan.windows[index] for index in sweep.windows]
         row = [window for window in reaching if window.starts_hwd[0] == 0]
         group = sweep.classes
-        slabs = SlabAggregator(row, values[group], weights, decided, sweep.columns)
+        slabs = SlabAggregator(row, values[group], weights, decided, 0.5, sweep.columns)
         for window in row:
             slabs.begin(window)
             deciding += time.perf_counter() - start

@@ -131,7 +131,7 @@ def sweep(case: Case, network: str) -> Callable[[], Array]:
         windows = plan_windows(image.shape, shape)
         weights = gaussian_weights(shape)
         decided = empty_label_map(image.shape, values, weights, keep_probability=False)
-        aggregator = SlabAggregator(windows, values, weights, decided)
+        aggregator = SlabAggregator(windows, values, weights, decided, threshold=0.5)
         for window in windows:
             aggregator.begin(window)
             cut = np.ascontiguousarray(image[window.slices])

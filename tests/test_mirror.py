@@ -55,6 +55,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "pipeline/batch/records.py": ("pipeline/batch/test_kept.py", BY_PART),
     "pipeline/batch/supervision.py": ("pipeline/batch/test_workers.py", BY_PART),
     "pipeline/batch/run.py": ("pipeline/batch/test_batch.py", BY_COMMAND),
+    "pipeline/case_setup.py": ("pipeline/test_plan_case.py", BY_PART),
     "pipeline/csv_tables.py": ("pipeline/test_class_statistics.py", BY_USE),
     "pipeline/job_inputs.py": ("pipeline/test_job.py", BY_PART),
     "pipeline/corrected_run.py": ("cli/test_run.py", BY_COMMAND),

@@ -17,9 +17,6 @@ from medals_rt.io.case import label_dtype
 from medals_rt.planning.axis_tiling import Columns
 from medals_rt.planning.sliding_window import Window
 
-HALF = 0.5
-"""The least probability of a class that is no background, unless another is asked for."""
-
 _ARRAYS_OF_A_DECISION = 4  # that share a cache: sums, weights, the best probability and label
 
 
@@ -70,8 +67,8 @@ class SlabAggregator:
     """Aggregates the windows of an image and decides its labels, in slabs.
 
     The probability of a class at a voxel is the sum of weight times probability over the sum of
-    weights; the voxel takes the class of the largest, where that is at least 0.5 (system section
-    5), or another threshold. Windows come with H slowest, so once a window starts at a later row,
+    weights; the voxel takes the class of the largest, where that is at least the threshold (system
+    section 5). Windows come with H slowest, so once a window starts at a later row,
     the rows before it are final: they become labels and their memory is used again. Sums take
     ``(N, window_h, W, D)`` float32 instead of ``(N, H, W, D)``, and the labels are those of the
     plain method to the bit.
@@ -94,10 +91,10 @@ class SlabAggregator:
         are those of everything else.
     label_map
         `empty_label_map`, or the result of the sweeps before this one. Its arrays are written to.
-    columns
-        The block of columns; None: the whole image.
     threshold
         The least probability of a class that is no background.
+    columns
+        The block of columns; None: the whole image.
     maps_nhwd
         ``(N, H, W, D)`` uint8 that get the probability of every class (`as_bytes`); None: nobody
         wants them.
@@ -109,8 +106,8 @@ class SlabAggregator:
         label_values: Sequence[int],
         weights: Array,
         label_map: LabelMap,
+        threshold: float,
         columns: Columns | None = None,
-        threshold: float = HALF,
         maps_nhwd: Array | None = None,
     ) -> None:
         if not windows:
@@ -314,8 +311,8 @@ def decide_labels(
     weight_sums: Array,
     label_values: Sequence[int],
     dtype: npt.DTypeLike,
+    threshold: float,
     before: tuple[Array, Array] | None = None,
-    threshold: float = HALF,
 ) -> tuple[Array, Array]:
     """Label each voxel by its most probable class, 0 where that is below a threshold.
 
@@ -331,10 +328,10 @@ def decide_labels(
         The label of each class.
     dtype
         Of the labels.
-    before
-        Labels and probability of the classes that came first.
     threshold
         The least probability of a class that is no background.
+    before
+        Labels and probability of the classes that came first.
 
     Returns
     -------

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Final
 
 from medals_rt.common.arrays import bounding_box, contiguous, enclosing, namespace
-from medals_rt.common.choices import STAGE_NAMES, StageNumber
+from medals_rt.common.choices import StageNumber
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note, warning
-from medals_rt.common.progress import Progress
-from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array, Box, Shape, Spacing
-from medals_rt.inference.corrections import Correction, StageCorrection
+from medals_rt.inference.corrections import Correction
 from medals_rt.inference.hybrid_prompts import fine_prompts, labels_in
 from medals_rt.inference.kept import Kept
 from medals_rt.inference.network import Network
 from medals_rt.inference.probability_maps import StageMaps
-from medals_rt.inference.stage import StageResult, StageTask, run_stage
+from medals_rt.inference.stage import StageInput, StageResult, StageTask, run_stage
 from medals_rt.io.volume import to_dhw, to_hwd
 from medals_rt.planning.geometry import region_of_interest
 from medals_rt.planning.stage_plan import (
@@ -50,18 +48,10 @@ class CaseRun:
         What planning has to know of it.
     task
         What every stage has to do.
-    keep_probability
-        The last stage's largest probability is needed.
-    keep_maps
-        The last stage's probabilities of every class are needed.
-    watch, progress
-        Where seconds and windows are reported.
     budget
         The case's time; None: there is no limit.
     seconds_per_pass
         What a pass of each stage took before, as far as known.
-    measured
-        Gets what a pass of each stage takes, by stage number, as windows end.
     kept
         What is kept of the image between runs. It is not used where there is a time budget, which
         makes what a window gets depend on the clock.
@@ -75,15 +65,10 @@ class CaseRun:
     image_dhw: Array
     outline: CaseOutline
     task: StageTask
-    keep_probability: bool
-    watch: Stopwatch
-    progress: Progress | None = None
     budget: Budget | None = None
     seconds_per_pass: Mapping[int, float] | None = None
-    measured: dict[int, float] = field(default_factory=dict)
     kept: Kept | None = None
     on_coarse: Callable[[Array], None] | None = None
-    keep_maps: bool = False
     corrections: Sequence[Correction] = ()
 
 
@@ -175,7 +160,7 @@ def run_stages(
     changed = [each.changed_box_dhw for each in case.corrections]
     region, widened = outline.whole, False
     if box is None:
-        if prompt_map is not None and outcomes and outline.preset.empty_coarse == "final":
+        if prompt_map is not None and outcomes and outline.setup.preset.empty_coarse == "final":
             if not changed:
                 return [replace(outcomes[0], labels_dhw=prompt_map)]
             region, widened = _region_around(case, networks[2], changed)
@@ -205,11 +190,11 @@ def _region_around(case: CaseRun, fine: Network, boxes: Sequence[Box]) -> tuple[
     def around(count: int) -> Box:
         return region_of_interest(
             enclosing(*boxes[:count]),
-            outline.shape_dhw,
-            outline.spacing_hwd_mm,
+            outline.setup.shape_dhw,
+            outline.setup.spacing_hwd_mm,
             fine.spec,
             outline.rules,
-            outline.preset,
+            outline.setup.preset,
         )
 
     region, widened = around(1), False
@@ -230,7 +215,7 @@ def stage_notes(case: CaseRun, outcomes: Sequence[StageOutcome]) -> tuple[Note, 
 
 def _correction_notes(case: CaseRun, last: StageOutcome) -> tuple[Note, ...]:
     """Note which part of a stage was shown corrections."""
-    if not case.corrections or case.outline.mode == "none":
+    if not case.corrections or case.outline.setup.mode == "none":
         return ()
     record, notes = last.record, []
     if record.windows_corrected:
@@ -257,7 +242,7 @@ def _one_stage_notes(case: CaseRun, outcomes: Sequence[StageOutcome]) -> tuple[N
     rules, name = case.outline.rules, outcomes[0].record.name
     if rules.skip_coarse or rules.skip_fine:
         text = f"the result is that of the {name} stage alone"
-        if case.outline.preset.stages != name:
+        if case.outline.setup.preset.stages != name:
             text += ": the preset runs no other for these classes"
     elif name == "coarse":
         text = "the coarse stage found nothing, and the preset takes that as the result"
@@ -367,51 +352,59 @@ def _run(
     stage_plan: StagePlan,
 ) -> StageOutcome:
     """Run one stage on a box of the case and paste its result into the whole grid."""
-    geometry, memory, name = stage_plan.geometry, stage_plan.memory, STAGE_NAMES[number]
-    of_pass = _seconds_per_pass(networks, case).get(number)
+    is_last = number == 2 or case.outline.rules.skip_fine
     inside = tuple(slice(low, high) for low, high in zip(*box, strict=True))
-    made = case.corrections if number == 2 or case.outline.rules.skip_fine else ()
-    if case.outline.mode == "none":
+    if case.outline.setup.mode == "none":
         prompt_map_dhw = None
-    if stage_plan.window_pass.mode == "none":  # also where time is short
-        made = ()
-    corrections = (StageCorrection.at(each, box, geometry, case.image_dhw) for each in made)
-    shown = None if prompt_map_dhw is None else to_hwd(prompt_map_dhw[inside])
-    result = run_stage(
+    shows_corrections = is_last and stage_plan.window_pass.mode != "none"  # also when time is short
+    of_pass = _seconds_per_pass(networks, case).get(number)
+    stage = StageInput(
         networks[number],
         stage_plan,
-        to_hwd(case.image_dhw[inside]),
         case.task,
-        prompt_labels_hwd=shown,
-        corrections=corrections,
-        keep_probability=case.keep_probability,
-        keep_maps=case.keep_maps,
-        watch=case.watch,
-        name=name,
-        progress=case.progress,
+        box,
+        to_hwd(case.image_dhw[inside]),
+        prompt_labels_hwd=None if prompt_map_dhw is None else to_hwd(prompt_map_dhw[inside]),
+        corrections=case.corrections if shows_corrections else (),
         watchdog=None if case.budget is None else Watchdog(case.budget, of_pass),
-        measured=case.measured,
         kept=None if case.kept is None or case.budget is not None else case.kept.at(number, box),
-        on_labels=None if number == 2 or case.outline.rules.skip_fine else case.on_coarse,
+        on_labels=None if is_last else case.on_coarse,
     )
+    result = run_stage(stage)
     if case.budget is not None:
-        runs = memory.window_runs
-        windows = "windows" if runs == len(geometry.windows) else "window runs"
-        kept = "the coarse result stands" if shown is not None else "they are background"
-        if result.hastened:
-            case.budget.degrade(
-                f"{result.hastened} of {runs} {windows} of the {name} stage took fewer passes "
-                "than planned, because time ran out"
-            )
-        if result.left_out:
-            case.budget.degrade(
-                f"{result.left_out} of {runs} {windows} of the {name} stage were left out, because "
-                f"time ran out: where no other window reaches, {kept}",
-                missing=True,
-            )
-    record = StageSummary(
-        name=name,
-        box_dhw=box,
+        _note_lack_of_time(case.budget, stage, result)
+    maps = None
+    if result.maps_nhwd is not None:
+        maps = StageMaps(result.maps_nhwd, case.task.labels, box, case.outline.setup.shape_dhw)
+    return StageOutcome(*_pasted(result, inside, case.image_dhw), _summary(stage, result), maps)
+
+
+def _note_lack_of_time(budget: Budget, stage: StageInput, result: StageResult) -> None:
+    """Note which windows of a stage were cut short or left out."""
+    runs = stage.plan.memory.window_runs
+    windows = "windows" if runs == len(stage.plan.geometry.windows) else "window runs"
+    if result.hastened:
+        budget.degrade(
+            f"{result.hastened} of {runs} {windows} of the {stage.name} stage took fewer passes "
+            "than planned, because time ran out"
+        )
+    if result.left_out:
+        is_shown = stage.prompt_labels_hwd is not None
+        kept = "the coarse result stands" if is_shown else "they are background"
+        budget.degrade(
+            f"{result.left_out} of {runs} {windows} of the {stage.name} stage were left out, "
+            f"because time ran out: where no other window reaches, {kept}",
+            missing=True,
+        )
+
+
+def _summary(stage: StageInput, result: StageResult) -> StageSummary:
+    """Write down what a stage did."""
+    geometry, memory = stage.plan.geometry, stage.plan.memory
+    is_shown = stage.prompt_labels_hwd is not None or bool(stage.corrections)
+    return StageSummary(
+        name=stage.name,
+        box_dhw=stage.box_dhw,
         spacing_mm_hwd=geometry.spacing_hwd_mm,
         target_spacing_mm_hwd=geometry.target_spacing_hwd_mm,
         resampled_shape_hwd=geometry.resampled_shape_hwd,
@@ -419,8 +412,8 @@ def _run(
         window_hwd=geometry.spec.window_hwd,
         windows=len(geometry.windows),
         passes=result.passes,
-        iterations=stage_plan.window_pass.further_iterations,
-        prompts=_prompts_in_words(stage_plan, shown is not None or bool(made)),
+        iterations=stage.plan.window_pass.further_iterations,
+        prompts=_prompts_in_words(stage.plan, is_shown),
         class_groups=memory.class_groups,
         column_blocks=memory.column_blocks,
         window_runs=memory.window_runs,
@@ -430,10 +423,6 @@ def _run(
         windows_kept=result.kept,
         windows_corrected=result.corrected,
     )
-    maps = None
-    if result.maps_nhwd is not None:
-        maps = StageMaps(result.maps_nhwd, case.task.labels, box, case.outline.shape_dhw)
-    return StageOutcome(*_pasted(result, inside, case.image_dhw), record, maps)
 
 
 def _prompts_in_words(stage_plan: StagePlan, shown: bool) -> str:
@@ -446,7 +435,7 @@ def _prompts_in_words(stage_plan: StagePlan, shown: bool) -> str:
 
 def _seconds_per_pass(networks: Mapping[StageNumber, Network], case: CaseRun) -> dict[int, float]:
     """Return what a pass of each stage takes, as far as known: nothing, or of both stages."""
-    known = {**(case.seconds_per_pass or {}), **case.measured}
+    known = {**(case.seconds_per_pass or {}), **case.task.measured}
     if not known:
         return {}
     return seconds_of_both(known, {n: prod(each.spec.window_hwd) for n, each in networks.items()})

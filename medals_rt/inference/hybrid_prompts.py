@@ -16,9 +16,8 @@ from medals_rt.common.arrays import look_up, namespace, present_values, to_host
 from medals_rt.common.errors import CaseError, InputError
 from medals_rt.common.typing import Array
 from medals_rt.io.case import label_dtype
-from medals_rt.planning.policy import Preset
+from medals_rt.planning.policy import Preset, load_policy
 from medals_rt.postprocessing.component_filter import drop_small_components
-from medals_rt.postprocessing.finalize import SMALLEST_COMPONENT_VOXELS
 from medals_rt.prompts.prompt_set import PromptSet
 
 
@@ -111,8 +110,8 @@ def only_labels(labels_dhw: npt.NDArray[Any], kept: Collection[int]) -> npt.NDAr
 def fine_prompts(coarse_dhw: Array, annotation_dhw: Array | None, *, lesion: bool) -> Array:
     """Make the fine stage's prompts: the coarse labels with the annotation over them.
 
-    Components of the coarse foreground smaller than 10 voxels are dropped for anatomy (section 6,
-    rule 2). Labels that the annotation holds come from it alone.
+    Specks of the coarse foreground are dropped for anatomy (section 6, rule 2). Labels that the
+    annotation holds come from it alone.
 
     Parameters
     ----------
@@ -125,9 +124,8 @@ def fine_prompts(coarse_dhw: Array, annotation_dhw: Array | None, *, lesion: boo
     labels = coarse_dhw
     if not lesion:
         nothing = xp.zeros((), dtype=labels.dtype, device=labels.device)
-        labels = xp.where(
-            drop_small_components(labels > 0, SMALLEST_COMPONENT_VOXELS), labels, nothing
-        )
+        fewest = load_policy().components.fewest_voxels
+        labels = xp.where(drop_small_components(labels > 0, fewest), labels, nothing)
     if annotation_dhw is None:
         return labels
     return drawn_over(labels, annotation_dhw, labels_in(annotation_dhw))

@@ -31,7 +31,11 @@ Predict: TypeAlias = Callable[[SpatialPrompts | None, slice], Iterable[tuple[sli
 their probabilities ``(n, h, w, d)`` float32, some classes at a time, each with which classes they
 are. Prompts are those of all N classes, whichever are wanted: each class sees them."""
 
-_PROMPT_THRESHOLD = 0.5
+_PROMPT_ABOVE = 0.5
+"""A probability that becomes a prompt of the next masked pair is strictly more than half (section
+7), unlike one that becomes a label, which is at least `Preset.threshold` (section 5). A run may
+change the latter; what the network is shown stays the same."""
+
 _LOGIT_MARGIN = 1e-7
 
 
@@ -229,7 +233,7 @@ def refine(
         if not go_on():
             yield Part(wanted, probabilities[wanted, ...])
             return
-        prompts = channel_prompts(probabilities > _PROMPT_THRESHOLD, what.block_size)
+        prompts = channel_prompts(probabilities > _PROMPT_ABOVE, what.block_size)
         del probabilities
 
 

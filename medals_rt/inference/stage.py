@@ -6,21 +6,22 @@ spatial prompts (system rules 5 to 7).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from medals_rt.common.arrays import contiguous, namespace, owned, settle
+from medals_rt.common.choices import STAGE_NAMES
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
-from medals_rt.common.typing import Array
+from medals_rt.common.typing import Array, Box
 from medals_rt.inference.aggregation import LabelMap, SlabAggregator, empty_label_map
-from medals_rt.inference.corrections import ShownPrompts, StageCorrection, correct
+from medals_rt.inference.corrections import Correction, ShownPrompts, StageCorrection, correct
 from medals_rt.inference.kept import Kept, digest_of
 from medals_rt.inference.mirroring import mirrored
 from medals_rt.inference.network import Network
 from medals_rt.inference.refinement import MaskSource, Part, collect, refine
-from medals_rt.inference.spatial_prompts import LabelPrompts, SpatialPrompts, label_prompts
+from medals_rt.inference.spatial_prompts import SpatialPrompts, label_prompts
 from medals_rt.planning.memory import TileSweep
 from medals_rt.planning.sliding_window import gaussian_weights, pad_far_end
 from medals_rt.planning.stage_plan import StagePlan
@@ -41,11 +42,73 @@ class StageTask:
         The label value of each of the N classes.
     masks
         Where the masks of refinement come from.
+    keep_probability
+        Whether the largest probability is wanted, which post-processing needs.
+    keep_maps
+        Whether the probabilities of every class are (`probability_maps`).
+    watch, progress
+        Seconds go to the steps ``"{name}: resample"``, ``"... open graphs"``, ``"... network"``,
+        ``"... aggregate"`` and ``"... restore"``, and to ``"... kept"`` for windows of which an
+        earlier run made what takes time. A GPU is waited for once a step; all that it does for a
+        window counts as the network's.
+    measured
+        Gets the seconds of a pass by stage number, as windows end.
     """
 
     queries: Array
     labels: tuple[int, ...]
     masks: MaskSource
+    keep_probability: bool = False
+    keep_maps: bool = False
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    progress: Progress | None = None
+    measured: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageInput:
+    """What one stage is run on.
+
+    Attributes
+    ----------
+    network
+        The stage's.
+    plan
+        Geometry, sweeps and passes, from `planning.stage_plan.stage_plans` for this box.
+    task
+        What is asked for.
+    box_dhw
+        What the stage looks at of the case.
+    image_hwd
+        That box, `(H, W, D)` float32 in 0..255, on the device of the network.
+    prompt_labels_hwd
+        Label map of the same box whose masks are the spatial prompts `S_p`; None: text only.
+    corrections
+        What a person changed of earlier results of the case, in order: windows that decide about it
+        are shown it.
+    watchdog
+        Shortens the stage when time runs out; None: there is no limit.
+    kept
+        What earlier runs made of this box, if it is kept, and where what is made is kept.
+    on_labels
+        Called with the labels on the stage's own grid `(H, W, D)`, as soon as they are known.
+    """
+
+    network: Network
+    plan: StagePlan
+    task: StageTask
+    box_dhw: Box
+    image_hwd: Array
+    prompt_labels_hwd: Array | None = None
+    corrections: Sequence[Correction] = ()
+    watchdog: Watchdog | None = None
+    kept: Kept | None = None
+    on_labels: Callable[[Array], None] | None = None
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return STAGE_NAMES[2 if self.plan.geometry.spec.is_fine else 1]
 
 
 @dataclass(frozen=True)
@@ -69,187 +132,154 @@ class StageResult:
     maps_nhwd: Array | None = None
 
 
-def run_stage(
-    network: Network,
-    stage_plan: StagePlan,
-    image_hwd: Array,
-    task: StageTask,
-    *,
-    prompt_labels_hwd: Array | None,
-    corrections: Iterable[StageCorrection] = (),
-    keep_probability: bool,
-    keep_maps: bool = False,
-    watch: Stopwatch,
-    name: str,
-    progress: Progress | None = None,
-    watchdog: Watchdog | None = None,
-    measured: MutableMapping[int, float] | None = None,
-    kept: Kept | None = None,
-    on_labels: Callable[[Array], None] | None = None,
-) -> StageResult:
-    """Segment one image by one network.
+def run_stage(stage: StageInput) -> StageResult:
+    """Segment one box of a case by one network.
 
-    Parameters
-    ----------
-    network
-        The stage's.
-    stage_plan
-        Geometry, sweeps and passes, from `planning.stage_plan.stage_plans` for this image.
-    image_hwd
-        `(H, W, D)` float32 in 0..255, on the device of the network.
-    task
-        Classes and masks.
-    prompt_labels_hwd
-        Label map on the same grid whose masks are the spatial prompts `S_p`; None: text only.
-    corrections
-        What a person changed of earlier results, in order: windows that decide about it are shown
-        it.
-    keep_probability
-        Also return the largest probability, which post-processing needs.
-    keep_maps
-        Also return the probabilities of every class (`probability_maps`).
-    watch, name, progress
-        Seconds go to the steps ``"{name}: resample"``, ``"... open graphs"``, ``"... network"``,
-        ``"... aggregate"`` and ``"... restore"``, and to ``"... kept"`` for windows of which an
-        earlier run made what takes time. A GPU is waited for once a step; all that it does for a
-        window counts as the network's.
-    watchdog
-        Shortens the stage when time runs out; None: there is no limit.
-    measured
-        Gets the seconds of a pass by stage number, as windows end.
-    kept
-        What earlier runs made of this image, if it is kept, and where what is made is kept.
-    on_labels
-        Called with the labels on the stage's own grid `(H, W, D)`, as soon as they are known.
+    What its library keeps for a next run is returned, also where the stage is canceled or fails: it
+    may take more than everything else of an opened model.
     """
-    xp = namespace(image_hwd)
-    geometry, memory = stage_plan.geometry, stage_plan.memory
-    grid = (geometry.resampled_shape_hwd, geometry.padded_shape_hwd, geometry.separate_axis)
-    of_grid = None if kept is None else kept.at(*grid)
-    with watch.step(f"{name}: resample"):
-        image = None if of_grid is None else of_grid.get()
-        if image is None:
-            image = pad_far_end(
-                resample_image(image_hwd, geometry.resampled_shape_hwd, geometry.separate_axis),
-                geometry.padded_shape_hwd,
-            )
-            if of_grid is not None:
-                of_grid.put(image, [image])
-        blocks = stage_plan.window_pass.block_size
-        shown = ShownPrompts([None] * len(geometry.windows), None)
-        if prompt_labels_hwd is not None:
-            prompt_map = pad_far_end(
-                resample_labels(
-                    prompt_labels_hwd, geometry.resampled_shape_hwd, geometry.separate_axis
-                ),
-                geometry.padded_shape_hwd,
-            )
-            prompts = label_prompts(prompt_map, geometry.windows, task.labels, blocks)
-            shown = ShownPrompts(prompts, prompt_map)
-        shown = correct(shown, corrections, geometry.windows, task.labels, blocks)
-        weights = gaussian_weights(geometry.spec.window_hwd, xp)
-        settle(image)
-    with watch.step(f"{name}: open graphs"):
-        window_pass = stage_plan.window_pass
-        prompted = window_pass.starts_from_text or any(
-            each is not None for each in shown.of_windows
-        )
-        network.prepare(len(task.labels), prompted=prompted and window_pass.mode != "none")
-    label_map = empty_label_map(
-        geometry.resampled_shape_hwd,
-        task.labels,
-        weights,
-        keep_probability=keep_probability or memory.class_groups > 1,
-    )
-    maps = None
-    if keep_maps:
-        shape = (len(task.labels), *geometry.resampled_shape_hwd)
-        maps = xp.zeros(shape, dtype=xp.uint8, device=weights.device)
-    sweeper = _Sweeper(
-        StageInput(
-            network,
-            stage_plan,
-            image,
-            task,
-            shown.of_windows,
-            watch,
-            name,
-            progress,
-            watchdog,
-            measured,
-            of_grid,
-            text_only=prompt_labels_hwd is None,
-        )
-    )
-    for sweep in memory.sweeps:
-        windows = [geometry.windows[index] for index in sweep.windows]
-        labels = task.labels[sweep.classes]
-        aggregator = SlabAggregator(
-            windows,
-            labels,
-            weights,
-            label_map,
-            sweep.columns,
-            stage_plan.threshold,
-            None if maps is None else maps[sweep.classes, ...],
-        )
-        label_map = sweeper.run(sweep, aggregator)
-        del aggregator
-    if on_labels is not None:
-        on_labels(label_map.labels_hwd)
-    network.release()
-    with watch.step(f"{name}: restore"):
-        labels_hwd = _with_prompts_where_uncovered(label_map, shown.whole_hwd)
-        labels_hwd = resample_labels(labels_hwd, geometry.input_shape_hwd, order=FILE_ORDER)
-        probability = None
-        if keep_probability and label_map.probability_hwd is not None:
-            probability = resample_image(
-                label_map.probability_hwd, geometry.input_shape_hwd, order=FILE_ORDER
-            )
-        settle(labels_hwd)
-    counts = sweeper.counts
+    try:
+        prepared = _prepare(stage)
+        label_map, maps, counts = _sweep(prepared)
+        if stage.on_labels is not None:
+            stage.on_labels(label_map.labels_hwd)
+    finally:
+        stage.network.release()
+    labels, probability = _restore(prepared, label_map)
     return StageResult(
-        labels_hwd,
+        labels,
         probability,
-        counts.passes,
-        counts.hastened,
-        counts.left_out,
-        counts.kept,
-        shown.corrected,
-        maps,
+        passes=counts.passes,
+        hastened=counts.hastened,
+        left_out=counts.left_out,
+        kept=counts.kept,
+        corrected=prepared.shown.corrected,
+        maps_nhwd=maps,
     )
 
 
 @dataclass(frozen=True)
-class StageInput:
+class _Prepared:
     """What the windows of a stage are run on.
 
     Attributes
     ----------
-    network, stage_plan, task, watch, name, progress, watchdog, measured
-        As for `run_stage`.
+    stage
+        Whose they are.
     image_hwd
-        The stage's, resampled and padded.
-    prompts
-        Spatial prompts of each window; None where it holds none.
+        Its image, resampled and padded.
+    shown
+        Spatial prompts of each window.
+    weights
+        Of the voxels of a window.
     kept
         What is kept of the image on this grid; None: nothing is.
-    text_only
-        There are no prompts but those of corrections: other windows get what they get without.
     """
 
-    network: Network
-    stage_plan: StagePlan
+    stage: StageInput
     image_hwd: Array
-    task: StageTask
-    prompts: Sequence[LabelPrompts | None]
-    watch: Stopwatch
-    name: str
-    progress: Progress | None
-    watchdog: Watchdog | None
-    measured: MutableMapping[int, float] | None
-    kept: Kept | None = None
-    text_only: bool = False
+    shown: ShownPrompts
+    weights: Array
+    kept: Kept | None
+
+
+def _prepare(stage: StageInput) -> _Prepared:
+    """Bring image and prompts onto the stage's grid, and open the graphs that its passes take."""
+    geometry, window_pass = stage.plan.geometry, stage.plan.window_pass
+    grid = (geometry.resampled_shape_hwd, geometry.padded_shape_hwd, geometry.separate_axis)
+    kept = None if stage.kept is None else stage.kept.at(*grid)
+    with stage.task.watch.step(f"{stage.name}: resample"):
+        image = _resampled_image(stage, kept)
+        shown = _shown_prompts(stage)
+        weights = gaussian_weights(geometry.spec.window_hwd, namespace(image))
+        settle(image)
+    with stage.task.watch.step(f"{stage.name}: open graphs"):
+        prompted = window_pass.starts_from_text or any(
+            each is not None for each in shown.of_windows
+        )
+        stage.network.prepare(
+            len(stage.task.labels), prompted=prompted and window_pass.mode != "none"
+        )
+    return _Prepared(stage, image, shown, weights, kept)
+
+
+def _resampled_image(stage: StageInput, kept: Kept | None) -> Array:
+    """Resample and pad the image, unless that is kept."""
+    geometry = stage.plan.geometry
+    image = None if kept is None else kept.get()
+    if image is None:
+        image = pad_far_end(
+            resample_image(stage.image_hwd, geometry.resampled_shape_hwd, geometry.separate_axis),
+            geometry.padded_shape_hwd,
+        )
+        if kept is not None:
+            kept.put(image, [image])
+    return image
+
+
+def _shown_prompts(stage: StageInput) -> ShownPrompts:
+    """Cut the spatial prompts for the windows, and show corrections to those that decide."""
+    geometry, labels = stage.plan.geometry, stage.task.labels
+    blocks = stage.plan.window_pass.block_size
+    shown = ShownPrompts([None] * len(geometry.windows), None)
+    if stage.prompt_labels_hwd is not None:
+        prompt_map = pad_far_end(
+            resample_labels(
+                stage.prompt_labels_hwd, geometry.resampled_shape_hwd, geometry.separate_axis
+            ),
+            geometry.padded_shape_hwd,
+        )
+        prompts = label_prompts(prompt_map, geometry.windows, labels, blocks)
+        shown = ShownPrompts(prompts, prompt_map)
+    corrections = (
+        StageCorrection.at(each, stage.box_dhw, geometry, stage.image_hwd)
+        for each in stage.corrections
+    )
+    return correct(shown, corrections, geometry.windows, labels, blocks)
+
+
+def _sweep(prepared: _Prepared) -> tuple[LabelMap, Array | None, _Counts]:
+    """Run the windows, sweep by sweep; return labels, the maps of all classes, what was spent."""
+    task, plan, weights = prepared.stage.task, prepared.stage.plan, prepared.weights
+    geometry, memory = plan.geometry, plan.memory
+    label_map = empty_label_map(
+        geometry.resampled_shape_hwd,
+        task.labels,
+        weights,
+        keep_probability=task.keep_probability or memory.class_groups > 1,
+    )
+    maps = None
+    if task.keep_maps:
+        xp, shape = namespace(weights), (len(task.labels), *geometry.resampled_shape_hwd)
+        maps = xp.zeros(shape, dtype=xp.uint8, device=weights.device)
+    sweeper = _Sweeper(prepared)
+    for sweep in memory.sweeps:
+        aggregator = SlabAggregator(
+            [geometry.windows[index] for index in sweep.windows],
+            task.labels[sweep.classes],
+            weights,
+            label_map,
+            plan.threshold,
+            sweep.columns,
+            None if maps is None else maps[sweep.classes, ...],
+        )
+        label_map = sweeper.run(sweep, aggregator)
+        del aggregator
+    return label_map, maps, sweeper.counts
+
+
+def _restore(prepared: _Prepared, label_map: LabelMap) -> tuple[Array, Array | None]:
+    """Bring labels and the largest probability back onto the grid of the box."""
+    stage = prepared.stage
+    shape_hwd = stage.plan.geometry.input_shape_hwd
+    with stage.task.watch.step(f"{stage.name}: restore"):
+        labels = _with_prompts_where_uncovered(label_map, prepared.shown.whole_hwd)
+        labels = resample_labels(labels, shape_hwd, order=FILE_ORDER)
+        probability = None
+        if stage.task.keep_probability and label_map.probability_hwd is not None:
+            probability = resample_image(label_map.probability_hwd, shape_hwd, order=FILE_ORDER)
+        settle(labels)
+    return labels, probability
 
 
 @dataclass
@@ -268,7 +298,7 @@ class _WindowPredictor:
 
     Parameters
     ----------
-    stage
+    prepared
         What the window is of.
     window_pass
         The window.
@@ -279,15 +309,16 @@ class _WindowPredictor:
     """
 
     def __init__(
-        self, stage: StageInput, window_pass: WindowPass, counts: _Counts, queries: bytes
+        self, prepared: _Prepared, window_pass: WindowPass, counts: _Counts, queries: bytes
     ) -> None:
-        window = stage.stage_plan.geometry.windows[window_pass.window_index]
+        stage = prepared.stage
+        window = stage.plan.geometry.windows[window_pass.window_index]
         self._stage = stage
         self._pass = window_pass
         self._counts = counts
-        self._chunk = stage.stage_plan.memory.classes_per_chunk
-        self._image = contiguous(stage.image_hwd[window.slices])[None, None, ...]
-        self._kept = None if stage.kept is None else stage.kept.at(window.starts_hwd)
+        self._chunk = stage.plan.memory.classes_per_chunk
+        self._image = contiguous(prepared.image_hwd[window.slices])[None, None, ...]
+        self._kept = None if prepared.kept is None else prepared.kept.at(window.starts_hwd)
         self._answers = self._kept and self._kept.at(
             "answer", (window_pass.mirrored, window_pass.combine), self._chunk, queries
         )
@@ -353,11 +384,14 @@ class _WindowPredictor:
 class _Sweeper:
     """Sweeper of a stage's windows that counts what was spent."""
 
-    def __init__(self, stage: StageInput) -> None:
+    def __init__(self, prepared: _Prepared) -> None:
+        stage = prepared.stage
+        self._prepared = prepared
         self._stage = stage
-        self._levels = _shorter_passes(stage.stage_plan.window_pass)
-        self._runs = stage.stage_plan.memory.window_runs
-        self._queries = b"" if stage.kept is None else digest_of(stage.task.queries)
+        self._watch = stage.task.watch
+        self._levels = _shorter_passes(stage.plan.window_pass)
+        self._runs = stage.plan.memory.window_runs
+        self._queries = b"" if prepared.kept is None else digest_of(stage.task.queries)
         self.counts = _Counts()
         self._report_progress()
 
@@ -366,33 +400,34 @@ class _Sweeper:
 
         Block masks depend on a window's place in the stage's plan, whichever sweep it is run for.
         """
-        stage = self._stage
+        stage, watch = self._stage, self._watch
+        from_text = stage.prompt_labels_hwd is None
         for index in sweep.windows:
-            window = stage.stage_plan.geometry.windows[index]
+            window = stage.plan.geometry.windows[index]
             window_pass = self._choose_pass()
-            with stage.watch.step(f"{stage.name}: aggregate"):
+            with watch.step(f"{stage.name}: aggregate"):
                 if window_pass is None:
                     aggregator.skip(window)
                 else:
                     aggregator.begin(window)
             if window_pass is not None:
                 window_pass = replace(window_pass, window_index=index, wanted=sweep.classes)
-                if stage.text_only and stage.prompts[index] is None:
+                if from_text and self._prepared.shown.of_windows[index] is None:
                     window_pass = window_pass.from_text
                 self._aggregate_window(aggregator, window_pass, sweep.classes.start)
             self.counts.done += 1
             self._report_progress()
-        with stage.watch.step(f"{stage.name}: network"):
-            settle(stage.image_hwd)  # else these seconds would be those of asking a GPU
+        with watch.step(f"{stage.name}: network"):
+            settle(self._prepared.image_hwd)  # else these seconds would be those of asking a GPU
         self._measure()
-        with stage.watch.step(f"{stage.name}: aggregate"):
+        with watch.step(f"{stage.name}: aggregate"):
             return aggregator.result()
 
     def _aggregate_window(
         self, aggregator: SlabAggregator, window_pass: WindowPass, first: int
     ) -> None:
         """Run a window and add its parts; `first` is the class that the aggregator counts from."""
-        watch, name = self._stage.watch, self._stage.name
+        watch, name = self._watch, self._stage.name
         before = self.counts.passes
         parts = self._run_window(window_pass)
         while True:
@@ -412,13 +447,14 @@ class _Sweeper:
     def _measure(self) -> None:
         """Keep what a pass took so far, of windows that were finished."""
         stage = self._stage
-        if stage.measured is not None and self.counts.passes > 0:
-            seconds = stage.watch.seconds[f"{stage.name}: network"]
-            stage.measured[stage.network.spec.number] = seconds / self.counts.passes
+        if self.counts.passes > 0:
+            seconds = self._watch.seconds[f"{stage.name}: network"]
+            stage.task.measured[stage.plan.geometry.spec.number] = seconds / self.counts.passes
 
     def _report_progress(self) -> None:
-        if self._stage.progress is not None:
-            self._stage.progress(self._stage.name, self.counts.done, self._runs)
+        progress = self._stage.task.progress
+        if progress is not None:
+            progress(self._stage.name, self.counts.done, self._runs)
 
     def _choose_pass(self) -> WindowPass | None:
         """Decide how the next window is run; None: not at all, for there is no time."""
@@ -439,14 +475,14 @@ class _Sweeper:
         if stage.watchdog is not None:
             stage.watchdog.window_begins()
         yield from refine(
-            _WindowPredictor(stage, window_pass, self.counts, self._queries),
-            stage.prompts[window_pass.window_index],
+            _WindowPredictor(self._prepared, window_pass, self.counts, self._queries),
+            self._prepared.shown.of_windows[window_pass.window_index],
             window_pass,
             stage.task.masks,
             lambda: self._goes_on(window_pass, self.counts.passes - before),
         )
         if stage.watchdog is not None:
-            settle(stage.image_hwd)
+            settle(self._prepared.image_hwd)
             stage.watchdog.window_ended(self.counts.passes - before)
 
     def _goes_on(self, window_pass: WindowPass, done: int) -> bool:
@@ -454,7 +490,7 @@ class _Sweeper:
         watchdog = self._stage.watchdog
         if watchdog is None:
             return True
-        settle(self._stage.image_hwd)
+        settle(self._prepared.image_hwd)
         goes_on = watchdog.allows(passes_of_step(window_pass, window_pass.steps[-1]), done)
         self.counts.hastened += not goes_on
         return goes_on

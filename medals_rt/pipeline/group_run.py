@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.arrays import to_device, to_host
-from medals_rt.common.choices import Convolution, StageNumber
+from medals_rt.common.choices import StageNumber
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array
@@ -26,6 +25,7 @@ from medals_rt.io.volume import Volume, to_dhw
 from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.window_groups import GroupResult, Labels, WindowGroup, progress_of
 from medals_rt.planning import pass_timings
+from medals_rt.planning.model_facts import ModelFacts, facts_of
 from medals_rt.planning.policy import Preset, load_policy
 from medals_rt.planning.stage_plan import CaseOutline
 from medals_rt.planning.time_budget import Budget
@@ -80,20 +80,17 @@ class OpenedModel:
         return [each.info for each in self.networks.values()]
 
     @property
-    def specs(self) -> list[StageSpec]:
-        """The stages' windows and spacings."""
-        return [each.spec for each in self.networks.values()]
-
-    @property
-    def convolution(self) -> Convolution:
-        """How large convolutions are computed."""
-        return convolution_of(self.infos)
+    def facts(self) -> ModelFacts:
+        """What planning has to know of the model."""
+        infos = self.infos
+        return facts_of(self.bundle, infos[0].runner, infos[0].precision, convolution_of(infos))
 
     @property
     def arithmetic(self) -> str:
         """What runs the networks, such as ``"openvino/bf16"``: measured passes are kept by it."""
         info = self.networks[1].info
-        return pass_timings.measured_on(info.runner, info.precision, self.convolution)
+        convolution = convolution_of(self.infos)
+        return pass_timings.measured_on(info.runner, info.precision, convolution)
 
     @property
     def array_device(self) -> str:
@@ -166,7 +163,7 @@ def run_group(model: OpenedModel, task: GroupTask, budget: Budget | None) -> Gro
         Its time; None: there is no limit.
     """
     volume, options, outline, prompts = task.volume, task.options, task.outline, task.group.prompts
-    preset = outline.preset
+    preset = outline.setup.preset
     watch = Stopwatch()
     with watch.step("prepare"):
         window = task.group.window
@@ -183,15 +180,19 @@ def run_group(model: OpenedModel, task: GroupTask, budget: Budget | None) -> Gro
         case = CaseRun(
             image_dhw=to_device(prepared.image_dhw, device),
             outline=outline,
-            task=StageTask(to_device(embeddings, device), prompts.labels, masks),
-            keep_probability=task.keep_probability or bool(treated),
-            watch=watch,
-            progress=progress_of(task.progress, task.group),
+            task=StageTask(
+                to_device(embeddings, device),
+                prompts.labels,
+                masks,
+                keep_probability=task.keep_probability or bool(treated),
+                keep_maps=options.probabilities,
+                watch=watch,
+                progress=progress_of(task.progress, task.group),
+                measured=model.measured,
+            ),
             budget=budget,
             seconds_per_pass={**known, **model.measured},
-            measured=model.measured,
             kept=kept,
-            keep_maps=options.probabilities,
             on_coarse=_on_grid(task.on_coarse, volume, prompts.labels),
             corrections=task.corrections,
         )
@@ -223,7 +224,7 @@ def run_group(model: OpenedModel, task: GroupTask, budget: Budget | None) -> Gro
         stages=tuple(each.record for each in outcomes),
         removals=final.removals,
         notes=(*prepared.intensities.notes, *stage_notes(case, outcomes)),
-        memory=outline.memory,
+        memory=outline.setup.memory,
         budget=budget,
         seconds=watch.seconds,
         maps=maps,

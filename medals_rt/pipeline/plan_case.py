@@ -19,6 +19,7 @@ from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.typing import Shape, Spacing
 from medals_rt.io.volume import check_shape
+from medals_rt.pipeline.case_setup import case_setup
 from medals_rt.pipeline.job_inputs import read_prompted_case
 from medals_rt.pipeline.lesions_over_anatomy import case_groups, check_combination
 from medals_rt.pipeline.options import (
@@ -29,15 +30,14 @@ from medals_rt.pipeline.options import (
 )
 from medals_rt.pipeline.window_groups import check_window, classes_by_window
 from medals_rt.planning.cost import (
-    RELEASED,
     CasePlan,
-    ModelFacts,
-    facts_of,
     plan_case,
     with_seconds,
     with_time_budget,
 )
 from medals_rt.planning.image_spacing import spacing_for, spacing_of_volume
+from medals_rt.planning.memory import dry_run_limit
+from medals_rt.planning.model_facts import RELEASED, ModelFacts, facts_of
 from medals_rt.planning.pass_timings import measured_on, recall
 from medals_rt.prompts.classes import ClassKey, by_exact_name, classes_of
 from medals_rt.prompts.embedding import PromptEmbedder
@@ -216,23 +216,13 @@ def _planned(
         if kind == "openvino":
             voxels = max(prod(spec.window_hwd) for spec in model.stages)
             convolution = expected_convolution(
-                options.convolution, precision, model.features, voxels
+                options.convolution, precision, model.channels, voxels
             )
             model = replace(model, convolution=convolution)
         measured = recall(bundle.hash, measured_on(kind, precision, model.convolution))
-    segment = options.segment
-    plan = plan_case(
-        shape_dhw,
-        spacing_hwd_mm,
-        groups,
-        model,
-        stage=stage,
-        preset=segment.algorithm,
-        refinement=segment.refinement,
-        max_memory=segment.max_memory,
-        image_bytes=image_bytes,
-        keeps_maps=segment.probabilities,
-    )
+    segment, memory = options.segment, dry_run_limit(options.segment.max_memory)
+    setup = case_setup(shape_dhw, spacing_hwd_mm, image_bytes, segment, model, memory)
+    plan = plan_case(setup, groups, stage=stage)
     return with_time_budget(with_seconds(plan, measured), segment.time_budget)
 
 

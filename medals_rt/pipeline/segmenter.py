@@ -22,13 +22,13 @@ from medals_rt.common.gpu_faults import raises_device_lost
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
-from medals_rt.common.typing import Spacing
 from medals_rt.inference.corrections import Correction, check_corrections, parts_of
 from medals_rt.inference.hybrid_prompts import check_start, checked_annotation
 from medals_rt.inference.kept import KeptImage
 from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.inference.probability_maps import ProbabilityMaps
 from medals_rt.io.volume import Volume, volume_notes
+from medals_rt.pipeline.case_setup import case_setup
 from medals_rt.pipeline.corrected_voxels import corrected_notes
 from medals_rt.pipeline.group_run import CoarseLabels, GroupTask, OpenedModel, run_group
 from medals_rt.pipeline.lesions_over_anatomy import (
@@ -41,21 +41,13 @@ from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.report import Provenance, RunReport, build_report
 from medals_rt.pipeline.window_groups import (
     GroupResult,
-    WindowGroup,
     check_window,
     part_of_annotation,
 )
 from medals_rt.planning.image_spacing import spacing_of_volume
-from medals_rt.planning.memory import (
-    MemoryLimit,
-    case_bytes,
-    count_weights,
-    feature_channels,
-    memory_limit,
-)
+from medals_rt.planning.memory import MemoryLimit, memory_limit
 from medals_rt.planning.pass_timings import MeasuredPasses
-from medals_rt.planning.policy import load_policy
-from medals_rt.planning.stage_plan import CaseOutline, check_memory, map_bytes, stages_of
+from medals_rt.planning.stage_plan import check_memory, outline_groups
 from medals_rt.planning.time_budget import case_budget
 from medals_rt.prompts.embedding import PromptEmbedder
 from medals_rt.prompts.prompt_set import PromptSet, as_prompt_set
@@ -299,7 +291,17 @@ class Segmenter:
         by_probability = len(groups) > len(prompts.parts) and preset.merge == "probability"
         check_corrections(corrections, volume.shape_dhw, prompts, preset)
         of_image = None if kept is None else kept.begin(volume).at(self._token)
-        outlines = self._outlines(volume, spacing_hwd_mm, groups, options, kept)
+        setup = case_setup(
+            volume.shape_dhw,
+            spacing_hwd_mm,
+            volume.image_dhw.dtype.itemsize,
+            options,
+            self._model.facts,
+            self._memory_beside(kept, options.max_memory),
+        )
+        outlines = outline_groups(
+            setup, [group.prompts.class_keys for group in groups], self._open_chains
+        )
         tasks = [
             GroupTask(
                 volume,
@@ -318,8 +320,7 @@ class Segmenter:
             for group, outline in zip(groups, outlines, strict=True)
         ]
         for task in tasks:
-            specs = stages_of(task.outline.rules, self._model.specs)
-            check_memory(task.outline, specs, prompted=task.is_drawn)
+            check_memory(task.outline, task.outline.stages, prompted=task.is_drawn)
         results = self._run_groups(tasks, options.time_budget, provenance, watch)
         merged = merge_case(results, preset.merge, corrections)
         report = build_report(
@@ -381,51 +382,17 @@ class Segmenter:
             results.append(run_group(self._model, task, budget))
         return results
 
-    def _outlines(
-        self,
-        volume: Volume,
-        spacing_hwd_mm: Spacing,
-        groups: Sequence[WindowGroup],
-        options: SegmentOptions,
-        kept: KeptImage | None,
-    ) -> list[CaseOutline]:
-        """Outline each group, which finds what earlier ones leave in memory.
+    def _memory_beside(self, kept: KeptImage | None, asked: int | None) -> MemoryLimit:
+        """Return what a case may hold beside what is kept between runs.
 
-        What is kept between runs may grow to its limit meanwhile, which is not theirs to use. Of
-        what is free now, that which it holds has been taken already.
+        That may grow to its limit meanwhile, which is not the case's to use. Of what is free now,
+        what it holds has been taken already.
         """
-        policy, info = load_policy(), self._model.infos[0]
-        memory = self.memory_limit(options.max_memory)
-        image = volume.image_dhw
-        if kept is not None:
-            reserved = kept.cache.max_bytes - (0 if memory.asked else kept.cache.bytes)
-            memory = replace(memory, total=max(1, memory.total - reserved))
-        outlines: list[CaseOutline] = []
-        chains, earlier_maps = self._open_chains, 0
-        specs = self._model.specs
-        for number, group in enumerate(groups):
-            outline = CaseOutline(
-                shape_dhw=volume.shape_dhw,
-                spacing_hwd_mm=spacing_hwd_mm,
-                rules=policy.rules(group.prompts.class_keys, options.algorithm),
-                preset=options.algorithm,
-                mode=options.refinement,
-                classes=len(group.prompts.labels),
-                channels=feature_channels(self.bundle),
-                memory=memory,
-                classes_per_chunk=options.classes_per_chunk,
-                weights=count_weights(self.bundle),
-                runner=info.runner,
-                precision=info.precision,
-                convolution=self._model.convolution,
-                case_bytes=case_bytes(image.size, image.dtype.itemsize, number) + earlier_maps,
-                open_chains=chains,
-                keeps_maps=options.probabilities,
-            )
-            chains = outline.chains_by(2)
-            earlier_maps += map_bytes(outline, stages_of(outline.rules, specs))
-            outlines.append(outline)
-        return outlines
+        memory = self.memory_limit(asked)
+        if kept is None:
+            return memory
+        reserved = kept.cache.max_bytes - (0 if memory.asked else kept.cache.bytes)
+        return replace(memory, total=max(1, memory.total - reserved))
 
 
 def load(

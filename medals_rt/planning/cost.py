@@ -11,84 +11,23 @@ from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
-from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.stage_spec import StageSpec
-from medals_rt.common.choices import Convolution, Refinement
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.typing import Shape, Spacing
-from medals_rt.planning.memory import (
-    ANY_MACHINE,
-    LARGEST_DEFAULT_SLAB,
-    MemoryLimit,
-    case_bytes,
-    count_weights,
-    feature_channels,
-    memory_limit,
-)
 from medals_rt.planning.pass_timings import MeasuredPasses
-from medals_rt.planning.policy import Preset, load_policy
 from medals_rt.planning.stage_plan import (
     CaseOutline,
+    CaseSetup,
     StagePlan,
     check_memory,
-    map_bytes,
+    outline_groups,
     seconds_of_both,
     smallest_region_of,
     stage_plans,
-    stages_of,
 )
 from medals_rt.planning.time_budget import QUALITY_LEVELS, Budget, choose_stage, seconds_of_case
 from medals_rt.prompts.classes import ClassKey
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What decides the cost of running a model.
-
-    Attributes
-    ----------
-    stages
-        Windows and spacings of both.
-    features
-        Channels of the feature map.
-    weights
-        Of both networks together, how many numbers.
-    runner, precision, convolution
-        Inference library, arithmetic, and how it convolves.
-    """
-
-    stages: tuple[StageSpec, StageSpec]
-    features: int
-    weights: int
-    runner: str = "openvino"
-    precision: str = "bf16"
-    convolution: Convolution = "direct"
-
-
-RELEASED = ModelFacts(
-    (
-        StageSpec(1, (224, 224, 128), (1.5, 1.5, 3.0)),
-        StageSpec(2, (192, 192, 192), (1.0, 1.0, 1.0)),
-    ),
-    features=64,
-    weights=218_720_000,
-)
-"""The released models (system section 1)."""
-
-
-def facts_of(
-    bundle: Bundle, runner: str, precision: str, convolution: Convolution = "direct"
-) -> ModelFacts:
-    """Read what decides the cost of running a bundle."""
-    return ModelFacts(
-        (bundle.stage_spec(1), bundle.stage_spec(2)),
-        feature_channels(bundle),
-        count_weights(bundle),
-        runner,
-        precision,
-        convolution,
-    )
 
 
 @dataclass(frozen=True)
@@ -210,92 +149,43 @@ class CasePlan:
 
 
 def plan_case(
-    shape_dhw: Shape,
-    spacing_hwd_mm: Spacing,
-    groups: Mapping[str, Sequence[ClassKey]],
-    model: ModelFacts = RELEASED,
-    *,
-    stage: int | None = None,
-    preset: str | Preset = "paper",
-    refinement: Refinement = "masked",
-    max_memory: int | None = None,
-    image_bytes: int = 2,
-    keeps_maps: bool = False,
+    setup: CaseSetup, groups: Mapping[str, Sequence[ClassKey]], *, stage: int | None = None
 ) -> CasePlan:
     """Plan a case of which only shape, spacing and classes are known.
 
     Parameters
     ----------
-    shape_dhw
-        The image's shape (D, H, W).
-    spacing_hwd_mm
-        The spacing that a run would use, (H, W, D) in mm.
+    setup
+        The case, what will run it, and what it may hold (`memory.dry_run_limit`).
     groups
         The classes by the intensity window in which they are run, each as if it were the only one.
-    model
-        What will run it.
     stage
         1 or 2: that stage, whatever the classes go through; None: those that they go through.
-    preset
-        The name of one, or one that options changed (`SegmentOptions.algorithm`).
-    refinement
-        ``"masked"``, ``"unmasked"`` or ``"none"``.
-    max_memory
-        Bytes that the run may hold; None plans for a machine that has enough.
-    image_bytes
-        Bytes of a voxel of the image as it is read; of most scans two.
-    keeps_maps
-        Whether the probabilities of every class are wanted.
 
     Raises
     ------
     InputError
-        ``not-positive``: a size or spacing is not; there is no class, the preset is unknown, or
-        ``memory-too-small`` (see `check_memory`).
+        ``not-positive``: a size or spacing is not; there is no class, or ``memory-too-small`` (see
+        `check_memory`).
     """
+    shape_dhw, spacing_hwd_mm, model = setup.shape_dhw, setup.spacing_hwd_mm, setup.model
     if min(shape_dhw) < 1 or not all(0 < s < float("inf") for s in spacing_hwd_mm):
         raise InputError(
             f"a shape needs three positive sizes and a spacing three positive lengths, "
             f"not {shape_dhw} and {spacing_hwd_mm}",
             code="not-positive",
         )
-    policy = load_policy()
-    chosen = policy.preset(preset)
-    limit = MemoryLimit(ANY_MACHINE, "a dry run", LARGEST_DEFAULT_SLAB)
-    if max_memory is not None:
-        limit = memory_limit(max_memory, "cpu")
     costs: list[StageCost] = []
-    chains: frozenset[tuple[int, str]] = frozenset()
-    earlier_maps = 0
-    for earlier, (window, classes) in enumerate(groups.items()):
-        rules = policy.rules(classes, chosen)
-        outline = CaseOutline(
-            shape_dhw=shape_dhw,
-            spacing_hwd_mm=spacing_hwd_mm,
-            rules=rules,
-            preset=chosen,
-            mode=refinement,
-            classes=len(classes),
-            channels=model.features,
-            memory=limit,
-            weights=model.weights,
-            runner=model.runner,
-            precision=model.precision,
-            convolution=model.convolution,
-            case_bytes=case_bytes(prod(shape_dhw), image_bytes, earlier) + earlier_maps,
-            open_chains=chains,
-            keeps_maps=keeps_maps,
-        )
-        chains = outline.chains_by(2)
-        specs = stages_of(rules, model.stages) if stage is None else [model.stages[stage - 1]]
+    outlines = outline_groups(setup, groups.values())
+    for window, outline in zip(groups, outlines, strict=True):
+        specs = outline.stages if stage is None else [model.stages[stage - 1]]
         check_memory(outline, specs, prompted=False)
-        earlier_maps += map_bytes(outline, specs)
         name = window if len(groups) > 1 else None
         costs += [_cost(outline, name, spec) for spec in specs]
     return CasePlan(
-        preset=chosen.name,
-        algorithm=chosen.values(),
-        refinement=refinement,
+        preset=setup.preset.name,
+        algorithm=setup.preset.values(),
+        refinement=setup.mode,
         runner=model.runner,
         precision=model.precision,
         classes=tuple(str(key) for classes in groups.values() for key in classes),

@@ -15,14 +15,13 @@ from itertools import product
 from math import ceil, prod
 from pathlib import Path
 
-from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import refiner_width
 from medals_rt.common import cgroups
-from medals_rt.common.choices import Convolution
-from medals_rt.common.errors import BundleError, InputError
+from medals_rt.common.errors import InputError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Shape
 from medals_rt.planning.axis_tiling import AxisCut, Columns, axis_cuts
+from medals_rt.planning.model_facts import VALUE_BYTES, ModelFacts
 from medals_rt.planning.sliding_window import Window
 
 LARGEST_DEFAULT_SLAB = 6 * 10**9
@@ -100,11 +99,10 @@ _FOOTPRINTS = {
     ("onnxruntime", "fp8", "direct"): _Footprint(4.7, 9.9, 9.9, 10.9),
 }
 _OTHER_FOOTPRINT = _Footprint(4.0, 4.2, 4.2, 8.8)  # of runners on GPUs: not measured
-_VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 4, "fp8": 4}
 
 _BYTES_PER_SUM = 4  # float32
 
-ANY_MACHINE = 10**15
+_ANY_MACHINE = 10**15
 """Bytes that are no limit: for dry runs."""
 
 
@@ -128,14 +126,10 @@ class MemoryDemand:
 
     Attributes
     ----------
+    model
+        Both stages' networks, and how they are run.
     classes
         N.
-    channels
-        C, of the network's feature map.
-    runner, precision, convolution
-        Inference library and arithmetic of the network, and how it convolves.
-    weights
-        Of the networks of both stages together, how many numbers.
     case_bytes
         What the arrays on the case's own grid take, see `case_bytes`.
     open_chains
@@ -152,12 +146,8 @@ class MemoryDemand:
         Whether a byte a class and voxel of the stage is kept: the classes' probabilities.
     """
 
+    model: ModelFacts
     classes: int
-    channels: int
-    runner: str = "openvino"
-    precision: str = "bf16"
-    convolution: Convolution = "direct"
-    weights: int = 0
     case_bytes: int = 0
     open_chains: int = 2
     prompted: bool = False
@@ -254,6 +244,13 @@ def memory_limit(asked: int | None, device: str) -> MemoryLimit:
         return MemoryLimit(2 * LARGEST_DEFAULT_SLAB, "the default", LARGEST_DEFAULT_SLAB)
     total = int(_SHARE_OF_AVAILABLE * free)
     return MemoryLimit(total, "80 % of the memory that is free here", LARGEST_DEFAULT_SLAB)
+
+
+def dry_run_limit(asked: int | None) -> MemoryLimit:
+    """Return what a run might hold: as `memory_limit`, but None for a machine that has enough."""
+    if asked is not None:
+        return memory_limit(asked, "cpu")
+    return MemoryLimit(_ANY_MACHINE, "a dry run", LARGEST_DEFAULT_SLAB)
 
 
 def memory_record(limit: MemoryLimit, expected_peak_mib: float) -> dict[str, object]:
@@ -385,7 +382,9 @@ def weight_bytes(demand: MemoryDemand) -> int:
     """
     footprint = _footprint(demand)
     chains = demand.open_chains if footprint.has_chains else 2
-    return chains * (int(footprint.bytes_per_weight * demand.weights / 2) + footprint.chain_bytes)
+    return chains * (
+        int(footprint.bytes_per_weight * demand.model.weights / 2) + footprint.chain_bytes
+    )
 
 
 def joined_chains(stage: int, classes: int, *, prompted: bool) -> frozenset[tuple[int, str]]:
@@ -402,7 +401,8 @@ def joined_chains(stage: int, classes: int, *, prompted: bool) -> frozenset[tupl
 def network_bytes(demand: MemoryDemand, window_hwd: Shape) -> int:
     """Estimate what the network holds at its peak, beside its weights, for one window."""
     footprint, window = _footprint(demand), prod(window_hwd)
-    features = window * demand.channels * _VALUE_BYTES[demand.precision]
+    value = VALUE_BYTES[demand.model.precision]
+    features = window * demand.model.channels * value
     held = footprint.values_text * features  # also of a stage with prompts: not in every window
     if demand.prompted:
         width = refiner_width(demand.classes)
@@ -410,7 +410,7 @@ def network_bytes(demand: MemoryDemand, window_hwd: Shape) -> int:
             held = max(held, footprint.values_many * features)
         else:
             held = max(held, footprint.values_prompted * features + 4 * width * window)
-    return int(held + _SCRATCH_VALUES * _VALUE_BYTES[demand.precision])
+    return int(held + _SCRATCH_VALUES * value)
 
 
 def case_bytes(voxels: int, bytes_per_voxel: int, earlier_groups: int = 0) -> int:
@@ -432,36 +432,9 @@ def case_bytes(voxels: int, bytes_per_voxel: int, earlier_groups: int = 0) -> in
 
 
 def _footprint(demand: MemoryDemand) -> _Footprint:
-    how = demand.runner, demand.precision, demand.convolution
+    model = demand.model
+    how = model.runner, model.precision, model.convolution
     return _FOOTPRINTS.get(how, _OTHER_FOOTPRINT)
-
-
-def count_weights(bundle: Bundle) -> int:
-    """Count the weights of both stages' image encoders and query decoders, nearly all there are."""
-    size = _VALUE_BYTES[bundle.manifest.weights]
-    encoder_size = size if bundle.manifest.quantization is None else 1
-    return sum(
-        bundle.graph(stage, "image_encoder").bytes // encoder_size
-        + bundle.graph(stage, "query_decoder").bytes // size
-        for stage in (1, 2)
-    )
-
-
-def feature_channels(bundle: Bundle) -> int:
-    """Read the number of feature channels from the image encoder's first output.
-
-    Raises
-    ------
-    BundleError
-        ``bundle-without-channels``: the graph leaves it free.
-    """
-    channels = bundle.graph(2, "image_encoder").outputs[0].shape[1]
-    if isinstance(channels, int):
-        return channels
-    raise BundleError(
-        f"the image encoder of {bundle.name} gives features of any width; export the bundle again",
-        code="bundle-without-channels",
-    )
 
 
 def slab_bytes(classes: int, slab_hwd: Shape) -> int:

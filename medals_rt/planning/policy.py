@@ -124,8 +124,19 @@ class SeveralObjects(_Table, frozen=True):
 
 
 class ComponentLists(_Table, frozen=True):
-    """Classes named by the component rules: the release's list, and the paper's exemptions."""
+    """The size of specks, and classes named by the component rules.
 
+    Attributes
+    ----------
+    fewest_voxels
+        Components of fewer are noise: of coarse anatomy, and of lesions.
+    listed
+        The release's list.
+    exempt
+        The paper's exemptions.
+    """
+
+    fewest_voxels: int
     listed: frozenset[str]
     exempt: tuple[SeveralObjects, ...]
 

@@ -8,29 +8,35 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import TypeAlias
 
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.byte_sizes import size_words
-from medals_rt.common.choices import Convolution, Refinement
+from medals_rt.common.choices import Refinement
 from medals_rt.common.errors import InputError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
-from medals_rt.common.typing import Box, Spacing
+from medals_rt.common.typing import Box, Shape, Spacing
 from medals_rt.planning.geometry import StageGeometry, plan_stage, smallest_region
 from medals_rt.planning.memory import (
     MemoryDemand,
     MemoryLimit,
     MemoryPlan,
+    case_bytes,
     joined_chains,
     plan_memory,
 )
-from medals_rt.planning.policy import CaseRules, Preset
+from medals_rt.planning.model_facts import ModelFacts
+from medals_rt.planning.policy import CaseRules, NamedClass, Preset, load_policy
 from medals_rt.planning.time_budget import QUALITY_LEVELS, QualityLevel
 from medals_rt.planning.window_pass import WindowPass, passes_per_window
 
+Chains: TypeAlias = frozenset[tuple[int, str]]
+"""Chains of graphs, by stage and name: see `memory.joined_chains`."""
+
 
 @dataclass(frozen=True)
-class CaseOutline:
-    """What planning has to know of a case: everything but what its image shows.
+class CaseSetup:
+    """What planning has to know of a case, whichever classes are asked for.
 
     Attributes
     ----------
@@ -38,48 +44,68 @@ class CaseOutline:
         Of the image.
     spacing_hwd_mm
         Cleaned by rule 4.1.
-    rules, preset
-        What the classes decide.
+    image_bytes
+        Of a voxel of the image as it is read.
+    preset
+        The algorithm.
     mode
         How windows are refined.
-    classes
-        N.
-    channels
-        C, of the network's feature map.
+    model
+        What runs it.
     memory
         What may be held.
     classes_per_chunk
         The most classes that are classified at once.
-    weights
-        Of the networks of both stages together, how many numbers.
-    runner, precision
-        Inference library and arithmetic of the network.
-    case_bytes
-        What the arrays on the case's own grid take (`memory.case_bytes`).
-    open_chains
-        Chains of graphs that were compiled before, for other classes.
     keeps_maps
         Whether the probabilities of every class are kept.
     """
 
-    shape_dhw: tuple[int, int, int]
+    shape_dhw: Shape
     spacing_hwd_mm: Spacing
-    rules: CaseRules
+    image_bytes: int
     preset: Preset
     mode: Refinement
-    classes: int
-    channels: int
+    model: ModelFacts
     memory: MemoryLimit
     classes_per_chunk: int = CLASSES_PER_CHUNK
-    weights: int = 0
-    runner: str = "openvino"
-    precision: str = "bf16"
-    convolution: Convolution = "direct"
-    case_bytes: int = 0
-    open_chains: frozenset[tuple[int, str]] = frozenset()
     keeps_maps: bool = False
 
-    def chains_by(self, stage: int) -> frozenset[tuple[int, str]]:
+
+@dataclass(frozen=True)
+class CaseOutline:
+    """A case with one group of its classes: everything but what its image shows.
+
+    Attributes
+    ----------
+    setup
+        Of the case.
+    rules
+        What the classes decide.
+    classes
+        N.
+    case_bytes
+        What the arrays on the case's own grid take (`memory.case_bytes`), and the probability maps
+        of earlier groups.
+    open_chains
+        Chains of graphs that were compiled before, for other classes.
+    """
+
+    setup: CaseSetup
+    rules: CaseRules
+    classes: int
+    case_bytes: int = 0
+    open_chains: Chains = frozenset()
+
+    @property
+    def stages(self) -> list[StageSpec]:
+        """The stages that the classes go through."""
+        return [
+            spec
+            for spec in self.setup.model.stages
+            if not (self.rules.skip_fine if spec.is_fine else self.rules.skip_coarse)
+        ]
+
+    def chains_by(self, stage: int) -> Chains:
         """Return the chains of graphs that are compiled by the end of a stage.
 
         Text-only chains of both stages are opened at the start. The coarse stage has prompts where
@@ -89,19 +115,21 @@ class CaseOutline:
         found = set(self.open_chains)
         for number in (1, 2):
             prompted = number == 2 or self.rules.lesion or self.rules.skip_fine
-            chains = joined_chains(number, self.classes, prompted=prompted and self.mode != "none")
+            chains = joined_chains(
+                number, self.classes, prompted=prompted and self.setup.mode != "none"
+            )
             found |= chains if number <= stage else joined_chains(number, 1, prompted=False)
         return frozenset(found)
 
     @property
     def whole(self) -> Box:
         """The box of the whole image."""
-        return (0, 0, 0), self.shape_dhw
+        return (0, 0, 0), self.setup.shape_dhw
 
     def starts_from_text(self, spec: StageSpec) -> bool:
         """Whether a stage makes its own prompts: the last one of the case, where that is asked."""
         is_last = spec.is_fine or self.rules.skip_fine
-        return is_last and self.preset.start_from == "text"
+        return is_last and self.setup.preset.start_from == "text"
 
 
 @dataclass(frozen=True)
@@ -123,12 +151,42 @@ class StagePlan:
     geometry: StageGeometry
     memory: MemoryPlan
     window_pass: WindowPass
-    threshold: float = 0.5
+    threshold: float
 
     @property
     def passes(self) -> int:
         """Network passes at most; windows without any prompt will need fewer."""
         return passes_per_window(self.window_pass) * self.memory.window_runs
+
+
+def outline_groups(
+    setup: CaseSetup, groups: Iterable[Sequence[NamedClass]], open_chains: Chains = frozenset()
+) -> list[CaseOutline]:
+    """Outline a case group by group: each finds what earlier ones leave in memory.
+
+    Parameters
+    ----------
+    setup
+        Of the case.
+    groups
+        Classes that are segmented together, in the order of the runs.
+    open_chains
+        Chains of graphs that were compiled before, for other cases.
+    """
+    outlines: list[CaseOutline] = []
+    voxels, earlier_maps = prod(setup.shape_dhw), 0
+    for number, classes in enumerate(groups):
+        outline = CaseOutline(
+            setup,
+            load_policy().rules(classes, setup.preset),
+            len(classes),
+            case_bytes(voxels, setup.image_bytes, number) + earlier_maps,
+            open_chains,
+        )
+        open_chains = outline.chains_by(2)
+        earlier_maps += _map_bytes(outline)
+        outlines.append(outline)
+    return outlines
 
 
 def stage_plans(
@@ -155,14 +213,15 @@ def stage_plans(
         Whether there are spatial prompts.
     """
     d, h, w = (high - low for low, high in zip(*box_dhw, strict=True))
-    refined = case.mode != "none"
-    preset, refined_from_text = case.preset, refined and case.starts_from_text(spec)
+    setup, preset = case.setup, case.setup.preset
+    refined = setup.mode != "none"
+    refined_from_text = refined and case.starts_from_text(spec)
     prompted = refined and (prompted or refined_from_text)
     plans = []
     for level in levels:
         geometry = plan_stage(
             (h, w, d),
-            case.spacing_hwd_mm,
+            setup.spacing_hwd_mm,
             spec,
             case.rules,
             preset,
@@ -177,7 +236,7 @@ def stage_plans(
             prompted=preset.prompted if prompted else None,
             further=preset.further,
             further_iterations=geometry.iterations if case.rules.lesion else 0,
-            mode=case.mode,
+            mode=setup.mode,
             combine=preset.combine,
             starts_from_text=refined_from_text,
             mirrored=preset.mirrored,
@@ -186,42 +245,33 @@ def stage_plans(
         repeats = len(window_pass.steps) > 1
         memory = plan_memory(
             MemoryDemand(
-                classes=case.classes,
-                channels=case.channels,
-                runner=case.runner,
-                precision=case.precision,
-                convolution=case.convolution,
-                weights=case.weights,
+                setup.model,
+                case.classes,
                 case_bytes=case.case_bytes,
                 open_chains=len(case.chains_by(spec.number)),
                 prompted=prompted or repeats,
                 held_classes=case.classes if repeats else 0,
                 averaged=window_pass.averages,
-                classes_per_chunk=case.classes_per_chunk,
-                keeps_maps=case.keeps_maps,
+                classes_per_chunk=setup.classes_per_chunk,
+                keeps_maps=setup.keeps_maps,
             ),
             geometry.resampled_shape_hwd,
             geometry.windows,
-            case.memory,
+            setup.memory,
         )
         plans.append(StagePlan(geometry, memory, window_pass, preset.threshold))
     return plans
 
 
-def map_bytes(case: CaseOutline, specs: Iterable[StageSpec]) -> int:
-    """Bytes of the probability maps that a case leaves, at most: those of the whole image."""
-    if not case.keeps_maps:
+def _map_bytes(case: CaseOutline) -> int:
+    """Bytes of the probability maps that a group leaves, at most: those of the whole image."""
+    if not case.setup.keeps_maps:
         return 0
     return max(
         case.classes * prod(plan.geometry.resampled_shape_hwd)
-        for spec in specs
+        for spec in case.stages
         for plan in stage_plans(case, spec, case.whole, QUALITY_LEVELS[:1], prompted=False)
     )
-
-
-def stages_of(rules: CaseRules, specs: Iterable[StageSpec]) -> list[StageSpec]:
-    """Choose the stages that a case goes through."""
-    return [spec for spec in specs if not (rules.skip_fine if spec.is_fine else rules.skip_coarse)]
 
 
 def check_memory(case: CaseOutline, specs: Sequence[StageSpec], *, prompted: bool) -> None:
@@ -248,7 +298,8 @@ def check_memory(case: CaseOutline, specs: Sequence[StageSpec], *, prompted: boo
         ``memory-too-small``: the limit does not even hold one class at a time in the narrowest
         blocks (see `axis_cuts`). The message says what would do.
     """
-    if not case.memory.asked:
+    memory, model = case.setup.memory, case.setup.model
+    if not memory.asked:
         return
     need = max(
         plan.memory.least_bytes
@@ -258,17 +309,18 @@ def check_memory(case: CaseOutline, specs: Sequence[StageSpec], *, prompted: boo
             case, spec, box, QUALITY_LEVELS[:1], prompted=prompted or number > 0
         )
     )
-    if need > case.memory.total:
+    if need > memory.total:
         raise InputError(
-            f"{size_words(case.memory.total)} of memory are too few for this case with "
-            f"{case.runner} in {case.precision}: allow at least {size_words(need, up=True)}",
+            f"{size_words(memory.total)} of memory are too few for this case with "
+            f"{model.runner} in {model.precision}: allow at least {size_words(need, up=True)}",
             code="memory-too-small",
         )
 
 
 def smallest_region_of(case: CaseOutline, fine: StageSpec) -> Box:
     """Return the smallest box that the fine stage may look at."""
-    return smallest_region(case.shape_dhw, case.spacing_hwd_mm, fine, case.rules, case.preset)
+    setup = case.setup
+    return smallest_region(setup.shape_dhw, setup.spacing_hwd_mm, fine, case.rules, setup.preset)
 
 
 def seconds_of_both(

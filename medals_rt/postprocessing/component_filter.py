@@ -50,7 +50,7 @@ class ComponentRemoval:
     voxels_kept: int
 
 
-def drop_small_components(mask: Array, min_voxels: int = 10) -> Array:
+def drop_small_components(mask: Array, min_voxels: int) -> Array:
     """Remove the components of `mask` with fewer than `min_voxels` voxels.
 
     Parameters
@@ -58,7 +58,7 @@ def drop_small_components(mask: Array, min_voxels: int = 10) -> Array:
     mask
         ``(A, B, C)`` bool.
     min_voxels
-        The smallest size that stays (system section 6: 10).
+        The smallest size that stays.
 
     Returns
     -------
@@ -69,9 +69,7 @@ def drop_small_components(mask: Array, min_voxels: int = 10) -> Array:
     return kept
 
 
-def remove_specks(
-    labels: Array, min_voxels: int = 10
-) -> tuple[Array, tuple[ComponentRemoval, ...]]:
+def remove_specks(labels: Array, min_voxels: int) -> tuple[Array, tuple[ComponentRemoval, ...]]:
     """Remove the small components of a label map's foreground, and count them by label.
 
     Parameters
@@ -79,7 +77,7 @@ def remove_specks(
     labels
         ``(A, B, C)`` integers, 0 for background, or bool. Touching labels are one component.
     min_voxels
-        The smallest size that stays (system section 6: 10).
+        The smallest size that stays.
 
     Returns
     -------

@@ -23,9 +23,6 @@ from medals_rt.postprocessing.component_filter import (
 from medals_rt.postprocessing.connected_components import label_components
 from medals_rt.prompts.prompt_set import PromptSet
 
-SMALLEST_COMPONENT_VOXELS = 10
-"""Components of fewer voxels are taken for noise (section 6, rules 2 and 5)."""
-
 _LARGEST_UNREMARKABLE_SHARE = 0.02
 """Of a class's voxels: Algorithm 3 mostly removes crumbs, of which no one needs a warning."""
 
@@ -120,7 +117,7 @@ def finish_labels(
         )
         return FinalLabels(labels, None, removals)
     xp = namespace(labels_dhw)
-    labels, removals = remove_specks(labels_dhw, SMALLEST_COMPONENT_VOXELS)
+    labels, removals = remove_specks(labels_dhw, load_policy().components.fewest_voxels)
     if preset.lesions == "binary":
         return FinalLabels(xp.astype(labels > 0, xp.uint8), None, removals)
     numbers, _ = label_components(labels)

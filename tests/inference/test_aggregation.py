@@ -16,6 +16,7 @@ from medals_rt.inference.aggregation import LabelMap, SlabAggregator, empty_labe
 from medals_rt.planning.memory import TileSweep, slab_bytes
 from medals_rt.planning.sliding_window import Window, gaussian_weights, padded_shape, plan_windows
 
+HALF = 0.5
 WINDOW = (8, 8, 4)
 SHAPES = [(8, 8, 4), (5, 9, 3), (19, 13, 9), (33, 8, 5), (24, 20, 4)]
 
@@ -69,7 +70,7 @@ def aggregated(
     for sweep in sweeps or [at_once]:
         group = sweep.classes
         chosen = [windows[index] for index in sweep.windows]
-        slabs = SlabAggregator(chosen, label_values[group], weights, label_map, sweep.columns)
+        slabs = SlabAggregator(chosen, label_values[group], weights, label_map, HALF, sweep.columns)
         size = group.stop - group.start
         for index, window in zip(sweep.windows, chosen, strict=True):
             probability = probabilities[index]
@@ -187,7 +188,7 @@ def test_large_windows_go_through_blocks_and_threads_to_the_same_bits() -> None:
     rng = np.random.default_rng(0)
     weights = gaussian_weights(window)
     nothing = empty_label_map(shape, values, weights, keep_probability=True)
-    slabs = SlabAggregator(windows, values, weights, nothing)
+    slabs = SlabAggregator(windows, values, weights, nothing, HALF)
     padded = padded_shape(shape, window)
     sums, weight_sums = np.zeros((2, *padded), np.float32), np.zeros(padded, np.float32)
     for each in windows:
@@ -210,7 +211,7 @@ def test_windows_left_out_leave_what_no_other_reaches_uncovered(xp: Any) -> None
     assert [window.starts_hwd[0] for window in windows] == [0, 4, 8, 12]
     weights = gaussian_weights(WINDOW, xp)
     nothing = empty_label_map(shape, (5,), weights, keep_probability=True)
-    slabs = SlabAggregator(windows, (5,), weights, nothing)
+    slabs = SlabAggregator(windows, (5,), weights, nothing, HALF)
     ones = xp.ones((1, *WINDOW), dtype=xp.float32)
     for window in windows[:2]:
         slabs.begin(window)
@@ -230,11 +231,11 @@ def test_slabs_hold_one_row_of_windows(xp: Any) -> None:
     weights = gaussian_weights(WINDOW, xp)
     nothing = empty_label_map((200, 16, 4), (1, 2), weights, keep_probability=False)
     assert nothing.labels_hwd.dtype == xp.uint8
-    slabs = SlabAggregator(windows, (1, 2), weights, nothing)
+    slabs = SlabAggregator(windows, (1, 2), weights, nothing, HALF)
     assert tuple(slabs._sums.shape) == (2, 8, 16, 4)
     assert slabs_bytes_of(slabs) == slab_bytes(2, (8, 16, 4))
     block = (slice(3, 9), slice(0, 4))
-    slabs = SlabAggregator(windows, (1, 2), weights, nothing, block)
+    slabs = SlabAggregator(windows, (1, 2), weights, nothing, HALF, block)
     assert tuple(slabs._sums.shape) == (2, 8, 6, 4)
     assert slabs_bytes_of(slabs) == slab_bytes(2, (8, 6, 4))
 
@@ -248,7 +249,7 @@ def test_ties_go_to_the_first_class_and_half_is_foreground() -> None:
     windows = plan_windows(WINDOW, WINDOW)
     weights = gaussian_weights(WINDOW)
     nothing = empty_label_map(WINDOW, (9, 2), weights, keep_probability=False)
-    slabs = SlabAggregator(windows, (9, 2), weights, nothing)
+    slabs = SlabAggregator(windows, (9, 2), weights, nothing, HALF)
     halves = np.full((2, *WINDOW), 0.5, np.float32)
     halves[:, 0] = np.float32(0.49)
     slabs.begin(windows[0])
@@ -283,7 +284,7 @@ def test_windows_left_out_of_one_block_are_uncovered_there_only() -> None:
     ones = np.ones((1, *WINDOW), np.float32)
     label_map = empty_label_map(shape, (5,), weights, keep_probability=True)
     for columns, left_out in ((slice(0, 6), ()), (slice(6, 12), (1,))):
-        slabs = SlabAggregator(windows, (5,), weights, label_map, (columns, slice(0, 4)))
+        slabs = SlabAggregator(windows, (5,), weights, label_map, HALF, (columns, slice(0, 4)))
         for index, window in enumerate(windows):
             if index in left_out:
                 slabs.skip(window)
@@ -300,22 +301,22 @@ def test_windows_out_of_turn_or_missing_are_refused() -> None:
     windows = plan_windows((12, 8, 4), WINDOW)
     weights = gaussian_weights(WINDOW)
     nothing = empty_label_map((12, 8, 4), (1,), weights, keep_probability=False)
-    slabs = SlabAggregator(windows, (1,), weights, nothing)
+    slabs = SlabAggregator(windows, (1,), weights, nothing, HALF)
     with pytest.raises(ValueError, match="no window was begun"):
         slabs.add(slice(0, 1), np.ones((1, *WINDOW), np.float32))
     with pytest.raises(ValueError, match="not the next window"):
         slabs.begin(windows[1])
-    slabs = SlabAggregator(windows, (1,), weights, nothing)
+    slabs = SlabAggregator(windows, (1,), weights, nothing, HALF)
     slabs.begin(windows[0])
     with pytest.raises(ValueError, match="never added"):
         slabs.result()
     with pytest.raises(ValueError, match="H axis slowest"):
-        SlabAggregator(windows[::-1], (1,), weights, nothing)
+        SlabAggregator(windows[::-1], (1,), weights, nothing, HALF)
     with pytest.raises(ValueError, match="at least one window"):
-        SlabAggregator((), (1,), weights, nothing)
+        SlabAggregator((), (1,), weights, nothing, HALF)
     with pytest.raises(ValueError, match="no class"):
-        SlabAggregator(windows, (), weights, nothing)
+        SlabAggregator(windows, (), weights, nothing, HALF)
     beside = plan_windows((12, 16, 4), WINDOW)
     wide = empty_label_map((12, 16, 4), (1,), weights, keep_probability=False)
     with pytest.raises(ValueError, match="does not reach into"):
-        SlabAggregator(beside, (1,), weights, wide, (slice(0, 4), slice(0, 4)))
+        SlabAggregator(beside, (1,), weights, wide, HALF, (slice(0, 4), slice(0, 4)))

@@ -11,6 +11,7 @@ import pytest
 from medals_rt.common.arrays import to_host
 from medals_rt.inference.probability_maps import ProbabilityMaps, StageMaps, as_bytes
 from medals_rt.planning.memory import MemoryDemand, MemoryLimit, plan_memory
+from medals_rt.planning.model_facts import RELEASED
 from medals_rt.planning.sliding_window import Window
 from tests.inference.test_stage import (
     ANATOMY,
@@ -82,7 +83,10 @@ def test_the_estimate_of_memory_includes_them() -> None:
     limit = MemoryLimit(10**12, "a test")
     bare, kept = (
         plan_memory(
-            MemoryDemand(classes=20, channels=4, keeps_maps=keeps), (32, 32, 32), windows, limit
+            MemoryDemand(replace(RELEASED, channels=4, weights=0), classes=20, keeps_maps=keeps),
+            (32, 32, 32),
+            windows,
+            limit,
         ).expected_bytes
         for keeps in (False, True)
     )

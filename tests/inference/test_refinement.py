@@ -261,9 +261,13 @@ def test_unmasked_shows_the_whole_prompts_once(xp: Any) -> None:
 
 
 def test_lesions_iterate_on_their_own_answer(xp: Any) -> None:
-    """The second pair is shown where the first answer exceeds one half, in blocks of four."""
+    """The second pair is shown where the first answer exceeds one half, in blocks of four.
+
+    One half itself does not, though it would be enough for a label.
+    """
     asked = []
     first_answer = np.random.default_rng(6).random((2, *WINDOW), dtype=np.float32)
+    first_answer[:, ::3] = 0.5
     seen: list[np.ndarray | None] = []
 
     def masks(wanted: MaskRequest) -> BlockMask:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,19 +14,22 @@ import pytest
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.arrays import namespace, to_host
 from medals_rt.common.choices import Refinement
+from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Step, Stopwatch
 from medals_rt.inference import stage
 from medals_rt.inference.aggregation import LabelMap
 from medals_rt.inference.refinement import MaskRequest, seeded_masks
-from medals_rt.inference.stage import StageResult, StageTask, run_stage
+from medals_rt.inference.stage import StageInput, StageResult, StageTask, run_stage
 from medals_rt.planning.memory import MemoryLimit
+from medals_rt.planning.model_facts import RELEASED
 from medals_rt.planning.policy import load_policy
-from medals_rt.planning.stage_plan import CaseOutline, StagePlan, stage_plans
+from medals_rt.planning.stage_plan import CaseSetup, StagePlan, outline_groups, stage_plans
 from medals_rt.planning.time_budget import QUALITY_LEVELS, Budget, Watchdog
 from medals_rt.prompts.classes import by_exact_name
 
 FINE = StageSpec(2, (16, 12, 8), (1.0, 1.0, 1.0))
 SHAPE_HWD = (21, 27, 19)
+WHOLE = ((0, 0, 0), (19, 21, 27))
 ANATOMY = ("Liver", "Spleen", "Right kidney")
 LESIONS = ("Liver tumors", "Pancreas tumors", "Colon cancer primaries")
 LABELS = (4, 2, 9)
@@ -69,18 +73,17 @@ class Formula:
 
 
 def planned_stage(largest_slab: int, mode: Refinement, names: tuple[str, ...]) -> StagePlan:
-    policy = load_policy()
-    case = CaseOutline(
+    setup = CaseSetup(
         shape_dhw=(SHAPE_HWD[2], *SHAPE_HWD[:2]),
         spacing_hwd_mm=(1.0, 1.0, 1.0),
-        rules=policy.rules([by_exact_name("CT", name) for name in names], "paper"),
-        preset=policy.preset("paper"),
+        image_bytes=4,
+        preset=load_policy().preset("paper"),
         mode=mode,
-        classes=len(names),
-        channels=4,
+        model=replace(RELEASED, channels=4, weights=0),
         memory=MemoryLimit(10**12, "a test", largest_slab),
         classes_per_chunk=2,
     )
+    (case,) = outline_groups(setup, [[by_exact_name("CT", name) for name in names]])
     (planned,) = stage_plans(case, FINE, case.whole, QUALITY_LEVELS[:1], prompted=True)
     return planned
 
@@ -94,6 +97,7 @@ def run(
     network: Formula | None = None,
     *,
     keep_maps: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[StageResult, list[tuple[int, int]]]:
     rng = np.random.default_rng(3)
     image = rng.integers(0, 256, SHAPE_HWD).astype(np.float32)
@@ -106,20 +110,25 @@ def run(
         return draw(request)
 
     told: list[tuple[int, int]] = []
-    result = run_stage(
-        network or Formula(),  # type: ignore[arg-type]
-        planned,
-        xp.asarray(image),
-        StageTask(xp.zeros((3, 4), dtype=xp.float32), LABELS, masks),
-        prompt_labels_hwd=None if planned.window_pass.mode == "none" else xp.asarray(prompts),
+    task = StageTask(
+        xp.zeros((3, 4), dtype=xp.float32),
+        LABELS,
+        masks,
         keep_probability=True,
         keep_maps=keep_maps,
         watch=watch or Stopwatch(),
-        name="fine",
-        progress=lambda _, done, total: told.append((done, total)),
+        progress=progress or (lambda _, done, total: told.append((done, total))),
+    )
+    stage = StageInput(
+        network or Formula(),  # type: ignore[arg-type]
+        planned,
+        task,
+        WHOLE,
+        xp.asarray(image),
+        prompt_labels_hwd=None if planned.window_pass.mode == "none" else xp.asarray(prompts),
         watchdog=watchdog,
     )
-    return result, told
+    return run_stage(stage), told
 
 
 @pytest.mark.parametrize(
@@ -179,6 +188,23 @@ def test_memory_is_released_once_when_all_windows_were_run() -> None:
     assert network.log.count("release") == 1
     assert network.log[-1] == "release"
     assert network.log.count("pass") > 1
+
+
+@pytest.mark.parametrize("end", [RuntimeError, KeyboardInterrupt])
+def test_memory_is_released_when_a_stage_is_canceled(end: type[BaseException]) -> None:
+    """By its progress, as the service cancels; an opened model may then idle for hours."""
+    network = Formula()
+
+    def cancel(_: str, done: int, __: int) -> None:
+        if done == 2:
+            raise end
+
+    planned = planned_stage(LEAST, "masked", ANATOMY)
+    with pytest.raises(end):
+        run(planned, np, [], network=network, progress=cancel)
+    assert network.log.count("release") == 1
+    assert network.log[-1] == "release"
+    assert 0 < network.log.count("pass") < planned.passes
 
 
 def test_prompts_fill_only_what_no_window_decided(xp: Any) -> None:

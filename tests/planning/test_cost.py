@@ -15,11 +15,11 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.cli import app
 from medals_rt.common.errors import InputError
 from medals_rt.io.volume import Volume
+from medals_rt.pipeline.case_setup import case_setup
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
 from medals_rt.pipeline.plan_case import plan_numbers
 from medals_rt.planning import pass_timings
 from medals_rt.planning.cost import (
-    RELEASED,
     BudgetPlan,
     CasePlan,
     StageCost,
@@ -27,8 +27,10 @@ from medals_rt.planning.cost import (
     with_seconds,
     with_time_budget,
 )
+from medals_rt.planning.memory import dry_run_limit
+from medals_rt.planning.model_facts import RELEASED, ModelFacts
 from medals_rt.planning.pass_timings import MeasuredPasses
-from medals_rt.planning.policy import load_policy
+from medals_rt.planning.policy import Preset, load_policy
 from medals_rt.planning.time_budget import Budget
 from medals_rt.prompts.classes import by_exact_name
 from tests.errors import raises
@@ -42,9 +44,21 @@ RUNNER = ("--runner", "onnxruntime")
 SHAPE, SPACING = (100, 400, 420), (0.8, 0.8, 3.0)
 
 
-def plan_shape(shape: tuple, spacing: tuple, classes: list, **options: Any) -> CasePlan:
+def plan_shape(
+    shape: tuple,
+    spacing: tuple,
+    classes: list,
+    preset: Preset | None = None,
+    model: ModelFacts = RELEASED,
+    **options: Any,
+) -> CasePlan:
     """All classes in one run."""
-    return plan_case(shape, spacing, {"auto": classes}, **options)
+    segment = SegmentOptions(**options)
+    memory = dry_run_limit(segment.max_memory)
+    setup = case_setup(shape, spacing, 2, segment, model, memory)
+    if preset is not None:
+        setup = replace(setup, preset=preset)
+    return plan_case(setup, {"auto": classes})
 
 
 def options_of(preset: str = "paper", **segment: Any) -> RunOptions:
@@ -104,7 +118,8 @@ def test_golden_cases_through_the_command(case: dict) -> None:
 def test_passes_a_window(
     classes: list, preset: str, refinement: str, coarse: int, fine: int
 ) -> None:
-    plan = plan_shape(SHAPE, SPACING, classes, preset=preset, refinement=refinement)
+    chosen = load_policy().preset(preset)
+    plan = plan_shape(SHAPE, SPACING, classes, chosen, refinement=refinement)
     assert [stage.passes for stage in plan.stages] == [
         coarse * plan.stages[0].windows,
         fine * plan.stages[1].windows,
@@ -144,7 +159,7 @@ def test_seconds_are_passes_times_the_measured_pass() -> None:
 
 
 def test_memory_grows_with_the_network_and_with_the_image() -> None:
-    narrow = replace(RELEASED, features=16)
+    narrow = replace(RELEASED, channels=16)
     tiny = plan_shape((32, 64, 64), (1.0, 1.0, 1.0), [LIVER], model=narrow)
     wide = plan_shape((32, 64, 64), (1.0, 1.0, 1.0), [LIVER])
     large = plan_shape((600, 600, 600), (0.5, 0.5, 0.5), [LIVER])
@@ -409,11 +424,11 @@ def test_what_cannot_be_planned(
 
 
 def test_options_of_the_algorithm_are_counted() -> None:
-    shape, spacing, classes = (300, 400, 400), (1.0, 1.0, 1.0), {"auto": [LIVER]}
+    shape, spacing = (300, 400, 400), (1.0, 1.0, 1.0)
     paper = load_policy().preset("paper")
 
     def stages(**changes: Any) -> dict[int, StageCost]:
-        plan = plan_case(shape, spacing, classes, preset=paper.changed(**changes))
+        plan = plan_shape(shape, spacing, [LIVER], paper.changed(**changes))
         return {cost.stage: cost for cost in plan.stages}
 
     both = stages()

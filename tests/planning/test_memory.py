@@ -24,7 +24,6 @@ from medals_rt.io.volume import Volume
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
 from medals_rt.pipeline.plan_case import plan_numbers
 from medals_rt.planning.axis_tiling import Columns
-from medals_rt.planning.cost import RELEASED
 from medals_rt.planning.memory import (
     LARGEST_DEFAULT_SLAB,
     MemoryDemand,
@@ -39,6 +38,7 @@ from medals_rt.planning.memory import (
     plan_memory,
     slab_bytes,
 )
+from medals_rt.planning.model_facts import RELEASED
 from medals_rt.planning.sliding_window import Window, padded_shape, plan_windows, window_starts
 from tests.errors import raises
 from tests.paths import ROOT
@@ -46,6 +46,7 @@ from tests.paths import ROOT
 DEMO = ROOT / "engines" / "demo"
 FINE = (192, 192, 192)
 PLENTY = MemoryLimit(10**15, "a test")
+WEIGHTLESS = replace(RELEASED, weights=0)
 ANATOMY = {"1": "Liver in abdominal CT", "4": "Right kidney in abdominal CT"}
 LESIONS = {"7": "Adrenocortical carcinoma in abdominal CT", "instance_label": 1}
 
@@ -82,10 +83,12 @@ def test_many_classes_stay_below_six_gigabytes(
     classes: int, shape: Shape, windows: int, runs: int
 ) -> None:
     limit = MemoryLimit(64 * 10**9, "a test", LARGEST_DEFAULT_SLAB)
-    plan = plan_memory(MemoryDemand(classes, 64), shape, plan_windows(shape, FINE), limit)
+    plan = plan_memory(MemoryDemand(WEIGHTLESS, classes), shape, plan_windows(shape, FINE), limit)
     assert plan.window_runs == runs
     assert plan.slab_bytes == max(sweep_bytes(sweep) for sweep in plan.sweeps) <= 6e9
-    at_once = plan_memory(MemoryDemand(classes, 64), shape, plan_windows(shape, FINE), PLENTY)
+    at_once = plan_memory(
+        MemoryDemand(WEIGHTLESS, classes), shape, plan_windows(shape, FINE), PLENTY
+    )
     assert (len(at_once.sweeps), at_once.window_runs) == (1, windows)
 
 
@@ -109,7 +112,7 @@ def test_every_plan_covers_all_classes_and_columns_within_the_limit(
     limit = MemoryLimit(gigabytes * 10**9, "asked for", LARGEST_DEFAULT_SLAB)
     windows = plan_windows(padded_shape(shape, FINE), FINE, overlap)
     plan = plan_memory(
-        MemoryDemand(classes, 64, held_classes=min(classes, 10) if held else 0),
+        MemoryDemand(WEIGHTLESS, classes, held_classes=min(classes, 10) if held else 0),
         shape,
         windows,
         limit,
@@ -166,7 +169,9 @@ def test_no_other_cut_within_the_limit_runs_fewer_windows(
     windows = plan_windows(padded_shape(shape, window), window, overlap)
     slab = int(share * slab_bytes(classes, (window[0], *shape[1:])))
     limit = MemoryLimit(10**12, "a test", slab)
-    plan = plan_memory(MemoryDemand(classes, 1), shape, windows, limit)
+    plan = plan_memory(
+        MemoryDemand(replace(WEIGHTLESS, channels=1), classes), shape, windows, limit
+    )
     rows = len({each.starts_hwd[0] for each in windows})
     along_w, along_d = (runs_of_every_cut(shape[k], window[k], overlap) for k in (1, 2))
     fitting = [
@@ -187,7 +192,7 @@ def test_no_other_cut_within_the_limit_runs_fewer_windows(
 @pytest.mark.parametrize("shape", [FINE, (512, 512, 400), (90, 60, 500)])
 def test_the_least_that_is_needed_suffices(classes: int, shape: Shape) -> None:
     windows = plan_windows(padded_shape(shape, FINE), FINE)
-    demand = MemoryDemand(classes, 64)
+    demand = MemoryDemand(WEIGHTLESS, classes)
     short = plan_memory(demand, shape, windows, MemoryLimit(2 * 10**9, "asked for"))
     assert short.least_bytes > 2 * 10**9
     plan = plan_memory(demand, shape, windows, MemoryLimit(short.least_bytes, "asked for"))
@@ -214,24 +219,24 @@ def test_a_limit_too_small_for_either_stage_is_refused_before_work(
 
 
 def test_fp32_takes_twice_the_memory_of_bf16() -> None:
-    both = [MemoryDemand(4, 64, precision=precision) for precision in ("fp32", "bf16")]
-    fp32, bf16 = (network_bytes(demand, FINE) for demand in both)
+    both = [replace(WEIGHTLESS, precision=precision) for precision in ("fp32", "bf16")]
+    fp32, bf16 = (network_bytes(MemoryDemand(model, 4), FINE) for model in both)
     assert fp32 == 2 * bf16
 
 
 def test_little_free_memory_does_not_cut_what_is_small() -> None:
     little = MemoryLimit(2 * 10**9, "what is free")
     window = plan_windows(FINE, FINE)
-    assert len(plan_memory(MemoryDemand(3, 64), FINE, window, little).sweeps) == 1
-    many = plan_memory(MemoryDemand(200, 64), FINE, window, little)
+    assert len(plan_memory(MemoryDemand(WEIGHTLESS, 3), FINE, window, little).sweeps) == 1
+    many = plan_memory(MemoryDemand(WEIGHTLESS, 200), FINE, window, little)
     assert 2**29 < many.slab_bytes <= 2**30
 
 
 def test_held_probabilities_count() -> None:
     limit = MemoryLimit(12 * 10**9, "a test")
     window = plan_windows(FINE, FINE)
-    free = plan_memory(MemoryDemand(10, 64), FINE, window, limit)
-    held = plan_memory(MemoryDemand(10, 64, held_classes=10), FINE, window, limit)
+    free = plan_memory(MemoryDemand(WEIGHTLESS, 10), FINE, window, limit)
+    held = plan_memory(MemoryDemand(WEIGHTLESS, 10, held_classes=10), FINE, window, limit)
     assert held.expected_bytes > free.expected_bytes
 
 
@@ -359,12 +364,8 @@ def test_full_size_takes_what_was_measured(
 ) -> None:
     """One window of 192^3, the fine network alone: benchmarks/results/full_size.md."""
     demand = MemoryDemand(
+        replace(RELEASED, precision=precision, convolution=convolution),
         classes,
-        64,
-        "openvino",
-        precision,
-        convolution,
-        weights=RELEASED.weights,
         open_chains=2 if kinds == "both" else 1,
         prompted=kinds != "text",
     )
@@ -374,7 +375,7 @@ def test_full_size_takes_what_was_measured(
 
 def test_onnx_runtime_takes_what_was_measured() -> None:
     """One window of 192^3 and 4 classes: benchmarks/NOTES.md."""
-    demand = MemoryDemand(4, 64, "onnxruntime", "fp32", weights=RELEASED.weights)
+    demand = MemoryDemand(replace(RELEASED, runner="onnxruntime", precision="fp32"), 4)
     plan = plan_memory(demand, FINE, plan_windows(FINE, FINE), PLENTY)
     assert plan.expected_bytes - plan.slab_bytes == pytest.approx(15.55e9, rel=0.15)
 
@@ -383,7 +384,8 @@ def test_each_chain_and_each_earlier_group_counts() -> None:
     """Where graphs are joined: ONNX Runtime opens each graph once."""
     window = plan_windows(FINE, FINE)
     for runner, expected in (("openvino", True), ("onnxruntime", False)):
-        demand = MemoryDemand(4, 64, runner=runner, precision="fp32", weights=10**8)
+        model = replace(RELEASED, runner=runner, precision="fp32", weights=10**8)
+        demand = MemoryDemand(model, 4)
         more = replace(demand, open_chains=3)
         two, three = (plan_memory(each, FINE, window, PLENTY) for each in (demand, more))
         assert (three.expected_bytes > two.expected_bytes + 4 * 10**8) is expected

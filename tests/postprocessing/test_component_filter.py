@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 from scipy.ndimage import label
 
 from medals_rt.common.arrays import to_host
+from medals_rt.planning.policy import load_policy
 from medals_rt.postprocessing.component_filter import (
     ComponentRemoval,
     drop_small_components,
     keep_probable_components,
 )
+
+FEWEST = load_policy().components.fewest_voxels
 
 
 def test_golden_cases(golden: Path, xp: Any) -> None:
@@ -192,7 +195,7 @@ def test_ten_voxels_are_enough(xp: Any) -> None:
     mask = np.zeros((3, 1, 12), np.bool_)
     mask[0, 0, :9] = True
     mask[2, 0, :10] = True
-    found = to_host(drop_small_components(xp.asarray(mask)))
+    found = to_host(drop_small_components(xp.asarray(mask), FEWEST))
     assert not found[0].any()
     np.testing.assert_array_equal(found[2], mask[2])
 
@@ -200,6 +203,6 @@ def test_ten_voxels_are_enough(xp: Any) -> None:
 @pytest.mark.parametrize("shape", [(3, 3, 3), (1, 1, 1)])
 def test_nothing_in_nothing_out(xp: Any, shape: tuple[int, int, int]) -> None:
     empty = xp.zeros(shape, dtype=xp.uint8)
-    assert not to_host(drop_small_components(empty > 0)).any()
+    assert not to_host(drop_small_components(empty > 0, FEWEST)).any()
     probability = xp.zeros(shape, dtype=xp.float32)
     assert not to_host(keep_probable_components(empty, probability, [1, 2])[0]).any()
