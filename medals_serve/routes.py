@@ -22,7 +22,7 @@ from medals_serve import metrics as figures
 from medals_serve.catalog import MAX_TEXT
 from medals_serve.images import ServedImage
 from medals_serve.job_requests import OUTPUT_FORMATS, JobRequest, option_defaults
-from medals_serve.jobs import ServedJob
+from medals_serve.jobs import OVER, ServedJob
 from medals_serve.problems import not_found
 from medals_serve.schemas import (
     Form,
@@ -477,16 +477,16 @@ async def _events(service: Service, job: ServedJob) -> AsyncIterator[str]:
     """Send a job's state whenever it changed, the present one first."""
     seen, quiet = -1, 0.0
     while True:
-        version, over = job.version, job.is_over
+        version = job.version
         if version != seen:
             seen, quiet = version, 0.0
             state = _job_state(service, job)
             yield f"event: progress\ndata: {state.model_dump_json()}\n\n"
+            if state.status in OVER:  # as it was sent: the job may end at any moment
+                return
         elif quiet >= BEAT_S:
             quiet = 0.0
             yield ": still here\n\n"
-        if over:
-            return
         await asyncio.sleep(POLL_S)
         quiet += POLL_S
 

@@ -233,10 +233,11 @@ class Sessions:
         Raises
         ------
         ServiceError
-            The session, the server or the disk has no room for them.
+            The session, the server or the disk has no room for them; or the session ended.
         """
         limits = self._settings
         with self._guard:
+            session.check_open()
             if session.bytes + size > limits.max_session_bytes:
                 raise ServiceError(
                     f"the session would hold more than {limits.max_session_bytes:,} bytes; delete "

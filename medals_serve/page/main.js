@@ -309,6 +309,7 @@ function follow(scan, first) {
       byId("job-text").textContent = "The service doesn't answer; trying again …";
     },
     onProblem: (problem) => {
+      if (!state.scans.includes(scan)) return; // its jobs went with it
       followNext(scan);
       showProblem("run-problem", problem);
       if (scan === state.scan && state.isCoarse) showRun(scan, scan.shown); // nobody refines it now
