@@ -14,8 +14,8 @@ from medals_rt.pipeline.segmenter import Segmenter
 from medals_serve.jobs import ServedJob
 from medals_serve.metrics import Metrics
 from medals_serve.problems import ServiceError
+from medals_serve.settings import RETRY_S
 
-RETRY_S: Final = 10
 _STOPPED: Final = "the server was stopped; run the job again when it is back"
 
 

@@ -304,7 +304,7 @@ def test_a_job_that_is_deleted_while_its_result_is_compared(
         owner.jobs.pop(first["job"])
         raise FileNotFoundError
 
-    monkeypatch.setattr(job, "labels_dhw", gone)
+    monkeypatch.setattr(job.files, "labels_dhw", gone)
     error = refused(client.submit, uploaded, SENTENCE, corrects=first, spatial_prompts=mask)
     assert (error.status, error.code) == (404, "job-unknown")
 

@@ -89,7 +89,7 @@ def test_harm_ends_with_its_process(harmful: Readers, tmp_path: Path, word: str,
 
 
 def test_messages_name_the_file_as_its_user_does(harmful: Readers, tmp_path: Path) -> None:
-    with pytest.raises(CaseError, match="^upload scan again$"):
+    with pytest.raises(CaseError, match=r"^upload scan again$"):
         feed(harmful, tmp_path, "refuse")
 
 
