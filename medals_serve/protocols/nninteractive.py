@@ -358,9 +358,7 @@ async def undo(asked: Leased, service: Here) -> Response:
         return _answer(None, None)
     now = lease.drawing or _Drawing()
     lease.drawing = then = lease.before.pop()
-    return await service.in_thread(
-        lambda: _answer(lease.seen(now.shown), lease.seen(then.shown)),
-    )
+    return await service.in_thread(lambda: _answer(lease.seen(now.shown), lease.seen(then.shown)))
 
 
 @router.post("/predict")
