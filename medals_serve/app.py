@@ -105,12 +105,12 @@ async def _log_in(request: Request) -> Response:
 
 
 async def _sweep(service: Service) -> None:
-    """Let the service tidy up, now and then."""
+    """Let the service tidy up, now and then; what fails once is logged, and tried again."""
     while True:
         await asyncio.sleep(SWEEP_S)
         try:
             await anyio.to_thread.run_sync(service.tidy)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - else sessions would never end again
             log_failure(error)
 
 

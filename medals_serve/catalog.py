@@ -61,7 +61,7 @@ class Catalog:
 
     def read(self, text: str, kind: str, modality: str | None) -> dict[str, Any]:
         """Read sentences, one a line or between semicolons; see `schemas.PromptsState`."""
-        sentences = [each.strip() for each in re.split(r"[;\n]", text) if each.strip()]
+        sentences = sentences_in(text)
         reading, problem = [], None
         try:
             if len(sentences) > _MAX_SENTENCES:
@@ -108,6 +108,11 @@ class Catalog:
             "name": key.name,
             "color": hex_color(class_color(key.name)),
         }
+
+
+def sentences_in(text: str) -> list[str]:
+    """Return the sentences of a text, one a line or between semicolons."""
+    return [each.strip() for each in re.split(r"[;\n]", text) if each.strip()]
 
 
 def sentence_of(key: ClassKey) -> str:

@@ -12,10 +12,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.optional_deps import missing
+from medals_rt.io.format import stem
+from medals_rt.io.registry import FORMATS
 from medals_serve.problems import ServedProblemError
 
 try:
@@ -27,6 +29,11 @@ __all__ = ["ServedProblemError", "ServiceClient"]
 
 State = dict[str, Any]
 """JSON of the API: see `schemas`, or ``/v1/openapi.json`` of a server."""
+
+_CUT_SHORT: Final = {
+    "detail": "the stream of progress ended before the job did; wait for the job again",
+    "code": "stream-cut-short",
+}
 
 
 class ServiceClient:
@@ -200,14 +207,14 @@ class ServiceClient:
         Raises
         ------
         ServedProblemError
-            It failed or was canceled.
+            It failed or was canceled; or the stream of its states ended before it did.
         """
         for state in self.watch(job):
             job = state
             if progress is not None:
                 progress(state)
-        if job["problem"] is not None:
-            raise ServedProblemError(job["problem"])
+        if job["status"] != "done":
+            raise ServedProblemError(job["problem"] or _CUT_SHORT)
         return job
 
     def segment(
@@ -238,7 +245,8 @@ class ServiceClient:
     def save_labels(self, job: State, path: str | Path) -> None:
         """Write a job's labels in the format that a file's name ends in, whole or not at all."""
         file = Path(path)
-        content = self.fetch(job, format=file.name.partition(".")[2])
+        ending = file.name.removeprefix(stem(file, FORMATS)) or file.suffix
+        content = self.fetch(job, format=ending.removeprefix(".").lower())
         with atomic_output(file) as temporary:
             temporary.write_bytes(content)
 

@@ -14,8 +14,8 @@ from medals_rt.pipeline.segmenter import Segmenter
 from medals_serve.jobs import ServedJob
 from medals_serve.metrics import Metrics
 from medals_serve.problems import ServiceError
+from medals_serve.settings import RETRY_S
 
-RETRY_S: Final = 10
 _STOPPED: Final = "the server was stopped; run the job again when it is back"
 
 
@@ -65,7 +65,7 @@ class JobEngine:
     @property
     def jobs_waiting(self) -> int:
         """Number of jobs in the queue."""
-        return len(self._waiting)
+        return len(self._queue())
 
     @property
     def jobs_running(self) -> int:
@@ -88,7 +88,6 @@ class JobEngine:
                     status=HTTPStatus.SERVICE_UNAVAILABLE,
                     retry_after_s=RETRY_S,
                 )
-            self._waiting = deque(each for each in self._waiting if not each.is_over)
             self.check_room()
             self._waiting.append(job)
             self._changed.notify_all()
@@ -100,9 +99,10 @@ class JobEngine:
         ------
         ServiceError
         """
-        if len(self._waiting) >= self._max_queue:
+        waiting = self.jobs_waiting
+        if waiting >= self._max_queue:
             raise ServiceError(
-                f"{len(self._waiting)} jobs wait already; try again later",
+                f"{waiting} jobs wait already; try again later",
                 code="queue-full",
                 status=HTTPStatus.SERVICE_UNAVAILABLE,
                 retry_after_s=RETRY_S,
@@ -111,8 +111,14 @@ class JobEngine:
     def position(self, job: ServedJob) -> int | None:
         """Return how many jobs will run before this one; None where it doesn't wait."""
         with self._changed:
-            waiting = [each for each in self._waiting if not each.is_over]
+            waiting = self._queue()
             return waiting.index(job) + self.jobs_running if job in waiting else None
+
+    def _queue(self) -> list[ServedJob]:
+        """Jobs that wait; those that were canceled meanwhile leave it."""
+        with self._changed:
+            self._waiting = deque(each for each in self._waiting if not each.is_over)
+            return list(self._waiting)
 
     def stop(self, grace_s: float) -> None:
         """Take no more jobs, cancel those that wait, and let the one that runs end.

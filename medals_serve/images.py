@@ -113,11 +113,12 @@ def shown_name(filename: str, default: str) -> str:
 def stored_name(shown: str, *, labels: bool = False) -> str:
     """Return the name under which a file is stored: only its ending is its client's.
 
-    A file without an ending that is known has none; it may be DICOM.
+    A file without an ending that is known has none; it may be DICOM. Its name is no word then, for
+    it is replaced in messages, which may tell to "upload" something.
     """
     lower = shown.lower()
     endings = LABEL_ENDINGS if labels else (*ENDINGS, *DICOM_ENDINGS)
-    return "upload" + max((each for each in endings if lower.endswith(each)), key=len, default="")
+    return "upload" + max((each for each in endings if lower.endswith(each)), key=len, default="_")
 
 
 class CaseCache:

@@ -1,67 +1,38 @@
-"""A job of a client: how far it is, and what came of it.
+"""A job of a client: what it is asked for, and how far it is.
 
 The work is that of `medals_rt.pipeline.job`, so that labels, report and statistics are those that
-`medals-rt run` writes.
+`medals-rt run` writes; see `job_files` for what came of it.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
-from medals_rt.common.atomic_io import atomic_output, write_json
-from medals_rt.common.errors import InputError
 from medals_rt.common.interruption import interrupted_by
 from medals_rt.common.notes import Note, warning
 from medals_rt.inference.corrections import Correction, check_corrections, parts_of
 from medals_rt.inference.hybrid_prompts import check_start
 from medals_rt.io.format import stem
-from medals_rt.io.palette import hex_color, label_color
-from medals_rt.io.registry import FORMATS, check_own_grid
-from medals_rt.pipeline.csv_tables import (
-    LESION_COLUMNS,
-    STATISTICS_COLUMNS,
-    lesion_row,
-    statistics_row,
-    write_csv,
-)
+from medals_rt.io.registry import FORMATS
 from medals_rt.pipeline.group_run import CoarseLabels
 from medals_rt.pipeline.job import passes_recorded, segment_job
 from medals_rt.pipeline.job_inputs import prepare_job, read_annotation
-from medals_rt.pipeline.job_outputs import check_mesh, files_of_maps
 from medals_rt.pipeline.job_request import Job, ReadJob
-from medals_rt.pipeline.job_results import (
-    measure,
-    measure_lesions,
-    write_labels,
-    write_maps,
-    write_preview,
-)
-from medals_rt.pipeline.output_grid import GridRequest, lost_notes, on_grid
-from medals_rt.pipeline.report import RunReport
-from medals_rt.pipeline.segmenter import Result, Segmenter
+from medals_rt.pipeline.segmenter import Segmenter
 from medals_rt.pipeline.window_groups import part_of_annotation
 from medals_rt.prompts.classes import ClassKey
-from medals_rt.prompts.prompt_set import PromptSet
 from medals_serve.images import CaseCache, ServedImage, write_placed
-from medals_serve.job_requests import OUTPUT_KINDS
+from medals_serve.job_files import JobFiles
 from medals_serve.problems import JobEndedError, ServiceError, log_failure, problem_of
 
 JobStatus: TypeAlias = Literal["queued", "running", "done", "failed", "canceled"]
 OVER: Final = frozenset({"done", "failed", "canceled"})
-
-
-_MAPS: Final = "probabilities.zip"
 
 
 @dataclass(frozen=True)
@@ -132,11 +103,8 @@ class ServedJob:
         self._began = self._stage_began = 0.0
         self._problem: dict[str, Any] | None = None
         self._canceled: str | None = None
-        self._prompts: PromptSet | None = None
-        self._report: RunReport | None = None
-        self._lost: dict[str, tuple[str, ...]] = {}
+        self._files: JobFiles | None = None
         self._lock = threading.RLock()
-        self._writing = threading.Lock()
 
     @property
     def status(self) -> JobStatus:
@@ -211,7 +179,7 @@ class ServedJob:
             )
         corrections = past.corrections
         if read.annotation_dhw is not None:
-            made = Correction.of(before.labels_dhw(), read.annotation_dhw, asked)
+            made = Correction.of(before.files.labels_dhw(), read.annotation_dhw, asked)
             corrections = (*corrections, made.to_bytes())
         others = [name for name, value in self.options.items() if before.options[name] != value]
         if others:
@@ -230,10 +198,34 @@ class ServedJob:
         ServiceError
             It has no result.
         """
-        self._finished_report()
-        if self._past is None:
-            raise AssertionError(self.name)
+        if self._past is None or self._files is None:
+            raise self._no_result()
         return self._past
+
+    @property
+    def files(self) -> JobFiles:
+        """Its result.
+
+        Raises
+        ------
+        ServiceError
+            It has none.
+        """
+        if self._files is None:
+            raise self._no_result()
+        return self._files
+
+    def _no_result(self) -> ServiceError:
+        return ServiceError(
+            f"the job has no result: it is {self._status}",
+            code="job-not-done",
+            status=HTTPStatus.CONFLICT,
+        )
+
+    @property
+    def class_keys(self) -> tuple[ClassKey, ...]:
+        """The classes that it is asked for, and those of the jobs that led to it."""
+        return () if self._past is None else tuple(self._past.classes.values())
 
     @property
     def options(self) -> dict[str, Any]:
@@ -274,33 +266,13 @@ class ServedJob:
                 segmenter, read, self._advance, kept=self.image.kept, on_coarse=self._add_coarse
             )
         self._check_ended()
-        arrays = {"labels_dhw": result.labels_dhw}
-        if result.instances_dhw is not None:
-            arrays["instances_dhw"] = result.instances_dhw
-        with atomic_output(self._job.output) as temporary:
-            np.savez_compressed(temporary, allow_pickle=False, **arrays)
-        self._keep(self._job.output)
-        if self._job.probabilities is not None:
-            self._keep(self._pack_maps(read, result))
+        files = JobFiles(
+            self._job, self.image, self._cases, self._keep, read.prompts, result.report
+        )
+        files.store(read, result)
         with self._lock:
-            self._prompts, self._report = read.prompts, result.report
+            self._files = files
             self._end("done")
-
-    def _pack_maps(self, read: ReadJob, result: Result) -> Path:
-        """Write the probability map of each class, all in one archive: `Result` isn't kept."""
-        files = files_of_maps(self._job, read.prompts)
-        packed = self.folder / _MAPS
-        with (
-            TemporaryDirectory(dir=self.folder) as made,
-            atomic_output(packed) as temporary,
-            zipfile.ZipFile(temporary, "w") as archive,
-        ):
-            for label, path in files.items():
-                one = Path(made) / path.name
-                write_maps({label: one}, read.case, result)
-                archive.write(one, path.name)
-                one.unlink()
-        return packed
 
     def _advance(self, stage: str, done: int, total: int) -> None:
         """Note progress; end the job where that was asked for, or its time is over."""
@@ -345,7 +317,7 @@ class ServedJob:
     def state(self, position: int | None) -> dict[str, Any]:
         """Describe it; see `schemas.JobState`."""
         with self._lock:
-            running = self._status == "running"
+            running, files = self._status == "running", self._files
             left = None
             if running and self._done:
                 spent = time.monotonic() - self._stage_began
@@ -365,85 +337,11 @@ class ServedJob:
                 "seconds_run": round(
                     time.monotonic() - self._began if running else self.seconds_run, 3
                 ),
-                "classes": self._classes(),
-                "notes": [] if self._report is None else _as_json(self._report.notes),
-                "incomplete": None if self._report is None else self._report.incomplete,
+                "classes": None if files is None else files.classes(),
+                "notes": [] if files is None else [asdict(each) for each in files.report.notes],
+                "incomplete": None if files is None else files.report.incomplete,
                 "problem": self._problem,
             }
-
-    def _classes(self) -> list[dict[str, Any]] | None:
-        if self._report is None:
-            return None
-        return [
-            {
-                "label": each.label,
-                "class_id": f"{each.modality}/{each.kind}/{each.id}" if each.id else None,
-                "name": each.name,
-                "sentence": each.sentence,
-                "modality": each.modality,
-                "kind": each.kind,
-                "color": hex_color(label_color(each.label, each.name)),
-                "voxels": each.voxels,
-                "volume_ml": each.volume_ml,
-                "lesions": each.components,
-            }
-            for each in self._report.classes
-        ]
-
-    # What came of it ------------------------------------------------------------------------------
-
-    def labels(
-        self, kind: str, grid: GridRequest | None = None, mesh_reduction: float = 0.0
-    ) -> Path:
-        """Make the labels in a format of `OUTPUT_KINDS`; return the file.
-
-        Parameters
-        ----------
-        kind
-            The format.
-        grid
-            The one that they are wanted on; None: the scan's.
-        mesh_reduction
-            Share of a mesh's faces to leave out.
-
-        Raises
-        ------
-        InputError
-            There is no such format, or this image can't have it.
-        ServiceError
-            The job has no result.
-        """
-        found = OUTPUT_KINDS.get(kind)
-        if found is None:
-            raise InputError(
-                f"there is no format {kind!r:.60}; use one of {', '.join(OUTPUT_KINDS)}",
-                code="unknown-format",
-            )
-        wanted = grid or GridRequest()
-        words: list[str] = [f"result-{found.format}"]
-        if not wanted.is_scans:
-            check_own_grid(f"result{found.ending}", found.format)
-            parts = (*(wanted.spacing_hwd_mm or ("scan",)), wanted.crop_mm)
-            words.extend(map(str, parts))
-        output = self.folder / f"result{found.ending}"
-        job = replace(self._job, output=output, mesh_reduction=mesh_reduction)
-        check_mesh(job)
-        if mesh_reduction:
-            words.append(f"less-{mesh_reduction}")
-        name = "-".join(words).replace(".", "_") + found.ending
-
-        def write(path: Path) -> None:
-            read, result = self._outcome()
-            wanted.check_size(read.case.volume, self._job.options.max_voxels)
-            case, moved, _ = on_grid(read.case, result, wanted)
-            write_labels(path, replace(read, case=case, job=job), moved, format=found.format)
-            self._lost[name] = tuple(note.text for note in lost_notes(result, moved))
-
-        return self._made(name, write)
-
-    def warnings(self, path: Path) -> tuple[str, ...]:
-        """Return what a file that `labels` made can't hold."""
-        return self._lost.get(path.name, ())
 
     def coarse(self, number: int) -> Path:
         """Return a part of the coarse result as NIfTI, on the coarse stage's grid.
@@ -462,110 +360,9 @@ class ServedJob:
             )
         return self._coarse_file(number)
 
-    def labels_dhw(self) -> npt.NDArray[Any]:
-        """Return the labels in canonical orientation, `(D, H, W)`; see `labels`."""
-        return self._outcome()[1].labels_dhw
-
-    def labels_kji(self) -> npt.NDArray[Any]:
-        """Return the labels on the file's own grid, `(k, j, i)`; see `labels`."""
-        read, result = self._outcome()
-        return np.asarray(read.case.volume.restore(result.labels_dhw))
-
-    def instances(self) -> Path:
-        """Make the numbered lesions as NIfTI; see `labels`."""
-
-        def write(path: Path) -> None:
-            read, result = self._outcome()
-            if result.instances_dhw is None:
-                raise InputError("the job has no numbered lesions", code="no-instances")
-            lesions = replace(result, labels_dhw=result.instances_dhw, instances_dhw=None)
-            write_labels(path, read, lesions, format="nifti")
-
-        return self._made("instances.nii.gz", write)
-
-    def probabilities(self) -> Path:
-        """Return the archive of probability maps, as ``medals-rt run --probabilities`` writes.
-
-        Raises
-        ------
-        InputError
-            The job wasn't asked for them.
-        ServiceError
-            The job has no result.
-        """
-        self._finished_report()
-        if self._job.probabilities is None:
-            raise InputError(
-                "the job kept no probability maps; ask for them by the option probabilities",
-                code="no-probabilities",
-            )
-        return self.folder / _MAPS
-
-    def report(self) -> Path:
-        """Make the report that ``medals-rt run --report`` writes."""
-        report = self._finished_report()
-        return self._made("report.json", lambda path: write_json(path, report.to_dict()))
-
-    def preview(self) -> Path:
-        """Make the picture that ``medals-rt run --preview`` draws."""
-        return self._made("preview.png", lambda path: write_preview(path, *self._outcome()))
-
-    def statistics(
-        self, form: Literal["json", "csv"], table: Literal["classes", "lesions"]
-    ) -> Path:
-        """Make the statistics that ``medals-rt run --statistics`` writes, also as JSON."""
-
-        def write(path: Path) -> None:
-            read, result = self._outcome()
-            columns: tuple[str, ...] = STATISTICS_COLUMNS
-            rows = [statistics_row(each) for each in measure(read, result)]
-            if table == "lesions":
-                columns = LESION_COLUMNS
-                rows = [lesion_row(each) for each in measure_lesions(read, result)]
-            if form == "csv":
-                write_csv(path, columns, rows)
-            else:
-                write_json(path, {table: [dict(zip(columns, row, strict=True)) for row in rows]})
-
-        return self._made(f"{table}.{form}", write)
-
     def download_name(self, file: Path) -> str:
         """Return the name that a file of this job is offered under."""
         base = stem(Path(self.image.shown), FORMATS)
         _, _, ending = file.name.partition(".")
         what = "seg" if file.name.startswith("result-") else file.name.partition(".")[0]
         return f"{base}_{what}.{ending}"
-
-    def _finished_report(self) -> RunReport:
-        if self._report is None:
-            raise ServiceError(
-                f"the job has no result: it is {self._status}",
-                code="job-not-done",
-                status=HTTPStatus.CONFLICT,
-            )
-        return self._report
-
-    def _outcome(self) -> tuple[ReadJob, Result]:
-        """Return what was read and found, as when the job ended."""
-        report = self._finished_report()
-        if self._prompts is None:
-            raise AssertionError(self.name)
-        with np.load(self._job.output, allow_pickle=False) as stored:
-            arrays = dict(stored)
-        result = Result(arrays["labels_dhw"], arrays.get("instances_dhw"), {}, report)
-        case = self._cases.case(self.image)
-        return ReadJob(self._job, case, self._prompts, None, {}), result
-
-    def _made(self, name: str, write: Callable[[Path], None]) -> Path:
-        """Make a file of the job's folder once."""
-        self._finished_report()
-        path = self.folder / name
-        with self._writing:
-            if not path.exists():
-                write(path)
-                self._keep(path)
-        return path
-
-
-def _as_json(notes: tuple[Note, ...]) -> list[dict[str, Any]]:
-    return [asdict(note) for note in notes]

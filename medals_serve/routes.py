@@ -21,8 +21,9 @@ from medals_rt.pipeline.output_grid import GridRequest, read_spacing
 from medals_serve import metrics as figures
 from medals_serve.catalog import MAX_TEXT
 from medals_serve.images import ServedImage
+from medals_serve.job_files import JobFiles
 from medals_serve.job_requests import OUTPUT_FORMATS, JobRequest, option_defaults
-from medals_serve.jobs import ServedJob
+from medals_serve.jobs import OVER, ServedJob
 from medals_serve.problems import not_found
 from medals_serve.schemas import (
     Form,
@@ -388,8 +389,8 @@ async def download_labels(
     found = owner.job(job)
     lengths = None if spacing is None else read_spacing(",".join(spacing))
     grid = GridRequest(lengths, crop)
-    answer = await _made(service, found, lambda: found.labels(format, grid, mesh_reduction))
-    if lost := found.warnings(Path(answer.path)):
+    answer = await _made(service, found, lambda files: files.labels(format, grid, mesh_reduction))
+    if lost := found.files.warnings(Path(answer.path)):
         answer.headers["Medals-Warning"] = quote("; ".join(lost), safe=" ,;:()")
     return answer
 
@@ -398,7 +399,7 @@ async def download_labels(
 async def download_probabilities(job: str, service: Here, owner: Owner) -> Response:
     """Return the probability maps of a job with the option `probabilities`: a zip of NIfTI."""
     found = owner.job(job)
-    return await _made(service, found, found.probabilities)
+    return await _made(service, found, JobFiles.probabilities)
 
 
 @jobs.get("/{job}/coarse/{part}", response_class=FileResponse)
@@ -416,7 +417,7 @@ async def download_coarse(job: str, part: int, owner: Owner) -> Response:
 async def download_instances(job: str, service: Here, owner: Owner) -> Response:
     """Return the numbered lesions as NIfTI."""
     found = owner.job(job)
-    return await _made(service, found, found.instances)
+    return await _made(service, found, JobFiles.instances)
 
 
 @jobs.get("/{job}/statistics", response_class=FileResponse)
@@ -429,21 +430,21 @@ async def download_statistics(
 ) -> Response:
     """Return volume, intensity and position of each class, or of each lesion."""
     found = owner.job(job)
-    return await _made(service, found, lambda: found.statistics(format, table))
+    return await _made(service, found, lambda files: files.statistics(format, table))
 
 
 @jobs.get("/{job}/report", response_class=FileResponse)
 async def download_report(job: str, service: Here, owner: Owner) -> Response:
     """Return the report: everything that is needed to repeat and to judge the result."""
     found = owner.job(job)
-    return await _made(service, found, found.report)
+    return await _made(service, found, JobFiles.report_file)
 
 
 @jobs.get("/{job}/preview.png", response_class=FileResponse)
 async def download_preview(job: str, service: Here, owner: Owner) -> Response:
     """Return a picture of the labels in three planes."""
     found = owner.job(job)
-    return await _made(service, found, found.preview)
+    return await _made(service, found, JobFiles.preview)
 
 
 # Parts --------------------------------------------------------------------------------------------
@@ -477,23 +478,23 @@ async def _events(service: Service, job: ServedJob) -> AsyncIterator[str]:
     """Send a job's state whenever it changed, the present one first."""
     seen, quiet = -1, 0.0
     while True:
-        version, over = job.version, job.is_over
+        version = job.version
         if version != seen:
             seen, quiet = version, 0.0
             state = _job_state(service, job)
             yield f"event: progress\ndata: {state.model_dump_json()}\n\n"
+            if state.status in OVER:  # as it was sent: the job may end at any moment
+                return
         elif quiet >= BEAT_S:
             quiet = 0.0
             yield ": still here\n\n"
-        if over:
-            return
         await asyncio.sleep(POLL_S)
         quiet += POLL_S
 
 
-async def _made(service: Service, job: ServedJob, make: Callable[[], Path]) -> FileResponse:
+async def _made(service: Service, job: ServedJob, make: Callable[[JobFiles], Path]) -> FileResponse:
     """Make a file of a job and send it."""
-    path = await service.in_thread(make)
+    path = await service.in_thread(make, job.files)
     return _file(path, job.download_name(path))
 
 

@@ -9,11 +9,11 @@ import re
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
 from typing import Final
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -239,12 +239,8 @@ def opened_page(scope: Scope, token: str | None) -> Response:
 
 
 def cookies_of(headers: Headers) -> Mapping[str, str]:
-    """Return a request's cookies."""
-    try:
-        found = SimpleCookie(headers.get("cookie", ""))
-    except CookieError:
-        return {}
-    return {name: morsel.value for name, morsel in found.items()}
+    """Return a request's cookies, whatever those of other programs on this host look like."""
+    return cookie_parser(headers.get("cookie", ""))
 
 
 def set_cookie(answer: Response, scope: Scope, name: str, value: str) -> None:

@@ -36,9 +36,8 @@ from medals_serve.metrics import Metrics
 from medals_serve.problems import SeriesChoiceError, ServiceError
 from medals_serve.readers import Readers
 from medals_serve.sessions import ClientSession, Sessions, remove_folder
-from medals_serve.settings import GIB, ServeSettings
+from medals_serve.settings import GIB, RETRY_S, ServeSettings
 
-RETRY_S: Final = 10
 _ARRAY_HEADER_BYTES: Final = 2**12
 _SHARE_OF_CACHE: Final = 4
 _LARGEST_DEFAULT_CACHE: Final = 4 * GIB

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from medals_rt.common.errors import InputError
 from medals_serve.disk import held_bytes
 from medals_serve.problems import ServiceError, not_found
-from medals_serve.settings import ServeSettings
+from medals_serve.settings import RETRY_S, ServeSettings
 
 if TYPE_CHECKING:
     from medals_serve.images import ServedImage, ServedMask, Upload
@@ -40,7 +40,6 @@ _REMOVED: Final = ".removed-"
 _REMOVALS: Final = 4
 REPLICA_END: Final = "~"
 """Between the name of a replica and what makes a session's id a secret."""
-RETRY_S: Final = 30
 
 
 @dataclass(eq=False)
@@ -233,10 +232,11 @@ class Sessions:
         Raises
         ------
         ServiceError
-            The session, the server or the disk has no room for them.
+            The session, the server or the disk has no room for them; or the session ended.
         """
         limits = self._settings
         with self._guard:
+            session.check_open()
             if session.bytes + size > limits.max_session_bytes:
                 raise ServiceError(
                     f"the session would hold more than {limits.max_session_bytes:,} bytes; delete "

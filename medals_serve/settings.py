@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
-GIB = 2**30
+GIB: Final = 2**30
+RETRY_S: Final = 10
+"""After which a client that was refused for want of room may try again."""
 
 
 @dataclass(frozen=True)

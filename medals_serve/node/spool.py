@@ -151,13 +151,13 @@ class Spool:
     max_bytes: int
     _lock: Lock = field(default_factory=Lock, repr=False)
     _waiting: set[Path] = field(default_factory=set, repr=False)
-    _bytes: int = 0
+    _held: dict[Path, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         _make_folder(self.folder)
         for path in self.folder.rglob(f"{_PARTIAL}*"):
             path.unlink()  # was never acknowledged
-        self._bytes = held_bytes(self.folder)
+        self._held = {each.folder: held_bytes(each.folder) for each in self.series()}
         self._waiting = {each.folder for each in self.series() if _is_open(each)}
 
     def series(self) -> Iterator[SpooledSeries]:
@@ -190,7 +190,7 @@ class Spool:
                 _write_through(path, content)
             except OSError as error:
                 raise NotStoredError(str(error), OUT_OF_RESOURCES) from error
-            self._bytes += len(content)
+            self._held[found.folder] = self._held.get(found.folder, 0) + len(content)
             self._waiting.add(found.folder)
 
     def _check_room(self, found: SpooledSeries, size: int) -> None:
@@ -198,7 +198,7 @@ class Spool:
         if waiting >= self.max_waiting and found.folder not in self._waiting:
             raise NotStoredError(f"{waiting} series wait already", OUT_OF_RESOURCES)
         free = shutil.disk_usage(self.folder).free
-        if self._bytes + size > self.max_bytes or free < size + _SPARE_BYTES:
+        if sum(self._held.values()) + size > self.max_bytes or free < size + _SPARE_BYTES:
             raise NotStoredError("the disk is as full as it may be", OUT_OF_RESOURCES)
 
     def complete(self, quiet_s: float) -> list[SpooledSeries]:
@@ -242,23 +242,30 @@ class Spool:
             series.put_state(state)
 
     def settle(self, series: SpooledSeries, state: State) -> None:
-        """Write down what became of a series."""
+        """Write down what became of a series, whose results are on the disk."""
         with self._lock:
             series.put_state(state)
             self._waiting.add(series.folder)
+            self._held[series.folder] = held_bytes(series.folder)
 
     def prune(self, retain_s: float) -> None:
         """Remove images and results of what was finished so long ago; that it was is remembered."""
         for each in list(self.series()):
-            state = each.state()
-            if state is None or _is_open(each) or time.time() - state.at < retain_s:
-                continue
-            with self._lock:
-                for folder in (each.objects, each.results):
+            with self._lock:  # for one series at a time: images come meanwhile
+                state = each.state()
+                if state is None or _is_open(each):
+                    continue
+                age_s = time.time() - state.at
+                is_forgotten = age_s > max(_REMEMBER_S, retain_s)
+                gone = [each.folder] if is_forgotten else [each.objects, each.results]
+                if age_s < retain_s or not any(map(Path.exists, gone)):
+                    continue
+                for folder in gone:
                     shutil.rmtree(folder, ignore_errors=True)
-                if time.time() - state.at > max(_REMEMBER_S, retain_s):
-                    shutil.rmtree(each.folder, ignore_errors=True)
-                self._bytes = held_bytes(self.folder)
+                if is_forgotten:
+                    self._held.pop(each.folder, None)
+                else:
+                    self._held[each.folder] = held_bytes(each.folder)
 
 
 def _has_work(series: SpooledSeries, state: State | None) -> bool:

@@ -255,8 +255,8 @@ export class Viewer {
   }
 
   moveInPlane(right, up) {
-    // The patient's right is on the left of the picture, but for the sagittal plane.
-    this.moveCrosshair(1, this.plane === "sagittal" ? -right : -right);
+    // On the left of the picture is the patient's right, or front: both axes run to the left.
+    this.moveCrosshair(1, -right);
     this.moveCrosshair(2, up);
   }
 

@@ -24,6 +24,9 @@ from medals_rt.common.optional_deps import import_optional
 
 VOXTELL: Final = b"VXA2"
 NNINTERACTIVE: Final = b"NNIA"
+MEDIA_TYPE: Final = "application/octet-stream"
+META_HEADER: Final = "X-Meta"
+"""Of JSON about the array that is the body."""
 
 _CHUNK_BYTES: Final = 2**28
 _LEVEL: Final = 3

@@ -16,10 +16,10 @@ those that are there and no others.
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -39,10 +39,12 @@ from medals_rt.common.errors import CaseError, PromptError
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.io.dicom.web import save_series
 from medals_rt.pipeline.job_inputs import read_annotation
-from medals_serve.images import ServedImage, ServedMask, Upload, write_on_grid
+from medals_serve.catalog import sentences_in
+from medals_serve.images import ServedImage, ServedMask
 from medals_serve.job_requests import JobRequest
 from medals_serve.jobs import ServedJob
 from medals_serve.problems import ServiceError, not_found
+from medals_serve.protocols.masks import drop_mask, write_mask
 from medals_serve.protocols.multipart import FormPart, parts_of
 from medals_serve.protocols.sessions import check_done, found, opened, over
 from medals_serve.routes import Here
@@ -267,34 +269,31 @@ async def _infer(
     request: Request, service: Service, asker: _Asker, model: str, output: str
 ) -> Response:
     owner = asker.owner
-    params, state, drawn = await _sent(request, service, asker)
-    try:
+    with ExitStack() as drawings:  # they go when the job is over, or refused
+        params, state, drawn = await _sent(request, service, asker, drawings)
         asked, mask = await _asked(service, owner, state, params, drawn, model)
-        job = await service.add_job(owner, state.image, asked, mask=mask)
-    finally:
-        if drawn is not None:
-            owner.masks.pop(drawn.name, None)
-            service.sessions.drop(owner, drawn.upload.path.parent)
-    try:
-        await over(request, job)
-        check_done(job)
-        ending = _ENDINGS.get(str(params.get("result_extension")), "nii.gz")
-        path = await service.in_thread(job.labels, ending)
-        if state.of_archive and ending == "seg.nrrd":
-            path = await service.in_thread(_with_values_of_classes, service, job, path)
-    except BaseException:
-        service.delete_job(owner, job)
-        raise
-    finally:
         if mask is not None:
-            service.sessions.drop(owner, mask.upload.path.parent)
+            drawings.callback(drop_mask, service, owner, mask)
+        job = await service.add_job(owner, state.image, asked, mask=mask)
+        try:
+            if state.of_archive:
+                _check_values(service, job)
+            await over(request, job)
+            check_done(job)
+            ending = _ENDINGS.get(str(params.get("result_extension")), "nii.gz")
+            path = await service.in_thread(job.files.labels, ending)
+            if state.of_archive and ending == "seg.nrrd":
+                path = await service.in_thread(_with_values_of_classes, service, job, path)
+        except BaseException:
+            service.delete_job(owner, job)
+            raise
     answer = _answer(job, state, path, output)
     answer.background = BackgroundTask(service.in_thread, service.delete_job, owner, job)
     return answer
 
 
 async def _sent(
-    request: Request, service: Service, asker: _Asker
+    request: Request, service: Service, asker: _Asker, drawings: ExitStack
 ) -> tuple[dict[str, Any], _Opened, ServedMask | None]:
     """Read what was sent: the options, the image, and what was drawn."""
     owner, state = asker.owner, asker.state
@@ -309,6 +308,7 @@ async def _sent(
             if state is None:
                 raise _no_image()
             drawn = await service.add_mask(part.body, owner, state.image, part.filename)
+            drawings.callback(drop_mask, service, owner, drawn)
     if state is None and asker.series and service.settings.studies is not None:
         state = await _of_archive(service, owner, asker.series, service.settings.studies)
     if state is None:
@@ -335,6 +335,23 @@ async def _of_archive(service: Service, owner: ClientSession, series: str, studi
 
 def _move(source: Path, target: Path) -> None:
     shutil.move(source, target)
+
+
+def _check_values(service: Service, job: ServedJob) -> None:
+    """Refuse classes that have no value among those of the model: OHIF would not show them.
+
+    Raises
+    ------
+    PromptError
+    """
+    known = _values_of_classes(service)
+    others = [key.name for key in job.class_keys if key.name not in known]
+    if others:
+        raise PromptError(
+            f"OHIF shows the model's own classes only, and not {', '.join(others)}; ask for one "
+            "of those that it lists, or use another client",
+            code="class-not-listed",
+        )
 
 
 def _with_values_of_classes(service: Service, job: ServedJob, path: Path) -> Path:
@@ -394,8 +411,7 @@ async def _asked(
 
 def _prompts(given: Any) -> list[str]:
     texts = given if isinstance(given, list) else [given]
-    split = [re.split(r"[;\n]", text) for text in texts if isinstance(text, str)]
-    return [each.strip() for part in split for each in part if each.strip()]
+    return [each for text in texts if isinstance(text, str) for each in sentences_in(text)]
 
 
 def _chosen_mask(
@@ -418,12 +434,7 @@ def _chosen_mask(
     mask_dhw = np.isin(labels_dhw, [each for each in wanted if isinstance(each, int)])
     if not mask_dhw.any():
         raise CaseError("nothing is drawn of the chosen label; paint some of it", code="no-drawing")
-    folder = state.image.folder / secrets.token_hex(8)
-    folder.mkdir(mode=0o700)
-    path = folder / "upload.nii.gz"
-    write_on_grid(path, np.asarray(volume.restore(mask_dhw.astype(np.uint8))), volume)
-    service.sessions.keep(owner, path)
-    return ServedMask(Upload(folder.name, path, "drawing", path.stat().st_size), drawn.image, (1,))
+    return write_mask(service, owner, state.image, np.asarray(volume.restore(mask_dhw)))
 
 
 def _answer(job: ServedJob, state: _Opened, path: Path, output: str) -> Response:

@@ -26,16 +26,18 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from medals_rt.common.arrays import bounding_box, box_slices
 from medals_rt.common.choices import Kind, Modality
 from medals_rt.common.errors import CaseError, MedalsError, PromptError
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.prompts.matching import find_class
 from medals_serve.catalog import sentence_of
-from medals_serve.images import ServedImage, ServedMask, Upload, displayed, write_on_grid
+from medals_serve.images import ServedImage, ServedMask, displayed
 from medals_serve.job_requests import JobRequest
 from medals_serve.jobs import ServedJob
 from medals_serve.problems import ServiceError
 from medals_serve.protocols import frames
+from medals_serve.protocols.masks import drop_mask, write_mask
 from medals_serve.protocols.sessions import check_done, found, opened, over
 from medals_serve.routes import POLL_S, Here
 from medals_serve.service import Service
@@ -44,8 +46,6 @@ from medals_serve.strict_json import StrictRoute, read_json
 
 Mask = npt.NDArray[np.bool_]
 
-BYTES: Final = "application/octet-stream"
-META_HEADER: Final = "X-Meta"
 PATIENCE_S: Final = 40.0
 """After which an answer begins before there is a result."""
 
@@ -87,11 +87,12 @@ router = APIRouter(
 class _Drawing:
     """What guides the next run and what the client sees, `(z, y, x)`, both compressed.
 
-    `job` is the one whose result is seen, if it is one's: what is drawn then corrects it.
+    `job` is the one whose result is seen, if it is one's: what is drawn then corrects it. Nothing
+    drawn is no bytes.
     """
 
-    guide: bytes
-    shown: bytes
+    guide: bytes = b""
+    shown: bytes = b""
     job: ServedJob | None = None
 
 
@@ -108,14 +109,9 @@ class _Lease:
     masks: list[ServedMask] = field(default_factory=list)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def blank(self) -> _Drawing:
-        """Return a drawing of nothing."""
-        nothing = _packed(np.zeros(self.shape_zyx, np.bool_))
-        return _Drawing(nothing, nothing)
-
     def draw(self, drawing: _Drawing) -> None:
         """Take a drawing that can be undone."""
-        self.before.append(self.drawing or self.blank())
+        self.before.append(self.drawing or _Drawing())
         del self.before[:-_MOST_UNDONE]
         self.drawing = drawing
 
@@ -132,6 +128,8 @@ class _Lease:
 
     def seen(self, mask: bytes) -> Mask:
         """Return a mask of a drawing."""
+        if not mask:
+            return np.zeros(self.shape_zyx, np.bool_)
         bits = np.frombuffer(zlib.decompress(mask), np.uint8)
         size = int(np.prod(self.shape_zyx))
         return np.unpackbits(bits, count=size).view(np.bool_).reshape(self.shape_zyx)
@@ -174,7 +172,7 @@ def _meta(x_meta: Annotated[str, Header(max_length=2**14)] = "{}") -> dict[str, 
     except json.JSONDecodeError:
         found = None
     if not isinstance(found, dict):
-        raise CaseError(f"the header {META_HEADER} is no JSON object", code="params-invalid")
+        raise CaseError(f"the header {frames.META_HEADER} is no JSON object", code="params-invalid")
     return found
 
 
@@ -267,13 +265,7 @@ async def capabilities(service: Here) -> dict[str, Any]:
 async def set_image(request: Request, asked: Leased, service: Here, meta: Meta) -> dict[str, Any]:
     """Take an image `(1, z, y, x)` with its spacing in the same order, in millimeters."""
     owner, lease = asked.owner, asked.lease
-    properties = meta.get("image_properties")
-    spacing = properties.get("spacing") if isinstance(properties, dict) else None
-    spacing_zyx_mm = np.asarray(spacing if isinstance(spacing, list) else [], np.float64)
-    if spacing_zyx_mm.shape != (3,):
-        raise CaseError(
-            "the image comes without its spacing; send it as image_properties", code="no-spacing"
-        )
+    spacing_zyx_mm = _spacing_zyx_mm(meta)
     if lease.image is not None:
         await service.in_thread(service.delete_image, owner, lease.image)
         lease.image = None
@@ -288,6 +280,26 @@ async def set_image(request: Request, asked: Leased, service: Here, meta: Meta) 
         lease.image = await service.add_written_image(owner, "image.nii.gz", write)
     lease.shape_zyx = tuple(lease.image.found["shape_dhw"])
     return {"original_image_shape": [1, *lease.shape_zyx]}
+
+
+def _spacing_zyx_mm(meta: dict[str, Any]) -> npt.NDArray[np.float32]:
+    """Read an image's spacing as NIfTI holds it.
+
+    Raises
+    ------
+    CaseError
+    """
+    try:
+        with np.errstate(over="ignore"):
+            spacing = np.array(meta["image_properties"]["spacing"], np.float32)
+    except (LookupError, TypeError, ValueError, OverflowError):
+        spacing = np.zeros(0, np.float32)
+    if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
+        raise CaseError(
+            "the image comes without its spacing; send it as image_properties: three lengths in mm",
+            code="no-spacing",
+        )
+    return spacing
 
 
 def _write_image(path: Path, array_path: Path, spacing_zyx_mm: npt.NDArray[Any]) -> None:
@@ -344,11 +356,9 @@ async def undo(asked: Leased, service: Here) -> Response:
     lease = asked.lease
     if not lease.before:
         return _answer(None, None)
-    now = lease.drawing or lease.blank()
-    lease.drawing = lease.before.pop()
-    return await service.in_thread(
-        lambda drawing: _answer(lease.seen(now.shown), lease.seen(drawing.shown)), lease.drawing
-    )
+    now = lease.drawing or _Drawing()
+    lease.drawing = then = lease.before.pop()
+    return await service.in_thread(lambda: _answer(lease.seen(now.shown), lease.seen(then.shown)))
 
 
 @router.post("/predict")
@@ -381,33 +391,54 @@ async def refuse(asked: Leased) -> None:
 async def add_scribble(request: Request, asked: Leased, service: Here, meta: Meta) -> Response:
     """Add what is drawn to what is seen, or take it away."""
     lease = asked.lease
-    drawn = await _drawn(request, service, asked, meta.get("interaction_bbox"))
-    now = lease.drawing or lease.blank()
-    guide = lease.seen(now.guide)
-    guide = guide | drawn if meta.get("include_interaction", True) else guide & ~drawn
-    return await _added(request, service, asked, replace(now, guide=_packed(guide)), meta)
+    now = lease.drawing or _Drawing()
+
+    def changed(drawn: Mask) -> _Drawing:
+        guide = lease.seen(now.guide)
+        guide = guide | drawn if meta.get("include_interaction", True) else guide & ~drawn
+        return replace(now, guide=_packed(guide))
+
+    drawing = await _drawn(request, service, asked, meta.get("interaction_bbox"), changed)
+    return await _added(request, service, asked, drawing, meta)
 
 
 @router.post("/add_initial_seg_interaction")
 async def add_initial_mask(request: Request, asked: Leased, service: Here, meta: Meta) -> Response:
     """Take a mask to begin with; the client shows it already."""
-    drawn = _packed(await _drawn(request, service, asked, None))
-    return await _added(request, service, asked, _Drawing(drawn, drawn), meta)
+
+    def begun(drawn: Mask) -> _Drawing:
+        mask = _packed(drawn)
+        return _Drawing(mask, mask)
+
+    drawing = await _drawn(request, service, asked, None, begun)
+    return await _added(request, service, asked, drawing, meta)
 
 
-async def _drawn(request: Request, service: Service, asked: _Asked, box: Any) -> Mask:
-    """Read a mask of the image, or of a box of it."""
-    shape = asked.lease.shape_zyx
+async def _drawn(
+    request: Request,
+    service: Service,
+    asked: _Asked,
+    box: Any,
+    drawing_of: Callable[[Mask], _Drawing],
+) -> _Drawing:
+    """Make a drawing of the mask that is sent."""
     folder = asked.image.folder / secrets.token_hex(8)
     async with service.array(request.stream(), asked.owner, folder) as path:
-        part: Mask = np.load(path, allow_pickle=False) != 0
+        return await service.in_thread(
+            lambda: drawing_of(_read_mask(path, asked.lease.shape_zyx, box))
+        )
+
+
+def _read_mask(path: Path, shape: tuple[int, ...], box: Any) -> Mask:
+    """Read a mask of the image, or of a box of it."""
+    part: Mask = np.load(path, allow_pickle=False) != 0
     if part.shape == shape:
         return part
     mask = np.zeros(shape, np.bool_)
     try:
         place = tuple(slice(max(0, int(start)), int(stop)) for start, stop in box)
         fits = mask[place].shape == part.shape
-    except (TypeError, ValueError, IndexError):
+    except (TypeError, ValueError, IndexError, OverflowError):
         fits = False
     if not fits:
         raise CaseError(
@@ -430,28 +461,29 @@ async def _predict(
     request: Request, service: Service, asked: _Asked, drawing: _Drawing
 ) -> Response:
     """Segment, guided by a drawing; what the client sees changes if that succeeds."""
-    owner, lease, image = asked.owner, asked.lease, asked.image
+    owner, lease = asked.owner, asked.lease
+    mask = await service.in_thread(_guide, service, asked, drawing)
     run: _Run | None
-    guide, corrects, mask = lease.seen(drawing.guide), drawing.job, None
-    if guide.any() if corrects is None else drawing.guide != drawing.shown:
-        mask = await service.in_thread(_write_mask, service, owner, image, guide)
     run = _Run(service, asked, drawing, mask)
     try:
         run.job = await service.add_job(
             owner,
-            image,
+            asked.image,
             JobRequest([lease.sentence], None, {"kind": lease.kind}),
             mask=mask,
-            corrects=corrects,
+            corrects=drawing.job,
         )
         if not await over(request, run.job, PATIENCE_S):
             box = [[0, size] for size in lease.shape_zyx]
             content = _slowly(run)
             run = None
             return StreamingResponse(
-                content, media_type=BYTES, headers=_meta_header(ran_prediction=True, bbox=box)
+                content,
+                media_type=frames.MEDIA_TYPE,
+                headers=_meta_header(ran_prediction=True, bbox=box),
             )
-        return _answer(lease.seen(drawing.shown), await run.result())
+        found = await run.result()
+        return await service.in_thread(lambda: _answer(lease.seen(drawing.shown), found))
     finally:
         if run is not None:
             run.end()
@@ -472,9 +504,7 @@ class _Run:
         if self.job is None:
             raise AssertionError(self.asked.lease.sentence)
         check_done(self.job)
-        labels = await self.service.in_thread(self.job.labels_kji)
-        found: Mask = np.asarray(labels) == 1
-        shown = _packed(found)
+        found, shown = await self.service.in_thread(_found, self.job)
         self.asked.lease.draw(_Drawing(shown, shown, self.job))
         return found
 
@@ -495,7 +525,7 @@ def _forget_jobs(service: Service, asked: _Asked, ended: ServedJob | None = None
     guides = {job.drawing for job in owner.jobs.values()}
     for mask in [each for each in lease.masks if each.upload.path not in guides]:
         lease.masks.remove(mask)
-        service.sessions.drop(owner, mask.upload.path.parent)
+        drop_mask(service, owner, mask)
 
 
 async def _slowly(run: _Run) -> AsyncIterator[bytes]:
@@ -513,41 +543,46 @@ async def _slowly(run: _Run) -> AsyncIterator[bytes]:
                 sent, quiet = sent + 1, 0.0
             await asyncio.sleep(POLL_S)
             quiet += POLL_S
-        found = (await run.result()).astype(np.uint8)
-        content = b"".join(frames.pack(frames.NNINTERACTIVE, shape, [found]))
+        content = await run.service.in_thread(_content, await run.result())
         yield content[sent:]
     finally:
         run.end()
 
 
-def _write_mask(
-    service: Service, owner: ClientSession, image: ServedImage, guide: Mask
-) -> ServedMask:
-    folder = image.folder / secrets.token_hex(8)
-    folder.mkdir(mode=0o700)
-    path = folder / "upload.nii.gz"
-    write_on_grid(path, guide.astype(np.uint8), service.cases.case(image).volume)
-    service.sessions.keep(owner, path)
-    return ServedMask(Upload(folder.name, path, "drawing", path.stat().st_size), image.name, (1,))
+def _guide(service: Service, asked: _Asked, drawing: _Drawing) -> ServedMask | None:
+    """Write the mask that guides a run, or corrects its result; None where nothing does."""
+    if drawing.job is not None and drawing.guide == drawing.shown:
+        return None
+    guide = asked.lease.seen(drawing.guide)
+    if drawing.job is None and not guide.any():
+        return None
+    return write_mask(service, asked.owner, asked.image, guide)
+
+
+def _found(job: ServedJob) -> tuple[Mask, bytes]:
+    """Return what a job found, and the same compressed."""
+    found: Mask = job.files.labels_kji() == 1
+    return found, _packed(found)
+
+
+def _content(mask: Mask) -> bytes:
+    return b"".join(frames.pack(frames.NNINTERACTIVE, mask.shape, [mask.astype(np.uint8)]))
 
 
 def _answer(before: Mask | None, after: Mask | None) -> Response:
     """Answer with the box that changed; with nothing where nothing ran."""
     if before is None or after is None:
         return _with_meta({"ran_prediction": False, "bbox": None}, b"")
-    changed = np.argwhere(before != after)
-    if not len(changed):
+    box = bounding_box(before != after)
+    if box is None:
         return _with_meta({"ran_prediction": True, "bbox": None}, b"")
-    low, high = changed.min(axis=0).tolist(), (changed.max(axis=0) + 1).tolist()
-    box = list(zip(low, high, strict=True))
-    part = after[tuple(slice(*each) for each in box)].astype(np.uint8)
-    content = b"".join(frames.pack(frames.NNINTERACTIVE, part.shape, [part]))
-    return _with_meta({"ran_prediction": True, "bbox": box}, content)
+    content = _content(after[box_slices(box)])
+    return _with_meta({"ran_prediction": True, "bbox": list(zip(*box, strict=True))}, content)
 
 
 def _with_meta(meta: dict[str, Any], content: bytes) -> Response:
-    return Response(content, media_type=BYTES, headers=_meta_header(**meta))
+    return Response(content, media_type=frames.MEDIA_TYPE, headers=_meta_header(**meta))
 
 
 def _meta_header(**meta: Any) -> dict[str, str]:
-    return {META_HEADER: json.dumps(meta)}
+    return {frames.META_HEADER: json.dumps(meta)}

@@ -27,7 +27,7 @@ from medals_rt.common.errors import CaseError, MedalsError
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.io.nifti_geometry import RAS_TO_LPS
 from medals_rt.io.volume import Volume
-from medals_rt.postprocessing.connected_components import label_components
+from medals_rt.postprocessing.connected_components import measure_components
 from medals_serve.images import ServedImage, write_on_grid
 from medals_serve.job_requests import JobRequest
 from medals_serve.jobs import ServedJob
@@ -38,8 +38,6 @@ from medals_serve.service import Service
 from medals_serve.sessions import ClientSession
 from medals_serve.strict_json import StrictRoute
 
-BYTES: Final = "application/octet-stream"
-META_HEADER: Final = "X-Meta"
 _GZIP: Final = b"\x1f\x8b"
 _AS_IS: Final = np.array([[0, 1], [1, 1], [2, 1]])
 """NiBabel's way to write that axes run to right, anterior and superior."""
@@ -90,7 +88,8 @@ async def upload_image(request: Request, service: Here, include_image: bool = Tr
         owner.state = _Opened(image)
         meta, content = await service.in_thread(_described, service, image, include_image)
     meta["image_id"] = secret
-    return Response(content, media_type=BYTES, headers={META_HEADER: json.dumps(meta)})
+    headers = {frames.META_HEADER: json.dumps(meta)}
+    return Response(content, media_type=frames.MEDIA_TYPE, headers=headers)
 
 
 class _JobBody(BaseModel):
@@ -141,7 +140,7 @@ async def download_masks(
     of, name = asked
     job = of.owner.job(name)
     content = await service.in_thread(_masks, service, job, name in of.state.largest)
-    return Response(content, media_type=BYTES)
+    return Response(content, media_type=frames.MEDIA_TYPE)
 
 
 @router.post("/jobs/{job_id}/cancel")
@@ -161,8 +160,7 @@ async def export_labels(
     folder = asked.state.image.folder / secrets.token_hex(8)
     async with service.array(request.stream(), asked.owner, folder) as array_path:
         path = folder / "labels.nii.gz"
-        await service.in_thread(_export, service, asked, array_path, path)
-        content = path.read_bytes()
+        content = await service.in_thread(_export, service, asked, array_path, path)
     return Response(content, media_type="application/gzip")
 
 
@@ -241,24 +239,21 @@ def _described(
 
 
 def _masks(service: Service, job: ServedJob, only_largest: bool) -> bytes:
-    labels_kji = job.labels_kji()
-    labels_zyx = _turned(labels_kji, _axes(service.cases.case(job.image).volume))
+    labels_zyx = _turned(job.files.labels_kji(), _axes(service.cases.case(job.image).volume))
     classes = job.state(None)["classes"]
 
     def masks() -> Iterator[npt.NDArray[np.uint8]]:
         for each in classes:
             mask = labels_zyx == each["label"]
             if only_largest and mask.any():
-                numbers, _ = label_components(np.ascontiguousarray(mask))
-                sizes = np.bincount(np.asarray(numbers).ravel())
-                sizes[0] = 0
-                mask = numbers == sizes.argmax()
+                found = measure_components(mask)
+                mask = np.asarray(found.numbers == 1 + found.sizes.argmax())
             yield mask.astype(np.uint8)
 
     return b"".join(frames.pack(frames.VOXTELL, (len(classes), *labels_zyx.shape), masks()))
 
 
-def _export(service: Service, asked: _Asked, array_path: Path, path: Path) -> None:
+def _export(service: Service, asked: _Asked, array_path: Path, path: Path) -> bytes:
     nibabel = import_optional("NiBabel", "VoxTell's axes")
     volume = service.cases.case(asked.state.image).volume
     labels_zyx = np.load(array_path, allow_pickle=False)
@@ -278,3 +273,4 @@ def _export(service: Service, asked: _Asked, array_path: Path, path: Path) -> No
     labels_ijk = nibabel.apply_orientation(labels_zyx.transpose(), back)
     write_on_grid(path, labels_ijk.transpose().astype(kind), volume)
     service.sessions.keep(asked.owner, path)
+    return path.read_bytes()

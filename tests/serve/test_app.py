@@ -1,5 +1,6 @@
 """The API over HTTP: the same results, messages and files as the command line."""
 
+import asyncio
 import gc
 import io
 import json
@@ -27,8 +28,10 @@ from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.output_grid import GridRequest
 from medals_rt.pipeline.segmenter import load
 from medals_rt.prompts.prompt_set import parse_prompts
+from medals_serve import routes
 from medals_serve.client import ServedProblemError, ServiceClient
 from medals_serve.job_requests import OUTPUT_FORMATS
+from medals_serve.schemas import JobState
 from tests.dicom import write_series
 from tests.serve.serving import RUNNER, SENTENCE, Running, image, until, write_nifti
 
@@ -301,7 +304,7 @@ def test_a_job_that_is_deleted_while_its_result_is_compared(
         owner.jobs.pop(first["job"])
         raise FileNotFoundError
 
-    monkeypatch.setattr(job, "labels_dhw", gone)
+    monkeypatch.setattr(job.files, "labels_dhw", gone)
     error = refused(client.submit, uploaded, SENTENCE, corrects=first, spatial_prompts=mask)
     assert (error.status, error.code) == (404, "job-unknown")
 
@@ -439,6 +442,17 @@ def test_formats_hold_the_same_labels(
     assert int((labels == 1).sum()) == job["classes"][0]["voxels"]
 
 
+@pytest.mark.parametrize("name", ["case.01.nii.gz", "CASE.NII.GZ", "case.1.seg.nrrd"])
+def test_labels_are_saved_in_the_format_of_their_name(
+    client: ServiceClient, scan: Path, tmp_path: Path, name: str
+) -> None:
+    job = client.segment(client.upload(scan), SENTENCE)
+    client.save_labels(job, tmp_path / name)
+    labels = read_labels(tmp_path / name).labels_dhw
+    assert int((labels == 1).sum()) == job["classes"][0]["voxels"]
+    assert refused(client.save_labels, job, tmp_path / "case.xyz").code == "unknown-format"
+
+
 @pytest.mark.parametrize(
     ("prompts", "options", "code"),
     [
@@ -530,6 +544,57 @@ def test_progress_comes_in_order_and_ends(client: ServiceClient, scan: Path) -> 
     assert all(each["windows_done"] <= each["windows_total"] for each in seen)
     again = list(client.watch(job))  # one that comes back late gets the end at once
     assert [each["status"] for each in again] == ["done"]
+
+
+def test_the_last_event_says_how_the_job_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However its end falls between two looks at it, which the engine's thread decides."""
+
+    class Ending:
+        looks = 0
+
+        @property
+        def version(self) -> int:
+            self.looks += 1
+            return 3 + (self.looks > 2)
+
+        @property
+        def is_over(self) -> bool:
+            return self.looks > 1  # it ends right behind the second look at its version
+
+    def state(_: Any, job: Any) -> Any:
+        return JobState.model_construct(status="done" if job.is_over else "running")
+
+    monkeypatch.setattr(routes, "_job_state", state)
+    monkeypatch.setattr(routes, "POLL_S", 0.0)
+
+    async def events(job: Any) -> list[str]:
+        return [each async for each in routes._events(None, job)]  # type: ignore[arg-type]
+
+    assert '"status":"done"' in asyncio.run(events(Ending()))[-1]
+
+
+def test_a_stream_that_breaks_off_is_no_end(
+    client: ServiceClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"job": "x", "status": "running", "problem": None}
+    monkeypatch.setattr(client, "watch", lambda _: iter([state]))
+    assert refused(client.wait, state).code == "stream-cut-short"
+
+
+def test_a_session_lasts_while_its_jobs_are_watched(
+    client: ServiceClient, served: Running, scan: Path
+) -> None:
+    """Until the end of the stream, not its beginning."""
+    served.gate.clear()
+    try:
+        watched = client.watch(client.submit(client.upload(scan), SENTENCE))
+        next(watched)
+        (session,) = [each for each in _sessions(served) if each.images]
+        assert session.requests == 1
+    finally:
+        served.gate.set()
+    assert list(watched)[-1]["status"] == "done"
+    until(lambda: session.requests == 0)
 
 
 def test_a_page_that_was_loaded_again_finds_its_things(client: ServiceClient, scan: Path) -> None:

@@ -1,5 +1,6 @@
 """The queue and the one thread that owns the model."""
 
+import contextlib
 import threading
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +12,8 @@ from medals_rt.common.errors import BundleError, RunnerError
 from medals_serve.client import ServedProblemError, ServiceClient
 from medals_serve.engine import JobEngine
 from medals_serve.metrics import Metrics
+from medals_serve.problems import ServiceError
+from tests.errors import raises
 from tests.serve.serving import PATIENCE_S, SENTENCE, Running, ending, running, until
 
 
@@ -80,6 +83,40 @@ def test_a_full_queue_is_said(tiny_bundle: Bundle, tmp_path: Path, scan: Path) -
             served.gate.set()
             assert other.wait(job)["status"] == "done"
         assert served.files() == []
+
+
+def test_a_canceled_job_leaves_room() -> None:
+    """At once, not only when the next one is taken."""
+    let_go = threading.Event()
+
+    class Job:
+        status, is_over, seconds_run = "queued", False, 0.0
+
+        def run(self, _: object) -> None:
+            self.status = "running"
+            assert let_go.wait(PATIENCE_S)
+            self.is_over = True
+
+        def cancel(self, _: str) -> None:
+            self.is_over = True
+
+    engine = JobEngine(contextlib.nullcontext, 1, Metrics())  # type: ignore[arg-type]
+    engine.start()
+    try:
+        running, waiting, third = (Job() for _ in range(3))
+        engine.submit(running)  # type: ignore[arg-type]
+        until(lambda: running.status == "running")
+        engine.submit(waiting)  # type: ignore[arg-type]
+        with raises(ServiceError, "queue-full"):
+            engine.check_room()
+        waiting.is_over = True
+        assert engine.jobs_waiting == 0
+        engine.check_room()
+        engine.submit(third)  # type: ignore[arg-type]
+        assert engine.jobs_waiting == 1
+    finally:
+        let_go.set()
+        engine.stop(PATIENCE_S)
 
 
 def test_a_job_has_its_time(tiny_bundle: Bundle, tmp_path: Path, scan: Path) -> None:

@@ -1,9 +1,12 @@
 """MONAI Label's client as 3D Slicer has it, and as its package does, against a server."""
 
+import gzip
 import importlib.util
 import json
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -220,6 +223,71 @@ def test_a_client_that_goes_cancels_its_job(served: Running, scan: Path, tmp_pat
     finally:
         served.gate.set()
     monai.remove_session(session)
+
+
+@contextmanager
+def in_session(served: Running, scan: Path) -> Iterator[tuple[Any, Callable[..., Any]]]:
+    """A session, and requests to infer in it as forms of these parts."""
+    with served.http() as http:
+        sent = http.put("/session/", files={"file": ("scan.nii.gz", scan.read_bytes())})
+        session = sent.json()["session_id"]
+
+        def infer(model: str, *parts: Any) -> Any:
+            return http.post(f"/infer/{model}?session_id={session}", files=parts)
+
+        yield served.server.config.app.state.service.sessions.find(session), infer
+        http.delete(f"/session/{session}")
+
+
+def params(**given: Any) -> tuple[str, tuple[None, str]]:
+    return "params", (None, json.dumps(given))
+
+
+def test_a_drawing_leaves_nothing_where_its_job_is_refused(
+    served: Running, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = ("label", ("drawn.nii.gz", drawn_on(scan)))
+    asked = params(label_info=[{"name": "Liver", "id": 1}], selected_label_name="Liver")
+    with in_session(served, scan) as (owner, infer):
+        before, held = served.files(), owner.bytes
+        for parts, code in (
+            ((label, asked), "queue-full"),
+            ((label, label, asked), "queue-full"),
+            ((label, params(selected_label_name="Spleen")), "no-drawing"),
+            ((label, ("params", (None, "nonsense"))), "params-invalid"),
+        ):
+            with monkeypatch.context() as patch:
+                engine = served.server.config.app.state.service.engine
+                patch.setattr(engine, "_max_queue", 0)
+                assert infer("medal-s-hybrid", *parts).json()["code"] == code
+            assert (served.files(), owner.bytes, owner.masks) == (before, held, {})
+
+
+def drawn_on(scan: Path) -> bytes:
+    found = nibabel.load(scan)
+    labels = np.zeros(found.shape, np.uint8)
+    labels[4:9, 4:14, 2:8] = 1
+    return gzip.compress(nibabel.Nifti1Image(labels, found.affine).to_bytes())
+
+
+def test_ohif_is_refused_what_it_would_not_show(
+    text_bundle: Bundle, scan: Path, tmp_path: Path
+) -> None:
+    """It knows labels by their values among those of the model."""
+    with (
+        running(text_bundle, tmp_path / "data", studies="dicomweb+http://nowhere") as served,
+        in_session(served, scan) as (owner, infer),
+    ):
+        owner.state.of_archive = True
+        before = served.files()
+        for prompts, status in (("Esophagus in CT; Liver in CT", 422), ("Liver in CT", 200)):
+            asked = params(prompts=prompts, result_extension=".nrrd")
+            answer = infer("medal-s", asked)
+            assert answer.status_code == status, answer.text
+            if status == 422:
+                assert answer.json()["code"] == "class-not-listed"
+                assert "Esophagus" in answer.json()["detail"]
+                until(lambda: served.files() == before)
 
 
 def test_the_token_is_the_password(tiny_bundle: Bundle, scan: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """nnInteractive's client itself, unmodified, against a server."""
 
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from medals_rt.pipeline.job import run_job
 from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.segmenter import load
-from medals_serve.protocols import nninteractive
+from medals_serve.protocols import frames, nninteractive
 from tests.serve.serving import RUNNER, SHAPE, Running, image, running, until
 
 SPACING = (4.0, 2.0, 3.0)
@@ -245,6 +246,66 @@ def test_what_is_refused_says_why_where_clients_show_it(served: Running, remote:
     ):
         with pytest.raises(client().ServerAtCapacityError, match=said):
             work()
+
+
+@contextmanager
+def asking(served: Running) -> Iterator[Callable[..., httpx.Response]]:
+    """Requests as no client sends them, to a lease of their own."""
+    with served.http() as http:
+        place = f"/nninteractive/{CLASS}"
+        headers = {"X-Lease-Token": http.post(f"{place}/claim").json()["lease_token"]}
+
+        def ask(route: str, array: Any, meta: str) -> httpx.Response:
+            content = b"".join(frames.pack(frames.NNINTERACTIVE, array.shape, [array]))
+            meant = {**headers, "X-Meta": meta}
+            return http.post(f"{place}/{route}", content=content, headers=meant)
+
+        yield ask
+        http.post(f"{place}/release", headers=headers)
+
+
+def test_numbers_that_are_none_are_refused(served: Running) -> None:
+    with asking(served) as ask:
+        for spacing in (
+            '["a", 1, 1]', "[[1], 1, 1]", "[1, 1]", "[Infinity, 1, 1]", "[1, -1, 1]", "null",
+            "[1e300, 1, 1]", f"[1{'0' * 400}, 1, 1]", '{"z": 1}',
+        ):  # fmt: skip
+            meta = '{"image_properties": {"spacing": ' + spacing + "}}"
+            answer = ask("set_image", image()[None], meta)
+            assert (answer.status_code, answer.json()["code"]) == (503, "no-spacing"), spacing
+        for meta in ('{"image_properties": []}', "{}"):
+            assert ask("set_image", image()[None], meta).json()["code"] == "no-spacing"
+        meta = '{"image_properties": {"spacing": [4, 2, 3]}}'
+        assert ask("set_image", image()[None], meta).status_code == 200
+        for box in ("[[0, Infinity], [0, 1], [0, 1]]", "[[0, NaN], 1]", "[null]", '"x"'):
+            meta = '{"interaction_bbox": ' + box + "}"
+            answer = ask("add_scribble_interaction", np.ones((1, 1, 1), np.uint8), meta)
+            assert (answer.status_code, answer.json()["code"]) == (503, "shapes-differ"), box
+
+
+def test_voxels_are_worked_on_in_threads(remote: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one large image would keep all clients waiting."""
+    threads: dict[str, set[str]] = {}
+
+    def watch(of: Any, name: str) -> None:
+        work = getattr(of, name)
+
+        def watched(*given: Any) -> Any:
+            threads.setdefault(name, set()).add(threading.current_thread().name)
+            return work(*given)
+
+        monkeypatch.setattr(of, name, watched)
+
+    for name in ("_read_mask", "_packed", "_guide", "_found", "_answer", "_content"):
+        watch(nninteractive, name)
+    watch(nninteractive._Lease, "seen")
+    remote.add_initial_seg_interaction(drawing(), run_prediction=True)
+    remote.add_scribble_interaction(drawing()[::-1].copy(), include_interaction=True)
+    remote.undo()
+    monkeypatch.setattr(nninteractive, "PATIENCE_S", -1.0)
+    remote.add_scribble_interaction(drawing()[::-1].copy(), include_interaction=True)
+    assert len(threads) == 7
+    assert {name for each in threads.values() for name in each} == {"AnyIO worker thread"}
 
 
 def test_a_lease_is_a_session(served: Running) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from medals_rt.common.errors import CaseError
 from medals_serve import readers as readers_module
+from medals_serve.images import stored_name
 from medals_serve.metrics import Metrics
 from medals_serve.problems import SeriesChoiceError
 from medals_serve.readers import Readers
@@ -40,6 +41,8 @@ def harmful(request):
             file.write("x")
     if word == "leave":
         os._exit(0)
+    if word == "refuse":
+        raise process.CaseError("upload " + os.path.basename(request["path"]) + " again")
     if word == "print":
         print("noise", flush=True)
     return {"word": word, "pid": os.getpid()}
@@ -62,7 +65,7 @@ def harmful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Readers
 
 
 def feed(readers: Readers, folder: Path, word: str) -> dict[str, object]:
-    path = folder / "upload"
+    path = folder / stored_name("scan")
     path.write_text(word, encoding="utf-8")
     return readers.read("image", path, "scan")
 
@@ -83,6 +86,11 @@ def test_harm_ends_with_its_process(harmful: Readers, tmp_path: Path, word: str,
     assert caught.value.code == code
     assert "scan" in str(caught.value)
     assert feed(harmful, tmp_path, "fine")["word"] == "fine"
+
+
+def test_messages_name_the_file_as_its_user_does(harmful: Readers, tmp_path: Path) -> None:
+    with pytest.raises(CaseError, match=r"^upload scan again$"):
+        feed(harmful, tmp_path, "refuse")
 
 
 def test_a_hang_ends_in_time(

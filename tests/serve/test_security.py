@@ -186,7 +186,7 @@ def test_names_as_they_are_shown_and_stored() -> None:
     assert shown_name("..", "image") == ".."
     assert shown_name("", "image") == "image"
     assert stored_name("Scan.NII.GZ") == "upload.nii.gz"
-    assert stored_name("scan.exe") == stored_name("..") == "upload"
+    assert stored_name("scan.exe") == stored_name("..") == "upload_"
     assert stored_name("scan.zip") == "upload.zip"
     assert stored_name("scan.seg.nrrd", labels=True) == "upload.seg.nrrd"
 
@@ -220,6 +220,9 @@ def test_a_token_is_demanded_where_there_is_one(tiny_bundle: Bundle, tmp_path: P
             assert "httponly" in opened.headers["set-cookie"].lower()
             assert http.cookies[TOKEN_COOKIE] == TOKEN
             assert http.get("/v1/model").status_code == 200
+        with served.http() as http:  # beside a cookie of another program at this host
+            cookies = {"Cookie": f'prefs={{"a": 1}}; {TOKEN_COOKIE}="{TOKEN}"'}
+            assert http.get("/v1/model", headers=cookies).status_code == 200
         with pytest.raises(ServedProblemError) as caught:
             served.client(token="no")  # noqa: S106
         assert caught.value.status == 401

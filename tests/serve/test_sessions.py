@@ -22,6 +22,7 @@ from medals_serve.images import CaseCache, ServedImage, Upload
 from medals_serve.problems import ServiceError
 from medals_serve.sessions import Sessions, remove_folder
 from medals_serve.settings import ServeSettings
+from tests.errors import raises
 from tests.serve.serving import PATIENCE_S, SENTENCE, running, until
 
 
@@ -102,6 +103,31 @@ def test_unused_sessions_end(
         with pytest.raises(ServedProblemError) as caught:
             client.job(job)
         assert caught.value.code == "session-unknown"
+
+
+def test_a_sweep_that_fails_is_logged_and_not_the_last(
+    tiny_bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(app, "SWEEP_S", 0.05)
+    monkeypatch.setattr(problems.log, "propagate", True)
+    with running(tiny_bundle, tmp_path / "data") as served:
+        service = served.server.config.app.state.service
+        tidied, tidy = [], service.tidy
+
+        def fails_once() -> None:
+            tidied.append(1)
+            if len(tidied) == 1:
+                raise KeyError("secret")
+            tidy()
+
+        monkeypatch.setattr(service, "tidy", fails_once)
+        until(lambda: len(tidied) > 1)
+    assert [each.getMessage()[:8] for each in caplog.records if each.levelname == "ERROR"] == [
+        "KeyError"
+    ]
 
 
 @pytest.mark.parametrize("what", ["session", "image"])
@@ -238,6 +264,17 @@ def test_a_disk_that_is_nearly_full_is_spared(
     with pytest.raises(ServiceError) as caught:
         sessions.reserve(session, 501)
     assert (caught.value.status, caught.value.code) == (507, "no-room")
+    sessions.close()
+
+
+def test_an_ended_session_gets_no_room(tmp_path: Path) -> None:
+    """What its uploads still write is in a folder without a name, and counts nowhere."""
+    sessions = Sessions(settings(tmp_path))
+    _, session = sessions.create()
+    sessions.reserve(session, 1)
+    sessions.end(session)
+    with raises(ServiceError, "session-unknown"):
+        sessions.reserve(session, 1)
     sessions.close()
 
 

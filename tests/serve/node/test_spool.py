@@ -188,6 +188,34 @@ def test_finished_images_go_and_are_remembered(tmp_path: Path) -> None:
     assert spool.complete(0) == []
 
 
+def test_results_take_their_place_too(tmp_path: Path) -> None:
+    spool = make(tmp_path, size=1000)
+    spool.keep("1.2", "1.1", "1.1.1", b"abcd")
+    (series,) = spool.complete(0)
+    series.results.mkdir()
+    (series.results / "a.dcm").write_bytes(bytes(900))
+    finish(spool, series)
+    assert refused(spool, "1.2", "1.2", "1.2.1", bytes(100)) == OUT_OF_RESOURCES
+    spool.prune(0)
+    spool.keep("1.2", "1.2", "1.2.1", bytes(100))
+
+
+def test_a_series_is_pruned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a month are remembered; each look at what they hold would keep senders waiting."""
+    spool = make(tmp_path)
+    spool.keep("1.2", "1.1", "1.1.1", b"abcd")
+    for series in spool.complete(0):
+        finish(spool, series)
+    spool.prune(0)
+    monkeypatch.setattr(module, "held_bytes", lambda _: pytest.fail("it was pruned before"))
+    spool.prune(0)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "_REMEMBER_S", 0.0)
+    spool.prune(0)
+    assert list(spool.series()) == []
+    assert not any(spool._held.values())
+
+
 def test_one_node_a_folder(tmp_path: Path) -> None:
     with lock_spool(tmp_path), pytest.raises(InputError) as refused:
         lock_spool(tmp_path)

@@ -225,6 +225,28 @@ def test_of_a_canceled_job_no_answer_stays(visited: Visit, refining: Refining, s
 
 
 @in_browser
+def test_a_scan_is_removed_in_the_middle_of_its_job(
+    visited: Visit, served_demo: Running, scan: Path
+) -> None:
+    """That the job is gone is no news then."""
+    visited.load(scan)
+    visited["#modality"].select_option("CT")
+    visited.choose("liver")
+    served_demo.gate.clear()
+    visited["#run"].click()
+    visited.expect("#job-text").to_contain_text("Coarse stage")
+    visited["#scans li button.plain"].click()
+    with visited.page.expect_response(lambda answer: answer.status == 404):
+        visited["#ask-choices button"].click()
+    visited.page.evaluate("new Promise((resolve) => setTimeout(resolve, 100))")
+    visited.expect("#scans li").to_have_count(0)
+    visited.expect("#run-problem").to_be_hidden()
+    visited.expect("#job").to_be_hidden()
+    assert {each.split(":")[0] for each in visited.complaints} == {"error Failed to load resource"}
+    visited.complaints.clear()
+
+
+@in_browser
 def test_of_a_session_that_ended_no_first_answer_stays(
     visited: Visit, refining: Refining, scan: Path
 ) -> None:

@@ -1,0 +1,295 @@
+/* Runs of a scan: starts them, follows their jobs, and shows what they find. */
+
+import * as api from "./api.js";
+import { announce, byId, formatSeconds, plural, show } from "./dom.js";
+import { showProblem } from "./messages.js";
+import { stylesOf } from "./results.js";
+import { classKey, mergedChips, promptsOf } from "./scan.js";
+
+export class Runs {
+  /* `current()` is the scan that is open, or one without an image; `onChange` follows what a run
+  changes of its scan; `mayDrop()` asks whether a drawing may go. */
+  constructor(viewer, pen, results, { current, onChange, mayDrop }) {
+    this.viewer = viewer;
+    this.pen = pen;
+    this.results = results;
+    this.current = current;
+    this.onChange = onChange;
+    this.isCoarse = false; // what the viewer shows is a coarse answer, not a result
+    this.stage = ""; // that was announced last
+    byId("run").addEventListener("click", () => this.start());
+    byId("cancel").addEventListener("click", () => this.cancel());
+    const step = async (count) => {
+      if (await mayDrop()) await this.show(current(), current().shown + count);
+    };
+    byId("undo-run").addEventListener("click", () => step(-1));
+    byId("redo-run").addEventListener("click", () => step(1));
+  }
+
+  async start() {
+    const scan = this.current();
+    if (scan.isStarting) return; // not by disabling the button, which would lose the focus
+    scan.isStarting = true;
+    show(byId("run-problem"), false);
+    byId("run-hint").textContent = "";
+    try {
+      const { labels, ...asked } = promptsOf(scan.chips);
+      const classes = scan.chips.map((chip) => ({ ...chip, label: labels.get(chip.label) }));
+      const request = { image: scan.image, modality: scan.modality, ...asked };
+      request.options.preset = byId("preset").value;
+      request.options.probabilities = byId("probabilities").checked;
+      Object.assign(request, await this.drawingOf(scan, labels));
+      const started = await api.startJob(request);
+      scan.asked = { job: started.job, classes };
+      scan.remember();
+      this.follow(scan, started);
+      // The service compared it with the result; for a session holds so many masks only.
+      if (request.corrects && request.spatial_prompts) {
+        await api.deleteMask(request.spatial_prompts);
+      }
+    } catch (error) {
+      showProblem("run-problem", error);
+    }
+    scan.isStarting = false;
+    this.refresh();
+  }
+
+  /* Sends what was drawn, and returns what a job is asked for because of it. What was drawn over a
+  result corrects it: only around the changes something is found again. So does a later run of the
+  same classes, which keeps what was corrected before. */
+  async drawingOf(scan, labels) {
+    const { viewer } = this;
+    const touched = viewer.isDrawing ? viewer.changedLabels() : new Set();
+    const changed = new Map([...labels].filter(([label]) => touched.has(label)));
+    const canDraw = viewer.drawable([...labels.keys()]).length === labels.size;
+    const sent = async (bytes) =>
+      ({ spatial_prompts: (await api.sendMask(scan.image, bytes)).mask });
+    if (keepsLabels(scan, labels) && (canDraw || changed.size === 0)) {
+      const asked = { corrects: scan.run.job };
+      if (changed.size === 0) return asked;
+      return { ...asked, ...await sent((await viewer.drawingFile(labels)).bytes) };
+    }
+    if (scan.run?.notes.some(({ code }) => code === "corrected")) {
+      byId("run-hint").textContent = "The corrections so far can't be kept with these classes.";
+    }
+    if (changed.size === 0) return {};
+    const { bytes, drawn } = await viewer.drawingFile(changed);
+    const erased = scan.chips.filter(({ label }) => changed.has(label) && !drawn.has(label));
+    if (erased.length > 0) {
+      const names = erased.map(({ name }) => name).join(", ");
+      byId("run-hint").textContent = `Erased altogether, so found again from its name: ${names}.`;
+    }
+    return drawn.size === 0 ? {} : sent(bytes);
+  }
+
+  async cancel() {
+    const { active } = this.current();
+    if (active === null) return;
+    byId("job-text").textContent = "Canceling …";
+    try {
+      await api.cancelJob(active.job);
+    } catch (error) {
+      showProblem("run-problem", error);
+    }
+  }
+
+  // Following -------------------------------------------------------------------------------------
+
+  follow(scan, first) {
+    scan.active = first;
+    scan.coarse = [];
+    const isFollowed = () => scan.active?.job === first.job;
+    api.followJob(first.job, {
+      onState: (job) => {
+        if (isFollowed()) this.take(scan, job);
+      },
+      onLost: () => {
+        if (!isFollowed() || scan !== this.current()) return;
+        byId("job-text").textContent = "The service doesn't answer; trying again …";
+      },
+      onProblem: (problem) => {
+        if (!isFollowed()) return;
+        this.followNext(scan);
+        showProblem("run-problem", problem);
+        // Nobody refines a coarse answer now.
+        if (scan === this.current() && this.isCoarse) this.show(scan, scan.shown);
+        else this.onChange();
+      },
+    });
+  }
+
+  /* Follows the job behind the one that was followed, if any: jobs run one after another. */
+  followNext(scan) {
+    scan.active = null;
+    if (scan.waiting.length > 0) this.follow(scan, scan.waiting.shift());
+  }
+
+  /* The scan is removed, and its jobs with it. */
+  unfollow(scan) {
+    scan.active = null;
+    scan.waiting = [];
+  }
+
+  /* Takes a new state of the job that is followed. */
+  async take(scan, job) {
+    if (!api.isOver(job)) {
+      scan.active = job;
+      if (scan === this.current()) this.refresh();
+      if (job.coarse_parts > scan.coarse.length) await this.showCoarse(scan);
+      return;
+    }
+    this.followNext(scan);
+    if (job.status === "done") await this.add(scan, job);
+    else if (scan === this.current()) {
+      if (job.status === "failed") showProblem("run-problem", job.problem);
+      else {
+        byId("run-hint").textContent = "Canceled.";
+        announce("Canceled");
+      }
+      if (scan.coarse.length > 0 && !this.viewer.isDrawing) await this.show(scan, scan.shown);
+    }
+    this.onChange();
+  }
+
+  /* Adds a run that is done behind the one that is shown. */
+  async add(scan, job) {
+    const undone = scan.runs.slice(scan.shown + 1);
+    scan.runs = [...scan.runs.slice(0, scan.shown + 1), job];
+    // They can't be seen again: a reload would show them, and a session holds so many jobs only.
+    for (const run of undone) {
+      api.deleteJob(run.job).catch((error) => showProblem("run-problem", error));
+    }
+    scan.chips = mergedChips(scan, job);
+    if (scan === this.current()) await this.show(scan, scan.runs.length - 1);
+    else scan.shown = scan.runs.length - 1;
+    const found = job.classes.filter(({ voxels }) => voxels > 0).length;
+    const all = plural(job.classes.length, "class", "classes");
+    announce(`${scan.filename}: done, ${found} of ${all} found`);
+  }
+
+  // Showing ---------------------------------------------------------------------------------------
+
+  /* Shows a run of the open scan, or with -1 none. */
+  async show(scan, number) {
+    scan.shown = number;
+    const { run } = scan;
+    const styles = run === null ? new Map() : stylesOf(run, scan.styles);
+    this.results.show(run, styles, scan.info.output_formats);
+    this.onChange();
+    try {
+      const labels = run === null ? []
+        : [await api.readLabels(run.job, "result", { format: "nii.gz" })];
+      if (this.current() !== scan || scan.run !== run) return;
+      if (!await this.viewer.showLabels(labels, styles)) return;
+      this.markCoarse(false);
+      this.pen.hide();
+    } catch (error) {
+      showProblem("run-problem", error);
+      if (this.current() !== scan || !this.isCoarse) return;
+      await this.viewer.showLabels([], styles); // a run that has ended has no coarse answer
+      this.markCoarse(false);
+    }
+  }
+
+  /* Shows the coarse answer until the result takes its place; a drawing that guides the run stays.
+  What the file asks for has no colors before the result. */
+  async showCoarse(scan) {
+    const { viewer } = this;
+    const { active, asked, coarse } = scan;
+    const isOn = () => scan === this.current() && scan.active?.job === active.job
+      && viewer.hasScan && !viewer.isDrawing;
+    if (!active?.coarse_parts || asked?.job !== active.job || asked.classes.length === 0) return;
+    if (!isOn()) return;
+    while (coarse.length < active.coarse_parts) {
+      coarse.push(api.readLabels(active.job, `coarse/${coarse.length + 1}`));
+    }
+    try {
+      const parts = await Promise.all(coarse);
+      if (!isOn() || !await viewer.showLabels(parts, stylesOf(asked, scan.styles))) return;
+      if (!this.isCoarse) announce("The first answer is shown and being refined");
+      this.markCoarse(true);
+    } catch (error) {
+      if (isOn()) showProblem("run-problem", error);
+    }
+  }
+
+  markCoarse(isCoarse) {
+    this.isCoarse = isCoarse;
+    show(byId("first-answer"), isCoarse);
+  }
+
+  /* Shows what can be run, what runs, and which run is shown. */
+  refresh() {
+    const scan = this.current();
+    this.refreshButtons(scan);
+    byId("result-text").textContent = scan.run !== null
+      ? `Run ${scan.shown + 1} of ${scan.runs.length}, ${formatSeconds(scan.run.seconds_run)}`
+      : scan.runs.length > 0 ? "Undone: no result is shown." : "Volumes appear here after a run.";
+    document.title = scan.active === null ? "medals-rt" : `${describe(scan.active)} · medals-rt`;
+    if (scan.active === null) this.stage = "";
+    else this.refreshJob(scan.active);
+  }
+
+  refreshButtons(scan) {
+    const { viewer } = this;
+    const rests = scan.active === null;
+    const fromFile = scan.chips.length === 0 && scan.info.has_prompts;
+    const missing = !scan.image ? "Choose a scan first."
+      : scan.modality === "" ? "Choose the modality: the file doesn't say it."
+        : scan.chips.length === 0 && !fromFile ? "Choose a class first." : "";
+    byId("missing").textContent = missing;
+    byId("run").disabled = missing !== "";
+    byId("run").textContent = viewer.isDrawing && viewer.strokes > 0 ? "Segment with the drawing"
+      : fromFile ? "Segment what the file asks for" : scan.run ? "Segment again" : "Segment";
+    byId("undo-run").disabled = scan.shown < 0 || !rests;
+    byId("redo-run").disabled = scan.shown >= scan.runs.length - 1 || !rests;
+    byId("draw").disabled = !viewer.hasScan || scan.chips.length === 0 || !rests;
+    this.pen.hold(!rests);
+    swapFocus(rests ? ["cancel", "run"] : ["run", "cancel"], () => {
+      show(byId("run"), rests);
+      show(byId("job"), !rests);
+    });
+  }
+
+  refreshJob(job) {
+    byId("job-text").textContent = describe(job);
+    const bar = byId("job-progress");
+    if (job.windows_total) {
+      bar.max = job.windows_total;
+      bar.value = job.windows_done;
+    } else bar.removeAttribute("value");
+    const stage = job.stage ?? job.status;
+    if (stage === this.stage) return;
+    this.stage = stage;
+    announce(describe(job));
+  }
+}
+
+/* Whether the result that is shown can be corrected by a run with these labels: its classes keep
+theirs. */
+function keepsLabels(scan, labels) {
+  if (scan.run === null) return false;
+  const name = (each) => `${each.modality}/${classKey(each)}`;
+  const own = new Map(scan.run.classes.map((found) => [found.label, name(found)]));
+  return scan.chips.every((chip) => labels.get(chip.label) === chip.label
+    && (own.get(chip.label) ?? name(chip)) === name(chip));
+}
+
+function describe(job) {
+  if (job.status === "queued") {
+    return job.position > 0 ? `Waiting: ${plural(job.position, "run")} before this one` : "Waiting";
+  }
+  if (!job.stage) return "Preparing";
+  const stage = `${job.stage[0].toUpperCase()}${job.stage.slice(1)} stage`;
+  const windows = job.windows_total ? `, window ${job.windows_done} of ${job.windows_total}` : "";
+  const left = job.seconds_left === null || job.seconds_left === undefined ? ""
+    : `, about ${formatSeconds(job.seconds_left)} left`;
+  return `${stage}${windows}${left}`;
+}
+
+/* Does what hides one element and shows another, and takes the focus along. */
+function swapFocus([hidden, shown], swap) {
+  const focused = document.activeElement === byId(hidden);
+  swap();
+  if (focused) byId(shown).focus();
+}
