@@ -15,7 +15,7 @@ import anyio
 
 from medals_rt.common.errors import MedalsError, OutputError
 from medals_rt.common.heap import trim_heap
-from medals_rt.inference.kept import FeatureCache
+from medals_rt.inference.kept import FeatureCache, default_bytes
 from medals_rt.pipeline.job_inputs import read_annotation
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.segmenter import Segmenter
@@ -36,11 +36,9 @@ from medals_serve.metrics import Metrics
 from medals_serve.problems import SeriesChoiceError, ServiceError
 from medals_serve.readers import Readers
 from medals_serve.sessions import ClientSession, Sessions, remove_folder
-from medals_serve.settings import GIB, RETRY_S, ServeSettings
+from medals_serve.settings import RETRY_S, ServeSettings
 
 _ARRAY_HEADER_BYTES: Final = 2**12
-_SHARE_OF_CACHE: Final = 4
-_LARGEST_DEFAULT_CACHE: Final = 4 * GIB
 _ARRAY_ITEM_BYTES: Final = 8
 
 _T = TypeVar("_T")
@@ -93,8 +91,7 @@ class Service:
         asked = self.settings.cache_bytes
         if asked is not None:
             return asked
-        limit = self.segmenter.memory_limit(self.options.segment.max_memory)
-        return min(limit.total // _SHARE_OF_CACHE, _LARGEST_DEFAULT_CACHE)
+        return default_bytes(self.segmenter.memory_limit(self.options.segment.max_memory).total)
 
     async def in_thread(self, work: Callable[..., _T], *given: Any) -> _T:
         """Do work on files in a thread, after what was asked for before."""

@@ -286,10 +286,10 @@ class Segmenter:
         annotation = checked_annotation(spatial_prompts, volume.shape_dhw, prompts)
         spacing_hwd_mm, spacing_notes = spacing_of_volume(volume, preset, prompts.modality)
         groups = case_groups(volume, prompts, options.window, preset)
-        for group in groups:
-            self._model.embedder.sources(group.prompts.prompts)  # before any network runs
         by_probability = len(groups) > len(prompts.parts) and preset.merge == "probability"
         check_corrections(corrections, volume.shape_dhw, prompts, preset)
+        for group in groups:
+            self._model.embedder.sources(group.prompts.prompts)  # before any network runs
         of_image = None if kept is None else kept.begin(volume).at(self._token)
         setup = case_setup(
             volume.shape_dhw,
