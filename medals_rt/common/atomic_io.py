@@ -93,13 +93,24 @@ def atomic_output(path: Path) -> Iterator[Path]:
     except MedalsError:
         raise
     except OSError as error:
-        reason = error.strerror or str(error)
+        first = _first_of(error)
+        reason = first.strerror or next(iter(str(first).splitlines()), type(first).__name__)
         raise OutputError(
             f"can't write {path}: {reason}; make room or choose another place",
-            code="disk-full" if error.errno == errno.ENOSPC else "output-not-writable",
+            code="disk-full" if first.errno == errno.ENOSPC else "output-not-writable",
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _first_of(error: OSError) -> OSError:
+    """Return the system's own error, which libraries wrap in others without its number."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, OSError) and below.errno is not None:
+            return below
+        below = below.__cause__ or below.__context__
+    return error
 
 
 def leftovers(paths: Iterable[Path]) -> Iterator[tuple[Path, Path]]:

@@ -31,6 +31,7 @@ Triple: TypeAlias = tuple[float, float, float]
 Affine: TypeAlias = tuple[tuple[float, ...], ...]
 
 _SHEARED: Final = 0.01
+_FEWEST_SLICES: Final = 3
 """Cosine between two axes from which on a grid counts as sheared; rounding stays far below."""
 
 
@@ -490,12 +491,11 @@ def volume_notes(volume: Volume) -> tuple[Note, ...]:
         severe = volume.geometry_is_stated
         note = warning if severe else Note
         notes += (note("orientation-assumed", text),)
-    flat = [axis for axis, size in zip("DHW", volume.shape_dhw, strict=True) if size == 1]
-    if flat:
-        text = (
-            f"the image is one voxel thick along {flat[0]}, hardly a volume: results are doubtful"
-        )
-        notes += (warning("one-slice", text),)
+    for axis, size in zip("DHW", volume.shape_dhw, strict=True):
+        if size < _FEWEST_SLICES:
+            count = "one voxel" if size == 1 else f"{size} voxels"
+            text = f"the image is {count} thick along {axis}, hardly a volume: results are doubtful"
+            notes += (warning("few-slices", text),)
     shear = volume.source.shear_degrees
     if np.sin(np.radians(shear)) > _SHEARED:
         text = f"the grid is sheared by {shear:.1f} degrees: shapes are seen so, volumes are right"

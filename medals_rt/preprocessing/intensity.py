@@ -32,6 +32,8 @@ _DIM = 128.0
 _AIR_HU = -1100.0
 _NARROWEST_CT_HU = 150.0
 _LARGEST_HU = 65_535.0
+_DENSER_THAN_BONE_HU = 1_000.0
+_LARGEST_DENSE_SHARE = 0.4
 _LARGEST_PADDING = 0.99
 _LARGEST_NEGATIVE_SHARE = 0.01
 _SLAB_BLOCKS = 2
@@ -75,8 +77,8 @@ class ImageFacts:
         Its type is unsigned and of 8 bits.
     whole
         All values are whole numbers; only known of images within 0 to 255.
-    negative, padding
-        How many voxels are below 0, and how many have the lowest value.
+    negative, padding, dense
+        How many voxels are below 0, have the lowest value, and would be denser than bone in a CT.
     voxels
         How many there are.
     """
@@ -87,6 +89,7 @@ class ImageFacts:
     whole: bool
     negative: int
     padding: int
+    dense: int
     voxels: int
 
 
@@ -178,6 +181,9 @@ def look_at(image: Array) -> ImageFacts:
         and (not real or all(bool(xp.all(each == xp.round(each))) for each in slices)),
         negative=sum(int(xp.count_nonzero(each < 0)) for each in slices) if lowest < 0 else 0,
         padding=sum(int(xp.count_nonzero(each == lowest)) for each in slices),
+        dense=sum(int(xp.count_nonzero(each > _DENSER_THAN_BONE_HU)) for each in slices)
+        if highest > _DENSER_THAN_BONE_HU
+        else 0,
         voxels=int(image.size),
     )
 
@@ -350,25 +356,9 @@ def _notes_on_scaling(
     if facts.lowest >= 0 and facts.highest <= WHITE:
         text = f"values {extent} were not taken for prepared gray values, and scaled"
         notes.append((Note if stated else warning)("intensities-not-prepared", text))
-    only_padding_is_negative = facts.lowest < _AIR_HU and facts.negative == facts.padding
     if modality == "CT":
-        if facts.lowest >= 0 or only_padding_is_negative:
-            text = (
-                f"no value of this CT is below 0 ({extent}), so these are hardly Hounsfield units: "
-                "correct them, or give --window WIDTH,LEVEL in their units"
-            )
-            if facts.lowest < 0:
-                text = text.replace("below 0", f"below 0 but the padding's {facts.lowest:.4g}")
-            notes.append(warning("ct-not-hounsfield", text))
-        elif (
-            facts.highest - facts.lowest < _NARROWEST_CT_HU
-            or max(facts.highest, -facts.lowest) > _LARGEST_HU
-        ):
-            text = (
-                f"values {extent} are hardly Hounsfield units (standardized, or scaled?): "
-                "correct them, or give --window WIDTH,LEVEL in their units"
-            )
-            notes.append(warning("ct-not-hounsfield", text))
+        if doubt := _doubt_of_ct(facts, extent):
+            notes.append(warning("ct-not-hounsfield", doubt))
     elif facts.negative > _LARGEST_NEGATIVE_SHARE * facts.voxels:
         share = 100 * facts.negative / facts.voxels
         text = (
@@ -377,3 +367,25 @@ def _notes_on_scaling(
         )
         notes.append(warning("negative-values", text))
     return notes
+
+
+def _doubt_of_ct(facts: ImageFacts, extent: str) -> str:
+    """Say why a CT's values are hardly Hounsfield units; empty: they may be."""
+    only_padding_is_negative = facts.lowest < _AIR_HU and facts.negative == facts.padding
+    remedy = "correct them, or give --window WIDTH,LEVEL in their units"
+    if facts.lowest >= 0 or only_padding_is_negative:
+        below = "below 0" if facts.lowest >= 0 else f"below 0 but the padding's {facts.lowest:.4g}"
+        return (
+            f"no value of this CT is {below} ({extent}), so these are hardly Hounsfield units: "
+            f"{remedy}"
+        )
+    narrow = facts.highest - facts.lowest < _NARROWEST_CT_HU
+    if narrow or max(facts.highest, -facts.lowest) > _LARGEST_HU:
+        return f"values {extent} are hardly Hounsfield units (standardized, or scaled?): {remedy}"
+    if facts.dense > _LARGEST_DENSE_SHARE * facts.voxels:
+        share = 100 * facts.dense / facts.voxels
+        return (
+            f"{share:.3g} % of the voxels are above {_DENSER_THAN_BONE_HU:g} HU, denser than bone "
+            f"({extent}): are the values inverted, or shifted?"
+        )
+    return ""

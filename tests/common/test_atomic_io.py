@@ -96,6 +96,15 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_full_disk_is_said_in_one_line_whoever_noticed_it(tmp_path: Path) -> None:
+    """pydicom wraps the system's error in one of its type, with a traceback for a message."""
+    found = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with raises(OutputError, "disk-full") as refused, atomic_output(tmp_path / "a.dcm"):
+        raise OSError("With tag got exception\nTraceback (most recent call last):") from found
+    assert "\n" not in str(refused.value)
+    assert os.strerror(errno.ENOSPC) in str(refused.value)
+
+
 def test_leftovers_of_other_processes_are_found(tmp_path: Path) -> None:
     others = {".partial-1-0123abcd-a.npz", f".partial-{os.getpid()}-0123abcd-a.npz"}
     for name in others | {

@@ -171,16 +171,17 @@ def test_images_of_nibabel_and_simpleitk_lie_as_their_files_do(order: Any, signs
 
 
 def test_an_array_without_orientation_is_known_as_such() -> None:
-    volume = Volume(np.zeros((2, 3, 4), np.uint8), (1.0, 2.0, 3.0), "made up")
+    volume = Volume(np.zeros((3, 4, 5), np.uint8), (1.0, 2.0, 3.0), "made up")
     assert not volume.has_orientation
     assert [note.code for note in volume_notes(volume)] == ["orientation-assumed"]
-    text = "Volume('made up', 2 x 3 x 4 voxels of 3 x 1 x 2 mm (D, H, W), uint8, no orientation)"
+    text = "Volume('made up', 3 x 4 x 5 voxels of 3 x 1 x 2 mm (D, H, W), uint8, no orientation)"
     assert repr(volume) == text
 
 
-def test_one_slice_is_read_with_a_warning() -> None:
-    for shape, expected in (((1, 3, 4), ["one-slice"]), ((2, 3, 4), [])):
-        volume = Volume.from_array(np.zeros(shape, np.uint8), np.eye(4), axes="kji", frame="LPS")
+def test_a_slice_or_two_are_read_with_a_warning() -> None:
+    for slices, expected in ((1, ["few-slices"]), (2, ["few-slices"]), (3, [])):
+        array = np.zeros((slices, 4, 5), np.uint8)
+        volume = Volume.from_array(array, np.eye(4), axes="kji", frame="LPS")
         assert [note.code for note in volume_notes(volume)] == expected
 
 

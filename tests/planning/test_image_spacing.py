@@ -89,7 +89,8 @@ def test_a_repair_is_told(
     ("spacing", "doubtful"),
     [
         ((0.001, 0.001, 0.003), True),  # meters
-        ((0.1, 0.1, 0.1), False),
+        ((0.3, 0.3, 0.9), False),
+        ((0.2, 0.2, 0.9), True),  # 200 voxels of a body are no 4 cm: centimeters
         ((0.09, 0.5, 0.5), True),
         ((20.0, 20.0, 20.0), False),
         ((1.0, 20.5, 20.5), True),

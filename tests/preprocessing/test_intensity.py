@@ -153,6 +153,7 @@ HU = ramp(-1024, 1500)
         (HU / 1000, "CT", "soft tissue", [("ct-not-hounsfield", "warning")]),
         (HU * 1000, "CT", "soft tissue", [("ct-not-hounsfield", "warning")]),
         (ramp(-1, 1), "CT", "soft tissue", [("ct-not-hounsfield", "warning")]),
+        (ramp(3000, -1000), "CT", "soft tissue", [("ct-not-hounsfield", "warning")]),  # inverted
         (ramp(-1, 1), "CT", "2,0", []),
         (HU.clip(-120, 60), "CT", "soft tissue", []),  # a crop of fat and muscle
         (HU + 1024, "CT", "400,1064", []),  # whoever gives numbers knows the units

@@ -55,6 +55,8 @@ _DECODERS: Final = {
 _OVERLAP: Final = 1.5
 """Thickness in slice distances from which slices are said to overlap."""
 
+_NAMED: Final = 3
+
 _PIXEL_ELEMENTS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -111,8 +113,8 @@ def read_dicom_case(
             elsewhere = "; `medals-rt batch` takes folders of other files"
             instead = elsewhere if others and not without_image else ""
             raise CaseError(
-                f"{path} holds no DICOM image (DICOM files: {kinds}; {others} other files); give "
-                f"the folder of a series{instead}",
+                f"{path} holds no DICOM image (DICOM files: {kinds}; {len(others)} other files); "
+                f"give the folder of a series{instead}",
                 code="no-images" if without_image else "no-dicom",
             )
         found = choose_series(group_series(images), series, str(path))
@@ -329,19 +331,26 @@ def _value_type(stack: Stack) -> type[np.int16 | np.float32]:
     return np.int16
 
 
-def _passed_over(others: int, without_image: list[Image]) -> tuple[Note, ...]:
+def _passed_over(others: list[DicomFile], without_image: list[Image]) -> tuple[Note, ...]:
+    """Note what was passed over, and warn where it may have been slices."""
     if not others and not without_image:
         return ()
     counts = []
+    doubtful = [each for each in others if not each.size or each.name.lower().endswith(".dcm")]
     if others:
-        counts.append(
-            "1 file that isn't DICOM" if others == 1 else f"{others} files that aren't DICOM"
-        )
+        count = len(others)
+        counts.append("1 file that isn't DICOM" if count == 1 else f"{count} files that aren't")
     if without_image:
         count, kinds = len(without_image), kinds_of(without_image)
         files = "1 DICOM file" if count == 1 else f"{count} DICOM files"
         counts.append(f"{files} without an image ({kinds})")
-    return (Note("files-passed-over", f"passed over {' and '.join(counts)}"),)
+    text = f"passed over {' and '.join(counts)}"
+    if not doubtful:
+        return (Note("files-passed-over", text),)
+    named = ", ".join(each.name for each in doubtful[:_NAMED])
+    more = f" and {len(doubtful) - _NAMED} more" if len(doubtful) > _NAMED else ""
+    text = f"{text}; slices may be missing, for {named}{more} may be damaged or cut off"
+    return (warning("files-passed-over", text),)
 
 
 def _notes(stack: Stack, series: Series) -> tuple[Note, ...]:

@@ -3,7 +3,7 @@
 Nothing is unpacked to disk: members of a zip are read one at a time into memory, after their
 announced sizes were added up, and no name in it is ever used as a path. Of a file that may turn out
 to be anything only the first bytes are read. What isn't a DICOM
-file is passed over and counted.
+file is passed over and named.
 """
 
 from __future__ import annotations
@@ -123,8 +123,10 @@ def starts_like_dicom(start: bytes) -> bool:
 
 
 @contextmanager
-def dicom_files(path: Path, *, max_voxels: int) -> Iterator[tuple[list[DicomFile], int]]:
-    """Yield the DICOM files of a folder, a zip or one file, and how many others there were.
+def dicom_files(
+    path: Path, *, max_voxels: int
+) -> Iterator[tuple[list[DicomFile], list[DicomFile]]]:
+    """Yield the DICOM files of a folder, a zip or one file, and the others.
 
     Parameters
     ----------
@@ -338,13 +340,14 @@ def require_pydicom() -> Any:
     return import_optional("pydicom", "a DICOM file")
 
 
-def _sorted_out(files: list[DicomFile], max_bytes: int) -> tuple[list[DicomFile], int]:
-    """DICOM files by name, and the number of others."""
-    found = []
+def _sorted_out(files: list[DicomFile], max_bytes: int) -> tuple[list[DicomFile], list[DicomFile]]:
+    """DICOM files by name, and others."""
+    found, others = [], []
     for file in files:
         with reading(file.name):
             is_dicom = file.size > _PREAMBLE and file.looks_like_dicom()
         if not is_dicom:
+            others.append(file)
             continue
         if file.size > max_bytes:
             raise CaseError(
@@ -353,7 +356,7 @@ def _sorted_out(files: list[DicomFile], max_bytes: int) -> tuple[list[DicomFile]
                 code="file-too-large",
             )
         found.append(file)
-    return found, len(files) - len(found)
+    return found, others
 
 
 def _files_of_folder(folder: Path) -> list[DicomFile]:

@@ -10,15 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from shlex import quote
 from typing import Any, Final
 
 from medals_rt.common.errors import CaseError
 from medals_rt.common.notes import Note, warning
 from medals_rt.io.dicom.files import printable, reading
 from medals_rt.io.dicom.series import Series
-from medals_rt.io.dicom.slices import Slice
+from medals_rt.io.dicom.slices import Slice, Vector
 
 _SAME_PLACE_MM: Final = 1e-3
+_NONE: Final = "none"
+"""Of slices that lack an attribute that others have."""
+
 _LISTED: Final = 8
 
 
@@ -154,12 +158,14 @@ def check_one_image(
     mixed = []
     for key in KEYS:
         groups = _groups(slices, key)
-        extents = [
-            sorted(float(each.position_lps_mm @ normal) for each in members)
-            for members in groups.values()
-        ]
+        if not groups:
+            continue
+        extents = [_along(members, normal) for members in groups.values()]
+        without = [each for each in slices if not _value(each, key)]
         if _at_same_place(extents) or (not key.by_slice and _interleaved(extents)):
             mixed.append((key, groups))
+        elif without and _at_same_place([*extents, _along(without, normal)]):
+            mixed.append((key, {**groups, _NONE: without}))
     if any(key in together for key, _ in mixed):
         text = "slices of " + "; ".join(
             f"{key.name} {_listed(groups)} are read as one image" for key, groups in mixed
@@ -168,9 +174,10 @@ def check_one_image(
     if mixed:
         found = "; ".join(f"{key.name}: {_listed(groups)}" for key, groups in mixed[:3])
         key, groups = mixed[0]
+        example = quote(f"{key.name}={min(groups.keys() - {_NONE}, key=_number)}")
         raise CaseError(
             f"the series [{series}] holds several images of one place, distinguished by {found}. "
-            f"Choose one with --select, such as --select {key.name}={min(groups, key=_number)}",
+            f"Choose one with --select, such as --select {example}",
             code="several-images",
         )
     return ()
@@ -215,6 +222,11 @@ def _groups(slices: Sequence[Slice], key: Key) -> dict[str, list[Slice]]:
     return groups
 
 
+def _along(slices: Sequence[Slice], normal: Vector) -> list[float]:
+    """Return where slices lie along a line, in millimeters, sorted."""
+    return sorted(float(each.position_lps_mm @ normal) for each in slices)
+
+
 def _interleaved(extents: list[list[float]]) -> bool:
     """Whether groups of places along a line lie in each other's range.
 
@@ -239,7 +251,10 @@ def _at_same_place(extents: list[list[float]]) -> bool:
 
 def _listed(groups: Mapping[str, Sequence[Slice]]) -> str:
     values = sorted(groups, key=_number)
-    text = ", ".join(f"{value} ({len(groups[value])} images)" for value in values[:_LISTED])
+    text = ", ".join(
+        f"{value} ({len(groups[value])} image{'s' if len(groups[value]) > 1 else ''})"
+        for value in values[:_LISTED]
+    )
     return text if len(values) <= _LISTED else f"{text} and {len(values) - _LISTED} more"
 
 

@@ -306,8 +306,8 @@ def _check_alike(slices: Sequence[Slice], series: Series) -> None:
         others = [each for each in slices if differs(each)]
         if others:
             raise CaseError(
-                f"the series [{series}] mixes {what}: {others[0].image.file.name} and "
-                f"{len(others) - 1} more differ from {first.image.file.name}; give a folder "
+                f"the series [{series}] mixes {what}: {others[0].image.file.name} differs from "
+                f"{first.image.file.name}, {len(others)} of {len(slices)} do; give a folder "
                 "without them (a localizer is often the cause), or leave them out by --select",
                 code="slices-mixed",
             )

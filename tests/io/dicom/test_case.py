@@ -113,6 +113,15 @@ def test_what_is_not_an_image_is_passed_over_and_counted(tmp_path: Path) -> None
     assert "1 DICOM file without" in case.notes[0].text
 
 
+@pytest.mark.parametrize(("name", "content"), [("last", b""), ("last.dcm", b"cut")])
+def test_what_may_have_been_a_slice_is_warned_of(tmp_path: Path, name: str, content: bytes) -> None:
+    write_series(tmp_path / "a", HU, UPRIGHT, skip=(5,))
+    (tmp_path / "a" / name).write_bytes(content)
+    (note,) = (each for each in read_case(tmp_path / "a").notes if each.code == "files-passed-over")
+    assert note.severity == "warning"
+    assert name in note.text
+
+
 def test_one_of_several_series_is_chosen(tmp_path: Path) -> None:
     def localizer(_: int, data: Dataset) -> None:
         data.SeriesNumber, data.SeriesDescription = 1, "scout\x1b[31m"

@@ -95,6 +95,18 @@ def test_images_of_one_place_are_told_apart_and_chosen(
     assert "selected" in json.loads(json.dumps(case.origin))
 
 
+def test_images_of_which_some_lack_the_attribute_are_told_apart(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", HU, UPRIGHT)
+
+    def second(k: int, data: Dataset) -> None:
+        setting(AcquisitionNumber=2, SOPInstanceUID=f"1.2.9.{k}")(k, data)
+
+    write_series(tmp_path / "b", HU + 7, UPRIGHT, change=second)
+    with raises(CaseError, "several-images", "none (6 images)", "--select ACQUISITION=2"):
+        read_case(tmp_path)
+    assert np.array_equal(read_case(tmp_path, select=["ACQUISITION=2"]).volume.image_dhw, HU + 7)
+
+
 def test_acquisitions_half_a_step_apart_are_refused_unless_taken_together(tmp_path: Path) -> None:
     write_series(tmp_path / "a", HU, UPRIGHT, change=setting(AcquisitionNumber=1))
     write_series(
