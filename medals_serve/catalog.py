@@ -11,7 +11,9 @@ from medals_rt.common.choices import KINDS
 from medals_rt.common.errors import InputError, PromptError
 from medals_rt.io.palette import class_color, hex_color
 from medals_rt.prompts.classes import ClassKey, by_bank_key, groups, nearest_names
+from medals_rt.prompts.embedding import PromptEmbedder
 from medals_rt.prompts.matching import find_class
+from medals_rt.prompts.prompt_set import Prompt
 from medals_serve.problems import problem_of
 
 MAX_TEXT: Final = 2000
@@ -23,6 +25,7 @@ class Catalog:
     """The classes that a bundle covers."""
 
     def __init__(self, bundle: Bundle) -> None:
+        self._embedder = PromptEmbedder(bundle)
         self._keys = {record.bank_key: by_bank_key(record.bank_key) for record in bundle.classes}
         self._groups = [
             (
@@ -73,6 +76,7 @@ class Catalog:
             for sentence in sentences:
                 found = find_class(sentence, kind, modality)
                 key = found.class_key
+                self._embedder.sources([Prompt(1, sentence, key, found.matched)])
                 reading.append({"sentence": sentence, **self._named(key), "matched": found.matched})
         except InputError as error:
             problem = problem_of(error)

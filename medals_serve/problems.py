@@ -1,9 +1,11 @@
 """The service's own errors, and errors as answers (RFC 9457) and in the log.
 
-An answer has the command line's message and code. All others are in `medals_rt.common.errors`.
+An answer has the command line's code, and its message but for advice on options. All others are in
+`medals_rt.common.errors`.
 """
 
 import logging
+import re
 import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -125,12 +127,31 @@ def status_of(error: BaseException) -> HTTPStatus:
     return next(status for kind, status in STATUSES if isinstance(error, kind))
 
 
+_OWN_WORDS: Final[Mapping[str, str]] = {
+    "no-modality": "the text names no modality: choose the scan's, or name it, as in 'Spleen in "
+    "abdominal CT'",
+    "no-prompts": "the file asks for nothing: give prompts",
+    "several-series": "the upload holds several series: choose one",
+}
+"""What is said instead of messages that advise options of the command line, by code."""
+
+_FLAGS: Final = re.compile(r" \([^()]*--[a-z][^()]*\)")
+
+
+def _detail(error: MedalsError) -> str:
+    """Return an error's message on one line, without advice on options of the command line."""
+    message = " ".join(str(error).split())
+    if " --" in message:
+        message = _OWN_WORDS.get(error.code, message)
+    return _FLAGS.sub("", message)
+
+
 def problem_of(error: BaseException) -> dict[str, Any]:
     """Describe an error as a problem; what was not raised on purpose is not described."""
     status = status_of(error)
     code, detail, more = "failure", "the server failed; its log names the place", {}
     if isinstance(error, MedalsError):
-        code, detail = error.code, " ".join(str(error).split())
+        code, detail = error.code, _detail(error)
         more = error.more if isinstance(error, ServiceError) else {}
     elif isinstance(error, MemoryError):
         code, detail = "out-of-memory", "out of memory; ask for fewer classes, or try again later"

@@ -536,6 +536,22 @@ def test_suggestions_while_one_types(client: ServiceClient) -> None:
     assert client.prompts("")["suggestions"] == []
 
 
+@pytest.mark.parametrize(
+    ("text", "modality", "code"),
+    [
+        ("left kidney", None, "no-modality"),
+        ("brain tumor", "MRI", "wrong-kind"),
+        ("spleen", "CT", "class-not-covered"),
+    ],
+)
+def test_what_a_text_lacks_is_said_without_options_of_the_command_line(
+    client: ServiceClient, text: str, modality: str | None, code: str
+) -> None:
+    problem = client.prompts(text, modality=modality)["problem"]
+    assert problem["code"] == code
+    assert "--" not in problem["detail"]
+
+
 def test_progress_comes_in_order_and_ends(client: ServiceClient, scan: Path) -> None:
     seen: list[Any] = []
     job = client.segment(client.upload(scan), SENTENCE, progress=seen.append)
