@@ -160,14 +160,19 @@ def draw_preview(
     elif not volume.has_orientation:
         orientation = "assumed"
     names = {prompt.label: prompt.class_key.name for prompt in prompts.prompts}
-    colors = None
+    colors = tags = None
     if instances_dhw is not None:
         segments = segments_of(prompts, labels_dhw)
         numbers, objects = number_objects(labels_dhw, instances_dhw, segments, path.name)
         if len(objects) <= _MOST_DRAWN:
             labels_dhw = numbers
-            names = {number: object_name(*each) for number, each in enumerate(objects, 1)}
-            colors = {number: object_color(*each) for number, each in enumerate(objects, 1)}
+            by_label = sorted(enumerate(objects, 1), key=lambda each: each[1][0].label)
+            names = {number: object_name(*each) for number, each in by_label}
+            colors = {number: object_color(*each) for number, each in by_label}
+            tags = {
+                number: f"{segment.label}" if instance is None else f"{segment.label}.{instance}"
+                for number, (segment, instance) in by_label
+            }
     save_preview(
         path,
         to_host(shown.image_dhw),
@@ -176,6 +181,7 @@ def draw_preview(
         names,
         title=volume.name,
         voxel_ml=volume.voxel_ml,
+        tags=tags,
         colors=colors,
         orientation=orientation,
         notices=notices,

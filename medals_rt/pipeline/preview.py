@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,15 @@ from medals_rt.common.typing import HostArray
 from medals_rt.io.palette import Rgb, label_color
 
 _LineStyle = Literal["solid", "dashed", "dotted"]
-_Style = tuple[Rgb, _LineStyle]
+
+
+class _Style(NamedTuple):
+    """How a label is drawn, and what it is called by."""
+
+    color: Rgb
+    line: _LineStyle
+    tag: str
+
 
 _LINE_STYLES: tuple[_LineStyle, ...] = ("solid", "dashed", "dotted")
 _LABELS_A_STYLE = 16
@@ -28,6 +36,7 @@ _LABELS_A_STYLE = 16
 _WIDTH_IN = 13.0
 _TALLEST_PANELS_IN = 9.0
 _GAP_IN = 0.35
+_THIN_IN = 0.8
 _LEGEND_ROW_IN = 0.2
 _NOTICE_IN = 0.2
 _DPI = 120
@@ -83,6 +92,7 @@ def save_preview(
     *,
     title: str,
     voxel_ml: float | None = None,
+    tags: Mapping[int, str] | None = None,
     colors: Mapping[int, Rgb] | None = None,
     orientation: Orientation = "known",
     notices: Sequence[str] = (),
@@ -105,6 +115,8 @@ def save_preview(
         A line above the picture, such as the case's name.
     voxel_ml
         Milliliters of a voxel; None: of a grid that isn't sheared.
+    tags
+        What each label is called by in the picture, where that isn't its number.
     colors
         Of each label of `names`; None: those of the classes (`palette.label_color`).
     orientation
@@ -133,7 +145,8 @@ def save_preview(
     panels = cut_panels(image_dhw, labels_dhw, spacing_dhw_mm)
     scale = _inches_per_mm(panels)
     upright_ml = prod(spacing_dhw_mm) / 1000
-    texts = _legend_texts(names, labels_dhw, upright_ml if voxel_ml is None else voxel_ml)
+    tags = {label: str(label) for label in names} | dict(tags or {})
+    texts = _legend_texts(names, tags, labels_dhw, upright_ml if voxel_ml is None else voxel_ml)
     legend_rows = -(-len(texts) // _legend_columns(texts))
     panels_in = scale * max(panel.size_mm[0] for panel in panels)
     top_in = 0.75
@@ -142,23 +155,29 @@ def save_preview(
     figure = Figure(figsize=(_WIDTH_IN, height_in), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
     styles = {
-        label: (
+        label: _Style(
             label_color(label, name) if colors is None else colors[label],
             _LINE_STYLES[k // _LABELS_A_STYLE % len(_LINE_STYLES)],
+            tags[label],
         )
         for k, (label, name) in enumerate(names.items())
     }
     used_in = sum(scale * panel.size_mm[1] for panel in panels) + _GAP_IN * (len(panels) - 1)
     left_in = (_WIDTH_IN - used_in) / 2
-    bar_mm = _bar_length(min(panel.size_mm[1] for panel in panels))
+    bar_mm = _bar_length(max(panel.size_mm[1] for panel in panels))
     for panel in panels:
         width_in, panel_in = scale * panel.size_mm[1], scale * panel.size_mm[0]
         low_in = bottom_in + (panels_in - panel_in) / 2
         place = (left_in / _WIDTH_IN, low_in / height_in)
         size = (width_in / _WIDTH_IN, panel_in / height_in)
-        _draw_panel(figure.add_axes((*place, *size)), panel, styles, bar_mm)
+        axes = figure.add_axes((*place, *size))
+        _draw_panel(axes, panel, styles)
+        is_thin = min(width_in, panel_in) < _THIN_IN  # what is written would cover it
+        if not is_thin:
+            _draw_bar(axes, panel, bar_mm)
         if orientation != "none":
-            _write_marks(figure.axes[-1], panel.marks)
+            sides = ("", "", panel.marks[2], panel.marks[3])
+            _write_marks(axes, sides if is_thin else panel.marks)
         left_in += width_in + _GAP_IN
     figure.text(
         0.5,
@@ -231,18 +250,19 @@ def _inches_per_mm(panels: tuple[Panel, ...]) -> float:
     return min(free_in / wide_mm, _TALLEST_PANELS_IN / tall_mm)
 
 
-def _draw_panel(axes: Any, panel: Panel, styles: Mapping[int, _Style], bar_mm: float) -> None:
-    """Draw one slice: gray image, filled labels, outlines, numbers, letters and a scale bar."""
+def _draw_panel(axes: Any, panel: Panel, styles: Mapping[int, _Style]) -> None:
+    """Draw one slice: gray image, filled labels, outlines and numbers, small ones over large."""
     height_mm, width_mm = panel.size_mm
     extent = (0.0, width_mm, height_mm, 0.0)
     axes.set_facecolor("black")
     axes.imshow(panel.image, cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="bilinear")
     rows_mm = (np.arange(panel.labels.shape[0]) + 0.5) * panel.pixel_mm[0]
     columns_mm = (np.arange(panel.labels.shape[1]) + 0.5) * panel.pixel_mm[1]
-    for label, (color, style) in styles.items():
-        mask = panel.labels == label
+    masks = {label: panel.labels == label for label in styles}
+    for label, mask in sorted(masks.items(), key=lambda each: -int(each[1].sum())):
         if not mask.any():
             continue
+        color, style, tag = styles[label]
         fill = np.zeros((*mask.shape, 4))
         fill[mask] = (*color, 0.33)
         axes.imshow(fill, extent=extent, interpolation="nearest")
@@ -250,9 +270,14 @@ def _draw_panel(axes: Any, panel: Panel, styles: Mapping[int, _Style], bar_mm: f
             axes.contour(
                 columns_mm, rows_mm, mask, [0.5], colors=[color], linewidths=1.3, linestyles=style
             )
-        _write_number(axes, label, mask, panel.pixel_mm)
+        _write_tag(axes, tag, mask, panel.pixel_mm)
     axes.set(xlim=(0, width_mm), ylim=(height_mm, 0), xticks=[], yticks=[], aspect="equal")
     axes.set_title(f"{panel.plane}, slice {panel.index + 1} of {panel.count}", fontsize=10, pad=4)
+
+
+def _draw_bar(axes: Any, panel: Panel, bar_mm: float) -> None:
+    """Draw a scale bar."""
+    height_mm, width_mm = panel.size_mm
     x, y = width_mm * 0.04, height_mm * 0.96
     axes.plot((x, x + bar_mm), (y, y), color="white", linewidth=2.5, solid_capstyle="butt")
     _write(axes, x + bar_mm / 2, y - height_mm * 0.03, f"{bar_mm:g} mm", fontsize=7)
@@ -265,19 +290,19 @@ def _write_marks(axes: Any, marks: tuple[str, str, str, str]) -> None:
         _write(axes, x, y, mark, transform=axes.transAxes, fontsize=10)
 
 
-def _write_number(axes: Any, label: int, mask: HostArray, pixel_mm: tuple[float, float]) -> None:
-    """Write the label's number into the thickest part of its area."""
+def _write_tag(axes: Any, tag: str, mask: HostArray, pixel_mm: tuple[float, float]) -> None:
+    """Write what a label is called by into the thickest part of its area."""
     from scipy.ndimage import distance_transform_edt
 
     depth = distance_transform_edt(np.pad(mask, 1), sampling=pixel_mm)[1:-1, 1:-1]
     row, column = np.unravel_index(depth.argmax(), depth.shape)
-    _write(axes, (column + 0.5) * pixel_mm[1], (row + 0.5) * pixel_mm[0], str(label), fontsize=8)
+    _write(axes, (column + 0.5) * pixel_mm[1], (row + 0.5) * pixel_mm[0], tag, fontsize=8)
 
 
-def _bar_length(narrowest_mm: float) -> float:
-    """Choose a round length for the scale bars, at most a quarter of the narrowest panel."""
-    power = 10.0 ** np.floor(np.log10(narrowest_mm / 4))
-    return float(max(step * power for step in (1, 2, 5) if step * power <= narrowest_mm / 4))
+def _bar_length(widest_mm: float) -> float:
+    """Choose a round length for the scale bars, at most a fifth of the widest panel."""
+    power = 10.0 ** np.floor(np.log10(widest_mm / 5))
+    return float(max(step * power for step in (1, 2, 5) if step * power <= widest_mm / 5))
 
 
 def _write(axes: Any, x: float, y: float, text: str, **options: Any) -> None:
@@ -308,14 +333,14 @@ def _legend_columns(texts: Mapping[int, str]) -> int:
 
 
 def _legend_texts(
-    names: Mapping[int, str], labels_dhw: HostArray, voxel_ml: float
+    names: Mapping[int, str], tags: Mapping[int, str], labels_dhw: HostArray, voxel_ml: float
 ) -> dict[int, str]:
-    """List every class's number, name and volume, those that were not found as well."""
+    """List every class's tag, name and volume, those that were not found as well."""
     voxels = label_counts(labels_dhw, max(names, default=0) + 1)
     texts = {}
     for label, name in names.items():
         volume_ml = float(voxels[label] * voxel_ml)
-        texts[label] = f"{label}  {name}, " + (
+        texts[label] = f"{tags[label]}  {name}, " + (
             f"{volume_ml:,.4g} mL" if voxels[label] else "not found"
         )
     return texts
@@ -329,18 +354,19 @@ def _draw_legend(
 
     handles = [
         Patch(
-            facecolor=(*styles[label][0], 0.45),
-            edgecolor=styles[label][0],
-            linestyle=styles[label][1],
+            facecolor=(*styles[label].color, 0.45),
+            edgecolor=styles[label].color,
+            linestyle=styles[label].line,
             label=_drawable(text),
         )
         for label, text in texts.items()
     ]
-    legend = figure.legend(
-        handles=handles,
+    columns = _legend_columns(texts)
+    legend = figure.legend(  # which fills columns: rows are to be read
+        handles=[each for first in range(columns) for each in handles[first::columns]],
         loc="upper center",
         bbox_to_anchor=(0.5, top_in / figure.get_figheight()),
-        ncols=_legend_columns(texts),
+        ncols=columns,
         fontsize=9.5,
         frameon=False,
         handlelength=1.6,
