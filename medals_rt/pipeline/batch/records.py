@@ -17,7 +17,7 @@ import msgspec
 from medals_rt.common.atomic_io import atomic_output, write_json
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import PromptError
-from medals_rt.common.notes import Note
+from medals_rt.common.notes import Note, warning
 from medals_rt.pipeline.batch.find import (
     STATE_FOLDER,
     BatchCase,
@@ -30,6 +30,7 @@ from medals_rt.pipeline.batch.store import content_sha256
 from medals_rt.pipeline.class_statistics import ClassStatistics
 from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.lesion_statistics import LesionStatistics
+from medals_rt.prompts.prompt_set import PromptSet
 
 RECORD_FORMAT: Final = 4
 _CLASS_FILE: Final = "class/"
@@ -179,6 +180,19 @@ def kept_entry(case: BatchCase, made_from: str) -> Entry | None:
         input=shown(case.store.shown(case.job.input)),
         output=shown(case.store.shown(case.job.output)),
     )
+
+
+def replaced_notes(case: BatchCase, prompts: PromptSet) -> tuple[Note, ...]:
+    """Warn where a case's result takes the place of one of other classes, of an earlier batch."""
+    record = _record_of(case)
+    if record is None or record.entry.status != "done" or not _intact(case, record):
+        return ()
+    before = {each.label: each.name for each in record.entry.classes}
+    if before == {each.label: each.class_key.name for each in prompts.prompts}:
+        return ()
+    named = ", ".join(before.values())
+    text = f"it replaces the result of an earlier batch, which had {named}"
+    return (warning("result-replaced", text),)
 
 
 def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:

@@ -27,6 +27,7 @@ from medals_rt.pipeline.batch.records import (
     remember,
     remember_failure,
     remove_files,
+    replaced_notes,
     shown,
 )
 from medals_rt.pipeline.job import open_models, passes_recorded, segment_job
@@ -219,7 +220,9 @@ def _read(case: BatchCase) -> ReadJob:
     """Read a case from where it lies."""
     for path in _inputs(case):
         case.store.fetch(path)
-    return read_job(case.job)
+    read = read_job(case.job)
+    notes = (*read.case.notes, *replaced_notes(case, read.prompts))
+    return replace(read, case=replace(read.case, notes=notes))
 
 
 def _inputs(case: BatchCase) -> tuple[Path, ...]:

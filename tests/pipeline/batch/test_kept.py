@@ -108,3 +108,15 @@ def test_the_version_counts(
     monkeypatch.setattr("medals_rt.pipeline.batch.records.VERSION", "0.0.0")
     assert run().exit_code == 0
     assert set(statuses(out).values()) == {"done"}
+
+
+def test_results_of_other_classes_are_replaced_with_a_warning(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    write_case(tmp_path / "scans" / "case.npz", 1, None)
+    words = (tmp_path / "scans", tmp_path / "out", "--no-preview", "--modality", "CT", "--prompt")
+    assert batch(tiny_bundle.folder, *words, "liver").exit_code == 0
+    again = batch(tiny_bundle.folder, *words, "right kidney")
+    assert again.exit_code == 0, again.output
+    assert "earlier batch, which had Liver" in again.stderr
+    assert "earlier batch" not in batch(tiny_bundle.folder, *words, "right kidney").stderr
