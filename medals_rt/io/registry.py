@@ -6,6 +6,7 @@ A format is one module that holds `FORMATS`, and one line of `_MODULES`.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -176,6 +177,10 @@ def write_segmentation(
     file = Path(path)
     found = _format_to_write(file, format)
     _check_libraries(found)
+    if os.path.realpath(file) == os.path.realpath(case.path):
+        raise CaseError(
+            f"{file} is the scan itself; write its labels to another name", code="input-overwritten"
+        )
     if not file.parent.is_dir():
         raise CaseError(
             f"there is no folder {file.parent} to write {file.name} to; make it first",

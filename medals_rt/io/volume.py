@@ -398,12 +398,17 @@ class Volume:
         CaseError
             If values or geometry can't be used.
         """
-        if axes not in {"ijk", "kji"} or frame not in {"RAS", "LPS"}:
-            raise TypeError(
-                f'axes is "ijk" (nibabel) or "kji" (SimpleITK), not {axes!r}; frame is "RAS" '
-                f'(nibabel) or "LPS" (SimpleITK, DICOM), not {frame!r}'
-            )
+        if axes not in {"ijk", "kji"}:
+            raise TypeError(f'axes is "ijk" (nibabel) or "kji" (SimpleITK), not {axes!r}')
+        if frame not in {"RAS", "LPS"}:
+            raise TypeError(f'frame is "RAS" (nibabel) or "LPS" (SimpleITK, DICOM), not {frame!r}')
         matrix = np.asarray(affine, dtype=np.float64)
+        if matrix.shape != (4, 4):
+            raise CaseError(
+                f"the affine has the shape {matrix.shape}; give 4 x 4, voxel index (i, j, k, 1) to "
+                "millimeters",
+                code="affine-shape",
+            )
         if frame == "RAS" and matrix.shape == (4, 4):
             matrix = RAS_TO_LPS @ matrix
         return cls._placed(array.transpose() if axes == "ijk" else array, matrix, name)

@@ -221,7 +221,7 @@ def with_lesions(
 
 def class_prompts(
     modality: str,
-    groups: Sequence[str] | None = None,
+    groups: Sequence[str] | str | None = None,
     *,
     kind: str = KINDS[0],
     covered: Container[str] | None = None,
@@ -236,8 +236,8 @@ def class_prompts(
     modality
         Of the image.
     groups
-        Names of groups of anatomy, as `classes.groups` lists them; None for every class of `kind`,
-        or of the other kind where the modality has none of it.
+        Names of groups of anatomy, or one name, as `classes.groups` lists them; None for every
+        class of `kind`, or of the other kind where the modality has none of it.
     kind
         `"anatomy"` or `"lesion"`; groups are of anatomy.
     covered
@@ -261,6 +261,8 @@ def class_prompts(
     """
     check_kind(kind)
     notes: list[Note] = []
+    if isinstance(groups, str):
+        groups = (groups,)
     if groups is None:
         keys = _every_class(modality, kind, notes)
     elif kind == KINDS[0]:

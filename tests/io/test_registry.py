@@ -1,6 +1,7 @@
 """Which format a file is of, and what strangers' files of each come to."""
 
 import gzip
+import os
 import re
 import struct
 from pathlib import Path
@@ -92,6 +93,30 @@ def test_what_simpleitk_writes_is_read_and_what_is_written_it_reads(
     np.testing.assert_allclose(back.GetSpacing(), SPACING, rtol=1e-6)
     np.testing.assert_allclose(back.GetDirection(), scan(direction).GetDirection(), atol=1e-6)
     assert np.array_equal(read_labels(tmp_path / f"b{ending}").labels_dhw, labels)
+
+
+def test_a_result_never_takes_the_place_of_its_scan(tmp_path: Path) -> None:
+    SimpleITK.WriteImage(scan(), str(tmp_path / "a.nii.gz"))
+    case = read_case(tmp_path / "a.nii.gz")
+    before = (tmp_path / "a.nii.gz").read_bytes()
+    (tmp_path / "link.nii.gz").symlink_to("a.nii.gz")
+    for name in ("a.nii.gz", "link.nii.gz"):
+        with raises(CaseError, "input-overwritten"):
+            write_segmentation(tmp_path / name, case, VALUES_KJI)
+    assert (tmp_path / "a.nii.gz").read_bytes() == before
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.nii.gz")
+    (tmp_path / "loop.nii.gz").symlink_to("loop.nii.gz")
+    for name, kind, code in (
+        ("pipe.nii.gz", CaseError, "not-a-file"),
+        ("loop.nii.gz", MissingFileError, "file-missing"),
+    ):
+        with raises(kind, code):
+            read_case(tmp_path / name)
+    with raises(MissingFileError, "path-empty"):
+        read_case("")
 
 
 def test_compressed_metaimage_is_read(tmp_path: Path) -> None:
