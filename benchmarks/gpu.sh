@@ -37,7 +37,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-all="tests models case full profile layers plans memory arrays latency bench"
+all="tests models case full profile layers memory plans arrays latency bench"
 declare -A limits=([tests]=150 [models]=80 [case]=140 [full]=180 [profile]=40 [layers]=20 [plans]=45 [memory]=45 [arrays]=45 [latency]=50 [bench]=60 [engines]=60)
 shortest=5 # seconds that a part needs at least to be worth its start
 declare -A small=([models]="" [full]="" [profile]="" [layers]="" [plans]="" [case]="" [memory]="" [arrays]="" [latency]="")

@@ -97,7 +97,8 @@ def test_without_python_it_says_so(tmp_path: Path) -> None:
 def test_all_parts_run_and_engines_are_built_into_a_copy(script: Any) -> None:
     ended, calls, report = script(RUNNERS="tensorrt onnxruntime-cuda")
     assert (ended.returncode, ended.stderr) == (0, "")
-    tests, models, case, full, profile, layers, memory, arrays, engines, latency, bench = calls
+    tests, models, case, full, profile, layers, memory, plans, *rest = calls
+    arrays, engines, latency, bench = rest
     folder = models.split()[2]
     for part in (full, case, profile, layers, memory):
         assert f" --folder {folder} " in part
@@ -105,6 +106,7 @@ def test_all_parts_run_and_engines_are_built_into_a_copy(script: Any) -> None:
     files = [word for word in tests.split() if word.endswith(".py")]
     assert {"tests/runners/test_on_gpu.py", "tests/runners/test_half_on_gpu.py"} < set(files)
     assert not any("io/dicom" in file or "test_formats" in file for file in files)
+    assert "gpu_plans.py" in plans
     assert "device_arrays.py" in arrays
     bundle = engines.split()[engines.split().index("--bundle") + 1]
     assert not Path(bundle).exists()  # the copy went with the script
@@ -112,7 +114,7 @@ def test_all_parts_run_and_engines_are_built_into_a_copy(script: Any) -> None:
     assert f"--bundle {bundle}" in latency
     assert f"--bundle {bundle}" in bench
     assert "--runner=tensorrt --runner=onnxruntime-cuda --stage1 benchmarks/checkpoints" in bench
-    assert report.count("| passed |") == 11
+    assert report.count("| passed |") == 12
 
 
 def test_a_part_that_fails_is_told_and_the_others_go_on(script: Any) -> None:
@@ -176,6 +178,7 @@ def test_all_parts_fit_a_quarter_of_an_hour(script: Any) -> None:
         "profile",
         "layers",
         "memory",
+        "plans",
         "arrays",
         "latency",
         "bench",
@@ -230,7 +233,7 @@ def test_every_part_is_rehearsed_on_the_processor(tmp_path: Path) -> None:
     ended = run(sys.executable, out, "--rehearse", LIMIT="3600", TOTAL="14400")
     assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-4000:]
     on_models = ("models", "full", "case", "profile", "layers", "memory")
-    parts = ("tests", *on_models, "arrays", "latency", "bench")
+    parts = ("tests", *on_models, "plans", "arrays", "latency", "bench")
     table = (out / "report.md").read_text(encoding="utf-8")
     for part in parts:
         assert f"| {part} | passed |" in table

@@ -65,14 +65,16 @@ class OneCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuse an option that is given twice but holds one value: the first would be lost.
 
-        And an empty word, mostly an unset variable of a shell: as a path it is the current folder.
+        And an empty path, mostly an unset variable of a shell: it would be the current folder.
         """
         if not ctx.resilient_parsing:
             given, _, found = self.make_parser(ctx).parse_args(args=list(args))
             order: list[Any] = found
+            known = inspect.signature(COMMANDS[str(self.name)][0]).parameters
             for each in dict.fromkeys(order):
                 value = given.get(each.name)
-                if "" in (value if isinstance(value, list | tuple) else [value]):
+                takes_path = each.name in known and "Path" in str(known[each.name].annotation)
+                if takes_path and "" in (value if isinstance(value, list | tuple) else [value]):
                     raise typer.BadParameter("it is empty", ctx=ctx, param=each)
             for each in dict.fromkeys(order):
                 single = not (each.multiple or getattr(each, "is_flag", False) or each.nargs != 1)

@@ -58,7 +58,7 @@ def test_the_demo_runs_without_matplotlib(
     assert opened == []
 
 
-@pytest.mark.parametrize("case", ["ct", "../ct_anatomy"])
+@pytest.mark.parametrize("case", ["ct", "../ct_anatomy", ""])
 def test_other_cases_are_refused(tmp_path: Path, case: str) -> None:
     result = call("demo", "--case", case, "--out", tmp_path / "a")
     error = error_of(result)

@@ -19,6 +19,7 @@ from medals_serve.metrics import Metrics
 from medals_serve.problems import SeriesChoiceError
 from medals_serve.readers import Readers
 from medals_serve.settings import ServeSettings
+from tests.errors import raises
 from tests.serve.serving import PATIENCE_S, SHAPE, write_nifti
 
 HARMFUL = """
@@ -89,7 +90,7 @@ def test_harm_ends_with_its_process(harmful: Readers, tmp_path: Path, word: str,
 
 
 def test_messages_name_the_file_as_its_user_does(harmful: Readers, tmp_path: Path) -> None:
-    with pytest.raises(CaseError, match=r"^upload scan again$"):
+    with raises(CaseError, CaseError.code, "upload scan again"):
         feed(harmful, tmp_path, "refuse")
 
 

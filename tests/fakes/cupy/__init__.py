@@ -11,7 +11,7 @@ so it is never taken for CuPy by accident.
 """
 
 import os
-import re
+import re as _re
 from pathlib import Path as _Path
 from types import SimpleNamespace
 
@@ -158,7 +158,7 @@ class RawModule:
         self._code = code
 
     def get_function(self, name):
-        assert re.search(rf"\b{name}\(", self._code)
+        assert _re.search(rf"\b{name}\(", self._code)
         compute = getattr(_kernels, name)
 
         def launch(grid, block, args):
