@@ -27,7 +27,7 @@ from medals_rt.io.volume import Volume
 from medals_rt.pipeline.job_outputs import check_prompted_outputs
 from medals_rt.pipeline.job_request import Job, ReadJob
 from medals_rt.pipeline.lesions_over_anatomy import check_combination
-from medals_rt.pipeline.options import PromptSource, RunOptions, idle_options
+from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.window_groups import check_window
 from medals_rt.preprocessing.label_sampling import sample_labels
 from medals_rt.prompts.prompt_set import (
@@ -89,7 +89,6 @@ def prepare_job(job: Job, case: Case, progress: Progress | None = None) -> ReadJ
     check_corrections(corrections, case.volume.shape_dhw, prompts, preset)
     notes = (
         *check_prompted_outputs(job, case, prompts),
-        *idle_options(job.options.segment, {key.kind for key in prompts.class_keys}),
         *_thread_notes(job.options),
     )
     case = replace(case, notes=(*case.notes, *notes))

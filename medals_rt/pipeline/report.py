@@ -18,7 +18,7 @@ from medals_rt.inference.cascade import StageSummary
 from medals_rt.inference.network import NetworkInfo, convolution_of
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.lesions_over_anatomy import covered_notes
-from medals_rt.pipeline.options import SegmentOptions
+from medals_rt.pipeline.options import SegmentOptions, idle_options, without_effect
 from medals_rt.pipeline.window_groups import GroupResult, Merged
 from medals_rt.planning.memory import memory_record
 from medals_rt.postprocessing.component_filter import ComponentRemoval
@@ -295,28 +295,17 @@ def _degraded(groups: Sequence[GroupResult]) -> tuple[Note, ...]:
 
 
 def _unused(options: SegmentOptions, groups: Sequence[GroupResult]) -> tuple[Note, ...]:
-    """Warn of options of refinement where no stage was refined, or not in the way they change."""
+    """Note options that changed nothing: for these classes, or because no stage was refined."""
+    kinds = {key.kind for each in groups for key in each.group.prompts.class_keys}
+    idle = idle_options(options, kinds)
+    stages = [stage for result in groups for stage in result.stages]
+    if any("spatial prompts" in each.prompts or each.iterations for each in stages):
+        return idle
     names = ("start_from", "iterations", "repetitions", "block_sizes", "lesion_iterations")
     given = [name for name in names if getattr(options, name) is not None]
-    stages = [stage for result in groups for stage in result.stages]
-    why: dict[str, Sequence[str]]
-    if not any("spatial prompts" in each.prompts or each.iterations for each in stages):
-        why = {"no stage was refined": given}
-    else:
-        unmasked = options.refinement == "unmasked"
-        keys = [key for result in groups for key in result.group.prompts.class_keys]
-        lesions = any(key.kind == "lesion" for key in keys)
-        why = {
-            "no prompt was masked": ("repetitions", "block_sizes") if unmasked else (),
-            "no lesion was asked for": () if lesions else ("lesion_iterations",),
-        }
-    texts = []
-    for reason, options_without_effect in why.items():
-        unused = [name.replace("_", " ") for name in given if name in options_without_effect]
-        if unused:
-            these = "these options" if len(unused) > 1 else "this option"
-            texts.append(f"{', '.join(unused)}: {reason}, so that {these} changed nothing")
-    return tuple(warning("options-unused", text) for text in texts)
+    if options.refinement == "none":  # as was asked for
+        given = []
+    return (*idle, *without_effect(given, "no stage was refined"))
 
 
 def _of_networks(networks: Sequence[NetworkInfo]) -> tuple[Note, ...]:
