@@ -219,7 +219,7 @@ if [[ $wanted =~ " latency "|" bench " ]] && [ -z "$(lacks $own onnx)" ]; then
 from medals_rt.common.gpu import require_gpu
 from medals_rt.runners.selection import usable
 from medals_rt.runners.tensorrt_library import open_library
-for kind in ('tensorrt', 'tensorrt-rtx', 'onnxruntime-cuda'):
+for kind in ('tensorrt', 'tensorrt-rtx', 'cudnn', 'onnxruntime-cuda'):
     if not usable(kind):
         continue
     if kind == 'tensorrt-rtx':  # it builds for RTX GPUs, and not for an H100

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from gpu_models import DEMO, organs_of_ct
-from gpu_report import PartReport
+from gpu_report import PartReport, usable_runners
 from phantoms import smooth_image
 
 from medals_export.eager import open_eager
@@ -117,8 +117,11 @@ def main() -> None:
     options = parser.parse_args()
     report = PartReport(options.output, "How long does a whole case take?", COLUMNS)
     half = options.folder / "demo"
-    *_, for_fp32 = runners = RUNNERS[options.device]
-    for demo, runner in ((DEMO, for_fp32), *((half, runner) for runner in runners)):
+    runners = usable_runners(report, RUNNERS[options.device])
+    for_fp32 = RUNNERS[options.device][-1]
+    compared = [(half, runner) for runner in runners]
+    compared += [(DEMO, for_fp32)] if for_fp32 in runners else []
+    for demo, runner in compared:
         compare_labels(report, demo, runner, options.crop)
     case = large_case(tuple(options.shape))
     bundle = Bundle.open(options.folder / "bundle", verify=False)

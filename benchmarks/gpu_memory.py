@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from gpu_case import RUNNERS, SOFT_TISSUE, large_case
-from gpu_report import PartReport
+from gpu_report import PartReport, usable_runners
 
 from medals_rt.common.arrays import open_cupy
 from medals_rt.common.environment import peak_memory_mib
@@ -33,7 +33,7 @@ def measure(options: argparse.Namespace) -> dict[str, float | None]:
     volume, prompts = large_case(tuple(options.shape))
     with (
         GpuMemory() as memory,
-        Segmenter.open(options.folder / "bundle", runner=RUNNERS[options.device][0]) as segmenter,
+        Segmenter.open(options.folder / "bundle", runner=options.runner) as segmenter,
     ):
         found = segmenter.segment(
             volume, prompts[: options.worker], SegmentOptions(window=SOFT_TISSUE)
@@ -50,13 +50,16 @@ def main() -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--shape", type=int, nargs=3, default=(200, 320, 320), metavar="N")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--runner", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker is not None:
         print(json.dumps(measure(options)))
         return
     report = PartReport(options.output, "Does the plan name the memory of a case?", COLUMNS)
+    runner, *_ = usable_runners(report, RUNNERS[options.device])
     for classes in (1, 13):
-        command = [sys.executable, __file__, *sys.argv[1:], "--worker", str(classes)]
+        own = ["--worker", str(classes), "--runner", runner]
+        command = [sys.executable, __file__, *sys.argv[1:], *own]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         row = json.loads(done.stdout.splitlines()[-1])
         ratio = round(row["planned_mib"] / row["peak_mib"], 2) if row["peak_mib"] else None

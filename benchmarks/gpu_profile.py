@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from gpu_full import HALF, HALF_NAME, RUNNERS, Run, medals_run, probabilities, scene, wait
 from gpu_full import last as with_channels_last
-from gpu_report import PartReport
+from gpu_report import PartReport, usable_runners
 from torch.profiler import ProfilerActivity, profile
 
 from medals_export.checkpoint import load_checkpoint
@@ -86,7 +86,7 @@ def main() -> None:
         scenes = [
             scene(2, prompted, options.classes, model, options.device) for prompted in (False, True)
         ]
-        for runner in RUNNERS[options.device]:
+        for runner in usable_runners(report, RUNNERS[options.device]):
             for each in scenes:
                 names = {"pass": each.names["pass"], "runner": f"medals-rt, {runner}"}
                 run = medals_run(bundle, each, runner)

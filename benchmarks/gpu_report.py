@@ -8,7 +8,7 @@ As a program it notes how a part ended: in the report that the part left, or in 
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ import msgspec
 from reporting import today
 
 from medals_rt.common.atomic_io import write_json
+from medals_rt.common.choices import RunnerKind
 from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.common.gpu import find_gpu
+from medals_rt.runners.selection import installed
 
 _PACKAGES = ("torch", "cupy-cuda12x", "cupy-cuda13x", "cucim-cu12", "cucim-cu13", "onnxruntime-gpu")
 
@@ -78,6 +80,15 @@ class PartReport:
         write_json(self._output.with_suffix(".json"), self._content)
         text = markdown(self._content, self._columns)
         self._output.with_suffix(".md").write_text(text, encoding="utf-8")
+
+
+def usable_runners(report: PartReport, kinds: Iterable[RunnerKind]) -> list[RunnerKind]:
+    """Return those that are installed here; a remark names the others."""
+    found = {kind: installed(kind) for kind in kinds}
+    for kind, is_there in found.items():
+        if not is_there:
+            report.remark(f"Not installed here: {kind}.")
+    return [kind for kind, is_there in found.items() if is_there]
 
 
 def markdown(content: dict[str, Any], columns: Sequence[str]) -> str:

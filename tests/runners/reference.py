@@ -46,6 +46,11 @@ class NumpyOperations:
         assert upsampled.dtype == bias.dtype == skip.dtype == np.float16
         return np.concatenate([upsampled + bias, skip], axis=-1)
 
+    def add(self, first, second):
+        assert first.dtype == second.dtype == np.float16
+        assert first.shape == second.shape
+        return first + second
+
     def pool(self, volume, edge):
         assert volume.flags.c_contiguous
         sizes = [size // edge for size in volume.shape[:3]]

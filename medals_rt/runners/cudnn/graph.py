@@ -74,7 +74,8 @@ def read_graph(path: Path) -> Graph:
     constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
     inputs = tuple(_spec(onnx, value) for value in graph.input if value.name not in constants)
     outputs = tuple(_spec(onnx, value) for value in graph.output)
-    merged = _without_lost_biases(_Merger(nodes, {spec.name for spec in outputs}).merge())
+    kept = {spec.name for spec in outputs}
+    merged = _without_lost_biases(_Merger(nodes, kept).merge(), kept)
     return Graph(tuple(merged), constants, inputs, outputs)
 
 
@@ -132,7 +133,7 @@ class _Merger:
         while last is not None and last.op == "Cast":
             casts.append(last)
             last = self._alone(last.outputs[0])
-        if last is None or last.op != "LeakyRelu" or self._alone(source) is None:
+        if last is None or last.op != "LeakyRelu" or not self._may_overwrite(source):
             return
         attributes = {
             "epsilon": node.attributes["epsilon"],
@@ -161,6 +162,12 @@ class _Merger:
         if casts and casts[0].attributes["to"] == _FLOAT32:
             self._put(node, Node(PROBABILITY, (source,), node.outputs, {}), casts)
 
+    def _may_overwrite(self, name: str) -> bool:
+        """Whether a value has memory of its own that only its one reader needs."""
+        maker = self._made_by.get(name)
+        makes_anew = maker is not None and maker.op in {"Add", "Conv", "ConvTranspose"}
+        return makes_anew and self._alone(name) is not None
+
     def _put(self, place: Node, merged: Node, gone: list[Node]) -> None:
         self._replaced[id(place)] = merged
         self._gone.update(id(node) for node in gone)
@@ -188,13 +195,13 @@ def _joins(node: Node, first: str) -> bool:
     )
 
 
-def _without_lost_biases(nodes: list[Node]) -> list[Node]:
+def _without_lost_biases(nodes: list[Node], kept: set[str]) -> list[Node]:
     """Leave out what is added to whole channels before a norm subtracts their means."""
     readers = _readers(nodes)
 
     def normed(name: str) -> bool:
         (reader, *others) = readers.get(name, [None])
-        if others or reader is None:
+        if others or reader is None or name in kept:
             return False
         return reader.op == NORM_ACTIVATE or (reader.op == "Add" and normed(reader.outputs[0]))
 

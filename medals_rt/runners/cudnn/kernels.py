@@ -191,6 +191,21 @@ join(const uint4* __restrict__ upsampled, const uint4* __restrict__ bias,
     }
 }
 
+extern "C" __global__ void __launch_bounds__(256, 6)
+add(const uint4* __restrict__ first, const uint4* __restrict__ second, const long long vectors,
+    uint4* __restrict__ sums) {
+    const long long step = (long long)gridDim.x * blockDim.x;
+    long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    for (; at < vectors; at += step) {
+        float a[8], b[8];
+        unpack(first[at], a);
+        unpack(second[at], b);
+        #pragma unroll
+        for (int i = 0; i < 8; i++) a[i] += b[i];
+        sums[at] = pack(a);
+    }
+}
+
 // a block adds up a square of edge x edge voxels of one plane: sums[plane][row][column][channel]
 extern "C" __global__ void __launch_bounds__(256, 4)
 add_squares(const uint4* __restrict__ volume, const int width, const int depth, const int edge,
@@ -245,6 +260,7 @@ class Kernels:
         self._finish = module.get_function("finish")
         self._scale_activate = module.get_function("scale_activate")
         self._join = module.get_function("join")
+        self._add = module.get_function("add")
         self._add_squares = module.get_function("add_squares")
         self._to_probability = module.get_function("to_probability")
         processors = int(cupy.cuda.Device().attributes["MultiProcessorCount"])
@@ -293,6 +309,11 @@ class Kernels:
             `(H, W, D, C + S)` float16.
         """
         cupy = self._cupy
+        if upsampled.shape[:-1] != skip.shape[:-1] or bias.shape != upsampled.shape[-1:]:
+            raise RunnerError(
+                f"{upsampled.shape} with a bias of {bias.shape} can't lie beside {skip.shape}",
+                code="volumes-differ",
+            )
         shape = (*upsampled.shape[:-1], upsampled.shape[-1] + skip.shape[-1])
         joined = cupy.empty(shape, cupy.float16)
         lanes, own = self._lanes(shape[-1]), self._lanes(upsampled.shape[-1])
@@ -300,6 +321,17 @@ class Kernels:
         given = (upsampled, bias, skip, voxels, lanes, own, joined)
         self._join((self._sweeping_blocks,), (_THREADS,), given)
         return joined
+
+    def add(self, first: Any, second: Any) -> Any:
+        """Add two volumes of one shape."""
+        if first.shape != second.shape:
+            raise RunnerError(f"{first.shape} is no {second.shape}", code="volumes-differ")
+        cupy = self._cupy
+        self._lanes(first.shape[-1])
+        sums = cupy.empty(first.shape, cupy.float16)
+        given = (first, second, cupy.int64(first.size // 8), sums)
+        self._add((self._sweeping_blocks,), (_THREADS,), given)
+        return sums
 
     def pool(self, volume: Any, edge: int) -> Any:
         """Return the means of cubes of a volume, `(H // edge, W // edge, D // edge, C)` float32."""

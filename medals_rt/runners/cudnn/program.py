@@ -58,6 +58,10 @@ class VolumeOperations(Protocol):
         """Add a bias `(C,)`, and lay the channels of another volume beside the sum."""
         ...
 
+    def add(self, first: Array, second: Array) -> Array:
+        """Add two volumes of one shape."""
+        ...
+
     def pool(self, volume: Array, edge: int) -> Array:
         """Return the means of cubes of so many voxels an edge, in fp32."""
         ...
@@ -328,6 +332,15 @@ def _split(operations: VolumeOperations, node: Node, values: Array) -> list[Arra
     return list(operations.xp.split(values, count, axis=node.attributes.get("axis", 0)))
 
 
+def _matmul(operations: VolumeOperations, node: Node, a: Array, b: Array) -> Array:
+    """Multiply; by one matrix as two-dimensional arrays, which CuPy leaves in fp16."""
+    del node
+    if a.ndim <= 2 or b.ndim != 2:
+        return operations.xp.matmul(a, b)
+    flat = operations.xp.matmul(a.reshape(-1, a.shape[-1]), b)
+    return flat.reshape(*a.shape[:-1], b.shape[-1])
+
+
 def _squeeze(
     operations: VolumeOperations, node: Node, values: Array, axes: tuple[int, ...]
 ) -> Array:
@@ -357,7 +370,8 @@ def _add(operations: VolumeOperations, node: Node, a: Array, b: Array) -> Array:
     del node
     if a.ndim != _VOLUME_AXES or a.shape != b.shape:
         return a + b
-    return shown(operations.xp, stored(operations.xp, a) + stored(operations.xp, b))
+    xp = operations.xp
+    return shown(xp, operations.add(stored(xp, a), stored(xp, b)))
 
 
 _OPERATORS: Final[Mapping[str, Callable[..., Any]]] = {
@@ -369,7 +383,7 @@ _OPERATORS: Final[Mapping[str, Callable[..., Any]]] = {
     "ConvTranspose": _conv_transpose,
     "Gelu": _gelu,
     "LayerNormalization": _layer_normalization,
-    "MatMul": lambda operations, _, a, b: operations.xp.matmul(a, b),
+    "MatMul": _matmul,
     "Mul": lambda operations, _, a, b: operations.xp.multiply(a, b),
     NORM_ACTIVATE: _norm_activate,
     PROBABILITY: _probability,

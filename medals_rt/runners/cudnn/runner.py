@@ -28,6 +28,9 @@ from medals_rt.runners.cudnn.graph import Graph, read_graph
 from medals_rt.runners.cudnn.kernels import Kernels
 from medals_rt.runners.cudnn.program import Program
 
+_ALIGNMENT_BYTES: Final = 16
+"""What a thread reads at once."""
+
 UNTRIED: Final = (
     "the runner cudnn has not been tried on a GPU: compare its labels with those of another runner"
 )
@@ -69,7 +72,10 @@ class CuDNNRunner(Runner):
         check_feeds(self.name, self.inputs, feeds)
         if self._operations is None:
             raise RunnerError(f"{self.name} is closed", code="runner-closed")
-        given = device_inputs(self._cupy, self.name, feeds, views=True)
+        given = {
+            name: array if array.data.ptr % _ALIGNMENT_BYTES == 0 else array.copy()
+            for name, array in device_inputs(self._cupy, self.name, feeds, views=True).items()
+        }
         self._operations.convolutions.use_current_stream()
         try:
             return self._program.run(given)
@@ -94,7 +100,7 @@ class GpuOperations:
         self.convolutions = Convolutions(cupy, cudnn)
         self.convolve, self.upsample = self.convolutions.convolve, self.convolutions.upsample
         kernels = Kernels(cupy)
-        self.norm_activate, self.join = kernels.norm_activate, kernels.join
+        self.norm_activate, self.join, self.add = kernels.norm_activate, kernels.join, kernels.add
         self.pool, self.to_probability = kernels.pool, kernels.to_probability
 
     def erf(self, values: Any) -> Any:

@@ -33,6 +33,11 @@ def join(_, upsampled, bias, skip, voxels, lanes, upsampled_lanes, joined):
     joined[..., 8 * upsampled_lanes :] = skip
 
 
+def add(_, first, second, vectors, sums):
+    assert first.size == second.size == 8 * vectors
+    sums[...] = first + second
+
+
 def add_squares(blocks, volume, width, depth, edge, lanes, sums):
     assert volume.shape[1:] == (width, depth, 8 * lanes)
     rows, columns = width // edge, depth // edge

@@ -1,5 +1,7 @@
 """What is read of an ONNX file, and what is put together in it."""
 
+import numpy as np
+import onnx
 import pytest
 
 from medals_rt.common.errors import RunnerError
@@ -23,6 +25,25 @@ def test_norms_and_activations_are_one_and_their_biases_gone(tiny_half_bundle):
 def test_a_bias_stays_where_no_norm_takes_it_off_again(tiny_half_bundle):
     graph = graph_of(tiny_half_bundle, "image_encoder")
     assert {len(node.inputs) for node in graph.nodes if node.op == UPSAMPLE_JOIN} == {4}
+
+
+def test_a_norm_overwrites_nothing_that_it_was_given(tmp_path):
+    """Norms work in place: not on what a caller passed in, nor on what others read."""
+    volume, features = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, (1, 8, 4, 4, 4))
+        for name in ("volume", "features")
+    )
+    constants = [
+        onnx.numpy_helper.from_array(np.ones(8, np.float16), name) for name in ("scale", "shift")
+    ]
+    nodes = [
+        onnx.helper.make_node("InstanceNormalization", ["volume", "scale", "shift"], ["normed"]),
+        onnx.helper.make_node("LeakyRelu", ["normed"], ["features"]),
+    ]
+    graph = onnx.helper.make_graph(nodes, "norm", [volume], [features], constants)
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "norm.onnx")
+    kinds = [node.op for node in read_graph(tmp_path / "norm.onnx").nodes]
+    assert kinds == ["InstanceNormalization", "LeakyRelu"]
 
 
 def test_what_is_upsampled_is_joined_at_once(tiny_half_bundle):

@@ -55,6 +55,9 @@ extern "C" void lay(uint4* upsampled, uint4* bias, uint4* skip, long long voxels
                     int own, uint4* joined) {
     launch(3, 256, [=] { join(upsampled, bias, skip, voxels, lanes, own, joined); });
 }
+extern "C" void plus(uint4* first, uint4* second, long long vectors, uint4* sums) {
+    launch(3, 256, [=] { add(first, second, vectors, sums); });
+}
 extern "C" void squares(int blocks, uint4* volume, int width, int depth, int edge, int lanes,
                         float* sums) {
     launch(blocks, 256, [=] { add_squares(volume, width, depth, edge, lanes, sums); });
@@ -154,6 +157,33 @@ def test_joining_on_the_processor(compiled, own, other):
     given = (address(upsampled), address(bias), address(skip), voxels, lanes, own // 8)
     compiled.lay(*given, address(found))
     np.testing.assert_array_equal(found, NumpyOperations().join(upsampled, bias, skip))
+
+
+def test_adding_on_the_processor(compiled):
+    first, _, second = volumes(24, 24, (7, 9, 11))
+    found = np.full(first.shape, np.nan, np.float16)
+    vectors = ctypes.c_longlong(first.size // 8)
+    compiled.plus(address(first), address(second), vectors, address(found))
+    np.testing.assert_array_equal(found, NumpyOperations().add(first, second))
+
+
+def test_volumes_that_differ_are_refused(fakes):
+    cupy = fakes.cupy
+    small, large = (cupy.zeros((size, 2, 2, 8), np.float16) for size in (2, 3))
+    for act in (
+        lambda: Kernels(cupy).add(small, large),
+        lambda: Kernels(cupy).join(small, cupy.zeros((8,), np.float16), large),
+        lambda: Kernels(cupy).join(small, cupy.zeros((4,), np.float16), small),
+    ):
+        with raises(RunnerError, "volumes-differ"):
+            act()
+
+
+@pytest.mark.gpu
+def test_adding_on_a_gpu(cupy):
+    first, _, second = volumes(24, 24, (20, 21, 22))
+    found = Kernels(cupy).add(cupy.asarray(first), cupy.asarray(second))
+    np.testing.assert_array_equal(found.get(), NumpyOperations().add(first, second))
 
 
 @pytest.mark.parametrize(("channels", "edge"), [(8, 2), (64, 4), (24, 3)])
