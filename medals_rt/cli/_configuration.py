@@ -28,7 +28,7 @@ def configuration_file() -> Path | None:
     if path.is_file():
         return path
     if named:
-        raise MissingFileError(f"{VARIABLE} names a absent file {path}; mend or unset it")
+        raise MissingFileError(f"{VARIABLE} names {path}, which is not there; mend or unset it")
     return None
 
 

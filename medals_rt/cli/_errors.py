@@ -7,6 +7,7 @@ from typing import Final
 
 import typer
 
+from medals_rt.cli._configuration import configuration_file
 from medals_rt.cli._output import out
 from medals_rt.common.errors import DeviceLostError, InputError, MedalsError
 from medals_rt.common.gpu_faults import EXIT_DEVICE_LOST
@@ -84,8 +85,19 @@ def usage_message(error: Exception) -> str:
             problem += f"; did you mean {error.possibilities[0]}?"
     else:
         problem = _as_clauses(error.format_message())  # type: ignore[attr-defined]
+        if _is_from_file(error):
+            problem = f"in {configuration_file()}: {problem.rstrip('.')}"
     more = f"ee `{command} --help`"
     return f"{problem} S{more}" if problem.endswith("?") else f"{problem.rstrip('.')}; s{more}"
+
+
+def _is_from_file(error: Exception) -> bool:
+    """Whether the value that is wrong stands in `medals-rt.toml`, not on the command line."""
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    if context is None or parameter is None:
+        return False
+    source = context.get_parameter_source(parameter.name)
+    return source is not None and source.name == "DEFAULT_MAP"
 
 
 def _as_clauses(sentences: str) -> str:

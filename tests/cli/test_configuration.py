@@ -11,7 +11,7 @@ import pytest
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.cli._configuration import FILE, VARIABLE, configuration_file, read_defaults
 from medals_rt.common.errors import InputError, MissingFileError
-from tests.cli.helpers import Result, call, error_of
+from tests.cli.helpers import Result, assert_one_line, call, error_of
 from tests.errors import raises
 from tests.paths import ROOT
 
@@ -56,6 +56,15 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
 def test_files_that_are_refused(text: str, tmp_path: Path) -> None:
     with raises(InputError, "configuration-invalid", "a.toml"):
         read_defaults(write(tmp_path / "a.toml", text))
+
+
+def test_a_wrong_value_is_said_where_it_stands(tmp_path: Path) -> None:
+    write(Path(FILE), 'threads = "two"\n')
+    words = ("run", "--input", tmp_path, "--prompt", "Liver in CT")
+    assert_one_line(call(*words), 2, f"in {FILE}: ", "--threads")
+    of_flag = call(*words, "--threads", "three")
+    assert_one_line(of_flag, 2, "--threads")
+    assert FILE not in of_flag.stderr
 
 
 def test_the_command_line_goes_before_the_file(
