@@ -18,6 +18,7 @@ from medals_rt.common.notes import warning
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.inference.corrections import Correction
+from medals_rt.inference.hybrid_prompts import only_labels
 from medals_rt.inference.kept import FeatureCache, default_bytes
 from medals_rt.pipeline.job_request import ReadJob
 from medals_rt.pipeline.report import Provenance
@@ -68,18 +69,20 @@ def segment_corrected(
             provenance=replace(provenance, notes=notes),
             progress=progress,
         )
-    limit = segmenter.memory_limit(options.max_memory)
+    # What is kept takes of the memory: none where that was bounded, and may not do for both.
+    free = segmenter.memory_limit(None).total if options.max_memory is None else 0
     watch = Stopwatch()
-    with FeatureCache(default_bytes(limit.total)).image() as kept:
+    with FeatureCache(default_bytes(free)).image() as kept:
         with watch.step(STEP):
             made = segmenter.segment(
                 volume, read.prompts, options, progress=_named(progress), kept=kept
             )
         _check_prompts(made.labels_dhw, result_dhw, read.prompts, name)
         corrections, notes = read.corrections, provenance.notes
-        differs = int(np.count_nonzero(made.labels_dhw != result_dhw))
+        asked_dhw = only_labels(result_dhw, read.prompts.labels)
+        differs = int(np.count_nonzero(made.labels_dhw != asked_dhw))
         if differs:
-            before = Correction.of(made.labels_dhw, result_dhw, read.prompts.labels)
+            before = Correction.of(made.labels_dhw, asked_dhw, read.prompts.labels)
             corrections = (before, *corrections)
             text = (
                 f"{name} differs from what this run makes in {differs:,} voxels (corrected before, "
@@ -110,12 +113,14 @@ def _check_prompts(
 ) -> None:
     """Refuse a result most of one label of which this run gives another."""
     labels = prompts.labels
-    number = np.zeros(max(labels) + 2, np.intp)  # of a label; 0 for the background and all others
+    highest = max(labels)
+    number = np.zeros(highest + 2, np.intp)  # of a label; 0 for the background and all others
     number[list(labels)] = np.arange(1, len(labels) + 1)
     size = len(labels) + 1
     table = np.zeros(size * size, np.int64)
     for made, found in zip(made_dhw, result_dhw, strict=True):
-        codes = number[made] * size + number[np.minimum(found, len(number) - 1)]
+        known = np.minimum(found.astype(np.intp), highest + 1)
+        codes = number[made] * size + number[known]
         table += np.bincount(codes.ravel(), minlength=len(table))
     for row, (label, prompt) in enumerate(zip(labels, prompts.prompts, strict=True), 1):
         of_label = table[row * size : (row + 1) * size]

@@ -164,6 +164,25 @@ def test_a_second_correction_keeps_the_first(
     assert notes()["corrected-before"] == "warning"
 
 
+@pytest.mark.parametrize("label", [1, 255, 300])
+def test_results_of_any_label_are_corrected_in_little_memory(
+    run: Callable[..., Result], tmp_path: Path, label: int
+) -> None:
+    asked, drawn = tmp_path / "p.json", tmp_path / "drawn.npz"
+    asked.write_text(json.dumps({f"{label}": "liver on CT"}), encoding="utf-8")
+    words = {"prompts": asked, "max_memory": "500MB"}
+    assert run(output=tmp_path / "a.npz", **words).exit_code == 0
+    with np.load(tmp_path / "a.npz") as found:
+        labels, spacing = found["segs"].copy(), found["spacing"]
+    labels[:2, :3, :3] = np.where(labels[:2, :3, :3] > 0, 0, label)
+    np.savez(drawn, segs=labels, spacing=spacing)
+    files = {"corrects": tmp_path / "a.npz", "spatial_prompts": drawn}
+    done = run(output=tmp_path / "b.npz", **files, **words)
+    assert done.exit_code == 0, done.output
+    with np.load(tmp_path / "b.npz") as found:
+        assert np.array_equal(found["segs"][:2, :3, :3], labels[:2, :3, :3])
+
+
 def test_a_result_of_other_prompts_is_not_corrected(
     run: Callable[..., Result], tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ _OVERLAP: Final = 1.5
 """Thickness in slice distances from which slices are said to overlap."""
 
 _NAMED: Final = 3
+_DIRECTORY: Final = "DICOMDIR"
 
 _PIXEL_ELEMENTS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
@@ -336,10 +337,17 @@ def _passed_over(others: list[DicomFile], without_image: list[Image]) -> tuple[N
     if not others and not without_image:
         return ()
     counts = []
-    doubtful = [each for each in others if not each.size or each.name.lower().endswith(".dcm")]
+    doubtful = [
+        each
+        for each in others
+        if Path(each.name).name != _DIRECTORY
+        and (not each.size or each.name.lower().endswith(".dcm"))
+    ]
     if others:
         count = len(others)
-        counts.append("1 file that isn't DICOM" if count == 1 else f"{count} files that aren't")
+        counts.append(
+            "1 file that isn't DICOM" if count == 1 else f"{count} files that aren't DICOM"
+        )
     if without_image:
         count, kinds = len(without_image), kinds_of(without_image)
         files = "1 DICOM file" if count == 1 else f"{count} DICOM files"

@@ -72,9 +72,10 @@ class CuDNNRunner(Runner):
         check_feeds(self.name, self.inputs, feeds)
         if self._operations is None:
             raise RunnerError(f"{self.name} is closed", code="runner-closed")
+        on_device: Mapping[str, Any] = device_inputs(self._cupy, self.name, feeds, views=True)
         given = {
             name: array if array.data.ptr % _ALIGNMENT_BYTES == 0 else array.copy()
-            for name, array in device_inputs(self._cupy, self.name, feeds, views=True).items()
+            for name, array in on_device.items()
         }
         self._operations.convolutions.use_current_stream()
         try:
