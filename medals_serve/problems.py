@@ -135,7 +135,7 @@ _OWN_WORDS: Final[Mapping[str, str]] = {
 }
 """What is said instead of messages that advise options of the command line, by code."""
 
-_FLAGS: Final = re.compile(r" \([^()]*--[a-z][^()]*\)")
+_FLAGS: Final = re.compile(r" \([^()]*--[a-z][^()]*\)|, or (?:use|give) --[a-z-]+[^;]*")
 
 
 def _detail(error: MedalsError) -> str:

@@ -69,8 +69,10 @@ def _find(sentence: str, kind: Kind | None, modality: Modality | None, *, as_jso
     for of_kind, reading in found:
         out.line(f"{reading['modality']} {reading['class']}")
         out.line(f"  {of_kind}, id {reading['id']}, named by {reading['matched']!r}")
-    if len(found) > 1:
+    if len({reading["modality"] for _, reading in found}) > 1:
         out.line("which of them: name the modality in the sentence, or state it with --modality")
+    elif len(found) > 1:
+        out.line("which of them: say it with --kind")
 
 
 def _list(modality: Modality | None, kind: Kind | None, *, as_json: bool) -> None:

@@ -25,13 +25,11 @@ from medals_rt.io.nifti_geometry import (
     orientation_is_assumed,
 )
 
-"""Largest volume accepted unless a caller says otherwise."""
-
 Triple: TypeAlias = tuple[float, float, float]
 Affine: TypeAlias = tuple[tuple[float, ...], ...]
 
-_SHEARED: Final = 0.01
 _FEWEST_SLICES: Final = 3
+_SHEARED: Final = 0.01
 """Cosine between two axes from which on a grid counts as sheared; rounding stays far below."""
 
 

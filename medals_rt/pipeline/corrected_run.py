@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medals_rt.common.errors import InputError
-from medals_rt.common.notes import warning
+from medals_rt.common.arrays import present_values
+from medals_rt.common.notes import Note, warning
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.inference.corrections import Correction
@@ -51,15 +51,16 @@ def segment_corrected(
 
     Raises
     ------
-    InputError
-        The file is no result of these prompts (``result-of-other-prompts``).
     MedalsError
         As `Segmenter.segment`.
     """
     volume, options = read.case.volume, read.job.segment_options
     name = "the result" if read.job.corrects is None else read.job.corrects.name
     if options.time_budget is not None:
-        text = f"a time budget leaves no time to see whether {name} is what this run makes"
+        text = (
+            f"a time budget leaves no time to see whether {name} is what this run makes: what was "
+            "corrected in it before may be lost"
+        )
         notes = (*provenance.notes, warning("result-not-compared", text))
         return segmenter.segment(
             volume,
@@ -77,9 +78,10 @@ def segment_corrected(
             made = segmenter.segment(
                 volume, read.prompts, options, progress=_named(progress), kept=kept
             )
-        _check_prompts(made.labels_dhw, result_dhw, read.prompts, name)
-        corrections, notes = read.corrections, provenance.notes
-        asked_dhw = only_labels(result_dhw, read.prompts.labels)
+        corrections = read.corrections
+        asked_dhw, added = _with_added(made.labels_dhw, result_dhw, read.prompts, name)
+        relabeled = _relabeled(made.labels_dhw, asked_dhw, read.prompts, name)
+        notes = (*provenance.notes, *added, *relabeled)
         differs = int(np.count_nonzero(made.labels_dhw != asked_dhw))
         if differs:
             before = Correction.of(made.labels_dhw, asked_dhw, read.prompts.labels)
@@ -108,27 +110,50 @@ def _named(progress: Progress | None) -> Progress | None:
     return lambda stage, done, total: progress(f"{STEP}: {stage}", done, total)
 
 
-def _check_prompts(
+def _with_added(
     made_dhw: npt.NDArray[Any], result_dhw: npt.NDArray[Any], prompts: PromptSet, name: str
-) -> None:
-    """Refuse a result most of one label of which this run gives another."""
+) -> tuple[npt.NDArray[Any], tuple[Note, ...]]:
+    """Return a result's labels with those that it has nowhere as this run makes them.
+
+    They were not asked for before, or not found: that a person erased all of one can't be told.
+    """
+    asked_dhw = only_labels(result_dhw, prompts.labels)
+    there = present_values(asked_dhw)
+    added = [each for each in prompts.prompts if each.label not in there]
+    found_dhw = only_labels(made_dhw, [each.label for each in added])
+    if not found_dhw.any():
+        return asked_dhw, ()
+    names = ", ".join(each.class_key.name for each in added)
+    text = f"{name} holds nothing of {names}: taken as this run finds them"
+    return np.where(asked_dhw > 0, asked_dhw, found_dhw), (Note("classes-added", text),)
+
+
+def _relabeled(
+    made_dhw: npt.NDArray[Any], result_dhw: npt.NDArray[Any], prompts: PromptSet, name: str
+) -> tuple[Note, ...]:
+    """Warn of a result most of one label of which this run gives another.
+
+    A person may have changed them; or the prompts stand in another order than those that made it.
+    """
     labels = prompts.labels
     highest = max(labels)
-    number = np.zeros(highest + 2, np.intp)  # of a label; 0 for the background and all others
+    number = np.zeros(highest + 1, np.intp)  # of a label; 0 for the background
     number[list(labels)] = np.arange(1, len(labels) + 1)
     size = len(labels) + 1
     table = np.zeros(size * size, np.int64)
-    for made, found in zip(made_dhw, result_dhw, strict=True):
-        known = np.minimum(found.astype(np.intp), highest + 1)
+    for made, known in zip(made_dhw, result_dhw, strict=True):
         codes = number[made] * size + number[known]
         table += np.bincount(codes.ravel(), minlength=len(table))
-    for row, (label, prompt) in enumerate(zip(labels, prompts.prompts, strict=True), 1):
+    found = []
+    for row, prompt in enumerate(prompts.prompts, 1):
         of_label = table[row * size : (row + 1) * size]
         other = int(of_label[1:].argmax()) + 1
         if other != row and 2 * of_label[other] > of_label.sum():
-            raise InputError(
-                f"{name} has the label {labels[other - 1]} where this run finds "
-                f"{prompt.class_key.name}, which has the label {label} here: give the prompts "
-                "that made it, in their order",
-                code="result-of-other-prompts",
-            )
+            found.append(f"label {labels[other - 1]} where this run finds {prompt.class_key.name}")
+    if not found:
+        return ()
+    text = (
+        f"{name} has {'; '.join(found)}: it stays so. If nobody changed that, give the prompts "
+        "that made it, in their order"
+    )
+    return (warning("result-relabeled", text),)

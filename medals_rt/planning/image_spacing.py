@@ -27,7 +27,7 @@ _LARGEST_BODY_SPACING_MM = 20.0
 _LARGEST_BODY_ANISOTROPY = 30.0
 _WHOLE_MATRIX = 128
 """Voxels along its longest axis that a scan of a body has, rather than a part cut from one."""
-_SMALLEST_BODY_MM = 50.0
+_SMALLEST_BODY_MM = 40.0
 
 
 def spacing_for(
@@ -70,7 +70,7 @@ def spacing_for(
         if spacing != stored:
             notes.append(_repair_note(stored, spacing, geometry_is_stated=geometry_is_stated))
     if modality in BODY_MODALITIES:
-        notes += _doubts(spacing, shape_dhw)
+        notes += _doubts(spacing, shape_dhw, modality)
     return spacing, tuple(notes)
 
 
@@ -141,11 +141,12 @@ def _repair_note(stored: Spacing, used: Spacing, *, geometry_is_stated: bool) ->
     )
 
 
-def _doubts(spacing: Spacing, shape_dhw: Sequence[int]) -> list[Note]:
+def _doubts(spacing: Spacing, shape_dhw: Sequence[int], modality: str) -> list[Note]:
     """Warn of a spacing that no scan of a body has, or of a matrix of one that is far too small."""
     d, h, w = shape_dhw
     extent_mm = max(size * mm for size, mm in zip((h, w, d), spacing, strict=True))
-    if max(shape_dhw) >= _WHOLE_MATRIX and extent_mm < _SMALLEST_BODY_MM:
+    is_whole = modality != "US" and max(shape_dhw) >= _WHOLE_MATRIX
+    if is_whole and extent_mm < _SMALLEST_BODY_MM:
         text = (
             f"the image is {extent_mm:.3g} mm long at most, of {max(shape_dhw)} voxels: is the "
             "spacing in millimeters?"

@@ -183,9 +183,10 @@ def test_results_of_any_label_are_corrected_in_little_memory(
         assert np.array_equal(found["segs"][:2, :3, :3], labels[:2, :3, :3])
 
 
-def test_a_result_of_other_prompts_is_not_corrected(
+def test_a_result_that_was_relabeled_is_warned_of_and_stays(
     run: Callable[..., Result], tmp_path: Path
 ) -> None:
+    """Kidneys exchanged by hand look like prompts in another order."""
     words = ("--prompt", "liver on CT", "--prompt", "right kidney on CT")
     first, drawn = tmp_path / "first.npz", tmp_path / "drawn.npz"
     assert run(*words, output=first).exit_code == 0
@@ -198,11 +199,34 @@ def test_a_result_of_other_prompts_is_not_corrected(
     files = {"corrects": first, "spatial_prompts": drawn, "output": tmp_path / "again.npz"}
     by_name = run(*words[2:], *words[:2], **files)  # the result names its labels
     assert by_name.exit_code == 0, by_name.output
+    assert "it stays so" not in by_name.stderr
     with np.load(files["output"]) as found:
         assert found["segs"][0, 0, 0] == 3 - labels[0, 0, 0]
     np.savez(first, segs=segs, spacing=spacing)
     result = run(*words[2:], *words[:2], **files)
-    assert error_of(result).code == "result-of-other-prompts"
+    assert result.exit_code == 0, result.output
+    assert "it stays so" in result.stderr
+
+
+def test_classes_that_are_added_to_a_corrected_result_are_found(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    liver, both = ("--prompt", "liver on CT"), ("--prompt", "right kidney on CT")
+    first, drawn, more = (tmp_path / f"{name}.npz" for name in ("first", "drawn", "more"))
+    assert run(*liver, output=first).exit_code == 0
+    with np.load(first) as found:
+        labels, spacing = found["segs"].copy(), found["spacing"]
+    labels[:2, :3, :3] = 1 - (labels[:2, :3, :3] > 0)
+    np.savez(drawn, segs=labels, spacing=spacing)
+    files = {"corrects": first, "spatial_prompts": drawn, "output": more}
+    result = run(*liver, *both, **files)
+    assert result.exit_code == 0, result.output
+    assert "holds nothing of Right kidney" in result.stderr
+    with np.load(more) as found:
+        assert 2 in found["segs"]
+        assert np.array_equal(found["segs"][:2, :3, :3] == 1, labels[:2, :3, :3] == 1)
+    fewer = run(*liver, **{**files, "corrects": more, "output": tmp_path / "fewer.npz"})
+    assert fewer.exit_code == 0, fewer.output
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,6 @@ def test_a_repair_is_told(
     [
         ((0.001, 0.001, 0.003), True),  # meters
         ((0.3, 0.3, 0.9), False),
-        ((0.2, 0.2, 0.9), True),  # 200 voxels of a body are no 4 cm: centimeters
         ((0.09, 0.5, 0.5), True),
         ((20.0, 20.0, 20.0), False),
         ((1.0, 20.5, 20.5), True),
@@ -113,3 +112,18 @@ def test_a_spacing_that_no_body_has_is_doubted(
         assert found == pytest.approx(spacing, rel=1e-6)
         expected = ["spacing-implausible"] if doubtful and modality != "Microscopy" else []
         assert [note.code for note in notes] == expected
+
+
+def test_a_whole_matrix_of_a_few_centimeters_is_doubted() -> None:
+    """200 voxels of a body are no 3 cm; an ultrasound of a small part may be."""
+    for modality in MODALITIES:
+        _, notes = spacing_for(
+            (20, 200, 200),
+            (0.15, 0.15, 0.9),
+            geometry_is_stated=True,
+            preset=load_policy().preset("paper"),
+            modality=modality,
+        )
+        assert [note.code for note in notes] == ["spacing-implausible"] * (
+            modality in {"CT", "MRI", "PET"}
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import numpy as np
@@ -332,17 +332,20 @@ def _value_type(stack: Stack) -> type[np.int16 | np.float32]:
     return np.int16
 
 
+def _may_be_slice(file: DicomFile) -> bool:
+    """Whether a file that isn't DICOM may have been a slice: an empty one, or one named so."""
+    name = PurePosixPath(file.name).name
+    if name == _DIRECTORY or name.startswith((".", "_")):  # also what macOS and Hadoop leave
+        return False
+    return not file.size or name.lower().endswith(".dcm")
+
+
 def _passed_over(others: list[DicomFile], without_image: list[Image]) -> tuple[Note, ...]:
     """Note what was passed over, and warn where it may have been slices."""
     if not others and not without_image:
         return ()
     counts = []
-    doubtful = [
-        each
-        for each in others
-        if Path(each.name).name != _DIRECTORY
-        and (not each.size or each.name.lower().endswith(".dcm"))
-    ]
+    doubtful = [each for each in others if _may_be_slice(each)]
     if others:
         count = len(others)
         counts.append(

@@ -288,7 +288,9 @@ def _earlier_results(top: Path, skip: set[Path]) -> Iterator[Path]:
 def _walk(
     top: Path, skip: set[Path], *, earlier: bool = False
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Go through a folder and all below it, also where links lead, each folder once.
+    """Go through a folder and all below it, then where links lead, each folder once.
+
+    A link to a folder that holds this one leads to what nobody asked for, and is not followed.
 
     Parameters
     ----------
@@ -308,17 +310,21 @@ def _walk(
     files
         Names of its files but hidden ones, sorted.
     """
-    seen = set(skip)
-    for parent, folders, files in os.walk(top, followlinks=True):
-        folder = Path(parent)
-        place = Path(os.path.realpath(folder))
-        foreign = folder != top and not earlier and (folder / STATE_FOLDER).is_dir()
-        if foreign or (place in seen and folder != top):
-            folders.clear()
-            continue
-        seen.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield folder, folders, sorted(name for name in files if not name.startswith("."))
+    itself = Path(os.path.realpath(top))
+    seen = {*skip, itself, *itself.parents}
+    starts = [top]
+    for start in starts:  # grows as links are found
+        for parent, folders, files in os.walk(start):
+            folder = Path(parent)
+            place = Path(os.path.realpath(folder))
+            foreign = folder != top and not earlier and (folder / STATE_FOLDER).is_dir()
+            if foreign or (place in seen and folder != top):
+                folders.clear()
+                continue
+            seen.add(place)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            yield folder, folders, sorted(name for name in files if not name.startswith("."))
+            starts += [folder / name for name in folders if (folder / name).is_symlink()]
 
 
 def _from_jobs(

@@ -117,8 +117,14 @@ def test_what_is_not_an_image_is_passed_over_and_counted(tmp_path: Path) -> None
 def test_what_may_have_been_a_slice_is_warned_of(tmp_path: Path, name: str, content: bytes) -> None:
     write_series(tmp_path / "a", HU, UPRIGHT, skip=(5,))
     (tmp_path / "a" / name).write_bytes(content)
+    for harmless in ("DICOMDIR", "_SUCCESS", "._IM0000.dcm"):
+        (tmp_path / "a" / harmless).write_bytes(b"")
     (note,) = (each for each in read_case(tmp_path / "a").notes if each.code == "files-passed-over")
     assert note.severity == "warning"
+    assert "4 files" in note.text
+    (tmp_path / "a" / name).unlink()
+    (less,) = (each for each in read_case(tmp_path / "a").notes if each.code == "files-passed-over")
+    assert less.severity == "info"
     assert name in note.text
 
 

@@ -98,6 +98,8 @@ def test_links_are_followed_once(scans: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "d.npz").write_bytes(b"")
     (scans / "linked").symlink_to(tmp_path / "elsewhere")
     (scans / "self").symlink_to(scans)
+    (scans / "up").symlink_to(tmp_path)
+    (scans / "a_link").symlink_to(scans / "deep")  # sorts first, and takes no case's name
     found = plan(scans, out=tmp_path / "out")
     assert set(results(found)) == {"a", "b", "deep/er/c", "linked/d"}
 
