@@ -107,6 +107,8 @@ async function openScan(scan) {
   empty.textContent = "Loading the scan …";
   show(empty, true);
   show(byId("scan-problem"), false);
+  byId("run-hint").textContent = "";
+  runs.refreshProblem();
   refreshModality();
   try {
     const volume = await api.readVolume(scan.image);
@@ -157,6 +159,7 @@ async function closeScan() {
   show(byId("viewer-empty"), true);
   results.show(null, new Map(), []);
   byId("viewer").setAttribute("aria-label", "Scan");
+  runs.refreshProblem();
   refreshModality();
   return refresh();
 }
@@ -248,6 +251,7 @@ function refresh() {
   const scan = current();
   showScans(state.scans, state.scan, { onOpen: chooseScan, onDelete: removeScan });
   byId("scan-notes").replaceChildren(...noteItems(scan.info.notes ?? []));
+  if (byId("modality").value !== scan.modality) refreshModality();
   refreshChips();
 }
 
@@ -327,7 +331,7 @@ function restore({ images, jobs }) {
       scan.runs.push(job);
       scan.shown = scan.runs.length - 1;
       if (scan.chips.length === 0) scan.chips = chipsOf(job);
-      if (scan.modality === "") scan.modality = job.classes[0].modality;
+      scan.learnModality(job);
     } else if (!api.isOver(job)) scan.waiting.push(job);
   }
   state.scans.forEach((scan) => runs.followNext(scan));

@@ -30,7 +30,8 @@ export class Runs {
     const scan = this.current();
     if (scan.isStarting) return; // not by disabling the button, which would lose the focus
     scan.isStarting = true;
-    show(byId("run-problem"), false);
+    scan.problem = null;
+    this.refreshProblem();
     byId("run-hint").textContent = "";
     try {
       const { labels, ...asked } = promptsOf(scan.chips);
@@ -48,7 +49,7 @@ export class Runs {
         await api.deleteMask(request.spatial_prompts);
       }
     } catch (error) {
-      showProblem("run-problem", error);
+      this.fail(scan, error);
     }
     scan.isStarting = false;
     this.refresh();
@@ -83,13 +84,14 @@ export class Runs {
   }
 
   async cancel() {
-    const { active } = this.current();
+    const scan = this.current();
+    const { active } = scan;
     if (active === null) return;
     byId("job-text").textContent = "Canceling …";
     try {
       await api.cancelJob(active.job);
     } catch (error) {
-      showProblem("run-problem", error);
+      this.fail(scan, error);
     }
   }
 
@@ -110,7 +112,7 @@ export class Runs {
       onProblem: (problem) => {
         if (!isFollowed()) return;
         this.followNext(scan);
-        showProblem("run-problem", problem);
+        this.fail(scan, problem);
         // Nobody refines a coarse answer now.
         if (scan === this.current() && this.isCoarse) this.show(scan, scan.shown);
         else this.onChange();
@@ -139,16 +141,30 @@ export class Runs {
       return;
     }
     this.followNext(scan);
+    const isOpen = scan === this.current();
     if (job.status === "done") await this.add(scan, job);
-    else if (scan === this.current()) {
-      if (job.status === "failed") showProblem("run-problem", job.problem);
-      else {
-        byId("run-hint").textContent = "Canceled.";
-        announce("Canceled");
-      }
-      if (scan.coarse.length > 0 && !this.viewer.isDrawing) await this.show(scan, scan.shown);
+    else if (job.status === "failed") this.fail(scan, job.problem);
+    else if (isOpen) {
+      byId("run-hint").textContent = "Canceled.";
+      announce("Canceled");
     }
+    const isLeft = job.status !== "done" && scan.coarse.length > 0;
+    if (isOpen && isLeft && !this.viewer.isDrawing) await this.show(scan, scan.shown);
     this.onChange();
+  }
+
+  /* Tells what went wrong with a scan's runs, until the next one starts; where another scan is open,
+  when that scan is opened again. */
+  fail(scan, problem) {
+    scan.problem = problem;
+    this.refreshProblem();
+    this.onChange();
+  }
+
+  refreshProblem() {
+    const { problem } = this.current();
+    if (problem === null) show(byId("run-problem"), false);
+    else showProblem("run-problem", problem);
   }
 
   /* Adds a run that is done behind the one that is shown. */
@@ -157,9 +173,10 @@ export class Runs {
     scan.runs = [...scan.runs.slice(0, scan.shown + 1), job];
     // They can't be seen again: a reload would show them, and a session holds so many jobs only.
     for (const run of undone) {
-      api.deleteJob(run.job).catch((error) => showProblem("run-problem", error));
+      api.deleteJob(run.job).catch((error) => this.fail(scan, error));
     }
     scan.chips = mergedChips(scan, job);
+    scan.learnModality(job);
     if (scan === this.current()) await this.show(scan, scan.runs.length - 1);
     else scan.shown = scan.runs.length - 1;
     const found = job.classes.filter(({ voxels }) => voxels > 0).length;
@@ -184,7 +201,7 @@ export class Runs {
       this.markCoarse(false);
       this.pen.hide();
     } catch (error) {
-      showProblem("run-problem", error);
+      this.fail(scan, error);
       if (this.current() !== scan || !this.isCoarse) return;
       await this.viewer.showLabels([], styles); // a run that has ended has no coarse answer
       this.markCoarse(false);
@@ -209,7 +226,7 @@ export class Runs {
       if (!this.isCoarse) announce("The first answer is shown and being refined");
       this.markCoarse(true);
     } catch (error) {
-      if (isOn()) showProblem("run-problem", error);
+      if (isOn()) this.fail(scan, error);
     }
   }
 

@@ -13,6 +13,7 @@ runs      the finished runs; `shown` is the number of the one on display, -1 for
 active    the state of the run that is waiting or running, or null; `isStarting` until it has one
 asked     {job, classes} of the run that was started last: its classes with the labels of its result
 coarse    the parts of the active run's coarse answer that were fetched so far, as promises
+problem   why the run that was started last gave no result, or null
 styles    by `classKey`: how a class is drawn */
 export class Scan {
   constructor(info, { modality = "", chips = [], asked = null } = {}) {
@@ -28,11 +29,17 @@ export class Scan {
     this.isStarting = false;
     this.asked = asked;
     this.coarse = [];
+    this.problem = null;
     this.styles = new Map();
   }
 
   get run() {
     return this.runs[this.shown] ?? null;
+  }
+
+  /* Where neither the file nor the user said the modality, a run that another tab started did. */
+  learnModality(run) {
+    if (this.modality === "") this.modality = run.classes[0].modality;
   }
 
   /* A label for a class: the one that it had in a run, or else a free one. */

@@ -110,12 +110,13 @@ export function showScans(scans, current, { onOpen, onDelete }) {
     }, "×"))));
 }
 
-function describe({ info, modality, active, runs }) {
+function describe({ info, modality, active, problem, runs }) {
   const [depth, height, width] = info.shape_dhw;
   const spacing = info.spacing_dhw_mm.map((mm) => Number(mm.toPrecision(3)));
   const sizes = spacing.every((mm) => mm === spacing[0]) ? spacing[0]
     : `${spacing[2]} × ${spacing[1]} × ${spacing[0]}`;
-  const state = active !== null ? "running" : runs.length > 0 ? "segmented" : null;
+  const state = active !== null ? "running" : problem !== null ? "failed"
+    : runs.length > 0 ? "segmented" : null;
   return [modality, `${width} × ${height} × ${depth}`, `${sizes} mm`, state]
     .filter(Boolean).join(" · ");
 }

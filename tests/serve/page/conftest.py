@@ -11,7 +11,7 @@ import pytest
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.io.registry import read_case
 from tests.serve.page.visit import DEMO, Visit, visit
-from tests.serve.serving import Running, running
+from tests.serve.serving import Running, running, until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -29,6 +29,8 @@ def visited(browser: "Browser", served_demo: Running) -> Iterator[Visit]:
         found.open()
         yield found
         served_demo.gate.set()
+        engine = served_demo.server.engine
+        until(lambda: engine.jobs_waiting + engine.jobs_running == 0)  # the next test has its own
 
 
 @pytest.fixture(scope="module")

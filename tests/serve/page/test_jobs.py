@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from medals_rt.common.errors import InputError
 from medals_rt.common.interruption import check_interruption
 from medals_rt.io.palette import class_color
 from medals_rt.pipeline.group_run import CoarseLabels
@@ -131,9 +133,6 @@ def test_jobs_of_two_tabs_on_one_scan_are_shown_one_after_the_other(
     visited: Visit, served_demo: Running, scan: Path
 ) -> None:
     visited.load(scan)
-    engine = served_demo.server.engine
-    served_demo.gate.set()
-    until(lambda: engine.jobs_waiting + engine.jobs_running == 0)  # jobs of other tests
     served_demo.gate.clear()
     visited.page.evaluate(
         """async () => {
@@ -156,6 +155,35 @@ def test_jobs_of_two_tabs_on_one_scan_are_shown_one_after_the_other(
     served_demo.gate.set()
     visited.expect("#result-text").to_contain_text("Run 1 of 1")
     visited.expect("#class-rows .go").to_have_text("Spleen")
+    visited.expect("#modality").to_have_value("CT")  # the file says none, the job did
+    visited.expect("#run").to_be_enabled()
+
+
+@in_browser
+def test_what_went_wrong_is_told_with_its_scan(
+    visited: Visit, served_demo: Running, scan: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Not with the one that is open when the job fails, and still when its own is opened again."""
+    failing = threading.Event()
+
+    def fail(*_: Any, **__: Any) -> Any:
+        failing.wait(60)
+        raise InputError("one kidney too many")
+
+    monkeypatch.setattr(served_demo.segmenter, "segment", fail)
+    visited.load(scan)
+    visited["#modality"].select_option("CT")
+    visited.choose("liver")
+    visited["#run"].click()
+    visited.expect("#job").to_be_visible()
+    visited.load(shutil.copy(scan, tmp_path / "another one.nii.gz"))
+    failing.set()
+    visited.expect("#scans li:first-child .choose").to_contain_text("failed")
+    visited.expect("#run-problem").to_be_hidden()
+    visited["#scans li:first-child .choose"].click()
+    visited.expect("#run-problem").to_contain_text("one kidney too many")
+    visited["#scans li:last-child .choose"].click()
+    visited.expect("#run-problem").to_be_hidden()
 
 
 @in_browser
