@@ -25,11 +25,11 @@ def served_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture
 def visited(browser: "Browser", served_demo: Running) -> Iterator[Visit]:
+    engine = served_demo.server.engine
     for found in visit(browser, served_demo, viewport={"width": 1300, "height": 720}):
         found.open()
         yield found
         served_demo.gate.set()
-        engine = served_demo.server.engine
         until(lambda: engine.jobs_waiting + engine.jobs_running == 0)  # the next test has its own
 
 
