@@ -31,7 +31,7 @@ from reporting import today, write_report
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.inference.graph_chains import Chain, JoinedGraphs, pass_chains
-from medals_rt.inference.network import ALWAYS_FP32, StageNetwork
+from medals_rt.inference.network import StageNetwork, arithmetic_of
 from medals_rt.inference.spatial_prompts import LabelPrompts, label_prompts
 from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.runners.base import Runner
@@ -191,7 +191,7 @@ def openvino(
             "openvino",
             [graphs / f"{name}.onnx" for name in chain],
             name=row.name,
-            precision="fp32" if {*chain} <= ALWAYS_FP32 else precision,
+            precision=arithmetic_of(chain, "cpu", precision, "fp16")[0],
             threads=options.threads,
             cache_key=f"full size, {row.window}, {chain}",
             convolution=convolution,  # type: ignore[arg-type]

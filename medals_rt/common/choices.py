@@ -57,6 +57,9 @@ Postprocess: TypeAlias = Literal["auto", "off", "all"]
 every anatomy class."""
 POSTPROCESS: Final[tuple[Postprocess, ...]] = get_args(Postprocess)
 
+DicomModality: TypeAlias = Literal["CT", "MR", "PT", "US"]
+"""DICOM's names of the modalities that it has."""
+
 Kind: TypeAlias = Literal["anatomy", "lesion"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 

@@ -14,7 +14,7 @@ The only place that knows how the network is cut into graphs, and which of them 
 Nothing of N times the window is made but the probabilities themselves, chunk by chunk.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -52,7 +52,30 @@ from medals_rt.runners.selection import (
 )
 
 # `T` multiplies every voxel's features, and costs under a hundredth of a window's time
-ALWAYS_FP32: frozenset[GraphName] = frozenset({"query_decoder"})
+_ALWAYS_FP32: frozenset[GraphName] = frozenset({"query_decoder"})
+
+
+def arithmetic_of(
+    graphs: Collection[GraphName], device: str, asked: str | None, stored: Precision
+) -> tuple[str | None, Precision]:
+    """Return what graphs that run as one are computed in, and what they are stored in.
+
+    On a CPU some are always computed in fp32, whatever is asked for.
+
+    Parameters
+    ----------
+    graphs
+        Their names.
+    device
+        Where they run: ``"cpu"`` or ``"cuda"``.
+    asked
+        What others are computed in; None: what their runner takes.
+    stored
+        What others are stored in: the bundle's precision.
+    """
+    if device == "cpu" and {*graphs} <= _ALWAYS_FP32:
+        return "fp32", "fp32"
+    return asked, stored
 
 
 @dataclass(frozen=True)
@@ -259,33 +282,26 @@ class StageNetwork:
         library = runner_spec(choice.kind)
         check_arithmetic(choice.kind, bundle.precision, precision, convolution)
 
-        def in_fp32(chain: Chain) -> bool:
-            return library.device == "cpu" and {*chain} <= ALWAYS_FP32
-
-        def precision_of(chain: Chain) -> str | None:
-            return "fp32" if in_fp32(chain) else precision
-
-        def graphs_of(chain: Chain) -> Precision:
-            return "fp32" if in_fp32(chain) else bundle.precision
-
         def open_graph(name: GraphName) -> Runner:
+            computed, stored = arithmetic_of([name], library.device, precision, bundle.precision)
             return open_runner(
                 choice.kind,
                 bundle.graph_path(stage, name),
                 name=f"{name} of stage {stage}",
-                precision=precision_of((name,)),
-                graph_precision=graphs_of((name,)),
+                precision=computed,
+                graph_precision=stored,
                 threads=threads,
                 cache_key=bundle.graph(stage, name).sha256,
             )
 
         def open_chain(chain: Chain) -> Runner:
+            computed, stored = arithmetic_of(chain, library.device, precision, bundle.precision)
             return open_joined(
                 choice.kind,
                 [bundle.graph_path(stage, name) for name in chain],
                 name=f"{' + '.join(chain)} of stage {stage}",
-                precision=precision_of(chain),
-                graph_precision=graphs_of(chain),
+                precision=computed,
+                graph_precision=stored,
                 threads=threads,
                 cache_key="+".join(bundle.graph(stage, name).sha256 for name in chain),
                 convolution=convolution,

@@ -324,7 +324,8 @@ def _existing(path: str | PathLike[str]) -> Path:
     if _by_scheme(file) is not None:
         return file
     if not file.exists():
-        raise MissingFileError(f"there is no such file or folder: {file}; check the path")
+        home = " (where it is quoted, ~ is no home folder)" if str(file).startswith("~") else ""
+        raise MissingFileError(f"there is no such file or folder: {file}; check the path{home}")
     if not (file.is_file() or file.is_dir()):
         raise CaseError(
             f"{file} is a pipe or a device; save what comes out of it to a file first",

@@ -506,6 +506,13 @@ def volume_notes(volume: Volume) -> tuple[Note, ...]:
     return notes
 
 
+_OTHER_THAN_3D: Final = {
+    2: ", as a single slice has",
+    4: ", as several points in time or channels have",
+    5: ", as images in color or of several points in time have",
+}
+
+
 def check_image(
     image_dhw: HostArray, *, max_voxels: int | None = None, what: str = "the image"
 ) -> None:
@@ -537,8 +544,10 @@ def check_shape(
 ) -> None:
     """Refuse a shape that isn't 3-D, is empty or has more than `max_voxels` (None: any)."""
     if len(shape) != 3:
+        sizes = " x ".join(map(str, shape)) or "none"
+        like = _OTHER_THAN_3D.get(len(shape), "")
         raise CaseError(
-            f"{what} has shape {tuple(shape)}, {len(shape)} axes; give one 3-D volume (D, H, W)",
+            f"{what} has {len(shape)} axes ({sizes}){like}; give one volume of three",
             code="not-3d",
         )
     if min(shape) < 1:

@@ -350,6 +350,9 @@ def _notes_on_scaling(
         text = f"values {extent} were taken for gray values from 0 to 255 and not scaled"
         if facts.highest < _DIM:
             notes.append(warning("intensities-dim", f"{text}, though they end far below 255"))
+        elif stated and modality == "CT":  # which scanners store in Hounsfield units
+            doubt = f"{text}; is it a CT? If so, in which units? Say so by --window WIDTH,LEVEL"
+            notes.append(warning("intensities-prepared", doubt))
         elif stated:
             notes.append(Note("intensities-prepared", text))
         return notes

@@ -20,6 +20,9 @@ from medals_rt.common.errors import InputError
 
 FREE_TEXT_ID: Final = 0
 
+_ALIKE: Final = 75
+"""Percent of its letters that a word shares with one that is spelled like it; more is alike."""
+
 
 @dataclass(frozen=True, order=True)
 class ClassKey:
@@ -196,9 +199,8 @@ def by_exact_name(modality: str, name: str, kind: str | None = None) -> ClassKey
             f"{modality} {name} is a class of both kinds, {kinds}; say which", code="kind-missing"
         )
     near = ", ".join(nearest_names(name, modality, kind))
-    raise InputError(
-        f"{modality} has no class {name!r}; the nearest are: {near}", code="class-unknown"
-    )
+    more = f"; the nearest are: {near}" if near else ", nor one that is spelled like it"
+    raise InputError(f"{modality} has no class {name!r}{more}", code="class-unknown")
 
 
 def nearest_names(
@@ -211,8 +213,9 @@ def nearest_names(
 ) -> tuple[str, ...]:
     """Names of the classes that are spelled most like `text`, best first, each with its modality.
 
-    For suggestions only: a fuzzy match never decides what is segmented. Where the modality has no
-    class of that kind, all kinds are searched.
+    For suggestions only: a fuzzy match never decides what is segmented. A name none of whose words
+    is spelled like one of the text's is none. Where the modality has no class of that kind, all
+    kinds are searched.
 
     Parameters
     ----------
@@ -234,7 +237,16 @@ def nearest_names(
             for key in candidates
             if other_sides.isdisjoint(key.name.lower().split())
         }
-    return _most_alike(text, {key: (name, str(key)) for key, name in choices.items()}, limit)
+    alike = {key: (name, str(key)) for key, name in choices.items() if _is_alike(text, name)}
+    return _most_alike(text, alike, limit)
+
+
+def _is_alike(text: str, name: str) -> bool:
+    """Whether a word of one is spelled like a word of the other: "kidny", but not "rein" a vein."""
+    from rapidfuzz import fuzz, utils
+
+    words, others = (utils.default_process(each).split() for each in (text, name))
+    return any(fuzz.ratio(word, other) > _ALIKE for word in words for other in others)
 
 
 def _most_alike(text: str, choices: Mapping[Any, tuple[str, str]], limit: int) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ from medals_rt.prompts.refusals import (
     refuse_relation,
     refuse_side_of_display,
 )
-from medals_rt.prompts.tokenization import plain_phrase, prompt_words, tokenize
+from medals_rt.prompts.tokenization import prompt_words, tokenize
 from medals_rt.prompts.word_roles import USABLE, WEIGHTY, Word, assign_roles, find_modality
 
 if TYPE_CHECKING:
@@ -257,8 +257,9 @@ def _why_nothing(
     named = _named(words, candidates(modality, kind))
     near = _suggest(words, [str(candidate.key) for candidate in named], modality, kind)
     if not hard:
+        such = near or repr(str(classes_of(modality)[0]))
         return PromptError(
-            f"prompt {quoted} names no structure; name one class, such as {near}",
+            f"prompt {quoted} names no structure; name one class, such as {such}",
             code="no-structure",
         )
     if len(named) > 1:
@@ -284,7 +285,11 @@ def _why_nothing(
             code="word-unexplained",
         )
     return PromptError(
-        f"prompt {quoted} names no class that is known; the nearest are: {near}", code="no-class"
+        f"prompt {quoted} names no class that is known; the nearest are: {near}"
+        if near
+        else f"prompt {quoted} names no class that is known, nor anything like one; classes have "
+        f"English names, such as {str(classes_of(modality)[0])!r}",
+        code="no-class",
     )
 
 
@@ -307,7 +312,7 @@ def _named(words: Sequence[Word], pool: Sequence[ClassCandidate]) -> list[ClassC
 
 
 def _suggest(words: Sequence[Word], first: list[str], modality: str, kind: str) -> str:
-    """Three classes as a list to read.
+    """Up to three classes as a list to read.
 
     Those in `first`, those that the lists suggest for a phrase, then the nearest to what was
     written; the side decides only between classes that have one.
@@ -323,14 +328,15 @@ def _suggest(words: Sequence[Word], first: list[str], modality: str, kind: str) 
     ]
     text = " ".join(word.word for word in words if word.role in WEIGHTY)
     text = text or " ".join(word.word for word in words)
-    nearest = nearest_names(text, modality, kind, side=side) or map(str, classes_of(modality))
+    nearest = nearest_names(text, modality, kind, side=side)
     return ", ".join(repr(name) for name in list(dict.fromkeys((*first, *suggested, *nearest)))[:3])
 
 
 def _listed_suggestions(words: Sequence[str]) -> Iterator[str]:
     """Names of classes that the lists suggest for phrases among `words`."""
-    for phrase, names in prompt_words().suggestions.items():
-        parts = list(plain_phrase(phrase))
+    lists = prompt_words()
+    for phrase, names in (lists.suggestions | lists.other_languages).items():
+        parts = [token.word for token in tokenize(phrase)]
         if any(words[at : at + len(parts)] == parts for at in range(len(words))):
             yield from names
 

@@ -40,6 +40,8 @@ class PromptWords(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     suggestions
         Phrases that mean no class but are near one or several; those are named first when the
         phrase is refused.
+    other_languages
+        Organs in other languages, likewise.
     displays, display_parts, displayed, onlookers
         Words beside which "left" is a side of the picture or of who looks at it: "image left",
         "the left half of the slice", "shown on the left", "the viewer's left".
@@ -48,6 +50,7 @@ class PromptWords(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     notice: str
     expansions: dict[str, str]
     suggestions: dict[str, tuple[str, ...]]
+    other_languages: dict[str, tuple[str, ...]]
     modalities: dict[str, ModalityWords]
     other_modalities: tuple[str, ...]
     sides: dict[str, tuple[str, ...]]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 
 from medals_rt.common.byte_sizes import parse_size
+from medals_rt.common.choices import DicomModality
 from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.io.dicom.web_address import WebAddress, is_web_address
 from medals_rt.pipeline.job_outputs import SEGMENTATIONS
@@ -99,7 +100,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Titles of peers, and addresses of DICOMweb servers.
     """
 
-    modality: str
+    modality: DicomModality
     send_to: tuple[str, ...]
     body_part: str = ""
     description: str = ""

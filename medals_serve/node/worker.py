@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
-from typing import Any, Final
+from typing import Final
 
 from medals_rt.common.errors import CaseError, DeviceLostError, InputError, MedalsError
 from medals_rt.io.dicom.files import dicom_files, read_header
@@ -167,11 +167,10 @@ def check_rules(configuration: NodeConfiguration, options: RunOptions) -> None:
     InputError
         One is not.
     """
-    from medals_rt.io.dicom.case import MODALITIES
+    from medals_rt.io.dicom.case import MODALITY_OF_DICOM
 
     for name, rule in configuration.rules.items():
-        modality: Any = MODALITIES.get(rule.modality)
-        reading = replace(options.reading, modality=modality)
+        reading = replace(options.reading, modality=MODALITY_OF_DICOM[rule.modality])
         try:
             rule.source.read(reading)
         except InputError as error:

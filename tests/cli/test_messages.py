@@ -37,6 +37,8 @@ USAGE = {
     "'paper', 'release', 'native'; see `medals-rt run --help`",
     "run --input x --threads 0": "invalid value for '--threads': input should be greater than or "
     "equal to 1; see `medals-rt run --help`",
+    "run --prompt --input x": "option '--prompt' lacks its value: '--input' follows it; see "
+    "`medals-rt run --help`",
     "build": "missing option '--target'; choose from: tensorrt, tensorrt-rtx; see "
     "`medals-rt build --help`",
 }
@@ -90,8 +92,8 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "no-zip.npz isn't a readable .npz file (File is not a zip file)": lambda folder: read_case(
         folder / "no-zip.npz"
     ),
-    "the image has shape (3, 4), 2 axes; give one 3-D volume (D, H, W)": lambda _: check_image(
-        np.zeros((3, 4))
+    "the image has 2 axes (3 x 4), as a single slice has; give one volume of three": lambda _: (
+        check_image(np.zeros((3, 4)))
     ),
     "the image holds NaN or infinite values (slice 0 has 4); replace them by real intensities": (
         lambda _: check_image(np.full((2, 2, 2), np.nan))

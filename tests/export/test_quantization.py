@@ -25,12 +25,15 @@ from medals_export.quantization.layers import (
 )
 from medals_export.quantization.number_format import FORMATS, weight_scales
 from medals_export.quantization.ranges import Magnitudes, best_range
+from medals_export.torch_reference import TorchReference
 from medals_export.verify import reference_passes, verify_graph
 from medals_rt.bundle.manifest import file_sha256
 from medals_rt.common.errors import ExportError, InputError
 from medals_rt.io.registry import read_case
 from medals_rt.pipeline.segmenter import Segmenter
 from medals_rt.prompts.prompt_set import parse_prompts
+from medals_rt.tools.verify.layers import compare_layers
+from medals_rt.tools.verify.references import Candidate
 from tests.bundles import export_tiny_bundle, tiny_bank, tiny_checkpoint
 from tests.errors import raises
 
@@ -337,6 +340,18 @@ def test_a_bundle_runs_as_it_was_exported(bundle, case, runner):
     assert result.labels_dhw.shape == (8, 16, 16)
     with raises(InputError, "precision-unsupported"):
         Segmenter.open(bundle, runner=runner, precision="fp32")
+
+
+@pytest.mark.slow  # exports a bundle and calibrates it
+@pytest.mark.parametrize("kind", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("graph", ["image_encoder", "query_decoder"])
+def test_layers_of_a_bundle_are_compared(bundle, graph, kind):
+    """With those of the graph that isn't quantized."""
+    checkpoints = [tiny_checkpoint(stage) for stage in (1, 2)]
+    reference = TorchReference(bundle, *checkpoints)
+    found = compare_layers(bundle, 2, graph, reference, Candidate(kind, "int8"), allowed=0.25)
+    assert found.output_error < 0.25
+    assert found.layers
 
 
 @pytest.mark.parametrize("runner", ["openvino", "onnxruntime"])

@@ -165,6 +165,7 @@ HU = ramp(-1024, 1500)
         (np.full((2, 2, 2), 7, np.uint8), "CT", "soft tissue", [("image-constant", "warning")]),
         (ramp(0, 12, np.uint8), "MRI", "soft tissue", [("intensities-dim", "warning")]),
         (ramp(0, 255, np.uint8), "MRI", "soft tissue", [("intensities-prepared", "info")]),
+        (ramp(0, 255, np.uint8), "CT", "soft tissue", [("intensities-prepared", "warning")]),
         (ramp(0, 20), "PET", "soft tissue", [("intensities-not-prepared", "info")]),
         (
             ramp(0, 1),

@@ -63,7 +63,11 @@ def test_a_name_of_both_kinds_needs_its_kind() -> None:
 def test_misspelled_names_find_the_meant_one_first(text: str, nearest: str) -> None:
     names = nearest_names(text, "CT", "anatomy")
     assert names[0] == nearest
-    assert len(names) == 3
+
+
+@pytest.mark.parametrize("text", ["knee cap", "rein", "toe", "膝"])
+def test_what_is_like_no_name_gets_none(text: str) -> None:
+    assert nearest_names(text, "CT", "anatomy") == ()
 
 
 def test_the_side_leads_no_suggestion() -> None:

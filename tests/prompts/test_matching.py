@@ -368,10 +368,27 @@ def test_suggestions_keep_the_side_and_are_not_led_by_it() -> None:
             assert f"'CT {other}" not in str(caught.value)
 
 
-def test_an_unknown_class_gets_three_nearest() -> None:
+def test_what_is_like_no_class_gets_none_that_is_far() -> None:
+    for text in ("blob on CT", "膝 on CT"):
+        with raises(PromptError, "no-class", "English names, such as 'CT Liver'") as caught:
+            find_class(text, "anatomy")
+        assert "nearest" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("Leber im CT", "'CT Liver'"),
+        ("rein gauche", "'CT Right kidney', 'CT Left kidney'"),
+        ("Hígado en TC", "'CT Liver'"),
+        ("milza", "'CT Spleen'"),
+        ("PULMÃO DIREITO", "'CT Left lung', 'CT Right lung'"),
+    ],
+)
+def test_organs_in_other_languages_are_suggested_not_taken(text: str, names: str) -> None:
     with raises(PromptError, "no-class") as caught:
-        find_class("blob on CT", "anatomy")
-    assert str(caught.value).rpartition(": ")[2].count("'CT ") == 3
+        find_class(text, "anatomy", "CT")
+    assert str(caught.value).endswith(f"the nearest are: {names}")
 
 
 @pytest.mark.parametrize(
@@ -414,5 +431,6 @@ def test_a_match_describes_itself() -> None:
 
 def test_every_suggested_class_exists() -> None:
     names = {key.name for key in all_classes()}
-    suggested = {name for names in prompt_words().suggestions.values() for name in names}
+    lists = prompt_words().suggestions | prompt_words().other_languages
+    suggested = {name for names in lists.values() for name in names}
     assert suggested <= names

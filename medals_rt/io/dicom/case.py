@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from medals_rt.common.choices import Modality
 from medals_rt.common.errors import CaseError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import HostArray
@@ -39,7 +40,12 @@ from medals_rt.io.dicom.series import (
 from medals_rt.io.dicom.slices import Slice, Stack, slices_of, stack_slices
 from medals_rt.io.volume import SourceGrid, Volume, check_shape, check_spacing
 
-MODALITIES: Final = {"CT": "CT", "MR": "MRI", "PT": "PET", "US": "US"}
+MODALITY_OF_DICOM: Final[Mapping[str, Modality]] = {
+    "CT": "CT",
+    "MR": "MRI",
+    "PT": "PET",
+    "US": "US",
+}
 """DICOM's names of modalities, and those of prompts."""
 
 _LARGEST_INTERCEPT: Final = 2**30
@@ -138,7 +144,7 @@ def read_dicom_case(
         None,
         path,
         header=DicomSource(stack.slices, stack.distance_mm),
-        modality=MODALITIES.get(chosen.modality),
+        modality=MODALITY_OF_DICOM.get(chosen.modality),
         notes=(
             *_passed_over(others, without_image),
             *copies,

@@ -158,10 +158,10 @@ def read_jobs(path: Path) -> tuple[JobRow, ...]:
 def source_of(row: JobRow, folder: Path, source: PromptSource) -> PromptSource:
     """Return where a row's prompts come from: what it leaves out is as in `source`."""
     if row.prompts is not None:
-        source = PromptSource(file=folder / row.prompts)
+        source = replace(source, file=folder / row.prompts, sentences=())
     elif row.sentences is not None:
-        source = PromptSource(sentences=row.sentences, kind=row.kind or source.kind)
-    elif row.kind is not None:
+        source = replace(source, file=None, sentences=row.sentences)
+    if row.kind is not None:
         source = replace(source, kind=row.kind)
     lesions = source.lesions if row.lesions is None else row.lesions
     groups = source.groups if row.groups is None else row.groups
@@ -250,6 +250,11 @@ def _checked(content: Any, place: str, path: Path) -> JobRow:
         if row.prompts is not None and row.sentences is not None:
             raise InputError(
                 "there are prompts and sentences; leave out one of them", code="prompts-twice"
+            )
+        if row.prompts is not None and row.kind is not None:
+            raise InputError(
+                "the file of prompts says of each what kind it is; leave out kind",
+                code="kind-without-sentences",
             )
         if row.window is not None and row.window != AUTO:
             parse_window(row.window)

@@ -27,13 +27,20 @@ import numpy as np
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import GRAPH_NAMES, MANIFEST_FILE, GraphName, ParityRecord
 from medals_rt.common.arrays import to_host
-from medals_rt.common.choices import CPU_RUNNERS, STAGE_NAMES, StageNumber
+from medals_rt.common.choices import (
+    QUANTIZED_PRECISIONS,
+    STAGE_NAMES,
+    TENSORRT_LABELS,
+    Precision,
+    StageNumber,
+)
 from medals_rt.common.errors import MedalsError, RunnerError
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.plugins import load_plugin
 from medals_rt.common.progress import Progress
-from medals_rt.inference.network import ALWAYS_FP32
+from medals_rt.inference.network import arithmetic_of
 from medals_rt.runners.base import Runner
+from medals_rt.runners.registry import runner_spec
 from medals_rt.runners.selection import open_runner
 from medals_rt.tools.verify.graphs import (
     PROMPTS_TRIED,
@@ -219,8 +226,8 @@ def compare_layers(
             right,
             ours,
             feeds,
-            lambda path: _open(bundle, stage, graph, one, path, threads),
-            lambda path: _open(bundle, stage, graph, candidate, path, threads),
+            lambda path: _open(bundle, stage, graph, one, path, _unquantized(bundle), threads),
+            lambda path: _open(bundle, stage, graph, candidate, path, bundle.precision, threads),
             folder,
             most_bytes,
             lambda done, total: tell(progress, graph, done, total),
@@ -369,12 +376,18 @@ def _open(
     graph: GraphName,
     candidate: Candidate,
     path: Path,
+    precision: Precision,
     threads: int | None,
 ) -> Runner:
-    """Open a copy of a graph as a candidate runs it; for TensorRT an engine is built of it."""
-    on_cpu = candidate.kind in CPU_RUNNERS
+    """Open a copy of a graph as a candidate runs it; for TensorRT an engine is built of it.
+
+    `precision` is what graphs of the copy's bundle are stored in.
+    """
     kind = candidate.kind
-    if kind in {"tensorrt", "tensorrt-rtx"}:
+    computed, stored = arithmetic_of(
+        [graph], runner_spec(kind).device, candidate.precision, precision
+    )
+    if kind in TENSORRT_LABELS:
         build = load_plugin("build-graph", "comparing the layers of an engine")
         (path.parent / MANIFEST_FILE).touch()  # engines lie in bundles
         build(path, path.parent, kind, bundle.precision, stage, graph)
@@ -382,7 +395,12 @@ def _open(
         kind,
         path,
         name=f"{graph} of stage {stage}",
-        precision="fp32" if on_cpu and graph in ALWAYS_FP32 else candidate.precision,
-        graph_precision=bundle.precision,
+        precision=computed,
+        graph_precision=stored,
         threads=threads,
     )
+
+
+def _unquantized(bundle: Bundle) -> Precision:
+    """Return what the reference's graphs are stored in: nothing of it is quantized."""
+    return "fp32" if bundle.precision in QUANTIZED_PRECISIONS else bundle.precision

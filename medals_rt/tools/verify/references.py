@@ -11,8 +11,9 @@ from medals_rt.bundle.recipes import Recipe
 from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS, Precision, RunnerKind
 from medals_rt.common.environment import library_versions
 from medals_rt.common.errors import InputError
-from medals_rt.inference.network import ALWAYS_FP32, Network, StageNetwork
+from medals_rt.inference.network import Network, StageNetwork, arithmetic_of
 from medals_rt.runners.base import Runner
+from medals_rt.runners.registry import runner_spec
 from medals_rt.runners.selection import choose, open_runner, precisions, usable
 
 COARSENESS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -145,12 +146,15 @@ def open_candidate(
     every runner and precision. On a GPU the graph's hash names its engine.
     """
     on_cpu = candidate.kind in CPU_RUNNERS
+    computed, stored = arithmetic_of(
+        [graph], runner_spec(candidate.kind).device, candidate.precision, bundle.precision
+    )
     return open_runner(
         candidate.kind,
         bundle.graph_path(stage, graph),
         name=f"{graph} of stage {stage}",
-        precision="fp32" if on_cpu and graph in ALWAYS_FP32 else candidate.precision,
-        graph_precision="fp32" if on_cpu and graph in ALWAYS_FP32 else bundle.precision,
+        precision=computed,
+        graph_precision=stored,
         threads=threads,
         cache_key=None if on_cpu else bundle.graph(stage, graph).sha256,
     )

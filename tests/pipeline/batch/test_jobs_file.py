@@ -1,6 +1,7 @@
 """The jobs file: typed rows from JSON and CSV, and errors that name the row."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medals_rt.common.errors import InputError
-from medals_rt.pipeline.batch.jobs_file import JobRow, grid_of_row, read_jobs, stated
-from medals_rt.pipeline.options import SegmentOptions
+from medals_rt.pipeline.batch.jobs_file import JobRow, grid_of_row, read_jobs, source_of, stated
+from medals_rt.pipeline.options import PromptSource, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest
 from tests.errors import raises
 
@@ -94,6 +95,7 @@ def test_outputs_and_their_grid_in_rows(tmp_path: Path) -> None:
         ('[{"input": "a.npz", "kind": "organ"}]', ("job-invalid", "job 1", "organ")),
         ('[{"input": "a.npz", "window": "liver"}]', ("window-unknown", "job 1", "liver", "lung")),
         ('[{"input": "a", "prompts": "p", "sentences": ["x"]}]', ("prompts-twice", "job 1")),
+        ('[{"input": "a", "prompts": "p", "kind": "lesion"}]', ("kind-without-sentences", "job 1")),
         ('[{"input": "a", "output_spacing": [1, 2]}]', ("output-spacing-not-lengths", "job 1")),
         ('[{"input": "a", "output_spacing": [0]}]', ("output-spacing-not-positive", "job 1")),
         ('[{"input": "a", "output_spacing": "1"}]', ("job-invalid", "job 1", "output_spacing")),
@@ -156,3 +158,16 @@ def test_noise_is_refused_or_read(tmp_path_factory, noise: bytes, ending: str) -
     except InputError:
         return
     assert all(row.input for row in rows)
+
+
+def test_prompts_that_a_row_leaves_out_are_the_commands() -> None:
+    """Its sentences take the place of sentences and file, and of nothing else."""
+    command = PromptSource(
+        sentences=("Spleen in CT",), lesions=("Liver tumors in CT",), groups=("kidneys",)
+    )
+    row = JobRow("a", sentences=("Liver in CT",))
+    assert source_of(row, Path(), command) == replace(command, sentences=("Liver in CT",))
+    row = JobRow("a", prompts="p.json", groups=("lungs",))
+    expected = replace(command, file=Path("in/p.json"), sentences=(), groups=("lungs",))
+    assert source_of(row, Path("in"), command) == expected
+    assert source_of(JobRow("a", kind="lesion"), Path(), command) == replace(command, kind="lesion")

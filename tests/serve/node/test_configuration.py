@@ -49,6 +49,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
         ('send_to = ["ORTHANC"]', "send_to = []"),
         ('send_to = ["ORTHANC"]', 'send_to = ["dicomweb+https://me:secret@h/w"]'),
         ('description = "made up"', 'description = "("'),
+        ('modality = "CT"', 'modality = "MRI"'),  # which no series has: DICOM's name is MR
         ('prompts = ["Liver in abdominal CT"]', ""),
         ("[rules.liver]", '[rules."../liver"]'),
         ('host = "127.0.0.1"', 'host = "127.0.0.1"\ntls = true'),
