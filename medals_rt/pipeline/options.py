@@ -40,29 +40,12 @@ if TYPE_CHECKING:
     from medals_rt.inference.refinement import MaskSource
 
 _CHANGES_NO_RESULT: Final = {"decides": False}
-_RANGES: Final = (
-    ("iterations", 1, 100),
-    ("repetitions", 1, 100),
-    ("lesion_iterations", 0, 100),
-    ("threshold", 0.01, 0.99),
-    ("overlap", 0.0, 0.9),
-)
+_SAME_IN_PLANS: Final = {"in_plans": False}
+"""Changes a result, but neither its time nor its memory."""
+_OF_PRESET: Final = {"of_preset": True}
+"""Replaces a value of the preset: `Preset.changed` takes it."""
 _LARGEST_BLOCK: Final = 256
 """Voxels; wider than the windows of the released model, where a mask is one block."""
-_SAME_IN_PLANS: Final = ("threshold", "seed", "postprocess", "block_sizes")
-"""Change a result, but neither its time nor its memory."""
-_OF_THE_PRESET: Final = (
-    "stages",
-    "start_from",
-    "iterations",
-    "repetitions",
-    "block_sizes",
-    "lesion_iterations",
-    "threshold",
-    "overlap",
-    "mirrored",
-)
-"""What `Preset.changed` takes."""
 
 
 @dataclass(frozen=True)
@@ -128,17 +111,19 @@ class SegmentOptions:
     preset: PresetName = "paper"
     refinement: Refinement = "masked"
     window: str = "auto"
-    postprocess: Postprocess = "auto"
-    seed: int = 0
-    stages: Stages | None = None
-    start_from: StartFrom | None = None
-    iterations: int | None = None
-    repetitions: int | None = None
-    block_sizes: tuple[int, ...] | None = None
-    lesion_iterations: int | None = None
-    threshold: float | None = None
-    overlap: float | None = None
-    mirrored: bool | None = None
+    postprocess: Postprocess = field(default="auto", metadata=_SAME_IN_PLANS)
+    seed: int = field(default=0, metadata=_SAME_IN_PLANS)
+    stages: Stages | None = field(default=None, metadata=_OF_PRESET)
+    start_from: StartFrom | None = field(default=None, metadata=_OF_PRESET)
+    iterations: int | None = field(default=None, metadata=_OF_PRESET | {"range": (1, 100)})
+    repetitions: int | None = field(default=None, metadata=_OF_PRESET | {"range": (1, 100)})
+    block_sizes: tuple[int, ...] | None = field(default=None, metadata=_OF_PRESET | _SAME_IN_PLANS)
+    lesion_iterations: int | None = field(default=None, metadata=_OF_PRESET | {"range": (0, 100)})
+    threshold: float | None = field(
+        default=None, metadata=_OF_PRESET | {"range": (0.01, 0.99)} | _SAME_IN_PLANS
+    )
+    overlap: float | None = field(default=None, metadata=_OF_PRESET | {"range": (0.0, 0.9)})
+    mirrored: bool | None = field(default=None, metadata=_OF_PRESET)
     time_budget: float | None = None
     max_memory: int | None = field(default=None, metadata=_CHANGES_NO_RESULT)
     keep_probability: bool = field(default=False, metadata=_CHANGES_NO_RESULT)
@@ -196,9 +181,10 @@ class SegmentOptions:
                 f"block_sizes must lie in 1 to {_LARGEST_BLOCK}, found {max(sizes)}",
                 code="block-sizes-out-of-range",
             )
-        for name, least, most in _RANGES:
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
+        for each in fields(self):
+            name, value = each.name, getattr(self, each.name)
+            least, most = each.metadata.get("range", (None, None))
+            if least is not None and value is not None and not least <= value <= most:
                 raise InputError(
                     f"{name} must lie in {least:g} to {most:g}, found {value:g}",
                     code=f"{name.replace('_', '-')}-out-of-range",
@@ -210,7 +196,7 @@ class SegmentOptions:
         return (
             load_policy()
             .preset(self.preset)
-            .changed(**{name: getattr(self, name) for name in _OF_THE_PRESET})
+            .changed(**{name: getattr(self, name) for name in _marked("of_preset", True)})
         )
 
 
@@ -249,8 +235,9 @@ def idle_options(segment: SegmentOptions, kinds: Collection[str]) -> tuple[Note,
 def idle_in_plans(options: RunOptions, kinds: Collection[str]) -> tuple[Note, ...]:
     """Note options that were set and change nothing that a plan for these kinds shows."""
     segment, plain = options.segment, SegmentOptions()
-    found = _changed(segment, _SAME_IN_PLANS)
-    others = replace(segment, **{name: getattr(plain, name) for name in _SAME_IN_PLANS})
+    same_in_plans = _marked("in_plans", False)
+    found = _changed(segment, same_in_plans)
+    others = replace(segment, **{name: getattr(plain, name) for name in same_in_plans})
     if options.threads is not None:
         found.append("threads")
     same = without_effect(found, "a plan is the same with any value")
@@ -264,6 +251,11 @@ def without_effect(names: Sequence[str], why: str) -> tuple[Note, ...]:
     flags = " and ".join(f"--{name.replace('_', '-')}" for name in names)
     text = f"{flags} change{'' if len(names) > 1 else 's'} nothing here: {why}"
     return (Note("option-without-effect", text),)
+
+
+def _marked(key: str, value: bool) -> list[str]:
+    """Return the names of the options that are declared so."""
+    return [each.name for each in fields(SegmentOptions) if each.metadata.get(key) is value]
 
 
 def _changed(segment: SegmentOptions, names: Sequence[str]) -> list[str]:

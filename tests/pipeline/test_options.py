@@ -1,10 +1,13 @@
 """What a run is asked for."""
 
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from medals_rt.cli._options import run_options
 from medals_rt.common.errors import InputError, PromptError
 from medals_rt.pipeline.options import (
     PromptSource,
@@ -13,7 +16,7 @@ from medals_rt.pipeline.options import (
     idle_in_plans,
     idle_options,
 )
-from medals_rt.planning.policy import load_policy
+from medals_rt.planning.policy import Preset, load_policy
 from medals_rt.prompts.prompt_set import PLAIN_READING, PromptReading
 
 
@@ -107,6 +110,14 @@ def test_where_prompts_come_from(tmp_path: Path) -> None:
             PLAIN_READING
         )
     assert caught.value.code == "kinds-not-combinable"
+
+
+def test_every_option_has_its_places() -> None:
+    """A new one is forgotten in none: in the preset, and on the command line."""
+    replacing = {each.name for each in fields(SegmentOptions) if "of_preset" in each.metadata}
+    assert replacing == {*signature(Preset.changed).parameters} - {"self"}
+    deciding = {*RunOptions().deciding()["segment"]}
+    assert deciding - {*signature(run_options).parameters} == {"mirrored"}  # --mirror
 
 
 def test_options_replace_values_of_the_preset() -> None:
@@ -207,7 +218,7 @@ def test_options_that_a_plan_does_not_depend_on_are_noted() -> None:
         options = RunOptions(threads=threads, segment=SegmentOptions(**given))
         return [note.text.partition(" change")[0] for note in idle_in_plans(options, ("anatomy",))]
 
-    assert named(threshold=0.3, seed=1, overlap=0.2) == ["--threshold and --seed"]
+    assert named(threshold=0.3, seed=1, overlap=0.2) == ["--seed and --threshold"]
     assert named(refinement="none", seed=1, iterations=3) == ["--seed", "--iterations"]
     assert named(lesion_iterations=3, threads=1) == ["--threads", "--lesion-iterations"]
     assert named(overlap=0.2) == []

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from medals_rt.common.errors import InputError
 from medals_rt.pipeline.batch.jobs_file import JobRow, grid_of_row, read_jobs, source_of, stated
-from medals_rt.pipeline.options import PromptSource, SegmentOptions
+from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest
 from tests.errors import raises
 
@@ -171,3 +171,9 @@ def test_prompts_that_a_row_leaves_out_are_the_commands() -> None:
     expected = replace(command, file=Path("in/p.json"), sentences=(), groups=("lungs",))
     assert source_of(row, Path("in"), command) == expected
     assert source_of(JobRow("a", kind="lesion"), Path(), command) == replace(command, kind="lesion")
+
+
+def test_a_row_may_say_all_that_decides_about_its_result() -> None:
+    """But the time budget, which is the batch's: a new option must be thought of here."""
+    deciding = {*RunOptions().deciding()["segment"]}
+    assert deciding - {*JobRow.__struct_fields__} == {"time_budget"}
