@@ -10,6 +10,7 @@ from typing import Any, Final, get_type_hints
 import msgspec
 
 from medals_rt.common.atomic_io import write_json
+from medals_rt.common.choices import Kind
 from medals_rt.common.errors import InputError
 from medals_rt.io.registry import FORMATS
 from medals_rt.pipeline.job_request import Job
@@ -47,12 +48,35 @@ OUTPUT_FORMATS: Final = tuple(
 """One of `OUTPUT_KINDS` for each format."""
 
 
+class _CaseOptions(msgspec.Struct, frozen=True):
+    """Options of a job that are no `SegmentOptions`.
+
+    Attributes
+    ----------
+    kind
+        What the prompts ask for.
+    lesions
+        Sentences of lesions that are found beside what the prompts ask for.
+    free_text
+        As for `PromptReading`; None: as the service was started.
+    probabilities
+        Whether each class's probability map is kept.
+    """
+
+    kind: Kind = "anatomy"
+    lesions: tuple[str, ...] = ()
+    free_text: bool | None = None
+    probabilities: bool = False
+
+
+_CASE_OPTIONS: Final = _CaseOptions.__struct_fields__
+
+
 def option_defaults(options: RunOptions) -> dict[str, Any]:
     """Options that a job may set, with their defaults: the fields that decide about results."""
     defaults: dict[str, Any] = options.deciding()["segment"]
-    free = options.reading.free_text
-    more = {"kind": "anatomy", "lesion": [], "free_text": free, "probabilities": False}
-    return {**defaults, **more}
+    of_case = _CaseOptions(free_text=options.reading.free_text)
+    return {**defaults, **msgspec.to_builtins(of_case)}
 
 
 def segment_options(asked: Mapping[str, Any], base: SegmentOptions) -> SegmentOptions:
@@ -82,6 +106,21 @@ def segment_options(asked: Mapping[str, Any], base: SegmentOptions) -> SegmentOp
     return replace(base, **values)
 
 
+def _case_options(asked: Mapping[str, Any]) -> _CaseOptions:
+    """Read the options that are no `SegmentOptions`.
+
+    Raises
+    ------
+    InputError
+        One can't have that value.
+    """
+    given = {name: asked[name] for name in _CASE_OPTIONS if name in asked}
+    try:
+        return msgspec.convert(given, _CaseOptions)
+    except msgspec.ValidationError as error:
+        raise InputError(f"an option can't be so: {error}", code="option-invalid") from error
+
+
 @dataclass(frozen=True)
 class JobRequest:
     """What a client asks of a job; see `schemas.JobBody`."""
@@ -100,23 +139,9 @@ class JobRequest:
         InputError
             An option is unknown or can't have that value.
         """
-        options = dict(self.options)
-        kind, lesions = options.pop("kind", "anatomy"), options.pop("lesion", ())
-        free = options.pop("free_text", base.reading.free_text)
-        maps = options.pop("probabilities", False)
-        if isinstance(lesions, str):
-            lesions = (lesions,)
-        if not (
-            isinstance(kind, str)
-            and isinstance(lesions, list | tuple)
-            and all(isinstance(each, str) for each in lesions)
-            and isinstance(free, bool)
-            and isinstance(maps, bool)
-        ):
-            raise InputError(
-                "kind is a text, lesion a list of texts, free_text and probabilities true or false",
-                code="option-invalid",
-            )
+        of_case = _case_options(self.options)
+        of_run = {name: value for name, value in self.options.items() if name not in _CASE_OPTIONS}
+        free = base.reading.free_text if of_case.free_text is None else of_case.free_text
         file: Path | None = None
         sentences: tuple[str, ...] = ()
         if isinstance(self.prompts, dict):
@@ -128,14 +153,14 @@ class JobRequest:
         return Job(
             input=image.upload.path,
             output=folder / "labels.npz",
-            source=PromptSource(file, sentences, kind, tuple(lesions)),
+            source=PromptSource(file, sentences, of_case.kind, of_case.lesions),
             spatial_prompts=None if mask is None else mask.upload.path,
-            probabilities=folder / "maps" if maps else None,
+            probabilities=folder / "maps" if of_case.probabilities else None,
             series=image.series,
             select=image.select,
             options=replace(
                 base,
-                segment=segment_options(options, base.segment),
+                segment=segment_options(of_run, base.segment),
                 reading=PromptReading(self.modality or base.reading.modality, free),
             ),
         )

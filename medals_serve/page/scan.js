@@ -86,7 +86,7 @@ export function promptsOf(chips) {
   return {
     prompts: anatomy.length === 0 ? null
       : Object.fromEntries(anatomy.map(({ label, sentence }) => [String(label), sentence])),
-    options: { lesion: lesions.map(({ sentence }) => sentence) },
+    options: { lesions: lesions.map(({ sentence }) => sentence) },
     labels: new Map([
       ...anatomy.map(({ label }) => [label, label]),
       ...lesions.map(({ label }, number) => [label, highest + 1 + number]),

@@ -464,7 +464,7 @@ def test_labels_are_saved_in_the_format_of_their_name(
         ("Liver", {}, "no-modality"),
         (SENTENCE, {"seed": "x"}, "option-invalid"),
         (SENTENCE, {"preset": "nothing"}, "option-invalid"),
-        (SENTENCE, {"lesion": 3}, "option-invalid"),
+        (SENTENCE, {"lesions": 3}, "option-invalid"),
         (SENTENCE, {"max_memory": 3}, "option-unknown"),
         (SENTENCE, {"masks": 3}, "option-unknown"),
         (SENTENCE, {"time_budget": -1.0}, "not-positive"),
