@@ -108,8 +108,8 @@ def _refuse_beside_numbers(
 def _print_plan(result: "CasePlan") -> None:
     columns = {"": "left"} | {_name(cost): "right" for cost in result.stages}
     rows = [
-        ["spacing (H, W, D), mm", *(_triple(cost.spacing_mm_hwd) for cost in result.stages)],
-        ["target spacing, mm", *(_triple(cost.target_spacing_mm_hwd) for cost in result.stages)],
+        ["spacing (H, W, D), mm", *(_triple(cost.spacing_hwd_mm) for cost in result.stages)],
+        ["target spacing, mm", *(_triple(cost.target_spacing_hwd_mm) for cost in result.stages)],
         ["resampled shape", *(_triple(cost.resampled_shape_hwd) for cost in result.stages)],
         ["padded shape", *(_triple(cost.padded_shape_hwd) for cost in result.stages)],
         ["windows", *(_range(c.windows_smallest_region, c.windows) for c in result.stages)],

@@ -52,8 +52,8 @@ class StageCost:
     intensity_window: str | None
     classes: int
     lesions: bool
-    spacing_mm_hwd: Spacing
-    target_spacing_mm_hwd: Spacing
+    spacing_hwd_mm: Spacing
+    target_spacing_hwd_mm: Spacing
     input_shape_hwd: Shape
     resampled_shape_hwd: Shape
     padded_shape_hwd: Shape
@@ -317,8 +317,8 @@ def _cost(outline: CaseOutline, intensity_window: str | None, spec: StageSpec) -
         intensity_window=intensity_window,
         classes=outline.classes,
         lesions=outline.rules.lesion,
-        spacing_mm_hwd=geometry.spacing_hwd_mm,
-        target_spacing_mm_hwd=geometry.target_spacing_hwd_mm,
+        spacing_hwd_mm=geometry.spacing_hwd_mm,
+        target_spacing_hwd_mm=geometry.target_spacing_hwd_mm,
         input_shape_hwd=geometry.input_shape_hwd,
         resampled_shape_hwd=geometry.resampled_shape_hwd,
         padded_shape_hwd=geometry.padded_shape_hwd,
