@@ -44,7 +44,11 @@ REFINEMENTS: Final[tuple[Refinement, ...]] = get_args(Refinement)
 PresetName: TypeAlias = Literal["paper", "release", "native"]
 PRESETS: Final[tuple[PresetName, ...]] = get_args(PresetName)
 
-Stages: TypeAlias = Literal["coarse", "fine", "both"]
+StageNumber: TypeAlias = Literal[1, 2]
+StageName: TypeAlias = Literal["coarse", "fine"]
+STAGE_NAMES: Final[dict[StageNumber, StageName]] = {1: "coarse", 2: "fine"}
+
+Stages: TypeAlias = Literal[StageName, "both"]
 """Which stages are run: one alone, or the fine one inside what the coarse one found."""
 STAGES: Final[tuple[Stages, ...]] = get_args(Stages)
 
@@ -75,9 +79,6 @@ OutputFormat: TypeAlias = Literal[
 
 SAME_FORMAT: Final = "same"
 """In a batch, the format that is that of each case."""
-
-StageNumber: TypeAlias = Literal[1, 2]
-STAGE_NAMES: Final[dict[StageNumber, str]] = {1: "coarse", 2: "fine"}
 
 
 def check_modality(modality: str | None) -> None:

@@ -66,7 +66,7 @@ class CaseRun:
     outline: CaseOutline
     task: StageTask
     budget: Budget | None = None
-    seconds_per_pass: Mapping[int, float] | None = None
+    seconds_per_pass: Mapping[StageNumber, float] | None = None
     kept: Kept | None = None
     on_coarse: Callable[[Array], None] | None = None
     corrections: Sequence[Correction] = ()
@@ -433,7 +433,9 @@ def _prompts_in_words(stage_plan: StagePlan, shown: bool) -> str:
     return f"text and {window_pass.mode} spatial prompts" if shown else "text only"
 
 
-def _seconds_per_pass(networks: Mapping[StageNumber, Network], case: CaseRun) -> dict[int, float]:
+def _seconds_per_pass(
+    networks: Mapping[StageNumber, Network], case: CaseRun
+) -> dict[StageNumber, float]:
     """Return what a pass of each stage takes, as far as known: nothing, or of both stages."""
     known = {**(case.seconds_per_pass or {}), **case.task.measured}
     if not known:

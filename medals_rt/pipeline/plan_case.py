@@ -14,6 +14,7 @@ from medals_rt.common.choices import (
     RUNNER_KINDS,
     Precision,
     RunnerKind,
+    StageNumber,
 )
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
@@ -100,7 +101,7 @@ def plan_numbers(
     options: RunOptions,
     *,
     kind: str = "anatomy",
-    stage: int | None = None,
+    stage: StageNumber | None = None,
 ) -> CasePlan:
     """Plan from what a person types: the same as `plan_files` of a file with these figures.
 
@@ -200,7 +201,7 @@ def _planned(
     bundle: Bundle | None,
     options: RunOptions,
     *,
-    stage: int | None = None,
+    stage: StageNumber | None = None,
     image_bytes: int = 2,
 ) -> CasePlan:
     """Plan on a bundle, or on models of the released size, with what was measured of it here."""

@@ -8,7 +8,7 @@ from typing import Protocol
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import GraphName
 from medals_rt.bundle.recipes import Recipe
-from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS, Precision, RunnerKind
+from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS, Precision, RunnerKind, StageNumber
 from medals_rt.common.environment import library_versions
 from medals_rt.common.errors import InputError
 from medals_rt.inference.network import Network, StageNetwork, arithmetic_of
@@ -38,15 +38,15 @@ class Reference(Protocol):
         """Remarks, such as that it is the weaker check."""
         ...
 
-    def open_graph(self, stage: int, graph: GraphName) -> Runner:
+    def open_graph(self, stage: StageNumber, graph: GraphName) -> Runner:
         """Open what a graph has to compute, with the weights as the bundle stores them."""
         ...
 
-    def open_network(self, stage: int) -> Network:
+    def open_network(self, stage: StageNumber) -> Network:
         """Open a whole stage."""
         ...
 
-    def graph_file(self, stage: int, graph: GraphName, folder: Path) -> Path:
+    def graph_file(self, stage: StageNumber, graph: GraphName, folder: Path) -> Path:
         """Return a graph as an ONNX file, which may be written to `folder`."""
         ...
 
@@ -109,16 +109,16 @@ class OwnGraphs:
         )
         return (note,)
 
-    def open_graph(self, stage: int, graph: GraphName) -> Runner:
+    def open_graph(self, stage: StageNumber, graph: GraphName) -> Runner:
         """Open the bundle's graph; see `Reference`."""
         return open_candidate(self.bundle, stage, graph, itself(), self.threads)
 
-    def graph_file(self, stage: int, graph: GraphName, folder: Path) -> Path:
+    def graph_file(self, stage: StageNumber, graph: GraphName, folder: Path) -> Path:
         """Return the bundle's file; see `Reference`."""
         del folder
         return self.bundle.graph_path(stage, graph)
 
-    def open_network(self, stage: int) -> Network:
+    def open_network(self, stage: StageNumber) -> Network:
         """Open the bundle's stage; see `Reference`."""
         one = itself()
         return StageNetwork.open(
@@ -138,7 +138,11 @@ def itself() -> Candidate:
 
 
 def open_candidate(
-    bundle: Bundle, stage: int, graph: GraphName, candidate: Candidate, threads: int | None = None
+    bundle: Bundle,
+    stage: StageNumber,
+    graph: GraphName,
+    candidate: Candidate,
+    threads: int | None = None,
 ) -> Runner:
     """Open one graph of a bundle as a candidate runs it.
 
