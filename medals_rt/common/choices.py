@@ -28,8 +28,9 @@ QuantizedPrecision: TypeAlias = Literal["int8", "fp8"]
 """Of graphs most of whose convolutions are of 8 bits: only bundles exported so are run so."""
 QUANTIZED_PRECISIONS: Final[tuple[QuantizedPrecision, ...]] = get_args(QuantizedPrecision)
 
-Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+Precision: TypeAlias = Literal[FloatPrecision, QuantizedPrecision]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+"""The finest first."""
 
 Convolution: TypeAlias = Literal["auto", "direct", "winograd"]
 """How large 3x3x3 convolutions are computed on a CPU. ``direct``: by the library. ``winograd``: by
