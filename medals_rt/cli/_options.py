@@ -18,7 +18,7 @@ from medals_rt.cli._output import out
 from medals_rt.common.byte_sizes import parse_size
 from medals_rt.common.choices import (
     STAGE_NAMES,
-    Convolution,
+    ConvolutionChoice,
     Kind,
     Modality,
     Postprocess,
@@ -223,7 +223,7 @@ def run_options(
     ] = "auto",
     threads: Threads = None,
     convolution: Annotated[
-        Convolution,
+        ConvolutionChoice,
         typer.Option(
             help="How OpenVINO's convolutions of large windows are computed. direct: by OpenVINO. "
             "winograd: with fewer multiplications. auto: by what was measured to be faster on such "

@@ -32,10 +32,12 @@ Precision: TypeAlias = Literal[FloatPrecision, QuantizedPrecision]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 """The finest first."""
 
-Convolution: TypeAlias = Literal["auto", "direct", "winograd"]
+Convolution: TypeAlias = Literal["direct", "winograd"]
 """How large 3x3x3 convolutions are computed on a CPU. ``direct``: by the library. ``winograd``: by
 `medals_rt.runners.winograd`, with 8 times fewer multiplications."""
-CONVOLUTIONS: Final[tuple[Convolution, ...]] = get_args(Convolution)
+
+ConvolutionChoice: TypeAlias = Literal["auto", Convolution]
+"""What is asked for. ``auto``: by what was measured to be faster."""
 
 Refinement: TypeAlias = Literal["masked", "unmasked", "none"]
 """``masked``: Algorithm 2. ``unmasked``: each masked pair is one pass that sees the whole prompts.

@@ -10,7 +10,7 @@ from medals_rt.common import gpu
 from medals_rt.common.choices import (
     QUANTIZED_PRECISIONS,
     RUNNER_KINDS,
-    Convolution,
+    ConvolutionChoice,
     Precision,
     RunnerKind,
 )
@@ -138,7 +138,7 @@ def open_joined(
     graph_precision: Precision | None = None,
     threads: int | None = None,
     cache_key: str | None = None,
-    convolution: Convolution = "auto",
+    convolution: ConvolutionChoice = "auto",
 ) -> Runner:
     """Open several graphs that run in a row as one graph.
 
@@ -175,7 +175,7 @@ def open_joined(
 
 
 def check_arithmetic(
-    kind: RunnerKind, graphs: Precision, asked: str | None, convolution: Convolution = "auto"
+    kind: RunnerKind, graphs: Precision, asked: str | None, convolution: ConvolutionChoice = "auto"
 ) -> None:
     """Refuse arithmetic that a library doesn't have for graphs; runs and plans ask this first.
 
