@@ -22,7 +22,6 @@ TENSORRT_LABELS: Final[dict[TensorRTKind, str]] = {
 """How NVIDIA writes them."""
 
 FloatPrecision: TypeAlias = Literal["fp32", "fp16", "bf16"]
-FLOAT_PRECISIONS: Final[tuple[FloatPrecision, ...]] = get_args(FloatPrecision)
 
 QuantizedPrecision: TypeAlias = Literal["int8", "fp8"]
 """Of graphs most of whose convolutions are of 8 bits: only bundles exported so are run so."""
