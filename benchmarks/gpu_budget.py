@@ -19,6 +19,7 @@ from gpu_models import WINDOWS_HWD, organs_of_ct
 from reporting import today, write_report
 
 from medals_export.model.config import ModelConfig
+from medals_rt.common.choices import STAGE_NAMES
 from medals_rt.planning.cost import StageCost, plan_case
 from medals_rt.planning.memory import dry_run_limit
 from medals_rt.planning.model_facts import RELEASED
@@ -152,7 +153,7 @@ def case_steps(stages: tuple[StageCost, ...], classes: int) -> Iterator[tuple[St
     )
     yield alone(Step("intensities", bytes=(2 + 3 * SINGLE) * voxels, launches=4))
     for stage in stages:
-        name = "coarse" if stage.stage == 1 else "fine"
+        name = STAGE_NAMES[stage.stage]
         prompted = stage.stage == 2
         grid = prod(stage.padded_shape_hwd)
         window = prod(stage.window_hwd)

@@ -17,6 +17,7 @@ from medals_export.model import MedalS
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.arrays import namespace
+from medals_rt.common.choices import STAGE_NAMES, StageNumber
 from medals_rt.common.errors import InputError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Array
@@ -157,13 +158,13 @@ def open_eager(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     first, second = (
         _network(bundle, number, path, precision, device)
-        for number, path in ((1, stage1), (2, stage2))
+        for number, path in zip(STAGE_NAMES, (stage1, stage2), strict=True)
     )
     return Segmenter(bundle, {1: first, 2: second})
 
 
 def _network(
-    bundle: Bundle, stage: int, path: AnyPath, precision: str, device: str
+    bundle: Bundle, stage: StageNumber, path: AnyPath, precision: str, device: str
 ) -> EagerNetwork:
     spec = bundle.stage_spec(stage)
     checkpoint = load_checkpoint(Path(path), otherwise=spec)

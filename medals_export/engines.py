@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 from medals_export.engine_builder import EngineOrder, build_engine, open_timing_cache
 from medals_export.engine_inspection import inspect_engine
@@ -29,7 +28,7 @@ from medals_rt.bundle.engines import (
 )
 from medals_rt.bundle.manifest import GRAPH_NAMES, GraphName, GraphRecord, file_sha256
 from medals_rt.bundle.recipes import BuildSettings, Recipe, recipe_for
-from medals_rt.common.choices import Precision, TensorRTKind
+from medals_rt.common.choices import STAGE_NAMES, Precision, StageNumber, TensorRTKind
 from medals_rt.common.errors import BuildError, BundleError, InputError
 from medals_rt.common.gpu import require_gpu
 from medals_rt.runners.tensorrt_library import TensorRTLibrary, open_library
@@ -39,7 +38,7 @@ from medals_rt.runners.tensorrt_library import TensorRTLibrary, open_library
 class _Job:
     """One graph of the bundle, and the key of the engine that it is to have."""
 
-    stage: Literal[1, 2]
+    stage: StageNumber
     graph: GraphName
     path: Path
     key: EngineKey
@@ -50,7 +49,7 @@ class _Job:
 
     @property
     def label(self) -> str:
-        return f"{'coarse' if self.stage == 1 else 'fine'} {self.graph}"
+        return f"{STAGE_NAMES[self.stage]} {self.graph}"
 
 
 def build_engines(
@@ -138,7 +137,7 @@ def build_graph(
     bundle_folder: Path,
     kind: TensorRTKind,
     precision: Precision,
-    stage: Literal[1, 2],
+    stage: StageNumber,
     graph: GraphName,
 ) -> Engine:
     """Build an engine of one ONNX file whose N is fixed, for this machine's GPU.
@@ -245,8 +244,7 @@ def _jobs(
     bundle: Bundle, library: TensorRTLibrary, settings: BuildSettings, targets: tuple[str, ...]
 ) -> list[_Job]:
     jobs = []
-    stages: tuple[Literal[1, 2], ...] = (1, 2)
-    for stage in stages:
+    for stage in STAGE_NAMES:
         for graph in GRAPH_NAMES:
             record = bundle.graph(stage, graph)
             counts = settings.query_counts if graph == "query_decoder" else settings.prompt_counts

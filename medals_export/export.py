@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 import msgspec
 import onnx
@@ -54,6 +53,7 @@ from medals_rt.common.choices import (
     FloatPrecision,
     Precision,
     RunnerKind,
+    StageNumber,
 )
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import ExportError, InputError, MissingFileError
@@ -66,7 +66,6 @@ from medals_rt.tools.verify.cases import cases_in
 AnyPath = str | os.PathLike[str]
 # forward passes of a released network take seconds at 96^3 voxels, and minutes at full size
 MOST_VERIFIED_VOXELS = 96**3
-_STAGES: tuple[tuple[Literal[1, 2], str], ...] = ((1, "coarse"), (2, "fine"))
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ def export_bundle(
             code="text-encoder-missing",
         )
     embeddings = _bank(bank, progress)
-    for (number, _), checkpoint in zip(_STAGES, checkpoints, strict=True):
+    for number, checkpoint in zip(STAGE_NAMES, checkpoints, strict=True):
         if checkpoint.model.config.text_dim != embeddings.dim:
             raise ExportError(
                 f"the bank's embeddings have width {embeddings.dim}, stage {number} "
@@ -212,8 +211,8 @@ def export_bundle(
             quantization,
         )
         stages = [
-            _export_stage(job, number, label, checkpoint)
-            for (number, label), checkpoint in zip(_STAGES, checkpoints, strict=True)
+            _export_stage(job, number, checkpoint)
+            for number, checkpoint in zip(STAGE_NAMES, checkpoints, strict=True)
         ]
         manifest = _manifest(job, name, classes, checkpoints, stages)
         manifest = msgspec.structs.replace(
@@ -352,8 +351,9 @@ def _no_progress(_: str, __: int, ___: int) -> None:
     """Report nothing."""
 
 
-def _export_stage(job: _Job, number: Literal[1, 2], label: str, checkpoint: Checkpoint) -> _Stage:
+def _export_stage(job: _Job, number: StageNumber, checkpoint: Checkpoint) -> _Stage:
     """Write and check the graphs of a stage."""
+    label = STAGE_NAMES[number]
     network = checkpoint.model
     if job.weights == "fp16" and job.arithmetic is FP32:
         network = copy.deepcopy(network)

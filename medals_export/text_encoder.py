@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from medals_export.checkpoint import check_keys, read_checkpoint
 from medals_rt.bundle.manifest import SourceRecord, file_sha256
-from medals_rt.common.choices import MODALITIES
+from medals_rt.common.choices import Modality
 from medals_rt.common.errors import ExportError, MissingFileError
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.prompts.text_encoder import Floats, TextEncoderSettings, batch_tokens
@@ -35,6 +35,8 @@ MAX_TOKENS = 256
 PAD_ID = 0
 START, END = "[CLS]", "[SEP]"
 SENTENCES_PER_PASS = 128
+RELEASED_MODALITIES: Final[tuple[Modality, ...]] = ("CT", "MRI", "US", "PET", "Microscopy")
+"""The rows of the checkpoint's `modality_embed`: its training decides their number and order."""
 # Not the encoder's: a buffer that older transformers stored, and what SAT's pre-training leaves in
 # its checkpoints (the released training code drops the same two).
 _LEFT_OVERS = re.compile(r"position_ids$|atlas_tower|temperature")
@@ -47,7 +49,7 @@ class KnowledgeEncoder(nn.Module):
         super().__init__()
         self.text_tower = nn.ModuleDict({"biolord": biolord})
         self.projection_layer = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
-        self.modality_embed = nn.Embedding(len(MODALITIES), dim)
+        self.modality_embed = nn.Embedding(len(RELEASED_MODALITIES), dim)
 
     def forward(self, token_ids: Tensor, modality: Tensor) -> Tensor:
         """`(B, L)` and `(B,)`, both int64, to `(B, dim)` float32; `L` tokens, filled with 0."""
@@ -94,7 +96,7 @@ class TextCheckpoint:
         sentences
             N sentences; ones of like length are run together, since filling costs time.
         modality
-            One of `medals_rt.prompts.classes.MODALITIES`.
+            One of the settings' modalities.
         advance
             Called after each pass with how many sentences it held.
 
@@ -160,7 +162,7 @@ def load_text_encoder(text_encoder: Path, biolord: Path) -> TextCheckpoint:
         end_id=_mark_id(tokenizer, END, biolord),
         pad_id=PAD_ID,
         dim=dim,
-        modalities=MODALITIES,
+        modalities=RELEASED_MODALITIES,
     )
     _check_vocabulary(tokenizer, model, biolord)
     return TextCheckpoint(

@@ -29,6 +29,7 @@ from medals_rt.bundle.manifest import (
     SourceRecord,
     TensorRecord,
 )
+from medals_rt.common.choices import StageNumber
 from medals_rt.common.errors import InputError, RunnerError
 from medals_rt.common.typing import Array
 from medals_rt.inference.graph_chains import SingleGraphs
@@ -76,7 +77,7 @@ class TorchReference:
             torch.set_num_threads(threads)
         self._bundle = bundle
         sources = bundle.manifest.sources
-        self._checkpoints = {
+        self._checkpoints: dict[StageNumber, Checkpoint] = {
             1: _load(bundle, 1, stage1),
             2: _load(bundle, 2, stage2),
         }
@@ -86,17 +87,17 @@ class TorchReference:
             *_other_file("fine", self._checkpoints[2].source, sources.fine),
         )
 
-    def open_graph(self, stage: int, graph: GraphName) -> "TorchRunner":
+    def open_graph(self, stage: StageNumber, graph: GraphName) -> "TorchRunner":
         """Open what a graph has to compute, with the weights as the bundle stores them."""
         return TorchRunner(self._bundle, stage, graph, self._stored[stage])
 
-    def open_network(self, stage: int) -> Network:
+    def open_network(self, stage: StageNumber) -> Network:
         """Open a whole stage, with the checkpoint's own weights."""
         network = self._checkpoints[stage].model
         graphs = SingleGraphs(lambda name: TorchRunner(self._bundle, stage, name, network))
         return StageNetwork(self._bundle.stage_spec(stage), graphs, "the reference")
 
-    def graph_file(self, stage: int, graph: GraphName, folder: Path) -> Path:
+    def graph_file(self, stage: StageNumber, graph: GraphName, folder: Path) -> Path:
         """Export a graph of the checkpoint again, in the bundle's arithmetic; return the file."""
         network = self._checkpoints[stage].model
         arithmetic = ARITHMETICS[self._bundle.precision]
@@ -109,7 +110,7 @@ class TorchReference:
         return path
 
     @cached_property
-    def _stored(self) -> dict[int, MedalS]:
+    def _stored(self) -> dict[StageNumber, MedalS]:
         """The networks with weights as the bundle stores them."""
         networks = {stage: each.model for stage, each in self._checkpoints.items()}
         manifest = self._bundle.manifest
@@ -129,7 +130,9 @@ class TorchRunner(Runner):
     precision: Any = "fp32"
     notes: tuple[str, ...] = ()
 
-    def __init__(self, bundle: Bundle, stage: int, graph: GraphName, network: MedalS) -> None:
+    def __init__(
+        self, bundle: Bundle, stage: StageNumber, graph: GraphName, network: MedalS
+    ) -> None:
         record = bundle.graph(stage, graph)
         self.name = f"{graph} of stage {stage}"
         self.version = str(torch.__version__)
@@ -197,7 +200,7 @@ def _in_fp32(records: tuple[TensorRecord, ...]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(each.name, each.shape, "float32") for each in records)
 
 
-def _load(bundle: Bundle, stage: int, given: Checkpoint | AnyPath) -> Checkpoint:
+def _load(bundle: Bundle, stage: StageNumber, given: Checkpoint | AnyPath) -> Checkpoint:
     """Load a checkpoint as one of the bundle's stage; what its name leaves open is the stage's."""
     spec = bundle.stage_spec(stage)
     if isinstance(given, Checkpoint):

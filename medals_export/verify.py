@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from medals_export.model.refiner import spread_prompts
 from medals_export.torch_reference import graph_function
 from medals_rt.bundle.manifest import FOLDED_REFINERS, GraphName, UnverifiedRecord, VerifiedRecord
 from medals_rt.common.arrays import to_host
-from medals_rt.common.choices import Precision, RunnerKind
+from medals_rt.common.choices import Precision, RunnerKind, StageNumber
 from medals_rt.common.errors import ExportError
 from medals_rt.runners.base import Runner
 from medals_rt.runners.selection import open_runner
@@ -144,7 +143,7 @@ def verify_graph(
     path: Path,
     plan: GraphPlan,
     reference: GraphReference,
-    stage: Literal[1, 2],
+    stage: StageNumber,
     kinds: Sequence[RunnerKind],
 ) -> tuple[VerifiedRecord, ...]:
     """Compare an ONNX file with PyTorch in fp32, in each inference library given.

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.common.choices import KINDS
 from medals_rt.common.errors import InputError, PromptError
 from medals_rt.io.palette import class_color, hex_color
 from medals_rt.prompts.classes import ClassKey, by_bank_key, groups, nearest_names
@@ -33,7 +32,7 @@ class Catalog:
                 [
                     key.bank_key
                     for key in self._keys.values()
-                    if key.kind == KINDS[0] and key.name in group.classes
+                    if key.kind == "anatomy" and key.name in group.classes
                 ],
             )
             for group in groups()

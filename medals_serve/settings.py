@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from medals_rt.common.limits import MAX_VOXELS
+
 GIB: Final = 2**30
 RETRY_S: Final = 10
 """After which a client that was refused for want of room may try again."""
@@ -87,7 +89,7 @@ class ServeSettings:
     max_session_bytes: int = 8 * GIB
     max_disk_bytes: int = 64 * GIB
     min_free_bytes: int = GIB // 2
-    max_voxels: int = 2**29
+    max_voxels: int = MAX_VOXELS
     cases_bytes: int = 4 * GIB
     cache_bytes: int | None = None
     idle_s: float = 3600.0

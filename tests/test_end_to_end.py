@@ -15,6 +15,7 @@ import pytest
 
 import medals_rt
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.choices import STAGE_NAMES, StageNumber
 from medals_rt.inference.refinement import BlockMask, MaskRequest, block_grid, mask_from_order
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.options import SegmentOptions
@@ -105,10 +106,10 @@ def test_masked_pairs_are_those_of_the_release(case: GoldenCase) -> None:
     assert case.masks.totals == case.golden["masks"].reshape(-1, 2)[:, 1].tolist()
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_stages_agree(case: GoldenCase, stage: int) -> None:
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+def test_stages_agree(case: GoldenCase, stage: StageNumber) -> None:
     theirs = case.golden[f"stage{stage}_labels"]
-    name = {1: "coarse", 2: "fine"}[stage]
+    name = STAGE_NAMES[stage]
     record = next(each for each in case.result.report.stages if each.name == name)
     inside = tuple(slice(low, high) for low, high in zip(*record.box_dhw, strict=True))
     ours = case.result.stage_labels_dhw[name][inside]

@@ -26,7 +26,7 @@ from medals_rt.bundle.manifest import (
     path_inside,
 )
 from medals_rt.bundle.stage_spec import StageSpec
-from medals_rt.common.choices import Precision
+from medals_rt.common.choices import STAGE_NAMES, Precision, StageNumber
 from medals_rt.common.errors import BundleError, MissingFileError
 from medals_rt.common.progress import Progress
 
@@ -110,22 +110,22 @@ class Bundle:
         """SHA-256 (hex) of all that decides the results; see `manifest_hash`."""
         return manifest_hash(self.manifest)
 
-    def stage_record(self, stage: int) -> StageRecord:
+    def stage_record(self, stage: StageNumber) -> StageRecord:
         """Return the manifest's record of stage 1 (coarse) or 2 (fine)."""
-        if stage not in (1, 2):
+        if stage not in STAGE_NAMES:
             raise BundleError(f"a bundle has stages 1 and 2, not {stage}", code="stage-unknown")
         return self.manifest.stages.coarse if stage == 1 else self.manifest.stages.fine
 
-    def stage_spec(self, stage: int) -> StageSpec:
+    def stage_spec(self, stage: StageNumber) -> StageSpec:
         """Return window and target spacing of stage 1 (coarse) or 2 (fine)."""
         record = self.stage_record(stage)
         return StageSpec(stage, record.window_hwd, record.spacing_hwd_mm)
 
-    def graph(self, stage: int, name: GraphName) -> GraphRecord:
+    def graph(self, stage: StageNumber, name: GraphName) -> GraphRecord:
         """Return a graph's record: file, hash, inputs and outputs."""
         return self.stage_record(stage).graphs[name]
 
-    def graph_path(self, stage: int, name: GraphName) -> Path:
+    def graph_path(self, stage: StageNumber, name: GraphName) -> Path:
         """Return the path of a graph's ONNX file."""
         return path_inside(self.folder, self.graph(stage, name).file)
 

@@ -17,7 +17,13 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import GRAPH_NAMES, GraphName, Sha256
 from medals_rt.bundle.recipes import PromptCounts
 from medals_rt.common.atomic_io import write_json
-from medals_rt.common.choices import TENSORRT_LABELS, Precision, TensorRTKind
+from medals_rt.common.choices import (
+    STAGE_NAMES,
+    TENSORRT_LABELS,
+    Precision,
+    StageNumber,
+    TensorRTKind,
+)
 from medals_rt.common.errors import BundleError
 
 ENGINE_FOLDER = "engines"
@@ -74,7 +80,7 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     record_version: Literal[1]
-    stage: Literal[1, 2]
+    stage: StageNumber
     graph: GraphName
     key: EngineKey
     sha256: Sha256
@@ -220,10 +226,11 @@ class Wanted:
     precision: Precision | None = None
 
 
-def engine_name(stage: int, graph: str, key: EngineKey) -> str:
+def engine_name(stage: StageNumber, graph: str, key: EngineKey) -> str:
     """Name an engine's files: readable, and one name a key."""
-    stage_name = "coarse" if stage == 1 else "fine"
-    return f"{stage_name}.{graph}.{key.library}.{'-'.join(key.architectures)}.{key.digest()}"
+    return (
+        f"{STAGE_NAMES[stage]}.{graph}.{key.library}.{'-'.join(key.architectures)}.{key.digest()}"
+    )
 
 
 def list_engines(folder: Path) -> tuple[Engine, ...]:
@@ -281,7 +288,7 @@ def require_engines(bundle: Bundle, library: TensorRTKind, version: str, archite
     BundleError
         For the first that has none; see `find_engine`.
     """
-    for stage in (1, 2):
+    for stage in STAGE_NAMES:
         for graph in GRAPH_NAMES:
             sha256 = bundle.graph(stage, graph).sha256
             wanted = Wanted(sha256, library, version, architecture)

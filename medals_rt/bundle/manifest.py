@@ -11,7 +11,7 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
-from medals_rt.common.choices import FloatPrecision, Precision
+from medals_rt.common.choices import FloatPrecision, Precision, StageName, StageNumber
 from medals_rt.common.errors import BundleError
 from medals_rt.common.limits import MAX_PROMPTS
 
@@ -180,7 +180,7 @@ class VerifiedRecord(msgspec.Struct, frozen=True):
     checkpoint's own weights.
     """
 
-    stage: Literal[1, 2]
+    stage: StageNumber
     graph: GraphName
     runner: str
     runner_version: str
@@ -263,7 +263,7 @@ class ParityRecord(msgspec.Struct, frozen=True, omit_defaults=True):
         Of the libraries that decide results.
     """
 
-    part: Literal["coarse", "fine", "cases"]
+    part: Literal[StageName, "cases"]
     runner: str
     precision: str
     passed: bool

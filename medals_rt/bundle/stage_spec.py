@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from medals_rt.common.choices import STAGE_NAMES, StageName, StageNumber
 from medals_rt.common.typing import Shape, Spacing
 
 
@@ -19,9 +20,14 @@ class StageSpec:
         The spacing it was trained at: the target of resampling.
     """
 
-    number: int
+    number: StageNumber
     window_hwd: Shape
     spacing_hwd_mm: Spacing
+
+    @property
+    def name(self) -> StageName:
+        """Coarse or fine."""
+        return STAGE_NAMES[self.number]
 
     @property
     def is_fine(self) -> bool:

@@ -17,7 +17,8 @@ from medals_rt.cli._configuration import configuration_file
 from medals_rt.cli._output import out
 from medals_rt.common.byte_sizes import parse_size
 from medals_rt.common.choices import (
-    Convolution,
+    STAGE_NAMES,
+    ConvolutionChoice,
     Kind,
     Modality,
     Postprocess,
@@ -25,6 +26,7 @@ from medals_rt.common.choices import (
     PresetName,
     Refinement,
     RunnerKind,
+    StageNumber,
     Stages,
     StartFrom,
 )
@@ -221,7 +223,7 @@ def run_options(
     ] = "auto",
     threads: Threads = None,
     convolution: Annotated[
-        Convolution,
+        ConvolutionChoice,
         typer.Option(
             help="How OpenVINO's convolutions of large windows are computed. direct: by OpenVINO. "
             "winograd: with fewer multiplications. auto: by what was measured to be faster on such "
@@ -439,6 +441,11 @@ def with_common_flags(command: Command) -> Command:
 
     _set_parameters(run, [*inspect.signature(command).parameters.values(), *flags.values()])
     return run
+
+
+def stage_asked(number: int | None) -> StageNumber | None:
+    """Return the stage of an option whose limits are those of `STAGE_NAMES`."""
+    return next((each for each in STAGE_NAMES if each == number), None)
 
 
 def takes(**makers: Callable[..., Any]) -> Callable[[Command], Command]:

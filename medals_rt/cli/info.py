@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 from medals_rt.cli._options import AsJson, Bundle
 from medals_rt.cli._output import out
+from medals_rt.common.choices import STAGE_NAMES
 
 if TYPE_CHECKING:
     from medals_rt.bundle.bundle import Bundle as OpenedBundle
@@ -51,7 +52,7 @@ def _print_bundle(opened: "OpenedBundle") -> None:
     if manifest.quantization is not None:
         _print_quantization(manifest.quantization)
     rows = []
-    for number, name in ((1, "coarse"), (2, "fine")):
+    for number, name in STAGE_NAMES.items():
         spec = opened.stage_spec(number)
         size = sum(graph.bytes for graph in opened.stage_record(number).graphs.values())
         window = " x ".join(map(str, spec.window_hwd))

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from medals_rt.cli._options import AsJson, Select, Series, prompt_source, run_options, takes
+from medals_rt.cli._options import (
+    AsJson,
+    Select,
+    Series,
+    prompt_source,
+    run_options,
+    stage_asked,
+    takes,
+)
 from medals_rt.cli._output import out
 from medals_rt.common.choices import STAGE_NAMES
 from medals_rt.common.errors import InputError
@@ -19,7 +27,6 @@ EXAMPLES: Final = (
     'medals-rt plan --input scan.nii.gz --prompt "Liver in CT"',
     'medals-rt plan --shape 400,512,512 --spacing 0.8,0.8,1.5 --classes "CT/Liver;CT/Spleen"',
 )
-_STAGES: Final[dict[int, str]] = dict(STAGE_NAMES.items())
 
 
 @takes(source=prompt_source, options=run_options)
@@ -69,7 +76,9 @@ def plan_command(
         result = plan_files(input_file, source, options, series, tuple(select or ()))
     elif shape and spacing and classes:
         _refuse_beside_numbers(source, series, select)
-        result = plan_numbers(shape, spacing, classes, options, kind=source.kind, stage=stage)
+        result = plan_numbers(
+            shape, spacing, classes, options, kind=source.kind, stage=stage_asked(stage)
+        )
     else:
         raise InputError(
             "give --input CASE, or all of --shape, --spacing and --classes", code="case-missing"
@@ -108,8 +117,8 @@ def _refuse_beside_numbers(
 def _print_plan(result: "CasePlan") -> None:
     columns = {"": "left"} | {_name(cost): "right" for cost in result.stages}
     rows = [
-        ["spacing (H, W, D), mm", *(_triple(cost.spacing_mm_hwd) for cost in result.stages)],
-        ["target spacing, mm", *(_triple(cost.target_spacing_mm_hwd) for cost in result.stages)],
+        ["spacing (H, W, D), mm", *(_triple(cost.spacing_hwd_mm) for cost in result.stages)],
+        ["target spacing, mm", *(_triple(cost.target_spacing_hwd_mm) for cost in result.stages)],
         ["resampled shape", *(_triple(cost.resampled_shape_hwd) for cost in result.stages)],
         ["padded shape", *(_triple(cost.padded_shape_hwd) for cost in result.stages)],
         ["windows", *(_range(c.windows_smallest_region, c.windows) for c in result.stages)],
@@ -123,7 +132,7 @@ def _print_plan(result: "CasePlan") -> None:
     what = result.classes[0] if count == 1 else f"{count} classes"
     title = f"{what}, preset {result.preset}"
     if len({cost.stage for cost in result.stages}) == 1:
-        title += f", {_STAGES[result.stages[0].stage]} stage alone"
+        title += f", {STAGE_NAMES[result.stages[0].stage]} stage alone"
     out.table(title, columns, rows)
     if result.expected_seconds is None:
         out.line("network time: known after the bundle's first run on this machine")
@@ -158,7 +167,7 @@ def _print_budget(budget: "BudgetPlan") -> None:
 
 def _name(stage: "StageCost | StageChoice") -> str:
     """Name a stage, with the intensity window that its classes want where there are several."""
-    name = _STAGES[stage.stage]
+    name = STAGE_NAMES[stage.stage]
     return name if stage.intensity_window is None else f"{stage.intensity_window}: {name}"
 
 

@@ -8,7 +8,7 @@ import typer
 
 from medals_rt.cli._completion import complete_precision, complete_recipe, complete_runner
 from medals_rt.cli._errors import EXIT_DONE, EXIT_FAILURE
-from medals_rt.cli._options import Bundle, PromptsFile, Threads
+from medals_rt.cli._options import Bundle, PromptsFile, Threads, stage_asked
 from medals_rt.cli._output import out
 from medals_rt.common.choices import STAGE_NAMES
 from medals_rt.common.errors import InputError
@@ -131,12 +131,13 @@ def verify_command(
     if record:
         check_recordable(opened)
     reference = _reference(opened, against, threads)
+    asked = stage_asked(stage)
     with out.progress() as progress:
         outcome = verify_bundle(
             opened,
             reference,
             candidates,
-            stages=() if cases_only else (1, 2) if stage is None else (stage,),
+            stages=() if cases_only else tuple(STAGE_NAMES) if asked is None else (asked,),
             cases=cases,
             recipe=chosen,
             threads=threads,

@@ -22,19 +22,21 @@ TENSORRT_LABELS: Final[dict[TensorRTKind, str]] = {
 """How NVIDIA writes them."""
 
 FloatPrecision: TypeAlias = Literal["fp32", "fp16", "bf16"]
-FLOAT_PRECISIONS: Final[tuple[FloatPrecision, ...]] = get_args(FloatPrecision)
 
 QuantizedPrecision: TypeAlias = Literal["int8", "fp8"]
 """Of graphs most of whose convolutions are of 8 bits: only bundles exported so are run so."""
 QUANTIZED_PRECISIONS: Final[tuple[QuantizedPrecision, ...]] = get_args(QuantizedPrecision)
 
-Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+Precision: TypeAlias = Literal[FloatPrecision, QuantizedPrecision]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+"""The finest first."""
 
-Convolution: TypeAlias = Literal["auto", "direct", "winograd"]
+Convolution: TypeAlias = Literal["direct", "winograd"]
 """How large 3x3x3 convolutions are computed on a CPU. ``direct``: by the library. ``winograd``: by
 `medals_rt.runners.winograd`, with 8 times fewer multiplications."""
-CONVOLUTIONS: Final[tuple[Convolution, ...]] = get_args(Convolution)
+
+ConvolutionChoice: TypeAlias = Literal["auto", Convolution]
+"""What is asked for. ``auto``: by what was measured to be faster."""
 
 Refinement: TypeAlias = Literal["masked", "unmasked", "none"]
 """``masked``: Algorithm 2. ``unmasked``: each masked pair is one pass that sees the whole prompts.
@@ -44,7 +46,11 @@ REFINEMENTS: Final[tuple[Refinement, ...]] = get_args(Refinement)
 PresetName: TypeAlias = Literal["paper", "release", "native"]
 PRESETS: Final[tuple[PresetName, ...]] = get_args(PresetName)
 
-Stages: TypeAlias = Literal["coarse", "fine", "both"]
+StageNumber: TypeAlias = Literal[1, 2]
+StageName: TypeAlias = Literal["coarse", "fine"]
+STAGE_NAMES: Final[dict[StageNumber, StageName]] = {1: "coarse", 2: "fine"}
+
+Stages: TypeAlias = Literal[StageName, "both"]
 """Which stages are run: one alone, or the fine one inside what the coarse one found."""
 STAGES: Final[tuple[Stages, ...]] = get_args(Stages)
 
@@ -75,9 +81,6 @@ OutputFormat: TypeAlias = Literal[
 
 SAME_FORMAT: Final = "same"
 """In a batch, the format that is that of each case."""
-
-StageNumber: TypeAlias = Literal[1, 2]
-STAGE_NAMES: Final[dict[StageNumber, str]] = {1: "coarse", 2: "fine"}
 
 
 def check_modality(modality: str | None) -> None:

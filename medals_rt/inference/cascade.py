@@ -66,7 +66,7 @@ class CaseRun:
     outline: CaseOutline
     task: StageTask
     budget: Budget | None = None
-    seconds_per_pass: Mapping[int, float] | None = None
+    seconds_per_pass: Mapping[StageNumber, float] | None = None
     kept: Kept | None = None
     on_coarse: Callable[[Array], None] | None = None
     corrections: Sequence[Correction] = ()
@@ -76,7 +76,7 @@ class CaseRun:
 class StageSummary:
     """What one stage did. Axes are (H, W, D), but for the box, which is (D, H, W) of the case.
 
-    `spacing_mm_hwd` is the image's spacing as dynamic resampling read it. `passes` counts the
+    `spacing_hwd_mm` is the image's spacing as dynamic resampling read it. `passes` counts the
     network's encoder passes; `iterations` the masked refinements of a window; `windows_kept` the
     windows that needed no pass, because what they need was kept of an earlier run;
     `windows_corrected` those that were shown what a person changed of a result. For memory,
@@ -88,8 +88,8 @@ class StageSummary:
 
     name: str
     box_dhw: Box
-    spacing_mm_hwd: Spacing
-    target_spacing_mm_hwd: Spacing
+    spacing_hwd_mm: Spacing
+    target_spacing_hwd_mm: Spacing
     resampled_shape_hwd: Shape
     padded_shape_hwd: Shape
     window_hwd: Shape
@@ -405,8 +405,8 @@ def _summary(stage: StageInput, result: StageResult) -> StageSummary:
     return StageSummary(
         name=stage.name,
         box_dhw=stage.box_dhw,
-        spacing_mm_hwd=geometry.spacing_hwd_mm,
-        target_spacing_mm_hwd=geometry.target_spacing_hwd_mm,
+        spacing_hwd_mm=geometry.spacing_hwd_mm,
+        target_spacing_hwd_mm=geometry.target_spacing_hwd_mm,
         resampled_shape_hwd=geometry.resampled_shape_hwd,
         padded_shape_hwd=geometry.padded_shape_hwd,
         window_hwd=geometry.spec.window_hwd,
@@ -433,7 +433,9 @@ def _prompts_in_words(stage_plan: StagePlan, shown: bool) -> str:
     return f"text and {window_pass.mode} spatial prompts" if shown else "text only"
 
 
-def _seconds_per_pass(networks: Mapping[StageNumber, Network], case: CaseRun) -> dict[int, float]:
+def _seconds_per_pass(
+    networks: Mapping[StageNumber, Network], case: CaseRun
+) -> dict[StageNumber, float]:
     """Return what a pass of each stage takes, as far as known: nothing, or of both stages."""
     known = {**(case.seconds_per_pass or {}), **case.task.measured}
     if not known:

@@ -282,7 +282,7 @@ class StageCorrection:
         drawn = to_hwd(as_namespace(drawn_dhw, namespace(like), like))
         resampled = resample_labels(drawn, geometry.resampled_shape_hwd, geometry.separate_axis)
         d, h, w = np.subtract(correction.start_dhw, box_dhw[0]).tolist()
-        changed = np.transpose(correction.changed_dhw, (1, 2, 0))
+        changed = np.asarray(to_hwd(correction.changed_dhw))
         indices = []
         for axis, start in enumerate((h, w, d)):
             scale = geometry.resampled_shape_hwd[axis] / geometry.input_shape_hwd[axis]

@@ -119,11 +119,6 @@ class FeatureCache:
             self._counts = replace(self._counts, hits=self._counts.hits + 1)
             return entry.value
 
-    def holds(self, key: Key) -> bool:
-        """Whether something is kept under a key; this is no use of it."""
-        with self._lock:
-            return key in self._entries
-
     def has_room(self, size: int, run: int) -> bool:
         """Whether so many bytes could be kept for a run."""
         with self._lock:
@@ -217,11 +212,6 @@ class Kept:
     def at(self, *more: Hashable) -> Kept:
         """Return the place of what also depends on this."""
         return replace(self, key=(*self.key, *more))
-
-    @property
-    def is_filled(self) -> bool:
-        """Whether something is kept here; this is no use of it."""
-        return self.image.cache.holds(self.key)
 
     def get(self) -> Any | None:
         """Return what is kept here, or None."""

@@ -23,7 +23,7 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import FOLDED_REFINERS, GraphName
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.arrays import namespace
-from medals_rt.common.choices import Convolution, Precision
+from medals_rt.common.choices import Convolution, ConvolutionChoice, Precision, StageNumber
 from medals_rt.common.errors import BundleError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Array
@@ -242,12 +242,12 @@ class StageNetwork:
     def open(
         cls,
         bundle: Bundle,
-        stage: int,
+        stage: StageNumber,
         *,
         runner: str | RunnerChoice = "auto",
         precision: str | None = None,
         threads: int | None = None,
-        convolution: Convolution = "auto",
+        convolution: ConvolutionChoice = "auto",
     ) -> Self:
         """Open the graphs of stage 1 (coarse) or 2 (fine).
 

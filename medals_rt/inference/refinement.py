@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.common.arrays import as_namespace, namespace
+from medals_rt.common.choices import StageNumber
 from medals_rt.common.typing import Array, Namespace, Shape
 from medals_rt.inference.spatial_prompts import Blocks, SpatialPrompts, channel_prompts
 from medals_rt.planning.policy import MaskedPass
@@ -60,7 +61,7 @@ class MaskRequest:
         Block edges in voxels, one of which is to be drawn.
     """
 
-    stage: int
+    stage: StageNumber
     window_index: int
     iteration: int
     repetition: int

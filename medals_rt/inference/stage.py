@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from medals_rt.common.arrays import contiguous, namespace, owned, settle
-from medals_rt.common.choices import STAGE_NAMES
+from medals_rt.common.choices import StageName, StageNumber
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array, Box
@@ -62,7 +62,7 @@ class StageTask:
     keep_maps: bool = False
     watch: Stopwatch = field(default_factory=Stopwatch)
     progress: Progress | None = None
-    measured: dict[int, float] = field(default_factory=dict)
+    measured: dict[StageNumber, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ class StageInput:
     on_labels: Callable[[Array], None] | None = None
 
     @property
-    def name(self) -> str:
+    def name(self) -> StageName:
         """The stage's name."""
-        return STAGE_NAMES[2 if self.plan.geometry.spec.is_fine else 1]
+        return self.plan.geometry.spec.name
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 
 from medals_rt.common.arrays import label_counts
-from medals_rt.common.choices import KINDS
 from medals_rt.common.errors import CaseError
 from medals_rt.common.typing import HostArray
 from medals_rt.io.palette import Rgb, label_color
@@ -170,6 +169,6 @@ def _class_segment(label: int, sentence: str, key: ClassKey) -> Segment:
 
 
 def _plain_segment(label: int, name: str, sentence: str) -> Segment:
-    category = code_table().code(code_table().categories[KINDS[0]])
+    category = code_table().code(code_table().categories["anatomy"])
     kind = Code(f"label-{label}", PRIVATE_SCHEME, name)
     return Segment(label, name, sentence, label_color(label, name), category, kind)

@@ -72,7 +72,7 @@ class OpenedModel:
     bundle: Bundle
     networks: Mapping[StageNumber, Network]
     embedder: PromptEmbedder
-    measured: dict[int, float] = field(default_factory=dict)
+    measured: dict[StageNumber, float] = field(default_factory=dict)
 
     @property
     def infos(self) -> list[NetworkInfo]:

@@ -15,7 +15,7 @@ from medals_rt.common.choices import (
     REFINEMENTS,
     STAGES,
     STARTS,
-    Convolution,
+    ConvolutionChoice,
     Postprocess,
     PresetName,
     Refinement,
@@ -376,7 +376,7 @@ class RunOptions:
     runner: str = "auto"
     precision: str | None = None
     threads: int | None = field(default=None, metadata=_CHANGES_NO_RESULT)
-    convolution: Convolution = "auto"
+    convolution: ConvolutionChoice = "auto"
     segment: SegmentOptions = field(default_factory=SegmentOptions)
     reading: PromptReading = PLAIN_READING
     max_voxels: int = field(default=MAX_VOXELS, metadata=_CHANGES_NO_RESULT)

@@ -9,11 +9,11 @@ from typing import TypeVar
 
 from medals_rt.bundle.bundle import BUNDLE_VARIABLE, Bundle, resolve_bundle
 from medals_rt.common.choices import (
-    CPU_RUNNERS,
     QUANTIZED_PRECISIONS,
     RUNNER_KINDS,
     Precision,
     RunnerKind,
+    StageNumber,
 )
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
@@ -43,6 +43,7 @@ from medals_rt.prompts.classes import ClassKey, by_exact_name, classes_of
 from medals_rt.prompts.embedding import PromptEmbedder
 from medals_rt.runners.base import check_precision
 from medals_rt.runners.openvino import expected_convolution
+from medals_rt.runners.registry import runner_spec
 from medals_rt.runners.selection import check_arithmetic, choose, installed, precisions
 
 _Number = TypeVar("_Number", int, float)
@@ -100,7 +101,7 @@ def plan_numbers(
     options: RunOptions,
     *,
     kind: str = "anatomy",
-    stage: int | None = None,
+    stage: StageNumber | None = None,
 ) -> CasePlan:
     """Plan from what a person types: the same as `plan_files` of a file with these figures.
 
@@ -200,7 +201,7 @@ def _planned(
     bundle: Bundle | None,
     options: RunOptions,
     *,
-    stage: int | None = None,
+    stage: StageNumber | None = None,
     image_bytes: int = 2,
 ) -> CasePlan:
     """Plan on a bundle, or on models of the released size, with what was measured of it here."""
@@ -248,7 +249,7 @@ def _released_model(options: RunOptions) -> ModelFacts:
     asked = check_precision(options.precision)
     graphs = asked if asked is not None and asked in QUANTIZED_PRECISIONS else "fp32"
     check_arithmetic(kind, graphs, asked, options.convolution)
-    if kind != RELEASED.runner and kind in CPU_RUNNERS and installed(kind):
+    if kind != RELEASED.runner and runner_spec(kind).device == "cpu" and installed(kind):
         _offered(kind, asked, precisions(kind, graphs))
     return replace(
         RELEASED,

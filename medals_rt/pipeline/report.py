@@ -29,7 +29,7 @@ from medals_rt.prompts.prompt_set import PromptSet
 CHALLENGE_SECONDS_PER_CLASS = 60.0
 """The challenge's limit: a case that takes longer scores zero (system rule 10)."""
 
-REPORT_FORMAT = 3
+REPORT_FORMAT = 4
 
 NOTICE = "notice"
 """Code of the note that repeats the bundle's notice."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
-from medals_rt.common.choices import RUNNER_KINDS, STAGE_NAMES, Convolution, StageNumber
+from medals_rt.common.choices import RUNNER_KINDS, STAGE_NAMES, ConvolutionChoice, StageNumber
 from medals_rt.common.errors import InputError
 from medals_rt.common.gpu_faults import raises_device_lost
 from medals_rt.common.notes import Note, warning
@@ -107,7 +107,7 @@ class Segmenter:
         runner: str = "auto",
         precision: str | None = None,
         threads: int | None = None,
-        convolution: Convolution = "auto",
+        convolution: ConvolutionChoice = "auto",
     ) -> Self:
         """Open a bundle's models.
 
@@ -401,7 +401,7 @@ def load(
     runner: str = "auto",
     precision: str | None = None,
     threads: int | None = None,
-    convolution: Convolution = "auto",
+    convolution: ConvolutionChoice = "auto",
 ) -> Segmenter:
     """Open a bundle; see `Segmenter.open`."""
     return Segmenter.open(

@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 from medals_rt.bundle.stage_spec import StageSpec
+from medals_rt.common.choices import StageNumber
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.typing import Shape, Spacing
@@ -48,12 +49,12 @@ class StageCost:
     further ones of lesions; without `lesions` none are run.
     """
 
-    stage: int
+    stage: StageNumber
     intensity_window: str | None
     classes: int
     lesions: bool
-    spacing_mm_hwd: Spacing
-    target_spacing_mm_hwd: Spacing
+    spacing_hwd_mm: Spacing
+    target_spacing_hwd_mm: Spacing
     input_shape_hwd: Shape
     resampled_shape_hwd: Shape
     padded_shape_hwd: Shape
@@ -93,7 +94,7 @@ class StageChoice:
         What it would take; of a stage that is not run, the least that it could.
     """
 
-    stage: int
+    stage: StageNumber
     intensity_window: str | None
     runs: bool
     fits: bool
@@ -149,7 +150,7 @@ class CasePlan:
 
 
 def plan_case(
-    setup: CaseSetup, groups: Mapping[str, Sequence[ClassKey]], *, stage: int | None = None
+    setup: CaseSetup, groups: Mapping[str, Sequence[ClassKey]], *, stage: StageNumber | None = None
 ) -> CasePlan:
     """Plan a case of which only shape, spacing and classes are known.
 
@@ -265,7 +266,7 @@ def _budget(seconds_per_class: float, costs: Sequence[StageCost], spent: float) 
 def _choices(
     seconds_per_class: float,
     groups: Mapping[str | None, Sequence[StageCost]],
-    of_pass: Mapping[int, float],
+    of_pass: Mapping[StageNumber, float],
     *,
     smallest_region: bool,
 ) -> tuple[StageChoice, ...]:
@@ -317,8 +318,8 @@ def _cost(outline: CaseOutline, intensity_window: str | None, spec: StageSpec) -
         intensity_window=intensity_window,
         classes=outline.classes,
         lesions=outline.rules.lesion,
-        spacing_mm_hwd=geometry.spacing_hwd_mm,
-        target_spacing_mm_hwd=geometry.target_spacing_hwd_mm,
+        spacing_hwd_mm=geometry.spacing_hwd_mm,
+        target_spacing_hwd_mm=geometry.target_spacing_hwd_mm,
         input_shape_hwd=geometry.input_shape_hwd,
         resampled_shape_hwd=geometry.resampled_shape_hwd,
         padded_shape_hwd=geometry.padded_shape_hwd,

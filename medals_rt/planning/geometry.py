@@ -104,7 +104,7 @@ def plan_stage(
         padded_shape_hwd=padded,
         separate_axis=separate_axis(spacing, target),
         windows=plan_windows(padded, spec.window_hwd, overlap),
-        iterations=rules.further_iterations["fine" if spec.is_fine else "coarse"],
+        iterations=rules.further_iterations[spec.name],
     )
 
 

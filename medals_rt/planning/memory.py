@@ -17,6 +17,7 @@ from pathlib import Path
 
 from medals_rt.bundle.manifest import refiner_width
 from medals_rt.common import cgroups
+from medals_rt.common.choices import StageNumber
 from medals_rt.common.errors import InputError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Shape
@@ -387,7 +388,9 @@ def weight_bytes(demand: MemoryDemand) -> int:
     )
 
 
-def joined_chains(stage: int, classes: int, *, prompted: bool) -> frozenset[tuple[int, str]]:
+def joined_chains(
+    stage: StageNumber, classes: int, *, prompted: bool
+) -> frozenset[tuple[StageNumber, str]]:
     """Name the chains of graphs that a stage compiles where a library joins graphs.
 
     Windows with prompts take a chain of their own, one for each width of the refiner.

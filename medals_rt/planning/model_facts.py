@@ -7,7 +7,7 @@ from typing import Final
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.stage_spec import StageSpec
-from medals_rt.common.choices import Convolution
+from medals_rt.common.choices import STAGE_NAMES, Convolution
 from medals_rt.common.errors import BundleError
 
 VALUE_BYTES: Final = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 4, "fp8": 4}
@@ -79,7 +79,7 @@ def _count_weights(bundle: Bundle) -> int:
     return sum(
         bundle.graph(stage, "image_encoder").bytes // encoder_size
         + bundle.graph(stage, "query_decoder").bytes // size
-        for stage in (1, 2)
+        for stage in STAGE_NAMES
     )
 
 

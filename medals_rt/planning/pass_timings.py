@@ -12,7 +12,7 @@ from pathlib import Path
 
 from medals_rt.common.atomic_io import write_json
 from medals_rt.common.cache_dir import cache_folder
-from medals_rt.common.choices import Convolution
+from medals_rt.common.choices import STAGE_NAMES, Convolution, StageNumber
 
 _KEPT_ENTRIES = 64
 
@@ -30,7 +30,7 @@ class MeasuredPasses:
     """
 
     runner: str
-    seconds_per_pass: Mapping[int, float]
+    seconds_per_pass: Mapping[StageNumber, float]
 
 
 def measured_on(runner: str, precision: str, convolution: Convolution) -> str:
@@ -64,7 +64,8 @@ def recall(bundle_hash: str, runner: str | None = None) -> MeasuredPasses | None
     for key, stages in reversed(_read().items()):
         bundle, _, how = key.partition("/")
         if bundle == bundle_hash and runner in {None, how}:
-            return MeasuredPasses(how, {int(k): seconds for k, seconds in stages.items()})
+            known = {each: stages[str(each)] for each in STAGE_NAMES if str(each) in stages}
+            return MeasuredPasses(how, known)
     return None
 
 

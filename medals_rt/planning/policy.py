@@ -14,10 +14,8 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from medals_rt.common.choices import Postprocess, PresetName, Stages, StartFrom
+from medals_rt.common.choices import Postprocess, PresetName, StageName, Stages, StartFrom
 from medals_rt.common.errors import InputError
-
-StageName = Literal["coarse", "fine"]
 
 
 class NamedClass(Protocol):

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.byte_sizes import size_words
-from medals_rt.common.choices import Refinement
+from medals_rt.common.choices import STAGE_NAMES, Refinement, StageNumber
 from medals_rt.common.errors import InputError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Box, Shape, Spacing
@@ -105,7 +105,7 @@ class CaseOutline:
             if not (self.rules.skip_fine if spec.is_fine else self.rules.skip_coarse)
         ]
 
-    def chains_by(self, stage: int) -> Chains:
+    def chains_by(self, stage: StageNumber) -> Chains:
         """Return the chains of graphs that are compiled by the end of a stage.
 
         Text-only chains of both stages are opened at the start. The coarse stage has prompts where
@@ -113,7 +113,7 @@ class CaseOutline:
         that makes its own.
         """
         found = set(self.open_chains)
-        for number in (1, 2):
+        for number in STAGE_NAMES:
             prompted = number == 2 or self.rules.lesion or self.rules.skip_fine
             chains = joined_chains(
                 number, self.classes, prompted=prompted and self.setup.mode != "none"
@@ -324,8 +324,8 @@ def smallest_region_of(case: CaseOutline, fine: StageSpec) -> Box:
 
 
 def seconds_of_both(
-    known: Mapping[int, float], window_voxels: Mapping[int, int]
-) -> dict[int, float]:
+    known: Mapping[StageNumber, float], window_voxels: Mapping[StageNumber, int]
+) -> dict[StageNumber, float]:
     """Return the seconds of a pass of each stage; an unknown one takes the other's a voxel.
 
     Parameters

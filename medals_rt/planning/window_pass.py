@@ -7,7 +7,7 @@ from itertools import combinations
 from math import gcd
 from typing import Final, Literal, TypeAlias
 
-from medals_rt.common.choices import Refinement
+from medals_rt.common.choices import Refinement, StageNumber
 from medals_rt.common.typing import Shape
 from medals_rt.planning.policy import MaskedPass
 
@@ -46,7 +46,7 @@ class WindowPass:
         The classes whose probabilities are wanted, with start and stop; None: all.
     """
 
-    stage: int
+    stage: StageNumber
     window_index: int
     window_hwd: Shape
     prompted: MaskedPass | None

@@ -285,7 +285,7 @@ class ClassGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def keys(self, modality: str) -> tuple[ClassKey, ...]:
         """Its classes of one modality, by id; empty where the modality has none of them."""
-        return tuple(key for key in classes_of(modality, KINDS[0]) if key.name in self.classes)
+        return tuple(key for key in classes_of(modality, "anatomy") if key.name in self.classes)
 
 
 @lru_cache(maxsize=1)

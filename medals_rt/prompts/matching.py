@@ -268,7 +268,7 @@ def _why_nothing(
             f"prompt {quoted} names several classes, {listed}; give each its own prompt",
             code="several-classes",
         )
-    other_kind = KINDS[1 - KINDS.index(kind)]
+    (other_kind,) = (each for each in KINDS if each != kind)
     elsewhere = _named(words, candidates(modality, other_kind))
     if len(elsewhere) == 1 and hard <= elsewhere[0].allowed:
         return PromptError(

@@ -223,7 +223,7 @@ def class_prompts(
     modality: str,
     groups: Sequence[str] | str | None = None,
     *,
-    kind: str = KINDS[0],
+    kind: str = "anatomy",
     covered: Container[str] | None = None,
     beside: PromptSet | None = None,
 ) -> PromptSet:
@@ -265,7 +265,7 @@ def class_prompts(
         groups = (groups,)
     if groups is None:
         keys = _every_class(modality, kind, notes)
-    elif kind == KINDS[0]:
+    elif kind == "anatomy":
         keys = tuple(key for name in groups for key in classes_of_group(name, modality))
     else:
         raise PromptError(
@@ -577,7 +577,7 @@ def _read_any(prompts: object, kind: str | None, reading: PromptReading) -> Prom
             f"prompts are of type {given}; use a sentence, a list of sentences, a mapping such as "
             '{"1": "Spleen in abdominal CT", "instance_label": 0}, or a PromptSet'
         )
-    return numbered(texts, kind or KINDS[0], reading)
+    return numbered(texts, kind or "anatomy", reading)
 
 
 def describe(found: Match | Prompt) -> dict[str, object]:

@@ -69,7 +69,7 @@ def find_modality(tokens: Sequence[Token], quoted: str, stated: str | None) -> s
     names = strong or weak
     if len(names) > 1 and not strong:
         # "tomographic" and "cross-sectional" are said of other modalities too.
-        names = {name: text for name, text in names.items() if name != MODALITIES[0]}
+        names = {name: text for name, text in names.items() if name != "CT"}
     if stated in names:
         return stated
     if len(names) > 1:
@@ -173,7 +173,7 @@ def _role(tokens: Sequence[Token], index: int, phrase: str, modality: str) -> st
         return {"strong": "modality", "weak": "modality", "neutral": "fixed"}.get(level, phrase)
     lists = prompt_words()
     word = tokens[index].word
-    if word in lists.sequences and modality == MODALITIES[1]:
+    if word in lists.sequences and modality == "MRI":
         beside = {token.word for token in tokens[max(index - 1, 0) : index + 2]}
         return "hard" if beside & lists.not_sequences_beside else "neutral"
     if _NUMBER.fullmatch(word):

@@ -9,7 +9,13 @@ from types import TracebackType
 from typing import Literal, Protocol, Self, TypeAlias
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.common.choices import PRECISIONS, Convolution, Precision, RunnerKind
+from medals_rt.common.choices import (
+    PRECISIONS,
+    Convolution,
+    ConvolutionChoice,
+    Precision,
+    RunnerKind,
+)
 from medals_rt.common.cores import usable_cores
 from medals_rt.common.errors import InputError, RunnerError
 from medals_rt.common.gpu import Gpu
@@ -114,7 +120,7 @@ class OpenRequest:
     cache_key: str | None = None
     cuda_graphs: bool = False
     joined: bool = False
-    convolution: Convolution = "auto"
+    convolution: ConvolutionChoice = "auto"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ _LIBRARIES: Final = (
     *("libcudart", "libcublasLt", "libcublas", "libnvrtc", "libcurand", "libcufft", "libcudnn"),
 )
 """What inference libraries are linked to or open by name, each after what it needs itself."""
-_ALIGNMENT_BYTES = 256
+_ENGINE_ALIGNMENT_BYTES = 256
 """Where arrays must begin that TensorRT reads or writes; CuPy's pool takes multiples of 512."""
 
 
@@ -112,7 +112,7 @@ def device_inputs(
 
 
 def _aligned(array: Any) -> bool:
-    return int(array.data.ptr) % _ALIGNMENT_BYTES == 0
+    return int(array.data.ptr) % _ENGINE_ALIGNMENT_BYTES == 0
 
 
 def device_outputs(
@@ -155,7 +155,8 @@ def device_outputs(
         ):
             raise RunnerError(
                 f"{name}: the array given for {spec.name} is not a contiguous CuPy array of "
-                f"{spec.dtype} {sizes} that begins at a multiple of {_ALIGNMENT_BYTES} bytes",
+                f"{spec.dtype} {sizes} that begins at a multiple of "
+                f"{_ENGINE_ALIGNMENT_BYTES} bytes",
                 code="output-array-unusable",
             )
         outputs[spec.name] = array

@@ -6,7 +6,13 @@ from functools import partial
 from io import BytesIO
 from typing import Any, Final
 
-from medals_rt.common.choices import QUANTIZED_PRECISIONS, Convolution, Precision, RunnerKind
+from medals_rt.common.choices import (
+    QUANTIZED_PRECISIONS,
+    Convolution,
+    ConvolutionChoice,
+    Precision,
+    RunnerKind,
+)
 from medals_rt.common.errors import InputError, MissingFileError, RunnerError
 from medals_rt.common.heap import trim_heap
 from medals_rt.common.optional_deps import import_optional, is_installed
@@ -188,7 +194,7 @@ class OpenVINORunner(Runner):
 
 
 def _rule(
-    convolution: Convolution, precision: Precision, processor: str
+    convolution: ConvolutionChoice, precision: Precision, processor: str
 ) -> tuple[ConvolutionRule, tuple[str, ...]]:
     """Return which convolutions are Winograd's, and a note if they could be but for a library.
 
@@ -208,7 +214,7 @@ def _rule(
 
 
 def expected_convolution(
-    convolution: Convolution, precision: Precision, channels: int, voxels: int
+    convolution: ConvolutionChoice, precision: Precision, channels: int, voxels: int
 ) -> Convolution:
     """Return how joined graphs of a window of so many voxels will be convolved, for plans.
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common import gpu
 from medals_rt.common.choices import (
-    CPU_RUNNERS,
     QUANTIZED_PRECISIONS,
     RUNNER_KINDS,
-    Convolution,
+    ConvolutionChoice,
     Precision,
     RunnerKind,
 )
@@ -139,7 +138,7 @@ def open_joined(
     graph_precision: Precision | None = None,
     threads: int | None = None,
     cache_key: str | None = None,
-    convolution: Convolution = "auto",
+    convolution: ConvolutionChoice = "auto",
 ) -> Runner:
     """Open several graphs that run in a row as one graph.
 
@@ -176,7 +175,7 @@ def open_joined(
 
 
 def check_arithmetic(
-    kind: RunnerKind, graphs: Precision, asked: str | None, convolution: Convolution = "auto"
+    kind: RunnerKind, graphs: Precision, asked: str | None, convolution: ConvolutionChoice = "auto"
 ) -> None:
     """Refuse arithmetic that a library doesn't have for graphs; runs and plans ask this first.
 
@@ -236,12 +235,12 @@ def installed(kind: RunnerKind) -> bool:
 
 def usable(kind: RunnerKind) -> bool:
     """Whether a runner could be opened here: installed, and a GPU there if it needs one."""
-    return installed(kind) and (kind in CPU_RUNNERS or gpu.find_gpu() is not None)
+    return installed(kind) and (runner_spec(kind).device == "cpu" or gpu.find_gpu() is not None)
 
 
 def runs_on_gpu(asked: str, bundle: Bundle) -> bool:
     """Whether a bundle's networks would run on a GPU; `asked` and errors as for `choose`."""
-    return choose(asked, bundle).kind not in CPU_RUNNERS
+    return runner_spec(choose(asked, bundle).kind).device != "cpu"
 
 
 def why_not(kind: RunnerKind, bundle: Bundle | None) -> str:

@@ -306,10 +306,10 @@ class KernelCache:
     """Opens an engine's context; for TensorRT-RTX with the kernels compiled by earlier processes.
 
     TensorRT-RTX compiles an engine for the GPU when it is first run. What was compiled is kept in
-    the user's cache folder, as much as `caches.KEPT_BYTES` allows, and the library itself refuses
-    what is of another version, GPU or driver. Kernels for the shapes of a run are compiled before
-    it, not beside it: else the first runs would use other kernels than later ones, and one case
-    could give two results.
+    the user's cache folder, as much as `cache_dir.KEPT_BYTES` allows, and the library itself
+    refuses what is of another version, GPU or driver. Kernels for the shapes of a run are compiled
+    before it, not beside it: else the first runs would use other kernels than later ones, and one
+    case could give two results.
     """
 
     def __init__(self, engine: Engine, library: TensorRTLibrary) -> None:

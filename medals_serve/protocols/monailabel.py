@@ -46,7 +46,7 @@ from medals_serve.jobs import ServedJob
 from medals_serve.problems import ServiceError, not_found
 from medals_serve.protocols.masks import drop_mask, write_mask
 from medals_serve.protocols.multipart import FormPart, parts_of
-from medals_serve.protocols.sessions import check_done, found, opened, over
+from medals_serve.protocols.sessions import check_done, new_session, session_of, wait_for
 from medals_serve.routes import Here
 from medals_serve.security import same_token
 from medals_serve.service import Service
@@ -82,7 +82,7 @@ class _Asked:
 
 
 async def _of_session(session_id: str, service: Here) -> AsyncIterator[_Asked]:
-    owner, state = found(service, session_id, _Opened, what="session")
+    owner, state = session_of(service, session_id, _Opened, what="session")
     with owner.in_use():
         yield _Asked(session_id, owner, state)
 
@@ -189,7 +189,7 @@ async def refuse_to_store() -> None:
 @router.put("/session/")
 async def create_session(request: Request, service: Here) -> dict[str, Any]:
     """Open a session with an image."""
-    with opened(service) as (secret, owner):
+    with new_session(service) as (secret, owner):
         async for part in parts_of(request):
             if part.filename is None:
                 continue
@@ -247,10 +247,10 @@ async def infer(
             "DICOM results are to be had under /v1; ask for image", code="output-not-offered"
         )
     if session_id:
-        owner, state = found(service, session_id, _Opened, what="session")
+        owner, state = session_of(service, session_id, _Opened, what="session")
         with owner.in_use():
             return await _infer(request, service, _Asker(owner, state), model, output)
-    with opened(service) as (_, owner):
+    with new_session(service) as (_, owner):
         answer = await _infer(request, service, _Asker(owner, None, image), model, output)
     answer.background = BackgroundTask(service.in_thread, service.end_session, owner)
     return answer
@@ -278,7 +278,7 @@ async def _infer(
         try:
             if state.of_archive:
                 _check_values(service, job)
-            await over(request, job)
+            await wait_for(request, job)
             check_done(job)
             ending = _ENDINGS.get(str(params.get("result_extension")), "nii.gz")
             path = await service.in_thread(job.files.labels, ending)

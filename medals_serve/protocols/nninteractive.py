@@ -38,7 +38,7 @@ from medals_serve.jobs import ServedJob
 from medals_serve.problems import ServiceError
 from medals_serve.protocols import frames
 from medals_serve.protocols.masks import drop_mask, write_mask
-from medals_serve.protocols.sessions import check_done, found, opened, over
+from medals_serve.protocols.sessions import check_done, new_session, session_of, wait_for
 from medals_serve.routes import POLL_S, Here
 from medals_serve.service import Service
 from medals_serve.sessions import ClientSession
@@ -157,7 +157,7 @@ class _Asked:
 async def _of_lease(
     service: Here, x_lease_token: Annotated[str, Header(max_length=128)] = ""
 ) -> AsyncIterator[_Asked]:
-    owner, lease = found(service, x_lease_token, _Lease, what="lease", status=HTTPStatus.GONE)
+    owner, lease = session_of(service, x_lease_token, _Lease, what="lease", status=HTTPStatus.GONE)
     with owner.in_use():
         async with lease.turn:
             yield _Asked(owner, lease)
@@ -191,7 +191,7 @@ async def health() -> dict[str, Any]:
 async def claim(service: Here, modality: str, kind: str, name: str) -> dict[str, Any]:
     """Open a session for the class that the address names."""
     lease = _Lease(_sentence(service, modality, kind, name), kind)
-    with opened(service) as (secret, owner):
+    with new_session(service) as (secret, owner):
         owner.state = lease
     return {
         "lease_token": secret,
@@ -473,7 +473,7 @@ async def _predict(
             mask=mask,
             corrects=drawing.job,
         )
-        if not await over(request, run.job, PATIENCE_S):
+        if not await wait_for(request, run.job, PATIENCE_S):
             box = [[0, size] for size in lease.shape_zyx]
             content = _slowly(run)
             run = None

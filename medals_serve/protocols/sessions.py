@@ -22,7 +22,7 @@ _State = TypeVar("_State")
 
 
 @contextlib.contextmanager
-def opened(service: Service) -> Iterator[tuple[str, ClientSession]]:
+def new_session(service: Service) -> Iterator[tuple[str, ClientSession]]:
     """Open a session with its secret; it ends with the block if that fails."""
     secret, owner = service.sessions.create()
     try:
@@ -33,7 +33,7 @@ def opened(service: Service) -> Iterator[tuple[str, ClientSession]]:
         raise
 
 
-def found(
+def session_of(
     service: Service,
     secret: str,
     kind: type[_State],
@@ -60,7 +60,7 @@ def found(
     )
 
 
-async def over(request: Request, job: ServedJob, seconds: float = math.inf) -> bool:
+async def wait_for(request: Request, job: ServedJob, seconds: float = math.inf) -> bool:
     """Wait for a job, or so long; cancel it when its client is gone. Return whether it is over."""
     until = time.monotonic() + seconds
     while not job.is_over:
@@ -87,7 +87,7 @@ def check_done(job: ServedJob) -> None:
         )
 
 
-async def peeked(stream: AsyncIterator[bytes]) -> tuple[bytes, AsyncIterator[bytes]]:
+async def peek(stream: AsyncIterator[bytes]) -> tuple[bytes, AsyncIterator[bytes]]:
     """Return the first bytes of a stream, and the whole stream."""
     first = b""
     async for chunk in stream:

@@ -32,7 +32,7 @@ from medals_serve.images import ServedImage, write_on_grid
 from medals_serve.job_requests import JobRequest
 from medals_serve.jobs import ServedJob
 from medals_serve.protocols import frames
-from medals_serve.protocols.sessions import found, opened, peeked
+from medals_serve.protocols.sessions import new_session, peek, session_of
 from medals_serve.routes import BEAT_S, POLL_S, Here
 from medals_serve.service import Service
 from medals_serve.sessions import ClientSession
@@ -64,14 +64,14 @@ class _Asked:
 
 
 async def _of_image(image_id: str, service: Here) -> AsyncIterator[_Asked]:
-    owner, state = found(service, image_id, _Opened, what="image")
+    owner, state = session_of(service, image_id, _Opened, what="image")
     with owner.in_use():
         yield _Asked(image_id, owner, state)
 
 
 async def _of_job(job_id: str, service: Here) -> AsyncIterator[tuple[_Asked, str]]:
     secret, _, name = job_id.partition(".")
-    owner, state = found(service, secret, _Opened, what="job")
+    owner, state = session_of(service, secret, _Opened, what="job")
     if name not in state.refused:
         owner.job(name)
     with owner.in_use():
@@ -81,8 +81,8 @@ async def _of_job(job_id: str, service: Here) -> AsyncIterator[tuple[_Asked, str
 @router.post("/images")
 async def upload_image(request: Request, service: Here, include_image: bool = True) -> Response:
     """Take a NIfTI file, gzipped or not; answer with its shape, and the image if asked to."""
-    with opened(service) as (secret, owner):
-        first, body = await peeked(request.stream())
+    with new_session(service) as (secret, owner):
+        first, body = await peek(request.stream())
         name = "image.nii.gz" if first.startswith(_GZIP) else "image.nii"
         image = await service.add_image(body, owner, name, None, ())
         owner.state = _Opened(image)
@@ -101,7 +101,7 @@ class _JobBody(BaseModel):
 @router.post("/jobs")
 async def start_job(body: _JobBody, service: Here) -> Response:
     """Put a job into the queue."""
-    owner, state = found(service, body.image_id, _Opened, what="image")
+    owner, state = session_of(service, body.image_id, _Opened, what="image")
     asked = JobRequest(body.prompts, None, {})
     try:
         with owner.in_use():

@@ -40,7 +40,7 @@ def test_a_plan_of_numbers_equals_that_of_a_file(tiny_bundle: Bundle, tmp_path: 
         of_file = plan_files(scan, LIVER, options)
         assert of_file == plan_numbers(shape, spacing, "CT/Liver", options)
         if preset == "paper":
-            assert of_file.stages[0].spacing_mm_hwd == LONG_HWD_MM
+            assert of_file.stages[0].spacing_hwd_mm == LONG_HWD_MM
         repaired = [] if preset == "paper" else ["spacing-repaired"]
         assert [note.code for note in of_file.notes] == repaired
 

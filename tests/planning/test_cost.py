@@ -66,8 +66,8 @@ def options_of(preset: str = "paper", **segment: Any) -> RunOptions:
 
 
 def assert_golden(stage: dict, case: dict) -> None:
-    assert stage["spacing_mm_hwd"] == pytest.approx(case["out_spacing_hwd"], rel=1e-5)
-    assert stage["target_spacing_mm_hwd"] == pytest.approx(case["out_target_spacing_hwd"], rel=1e-5)
+    assert stage["spacing_hwd_mm"] == pytest.approx(case["out_spacing_hwd"], rel=1e-5)
+    assert stage["target_spacing_hwd_mm"] == pytest.approx(case["out_target_spacing_hwd"], rel=1e-5)
     assert list(stage["resampled_shape_hwd"]) == case["resampled_shape_hwd"]
     assert list(stage["padded_shape_hwd"]) == case["padded_shape_hwd"]
     assert stage["windows"] == case["n_windows"]
@@ -128,8 +128,8 @@ def test_passes_a_window(
 
 def test_the_paper_preset_keeps_the_spacing_and_bounds_the_volume() -> None:
     small = plan_shape(SHAPE, SPACING, [LIVER])
-    assert small.stages[1].spacing_mm_hwd == pytest.approx(SPACING)
-    assert small.stages[1].target_spacing_mm_hwd == (1.0, 1.0, 1.0)
+    assert small.stages[1].spacing_hwd_mm == pytest.approx(SPACING)
+    assert small.stages[1].target_spacing_hwd_mm == (1.0, 1.0, 1.0)
     huge = plan_shape((700, 900, 900), (1.0, 1.0, 1.0), [LIVER])
     assert all(
         size <= 1.9 * window + 1

@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from medals_rt.common.errors import InputError
 from medals_rt.io.dicom.files import printable
-from medals_rt.io.dicom.series import Series
 
 SCHEME: Final = "dicomweb+"
 
@@ -105,10 +104,6 @@ class WebAddress:
     def name(self) -> str:
         """Name of what it holds: the UID of its series or study, never a patient's name."""
         return self.query.get(SERIES_UID) or self.query.get(STUDY_UID) or "dicomweb"
-
-    def of_series(self, series: Series) -> WebAddress:
-        """Return the address of one series of its study."""
-        return replace(self, query={STUDY_UID: self.query[STUDY_UID], SERIES_UID: series.uid})
 
     def __str__(self) -> str:
         query = "&".join(f"{key}={quote(value)}" for key, value in self.query.items())

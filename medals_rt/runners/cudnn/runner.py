@@ -28,7 +28,7 @@ from medals_rt.runners.cudnn.graph import Graph, read_graph
 from medals_rt.runners.cudnn.kernels import Kernels
 from medals_rt.runners.cudnn.program import Program
 
-_ALIGNMENT_BYTES: Final = 16
+_READ_BYTES: Final = 16
 """What a thread reads at once."""
 
 UNTRIED: Final = (
@@ -74,7 +74,7 @@ class CuDNNRunner(Runner):
             raise RunnerError(f"{self.name} is closed", code="runner-closed")
         on_device: Mapping[str, Any] = device_inputs(self._cupy, self.name, feeds, views=True)
         given = {
-            name: array if array.data.ptr % _ALIGNMENT_BYTES == 0 else array.copy()
+            name: array if array.data.ptr % _READ_BYTES == 0 else array.copy()
             for name, array in on_device.items()
         }
         self._operations.convolutions.use_current_stream()

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.choices import StageNumber
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.inference.graph_chains import pass_chains
 
 Shape = tuple[int, ...]
 
 
-def pass_tflop(bundle: Bundle, stage: int, classes: int, *, prompted: bool) -> float:
+def pass_tflop(bundle: Bundle, stage: StageNumber, classes: int, *, prompted: bool) -> float:
     """Count one window's pass, by the graphs that the network runs for it, in TFLOP.
 
     Parameters

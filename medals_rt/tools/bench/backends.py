@@ -44,7 +44,7 @@ def parse_backends(asked: tuple[str, ...], *, pytorch: bool) -> tuple[Backend, .
     Raises
     ------
     InputError, MissingDependencyError
-        As `runners.choose` raises them for a library that does not exist or is not installed.
+        As `selection.choose` raises them for a library that does not exist or is not installed.
     """
     found: list[Backend] = []
     for text in asked:

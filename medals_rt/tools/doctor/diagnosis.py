@@ -158,7 +158,7 @@ def _look_at_runner(
         return RunnerState(kind, "not installed", ())
     if broken:
         return RunnerState(kind, f"{' and '.join(broken)} can't be imported", ())
-    if kind not in CPU_RUNNERS and find_gpu() is None:
+    if runner_spec(kind).device != "cpu" and find_gpu() is None:
         return RunnerState(kind, "no NVIDIA GPU is found", ())
     graphs = "fp32" if bundle is None else bundle.precision
     offered = precisions(kind, graphs)
@@ -175,7 +175,7 @@ def _look_at_choice(runners: Sequence[RunnerState], bundle: Bundle | None) -> Au
     if state.problem is not None:
         return Automatic(None, None, f"{choice.why}; but {state.problem}")
     precision = state.precisions[0]
-    if choice.kind not in CPU_RUNNERS:
+    if runner_spec(choice.kind).device != "cpu":
         reason = f"{precision}: the arithmetic of the graphs"
     elif len(state.precisions) > 1:
         reason = f"{precision}: this processor computes in it natively, as {choice.kind} says"

@@ -21,6 +21,7 @@ from medals_rt.bundle.manifest import (
     GraphRecord,
 )
 from medals_rt.common.arrays import to_device, to_host
+from medals_rt.common.choices import STAGE_NAMES, StageNumber
 from medals_rt.common.errors import MedalsError
 from medals_rt.common.progress import Progress
 from medals_rt.common.typing import Array
@@ -40,7 +41,7 @@ _SIGNIFICANT_DIGITS = 3
 
 def compare_graphs(
     bundle: Bundle,
-    stage: int,
+    stage: StageNumber,
     reference: Reference,
     candidates: Sequence[Candidate],
     *,
@@ -62,7 +63,7 @@ def compare_graphs(
     tensors = made_up_inputs(bundle, stage, prompts_tried)
     graphs = {name: bundle.graph(stage, name) for name in GRAPH_NAMES}
     found: dict[Candidate, list[GraphParity]] = {candidate: [] for candidate in candidates}
-    label = "coarse graphs" if stage == 1 else "fine graphs"
+    label = f"{STAGE_NAMES[stage]} graphs"
     total = len(graphs) * (1 + len(candidates))
     done = iter(range(total + 1))
     for index, (name, record) in enumerate(graphs.items()):
@@ -92,7 +93,7 @@ def compare_graphs(
     return {candidate: tuple(parities) for candidate, parities in found.items()}
 
 
-def made_up_inputs(bundle: Bundle, stage: int, prompts: int, seed: int = 0) -> Tensors:
+def made_up_inputs(bundle: Bundle, stage: StageNumber, prompts: int, seed: int = 0) -> Tensors:
     """Make up what a stage's first graphs take: blocks with noise on them, and their prompts.
 
     Queries are drawn from the bundle's own embeddings.
@@ -127,7 +128,11 @@ def made_up_inputs(bundle: Bundle, stage: int, prompts: int, seed: int = 0) -> T
 
 
 def inputs_of_graph(
-    bundle: Bundle, stage: int, graph: GraphName, reference: Reference, prompts: int = PROMPTS_TRIED
+    bundle: Bundle,
+    stage: StageNumber,
+    graph: GraphName,
+    reference: Reference,
+    prompts: int = PROMPTS_TRIED,
 ) -> Tensors:
     """Return what `compare_graphs` runs a graph on last, computed by the reference.
 

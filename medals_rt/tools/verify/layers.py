@@ -372,7 +372,7 @@ def _with_inherited(right: _Observed, errors: dict[str, float]) -> tuple[Layer, 
 
 def _open(
     bundle: Bundle,
-    stage: int,
+    stage: StageNumber,
     graph: GraphName,
     candidate: Candidate,
     path: Path,

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import FOLDED_REFINERS, GraphParity
 from medals_rt.common.arrays import to_device, to_host
+from medals_rt.common.choices import STAGE_NAMES, StageNumber
 from medals_rt.common.errors import MedalsError
 from medals_rt.common.progress import Progress
 from medals_rt.inference.network import Network, StageNetwork
@@ -36,7 +37,7 @@ class _Pass:
 
 def compare_passes(
     bundle: Bundle,
-    stage: int,
+    stage: StageNumber,
     reference: Reference,
     candidates: Sequence[Candidate],
     *,
@@ -60,7 +61,7 @@ def compare_passes(
         _Pass("window, many classes", _MANY, prompted=True),
     )
     tensors = made_up_inputs(bundle, stage, _MANY)
-    label = "coarse windows" if stage == 1 else "fine windows"
+    label = f"{STAGE_NAMES[stage]} windows"
     total = len(passes) * (1 + len(candidates))
     tell(progress, label, 0, total)
     with reference.open_network(stage) as network:

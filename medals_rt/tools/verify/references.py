@@ -8,16 +8,13 @@ from typing import Protocol
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import GraphName
 from medals_rt.bundle.recipes import Recipe
-from medals_rt.common.choices import CPU_RUNNERS, RUNNER_KINDS, Precision, RunnerKind
+from medals_rt.common.choices import PRECISIONS, RUNNER_KINDS, Precision, RunnerKind, StageNumber
 from medals_rt.common.environment import library_versions
 from medals_rt.common.errors import InputError
 from medals_rt.inference.network import Network, StageNetwork, arithmetic_of
 from medals_rt.runners.base import Runner
 from medals_rt.runners.registry import runner_spec
 from medals_rt.runners.selection import choose, open_runner, precisions, usable
-
-COARSENESS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8")
-"""Precisions, the finest first."""
 
 
 class Reference(Protocol):
@@ -38,15 +35,15 @@ class Reference(Protocol):
         """Remarks, such as that it is the weaker check."""
         ...
 
-    def open_graph(self, stage: int, graph: GraphName) -> Runner:
+    def open_graph(self, stage: StageNumber, graph: GraphName) -> Runner:
         """Open what a graph has to compute, with the weights as the bundle stores them."""
         ...
 
-    def open_network(self, stage: int) -> Network:
+    def open_network(self, stage: StageNumber) -> Network:
         """Open a whole stage."""
         ...
 
-    def graph_file(self, stage: int, graph: GraphName, folder: Path) -> Path:
+    def graph_file(self, stage: StageNumber, graph: GraphName, folder: Path) -> Path:
         """Return a graph as an ONNX file, which may be written to `folder`."""
         ...
 
@@ -109,16 +106,16 @@ class OwnGraphs:
         )
         return (note,)
 
-    def open_graph(self, stage: int, graph: GraphName) -> Runner:
+    def open_graph(self, stage: StageNumber, graph: GraphName) -> Runner:
         """Open the bundle's graph; see `Reference`."""
         return open_candidate(self.bundle, stage, graph, itself(), self.threads)
 
-    def graph_file(self, stage: int, graph: GraphName, folder: Path) -> Path:
+    def graph_file(self, stage: StageNumber, graph: GraphName, folder: Path) -> Path:
         """Return the bundle's file; see `Reference`."""
         del folder
         return self.bundle.graph_path(stage, graph)
 
-    def open_network(self, stage: int) -> Network:
+    def open_network(self, stage: StageNumber) -> Network:
         """Open the bundle's stage; see `Reference`."""
         one = itself()
         return StageNetwork.open(
@@ -138,17 +135,19 @@ def itself() -> Candidate:
 
 
 def open_candidate(
-    bundle: Bundle, stage: int, graph: GraphName, candidate: Candidate, threads: int | None = None
+    bundle: Bundle,
+    stage: StageNumber,
+    graph: GraphName,
+    candidate: Candidate,
+    threads: int | None = None,
 ) -> Runner:
     """Open one graph of a bundle as a candidate runs it.
 
     On a CPU nothing is kept in the user's cache of compiled graphs, which has no room for those of
     every runner and precision. On a GPU the graph's hash names its engine.
     """
-    on_cpu = candidate.kind in CPU_RUNNERS
-    computed, stored = arithmetic_of(
-        [graph], runner_spec(candidate.kind).device, candidate.precision, bundle.precision
-    )
+    device = runner_spec(candidate.kind).device
+    computed, stored = arithmetic_of([graph], device, candidate.precision, bundle.precision)
     return open_runner(
         candidate.kind,
         bundle.graph_path(stage, graph),
@@ -156,7 +155,7 @@ def open_candidate(
         precision=computed,
         graph_precision=stored,
         threads=threads,
-        cache_key=None if on_cpu else bundle.graph(stage, graph).sha256,
+        cache_key=None if device == "cpu" else bundle.graph(stage, graph).sha256,
     )
 
 
@@ -189,21 +188,21 @@ def find_candidates(
     named = tuple(choose(kind, bundle).kind for kind in kinds)
     meant = RUNNER_KINDS if recipe is None else recipe.runners
     wanted = tuple(asked) or (() if recipe is None else (recipe.precision,))
-    if unknown := set(wanted) - set(COARSENESS):
+    if unknown := set(wanted) - set(PRECISIONS):
         raise InputError(
-            f"there is no precision {', '.join(sorted(unknown))}; use {', '.join(COARSENESS)}",
+            f"there is no precision {', '.join(sorted(unknown))}; use {', '.join(PRECISIONS)}",
             code="precision-unknown",
         )
     found = tuple(
         Candidate(kind, precision)
         for kind in named or tuple(kind for kind in meant if usable(kind))
-        for precision in sorted(precisions(kind, bundle.precision), key=COARSENESS.index)
+        for precision in sorted(precisions(kind, bundle.precision), key=PRECISIONS.index)
         if not wanted or precision in wanted
     )
     if not found:
         raise InputError(
             f"nothing to verify here: none of {', '.join(named or meant)} offers "
-            f"{' or '.join(wanted or COARSENESS)}; `medals-rt doctor` says what this machine has",
+            f"{' or '.join(wanted or PRECISIONS)}; `medals-rt doctor` says what this machine has",
             code="nothing-to-verify",
         )
     return tuple(dict.fromkeys(found))

@@ -19,6 +19,7 @@ from medals_rt.bundle.manifest import (
 )
 from medals_rt.bundle.recipes import Recipe, Verification, verification_for
 from medals_rt.common.atomic_io import atomic_output, prepare_output
+from medals_rt.common.choices import PRECISIONS, STAGE_NAMES, StageNumber
 from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.common.errors import BundleError, InputError
 from medals_rt.common.gpu import find_gpu
@@ -26,7 +27,7 @@ from medals_rt.common.progress import Progress
 from medals_rt.tools.verify.cases import ParityCase, compare_whole_cases
 from medals_rt.tools.verify.graphs import PROMPTS_TRIED, compare_graphs
 from medals_rt.tools.verify.passes import compare_passes
-from medals_rt.tools.verify.references import COARSENESS, Candidate, Reference, itself
+from medals_rt.tools.verify.references import Candidate, Reference, itself
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def verify_bundle(
     reference: Reference,
     candidates: Sequence[Candidate],
     *,
-    stages: Sequence[int] = (1, 2),
+    stages: Sequence[StageNumber] = (1, 2),
     cases: Sequence[ParityCase] = (),
     recipe: Recipe | None = None,
     prompts_tried: int = PROMPTS_TRIED,
@@ -193,16 +194,16 @@ class _Facts:
 def _judged(
     facts: _Facts,
     candidate: Candidate,
-    stage: int | None,
+    stage: StageNumber | None,
     *,
     graphs: tuple[GraphParity, ...] = (),
     cases: tuple[CaseParity, ...] = (),
 ) -> ParityRecord:
     """Hold what was measured to the tolerances; `stage` None: whole cases."""
-    precision = max(facts.bundle.precision, candidate.precision, key=COARSENESS.index)
+    precision = max(facts.bundle.precision, candidate.precision, key=PRECISIONS.index)
     allowed = verification_for(precision) if facts.recipe is None else facts.recipe.verification
     return ParityRecord(
-        part="cases" if stage is None else "coarse" if stage == 1 else "fine",
+        part="cases" if stage is None else STAGE_NAMES[stage],
         runner=candidate.kind,
         precision=candidate.precision,
         passed=all(graph_passes(each, allowed.relative_error) for each in graphs)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.common.choices import Convolution
+from medals_rt.common.choices import ConvolutionChoice
 from medals_rt.inference.network import StageNetwork
 from medals_rt.inference.spatial_prompts import label_prompts
 from medals_rt.planning.sliding_window import plan_windows
@@ -18,7 +18,9 @@ from tests.paths import ROOT
 pytest.importorskip("llvmlite")
 
 
-def predicted(convolution: Convolution, count: int, *, prompted: bool, precision: str = "fp32"):
+def predicted(
+    convolution: ConvolutionChoice, count: int, *, prompted: bool, precision: str = "fp32"
+):
     """Probabilities of a made-up window, and how the network says it was run."""
     rng = np.random.default_rng(5)
     bundle = Bundle.open(ROOT / "engines" / "demo", verify=False)
