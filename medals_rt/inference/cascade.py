@@ -157,7 +157,7 @@ def run_stages(
             return outcomes
         prompt_map = fine_prompts(outcomes[0].labels_dhw, annotation_dhw, lesion=rules.lesion)
     box = None if prompt_map is None else bounding_box(prompt_map > 0)
-    changed = [each.changed_box_dhw for each in case.corrections]
+    changed = [each.changed_box_dhw for each in case.corrections if not each.is_earlier]
     region, widened = outline.whole, False
     if box is None:
         if prompt_map is not None and outcomes and outline.setup.preset.empty_coarse == "final":

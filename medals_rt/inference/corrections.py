@@ -51,12 +51,16 @@ class Correction:
     before_dhw, after_dhw
         Labels in the box that gained or lost a voxel, in the result and as they were corrected; 0
         for all else.
+    is_earlier
+        Whether it is all that a result had before a person changed it again: windows that decide
+        about later corrections are shown it, and the model looks nowhere else because of it.
     """
 
     shape_dhw: Shape
     start_dhw: Shape
     before_dhw: npt.NDArray[Any]
     after_dhw: npt.NDArray[Any]
+    is_earlier: bool = False
 
     @classmethod
     def of(
@@ -175,7 +179,9 @@ class Correction:
         content = BytesIO()
         arrays = {"before": self.before_dhw, "after": self.after_dhw}
         shapes = {"shape": self.shape_dhw, "start": self.start_dhw}
-        np.savez_compressed(content, allow_pickle=False, **arrays, **shapes)
+        np.savez_compressed(
+            content, allow_pickle=False, is_earlier=self.is_earlier, **arrays, **shapes
+        )
         return content.getvalue()
 
     @classmethod
@@ -183,7 +189,8 @@ class Correction:
         """Unpack what `to_bytes` has packed."""
         with np.load(BytesIO(content), allow_pickle=False) as stored:
             shape, start = (_shape(stored[name]) for name in ("shape", "start"))
-            return cls(shape, start, stored["before"], stored["after"])
+            earlier = bool(stored["is_earlier"])
+            return cls(shape, start, stored["before"], stored["after"], earlier)
 
     def drawn_dhw(self) -> npt.NDArray[Any]:
         """Return `after_dhw` in the whole image."""
@@ -264,15 +271,24 @@ class StageCorrection:
     decides: npt.NDArray[np.bool_]
 
     @classmethod
-    def at(cls, correction: Correction, box_dhw: Box, geometry: StageGeometry, like: Array) -> Self:
+    def at(
+        cls,
+        correction: Correction,
+        decides: npt.NDArray[np.bool_],
+        box_dhw: Box,
+        geometry: StageGeometry,
+        like: Array,
+    ) -> Self:
         """Bring a correction onto a stage's grid.
 
         Parameters
         ----------
         correction
             Of the whole image.
+        decides
+            Of `who_decides`.
         box_dhw
-            What the stage looks at; the changes lie in it.
+            What the stage looks at.
         geometry
             The stage's.
         like
@@ -281,20 +297,49 @@ class StageCorrection:
         drawn_dhw = correction.drawn_dhw()[box_slices(box_dhw)]
         drawn = to_hwd(as_namespace(drawn_dhw, namespace(like), like))
         resampled = resample_labels(drawn, geometry.resampled_shape_hwd, geometry.separate_axis)
-        d, h, w = np.subtract(correction.start_dhw, box_dhw[0]).tolist()
-        changed = np.asarray(to_hwd(correction.changed_dhw))
-        indices = []
-        for axis, start in enumerate((h, w, d)):
-            scale = geometry.resampled_shape_hwd[axis] / geometry.input_shape_hwd[axis]
-            centers = (start + np.arange(changed.shape[axis]) + 0.5) * scale
-            index, first = np.unique(centers.astype(np.int64), return_index=True)
-            changed = np.logical_or.reduceat(changed, first, axis=axis)
-            indices.append(index)
-        return cls(
-            pad_far_end(resampled, geometry.padded_shape_hwd),
-            frozenset(correction.labels),
-            deciding_windows(changed, indices, geometry.windows),
-        )
+        padded = pad_far_end(resampled, geometry.padded_shape_hwd)
+        return cls(padded, frozenset(correction.labels), decides)
+
+
+def who_decides(
+    corrections: Sequence[Correction], box_dhw: Box, geometry: StageGeometry
+) -> list[npt.NDArray[np.bool_]]:
+    """Return for each correction which windows of a stage are shown it, one bool a window.
+
+    Those that decide about a voxel that it changed. What a result had before is shown to all that
+    decide about any other.
+
+    Parameters
+    ----------
+    corrections
+        Of the whole image.
+    box_dhw
+        What the stage looks at; changes lie in it, but those of earlier ones.
+    geometry
+        The stage's.
+    """
+    nobody = np.zeros(len(geometry.windows), np.bool_)
+    own = [nobody if each.is_earlier else _decides(each, box_dhw, geometry) for each in corrections]
+    anyone = np.logical_or.reduce([nobody, *own])
+    return [
+        anyone if each.is_earlier else decides
+        for each, decides in zip(corrections, own, strict=True)
+    ]
+
+
+def _decides(
+    correction: Correction, box_dhw: Box, geometry: StageGeometry
+) -> npt.NDArray[np.bool_]:
+    d, h, w = np.subtract(correction.start_dhw, box_dhw[0]).tolist()
+    changed = np.asarray(to_hwd(correction.changed_dhw))
+    indices = []
+    for axis, start in enumerate((h, w, d)):
+        scale = geometry.resampled_shape_hwd[axis] / geometry.input_shape_hwd[axis]
+        centers = (start + np.arange(changed.shape[axis]) + 0.5) * scale
+        index, first = np.unique(centers.astype(np.int64), return_index=True)
+        changed = np.logical_or.reduceat(changed, first, axis=axis)
+        indices.append(index)
+    return deciding_windows(changed, indices, geometry.windows)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,13 @@ from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array, Box
 from medals_rt.inference.aggregation import LabelMap, SlabAggregator, empty_label_map
-from medals_rt.inference.corrections import Correction, ShownPrompts, StageCorrection, correct
+from medals_rt.inference.corrections import (
+    Correction,
+    ShownPrompts,
+    StageCorrection,
+    correct,
+    who_decides,
+)
 from medals_rt.inference.kept import Kept, digest_of
 from medals_rt.inference.mirroring import mirrored
 from medals_rt.inference.network import Network
@@ -232,8 +238,12 @@ def _shown_prompts(stage: StageInput) -> ShownPrompts:
         prompts = label_prompts(prompt_map, geometry.windows, labels, blocks)
         shown = ShownPrompts(prompts, prompt_map)
     corrections = (
-        StageCorrection.at(each, stage.box_dhw, geometry, stage.image_hwd)
-        for each in stage.corrections
+        StageCorrection.at(each, decides, stage.box_dhw, geometry, stage.image_hwd)
+        for each, decides in zip(
+            stage.corrections,
+            who_decides(stage.corrections, stage.box_dhw, geometry),
+            strict=True,
+        )
     )
     return correct(shown, corrections, geometry.windows, labels, blocks)
 

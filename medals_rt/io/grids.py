@@ -34,11 +34,14 @@ class Grid:
     affine_lps
         4 x 4, canonical index `(w, h, d, 1)` to millimeters in the LPS frame; None where the file
         knows no place in space.
+    frame_uid
+        As of a `SourceGrid`.
     """
 
     shape_dhw: tuple[int, int, int]
     spacing_hwd_mm: Triple | None = None
     affine_lps: HostArray | None = None
+    frame_uid: str = ""
 
 
 def grid_of(found: Volume | LabelFile) -> Grid:
@@ -46,7 +49,7 @@ def grid_of(found: Volume | LabelFile) -> Grid:
     spacing, affine = found.spacing_hwd_mm, None
     if spacing is not None and found.source.affine_lps is not None:
         affine = found.source.canonical_affine_lps(found.shape_dhw, spacing)
-    return Grid(found.shape_dhw, spacing, affine)
+    return Grid(found.shape_dhw, spacing, affine, found.source.frame_uid)
 
 
 def same_grid(first: Grid, second: Grid, tolerance_voxels: float = TOLERANCE_VOXELS) -> str | None:
@@ -66,6 +69,8 @@ def same_grid(first: Grid, second: Grid, tolerance_voxels: float = TOLERANCE_VOX
     str or None
         Such as ``"shifted by 30.0 mm"``.
     """
+    if first.frame_uid and second.frame_uid and first.frame_uid != second.frame_uid:
+        return "another frame of reference, so of another examination or patient"
     if first.shape_dhw != second.shape_dhw:
         return f"shape {second.shape_dhw} instead of {first.shape_dhw} (D, H, W)"
     if first.affine_lps is None or second.affine_lps is None:

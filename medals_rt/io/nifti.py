@@ -40,6 +40,8 @@ _NIFTI_1, _NIFTI_2 = 348, 540
 """Bytes of a header, which its first number repeats."""
 
 _SCANNER, _ALIGNED = 1, 2
+_LARGEST_QFORM_SHEAR: Final = 0.1
+"""Degrees."""
 """Codes of a qform and sform: coordinates of the scanner, or such that fit another file's."""
 
 _MOST_EXTENSIONS: Final = 64 * 2**20
@@ -131,7 +133,9 @@ def _write(path: Path, case: Case, array_dhw: HostArray, slope: float = 1.0) -> 
         image = kind(array_ijk, affine, dtype=array_ijk.dtype)
         known = case.volume.has_orientation
         code = _SCANNER if known else _ALIGNED
-        image.set_qform(affine, code=code)
+        # A qform holds no shear, and ITK would take it in silence where both forms stand.
+        sheared = case.volume.source.shear_degrees > _LARGEST_QFORM_SHEAR
+        image.set_qform(affine, code=0 if sheared else code)
         image.set_sform(affine, code=code)
         image.header["descrip"] = "" if known else ORIENTATION_ASSUMED
     else:

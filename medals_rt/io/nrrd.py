@@ -11,7 +11,7 @@ import numpy as np
 
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import CaseError
-from medals_rt.common.notes import Note, warning
+from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case, LabelFile, check_labels, reading
@@ -200,7 +200,7 @@ def _read(path: Path, max_voxels: int) -> _Read:
         shape = tuple(sizes[axis] for axis in axes)
         check_shape(shape, max_voxels=max_voxels, what=path.name)
         _check_axes(header, axes, path.name)
-        source, notes = _source(header, axes, path.name)
+        source = _source(header, axes, path.name)
         beside = header.get("data file", header.get("datafile"))
         if beside is not None:
             file = stack.enter_context(open_beside(path, str(beside)))
@@ -208,7 +208,7 @@ def _read(path: Path, max_voxels: int) -> _Read:
         size = dtype.itemsize * shape[0] * shape[1] * shape[2]
         stream = _voxels(file, header, size, path.name)
         values = read_values(stream, dtype, (shape[0], shape[1], shape[2]), path.name)
-    return _Read(values.array_kji, source, header, *notes, *values.notes)
+    return _Read(values.array_kji, source, header, *values.notes)
 
 
 def _refuse_lists(file: BinaryIO, name: str) -> None:
@@ -318,9 +318,7 @@ def _voxels(file: BinaryIO, header: Mapping[str, Any], size: int, name: str) -> 
     return stream
 
 
-def _source(
-    header: Mapping[str, Any], axes: tuple[int, ...], name: str
-) -> tuple[SourceGrid, tuple[Note, ...]]:
+def _source(header: Mapping[str, Any], axes: tuple[int, ...], name: str) -> SourceGrid:
     """Place of a NRRD: space directions, or spacings along the LPS axes, as SimpleITK takes them.
 
     Raises
@@ -329,10 +327,6 @@ def _source(
         If there are neither, or the space isn't one of a patient.
     """
     affine = np.eye(4)
-    notes: tuple[Note, ...] = ()
-    if "space" not in header:
-        text = "the file names no space: its axes are taken to run to left, back and head"
-        notes = (warning("orientation-assumed", text),)
     if "space directions" in header:
         space = str(header.get("space", "left-posterior-superior")).lower()
         if space not in _TO_LPS:
@@ -356,6 +350,12 @@ def _source(
         affine[:3, :3] = signs[:, None] * directions.T
         if "space origin" in header:
             affine[:3, 3] = signs * np.asarray(header["space origin"], dtype=np.float64)[:3]
+    elif "spacings" in header and "space" in header:
+        raise CaseError(
+            f"{name} names a space and no 'space directions' in it, so that nothing says how its "
+            "axes lie; export it again",
+            code="geometry-missing",
+        )
     elif "spacings" in header:
         spacing = check_spacing([header["spacings"][axis] for axis in axes])
         affine[:3, :3] = np.diag(spacing)
@@ -365,8 +365,8 @@ def _source(
             f"{name} has no spacing ('space directions' or 'spacings'); add one",
             code="spacing-missing",
         )
-    assumed = header.get(_REMARK) == ORIENTATION_ASSUMED
-    return SourceGrid.from_affine(affine, is_assumed=assumed), notes
+    assumed = "space" not in header or header.get(_REMARK) == ORIENTATION_ASSUMED
+    return SourceGrid.from_affine(affine, is_assumed=assumed)
 
 
 def _origin(

@@ -66,15 +66,21 @@ class SourceGrid:
     is_assumed
         Whether the affine is that of a file which names no orientation: its axes are taken to run
         as ours do.
+    frame_uid
+        DICOM's frame of reference; empty where the file names none. Places in two frames have
+        nothing to do with each other.
     """
 
     permutation: tuple[int, int, int] = (0, 1, 2)
     flips: tuple[bool, bool, bool] = (False, False, False)
     affine_lps: Affine | None = None
     is_assumed: bool = False
+    frame_uid: str = ""
 
     @classmethod
-    def from_affine(cls, affine_lps: HostArray, *, is_assumed: bool = False) -> SourceGrid:
+    def from_affine(
+        cls, affine_lps: HostArray, *, is_assumed: bool = False, frame_uid: str = ""
+    ) -> SourceGrid:
         """Find the permutation and flips that bring a file nearest to the canonical orientation.
 
         An oblique grid keeps its tilt: each axis of the file goes to the patient's axis that it
@@ -115,6 +121,7 @@ class SourceGrid:
             (flips[0], flips[1], flips[2]),
             rows,
             is_assumed,
+            frame_uid,
         )
 
     @property
@@ -219,7 +226,7 @@ class SourceGrid:
 def _assign_axes(strength: HostArray) -> list[int]:
     """For each world axis the file axis to use, strongest pair first, each axis once."""
     nearest = [-1, -1, -1]
-    left = strength.copy()
+    left = np.round(strength, 4)  # rounding in files must not decide about axes at 45 degrees
     for _ in range(3):
         world, axis = np.unravel_index(int(np.argmax(left)), left.shape)
         nearest[int(world)] = int(axis)

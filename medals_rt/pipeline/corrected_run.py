@@ -85,7 +85,7 @@ def segment_corrected(
         differs = int(np.count_nonzero(made.labels_dhw != asked_dhw))
         if differs:
             before = Correction.of(made.labels_dhw, asked_dhw, read.prompts.labels)
-            corrections = (before, *corrections)
+            corrections = (replace(before, is_earlier=True), *corrections)
             text = (
                 f"{name} differs from what this run makes in {differs:,} voxels (corrected before, "
                 "or made with other options or elsewhere): they stay, too"

@@ -69,14 +69,16 @@ def drawn_last(merged: Merged, corrections: Sequence[Correction]) -> Merged:
 
 def corrected_notes(corrections: Sequence[Correction], merged: Merged) -> tuple[Note, ...]:
     """Note how many voxels are as corrected, and how many the model answered otherwise."""
-    if not corrections:
+    by_hand = [each for each in corrections if not each.is_earlier]
+    if not by_hand:
         return ()
     changed = np.zeros(merged.labels_dhw.shape, np.bool_)
-    for each in corrections:
+    for each in by_hand:
         changed[each.box] |= each.changed_dhw
     count = int(np.count_nonzero(changed))
     text = f"{count:,} voxel{' is' if count == 1 else 's are'} as corrected by hand"
-    if merged.overruled_dhw is not None and merged.overruled_dhw.any():
-        otherwise = int(np.count_nonzero(merged.overruled_dhw))
+    overruled = merged.overruled_dhw
+    otherwise = 0 if overruled is None else int(np.count_nonzero(overruled & changed))
+    if otherwise:
         text += f"; the model had answered otherwise in {otherwise:,} of them"
     return (Note("corrected-by-hand", text),)

@@ -30,6 +30,7 @@ from medals_rt.pipeline.lesions_over_anatomy import check_combination
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.window_groups import check_window
 from medals_rt.preprocessing.label_sampling import sample_labels
+from medals_rt.prompts.classes import class_names
 from medals_rt.prompts.prompt_set import (
     PLAIN_READING,
     PromptReading,
@@ -126,7 +127,8 @@ def _read_correction(
     before_dhw, notes = _placed(before, result, volume, prompts, resample=None)
     after_dhw, more = _placed(after, corrected, volume, prompts, resample=None)
     made = Correction.of(before_dhw, after_dhw, prompts.labels)
-    text = f"{corrected.name} corrects {made.voxels:,} voxels of {result.name}"
+    count = "1 voxel" if made.voxels == 1 else f"{made.voxels:,} voxels"
+    text = f"{corrected.name} corrects {count} of {result.name}"
     return made, before_dhw, (*notes, *more, Note("corrects", text))
 
 
@@ -313,6 +315,19 @@ def _as_numbered(
         label: labels.get(names.get(label, "").strip().casefold())
         for label in labels_in(drawn.labels_dhw)
     }
+    foreign = [
+        f"{names[label]} {label}"
+        for label, own in meant.items()
+        if own is None
+        and label in prompts.labels
+        and names.get(label, "").strip().casefold() in class_names()
+    ]
+    if foreign:
+        raise CaseError(
+            f"{name} has labels of classes that no prompt names ({', '.join(foreign)}), with the "
+            "numbers of others; ask for those classes too, or take these labels out",
+            code="annotation-names",
+        )
     others = {label: own for label, own in meant.items() if own not in {None, label}}
     if not others:
         return drawn, ()

@@ -156,6 +156,12 @@ def _by_bank_key() -> dict[str, ClassKey]:
     return {key.bank_key: key for key in all_classes()}
 
 
+@lru_cache(maxsize=1)
+def class_names() -> frozenset[str]:
+    """Return the names of all classes, casefolded."""
+    return frozenset(key.name.casefold() for key in all_classes())
+
+
 def by_bank_key(bank_key: str) -> ClassKey:
     """Class of a bank key such as `"CT/anatomy/1"`; `InputError` if there is none."""
     try:

@@ -162,6 +162,11 @@ def test_a_second_correction_keeps_the_first(
     twice = corrected(out / "once.npz", out / "twice.npz", second)
     assert np.array_equal(twice[first], once[first])
     assert notes()["corrected-before"] == "warning"
+    # What the first changed elsewhere makes no more windows look again than the second alone.
+    looked = json.loads(report.read_text(encoding="utf-8"))["stages"][-1]["windows_corrected"]
+    corrected(base, out / "alone.npz", second)
+    alone = json.loads(report.read_text(encoding="utf-8"))["stages"][-1]["windows_corrected"]
+    assert looked == alone
 
 
 @pytest.mark.parametrize("label", [1, 255, 300])

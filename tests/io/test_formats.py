@@ -342,6 +342,11 @@ def test_a_header_of_spacings_alone_is_read(tmp_path: Path) -> None:
     ("header", "shape", "error"),
     [
         ({}, (2, 3, 4), ("spacing-missing",)),
+        (
+            {"space": "right-anterior-superior", "spacings": [1.0, 2.0, 3.0]},
+            (2, 3, 4),
+            ("geometry-missing",),
+        ),
         ({"spacings": [1.0, 0.0, 1.0]}, (2, 3, 4), ("spacing-not-positive",)),
         ({"spacings": [1.0, 1.0]}, (2, 3), ("not-3d",)),
         (

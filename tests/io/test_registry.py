@@ -12,6 +12,7 @@ import pytest
 import SimpleITK
 
 from medals_rt.common.errors import CaseError, MissingFileError
+from medals_rt.io.case import Case
 from medals_rt.io.registry import (
     FORMATS,
     case_stem,
@@ -20,7 +21,7 @@ from medals_rt.io.registry import (
     read_labels,
     write_segmentation,
 )
-from medals_rt.io.volume import volume_notes
+from medals_rt.io.volume import Volume, volume_notes
 from tests.errors import raises
 
 VALUES_KJI = np.arange(8 * 14 * 16, dtype=np.int16).reshape(8, 14, 16)
@@ -264,6 +265,18 @@ def test_a_sheared_voxel_has_the_volume_of_the_determinant(tmp_path: Path) -> No
     assert volume.voxel_ml == pytest.approx(2.16, rel=1e-6)
     assert [note.code for note in volume_notes(volume)] == ["grid-sheared"]
     assert volume.source.shear_degrees == pytest.approx(20, abs=1e-4)
+
+
+def test_what_is_sheared_has_no_qform(tmp_path: Path) -> None:
+    """It holds no shear, and ITK would take it in silence: labels centimeters off."""
+    for shear, code in ((0.0, 1), (20.0, 0)):
+        affine = np.diag([12.0, 12.0, 15.0, 1.0])
+        affine[1, 2] = 15 * np.tan(np.radians(shear))
+        volume = Volume.from_array(VALUES_KJI, affine, axes="kji", frame="LPS")
+        case = Case(volume, None, None, tmp_path / "a.nrrd")
+        write_segmentation(tmp_path / "l.nii.gz", case, np.ones(volume.shape_dhw, np.uint8))
+        header = nibabel.load(tmp_path / "l.nii.gz").header
+        assert (int(header["qform_code"]), int(header["sform_code"])) == (code, 1)
 
 
 def test_a_format_may_be_named(tmp_path: Path) -> None:

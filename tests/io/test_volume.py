@@ -197,3 +197,15 @@ def test_other_types_are_refused_by_name() -> None:
     wrong: Any = "xyz"
     with pytest.raises(TypeError, match="axes"):
         Volume.from_array(array, np.eye(4), axes=wrong, frame="LPS")
+
+
+def test_rounding_decides_nothing_about_a_grid_at_45_degrees() -> None:
+    """Files of one scan would be read with their axes exchanged."""
+    turned = np.array([[1, -1, 0], [1, 1, 0], [0, 0, np.sqrt(2)]]) / np.sqrt(2)
+    affine = np.eye(4)
+    affine[:3, :3] = turned * [1.5, 2.0, 3.0]
+    found = SourceGrid.from_affine(affine)
+    for noise in (1e-7, -1e-7):
+        off = affine.copy()
+        off[0, 0] += noise
+        assert SourceGrid.from_affine(off).permutation == found.permutation

@@ -386,6 +386,8 @@ def test_labels_are_told_by_the_names_that_a_viewer_keeps(tmp_path: Path) -> Non
         found, notes = read_annotation(drawn(**names), volume, prompts)
         np.testing.assert_array_equal(found, labels)
         assert notes == ()
+    with raises(CaseError, "annotation-names", "Heart 2"):  # which is no liver
+        read_annotation(drawn(of1="Spleen", of2="Heart"), volume, prompts)
     for names in ({"of1": "Liver", "of2": "mine"}, {"of1": "Liver", "of2": "liver"}):
         with raises(CaseError, "annotation-names", "number them as the prompts do"):
             read_annotation(drawn(**names), volume, prompts)

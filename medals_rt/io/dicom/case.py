@@ -136,7 +136,9 @@ def read_dicom_case(
         _check_decoders(stack)
         _check_scaling(stack.slices, chosen)
         array_kji, padding = _read_pixels(stack)
-    source = SourceGrid.from_affine(stack.affine_lps)
+    source = SourceGrid.from_affine(
+        stack.affine_lps, frame_uid=str(stack.slices[0].image.header.get("FrameOfReferenceUID", ""))
+    )
     spacing = check_spacing(source.spacing_hwd_mm or ())
     return Case(
         Volume(source.to_canonical(array_kji), spacing, _case_name(path), source),

@@ -18,6 +18,7 @@ from medals_rt.io.dicom.files import (
     reading,
     silence,
 )
+from medals_rt.io.dicom.slices import GRID_TOLERANCE
 from medals_rt.io.format import Options
 from medals_rt.io.volume import SourceGrid, check_shape
 
@@ -50,7 +51,7 @@ def read_seg_labels(path: Path, options: Options) -> LabelFile:
             seg = hd.seg.Segmentation.from_dataset(
                 read_whole(files[0], options.max_voxels), copy=False
             )
-            place = seg.get_volume_geometry(allow_missing_positions=True)
+            place = seg.get_volume_geometry(allow_missing_positions=True, rtol=GRID_TOLERANCE)
             if place is None:
                 raise CaseError(
                     f"{name} holds frames that make no volume with even slices; export it again",
@@ -64,7 +65,10 @@ def read_seg_labels(path: Path, options: Options) -> LabelFile:
                 for each in (seg.get_segment_description(number),)
             }
             # highdicom's index is (slice, row, column), that of an affine here the reverse.
-            source = SourceGrid.from_affine(np.asarray(volume.affine)[:, [2, 1, 0, 3]])
+            source = SourceGrid.from_affine(
+                np.asarray(volume.affine)[:, [2, 1, 0, 3]],
+                frame_uid=str(header.get("FrameOfReferenceUID", "")),
+            )
             labels = check_labels(volume.array, name, max_voxels=options.max_voxels)
     return LabelFile(
         source.to_canonical(labels),
@@ -93,7 +97,9 @@ def _check_kind(header: Any, name: str) -> None:
 
 def _voxels(seg: Any, name: str) -> Any:
     try:
-        return seg.get_volume(combine_segments=True, allow_missing_positions=True)
+        return seg.get_volume(
+            combine_segments=True, allow_missing_positions=True, rtol=GRID_TOLERANCE
+        )
     except RuntimeError as error:
         if "overlap" not in str(error).lower():
             raise

@@ -27,7 +27,7 @@ _SAME_TOLERANCE: Final = 1e-4
 _ORIENTATION_TOLERANCE: Final = 1e-3
 """How far direction cosines of slices may differ: scanners and anonymizers round them."""
 
-_GRID_TOLERANCE: Final = 0.1
+GRID_TOLERANCE: Final = 0.1
 """How far, in slice distances (or pixels, within a slice), a slice may lie off the even grid."""
 
 _DUPLICATE_TOLERANCE: Final = 0.01
@@ -164,6 +164,12 @@ def _check_values(image: Image) -> None:
             "slope and intercept",
             code="value-table",
         )
+    stored, high = header.get("BitsStored"), header.get("HighBit")
+    if stored is not None and high is not None and int(high) != int(stored) - 1:
+        raise CaseError(
+            f"{name} stores {stored} bits up to bit {high}, as old files did; export it again",
+            code="bits-unusual",
+        )
     if int(header.Rows) < 1 or int(header.Columns) < 1:
         raise CaseError(
             f"{name} is empty: {header.Rows} rows, {header.Columns} columns",
@@ -194,7 +200,7 @@ def _frames(image: Image) -> list[Slice]:
             _group(frame, shared, "PlanePositionSequence", image),
             _group(frame, shared, "PlaneOrientationSequence", image),
             _group(frame, shared, "PixelMeasuresSequence", image),
-            _group(frame, shared, "PixelValueTransformationSequence", None),
+            _group(frame, shared, "PixelValueTransformationSequence", None) or header,
             groups=(frame, *shared),
         )
         for number, frame in enumerate(own)
@@ -248,11 +254,13 @@ def _slice(
             f"{name} has an unusable rescale slope {slope:g} or intercept; export it again",
             code="rescale-invalid",
         )
+    row = orientation[0] / lengths[0]
+    column = orientation[1] - (orientation[1] @ row) * row
     return Slice(
         image,
         frame,
         position,
-        orientation / lengths[:, None],
+        np.array([row, column / np.linalg.norm(column)]),
         (float(pixel[0]), float(pixel[1])),
         slope,
         intercept,
@@ -334,7 +342,7 @@ def _check_spacing(slices: Sequence[Slice], along_mm: Vector, series: Series) ->
             code="slices-missing",
         )
     even = np.linspace(along_mm[0], along_mm[-1], len(along_mm))
-    if np.abs(along_mm - even).max() > _GRID_TOLERANCE * usual:
+    if np.abs(along_mm - even).max() > GRID_TOLERANCE * usual:
         raise CaseError(
             f"the series [{series}] is unevenly spaced: {gaps.min():.3f} to {gaps.max():.3f} mm; "
             "export it at one spacing",
@@ -346,7 +354,7 @@ def _check_tilt(slices: Sequence[Slice], positions: Vector, series: Series) -> N
     first = slices[0]
     shifts = (positions - positions[0]) @ first.orientation.T
     columns_rows = np.abs(shifts) / (first.pixel_mm[1], first.pixel_mm[0])
-    if columns_rows.max() > _GRID_TOLERANCE:
+    if columns_rows.max() > GRID_TOLERANCE:
         run = positions[-1] - positions[0]
         cosine = abs(float(run @ first.normal)) / float(np.linalg.norm(run))
         angle = float(np.degrees(np.arccos(min(cosine, 1.0))))

@@ -217,6 +217,20 @@ def test_enhanced_multi_frame_files_are_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(case.volume.source.affine_lps, affine, atol=1e-6)
 
 
+def test_a_rescale_of_all_frames_may_stand_at_the_top(tmp_path: Path) -> None:
+    """As in multi-frame files that have no group for it."""
+    write_enhanced(tmp_path / "e", write_series(tmp_path / "a", HU, UPRIGHT))
+    data = pydicom.dcmread(tmp_path / "e")
+    for group in (*data.SharedFunctionalGroupsSequence, *data.PerFrameFunctionalGroupsSequence):
+        if "PixelValueTransformationSequence" in group:
+            del group.PixelValueTransformationSequence
+    data.RescaleSlope, data.RescaleIntercept = "2", "-1024"
+    data.save_as(tmp_path / "e")
+    stored = read_case(tmp_path / "a").volume.image_dhw + 1024
+    found = read_case(tmp_path / "e").volume.image_dhw
+    np.testing.assert_array_equal(found, 2 * stored.astype(np.int64) - 1024)
+
+
 def write_enhanced(path: Path, slices: list[Dataset]) -> None:
     """Write slices as one enhanced CT file, its frames in an order of their own."""
     order = np.random.default_rng(1).permutation(len(slices))
@@ -281,6 +295,7 @@ def other_syntax(uid: str) -> Callable[[int, Dataset], None]:
         (put("RescaleSlope", "0"), ("rescale-invalid",)),
         (put("NumberOfFrames", 2), ("place-unknown",)),
         (table, ("value-table",)),
+        (put("HighBit", 14), ("bits-unusual",)),
         (drop("ImagePositionPatient"), ("place-unknown", "ImagePositionPatient")),
         (drop("PixelSpacing"), ("place-unknown", "PixelSpacing")),
         (drop("PixelData"), ("pixels-missing",)),

@@ -12,7 +12,10 @@ from pydicom.sr.codedict import codes
 from medals_rt.common.errors import CaseError
 from medals_rt.io.grids import fill_left_out, grid_of, same_grid
 from medals_rt.io.registry import read_case, read_labels, write_segmentation
+from medals_rt.pipeline.job_inputs import read_annotation
+from medals_rt.prompts.prompt_set import parse_prompts
 from tests.dicom import write_series
+from tests.errors import raises
 
 SHAPE = (6, 8, 10)
 SINE, COSINE = np.sin(0.3), np.cos(0.3)
@@ -47,6 +50,44 @@ def test_a_result_reads_as_it_was_written(tmp_path: Path, affine: np.ndarray) ->
     shifted[0, 3] = 0.5
     away = type(off)(off.shape_dhw, off.spacing_hwd_mm, off.affine_lps @ shifted)
     assert fill_left_out(found, away) is found
+
+
+def test_a_result_of_slices_that_are_not_quite_even_reads_again(tmp_path: Path) -> None:
+    """Positions of two decimals, 0.625 mm apart: the series is read, so its result must be, too."""
+
+    def rounded(k: int, data: pydicom.Dataset) -> None:
+        data.ImagePositionPatient = [0.0, 0.0, round(0.625 * k, 2)]
+
+    write_series(
+        tmp_path / "s", labels().astype(np.int16), np.diag([2.0, 2.0, 0.625, 1.0]), change=rounded
+    )
+    case = read_case(tmp_path / "s")
+    wanted = case.volume.source.to_canonical(labels())
+    prompts = {"1": "Liver in CT", "2": "Spleen in CT"}
+    write_segmentation(tmp_path / "a.dcm", case, wanted, prompts=prompts)
+    whole = fill_left_out(read_labels(tmp_path / "a.dcm"), grid_of(case.volume))
+    assert same_grid(grid_of(case.volume), grid_of(whole)) is None
+    np.testing.assert_array_equal(whole.labels_dhw, wanted)
+
+
+def test_a_segmentation_of_another_patient_lies_elsewhere(tmp_path: Path) -> None:
+    """Though its voxels lie at the same millimeters."""
+
+    def another(_: int, data: pydicom.Dataset) -> None:
+        data.FrameOfReferenceUID = "1.2.3.99"
+
+    for name, change in (("a", lambda _, __: None), ("b", another)):
+        write_series(
+            tmp_path / name, labels().astype(np.int16), np.diag([2.0, 2.0, 3.0, 1.0]), change=change
+        )
+    case, other = (read_case(tmp_path / name) for name in "ab")
+    wanted = case.volume.source.to_canonical(labels())
+    prompts = {"1": "Liver in CT", "2": "Spleen in CT"}
+    write_segmentation(tmp_path / "a.dcm", case, wanted, prompts=prompts)
+    asked = parse_prompts(prompts)
+    read_annotation(tmp_path / "a.dcm", case.volume, asked)
+    with raises(CaseError, "annotation-on-another-grid", "another frame of reference"):
+        read_annotation(tmp_path / "a.dcm", other.volume, asked)
 
 
 def highdicom_seg(folder: Path, array: np.ndarray, kind: str, segments: int) -> Path:
