@@ -283,12 +283,29 @@ def _read_pixels(stack: Stack) -> tuple[HostArray, tuple[Note, ...]]:
 
 
 def _padding(data: Any, stored: HostArray) -> HostArray:
-    """Pixels that the file itself calls padding."""
-    value = data.get("PixelPaddingValue")
+    """Pixels that the file itself calls padding.
+
+    Files write the value with another sign than their pixels have, or with more bits.
+    """
+    kind = {"FloatPixelData": "Float", "DoubleFloatPixelData": "DoubleFloat"}
+    prefix = next((kind[name] for name in kind if name in data), "")
+    value = data.get(f"{prefix}PixelPaddingValue")
     if value is None:
         return np.zeros(stored.shape, dtype=bool)
-    low, high = sorted((int(value), int(data.get("PixelPaddingRangeLimit", value))))
-    return (stored >= low) & (stored <= high)
+    limit = data.get(f"{prefix}PixelPaddingRangeLimit")
+    limit = value if limit is None else limit
+    if not prefix:
+        value, limit = (_as_stored(int(each), data) for each in (value, limit))
+    low, high = sorted((value, limit))
+    padding: HostArray = (stored >= low) & (stored <= high)
+    return padding
+
+
+def _as_stored(value: int, data: Any) -> int:
+    """Return what pixels of these bits are where their tag says `value`."""
+    size = 1 << int(data.BitsStored)
+    value %= size
+    return value - size if int(data.PixelRepresentation) and value >= size // 2 else value
 
 
 def _blank_padding(array: HostArray, padded: Mapping[int, HostArray]) -> tuple[Note, ...]:

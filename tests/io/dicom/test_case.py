@@ -453,6 +453,27 @@ def test_padding_that_is_brighter_than_the_image_is_made_dark(tmp_path: Path) ->
     assert "padding-blanked" in codes_of(case)
 
 
+@pytest.mark.parametrize(
+    ("stored_as", "written", "bits"), [(63536, -2000, 16), (63536, 63536, 16), (4095, 65535, 12)]
+)
+def test_padding_is_known_by_its_bits(
+    tmp_path: Path, stored_as: int, written: int, bits: int
+) -> None:
+    stored = np.full(HU.shape, 1000, np.uint16)
+    stored[:, 2:] += np.arange(stored[:, 2:].size, dtype=np.uint16).reshape(stored[:, 2:].shape) % 9
+    stored[:, :2] = stored_as
+
+    def change(k: int, data: Dataset) -> None:
+        data.BitsStored, data.HighBit, data.PixelRepresentation = bits, bits - 1, 0
+        data.PixelData = stored[k].tobytes()
+        data.add_new("PixelPaddingValue", "SS" if written < 0 else "US", written)
+
+    write_series(tmp_path / "a", HU, UPRIGHT, change=change)
+    case = read_case(tmp_path / "a")
+    assert "padding-blanked" in codes_of(case)
+    assert case.volume.image_dhw.max() < 1000
+
+
 @pytest.mark.parametrize(("padding", "note"), [(0, False), (300, True)])
 def test_other_padding_stays(tmp_path: Path, padding: int, note: bool) -> None:
     """Dark padding is harmless; one within the image may be a true value."""
