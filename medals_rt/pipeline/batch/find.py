@@ -4,6 +4,7 @@ import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from os.path import realpath
 from pathlib import Path, PurePosixPath
 from typing import Final
 from unicodedata import normalize
@@ -23,6 +24,7 @@ from medals_rt.pipeline.batch.jobs_file import (
 )
 from medals_rt.pipeline.batch.store import LOCAL, Store
 from medals_rt.pipeline.job_outputs import (
+    all_inputs,
     check_grid,
     check_labels_are_dicom,
     check_mesh,
@@ -198,6 +200,7 @@ def plan_batch(
     common = _Common(source, options, series, select)
     cases = tuple(_batch_case(each, places, common) for each in found)
     _refuse_clashes(cases)
+    _refuse_overwriting(cases)
     for case in cases:
         check_labels_are_dicom(case.job, remedy="say --format dcm")
     return BatchPlan(cases, results, reports, unread, earlier, files)
@@ -447,7 +450,7 @@ def _with_row(job: Job, row: JobRow, folder: Path) -> Job:
 
 
 def _refuse_clashes(cases: Sequence[BatchCase]) -> None:
-    """Refuse results that would take each other's place, also where case doesn't count, or inputs'.
+    """Refuse results that would take each other's place, also where case doesn't count.
 
     Raises
     ------
@@ -468,25 +471,65 @@ def _refuse_clashes(cases: Sequence[BatchCase]) -> None:
             "folders",
             code="results-alike",
         )
-    inputs = {case.job.input.resolve() for case in cases}
-    split = {one_name(str(case.job.split)) for case in cases if case.job.split is not None}
+    folders = _folders_of_classes(cases)
     written: dict[str, BatchCase] = {}
     for case in cases:
-        if one_name(str(case.job.output.parent)) in split:
-            raise InputError(
-                f"{case.job.output} would lie among the classes of another case; name one of them "
-                "in a jobs file, or run them into two folders",
-                code="results-alike",
-            )
-        for path in filter(None, (case.job.output, case.job.instances, case.job.sr)):
+        job = case.job
+        for path in filter(None, (job.output, job.instances, job.sr)):
+            if folders.get(one_name(str(path.parent)), case) is not case:
+                raise InputError(
+                    f"{path} would lie among the classes of another case; name one of them in a "
+                    "jobs file, or run them into two folders",
+                    code="results-alike",
+                )
             if written.setdefault(one_name(str(path)), case) is not case:
                 raise InputError(
                     f"{path} would be written of two cases; name one of them in a jobs file, or "
                     "run them into two folders",
                     code="results-alike",
                 )
-        if case.job.output.resolve() in inputs:
-            raise InputError(
-                f"{case.job.output} would overwrite an input; choose another folder of outputs",
-                code="input-overwritten",
-            )
+
+
+def _folders_of_classes(cases: Sequence[BatchCase]) -> dict[str, BatchCase]:
+    """Name the folders of files of classes and of probability maps, and refuse shared ones.
+
+    Raises
+    ------
+    InputError
+    """
+    folders: dict[str, BatchCase] = {}
+    for case in cases:
+        for folder in filter(None, (case.job.split, case.job.probabilities)):
+            if folders.setdefault(one_name(str(folder)), case) is not case:
+                raise InputError(
+                    f"{folder} would hold the classes of two cases; name one of them in a jobs "
+                    "file, or run them into two folders",
+                    code="results-alike",
+                )
+    return folders
+
+
+def _refuse_overwriting(cases: Sequence[BatchCase]) -> None:
+    """Refuse files of a case in the place of what any case starts from.
+
+    Raises
+    ------
+    InputError
+    """
+    read = {Path(realpath(path)): path for case in cases for path in all_inputs(case.job)}
+    beside = {place.parent for place, path in read.items() if not path.is_dir()}
+    for job in (case.job for case in cases):
+        for path in filter(None, (job.output, job.report, job.preview, job.instances, job.sr)):
+            if Path(realpath(path)) in read:
+                raise InputError(
+                    f"{path} would overwrite an input; choose another folder of outputs",
+                    code="input-overwritten",
+                )
+        for folder in filter(None, (job.split, job.probabilities)):
+            place = Path(realpath(folder))
+            if place in read or place in beside:  # which classes it gets is not known yet
+                raise InputError(
+                    f"files of classes in {folder} would lie among inputs and could overwrite "
+                    "them; choose another folder of outputs",
+                    code="input-overwritten",
+                )

@@ -302,3 +302,44 @@ def test_series_and_images_may_be_chosen_for_all_that_can_hold_several(
     first, second = (case.job for case in found.cases)
     assert (first.series, first.select, first.resample) == ("7", ("ECHO=2",), False)
     assert (second.series, second.select, second.resample) == ("3", ("ECHO=2",), True)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"output": "a", "probabilities": True}, {"output": "a_probabilities/liver"}),
+        ({"output": "a", "probabilities": True}, {"output": "A_Probabilities/liver"}),
+        ({"output": "a", "probabilities": True}, {"output": "a_probabilities", "split": True}),
+        ({"output": "a", "split": True}, {"output": "a/liver"}),
+    ],
+)
+def test_results_never_lie_among_the_classes_of_another_case(
+    scans: Path, tmp_path: Path, first: dict[str, object], second: dict[str, object]
+) -> None:
+    rows = [{"input": "a.nii.gz", **first}, {"input": "b.npz", "format": "nii.gz", **second}]
+    for order in (rows, rows[::-1]):
+        jobs = write_json(tmp_path / "jobs.json", order)
+        with raises(InputError, "results-alike"):
+            plan(scans, out=tmp_path / "out", jobs=jobs)
+
+
+@pytest.mark.parametrize(
+    ("row", "other"),
+    [
+        ({"output": "drawn.nii.gz"}, {"spatial_prompts": "drawn.nii.gz"}),
+        ({"output": "x", "instances": True}, {"spatial_prompts": "x_lesions.npz"}),
+        ({"output": "p"}, {"prompts": "reports/p.json"}),
+        ({"output": "deep/er", "split": True}, {"input": "deep/er/c.NRRD"}),
+        ({"output": "x", "probabilities": True}, {"spatial_prompts": "x_probabilities/l.nii.gz"}),
+    ],
+)
+def test_no_file_of_a_case_replaces_what_another_starts_from(
+    scans: Path, row: dict[str, object], other: dict[str, object], tmp_path: Path
+) -> None:
+    (scans / "reports").mkdir()
+    write_json(scans / "reports" / "p.json", {"1": "Liver in abdominal CT"})
+    rows = [{"input": "b.npz", **row}, {"input": "a.nii.gz", "output": "y.seg.nrrd", **other}]
+    jobs = write_json(tmp_path / "jobs.json", rows)
+    with raises(InputError, "input-overwritten"):
+        plan(scans, out=scans, jobs=jobs)
+    assert len(plan(scans, out=tmp_path / "out", jobs=jobs).cases) == 2
