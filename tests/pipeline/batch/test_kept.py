@@ -120,3 +120,17 @@ def test_results_of_other_classes_are_replaced_with_a_warning(
     assert again.exit_code == 0, again.output
     assert "earlier batch, which had Liver" in again.stderr
     assert "earlier batch" not in batch(tiny_bundle.folder, *words, "right kidney").stderr
+
+
+@pytest.mark.parametrize("more", [("--split", "--format", "nii.gz"), ("--format", "nrrd")])
+def test_results_are_replaced_with_a_warning_also_where_other_files_are_asked_for(
+    tiny_bundle: Bundle, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    write_case(tmp_path / "scans" / "case.npz", 1, None)
+    words = (tmp_path / "scans", tmp_path / "out", "--no-preview", "--modality", "CT", "--prompt")
+    first = batch(tiny_bundle.folder, *words, "liver", "--format", "nii.gz")
+    assert first.exit_code == 0, first.output
+    again = batch(tiny_bundle.folder, *words, "right kidney", *more)
+    assert again.exit_code == 0, again.output
+    assert "earlier batch, which had Liver" in again.stderr
+    assert ("case.nii.gz stays" in again.stderr) == ("nrrd" in more)
