@@ -134,3 +134,15 @@ def test_results_are_replaced_with_a_warning_also_where_other_files_are_asked_fo
     assert again.exit_code == 0, again.output
     assert "earlier batch, which had Liver" in again.stderr
     assert ("case.nii.gz stays" in again.stderr) == ("nrrd" in more)
+
+
+@pytest.mark.parametrize("own", ["scans", "scans/out"])
+def test_results_among_the_scans_are_kept(
+    tiny_bundle: Bundle, tmp_path: Path, scans: Path, own: str
+) -> None:
+    inputs = {"scans": scans, "scans/out": scans / "*"}[own]
+    words = (inputs, tmp_path / own, "--format", "nii.gz", "--split", "--quiet")
+    for status in ("done", "kept"):
+        result = batch(tiny_bundle.folder, *words)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert statuses(tmp_path / own) == {f"case{number}": status for number in range(3)}
