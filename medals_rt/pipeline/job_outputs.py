@@ -91,6 +91,12 @@ def check_grid(job: Job) -> None:
         check_own_grid(job.instances)
 
 
+def all_inputs(job: Job) -> list[Path]:
+    """Name what a job reads."""
+    inputs, _ = _named(job)
+    return inputs
+
+
 def all_outputs(job: Job) -> list[Path]:
     """Name what a job writes; of each folder of files one that stands for all."""
     _, outputs = _named(job)

@@ -2,11 +2,14 @@
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from os.path import realpath
 from pathlib import Path, PurePosixPath
 from typing import Final
 from unicodedata import normalize
+
+import msgspec
 
 from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.io.dicom.web import series_addresses
@@ -21,8 +24,9 @@ from medals_rt.pipeline.batch.jobs_file import (
     source_of,
     stated,
 )
-from medals_rt.pipeline.batch.store import LOCAL, Store
+from medals_rt.pipeline.batch.store import LOCAL, Store, content_sha256
 from medals_rt.pipeline.job_outputs import (
+    all_inputs,
     check_grid,
     check_labels_are_dicom,
     check_mesh,
@@ -179,16 +183,16 @@ def plan_batch(
         error.
     """
     reports = reports or results
+    unread: tuple[Path, ...] = ()
+    earlier: tuple[Path, ...] = ()
     if jobs is not None:
         found = list(_from_jobs(jobs, inputs, source, options.reading))
     else:
-        found = list(_from_inputs(inputs, skip={results.resolve(), reports.resolve()}))
-    folders = [path for path in inputs if path.is_dir()] if jobs is None else []
-    skip = {results.resolve(), reports.resolve()}
-    unread = tuple(path for folder in folders for path in _unread_images(folder, skip))
-    earlier = tuple(path for folder in folders for path in _earlier_results(folder, skip))
+        found, unread, earlier = _searched(inputs, results, reports)
     if not found:
         others = f" ({unread_words(unread)})" if unread else ""
+        if earlier:
+            others += f" (results of other batches in {', '.join(map(str, earlier[:_NAMED]))})"
         raise InputError(
             f"there is no case in {', '.join(map(str, inputs))}{others}; cases are files that end "
             f"in {', '.join(ENDINGS)}, DICOM folders and zips of them",
@@ -198,6 +202,7 @@ def plan_batch(
     common = _Common(source, options, series, select)
     cases = tuple(_batch_case(each, places, common) for each in found)
     _refuse_clashes(cases)
+    _refuse_overwriting(cases)
     for case in cases:
         check_labels_are_dicom(case.job, remedy="say --format dcm")
     return BatchPlan(cases, results, reports, unread, earlier, files)
@@ -226,39 +231,145 @@ def one_name(name: str) -> str:
     return normalize("NFC", name).casefold()
 
 
-def _from_inputs(inputs: Iterable[Path], skip: set[Path]) -> Iterator[_Found]:
-    """Go through what the command line names."""
+@dataclass(frozen=True)
+class _Given:
+    """What is gone through, and whether a pattern matched it, so that nobody named it."""
+
+    path: Path
+    matched: bool = False
+
+
+def _searched(
+    inputs: Sequence[Path], results: Path, reports: Path
+) -> tuple[list[_Found], tuple[Path, ...], tuple[Path, ...]]:
+    """Return the cases, the images that aren't read, and other batches' results passed over."""
+    own = {Path(realpath(results)), Path(realpath(reports))}
+    everything = list(_given(inputs))
+    one = len(inputs) == len(everything) == 1 and everything[0].path == inputs[0]
+    given: list[_Given] = []
+    earlier: list[Path] = []
+    for each in everything:
+        if not (each.path / STATE_FOLDER).is_dir():
+            given.append(each)
+        elif Path(realpath(each.path)) in own:
+            if not each.matched or len(everything) == 1:  # scans may lie beside their results
+                given.append(each)
+        elif one:  # so may those of another batch
+            given.append(each)
+        else:
+            earlier.append(each.path)
+    written = _written(results, reports) if _touch(given, own) else {}
+    if one and (inputs[0] / STATE_FOLDER).is_dir():
+        written |= _written(inputs[0], inputs[0])
+    # a scan that is named twice is one case; names that differ ask for two
+    found = {(realpath(case.path), case.name): case for case in _from_given(given, own, written)}
+    folders = [each.path for each in given if each.path.is_dir()]
+    unread = [path for folder in folders for path in _unread_images(folder, own, written)]
+    earlier += [path for folder in folders for path in _earlier_results(folder, own)]
+    return list(found.values()), tuple(dict.fromkeys(unread)), tuple(dict.fromkeys(earlier))
+
+
+def _touch(given: Iterable[_Given], own: set[Path]) -> bool:
+    """Whether something that is given is, or lies in, one of these folders."""
+    places = (Path(realpath(each.path)) for each in given)
+    return any(not own.isdisjoint((place, *place.parents)) for place in places)
+
+
+def _given(
+    inputs: Iterable[Path], *, lists: tuple[str, ...] = (), matched: bool = False
+) -> Iterator[_Given]:
+    """Go through what the command line names, what `lists` name, and what patterns match."""
     for given in inputs:
-        if is_web_address(given):
-            for address in series_addresses(given):
-                study, series = address.query.values()
-                yield _Found(Path(str(address)), f"{study}/{series}")
-        elif given.is_dir():
-            yield from _from_folder(given, skip)
+        if is_web_address(given) or given.is_dir():
+            yield _Given(given, matched)
         elif given.suffix.lower() == _LIST and given.is_file():
-            lines = given.read_text(encoding="utf-8-sig").splitlines()
-            listed = [
-                Path(line) if is_web_address(line) else given.parent / line
-                for line in map(str.strip, lines)
-                if line
-            ]
-            yield from _from_inputs(listed, skip)
+            if realpath(given) in lists:
+                raise InputError(
+                    f"the list {given} names itself, or a list that names it; take that line out",
+                    code="list-in-itself",
+                )
+            yield from _given(_lines(given), lists=(*lists, realpath(given)))
         elif given.exists():
-            yield _Found(given, case_stem(given))
+            yield _Given(given, matched)
         elif glob.has_magic(str(given)):
             matches = sorted(glob.glob(str(given), recursive=True))  # noqa: PTH207 - also absolute
             if not matches:
                 raise MissingFileError(
                     f"nothing matches {given}; check the pattern", code="nothing-matches"
                 )
-            yield from _from_inputs(map(Path, matches), skip)
+            yield from _given(map(Path, matches), lists=lists, matched=True)
         else:
             raise MissingFileError(f"there is no {given}; check the path")
 
 
-def _from_folder(top: Path, skip: set[Path]) -> Iterator[_Found]:
+def _lines(file: Path) -> list[Path]:
+    """Read a list of inputs: one a line, from the list's folder; # begins a comment."""
+    lines = map(str.strip, file.read_text(encoding="utf-8-sig").splitlines())
+    return [
+        Path(line) if is_web_address(line) else file.parent / line
+        for line in lines
+        if line and not line.startswith("#")
+    ]
+
+
+def _from_given(
+    given: Iterable[_Given], skip: set[Path], written: Mapping[Path, str]
+) -> Iterator[_Found]:
+    """Find the cases of what is given."""
+    for each in given:
+        if is_web_address(each.path):
+            for address in series_addresses(each.path):
+                study, series = address.query.values()
+                yield _Found(Path(str(address)), f"{study}/{series}")
+        elif each.path.is_dir():
+            yield from _from_folder(each.path, skip, written)
+        elif not (each.matched and _is_written(each.path, written)):
+            yield _Found(each.path, case_stem(each.path))
+
+
+@dataclass(frozen=True)
+class _Record:
+    """Of a case's record what says which files are its results; see `records.Record`."""
+
+    files: dict[str, str]
+    ending: str
+
+
+def _written(results: Path, reports: Path) -> dict[Path, str]:
+    """Return the real paths of the images that a batch wrote, with the SHA-256 of each."""
+    written: dict[Path, str] = {}
+    folder = reports / STATE_FOLDER
+    for file in folder.rglob("*.json"):
+        try:
+            record = msgspec.json.decode(file.read_bytes(), type=_Record)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):  # as if there were none
+            continue
+        name = file.relative_to(folder).as_posix().removesuffix(".json")
+        result = results / name
+        places = {
+            "labels": result.with_name(f"{result.name}{record.ending}"),
+            "lesions": _lesion_map(result, record.ending),
+            "sr": _measurements(result),
+            "preview": preview_path(reports, name),
+        }
+        folders = {"class": result, "map": _folder_of_maps(result)}
+        for role, digest in record.files.items():
+            kind, _, last = role.partition("/")
+            path = folders[kind] / last if kind in folders else places.get(role)
+            if path is not None:
+                written[Path(realpath(path))] = digest
+    return written
+
+
+def _is_written(path: Path, written: Mapping[Path, str]) -> bool:
+    """Whether a file is a result as a batch wrote it: a scan that took its place is none."""
+    digest = written.get(Path(realpath(path))) if written else None
+    return digest is not None and digest == content_sha256(path)
+
+
+def _from_folder(top: Path, skip: set[Path], written: Mapping[Path, str]) -> Iterator[_Found]:
     """Find the cases of a folder and all below it; a folder that holds DICOM files is one case."""
-    for folder, folders, visible in _walk(top, skip):
+    for folder, folders, visible in _walk(top, skip, written):
         below = folder.relative_to(top)
         named = [name for name in visible if name.lower().endswith((*ENDINGS, _ARCHIVE))]
         others = (folder / name for name in visible if name not in named)
@@ -269,9 +380,9 @@ def _from_folder(top: Path, skip: set[Path]) -> Iterator[_Found]:
             yield _Found(file, (below / case_stem(file)).as_posix())
 
 
-def _unread_images(top: Path, skip: set[Path]) -> Iterator[Path]:
+def _unread_images(top: Path, skip: set[Path], written: Mapping[Path, str]) -> Iterator[Path]:
     """Find the images of a folder and all below it whose formats aren't read."""
-    for folder, _, visible in _walk(top, skip):
+    for folder, _, visible in _walk(top, skip, written):
         for name in visible:
             if name.lower().endswith(_UNREAD_IMAGES):
                 yield folder / name
@@ -279,14 +390,14 @@ def _unread_images(top: Path, skip: set[Path]) -> Iterator[Path]:
 
 def _earlier_results(top: Path, skip: set[Path]) -> Iterator[Path]:
     """Find the folders below one that hold results of other batches."""
-    for folder, folders, _ in _walk(top, skip, earlier=True):
+    for folder, folders, _ in _walk(top, skip, {}, earlier=True):
         if folder != top and (folder / STATE_FOLDER).is_dir():
             yield folder
             folders.clear()
 
 
 def _walk(
-    top: Path, skip: set[Path], *, earlier: bool = False
+    top: Path, skip: set[Path], written: Mapping[Path, str], *, earlier: bool = False
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Go through a folder and all below it, then where links lead, each folder once.
 
@@ -298,6 +409,8 @@ def _walk(
         The folder.
     skip
         Folders that are passed over, with what is below them.
+    written
+        Files that are passed over as long as their content is what a batch wrote.
     earlier
         Whether folders with results of another batch are gone through.
 
@@ -308,7 +421,7 @@ def _walk(
     folders
         Names of those in it that come next; what is taken out is passed over.
     files
-        Names of its files but hidden ones, sorted.
+        Names of its files but hidden ones and results, sorted.
     """
     itself = Path(os.path.realpath(top))
     seen = {*skip, itself, *itself.parents}
@@ -323,7 +436,8 @@ def _walk(
                 continue
             seen.add(place)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield folder, folders, sorted(name for name in files if not name.startswith("."))
+            visible = sorted(name for name in files if not name.startswith("."))
+            yield folder, folders, [n for n in visible if not _is_written(folder / n, written)]
             starts += [folder / name for name in folders if (folder / name).is_symlink()]
 
 
@@ -404,11 +518,9 @@ def _batch_case(found: _Found, places: _Places, common: _Common) -> BatchCase:
         report=report_path(places.reports, name),
         preview=preview_path(places.reports, name) if beside.preview else None,
         split=result if beside.split else None,
-        probabilities=result.with_name(f"{result.name}_probabilities")
-        if beside.probabilities
-        else None,
+        probabilities=_folder_of_maps(result) if beside.probabilities else None,
         instances=_lesion_map(result, ending) if beside.instances else None,
-        sr=result.with_name(f"{result.name}.sr.dcm") if beside.sr else None,
+        sr=_measurements(result) if beside.sr else None,
         mesh_reduction=beside.mesh_reduction,
         grid=grid_of_row(found.row, places.grid),
         options=common.options,
@@ -431,6 +543,16 @@ def _lesion_map(result: Path, ending: str) -> Path:
     return result.with_name(f"{result.name}_lesions{own}")
 
 
+def _folder_of_maps(result: Path) -> Path:
+    """Name the folder of probability maps."""
+    return result.with_name(f"{result.name}_probabilities")
+
+
+def _measurements(result: Path) -> Path:
+    """Name the DICOM report."""
+    return result.with_name(f"{result.name}.sr.dcm")
+
+
 def _with_row(job: Job, row: JobRow, folder: Path) -> Job:
     """Put what a row of the jobs file says in the place of what the command line says."""
     segment = replace(job.options.segment, **stated(row, SegmentOptions))
@@ -447,7 +569,7 @@ def _with_row(job: Job, row: JobRow, folder: Path) -> Job:
 
 
 def _refuse_clashes(cases: Sequence[BatchCase]) -> None:
-    """Refuse results that would take each other's place, also where case doesn't count, or inputs'.
+    """Refuse results that would take each other's place, also where case doesn't count.
 
     Raises
     ------
@@ -468,25 +590,65 @@ def _refuse_clashes(cases: Sequence[BatchCase]) -> None:
             "folders",
             code="results-alike",
         )
-    inputs = {case.job.input.resolve() for case in cases}
-    split = {one_name(str(case.job.split)) for case in cases if case.job.split is not None}
+    folders = _folders_of_classes(cases)
     written: dict[str, BatchCase] = {}
     for case in cases:
-        if one_name(str(case.job.output.parent)) in split:
-            raise InputError(
-                f"{case.job.output} would lie among the classes of another case; name one of them "
-                "in a jobs file, or run them into two folders",
-                code="results-alike",
-            )
-        for path in filter(None, (case.job.output, case.job.instances, case.job.sr)):
+        job = case.job
+        for path in filter(None, (job.output, job.instances, job.sr)):
+            if folders.get(one_name(str(path.parent)), case) is not case:
+                raise InputError(
+                    f"{path} would lie among the classes of another case; name one of them in a "
+                    "jobs file, or run them into two folders",
+                    code="results-alike",
+                )
             if written.setdefault(one_name(str(path)), case) is not case:
                 raise InputError(
                     f"{path} would be written of two cases; name one of them in a jobs file, or "
                     "run them into two folders",
                     code="results-alike",
                 )
-        if case.job.output.resolve() in inputs:
-            raise InputError(
-                f"{case.job.output} would overwrite an input; choose another folder of outputs",
-                code="input-overwritten",
-            )
+
+
+def _folders_of_classes(cases: Sequence[BatchCase]) -> dict[str, BatchCase]:
+    """Name the folders of files of classes and of probability maps, and refuse shared ones.
+
+    Raises
+    ------
+    InputError
+    """
+    folders: dict[str, BatchCase] = {}
+    for case in cases:
+        for folder in filter(None, (case.job.split, case.job.probabilities)):
+            if folders.setdefault(one_name(str(folder)), case) is not case:
+                raise InputError(
+                    f"{folder} would hold the classes of two cases; name one of them in a jobs "
+                    "file, or run them into two folders",
+                    code="results-alike",
+                )
+    return folders
+
+
+def _refuse_overwriting(cases: Sequence[BatchCase]) -> None:
+    """Refuse files of a case in the place of what any case starts from.
+
+    Raises
+    ------
+    InputError
+    """
+    read = {Path(realpath(path)): path for case in cases for path in all_inputs(case.job)}
+    beside = {place.parent for place, path in read.items() if not path.is_dir()}
+    for job in (case.job for case in cases):
+        for path in filter(None, (job.output, job.report, job.preview, job.instances, job.sr)):
+            if Path(realpath(path)) in read:
+                raise InputError(
+                    f"{path} would overwrite an input; choose another folder of outputs",
+                    code="input-overwritten",
+                )
+        for folder in filter(None, (job.split, job.probabilities)):
+            place = Path(realpath(folder))
+            if place in read or place in beside:  # which classes it gets is not known yet
+                raise InputError(
+                    f"files of classes in {folder} would lie among inputs and could overwrite "
+                    "them; choose another folder of outputs",
+                    code="input-overwritten",
+                )

@@ -185,13 +185,19 @@ def kept_entry(case: BatchCase, made_from: str) -> Entry | None:
 def replaced_notes(case: BatchCase, prompts: PromptSet) -> tuple[Note, ...]:
     """Warn where a case's result takes the place of one of other classes, of an earlier batch."""
     record = _record_of(case)
-    if record is None or record.entry.status != "done" or not _intact(case, record):
+    if record is None or record.entry.status != "done":
+        return ()
+    # where the earlier batch put it: this one may write another format, or other files beside it
+    labels = case.job.output.with_name(f"{PurePosixPath(case.name).name}{record.ending}")
+    if record.files.get("labels") != case.store.identity(labels):
         return ()
     before = {each.label: each.name for each in record.entry.classes}
     if before == {each.label: each.class_key.name for each in prompts.prompts}:
         return ()
     named = ", ".join(before.values())
     text = f"it replaces the result of an earlier batch, which had {named}"
+    if labels != case.job.output:
+        text = f"{text}; {labels.name} stays, and no table lists it"
     return (warning("result-replaced", text),)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.pipeline.batch import BatchPlan, BesideLabels, plan_batch
+from medals_rt.pipeline.batch.store import content_sha256
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest
 from tests.errors import raises
@@ -302,3 +303,119 @@ def test_series_and_images_may_be_chosen_for_all_that_can_hold_several(
     first, second = (case.job for case in found.cases)
     assert (first.series, first.select, first.resample) == ("7", ("ECHO=2",), False)
     assert (second.series, second.select, second.resample) == ("3", ("ECHO=2",), True)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"output": "a", "probabilities": True}, {"output": "a_probabilities/liver"}),
+        ({"output": "a", "probabilities": True}, {"output": "A_Probabilities/liver"}),
+        ({"output": "a", "probabilities": True}, {"output": "a_probabilities", "split": True}),
+        ({"output": "a", "split": True}, {"output": "a/liver"}),
+    ],
+)
+def test_results_never_lie_among_the_classes_of_another_case(
+    scans: Path, tmp_path: Path, first: dict[str, object], second: dict[str, object]
+) -> None:
+    rows = [{"input": "a.nii.gz", **first}, {"input": "b.npz", "format": "nii.gz", **second}]
+    for order in (rows, rows[::-1]):
+        jobs = write_json(tmp_path / "jobs.json", order)
+        with raises(InputError, "results-alike"):
+            plan(scans, out=tmp_path / "out", jobs=jobs)
+
+
+@pytest.mark.parametrize(
+    ("row", "other"),
+    [
+        ({"output": "drawn.nii.gz"}, {"spatial_prompts": "drawn.nii.gz"}),
+        ({"output": "x", "instances": True}, {"spatial_prompts": "x_lesions.npz"}),
+        ({"output": "p"}, {"prompts": "reports/p.json"}),
+        ({"output": "deep/er", "split": True}, {"input": "deep/er/c.NRRD"}),
+        ({"output": "x", "probabilities": True}, {"spatial_prompts": "x_probabilities/l.nii.gz"}),
+    ],
+)
+def test_no_file_of_a_case_replaces_what_another_starts_from(
+    scans: Path, row: dict[str, object], other: dict[str, object], tmp_path: Path
+) -> None:
+    (scans / "reports").mkdir()
+    write_json(scans / "reports" / "p.json", {"1": "Liver in abdominal CT"})
+    rows = [{"input": "b.npz", **row}, {"input": "a.nii.gz", "output": "y.seg.nrrd", **other}]
+    jobs = write_json(tmp_path / "jobs.json", rows)
+    with raises(InputError, "input-overwritten"):
+        plan(scans, out=scans, jobs=jobs)
+    assert len(plan(scans, out=tmp_path / "out", jobs=jobs).cases) == 2
+
+
+@pytest.fixture
+def before(scans: Path) -> Path:
+    """Results of another batch: of `a` labels, lesions and a class, as its record says."""
+    folder = scans / "before"
+    files = {"labels": "a.nrrd", "lesions": "a_lesions.nrrd", "class/liver.nrrd": "a/liver.nrrd"}
+    (folder / ".medals-rt").mkdir(parents=True)
+    (folder / "a").mkdir()
+    for role, name in files.items():
+        (folder / name).write_text(role, encoding="utf-8")
+    hashes = {role: content_sha256(folder / name) for role, name in files.items()}
+    write_json(folder / ".medals-rt" / "a.json", {"files": hashes, "ending": ".nrrd"})
+    return folder
+
+
+def test_results_of_other_batches_are_no_cases_whoever_names_them(
+    scans: Path, tmp_path: Path, before: Path
+) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text("scans/b.npz\nscans/before\n", encoding="utf-8")
+    for inputs in ((scans / "b*",), (listed,), (scans / "b.npz", before), (tmp_path / "sc*",)):
+        found = plan(*inputs, out=tmp_path / "out")
+        assert "b" in results(found)
+        assert not any("lesions" in name for name in results(found))
+        assert found.earlier == (before,)
+    with raises(InputError, "no-case", before):
+        plan(scans / "bef*", out=tmp_path / "out")
+
+
+def test_scans_beside_results_are_cases_without_the_results(before: Path, tmp_path: Path) -> None:
+    (before / "a.npz").write_bytes(b"")
+    for out in (tmp_path / "out", before):
+        found = plan(before, out=out, ending=".nrrd")
+        assert (results(found), found.earlier) == ({"a": "a.nrrd"}, ())
+    for inputs in (
+        (tmp_path / "scans" / "bef*",),
+        (before / "*",),
+        (before, before.parent / "deep"),
+    ):
+        assert "a" in results(plan(*inputs, out=before, ending=".nrrd"))
+    (before / "a_lesions.nrrd").write_bytes(b"another scan")
+    assert set(results(plan(before, out=tmp_path / "out"))) == {"a", "a_lesions"}
+    assert results(plan(before / "a.nrrd", out=tmp_path / "out")) == {"a": "a.nrrd"}
+
+
+def test_a_pattern_may_match_the_own_results(scans: Path, before: Path) -> None:
+    (scans / "a.nii.gz").unlink()
+    for pattern in ("*", "**/*.n*"):
+        found = plan(scans / pattern, out=before)
+        assert not {"a", "a_lesions", "liver"} & set(results(found))
+        assert "b" in results(found)
+        assert found.earlier == ()
+
+
+@pytest.mark.usefixtures("scans")
+def test_a_list_has_comments_and_never_names_itself(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("# of Monday\nscans/b.npz\n  # scans/none.npz\nsecond.txt\n", encoding="utf-8")
+    second.write_text("scans/a.nii.gz\n", encoding="utf-8")
+    assert list(results(plan(first, second, out=tmp_path / "out"))) == ["b", "a"]
+    for line in ("first.txt", "*.txt", "second.txt"):
+        second.write_text(f"{line}\n", encoding="utf-8")
+        with raises(InputError, "list-in-itself"):
+            plan(first, out=tmp_path / "out")
+
+
+def test_a_scan_that_is_named_twice_is_one_case(scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(scans)
+    inputs = (scans / "b.npz", scans, tmp_path / "link" / "b.npz", scans / "*.npz", scans)
+    found = plan(*inputs, out=tmp_path / "out")
+    assert list(results(found)) == ["b", "a", "deep/er/c"]
+    jobs = write_json(tmp_path / "jobs.json", [{"input": "b.npz"}, {"input": "b.npz", "seed": 3}])
+    with raises(InputError, "results-alike"):
+        plan(scans, out=tmp_path / "out", jobs=jobs)

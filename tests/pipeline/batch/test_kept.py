@@ -120,3 +120,29 @@ def test_results_of_other_classes_are_replaced_with_a_warning(
     assert again.exit_code == 0, again.output
     assert "earlier batch, which had Liver" in again.stderr
     assert "earlier batch" not in batch(tiny_bundle.folder, *words, "right kidney").stderr
+
+
+@pytest.mark.parametrize("more", [("--split", "--format", "nii.gz"), ("--format", "nrrd")])
+def test_results_are_replaced_with_a_warning_also_where_other_files_are_asked_for(
+    tiny_bundle: Bundle, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    write_case(tmp_path / "scans" / "case.npz", 1, None)
+    words = (tmp_path / "scans", tmp_path / "out", "--no-preview", "--modality", "CT", "--prompt")
+    first = batch(tiny_bundle.folder, *words, "liver", "--format", "nii.gz")
+    assert first.exit_code == 0, first.output
+    again = batch(tiny_bundle.folder, *words, "right kidney", *more)
+    assert again.exit_code == 0, again.output
+    assert "earlier batch, which had Liver" in again.stderr
+    assert ("case.nii.gz stays" in again.stderr) == ("nrrd" in more)
+
+
+@pytest.mark.parametrize("own", ["scans", "scans/out"])
+def test_results_among_the_scans_are_kept(
+    tiny_bundle: Bundle, tmp_path: Path, scans: Path, own: str
+) -> None:
+    inputs = {"scans": scans, "scans/out": scans / "*"}[own]
+    words = (inputs, tmp_path / own, "--format", "nii.gz", "--split", "--quiet")
+    for status in ("done", "kept"):
+        result = batch(tiny_bundle.folder, *words)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert statuses(tmp_path / own) == {f"case{number}": status for number in range(3)}
