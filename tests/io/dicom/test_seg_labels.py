@@ -53,13 +53,13 @@ def test_a_result_reads_as_it_was_written(tmp_path: Path, affine: np.ndarray) ->
 
 
 def test_a_result_of_slices_that_are_not_quite_even_reads_again(tmp_path: Path) -> None:
-    """Positions of two decimals, 0.625 mm apart: the series is read, so its result must be, too."""
+    """Positions of two decimals, 0.3125 mm apart: the series is read, and so must its result be."""
 
     def rounded(k: int, data: pydicom.Dataset) -> None:
-        data.ImagePositionPatient = [0.0, 0.0, round(0.625 * k, 2)]
+        data.ImagePositionPatient = [0.0, 0.0, round(0.3125 * k, 2)]
 
     write_series(
-        tmp_path / "s", labels().astype(np.int16), np.diag([2.0, 2.0, 0.625, 1.0]), change=rounded
+        tmp_path / "s", labels().astype(np.int16), np.diag([2.0, 2.0, 0.3125, 1.0]), change=rounded
     )
     case = read_case(tmp_path / "s")
     wanted = case.volume.source.to_canonical(labels())
