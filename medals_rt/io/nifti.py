@@ -40,9 +40,10 @@ _NIFTI_1, _NIFTI_2 = 348, 540
 """Bytes of a header, which its first number repeats."""
 
 _SCANNER, _ALIGNED = 1, 2
-_LARGEST_QFORM_SHEAR: Final = 0.1
-"""Degrees."""
 """Codes of a qform and sform: coordinates of the scanner, or such that fit another file's."""
+
+_LARGEST_QFORM_SHEAR: Final = 0.1
+"""Degrees; rounding in headers stays below."""
 
 _MOST_EXTENSIONS: Final = 64 * 2**20
 _MAGIC: Final = {b"n+1\0": "one", b"ni1\0": "pair", b"n+2\0": "one", b"ni2\0": "pair"}

@@ -31,6 +31,12 @@ Affine: TypeAlias = tuple[tuple[float, ...], ...]
 _FEWEST_SLICES: Final = 3
 _SHEARED: Final = 0.01
 """Cosine between two axes from which on a grid counts as sheared; rounding stays far below."""
+_OTHER_THAN_3D: Final = {
+    2: ", as a single slice has",
+    4: ", as several points in time or channels have",
+    5: ", as images in color or of several points in time have",
+}
+"""What images of so many axes mostly are."""
 
 
 def to_hwd(array_dhw: Array) -> Array:
@@ -511,13 +517,6 @@ def volume_notes(volume: Volume) -> tuple[Note, ...]:
         text = f"the grid is sheared by {shear:.1f} degrees: shapes are seen so, volumes are right"
         notes += (warning("grid-sheared", text),)
     return notes
-
-
-_OTHER_THAN_3D: Final = {
-    2: ", as a single slice has",
-    4: ", as several points in time or channels have",
-    5: ", as images in color or of several points in time have",
-}
 
 
 def check_image(

@@ -311,16 +311,14 @@ def _as_numbered(
         return drawn, ()
     labels = {each.class_key.name.casefold(): each.label for each in prompts.prompts}
     labels |= {each.text.casefold(): each.label for each in prompts.prompts}
-    meant = {
-        label: labels.get(names.get(label, "").strip().casefold())
-        for label in labels_in(drawn.labels_dhw)
+    called = {
+        label: names.get(label, "").strip().casefold() for label in labels_in(drawn.labels_dhw)
     }
+    meant = {label: labels.get(word) for label, word in called.items()}
     foreign = [
         f"{names[label]} {label}"
         for label, own in meant.items()
-        if own is None
-        and label in prompts.labels
-        and names.get(label, "").strip().casefold() in class_names()
+        if own is None and label in prompts.labels and called[label] in class_names()
     ]
     if foreign:
         raise CaseError(

@@ -334,11 +334,19 @@ def _suggest(words: Sequence[Word], first: list[str], modality: str, kind: str) 
 
 def _listed_suggestions(words: Sequence[str]) -> Iterator[str]:
     """Names of classes that the lists suggest for phrases among `words`."""
-    lists = prompt_words()
-    for phrase, names in (lists.suggestions | lists.other_languages).items():
-        parts = [token.word for token in tokenize(phrase)]
+    for parts, names in _suggesting_phrases():
         if any(words[at : at + len(parts)] == parts for at in range(len(words))):
             yield from names
+
+
+@lru_cache(maxsize=1)
+def _suggesting_phrases() -> tuple[tuple[list[str], tuple[str, ...]], ...]:
+    """Return the plain words of each phrase that suggests classes, with their names."""
+    lists = prompt_words()
+    return tuple(
+        ([token.word for token in tokenize(phrase)], names)
+        for phrase, names in (lists.suggestions | lists.other_languages).items()
+    )
 
 
 def _quote(text: str) -> str:
