@@ -22,6 +22,7 @@ from medals_rt.common.arrays import (
     box_slices,
     namespace,
     present_values,
+    to_host,
 )
 from medals_rt.common.errors import CaseError, InputError
 from medals_rt.common.typing import Array, Box, Shape
@@ -250,6 +251,27 @@ def parts_of(
     """Keep what corrections change of some labels; see `Correction.part`."""
     parts = (each.part(labels, covering) for each in corrections)
     return tuple(each for each in parts if each is not None)
+
+
+def corrected_labels(corrections: Sequence[Correction]) -> npt.NDArray[Any]:
+    """Return the labels of the corrected result that gained or lost a voxel.
+
+    Parameters
+    ----------
+    corrections
+        Of one image, in the order in which they were made; at least one.
+
+    Returns
+    -------
+    numpy.ndarray
+        `(D, H, W)`: each label as the last correction of it left it, everywhere in the image, and 0
+        for all else.
+    """
+    highest = max(max(each.labels) for each in corrections)
+    known = np.zeros(corrections[0].shape_dhw, label_dtype(highest))
+    for each in corrections:
+        known = to_host(drawn_over(known, each.drawn_dhw(), each.labels))
+    return known
 
 
 @dataclass(frozen=True, eq=False)

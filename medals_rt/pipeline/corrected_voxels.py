@@ -1,7 +1,8 @@
 """Voxels that a person corrected keep what they were made, whatever the model answers there.
 
 The model is shown a correction and looks again around it (`inference.corrections`); half of what
-was drawn is hidden from it at a time, and what it then says of those voxels is its own opinion.
+was drawn is hidden from it at a time, and what it then says of those voxels is its own opinion. It
+may draw what was erased once more, and a voxel farther: the rim that would stay goes, too.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import numpy as np
 
 from medals_rt.common.arrays import to_host
 from medals_rt.common.notes import Note
-from medals_rt.inference.corrections import Correction
+from medals_rt.inference.corrections import Correction, corrected_labels
 from medals_rt.pipeline.window_groups import Merged
+from medals_rt.postprocessing.component_filter import drop_remains
 from medals_rt.postprocessing.connected_components import label_components
 
 
@@ -35,6 +37,7 @@ def keep_corrected(merged: Merged, corrections: Sequence[Correction]) -> Merged:
     labels = merged.labels_dhw.copy()
     for each in corrections:
         each.apply(labels)
+    labels = to_host(drop_remains(labels, merged.labels_dhw, corrected_labels(corrections)))
     instances = merged.instances_dhw
     if instances is not None:
         instances = to_host(label_components(labels)[0])

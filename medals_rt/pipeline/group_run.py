@@ -16,7 +16,7 @@ from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array
 from medals_rt.inference.cascade import CaseRun, run_stages, stage_notes
-from medals_rt.inference.corrections import Correction
+from medals_rt.inference.corrections import Correction, corrected_labels
 from medals_rt.inference.kept import Kept
 from medals_rt.inference.network import Network, NetworkInfo, convolution_of
 from medals_rt.inference.refinement import seeded_masks
@@ -175,7 +175,7 @@ def run_group(model: OpenedModel, task: GroupTask, budget: Budget | None) -> Gro
         device = model.array_device
         treated = treated_labels(volume.image_dhw.size, prompts, preset, options.postprocess)
         recalled = pass_timings.recall(model.bundle.hash, model.arithmetic)
-        known = {} if recalled is None else recalled.seconds_per_pass
+        recalled_seconds = {} if recalled is None else recalled.seconds_per_pass
         masks = options.masks or seeded_masks(options.seed, prepared.mask_key)
         case = CaseRun(
             image_dhw=to_device(prepared.image_dhw, device),
@@ -191,7 +191,7 @@ def run_group(model: OpenedModel, task: GroupTask, budget: Budget | None) -> Gro
                 measured=model.measured,
             ),
             budget=budget,
-            seconds_per_pass={**known, **model.measured},
+            seconds_per_pass={**recalled_seconds, **model.measured},
             kept=kept,
             on_coarse=_on_grid(task.on_coarse, volume, prompts.labels),
             corrections=task.corrections,
@@ -202,8 +202,14 @@ def run_group(model: OpenedModel, task: GroupTask, budget: Budget | None) -> Gro
     last = outcomes[-1]
     with watch.step("post-process"):
         lesion = outline.rules.lesion
+        known = to_device(corrected_labels(task.corrections), device) if task.corrections else None
         final = finish_labels(
-            last.labels_dhw, last.probability_dhw, treated, lesion=lesion, preset=preset
+            last.labels_dhw,
+            last.probability_dhw,
+            treated,
+            lesion=lesion,
+            preset=preset,
+            known_dhw=known,
         )
     with watch.step("download"):
         labels = to_host(final.labels_dhw)

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medals_rt.common.arrays import bounding_box, box_slices, namespace
+from medals_rt.common.arrays import bounding_box, box_slices, namespace, to_host
 from medals_rt.common.typing import Array
 from medals_rt.postprocessing.connected_components import (
+    Components,
     component_means,
     cut_components,
     keep_components,
+    label_components,
     measure_components,
     values_of_components,
 )
@@ -106,6 +108,7 @@ def keep_probable_components(
     size_ratio: float | None = None,
     *,
     keeps_cut_pieces: bool = False,
+    known: Array | None = None,
 ) -> tuple[Array, tuple[ComponentRemoval, ...]]:
     """Keep the components of each class that are likely, or failing that large (Algorithm 3).
 
@@ -129,6 +132,10 @@ def keep_probable_components(
         Whether a component at the edge of the image stays wherever its mean is within 0.1 of the
         best mean, however small or many: it may be joined to the others outside the image. Axes of
         a single voxel have no edge. Neither the paper nor the release does this.
+    known
+        ``(A, B, C)`` labels that a person has seen to, 0 where nobody has; None: there are none.
+        Of a label of which components share voxels with it, those stay and no others: which piece
+        of a class is the true one was decided by whoever corrected it.
 
     Returns
     -------
@@ -154,10 +161,60 @@ def keep_probable_components(
         ]
         best = _best_means(components.labels, components.sizes, means)
         stays |= cut_components(components, edges) & (best - means <= _CLOSE_TO_BEST)
+    if known is not None:
+        is_known = _share_voxels(components, labels[inside], known[inside])
+        settled = np.isin(components.labels, components.labels[is_known])
+        stays = np.where(settled, is_known, stays)
     stays |= ~np.isin(components.labels, to_treat)
     if not stays.all():
         result[inside] = keep_components(labels[inside], components, stays)
     return result, _removals(components.labels, components.sizes, stays, to_treat)
+
+
+def drop_remains(labels: Array, found: Array, known: Array) -> Array:
+    """Remove what is left of components most of which a person erased.
+
+    A model may find what was erased once more, a voxel wider: its rim would stay around the hole.
+
+    Parameters
+    ----------
+    labels
+        ``(A, B, C)`` integers, 0 for background: what was found, as it was corrected.
+    found
+        The same before it was corrected.
+    known
+        As for `keep_probable_components`: components that share voxels with it stay.
+
+    Returns
+    -------
+    Array
+        A new label map of the same dtype, without those components that hung together with a voxel
+        that lost its label and share none with `known`.
+    """
+    xp = namespace(labels)
+    result = xp.asarray(labels, copy=True)
+    lost = (found > 0) & (labels != found)
+    whole = xp.where(lost, found, labels)
+    box = bounding_box(whole)
+    if not bool(xp.any(lost)) or box is None:
+        return result
+    inside = box_slices(box)
+    before, count = label_components(whole[inside])
+    has_lost = np.zeros(count + 1, np.bool_)
+    has_lost[to_host(xp.unique_values(before[lost[inside]]))] = True
+    components = measure_components(labels[inside])
+    came_from = values_of_components(components, before)
+    stays = ~has_lost[came_from] | _share_voxels(components, labels[inside], known[inside])
+    result[inside] = keep_components(labels[inside], components, stays)
+    return result
+
+
+def _share_voxels(components: Components, labels: Array, known: Array) -> npt.NDArray[np.bool_]:
+    """Find which components have a voxel whose label is known to be theirs, ``(n,)``."""
+    shared = components.numbers[(known == labels) & (labels > 0)]
+    shares = np.zeros(len(components.sizes) + 1, np.bool_)
+    shares[to_host(namespace(labels).unique_values(shared))] = True
+    return shares[1:]
 
 
 def _removals(

@@ -90,6 +90,7 @@ def finish_labels(
     *,
     lesion: bool,
     preset: Preset,
+    known_dhw: Array | None = None,
 ) -> FinalLabels:
     """Clean up the last stage's labels.
 
@@ -103,6 +104,8 @@ def finish_labels(
         From `treated_labels`.
     lesion, preset
         What the case asks for and how.
+    known_dhw
+        What a person has seen to, as for `keep_probable_components`; None: nothing.
     """
     if not lesion:
         if not treated or probability_dhw is None:
@@ -114,6 +117,7 @@ def finish_labels(
             treated,
             rule.size_ratio,
             keeps_cut_pieces=rule.keeps_cut_pieces,
+            known=known_dhw,
         )
         return FinalLabels(labels, None, removals)
     xp = namespace(labels_dhw)

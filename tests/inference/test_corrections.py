@@ -12,7 +12,13 @@ import medals_rt
 from medals_rt import CaseError, Correction
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.arrays import to_host
-from medals_rt.inference.corrections import ShownPrompts, StageCorrection, correct
+from medals_rt.inference.corrections import (
+    ShownPrompts,
+    StageCorrection,
+    correct,
+    corrected_labels,
+    parts_of,
+)
 from medals_rt.inference.kept import FeatureCache
 from medals_rt.inference.spatial_prompts import label_prompts
 from medals_rt.io.volume import Volume
@@ -212,6 +218,18 @@ def test_a_lesion_drawn_in_an_organ_erases_nothing_of_it() -> None:
 # Which windows are shown what ---------------------------------------------------------------------
 
 
+def test_a_corrected_class_is_known_everywhere() -> None:
+    result = map_of(of1=(0, 0, 0, 3, 3, 3), of4=(4, 4, 4, 6, 6, 6))
+    first, second = result.copy(), result.copy()
+    first[5, 6, 7], first[0, 0, 0] = 4, 0
+    second[...] = first
+    second[0, 0, 1] = 0
+    made = [Correction.of(result, first, LABELS), Correction.of(first, second, LABELS)]
+    np.testing.assert_array_equal(corrected_labels(made[:1]), first)
+    np.testing.assert_array_equal(corrected_labels(made), second)
+    np.testing.assert_array_equal(corrected_labels(parts_of(made, [4])), np.where(first == 4, 4, 0))
+
+
 def test_only_the_windows_that_decide_are_shown_a_correction(xp: Any) -> None:
     windows = [Window((0, 0, k), (4, 4, k + 4)) for k in (0, 2, 4)]
     before = np.zeros((4, 4, 8), np.uint8)
@@ -301,8 +319,9 @@ PLAIN = SegmentOptions(postprocess="off")
         replace(PLAIN, refinement="unmasked"),
         replace(PLAIN, iterations=2, repetitions=2),
         replace(PLAIN, preset="native"),
+        replace(PLAIN, postprocess="all"),
     ],
-    ids=["paper", "unmasked", "repeated", "native"],
+    ids=["paper", "unmasked", "repeated", "native", "cleaned up"],
 )
 def test_far_from_a_correction_nothing_changes(
     segmenter: Segmenter, options: SegmentOptions

@@ -9,9 +9,11 @@ from medals_rt.pipeline.window_groups import Merged
 SHAPE = (3, 4, 5)
 
 
-def corrections(*places: tuple[tuple[int, int, int], int]) -> list[Correction]:
-    """One after the other, from nothing."""
-    found, labels = [], np.zeros(SHAPE, np.uint8)
+def corrections(
+    *places: tuple[tuple[int, int, int], int], of: np.ndarray | None = None
+) -> list[Correction]:
+    """One after the other, of a result or from nothing."""
+    found, labels = [], np.zeros(SHAPE, np.uint8) if of is None else of
     for place, label in places:
         after = labels.copy()
         after[place] = label
@@ -56,11 +58,22 @@ def test_lesions_are_numbered_again() -> None:
     assert kept.instances_dhw is not None
     assert kept.instances_dhw[0, 0].tolist() == [1, 1, 1, 1, 1]
     assert kept.instances_dhw.max() == 1
-    made = corrections(((0, 0, 1), 7), ((0, 0, 1), 0), ((2, 3, 4), 7))
-    kept = keep_corrected(merged, made)
+    kept = keep_corrected(merged, corrections(((0, 0, 1), 0), ((2, 3, 4), 7), of=labels))
     assert kept.instances_dhw is not None
     assert kept.instances_dhw[0, 0].tolist() == [1, 0, 0, 2, 2]
     assert kept.instances_dhw[2, 3, 4] == 3
+
+
+def test_no_rim_stays_around_what_was_erased() -> None:
+    """The model finds it again, a voxel wider; what is by itself and was not erased stays."""
+    before, answered = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
+    before[0, 0, 1:4], before[2, 0, :2] = 7, 7
+    answered[0, 0], answered[2, 0, :2], answered[2, 3] = 7, 7, 7
+    erased = corrections(((0, 0, 1), 0), ((0, 0, 2), 0), ((0, 0, 3), 0), of=before)
+    kept = keep_corrected(Merged(answered, None, None), erased)
+    assert np.argwhere(kept.labels_dhw)[:, 0].tolist() == [2] * 7
+    a_part = keep_corrected(Merged(answered, None, None), erased[:2])
+    assert a_part.labels_dhw[0, 0].tolist() == [0, 0, 0, 7, 7]
 
 
 def test_a_lesion_that_is_found_later_covers_no_drawn_organ() -> None:

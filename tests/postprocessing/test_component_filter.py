@@ -154,6 +154,31 @@ def test_a_single_slice_has_no_edge_but_its_sides() -> None:
     assert removals == (ComponentRemoval(1, 1, 3, 9),)
 
 
+@pytest.mark.parametrize(
+    ("known", "stay"),
+    [
+        ([], [0]),  # nobody has seen to it: the rule
+        ([1], [1]),  # the smaller one, by hand: the larger one stays away
+        ([0, 2], [0, 2]),
+        ([0, 1, 2, 3], [0, 1, 2, 3]),
+    ],
+)
+def test_who_corrected_a_class_chose_its_pieces(known: list[int], stay: list[int], xp: Any) -> None:
+    labels, probability = bars((20, 0.7), (13, 0.6), (5, 0.8), (4, 0.9))
+    seen = np.zeros_like(labels)
+    for row in known:
+        seen[2 * row, 0, :2] = 1
+    labels[-1], probability[-1] = 0, 0.5
+    labels[-1, 0, [0, 3]] = 2  # of another class, which nobody has seen to
+    seen[-1, 0, 3] = 1
+    found, removals = keep_probable_components(
+        xp.asarray(labels), xp.asarray(probability), [1, 2], 0.6, known=xp.asarray(seen)
+    )
+    assert [row for row in range(4) if to_host(found)[2 * row].any()] == stay
+    assert to_host(found)[-1, 0].nonzero()[0].tolist() == [0]
+    assert removals[0].components_removed == 4 - len(stay)
+
+
 def test_labels_that_are_not_treated_are_not_counted() -> None:
     labels, probability = bars((9, 0.5), (3, 0.5), (4, 0.5), (2, 0.5))
     labels[4:] *= 2
