@@ -16,7 +16,8 @@ from reporting import today, write_report
 
 from medals_rt.common.environment import machine_facts, peak_memory_mib
 from medals_rt.common.notes import warning
-from medals_rt.pipeline.batch.find import BatchCase, BatchPlan
+from medals_rt.pipeline.batch.paths import CasePaths
+from medals_rt.pipeline.batch.plan import BatchCase, BatchPlan
 from medals_rt.pipeline.batch.records import RECORD_FORMAT, Entry, Record
 from medals_rt.pipeline.batch.summary import all_entries, write_summaries
 from medals_rt.pipeline.class_statistics import ClassStatistics
@@ -78,13 +79,14 @@ def made_up_plan(folder: Path, count: int) -> BatchPlan:
     cases = []
     for number in range(count):
         name = f"site{number % 7}/patient_{number:06d}"
+        paths = CasePaths(name, folder, folder, ".nii.gz")
         job = Job(
             input=Path("scans") / f"{name}.nii.gz",
-            output=folder / f"{name}.nii.gz",
-            report=folder / "reports" / f"{name}.json",
-            preview=folder / "previews" / f"{name}.png",
+            output=paths.labels,
+            report=paths.report,
+            preview=paths.preview,
         )
-        cases.append(BatchCase(name, job, folder / ".medals-rt" / f"{name}.json"))
+        cases.append(BatchCase(job, paths))
     return BatchPlan(tuple(cases), folder, folder)
 
 

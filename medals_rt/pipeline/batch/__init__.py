@@ -1,20 +1,16 @@
 """Many cases: found, run side by side by one process or many, continued after an interruption.
 
-`find` says what there is to do, `claims` who does what, `records` what is done already, `run` does
-the work of one process, and `summary` writes down how it went. `shared_cells` lets processes of one
-or many machines claim cases in a shared folder, and `workers` starts them, one a GPU;
-`ray_cluster` has them on a cluster. `store` brings files from URLs and back.
+`find` says which cases there are, `plan` what is to be done with each, `paths` where its files go,
+`claims` who does what, `records` what is done already, `run` does the work of one process, and
+`summary` writes down how it went. `shared_cells` lets processes of one or many machines claim cases
+in a shared folder, and `workers` starts them, one a GPU; `ray_cluster` has them on a cluster.
+`store` brings files from URLs and back.
 """
 
 from medals_rt.pipeline.batch.claims import BatchStanding, Cells, settle_once, standing
-from medals_rt.pipeline.batch.find import (
-    BatchCase,
-    BatchPlan,
-    BesideLabels,
-    plan_batch,
-    unread_words,
-)
+from medals_rt.pipeline.batch.find import unread_words
 from medals_rt.pipeline.batch.parts import parse_part
+from medals_rt.pipeline.batch.plan import BatchCase, BatchPlan, BesideLabels, plan_batch
 from medals_rt.pipeline.batch.ray_cluster import run_on_ray
 from medals_rt.pipeline.batch.records import Entry
 from medals_rt.pipeline.batch.run import Listener, run_batch

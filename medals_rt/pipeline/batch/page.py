@@ -20,8 +20,8 @@ from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.templates import fill_template
 from medals_rt.io.palette import hex_color, label_color
-from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.outliers import volume_outliers
+from medals_rt.pipeline.batch.plan import BatchCase
 from medals_rt.pipeline.batch.records import Entry
 
 _PACKAGE: Final = "medals_rt.pipeline.batch"

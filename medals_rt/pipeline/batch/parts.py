@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from medals_rt.common.errors import InputError
-from medals_rt.pipeline.batch.find import BatchCase
+from medals_rt.pipeline.batch.plan import BatchCase
 
 _WORDS: Final = re.compile(r"(?P<part>\d{1,9}|auto)(?:/(?P<count>\d{1,9}))?")
 _FORM: Final = "write I/N, such as 2/8; auto in a SLURM array; auto/N in a Kubernetes indexed job"

@@ -19,7 +19,7 @@ from medals_rt.common.errors import MedalsError, RunnerError
 from medals_rt.common.gpu_faults import sticky_fault
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.pipeline.batch.claims import Cells, LocalCells
-from medals_rt.pipeline.batch.find import BatchCase
+from medals_rt.pipeline.batch.plan import BatchCase
 from medals_rt.pipeline.batch.records import Entry
 from medals_rt.pipeline.batch.run import Listener, run_batch
 from medals_rt.pipeline.batch.supervision import GRACE_S, Event, Teller, rotated, supervise

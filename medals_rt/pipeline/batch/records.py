@@ -7,9 +7,9 @@ again. Records are written after the files that they speak of.
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
@@ -18,25 +18,23 @@ from medals_rt.common.atomic_io import atomic_output, write_json
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import PromptError
 from medals_rt.common.notes import Note, warning
-from medals_rt.pipeline.batch.find import (
+from medals_rt.pipeline.batch.paths import (
     STATE_FOLDER,
-    BatchCase,
-    BatchPlan,
-    one_name,
-    preview_path,
-    report_path,
+    CasePaths,
+    class_roles,
+    is_of_class,
+    is_of_map,
 )
+from medals_rt.pipeline.batch.plan import BatchCase, BatchPlan, one_name
 from medals_rt.pipeline.batch.store import content_sha256
 from medals_rt.pipeline.class_statistics import ClassStatistics
+from medals_rt.pipeline.job_outputs import files_of_classes, files_of_maps
 from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.lesion_statistics import LesionStatistics
 from medals_rt.prompts.prompt_set import PromptSet
 
 RECORD_FORMAT: Final = 4
-_CLASS_FILE: Final = "class/"
-"""What the roles of files of classes begin with; their names follow."""
-_MAP_FILE: Final = "map/"
-"""What those of probability maps begin with."""
+_NAMED: Final = 3
 
 Status = Literal["done", "kept", "failed", "skipped"]
 
@@ -182,23 +180,61 @@ def kept_entry(case: BatchCase, made_from: str) -> Entry | None:
     )
 
 
-def replaced_notes(case: BatchCase, prompts: PromptSet) -> tuple[Note, ...]:
-    """Warn where a case's result takes the place of one of other classes, of an earlier batch."""
+def earlier_notes(case: BatchCase, prompts: PromptSet, made_from: str) -> tuple[Note, ...]:
+    """Note what becomes of a case's files of an earlier batch: replaced, or left beside the new.
+
+    Files that were changed since are not the batch's any more, and nothing is said of them.
+
+    Parameters
+    ----------
+    case
+        The case, which will be segmented.
+    prompts
+        Its prompts.
+    made_from
+        Its fingerprint.
+    """
     record = _record_of(case)
     if record is None or record.entry.status != "done":
         return ()
-    # where the earlier batch put it: this one may write another format, or other files beside it
-    labels = case.job.output.with_name(f"{PurePosixPath(case.name).name}{record.ending}")
-    if record.files.get("labels") != case.store.identity(labels):
-        return ()
+    there = _as_written(case, record)
+    job = case.job
+    new = set(case.files(roles_of_classes(case, prompts)).values())
+    told = (job.split, job.probabilities)  # what else lies in them is told by `check_class_files`
+    stay = [path for path in there.values() if path not in new and path.parent not in told]
     before = {each.label: each.name for each in record.entry.classes}
-    if before == {each.label: each.class_key.name for each in prompts.prompts}:
-        return ()
-    named = ", ".join(before.values())
-    text = f"it replaces the result of an earlier batch, which had {named}"
-    if labels != case.job.output:
-        text = f"{text}; {labels.name} stays, and no table lists it"
-    return (warning("result-replaced", text),)
+    asked = {each.label: each.class_key.name for each in prompts.prompts}
+    had = "" if before == asked else f", which had {', '.join(before.values())},"
+    notes = []
+    if had and there.get("labels") in new:
+        notes.append(warning("result-replaced", f"an earlier batch's result{had} is replaced"))
+    if stay:
+        named = ", ".join(_below(path, case.paths) for path in stay[:_NAMED])
+        more = f" and {len(stay) - _NAMED} more" if len(stay) > _NAMED else ""
+        verb = "stays" if len(stay) == 1 else "stay"
+        text = (
+            f"of an earlier batch's result{had} {named}{more} {verb} beside this one, and no table "
+            "lists it"
+        )
+        alike = record.fingerprint == made_from
+        notes.append((Note if alike else warning)("earlier-files-stay", text))
+    return tuple(notes)
+
+
+def _below(path: Path, paths: CasePaths) -> str:
+    """Name a file from the folder of results or of reports."""
+    top = paths.results if path.is_relative_to(paths.results) else paths.reports
+    return path.relative_to(top).as_posix()
+
+
+def _as_written(case: BatchCase, record: Record) -> dict[str, Path]:
+    """Return the files of a record that are as it says they were written, by role."""
+    paths = replace(case.paths, ending=record.ending)
+    return {
+        role: path
+        for role, path in paths.of(record.files)
+        if case.store.identity(path) == record.files[role]
+    }
 
 
 def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
@@ -215,23 +251,24 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
         record = None if skipped else _read(path)
         if record is None or record.entry.status != "done":
             continue
+        paths = CasePaths(name, plan.results, plan.reports, record.ending)
         job = Job(
             input=Path(record.entry.input),
-            output=plan.results / f"{name}{record.ending}",
-            report=report_path(plan.reports, name),
-            preview=preview_path(plan.reports, name) if "preview" in record.files else None,
+            output=paths.labels,
+            report=paths.report,
+            preview=paths.preview if "preview" in record.files else None,
         )
-        case = BatchCase(name, job, path)
+        case = BatchCase(job, paths)
         if _intact(case, record):
             entry = replace(record.entry, status="kept", output=shown(job.output))
             found.append((case, entry))
     return tuple(found)
 
 
-def class_roles(class_files: Iterable[Path], maps: Iterable[Path]) -> list[str]:
-    """Name the roles of files of classes and of probability maps."""
-    split = [f"{_CLASS_FILE}{path.name}" for path in class_files]
-    return split + [f"{_MAP_FILE}{path.name}" for path in maps]
+def roles_of_classes(case: BatchCase, prompts: PromptSet) -> list[str]:
+    """Name the roles of the files that a case gets for each class."""
+    split, maps = files_of_classes(case.job, prompts), files_of_maps(case.job, prompts)
+    return class_roles(split.values(), maps.values())
 
 
 def remember(case: BatchCase, made_from: str, entry: Entry, roles: Collection[str] = ()) -> None:
@@ -243,12 +280,11 @@ def remember(case: BatchCase, made_from: str, entry: Entry, roles: Collection[st
         The record can't be written.
     """
     files = {}
-    for role, path in files_of(case.job, roles):
+    for role, path in case.files(roles).items():
         case.store.put(path)
         files[role] = case.store.identity(path) or ""
         case.store.drop(path)
-    ending = case.job.output.name.removeprefix(PurePosixPath(case.name).name)
-    _write(case, Record(RECORD_FORMAT, made_from, files, entry, ending))
+    _write(case, Record(RECORD_FORMAT, made_from, files, entry, case.paths.ending))
 
 
 def remember_failure(case: BatchCase, entry: Entry) -> None:
@@ -264,10 +300,8 @@ def remember_failure(case: BatchCase, entry: Entry) -> None:
     """
     record = _record_of(case)
     if record is not None:
-        for role, path in files_of(case.job, record.files):
-            identity = case.store.identity(path)
-            if identity is not None and record.files.get(role) == identity:
-                case.store.remove(path)
+        for path in _as_written(case, record).values():
+            case.store.remove(path)
     _write(case, Record(RECORD_FORMAT, "", {}, entry, ""))
 
 
@@ -330,7 +364,7 @@ def _end_path(case: BatchCase) -> Path:
 
 def remove_files(case: BatchCase, roles: Collection[str] = ()) -> None:
     """Remove what was already written of a case that failed while it was written."""
-    for _, path in files_of(case.job, roles):
+    for path in case.files(roles).values():
         case.store.remove(path)
 
 
@@ -341,7 +375,7 @@ def remove_empty_folders(plan: BatchPlan, entries: Iterable[Entry]) -> None:
         if entry.status not in {"failed", "skipped"}:
             continue
         job = case.job
-        folders = [path.parent for _, path in files_of(job)]
+        folders = [path.parent for path in case.files().values()]
         for folder in filter(None, (job.split, job.probabilities, *folders)):
             _remove_empty(folder.resolve(), tops)
 
@@ -366,31 +400,13 @@ def shown(text: object, length: int = 1000) -> str:
     )
 
 
-def files_of(job: Job, recorded: Iterable[str] = ()) -> Iterator[tuple[str, Path]]:
-    """Go through the files that a job writes, by role; those of classes are among `recorded`."""
-    roles = {
-        "labels": job.output,
-        "report": job.report,
-        "preview": job.preview,
-        "lesions": job.instances,
-        "sr": job.sr,
-    }
-    for role, path in roles.items():
-        if path is not None:
-            yield role, path
-    for folder, start in ((job.split, _CLASS_FILE), (job.probabilities, _MAP_FILE)):
-        if folder is not None:
-            for role in recorded:
-                if role.startswith(start):
-                    yield role, folder / PurePosixPath(role).name
-
-
 def _intact(case: BatchCase, record: Record) -> bool:
     """Whether all files of a case are there, as the record says they were written."""
-    for folder, start in ((case.job.split, _CLASS_FILE), (case.job.probabilities, _MAP_FILE)):
-        if folder is not None and not any(role.startswith(start) for role in record.files):
+    job = case.job
+    for folder, is_role in ((job.split, is_of_class), (job.probabilities, is_of_map)):
+        if folder is not None and not any(map(is_role, record.files)):
             return False
-    files = files_of(case.job, record.files)
+    files = case.files(record.files).items()
     return all(record.files.get(role) == case.store.identity(path) for role, path in files)
 
 

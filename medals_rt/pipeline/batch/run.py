@@ -15,10 +15,10 @@ from typing import Protocol
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.errors import DeviceLostError, MedalsError, OutputError
 from medals_rt.pipeline.batch.claims import MOST_ENDED, Cells, Claim, Claims, LocalCells, is_suspect
-from medals_rt.pipeline.batch.find import BatchCase
+from medals_rt.pipeline.batch.plan import BatchCase
 from medals_rt.pipeline.batch.records import (
     Entry,
-    class_roles,
+    earlier_notes,
     fingerprint,
     forget_end,
     kept_entry,
@@ -27,12 +27,12 @@ from medals_rt.pipeline.batch.records import (
     remember,
     remember_failure,
     remove_files,
-    replaced_notes,
+    roles_of_classes,
     shown,
 )
 from medals_rt.pipeline.job import open_models, passes_recorded, segment_job
 from medals_rt.pipeline.job_inputs import read_job
-from medals_rt.pipeline.job_outputs import check_outputs, files_of_classes, files_of_maps
+from medals_rt.pipeline.job_outputs import check_outputs
 from medals_rt.pipeline.job_request import ReadJob
 from medals_rt.pipeline.job_results import measure, measure_lesions, write_job
 from medals_rt.pipeline.options import RunOptions
@@ -211,17 +211,17 @@ def _prepared(case: BatchCase, bundle_hash: str) -> _Ready | Entry:
     try:
         check_outputs(case.job)
         made_from = fingerprint(case, bundle_hash)
-        return kept_entry(case, made_from) or _Ready(case, _read(case), made_from)
+        return kept_entry(case, made_from) or _Ready(case, _read(case, made_from), made_from)
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
         return _failed(case, error)
 
 
-def _read(case: BatchCase) -> ReadJob:
+def _read(case: BatchCase, made_from: str) -> ReadJob:
     """Read a case from where it lies."""
     for path in _inputs(case):
         case.store.fetch(path)
     read = read_job(case.job)
-    notes = (*read.case.notes, *replaced_notes(case, read.prompts))
+    notes = (*read.case.notes, *earlier_notes(case, read.prompts, made_from))
     return replace(read, case=replace(read.case, notes=notes))
 
 
@@ -234,10 +234,7 @@ def _inputs(case: BatchCase) -> tuple[Path, ...]:
 def _written(ready: _Ready, result: Result) -> Entry:
     """Write a case's files, and last of all the record that it is finished."""
     case = ready.case
-    prompts = ready.read.prompts
-    roles = class_roles(
-        files_of_classes(case.job, prompts).values(), files_of_maps(case.job, prompts).values()
-    )
+    roles = roles_of_classes(case, ready.read.prompts)
     try:
         result = write_job(ready.read, result)
         entry = _entry(ready, result)

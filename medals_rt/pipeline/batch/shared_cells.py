@@ -26,8 +26,8 @@ from medals_rt.common.atomic_io import leftovers, prepare_output
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import InputError
 from medals_rt.pipeline.batch.claims import OPEN, Cells, LocalCells, is_settled
-from medals_rt.pipeline.batch.find import STATE_FOLDER, BatchPlan
-from medals_rt.pipeline.batch.records import files_of
+from medals_rt.pipeline.batch.paths import STATE_FOLDER
+from medals_rt.pipeline.batch.plan import BatchPlan
 
 CLAIMS_FILE: Final = ".claims"
 
@@ -201,7 +201,7 @@ def remove_leftovers(plan: BatchPlan, cells: Cells, tables: tuple[Path, ...] = (
     places = {
         path: index
         for index, case in enumerate(plan.cases)
-        for path in (*(path for _, path in files_of(case.job)), case.record)
+        for path in (*case.files().values(), case.record)
     }
     places |= dict.fromkeys(tables, len(plan.cases))
     for temporary, path in leftovers(places):

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from medals_rt.pipeline.batch.claims import Cells, status_of
-from medals_rt.pipeline.batch.find import BatchPlan
 from medals_rt.pipeline.batch.page import write_page
+from medals_rt.pipeline.batch.plan import BatchPlan
 from medals_rt.pipeline.batch.records import (
     Entry,
     finished_before,

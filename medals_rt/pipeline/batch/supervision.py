@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from medals_rt.common.errors import RunnerError
 from medals_rt.pipeline.batch.claims import Cells, is_settled
-from medals_rt.pipeline.batch.find import BatchCase
+from medals_rt.pipeline.batch.plan import BatchCase
 from medals_rt.pipeline.batch.records import Entry, note_end
 from medals_rt.pipeline.batch.run import Listener
 

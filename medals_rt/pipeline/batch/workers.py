@@ -22,7 +22,7 @@ from medals_rt.common.errors import InputError, MedalsError, RunnerError
 from medals_rt.common.gpu_faults import EXIT_DEVICE_LOST, sticky_fault
 from medals_rt.common.subprocesses import signal_name
 from medals_rt.pipeline.batch.claims import Cells
-from medals_rt.pipeline.batch.find import BatchCase
+from medals_rt.pipeline.batch.plan import BatchCase
 from medals_rt.pipeline.batch.records import Entry
 from medals_rt.pipeline.batch.run import Listener, run_batch
 from medals_rt.pipeline.batch.shared_cells import joined_cells

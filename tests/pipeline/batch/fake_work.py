@@ -12,7 +12,7 @@ from typing import Any
 from medals_rt.common.gpu_faults import raises_device_lost
 from medals_rt.pipeline.batch import ray_cluster, workers
 from medals_rt.pipeline.batch import run as batch_run
-from medals_rt.pipeline.batch.find import BatchCase
+from medals_rt.pipeline.batch.plan import BatchCase
 from medals_rt.pipeline.batch.records import Entry, remember, shown
 
 SECONDS = 0.01

@@ -1,5 +1,6 @@
 """A batch that is run again: what is finished is kept, what changed is done again."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -118,7 +119,7 @@ def test_results_of_other_classes_are_replaced_with_a_warning(
     assert batch(tiny_bundle.folder, *words, "liver").exit_code == 0
     again = batch(tiny_bundle.folder, *words, "right kidney")
     assert again.exit_code == 0, again.output
-    assert "earlier batch, which had Liver" in again.stderr
+    assert "earlier batch's result, which had Liver, is replaced" in again.stderr
     assert "earlier batch" not in batch(tiny_bundle.folder, *words, "right kidney").stderr
 
 
@@ -132,8 +133,46 @@ def test_results_are_replaced_with_a_warning_also_where_other_files_are_asked_fo
     assert first.exit_code == 0, first.output
     again = batch(tiny_bundle.folder, *words, "right kidney", *more)
     assert again.exit_code == 0, again.output
-    assert "earlier batch, which had Liver" in again.stderr
+    assert "earlier batch's result, which had Liver," in again.stderr
     assert ("case.nii.gz stays" in again.stderr) == ("nrrd" in more)
+
+
+def test_what_stays_of_an_earlier_result_is_told(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """A warning where it was made otherwise, a remark where only other files are asked for."""
+    write_case(tmp_path / "scans" / "case.npz", 1, None)
+    words = (tmp_path / "scans", tmp_path / "out", "--modality", "CT", "--prompt")
+    everything = (*words, "liver", "--format", "nii.gz", "--split", "--probabilities")
+    assert batch(tiny_bundle.folder, *everything).exit_code == 0
+    alike = batch(tiny_bundle.folder, *words, "liver", "--format", "nrrd", "--split")
+    assert alike.exit_code == 0, alike.output
+    report = json.loads((tmp_path / "out" / "reports" / "case.json").read_text())
+    (told,) = [each for each in report["notes"] if each["code"] == "earlier-files-stay"]
+    assert told["severity"] != "warning"
+    assert "case.nii.gz, case_probabilities/liver.nii.gz stay" in told["text"]
+    other = batch(
+        tiny_bundle.folder, *words, "right kidney", "--format", "nrrd", "--no-preview", "--split"
+    )
+    assert other.exit_code == 0, other.output
+    assert "which had Liver, is replaced" in other.stderr
+    assert "which had Liver, previews/case.png stays" in other.stderr
+    assert "files that are not of this result" in other.stderr
+
+
+def test_of_a_case_that_fails_nothing_stays_as_its_result(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """Not what other options left either; what somebody has changed since is theirs."""
+    scan = write_case(tmp_path / "scans" / "case.npz", 1, None)
+    words = (tmp_path / "scans", tmp_path / "out", "--modality", "CT", "--prompt", "liver")
+    assert batch(tiny_bundle.folder, *words, "--format", "nii.gz", "--split").exit_code == 0
+    (of_class,) = (tmp_path / "out" / "case").iterdir()
+    (tmp_path / "out" / "previews" / "case.png").write_bytes(b"drawn over")
+    scan.write_bytes(b"no scan any more")
+    assert batch(tiny_bundle.folder, *words, "--format", "nrrd").exit_code != 0
+    left = {path.name for path in (tmp_path / "out").rglob("case*") if path.is_file()}
+    assert "case.nii.gz" not in left
+    assert not of_class.exists()
+    assert "case.png" in left
 
 
 @pytest.mark.parametrize("own", ["scans", "scans/out"])

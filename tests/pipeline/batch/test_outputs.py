@@ -13,7 +13,7 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import InputError
 from medals_rt.io.registry import read_labels
 from medals_rt.pipeline.batch import BesideLabels
-from medals_rt.pipeline.batch.find import plan_batch
+from medals_rt.pipeline.batch.plan import plan_batch
 from medals_rt.pipeline.batch.records import fingerprint
 from medals_rt.pipeline.batch.shared_cells import identity_of
 from medals_rt.pipeline.csv_tables import LESION_COLUMNS

@@ -17,8 +17,9 @@ from medals_rt.common.errors import MissingDependencyError
 from medals_rt.common.notes import Note, warning
 from medals_rt.io.palette import class_color, hex_color
 from medals_rt.pipeline.batch import Entry
-from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.page import CLASS_COLUMNS, COLUMNS, duration, write_page
+from medals_rt.pipeline.batch.paths import CasePaths
+from medals_rt.pipeline.batch.plan import BatchCase
 from medals_rt.pipeline.class_statistics import ClassStatistics
 from medals_rt.pipeline.job_request import Job
 from tests.errors import raises
@@ -46,13 +47,14 @@ DONE = Entry(
 
 
 def batch_case(folder: Path, name: str) -> BatchCase:
+    paths = CasePaths(name, folder, folder, ".npz")
     job = Job(
         input=Path("in") / f"{name}.npz",
-        output=folder / f"{name}.npz",
-        report=folder / "reports" / f"{name}.json",
-        preview=folder / "previews" / f"{name}.png",
+        output=paths.labels,
+        report=paths.report,
+        preview=paths.preview,
     )
-    return BatchCase(name, job, folder / ".medals-rt" / f"{name}.json")
+    return BatchCase(job, paths)
 
 
 def page_of(folder: Path, entries: list[Entry]) -> Path:

@@ -5,11 +5,15 @@ from pathlib import Path
 import pytest
 
 from medals_rt.common.errors import InputError
-from medals_rt.pipeline.batch.find import BatchCase
 from medals_rt.pipeline.batch.parts import BatchPart, parse_part
+from medals_rt.pipeline.batch.paths import CasePaths
+from medals_rt.pipeline.batch.plan import BatchCase
 from medals_rt.pipeline.job_request import Job
 
-CASES = [BatchCase(f"case{number}", Job(Path("a"), Path("b")), Path("c")) for number in range(1000)]
+CASES = [
+    BatchCase(Job(Path("a"), Path("b")), CasePaths(f"case{number}", Path("c"), Path("c"), ".npz"))
+    for number in range(1000)
+]
 SLURM = {
     "SLURM_ARRAY_TASK_ID": "5",
     "SLURM_ARRAY_TASK_MIN": "1",

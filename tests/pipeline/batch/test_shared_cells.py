@@ -13,7 +13,7 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.pipeline.batch.claims import LocalCells
-from medals_rt.pipeline.batch.find import BesideLabels, plan_batch
+from medals_rt.pipeline.batch.plan import BesideLabels, plan_batch
 from medals_rt.pipeline.batch.shared_cells import SharedCells, remove_leftovers
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from tests.pipeline.batch.helpers import Result, batch, files_below, statuses, write_case

@@ -21,7 +21,7 @@ from medals_rt.cli import app
 from medals_rt.common.errors import InputError, MedalsError
 from medals_rt.pipeline.batch import BesideLabels, plan_batch, standing, workers
 from medals_rt.pipeline.batch.claims import LocalCells
-from medals_rt.pipeline.batch.find import BatchPlan
+from medals_rt.pipeline.batch.plan import BatchPlan
 from medals_rt.pipeline.batch.records import Entry
 from medals_rt.pipeline.batch.shared_cells import claims_file, remove_leftovers, share_folders
 from medals_rt.pipeline.batch.workers import (
