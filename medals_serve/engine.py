@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from http import HTTPStatus
 from typing import Final
 
-from medals_rt.pipeline.segmenter import Segmenter
+from medals_rt.pipeline.segmenter import CaseSegmenter
 from medals_serve.jobs import ServedJob
 from medals_serve.metrics import Metrics
 from medals_serve.problems import ServiceError
@@ -33,7 +33,7 @@ class JobEngine:
     """
 
     def __init__(
-        self, open_model: Callable[[], Segmenter], max_queue: int, metrics: Metrics
+        self, open_model: Callable[[], CaseSegmenter], max_queue: int, metrics: Metrics
     ) -> None:
         self._open_model = open_model
         self._max_queue = max_queue
@@ -42,10 +42,10 @@ class JobEngine:
         self._running: ServedJob | None = None
         self._changed = threading.Condition()
         self._is_stopping = False
-        self._opened: Future[Segmenter] = Future()
+        self._opened: Future[CaseSegmenter] = Future()
         self._thread = threading.Thread(target=self._work, name="medals-engine", daemon=True)
 
-    def start(self) -> Segmenter:
+    def start(self) -> CaseSegmenter:
         """Open the model, and take jobs from then on. The model is for looking at only.
 
         Raises

@@ -24,7 +24,7 @@ from medals_rt.pipeline.group_run import CoarseLabels
 from medals_rt.pipeline.job import passes_recorded, segment_job
 from medals_rt.pipeline.job_inputs import prepare_job, read_annotation
 from medals_rt.pipeline.job_request import Job, ReadJob
-from medals_rt.pipeline.segmenter import Segmenter
+from medals_rt.pipeline.segmenter import CaseSegmenter
 from medals_rt.pipeline.window_groups import part_of_annotation
 from medals_rt.prompts.classes import ClassKey
 from medals_serve.images import CaseCache, ServedImage, write_placed
@@ -238,7 +238,7 @@ class ServedJob:
         """The labels that guide it: those of the first of the jobs that led to it."""
         return None if self._past is None else self._past.drawing
 
-    def run(self, segmenter: Segmenter) -> None:
+    def run(self, segmenter: CaseSegmenter) -> None:
         """Segment, and keep what came of it; every error becomes the job's."""
         with self._lock:
             if self._status != "queued":
@@ -257,7 +257,7 @@ class ServedJob:
             log_failure(error)
             self._end("failed", error)
 
-    def _run(self, segmenter: Segmenter) -> None:
+    def _run(self, segmenter: CaseSegmenter) -> None:
         began = time.perf_counter()
         read = self.prepare()
         read = replace(read, seconds={"read": time.perf_counter() - began})

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from itertools import count
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 import numpy.typing as npt
@@ -39,7 +39,7 @@ from medals_rt.io.volume import Volume
 from medals_rt.pipeline.job import open_models, passes_recorded
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
 from medals_rt.pipeline.report import Provenance
-from medals_rt.pipeline.segmenter import Result, Segmenter
+from medals_rt.pipeline.segmenter import CaseSegmenter, Result, Segmenter
 from medals_rt.planning.memory import MemoryLimit
 from medals_rt.prompts.prompt_set import PromptSet
 from medals_rt.runners.selection import runs_on_gpu
@@ -52,7 +52,7 @@ _TO_CANCEL_S: Final = 60.0
 _TO_END_S: Final = 20.0
 
 
-def open_served(options: RunOptions, gone: Callable[[MedalsError], None]) -> Segmenter:
+def open_served(options: RunOptions, gone: Callable[[MedalsError], None]) -> CaseSegmenter:
     """Open the model that the options name: on a GPU in a process of its own, else in this one.
 
     Parameters
@@ -145,8 +145,8 @@ class _Listening:
             self.call("progress", *self._windows)
 
 
-class ModelProcess(Segmenter):
-    """A `Segmenter` whose models are in a child. Not safe to share between threads.
+class ModelProcess:
+    """What has a `Segmenter` in a child; see `CaseSegmenter`. Not safe to share between threads.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ class ModelProcess(Segmenter):
     def __init__(
         self, options: RunOptions, bundle: Bundle, gone: Callable[[MedalsError], None]
     ) -> None:
-        super().__init__(bundle, {})
+        self.bundle = bundle
         self._options = options
         self._gone = gone
         self._arithmetic = ""
@@ -172,9 +172,13 @@ class ModelProcess(Segmenter):
         """See `Segmenter.arithmetic`."""
         return self._arithmetic
 
+    @property
+    def measured_passes(self) -> None:
+        """None: the child keeps what its passes took."""
+        return
+
     def close(self) -> None:
         """End the child."""
-        self._is_closed = True
         with suppress(OSError):
             self._pipe.send(None)
         self._process.join(_TO_END_S)
@@ -234,6 +238,12 @@ class ModelProcess(Segmenter):
             raise DeviceLostError(f"the model was lost: {error}") from error
         found: MemoryLimit = limit
         return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _kept_there(self, kept: Any) -> _Kept | None:
         """Say under which number the child keeps something of an image, and what is closed."""

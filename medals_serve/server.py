@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from medals_rt.common.errors import InputError, MedalsError
 from medals_rt.pipeline.options import RunOptions
-from medals_rt.pipeline.segmenter import Segmenter
+from medals_rt.pipeline.segmenter import CaseSegmenter
 from medals_serve.app import create_app
 from medals_serve.engine import JobEngine
 from medals_serve.metrics import Metrics
@@ -131,7 +131,7 @@ class Server(uvicorn.Server):
         settings: ServeSettings,
         options: RunOptions,
         *,
-        open_model: Callable[[], Segmenter] | None = None,
+        open_model: Callable[[], CaseSegmenter] | None = None,
         announce: Callable[[], None] = lambda: None,
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:

@@ -18,7 +18,7 @@ from medals_rt.common.heap import trim_heap
 from medals_rt.inference.kept import FeatureCache, default_bytes
 from medals_rt.pipeline.job_inputs import read_annotation
 from medals_rt.pipeline.options import RunOptions
-from medals_rt.pipeline.segmenter import Segmenter
+from medals_rt.pipeline.segmenter import CaseSegmenter
 from medals_serve.catalog import Catalog
 from medals_serve.engine import JobEngine
 from medals_serve.images import (
@@ -55,7 +55,7 @@ class Service:
     settings: ServeSettings
     options: RunOptions
     engine: JobEngine
-    segmenter: Segmenter
+    segmenter: CaseSegmenter
     metrics: Metrics
     sessions: Sessions = field(init=False)
     readers: Readers = field(init=False)

@@ -22,7 +22,7 @@ from medals_rt.inference.hybrid_prompts import only_labels
 from medals_rt.inference.kept import FeatureCache, default_bytes
 from medals_rt.pipeline.job_request import ReadJob
 from medals_rt.pipeline.report import Provenance
-from medals_rt.pipeline.segmenter import Result, Segmenter
+from medals_rt.pipeline.segmenter import CaseSegmenter, Result
 from medals_rt.prompts.prompt_set import PromptSet
 
 STEP = "result before"
@@ -30,7 +30,7 @@ STEP = "result before"
 
 
 def segment_corrected(
-    segmenter: Segmenter,
+    segmenter: CaseSegmenter,
     read: ReadJob,
     result_dhw: npt.NDArray[Any],
     provenance: Provenance,

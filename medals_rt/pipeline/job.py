@@ -22,7 +22,7 @@ from medals_rt.pipeline.job_request import Job, ReadJob
 from medals_rt.pipeline.job_results import write_job
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.report import Provenance
-from medals_rt.pipeline.segmenter import Result, Segmenter, load
+from medals_rt.pipeline.segmenter import CaseSegmenter, Result, Segmenter, load
 from medals_rt.planning import pass_timings
 
 
@@ -72,7 +72,7 @@ def open_models(options: RunOptions, progress: Progress | None = None) -> Segmen
 
 
 def segment_job(
-    segmenter: Segmenter,
+    segmenter: CaseSegmenter,
     read: ReadJob,
     progress: Progress | None = None,
     *,
@@ -108,7 +108,7 @@ def segment_job(
 
 
 @contextmanager
-def passes_recorded(segmenter: Segmenter) -> Iterator[None]:
+def passes_recorded(segmenter: CaseSegmenter) -> Iterator[None]:
     """Keep in the user's cache what passes took, however the block ends."""
     try:
         yield

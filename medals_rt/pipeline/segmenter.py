@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,7 @@ from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.report import Provenance, RunReport, build_report
 from medals_rt.pipeline.window_groups import (
     GroupResult,
+    Merged,
     check_window,
     part_of_annotation,
 )
@@ -84,6 +85,53 @@ class Result:
     report: RunReport
     probability_dhw: npt.NDArray[np.float32] | None = None
     probabilities: Mapping[int, npt.NDArray[np.uint8]] | None = None
+
+
+class CaseSegmenter(Protocol):
+    """What segments cases: a `Segmenter`, or what asks one in another process."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """Whose models they are."""
+        ...
+
+    @property
+    def arithmetic(self) -> str:
+        """See `Segmenter.arithmetic`."""
+        ...
+
+    @property
+    def measured_passes(self) -> MeasuredPasses | None:
+        """See `Segmenter.measured_passes`."""
+        ...
+
+    def memory_limit(self, asked: int | None) -> MemoryLimit:
+        """See `Segmenter.memory_limit`."""
+        ...
+
+    def segment(
+        self,
+        volume: Volume,
+        prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
+        options: SegmentOptions | None = None,
+        *,
+        spatial_prompts: npt.NDArray[Any] | None = None,
+        corrections: Iterable[Correction] = (),
+        provenance: Provenance | None = None,
+        progress: Progress | None = None,
+        kept: KeptImage | None = None,
+        on_coarse: Callable[[CoarseLabels], None] | None = None,
+    ) -> Result:
+        """See `Segmenter.segment`."""
+        ...
+
+    def close(self) -> None:
+        """See `Segmenter.close`."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class Segmenter:
@@ -264,30 +312,12 @@ class Segmenter:
                 "this segmenter is closed; open it again with medals_rt.load",
                 code="segmenter-closed",
             )
-        if not isinstance(volume, Volume):
-            raise TypeError(
-                f"volume is a {type(volume).__name__}, not a medals_rt.Volume; make one with "
-                "Volume.from_nibabel(image), Volume.from_sitk(image) or Volume(array, spacing)"
-            )
-        options = SegmentOptions() if options is None else options
-        if not isinstance(options, SegmentOptions):
-            raise TypeError(
-                f"options are a {type(options).__name__}, not medals_rt.SegmentOptions; write "
-                "segment(volume, prompts, SegmentOptions(preset='paper'))"
-            )
         provenance = provenance or Provenance()
-        prompts = as_prompt_set(prompts)
-        preset = options.algorithm
-        check_window(options.window, prompts.modality, preset)
-        check_combination(prompts, preset)
-        corrections = tuple(corrections)
-        check_start(preset, annotated=spatial_prompts is not None or bool(corrections))
         watch = Stopwatch()
-        annotation = checked_annotation(spatial_prompts, volume.shape_dhw, prompts)
-        spacing_hwd_mm, spacing_notes = spacing_of_volume(volume, preset, prompts.modality)
-        groups = case_groups(volume, prompts, options.window, preset)
-        by_probability = len(groups) > len(prompts.parts) and preset.merge == "probability"
-        check_corrections(corrections, volume.shape_dhw, prompts, preset)
+        asked = _checked(volume, prompts, options, spatial_prompts, tuple(corrections))
+        options, preset = asked.options, asked.options.algorithm
+        spacing_hwd_mm, spacing_notes = spacing_of_volume(volume, preset, asked.prompts.modality)
+        groups = case_groups(volume, asked.prompts, options.window, preset)
         for group in groups:
             self._model.embedder.sources(group.prompts.prompts)  # before any network runs
         of_image = None if kept is None else kept.begin(volume).at(self._token)
@@ -302,16 +332,14 @@ class Segmenter:
         outlines = outline_groups(
             setup, [group.prompts.class_keys for group in groups], self._open_chains
         )
+        by_probability = len(groups) > len(asked.prompts.parts) and preset.merge == "probability"
         tasks = [
             GroupTask(
                 volume,
                 group,
                 outline,
                 options,
-                part_of_annotation(annotation, group.prompts.labels),
-                parts_of(
-                    corrections, group.prompts.labels, covering_labels(group.prompts, prompts)
-                ),
+                *asked.drawn_of(group.prompts),
                 keep_probability=options.keep_probability or by_probability,
                 kept=of_image,
                 progress=progress,
@@ -322,44 +350,21 @@ class Segmenter:
         for task in tasks:
             check_memory(task.outline, task.outline.stages, prompted=task.is_drawn)
         results = self._run_groups(tasks, options.time_budget, provenance, watch)
-        merged = merge_case(results, preset.merge, corrections)
+        merged = merge_case(results, preset.merge, asked.corrections)
+        notes = (*provenance.notes, *asked.notes, *spacing_notes)
         report = build_report(
             volume,
             spacing_hwd_mm,
-            prompts,
+            asked.prompts,
             options,
             self.bundle,
             self._model.infos,
             results,
             merged,
-            replace(
-                provenance,
-                notes=(
-                    *provenance.notes,
-                    *prompts.notes,
-                    *volume_notes(volume),
-                    *spacing_notes,
-                    *_annotation_notes(annotation is not None or bool(corrections), options),
-                    *corrected_notes(corrections, merged),
-                ),
-            ),
+            replace(provenance, notes=(*notes, *corrected_notes(asked.corrections, merged))),
             watch.total(),
         )
-        stage_labels = {
-            result.group.named(stage): labels
-            for result in results
-            for stage, labels in result.stage_labels_dhw.items()
-        }
-        probability = merged.probability_dhw if options.keep_probability else None
-        maps = [each.maps for each in results if each.maps is not None]
-        return Result(
-            merged.labels_dhw,
-            merged.instances_dhw,
-            stage_labels,
-            report,
-            probability,
-            ProbabilityMaps(maps) if options.probabilities else None,
-        )
+        return _result(options, results, merged, report)
 
     def _run_groups(
         self,
@@ -409,12 +414,84 @@ def load(
     )
 
 
-def _annotation_notes(is_drawn: bool, options: SegmentOptions) -> tuple[Note, ...]:
-    """Warn of drawn labels that are no prompts."""
-    if not is_drawn or options.refinement != "none":
-        return ()
-    text = (
-        "drawn labels only bound where the fine stage looked: refinement none segments from the "
-        "text alone"
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What is asked for of a case, checked: arguments of `Segmenter.segment`."""
+
+    volume: Volume
+    prompts: PromptSet
+    options: SegmentOptions
+    annotation_dhw: npt.NDArray[Any] | None
+    corrections: tuple[Correction, ...]
+
+    def drawn_of(
+        self, prompts: PromptSet
+    ) -> tuple[npt.NDArray[Any] | None, tuple[Correction, ...]]:
+        """Return the annotation's and the corrections' part of some of the classes."""
+        covering = covering_labels(prompts, self.prompts)
+        return (
+            part_of_annotation(self.annotation_dhw, prompts.labels),
+            parts_of(self.corrections, prompts.labels, covering),
+        )
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """Remarks on the prompts, the image, and drawn labels that are no prompts."""
+        notes = (*self.prompts.notes, *volume_notes(self.volume))
+        is_drawn = self.annotation_dhw is not None or bool(self.corrections)
+        if not is_drawn or self.options.refinement != "none":
+            return notes
+        text = (
+            "drawn labels only bound where the fine stage looked: refinement none segments from "
+            "the text alone"
+        )
+        return (*notes, warning("annotation-not-shown", text))
+
+
+def _checked(
+    volume: Volume,
+    prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
+    options: SegmentOptions | None,
+    spatial_prompts: npt.NDArray[Any] | None,
+    corrections: tuple[Correction, ...],
+) -> _Asked:
+    """Refuse what no model could do; see `Segmenter.segment`."""
+    if not isinstance(volume, Volume):
+        raise TypeError(
+            f"volume is a {type(volume).__name__}, not a medals_rt.Volume; make one with "
+            "Volume.from_nibabel(image), Volume.from_sitk(image) or Volume(array, spacing)"
+        )
+    options = SegmentOptions() if options is None else options
+    if not isinstance(options, SegmentOptions):
+        raise TypeError(
+            f"options are a {type(options).__name__}, not medals_rt.SegmentOptions; write "
+            "segment(volume, prompts, SegmentOptions(preset='paper'))"
+        )
+    prompts = as_prompt_set(prompts)
+    preset = options.algorithm
+    check_window(options.window, prompts.modality, preset)
+    check_combination(prompts, preset)
+    check_start(preset, annotated=spatial_prompts is not None or bool(corrections))
+    annotation = checked_annotation(spatial_prompts, volume.shape_dhw, prompts)
+    check_corrections(corrections, volume.shape_dhw, prompts, preset)
+    return _Asked(volume, prompts, options, annotation, corrections)
+
+
+def _result(
+    options: SegmentOptions, results: Sequence[GroupResult], merged: Merged, report: RunReport
+) -> Result:
+    """Put the results of a case's groups together."""
+    stage_labels = {
+        result.group.named(stage): labels
+        for result in results
+        for stage, labels in result.stage_labels_dhw.items()
+    }
+    maps = [each.maps for each in results if each.maps is not None]
+    return Result(
+        merged.labels_dhw,
+        merged.instances_dhw,
+        stage_labels,
+        report,
+        merged.probability_dhw if options.keep_probability else None,
+        ProbabilityMaps(maps) if options.probabilities else None,
     )
-    return (warning("annotation-not-shown", text),)

@@ -19,7 +19,7 @@ from medals_rt.pipeline.job_outputs import SEGMENTATIONS, check_outputs
 from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.job_results import write_job
 from medals_rt.pipeline.options import RunOptions
-from medals_rt.pipeline.segmenter import Segmenter
+from medals_rt.pipeline.segmenter import CaseSegmenter
 from medals_serve.node.configuration import NodeConfiguration, Rule
 from medals_serve.node.spool import Delivery, Spool, SpooledSeries, State
 
@@ -51,7 +51,7 @@ class Worker:
     configuration: NodeConfiguration
     options: RunOptions
     spool: Spool
-    segmenter: Segmenter
+    segmenter: CaseSegmenter
     announce: Callable[[str], None]
     warn: Callable[[str], None]
 

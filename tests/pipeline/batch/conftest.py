@@ -18,6 +18,17 @@ def scans(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def empty_scans(tmp_path: Path) -> Path:
+    """A folder of cases that nobody reads, for what goes by their names."""
+    folder = tmp_path / "scans"
+    for name in ("b.npz", "a.nii.gz", "deep/er/c.NRRD", "notes.md", ".hidden.npz", ".x/d.npz"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 

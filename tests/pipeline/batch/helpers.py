@@ -8,6 +8,8 @@ import numpy as np
 from typer.testing import CliRunner
 
 from medals_rt.cli import app
+from medals_rt.pipeline.batch import BatchPlan, plan_batch
+from medals_rt.pipeline.options import PromptSource, RunOptions
 
 Result = Any  # of typer's runner, whose module has moved between versions
 
@@ -49,3 +51,16 @@ def write_json(path: Path, content: object) -> Path:
     """Write JSON."""
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
+
+
+def plan(*inputs: Path, out: Path, **changes: Any) -> BatchPlan:
+    """Plan a batch, without any options but those given."""
+    options = {"source": PromptSource(), "options": RunOptions(), **changes}
+    return plan_batch(inputs, out, **options)
+
+
+def results(found: BatchPlan) -> dict[str, str]:
+    """Where each case's result will lie, below the folder of results."""
+    return {
+        case.name: case.job.output.relative_to(found.results).as_posix() for case in found.cases
+    }

@@ -145,7 +145,7 @@ def test_what_stays_of_an_earlier_result_is_told(tiny_bundle: Bundle, tmp_path: 
     assert batch(tiny_bundle.folder, *everything).exit_code == 0
     alike = batch(tiny_bundle.folder, *words, "liver", "--format", "nrrd", "--split")
     assert alike.exit_code == 0, alike.output
-    report = json.loads((tmp_path / "out" / "reports" / "case.json").read_text())
+    report = json.loads((tmp_path / "out" / "reports" / "case.json").read_text("utf-8"))
     (told,) = [each for each in report["notes"] if each["code"] == "earlier-files-stay"]
     assert told["severity"] != "warning"
     assert "case.nii.gz, case_probabilities/liver.nii.gz stay" in told["text"]
