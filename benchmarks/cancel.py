@@ -27,7 +27,7 @@ from reporting import today, write_report
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.common.interruption import interrupted_by
-from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.network import PassInput, StageNetwork
 
 CLASSES = 4
 
@@ -95,7 +95,7 @@ def main() -> None:
             for kind, shown in (("text", None), ("prompts", prompts)):
                 found = canceled(
                     lambda shown=shown, network=network: np.concatenate(
-                        [part for _, part in network.predict(image, queries, shown)]
+                        [part for _, part in network.predict(PassInput(image, queries, shown))]
                     ),
                     words.points,
                 )

@@ -31,7 +31,7 @@ from reporting import today, write_report
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.inference.graph_chains import Chain, JoinedGraphs, pass_chains
-from medals_rt.inference.network import StageNetwork, arithmetic_of
+from medals_rt.inference.network import PassInput, StageNetwork, arithmetic_of
 from medals_rt.inference.spatial_prompts import LabelPrompts, label_prompts
 from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.runners.base import Runner
@@ -208,7 +208,9 @@ def openvino(
 
         def run() -> np.ndarray:
             shown = prompts if row.kind == "prompts" else None
-            return np.concatenate([found for _, found in network.predict(image, queries, shown)])
+            return np.concatenate(
+                [found for _, found in network.predict(PassInput(image, queries, shown))]
+            )
 
         return timed(row, run, folder) | {"open": opened}
 

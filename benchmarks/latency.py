@@ -27,7 +27,7 @@ from medals_rt.common.arrays import namespace, settle, to_device, to_host
 from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.common.gpu import require_gpu
 from medals_rt.common.typing import Array
-from medals_rt.inference.network import Network, StageNetwork
+from medals_rt.inference.network import Network, PassInput, StageNetwork
 from medals_rt.inference.spatial_prompts import LabelPrompts, label_prompts
 from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.runners.selection import usable, why_not
@@ -63,7 +63,7 @@ def network_pass(network: Network) -> Pass:
 
     def run(arrays: Inputs, prompted: bool) -> Array:
         image, queries, prompts = arrays
-        parts = network.predict(image, queries, prompts if prompted else None)
+        parts = network.predict(PassInput(image, queries, prompts if prompted else None))
         found = namespace(image).concat([probabilities for _, probabilities in parts])
         settle(found)
         return found

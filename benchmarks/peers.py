@@ -79,7 +79,7 @@ def predictor(name: str) -> Predict:
     from medals_export.checkpoint import load_checkpoint
     from medals_export.eager import EagerNetwork
     from medals_rt.bundle.bundle import Bundle
-    from medals_rt.inference.network import Network, StageNetwork
+    from medals_rt.inference.network import Network, PassInput, StageNetwork
 
     bundle = Bundle.open(ROOT / "engines" / "demo")
     spec = bundle.stage_spec(2)
@@ -96,7 +96,7 @@ def predictor(name: str) -> Predict:
     queries = bundle.class_embeddings[:CLASSES]  # those of organs in CT
 
     def predict(window: Array) -> Array:
-        parts = [np.asarray(found) for _, found in network.predict(window, queries)]
+        parts = [np.asarray(found) for _, found in network.predict(PassInput(window, queries))]
         return np.concatenate(parts)
 
     return predict

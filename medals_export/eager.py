@@ -19,10 +19,8 @@ from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.arrays import namespace
 from medals_rt.common.choices import STAGE_NAMES, StageNumber
 from medals_rt.common.errors import InputError
-from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Array
-from medals_rt.inference.network import NetworkInfo, TextOnlyFeatures
-from medals_rt.inference.spatial_prompts import SpatialPrompts
+from medals_rt.inference.network import NetworkInfo, PassInput
 from medals_rt.pipeline.segmenter import Segmenter
 
 AnyPath = str | os.PathLike[str]
@@ -75,32 +73,22 @@ class EagerNetwork:
     def encode(self, image: Array) -> None:
         """Return None: a pass is always run whole."""
 
-    def predict(
-        self,
-        image: Array,
-        queries: Array,
-        prompts: SpatialPrompts | None = None,
-        *,
-        classes: slice | None = None,
-        classes_per_chunk: int = CLASSES_PER_CHUNK,
-        features: TextOnlyFeatures | None = None,
-    ) -> Iterator[tuple[slice, Array]]:
+    def predict(self, one: PassInput) -> Iterator[tuple[slice, Array]]:
         """Run one pass over one window; see `Network.predict`. All classes come at once."""
-        del classes_per_chunk, features
-        wanted = classes or slice(0, queries.shape[0])
+        image, prompts = one.image, one.prompts
         xp = namespace(image)
         if prompts is None:
             foreground = xp.zeros_like(image)
-            shape = (queries.shape[0], *image.shape[2:])
+            shape = (one.count, *image.shape[2:])
             channels = xp.zeros(shape, dtype=xp.float32, device=image.device)
         else:
-            foreground, channels = prompts.foreground(), prompts.channels(queries.shape[0])
+            foreground, channels = prompts.foreground(), prompts.channels(one.count)
         dtype = _AUTOCAST[self._precision]
-        tensors = [from_dlpack(each) for each in (image, foreground, queries, channels[None])]
+        tensors = [from_dlpack(each) for each in (image, foreground, one.queries, channels[None])]
         with torch.inference_mode(), torch.autocast(self._device, dtype, enabled=dtype is not None):
             logits = self._network(*tensors)
-            probabilities = logits[0, wanted].float().sigmoid().contiguous()
-        yield wanted, xp.from_dlpack(probabilities)
+            probabilities = logits[0, one.wanted].float().sigmoid().contiguous()
+        yield one.wanted, xp.from_dlpack(probabilities)
 
     def prepare(self, count: int, *, prompted: bool) -> None:
         """Do nothing: there is nothing to open."""

@@ -19,13 +19,11 @@ from medals_export.quantization.ranges import Magnitudes
 from medals_export.torch_reference import TorchRunner
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.choices import STAGE_NAMES, Refinement, StageNumber
-from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.progress import Progress
 from medals_rt.common.typing import Array
 from medals_rt.inference.graph_chains import SingleGraphs
-from medals_rt.inference.network import StageNetwork, TextOnlyFeatures
+from medals_rt.inference.network import PassInput, StageNetwork
 from medals_rt.inference.refinement import seeded_masks
-from medals_rt.inference.spatial_prompts import SpatialPrompts
 from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.segmenter import Segmenter
 from medals_rt.tools.verify.cases import ParityCase
@@ -96,30 +94,14 @@ class _RecordingNetwork(StageNetwork):
         self.record = RecordedStage({layer: Magnitudes() for layer in candidates(network)})
         self._chance = np.random.default_rng(stage)
 
-    def predict(
-        self,
-        image: Array,
-        queries: Array,
-        prompts: SpatialPrompts | None = None,
-        *,
-        classes: slice | None = None,
-        classes_per_chunk: int = CLASSES_PER_CHUNK,
-        features: TextOnlyFeatures | None = None,
-    ) -> Iterator[tuple[slice, Array]]:
+    def predict(self, one: PassInput) -> Iterator[tuple[slice, Array]]:
         """Run a pass, and record it."""
         shown = None
-        if prompts is not None:
-            shown = torch.from_numpy(prompts.channels(len(queries)) > 0)
-        one = RecordedPass(torch.tensor(image), torch.tensor(queries), shown)
-        self.record.keep(one, self._chance)
-        return super().predict(
-            image,
-            queries,
-            prompts,
-            classes=classes,
-            classes_per_chunk=classes_per_chunk,
-            features=features,
-        )
+        if one.prompts is not None:
+            shown = torch.from_numpy(one.prompts.channels(one.count) > 0)
+        recorded = RecordedPass(torch.tensor(one.image), torch.tensor(one.queries), shown)
+        self.record.keep(recorded, self._chance)
+        return super().predict(one)
 
 
 def record_cases(

@@ -116,6 +116,45 @@ def convolution_of(infos: Iterable[NetworkInfo]) -> Convolution:
     return "winograd" if "winograd" in kinds else "direct"
 
 
+@dataclass(frozen=True, eq=False)
+class PassInput:
+    """One pass of a network over one window; arrays lie where the network's do.
+
+    Attributes
+    ----------
+    image
+        `(1, 1, H, W, D)` float32 in 0..255.
+    queries
+        Text embeddings `(N, dim)` float32, of all classes.
+    prompts
+        `S_p` of all classes; None for zeros. The foreground prompt `S_f` follows from it.
+    classes
+        Those wanted, with start and stop; None for all.
+    classes_per_chunk
+        How many come at a time where they are cut; up to 16 prompted ones never are.
+    features
+        What `Network.encode` gave for this image, if it is known, for a pass from text alone.
+    """
+
+    image: Array
+    queries: Array
+    prompts: SpatialPrompts | None = None
+    classes: slice | None = None
+    classes_per_chunk: int = CLASSES_PER_CHUNK
+    features: TextOnlyFeatures | None = None
+
+    @property
+    def count(self) -> int:
+        """N."""
+        number: int = self.queries.shape[0]
+        return number
+
+    @property
+    def wanted(self) -> slice:
+        """The classes wanted, with start and stop."""
+        return self.classes or slice(0, self.count)
+
+
 class Network(Protocol):
     """The network of one stage, opened once for any number of windows and cases.
 
@@ -144,7 +183,7 @@ class Network(Protocol):
         Parameters
         ----------
         image
-            As for `predict`.
+            As of a `PassInput`.
 
         Returns
         -------
@@ -153,16 +192,7 @@ class Network(Protocol):
         """
         ...
 
-    def predict(
-        self,
-        image: Array,
-        queries: Array,
-        prompts: SpatialPrompts | None = None,
-        *,
-        classes: slice | None = None,
-        classes_per_chunk: int = CLASSES_PER_CHUNK,
-        features: TextOnlyFeatures | None = None,
-    ) -> Iterator[tuple[slice, Array]]:
+    def predict(self, one: PassInput) -> Iterator[tuple[slice, Array]]:
         """Run one pass over one window; yield the probabilities of some classes at a time.
 
         From text alone, classes don't see each other. Spatial prompts are seen by every class
@@ -170,18 +200,8 @@ class Network(Protocol):
 
         Parameters
         ----------
-        image
-            `(1, 1, H, W, D)` float32 in 0..255.
-        queries
-            Text embeddings `(N, dim)` float32, of all classes.
-        prompts
-            `S_p` of all classes; None for zeros. The foreground prompt `S_f` follows from it.
-        classes
-            Those wanted, with start and stop; None for all.
-        classes_per_chunk
-            How many come at a time where they are cut; up to 16 prompted ones never are.
-        features
-            What `encode` gave for this image, if it is known, for a pass from text alone.
+        one
+            The pass.
 
         Yields
         ------
@@ -355,31 +375,21 @@ class StageNetwork:
         found = self._graphs.run(ENCODE_TEXT_ONLY, seen)
         return TextOnlyFeatures(found["refined"], found["image_embedding"])
 
-    def predict(
-        self,
-        image: Array,
-        queries: Array,
-        prompts: SpatialPrompts | None = None,
-        *,
-        classes: slice | None = None,
-        classes_per_chunk: int = CLASSES_PER_CHUNK,
-        features: TextOnlyFeatures | None = None,
-    ) -> Iterator[tuple[slice, Array]]:
+    def predict(self, one: PassInput) -> Iterator[tuple[slice, Array]]:
         """Run one pass over one window, see `Network.predict`."""
-        count = queries.shape[0]
-        wanted = classes or slice(0, count)
+        wanted, prompts = one.wanted, one.prompts
         if prompts is None:
-            features = features or self.encode(image)
+            features = one.features or self.encode(one.image)
             refined = features.refined
-            adapted = self._adapted(features.image_embedding, queries)
+            adapted = self._adapted(features.image_embedding, one.queries)
         else:
-            first, *then = pass_chains(count, prompted=True)
+            first, *then = pass_chains(one.count, prompted=True)
             if not then:
-                yield wanted, self._folded(first, image, queries, prompts)[wanted, ...]
+                yield wanted, self._folded(first, one.image, one.queries, prompts)[wanted, ...]
                 return
-            refined, adapted = self._fused(image, queries, prompts)
-        for start in range(wanted.start, wanted.stop, classes_per_chunk):
-            chunk = slice(start, min(start + classes_per_chunk, wanted.stop))
+            refined, adapted = self._fused(one.image, one.queries, prompts)
+        for start in range(wanted.start, wanted.stop, one.classes_per_chunk):
+            chunk = slice(start, min(start + one.classes_per_chunk, wanted.stop))
             values = {"refined": refined, "adapted_queries": adapted[chunk, ...]}
             yield chunk, self._graphs.run(CLASSIFY, values)["probabilities"]
 

@@ -25,7 +25,7 @@ from medals_rt.inference.corrections import (
 )
 from medals_rt.inference.kept import Kept, digest_of
 from medals_rt.inference.mirroring import mirrored
-from medals_rt.inference.network import Network
+from medals_rt.inference.network import Network, PassInput
 from medals_rt.inference.refinement import MaskSource, Part, collect, refine
 from medals_rt.inference.spatial_prompts import SpatialPrompts, label_prompts
 from medals_rt.planning.memory import TileSweep
@@ -381,14 +381,8 @@ class _WindowPredictor:
                 features = network.encode(image)
                 if features is not None:
                     kept.put(features, [features.refined, features.image_embedding])
-        return network.predict(
-            image,
-            self._stage.task.queries,
-            prompts,
-            classes=classes,
-            classes_per_chunk=self._chunk,
-            features=features,
-        )
+        queries = self._stage.task.queries
+        return network.predict(PassInput(image, queries, prompts, classes, self._chunk, features))
 
 
 class _Sweeper:

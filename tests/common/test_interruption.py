@@ -19,7 +19,7 @@ from medals_rt.common.interruption import (
     interrupted_by,
     run_interruptibly,
 )
-from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.network import PassInput, StageNetwork
 from tests.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("all_cores")
@@ -69,7 +69,7 @@ def predicted(network: StageNetwork, seed: int = 5) -> Any:
     rng = np.random.default_rng(seed)
     image = rng.random((1, 1, *network.spec.window_hwd), dtype=np.float32) * 255
     queries = rng.standard_normal((3, WIDTH), dtype=np.float32)
-    return np.concatenate([part for _, part in network.predict(image, queries, None)])
+    return np.concatenate([part for _, part in network.predict(PassInput(image, queries, None))])
 
 
 @pytest.mark.usefixtures("impatient")

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import BundleError
 from medals_rt.inference.graph_chains import JoinedGraphs, SingleGraphs
-from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.network import PassInput, StageNetwork
 from medals_rt.inference.spatial_prompts import channel_prompts, label_prompts
 from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.runners.base import Runner
@@ -43,7 +43,7 @@ def window_case(count):
 
 def whole(network, *arguments, **options):
     """All classes of a pass, which must come in order and once."""
-    classes, probabilities = zip(*network.predict(*arguments, **options), strict=True)
+    classes, probabilities = zip(*network.predict(PassInput(*arguments, **options)), strict=True)
     wanted = options.get("classes") or slice(0, arguments[1].shape[0])
     assert [n for chunk in classes for n in range(chunk.start, chunk.stop)] == list(
         range(wanted.start, wanted.stop)

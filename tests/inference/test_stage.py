@@ -18,6 +18,7 @@ from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Step, Stopwatch
 from medals_rt.inference import stage
 from medals_rt.inference.aggregation import LabelMap
+from medals_rt.inference.network import PassInput
 from medals_rt.inference.refinement import MaskRequest, seeded_masks
 from medals_rt.inference.stage import StageInput, StageResult, StageTask, run_stage
 from medals_rt.planning.memory import MemoryLimit
@@ -47,24 +48,16 @@ class Formula:
     def release(self) -> None:
         self.log.append("release")
 
-    def predict(
-        self,
-        image: Any,
-        queries: Any,
-        prompts: Any = None,
-        *,
-        classes: slice,
-        classes_per_chunk: int,
-        features: Any = None,
-    ) -> Iterator[tuple[slice, Any]]:
-        assert features is None
+    def predict(self, one: PassInput) -> Iterator[tuple[slice, Any]]:
+        assert one.features is None
+        image, prompts, classes = one.image, one.prompts, one.wanted
         self.log.append("pass")
         xp = namespace(image)
         ramp = xp.reshape(xp.arange(image[0, 0, ...].size, dtype=xp.float32), image.shape[2:])
         place = 0.2 * xp.abs(xp.sin(ramp))
-        shown = None if prompts is None else prompts.channels(queries.shape[0])
-        for start in range(classes.start, classes.stop, classes_per_chunk):
-            chunk = slice(start, min(start + classes_per_chunk, classes.stop))
+        shown = None if prompts is None else prompts.channels(one.count)
+        for start in range(classes.start, classes.stop, one.classes_per_chunk):
+            chunk = slice(start, min(start + one.classes_per_chunk, classes.stop))
             found = []
             for n in range(chunk.start, chunk.stop):
                 value = place + 0.45 * xp.abs(xp.sin(image[0, 0, ...] / 40 + 2.0 * n))

@@ -16,7 +16,7 @@ from medals_rt.common.arrays import to_device, to_host
 from medals_rt.common.choices import STAGE_NAMES, StageNumber
 from medals_rt.common.errors import MedalsError
 from medals_rt.common.progress import Progress
-from medals_rt.inference.network import Network, StageNetwork
+from medals_rt.inference.network import Network, PassInput, StageNetwork
 from medals_rt.inference.spatial_prompts import channel_prompts
 from medals_rt.tools.verify.graphs import Tensors, graph_parity, made_up_inputs, tell
 from medals_rt.tools.verify.measures import relative_error, rms_error
@@ -98,10 +98,11 @@ def _probabilities(
     """Run one pass and return the probabilities `(wanted, H, W, D)` of the first classes."""
     device = network.array_device
     shown = to_device(tensors["prompts"][: one.prompt_count] > 0, device)
-    parts = network.predict(
+    given = PassInput(
         to_device(tensors["image"], device),
         to_device(tensors["queries"][: one.prompt_count], device),
         channel_prompts(shown, _BLOCK_SIZE) if one.prompted else None,
         classes=slice(0, min(wanted, one.prompt_count)),
     )
+    parts = network.predict(given)
     return np.concatenate([to_host(probabilities) for _, probabilities in parts])

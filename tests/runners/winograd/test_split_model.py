@@ -8,7 +8,7 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.choices import ConvolutionChoice
-from medals_rt.inference.network import StageNetwork
+from medals_rt.inference.network import PassInput, StageNetwork
 from medals_rt.inference.spatial_prompts import label_prompts
 from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.runners import openvino
@@ -36,7 +36,7 @@ def predicted(
         (prompts,) = label_prompts(
             labels.astype(np.uint16), plan_windows(window, window), range(1, count + 1), 8
         )
-        found = network.predict(image, queries, prompts if prompted else None)
+        found = network.predict(PassInput(image, queries, prompts if prompted else None))
         return np.concatenate([part for _, part in found]), network.info
 
 

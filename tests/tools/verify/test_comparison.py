@@ -14,6 +14,7 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import FOLDED_REFINERS
 from medals_rt.bundle.recipes import Verification, read_recipe
 from medals_rt.common.errors import InputError, MissingDependencyError, RunnerError
+from medals_rt.inference.network import PassInput
 from medals_rt.tools.verify import graphs as parity_graphs
 from medals_rt.tools.verify import references
 from medals_rt.tools.verify.graphs import compare_graphs
@@ -114,6 +115,7 @@ def test_stored_rounding_is_not_an_error_of_arithmetic(tiny_bundle: Bundle) -> N
     assert 0 < np.abs(features(exact) - features(rounded)).max() < 1e-2
     with exact.open_network(1) as one, rounded.open_network(1) as other:
         (_, first), (_, second) = (
-            next(network.predict(image["image"], feeds["queries"])) for network in (one, other)
+            next(network.predict(PassInput(image["image"], feeds["queries"])))
+            for network in (one, other)
         )
     np.testing.assert_array_equal(first, second)
