@@ -50,6 +50,13 @@ _ALIASES: Final = {
     "orientation": "transformmatrix",
     "elementbyteordermsb": "binarydatabyteordermsb",
 }
+_OF_VOXELS: Final = frozenset(
+    {
+        *("ndims", "dimsize", "elementtype", "elementnumberofchannels", "elementspacing"),
+        *("offset", "transformmatrix", "distanceunits", "binarydatabyteordermsb"),
+    }
+)
+"""Fields of what the voxels are and where they lie: no two lines may say that differently."""
 
 
 def read_metaimage_case(path: Path, options: Options) -> Case:
@@ -143,7 +150,14 @@ def _header(file: BinaryIO, name: str) -> dict[str, str]:
         if not sign:
             break
         key = key.strip().lower()
-        header[_ALIASES.get(key, key)] = value.strip()
+        field, value = _ALIASES.get(key, key), value.strip()
+        if field in _OF_VOXELS and header.get(field, value).split() != value.split():
+            raise CaseError(
+                f"{name} says {key} twice, or by two names, as {header[field][:40]!r} and "
+                f"{value[:40]!r}: programs take one or the other; take out the wrong line",
+                code="header-contradicts",
+            )
+        header[field] = value
         if key == _DATA:
             return header
     raise CaseError(

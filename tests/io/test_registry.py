@@ -331,3 +331,28 @@ def test_metaimage_units_and_scales(tmp_path: Path) -> None:
     path.write_bytes(plain.replace(b"DimSize", b"DistanceUnits = cm\nDimSize"))
     with raises(CaseError, "unit-not-millimeters"):
         read_case(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("Position = 1 2 3", "header-contradicts"),
+        ("Orientation = 0 1 0 1 0 0 0 0 1", "header-contradicts"),
+        ("DimSize = 9 9 9", "header-contradicts"),
+        ("Offset =   {offset}", None),
+    ],
+)
+def test_a_metaimage_that_contradicts_itself_is_refused(
+    tmp_path: Path, line: str, code: str | None
+) -> None:
+    path = tmp_path / "a.mha"
+    SimpleITK.WriteImage(scan(), str(path))
+    plain = path.read_bytes()
+    stated = next(each for each in plain.split(b"\n") if each.startswith(b"Offset")).decode()
+    added = line.format(offset=stated.partition("=")[2])
+    path.write_bytes(plain.replace(b"ElementType", f"{added}\nElementType".encode(), 1))
+    if code is None:
+        check_read(path)
+        return
+    with raises(CaseError, code):
+        read_case(path)
