@@ -267,6 +267,11 @@ def present_values(labels: Array) -> set[int]:
     return set(to_host(xp.unique_values(labels)).tolist()) - {0}
 
 
+def label_dtype(highest: int) -> np.dtype[np.unsignedinteger]:
+    """Smallest unsigned type that holds labels up to `highest`."""
+    return np.min_scalar_type(highest)
+
+
 def label_counts(labels: npt.NDArray[Any], minlength: int = 0) -> npt.NDArray[np.int64]:
     """Count the voxels of each label.
 

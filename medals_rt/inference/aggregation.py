@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import numpy.typing as npt
 
-from medals_rt.common.arrays import block_elements, namespace, on_all_cores
+from medals_rt.common.arrays import block_elements, label_dtype, namespace, on_all_cores
 from medals_rt.common.typing import Array, Shape
 from medals_rt.inference.probability_maps import as_bytes
-from medals_rt.io.case import label_dtype
 from medals_rt.planning.axis_tiling import Columns
 from medals_rt.planning.sliding_window import Window
 

@@ -20,6 +20,7 @@ from medals_rt.common.arrays import (
     as_namespace,
     bounding_box,
     box_slices,
+    label_dtype,
     namespace,
     present_values,
     to_host,
@@ -28,7 +29,6 @@ from medals_rt.common.errors import CaseError, InputError
 from medals_rt.common.typing import Array, Box, Shape
 from medals_rt.inference.hybrid_prompts import check_label_map, drawn_over, only_labels
 from medals_rt.inference.spatial_prompts import LabelPrompts, label_prompts
-from medals_rt.io.case import label_dtype
 from medals_rt.io.volume import to_hwd
 from medals_rt.planning.geometry import StageGeometry
 from medals_rt.planning.policy import Preset

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medals_rt.common.arrays import look_up, namespace, present_values, to_host
+from medals_rt.common.arrays import label_dtype, look_up, namespace, present_values, to_host
 from medals_rt.common.errors import CaseError, InputError
 from medals_rt.common.typing import Array
-from medals_rt.io.case import label_dtype
 from medals_rt.planning.policy import Preset, load_policy
 from medals_rt.postprocessing.component_filter import drop_small_components
 from medals_rt.prompts.prompt_set import PromptSet

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medals_rt.common.arrays import label_dtype
 from medals_rt.common.errors import CaseError, InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.typing import HostArray
@@ -148,11 +149,6 @@ def check_labels(labels: HostArray, what: str, *, max_voxels: int) -> HostArray:
             code="labels-negative",
         )
     return labels
-
-
-def label_dtype(highest: int) -> np.dtype[np.unsignedinteger]:
-    """Smallest unsigned type that holds labels up to `highest`."""
-    return np.min_scalar_type(highest)
 
 
 def compact_labels(labels: HostArray) -> HostArray:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from medals_rt.common.arrays import label_dtype
 from medals_rt.common.atomic_io import prepare_output, write_json
 from medals_rt.common.choices import Kind
 from medals_rt.common.errors import CaseError, InputError, MissingFileError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import HostArray
-from medals_rt.io.case import LabelFile, label_dtype
+from medals_rt.io.case import LabelFile
 from medals_rt.io.grids import fill_left_out, grid_of, same_grid
 from medals_rt.io.registry import LABEL_ENDINGS, case_stem, read_labels
 from medals_rt.pipeline.csv_tables import write_csv
