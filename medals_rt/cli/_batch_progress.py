@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from medals_rt.cli._output import out
-from medals_rt.pipeline.batch import BatchCase, Entry
+from medals_rt.pipeline.batch import RESULT_CHANGED, BatchCase, Entry
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -46,9 +46,10 @@ class Lines:
             out.failure(line)
         else:
             out.remark(line)
-        if entry.status == "done":
-            for text in entry.warnings:
-                out.warning(f"{entry.name}: {text}")
+        for note in entry.notes:
+            new = entry.status == "done" or note.code == RESULT_CHANGED
+            if new and note.severity == "warning":
+                out.warning(f"{entry.name}: {note.text}")
 
 
 class Events(Lines):

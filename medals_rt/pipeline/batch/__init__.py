@@ -12,7 +12,7 @@ from medals_rt.pipeline.batch.find import unread_words
 from medals_rt.pipeline.batch.parts import parse_part
 from medals_rt.pipeline.batch.plan import BatchCase, BatchPlan, BesideLabels, plan_batch
 from medals_rt.pipeline.batch.ray_cluster import run_on_ray
-from medals_rt.pipeline.batch.records import Entry
+from medals_rt.pipeline.batch.records import RESULT_CHANGED, Entry
 from medals_rt.pipeline.batch.run import Listener, run_batch
 from medals_rt.pipeline.batch.shared_cells import claims_file, identity_of, share_folders
 from medals_rt.pipeline.batch.store import staged
@@ -26,6 +26,7 @@ from medals_rt.pipeline.batch.workers import (
 )
 
 __all__ = [
+    "RESULT_CHANGED",
     "BatchCase",
     "BatchPlan",
     "BatchStanding",

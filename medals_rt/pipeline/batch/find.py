@@ -8,14 +8,12 @@ from os.path import realpath
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.io.dicom.web import series_addresses
 from medals_rt.io.dicom.web_address import is_web_address
 from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
 from medals_rt.pipeline.batch.jobs_file import JobRow, check_prompts, read_jobs, source_of
-from medals_rt.pipeline.batch.paths import STATE_FOLDER, CasePaths
+from medals_rt.pipeline.batch.paths import STATE_FOLDER, CasePaths, read_written
 from medals_rt.pipeline.batch.store import content_sha256
 from medals_rt.pipeline.job_outputs import ending_of, own_ending
 from medals_rt.pipeline.options import PromptSource
@@ -171,22 +169,13 @@ def _from_given(
             yield Found(each.path, case_stem(each.path))
 
 
-@dataclass(frozen=True)
-class _Record:
-    """Of a case's record what says which files are its results; see `records.Record`."""
-
-    files: dict[str, str]
-    ending: str
-
-
 def _written(results: Path, reports: Path) -> dict[Path, str]:
     """Return the real paths of the files that a batch wrote, with the SHA-256 of each."""
     written: dict[Path, str] = {}
     folder = reports / STATE_FOLDER
     for file in folder.rglob("*.json"):
-        try:
-            record = msgspec.json.decode(file.read_bytes(), type=_Record)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):  # as if there were none
+        record = read_written(file)
+        if record is None:
             continue
         name = file.relative_to(folder).as_posix().removesuffix(".json")
         paths = CasePaths(name, results, reports, record.ending)

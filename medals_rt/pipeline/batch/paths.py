@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+import msgspec
+
 from medals_rt.io.registry import ENDINGS
 
 STATE_FOLDER: Final = ".medals-rt"
@@ -95,6 +97,30 @@ class CasePaths:
     def _beside(self, ending: str) -> Path:
         result = self.results / self.name
         return result.with_name(f"{result.name}{ending}")
+
+
+@dataclass(frozen=True)
+class WrittenFiles:
+    """Which files a batch wrote of a case: a part of its record, of whatever format that is.
+
+    Attributes
+    ----------
+    files
+        SHA-256 of each, by role.
+    ending
+        Of the result.
+    """
+
+    files: dict[str, str]
+    ending: str
+
+
+def read_written(record: Path) -> WrittenFiles | None:
+    """Read that part of a record; None where there is none, or it is damaged."""
+    try:
+        return msgspec.json.decode(record.read_bytes(), type=WrittenFiles)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def class_roles(class_files: Iterable[Path], maps: Iterable[Path]) -> list[str]:

@@ -2,8 +2,10 @@
 
 A case is finished when a record says so for the very content that it has now: the bytes of the
 input, its prompts, the options that decide a result, the bundle and this package's version. The
-record holds the SHA-256 of every file that was written; one that is missing or changed is made
-again. Records are written after the files that they speak of.
+record holds the SHA-256 of every file that was written; where one is missing, the case is made
+again. One that was changed since is somebody's work: it stays, and so do files that no batch wrote.
+Records are written after the files that they speak of; a mark beside them says that these are being
+written, so that what a killed process leaves can be told from what is somebody's.
 """
 
 import hashlib
@@ -16,7 +18,7 @@ import msgspec
 
 from medals_rt.common.atomic_io import atomic_output, write_json
 from medals_rt.common.distribution import VERSION
-from medals_rt.common.errors import PromptError
+from medals_rt.common.errors import InputError, PromptError
 from medals_rt.common.notes import Note, warning
 from medals_rt.pipeline.batch.paths import (
     STATE_FOLDER,
@@ -24,6 +26,7 @@ from medals_rt.pipeline.batch.paths import (
     class_roles,
     is_of_class,
     is_of_map,
+    read_written,
 )
 from medals_rt.pipeline.batch.plan import BatchCase, BatchPlan, one_name
 from medals_rt.pipeline.batch.store import content_sha256
@@ -34,6 +37,10 @@ from medals_rt.pipeline.lesion_statistics import LesionStatistics
 from medals_rt.prompts.prompt_set import PromptSet
 
 RECORD_FORMAT: Final = 4
+RESULT_CHANGED: Final = "result-changed"
+"""Code of the warning that somebody changed a finished case's files."""
+RESULT_NOT_OURS: Final = "result-not-ours"
+"""Code of the error that says that a result would take the place of somebody's file."""
 _NAMED: Final = 3
 
 Status = Literal["done", "kept", "failed", "skipped"]
@@ -168,16 +175,11 @@ def _asked_for(job: Job) -> object:
 
 
 def kept_entry(case: BatchCase, made_from: str) -> Entry | None:
-    """Return the entry of a case that is finished and whose files are as they were written."""
+    """Return the entry of a case that is finished and whose files are all there."""
     record = _record_of(case)
-    if record is None or record.fingerprint != made_from or not _intact(case, record):
+    if record is None or record.fingerprint != made_from or _is_writing(case):
         return None
-    return replace(
-        record.entry,
-        status="kept",
-        input=shown(case.store.shown(case.job.input)),
-        output=shown(case.store.shown(case.job.output)),
-    )
+    return _kept(case, record)
 
 
 def earlier_notes(case: BatchCase, prompts: PromptSet, made_from: str) -> tuple[Note, ...]:
@@ -197,7 +199,7 @@ def earlier_notes(case: BatchCase, prompts: PromptSet, made_from: str) -> tuple[
     record = _record_of(case)
     if record is None or record.entry.status != "done":
         return ()
-    there = _as_written(case, record)
+    there = _as_written(case)
     job = case.job
     new = set(case.files(roles_of_classes(case, prompts)).values())
     told = (job.split, job.probabilities)  # what else lies in them is told by `check_class_files`
@@ -205,6 +207,8 @@ def earlier_notes(case: BatchCase, prompts: PromptSet, made_from: str) -> tuple[
     before = {each.label: each.name for each in record.entry.classes}
     asked = {each.label: each.class_key.name for each in prompts.prompts}
     had = "" if before == asked else f", which had {', '.join(before.values())},"
+    if not _may_be_one(record.entry.input, shown(case.store.shown(case.job.input))):
+        had = f"{had or ','} of {record.entry.input},"
     notes = []
     if had and there.get("labels") in new:
         notes.append(warning("result-replaced", f"an earlier batch's result{had} is replaced"))
@@ -221,26 +225,37 @@ def earlier_notes(case: BatchCase, prompts: PromptSet, made_from: str) -> tuple[
     return tuple(notes)
 
 
+def _may_be_one(before: str, now: str) -> bool:
+    """Whether two paths may name one file, from different folders."""
+    parts = [[part for part in Path(each).parts if part != ".."] for each in (before, now)]
+    shorter, longer = sorted(parts, key=len)
+    return longer[len(longer) - len(shorter) :] == shorter
+
+
 def _below(path: Path, paths: CasePaths) -> str:
     """Name a file from the folder of results or of reports."""
     top = paths.results if path.is_relative_to(paths.results) else paths.reports
     return path.relative_to(top).as_posix()
 
 
-def _as_written(case: BatchCase, record: Record) -> dict[str, Path]:
-    """Return the files of a record that are as it says they were written, by role."""
-    paths = replace(case.paths, ending=record.ending)
+def _as_written(case: BatchCase) -> dict[str, Path]:
+    """Return the files of a case that are as its record says they were written, by role."""
+    case.store.fetch(case.record)
+    written = read_written(case.record)
+    if written is None:
+        return {}
+    paths = replace(case.paths, ending=written.ending)
     return {
         role: path
-        for role, path in paths.of(record.files)
-        if case.store.identity(path) == record.files[role]
+        for role, path in paths.of(written.files)
+        if case.store.identity(path) == written.files[role]
     }
 
 
 def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
     """Return the cases that earlier batches finished in a batch's folders, by name, not its own.
 
-    Those whose files are as they were written. Whether their inputs changed since is not asked.
+    Those whose files are there. Whether their inputs changed since is not asked.
     """
     folder = plan.reports / STATE_FOLDER
     own = {one_name(case.name) for case in plan.cases}
@@ -259,9 +274,9 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
             preview=paths.preview if "preview" in record.files else None,
         )
         case = BatchCase(job, paths)
-        if _intact(case, record):
-            entry = replace(record.entry, status="kept", output=shown(job.output))
-            found.append((case, entry))
+        kept = _kept(case, record)
+        if kept is not None:
+            found.append((case, replace(kept, input=record.entry.input)))
     return tuple(found)
 
 
@@ -285,24 +300,67 @@ def remember(case: BatchCase, made_from: str, entry: Entry, roles: Collection[st
         files[role] = case.store.identity(path) or ""
         case.store.drop(path)
     _write(case, Record(RECORD_FORMAT, made_from, files, entry, case.paths.ending))
+    case.store.remove(_writing_path(case))
 
 
-def remember_failure(case: BatchCase, entry: Entry) -> None:
+def remember_failure(case: BatchCase, entry: Entry, *, keeps_files: bool = False) -> None:
     """Note that a case has no result, for the tables that another process may write.
 
-    Files that its record speaks of are removed where they are as they were written: a result of
-    another content must not pass for its own.
+    Parameters
+    ----------
+    case, entry
+        The case, and how it went.
+    keeps_files
+        Whether what its record speaks of stays. Else it is removed where it is as it was written: a
+        result of another content must not pass for its own.
 
     Raises
     ------
     OutputError
         The record can't be written.
     """
-    record = _record_of(case)
-    if record is not None:
-        for path in _as_written(case, record).values():
+    if not keeps_files:
+        for path in _as_written(case).values():
             case.store.remove(path)
-    _write(case, Record(RECORD_FORMAT, "", {}, entry, ""))
+    case.store.fetch(case.record)
+    written = read_written(case.record) if keeps_files else None
+    files, ending = ({}, "") if written is None else (written.files, written.ending)
+    _write(case, Record(RECORD_FORMAT, "", files, entry, ending))
+
+
+def check_overwritten(case: BatchCase, prompts: PromptSet) -> None:
+    """Refuse to write over files that no batch wrote, or that were changed since.
+
+    Raises
+    ------
+    InputError
+        ``result-not-ours``.
+    """
+    if _is_writing(case):  # a process that was killed left them
+        return
+    own = set(_as_written(case).values())
+    files = case.files(roles_of_classes(case, prompts)).values()
+    others = [path for path in files if path not in own and case.store.exists(path)]
+    if others:
+        named = ", ".join(_below(path, case.paths) for path in others[:_NAMED])
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        written = read_written(case.record)
+        known = {} if written is None else dict(case.paths.of(written.files))
+        ours = others[0] in known.values()
+        why = "was changed since it was written" if ours else "was not written by a batch"
+        raise InputError(
+            f"{named}{more} {why}, and would be lost: move it away or remove it, or choose another "
+            "folder of outputs",
+            code=RESULT_NOT_OURS,
+        )
+
+
+def note_writing(case: BatchCase) -> None:
+    """Note that files of a case are being written, until `remember` or `remove_files`."""
+    path = _writing_path(case)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    case.store.put(path)
 
 
 def recorded_entry(case: BatchCase, status: str | None) -> Entry:
@@ -317,21 +375,15 @@ def recorded_entry(case: BatchCase, status: str | None) -> Entry:
         must then be as it was written.
     """
     record = _record_of(case)
-    kept: Status = "done" if status == "done" else "kept"
-    failed = record is not None and record.entry.status != "done"
-    if record is not None and (failed or status is not None or _intact(case, record)):
-        return replace(
-            record.entry,
-            status=record.entry.status if failed else kept,
-            input=shown(case.store.shown(case.job.input)),
-            output=shown(case.store.shown(case.job.output)),
-        )
-    return Entry(
+    if record is not None and (record.entry.status != "done" or status == "done"):
+        return _as_now(case, record.entry)
+    kept = None if record is None else _kept(case, record)
+    return kept or Entry(
         name=shown(case.name),
         input=shown(case.store.shown(case.job.input)),
         output=shown(case.store.shown(case.job.output)),
         status="failed",
-        error="its record or its files are gone or were changed; run the batch again",
+        error="its record or its files are gone; run the batch again",
     )
 
 
@@ -364,7 +416,7 @@ def _end_path(case: BatchCase) -> Path:
 
 def remove_files(case: BatchCase, roles: Collection[str] = ()) -> None:
     """Remove what was already written of a case that failed while it was written."""
-    for path in case.files(roles).values():
+    for path in (*case.files(roles).values(), _writing_path(case)):
         case.store.remove(path)
 
 
@@ -400,14 +452,40 @@ def shown(text: object, length: int = 1000) -> str:
     )
 
 
-def _intact(case: BatchCase, record: Record) -> bool:
-    """Whether all files of a case are there, as the record says they were written."""
+def _kept(case: BatchCase, record: Record) -> Entry | None:
+    """Return the entry of a finished case; None where a file that it should have is missing."""
     job = case.job
     for folder, is_role in ((job.split, is_of_class), (job.probabilities, is_of_map)):
         if folder is not None and not any(map(is_role, record.files)):
-            return False
-    files = case.files(record.files).items()
-    return all(record.files.get(role) == case.store.identity(path) for role, path in files)
+            return None
+    files = case.files(record.files)
+    found = {role: case.store.identity(path) for role, path in files.items()}
+    if None in found.values() or not found.keys() <= record.files.keys():
+        return None
+    entry = replace(_as_now(case, record.entry), status="kept")
+    changed = [files[role] for role in files if found[role] != record.files[role]]
+    if not changed:
+        return entry
+    named = ", ".join(_below(path, case.paths) for path in changed[:_NAMED])
+    text = (
+        f"{named} was changed since it was written, and stays so; the tables are of what was "
+        "written. Move it away to have the case made again"
+    )
+    return replace(entry, notes=(*entry.notes, warning(RESULT_CHANGED, text)))
+
+
+def _as_now(case: BatchCase, entry: Entry) -> Entry:
+    """Say where a case's files lie now: folders may have been moved."""
+    source, result = (case.store.shown(path) for path in (case.job.input, case.job.output))
+    return replace(entry, input=shown(source), output=shown(result))
+
+
+def _writing_path(case: BatchCase) -> Path:
+    return case.record.with_name(f"{case.record.name}.writing")
+
+
+def _is_writing(case: BatchCase) -> bool:
+    return case.store.exists(_writing_path(case))
 
 
 def _write(case: BatchCase, record: Record) -> None:

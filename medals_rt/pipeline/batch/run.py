@@ -17,12 +17,15 @@ from medals_rt.common.errors import DeviceLostError, MedalsError, OutputError
 from medals_rt.pipeline.batch.claims import MOST_ENDED, Cells, Claim, Claims, LocalCells, is_suspect
 from medals_rt.pipeline.batch.plan import BatchCase
 from medals_rt.pipeline.batch.records import (
+    RESULT_NOT_OURS,
     Entry,
+    check_overwritten,
     earlier_notes,
     fingerprint,
     forget_end,
     kept_entry,
     note_end,
+    note_writing,
     noted_end,
     remember,
     remember_failure,
@@ -221,6 +224,7 @@ def _read(case: BatchCase, made_from: str) -> ReadJob:
     for path in _inputs(case):
         case.store.fetch(path)
     read = read_job(case.job)
+    check_overwritten(case, read.prompts)
     notes = (*read.case.notes, *earlier_notes(case, read.prompts, made_from))
     return replace(read, case=replace(read.case, notes=notes))
 
@@ -236,6 +240,7 @@ def _written(ready: _Ready, result: Result) -> Entry:
     case = ready.case
     roles = roles_of_classes(case, ready.read.prompts)
     try:
+        note_writing(case)
         result = write_job(ready.read, result)
         entry = _entry(ready, result)
         remember(case, ready.made_from, entry, roles)
@@ -290,10 +295,13 @@ def _failed(case: BatchCase, error: Exception) -> Entry:
     reason = str(error) if isinstance(error, MedalsError) else f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError):
         reason = f"out of memory ({error}); `medals-rt plan` estimates the need"
-    return _unusable(case, reason, skipped=getattr(error, "code", None) == NO_IMAGES)
+    code = getattr(error, "code", None)
+    return _unusable(case, reason, skipped=code == NO_IMAGES, keeps_files=code == RESULT_NOT_OURS)
 
 
-def _unusable(case: BatchCase, reason: str, *, skipped: bool = False) -> Entry:
+def _unusable(
+    case: BatchCase, reason: str, *, skipped: bool = False, keeps_files: bool = False
+) -> Entry:
     entry = Entry(
         name=shown(case.name),
         input=shown(case.store.shown(case.job.input)),
@@ -301,5 +309,5 @@ def _unusable(case: BatchCase, reason: str, *, skipped: bool = False) -> Entry:
         status="skipped" if skipped else "failed",
         error=shown(reason),
     )
-    remember_failure(case, entry)
+    remember_failure(case, entry, keeps_files=keeps_files)
     return entry

@@ -13,7 +13,7 @@ from medals_rt.common.gpu_faults import raises_device_lost
 from medals_rt.pipeline.batch import ray_cluster, workers
 from medals_rt.pipeline.batch import run as batch_run
 from medals_rt.pipeline.batch.plan import BatchCase
-from medals_rt.pipeline.batch.records import Entry, remember, shown
+from medals_rt.pipeline.batch.records import Entry, note_writing, remember, shown
 
 SECONDS = 0.01
 
@@ -94,6 +94,7 @@ def _segment(_: object, read: Any, __: object) -> str:
 
 def _written(ready: Any, _: object) -> Entry:
     case: BatchCase = ready.case
+    note_writing(case)
     for path in (case.job.output, case.job.report):
         assert path is not None
         path.parent.mkdir(parents=True, exist_ok=True)

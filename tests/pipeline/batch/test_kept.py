@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
@@ -47,13 +48,7 @@ def outdate(path: Path) -> None:
 CHANGES = {
     "another input": ("scans/case1.npz", lambda path: write_case(path, 99, KIDNEY)),
     "a result is gone": ("out/case1.npz", Path.unlink),
-    "a result was changed": ("out/case1.npz", spoil),
-    "a report was changed": ("out/reports/case1.json", spoil),
-    "a record is gone": ("out/.medals-rt/case1.json", Path.unlink),
-    "a record is cut off": (
-        "out/.medals-rt/case1.json",
-        lambda path: path.write_text("{", encoding="utf-8"),
-    ),
+    "a report is gone": ("out/reports/case1.json", Path.unlink),
     "a record of another format": ("out/.medals-rt/case1.json", outdate),
 }
 
@@ -68,6 +63,75 @@ def test_only_what_changed_is_run_again(
         assert statuses(out) == {"case0": "kept", "case1": "done", "case2": "kept"}, what
     assert run().exit_code == 0
     assert set(statuses(out).values()) == {"kept"}
+
+
+@pytest.mark.parametrize("name", ["case1.npz", "reports/case1.json"])
+def test_what_somebody_changed_stays(run: Callable[..., Result], out: Path, name: str) -> None:
+    """With its case's entry where nothing else has changed; else the case isn't made."""
+    assert run().exit_code == 0
+    spoil(out / name)
+    changed = (out / name).read_bytes()
+    again = run()
+    assert again.exit_code == 0
+    assert set(statuses(out).values()) == {"kept"}
+    assert f"case1: {name} was changed since it was written" in again.stderr
+    for _ in range(2):  # also once it is noted that it failed
+        otherwise = run("--seed", "7")
+        assert otherwise.exit_code == 1
+        assert statuses(out) == {"case0": ANY, "case1": "failed", "case2": ANY}
+        assert f"{name} was changed since" in otherwise.stderr
+        assert (out / name).read_bytes() == changed
+        assert (out / "case1.npz").exists()
+    (out / name).rename(out / "mine")
+    assert run("--seed", "7").exit_code == 0
+    assert statuses(out)["case1"] == "done"
+
+
+@pytest.mark.parametrize("words", [(), ("--split", "--format", "nii.gz")])
+def test_files_that_no_batch_wrote_are_not_overwritten(
+    run: Callable[..., Result], out: Path, words: tuple[str, ...]
+) -> None:
+    """Such as labels that somebody drew, in a folder of labels."""
+    taken = out / ("case1/right_kidney.nii.gz" if words else "case1.npz")
+    taken.parent.mkdir(parents=True)
+    taken.write_bytes(b"drawn")
+    result = run(*words)
+    assert result.exit_code == 1
+    assert statuses(out) == {"case0": "done", "case1": "failed", "case2": "done"}
+    assert f"{taken.relative_to(out)} was not written by a batch" in result.stderr
+    assert taken.read_bytes() == b"drawn"
+    taken.unlink()
+    assert run(*words).exit_code == 0
+    assert statuses(out) == {"case0": "kept", "case1": "done", "case2": "kept"}
+
+
+def test_a_damaged_record_makes_files_nobodys(run: Callable[..., Result], out: Path) -> None:
+    assert run().exit_code == 0
+    (out / ".medals-rt" / "case1.json").write_text("{", encoding="utf-8")
+    assert run().exit_code == 1
+    assert statuses(out)["case1"] == "failed"
+
+
+def test_what_a_killed_process_left_is_written_over(run: Callable[..., Result], out: Path) -> None:
+    assert run().exit_code == 0
+    record = out / ".medals-rt" / "case1.json"
+    record.rename(record.with_name("case1.json.writing"))
+    spoil(out / "case1.npz")
+    assert run().exit_code == 0
+    assert statuses(out)["case1"] == "done"
+    assert [path.name for path in record.parent.glob("case1*")] == ["case1.json"]
+
+
+def test_a_case_of_the_same_name_elsewhere_takes_the_place_with_a_warning(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    for number, patient in enumerate(("anna", "berta")):
+        write_case(tmp_path / patient / "ct.npz", number, KIDNEY)
+    out = tmp_path / "out"
+    assert batch(tiny_bundle.folder, tmp_path / "anna", out, "--no-preview").exit_code == 0
+    result = batch(tiny_bundle.folder, tmp_path / "berta", out, "--no-preview")
+    assert result.exit_code == 0
+    assert f"an earlier batch's result, of {tmp_path / 'anna' / 'ct.npz'}, is" in result.stderr
 
 
 def test_a_renamed_case_is_not_taken_for_another(

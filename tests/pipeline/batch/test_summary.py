@@ -50,17 +50,19 @@ def test_a_row_of_an_earlier_case_is_that_of_its_batch(
 
 
 @pytest.mark.parametrize("name", ["case1.npz", "reports/case1.json", ".medals-rt/case1.json"])
-@pytest.mark.parametrize("change", ["gone", "changed"])
-def test_what_is_not_as_it_was_written_is_not_listed(
-    one: Callable[..., Result], out: Path, name: str, change: str
-) -> None:
+def test_what_is_gone_is_not_listed(one: Callable[..., Result], out: Path, name: str) -> None:
     assert one("case1.npz").exit_code == 0
-    if change == "gone":
-        (out / name).unlink()
-    else:
-        (out / name).write_text("{}", encoding="utf-8")
+    (out / name).unlink()
     assert one("case2.npz").exit_code == 0
     assert statuses(out) == {"case2": "done"}
+
+
+def test_what_was_changed_is_listed_with_a_warning(one: Callable[..., Result], out: Path) -> None:
+    assert one("case1.npz").exit_code == 0
+    (out / "case1.npz").write_bytes(b"somebody's")
+    assert one("case2.npz").exit_code == 0
+    assert statuses(out) == {"case1": "kept", "case2": "done"}
+    assert "case1.npz was changed" in (out / "index.html").read_text(encoding="utf-8")
 
 
 def test_formats_folders_and_pictures_differ_from_batch_to_batch(
