@@ -166,7 +166,6 @@ def batch_command(
         parse_part,
         plan_batch,
         staged,
-        unread_words,
     )
     from medals_rt.pipeline.job_outputs import ending_of
 
@@ -195,11 +194,8 @@ def batch_command(
         chosen = any(case.job.series or case.job.select for case in plan.cases)
         if (series or select) and not chosen:
             out.warning("no case is a DICOM folder or zip: --series and --select change nothing")
-        if plan.unread:
-            out.warning(unread_words(plan.unread))
-        if plan.earlier:
-            listed = ", ".join(map(str, plan.earlier))
-            out.warning(f"passed over the results of other batches in {listed}")
+        for line in plan.passed_over:
+            out.warning(line)
         if bundle.notice is not None:
             out.warning(bundle.notice)
         own = range(len(plan.cases)) if part is None else parse_part(part).indices(plan.cases)

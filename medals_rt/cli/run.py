@@ -48,7 +48,8 @@ def run_command(
     ],
     source: "PromptSource",
     output: Annotated[
-        Path | None, typer.Option(help="File of the labels [default: NAME_seg, as the input].")
+        Path | None,
+        typer.Option(help="File of the labels [default: NAME_seg in this folder, as the input]."),
     ] = None,
     output_format: Annotated[
         OutputFormat | None,

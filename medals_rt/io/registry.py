@@ -314,7 +314,9 @@ def case_stem(path: str | PathLike[str]) -> str:
     if is_web_address(path):
         return WebAddress.parse(path).name
     file = Path(path)
-    return file.resolve().name if file.is_dir() else stem(file, FORMATS)
+    # of "." and "..", but of a link its own name: what it leads to may be called "series"
+    absolute = os.path.abspath(file)  # noqa: PTH100 - resolve follows links
+    return Path(absolute).name if file.is_dir() else stem(file, FORMATS)
 
 
 def _existing(path: str | PathLike[str]) -> Path:

@@ -258,7 +258,7 @@ class Volume:
         Millimeters along H, W, D. A challenge file's three numbers are read in this order
         (system rule 4.1), without correction.
     name
-        Names the case in reports and seeds its random masks.
+        Names the case in reports.
     source
         How to return to the grid of the file.
     geometry_is_stated
@@ -289,6 +289,7 @@ class Volume:
                 f"Volume takes an array (D, H, W), not {_type_of(self.image_dhw)}; use "
                 "Volume.from_nibabel, Volume.from_sitk or Volume.from_array"
             )
+        object.__setattr__(self, "image_dhw", _plain_array(self.image_dhw))
         check_image(self.image_dhw)
         object.__setattr__(self, "spacing_hwd_mm", check_spacing(self.spacing_hwd_mm))
         if self.source.affine_lps is not None:
@@ -312,7 +313,7 @@ class Volume:
         image
             A `nibabel.spatialimages.SpatialImage` of three axes, or more of length 1.
         name
-            Names the case in reports and seeds its random masks.
+            Names the case in reports.
 
         Raises
         ------
@@ -350,7 +351,7 @@ class Volume:
         image
             A `SimpleITK.Image` of three dimensions and one value a voxel.
         name
-            Names the case in reports and seeds its random masks.
+            Names the case in reports.
 
         Raises
         ------
@@ -400,7 +401,7 @@ class Volume:
         frame
             ``"RAS"`` for affines of nibabel, ``"LPS"`` for those of SimpleITK and DICOM.
         name
-            Names the case in reports and seeds its random masks.
+            Names the case in reports.
 
         Raises
         ------
@@ -422,6 +423,7 @@ class Volume:
             )
         if frame == "RAS" and matrix.shape == (4, 4):
             matrix = RAS_TO_LPS @ matrix
+        array = _plain_array(array)
         return cls._placed(array.transpose() if axes == "ijk" else array, matrix, name)
 
     @classmethod
@@ -517,6 +519,23 @@ def volume_notes(volume: Volume) -> tuple[Note, ...]:
         text = f"the grid is sheared by {shear:.1f} degrees: shapes are seen so, volumes are right"
         notes += (warning("grid-sheared", text),)
     return notes
+
+
+def _plain_array(array: Any) -> Any:
+    """Return a tensor of PyTorch's and its like as a NumPy array; others as they are.
+
+    Raises
+    ------
+    TypeError
+        It is neither, or has a mask, of which nobody can tell what lies below.
+    """
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            "the image has a mask, which would be ignored: fill it, such as array.filled(-1024)"
+        )
+    if not hasattr(array, "dtype"):
+        raise TypeError(f"an image is an array, not {_type_of(array)}")
+    return array if hasattr(array.dtype, "kind") else np.asarray(array)
 
 
 def check_image(

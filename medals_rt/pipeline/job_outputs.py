@@ -192,8 +192,21 @@ def lesion_table(statistics: Path) -> Path:
 
 
 def default_output(path: Path) -> Path:
-    """Name the result of a case: NAME_seg in the current folder, in the format of the case."""
-    return Path(f"{case_stem(path)}_seg{own_ending(path)}")
+    """Name the result of a case: NAME_seg in the current folder, in the format of the case.
+
+    Raises
+    ------
+    InputError
+        There is such a file, which may be another case's of the same name.
+    """
+    output = Path(f"{case_stem(path)}_seg{own_ending(path)}")
+    if output.exists():
+        raise InputError(
+            f"{output} is there already, and may be of another case: name the result, such as "
+            f"--output {output} to write over it",
+            code="output-exists",
+        )
+    return output
 
 
 def ending_of(words: str) -> str | None:

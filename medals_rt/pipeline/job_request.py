@@ -7,7 +7,7 @@ from typing import Any
 from medals_rt.common.choices import OutputFormat
 from medals_rt.inference.corrections import Correction
 from medals_rt.io.case import Case
-from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
+from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions, take_paths
 from medals_rt.pipeline.output_grid import GridRequest
 from medals_rt.prompts.prompt_set import PromptSet
 
@@ -79,6 +79,10 @@ class Job:
     mesh_reduction: float = 0.0
     grid: GridRequest = field(default_factory=GridRequest)
     store: str | None = None
+
+    def __post_init__(self) -> None:
+        take_paths(self, "input", "output", "report", "preview", "statistics", "instances", "sr")
+        take_paths(self, "split", "probabilities", "spatial_prompts", "corrects")
 
     @property
     def segment_options(self) -> SegmentOptions:

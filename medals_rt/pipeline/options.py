@@ -143,11 +143,11 @@ class SegmentOptions:
             raise TypeError(
                 f"window must be 'auto', a window's name or 'WIDTH,LEVEL', found {self.window!r}"
             )
+        self._check_types()
         for name in ("time_budget", "max_memory", "classes_per_chunk"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"{name} must be positive, found {value}", code="not-positive")
-        self._check_types()
         if self.seed < 0:
             raise InputError(f"seed must be 0 or above, found {self.seed}", code="seed-negative")
         self._check_refinement()
@@ -156,7 +156,9 @@ class SegmentOptions:
         whole = ("seed", "iterations", "repetitions", "lesion_iterations", "classes_per_chunk")
         for names, kind, text in (
             (whole, Integral, "a whole number"),
+            (("max_memory",), Integral, "a whole number of bytes"),
             (("threshold", "overlap"), Real, "a number"),
+            (("time_budget",), Real, "a number of seconds"),
             (("mirrored",), bool, "True or False"),
         ):
             for name in names:
@@ -263,6 +265,14 @@ def _changed(segment: SegmentOptions, names: Sequence[str]) -> list[str]:
     return [name for name in names if getattr(segment, name) != getattr(plain, name)]
 
 
+def take_paths(instance: object, *names: str) -> None:
+    """Make paths of those attributes of a frozen instance that are texts."""
+    for name in names:
+        value = getattr(instance, name)
+        if isinstance(value, str):
+            object.__setattr__(instance, name, Path(value))
+
+
 @dataclass(frozen=True)
 class PromptSource:
     """Where a case's prompts come from.
@@ -280,6 +290,13 @@ class PromptSource:
     lesions: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     everything: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("sentences", "lesions", "groups"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise TypeError(f"{name} are several texts in a tuple, found {value!r}")
+        take_paths(self, "file")
 
     @property
     def is_empty(self) -> bool:
@@ -380,6 +397,9 @@ class RunOptions:
     segment: SegmentOptions = field(default_factory=SegmentOptions)
     reading: PromptReading = PLAIN_READING
     max_voxels: int = field(default=MAX_VOXELS, metadata=_CHANGES_NO_RESULT)
+
+    def __post_init__(self) -> None:
+        take_paths(self, "bundle")
 
     def deciding(self) -> Mapping[str, Any]:
         """Return the options that can change a result, by name, as JSON has them."""

@@ -7,9 +7,12 @@ to 8).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -145,6 +148,8 @@ class Segmenter:
         self._model = OpenedModel(bundle, dict(networks), PromptEmbedder(bundle))
         self._open_chains: frozenset[tuple[int, str]] = frozenset()
         self._is_closed = False
+        self._process = os.getpid()
+        self._in_use = Lock()
         self._token = object()  # what is kept is of this segmenter alone
 
     @classmethod
@@ -299,7 +304,8 @@ class Segmenter:
         BundleError
             The bundle does not cover a class.
         InputError
-            The segmenter is closed; the window is unknown or not one of the modality; results of
+            The segmenter is closed, in use by another thread, or was opened in another process; the
+            window is unknown or not one of the modality; results of
             the preset can't be corrected, or refinement starts from the text alone; the memory
             does not hold one class at a time, or the time no pass of the network.
         PromptError
@@ -307,14 +313,56 @@ class Segmenter:
         DeviceLostError
             The GPU failed: this process can use it no more.
         """
+        with self._used():
+            return self._segment(
+                _checked(volume, prompts, options, spatial_prompts, corrections),
+                provenance or Provenance(),
+                progress,
+                kept,
+                on_coarse,
+            )
+
+    @contextmanager
+    def _used(self) -> Iterator[None]:
+        """Refuse to be used by two at once, or where libraries would hang.
+
+        Raises
+        ------
+        InputError
+            ``segmenter-closed``, ``segmenter-elsewhere`` or ``segmenter-in-use``.
+        """
         if self._is_closed:
             raise InputError(
                 "this segmenter is closed; open it again with medals_rt.load",
                 code="segmenter-closed",
             )
-        provenance = provenance or Provenance()
+        if os.getpid() != self._process:  # threads of libraries don't live on in a fork
+            raise InputError(
+                "this segmenter was opened before the process was forked; call medals_rt.load in "
+                "the process that uses it",
+                code="segmenter-elsewhere",
+            )
+        if not self._in_use.acquire(blocking=False):
+            raise InputError(
+                "this segmenter is in use, by another thread or by the call that called this "
+                "function; open one for each, or let them take turns",
+                code="segmenter-in-use",
+            )
+        try:
+            yield
+        finally:
+            self._in_use.release()
+
+    def _segment(
+        self,
+        asked: _Asked,
+        provenance: Provenance,
+        progress: Progress | None,
+        kept: KeptImage | None,
+        on_coarse: Callable[[CoarseLabels], None] | None,
+    ) -> Result:
         watch = Stopwatch()
-        asked = _checked(volume, prompts, options, spatial_prompts, tuple(corrections))
+        volume = asked.volume
         options, preset = asked.options, asked.options.algorithm
         spacing_hwd_mm, spacing_notes = spacing_of_volume(volume, preset, asked.prompts.modality)
         groups = case_groups(volume, asked.prompts, options.window, preset)
@@ -453,9 +501,12 @@ def _checked(
     prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
     options: SegmentOptions | None,
     spatial_prompts: npt.NDArray[Any] | None,
-    corrections: tuple[Correction, ...],
+    corrections: Iterable[Correction],
 ) -> _Asked:
     """Refuse what no model could do; see `Segmenter.segment`."""
+    if isinstance(corrections, Correction):
+        raise TypeError("corrections are several; write corrections=[correction]")
+    corrections = tuple(corrections)
     if not isinstance(volume, Volume):
         raise TypeError(
             f"volume is a {type(volume).__name__}, not a medals_rt.Volume; make one with "

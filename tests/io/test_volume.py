@@ -199,6 +199,22 @@ def test_other_types_are_refused_by_name() -> None:
         Volume.from_array(array, np.eye(4), axes=wrong, frame="LPS")
 
 
+@pytest.mark.parametrize("axes", ["ijk", "kji"])
+def test_tensors_are_taken_and_masks_are_refused(axes: Any) -> None:
+    torch = pytest.importorskip("torch")
+    array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    tensor, place = torch.from_numpy(array), {"axes": axes, "frame": "LPS"}
+    taken = Volume.from_array(tensor, np.eye(4), **place)
+    expected = Volume.from_array(array, np.eye(4), **place)
+    np.testing.assert_array_equal(taken.image_dhw, expected.image_dhw)
+    np.testing.assert_array_equal(Volume(tensor, (1.0, 1.0, 1.0)).image_dhw, array)
+    masked = np.ma.masked_less(array, 3)
+    with pytest.raises(TypeError, match="mask"):
+        Volume(masked, (1.0, 1.0, 1.0))
+    with pytest.raises(TypeError, match="mask"):
+        Volume.from_array(masked, np.eye(4), **place)
+
+
 def test_rounding_decides_nothing_about_a_grid_at_45_degrees() -> None:
     """Files of one scan would be read with their axes exchanged."""
     turned = np.array([[1, -1, 0], [1, 1, 0], [0, 0, np.sqrt(2)]]) / np.sqrt(2)

@@ -32,8 +32,9 @@ from medals_rt.pipeline import job_results
 from medals_rt.pipeline.csv_tables import LESION_COLUMNS
 from medals_rt.pipeline.job_inputs import read_annotation
 from medals_rt.pipeline.job_outputs import default_output
+from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.job_results import draw_preview
-from medals_rt.pipeline.options import RunOptions, SegmentOptions
+from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.segmenter import load
 from medals_rt.prompts.prompt_set import numbered, parse_prompts
 from tests.cli.helpers import error_of
@@ -233,6 +234,27 @@ def test_the_name_of_a_result(tmp_path: Path, name: str, result: str) -> None:
     (tmp_path / name).write_bytes(b"")
     assert default_output(tmp_path / name) == Path(result)
     assert default_output(tmp_path / "x") == Path("x_seg.dcm")
+
+
+def test_a_result_without_a_name_replaces_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two patients' scans may have one name; links have their own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1234" / "series").mkdir(parents=True)
+    (tmp_path / "anna").symlink_to(tmp_path / "1234" / "series")
+    assert default_output(tmp_path / "anna") == Path("anna_seg.dcm")
+    assert default_output(tmp_path / "1234" / "series" / "..") == Path("1234_seg.dcm")
+    Path("anna_seg.dcm").touch()
+    with raises(InputError, "output-exists"):
+        default_output(tmp_path / "anna")
+
+
+def test_paths_and_prompts_as_people_write_them() -> None:
+    job = Job(input="a.npz", output="b.npz", split="c")  # type: ignore[arg-type]
+    assert (job.input, job.output, job.split) == (Path("a.npz"), Path("b.npz"), Path("c"))
+    with pytest.raises(TypeError, match="several texts in a tuple"):
+        PromptSource(sentences="Liver in CT")  # type: ignore[arg-type]
 
 
 def test_every_option_of_a_run_has_its_flag_in_run_and_batch() -> None:

@@ -58,6 +58,8 @@ def test_unusable_options_are_refused_where_they_are_made(given: dict[str, Any],
         {"mirrored": "no"},
         {"block_sizes": 4},
         {"block_sizes": (4.5,)},
+        {"max_memory": "4GB"},
+        {"time_budget": "10"},
     ],
 )
 def test_options_of_a_wrong_type(given: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The order of things: stages, hybrid prompts, determinism, records. On a minuscule network."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,9 @@ from medals_rt.prompts.prompt_set import parse_prompts
 from tests.errors import raises
 
 ANATOMY = {"1": "Liver in abdominal CT", "4": "Right kidney in abdominal CT"}
+CORRECTION = medals_rt.Correction.of(
+    np.zeros((2, 2, 2), np.uint8), np.ones((2, 2, 2), np.uint8), [1]
+)
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +185,7 @@ def test_prompts_come_in_several_forms(segmenter: Segmenter, volume: Volume) -> 
         ({"prompts": 7}, "prompts"),
         ({"prompts": ["Liver in CT", 3]}, "prompts"),
         ({"options": {"preset": "paper"}}, "SegmentOptions"),
+        ({"corrections": CORRECTION}, "corrections="),
     ],
 )
 def test_wrong_types_are_told_what_to_pass(
@@ -197,6 +202,27 @@ def test_a_closed_segmenter_says_so(tiny_bundle: Bundle, volume: Volume) -> None
     assert repr(opened) == "<Segmenter of tiny, closed>"
     with raises(InputError, "segmenter-closed"):
         opened.segment(volume, ANATOMY)
+
+
+def test_a_segmenter_is_used_by_one_at_a_time(segmenter: Segmenter, volume: Volume) -> None:
+    """By a callback neither; afterwards it is free again."""
+
+    def again(*_: object) -> None:
+        segmenter.segment(volume, ANATOMY)
+
+    with raises(InputError, "segmenter-in-use"):
+        segmenter.segment(volume, ANATOMY, progress=again)
+    segmenter.segment(volume, ANATOMY)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_segmenter_of_another_process_is_refused(segmenter: Segmenter, volume: Volume) -> None:
+    """Else its libraries would wait for threads that the fork hasn't."""
+    monkey = os.getpid() + 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: monkey)
+        with raises(InputError, "segmenter-elsewhere"):
+            segmenter.segment(volume, ANATOMY)
 
 
 def test_segmenting_writes_nothing_into_the_users_cache(

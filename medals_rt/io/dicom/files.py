@@ -9,7 +9,6 @@ file is passed over and named.
 from __future__ import annotations
 
 import io
-import os
 import stat
 import struct
 import warnings
@@ -22,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, Self
 
 from medals_rt.common.errors import CaseError, MissingDependencyError
+from medals_rt.common.folders import walk_once
 from medals_rt.common.optional_deps import import_optional
 
 MAX_FILES: Final = 100_000
@@ -131,8 +131,8 @@ def dicom_files(
     Parameters
     ----------
     path
-        A folder (searched with all folders in it; links to folders aren't followed), a zip, or a
-        DICOM file.
+        A folder (searched with all folders in it, and where links in it lead), a zip, or a DICOM
+        file.
     max_voxels
         Files and zips that are larger than so many voxels could make them are refused.
 
@@ -361,18 +361,28 @@ def _sorted_out(files: list[DicomFile], max_bytes: int) -> tuple[list[DicomFile]
 
 def _files_of_folder(folder: Path) -> list[DicomFile]:
     files, meter = [], _Meter()
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(parent, name)
-            try:
-                state = path.stat()
-            except OSError:  # A link that leads nowhere is no DICOM file.
-                state = None
-            size = state.st_size if state is not None and stat.S_ISREG(state.st_mode) else 0
-            files.append(DicomFile(printable(path.relative_to(folder)), size, path, meter))
-            _check_number(len(files), folder)
+    try:
+        for parent, _, names in walk_once(folder):
+            for path in (parent / name for name in names):
+                name = printable(path.relative_to(folder))
+                files.append(DicomFile(name, _size_of(path), path, meter))
+                _check_number(len(files), folder)
+    except OSError as error:
+        raise CaseError(
+            f"can't read the folder {error.filename} ({error.strerror}), in which images may lie; "
+            "let it be read, or move it away",
+            code="folder-unreadable",
+        ) from error
     return files
+
+
+def _size_of(path: Path) -> int:
+    """Return a file's bytes; 0 of what is none, such as a link that leads nowhere."""
+    try:
+        state = path.stat()
+    except OSError:
+        return 0
+    return state.st_size if stat.S_ISREG(state.st_mode) else 0
 
 
 def _files_of_zip(archive: zipfile.ZipFile, path: Path, max_bytes: int) -> list[DicomFile]:

@@ -8,7 +8,6 @@ in a shared folder, and `workers` starts them, one a GPU; `ray_cluster` has them
 """
 
 from medals_rt.pipeline.batch.claims import BatchStanding, Cells, settle_once, standing
-from medals_rt.pipeline.batch.find import unread_words
 from medals_rt.pipeline.batch.parts import parse_part
 from medals_rt.pipeline.batch.plan import BatchCase, BatchPlan, BesideLabels, plan_batch
 from medals_rt.pipeline.batch.ray_cluster import run_on_ray
@@ -50,6 +49,5 @@ __all__ = [
     "staged",
     "standing",
     "summary_files",
-    "unread_words",
     "write_tables",
 ]

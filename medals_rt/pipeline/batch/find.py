@@ -1,14 +1,14 @@
 """Which cases a batch has: in folders, patterns, lists and jobs files, but for earlier results."""
 
 import glob
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os.path import realpath
 from pathlib import Path
 from typing import Final
 
 from medals_rt.common.errors import InputError, MissingFileError
+from medals_rt.common.folders import walk_once
 from medals_rt.io.dicom.web import series_addresses
 from medals_rt.io.dicom.web_address import is_web_address
 from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
@@ -54,23 +54,55 @@ class Found:
 
 @dataclass(frozen=True)
 class Search:
-    """What there is.
-
-    `unread` are images in the folders whose formats aren't read, `earlier` folders with results of
-    other batches, which are passed over.
-    """
+    """What there is, and what was passed over, a line each."""
 
     cases: tuple[Found, ...]
-    unread: tuple[Path, ...] = ()
-    earlier: tuple[Path, ...] = ()
+    passed_over: tuple[str, ...] = ()
 
 
-def unread_words(unread: Sequence[Path]) -> str:
-    """Name the first few images whose formats aren't read, and count the others."""
-    named = ", ".join(path.name for path in unread[:NAMED])
-    more = len(unread) - NAMED
-    listed = f"{named} and {more} more" if more > 0 else named
-    return f"{len(unread)} image{'s' if len(unread) > 1 else ''} of formats not read: {listed}"
+@dataclass
+class _PassedOver:
+    """What is gathered while folders are gone through.
+
+    Attributes
+    ----------
+    unread
+        Images whose formats aren't read.
+    earlier
+        Folders with results of other batches.
+    closed
+        Why folders can't be read.
+    again
+        Links to folders that were gone through under another name.
+    """
+
+    unread: list[Path] = field(default_factory=list)
+    earlier: list[Path] = field(default_factory=list)
+    closed: list[OSError] = field(default_factory=list)
+    again: list[Path] = field(default_factory=list)
+
+    def lines(self) -> tuple[str, ...]:
+        """Say it to people."""
+        closed = [f"{error.filename} ({error.strerror})" for error in self.closed]
+        found: dict[str, Sequence[object]] = {
+            "images of formats not read": [path.name for path in self.unread],
+            "results of other batches": self.earlier,
+            "folders that can't be read": closed,
+            "links to folders that are gone through under another name": self.again,
+        }
+        return tuple(
+            f"{what} are passed over: {_first_of(dict.fromkeys(map(str, names)))}"
+            for what, names in found.items()
+            if names
+        )
+
+
+def _first_of(names: Iterable[str]) -> str:
+    """Name the first few, and count the others."""
+    listed = list(names)
+    more = len(listed) - NAMED
+    named = ", ".join(listed[:NAMED])
+    return f"{named} and {more} more" if more > 0 else named
 
 
 @dataclass(frozen=True)
@@ -101,14 +133,12 @@ def searched(inputs: Sequence[Path], results: Path, reports: Path) -> Search:
     written = _written(results, reports) if _touch(given, own) else {}
     if one and (inputs[0] / STATE_FOLDER).is_dir():
         written |= _written(inputs[0], inputs[0])
+    passed = _PassedOver(earlier=earlier)
     # a scan that is named twice is one case; names that differ ask for two
-    found = {(realpath(case.path), case.name): case for case in _from_given(given, own, written)}
-    folders = [each.path for each in given if each.path.is_dir()]
-    unread = [path for folder in folders for path in _unread_images(folder, own, written)]
-    earlier += [path for folder in folders for path in _earlier_results(folder, own)]
-    return Search(
-        tuple(found.values()), tuple(dict.fromkeys(unread)), tuple(dict.fromkeys(earlier))
-    )
+    found = {
+        (realpath(case.path), case.name): case for case in _from_given(given, own, written, passed)
+    }
+    return Search(tuple(found.values()), passed.lines())
 
 
 def _touch(given: Iterable[_Given], own: set[Path]) -> bool:
@@ -155,7 +185,7 @@ def _lines(file: Path) -> list[Path]:
 
 
 def _from_given(
-    given: Iterable[_Given], skip: set[Path], written: Mapping[Path, str]
+    given: Iterable[_Given], skip: set[Path], written: Mapping[Path, str], passed: _PassedOver
 ) -> Iterator[Found]:
     """Find the cases of what is given."""
     for each in given:
@@ -164,7 +194,7 @@ def _from_given(
                 study, series = address.query.values()
                 yield Found(Path(str(address)), f"{study}/{series}")
         elif each.path.is_dir():
-            yield from _from_folder(each.path, skip, written)
+            yield from _from_folder(each.path, skip, written, passed)
         elif not (each.matched and _is_written(each.path, written)):
             yield Found(each.path, case_stem(each.path))
 
@@ -190,12 +220,16 @@ def _is_written(path: Path, written: Mapping[Path, str]) -> bool:
     return digest is not None and digest == content_sha256(path)
 
 
-def _from_folder(top: Path, skip: set[Path], written: Mapping[Path, str]) -> Iterator[Found]:
+def _from_folder(
+    top: Path, skip: set[Path], written: Mapping[Path, str], passed: _PassedOver
+) -> Iterator[Found]:
     """Find the cases of a folder and all below it; a folder that holds DICOM files is one case."""
-    for folder, folders, visible in _walk(top, skip, written):
+    for folder, folders, visible in _visible(top, skip, passed):
         below = folder.relative_to(top)
-        named = [name for name in visible if name.lower().endswith((*ENDINGS, _ARCHIVE))]
-        others = (folder / name for name in visible if name not in named)
+        files = [name for name in visible if not _is_written(folder / name, written)]
+        passed.unread += [folder / name for name in files if name.lower().endswith(_UNREAD_IMAGES)]
+        named = [name for name in files if name.lower().endswith((*ENDINGS, _ARCHIVE))]
+        others = (folder / name for name in files if name not in named)
         if any(path.name != _DIRECTORY_OF_DICOM and is_dicom(path) for path in others):
             yield Found(folder, below.as_posix() if below.parts else case_stem(top))
             folders.clear()
@@ -203,65 +237,21 @@ def _from_folder(top: Path, skip: set[Path], written: Mapping[Path, str]) -> Ite
             yield Found(file, (below / case_stem(file)).as_posix())
 
 
-def _unread_images(top: Path, skip: set[Path], written: Mapping[Path, str]) -> Iterator[Path]:
-    """Find the images of a folder and all below it whose formats aren't read."""
-    for folder, _, visible in _walk(top, skip, written):
-        for name in visible:
-            if name.lower().endswith(_UNREAD_IMAGES):
-                yield folder / name
-
-
-def _earlier_results(top: Path, skip: set[Path]) -> Iterator[Path]:
-    """Find the folders below one that hold results of other batches."""
-    for folder, folders, _ in _walk(top, skip, {}, earlier=True):
-        if folder != top and (folder / STATE_FOLDER).is_dir():
-            yield folder
-            folders.clear()
-
-
-def _walk(
-    top: Path, skip: set[Path], written: Mapping[Path, str], *, earlier: bool = False
+def _visible(
+    top: Path, skip: set[Path], passed: _PassedOver
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Go through a folder and all below it, then where links lead, each folder once.
+    """Go through a folder as `walk_once` does, without what is hidden and other batches' results.
 
-    A link to a folder that holds this one leads to what nobody asked for, and is not followed.
-
-    Parameters
-    ----------
-    top
-        The folder.
-    skip
-        Folders that are passed over, with what is below them.
-    written
-        Files that are passed over as long as their content is what a batch wrote.
-    earlier
-        Whether folders with results of another batch are gone through.
-
-    Yields
-    ------
-    folder
-        A folder.
-    folders
-        Names of those in it that come next; what is taken out is passed over.
-    files
-        Names of its files but hidden ones and results, sorted.
+    Where the folder itself holds results, it is gone through.
     """
-    itself = Path(os.path.realpath(top))
-    seen = {*skip, itself, *itself.parents}
-    starts = [top]
-    for start in starts:  # grows as links are found
-        for parent, folders, files in os.walk(start):
-            folder = Path(parent)
-            place = Path(os.path.realpath(folder))
-            foreign = folder != top and not earlier and (folder / STATE_FOLDER).is_dir()
-            if foreign or (place in seen and folder != top):
-                folders.clear()
-                continue
-            seen.add(place)
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            visible = sorted(name for name in files if not name.startswith("."))
-            yield folder, folders, [n for n in visible if not _is_written(folder / n, written)]
-            starts += [folder / name for name in folders if (folder / name).is_symlink()]
+    walk = walk_once(top, skip, closed=passed.closed.append, again=passed.again.append)
+    for folder, folders, files in walk:
+        if folder != top and (folder / STATE_FOLDER).is_dir():
+            passed.earlier.append(folder)
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield folder, folders, [name for name in files if not name.startswith(".")]
 
 
 def from_jobs(

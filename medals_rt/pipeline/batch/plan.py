@@ -8,7 +8,7 @@ from unicodedata import normalize
 
 from medals_rt.common.errors import InputError
 from medals_rt.io.registry import ENDINGS, is_dicom
-from medals_rt.pipeline.batch.find import NAMED, Found, Search, from_jobs, searched, unread_words
+from medals_rt.pipeline.batch.find import NAMED, Found, Search, from_jobs, searched
 from medals_rt.pipeline.batch.jobs_file import JobRow, grid_of_row, in_row, source_of, stated
 from medals_rt.pipeline.batch.paths import CasePaths, is_of_class, is_of_map
 from medals_rt.pipeline.batch.store import LOCAL, Store
@@ -109,15 +109,13 @@ class BatchCase:
 class BatchPlan:
     """All cases of a batch in their order, and where what is about all of them goes.
 
-    `unread` are images in the folders whose formats aren't read, `earlier` folders with results of
-    other batches, which are passed over; `store` says where files lie.
+    `passed_over` names what in the folders is no case, a line each; `store` says where files lie.
     """
 
     cases: tuple[BatchCase, ...]
     results: Path
     reports: Path
-    unread: tuple[Path, ...] = ()
-    earlier: tuple[Path, ...] = ()
+    passed_over: tuple[str, ...] = ()
     store: Store = LOCAL
 
 
@@ -179,9 +177,10 @@ def plan_batch(
     else:
         search = searched(inputs, results, reports)
     if not search.cases:
+        others = "".join(f" ({line})" for line in search.passed_over)
         raise InputError(
-            f"there is no case in {', '.join(map(str, inputs))}{_passed_over(search)}; cases are "
-            f"files that end in {', '.join(ENDINGS)}, DICOM folders and zips of them",
+            f"there is no case in {', '.join(map(str, inputs))}{others}; cases are files that end "
+            f"in {', '.join(ENDINGS)}, DICOM folders and zips of them",
             code="no-case",
         )
     common = _Common(
@@ -192,14 +191,7 @@ def plan_batch(
     _refuse_overwriting(cases)
     for case in cases:
         check_labels_are_dicom(case.job, remedy="say --format dcm")
-    return BatchPlan(cases, results, reports, search.unread, search.earlier, files)
-
-
-def _passed_over(search: Search) -> str:
-    """Say what lies where a case was looked for, in brackets; empty where there is nothing."""
-    unread = f" ({unread_words(search.unread)})" if search.unread else ""
-    folders = ", ".join(map(str, search.earlier[:NAMED]))
-    return f"{unread} (results of other batches in {folders})" if folders else unread
+    return BatchPlan(cases, results, reports, search.passed_over, files)
 
 
 def one_name(name: str) -> str:

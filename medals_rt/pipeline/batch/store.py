@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from medals_rt.bundle.manifest import file_sha256
 from medals_rt.common.errors import CaseError, InputError, MissingFileError, OutputError
+from medals_rt.common.folders import walk_once
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.io.dicom.web import content_of
 from medals_rt.io.dicom.web_address import is_web_address
@@ -204,7 +205,8 @@ def content_sha256(path: Path) -> str:
     if not path.is_dir():
         return file_sha256(path)
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
+    files = (parent / name for parent, _, names in walk_once(path) for name in names)
+    for file in sorted(files):
         if file.is_file():
             digest.update(os.fsencode(file.relative_to(path)) + b"\0")
             digest.update(bytes.fromhex(file_sha256(file)))

@@ -541,3 +541,27 @@ def test_a_ct_in_other_units_is_warned_of(tmp_path: Path) -> None:
             del groups.PixelValueTransformationSequence
     data.save_as(tmp_path / "enhanced", enforce_file_format=True)
     assert "rescale-assumed" in codes_of(read_case(tmp_path / "enhanced"))
+
+
+def test_links_in_a_folder_are_followed_and_closed_folders_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a series would be segmented as if it were all."""
+    write_series(tmp_path / "whole", HU, UPRIGHT)
+    for number, file in enumerate(sorted((tmp_path / "whole").iterdir())):
+        half = tmp_path / ("elsewhere" if number % 2 else "series/here")
+        half.mkdir(parents=True, exist_ok=True)
+        file.rename(half / file.name)
+    (tmp_path / "series" / "there").symlink_to(tmp_path / "elsewhere")
+    found = read_case(tmp_path / "series").volume.image_dhw
+    assert found.shape == HU.shape
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if Path(path).name == "here":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with raises(CaseError, "folder-unreadable"):
+        read_case(tmp_path / "series")

@@ -162,7 +162,7 @@ def test_folders_without_an_image_are_passed_over(
     assert "drawn: passed over: " in result.stderr
     assert "1 without an image" in result.stdout
     (unread,) = [line for line in result.stderr.splitlines() if "not read" in line]
-    assert unread.endswith("4 images of formats not read: a.mgz, b.mgz, c.mgz and 1 more")
+    assert unread.endswith("formats not read are passed over: a.mgz, b.mgz, c.mgz and 1 more")
     assert "drawn" not in batch(tiny_bundle.folder, scans, out, "--no-preview", "--quiet").stderr
 
 

@@ -1,5 +1,6 @@
 """Which cases a batch finds."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,9 @@ def test_results_of_other_batches_are_no_cases(empty_scans: Path, tmp_path: Path
     (empty_scans / "before" / "a.npz").write_bytes(b"")
     found = plan(empty_scans, out=tmp_path / "out")
     assert set(results(found)) == {"a", "b", "deep/er/c"}
-    assert found.earlier == (empty_scans / "before",)
+    assert found.passed_over == (
+        f"results of other batches are passed over: {empty_scans / 'before'}",
+    )
     assert set(results(plan(empty_scans / "before", out=tmp_path / "out"))) == {"a"}
 
 
@@ -62,6 +65,28 @@ def test_links_are_followed_once(empty_scans: Path, tmp_path: Path) -> None:
     (empty_scans / "a_link").symlink_to(empty_scans / "deep")  # sorts first, takes no name
     found = plan(empty_scans, out=tmp_path / "out")
     assert set(results(found)) == {"a", "b", "deep/er/c", "linked/d"}
+    (told,) = found.passed_over
+    assert told == (
+        "links to folders that are gone through under another name are passed over: "
+        f"{empty_scans / 'a_link'}"
+    )
+
+
+def test_folders_that_cant_be_read_are_named(
+    empty_scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = plan(empty_scans, out=tmp_path / "out")
+    assert set(results(found)) == {"a", "b"}
+    closed = f"{empty_scans / 'deep'} (Permission denied)"
+    assert found.passed_over == (f"folders that can't be read are passed over: {closed}",)
 
 
 def test_files_patterns_and_lists(empty_scans: Path, tmp_path: Path) -> None:
@@ -115,7 +140,9 @@ def test_images_that_are_not_read_are_named(empty_scans: Path, tmp_path: Path) -
         (empty_scans / name).parent.mkdir(parents=True, exist_ok=True)
         (empty_scans / name).write_bytes(b"")
     found = plan(empty_scans, out=tmp_path / "out")
-    assert [path.name for path in found.unread] == ["brain.mgz", "slide.TIFF"]
+    assert found.passed_over == (
+        "images of formats not read are passed over: brain.mgz, slide.TIFF",
+    )
     only = tmp_path / "only"
     only.mkdir()
     (only / "brain.mgz").write_bytes(b"")
@@ -151,7 +178,7 @@ def test_results_of_other_batches_are_no_cases_whoever_names_them(
         found = plan(*inputs, out=tmp_path / "out")
         assert "b" in results(found)
         assert not any("lesions" in name for name in results(found))
-        assert found.earlier == (before,)
+        assert found.passed_over == (f"results of other batches are passed over: {before}",)
     with raises(InputError, "no-case", before):
         plan(empty_scans / "bef*", out=tmp_path / "out")
 
@@ -160,7 +187,7 @@ def test_scans_beside_results_are_cases_without_the_results(before: Path, tmp_pa
     (before / "a.npz").write_bytes(b"")
     for out in (tmp_path / "out", before):
         found = plan(before, out=out, ending=".nrrd")
-        assert (results(found), found.earlier) == ({"a": "a.nrrd"}, ())
+        assert (results(found), found.passed_over) == ({"a": "a.nrrd"}, ())
     for inputs in (
         (tmp_path / "scans" / "bef*",),
         (before / "*",),
@@ -178,7 +205,7 @@ def test_a_pattern_may_match_the_own_results(empty_scans: Path, before: Path) ->
         found = plan(empty_scans / pattern, out=before)
         assert not {"a", "a_lesions", "liver"} & set(results(found))
         assert "b" in results(found)
-        assert found.earlier == ()
+        assert found.passed_over == ()
 
 
 @pytest.mark.usefixtures("empty_scans")

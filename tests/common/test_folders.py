@@ -1,0 +1,63 @@
+"""Folders that are gone through once, links and all."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from medals_rt.common.folders import walk_once
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    for name in ("top/b/1", "top/a/2", "elsewhere/deep/3"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True)
+        file.touch()
+    top = tmp_path / "top"
+    (top / "up").symlink_to(tmp_path)
+    (top / "itself").symlink_to(top)
+    (top / "linked").symlink_to(tmp_path / "elsewhere")
+    (top / "twin").symlink_to(tmp_path / "elsewhere" / "deep")
+    (top / "0").symlink_to(top / "b")
+    return top
+
+
+def test_each_folder_once_and_links_last(top: Path) -> None:
+    again: list[Path] = []
+    found = [
+        (folder.relative_to(top).as_posix(), files)
+        for folder, _, files in walk_once(top, again=again.append)
+    ]
+    assert found == [
+        (".", []),
+        ("a", ["2"]),
+        ("b", ["1"]),
+        ("linked", []),
+        ("linked/deep", ["3"]),
+    ]
+    assert [path.name for path in again] == ["0", "twin"]
+
+
+def test_what_is_taken_out_is_passed_over(top: Path) -> None:
+    found = []
+    for folder, folders, _ in walk_once(top, {top.parent / "elsewhere"}):
+        folders[:] = [name for name in folders if name != "a"]
+        found.append(folder.name)
+    assert found == ["top", "b", "twin"]
+
+
+def test_a_folder_that_cant_be_read_is_told(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name == "a":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        list(walk_once(top))
+    closed: list[OSError] = []
+    assert "b" in {folder.name for folder, _, _ in walk_once(top, closed=closed.append)}
+    assert [Path(each.filename).name for each in closed] == ["a"]
