@@ -23,6 +23,7 @@ from medals_rt.planning.geometry import region_of_interest
 from medals_rt.planning.stage_plan import (
     CaseOutline,
     StagePlan,
+    StagesOfGroup,
     check_memory,
     seconds_of_both,
     smallest_region_of,
@@ -274,7 +275,8 @@ def _check_limits(
     InputError
         ``memory-too-small`` or ``budget-too-small``.
     """
-    check_memory(case.outline, [networks[number].spec for number in stages], prompted=prompted)
+    specs = [networks[number].spec for number in stages]
+    check_memory([StagesOfGroup(case.outline, specs, prompted)])
     first, budget = networks[stages[0]], case.budget
     of_pass = _seconds_per_pass(networks, case).get(stages[0])
     if budget is None or of_pass is None or not budget.may_refuse:

@@ -21,6 +21,7 @@ from medals_rt.planning.stage_plan import (
     CaseOutline,
     CaseSetup,
     StagePlan,
+    StagesOfGroup,
     check_memory,
     outline_groups,
     seconds_of_both,
@@ -178,11 +179,16 @@ def plan_case(
         )
     costs: list[StageCost] = []
     outlines = outline_groups(setup, groups.values())
-    for window, outline in zip(groups, outlines, strict=True):
-        specs = outline.stages if stage is None else [model.stages[stage - 1]]
-        check_memory(outline, specs, prompted=False)
+    planned = [
+        StagesOfGroup(
+            outline, outline.stages if stage is None else [model.stages[stage - 1]], prompted=False
+        )
+        for outline in outlines
+    ]
+    check_memory(planned)
+    for window, group in zip(groups, planned, strict=True):
         name = window if len(groups) > 1 else None
-        costs += [_cost(outline, name, spec) for spec in specs]
+        costs += [_cost(group.outline, name, spec) for spec in group.stages]
     return CasePlan(
         preset=setup.preset.name,
         algorithm=setup.preset.values(),

@@ -302,6 +302,28 @@ def test_a_budget_is_not_refused_once_work_was_done(
     assert set(report.budget["groups"]) == {"soft tissue", "lung"}
 
 
+def test_each_group_says_its_own_seconds(
+    segmenter: Segmenter, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read before counts as the first group's; together they are within the case's."""
+    monkeypatch.setattr(
+        "medals_rt.pipeline.window_groups.classes_by_window",
+        lambda classes, *_: {"soft tissue": [classes[0]], "lung": [classes[1]]},
+    )
+    hounsfield = replace(volume, image_dhw=volume.image_dhw.astype(np.int16) * 8 - 1000)
+    report = segmenter.segment(
+        hounsfield, ANATOMY, SegmentOptions(time_budget=600.0), provenance=Provenance({"read": 3.0})
+    ).report
+    first, second = (each["taken_seconds"] for each in report.budget["groups"].values())
+    of_groups = [
+        sum(seconds for step, seconds in report.seconds.items() if step.startswith(name))
+        for name in report.budget["groups"]
+    ]
+    assert first >= 3.0 + of_groups[0] - 0.01
+    assert second >= of_groups[1] - 0.01
+    assert first + second <= report.seconds["total"] + 0.01
+
+
 def test_what_was_measured_is_kept_when_a_run_fails(
     segmenter: Segmenter, volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
