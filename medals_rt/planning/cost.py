@@ -46,8 +46,8 @@ class StageCost:
     region, the first of which are `passes` and `passes_smallest_region`.
 
     A case whose classes want several CT windows is run once for each: `intensity_window` names the
-    one (None: there is only one), and `classes` counts those that want it. `iterations` are the
-    further ones of lesions; without `lesions` none are run.
+    one (None: there is only one), and `classes` counts those that want it.
+    `further_iterations` are those of lesions; without `lesions` none are run.
     """
 
     stage: StageNumber
@@ -62,7 +62,7 @@ class StageCost:
     window_hwd: Shape
     windows: int
     windows_smallest_region: int
-    iterations: int
+    further_iterations: int
     passes: int
     passes_smallest_region: int
     passes_by_quality: tuple[int, ...]
@@ -332,7 +332,7 @@ def _cost(outline: CaseOutline, intensity_window: str | None, spec: StageSpec) -
         window_hwd=spec.window_hwd,
         windows=len(geometry.windows),
         windows_smallest_region=len(smallest[0].geometry.windows),
-        iterations=geometry.iterations,
+        further_iterations=geometry.iterations,
         passes=whole[0].passes,
         passes_smallest_region=smallest[0].passes,
         passes_by_quality=_passes(whole),
