@@ -120,6 +120,6 @@ def _list_groups(modality: Modality | None, *, as_json: bool) -> None:
         return
     out.table(
         f"{len({group.name for group, _, _ in found})} groups",
-        {"group": "left", "modality": "left", "": "right", "classes": "wrap"},
+        {"group": "left", "modality": "left", "": "right", "classes": "left"},
         [[group.name, each, str(len(names)), ", ".join(names)] for group, each, names in found],
     )
