@@ -35,6 +35,8 @@ USAGE = {
     "evaluate one": "missing argument 'GT'; see `medals-rt evaluate --help`",
     "run --input x --preset newest": "invalid value for '--preset': 'newest' is not one of "
     "'paper', 'release', 'native'; see `medals-rt run --help`",
+    "run --input x --modality XR": "invalid value for '--modality': no modality 'XR'; choose from "
+    "CT, MRI, US, PET, Microscopy; see `medals-rt run --help`",
     "run --input x --threads 0": "invalid value for '--threads': input should be greater than or "
     "equal to 1; see `medals-rt run --help`",
     "run --prompt --input x": "option '--prompt' lacks its value: '--input' follows it; see "
