@@ -33,7 +33,7 @@ from medals_rt.cli import (
     version,
 )
 from medals_rt.cli._configuration import configuration_file, read_defaults
-from medals_rt.cli._errors import report_error
+from medals_rt.cli._errors import USAGE_ERROR, report_error
 from medals_rt.cli._options import Command, with_common_flags
 from medals_rt.cli._output import out
 from medals_rt.common.distribution import VERSION
@@ -65,17 +65,24 @@ class OneCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuse an option that is given twice but holds one value: the first would be lost.
 
-        And an empty path, mostly an unset variable of a shell: it would be the current folder.
+        And an empty path, mostly an unset variable of a shell: it would be the current folder; and
+        an option in the place of another one's value.
         """
         if not ctx.resilient_parsing:
             given, _, found = self.make_parser(ctx).parse_args(args=list(args))
             order: list[Any] = found
             known = inspect.signature(COMMANDS[str(self.name)][0]).parameters
+            names = {name for each in self.get_params(ctx) for name in each.opts}
             for each in dict.fromkeys(order):
                 value = given.get(each.name)
+                values = value if isinstance(value, list | tuple) else [value]
                 takes_path = each.name in known and "Path" in str(known[each.name].annotation)
-                if takes_path and "" in (value if isinstance(value, list | tuple) else [value]):
+                if takes_path and "" in values:
                     raise typer.BadParameter("it is empty", ctx=ctx, param=each)
+                for word in map(str, values if each.param_type_name == "option" else ()):
+                    if word in names or (takes_path and word.startswith("--")):
+                        text = f"option {each.opts[0]!r} lacks its value: {word!r} follows it"
+                        raise USAGE_ERROR(text, ctx)
             for each in dict.fromkeys(order):
                 single = not (each.multiple or getattr(each, "is_flag", False) or each.nargs != 1)
                 if each.param_type_name == "option" and single and order.count(each) > 1:

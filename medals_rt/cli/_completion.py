@@ -6,7 +6,7 @@ the user typed.
 
 import typer
 
-from medals_rt.common.choices import PRECISIONS, RUNNER_KINDS
+from medals_rt.common.choices import MODALITIES, PRECISIONS, RUNNER_KINDS
 
 
 def complete_sentence(context: typer.Context) -> list[str]:
@@ -29,6 +29,11 @@ def complete_demo_case() -> list[str]:
     from medals_rt.bundle.bundle import demo_folder
 
     return sorted(path.stem for path in (demo_folder() / "cases").glob("*.npz"))
+
+
+def complete_modality() -> list[str]:
+    """Offer the modalities."""
+    return list(MODALITIES)
 
 
 def complete_runner() -> list[str]:

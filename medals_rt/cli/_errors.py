@@ -83,28 +83,12 @@ def usage_message(error: Exception) -> str:
         problem = f"there is no option {error.option_name}"
         if error.possibilities:
             problem += f"; did you mean {error.possibilities[0]}?"
-    elif swallowed := _option_without_value(error):
-        problem = f"option {swallowed[0]!r} lacks its value: {swallowed[1]!r} follows it"
     else:
         problem = _as_clauses(error.format_message())  # type: ignore[attr-defined]
         if _is_from_file(error):
             problem = f"in {configuration_file()}: {problem.rstrip('.')}"
     more = f"ee `{command} --help`"
     return f"{problem} S{more}" if problem.endswith("?") else f"{problem.rstrip('.')}; s{more}"
-
-
-def _option_without_value(error: Exception) -> tuple[str, str] | None:
-    """Return an option that took another one for its value, and that one."""
-    context = getattr(error, "ctx", None)
-    if context is None:
-        return None
-    names = {name for each in context.command.params for name in each.opts}
-    for each in context.command.params:
-        given = context.params.get(each.name)
-        for value in given if isinstance(given, list | tuple) else [given]:
-            if value is not None and str(value) in names:
-                return each.opts[0], str(value)
-    return None
 
 
 def _is_from_file(error: Exception) -> bool:

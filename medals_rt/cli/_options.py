@@ -12,11 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import typer
 
-from medals_rt.cli._completion import complete_group, complete_sentence, complete_window
+from medals_rt.cli._completion import (
+    complete_group,
+    complete_modality,
+    complete_sentence,
+    complete_window,
+)
 from medals_rt.cli._configuration import configuration_file
 from medals_rt.cli._output import out
 from medals_rt.common.byte_sizes import parse_size
 from medals_rt.common.choices import (
+    MODALITIES,
     STAGE_NAMES,
     ConvolutionChoice,
     Kind,
@@ -29,6 +35,7 @@ from medals_rt.common.choices import (
     StageNumber,
     Stages,
     StartFrom,
+    modality_named,
 )
 from medals_rt.common.errors import InputError
 from medals_rt.common.limits import MAX_MESH_REDUCTION, MAX_VOXELS
@@ -43,6 +50,25 @@ ALGORITHM: Final = "Algorithm"
 
 Command: TypeAlias = Callable[..., int | None]
 """What a command is: a function of its options that returns an exit code, None for 0."""
+
+
+def modality_option(words: str) -> Any:
+    """Return the option of a modality, in any case or by DICOM's name, with its help."""
+    return typer.Option(
+        "--modality",
+        parser=_modality,
+        metavar=f"[{'|'.join(MODALITIES)}]",
+        autocompletion=complete_modality,
+        help=words,
+    )
+
+
+def _modality(name: str) -> Modality:
+    try:
+        return modality_named(name)
+    except InputError as error:  # which click would take for a ValueError without words
+        raise typer.BadParameter(str(error)) from error
+
 
 Bundle = Annotated[
     Path | None,
@@ -336,7 +362,7 @@ def run_options(
     ] = 0,
     modality: Annotated[
         Modality | None,
-        typer.Option(help="Modality of the image, for sentences that don't name it."),
+        modality_option("Modality of the image, for sentences that don't name it."),
     ] = None,
     free_text: Annotated[
         bool,

@@ -23,6 +23,7 @@ from medals_rt.common.errors import InputError
 from medals_rt.common.progress import Progress
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
@@ -37,6 +38,7 @@ AMBER: Final = "bold #ffbf00"
 RED: Final = "bold red"
 
 _WIDEST_TABLE = 2000
+_NARROWEST_TEXT = 12  # a column of texts is folded down to so many characters, not further
 _CONTROL: Final = dict.fromkeys(
     (*range(9), *range(11, 32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}"
 )
@@ -110,8 +112,9 @@ class Output:
         title
             Printed above it.
         columns
-            Headings, and how each column is set: "left", "right", or "wrap" (left, in several lines
-            where it is long).
+            Headings, and how each column is set: "left", in several lines where the terminal is too
+            narrow, or "right", for numbers, which never are: a table is rather wider than the
+            terminal.
         rows
             Texts of the cells, which may hold anything.
         """
@@ -125,13 +128,20 @@ class Output:
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for heading, side in columns.items():
             justify: Literal["left", "right"] = "right" if side == "right" else "left"
-            table.add_column(heading, justify=justify, no_wrap=side != "wrap", overflow="fold")
+            table.add_column(heading, justify=justify, no_wrap=side == "right", overflow="fold")
         for row in rows:
             table.add_row(*(Text(_printable(cell)) for cell in row))
         console = Console(highlight=False)
-        if not console.is_terminal:
-            whole = console.options.update(max_width=_WIDEST_TABLE)
-            console.width = max(1, console.measure(table, options=whole).maximum)
+        width = _natural_width(console, table)
+        if console.is_terminal:
+            foldable = (each for each in table.columns if not each.no_wrap)
+            texts = (
+                max((_natural_width(console, each) for each in column.cells), default=0)
+                for column in foldable
+            )
+            least = width - sum(max(0, each - _NARROWEST_TEXT) for each in texts)
+            width = min(width, max(least, console.width))
+        console.size = (width, console.height)  # width alone isn't heard on a dumb terminal
         console.print(Text(_printable(title), style="bold"))
         console.print(table)
 
@@ -249,6 +259,12 @@ class _LogEvents(logging.Handler):
 
 
 out: Final = Output()
+
+
+def _natural_width(console: "Console", what: "RenderableType") -> int:
+    """Return the columns that something takes where nothing bounds it."""
+    unbounded = console.options.update(max_width=_WIDEST_TABLE)
+    return max(1, console.measure(what, options=unbounded).maximum)
 
 
 def _printable(text: str) -> str:

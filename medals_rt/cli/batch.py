@@ -393,7 +393,7 @@ def _print_summary(entries: Sequence["Entry"]) -> None:
         result = f"{found} of {len(entry.classes)}" if entry.classes else ""
         seconds = "" if entry.seconds is None else f"{entry.seconds:.1f}"
         rows.append([entry.name, _STATUS_WORDS[entry.status], result, seconds, _remark(entry)])
-    columns = {"case": "left", "status": "left", "classes": "right", "s": "right", "": "wrap"}
+    columns = {"case": "left", "status": "left", "classes": "right", "s": "right", "": "left"}
     title = ", ".join(f"{count} {_STATUS_WORDS[status]}" for status, count in counts.items())
     if rows:
         out.table(title, columns, rows)

@@ -79,7 +79,7 @@ def _list_known(*, as_json: bool) -> None:
     if as_json:
         out.json(msgspec.to_builtins(known_weights()))
         return
-    columns = {"address": "left", "commit": "left", "what it holds": "left", "license": "wrap"}
+    columns = {"address": "left", "commit": "left", "what it holds": "left", "license": "left"}
     rows = [
         (
             each.address,

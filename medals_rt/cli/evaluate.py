@@ -1,17 +1,21 @@
 """`medals-rt evaluate`: score results against references."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from medals_rt.cli._errors import EXIT_DONE, EXIT_FAILURE
 from medals_rt.cli._options import PromptsFile
 from medals_rt.cli._output import out
 from medals_rt.common.choices import Kind
 
 if TYPE_CHECKING:
     from medals_rt.tools.evaluate.scores import Evaluation
+
+_MOST_NAMES = 20
 
 EXAMPLES: Final = (
     "medals-rt evaluate result.nii.gz reference.nii.gz",
@@ -53,11 +57,12 @@ def evaluate_command(
         bool,
         typer.Option("--by-value", help="Pair labels by value, whatever the files call them."),
     ] = False,
-) -> None:
+) -> int:
     """Score results against references: DSC, NSD, F1 and DSC TP.
 
     Anatomy is scored by DSC and NSD, lesions by F1 and DSC TP. Both files must lie on one grid.
-    Labels are paired by value, or by class where both files name them.
+    Labels are paired by value, or by class where both files name them. A case of a folder that
+    can't be scored is named, and the exit code is 1.
     """
     from medals_rt.tools.evaluate.evaluation import evaluate_to_files
 
@@ -79,6 +84,13 @@ def evaluate_command(
             out.note(note)
     print_scores(scores)
     out.wrote(json_file, csv_file)
+    for failed in scores.failed:
+        out.failure(f"{failed.case} failed: {failed.error}")
+    if scores.failed:
+        count = len(scores.failed)
+        out.failure(f"error: {count} of {count + len(scores.cases)} cases could not be scored")
+        return EXIT_FAILURE
+    return EXIT_DONE
 
 
 def print_scores(scores: "Evaluation") -> None:
@@ -87,9 +99,15 @@ def print_scores(scores: "Evaluation") -> None:
     _print_lesions(scores)
     missing = [case.case for case in scores.cases if case.missing]
     if missing:
-        out.line(f"no prediction, scored as empty: {', '.join(missing)}")
+        out.line(f"no prediction, scored as empty: {_listed(missing)}")
     if scores.without_reference:
-        out.line(f"no reference, not scored: {', '.join(scores.without_reference)}")
+        out.line(f"no reference, not scored: {_listed(scores.without_reference)}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Name the first few cases, and count the others."""
+    more = len(names) - _MOST_NAMES
+    return ", ".join([*names[:_MOST_NAMES], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _print_anatomy(scores: "Evaluation") -> None:

@@ -126,7 +126,7 @@ def _print_plan(result: "CasePlan") -> None:
         ["passes", *(_range(c.passes_smallest_region, c.passes) for c in result.stages)],
     ]
     if any(cost.lesions for cost in result.stages):
-        iterations = (str(cost.iterations if cost.lesions else 0) for cost in result.stages)
+        iterations = (str(cost.further_iterations if cost.lesions else 0) for cost in result.stages)
         rows.insert(5, ["further iterations of lesions", *iterations])
     count = len(result.classes)
     what = result.classes[0] if count == 1 else f"{count} classes"

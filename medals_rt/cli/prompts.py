@@ -6,7 +6,7 @@ from typing import Annotated, Final
 import typer
 
 from medals_rt.cli._completion import complete_sentence
-from medals_rt.cli._options import AsJson
+from medals_rt.cli._options import AsJson, modality_option
 from medals_rt.cli._output import out
 from medals_rt.common.choices import Kind, Modality
 from medals_rt.common.errors import InputError
@@ -36,9 +36,9 @@ def prompts_command(
     ] = False,
     modality: Annotated[
         Modality | None,
-        typer.Option(
-            help="Modality of the image, for a sentence that doesn't name it [default: any], or of "
-            "the classes to list."
+        modality_option(
+            "Modality of the image, for a sentence that doesn't name it [default: any], or of the "
+            "classes to list."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -120,6 +120,6 @@ def _list_groups(modality: Modality | None, *, as_json: bool) -> None:
         return
     out.table(
         f"{len({group.name for group, _, _ in found})} groups",
-        {"group": "left", "modality": "left", "": "right", "classes": "wrap"},
+        {"group": "left", "modality": "left", "": "right", "classes": "left"},
         [[group.name, each, str(len(names)), ", ".join(names)] for group, each, names in found],
     )

@@ -1,5 +1,6 @@
 """Every closed list of the package, once: commands, options, files and types read it from here."""
 
+from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias, get_args
 
 from medals_rt.common.errors import InputError
@@ -63,14 +64,20 @@ Postprocess: TypeAlias = Literal["auto", "off", "all"]
 every anatomy class."""
 POSTPROCESS: Final[tuple[Postprocess, ...]] = get_args(Postprocess)
 
-DicomModality: TypeAlias = Literal["CT", "MR", "PT", "US"]
-"""DICOM's names of the modalities that it has."""
-
 Kind: TypeAlias = Literal["anatomy", "lesion"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 Modality: TypeAlias = Literal["CT", "MRI", "US", "PET", "Microscopy"]
 MODALITIES: Final[tuple[Modality, ...]] = get_args(Modality)
+DicomModality: TypeAlias = Literal["CT", "MR", "PT", "US"]
+"""DICOM's names of the modalities that it has."""
+MODALITY_OF_DICOM: Final[Mapping[str, Modality]] = {
+    "CT": "CT",
+    "MR": "MRI",
+    "PT": "PET",
+    "US": "US",
+}
+"""DICOM's names of modalities, and those of prompts."""
 BODY_MODALITIES: Final[tuple[Modality, ...]] = ("CT", "MRI", "US", "PET")
 """Those whose images are of a body: with a size that can be doubted, with sides, with organs."""
 
@@ -90,6 +97,23 @@ def check_modality(modality: str | None) -> None:
             f"no modality {modality!r}; choose from {', '.join(MODALITIES)}",
             code="modality-unknown",
         )
+
+
+def modality_named(name: str) -> Modality:
+    """Return the modality of a name in any case, which may be DICOM's.
+
+    Raises
+    ------
+    InputError
+        There is none of that name (code `modality-unknown`).
+    """
+    names: dict[str, Modality] = {each.casefold(): each for each in MODALITIES}
+    names |= {each.casefold(): modality for each, modality in MODALITY_OF_DICOM.items()}
+    found = names.get(name.strip().casefold())
+    if found is None:
+        check_modality(name)
+        raise AssertionError(name)
+    return found
 
 
 def check_kind(kind: str | None) -> None:

@@ -23,6 +23,7 @@ from medals_rt.planning.geometry import region_of_interest
 from medals_rt.planning.stage_plan import (
     CaseOutline,
     StagePlan,
+    StagesOfGroup,
     check_memory,
     seconds_of_both,
     smallest_region_of,
@@ -76,10 +77,12 @@ class CaseRun:
 class StageSummary:
     """What one stage did. Axes are (H, W, D), but for the box, which is (D, H, W) of the case.
 
-    `spacing_hwd_mm` is the image's spacing as dynamic resampling read it. `passes` counts the
-    network's encoder passes; `iterations` the masked refinements of a window; `windows_kept` the
-    windows that needed no pass, because what they need was kept of an earlier run;
-    `windows_corrected` those that were shown what a person changed of a result. For memory,
+    `box_dhw` ends one past its last voxel. `spacing_hwd_mm` and `target_spacing_hwd_mm` are the
+    image's spacing as dynamic resampling read it and the one that it was brought to
+    (`StageGeometry`): only their ratio means anything. `passes` counts the network's encoder
+    passes; `iterations` the refinements of a window that holds prompts, one after the other;
+    `windows_kept` the windows that needed no pass, because what they need was kept of an earlier
+    run; `windows_corrected` those that were shown what a person changed of a result. For memory,
     results were aggregated in `column_blocks` blocks of the image and in `class_groups` groups of
     classes, each of which runs the windows that reach into it: `window_runs` in all. The sums of
     one took `accumulators_mib`; classes were classified `classes_per_chunk` at a time. The process
@@ -274,7 +277,8 @@ def _check_limits(
     InputError
         ``memory-too-small`` or ``budget-too-small``.
     """
-    check_memory(case.outline, [networks[number].spec for number in stages], prompted=prompted)
+    specs = [networks[number].spec for number in stages]
+    check_memory([StagesOfGroup(case.outline, specs, prompted)])
     first, budget = networks[stages[0]], case.budget
     of_pass = _seconds_per_pass(networks, case).get(stages[0])
     if budget is None or of_pass is None or not budget.may_refuse:
@@ -402,6 +406,7 @@ def _summary(stage: StageInput, result: StageResult) -> StageSummary:
     """Write down what a stage did."""
     geometry, memory = stage.plan.geometry, stage.plan.memory
     is_shown = stage.prompt_labels_hwd is not None or bool(stage.corrections)
+    window_pass = stage.plan.window_pass if is_shown else stage.plan.window_pass.from_text
     return StageSummary(
         name=stage.name,
         box_dhw=stage.box_dhw,
@@ -412,7 +417,7 @@ def _summary(stage: StageInput, result: StageResult) -> StageSummary:
         window_hwd=geometry.spec.window_hwd,
         windows=len(geometry.windows),
         passes=result.passes,
-        iterations=stage.plan.window_pass.further_iterations,
+        iterations=sum(step is not None for step in window_pass.steps),
         prompts=_prompts_in_words(stage.plan, is_shown),
         class_groups=memory.class_groups,
         column_blocks=memory.column_blocks,

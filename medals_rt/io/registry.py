@@ -358,13 +358,12 @@ def _format_to_read(file: Path, capability: Capability) -> Format:
     if named is not None and (_fits(named, start) or named.recognizes is None):
         return named
     others = [each for each in FORMATS if getattr(each, capability) and _fits(each, start)]
-    if named is None and others and others[0].unnamed:
+    if named is None and others and others[0].unnamed and not _packed(start):
         return others[0]
     if others:
-        ending = next(each for each in others[0].endings if each.endswith(".gz") == _packed(start))
         raise CaseError(
-            f"{file.name} is of the format {others[0].title} by its content; name it "
-            f"{stem(file, FORMATS)}{ending}",
+            f"{file.name} is of the format {others[0].title} by its content; "
+            f"{_renaming(file, others[0], packed=_packed(start))}",
             code="wrong-ending",
         )
     if named is not None:
@@ -420,14 +419,24 @@ def _check_compression(file: Path, named: Format | None, start: bytes) -> None:
     ending = None if named is None else named.ending_of(file.name)
     if named is None or ending is None:
         return
-    packed = start.startswith(GZIP_MAGIC)
-    if packed and not ending.endswith(".gz"):
-        text = f"{file.name} is gzipped; let its name end in {ending}.gz, or unpack it"
-        raise CaseError(text, code="wrong-ending")
+    packed = _packed(start)
+    inside = [each for each in FORMATS if packed and _fits(each, start)]
+    if packed and not ending.endswith(".gz") and (named in inside or not inside):
+        may_stay = f"{ending}.gz" in named.endings
+        mending = f"let its name end in {ending}.gz, or unpack it" if may_stay else "unpack it"
+        raise CaseError(f"{file.name} is gzipped; {mending}", code="wrong-ending")
     plain = next((each for each in FORMATS if _fits(each, start) and not packed), None)
     if not packed and ending.endswith(".gz") and plain is named:
         text = f"{file.name} isn't gzipped; name it {file.name[:-3]}, or compress it with gzip"
         raise CaseError(text, code="wrong-ending")
+
+
+def _renaming(file: Path, fitting: Format, *, packed: bool) -> str:
+    """Say how a file of a format has to be called; what is gzipped may have to be unpacked."""
+    plain = file.with_name(file.name.removesuffix(".gz")) if packed else file
+    of_kind = [each for each in fitting.endings if each.endswith(".gz") == packed]
+    name = f"name it {stem(plain, FORMATS)}{min(of_kind or fitting.endings, key=len)}"
+    return name if of_kind else f"unpack it and {name}"
 
 
 def _packed(start: bytes) -> bool:

@@ -51,7 +51,7 @@ from medals_rt.pipeline.window_groups import (
 from medals_rt.planning.image_spacing import spacing_of_volume
 from medals_rt.planning.memory import MemoryLimit, memory_limit
 from medals_rt.planning.pass_timings import MeasuredPasses
-from medals_rt.planning.stage_plan import check_memory, outline_groups
+from medals_rt.planning.stage_plan import StagesOfGroup, check_memory, outline_groups
 from medals_rt.planning.time_budget import case_budget
 from medals_rt.prompts.embedding import PromptEmbedder
 from medals_rt.prompts.prompt_set import PromptSet, as_prompt_set
@@ -395,8 +395,9 @@ class Segmenter:
             )
             for group, outline in zip(groups, outlines, strict=True)
         ]
-        for task in tasks:
-            check_memory(task.outline, task.outline.stages, prompted=task.is_drawn)
+        check_memory(
+            [StagesOfGroup(task.outline, task.outline.stages, task.is_drawn) for task in tasks]
+        )
         results = self._run_groups(tasks, options.time_budget, provenance, watch)
         merged = merge_case(results, preset.merge, asked.corrections)
         notes = (*provenance.notes, *asked.notes, *spacing_notes)
@@ -421,8 +422,12 @@ class Segmenter:
         provenance: Provenance,
         watch: Stopwatch,
     ) -> list[GroupResult]:
-        """Run one group after the other: each has the time of its classes, and what is left."""
+        """Run one group after the other: each has the time of its classes, and what is left.
+
+        What came before counts as the first one's.
+        """
         spent_before, classes_before = sum(provenance.seconds.values()), 0
+        ended_before = 0.0
         results: list[GroupResult] = []
         for task in tasks:
             classes = len(task.group.prompts.labels)
@@ -433,6 +438,9 @@ class Segmenter:
             classes_before += classes
             self._open_chains = task.outline.chains_by(2)
             results.append(run_group(self._model, task, budget))
+            if budget is not None:
+                ended = spent_before + watch.total()
+                budget.taken, ended_before = ended - ended_before, ended
         return results
 
     def _memory_beside(self, kept: KeptImage | None, asked: int | None) -> MemoryLimit:

@@ -21,6 +21,7 @@ from medals_rt.planning.stage_plan import (
     CaseOutline,
     CaseSetup,
     StagePlan,
+    StagesOfGroup,
     check_memory,
     outline_groups,
     seconds_of_both,
@@ -45,8 +46,8 @@ class StageCost:
     region, the first of which are `passes` and `passes_smallest_region`.
 
     A case whose classes want several CT windows is run once for each: `intensity_window` names the
-    one (None: there is only one), and `classes` counts those that want it. `iterations` are the
-    further ones of lesions; without `lesions` none are run.
+    one (None: there is only one), and `classes` counts those that want it.
+    `further_iterations` are those of lesions; without `lesions` none are run.
     """
 
     stage: StageNumber
@@ -61,7 +62,7 @@ class StageCost:
     window_hwd: Shape
     windows: int
     windows_smallest_region: int
-    iterations: int
+    further_iterations: int
     passes: int
     passes_smallest_region: int
     passes_by_quality: tuple[int, ...]
@@ -178,11 +179,16 @@ def plan_case(
         )
     costs: list[StageCost] = []
     outlines = outline_groups(setup, groups.values())
-    for window, outline in zip(groups, outlines, strict=True):
-        specs = outline.stages if stage is None else [model.stages[stage - 1]]
-        check_memory(outline, specs, prompted=False)
+    planned = [
+        StagesOfGroup(
+            outline, outline.stages if stage is None else [model.stages[stage - 1]], prompted=False
+        )
+        for outline in outlines
+    ]
+    check_memory(planned)
+    for window, group in zip(groups, planned, strict=True):
         name = window if len(groups) > 1 else None
-        costs += [_cost(outline, name, spec) for spec in specs]
+        costs += [_cost(group.outline, name, spec) for spec in group.stages]
     return CasePlan(
         preset=setup.preset.name,
         algorithm=setup.preset.values(),
@@ -326,7 +332,7 @@ def _cost(outline: CaseOutline, intensity_window: str | None, spec: StageSpec) -
         window_hwd=spec.window_hwd,
         windows=len(geometry.windows),
         windows_smallest_region=len(smallest[0].geometry.windows),
-        iterations=geometry.iterations,
+        further_iterations=geometry.iterations,
         passes=whole[0].passes,
         passes_smallest_region=smallest[0].passes,
         passes_by_quality=_passes(whole),

@@ -274,8 +274,27 @@ def _map_bytes(case: CaseOutline) -> int:
     )
 
 
-def check_memory(case: CaseOutline, specs: Sequence[StageSpec], *, prompted: bool) -> None:
-    """Refuse a limit that was asked for and does not hold the stages of a case, before any work.
+@dataclass(frozen=True)
+class StagesOfGroup:
+    """What a group of classes goes through.
+
+    Attributes
+    ----------
+    outline
+        The case with these classes.
+    stages
+        In the order of the runs.
+    prompted
+        Whether the first of them has spatial prompts; later ones always may.
+    """
+
+    outline: CaseOutline
+    stages: Sequence[StageSpec]
+    prompted: bool
+
+
+def check_memory(groups: Sequence[StagesOfGroup]) -> None:
+    """Refuse a limit that was asked for and does not hold every group of a case, before any work.
 
     The fine stage is held to the whole image and to the smallest region of interest. Any region
     needs about as much or less: what is fixed (network, weights, the case itself) does not depend
@@ -285,36 +304,39 @@ def check_memory(case: CaseOutline, specs: Sequence[StageSpec], *, prompted: boo
 
     Parameters
     ----------
-    case
-        What is asked for.
-    specs
-        The stages that it goes through.
-    prompted
-        Whether the first of them has spatial prompts; later ones always may.
+    groups
+        Of one case, at least one.
 
     Raises
     ------
     InputError
         ``memory-too-small``: the limit does not even hold one class at a time in the narrowest
-        blocks (see `axis_cuts`). The message says what would do.
+        blocks (see `axis_cuts`). The message says what would do for all groups.
     """
-    memory, model = case.setup.memory, case.setup.model
+    setup = groups[0].outline.setup
+    memory, model = setup.memory, setup.model
     if not memory.asked:
         return
-    need = max(
-        plan.memory.least_bytes
-        for number, spec in enumerate(specs)
-        for box in ([case.whole, smallest_region_of(case, spec)] if spec.is_fine else [case.whole])
-        for plan in stage_plans(
-            case, spec, box, QUALITY_LEVELS[:1], prompted=prompted or number > 0
-        )
-    )
+    need = max(_least_bytes(group) for group in groups)
     if need > memory.total:
         raise InputError(
             f"{size_words(memory.total)} of memory are too few for this case with "
             f"{model.runner} in {model.precision}: allow at least {size_words(need, up=True)}",
             code="memory-too-small",
         )
+
+
+def _least_bytes(group: StagesOfGroup) -> int:
+    """Bytes that the stages of a group take at the least."""
+    case = group.outline
+    return max(
+        plan.memory.least_bytes
+        for number, spec in enumerate(group.stages)
+        for box in ([case.whole, smallest_region_of(case, spec)] if spec.is_fine else [case.whole])
+        for plan in stage_plans(
+            case, spec, box, QUALITY_LEVELS[:1], prompted=group.prompted or number > 0
+        )
+    )
 
 
 def smallest_region_of(case: CaseOutline, fine: StageSpec) -> Box:

@@ -93,6 +93,8 @@ class Budget:
         Those of them by which a whole stage or whole windows are missing.
     planned
         Seconds that each stage was expected to take, by stage name.
+    taken
+        Seconds that it came to, noted when its stages have ended.
     """
 
     seconds: float
@@ -102,6 +104,7 @@ class Budget:
     degraded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     planned: dict[str, float] = field(default_factory=dict)
+    taken: float = 0.0
 
     @property
     def reserved(self) -> float:
@@ -150,7 +153,7 @@ class Budget:
         return {
             "seconds": round(self.seconds, 3),
             "planned_seconds": {name: round(each, 3) for name, each in self.planned.items()},
-            "taken_seconds": round(self.clock() - self.started, 3),
+            "taken_seconds": round(self.taken, 3),
             "degraded": list(self.degraded),
             "missing": list(self.missing),
         }

@@ -82,8 +82,9 @@ def find_class(text: str, kind: str, modality: str | None = None) -> Match:
     Raises
     ------
     PromptError
-        If no class fits (code `no-class`, `no-structure`, `wrong-kind`, `word-unexplained` where a
-        word is left over that could mean another structure, `part-of-class`, `relation`), several
+        If no class fits (code `no-class`, `no-structure`, `wrong-kind`, `wrong-modality`,
+        `word-unexplained` where a word is left over that could mean another structure,
+        `part-of-class`, `relation`), several
         do (`several-classes`, `both-sides`), the side is missing or the class has none of that
         side (`side-missing`, `side-contradiction`), the side is the picture's (`side-of-display`),
         or the modality isn't clear (see `find_modality`). The message names the nearest classes.
@@ -269,11 +270,11 @@ def _why_nothing(
             code="several-classes",
         )
     (other_kind,) = (each for each in KINDS if each != kind)
-    elsewhere = _named(words, candidates(modality, other_kind))
-    if len(elsewhere) == 1 and hard <= elsewhere[0].allowed:
+    of_other_kind = _named(words, candidates(modality, other_kind))
+    if len(of_other_kind) == 1 and hard <= of_other_kind[0].allowed:
         return PromptError(
-            f"prompt {quoted} fits {str(elsewhere[0].key)!r}, a class of kind {other_kind}, but "
-            f"{kind} was asked for; {_ASKED_BY[other_kind]}",
+            f"prompt {quoted} fits {str(of_other_kind[0].key)!r}, a class of kind {other_kind}, "
+            f"but {kind} was asked for; {_ASKED_BY[other_kind]}",
             code="wrong-kind",
         )
     if named:
@@ -284,6 +285,13 @@ def _why_nothing(
             f"something else; leave that out if not. The nearest classes are: {near}",
             code="word-unexplained",
         )
+    if elsewhere := _in_other_modalities(words, hard, modality, kind):
+        return PromptError(
+            f"prompt {quoted} names a class of other images, {elsewhere}, and there is none of it "
+            f"in {modality}"
+            + (f"; the nearest there are: {near}" if near else "; ask for another class"),
+            code="wrong-modality",
+        )
     return PromptError(
         f"prompt {quoted} names no class that is known; the nearest are: {near}"
         if near
@@ -291,6 +299,18 @@ def _why_nothing(
         f"English names, such as {str(classes_of(modality)[0])!r}",
         code="no-class",
     )
+
+
+def _in_other_modalities(words: Sequence[Word], hard: set[str], modality: str, kind: str) -> str:
+    """List the classes of other modalities whose names are all that the words say."""
+    found = [
+        repr(str(named[0].key))
+        for each in MODALITIES
+        if each != modality
+        and len(named := _named(words, candidates(each, kind))) == 1
+        and hard <= named[0].allowed
+    ]
+    return " or ".join(found)
 
 
 def _named(words: Sequence[Word], pool: Sequence[ClassCandidate]) -> list[ClassCandidate]:

@@ -167,7 +167,7 @@ def check_rules(configuration: NodeConfiguration, options: RunOptions) -> None:
     InputError
         One is not.
     """
-    from medals_rt.io.dicom.case import MODALITY_OF_DICOM
+    from medals_rt.common.choices import MODALITY_OF_DICOM
 
     for name, rule in configuration.rules.items():
         reading = replace(options.reading, modality=MODALITY_OF_DICOM[rule.modality])

@@ -116,6 +116,7 @@ def offered(*words: str) -> list[str]:
         (("prompts", "--modality", ""), set(MODALITIES)),
         (("prompts", "Left ki"), {f"Left kidney in {each}" for each in ("CT", "MRI")}),
         (("prompts", "--modality", "CT", "Left ki"), {"Left kidney in CT"}),
+        (("prompts", "--modality", "mr", "Left ki"), {"Left kidney in MRI"}),
         (("run", "--prompt", "Left lu"), {"Left lung in CT"}),
         (("bench", "--runner", "openvino:f"), {"openvino:fp16", "openvino:fp32"}),
         (("verify", "--runner", "open"), {"openvino"}),

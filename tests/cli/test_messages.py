@@ -35,10 +35,18 @@ USAGE = {
     "evaluate one": "missing argument 'GT'; see `medals-rt evaluate --help`",
     "run --input x --preset newest": "invalid value for '--preset': 'newest' is not one of "
     "'paper', 'release', 'native'; see `medals-rt run --help`",
+    "run --input x --modality XR": "invalid value for '--modality': no modality 'XR'; choose from "
+    "CT, MRI, US, PET, Microscopy; see `medals-rt run --help`",
     "run --input x --threads 0": "invalid value for '--threads': input should be greater than or "
     "equal to 1; see `medals-rt run --help`",
-    "run --prompt --input x": "option '--prompt' lacks its value: '--input' follows it; see "
-    "`medals-rt run --help`",
+    **dict.fromkeys(
+        ("run --prompt --input x", "run --prompt --input --input x"),
+        "option '--prompt' lacks its value: '--input' follows it; see `medals-rt run --help`",
+    ),
+    "run --input x --statistics --quiet": "option '--statistics' lacks its value: '--quiet' "
+    "follows it; see `medals-rt run --help`",
+    "run --input x --report --quite": "option '--report' lacks its value: '--quite' follows it; "
+    "see `medals-rt run --help`",
     "build": "missing option '--target'; choose from: tensorrt, tensorrt-rtx; see "
     "`medals-rt build --help`",
 }

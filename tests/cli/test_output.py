@@ -165,3 +165,32 @@ def test_tables_hold_any_text(out: Output, capsys: pytest.CaptureFixture[str]) -
     long = "[bold]" + "x" * 300
     out.table("t", {"name": "left"}, [[long]])
     assert long in capsys.readouterr().out  # no markup, and cut nowhere where it is no terminal
+
+
+def table_on_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> list[str]:
+    """The lines of a table of long names and of numbers."""
+    stream = terminal(monkeypatch)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    headings = {"case": "left", "class": "left", "DSC": "right", "spacing": "right"}
+    rows = [[f"{'long_name_' * 7}{end}", "Liver", "0.1234", "0.627, 0.627, 3"] for end in "ab"]
+    Output().table("anatomy", headings, rows)
+    return re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80])
+def test_a_narrow_terminal_folds_names_and_cuts_no_number(
+    monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    lines = table_on_terminal(monkeypatch, columns)
+    assert max(map(len, lines)) <= max(columns, 55)
+    assert sum("0.1234   0.627, 0.627, 3" in line for line in lines) == 2
+    names = "".join(line.split("   ")[0] for line in lines[3:])
+    assert names.replace(" ", "") == "".join("long_name_" * 7 + end for end in "ab")
+    assert "DSC" in lines[1]
+    assert "Liver" in lines[3]
+
+
+def test_a_wide_terminal_folds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(table_on_terminal(monkeypatch, 200)) == 5

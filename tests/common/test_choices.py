@@ -9,6 +9,7 @@ from medals_rt.common.choices import (
     RUNNER_KINDS,
     check_kind,
     check_modality,
+    modality_named,
 )
 from medals_rt.common.errors import InputError
 from tests.errors import raises
@@ -29,6 +30,19 @@ def test_known_choices_and_none_pass() -> None:
 def test_an_unknown_modality_is_refused(modality: str) -> None:
     with raises(InputError, "modality-unknown", "CT, MRI"):
         check_modality(modality)
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [("MR", "MRI"), ("mr", "MRI"), (" ct", "CT"), ("pt", "PET"), ("Pet", "PET"), ("us", "US")],
+)
+def test_a_modality_is_known_in_any_case_and_by_the_name_of_dicom(name: str, modality: str) -> None:
+    assert modality_named(name) == modality
+
+
+def test_a_name_of_no_modality_is_refused() -> None:
+    with raises(InputError, "modality-unknown", "CT, MRI"):
+        modality_named("XR")
 
 
 @pytest.mark.parametrize("kind", ["organ", "Lesion", ""])

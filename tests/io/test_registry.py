@@ -224,6 +224,22 @@ def test_wrong_endings_are_named(tmp_path: Path) -> None:
         assert word in str(caught.value)
 
 
+def test_a_gzipped_file_is_told_by_what_it_holds(tmp_path: Path) -> None:
+    nifti, nrrd = bytes(header_of(tmp_path / "a.nii")), b"NRRD0004\ntype: short\n"
+    dicom = bytes(128) + b"DICM"
+    for name, content, mending in (
+        ("wrong.nrrd", nifti, "NIfTI by its content; name it wrong.nii.gz"),
+        ("wrong.nrrd.gz", nifti, "NIfTI by its content; name it wrong.nii.gz"),
+        ("scan.nrrd", nrrd, "scan.nrrd is gzipped; unpack it"),
+        ("scan.nii.gz", nrrd, "NRRD by its content; unpack it and name it scan.nrrd"),
+        ("scan.dcm.gz", dicom, "DICOM by its content; unpack it and name it scan.dcm"),
+    ):
+        (tmp_path / name).write_bytes(gzip.compress(content))
+        with raises(CaseError, "wrong-ending") as caught:
+            read_case(tmp_path / name)
+        assert str(caught.value).endswith(mending)
+
+
 def test_what_does_not_exist_is_said_to(tmp_path: Path) -> None:
     for name in ("none", "none.dcm", "none.nii.gz"):
         with raises(MissingFileError, "file-missing"):

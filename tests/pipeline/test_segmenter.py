@@ -377,6 +377,18 @@ def test_refinement_from_the_text_alone(segmenter: Segmenter, volume: Volume) ->
     assert caught.value.code == "annotation-not-used"
 
 
+def test_a_stage_records_every_refinement_and_how_it_was_resampled(
+    segmenter: Segmenter, volume: Volume
+) -> None:
+    options = SegmentOptions(iterations=3, repetitions=2)
+    coarse, fine = segmenter.segment(volume, ANATOMY, options).report.stages
+    assert (coarse.iterations, fine.iterations) == (0, 3)
+    for stage in (coarse, fine):
+        d, h, w = (high - low for low, high in zip(*stage.box_dhw, strict=True))
+        scales = np.divide(stage.spacing_hwd_mm, stage.target_spacing_hwd_mm)
+        assert stage.resampled_shape_hwd == tuple(np.round(scales * (h, w, d)).astype(int))
+
+
 def test_mirroring_and_overlap_are_counted_and_change_the_result(
     segmenter: Segmenter, volume: Volume
 ) -> None:

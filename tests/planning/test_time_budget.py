@@ -19,6 +19,7 @@ from medals_rt.inference.network import StageNetwork
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.job import passes_recorded
 from medals_rt.pipeline.options import SegmentOptions
+from medals_rt.pipeline.report import Provenance
 from medals_rt.pipeline.segmenter import Result, Segmenter
 from medals_rt.planning import pass_timings
 from medals_rt.planning.memory import MemoryLimit, MemoryPlan, plan_memory
@@ -302,6 +303,28 @@ def test_a_budget_is_not_refused_once_work_was_done(
     assert set(report.budget["groups"]) == {"soft tissue", "lung"}
 
 
+def test_each_group_says_its_own_seconds(
+    segmenter: Segmenter, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read before counts as the first group's; together they are within the case's."""
+    monkeypatch.setattr(
+        "medals_rt.pipeline.window_groups.classes_by_window",
+        lambda classes, *_: {"soft tissue": [classes[0]], "lung": [classes[1]]},
+    )
+    hounsfield = replace(volume, image_dhw=volume.image_dhw.astype(np.int16) * 8 - 1000)
+    report = segmenter.segment(
+        hounsfield, ANATOMY, SegmentOptions(time_budget=600.0), provenance=Provenance({"read": 3.0})
+    ).report
+    first, second = (each["taken_seconds"] for each in report.budget["groups"].values())
+    of_groups = [
+        sum(seconds for step, seconds in report.seconds.items() if step.startswith(name))
+        for name in report.budget["groups"]
+    ]
+    assert first >= 3.0 + of_groups[0] - 0.01
+    assert second >= of_groups[1] - 0.01
+    assert first + second <= report.seconds["total"] + 0.01
+
+
 def test_what_was_measured_is_kept_when_a_run_fails(
     segmenter: Segmenter, volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,7 +364,8 @@ def test_what_is_given_up_comes_in_the_documented_order(
     assert "the fine stage was run without further iterations" in degraded(without)
     assert "overlapping" not in degraded(without)
     fine = without.report.stages[-1]
-    assert (fine.name, fine.iterations, fine.windows) == ("fine", 0, windows["fine"])
+    assert (fine.name, fine.iterations, fine.windows) == ("fine", 1, windows["fine"])
+    assert full.report.stages[-1].iterations == 2
 
 
 def test_a_slow_fine_stage_is_not_run(segmenter: Segmenter, volume: Volume) -> None:

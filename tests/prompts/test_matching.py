@@ -394,6 +394,19 @@ def test_organs_in_other_languages_are_suggested_not_taken(text: str, names: str
 @pytest.mark.parametrize(
     ("text", "names"),
     [
+        ("Brainstem in MR", "'CT Brainstem', and there is none of it in MRI"),
+        ("left atrium CT", "'MRI Left atrium' or 'US Left atrium', and there is none of it in CT"),
+    ],
+)
+def test_a_class_of_other_modalities_is_named(text: str, names: str) -> None:
+    for read in (readings, lambda text: find_class(text, "anatomy")):
+        with raises(PromptError, "wrong-modality", f"names a class of other images, {names}"):
+            read(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
         ("LLL", ["CT Lung lower lobe left"]),
         ("heart", ["CT Heart", "MRI Heart", "US Heart"]),
         ("heart in MR", ["MRI Heart"]),

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from medals_rt.common.choices import Modality
+from medals_rt.common.choices import MODALITY_OF_DICOM
 from medals_rt.common.errors import CaseError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import HostArray
@@ -39,14 +39,6 @@ from medals_rt.io.dicom.series import (
 )
 from medals_rt.io.dicom.slices import Slice, Stack, slices_of, stack_slices
 from medals_rt.io.volume import SourceGrid, Volume, check_shape, check_spacing
-
-MODALITY_OF_DICOM: Final[Mapping[str, Modality]] = {
-    "CT": "CT",
-    "MR": "MRI",
-    "PT": "PET",
-    "US": "US",
-}
-"""DICOM's names of modalities, and those of prompts."""
 
 _LARGEST_INTERCEPT: Final = 2**30
 _JPEG_EXTENDED: Final = "1.2.840.10008.1.2.4.51"

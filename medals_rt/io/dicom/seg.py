@@ -216,6 +216,7 @@ def _segmentation(
         content_description=None if notice is None else notice[:LONG_STRING],
         series_description="Medal S segmentation",
         specific_character_set=CHARACTER_SET,
+        omit_empty_frames=bool(numbers_kji.any()),  # highdicom logs a warning where all are empty
     )
     if kind == "labelmap" and numbers_kji[0].size >= _SMALLEST_COMPRESSED:
         try:

@@ -1,6 +1,7 @@
 """Scores of files and folders: which belong together, which labels count, what a case comes to."""
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from medals_rt.common.arrays import label_dtype
 from medals_rt.common.atomic_io import prepare_output, write_json
 from medals_rt.common.choices import Kind
-from medals_rt.common.errors import CaseError, InputError, MissingFileError
+from medals_rt.common.errors import CaseError, InputError, MedalsError, MissingFileError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import LabelFile
@@ -37,7 +38,13 @@ from medals_rt.tools.evaluate.metrics import (
     nsd_by_label,
     split_binary,
 )
-from medals_rt.tools.evaluate.scores import COLUMNS, CaseScore, Evaluation, LabelScore
+from medals_rt.tools.evaluate.scores import (
+    COLUMNS,
+    CaseScore,
+    Evaluation,
+    FailedCase,
+    LabelScore,
+)
 
 
 def evaluate(
@@ -53,8 +60,9 @@ def evaluate(
 ) -> Evaluation:
     """Score predictions against references (system section 10).
 
-    Two files, or two folders whose files are matched by name without ending. A reference without
-    prediction is scored as an empty prediction.
+    Two files, or two folders whose files, also those in folders below them, are matched by name
+    without ending. A reference without prediction is scored as an empty prediction. A case of a
+    folder that can't be scored is named with the reason, and the others are scored.
 
     Parameters
     ----------
@@ -82,28 +90,33 @@ def evaluate(
     MissingFileError
         If a path doesn't exist, or a folder holds no label files.
     CaseError
-        If a file is broken, or a pair can't be compared; see `score_case`.
+        If one of two files is broken, or they can't be compared; see `score_case`.
     """
     pairs, without_reference = _pairs(predicted, reference)
-    cases = []
+    cases, failed = [], []
     for done, (name, prediction_path, reference_path) in enumerate(pairs):
         if progress:
             progress(name, done, len(pairs))
-        cases.append(
-            score_case(
-                name,
-                None if prediction_path is None else read_labels(prediction_path),
-                _read_reference(reference_path),
-                kind=kind,
-                prompts=prompts,
-                split_reference=split_reference,
-                resample=resample,
-                by_value=by_value,
+        try:
+            cases.append(
+                score_case(
+                    name,
+                    None if prediction_path is None else read_labels(prediction_path),
+                    _read_reference(reference_path),
+                    kind=kind,
+                    prompts=prompts,
+                    split_reference=split_reference,
+                    resample=resample,
+                    by_value=by_value,
+                )
             )
-        )
+        except (MedalsError, OSError) as error:
+            if not reference.is_dir():
+                raise
+            failed.append(FailedCase(name, str(error).removeprefix(f"case {name}: ")))
     if progress:
         progress("", len(pairs), len(pairs))
-    return Evaluation(tuple(cases), without_reference)
+    return Evaluation(tuple(cases), without_reference, tuple(failed))
 
 
 def evaluate_to_files(
@@ -375,7 +388,9 @@ def _pairs(
 
 
 def _label_files(folder: Path) -> dict[str, Path]:
-    """Return the label maps of a folder by the names of their cases.
+    """Return the label maps of a folder and those below it by the names of their cases.
+
+    They are named as a batch names them: ``later/anna`` for ``later/anna.nii.gz``.
 
     Raises
     ------
@@ -383,14 +398,30 @@ def _label_files(folder: Path) -> dict[str, Path]:
         If two are of one case.
     """
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.name.lower().endswith(LABEL_ENDINGS):
+    for path in _files_below(folder):
+        if not path.name.lower().endswith(LABEL_ENDINGS):
             continue
-        twin = files.setdefault(case_stem(path), path)
+        name = (path.parent.relative_to(folder) / case_stem(path)).as_posix()
+        twin = files.setdefault(name, path)
         if twin is not path:
             raise CaseError(
-                f"case {case_stem(path)}: {folder} holds both {twin.name} and {path.name}; keep "
-                "one",
+                f"case {name}: {path.parent} holds both {twin.name} and {path.name}; keep one",
                 code="case-repeated",
             )
     return files
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Go through the files of a folder and of all below it, where links lead too, but hidden ones.
+
+    Each folder once: a link may lead back.
+    """
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        folders[:] = sorted(
+            name for name in folders if place not in seen and not name.startswith(".")
+        )
+        if place not in seen:
+            yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
+        seen.add(place)

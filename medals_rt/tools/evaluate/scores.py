@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
@@ -13,6 +13,7 @@ from medals_rt.tools.evaluate.metrics import InstanceScore
 COLUMNS = (
     *("case", "kind", "label", "name", "dsc", "nsd_official", "nsd_geometry", "f1", "dsc_tp"),
     *("true_positives", "false_positives", "false_negatives", "foreground_dsc", "missing"),
+    "error",
 )
 
 
@@ -54,11 +55,23 @@ class CaseScore:
 
 
 @dataclass(frozen=True)
+class FailedCase:
+    """A case that could not be scored, and why."""
+
+    case: str
+    error: str
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Scores of all cases, and the predictions that no reference belongs to."""
+    """Scores of all cases, the predictions that no reference belongs to, and cases that failed.
+
+    No mean counts the latter two.
+    """
 
     cases: tuple[CaseScore, ...]
     without_reference: tuple[str, ...] = ()
+    failed: tuple[FailedCase, ...] = ()
 
     @property
     def axis_order_matters(self) -> bool:
@@ -96,10 +109,14 @@ class Evaluation:
             },
             "cases": [_case_to_dict(case) for case in self.cases],
             "without_reference": list(self.without_reference),
+            "failed": [asdict(each) for each in self.failed],
         }
 
     def rows(self) -> list[tuple[Any, ...]]:
-        """Return one row a label and one a case (its `label` is empty), cells as in `COLUMNS`."""
+        """Return one row a label and one a case (its `label` is empty), cells as in `COLUMNS`.
+
+        Of a case that failed there is but a row with its `error`.
+        """
         rows: list[dict[str, Any]] = []
         for case in self.cases:
             common = {"case": case.case, "kind": case.kind}
@@ -107,6 +124,7 @@ class Evaluation:
             whole = _case_to_dict(case)
             del whole["labels"], whole["notes"]
             rows.append({**whole, "label": None, "name": None})
+        rows += [asdict(each) for each in self.failed]
         return [tuple(row.get(column) for column in COLUMNS) for row in rows]
 
 

@@ -329,6 +329,21 @@ def test_classes_that_share_slices_refer_to_the_same_files(tmp_path: Path) -> No
     assert len({uid for _, uid in named}) == 3
 
 
+@pytest.mark.parametrize("ending", [".dcm", ".labelmap.dcm"])
+def test_an_empty_result_is_written_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, ending: str
+) -> None:
+    write_series(tmp_path / "a", LABELS.astype(np.int16), AFFINE)
+    path = tmp_path / f"out{ending}"
+    write_segmentation(
+        path, read_case(tmp_path / "a"), 0 * LABELS, prompts={"1": "Left lung in MR"}
+    )
+    assert caplog.messages == []
+    assert not read_labels(path).labels_dhw.any()
+    (segment,) = pydicom.dcmread(path).SegmentSequence
+    assert segment.SegmentLabel == "Left lung in MR"
+
+
 def test_a_notice_is_the_content_description(tmp_path: Path) -> None:
     notice = "trained on synthetic phantoms only; not for diagnosis, nor for anything like it"
     seg, _ = segmentation(tmp_path, lambda *_: None, notice)

@@ -45,7 +45,7 @@ def lesions() -> tuple[np.ndarray, np.ndarray]:
 
 
 def save(path: Path, **fields: object) -> Path:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True, parents=True)
     np.savez(path, **fields)
     return path
 
@@ -162,6 +162,41 @@ def test_folders(tmp_path: Path) -> None:
     assert scores.by_class("dsc")["Liver"] == pytest.approx(np.mean(livers))
 
 
+def test_folders_below_count_under_the_names_of_a_batch(tmp_path: Path) -> None:
+    for name in ("a", "later/b", "later/c"):
+        save_pair(tmp_path, name, anatomy(0), PROMPTS)
+    (tmp_path / "pred" / "later" / "c.npz").rename(tmp_path / "pred" / "c.npz")
+    (tmp_path / "gt" / "later" / "back").symlink_to(tmp_path / "gt", target_is_directory=True)
+    save_pair(tmp_path, ".hidden/d", anatomy(0), PROMPTS)
+    scores = evaluate(tmp_path / "pred", tmp_path / "gt")
+    assert [(case.case, case.missing) for case in scores.cases] == [
+        ("a", False),
+        ("later/b", False),
+        ("later/c", True),
+    ]
+    assert scores.without_reference == ("c",)
+
+
+def test_a_case_that_cannot_be_scored_leaves_the_others(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        save_pair(tmp_path, name, anatomy(0), PROMPTS)
+    save(tmp_path / "pred" / "b.npz", segs=np.zeros((3, 3, 3), np.uint8))
+    (tmp_path / "gt" / "c.npz").write_bytes(b"no archive")
+    table = tmp_path / "s.csv"
+    result = CliRunner().invoke(
+        app, ["evaluate", str(tmp_path / "pred"), str(tmp_path / "gt"), "--csv", str(table)]
+    )
+    assert result.exit_code == 1
+    first, second, last = result.stderr.splitlines()[-3:]
+    assert first.startswith("b failed: the prediction isn't on the reference's grid")
+    assert second.startswith("c failed: ")
+    assert last == "error: 2 of 3 cases could not be scored"
+    with table.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["case"] for row in rows if row["error"]] == ["b", "c"]
+    assert {row["case"] for row in rows if row["dsc"]} == {"a"}
+
+
 def test_what_cannot_be_compared(tmp_path: Path) -> None:
     _, truth = save_pair(tmp_path, "a", anatomy(0), PROMPTS)
     with raises(MissingFileError, "file-missing", "nothing"):
@@ -235,9 +270,10 @@ def test_another_place_is_refused(
     found = placed(labels, affine, tmp_path / "pred" / "abc.nii.gz")
     files = [found.parent, truth.parent] if folders else [found, truth]
     ended = CliRunner().invoke(app, ["evaluate", *map(str, files)])
-    assert (ended.exit_code, ended.stdout) == (2, "")
-    (line,) = ended.stderr.splitlines()
-    assert "case abc" in line
+    assert (ended.exit_code, ended.stdout) == (1 if folders else 2, "")
+    line, *more = ended.stderr.splitlines()
+    assert more == (["error: 1 of 1 cases could not be scored"] if folders else [])
+    assert line.startswith("abc failed" if folders else "error: case abc")
     assert words in line
     assert "--resample" in line
     ended = CliRunner().invoke(app, ["evaluate", *map(str, files), "--resample"])
