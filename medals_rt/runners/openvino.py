@@ -139,7 +139,7 @@ class OpenVINORunner(Runner):
 
     def _arranged(self, request: OpenRequest, joined: Any | None) -> Any:
         """Arrange the joined graphs, which are read if they aren't yet."""
-        model = join_graphs(request.graph_paths) if joined is None else joined
+        model = _read(request) if joined is None else joined
         return arrange(model, self.precision, chained=request.joined)
 
     def _split(
@@ -166,7 +166,7 @@ class OpenVINORunner(Runner):
         cut = None if kept is None else from_file(kept)
         models: list[Any] = []
         if cut is None:
-            cut, models = partition(join_graphs(request.graph_paths), storage, rule)
+            cut, models = partition(_read(request), storage, rule)
             if kept is not None:
                 content = to_bytes(cut)
                 notes += keep_compiled(kept, lambda: BytesIO(content))
@@ -176,7 +176,7 @@ class OpenVINORunner(Runner):
         def make(number: int) -> Any:
             """Return a segment's model; cut again where it was kept in part."""
             if not models:
-                models.extend(partition(join_graphs(request.graph_paths), storage, rule)[1])
+                models.extend(partition(_read(request), storage, rule)[1])
             return arrange(models[number], self.precision, chained=True)
 
         compiled = [
@@ -191,6 +191,16 @@ class OpenVINORunner(Runner):
         if cut.blocks:
             self.convolution = "winograd"
         return SplitModel(cut, compiled, storage, self.threads), None
+
+
+def _read(request: OpenRequest) -> Any:
+    """Read and join a request's graphs, unless others came into their place meanwhile.
+
+    What is compiled of them is kept under their hash, for later runs and other processes.
+    """
+    model = join_graphs(request.graph_paths)
+    request.check_files()
+    return model
 
 
 def _rule(
