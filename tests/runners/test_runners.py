@@ -206,15 +206,30 @@ def test_compiled_graphs_are_kept_by_content_and_arithmetic(
     assert len(blobs(tmp_path)) == 3
 
 
-def test_a_damaged_compilation_is_made_again_and_told(tiny_bundle, plans, tmp_path, monkeypatch):
+def flipped_in_the_middle(data):
+    changed = bytearray(data)
+    changed[len(data) // 2] ^= 0xFF
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "damaged", [lambda _: b"", lambda _: b"nonsense", lambda data: data[:-1], flipped_in_the_middle]
+)
+def test_a_damaged_compilation_is_made_again_and_told(
+    tiny_bundle, plans, tmp_path, monkeypatch, damaged
+):
+    """The library opens one whose weights have changed, and computes with them."""
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path))
-    open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="abc")
+    feeds = feeds_for(plans["query_decoder"], 2)
+    whole = open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="abc")
+    expected = whole.run(feeds)["adapted_queries"]
+    whole.close()
     (blob,) = blobs(tmp_path)
-    blob.write_bytes(b"nonsense")
+    blob.write_bytes(damaged(blob.read_bytes()))
     runner = open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="abc")
     (note,) = runner.notes
     assert "made again" in note
-    assert runner.run(feeds_for(plans["query_decoder"], 2))["adapted_queries"].shape == (2, 4)
+    np.testing.assert_array_equal(runner.run(feeds)["adapted_queries"], expected)
     assert open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="abc").notes == ()
 
 
