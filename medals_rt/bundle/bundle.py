@@ -126,8 +126,31 @@ class Bundle:
         return self.stage_record(stage).graphs[name]
 
     def graph_path(self, stage: StageNumber, name: GraphName) -> Path:
-        """Return the path of a graph's ONNX file."""
-        return path_inside(self.folder, self.graph(stage, name).file)
+        """Return the path of a graph's ONNX file; see `file_path`."""
+        return self.file_path(self.graph(stage, name))
+
+    def file_path(self, record: FileRecord) -> Path:
+        """Return the path of a file, which is still the one that the manifest names.
+
+        Files are read when they are first needed, and the folder may have been exchanged since the
+        bundle was opened: two models would then be mixed under the name of one. What was hashed
+        before and not written to since is not read again.
+
+        Raises
+        ------
+        BundleError
+            If it is not, or is gone (``bundle-changed``).
+        """
+        path = path_inside(self.folder, record.file)
+        found = file_sha256(path) if path.is_file() else None
+        if found != record.sha256:
+            raise BundleError(
+                f"{path} {'is gone' if found is None else f'has SHA-256 {found}'}, "
+                f"{MANIFEST_FILE} said {record.sha256} when it was opened; open the bundle again, "
+                "or export or fetch it again",
+                code="bundle-changed",
+            )
+        return path
 
     @property
     def class_embeddings(self) -> npt.NDArray[np.float32]:
@@ -150,7 +173,7 @@ class Bundle:
         record = self.manifest.sentences
         if record is None:
             return {}
-        data = path_inside(self.folder, record.file).read_bytes()
+        data = self.file_path(record).read_bytes()
         try:
             return msgspec.json.decode(data, type=dict[str, dict[str, int]])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -165,7 +188,7 @@ class Bundle:
 
         record = self.manifest.embeddings
         try:
-            tensors = load_file(path_inside(self.folder, record.file))
+            tensors = load_file(self.file_path(record))
         except SafetensorError as error:
             raise BundleError(
                 f"{record.file} is damaged: {error}; export again", code="file-damaged"

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from medals_rt.common.arrays import block_elements, label_dtype, namespace, on_all_cores
 from medals_rt.common.typing import Array, Shape
+from medals_rt.inference.largest_values import LargestValues
 from medals_rt.inference.probability_maps import as_bytes
 from medals_rt.planning.axis_tiling import Columns
 from medals_rt.planning.sliding_window import Window
@@ -97,6 +98,8 @@ class SlabAggregator:
     maps_nhwd
         ``(N, H, W, D)`` uint8 that get the probability of every class (`as_bytes`); None: nobody
         wants them.
+    largest
+        Notes each voxel's largest probability; NaN where one of its probabilities is.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class SlabAggregator:
         threshold: float,
         columns: Columns | None = None,
         maps_nhwd: Array | None = None,
+        largest: LargestValues | None = None,
     ) -> None:
         if not windows:
             raise ValueError("an image has at least one window")
@@ -129,6 +133,7 @@ class SlabAggregator:
         self._values = tuple(label_values)
         self._threshold = threshold
         self._maps = maps_nhwd
+        self._largest = LargestValues() if largest is None else largest
         self._rows = int(weights.shape[0])
         slab = (self._rows, *(block.stop - block.start for block in self._columns))
         device = weights.device
@@ -300,6 +305,7 @@ class SlabAggregator:
             before=before,
             threshold=self._threshold,
         )
+        self._largest.note(probability)
         self._labels[to] = labels
         if self._probability is not None:
             self._probability[to] = probability
@@ -335,7 +341,7 @@ def decide_labels(
     Returns
     -------
     labels, probability
-        Labels of `dtype`, and the largest probability, float32.
+        Labels of `dtype`, and the largest probability, float32: NaN where one of them is.
     """
     xp = namespace(weight_sums)
     if before is None:
@@ -345,7 +351,7 @@ def decide_labels(
         probability = class_sum / weight_sums
         label = xp.asarray(value, dtype=dtype, device=weight_sums.device)
         better = probability > best
-        best = xp.where(better, probability, best)
+        best = xp.maximum(probability, best)  # which hands NaN on, as `better` does not
         labels = xp.where(better, label, labels)
     background = xp.asarray(0, dtype=dtype, device=weight_sums.device)
     return xp.where(best >= threshold, labels, background), best

@@ -16,6 +16,7 @@ Nothing of N times the window is made but the probabilities themselves, chunk by
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -271,7 +272,8 @@ class StageNetwork:
     ) -> Self:
         """Open the graphs of stage 1 (coarse) or 2 (fine).
 
-        What every case needs is opened now, the rest when a window first needs it.
+        What every case needs is opened now, the rest when a window first needs it, from the files
+        that the bundle's manifest names and no others.
 
         Parameters
         ----------
@@ -294,7 +296,8 @@ class StageNetwork:
         Raises
         ------
         BundleError
-            If the graphs do not fit the stage's window.
+            If the graphs do not fit the stage's window, or are no longer those that the bundle was
+            opened with (``bundle-changed``; also when a graph is opened later).
         MissingDependencyError, InputError, RunnerError
             As `medals_rt.runners.selection.choose` and `open_runner` raise them.
         """
@@ -316,14 +319,19 @@ class StageNetwork:
 
         def open_chain(chain: Chain) -> Runner:
             computed, stored = arithmetic_of(chain, library.device, precision, bundle.precision)
+
+            def files() -> list[Path]:
+                return [bundle.graph_path(stage, name) for name in chain]
+
             return open_joined(
                 choice.kind,
-                [bundle.graph_path(stage, name) for name in chain],
+                files(),
                 name=f"{' + '.join(chain)} of stage {stage}",
                 precision=computed,
                 graph_precision=stored,
                 threads=threads,
                 cache_key="+".join(bundle.graph(stage, name).sha256 for name in chain),
+                check_files=files,
                 convolution=convolution,
             )
 

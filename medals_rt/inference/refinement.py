@@ -194,6 +194,7 @@ def refine(
     what: WindowPass,
     masks: MaskSource,
     go_on: Callable[[], bool] = lambda: True,
+    becomes_prompts: Callable[[Array], object] = lambda _: None,
 ) -> Iterator[Part]:
     """Run the passes of one window; yield the probabilities of the classes wanted, in parts.
 
@@ -215,6 +216,8 @@ def refine(
         pair.
     go_on
         Asked before each further pair; where it says no, what there is is the result.
+    becomes_prompts
+        Called with the probabilities that the prompts of a further pair are made of.
     """
     everything = slice(0, what.count)
     wanted = what.wanted or everything
@@ -234,6 +237,7 @@ def refine(
         if not go_on():
             yield Part(wanted, probabilities[wanted, ...])
             return
+        becomes_prompts(probabilities)
         prompts = channel_prompts(probabilities > _PROMPT_ABOVE, what.block_size)
         del probabilities
 

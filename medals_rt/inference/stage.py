@@ -12,6 +12,7 @@ from math import prod
 
 from medals_rt.common.arrays import contiguous, namespace, owned, settle
 from medals_rt.common.choices import StageName, StageNumber
+from medals_rt.common.errors import RunnerError
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.common.typing import Array, Box
@@ -24,6 +25,7 @@ from medals_rt.inference.corrections import (
     who_decides,
 )
 from medals_rt.inference.kept import Kept, digest_of
+from medals_rt.inference.largest_values import LargestValues
 from medals_rt.inference.mirroring import mirrored
 from medals_rt.inference.network import Network, PassInput
 from medals_rt.inference.refinement import MaskSource, Part, collect, refine
@@ -143,6 +145,11 @@ def run_stage(stage: StageInput) -> StageResult:
 
     What its library keeps for a next run is returned, also where the stage is canceled or fails: it
     may take more than everything else of an opened model.
+
+    Raises
+    ------
+    RunnerError
+        If the network gives what is not finite (``output-not-finite``), or its library fails.
     """
     try:
         prepared = _prepare(stage)
@@ -272,6 +279,7 @@ def _sweep(prepared: _Prepared) -> tuple[LabelMap, Array | None, _Counts]:
             plan.threshold,
             sweep.columns,
             None if maps is None else maps[sweep.classes, ...],
+            sweeper.largest,
         )
         label_map = sweeper.run(sweep, aggregator)
         del aggregator
@@ -397,6 +405,7 @@ class _Sweeper:
         self._runs = stage.plan.memory.window_runs
         self._queries = b"" if prepared.kept is None else digest_of(stage.task.queries)
         self.counts = _Counts()
+        self.largest = LargestValues()
         self._report_progress()
 
     def run(self, sweep: TileSweep, aggregator: SlabAggregator) -> LabelMap:
@@ -425,7 +434,10 @@ class _Sweeper:
             settle(self._prepared.image_hwd)  # else these seconds would be those of asking a GPU
         self._measure()
         with watch.step(f"{stage.name}: aggregate"):
-            return aggregator.result()
+            label_map = aggregator.result()
+            if not self.largest.are_finite():
+                raise _not_finite(stage)
+            return label_map
 
     def _aggregate_window(
         self, aggregator: SlabAggregator, window_pass: WindowPass, first: int
@@ -484,6 +496,7 @@ class _Sweeper:
             window_pass,
             stage.task.masks,
             lambda: self._goes_on(window_pass, self.counts.passes - before),
+            self.largest.note,
         )
         if stage.watchdog is not None:
             settle(self._prepared.image_hwd)
@@ -498,6 +511,21 @@ class _Sweeper:
         goes_on = watchdog.allows(passes_of_step(window_pass, window_pass.steps[-1]), done)
         self.counts.hastened += not goes_on
         return goes_on
+
+
+def _not_finite(stage: StageInput) -> RunnerError:
+    """Return the error that a stage's network gave NaN."""
+    info = stage.network.info
+    what_to_do = (
+        "its weights are damaged: `medals-rt verify` names the graph; export or fetch it again"
+        if info.precision == "fp32"
+        else "take --precision fp32, or export the bundle in bf16 or fp32"
+    )
+    return RunnerError(
+        f"the {stage.name} network gave values that are not finite, by {info.runner} in "
+        f"{info.precision}; {what_to_do}",
+        code="output-not-finite",
+    )
 
 
 def _shorter_passes(planned: WindowPass) -> list[WindowPass]:

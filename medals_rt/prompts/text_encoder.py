@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.bundle.manifest import path_inside
 from medals_rt.common.choices import CPU_RUNNERS, CpuRunnerKind
 from medals_rt.common.errors import BundleError, InputError, RunnerError
 from medals_rt.common.optional_deps import import_optional, missing_one_of
@@ -165,15 +164,15 @@ class TextEncoder:
                 "a class it knows; export it with --with-text-encoder for free text",
                 code="no-text-encoder",
             )
-        settings = read_settings(path_inside(bundle.folder, record.settings.file))
+        settings = read_settings(bundle.file_path(record.settings))
         if settings.dim != bundle.manifest.embeddings.dim:
             raise BundleError(
                 f"the text encoder of {bundle.name!r} gives embeddings of width {settings.dim}, "
                 f"its networks take {bundle.manifest.embeddings.dim}; export again",
                 code="text-encoder-width",
             )
-        tokenizer = open_tokenizer(path_inside(bundle.folder, record.tokenizer.file))
-        kind, graph = open_graph(path_inside(bundle.folder, record.graph.file))
+        tokenizer = open_tokenizer(bundle.file_path(record.tokenizer))
+        kind, graph = open_graph(bundle.file_path(record.graph))
         return cls(settings, tokenizer, kind, graph)
 
     def embed(self, sentences: Sequence[str], modality: str) -> Floats:

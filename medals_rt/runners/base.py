@@ -109,7 +109,9 @@ class Runner(Protocol):
 class OpenRequest:
     """What is to be opened, and how; see `medals_rt.runners.selection.open_runner`.
 
-    `graph_paths` has one path, or those of graphs that are to be joined.
+    `graph_paths` has one path, or those of graphs that are to be joined. `check_files` raises where
+    they are no longer the files that `cache_key` names: to be called between reading them and
+    keeping what was made of them under that key.
     """
 
     graph_paths: tuple[Path, ...]
@@ -118,6 +120,7 @@ class OpenRequest:
     graph_precision: Precision | None = None
     threads: int | None = None
     cache_key: str | None = None
+    check_files: Callable[[], object] = lambda: None
     cuda_graphs: bool = False
     joined: bool = False
     convolution: ConvolutionChoice = "auto"

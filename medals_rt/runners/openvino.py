@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 from typing import Any, Final
 
 from medals_rt.common.choices import (
@@ -27,17 +28,17 @@ from medals_rt.runners.base import (
     not_quantized,
     thread_limit,
 )
-from medals_rt.runners.openvino_cache import compiled_file, keep_compiled
+from medals_rt.runners.openvino_cache import compiled_file, keep_compiled, open_kept
 from medals_rt.runners.openvino_compiled import CompiledModel
 from medals_rt.runners.openvino_graphs import arrange, import_openvino, join_graphs, shared_core
 from medals_rt.runners.winograd.choice import NOTHING, WHEREVER_POSSIBLE, ConvolutionRule, rule_here
-from medals_rt.runners.winograd.cut import from_file, to_bytes
+from medals_rt.runners.winograd.cut import Cut, from_bytes, to_bytes
 from medals_rt.runners.winograd.machine_code import Storage
 from medals_rt.runners.winograd.partition import partition
 from medals_rt.runners.winograd.split_model import SplitModel
 
-# Part of a compiled graph's key: to be raised when graphs are joined or arranged differently.
-_JOINED_BY = 7
+# Part of a compiled graph's key: to be raised when graphs are joined, arranged or kept differently.
+_JOINED_BY = 8
 
 HINTS: Final[dict[Precision, str]] = {"fp32": "f32", "bf16": "bf16"}
 
@@ -98,14 +99,15 @@ class OpenVINORunner(Runner):
                 limit,
             )
         rule = NOTHING
-        notes: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = ()
         if request.joined:
-            rule, notes = _rule(request.convolution, self.precision, processor)
+            rule, self.notes = _rule(request.convolution, self.precision, processor)
         try:
             split, joined = self._split(request, config, key, rule)
             if split is None:
                 whole = CompiledModel(lambda: self._arranged(request, joined), config, key)
-                self.threads, self.notes = whole.threads, (*notes, *whole.notes)
+                self.threads = whole.threads
+                self._note(whole.notes)
                 self._model: CompiledModel | SplitModel = whole
             else:
                 self._model = split
@@ -137,9 +139,23 @@ class OpenVINORunner(Runner):
         """Let go of the compiled graph."""
         self._model.close()
 
+    def _kept_cut(self, key: tuple[object, ...]) -> tuple[Path | None, Cut | None]:
+        """Return where a cut is kept, and what is there, if it is and can be used."""
+        file, notes = compiled_file(key)
+        self._note(notes)
+        if file is None:
+            return None, None
+        content, notes = open_kept(file)
+        self._note(notes)
+        return file, None if content is None else from_bytes(content.tobytes())
+
+    def _note(self, notes: tuple[str, ...]) -> None:
+        """Add notes, each once."""
+        self.notes = tuple(dict.fromkeys((*self.notes, *notes)))
+
     def _arranged(self, request: OpenRequest, joined: Any | None) -> Any:
         """Arrange the joined graphs, which are read if they aren't yet."""
-        model = join_graphs(request.graph_paths) if joined is None else joined
+        model = _read(request) if joined is None else joined
         return arrange(model, self.precision, chained=request.joined)
 
     def _split(
@@ -162,21 +178,20 @@ class OpenVINORunner(Runner):
             return None, None
         storage: Storage = "bfloat16" if self.precision == "bf16" else "float32"
         own = None if key is None else (*key, "cut", rule)
-        kept, notes = (None, ()) if own is None else compiled_file(own)
-        cut = None if kept is None else from_file(kept)
+        kept, cut = (None, None) if own is None else self._kept_cut(own)
         models: list[Any] = []
         if cut is None:
-            cut, models = partition(join_graphs(request.graph_paths), storage, rule)
+            cut, models = partition(_read(request), storage, rule)
             if kept is not None:
-                content = to_bytes(cut)
-                notes += keep_compiled(kept, lambda: BytesIO(content))
+                described = to_bytes(cut)
+                self._note(keep_compiled(kept, lambda: BytesIO(described)))
         if not cut.blocks and not cut.sweeps:
             return None, next(iter(models), None)
 
         def make(number: int) -> Any:
             """Return a segment's model; cut again where it was kept in part."""
             if not models:
-                models.extend(partition(join_graphs(request.graph_paths), storage, rule)[1])
+                models.extend(partition(_read(request), storage, rule)[1])
             return arrange(models[number], self.precision, chained=True)
 
         compiled = [
@@ -187,10 +202,21 @@ class OpenVINORunner(Runner):
         ]
         opened = [each for each in compiled if each is not None]
         self.threads = opened[0].threads
-        self.notes = tuple(dict.fromkeys((*notes, *(n for each in opened for n in each.notes))))
+        for each in opened:
+            self._note(each.notes)
         if cut.blocks:
             self.convolution = "winograd"
         return SplitModel(cut, compiled, storage, self.threads), None
+
+
+def _read(request: OpenRequest) -> Any:
+    """Read and join a request's graphs, unless others came into their place meanwhile.
+
+    What is compiled of them is kept under their hash, for later runs and other processes.
+    """
+    model = join_graphs(request.graph_paths)
+    request.check_files()
+    return model
 
 
 def _rule(

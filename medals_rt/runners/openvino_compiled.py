@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from medals_rt.common.cache_dir import mark_used
 from medals_rt.common.interruption import run_interruptibly
 from medals_rt.common.typing import Array
 from medals_rt.runners.base import TensorSpec
-from medals_rt.runners.openvino_cache import compiled_file, keep_compiled
+from medals_rt.runners.openvino_cache import compiled_file, keep_compiled, made_again, open_kept
 from medals_rt.runners.openvino_graphs import import_openvino, port_name, shared_core
 
 _DTYPES = {
@@ -121,19 +120,18 @@ class CompiledModel:
     def _reopened(self, core: Any, kept: Path, config: Mapping[str, Any]) -> Any | None:
         """Open a compiled form that an earlier process left; None where there is none that fits.
 
-        The file is mapped, not read: its pages are shared with the system's cache. The library
-        reads weights from there whenever it runs, so the mapping lives as long as the model.
+        The library reads weights from the mapped file whenever it runs, so the mapping lives as
+        long as the model.
         """
-        if not kept.is_file():
+        content, self.notes = open_kept(kept)
+        if content is None:
             return None
         try:
-            content = np.memmap(kept, np.uint8, mode="c")
             tensor = self._library.Tensor(content, shared_memory=True)
             compiled = core.import_model(tensor, "CPU", config)
-        except (OSError, ValueError, RuntimeError) as error:
-            self.notes = (f"a compiled graph could not be used and was made again: {error}",)
+        except (ValueError, RuntimeError) as error:
+            self.notes = made_again(error)
             return None
-        mark_used(kept)
         self._mapped = tensor, content
         return compiled
 

@@ -1,6 +1,6 @@
 """Choosing an inference library and opening graphs in it; all is read from the registry."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -138,6 +138,7 @@ def open_joined(
     graph_precision: Precision | None = None,
     threads: int | None = None,
     cache_key: str | None = None,
+    check_files: Callable[[], object] = lambda: None,
     convolution: ConvolutionChoice = "auto",
 ) -> Runner:
     """Open several graphs that run in a row as one graph.
@@ -154,6 +155,8 @@ def open_joined(
         ONNX files, in the order in which they run.
     name, precision, graph_precision, threads, cache_key
         As for `open_runner`.
+    check_files
+        As of an `OpenRequest`.
     convolution
         How OpenVINO's large convolutions are computed.
     """
@@ -168,6 +171,7 @@ def open_joined(
         graph_precision=graph_precision,
         threads=threads,
         cache_key=cache_key,
+        check_files=check_files,
         joined=True,
         convolution=convolution,
     )

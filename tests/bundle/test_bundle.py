@@ -201,6 +201,29 @@ def test_wrong_size_and_missing_file_need_no_hash(folder):
         Bundle.open(folder, verify=False)
 
 
+def test_files_that_changed_since_it_was_opened_are_refused(folder):
+    bundle, untouched = Bundle.open(folder), Bundle.open(folder, verify=False)
+    (folder / "fine/refiner.onnx").write_bytes(b"fine REFINER")
+    for opened in (bundle, untouched):
+        with raises(
+            BundleError, "bundle-changed", "refiner.onnx", opened.graph(2, "refiner").sha256
+        ):
+            opened.graph_path(2, "refiner")
+    assert bundle.graph_path(1, "refiner").read_bytes() == b"coarse refiner"
+    (folder / "fine/refiner.onnx").unlink()
+    with raises(BundleError, "bundle-changed", "is gone"):
+        bundle.graph_path(2, "refiner")
+    for file, member in (
+        ("sentences.json", "sentence_rows"),
+        ("embeddings.safetensors", "class_embeddings"),
+    ):
+        data = (folder / file).read_bytes()
+        (folder / file).write_bytes(data[:-1] + b" ")
+        with raises(BundleError, "bundle-changed", file):
+            getattr(bundle, member)
+        (folder / file).write_bytes(data)
+
+
 @pytest.mark.parametrize(
     "file", ["../out", "a/../../out", "/etc/hostname", "C:/x", "a\\b", "", "a\0b"]
 )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from medals_rt.common.arrays import to_host
 from medals_rt.inference.aggregation import LabelMap, SlabAggregator, empty_label_map
+from medals_rt.inference.largest_values import LargestValues
 from medals_rt.planning.memory import TileSweep, slab_bytes
 from medals_rt.planning.sliding_window import Window, gaussian_weights, padded_shape, plan_windows
 
@@ -295,6 +296,24 @@ def test_windows_left_out_of_one_block_are_uncovered_there_only() -> None:
     assert not label_map.uncovered_hwd[:, :8].any()
     assert label_map.uncovered_hwd[:, 8:].all()
     np.testing.assert_array_equal(label_map.labels_hwd, np.where(label_map.uncovered_hwd, 0, 5))
+
+
+def test_one_probability_that_is_nan_shows(xp: Any) -> None:
+    """Of a class that is not the most probable, at a voxel of which another window is finite."""
+    shape = (12, 8, 4)
+    windows = plan_windows(shape, WINDOW)
+    for amiss, expected in ((np.nan, False), (0.1, True)):
+        weights, largest = gaussian_weights(WINDOW, xp), LargestValues()
+        nothing = empty_label_map(shape, (1, 2), weights, keep_probability=False)
+        slabs = SlabAggregator(windows, (1, 2), weights, nothing, HALF, largest=largest)
+        for number, window in enumerate(windows):
+            probabilities = np.full((2, *WINDOW), 0.9, np.float32)
+            if number == 0:
+                probabilities[1, 5, 4, 3] = amiss
+            slabs.begin(window)
+            slabs.add(slice(0, 2), xp.asarray(probabilities))
+        slabs.result()
+        assert largest.are_finite() == expected
 
 
 def test_windows_out_of_turn_or_missing_are_refused() -> None:

@@ -1,5 +1,7 @@
 """A stage's network put together from graphs, against the PyTorch network in one piece."""
 
+import shutil
+
 import msgspec
 import numpy as np
 import pytest
@@ -136,6 +138,20 @@ def test_graphs_are_opened_when_they_are_needed(tiny_bundle):
         assert opened(network) > {"refiner_4"}
         network.prepare(17, prompted=True)
         assert opened(network) > {"fusion"}
+
+
+@pytest.mark.parametrize("runner", ["openvino", "onnxruntime"])
+def test_a_bundle_exchanged_meanwhile_is_refused(tiny_bundle, tmp_path, monkeypatch, runner):
+    """Another model would run under this one's name, and be kept under it for later processes."""
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path / "cache"))
+    folder = shutil.copytree(tiny_bundle.folder, tmp_path / "bundle")
+    with StageNetwork.open(Bundle.open(folder), 2, runner=runner) as network:
+        kept = set((tmp_path / "cache").rglob("*.blob"))
+        shutil.copy(folder / "fine/refiner_2.onnx", folder / "fine/refiner_4.onnx")
+        with raises(BundleError, "bundle-changed", "refiner_4.onnx"):
+            network.prepare(3, prompted=True)
+        assert set((tmp_path / "cache").rglob("*.blob")) == kept
+        network.prepare(2, prompted=True)
 
 
 def test_runners_of_any_origin_make_a_network(tiny_bundle):

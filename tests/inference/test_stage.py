@@ -14,6 +14,7 @@ import pytest
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.arrays import namespace, to_host
 from medals_rt.common.choices import Refinement
+from medals_rt.common.errors import RunnerError
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Step, Stopwatch
 from medals_rt.inference import stage
@@ -27,6 +28,7 @@ from medals_rt.planning.policy import load_policy
 from medals_rt.planning.stage_plan import CaseSetup, StagePlan, outline_groups, stage_plans
 from medals_rt.planning.time_budget import QUALITY_LEVELS, Budget, Watchdog
 from medals_rt.prompts.classes import by_exact_name
+from tests.errors import raises
 
 FINE = StageSpec(2, (16, 12, 8), (1.0, 1.0, 1.0))
 SHAPE_HWD = (21, 27, 19)
@@ -150,6 +152,36 @@ def test_blocks_and_groups_give_the_stage_in_one_piece(
         runs = cut.memory.window_runs
         assert told == [(done, runs) for done in range(runs + 1)]
         assert expected.passes < found.passes <= cut.passes
+
+
+class Overflowing(Formula):
+    """Gives NaN for some classes in one pass, wherever a norm spreads it."""
+
+    info = SimpleNamespace(runner="tensorrt", precision="fp16")
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def predict(self, one: PassInput) -> Iterator[tuple[slice, Any]]:
+        for chunk, found in super().predict(one):
+            overflows = self.log.count("pass") == self.number and chunk.start <= one.wanted.start
+            yield chunk, found * float("nan") if overflows else found
+
+
+@pytest.mark.parametrize("limit", [PLENTY, LEAST])
+@pytest.mark.parametrize(("mode", "names"), [("masked", LESIONS), ("none", ANATOMY)])
+def test_what_is_not_finite_is_no_scan_that_shows_nothing(
+    xp: Any, mode: Refinement, names: tuple[str, ...], limit: int
+) -> None:
+    """In whichever pass: the first ones of lesions are prompts of the next, and no more."""
+    planned = planned_stage(limit, mode, names)
+    passes = run(planned, xp, [])[0].passes
+    for number in (1, 2, 3, passes // 2, passes):
+        network = Overflowing(number)
+        with raises(RunnerError, "output-not-finite", "fine", "tensorrt", "fp16"):
+            run(planned, xp, [], network=network)
+        assert network.log[-1] == "release"
 
 
 def test_a_card_is_waited_for_inside_the_step_that_it_works_for(

@@ -1,10 +1,12 @@
 """Free text: sentences that no bank knows, embedded at run time without torch and transformers."""
 
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -41,6 +43,16 @@ def reference(text_sources):
 @pytest.fixture
 def copy(text_bundle, tmp_path):
     return shutil.copytree(text_bundle.folder, tmp_path / "copy")
+
+
+def recorded(folder, bundle, member, data):
+    """The bundle's copy with other content in a file of its text encoder, and the record of it."""
+    records = bundle.manifest.text_encoder
+    record = getattr(records, member)
+    (folder / record.file).write_bytes(data)
+    changed = msgspec.structs.replace(record, sha256=hashlib.sha256(data).hexdigest())
+    records = msgspec.structs.replace(records, **{member: changed})
+    return Bundle(folder, msgspec.structs.replace(bundle.manifest, text_encoder=records))
 
 
 @pytest.mark.parametrize("modality", ["CT", "Microscopy"])
@@ -181,19 +193,18 @@ def test_libraries_that_are_missing(text_bundle, monkeypatch):
     ],
 )
 def test_damaged_files_are_reported(text_bundle, copy, member, data, error, code):
-    record = getattr(text_bundle.manifest.text_encoder, member)
-    (copy / record.file).write_bytes(data)
-    with raises(error, code, record.file):
+    file = getattr(text_bundle.manifest.text_encoder, member).file
+    with raises(error, code, file):
+        TextEncoder.open(recorded(copy, text_bundle, member, data))
+    with raises(BundleError, "bundle-changed", file):
         TextEncoder.open(Bundle(copy, text_bundle.manifest))
 
 
 def test_an_encoder_of_another_width_is_refused(text_bundle, copy):
     file = copy / "text_encoder/settings.json"
-    file.write_text(
-        json.dumps({**json.loads(file.read_text(encoding="utf-8")), "dim": 99}), encoding="utf-8"
-    )
+    wider = json.dumps({**json.loads(file.read_bytes()), "dim": 99}).encode()
     with raises(BundleError, "text-encoder-width", 99, 24):
-        TextEncoder.open(Bundle(copy, text_bundle.manifest))
+        TextEncoder.open(recorded(copy, text_bundle, "settings", wider))
 
 
 def run(bundle, folder, *words):

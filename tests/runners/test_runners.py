@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from medals_export.graph_plans import graph_plans
 from medals_export.verify import relative_error
 from medals_rt.common.cores import usable_cores
-from medals_rt.common.errors import InputError, MissingFileError, RunnerError
+from medals_rt.common.errors import BundleError, InputError, MissingFileError, RunnerError
 from medals_rt.common.subprocesses import run_python
 from medals_rt.runners.selection import open_joined, open_runner
 from tests.bundles import tiny_checkpoint
@@ -206,16 +206,52 @@ def test_compiled_graphs_are_kept_by_content_and_arithmetic(
     assert len(blobs(tmp_path)) == 3
 
 
-def test_a_damaged_compilation_is_made_again_and_told(tiny_bundle, plans, tmp_path, monkeypatch):
+def flipped_in_the_middle(data):
+    changed = bytearray(data)
+    changed[len(data) // 2] ^= 0xFF
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "damaged", [lambda _: b"", lambda _: b"nonsense", lambda data: data[:-1], flipped_in_the_middle]
+)
+def test_a_damaged_compilation_is_made_again_and_told(
+    tiny_bundle, plans, tmp_path, monkeypatch, damaged
+):
+    """The library opens one whose weights have changed, and computes with them."""
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path))
-    open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="abc")
+    feeds = feeds_for(plans["query_decoder"], 2)
+    whole = open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="abc")
+    expected = whole.run(feeds)["adapted_queries"]
+    whole.close()
     (blob,) = blobs(tmp_path)
-    blob.write_bytes(b"nonsense")
+    blob.write_bytes(damaged(blob.read_bytes()))
     runner = open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="abc")
     (note,) = runner.notes
     assert "made again" in note
-    assert runner.run(feeds_for(plans["query_decoder"], 2))["adapted_queries"].shape == (2, 4)
+    np.testing.assert_array_equal(runner.run(feeds)["adapted_queries"], expected)
     assert open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="abc").notes == ()
+
+
+@pytest.mark.parametrize("convolution", ["direct", "auto"])
+def test_graphs_exchanged_while_they_are_read_are_not_kept(
+    tiny_bundle, tmp_path, monkeypatch, convolution
+):
+    monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path))
+
+    def check_files():
+        raise BundleError("exchanged", code="bundle-changed")
+
+    with raises(BundleError, "bundle-changed"):
+        open_joined(
+            "openvino",
+            [tiny_bundle.graph_path(2, "refiner")],
+            name="x",
+            cache_key="abc",
+            check_files=check_files,
+            convolution=convolution,
+        )
+    assert blobs(tmp_path) == []
 
 
 def test_only_the_last_used_compilations_are_kept(tiny_bundle, tmp_path, monkeypatch):

@@ -12,15 +12,14 @@ volume, but only a few rows of it for a few rows of its result, is a *sweep* beh
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
-_METADATA: Final = "cut"
+_FORM: Final = "cut"
 
 
 @dataclass(frozen=True)
@@ -231,21 +230,21 @@ def to_bytes(cut: Cut) -> bytes:
         list(cut.handed),
         list(cut.outputs),
     )
-    return save(arrays, {_METADATA: msgspec.json.encode(form).decode()})
+    arrays[_FORM] = np.frombuffer(msgspec.json.encode(form), np.uint8)
+    return save(arrays)
 
 
-def from_file(file: Path) -> Cut | None:
-    """Read a description; None where there is none, or none that can be read."""
+def from_bytes(content: bytes) -> Cut | None:
+    """Read a description; None where it can't be read."""
     try:
-        with safe_open(file, framework="numpy") as opened:
-            form = msgspec.json.decode(opened.metadata()[_METADATA], type=_CutForm)
-            arrays: dict[str | None, Any] = {
-                name: opened.get_tensor(name)
-                for name in opened.keys()  # noqa: SIM118 - it is no mapping
-            }
-    except (OSError, SafetensorError, msgspec.MsgspecError, KeyError, TypeError):
+        arrays: dict[str, Any] = load(content)
+        form = msgspec.json.decode(arrays[_FORM].tobytes(), type=_CutForm)
+    except (SafetensorError, msgspec.MsgspecError, KeyError):
         return None
-    arrays[None] = None
+
+    def if_any(name: str | None) -> Any:
+        return None if name is None else arrays[name]
+
     blocks = tuple(
         Block(
             tuple(
@@ -253,10 +252,10 @@ def from_file(file: Path) -> Cut | None:
                 for term in block.terms
             ),
             block.values,
-            arrays[block.bias],
+            if_any(block.bias),
             block.eps,
-            arrays[block.scale],
-            arrays[block.shift],
+            if_any(block.scale),
+            if_any(block.shift),
             block.slope,
             tuple(block.pools),
         )

@@ -1,7 +1,5 @@
 """Descriptions that are kept on disk."""
 
-from pathlib import Path
-
 import numpy as np
 
 from medals_rt.runners.winograd.cut import (
@@ -12,12 +10,12 @@ from medals_rt.runners.winograd.cut import (
     Pool,
     Sweep,
     Term,
-    from_file,
+    from_bytes,
     to_bytes,
 )
 
 
-def test_a_description_comes_back(tmp_path: Path) -> None:
+def test_a_description_comes_back() -> None:
     weights = np.arange(2 * 27, dtype=np.float32).reshape(2, 1, 3, 3, 3)
     terms = (Term(0, weights), Term("x", "w"))
     cut = Cut(
@@ -40,9 +38,7 @@ def test_a_description_comes_back(tmp_path: Path) -> None:
         (Handed("features", 1, (1, 4, 4, 8, 2)),),
         ("probabilities",),
     )
-    file = tmp_path / "cut"
-    file.write_bytes(to_bytes(cut))
-    found = from_file(file)
+    found = from_bytes(to_bytes(cut))
     assert found is not None
     assert (found.reads, found.computes, found.outputs) == (cut.reads, cut.computes, cut.outputs)
     assert (found.sweeps, found.handed) == (cut.sweeps, cut.handed)
@@ -54,16 +50,11 @@ def test_a_description_comes_back(tmp_path: Path) -> None:
     assert found.blocks[1].terms[1] == Term("x", "w")
 
 
-def test_a_model_left_whole_comes_back(tmp_path: Path) -> None:
-    file = tmp_path / "cut"
-    file.write_bytes(to_bytes(WHOLE))
-    assert from_file(file) == WHOLE
+def test_a_model_left_whole_comes_back() -> None:
+    assert from_bytes(to_bytes(WHOLE)) == WHOLE
 
 
-def test_what_cannot_be_read_is_made_again(tmp_path: Path) -> None:
-    assert from_file(tmp_path / "absent") is None
-    file = tmp_path / "cut"
+def test_what_cannot_be_read_is_made_again() -> None:
     content = to_bytes(WHOLE)
     for damaged in (b"", b"not a file", content[:-1], content.replace(b"cut", b"tuc")):
-        file.write_bytes(damaged)
-        assert from_file(file) is None
+        assert from_bytes(damaged) is None

@@ -61,11 +61,17 @@ def test_it_opens_from_the_cache_and_a_damaged_one(
     files = sorted((tmp_path / "openvino").glob("*.blob"), key=lambda file: file.stat().st_size)
     assert len(files) > 3
     for file in files:
-        kept = file.read_bytes()
         file.write_bytes(b"damaged")
-        found, _ = predicted("winograd", 3, prompted=False)
+        found, info = predicted("winograd", 3, prompted=False)
         np.testing.assert_array_equal(found, expected)
+        assert ["made again" in note for note in info.notes] == [True]
+    for file in files:
+        kept = bytearray(file.read_bytes())
+        kept[len(kept) // 2] ^= 0xFF
         file.write_bytes(kept)
+    found, info = predicted("winograd", 3, prompted=False)
+    np.testing.assert_array_equal(found, expected)
+    assert ["made again" in note for note in info.notes] == [True]
 
 
 def test_auto_follows_the_rule_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
