@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from medals_rt.common.errors import ExportError, MissingFileError
 
 Shape3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]
+T = TypeVar("T")
 
 RELEASED_HEADS = 8
 _REMARKS = ("config", SPACING_ENTRY)
@@ -67,7 +68,8 @@ def load_checkpoint(
     `config` and `spacing_hwd_mm` (those that this package trains have them), else from the shapes
     of the weights and from the file's name in the manner of the released ones
     (`..._crop_size_H_W_D_spacing_a_b_c_step_N.pth`), last of all from `otherwise`, the stage of a
-    bundle that the checkpoint is compared with. The number of attention heads is in none of these:
+    bundle that the checkpoint is compared with. What arguments, content and name say of one thing
+    must agree. The number of attention heads is in none of these:
     it is then the released 8.
 
     Raises
@@ -86,22 +88,28 @@ def load_checkpoint(
     named_window, named_spacing = parse_released_name(file.name)
     if config is None and isinstance(data.get("config"), dict):
         config = ModelConfig.from_dict(data["config"])
+    window = _stated(
+        file.name,
+        "window",
+        given=window_hwd,
+        content=None if config is None else config.window_hwd,
+        name=named_window,
+    ) or (None if otherwise is None else otherwise.window_hwd)
+    spacing = _stated(
+        file.name,
+        "spacing",
+        given=spacing_hwd_mm,
+        content=_stored_spacing(data),
+        name=named_spacing,
+    ) or (None if otherwise is None else otherwise.spacing_hwd_mm)
+    if window is None:
+        raise ExportError(
+            f"{file.name} does not say its window (no 'config' in it, no 'crop_size_H_W_D' in "
+            "its name): name the file so, or give window_hwd (--stage1-window, --stage2-window)",
+            code="checkpoint-without-window",
+        )
     if config is None:
-        window = window_hwd or named_window or (None if otherwise is None else otherwise.window_hwd)
-        if window is None:
-            raise ExportError(
-                f"{file.name} does not say its window (no 'config' in it, no 'crop_size_H_W_D' in "
-                "its name): name the file so, or give window_hwd (--stage1-window, "
-                "--stage2-window)",
-                code="checkpoint-without-window",
-            )
         config = infer_config(state, window, heads=heads or RELEASED_HEADS)
-    stored_spacing = _stored_spacing(data)
-    _refuse_contradiction(file.name, "window", window_hwd, config.window_hwd)
-    _refuse_contradiction(file.name, "spacing", spacing_hwd_mm, stored_spacing)
-    spacing = spacing_hwd_mm or stored_spacing or named_spacing
-    if spacing is None and otherwise is not None:
-        spacing = otherwise.spacing_hwd_mm
     if spacing is None:
         raise ExportError(
             f"{file.name} does not say its spacing (no 'spacing_hwd_mm' in it, no "
@@ -113,15 +121,26 @@ def load_checkpoint(
     return Checkpoint(model, spacing, SourceRecord(file=file.name, sha256=file_sha256(file)))
 
 
-def _refuse_contradiction(
-    name: str, what: str, given: tuple[float, ...] | None, stored: tuple[float, ...] | None
-) -> None:
-    if given is not None and stored is not None and tuple(given) != tuple(stored):
+def _stated(
+    file: str, what: str, *, given: T | None, content: T | None, name: T | None
+) -> T | None:
+    """Return what the caller, a checkpoint's content and its name say; None where none does.
+
+    Raises
+    ------
+    ExportError
+        If two of them differ.
+    """
+    told = {"the options": given, "its content": content, "its name": name}
+    known = {source: value for source, value in told.items() if value is not None}
+    if len(set(known.values())) > 1:
+        listed = ", ".join(f"{value} by {source}" for source, value in known.items())
         raise ExportError(
-            f"{name} says itself that its {what} is {stored}, not {given}; leave that out, or name "
-            "another file",
+            f"the {what} of {file} is {listed}; leave out or rename what is wrong, or name another "
+            "file",
             code=f"{what}-contradiction",
         )
+    return next(iter(known.values()), None)
 
 
 def save_checkpoint(

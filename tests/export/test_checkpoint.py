@@ -121,17 +121,41 @@ def test_what_is_unknown_is_asked_for(tmp_path):
     assert same_weights(loaded.model)
 
 
-def test_what_is_stated_twice_must_agree(tmp_path):
-    path = tmp_path / "trained.pth"
-    save_checkpoint(path, tiny_checkpoint(2).model, SPACING)
-    assert load_checkpoint(path, window_hwd=(16, 16, 16), spacing_hwd_mm=SPACING).spacing_hwd_mm
-    for given, code in (
-        ({"window_hwd": (16, 16, 8)}, "window-contradiction"),
-        ({"spacing_hwd_mm": (1.0, 1.0, 1.0)}, "spacing-contradiction"),
-    ):
-        with pytest.raises(ExportError) as caught:
-            load_checkpoint(path, **given)
-        assert caught.value.code == code
+NAMED = "crop_size_16_16_16_spacing_2.0_2.0_3.0.pth"
+
+
+@pytest.mark.parametrize(
+    ("said", "given"),
+    [(NAMED, {}), ("a.pth", {"window_hwd": (16, 16, 16), "spacing_hwd_mm": SPACING})],
+)
+def test_the_same_may_be_stated_twice(tmp_path, said, given):
+    save_checkpoint(tmp_path / said, tiny_checkpoint(2).model, SPACING)
+    assert load_checkpoint(tmp_path / said, **given).spacing_hwd_mm == SPACING
+
+
+@pytest.mark.parametrize(
+    ("said", "given", "what"),
+    [
+        ("a.pth", {"window_hwd": (16, 16, 8)}, "window"),
+        ("a.pth", {"spacing_hwd_mm": (1.0, 1.0, 1.0)}, "spacing"),
+        ("crop_size_16_16_8_spacing_2.0_2.0_3.0.pth", {}, "window"),
+        ("crop_size_16_16_16_spacing_1.0_1.0_1.0.pth", {}, "spacing"),
+    ],
+)
+def test_name_and_options_must_agree_with_the_content(tmp_path, said, given, what):
+    save_checkpoint(tmp_path / said, tiny_checkpoint(2).model, SPACING)
+    with raises(ExportError, f"{what}-contradiction", said):
+        load_checkpoint(tmp_path / said, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [({"window_hwd": (16, 16, 8)}, "window"), ({"spacing_hwd_mm": (1.0, 1.0, 1.0)}, "spacing")],
+)
+def test_options_must_agree_with_the_name(tmp_path, given, what):
+    torch.save({"model_state_dict": released_state()}, tmp_path / NAMED)
+    with raises(ExportError, f"{what}-contradiction", NAMED):
+        load_checkpoint(tmp_path / NAMED, **given, heads=4)
 
 
 def test_a_stage_says_what_nothing_else_says(tmp_path):
