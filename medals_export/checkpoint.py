@@ -25,6 +25,10 @@ Spacing3 = tuple[float, float, float]
 T = TypeVar("T")
 
 RELEASED_HEADS = 8
+_HEADS_ASSUMED = (
+    f"{RELEASED_HEADS} attention heads are assumed, as the released networks have; weights don't "
+    "tell: if it has others, export with --stage1-heads or --stage2-heads"
+)
 _REMARKS = ("config", SPACING_ENTRY)
 _DEEP_SUPERVISION = re.compile("mid_mask_embed_proj")
 _WRAPPED = re.compile(r"(?:(?:module|_orig_mod)\.)+")  # by DataParallel, by torch.compile
@@ -46,11 +50,14 @@ class Checkpoint:
         The spacing that it was trained for.
     source
         File name and SHA-256 of the checkpoint, for the manifest.
+    remarks
+        What had to be assumed of it, in sentences for the user.
     """
 
     model: MedalS
     spacing_hwd_mm: Spacing3
     source: SourceRecord
+    remarks: tuple[str, ...] = ()
 
 
 def load_checkpoint(
@@ -69,8 +76,8 @@ def load_checkpoint(
     of the weights and from the file's name in the manner of the released ones
     (`..._crop_size_H_W_D_spacing_a_b_c_step_N.pth`), last of all from `otherwise`, the stage of a
     bundle that the checkpoint is compared with. What arguments, content and name say of one thing
-    must agree. The number of attention heads is in none of these:
-    it is then the released 8.
+    must agree. The number of attention heads is neither in shapes nor in names: where nothing else
+    says it the released 8 are assumed, with a remark.
 
     Raises
     ------
@@ -102,6 +109,13 @@ def load_checkpoint(
         content=_stored_spacing(data),
         name=named_spacing,
     ) or (None if otherwise is None else otherwise.spacing_hwd_mm)
+    known_heads = _stated(
+        file.name,
+        "heads",
+        given=heads,
+        content=None if config is None else config.heads,
+        name=None,
+    )
     if window is None:
         raise ExportError(
             f"{file.name} does not say its window (no 'config' in it, no 'crop_size_H_W_D' in "
@@ -109,7 +123,7 @@ def load_checkpoint(
             code="checkpoint-without-window",
         )
     if config is None:
-        config = infer_config(state, window, heads=heads or RELEASED_HEADS)
+        config = infer_config(state, window, heads=known_heads or RELEASED_HEADS)
     if spacing is None:
         raise ExportError(
             f"{file.name} does not say its spacing (no 'spacing_hwd_mm' in it, no "
@@ -118,7 +132,9 @@ def load_checkpoint(
             code="checkpoint-without-spacing",
         )
     model = build_model(config, state, file.name)
-    return Checkpoint(model, spacing, SourceRecord(file=file.name, sha256=file_sha256(file)))
+    remarks = () if known_heads is not None else (f"{file.name}: {_HEADS_ASSUMED}",)
+    source = SourceRecord(file=file.name, sha256=file_sha256(file))
+    return Checkpoint(model, spacing, source, remarks)
 
 
 def _stated(

@@ -1,5 +1,6 @@
 """Loading checkpoints: every key accounted for, nothing run, nothing guessed in silence."""
 
+import dataclasses
 import json
 import pickle
 
@@ -16,6 +17,7 @@ from medals_export.checkpoint import (
     save_checkpoint,
 )
 from medals_export.model import MedalS, ModelConfig
+from medals_export.torch_reference import TorchReference
 from medals_rt.bundle.manifest import file_sha256
 from medals_rt.bundle.released import parse_released_name
 from medals_rt.bundle.stage_spec import StageSpec
@@ -156,6 +158,24 @@ def test_options_must_agree_with_the_name(tmp_path, given, what):
     torch.save({"model_state_dict": released_state()}, tmp_path / NAMED)
     with raises(ExportError, f"{what}-contradiction", NAMED):
         load_checkpoint(tmp_path / NAMED, **given, heads=4)
+
+
+def test_heads_that_nothing_says_are_assumed_with_a_remark(tmp_path):
+    torch.save({"model_state_dict": released_state()}, tmp_path / NAMED)
+    assumed = load_checkpoint(tmp_path / NAMED)
+    assert assumed.model.config.heads == 8
+    (remark,) = assumed.remarks
+    assert "8 attention heads are assumed" in remark
+    assert load_checkpoint(tmp_path / NAMED, heads=4).remarks == ()
+    saved = save_checkpoint(tmp_path / "saved.pth", tiny_checkpoint(2).model, SPACING)
+    assert load_checkpoint(tmp_path / "saved.pth").remarks == saved.remarks == ()
+    with raises(ExportError, "heads-contradiction"):
+        load_checkpoint(tmp_path / "saved.pth", heads=8)
+
+
+def test_a_reference_says_what_was_assumed(tiny_bundle):
+    coarse = dataclasses.replace(tiny_checkpoint(1), remarks=("assumed",))
+    assert "assumed" in TorchReference(tiny_bundle, coarse, tiny_checkpoint(2)).notes
 
 
 def test_a_stage_says_what_nothing_else_says(tmp_path):
