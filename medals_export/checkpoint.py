@@ -5,10 +5,10 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,10 +22,18 @@ from medals_rt.common.errors import ExportError, MissingFileError
 
 Shape3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]
+T = TypeVar("T")
 
 RELEASED_HEADS = 8
+_HEADS_ASSUMED = (
+    f"{RELEASED_HEADS} attention heads are assumed, as the released networks have; weights don't "
+    "tell: if it has others, export with --stage1-heads or --stage2-heads"
+)
 _REMARKS = ("config", SPACING_ENTRY)
-_DEEP_SUPERVISION = "mid_mask_embed_proj"
+_DEEP_SUPERVISION = re.compile("mid_mask_embed_proj")
+_WRAPPED = re.compile(r"(?:(?:module|_orig_mod)\.)+")  # by DataParallel, by torch.compile
+_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MOST_LISTED = 10
 # a released convolution block stores its weights twice: by name, and in the sequence it runs
 _TWINS = (("all_modules.0.", "conv."), ("all_modules.1.", "norm."))
 
@@ -42,11 +50,14 @@ class Checkpoint:
         The spacing that it was trained for.
     source
         File name and SHA-256 of the checkpoint, for the manifest.
+    remarks
+        What had to be assumed of it, in sentences for the user.
     """
 
     model: MedalS
     spacing_hwd_mm: Spacing3
     source: SourceRecord
+    remarks: tuple[str, ...] = ()
 
 
 def load_checkpoint(
@@ -64,8 +75,9 @@ def load_checkpoint(
     `config` and `spacing_hwd_mm` (those that this package trains have them), else from the shapes
     of the weights and from the file's name in the manner of the released ones
     (`..._crop_size_H_W_D_spacing_a_b_c_step_N.pth`), last of all from `otherwise`, the stage of a
-    bundle that the checkpoint is compared with. The number of attention heads is in none of these:
-    it is then the released 8.
+    bundle that the checkpoint is compared with. What arguments, content and name say of one thing
+    must agree. The number of attention heads is neither in shapes nor in names: where nothing else
+    says it the released 8 are assumed, with a remark.
 
     Raises
     ------
@@ -83,22 +95,35 @@ def load_checkpoint(
     named_window, named_spacing = parse_released_name(file.name)
     if config is None and isinstance(data.get("config"), dict):
         config = ModelConfig.from_dict(data["config"])
+    window = _stated(
+        file.name,
+        "window",
+        given=window_hwd,
+        content=None if config is None else config.window_hwd,
+        name=named_window,
+    ) or (None if otherwise is None else otherwise.window_hwd)
+    spacing = _stated(
+        file.name,
+        "spacing",
+        given=spacing_hwd_mm,
+        content=_stored_spacing(data),
+        name=named_spacing,
+    ) or (None if otherwise is None else otherwise.spacing_hwd_mm)
+    known_heads = _stated(
+        file.name,
+        "heads",
+        given=heads,
+        content=None if config is None else config.heads,
+        name=None,
+    )
+    if window is None:
+        raise ExportError(
+            f"{file.name} does not say its window (no 'config' in it, no 'crop_size_H_W_D' in "
+            "its name): name the file so, or give window_hwd (--stage1-window, --stage2-window)",
+            code="checkpoint-without-window",
+        )
     if config is None:
-        window = window_hwd or named_window or (None if otherwise is None else otherwise.window_hwd)
-        if window is None:
-            raise ExportError(
-                f"{file.name} does not say its window (no 'config' in it, no 'crop_size_H_W_D' in "
-                "its name): name the file so, or give window_hwd (--stage1-window, "
-                "--stage2-window)",
-                code="checkpoint-without-window",
-            )
-        config = infer_config(state, window, heads=heads or RELEASED_HEADS)
-    stored_spacing = _stored_spacing(data)
-    _refuse_contradiction(file.name, "window", window_hwd, config.window_hwd)
-    _refuse_contradiction(file.name, "spacing", spacing_hwd_mm, stored_spacing)
-    spacing = spacing_hwd_mm or stored_spacing or named_spacing
-    if spacing is None and otherwise is not None:
-        spacing = otherwise.spacing_hwd_mm
+        config = infer_config(state, window, heads=known_heads or RELEASED_HEADS)
     if spacing is None:
         raise ExportError(
             f"{file.name} does not say its spacing (no 'spacing_hwd_mm' in it, no "
@@ -107,18 +132,31 @@ def load_checkpoint(
             code="checkpoint-without-spacing",
         )
     model = build_model(config, state, file.name)
-    return Checkpoint(model, spacing, SourceRecord(file=file.name, sha256=file_sha256(file)))
+    remarks = () if known_heads is not None else (f"{file.name}: {_HEADS_ASSUMED}",)
+    source = SourceRecord(file=file.name, sha256=file_sha256(file))
+    return Checkpoint(model, spacing, source, remarks)
 
 
-def _refuse_contradiction(
-    name: str, what: str, given: tuple[float, ...] | None, stored: tuple[float, ...] | None
-) -> None:
-    if given is not None and stored is not None and tuple(given) != tuple(stored):
+def _stated(
+    file: str, what: str, *, given: T | None, content: T | None, name: T | None
+) -> T | None:
+    """Return what the caller, a checkpoint's content and its name say; None where none does.
+
+    Raises
+    ------
+    ExportError
+        If two of them differ.
+    """
+    told = {"the options": given, "its content": content, "its name": name}
+    known = {source: value for source, value in told.items() if value is not None}
+    if len(set(known.values())) > 1:
+        listed = ", ".join(f"{value} by {source}" for source, value in known.items())
         raise ExportError(
-            f"{name} says itself that its {what} is {stored}, not {given}; leave that out, or name "
-            "another file",
+            f"the {what} of {file} is {listed}; leave out or rename what is wrong, or name another "
+            "file",
             code=f"{what}-contradiction",
         )
+    return next(iter(known.values()), None)
 
 
 def save_checkpoint(
@@ -135,23 +173,74 @@ def save_checkpoint(
     return Checkpoint(model, spacing_hwd_mm, SourceRecord(file=file.name, sha256=file_sha256(file)))
 
 
-def normalize_keys(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Return a state dict the plain keys of `MedalS`.
+def plain_weights(
+    state: Mapping[Any, Any], name: str, *, left_out: re.Pattern[str]
+) -> dict[str, Tensor]:
+    """Hold the entries of a state dict to what weights are, and return them as float32.
 
-    Takes off the prefix `module.`, drops deep supervision, and reads `all_modules.0` and `.1` as
-    `conv` and `norm`; where both are there they must agree.
+    Keys lose the prefixes that PyTorch puts before those of a wrapped network (`module.`,
+    `_orig_mod.`); those in which `left_out` is found are dropped.
 
     Raises
     ------
     ExportError
-        If twins differ: which of them the network would run is then unknown.
+        Listing the entries that are no dense tensors of floating-point numbers (of 16 bits or
+        more: those of 8 mean nothing without their scales), or those with values that are not
+        finite in float32, which is what they are computed in.
+    """
+    kept = {key: value for key, value in state.items() if not left_out.search(str(key))}
+    strange = [f"{key} ({kind})" for key, value in kept.items() if (kind := _no_weight(key, value))]
+    if strange:
+        raise ExportError(
+            f"{name} holds entries that are no weights: {_listed(strange)}; save a state dict of "
+            "dense tensors of floating-point numbers",
+            code="no-weights",
+        )
+    plain = {_WRAPPED.sub("", key, count=1): value.float() for key, value in kept.items()}
+    broken = [key for key, tensor in plain.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ExportError(
+            f"{name} holds values that are not finite in float32: {_listed(broken)}; name an "
+            "earlier checkpoint",
+            code="weights-not-finite",
+        )
+    return plain
+
+
+def _no_weight(key: object, value: object) -> str | None:
+    """Say what an entry of a state dict is, if it is no weight."""
+    if not isinstance(key, str):
+        return f"its name is of type {type(key).__name__}"
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if value.dtype not in _WEIGHT_DTYPES:
+        return str(value.dtype)
+    if value.layout is not torch.strided:
+        return str(value.layout)
+    return "without values" if value.is_meta else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_LISTED
+    return ", ".join(names[:_MOST_LISTED]) + (f", and {more} more" if more > 0 else "")
+
+
+def normalize_keys(state: Mapping[Any, Any], name: str) -> dict[str, Tensor]:
+    """Return a state dict the plain keys of `MedalS`, and its weights in float32.
+
+    Drops deep supervision, and reads `all_modules.0` and `.1` as `conv` and `norm`; where both are
+    there they must agree.
+
+    Raises
+    ------
+    ExportError
+        If entries are no weights (see `plain_weights`), or twins differ: which of them the network
+        would run is then unknown.
     """
     plain: dict[str, Tensor] = {}
     differing: list[str] = []
-    for stored_key, tensor in state.items():
-        key = stored_key.removeprefix("module.")
-        if _DEEP_SUPERVISION in key:
-            continue
+    for stored_key, tensor in plain_weights(state, name, left_out=_DEEP_SUPERVISION).items():
+        key = stored_key
         for twin, single in _TWINS:
             key = key.replace(twin, single)
         known = plain.setdefault(key, tensor)
@@ -202,19 +291,12 @@ def build_model(config: ModelConfig, state: Mapping[str, Tensor], name: str) -> 
     Raises
     ------
     ExportError
-        Listing every missing, unexpected and misshapen key, or those with values that are not
-        finite.
+        Listing every missing, unexpected and misshapen key.
     """
     with torch.device("meta"):
         model = MedalS(config)
     check_keys(model.state_dict(), state, name)
-    broken = [key for key, tensor in state.items() if not tensor.isfinite().all()]
-    if broken:
-        raise ExportError(
-            f"{name} holds values that are not finite: {', '.join(broken)}",
-            code="weights-not-finite",
-        )
-    model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
+    model.load_state_dict(state, assign=True)
     # no weight of the checkpoint, so `assign` leaves it without data
     model.positions = sinusoidal_position_encoding(config.grid_hwd, config.text_dim)
     return model.eval().requires_grad_(requires_grad=False)

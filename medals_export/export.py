@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -124,6 +124,7 @@ def export_bundle(
     terms: Sequence[Terms] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
+    remark: Callable[[str], None] | None = None,
 ) -> Bundle:
     """Export both stages to ONNX, check every graph, and write the bundle.
 
@@ -162,6 +163,8 @@ def export_bundle(
         Replace a bundle that is there.
     progress
         Called with each stage, or the bank, how many steps are done, and how many there are.
+    remark
+        Called with each sentence about what was assumed of a checkpoint.
 
     Raises
     ------
@@ -182,6 +185,9 @@ def export_bundle(
     cases = _calibration_cases(precision, calibrate)
     checkpoints = [_loaded(item) for item in (stage1, stage2)]
     _check_order(*checkpoints)
+    for text in (text for each in checkpoints for text in each.remarks):
+        if remark is not None:
+            remark(text)
     if with_text_encoder and not isinstance(bank, TextSource):
         raise ExportError(
             "to put the text encoder into the bundle, give what the bank comes from",
@@ -235,7 +241,10 @@ def _loaded(given: Checkpoint | CheckpointFile | AnyPath) -> Checkpoint:
     if not isinstance(given, CheckpointFile):
         return load_checkpoint(given)
     loaded = load_checkpoint(
-        given.path, window_hwd=given.window_hwd, spacing_hwd_mm=given.spacing_hwd_mm
+        given.path,
+        window_hwd=given.window_hwd,
+        spacing_hwd_mm=given.spacing_hwd_mm,
+        heads=given.heads,
     )
     source = msgspec.structs.replace(loaded.source, origin=given.origin)
     return dataclasses.replace(loaded, source=source)

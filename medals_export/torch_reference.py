@@ -85,6 +85,7 @@ class TorchReference:
         self.notes = (
             *_other_file("coarse", self._checkpoints[1].source, sources.coarse),
             *_other_file("fine", self._checkpoints[2].source, sources.fine),
+            *(text for each in self._checkpoints.values() for text in each.remarks),
         )
 
     def open_graph(self, stage: StageNumber, graph: GraphName) -> "TorchRunner":

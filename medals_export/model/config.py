@@ -57,7 +57,8 @@ class ModelConfig:
             )
         if self.text_dim % self.heads:
             raise ExportError(
-                f"text_dim {self.text_dim} does not split into {self.heads} heads",
+                f"text_dim {self.text_dim} does not split into {self.heads} heads; give another "
+                "number of heads",
                 code="config-invalid",
             )
 

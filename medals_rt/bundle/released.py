@@ -4,6 +4,7 @@ Nothing is unpickled: of a `.pth` only the list of pickle's own instructions is 
 names of the weights stand as text, and of a `.safetensors` its header.
 """
 
+import dataclasses
 import json
 import math
 import pickletools
@@ -49,6 +50,9 @@ class CheckpointFile:
         The file.
     window_hwd, spacing_hwd_mm
         What it was trained for; None: as its name or content says.
+    heads
+        Attention heads of its query decoder; None: as its content says, else as in the released
+        networks.
     origin
         Address on a hub, pinned to a commit, where it came from; None for a local file.
     """
@@ -56,6 +60,7 @@ class CheckpointFile:
     path: Path
     window_hwd: Shape | None = None
     spacing_hwd_mm: Spacing | None = None
+    heads: int | None = None
     origin: str | None = None
 
 
@@ -223,7 +228,7 @@ def _inside(folder: Path, named: CheckpointFile) -> CheckpointFile:
         raise InputError(
             f"{folder} holds no {named.path}; name a file inside it", code="checkpoints-not-found"
         )
-    return CheckpointFile(path, named.window_hwd, named.spacing_hwd_mm)
+    return dataclasses.replace(named, path=path)
 
 
 def _only(folder: Path, found: list[Path], what: str, option: str) -> Path | None:

@@ -74,11 +74,24 @@ def export_command(
     stage1_spacing: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Its spacing in mm (H,W,D), likewise.")
     ] = None,
+    stage1_heads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Attention heads of the coarse stage, where its content doesn't say them "
+            "[default: the 8 of the released networks].",
+        ),
+    ] = None,
     stage2_window: Annotated[
         str | None, typer.Option(metavar="H,W,D", help="Window of the fine stage, likewise.")
     ] = None,
     stage2_spacing: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Spacing of the fine stage, likewise.")
+    ] = None,
+    stage2_heads: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Attention heads of the fine stage, likewise."),
     ] = None,
     text_encoder: Annotated[
         Path | None,
@@ -164,8 +177,8 @@ def export_command(
     export_bundle = load_plugin("export", "medals-rt export")
 
     named = (
-        _stage(stage1, stage1_window, stage1_spacing, 1),
-        _stage(stage2, stage2_window, stage2_spacing, 2),
+        _stage(1, stage1, stage1_window, stage1_spacing, stage1_heads),
+        _stage(2, stage2, stage2_window, stage2_spacing, stage2_heads),
     )
     with output.progress() as progress:
         sources = _Sources(progress, unpinned=unpinned)
@@ -192,6 +205,7 @@ def export_command(
             verify_with=None if verify is None else _libraries(verify=verify),
             overwrite=overwrite,
             progress=progress,
+            remark=output.remark,
         )
     output.line(f"wrote {bundle.folder}: {len(bundle.classes)} classes, hash {bundle.hash[:12]}")
     _print_remarks(bundle)
@@ -277,7 +291,7 @@ def _fetched(sources: _Sources, file: "CheckpointFile") -> "CheckpointFile":
 
 
 def _stage(
-    path: Path | None, window: str | None, spacing: str | None, number: int
+    number: int, path: Path | None, window: str | None, spacing: str | None, heads: int | None
 ) -> "CheckpointFile | None":
     """Make a stage's checkpoint from its options; None where it isn't named.
 
@@ -289,10 +303,10 @@ def _stage(
     from medals_rt.bundle.released import CheckpointFile
 
     if path is None:
-        if window is not None or spacing is not None:
+        if (window, spacing, heads) != (None, None, None):
             raise InputError(
-                f"--stage{number}-window and --stage{number}-spacing describe the file that "
-                f"--stage{number} names; name it",
+                f"--stage{number}-window, --stage{number}-spacing and --stage{number}-heads "
+                f"describe the file that --stage{number} names; name it",
                 code="checkpoint-missing",
             )
         return None
@@ -300,6 +314,7 @@ def _stage(
         path,
         None if window is None else _three(window, int, f"--stage{number}-window H,W,D"),
         None if spacing is None else _three(spacing, float, f"--stage{number}-spacing A,B,C"),
+        heads,
     )
 
 

@@ -145,9 +145,9 @@ def test_the_stages_may_be_named_inside_the_folder(tmp_path: Path) -> None:
     save(tmp_path / "x" / "2.pth", NETWORK)
     assert refusal(tmp_path) == "checkpoints-not-found"
     spacing, window = (3.0, 3.0, 3.0), (8, 8, 8)
-    named = (CheckpointFile(Path("x/1.pth"), window, spacing), CheckpointFile(Path("x/2.pth")))
+    named = (CheckpointFile(Path("x/1.pth"), window, spacing, 4), CheckpointFile(Path("x/2.pth")))
     found = find_released(tmp_path, *named)
-    assert found.coarse == CheckpointFile(tmp_path / "x" / "1.pth", window, spacing)
+    assert found.coarse == CheckpointFile(tmp_path / "x" / "1.pth", window, spacing, 4)
     assert found.fine == CheckpointFile(tmp_path / "x" / "2.pth")
     missing = CheckpointFile(Path("3.pth"))
     assert refusal(tmp_path, named[0], missing) == "checkpoints-not-found"

@@ -1,5 +1,6 @@
 """Loading checkpoints: every key accounted for, nothing run, nothing guessed in silence."""
 
+import dataclasses
 import json
 import pickle
 
@@ -16,6 +17,7 @@ from medals_export.checkpoint import (
     save_checkpoint,
 )
 from medals_export.model import MedalS, ModelConfig
+from medals_export.torch_reference import TorchReference
 from medals_rt.bundle.manifest import file_sha256
 from medals_rt.bundle.released import parse_released_name
 from medals_rt.bundle.stage_spec import StageSpec
@@ -83,7 +85,9 @@ def test_configuration_of_a_released_file_is_inferred(golden, name, window):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"prefix": ""}, {"twins": False}, {"singles": False}], ids=str
+    "options",
+    [{}, {"prefix": ""}, {"prefix": "_orig_mod.module."}, {"twins": False}, {"singles": False}],
+    ids=str,
 )
 def test_every_way_of_storing_blocks_loads(tmp_path, options):
     path = tmp_path / "step_crop_size_16_16_16_spacing_2.0_2.0_3.0_step_7.pth"
@@ -119,17 +123,59 @@ def test_what_is_unknown_is_asked_for(tmp_path):
     assert same_weights(loaded.model)
 
 
-def test_what_is_stated_twice_must_agree(tmp_path):
-    path = tmp_path / "trained.pth"
-    save_checkpoint(path, tiny_checkpoint(2).model, SPACING)
-    assert load_checkpoint(path, window_hwd=(16, 16, 16), spacing_hwd_mm=SPACING).spacing_hwd_mm
-    for given, code in (
-        ({"window_hwd": (16, 16, 8)}, "window-contradiction"),
-        ({"spacing_hwd_mm": (1.0, 1.0, 1.0)}, "spacing-contradiction"),
-    ):
-        with pytest.raises(ExportError) as caught:
-            load_checkpoint(path, **given)
-        assert caught.value.code == code
+NAMED = "crop_size_16_16_16_spacing_2.0_2.0_3.0.pth"
+
+
+@pytest.mark.parametrize(
+    ("said", "given"),
+    [(NAMED, {}), ("a.pth", {"window_hwd": (16, 16, 16), "spacing_hwd_mm": SPACING})],
+)
+def test_the_same_may_be_stated_twice(tmp_path, said, given):
+    save_checkpoint(tmp_path / said, tiny_checkpoint(2).model, SPACING)
+    assert load_checkpoint(tmp_path / said, **given).spacing_hwd_mm == SPACING
+
+
+@pytest.mark.parametrize(
+    ("said", "given", "what"),
+    [
+        ("a.pth", {"window_hwd": (16, 16, 8)}, "window"),
+        ("a.pth", {"spacing_hwd_mm": (1.0, 1.0, 1.0)}, "spacing"),
+        ("crop_size_16_16_8_spacing_2.0_2.0_3.0.pth", {}, "window"),
+        ("crop_size_16_16_16_spacing_1.0_1.0_1.0.pth", {}, "spacing"),
+    ],
+)
+def test_name_and_options_must_agree_with_the_content(tmp_path, said, given, what):
+    save_checkpoint(tmp_path / said, tiny_checkpoint(2).model, SPACING)
+    with raises(ExportError, f"{what}-contradiction", said):
+        load_checkpoint(tmp_path / said, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [({"window_hwd": (16, 16, 8)}, "window"), ({"spacing_hwd_mm": (1.0, 1.0, 1.0)}, "spacing")],
+)
+def test_options_must_agree_with_the_name(tmp_path, given, what):
+    torch.save({"model_state_dict": released_state()}, tmp_path / NAMED)
+    with raises(ExportError, f"{what}-contradiction", NAMED):
+        load_checkpoint(tmp_path / NAMED, **given, heads=4)
+
+
+def test_heads_that_nothing_says_are_assumed_with_a_remark(tmp_path):
+    torch.save({"model_state_dict": released_state()}, tmp_path / NAMED)
+    assumed = load_checkpoint(tmp_path / NAMED)
+    assert assumed.model.config.heads == 8
+    (remark,) = assumed.remarks
+    assert "8 attention heads are assumed" in remark
+    assert load_checkpoint(tmp_path / NAMED, heads=4).remarks == ()
+    saved = save_checkpoint(tmp_path / "saved.pth", tiny_checkpoint(2).model, SPACING)
+    assert load_checkpoint(tmp_path / "saved.pth").remarks == saved.remarks == ()
+    with raises(ExportError, "heads-contradiction"):
+        load_checkpoint(tmp_path / "saved.pth", heads=8)
+
+
+def test_a_reference_says_what_was_assumed(tiny_bundle):
+    coarse = dataclasses.replace(tiny_checkpoint(1), remarks=("assumed",))
+    assert "assumed" in TorchReference(tiny_bundle, coarse, tiny_checkpoint(2)).notes
 
 
 def test_a_stage_says_what_nothing_else_says(tmp_path):
@@ -165,11 +211,46 @@ def test_twins_that_differ_are_refused():
 def test_weights_that_are_not_finite_are_named():
     state = {key: tensor.clone() for key, tensor in plain_state().items()}
     state["mask_embed_proj.0.weight"][0, 0] = torch.nan
-    state["fusion_conv.convs.0.conv.bias"][1] = torch.inf
-    with raises(ExportError, "weights-not-finite") as caught:
-        build_model(tiny_config(2), state, "a.pth")
-    assert "mask_embed_proj.0.weight" in str(caught.value)
-    assert "fusion_conv.convs.0.conv.bias" in str(caught.value)
+    state["fusion_conv.convs.0.conv.bias"] = torch.full((4,), 1e300, dtype=torch.float64)
+    wrong = ("mask_embed_proj.0.weight", "fusion_conv.convs.0.conv.bias")
+    with raises(ExportError, "weights-not-finite", *wrong):
+        normalize_keys(state, "a.pth")
+
+
+def quantized(tensor):
+    return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (torch.Tensor.int, "torch.int32"),
+        (torch.Tensor.bool, "torch.bool"),
+        (lambda tensor: tensor.to(torch.complex64), "torch.complex64"),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), "torch.float8_e4m3fn"),
+        (quantized, "torch.qint8"),
+        (torch.Tensor.to_sparse, "torch.sparse_coo"),
+        (lambda tensor: tensor.to("meta"), "without values"),
+        (lambda _: 3, "(int)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.filterwarnings("ignore:.*quantiz.*")
+def test_what_is_no_weight_is_refused(changed, said):
+    state, key = plain_state(), "mask_embed_proj.0.weight"
+    state[key] = changed(state[key])
+    with raises(ExportError, "no-weights", "a.pth", key, said):
+        normalize_keys(state, "a.pth")
+
+
+def test_keys_that_are_no_text_are_refused():
+    with raises(ExportError, "no-weights", "of type int"):
+        normalize_keys(plain_state() | {7: torch.zeros(1)}, "a.pth")
+
+
+def test_weights_of_more_bits_are_rounded():
+    state = {key: tensor.double() for key, tensor in plain_state().items()}
+    assert same_weights(build_model(tiny_config(2), normalize_keys(state, "a.pth"), "a.pth"))
 
 
 def test_one_error_lists_every_wrong_key():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", reason="reads a text encoder, which needs the extra 'export'")
 
 from medals_export import export
@@ -175,6 +175,7 @@ def test_released_files_come_from_a_hub(tmp_path, asked, monkeypatch):
         ((), "checkpoint-missing"),
         (("--from", "x", "--stage2", "2.pth"), "checkpoint-missing"),
         (("--stage1-window", "1,2,3"), "checkpoint-missing"),
+        (("--stage2-heads", "4"), "checkpoint-missing"),
         (("--stage1", "1.pth", "--stage1-window", "1,2"), "no-three-numbers"),
         (("--stage1", "1.pth", "--stage1-spacing", "1,-2,3"), "no-three-numbers"),
         (("--from", "no-such-folder"), "checkpoints-not-found"),
@@ -238,13 +239,28 @@ def test_a_large_window_is_not_verified_unasked(monkeypatch):
     assert export._default_kinds([tiny_checkpoint(1)]) == ()
 
 
-def test_window_and_spacing_reach_the_export(files, tmp_path, asked):
-    told = ("--stage1-window", "64,64,32", "--stage1-spacing", "1.5,1.5,3")
+def test_what_is_told_of_a_stage_reaches_the_export(files, tmp_path, asked):
+    told = ("--stage1-window", "64,64,32", "--stage1-spacing", "1.5,1.5,3", "--stage1-heads", "4")
     bank = ("--bank", files / "bank.safetensors")
     assert call(*words(files, tmp_path / "out", *bank, *told)).exit_code == 0
     coarse, fine = asked[0][0][:2]
-    assert coarse == CheckpointFile(files / "1.pth", (64, 64, 32), (1.5, 1.5, 3.0))
+    assert coarse == CheckpointFile(files / "1.pth", (64, 64, 32), (1.5, 1.5, 3.0), 4)
     assert fine == CheckpointFile(files / "2.pth")
+
+
+def test_assumed_heads_are_told(files, tmp_path):
+    """Of files that hold weights alone; the missing bank ends it before anything is exported."""
+    names = {1: "crop_size_16_16_8_spacing_4_4_6.pth", 2: "crop_size_16_16_16_spacing_2_2_3.pth"}
+    for stage, name in names.items():
+        state = tiny_checkpoint(stage).model.state_dict()
+        torch.save({"model_state_dict": state}, tmp_path / name)
+    options = ("--from", tmp_path, "--bank", files / "none", "--out", tmp_path / "out")
+    assumed = call(*options)
+    assert assumed.stderr.count("8 attention heads are assumed") == 2
+    told = (
+        each for n, name in names.items() for each in (f"--stage{n}", name, f"--stage{n}-heads", 4)
+    )
+    assert "assumed" not in call(*options, *told).stderr
 
 
 def test_stages_the_wrong_way_round_are_refused(files, tmp_path):

@@ -110,6 +110,18 @@ def test_every_key_that_does_not_fit_is_listed(biolord, tmp_path):
     assert "wrong shape: projection_layer.2.bias is (3,), expected (24,)" in message
 
 
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [(torch.zeros(3, dtype=torch.int64), "no-weights"), (torch.inf, "weights-not-finite")],
+)
+def test_weights_that_are_none_are_refused(biolord, tmp_path, value, code):
+    state = text_encoder_state(biolord)
+    state["module.projection_layer.2.bias"] = torch.as_tensor(value)
+    torch.save({"model_state_dict": state}, tmp_path / "bad.pth")
+    with raises(ExportError, code, "bad.pth", "projection_layer.2.bias"):
+        load_text_encoder(tmp_path / "bad.pth", biolord)
+
+
 class Trap:
     """Writes a file when it is unpickled."""
 
