@@ -258,7 +258,7 @@ class Volume:
         Millimeters along H, W, D. A challenge file's three numbers are read in this order
         (system rule 4.1), without correction.
     name
-        Names the case in reports and seeds its random masks.
+        Names the case in reports.
     source
         How to return to the grid of the file.
     geometry_is_stated
@@ -312,7 +312,7 @@ class Volume:
         image
             A `nibabel.spatialimages.SpatialImage` of three axes, or more of length 1.
         name
-            Names the case in reports and seeds its random masks.
+            Names the case in reports.
 
         Raises
         ------
@@ -350,7 +350,7 @@ class Volume:
         image
             A `SimpleITK.Image` of three dimensions and one value a voxel.
         name
-            Names the case in reports and seeds its random masks.
+            Names the case in reports.
 
         Raises
         ------
@@ -400,7 +400,7 @@ class Volume:
         frame
             ``"RAS"`` for affines of nibabel, ``"LPS"`` for those of SimpleITK and DICOM.
         name
-            Names the case in reports and seeds its random masks.
+            Names the case in reports.
 
         Raises
         ------
