@@ -158,7 +158,9 @@ def test_bash_completes_values_with_blanks_as_one_word(
     assert "complete -o default -F _medals_rt_completion medals-rt" in script
     command = tmp_path / "medals-rt"
     start = "import sys; from medals_rt.__main__ import main; sys.argv[0] = 'medals-rt'; main()"
-    command.write_text(f"#!/bin/sh\nexec {shlex.join([sys.executable, '-c', start])}\n")
+    command.write_text(
+        f"#!/bin/sh\nexec {shlex.join([sys.executable, '-c', start])}\n", encoding="utf-8"
+    )
     command.chmod(0o755)
     words = " ".join(shlex.quote(each) for each in ("medals-rt", "run", *typed))
     asked = f"COMP_WORDS=({words}); COMP_CWORD={len(typed) + 1}; _medals_rt_completion {command}"
