@@ -12,6 +12,7 @@ import msgspec
 from medals_rt.common.atomic_io import write_json
 from medals_rt.common.choices import Kind
 from medals_rt.common.errors import InputError
+from medals_rt.common.json_text import validation_words
 from medals_rt.io.registry import FORMATS
 from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
@@ -101,7 +102,8 @@ def segment_options(asked: Mapping[str, Any], base: SegmentOptions) -> SegmentOp
             values[name] = msgspec.convert(value, types[name])
         except msgspec.ValidationError as error:
             raise InputError(
-                f"option {name} can't be {value!r:.60}: {error}", code="option-invalid"
+                f"option {name} can't be {value!r:.60}: {validation_words(error)}",
+                code="option-invalid",
             ) from error
     return replace(base, **values)
 
@@ -118,7 +120,9 @@ def _case_options(asked: Mapping[str, Any]) -> _CaseOptions:
     try:
         return msgspec.convert(given, _CaseOptions)
     except msgspec.ValidationError as error:
-        raise InputError(f"an option can't be so: {error}", code="option-invalid") from error
+        raise InputError(
+            f"an option can't be so: {validation_words(error)}", code="option-invalid"
+        ) from error
 
 
 @dataclass(frozen=True)

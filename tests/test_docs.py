@@ -139,6 +139,26 @@ def test_what_a_page_says_can_be_done(page: Path, workspace: Path) -> None:
                 run(environment, words, workspace, block.place)
 
 
+def plans(page: Path) -> list[tuple[Block, dict[str, str], list[str]]]:
+    """The lines of a page that plan: dry runs, which are quick."""
+    return [
+        (block, environment, words)
+        for block in blocks(page)
+        if block.language == "bash"
+        for environment, words in commands(block)
+        if words[:2] == [COMMAND, "plan"]
+    ]
+
+
+@pytest.mark.parametrize("page", [each for each in PAGES if each.name in SLOW and plans(each)])
+def test_a_slow_page_plans_what_it_says(
+    page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MEDALS_RT_BUNDLE")
+    for block, environment, words in plans(page):
+        run(environment, words, workspace, block.place)
+
+
 def run(environment: dict[str, str], words: list[str], folder: Path, place: str) -> None:
     """Run one command, `medals-rt` in this process, because a new one costs seconds."""
     if words[0] == COMMAND:

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.io.registry import read_case
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.report import REPORT_FORMAT
 from medals_rt.pipeline.segmenter import Segmenter
+from tests.dicom import write_series
 from tests.paths import ROOT
 
 PAGE = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
@@ -68,6 +70,19 @@ def test_every_member_is_explained(tiny_bundle: Bundle) -> None:
     named = QUOTED | {each.partition(".")[0] for each in QUOTED}
     unknown = [path for name, path in members(report) if not {name, path} & named]
     assert unknown == []
+
+
+def test_what_a_person_wrote_is_told(tmp_path: Path) -> None:
+    """The page says which members repeat free text of a DICOM series or of a file's name."""
+    write_series(
+        tmp_path / "Doe^Jane", np.zeros((3, 4, 5), np.int16), np.diag([2.0, 2.0, 3.0, 1.0])
+    )
+    case = read_case(tmp_path / "Doe^Jane")
+    assert case.volume.name == "Doe^Jane"
+    head = PAGE.partition("## What was asked for")[0]
+    for member in ("case", "image.origin.series_description", "image.origin"):
+        assert f"`{member}`" in head
+    assert {"series_description", "series_instance_uid"} <= case.origin.keys()
 
 
 def test_every_code_of_a_note_is_explained() -> None:

@@ -4,6 +4,7 @@ A new command is a module with a function and `EXAMPLES`, and a line in `COMMAND
 """
 
 import inspect
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ from medals_rt.cli import (
     verify,
     version,
 )
+from medals_rt.cli._completion import IN_BASH, quoted_for_bash
 from medals_rt.cli._configuration import configuration_file, read_defaults
 from medals_rt.cli._errors import USAGE_ERROR, report_error
 from medals_rt.cli._options import Command, with_common_flags
@@ -181,7 +183,13 @@ def _errors_end_the_command() -> Iterator[None]:
 def main() -> None:
     """Run the command line. SIGTERM ends it as an error does: nothing is left half written."""
     signal.signal(signal.SIGTERM, _terminate)
-    app()
+    variable, asked_in_bash = IN_BASH
+    if os.environ.get(variable) == asked_in_bash:
+        with quoted_for_bash():
+            app()
+    # what completes `python -m medals_rt` were no script that a shell could read
+    about_completion = {"--install-completion", "--show-completion"} & set(sys.argv[1:])
+    app(prog_name="medals-rt" if about_completion else None)
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:

@@ -4,9 +4,41 @@ The lists are read where they stand, and only when the shell asks; typer keeps t
 the user typed.
 """
 
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Final
+
 import typer
 
 from medals_rt.common.choices import MODALITIES, PRECISIONS, RUNNER_KINDS
+
+IN_BASH: Final = ("_MEDALS_RT_COMPLETE", "complete_bash")
+"""Variable by which bash asks for what it may offer, and its value."""
+
+_SPECIAL: Final = re.compile(r"[^\w@%+=:,./~^-]")
+
+
+@contextmanager
+def quoted_for_bash() -> Iterator[None]:
+    """Put a backslash before what is special to bash in each line that is printed meanwhile.
+
+    Bash inserts what it is offered as it is: ``abdominal organs`` would be two words. Not where the
+    user has begun the word with a quote.
+    """
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            yield
+    finally:
+        words = os.environ.get("COMP_WORDS", "").split("\n")
+        at = int(os.environ.get("COMP_CWORD", "0"))
+        text = printed.getvalue()
+        if not (at < len(words) and words[at].startswith(("'", '"'))):
+            text = "\n".join(_SPECIAL.sub(r"\\\g<0>", line) for line in text.split("\n"))
+        typer.echo(text, nl=False)
 
 
 def complete_sentence(context: typer.Context) -> list[str]:

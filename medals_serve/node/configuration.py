@@ -13,6 +13,7 @@ import msgspec
 from medals_rt.common.byte_sizes import parse_size
 from medals_rt.common.choices import DicomModality
 from medals_rt.common.errors import InputError, MissingFileError
+from medals_rt.common.json_text import validation_words
 from medals_rt.io.dicom.web_address import WebAddress, is_web_address
 from medals_rt.pipeline.job_outputs import SEGMENTATIONS
 from medals_rt.pipeline.options import PromptSource
@@ -196,7 +197,7 @@ def read_configuration(path: Path) -> NodeConfiguration:
         raise MissingFileError(f"there is no {path}; check the path") from error
     except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(
-            f"{path.name} can't be used: {' '.join(str(error).split())}",
+            f"{path.name} can't be used: {validation_words(error)}",
             code="configuration-invalid",
         ) from error
     parse_size(configuration.max_disk)

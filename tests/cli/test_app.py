@@ -1,7 +1,10 @@
 """The command line as a whole: help, examples, version, shell completion, exit codes."""
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +131,45 @@ def offered(*words: str) -> list[str]:
 def test_shell_completion(words: tuple[str, ...], expected: set[str]) -> None:
     assert expected <= set(offered(*words))
     assert all(each.startswith(words[-1]) for each in offered(*words))
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("typed", "inserted"),
+    [
+        (("--modality", "CT", "--group", "abdominal"), "abdominal\\ organs"),
+        (("--modality", "CT", "--group", "abdominal\\ o"), "abdominal\\ organs"),
+        (("--modality", "CT", "--group", '"abdominal o'), "abdominal organs"),
+        (("--statis",), "--statistics"),
+    ],
+)
+def test_bash_completes_values_with_blanks_as_one_word(
+    typed: tuple[str, ...], inserted: str, tmp_path: Path
+) -> None:
+    """Bash itself asks, by the script that it is given under `python -m medals_rt`."""
+    environment = {
+        **os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "PYTHONPATH": str(ROOT)
+    }  # fmt: skip
+    python = [sys.executable, "-m", "medals_rt"]
+    script = subprocess.run(
+        [*python, "--show-completion", "bash"],
+        env=environment, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "complete -o default -F _medals_rt_completion medals-rt" in script
+    command = tmp_path / "medals-rt"
+    start = "import sys; from medals_rt.__main__ import main; sys.argv[0] = 'medals-rt'; main()"
+    command.write_text(
+        f"#!/bin/sh\nexec {shlex.join([sys.executable, '-c', start])}\n", encoding="utf-8"
+    )
+    command.chmod(0o755)
+    words = " ".join(shlex.quote(each) for each in ("medals-rt", "run", *typed))
+    asked = f"COMP_WORDS=({words}); COMP_CWORD={len(typed) + 1}; _medals_rt_completion {command}"
+    lines = (script, asked, r'printf "%s\n" "${COMPREPLY[@]}"')
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(lines)],  # noqa: S607
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert inserted in done.stdout.splitlines(), done.stderr
 
 
 def test_every_sentence_that_is_offered_names_its_class() -> None:

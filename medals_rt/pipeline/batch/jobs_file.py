@@ -24,7 +24,7 @@ from medals_rt.common.choices import (
     StartFrom,
 )
 from medals_rt.common.errors import InputError, MissingFileError
-from medals_rt.common.json_text import decode_json
+from medals_rt.common.json_text import decode_json, validation_words
 from medals_rt.common.limits import MAX_MESH_REDUCTION
 from medals_rt.pipeline.job_outputs import ending_of
 from medals_rt.pipeline.options import PromptSource, SegmentOptions
@@ -200,7 +200,11 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="more cells than headings")
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""),
+        restkey="more cells than headings",
+        delimiter=_separator_of_cells(text),
+    )
     try:
         _check_headings([name.strip() for name in reader.fieldnames or ()], path)
         for content in reader:
@@ -219,6 +223,15 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
         raise InputError(
             f"{path}, line {reader.line_num}: {error}; save it as CSV", code=_FORM
         ) from error
+
+
+def _separator_of_cells(text: str) -> str:
+    """Return what a table's headings are separated by: spreadsheets of some languages write ``;``.
+
+    Cells of several values are in quotes there.
+    """
+    headings = text.partition("\n")[0]
+    return ";" if ";" in headings and "," not in headings else ","
 
 
 def _check_headings(headings: Sequence[str], path: Path) -> None:
@@ -243,9 +256,9 @@ def _checked(content: Any, place: str, path: Path) -> JobRow:
     try:
         row = msgspec.convert(content, JobRow, strict=path.suffix.lower() == ".json")
     except msgspec.ValidationError as error:
-        raise InputError(
-            f"{place}: {error}; members are {', '.join(_MEMBERS)}", code="job-invalid"
-        ) from error
+        known = not isinstance(content, dict) or content.keys() <= set(_MEMBERS)
+        more = "" if known else f"; members are {', '.join(_MEMBERS)}"
+        raise InputError(f"{place}: {validation_words(error)}{more}", code="job-invalid") from error
     with in_row(place):
         if row.prompts is not None and row.sentences is not None:
             raise InputError(

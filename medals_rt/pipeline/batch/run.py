@@ -293,6 +293,8 @@ def _failed(case: BatchCase, error: Exception) -> Entry:
     No result of earlier content stays under its name.
     """
     reason = str(error) if isinstance(error, MedalsError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, MedalsError):
+        reason = f"{error.filename or case.job.input}: {error.strerror.lower()}; check the file"
     if isinstance(error, MemoryError):
         reason = f"out of memory ({error}); `medals-rt plan` estimates the need"
     code = getattr(error, "code", None)

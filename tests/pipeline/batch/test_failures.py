@@ -58,6 +58,11 @@ def test_no_result_of_earlier_content_stays_under_a_failed_name(
     ("step", "error", "words"),
     [
         ("read_job", MemoryError("3 GiB"), "out of memory (3 GiB)"),
+        (
+            "read_job",
+            PermissionError(13, "Permission denied", "scans/case1.npz"),
+            "scans/case1.npz: permission denied; check the file",
+        ),
         ("segment_job", RunnerError("the library\nrefused"), "the library refused"),
         ("write_job", ZeroDivisionError("surprise"), "ZeroDivisionError: surprise"),
         ("measure", ZeroDivisionError("surprise"), "ZeroDivisionError: surprise"),

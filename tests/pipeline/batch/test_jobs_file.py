@@ -48,6 +48,21 @@ def test_json_and_csv_say_the_same(tmp_path: Path) -> None:
     assert read_jobs(tmp_path / "jobs.csv") == expected
 
 
+def test_a_table_whose_cells_are_separated_by_semicolons_is_read(tmp_path: Path) -> None:
+    (tmp_path / "jobs.csv").write_text(
+        'input;sentences;crop\r\na.npz;"Liver in CT; Spleen, CT";5\r\n', encoding="utf-8"
+    )
+    (row,) = read_jobs(tmp_path / "jobs.csv")
+    assert row == JobRow("a.npz", sentences=("Liver in CT", "Spleen, CT"), crop=5.0)
+
+
+def test_a_wrong_value_is_told_without_the_list_of_all_members(tmp_path: Path) -> None:
+    (tmp_path / "jobs.csv").write_text("input,crop\na.npz,much\n", encoding="utf-8")
+    with raises(InputError, "job-invalid") as caught:
+        read_jobs(tmp_path / "jobs.csv")
+    assert str(caught.value) == "jobs.csv, line 2: crop: a number is wanted, not text"
+
+
 def test_options_of_the_algorithm_in_rows(tmp_path: Path) -> None:
     (tmp_path / "jobs.csv").write_text(
         "input,stages,block_sizes,threshold,mirrored,iterations\na,fine,4;8,0.4,true,2\n",
@@ -86,8 +101,8 @@ def test_outputs_and_their_grid_in_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        ('[{"input": "a.npz"}, {"output": "b"}]', ("job-invalid", "job 2", "`input`")),
-        ('[{"input": "a.npz", "colour": 1}]', ("job-invalid", "job 1", "`colour`")),
+        ('[{"input": "a.npz"}, {"output": "b"}]', ("job-invalid", "job 2", "'input'")),
+        ('[{"input": "a.npz", "colour": 1}]', ("job-invalid", "job 1", "'colour'")),
         ('[{"input": "a.npz", "seed": "3"}]', ("job-invalid", "job 1", "seed")),
         ('[{"input": "a.npz", "seed": -1}]', ("job-invalid", "job 1", "seed")),
         ('[{"input": ""}]', ("job-invalid", "job 1")),
@@ -127,7 +142,7 @@ def test_json_errors_name_the_row(tmp_path: Path, content: str, error: tuple[str
         ("input,colour\na.npz,\n", ("column-unknown", "'colour'")),
         ("input,seed, seed\na.npz,1,2\n", ("column-twice", "'seed'")),
         ("input,output_spacing\na.npz,1mm\n", ("job-invalid", "line 2", "output_spacing")),
-        ("seed\n1\n", ("job-invalid", "line 2", "`input`")),
+        ("seed\n1\n", ("job-invalid", "line 2", "'input'")),
         ("input,sentences\na.npz,;\n", ("job-invalid", "line 2", "sentences")),
         ("", ("jobs-file-empty",)),
         ("input\n" + "x" * 200_000, ("jobs-file-form",)),

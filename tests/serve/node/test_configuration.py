@@ -64,6 +64,12 @@ def test_files_that_are_refused(old: str, new: str, tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_what_is_missing_is_told_in_plain_words(tmp_path: Path) -> None:
+    with raises(InputError, "configuration-invalid") as refused:
+        read(tmp_path, ('send_to = ["ORTHANC"]', ""))
+    assert str(refused.value).endswith("can't be used: rules: 'send_to' is missing")
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError) as refused:
         read_configuration(tmp_path / "absent.toml")

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ from medals_rt.io.case import LabelFile
 from medals_rt.io.registry import read_case, write_segmentation
 from medals_rt.prompts.prompt_set import parse_prompts
 from medals_rt.tools.evaluate.evaluation import evaluate, score_case
+from medals_rt.tools.evaluate.scores import COLUMNS
 from medals_rt.tools.evaluate.surface import surface_dice
 from tests.dicom import write_series
 from tests.errors import raises
+from tests.paths import ROOT
 
 SPACING_HWD = (1.0, 1.0, 4.0)
 PROMPTS = {"1": "Liver in abdominal CT", "3": "Spleen in abdominal CT", "instance_label": 0}
@@ -434,9 +437,13 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
     arguments += ["--json", str(out / "s.json"), "--csv", str(out / "s.csv")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    for word in ("Liver", "Spleen", "NSD as the public script", "F1", "0.6667"):
+    for word in ("Liver", "Spleen", "F1", "0.6667"):
         assert word in result.stdout
+    assert re.search(r"DSC +NSD official +NSD geometry *\n", result.stdout)
     content = json.loads((out / "s.json").read_text(encoding="utf-8"))
+    liver = content["cases"][0]["labels"][0]
+    shown = [f"{liver[name]:.4f}" for name in ("dsc", "nsd_official", "nsd_geometry")]
+    assert re.search(r" +".join(("Liver", *shown)), result.stdout)
     assert set(content["dsc"]) == {"Liver", "Spleen"}
     assert content["mean_dsc"] == pytest.approx(np.mean(list(content["dsc"].values())))
     with (out / "s.csv").open(newline="", encoding="utf-8") as stream:
@@ -463,3 +470,10 @@ def test_means_skip_what_is_undefined(tmp_path: Path) -> None:
     nothing = evaluate(*save_pair(tmp_path, "b", (predicted, 0 * reference), PROMPTS))
     assert math.isnan(nothing.mean("dsc"))
     assert nothing.to_dict()["mean_dsc"] is None
+
+
+def test_every_name_of_the_scores_is_explained(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "batch.md").read_text(encoding="utf-8").partition("these names:")[2]
+    quoted = set(re.findall(r"`([^`]+)`", page))
+    content = evaluate(*save_pair(tmp_path, "a", anatomy(0), PROMPTS)).to_dict()
+    assert {*content, *content["cases"][0], *COLUMNS} - quoted == set()
