@@ -40,7 +40,7 @@ class Asked:
 
 
 LIVER = Key("CT", "Liver", "CT/anatomy/1")
-SPLEEN = Key("CT", "Spleen", "CT/anatomy/2")
+SPLEEN = Key("CT", "Spleen", "CT/anatomy/3")
 
 
 def file_entry(folder: Path, file: str) -> dict:
@@ -95,7 +95,7 @@ def pristine(tmp_path_factory):
         },
         "classes": [
             {"bank_key": LIVER.bank_key, "name": "Liver"},
-            {"bank_key": "CT/anatomy/3", "name": "Right kidney"},
+            {"bank_key": "CT/anatomy/2", "name": "Right kidney"},
         ],
         "sentences": file_entry(folder, "sentences.json"),
         "sources": {stage: {"file": "a.pth", "sha256": NO_HASH} for stage in ("coarse", "fine")},
@@ -255,7 +255,7 @@ def test_embeddings_by_sentence_and_by_class(folder):
 
 
 def test_sentence_of_another_modality_is_not_taken(folder):
-    key = Key("MRI", "Liver", "CT/anatomy/3")
+    key = Key("MRI", "Liver", "CT/anatomy/2")
     assert PromptEmbedder(Bundle.open(folder)).embed([Asked(KNOWN_SENTENCE, key)])[1] == ("class",)
 
 
