@@ -36,6 +36,11 @@ from medals_rt.inference.graph_chains import SingleGraphs
 from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.runners.base import Device, Runner, TensorSpec
 
+_NOT_CHECKED = (
+    "not checked: the text embeddings and which class each is of, which are no part of the "
+    "checkpoints; the reference takes the bundle's own"
+)
+
 AnyPath = str | os.PathLike[str]
 
 
@@ -85,8 +90,7 @@ class TorchReference:
         self.notes = (
             *_other_file("coarse", self._checkpoints[1].source, sources.coarse),
             *_other_file("fine", self._checkpoints[2].source, sources.fine),
-            "not checked: the text embeddings and which class each is of, which are no part of the "
-            "checkpoints; the reference takes the bundle's own",
+            _NOT_CHECKED,
         )
 
     def open_graph(self, stage: StageNumber, graph: GraphName) -> "TorchRunner":
