@@ -24,10 +24,9 @@ from medals_export.graph_modules import (
     TextOnlyRefinerGraph,
 )
 from medals_export.model import MedalS
-from medals_rt.bundle.manifest import FOLDED_REFINERS, GRAPH_NAMES, GraphName
+from medals_rt.bundle.manifest import FOLDED_REFINERS, GRAPH_NAMES, HANDED_ON_TENSORS, GraphName
 
 EXAMPLE_PROMPTS = 3  # neither 1 nor another dimension of a graph, so that tracing keeps it apart
-_HANDED_ON = frozenset({"features", "image_embedding", "refined"})
 _PROMPT_TENSORS = frozenset({"queries", "adapted_queries", "prompts"})
 
 
@@ -158,5 +157,5 @@ def _example(
         "prompts": (count, *window),
         "probabilities": (count, *window),
     }[name]
-    dtype = arithmetic.handed_on if name in _HANDED_ON else torch.float32
+    dtype = arithmetic.handed_on if name in HANDED_ON_TENSORS else torch.float32
     return torch.empty(shape, dtype=dtype, device=device)

@@ -36,6 +36,11 @@ from medals_rt.inference.graph_chains import SingleGraphs
 from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.runners.base import Device, Runner, TensorSpec
 
+_NOT_CHECKED = (
+    "not checked: the text embeddings and which class each is of, which are no part of the "
+    "checkpoints; the reference takes the bundle's own"
+)
+
 AnyPath = str | os.PathLike[str]
 
 
@@ -60,7 +65,7 @@ class TorchReference:
     MissingFileError, ExportError
         If a checkpoint is missing or can't be loaded.
     InputError
-        If it is one for another window or another width of text embeddings.
+        If it is one for another window, spacing or width of text embeddings.
     """
 
     independent = True
@@ -86,6 +91,7 @@ class TorchReference:
             *_other_file("coarse", self._checkpoints[1].source, sources.coarse),
             *_other_file("fine", self._checkpoints[2].source, sources.fine),
             *(text for each in self._checkpoints.values() for text in each.remarks),
+            _NOT_CHECKED,
         )
 
     def open_graph(self, stage: StageNumber, graph: GraphName) -> "TorchRunner":
@@ -216,6 +222,13 @@ def _load(bundle: Bundle, stage: StageNumber, given: Checkpoint | AnyPath) -> Ch
             f"of {config.text_dim}, stage {stage} of the bundle for {spec.window_hwd} and {dim}; "
             "name the checkpoints it was exported from, coarse first",
             code="checkpoint-window",
+        )
+    if not np.allclose(checkpoint.spacing_hwd_mm, spec.spacing_hwd_mm, rtol=1e-6, atol=0):
+        raise InputError(
+            f"{checkpoint.source.file} is for a spacing of {checkpoint.spacing_hwd_mm} mm, stage "
+            f"{stage} of the bundle for {spec.spacing_hwd_mm}; export the bundle again, or name "
+            "the checkpoints it was exported from",
+            code="checkpoint-spacing",
         )
     return checkpoint
 

@@ -41,6 +41,16 @@ FOLDED_REFINERS: dict[int, GraphName] = {
     8: "refiner_8",
     16: "refiner_16",
 }
+HANDED_ON_TENSORS = frozenset({"features", "image_embedding", "refined"})
+"""What one graph hands to the next as it is."""
+HANDED_ON_DTYPES: dict[Precision, str] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "float32",  # NumPy has no bf16
+    "int8": "float16",
+    "fp8": "float16",
+}
+"""The type of these by the bundle's precision."""
 
 
 def refiner_width(count: int) -> int | None:
@@ -398,7 +408,8 @@ def parse_manifest(data: bytes, origin: str) -> Manifest:
     Raises
     ------
     BundleError
-        If it is no JSON, of another format version, or a member is missing or of a wrong type.
+        If it is no JSON, of another format version, a member is missing or of a wrong type, or its
+        precision is not that of its graphs.
     """
     try:
         version = msgspec.json.decode(data, type=_Version).format_version
@@ -425,7 +436,23 @@ def parse_manifest(data: bytes, origin: str) -> Manifest:
                 f"{origin}: stage {name} lacks {', '.join(missing)}; export again",
                 code="graph-missing",
             )
+        _check_precision(manifest.precision, name, stage, origin)
     return manifest
+
+
+def _check_precision(precision: Precision, name: str, stage: StageRecord, origin: str) -> None:
+    """Refuse a precision that the graphs' own records contradict.
+
+    By it runners choose their arithmetic, and checks their tolerance.
+    """
+    for graph, record in stage.graphs.items():
+        for tensor in (*record.inputs, *record.outputs):
+            if tensor.name in HANDED_ON_TENSORS and tensor.dtype != HANDED_ON_DTYPES[precision]:
+                raise BundleError(
+                    f"{origin} says precision {precision}, and {tensor.name} of the {name} {graph} "
+                    f"is {tensor.dtype}, not {HANDED_ON_DTYPES[precision]}; export again",
+                    code="precision-differs",
+                )
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
@@ -437,8 +464,9 @@ def manifest_hash(manifest: Manifest) -> str:
     """SHA-256 (hex) of all that decides a bundle's results.
 
     Taken over the compact JSON, keys sorted, of the members `format_version`, `stages`,
-    `embeddings`, `classes`, `sentences` and `text_encoder`, which hold the hash of every file. When
-    it was made, by which library versions, and what was verified do not enter.
+    `embeddings`, `classes`, `sentences` and `text_encoder`, which hold the hash of every file, and
+    of `precision` where that is not fp32. When it was made, by which library versions, and what was
+    verified do not enter.
     """
     members: dict[str, object] = {
         "format_version": manifest.format_version,
@@ -448,6 +476,8 @@ def manifest_hash(manifest: Manifest) -> str:
         "sentences": manifest.sentences,
         "text_encoder": manifest.text_encoder and manifest.text_encoder.files(),
     }
+    if manifest.precision != "fp32":
+        members["precision"] = manifest.precision
     return hashlib.sha256(msgspec.json.encode(members, order="sorted")).hexdigest()
 
 

@@ -134,7 +134,10 @@ def _worst(record: "ParityRecord") -> str:
     if any(faults):
         return "failed to run"
     if record.part == "cases":
-        mean, lowest = mean_and_lowest_dsc(record.cases)
+        found = mean_and_lowest_dsc(record.cases)
+        if found is None:
+            return "nothing to compare"
+        mean, lowest = found
         return f"DSC {lowest:.5f}, mean {mean:.5f}"
     graphs = [each for each in record.graphs if each.rms_error is None]
     errors = [each.relative_error for each in graphs if each.relative_error is not None]

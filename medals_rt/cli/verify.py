@@ -276,13 +276,25 @@ def _print_case(title: str, records: "list[ParityRecord]", found: "list[CasePari
     for record, each in pairs:
         if each.fault is not None:
             out.line(f"! {record.runner} {record.precision}: {each.fault}")
+        elif each.mean_dsc is None:
+            out.line(
+                f"{record.runner} {record.precision}: not compared, for neither it nor the "
+                "reference finds a class in this case"
+            )
 
 
 def _print_dsc(record: "ParityRecord") -> None:
     """Print what decides: mean and lowest DSC over all classes of all cases."""
     from medals_rt.tools.verify.verify import cases_pass, mean_and_lowest_dsc
 
-    mean, lowest = mean_and_lowest_dsc(record.cases)
+    found = mean_and_lowest_dsc(record.cases)
+    if found is None:
+        out.line(
+            f"! {record.runner} {record.precision}: no case has a class to compare; name one that "
+            "shows what is asked for by --case and --prompts"
+        )
+        return
+    mean, lowest = found
     mark = "" if cases_pass(record.cases, record) else "! "
     out.line(
         f"{mark}{record.runner} {record.precision}: over all classes of all cases the mean DSC is "

@@ -519,7 +519,7 @@ def _not_finite(stage: StageInput) -> RunnerError:
     what_to_do = (
         "its weights are damaged: `medals-rt verify` names the graph; export or fetch it again"
         if info.precision == "fp32"
-        else "take --precision fp32, or export the bundle in bf16 or fp32"
+        else "take --precision fp32, or a bundle exported in fp32 or bf16"
     )
     return RunnerError(
         f"the {stage.name} network gave values that are not finite, by {info.runner} in "

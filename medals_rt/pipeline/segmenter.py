@@ -181,7 +181,7 @@ class Segmenter:
         Raises
         ------
         BundleError
-            The bundle is damaged or of an unknown format.
+            The bundle is damaged, of an unknown format, or has other classes than this package.
         MissingDependencyError
             The runner's library is not installed.
         """
@@ -197,11 +197,11 @@ class Segmenter:
                     threads=threads,
                     convolution=convolution,
                 )
+            return cls(opened, networks)
         except BaseException:
             for network in networks.values():
                 network.close()
             raise
-        return cls(opened, networks)
 
     def __repr__(self) -> str:
         if self._is_closed:

@@ -1,5 +1,6 @@
 """One text embedding a prompt: from the bundle's bank, or from its text encoder."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -9,6 +10,7 @@ from rapidfuzz import process
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import BundleError, PromptError
+from medals_rt.prompts.classes import all_classes
 from medals_rt.prompts.prompt_set import Prompt, PromptSet
 from medals_rt.prompts.text_encoder import TextEncoder
 
@@ -22,9 +24,15 @@ class PromptEmbedder:
     ----------
     bundle
         Its bank, and the text encoder that it may carry.
+
+    Raises
+    ------
+    BundleError
+        If its classes are others than this package's (``classes-differ``).
     """
 
     def __init__(self, bundle: Bundle) -> None:
+        _check_classes(bundle)
         self._bundle = bundle
         self._encoded: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
 
@@ -131,4 +139,28 @@ class PromptEmbedder:
         return (
             f"bundle {bundle.name!r} knows {len(covered)} classes and not {', '.join(missing)}; "
             f"nearest that it knows: {', '.join(near)}"
+        )
+
+
+def _check_classes(bundle: Bundle) -> None:
+    """Refuse a bundle that means other classes by its keys.
+
+    Keys are what prompts and rows of the bank meet by: where they differ, one organ would be found
+    and called by the name of another.
+    """
+    names = {key.bank_key: key.name for key in all_classes()}
+    times = Counter(record.bank_key for record in bundle.classes)
+    amiss = [
+        f"{record.bank_key} is {record.name!r} there and {names.get(record.bank_key)!r} here"
+        if times[record.bank_key] == 1
+        else f"{record.bank_key} is there {times[record.bank_key]} times"
+        for record in bundle.classes
+        if times[record.bank_key] > 1 or record.name != names.get(record.bank_key)
+    ]
+    if amiss:
+        more = f", and {len(amiss) - 1} more" if len(amiss) > 1 else ""
+        raise BundleError(
+            f"bundle {bundle.name!r} has other classes than this medals-rt: {amiss[0]}{more}; "
+            "export it again, by this version",
+            code="classes-differ",
         )

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.bundle.manifest import GRAPH_NAMES, path_inside
+from medals_rt.common.choices import PRECISIONS
 from medals_rt.common.errors import BundleError, MissingFileError
 from medals_rt.prompts.embedding import PromptEmbedder
 from tests.errors import raises
@@ -40,7 +41,7 @@ class Asked:
 
 
 LIVER = Key("CT", "Liver", "CT/anatomy/1")
-SPLEEN = Key("CT", "Spleen", "CT/anatomy/2")
+SPLEEN = Key("CT", "Spleen", "CT/anatomy/3")
 
 
 def file_entry(folder: Path, file: str) -> dict:
@@ -95,7 +96,7 @@ def pristine(tmp_path_factory):
         },
         "classes": [
             {"bank_key": LIVER.bank_key, "name": "Liver"},
-            {"bank_key": "CT/anatomy/3", "name": "Right kidney"},
+            {"bank_key": "CT/anatomy/2", "name": "Right kidney"},
         ],
         "sentences": file_entry(folder, "sentences.json"),
         "sources": {stage: {"file": "a.pth", "sha256": NO_HASH} for stage in ("coarse", "fine")},
@@ -255,7 +256,7 @@ def test_embeddings_by_sentence_and_by_class(folder):
 
 
 def test_sentence_of_another_modality_is_not_taken(folder):
-    key = Key("MRI", "Liver", "CT/anatomy/3")
+    key = Key("MRI", "Liver", "CT/anatomy/2")
     assert PromptEmbedder(Bundle.open(folder)).embed([Asked(KNOWN_SENTENCE, key)])[1] == ("class",)
 
 
@@ -294,6 +295,41 @@ def test_hash_is_that_of_the_described_members(folder):
     manifest["classes"].reverse()
     write(folder, manifest)
     assert Bundle.open(folder).hash != hashlib.sha256(compact.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "fits"),
+    [
+        ("fp32", "float32", True),
+        ("bf16", "float32", True),
+        ("fp16", "float32", False),
+        ("int8", "float32", False),
+        ("fp16", "float16", True),
+        ("fp8", "float16", True),
+        ("fp32", "float16", False),
+    ],
+)
+def test_a_precision_that_is_not_the_graphs_is_refused(folder, precision, dtype, fits):
+    """A runner would compute in it, and `verify` allow what it allows."""
+    manifest = read(folder)
+    manifest["precision"] = precision
+    features = {"name": "features", "dtype": dtype, "shape": [1, 3]}
+    manifest["stages"]["fine"]["graphs"]["fusion"]["inputs"] = [features]
+    write(folder, manifest)
+    if fits:
+        assert Bundle.open(folder).precision == precision
+        return
+    with raises(BundleError, "precision-differs", precision, "fine fusion", "features", dtype):
+        Bundle.open(folder)
+
+
+def test_the_precision_is_part_of_the_hash(folder):
+    manifest = read(folder)
+    found = set()
+    for precision in PRECISIONS:
+        write(folder, {**manifest, "precision": precision})
+        found.add(Bundle.open(folder).hash)
+    assert len(found) == len(PRECISIONS)
 
 
 def test_resolution_order(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from medals_export.graph_checks import check_graph
 from medals_export.graph_plans import graph_plans
 from medals_export.onnx_graphs import trace
 from medals_export.verify import reference_passes, relative_error, unverified, verify_graph
-from medals_rt.bundle.manifest import FOLDED_REFINERS, GRAPH_NAMES
+from medals_rt.bundle.manifest import FOLDED_REFINERS, GRAPH_NAMES, HANDED_ON_DTYPES
 from medals_rt.common.errors import ExportError
 from medals_rt.runners.selection import open_runner, precisions
 from tests.bundles import tiny_bank, tiny_checkpoint
@@ -90,6 +90,11 @@ def test_opset_is_the_first_that_has_the_type(traced):
     precision, graphs = traced
     expected = {"fp16": 20, "bf16": 22}[precision]
     assert {e.version for _, model in graphs.values() for e in model.opset_import} == {expected}
+
+
+def test_readers_know_what_is_handed_on():
+    expected = {name: str(each.handed_on) for name, each in ARITHMETICS.items()}
+    assert {name: f"torch.{dtype}" for name, dtype in HANDED_ON_DTYPES.items()} == expected
 
 
 def test_weights_are_stored_in_half(traced):

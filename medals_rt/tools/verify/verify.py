@@ -206,8 +206,9 @@ def _judged(
         part="cases" if stage is None else STAGE_NAMES[stage],
         runner=candidate.kind,
         precision=candidate.precision,
-        passed=all(graph_passes(each, allowed.relative_error) for each in graphs)
-        and cases_pass(cases, allowed),
+        passed=cases_pass(cases, allowed)
+        if stage is None
+        else all(graph_passes(each, allowed.relative_error) for each in graphs),
         relative_error=allowed.relative_error,
         mean_dsc=allowed.mean_dsc,
         lowest_class_dsc=allowed.lowest_class_dsc,
@@ -234,7 +235,7 @@ def cases_pass(cases: Sequence[CaseParity], allowed: "Verification | ParityRecor
 
     The mean is one over all classes of all cases: a case of one small lesion would else be held to
     the mean's tolerance, and that of the lowest class would never count. Classes that neither
-    result has are no error.
+    result has are no error; where neither has any, nothing was compared, which is no pass.
 
     Parameters
     ----------
@@ -245,15 +246,18 @@ def cases_pass(cases: Sequence[CaseParity], allowed: "Verification | ParityRecor
     """
     if any(case.fault is not None for case in cases):
         return False
-    mean, lowest = mean_and_lowest_dsc(cases)
+    found = mean_and_lowest_dsc(cases)
+    if found is None:
+        return False
+    mean, lowest = found
     return mean >= allowed.mean_dsc and lowest >= allowed.lowest_class_dsc
 
 
-def mean_and_lowest_dsc(cases: Sequence[CaseParity]) -> tuple[float, float]:
-    """Return the mean and the lowest DSC over all classes of all cases; 1 where there is none."""
+def mean_and_lowest_dsc(cases: Sequence[CaseParity]) -> tuple[float, float] | None:
+    """Return the mean and the lowest DSC over all classes of all cases; None: nothing has one."""
     scored = [score for case in cases for score in case.dsc.values() if score is not None]
     if not scored:
-        return 1.0, 1.0
+        return None
     return sum(scored) / len(scored), min(scored)
 
 

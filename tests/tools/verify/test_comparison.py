@@ -1,5 +1,6 @@
 """What is compared with what, with which prompts, and how near it has to be."""
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -55,6 +56,24 @@ def test_prompts_that_graphs_are_tried_with(tiny_bundle: Bundle) -> None:
     assert counts["refiner"] == counts["classifier"] == counts["query_decoder"] == (1, 3)
     folded = {width: counts[name] for width, name in FOLDED_REFINERS.items()}
     assert folded == {1: (1,), 2: (2,), 4: (3,), 8: (3,), 16: (3,)}
+
+
+def test_another_spacing_than_the_checkpoints_is_refused(
+    tiny_bundle: Bundle, checkpoints: list[Path]
+) -> None:
+    """Both sides would be run on the bundle's, and agree."""
+    stages = tiny_bundle.manifest.stages
+    fine = msgspec.structs.replace(stages.fine, spacing_hwd_mm=(2.0, 2.0, 2.5))
+    stages = msgspec.structs.replace(stages, fine=fine)
+    changed = msgspec.structs.replace(tiny_bundle.manifest, stages=stages)
+    bundle = Bundle(tiny_bundle.folder, changed)
+    with raises(InputError, "checkpoint-spacing", checkpoints[1].name, 3.0, 2.5):
+        TorchReference(bundle, *checkpoints)
+    with raises(InputError, "checkpoint-spacing", 3.0, 2.5):
+        TorchReference(bundle, tiny_checkpoint(1), tiny_checkpoint(2))
+    assert any(
+        "text embeddings" in note for note in TorchReference(tiny_bundle, *checkpoints).notes
+    )
 
 
 def test_onnxruntime_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from medals_rt.tools.verify.verify import cases_pass, graph_passes, mean_and_low
         ({"Liver": 1.0, "Spleen": 0.98}, False),  # the lowest class
         ({"Liver": 0.998, "Spleen": 0.998}, False),  # the mean
         ({"Liver": 1.0, "Spleen": None}, True),
-        ({"Liver": None}, True),
+        ({"Liver": None}, False),  # nothing was compared
         ({"Liver": 0.0}, False),
     ],
 )
@@ -35,6 +35,15 @@ def test_the_mean_is_one_over_all_cases() -> None:
     assert not cases_pass([lesion], allowed)
     assert cases_pass([lesion, organs], allowed)
     assert mean_and_lowest_dsc([lesion, organs]) == (pytest.approx(0.99915), 0.996)
+
+
+def test_a_case_that_shows_nothing_is_no_error_beside_one_that_does() -> None:
+    allowed = Verification(relative_error=1e-4, mean_dsc=0.999, lowest_class_dsc=0.99)
+    empty = CaseParity("empty", 1.0, {"Liver": None}, None, 0.0)
+    assert cases_pass([empty, CaseParity("liver", 1.0, {"Liver": 1.0}, 1.0, 0.0)], allowed)
+    assert not cases_pass([empty, empty], allowed)
+    assert not cases_pass([], allowed)
+    assert mean_and_lowest_dsc([empty]) is None
 
 
 def test_tolerances_of_graphs() -> None:

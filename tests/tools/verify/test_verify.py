@@ -130,6 +130,25 @@ def test_case_given_by_hand(bundle: Bundle, checkpoints: list[Path], tmp_path: P
     assert "holds no text_prompts" in done.stderr
 
 
+def test_a_case_in_which_nothing_is_found_is_no_pass(
+    bundle: Bundle, checkpoints: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an image of one value, with real weights; the made-up ones find something in any."""
+    monkeypatch.setattr(
+        "medals_rt.tools.verify.measures.dice_by_label",
+        lambda _, __, labels: dict.fromkeys(labels, np.nan),
+    )
+    arguments = ("verify", "--bundle", bundle.folder, "--against", *checkpoints)
+    done = call(*arguments, "--runner", "onnxruntime", "--cases-only")
+    assert done.exit_code == 1, done.output
+    (marked,) = [line for line in done.stdout.splitlines() if line.startswith("! ")]
+    assert "--case" in marked
+    assert "onnxruntime fp32: not compared" in done.stdout
+    (record,) = manifest_of(bundle).parity
+    assert not record.passed
+    assert "nothing to compare" in call("info", "--bundle", bundle.folder).stdout
+
+
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
