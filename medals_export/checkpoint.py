@@ -28,6 +28,7 @@ Spacing3 = tuple[float, float, float]
 T = TypeVar("T")
 
 RELEASED_HEADS = 8
+STATE_ENTRY = "model_state_dict"
 _HEADS_ASSUMED = (
     f"{RELEASED_HEADS} attention heads are assumed, as the released networks have; weights don't "
     "tell: if it has others, export with --stage1-heads or --stage2-heads"
@@ -95,7 +96,7 @@ def load_checkpoint(
     if not file.is_file():
         raise MissingFileError(f"there is no checkpoint {file}", code="checkpoint-file-missing")
     data = read_checkpoint(file)
-    state = normalize_keys(data["model_state_dict"], file.name)
+    state = normalize_keys(data[STATE_ENTRY], file.name)
     named_window, named_spacing = parse_released_name(file.name)
     stored = _stored_settings(data, file.name) if config is None else config.to_dict()
     window = _stated(
@@ -140,9 +141,27 @@ def load_checkpoint(
             code="checkpoint-spacing-invalid",
         )
     model = build_model(config, state, file.name)
-    remarks = () if known_heads is not None else (f"{file.name}: {_HEADS_ASSUMED}",)
+    remarks = [f"{file.name}: {_HEADS_ASSUMED}"] if known_heads is None else []
+    others = [
+        str(name)
+        for name, entry in data.items()
+        if name != STATE_ENTRY and _holds_weights(entry, state)
+    ]
+    if others:
+        remarks.append(
+            f"{file.name}: the weights in '{STATE_ENTRY}' are taken, not those in "
+            f"{_listed(others)}; save these under '{STATE_ENTRY}' if they are meant"
+        )
     source = SourceRecord(file=file.name, sha256=file_sha256(file))
-    return Checkpoint(model, spacing, source, remarks)
+    return Checkpoint(model, spacing, source, tuple(remarks))
+
+
+def _holds_weights(entry: object, state: Mapping[str, Tensor]) -> bool:
+    """Whether an entry of a checkpoint is a state dict of the same network, or holds one."""
+    return isinstance(entry, dict) and any(
+        _WRAPPED.sub("", str(key), count=1) in state or _holds_weights(value, state)
+        for key, value in entry.items()
+    )
 
 
 def _stated(
@@ -173,7 +192,7 @@ def save_checkpoint(
     """Write a checkpoint that `load_checkpoint` reads without further arguments."""
     file = Path(path)
     data = {
-        "model_state_dict": model.state_dict(),
+        STATE_ENTRY: model.state_dict(),
         "config": model.config.to_dict(),
         SPACING_ENTRY: list(spacing_hwd_mm),
     }
@@ -362,10 +381,10 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             f"{file} is no checkpoint that can be read safely: {reason}",
             code="checkpoint-unreadable",
         ) from error
-    if not isinstance(data, dict) or not isinstance(data.get("model_state_dict"), dict):
+    if not isinstance(data, dict) or not isinstance(data.get(STATE_ENTRY), dict):
         found = ", ".join(map(str, data)) if isinstance(data, dict) else type(data).__name__
         raise ExportError(
-            f"{file} has no 'model_state_dict'; found: {found[:200]}", code="not-a-checkpoint"
+            f"{file} has no '{STATE_ENTRY}'; found: {found[:200]}", code="not-a-checkpoint"
         )
     return data
 
@@ -379,7 +398,7 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
             entries = {name: json.loads(remarks[name]) for name in _REMARKS if name in remarks}
             names = opened.keys()
             state = {name: opened.get_tensor(name) for name in names}
-            return {"model_state_dict": state, **entries}
+            return {STATE_ENTRY: state, **entries}
     except (SafetensorError, ValueError, OSError) as error:
         raise ExportError(
             f"{file} is no checkpoint that can be read: {error}", code="checkpoint-unreadable"

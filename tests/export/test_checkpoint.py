@@ -337,6 +337,23 @@ def test_settings_that_are_not_stored_are_read_off_the_weights(tmp_path):
     assert loaded.remarks == ()
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_other_weights_in_the_file_are_told(tmp_path, nested):
+    model = tiny_checkpoint(2).model
+    save_checkpoint(tmp_path / "a.pth", model, SPACING)
+    data = torch.load(tmp_path / "a.pth", weights_only=True)
+    averaged = {f"module.{key}": tensor + 1 for key, tensor in model.state_dict().items()}
+    data["ema_state_dict"] = {"decay": 0.99, "shadow": averaged} if nested else averaged
+    data["optimizer_state_dict"] = torch.optim.Adam(model.parameters()).state_dict()
+    torch.save(data, tmp_path / "a.pth")
+    loaded = load_checkpoint(tmp_path / "a.pth")
+    assert same_weights(loaded.model)
+    (remark,) = loaded.remarks
+    for word in ("a.pth", "model_state_dict", "ema_state_dict"):
+        assert word in remark
+    assert "optimizer" not in remark
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("this must not run",))
