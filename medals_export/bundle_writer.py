@@ -16,6 +16,7 @@ from medals_rt.bundle.manifest import (
     dump_manifest,
     file_sha256,
 )
+from medals_rt.common.atomic_io import check_writable, failures_named
 from medals_rt.common.errors import ExportError
 
 
@@ -31,8 +32,18 @@ def check_target(out: Path, *, overwrite: bool) -> None:
     Raises
     ------
     ExportError
-        If `out` is there already, unless it is a bundle and `overwrite` is set, or an empty folder.
+        If `out` is there already, unless it is a bundle whose manifest can be read and `overwrite`
+        is set, or an empty folder; or if it is a mount point, which can't be renamed.
+    InputError
+        If nothing can be written beside it, where the bundle is made.
     """
+    target = out.resolve()
+    check_writable(_beside(target, "partial"))
+    if os.path.ismount(target):
+        raise ExportError(
+            f"{out} is a mount point, which can't be replaced; give a folder inside it",
+            code="target-is-mount",
+        )
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / MANIFEST_FILE).is_file():
@@ -44,6 +55,12 @@ def check_target(out: Path, *, overwrite: bool) -> None:
             f"{out} holds a bundle already; give another folder or overwrite it",
             code="bundle-exists",
         )
+    _named_files(out / MANIFEST_FILE)
+
+
+def _beside(target: Path, ending: str) -> Path:
+    """Return a hidden name beside a target that nothing else has."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{ending}")
 
 
 def write_bundle(
@@ -54,8 +71,9 @@ def write_bundle(
     Parameters
     ----------
     out
-        Where the bundle shall lie. A bundle there is replaced with `overwrite` only; files that are
-        not the old bundle's, such as notes and cases beside it, stay.
+        Where the bundle shall lie; of a link, where it leads to. A bundle there is replaced with
+        `overwrite` only; files, links and empty folders in it that are not the old bundle's, such
+        as notes and cases, stay.
     fill
         Writes the graphs and the bank into the folder it is given and returns the manifest that
         describes them.
@@ -68,35 +86,43 @@ def write_bundle(
     Raises
     ------
     ExportError
-        If `out` may not be written. Whatever `fill` raises passes through; nothing is left behind.
+        If `out` may not be written.
+    OutputError
+        If it can't be, as where the disk is full. What else `fill` raises passes through; nothing
+        is left behind.
     """
-    target = Path(out)
-    check_target(target, overwrite=overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
-    temporary.mkdir()
+    given = Path(out)
+    check_target(given, overwrite=overwrite)
+    target = given.resolve()
+    temporary = _beside(target, "partial")
     try:
-        manifest = fill(temporary)
-        (temporary / MANIFEST_FILE).write_bytes(dump_manifest(manifest))
-        _keep_other_files(target, temporary)
-        Bundle.open(temporary)
-        _sync_tree(temporary)
-        _move_into_place(temporary, target)
+        with failures_named(given):
+            temporary.mkdir(parents=True)
+            manifest = fill(temporary)
+            (temporary / MANIFEST_FILE).write_bytes(dump_manifest(manifest))
+            _keep_other_files(target, temporary)
+            Bundle.open(temporary)
+            _sync_tree(temporary)
+            _move_into_place(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Bundle.open(target, verify=False)
+    return Bundle.open(given, verify=False)
 
 
 def _keep_other_files(old: Path, new: Path) -> None:
-    """Copy what lies in an old bundle's folder without belonging to it."""
+    """Copy what lies in an old bundle's folder without belonging to it; links stay links."""
     if not (old / MANIFEST_FILE).is_file():
         return
     own = _named_files(old / MANIFEST_FILE) | {MANIFEST_FILE}
     for path in sorted(old.rglob("*")):
-        relative = path.relative_to(old)
-        if path.is_file() and relative.as_posix() not in own and not (new / relative).exists():
-            (new / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, new / relative)
+        copy = new / path.relative_to(old)
+        if path.relative_to(old).as_posix() in own or os.path.lexists(copy):
+            continue
+        if path.is_symlink() or path.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, copy, follow_symlinks=False)
+        elif path.is_dir() and not any(path.iterdir()):
+            copy.mkdir(parents=True)
 
 
 def _named_files(manifest: Path) -> set[str]:
@@ -127,7 +153,7 @@ def _move_into_place(temporary: Path, target: Path) -> None:
         target.rmdir()
         temporary.rename(target)
     else:
-        old = target.parent / f".{target.name}.{secrets.token_hex(4)}.old"
+        old = _beside(target, "old")
         target.rename(old)
         try:
             temporary.rename(target)
@@ -140,7 +166,8 @@ def _move_into_place(temporary: Path, target: Path) -> None:
 
 def _sync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
-        _sync(path)
+        if not path.is_symlink():
+            _sync(path)
     _sync(folder)
 
 

@@ -1,6 +1,8 @@
 """Released or trained checkpoints (`.pth`) to networks, with every key accounted for."""
 
+import dataclasses
 import json
+import math
 import os
 import pickle
 import re
@@ -8,8 +10,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -25,6 +28,7 @@ Spacing3 = tuple[float, float, float]
 T = TypeVar("T")
 
 RELEASED_HEADS = 8
+STATE_ENTRY = "model_state_dict"
 _HEADS_ASSUMED = (
     f"{RELEASED_HEADS} attention heads are assumed, as the released networks have; weights don't "
     "tell: if it has others, export with --stage1-heads or --stage2-heads"
@@ -33,6 +37,7 @@ _REMARKS = ("config", SPACING_ENTRY)
 _DEEP_SUPERVISION = re.compile("mid_mask_embed_proj")
 _WRAPPED = re.compile(r"(?:(?:module|_orig_mod)\.)+")  # by DataParallel, by torch.compile
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SETTINGS = get_type_hints(ModelConfig)
 _MOST_LISTED = 10
 # a released convolution block stores its weights twice: by name, and in the sequence it runs
 _TWINS = (("all_modules.0.", "conv."), ("all_modules.1.", "norm."))
@@ -91,29 +96,28 @@ def load_checkpoint(
     if not file.is_file():
         raise MissingFileError(f"there is no checkpoint {file}", code="checkpoint-file-missing")
     data = read_checkpoint(file)
-    state = normalize_keys(data["model_state_dict"], file.name)
+    state = normalize_keys(data[STATE_ENTRY], file.name)
     named_window, named_spacing = parse_released_name(file.name)
-    if config is None and isinstance(data.get("config"), dict):
-        config = ModelConfig.from_dict(data["config"])
+    stored = _stored_settings(data, file.name) if config is None else config.to_dict()
     window = _stated(
         file.name,
         "window",
         given=window_hwd,
-        content=None if config is None else config.window_hwd,
+        content=stored.get("window_hwd"),
         name=named_window,
     ) or (None if otherwise is None else otherwise.window_hwd)
     spacing = _stated(
         file.name,
         "spacing",
         given=spacing_hwd_mm,
-        content=_stored_spacing(data),
+        content=_stored_spacing(data, file.name),
         name=named_spacing,
     ) or (None if otherwise is None else otherwise.spacing_hwd_mm)
     known_heads = _stated(
         file.name,
         "heads",
         given=heads,
-        content=None if config is None else config.heads,
+        content=stored.get("heads"),
         name=None,
     )
     if window is None:
@@ -122,8 +126,8 @@ def load_checkpoint(
             "its name): name the file so, or give window_hwd (--stage1-window, --stage2-window)",
             code="checkpoint-without-window",
         )
-    if config is None:
-        config = infer_config(state, window, heads=known_heads or RELEASED_HEADS)
+    told = {**stored, "window_hwd": window, "heads": known_heads or RELEASED_HEADS}
+    config = _complete(told, state)
     if spacing is None:
         raise ExportError(
             f"{file.name} does not say its spacing (no 'spacing_hwd_mm' in it, no "
@@ -131,10 +135,33 @@ def load_checkpoint(
             "(--stage1-spacing, --stage2-spacing)",
             code="checkpoint-without-spacing",
         )
+    if not all(0 < each < math.inf for each in spacing):
+        raise ExportError(
+            f"the spacing of {file.name} is {spacing}; give three positive numbers of millimeters",
+            code="checkpoint-spacing-invalid",
+        )
     model = build_model(config, state, file.name)
-    remarks = () if known_heads is not None else (f"{file.name}: {_HEADS_ASSUMED}",)
+    remarks = [f"{file.name}: {_HEADS_ASSUMED}"] if known_heads is None else []
+    others = [
+        str(name)
+        for name, entry in data.items()
+        if name != STATE_ENTRY and _holds_weights(entry, state)
+    ]
+    if others:
+        remarks.append(
+            f"{file.name}: the weights in '{STATE_ENTRY}' are taken, not those in "
+            f"{_listed(others)}; save these under '{STATE_ENTRY}' if they are meant"
+        )
     source = SourceRecord(file=file.name, sha256=file_sha256(file))
-    return Checkpoint(model, spacing, source, remarks)
+    return Checkpoint(model, spacing, source, tuple(remarks))
+
+
+def _holds_weights(entry: object, state: Mapping[str, Tensor]) -> bool:
+    """Whether an entry of a checkpoint is a state dict of the same network, or holds one."""
+    return isinstance(entry, dict) and any(
+        _WRAPPED.sub("", str(key), count=1) in state or _holds_weights(value, state)
+        for key, value in entry.items()
+    )
 
 
 def _stated(
@@ -165,7 +192,7 @@ def save_checkpoint(
     """Write a checkpoint that `load_checkpoint` reads without further arguments."""
     file = Path(path)
     data = {
-        "model_state_dict": model.state_dict(),
+        STATE_ENTRY: model.state_dict(),
         "config": model.config.to_dict(),
         SPACING_ENTRY: list(spacing_hwd_mm),
     }
@@ -354,10 +381,10 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             f"{file} is no checkpoint that can be read safely: {reason}",
             code="checkpoint-unreadable",
         ) from error
-    if not isinstance(data, dict) or not isinstance(data.get("model_state_dict"), dict):
+    if not isinstance(data, dict) or not isinstance(data.get(STATE_ENTRY), dict):
         found = ", ".join(map(str, data)) if isinstance(data, dict) else type(data).__name__
         raise ExportError(
-            f"{file} has no 'model_state_dict'; found: {found[:200]}", code="not-a-checkpoint"
+            f"{file} has no '{STATE_ENTRY}'; found: {found[:200]}", code="not-a-checkpoint"
         )
     return data
 
@@ -371,16 +398,64 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
             entries = {name: json.loads(remarks[name]) for name in _REMARKS if name in remarks}
             names = opened.keys()
             state = {name: opened.get_tensor(name) for name in names}
-            return {"model_state_dict": state, **entries}
+            return {STATE_ENTRY: state, **entries}
     except (SafetensorError, ValueError, OSError) as error:
         raise ExportError(
             f"{file} is no checkpoint that can be read: {error}", code="checkpoint-unreadable"
         ) from error
 
 
-def _stored_spacing(data: Mapping[str, Any]) -> Spacing3 | None:
-    values = data.get(SPACING_ENTRY)
-    if values is None:
-        return None
-    a, b, c = (float(value) for value in values)
-    return a, b, c
+def _stored_spacing(data: Mapping[str, Any], file: str) -> Spacing3 | None:
+    value = data.get(SPACING_ENTRY)
+    return None if value is None else _typed(file, SPACING_ENTRY, value, Spacing3)
+
+
+def _stored_settings(data: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """Return those of `ModelConfig` that an entry `config` holds; none if it is another's.
+
+    Raises
+    ------
+    ExportError
+        If one is of a wrong type, or others are among them: whether they mean the network's can't
+        be told.
+    """
+    config = data.get("config")
+    if not isinstance(config, dict) or not _SETTINGS.keys() & config.keys():
+        return {}
+    others = [str(name) for name in config if name not in _SETTINGS]
+    if others:
+        raise ExportError(
+            f"the entry 'config' of {file} holds {_listed(others)} beside settings of the network; "
+            "save those under another name, or without 'config'",
+            code="config-mixed",
+        )
+    return {
+        name: _typed(file, f"config.{name}", value, _SETTINGS[name])
+        for name, value in config.items()
+    }
+
+
+def _typed(file: str, entry: str, value: object, kind: Any) -> Any:
+    """Hold an entry of a checkpoint to its type; lists become tuples.
+
+    Raises
+    ------
+    ExportError
+        It is of another type.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise ExportError(
+            f"the entry '{entry}' of {file} is wrong: {error}; save it as it should be, or leave "
+            "it out",
+            code="checkpoint-entry-invalid",
+        ) from error
+
+
+def _complete(told: dict[str, Any], state: Mapping[str, Tensor]) -> ModelConfig:
+    """Read the settings that nobody told off the weights."""
+    if told.keys() == _SETTINGS.keys():
+        return ModelConfig(**told)
+    inferred = infer_config(state, told["window_hwd"], heads=told["heads"])
+    return dataclasses.replace(inferred, **told)

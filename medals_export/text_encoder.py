@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medals_export.checkpoint import check_keys, plain_weights, read_checkpoint
+from medals_export.checkpoint import STATE_ENTRY, check_keys, plain_weights, read_checkpoint
 from medals_rt.bundle.manifest import SourceRecord, file_sha256
 from medals_rt.common.choices import Modality
 from medals_rt.common.errors import ExportError, MissingFileError
@@ -145,7 +145,7 @@ def load_text_encoder(text_encoder: Path, biolord: Path) -> TextCheckpoint:
     architecture = _build_architecture(biolord)
     dim = int(architecture.config.hidden_size)
     tokenizer = _read_tokenizer(biolord)
-    stored = read_checkpoint(text_encoder)["model_state_dict"]
+    stored = read_checkpoint(text_encoder)[STATE_ENTRY]
     state = plain_weights(stored, text_encoder.name, left_out=_LEFT_OVERS)
     with torch.device("meta"):
         model = KnowledgeEncoder(architecture, dim)

@@ -55,6 +55,12 @@ class ModelConfig:
                 f"{self.stride}",
                 code="window-not-multiple",
             )
+        for name, value in self.to_dict().items():
+            if min(value if isinstance(value, tuple) else (value,)) < 1:
+                raise ExportError(
+                    f"{name} of a network must be positive, found {value}; give another value",
+                    code="config-invalid",
+                )
         if self.text_dim % self.heads:
             raise ExportError(
                 f"text_dim {self.text_dim} does not split into {self.heads} heads; give another "

@@ -7,7 +7,7 @@ from pathlib import Path
 from medals_export.checkpoint import Checkpoint
 from medals_export.quantization.calibration import record_cases
 from medals_export.quantization.number_format import NumberFormat
-from medals_export.quantization.sensitivity import choose_layers
+from medals_export.quantization.sensitivity import Trial, choose_layers
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import QuantizationRecord, StageQuantization, file_sha256
 from medals_rt.common.choices import STAGE_NAMES, StageNumber
@@ -34,14 +34,20 @@ def quantize_stages(
     Raises
     ------
     InputError
-        If a case can't be read or has no prompts.
+        If a case can't be read or has no prompts, or a stage never runs or finds nothing in them.
     """
     read = [read_parity_case(path) for path in cases]
     records = record_cases(bundle, checkpoints, read, progress)
 
+    # of both stages, before hours go by for the first
+    trials = {
+        stage: Trial(checkpoints[stage].model, records[stage].passes, number_format, label)
+        for stage, label in STAGE_NAMES.items()
+    }
+
     def decide(stage: StageNumber) -> StageQuantization:
-        network, label = checkpoints[stage].model, STAGE_NAMES[stage]
-        return choose_layers(network, records[stage], number_format, label, progress)
+        label = STAGE_NAMES[stage]
+        return choose_layers(trials[stage], records[stage], number_format, label, progress)
 
     return QuantizationRecord(decide(1), decide(2), tuple(map(_sha256, cases)))
 

@@ -27,8 +27,8 @@ SPACING_ENTRY: Final = "spacing_hwd_mm"
 
 _ENDINGS: Final = (".pth", ".safetensors")
 _NAME: Final = re.compile(
-    r"crop_size_(?P<window>\d+_\d+_\d+)_spacing_(?P<spacing>[\d.]+_[\d.]+_[\d.]+?)"
-    r"(?:_|\.pth|\.safetensors|$)"
+    r"crop_size_(?P<window>\d+_\d+_\d+)_spacing_(?P<spacing>{0}_{0}_{0})"
+    r"(?:_|\.pth|\.safetensors|$)".format(r"(?:\d+\.?\d*|\.\d+)")
 )
 _LICENSE_FILE: Final = re.compile(r"(licen[cs]e|copying|notice)\b.*", re.IGNORECASE)
 _CARD: Final = re.compile(r"\A---\s*\n(?P<facts>.*?)\n---", re.DOTALL)

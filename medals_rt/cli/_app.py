@@ -181,8 +181,13 @@ def _errors_end_the_command() -> Iterator[None]:
 
 
 def main() -> None:
-    """Run the command line. SIGTERM ends it as an error does: nothing is left half written."""
+    """Run the command line. SIGTERM and SIGHUP end it as errors do: nothing is left half written.
+
+    What `nohup` started goes on.
+    """
     signal.signal(signal.SIGTERM, _terminate)
+    if os.name == "posix" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _terminate)
     variable, asked_in_bash = IN_BASH
     if os.environ.get(variable) == asked_in_bash:
         with quoted_for_bash():

@@ -86,10 +86,26 @@ def atomic_output(path: Path) -> Iterator[Path]:
     """
     temporary = _beside(path)
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with failures_named(path):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def failures_named(path: Path) -> Iterator[None]:
+    """Say of what the system reports while a file or folder is written that it can't be.
+
+    Raises
+    ------
+    OutputError
+        In the place of any `OSError` that is no error of this package.
+    """
+    try:
+        yield
     except MedalsError:
         raise
     except OSError as error:
@@ -99,8 +115,6 @@ def atomic_output(path: Path) -> Iterator[Path]:
             f"can't write {path}: {reason}; make room or choose another place",
             code="disk-full" if first.errno == errno.ENOSPC else "output-not-writable",
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _first_of(error: OSError) -> OSError:

@@ -62,10 +62,20 @@ def test_names_hold_window_and_spacing() -> None:
     assert parse_released_name(COARSE) == ((224, 224, 128), (1.5, 1.5, 3.0))
     assert parse_released_name(FINE) == ((192, 192, 192), (1.0, 1.0, 1.0))
     assert parse_released_name("crop_size_8_9_10_spacing_1_2_3.5.pth")[1] == (1, 2, 3.5)
+    assert parse_released_name("crop_size_8_9_10_spacing_1._.5_3.pth")[1] == (1, 0.5, 3)
     assert parse_released_name("crop_size_8_9_10_spacing_1_2_3.5.safetensors")[1] == (1, 2, 3.5)
 
 
-@pytest.mark.parametrize("name", ["last.pth", "crop_size_64_64.pth", "spacing_1.0_1.0_1.0.pth"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "last.pth",
+        "crop_size_64_64.pth",
+        "spacing_1.0_1.0_1.0.pth",
+        "crop_size_8_9_10_spacing_1.0.0_1_1.pth",
+        "crop_size_8_9_10_spacing_._1_1.pth",
+    ],
+)
 def test_other_names_tell_nothing(name: str) -> None:
     assert parse_released_name(name) == (None, None)
 

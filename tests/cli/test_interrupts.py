@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from medals_rt.cli import main
 from tests.cli.helpers import Result
 
 
@@ -42,12 +43,14 @@ def test_an_interrupt_while_writing_leaves_nothing(
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 @pytest.mark.parametrize(
-    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")]
+    ("name", "code", "said"),
+    [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, ""), ("SIGHUP", 129, "")],
 )
-def test_signals_end_a_real_process(number: int, code: int, said: str) -> None:
+def test_signals_end_a_real_process(name: str, code: int, said: str) -> None:
     script = (
         # a job in the background ignores Ctrl-C, and so do its children: begin as in a terminal
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "import sys, time, medals_rt.pipeline.job\n"
         "def wait(*_):\n"
         "    print('ready', flush=True)\n"
@@ -61,8 +64,21 @@ def test_signals_end_a_real_process(number: int, code: int, said: str) -> None:
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(number)
+        process.send_signal(getattr(signal, name))
         _, errors = process.communicate(timeout=180)
     assert process.returncode == code
     assert said in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_what_nohup_started_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medals_rt.cli._app.app", lambda: None)
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        main()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -272,6 +272,88 @@ def test_another_network_is_told_apart():
         infer_config({"layer.weight": torch.zeros(1)}, (16, 16, 16), heads=4)
 
 
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("config.heads", "4"),
+        ("config.heads", True),
+        ("config.window_hwd", [16, 16]),
+        ("config.features", 4),
+        ("spacing_hwd_mm", [2.0, 2.0]),
+        ("spacing_hwd_mm", 2.0),
+        ("spacing_hwd_mm", "2 2 3"),
+        ("spacing_hwd_mm", torch.tensor(SPACING)),
+    ],
+)
+def test_entries_of_a_wrong_type_are_named(tmp_path, entry, value):
+    settings = tiny_config(2).to_dict()
+    entries = {"config": settings, "spacing_hwd_mm": list(SPACING)}
+    *folder, name = entry.split(".")
+    (settings if folder else entries)[name] = value
+    torch.save({"model_state_dict": plain_state(), **entries}, tmp_path / "a.pth")
+    with raises(ExportError, "checkpoint-entry-invalid", "a.pth", entry):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["heads", "ffn", "features", "in_channels"])
+def test_settings_are_positive(name):
+    value = (4, 0, 8) if name == "features" else 0
+    with raises(ExportError, "config-invalid", name):
+        dataclasses.replace(tiny_config(2), **{name: value})
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_spacing_is_positive_wherever_it_is_from(tmp_path, wrong):
+    spacing = (2.0, wrong, 3.0)
+    save_checkpoint(tmp_path / "a.pth", tiny_checkpoint(2).model, spacing)
+    torch.save({"model_state_dict": plain_state()}, tmp_path / "b.pth")
+    with raises(ExportError, "checkpoint-spacing-invalid", "a.pth"):
+        load_checkpoint(tmp_path / "a.pth")
+    with raises(ExportError, "checkpoint-spacing-invalid", "b.pth"):
+        load_checkpoint(
+            tmp_path / "b.pth", window_hwd=(16, 16, 16), spacing_hwd_mm=spacing, heads=4
+        )
+
+
+def test_settings_of_some_training_are_passed_over(tmp_path):
+    entries = {"config": {"lr": 1e-4, "epochs": 9}, "spacing_hwd_mm": SPACING}
+    torch.save({"model_state_dict": plain_state(), **entries}, tmp_path / "a.pth")
+    loaded = load_checkpoint(tmp_path / "a.pth", window_hwd=(16, 16, 16), heads=4)
+    assert loaded.model.config == tiny_config(2)
+
+
+def test_settings_of_network_and_training_are_not_mixed(tmp_path):
+    entries = {"config": {"heads": 4, "lr": 1e-4}, "spacing_hwd_mm": SPACING}
+    torch.save({"model_state_dict": plain_state(), **entries}, tmp_path / "a.pth")
+    with raises(ExportError, "config-mixed", "a.pth", "lr"):
+        load_checkpoint(tmp_path / "a.pth", window_hwd=(16, 16, 16))
+
+
+def test_settings_that_are_not_stored_are_read_off_the_weights(tmp_path):
+    entries = {"config": {"heads": 4}, "spacing_hwd_mm": SPACING}
+    torch.save({"model_state_dict": plain_state(), **entries}, tmp_path / "a.pth")
+    loaded = load_checkpoint(tmp_path / "a.pth", window_hwd=(16, 16, 16))
+    assert loaded.model.config == tiny_config(2)
+    assert loaded.remarks == ()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_other_weights_in_the_file_are_told(tmp_path, nested):
+    model = tiny_checkpoint(2).model
+    save_checkpoint(tmp_path / "a.pth", model, SPACING)
+    data = torch.load(tmp_path / "a.pth", weights_only=True)
+    averaged = {f"module.{key}": tensor + 1 for key, tensor in model.state_dict().items()}
+    data["ema_state_dict"] = {"decay": 0.99, "shadow": averaged} if nested else averaged
+    data["optimizer_state_dict"] = torch.optim.Adam(model.parameters()).state_dict()
+    torch.save(data, tmp_path / "a.pth")
+    loaded = load_checkpoint(tmp_path / "a.pth")
+    assert same_weights(loaded.model)
+    (remark,) = loaded.remarks
+    for word in ("a.pth", "model_state_dict", "ema_state_dict"):
+        assert word in remark
+    assert "optimizer" not in remark
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("this must not run",))

@@ -1,6 +1,8 @@
 """Two checkpoints to a bundle: whole or not there, checked, the same every time."""
 
+import errno
 import json
+import os
 import shutil
 
 import msgspec
@@ -9,14 +11,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from medals_export import export, verify
+from medals_export import bundle_writer, export, verify
 from medals_export.bundle_writer import write_bundle
 from medals_export.checkpoint import save_checkpoint
 from medals_export.text_bank import save_bank
 from medals_export.verify import relative_error
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import GRAPH_NAMES
-from medals_rt.common.errors import BundleError, ExportError, InputError
+from medals_rt.common.errors import BundleError, ExportError, InputError, OutputError
 from medals_rt.runners.selection import open_runner
 from tests.bundles import TINY_CLASS_KEYS, export_tiny_bundle, tiny_bank, tiny_checkpoint
 from tests.errors import raises
@@ -161,6 +163,60 @@ def test_what_lies_beside_a_replaced_bundle_stays(tiny_bundle, copy):
     write_bundle(copy.folder, rewrite(tiny_bundle, "new"), overwrite=True)
     assert Bundle.open(copy.folder).name == "new"
     assert (copy.folder / "cases" / "mine.npz").read_bytes() == b"precious"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
+def test_links_and_empty_folders_in_a_replaced_bundle_stay(tiny_bundle, copy, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "case.npz").write_bytes(b"precious")
+    links = {"cases": "../elsewhere", "case.npz": "../elsewhere/case.npz", "gone": "nowhere"}
+    for name, leads_to in links.items():
+        (copy.folder / name).symlink_to(leads_to)
+    (copy.folder / "empty" / "one").mkdir(parents=True)
+    write_bundle(copy.folder, rewrite(tiny_bundle, "new"), overwrite=True)
+    assert {name: str((copy.folder / name).readlink()) for name in links} == links
+    assert (copy.folder / "cases" / "case.npz").read_bytes() == b"precious"
+    assert (copy.folder / "empty" / "one").is_dir()
+    assert {path.name for path in tmp_path.iterdir()} == {"copy", "elsewhere"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
+def test_a_link_is_written_where_it_leads_to(tiny_bundle, copy, tmp_path):
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / "current"
+    link.symlink_to(copy.folder)
+    written = write_bundle(link, rewrite(tiny_bundle, "new"), overwrite=True)
+    assert written.folder == link
+    assert link.is_symlink()
+    assert Bundle.open(copy.folder).name == "new"
+    assert [path.name for path in link.parent.iterdir()] == ["current"]
+
+
+def test_targets_that_cannot_be_written_are_refused_before_the_work(copy, tmp_path, monkeypatch):
+    def check(out):
+        bundle_writer.check_target(out, overwrite=True)
+
+    check(copy.folder)
+    check(tmp_path / "new" / "deep")
+    (tmp_path / "file").touch()
+    with raises(InputError, "output-not-writable"):
+        check(tmp_path / "file" / "x")
+    (copy.folder / "bundle.json").write_bytes(b"{")
+    with raises(ExportError, "manifest-damaged", copy.folder):
+        check(copy.folder)
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "mount")
+    with raises(ExportError, "target-is-mount", "mount"):
+        check(tmp_path / "mount")
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path):
+    def fill(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with raises(OutputError, "disk-full", tmp_path / "out"):
+        write_bundle(tmp_path / "out", fill)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bundle_of_an_older_format_is_replaced_whole(tiny_bundle, copy):

@@ -1,5 +1,7 @@
 """Bundles of 8-bit convolutions: formats, ranges, the choice of layers, graphs, exports."""
 
+import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -15,7 +17,7 @@ from medals_export import export
 from medals_export.arithmetic import ARITHMETICS
 from medals_export.graph_plans import graph_plans
 from medals_export.onnx_graphs import trace
-from medals_export.quantization import sensitivity
+from medals_export.quantization import calibrated, sensitivity
 from medals_export.quantization.calibration import RecordedPass, RecordedStage
 from medals_export.quantization.layers import (
     FUSION,
@@ -241,17 +243,13 @@ def test_the_fewest_of_the_most_sensitive_layers_stay(network, record, monkeypat
     layers = candidates(network)
     costs = dict(zip(layers, np.random.default_rng(1).permutation(len(layers)) / 100, strict=True))
 
-    class Trial:
-        def __init__(self, *_):
-            pass
-
+    class Costs:
         def agreement(self, ranges):
             cost = sum(costs[layer] for layer in ranges)
             return cost, 1 - cost
 
-    monkeypatch.setattr(sensitivity, "_Trial", Trial)
     monkeypatch.setattr(sensitivity, "LEAST_DSC", 1 - allowed)
-    found = sensitivity.choose_layers(network, record, FORMATS["int8"], "fine", lambda *_: None)
+    found = sensitivity.choose_layers(Costs(), record, FORMATS["int8"], "fine", lambda *_: None)
     by_cost = sorted(costs, key=costs.__getitem__)
     fitting = np.cumsum([costs[layer] for layer in by_cost]) <= allowed + 1e-9
     assert {each.layer for each in found.layers if each.quantized} == set(
@@ -261,11 +259,51 @@ def test_the_fewest_of_the_most_sensitive_layers_stay(network, record, monkeypat
     assert [each.layer for each in found.layers] == list(layers)
 
 
+def decided(network, record):
+    number_format = FORMATS["int8"]
+    trial = sensitivity.Trial(network, record.passes, number_format, "fine")
+    return sensitivity.choose_layers(trial, record, number_format, "fine", lambda *_: None)
+
+
 def test_sensitivity_is_the_error_of_a_layer_alone(network, record):
-    found = sensitivity.choose_layers(network, record, FORMATS["int8"], "fine", lambda *_: None)
+    found = decided(network, record)
     assert all(0 < each.error < 0.1 for each in found.layers)
     assert found.passes == 2
     assert 0 < found.rms_error < 0.1
+
+
+def test_a_layer_that_reads_zeros_alone_is_left_as_it_is(network, record):
+    class Harmless:
+        def agreement(self, _):
+            return 0.0, 1.0
+
+    dead = candidates(network)[2]
+    seen = dataclasses.replace(record, magnitudes={**record.magnitudes, dead: Magnitudes()})
+    found = sensitivity.choose_layers(Harmless(), seen, FORMATS["int8"], "fine", lambda *_: None)
+    assert [each.layer for each in found.layers if not each.quantized] == [dead]
+
+
+def test_passes_that_find_nothing_decide_nothing(network, record):
+    blind = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in blind.mask_embed_proj[2].parameters():
+            parameter.zero_()  # every logit is 0, no probability above a half
+    with raises(InputError, "calibration-shows-nothing", "fine"):
+        decided(blind, record)
+
+
+def test_a_stage_that_never_ran_is_told(network):
+    with raises(InputError, "calibration-stage-unseen", "fine"):
+        decided(network, RecordedStage({}))
+
+
+def test_both_stages_are_looked_at_before_the_work(record, monkeypatch):
+    records = {1: record, 2: RecordedStage({})}
+    monkeypatch.setattr(calibrated, "record_cases", lambda *_: records)
+    checkpoints = {stage: tiny_checkpoint(2) for stage in (1, 2)}
+    monkeypatch.setattr(calibrated, "choose_layers", None)
+    with raises(InputError, "calibration-stage-unseen", "fine"):
+        calibrated.quantize_stages(None, checkpoints, FORMATS["int8"], (), lambda *_: None)
 
 
 @pytest.fixture(scope="module")
