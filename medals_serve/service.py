@@ -194,15 +194,18 @@ class Service:
         CaseError
             It can't be used.
         ServiceError
-            The choice doesn't fit one series.
+            The choice doesn't fit one series, or there is no room for an image.
         """
+        _check_count(owner.images, self.settings.max_images, "images")
         upload = owner.upload(name)
+        del owner.uploads[name]  # before it is read: its id becomes that of one image
         try:
-            image = await self._read_image(owner, upload, series, select)
-        except SeriesChoiceError as error:
-            raise _to_choose(upload, error) from error
-        owner.uploads.pop(name, None)
-        return image
+            return await self._read_image(owner, upload, series, select)
+        except BaseException as error:
+            owner.uploads[name] = upload
+            if isinstance(error, SeriesChoiceError):
+                raise _to_choose(upload, error) from error
+            raise
 
     async def _read_image(
         self, owner: ClientSession, upload: Upload, series: str | None, select: tuple[str, ...]

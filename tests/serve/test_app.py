@@ -6,6 +6,7 @@ import io
 import json
 import weakref
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +33,7 @@ from medals_serve import routes
 from medals_serve.client import ServedProblemError, ServiceClient
 from medals_serve.job_requests import OUTPUT_FORMATS
 from medals_serve.schemas import JobState
+from medals_serve.sessions import ClientSession
 from tests.dicom import write_series
 from tests.serve.serving import RUNNER, SENTENCE, Running, image, until, write_nifti
 
@@ -386,6 +388,38 @@ def test_a_dicom_zip_with_several_series(
     assert referred.SeriesInstanceUID == choices[1]["series"]
     for name in ("rtstruct", "labelmap.dcm"):
         assert dcmread(io.BytesIO(client.fetch(job, format=name))).PatientID == "none"
+
+
+def owner_of(served: Running, image: dict[str, Any]) -> ClientSession:
+    """The session that holds an image."""
+    sessions = served.server.config.app.state.service.sessions
+    (owner,) = (each for each in sessions if image["image"] in each.images)
+    return owner
+
+
+def test_one_series_of_an_upload_is_one_image(
+    client: ServiceClient, served: Running, tmp_path: Path
+) -> None:
+    """Else two images had one id, and jobs on the one ran on the other."""
+    for seed, depth in enumerate((5, 6)):
+        folder = tmp_path / "study" / str(seed)
+        write_series(folder, np.zeros((depth, 8, 8), np.int16), np.eye(4), seed=seed)
+    found = refused(client.upload, zipped(tmp_path / "study"), filename="study.zip").problem
+    service = served.server.config.app.state.service
+    (owner,) = (each for each in service.sessions if found["upload"] in each.uploads)
+    process = service.readers._idle.get()
+    with ThreadPoolExecutor(2) as pool:
+        asked = [
+            pool.submit(client.choose_series, found["upload"], each["series"])
+            for each in found["choices"]
+        ]
+        until(lambda: owner.requests == 2 or any(each.done() for each in asked))
+        service.readers._idle.put(process)
+    (error,) = filter(None, (each.exception() for each in asked))
+    assert isinstance(error, ServedProblemError)
+    assert (error.status, error.code) == (404, "upload-unknown")
+    (made,) = (each.result() for each in asked if each.exception() is None)
+    assert client._json("GET", f"/v1/images/{made['image']}")["shape_dhw"] == made["shape_dhw"]
 
 
 def test_lesions_with_their_instances(client: ServiceClient, scan: Path) -> None:
