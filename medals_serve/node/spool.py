@@ -308,8 +308,10 @@ class Spool:
         """Write down what became of a series, whose results are on the disk."""
         with self._lock:
             series.put_state(state)
-            self._waiting.add(series.folder)
-            self._delivering.add(series.folder)
+            for which, holds in ((self._waiting, _has_work), (self._delivering, _is_delivering)):
+                which.discard(series.folder)
+                if holds(series, state):
+                    which.add(series.folder)
             self._held[series.folder] = held_bytes(series.folder)
 
     def prune(self, retain_s: float) -> None:
