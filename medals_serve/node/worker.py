@@ -17,6 +17,7 @@ from medals_rt.common.errors import (
     MedalsError,
     OutputError,
 )
+from medals_rt.common.interruption import interrupted_by
 from medals_rt.io.dicom.files import dicom_files, read_header
 from medals_rt.io.registry import check_output, write_segmentation
 from medals_rt.pipeline.job import segment_job
@@ -211,7 +212,8 @@ class Worker:
             read = read_job(job)
             for each in others:
                 check_output(folder / outputs[each], read.case, format=each)
-            result = segment_job(self.segmenter, read, _stopping(stop))
+            with interrupted_by(lambda: _check_stopped(stop)):
+                result = segment_job(self.segmenter, read, lambda *_: _check_stopped(stop))
             write_job(read, result)
             for each in others:
                 write_segmentation(
@@ -263,12 +265,9 @@ def _made_anew(folder: Path, stem: str) -> Iterator[Path]:
         raise
 
 
-def _stopping(stop: Event) -> Callable[[str, int, int], None]:
-    def progress(_stage: str, _done: int, _total: int) -> None:
-        if stop.is_set():
-            raise _StoppedError
-
-    return progress
+def _check_stopped(stop: Event) -> None:
+    if stop.is_set():
+        raise _StoppedError
 
 
 def _reason(error: Exception) -> str:
