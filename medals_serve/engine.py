@@ -16,6 +16,9 @@ from medals_serve.metrics import Metrics
 from medals_serve.problems import ServiceError
 from medals_serve.settings import RETRY_S
 
+_TO_STOP_S: Final = 120.0
+"""What a job that is canceled, and then the model, may take to end. The server ends all the same:
+a library that hangs on a broken GPU never comes back."""
 _STOPPED: Final = "the server was stopped; run the job again when it is back"
 
 
@@ -143,7 +146,7 @@ class JobEngine:
         if running is not None:
             running.cancel(_STOPPED)
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(_TO_STOP_S)
 
     def hurry(self) -> None:
         """Cancel the job that runs, while `stop` waits for it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
@@ -43,8 +43,29 @@ from medals_serve.job_requests import OUTPUT_KINDS
 _MAPS: Final = "probabilities.zip"
 
 
+@dataclass(frozen=True)
+class JobFile:
+    """A file of a job.
+
+    Attributes
+    ----------
+    path
+        Where it is, or will be.
+    is_there
+        Whether it has been made.
+    make
+        Makes it, unless somebody did meanwhile, and returns its path; takes the memory of an image.
+    """
+
+    path: Path
+    is_there: bool
+    make: Callable[[], Path]
+
+
 class JobFiles:
     """The result of a job, in its folder. Methods may be called by any thread.
+
+    Those that name a file check what is asked for, and leave it to their caller to have it made.
 
     Parameters
     ----------
@@ -75,6 +96,7 @@ class JobFiles:
         self._prompts = prompts
         self._folder = job.output.parent
         self._lost: dict[str, tuple[str, ...]] = {}
+        self._kept: set[str] = set()
         self._writing = threading.Lock()
 
     def store(self, read: ReadJob, result: Result) -> None:
@@ -111,14 +133,19 @@ class JobFiles:
         case = self._cases.case(self._image)
         return ReadJob(self._job, case, self._prompts, None, {}), result
 
-    def _made(self, name: str, write: Callable[[Path], None]) -> Path:
-        """Make a file once."""
+    def _file(self, name: str, write: Callable[[Path], None]) -> JobFile:
+        """Name a file that is made once."""
         path = self._folder / name
-        with self._writing:
-            if not path.exists():
-                write(path)
-                self._keep(path)
-        return path
+
+        def make() -> Path:
+            with self._writing:
+                if name not in self._kept:
+                    write(path)
+                    self._keep(path)
+                    self._kept.add(name)
+            return path
+
+        return JobFile(path, name in self._kept, make)
 
     def classes(self) -> list[dict[str, Any]]:
         """Describe what was found; see `schemas.FoundClass`."""
@@ -141,8 +168,8 @@ class JobFiles:
 
     def labels(
         self, kind: str, grid: GridRequest | None = None, mesh_reduction: float = 0.0
-    ) -> Path:
-        """Make the labels in a format of `OUTPUT_KINDS`; return the file.
+    ) -> JobFile:
+        """Name the labels in a format of `OUTPUT_KINDS`.
 
         Parameters
         ----------
@@ -184,7 +211,7 @@ class JobFiles:
             write_labels(path, replace(read, case=case, job=job), moved, format=found.format)
             self._lost[name] = tuple(note.text for note in lost_notes(result, moved))
 
-        return self._made(name, write)
+        return self._file(name, write)
 
     def warnings(self, path: Path) -> tuple[str, ...]:
         """Return what a file that `labels` made can't hold."""
@@ -199,8 +226,8 @@ class JobFiles:
         read, result = self._outcome()
         return np.asarray(read.case.volume.restore(result.labels_dhw))
 
-    def instances(self) -> Path:
-        """Make the numbered lesions as NIfTI.
+    def instances(self) -> JobFile:
+        """Name the numbered lesions as NIfTI.
 
         Raises
         ------
@@ -215,10 +242,10 @@ class JobFiles:
             lesions = replace(result, labels_dhw=result.instances_dhw, instances_dhw=None)
             write_labels(path, read, lesions, format="nifti")
 
-        return self._made("instances.nii.gz", write)
+        return self._file("instances.nii.gz", write)
 
-    def probabilities(self) -> Path:
-        """Return the archive of probability maps, as ``medals-rt run --probabilities`` writes.
+    def probabilities(self) -> JobFile:
+        """Name the archive of probability maps, as ``medals-rt run --probabilities`` writes.
 
         Raises
         ------
@@ -230,20 +257,21 @@ class JobFiles:
                 "the job kept no probability maps; ask for them by the option probabilities",
                 code="no-probabilities",
             )
-        return self._folder / _MAPS
+        path = self._folder / _MAPS
+        return JobFile(path, is_there=True, make=lambda: path)
 
-    def report_file(self) -> Path:
-        """Make the report that ``medals-rt run --report`` writes."""
-        return self._made("report.json", lambda path: write_json(path, self.report.to_dict()))
+    def report_file(self) -> JobFile:
+        """Name the report that ``medals-rt run --report`` writes."""
+        return self._file("report.json", lambda path: write_json(path, self.report.to_dict()))
 
-    def preview(self) -> Path:
-        """Make the picture that ``medals-rt run --preview`` draws."""
-        return self._made("preview.png", lambda path: write_preview(path, *self._outcome()))
+    def preview(self) -> JobFile:
+        """Name the picture that ``medals-rt run --preview`` draws."""
+        return self._file("preview.png", lambda path: write_preview(path, *self._outcome()))
 
     def statistics(
         self, form: Literal["json", "csv"], table: Literal["classes", "lesions"]
-    ) -> Path:
-        """Make the statistics that ``medals-rt run --statistics`` writes, also as JSON."""
+    ) -> JobFile:
+        """Name the statistics that ``medals-rt run --statistics`` writes, also as JSON."""
 
         def write(path: Path) -> None:
             read, result = self._outcome()
@@ -257,4 +285,4 @@ class JobFiles:
             else:
                 write_json(path, {table: [dict(zip(columns, row, strict=True)) for row in rows]})
 
-        return self._made(f"{table}.{form}", write)
+        return self._file(f"{table}.{form}", write)

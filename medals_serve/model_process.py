@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from itertools import count
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from threading import Thread
 from typing import Any, Final, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
@@ -33,6 +35,7 @@ import numpy.typing as npt
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.errors import DeviceLostError, MedalsError, RunnerError
 from medals_rt.common.gpu_faults import EXIT_DEVICE_LOST, sticky_fault
+from medals_rt.common.interruption import check_interruption
 from medals_rt.common.progress import Progress
 from medals_rt.common.subprocesses import signal_name
 from medals_rt.io.volume import Volume
@@ -105,12 +108,9 @@ class _Memory:
 class _Listening:
     """The functions of a job that runs in the child, and what one of them raised."""
 
-    def __init__(
-        self, calls: Mapping[str, Callable[..., None]], cancel: Callable[[], None]
-    ) -> None:
+    def __init__(self, calls: Mapping[str, Callable[..., None]]) -> None:
         self.ending: BaseException | None = None
         self._calls = calls
-        self._cancel = cancel
         self._until = 0.0
         self._windows: tuple[Any, ...] = ()
 
@@ -120,29 +120,24 @@ class _Listening:
         return self.ending is not None and time.monotonic() > self._until
 
     def call(self, name: str, *given: Any) -> None:
-        """Call a function; if it raises, cancel the job."""
+        """Call a function; if it raises, the job is to end."""
         if name == "progress":
             self._windows = given
+        self._ask(self._calls[name], *given)
+
+    def check(self) -> None:
+        """Ask whether the job is to end, also of one that has told nothing yet."""
+        self._ask(check_interruption)
+        if self._windows:
+            self._ask(self._calls["progress"], *self._windows)
+
+    def _ask(self, what: Callable[..., None], *given: Any) -> None:
         if self.ending is not None:
             return
         try:
-            self._calls[name](*given)
+            what(*given)
         except BaseException as error:  # noqa: BLE001 - raised once the child has stopped
             self.ending, self._until = error, time.monotonic() + _TO_CANCEL_S
-            self._cancel()
-
-    def check(self) -> None:
-        """Tell the progress again, which may know that the job is canceled.
-
-        Raises
-        ------
-        BaseException
-            It was, long ago.
-        """
-        if self.is_stuck and self.ending is not None:
-            raise self.ending
-        if self._windows:
-            self.call("progress", *self._windows)
 
 
 class ModelProcess:
@@ -213,8 +208,9 @@ class ModelProcess:
         reasons: list[str] = []
         while len(reasons) < _ATTEMPTS:
             try:
-                self._tell(request)
-                return self._result(calls)
+                if self._pipe.closed:  # with a child that was stuck
+                    self._replace()
+                return self._result(request, calls)
             except _LostError as error:
                 reasons.append(str(error))
                 self._replace()
@@ -232,6 +228,8 @@ class ModelProcess:
             The child has ended.
         """
         try:
+            if self._pipe.closed:
+                self._replace()
             self._tell(_Memory(asked))
             (limit,) = self._heard("memory")
         except _LostError as error:
@@ -281,14 +279,24 @@ class ModelProcess:
         self._process.join()
         self._pipe.close()
 
-    def _result(self, calls: Mapping[str, Callable[..., None]]) -> Result:
-        """Pass calls on until the result is there; what one of them raises cancels the job."""
-        listening = _Listening(calls, lambda: self._tell("cancel"))
+    def _result(self, request: _Request, calls: Mapping[str, Callable[..., None]]) -> Result:
+        """Pass calls on until the result is there; what one of them raises cancels the job.
+
+        A child that does not end it in time is ended itself. It may be stuck before it has read
+        the request, which is longer than a pipe holds: another thread sends it.
+        """
+        listening, to_cancel = _Listening(calls), True
+        sending = Thread(target=self._send, args=(ForkingPickler.dumps(request),), daemon=True)
+        sending.start()
         while True:
             event = self._next()
+            if listening.ending is not None and to_cancel and not sending.is_alive():
+                to_cancel = False
+                self._tell("cancel")
             if event is None:
-                if listening.is_stuck:
-                    self._replace()
+                if listening.is_stuck and listening.ending is not None:
+                    self._end_child()
+                    raise listening.ending
                 listening.check()
             elif event[0] == "raised":
                 raise listening.ending or event[1]
@@ -327,6 +335,10 @@ class ModelProcess:
         if event[0] == "lost":
             raise _LostError(event[1])
         return event
+
+    def _send(self, request: memoryview) -> None:
+        with suppress(OSError):  # whoever listens for the answer finds that the child has ended
+            self._pipe.send_bytes(request)
 
     def _tell(self, what: object) -> None:
         try:

@@ -71,34 +71,39 @@ class Readers:
         CaseError
             The file can't be used, or its reader crashed or took too long or too much.
         """
+        request = {
+            "reader": reader,
+            "path": str(path),
+            "max_voxels": self._settings.max_voxels,
+            "series": series,
+            "select": list(select),
+            "seconds": self._settings.read_s,
+            "bytes": self._settings.read_bytes,
+            "writes": writes,
+        }
         process = self._idle.get()
         try:
-            if process is None:
-                process = _ReaderProcess()
-            answer = process.ask(
-                {
-                    "reader": reader,
-                    "path": str(path),
-                    "max_voxels": self._settings.max_voxels,
-                    "series": series,
-                    "select": list(select),
-                    "seconds": self._settings.read_s,
-                    "bytes": self._settings.read_bytes,
-                    "writes": writes,
-                },
-                self._settings.read_s,
-            )
-            if answer is None:
-                process.end()
-                process = None
+            if process is None or not process.is_alive:  # it may have ended while it was idle
+                process = self._another(process)
+            answer = process.ask(request, self._settings.read_s)
+            if answer is None or not process.is_alive:
+                process = self._ended(process)
         except BaseException:
-            if process is not None:
-                process.end()
-            process = None
+            process = self._ended(process)
             raise
         finally:
             self._idle.put(process)
         return self._found(answer, path, shown)
+
+    def _another(self, process: _ReaderProcess | None) -> _ReaderProcess:
+        self._ended(process)
+        return _ReaderProcess()
+
+    @staticmethod
+    def _ended(process: _ReaderProcess | None) -> None:
+        """End a process; the next file gets another."""
+        if process is not None:
+            process.end()
 
     def close(self) -> None:
         """End the processes that wait for files."""
@@ -144,17 +149,20 @@ class _ReaderProcess:
             start_new_session=True,
         )
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._process.poll() is None
+
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
         """Send a request and wait for its answer; None where none came in time."""
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise AssertionError(_MODULE)
-        try:
+        said = b""
+        with contextlib.suppress(BrokenPipeError):  # it says no more, either
             stdin.write(json.dumps(request).encode() + b"\n")
             stdin.flush()
-        except BrokenPipeError:
-            return None
-        said = b""
         until = time.monotonic() + seconds + START_S
         with selectors.DefaultSelector() as selector:
             selector.register(stdout, selectors.EVENT_READ)
@@ -163,7 +171,7 @@ class _ReaderProcess:
                     return None
                 part = os.read(stdout.fileno(), 2**16)
                 if not part:
-                    return None
+                    return {"ended": self._process.wait()}
                 said += part
         answer: dict[str, Any] = json.loads(said)
         return answer

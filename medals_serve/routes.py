@@ -21,7 +21,7 @@ from medals_rt.pipeline.output_grid import GridRequest, read_spacing
 from medals_serve import metrics as figures
 from medals_serve.catalog import MAX_TEXT
 from medals_serve.images import ServedImage
-from medals_serve.job_files import JobFiles
+from medals_serve.job_files import JobFile, JobFiles
 from medals_serve.job_requests import OUTPUT_FORMATS, JobRequest, option_defaults
 from medals_serve.jobs import OVER, ServedJob
 from medals_serve.problems import not_found
@@ -233,7 +233,7 @@ async def describe_session(service: Here, owner: Owner) -> SessionContent:
 @sessions.delete("/current", status_code=HTTPStatus.NO_CONTENT)
 async def end_session(service: Here, owner: Owner) -> Response:
     """End this session: its jobs are canceled and all its data removed."""
-    await service.in_thread(service.end_session, owner)
+    await service.in_passing(service.end_session, owner)
     answer = Response(status_code=HTTPStatus.NO_CONTENT)
     answer.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
     return answer
@@ -286,13 +286,13 @@ async def describe_image(image: str, owner: Owner) -> ImageState:
 async def show_image(image: str, service: Here, owner: Owner) -> Response:
     """Return an image for display: NIfTI with the scan's affine."""
     found = owner.image(image)
-    return _file(await service.in_thread(service.display, owner, found), "volume.nii.gz")
+    return _file(await service.display(owner, found), "volume.nii.gz")
 
 
 @images.delete("/images/{image}", status_code=HTTPStatus.NO_CONTENT)
 async def delete_image(image: str, service: Here, owner: Owner) -> Response:
     """Delete an image with its masks and jobs."""
-    await service.in_thread(service.delete_image, owner, owner.image(image))
+    await service.in_passing(service.delete_image, owner, owner.image(image))
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
@@ -351,7 +351,7 @@ async def describe_job(job: str, service: Here, owner: Owner) -> JobState:
 @jobs.delete("/{job}", status_code=HTTPStatus.NO_CONTENT)
 async def delete_job(job: str, service: Here, owner: Owner) -> Response:
     """Delete a job with its results, canceled if need be; those that correct it stay."""
-    await service.in_thread(service.delete_job, owner, owner.job(job))
+    await service.in_passing(service.delete_job, owner, owner.job(job))
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
@@ -389,7 +389,9 @@ async def download_labels(
     found = owner.job(job)
     lengths = None if spacing is None else read_spacing(",".join(spacing))
     grid = GridRequest(lengths, crop)
-    answer = await _made(service, found, lambda files: files.labels(format, grid, mesh_reduction))
+    answer = await _made(
+        service, owner, found, lambda files: files.labels(format, grid, mesh_reduction)
+    )
     if lost := found.files.warnings(Path(answer.path)):
         answer.headers["Medals-Warning"] = quote("; ".join(lost), safe=" ,;:()")
     return answer
@@ -399,7 +401,7 @@ async def download_labels(
 async def download_probabilities(job: str, service: Here, owner: Owner) -> Response:
     """Return the probability maps of a job with the option `probabilities`: a zip of NIfTI."""
     found = owner.job(job)
-    return await _made(service, found, JobFiles.probabilities)
+    return await _made(service, owner, found, JobFiles.probabilities)
 
 
 @jobs.get("/{job}/coarse/{part}", response_class=FileResponse)
@@ -417,7 +419,7 @@ async def download_coarse(job: str, part: int, owner: Owner) -> Response:
 async def download_instances(job: str, service: Here, owner: Owner) -> Response:
     """Return the numbered lesions as NIfTI."""
     found = owner.job(job)
-    return await _made(service, found, JobFiles.instances)
+    return await _made(service, owner, found, JobFiles.instances)
 
 
 @jobs.get("/{job}/statistics", response_class=FileResponse)
@@ -430,21 +432,21 @@ async def download_statistics(
 ) -> Response:
     """Return volume, intensity and position of each class, or of each lesion."""
     found = owner.job(job)
-    return await _made(service, found, lambda files: files.statistics(format, table))
+    return await _made(service, owner, found, lambda files: files.statistics(format, table))
 
 
 @jobs.get("/{job}/report", response_class=FileResponse)
 async def download_report(job: str, service: Here, owner: Owner) -> Response:
     """Return the report: everything that is needed to repeat and to judge the result."""
     found = owner.job(job)
-    return await _made(service, found, JobFiles.report_file)
+    return await _made(service, owner, found, JobFiles.report_file)
 
 
 @jobs.get("/{job}/preview.png", response_class=FileResponse)
 async def download_preview(job: str, service: Here, owner: Owner) -> Response:
     """Return a picture of the labels in three planes."""
     found = owner.job(job)
-    return await _made(service, found, JobFiles.preview)
+    return await _made(service, owner, found, JobFiles.preview)
 
 
 # Parts --------------------------------------------------------------------------------------------
@@ -492,9 +494,11 @@ async def _events(service: Service, job: ServedJob) -> AsyncIterator[str]:
         quiet += POLL_S
 
 
-async def _made(service: Service, job: ServedJob, make: Callable[[JobFiles], Path]) -> FileResponse:
-    """Make a file of a job and send it."""
-    path = await service.in_thread(make, job.files)
+async def _made(
+    service: Service, owner: ClientSession, job: ServedJob, name: Callable[[JobFiles], JobFile]
+) -> FileResponse:
+    """Send a file of a job, made if need be."""
+    path = await service.made(owner, job, name(job.files))
     return _file(path, job.download_name(path))
 
 

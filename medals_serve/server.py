@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import uvicorn
@@ -77,15 +77,46 @@ def address_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if place.version == 6 else f"http://{host}:{port}/"
 
 
+class _EndingTransport:
+    """A transport that, once it is closed, waits only so long for a client to read the rest."""
+
+    def __init__(self, transport: asyncio.Transport, seconds: float) -> None:
+        self._transport = transport
+        self._seconds = seconds
+        self._ending: asyncio.TimerHandle | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        """Close it: what was written is still sent, if somebody takes it."""
+        self._transport.close()
+        if self._ending is None:
+            loop = asyncio.get_running_loop()
+            self._ending = loop.call_later(self._seconds, self._transport.abort)
+
+    def lost(self) -> None:
+        """Note that it is closed."""
+        if self._ending is not None:
+            self._ending.cancel()
+
+
 class PatientProtocol(H11Protocol):
-    """uvicorn's protocol, whose patience with the head of a request has an end."""
+    """uvicorn's protocol, whose patience has an end: with a request's head, with idle readers."""
 
     header_s: float
+    idle_s: float
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request."""
-        super().connection_made(transport)
+        self._ending = _EndingTransport(transport, self.idle_s)
+        super().connection_made(self._ending)  # type: ignore[arg-type]
         self._wait_for_head(after=None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        super().connection_lost(exc)
+        self._ending.lost()
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
@@ -154,10 +185,11 @@ class Server(uvicorn.Server):
         except BaseException:
             self.engine.stop(0.0)
             raise
+        patience = {"header_s": settings.header_s, "idle_s": settings.body_idle_s}
         super().__init__(
             uvicorn.Config(
                 app,
-                http=type("Protocol", (PatientProtocol,), {"header_s": settings.header_s}),
+                http=type("Protocol", (PatientProtocol,), patience),
                 ws="none",
                 loop="asyncio",
                 lifespan="on",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -30,16 +30,19 @@ from medals_serve.images import (
     stored_name,
     write_volume,
 )
+from medals_serve.job_files import JobFile
 from medals_serve.job_requests import JobRequest
 from medals_serve.jobs import ServedJob
 from medals_serve.metrics import Metrics
-from medals_serve.problems import SeriesChoiceError, ServiceError
+from medals_serve.problems import SeriesChoiceError, ServiceError, not_found
 from medals_serve.readers import Readers
 from medals_serve.sessions import ClientSession, Sessions, remove_folder
 from medals_serve.settings import RETRY_S, ServeSettings
 
 _ARRAY_HEADER_BYTES: Final = 2**12
 _ARRAY_ITEM_BYTES: Final = 8
+_IN_PASSING: Final = 8
+"""Threads for what is small."""
 
 _T = TypeVar("_T")
 
@@ -49,7 +52,8 @@ class Service:
     """Everything that one server has.
 
     Work on files is done in threads: uploads are read as many at once as there are processes for
-    it; all else one after the other, since each takes the memory of an image.
+    it; what takes the memory of an image is done one after the other; what takes none waits for
+    none of that.
     """
 
     settings: ServeSettings
@@ -71,6 +75,7 @@ class Service:
         self.catalog = Catalog(self.segmenter.bundle)
         self._reading = anyio.CapacityLimiter(self.settings.readers)
         self._working = anyio.CapacityLimiter(1)
+        self._passing = anyio.CapacityLimiter(_IN_PASSING)
         self._has_freed = threading.Event()
         self.metrics.watch(
             {
@@ -94,8 +99,23 @@ class Service:
         return default_bytes(self.segmenter.memory_limit(self.options.segment.max_memory).total)
 
     async def in_thread(self, work: Callable[..., _T], *given: Any) -> _T:
-        """Do work on files in a thread, after what was asked for before."""
+        """Do work that takes the memory of an image in a thread, after what was asked before."""
         return await anyio.to_thread.run_sync(work, *given, limiter=self._working)
+
+    async def in_passing(self, work: Callable[..., _T], *given: Any) -> _T:
+        """Do work on files that takes hardly any memory in a thread, such as to remove them."""
+        return await anyio.to_thread.run_sync(work, *given, limiter=self._passing)
+
+    async def made(self, owner: ClientSession, job: ServedJob, file: JobFile) -> Path:
+        """Have a file of a job made, unless it is there.
+
+        Raises
+        ------
+        ServiceError
+            The job was deleted meanwhile, or there is no room for the file.
+        """
+        with _or_gone(lambda: owner.job(job.name)):
+            return file.path if file.is_there else await self.in_thread(file.make)
 
     async def close(self) -> None:
         """Remove all data and end the processes of readers."""
@@ -145,18 +165,18 @@ class Service:
         ServiceError
             There is no room for it; or it holds several series, and is kept for `choose_series`.
         """
-        _check_count(owner.images, self.settings.max_images, "images")
-        _check_count(owner.uploads, self.settings.max_images, "uploads")
         shown = shown_name(filename, "image")
         path = owner.folder / secrets.token_hex(8) / stored_name(shown)
-        async with self.stored(body, owner, path) as size:
-            upload = Upload(path.parent.name, path, shown, size)
-            try:
-                return await self._read_image(owner, upload, series, select)
-            except SeriesChoiceError as error:
-                owner.check_open()
-                owner.uploads[upload.name] = upload
-                kept = _to_choose(upload, error)
+        most = self.settings.max_images
+        with owner.place("images", most), owner.place("uploads", most):
+            async with self.stored(body, owner, path) as size:
+                upload = Upload(path.parent.name, path, shown, size)
+                try:
+                    return await self._read_image(owner, upload, series, select)
+                except SeriesChoiceError as error:
+                    owner.check_open()
+                    owner.uploads[upload.name] = upload
+                    kept = _to_choose(upload, error)
         raise kept
 
     async def add_written_image(
@@ -171,14 +191,14 @@ class Service:
         ServiceError
             There is no room for it.
         """
-        _check_count(owner.images, self.settings.max_images, "images")
         path = owner.folder / secrets.token_hex(8) / stored_name(filename)
-        path.parent.mkdir(mode=0o700)
         try:
-            await self.in_thread(write, path)
-            self.sessions.keep(owner, path)
-            upload = Upload(path.parent.name, path, filename, path.stat().st_size)
-            return await self._read_image(owner, upload, None, ())
+            with owner.place("images", self.settings.max_images):
+                path.parent.mkdir(mode=0o700)
+                await self.in_thread(write, path)
+                self.sessions.keep(owner, path)
+                upload = Upload(path.parent.name, path, filename, path.stat().st_size)
+                return await self._read_image(owner, upload, None, ())
         except BaseException:
             self.sessions.drop(owner, path.parent)
             owner.check_open()
@@ -194,15 +214,19 @@ class Service:
         CaseError
             It can't be used.
         ServiceError
-            The choice doesn't fit one series.
+            The choice doesn't fit one series, or there is no room for an image.
         """
         upload = owner.upload(name)
+        del owner.uploads[name]  # before it is read: its id becomes that of one image
+        most = self.settings.max_images
         try:
-            image = await self._read_image(owner, upload, series, select)
-        except SeriesChoiceError as error:
-            raise _to_choose(upload, error) from error
-        owner.uploads.pop(name, None)
-        return image
+            with owner.place("images", most), owner.place("uploads", most):
+                return await self._read_image(owner, upload, series, select)
+        except BaseException as error:
+            owner.uploads[name] = upload
+            if isinstance(error, SeriesChoiceError):
+                raise _to_choose(upload, error) from error
+            raise
 
     async def _read_image(
         self, owner: ClientSession, upload: Upload, series: str | None, select: tuple[str, ...]
@@ -219,12 +243,24 @@ class Service:
         owner.images[image.name] = image
         return image
 
-    def display(self, owner: ClientSession, image: ServedImage) -> Path:
-        """Make an image for display, once; return the file."""
+    async def display(self, owner: ClientSession, image: ServedImage) -> Path:
+        """Make an image for display, once; return the file.
+
+        Raises
+        ------
+        ServiceError
+            The image was deleted meanwhile, or there is no room for the file.
+        """
         path = image.folder / "volume.nii.gz"
-        if not path.exists():
-            write_volume(path, self.cases.case(image).volume)
-            self.sessions.keep(owner, path)
+
+        def make() -> None:
+            if not path.exists():
+                write_volume(path, self.cases.case(image).volume)
+                self.sessions.keep(owner, path)
+
+        with _or_gone(lambda: owner.image(image.name)):
+            if not path.exists():
+                await self.in_thread(make)
         return path
 
     async def add_mask(
@@ -239,19 +275,22 @@ class Service:
         ServiceError
             There is no room for them.
         """
-        _check_count(owner.masks, self.settings.max_masks, "masks")
         shown = shown_name(filename, "mask")
         path = image.folder / secrets.token_hex(8) / stored_name(shown, labels=True)
 
-        async with self.stored(body, owner, path) as size:
-            found = await anyio.to_thread.run_sync(
-                lambda: self.readers.read("labels", path, shown), limiter=self._reading
-            )
-            await self.in_thread(lambda: read_annotation(path, self.cases.case(image).volume))
-            upload = Upload(path.parent.name, path, shown, size)
-            mask = ServedMask(upload, image.name, tuple(found["labels"]))
-            owner.image(image.name)  # still there
-            owner.masks[mask.name] = mask
+        with (
+            owner.place("masks", self.settings.max_masks),
+            _or_gone(lambda: owner.image(image.name)),
+        ):
+            async with self.stored(body, owner, path) as size:
+                found = await anyio.to_thread.run_sync(
+                    lambda: self.readers.read("labels", path, shown), limiter=self._reading
+                )
+                await self.in_thread(lambda: read_annotation(path, self.cases.case(image).volume))
+                upload = Upload(path.parent.name, path, shown, size)
+                mask = ServedMask(upload, image.name, tuple(found["labels"]))
+                owner.image(image.name)  # still there
+                owner.masks[mask.name] = mask
         return mask
 
     async def delete_mask(self, owner: ClientSession, mask: ServedMask) -> None:
@@ -269,7 +308,7 @@ class Service:
                 status=HTTPStatus.CONFLICT,
             )
         owner.masks.pop(mask.name, None)
-        await self.in_thread(self.sessions.drop, owner, mask.upload.path.parent)
+        await self.in_passing(self.sessions.drop, owner, mask.upload.path.parent)
 
     @contextlib.asynccontextmanager
     async def array(
@@ -374,8 +413,7 @@ class Service:
         ServiceError
             The session has too many, or the queue is full.
         """
-        _check_count(owner.jobs, self.settings.max_jobs, "jobs")
-        active = sum(not job.is_over for job in owner.jobs.values())
+        active = sum(not job.is_over for job in owner.jobs.values()) + owner.coming["jobs"]
         if active >= self.settings.max_active_jobs:
             raise ServiceError(
                 f"{active} jobs of this session wait or run already; wait for one, or cancel it",
@@ -385,19 +423,28 @@ class Service:
             )
         self.engine.check_room()
         folder = image.folder / secrets.token_hex(8)
-        try:
-            job = await self.in_thread(self._make_job, owner, folder, image, mask, asked, corrects)
-            owner.jobs[job.name] = job  # from here on, whoever ends the session cancels it
-            owner.image(image.name)  # still there
+
+        def check_there() -> None:
             owner.check_open()
-            self.engine.submit(job)
-        except BaseException as error:
-            owner.jobs.pop(folder.name, None)
-            remove_folder(folder)
-            owner.check_open()
-            if isinstance(error, FileNotFoundError) and corrects is not None:
-                owner.job(corrects.name)  # still there
-            raise
+            owner.image(image.name)
+            if mask is not None and not mask.upload.path.exists():
+                raise not_found("mask")
+            if corrects is not None:
+                owner.job(corrects.name)
+
+        with owner.place("jobs", self.settings.max_jobs), _or_gone(check_there):
+            try:
+                job = await self.in_thread(
+                    self._make_job, owner, folder, image, mask, asked, corrects
+                )
+                owner.jobs[job.name] = job  # from here on, whoever ends the session cancels it
+                owner.image(image.name)  # still there
+                owner.check_open()
+                self.engine.submit(job)
+            except BaseException:
+                owner.jobs.pop(folder.name, None)
+                remove_folder(folder)
+                raise
         return job
 
     def delete_job(self, owner: ClientSession, job: ServedJob) -> None:
@@ -428,6 +475,22 @@ class Service:
         return job
 
 
+@contextlib.contextmanager
+def _or_gone(check_there: Callable[[], object]) -> Iterator[None]:
+    """Where something fails whose data were deleted meanwhile, say that they were.
+
+    Raises
+    ------
+    ServiceError
+        What `check_there` raises.
+    """
+    try:
+        yield
+    except Exception:
+        check_there()
+        raise
+
+
 def _to_choose(upload: Upload, error: SeriesChoiceError) -> ServiceError:
     """Refuse an upload whose series are to be chosen from."""
     return ServiceError(
@@ -436,14 +499,3 @@ def _to_choose(upload: Upload, error: SeriesChoiceError) -> ServiceError:
         status=HTTPStatus.CONFLICT,
         more={"upload": upload.name, "choices": error.choices},
     )
-
-
-def _check_count(known: dict[str, Any], most: int, what: str) -> None:
-    """Refuse more of a kind than a session may have."""
-    if len(known) >= most:
-        raise ServiceError(
-            f"a session may have {most} {what}; delete an image, or open another session",
-            code=f"too-many-{what}",
-            status=HTTPStatus.TOO_MANY_REQUESTS,
-            retry_after_s=RETRY_S,
-        )

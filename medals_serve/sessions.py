@@ -15,11 +15,12 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from medals_serve.jobs import ServedJob
 
 _Owned = TypeVar("_Owned")
+
+Kind: TypeAlias = Literal["uploads", "images", "masks", "jobs"]
+"""What a session may have so many of."""
 
 _LOCK: Final = ".lock"
 _REMOVED: Final = ".removed-"
@@ -52,6 +56,8 @@ class ClientSession:
         Its own folder.
     uploads, images, masks, jobs
         By their ids; uploads are those of which a series is still to be chosen.
+    coming
+        How many of each are being made.
     bytes
         What it holds on disk, as far as it was reserved.
     last_used
@@ -70,6 +76,7 @@ class ClientSession:
     images: dict[str, ServedImage] = field(default_factory=dict)
     masks: dict[str, ServedMask] = field(default_factory=dict)
     jobs: dict[str, ServedJob] = field(default_factory=dict)
+    coming: Counter[Kind] = field(default_factory=Counter)
     bytes: int = 0
     last_used: float = field(default_factory=time.monotonic)
     requests: int = 0
@@ -86,6 +93,28 @@ class ClientSession:
         finally:
             self.requests -= 1
             self.last_used = time.monotonic()
+
+    @contextlib.contextmanager
+    def place(self, what: Kind, most: int) -> Iterator[None]:
+        """Hold a place for something that is being made while the session has fewer than `most`.
+
+        Raises
+        ------
+        ServiceError
+            It has as many, or requests that are being answered make as many.
+        """
+        if len(getattr(self, what)) + self.coming[what] >= most:
+            raise ServiceError(
+                f"a session may have {most} {what}; delete an image, or open another session",
+                code=f"too-many-{what}",
+                status=HTTPStatus.TOO_MANY_REQUESTS,
+                retry_after_s=RETRY_S,
+            )
+        self.coming[what] += 1
+        try:
+            yield
+        finally:
+            self.coming[what] -= 1
 
     def watched(self, stream: AsyncIterator[str], most: int) -> AsyncIterator[str]:
         """Return a stream of progress while the session has fewer than `most` of them.

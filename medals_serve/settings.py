@@ -59,7 +59,8 @@ class ServeSettings:
     header_s
         Seconds in which a connection must have sent the head of a request.
     body_idle_s, body_s
-        Seconds that a request's body may pause, and take.
+        Seconds that a request's body, or whoever reads an answer, may pause, and that a body may
+        take.
     job_s
         Seconds that a job may run.
     read_s, read_bytes, readers

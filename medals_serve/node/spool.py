@@ -11,17 +11,21 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import Final, Literal, TypeAlias
 
 import msgspec
+import numpy as np
 
 from medals_rt.common.atomic_io import write_json
 from medals_rt.common.errors import InputError
+from medals_rt.common.optional_deps import import_optional
+from medals_rt.io.dicom.files import damage, silence
 from medals_serve.disk import held_bytes
 
 OUT_OF_RESOURCES: Final = 0xA700
@@ -69,7 +73,8 @@ class State(msgspec.Struct):
     run
         How often results were made or begun.
     starts
-        How often the model began without an end.
+        How often the model began without an end; of one that failed, 0 unless the process died of
+        it.
     why
         Of a failure, one line.
     deliveries
@@ -89,7 +94,21 @@ class State(msgspec.Struct):
     @property
     def died_of(self) -> bool:
         """Whether the model began so often without an end that it isn't tried again."""
-        return self.status == "started" and self.starts >= _MOST_STARTS
+        return self.status == "started" and self.is_deadly
+
+    @property
+    def is_deadly(self) -> bool:
+        """Whether the process died of it, again and again."""
+        return self.starts >= _MOST_STARTS
+
+    @property
+    def came_to_nothing(self) -> bool:
+        """Whether it ended without results, until it is sent again or the node starts again."""
+        return self.status in {"failed", "skipped"}
+
+    def begin_again(self) -> None:
+        """Make it work to do."""
+        self.status, self.starts, self.why = "started", 0, ""
 
 
 @dataclass(frozen=True)
@@ -120,6 +139,18 @@ class SpooledSeries:
             return tuple(sorted(name for name in found if not name.startswith(_PARTIAL)))
         return ()
 
+    def removed(self, state: State) -> int:
+        """Return how many of the images that something became of aren't there any more."""
+        return len(set(state.objects).difference(self.names()))
+
+    def newest(self) -> float:
+        """Return when its last image came, seconds of the epoch; 0 where it has none."""
+        times = [0.0]
+        for name in self.names():
+            with suppress(FileNotFoundError):
+                times.append((self.objects / name).stat().st_mtime)
+        return max(times)
+
     def state(self) -> State | None:
         """Return what became of it; None where nothing did yet, or the file is damaged."""
         try:
@@ -143,7 +174,7 @@ class Spool:
     folder
         Where they lie.
     max_waiting, max_bytes
-        Series that may wait, and what all files may take.
+        Series that may wait for their results, and what all files may take.
     """
 
     folder: Path
@@ -151,6 +182,8 @@ class Spool:
     max_bytes: int
     _lock: Lock = field(default_factory=Lock, repr=False)
     _waiting: set[Path] = field(default_factory=set, repr=False)
+    _delivering: set[Path] = field(default_factory=set, repr=False)
+    _late: set[Path] = field(default_factory=set, repr=False)
     _held: dict[Path, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -158,7 +191,9 @@ class Spool:
         for path in self.folder.rglob(f"{_PARTIAL}*"):
             path.unlink()  # was never acknowledged
         self._held = {each.folder: held_bytes(each.folder) for each in self.series()}
-        self._waiting = {each.folder for each in self.series() if _is_open(each)}
+        every = {each.folder for each in self.series()}
+        self._waiting, self._delivering, self._late = set(every), set(every), set(every)
+        self._those(self._waiting, _has_work)
 
     def series(self) -> Iterator[SpooledSeries]:
         """Go through all series."""
@@ -170,6 +205,8 @@ class Spool:
     def keep(self, study: str, series: str, uid: str, content: bytes) -> None:
         """Keep an image: it is on the disk when this returns. One that is there already is left.
 
+        A series that came to nothing is work again when one of its images comes again.
+
         Raises
         ------
         NotStoredError
@@ -180,17 +217,30 @@ class Spool:
                 raise NotStoredError("an identifier is no UID", CANNOT_UNDERSTAND)
         found = SpooledSeries(self.folder / study / series)
         path = found.objects / f"{uid}.dcm"
+        try:
+            with self._lock:
+                held = path.read_bytes() if path.exists() else None
+                if held is None:
+                    self._check_room(found, len(content))
+                    _write_through(path, content)
+                    self._held[found.folder] = self._held.get(found.folder, 0) + len(content)
+                    self._waiting.add(found.folder)
+                    self._late.add(found.folder)
+            if held is not None and not is_same_object(held, content):
+                raise NotStoredError(f"{uid} is here with other content", DUPLICATE)
+            self._take_up_again(found, path)
+        except OSError as error:
+            raise NotStoredError(str(error), OUT_OF_RESOURCES) from error
+
+    def _take_up_again(self, found: SpooledSeries, path: Path) -> None:
+        """Make a series that came to nothing work again, of which an image came again."""
         with self._lock:
-            if path.exists():
-                if path.read_bytes() != content:
-                    raise NotStoredError(f"{uid} is here with other content", DUPLICATE)
+            state = found.state()
+            if state is None or not state.came_to_nothing:
                 return
-            self._check_room(found, len(content))
-            try:
-                _write_through(path, content)
-            except OSError as error:
-                raise NotStoredError(str(error), OUT_OF_RESOURCES) from error
-            self._held[found.folder] = self._held.get(found.folder, 0) + len(content)
+            path.touch()  # others may come again, too
+            state.begin_again()
+            found.put_state(state)
             self._waiting.add(found.folder)
 
     def _check_room(self, found: SpooledSeries, size: int) -> None:
@@ -206,27 +256,40 @@ class Spool:
 
         Those that the model never survived are left out.
         """
-        found = []
-        for each in self._open():
-            if not _has_work(each, each.state()):
-                continue
-            newest = max((each.objects / name).stat().st_mtime for name in each.names())
-            if time.time() - newest >= quiet_s:
-                found.append((newest, each))
-        return [each for _, each in sorted(found, key=lambda pair: pair[0])]
+        found = [(each.newest(), each) for each in self._those(self._waiting, _has_work)]
+        quiet = [pair for pair in found if time.time() - pair[0] >= quiet_s]
+        return [each for _, each in sorted(quiet, key=lambda pair: pair[0])]
 
     def delivering(self) -> Iterator[tuple[SpooledSeries, State]]:
         """Go through the series whose results are on their way."""
-        for each in self._open():
+        for each in self._those(self._delivering, _is_delivering):
             state = each.state()
-            if state is not None and state.status == "delivering":
+            if _is_delivering(each, state) and state is not None:
                 yield each, state
 
-    def _open(self) -> list[SpooledSeries]:
-        """Series with something to do; those sent again after they were finished are none."""
+    def late(self, quiet_s: float) -> Iterator[tuple[SpooledSeries, int]]:
+        """Go, once, through series of which images came when earlier ones had been removed.
+
+        Yields how many those are. The images that came are kept and no work: alone they would be
+        taken for the series.
+        """
+        for each in self._those(self._late, _is_late):
+            state = each.state()
+            if state is not None and time.time() - each.newest() >= quiet_s:
+                with self._lock:
+                    self._late.discard(each.folder)
+                yield each, each.removed(state)
+
+    def _those(
+        self, which: set[Path], holds: Callable[[SpooledSeries, State | None], bool]
+    ) -> list[SpooledSeries]:
+        """Series of a set for which something holds; the others leave the set."""
         with self._lock:
-            self._waiting = {each for each in self._waiting if _is_open(SpooledSeries(each))}
-            return [SpooledSeries(each) for each in sorted(self._waiting)]
+            for folder in tuple(which):
+                series = SpooledSeries(folder)
+                if not holds(series, series.state()):
+                    which.discard(folder)
+            return [SpooledSeries(each) for each in sorted(which)]
 
     def delivered(self, series: SpooledSeries, delivery: Delivery) -> None:
         """Note that a result has arrived, unless newer ones took its place meanwhile."""
@@ -245,7 +308,10 @@ class Spool:
         """Write down what became of a series, whose results are on the disk."""
         with self._lock:
             series.put_state(state)
-            self._waiting.add(series.folder)
+            for which, holds in ((self._waiting, _has_work), (self._delivering, _is_delivering)):
+                which.discard(series.folder)
+                if holds(series, state):
+                    which.add(series.folder)
             self._held[series.folder] = held_bytes(series.folder)
 
     def prune(self, retain_s: float) -> None:
@@ -253,9 +319,9 @@ class Spool:
         for each in list(self.series()):
             with self._lock:  # for one series at a time: images come meanwhile
                 state = each.state()
-                if state is None or _is_open(each):
+                if state is None or _has_work(each, state) or _is_delivering(each, state):
                     continue
-                age_s = time.time() - state.at
+                age_s = time.time() - max(state.at, each.newest())
                 is_forgotten = age_s > max(_REMEMBER_S, retain_s)
                 gone = [each.folder] if is_forgotten else [each.objects, each.results]
                 if age_s < retain_s or not any(map(Path.exists, gone)):
@@ -269,19 +335,50 @@ class Spool:
 
 
 def _has_work(series: SpooledSeries, state: State | None) -> bool:
-    """Whether there are images that the model hasn't seen."""
+    """Whether there are images that the model hasn't seen, and all that it has seen are there."""
     names = series.names()
-    if not names:
+    if not names or (state is not None and series.removed(state)):
         return False
     if state is None or set(names) - set(state.objects):
         return True
     return state.status == "started" and not state.died_of
 
 
-def _is_open(series: SpooledSeries) -> bool:
-    """Whether something is still to be done with a series."""
-    state = series.state()
-    return _has_work(series, state) or (state is not None and state.status == "delivering")
+def _is_delivering(_: SpooledSeries, state: State | None) -> bool:
+    """Whether results are on their way."""
+    return state is not None and state.status == "delivering"
+
+
+def _is_late(series: SpooledSeries, state: State | None) -> bool:
+    """Whether images came when earlier ones had been removed."""
+    return state is not None and bool(series.names()) and bool(series.removed(state))
+
+
+def is_same_object(one: bytes, other: bytes) -> bool:
+    """Whether two files hold the same DICOM object, whoever wrote them, in whatever syntax.
+
+    Senders may choose another transfer syntax the second time. Private elements, whose types not
+    every syntax names, say nothing about an image then.
+    """
+    if one == other:
+        return True
+    pydicom = import_optional("pydicom", "medals-rt listen")
+    from pydicom.filewriter import correct_ambiguous_vr
+
+    try:
+        with silence():
+            both = [pydicom.dcmread(BytesIO(each)) for each in (one, other)]
+            syntaxes = {each.file_meta.TransferSyntaxUID for each in both}
+            if len(syntaxes) == 1:
+                return bool(both[0] == both[1])
+            pixels = [each.pixel_array for each in both]
+            for each in both:
+                each.remove_private_tags()
+                del each.PixelData
+                correct_ambiguous_vr(each, is_little_endian=True)
+            return bool(both[0] == both[1]) and np.array_equal(*pixels)
+    except damage():
+        return False
 
 
 def _write_through(path: Path, content: bytes) -> None:

@@ -217,7 +217,7 @@ async def end_session(
     asked: Annotated[_Asked, Depends(_of_session)], service: Here
 ) -> dict[str, Any]:
     """End a session and remove its data."""
-    await service.in_thread(service.end_session, asked.owner)
+    await service.in_passing(service.end_session, asked.owner)
     return _session_info(service, asked.secret)
 
 
@@ -252,7 +252,7 @@ async def infer(
             return await _infer(request, service, _Asker(owner, state), model, output)
     with new_session(service) as (_, owner):
         answer = await _infer(request, service, _Asker(owner, None, image), model, output)
-    answer.background = BackgroundTask(service.in_thread, service.end_session, owner)
+    answer.background = BackgroundTask(service.in_passing, service.end_session, owner)
     return answer
 
 
@@ -281,14 +281,14 @@ async def _infer(
             await wait_for(request, job)
             check_done(job)
             ending = _ENDINGS.get(str(params.get("result_extension")), "nii.gz")
-            path = await service.in_thread(job.files.labels, ending)
+            path = await service.made(owner, job, job.files.labels(ending))
             if state.of_archive and ending == "seg.nrrd":
                 path = await service.in_thread(_with_values_of_classes, service, job, path)
         except BaseException:
             service.delete_job(owner, job)
             raise
     answer = _answer(job, state, path, output)
-    answer.background = BackgroundTask(service.in_thread, service.delete_job, owner, job)
+    answer.background = BackgroundTask(service.in_passing, service.delete_job, owner, job)
     return answer
 
 

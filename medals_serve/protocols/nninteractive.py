@@ -223,7 +223,7 @@ def _sentence(service: Service, modality: Modality | str, kind: Kind | str, name
 @router.post("/release")
 async def release(asked: Leased, service: Here) -> dict[str, Any]:
     """End a session and remove its data."""
-    await service.in_thread(service.end_session, asked.owner)
+    await service.in_passing(service.end_session, asked.owner)
     return {"ok": True}
 
 

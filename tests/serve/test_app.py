@@ -4,8 +4,12 @@ import asyncio
 import gc
 import io
 import json
+import threading
+import time
 import weakref
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,12 +32,15 @@ from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.output_grid import GridRequest
 from medals_rt.pipeline.segmenter import load
 from medals_rt.prompts.prompt_set import parse_prompts
-from medals_serve import routes
+from medals_serve import job_files, routes
+from medals_serve import service as service_module
 from medals_serve.client import ServedProblemError, ServiceClient
 from medals_serve.job_requests import OUTPUT_FORMATS
+from medals_serve.problems import ServiceError
 from medals_serve.schemas import JobState
+from medals_serve.sessions import ClientSession
 from tests.dicom import write_series
-from tests.serve.serving import RUNNER, SENTENCE, Running, image, until, write_nifti
+from tests.serve.serving import RUNNER, SENTENCE, Running, image, running, until, write_nifti
 
 DIFFERS = ("seconds", "seconds_per_class", "peak_memory_mib", "memory", "stages", "limits", "case")
 """Of reports: times, and what the process held."""
@@ -386,6 +393,144 @@ def test_a_dicom_zip_with_several_series(
     assert referred.SeriesInstanceUID == choices[1]["series"]
     for name in ("rtstruct", "labelmap.dcm"):
         assert dcmread(io.BytesIO(client.fetch(job, format=name))).PatientID == "none"
+
+
+def owner_of(served: Running, image: dict[str, Any]) -> ClientSession:
+    """The session that holds an image."""
+    sessions = served.server.config.app.state.service.sessions
+    (owner,) = (each for each in sessions if image["image"] in each.images)
+    return owner
+
+
+def test_one_series_of_an_upload_is_one_image(
+    client: ServiceClient, served: Running, tmp_path: Path
+) -> None:
+    """Else two images had one id, and jobs on the one ran on the other."""
+    for seed, depth in enumerate((5, 6)):
+        folder = tmp_path / "study" / str(seed)
+        write_series(folder, np.zeros((depth, 8, 8), np.int16), np.eye(4), seed=seed)
+    found = refused(client.upload, zipped(tmp_path / "study"), filename="study.zip").problem
+    service = served.server.config.app.state.service
+    (owner,) = (each for each in service.sessions if found["upload"] in each.uploads)
+    process = service.readers._idle.get()
+    with ThreadPoolExecutor(2) as pool:
+        asked = [
+            pool.submit(client.choose_series, found["upload"], each["series"])
+            for each in found["choices"]
+        ]
+        until(lambda: owner.requests == 2 or any(each.done() for each in asked))
+        service.readers._idle.put(process)
+    (error,) = filter(None, (each.exception() for each in asked))
+    assert isinstance(error, ServedProblemError)
+    assert (error.status, error.code) == (404, "upload-unknown")
+    (made,) = (each.result() for each in asked if each.exception() is None)
+    assert client._json("GET", f"/v1/images/{made['image']}")["shape_dhw"] == made["shape_dhw"]
+
+
+def test_requests_at_once_keep_to_the_limits(
+    tiny_bundle: Bundle, tmp_path: Path, scan: Path
+) -> None:
+    """What is being made has its place already."""
+    limits = {"max_images": 3, "max_active_jobs": 2}
+    with (
+        running(tiny_bundle, tmp_path / "data", **limits) as served,
+        served.client() as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        service = served.server.config.app.state.service
+        uploaded = client.upload(scan)
+        served.gate.clear()
+        make = service._make_job
+
+        def make_slowly(*given: Any) -> Any:
+            time.sleep(0.1)
+            return make(*given)
+
+        service._make_job = make_slowly
+
+        def codes(work: Any, *given: Any) -> list[str]:
+            asked = [pool.submit(work, *given) for _ in range(8)]
+            return sorted(getattr(each.exception(), "code", "") for each in asked)
+
+        assert codes(client.upload, scan) == [""] * 2 + ["too-many-images"] * 6
+        assert codes(client.submit, uploaded, SENTENCE) == [""] * 2 + ["too-many-jobs"] * 6
+        assert refused(client.upload, scan).code == "too-many-images"
+        client.delete_image(uploaded)
+        assert codes(client.upload, scan) == [""] + ["too-many-images"] * 7
+
+
+@pytest.mark.parametrize("what", ["shown", "asked", "drawn", "fetched"])
+def test_what_is_deleted_while_it_is_used_is_no_failure_of_the_server(
+    client: ServiceClient,
+    served: Running,
+    scan: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    uploaded = client.upload(scan)
+    owner = owner_of(served, uploaded)
+    service = served.server.config.app.state.service
+    job = client.segment(uploaded, SENTENCE)
+    stored = client.fetch(job)
+    place, name, delete, asked = {
+        "shown": (service_module, "write_volume", "image", ()),
+        "asked": (service.cases, "case", "image", (client.submit, uploaded, SENTENCE)),
+        "drawn": (service_module, "read_annotation", "image", (client.upload_mask, uploaded, scan)),
+        "fetched": (job_files, "write_preview", "job", (client.fetch, job, "preview.png")),
+    }[what]
+    right = getattr(place, name)
+
+    def deleting(*given: Any) -> Any:
+        with suppress(ServiceError):
+            found = getattr(owner, delete)({"image": uploaded, "job": job}[delete][delete])
+            getattr(service, f"delete_{delete}")(owner, found)
+        return right(*given)
+
+    monkeypatch.setattr(place, name, deleting)
+    if what == "shown":
+        answer = client.http.get(f"/v1/images/{uploaded['image']}/volume.nii.gz")
+        found = (answer.status_code, answer.json()["code"])
+    else:
+        if what == "drawn":
+            drawing = scan.with_name("drawn.nii.gz")
+            drawing.write_bytes(stored)
+            asked = (client.upload_mask, uploaded, drawing)
+        error = refused(*asked)
+        found = (error.status, error.code)
+    assert found == (404, f"{delete}-unknown")
+
+
+def test_what_takes_no_memory_waits_for_nothing_that_does(
+    client: ServiceClient, served: Running, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another session's large image keeps nobody from deleting, or from a file that is there."""
+    began, go = threading.Event(), threading.Event()
+    write = service_module.write_volume
+
+    def slowly(*given: Any) -> None:
+        began.set()
+        assert go.wait(60)
+        write(*given)
+
+    uploaded = client.upload(scan)
+    job = client.segment(uploaded, SENTENCE)
+    report = client.report(job)
+    monkeypatch.setattr(service_module, "write_volume", slowly)
+    path = f"/v1/images/{uploaded['image']}/volume.nii.gz"
+    with served.client() as other, ThreadPoolExecutor(1) as pool:
+        shown = pool.submit(client.http.get, path)
+        try:
+            assert began.wait(60)
+            again = other.upload(scan)
+            assert client.report(job) == report
+            client.delete_job(job)
+            other.delete_image(again)
+            assert other.http.delete("/v1/sessions/current").status_code == 204
+            assert not shown.done()
+        finally:
+            go.set()
+        assert shown.result().status_code == 200
+    assert client.http.get(path).status_code == 200
 
 
 def test_lesions_with_their_instances(client: ServiceClient, scan: Path) -> None:

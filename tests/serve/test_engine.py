@@ -9,6 +9,7 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import BundleError, RunnerError
+from medals_serve import engine as module
 from medals_serve.client import ServedProblemError, ServiceClient
 from medals_serve.engine import JobEngine
 from medals_serve.metrics import Metrics
@@ -186,6 +187,32 @@ def test_stopping_has_an_end(tiny_bundle: Bundle, tmp_path: Path, scan: Path) ->
         ended = ending(client, job, served.server.stop_soon)
         assert (ended["status"], ended["problem"]["code"]) == ("canceled", "job-canceled")
         assert "stopped" in ended["problem"]["detail"]
+
+
+def test_stopping_ends_where_the_model_never_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go = threading.Event()
+
+    class Stuck:
+        status, is_over, seconds_run = "running", False, 0.0
+
+        def run(self, _: object) -> None:
+            assert let_go.wait(PATIENCE_S)
+
+        def cancel(self, _: str) -> None:
+            pass
+
+    monkeypatch.setattr(module, "_TO_STOP_S", 0.1)
+    engine = JobEngine(contextlib.nullcontext, 1, Metrics())  # type: ignore[arg-type]
+    engine.start()
+    engine.submit(Stuck())  # type: ignore[arg-type]
+    until(lambda: engine.jobs_running == 1)
+    rescue = threading.Timer(20, let_go.set)
+    rescue.start()
+    engine.stop(0.1)
+    assert not let_go.is_set()
+    rescue.cancel()
+    let_go.set()
+    engine._thread.join()
 
 
 def test_one_thread_opens_uses_and_closes() -> None:

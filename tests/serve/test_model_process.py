@@ -1,5 +1,7 @@
 """A model in a process of its own: the same results, and another one where its GPU fails."""
 
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -11,6 +13,7 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import DeviceLostError, MedalsError, PromptError, RunnerError
+from medals_rt.common.interruption import interrupted_by
 from medals_rt.inference.corrections import Correction
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
@@ -162,6 +165,38 @@ def test_a_job_that_is_stuck_is_canceled_with_its_process(
         model.segment(VOLUME, SENTENCE, progress=stick)
     assert model.segment(VOLUME, SENTENCE).report is not None
     assert model._process.pid != before
+
+
+LARGE = Volume(np.zeros((200, 64, 64), np.int16), (2.0, 2.0, 4.0))
+"""More than a pipe holds."""
+
+
+@pytest.mark.parametrize("volume", [VOLUME, LARGE], ids=["small", "large"])
+def test_a_child_that_is_stuck_before_its_first_word_is_ended(
+    model: ModelProcess, monkeypatch: pytest.MonkeyPatch, volume: Volume
+) -> None:
+    """Where it does not even read what it is asked."""
+    monkeypatch.setattr(model_process, "_TO_CANCEL_S", 0.1)
+    monkeypatch.setattr(model_process, "_LOOK_AFTER_S", 0.1)
+    stuck = model._process.pid
+    assert stuck is not None
+    os.kill(stuck, signal.SIGSTOP)
+    calls: list[int] = []
+
+    def end() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    rescue = threading.Timer(60, os.kill, (stuck, signal.SIGKILL))
+    rescue.start()
+    with interrupted_by(end), pytest.raises(KeyboardInterrupt):
+        model.segment(volume, SENTENCE)
+    rescue.cancel()
+    assert len(calls) == 3
+    assert model.memory_limit(1 << 30).total == 1 << 30
+    assert model.segment(VOLUME, SENTENCE).report is not None
+    assert model._process.pid != stuck
 
 
 def test_a_model_that_cannot_be_opened_again_is_said(

@@ -30,6 +30,9 @@ def harmful(request):
     word = open(request["path"]).read()
     if word == "crash":
         os.kill(os.getpid(), 11)
+    if word in ("end", "killed"):
+        os.kill(os.getppid(), 15 if word == "end" else 9)
+        os._exit(0)
     if word == "hang":
         time.sleep(600)
     if word == "spin":
@@ -104,6 +107,29 @@ def test_a_hang_ends_in_time(
             feed(harmful, tmp_path, "hang")
     assert caught.value.code == "reader-limit"
     assert feed(harmful, tmp_path, "fine")["word"] == "fine"
+
+
+def test_a_process_that_died_while_it_was_idle_costs_no_file(
+    harmful: Readers, tmp_path: Path
+) -> None:
+    feed(harmful, tmp_path, "fine")
+    process = harmful._idle.get()
+    assert process is not None
+    process._process.kill()
+    process._process.wait()
+    harmful._idle.put(process)
+    assert feed(harmful, tmp_path, "fine")["word"] == "fine"
+
+
+def test_a_process_that_ends_with_a_file_is_not_said_to_be_slow(
+    harmful: Readers, tmp_path: Path
+) -> None:
+    """Nor are its signals and limits mixed up: memory that the system took is a limit."""
+    for word, code in (("end", "reader-crashed"), ("killed", "reader-limit")):
+        with pytest.raises(CaseError) as caught:
+            feed(harmful, tmp_path, word)
+        assert caught.value.code == code
+        assert feed(harmful, tmp_path, "fine")["word"] == "fine"
 
 
 def test_what_a_reader_prints_is_no_answer(harmful: Readers, tmp_path: Path) -> None:

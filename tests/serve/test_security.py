@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import nibabel
+import numpy as np
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
@@ -321,6 +323,35 @@ def test_a_slow_body_is_ended(tiny_bundle: Bundle, tmp_path: Path) -> None:
         assert b" 408 " in raw(served, head).partition(b"\r\n")[0]
         assert not [name for name in served.files() if "upload" in name]
         assert client.model()["name"] == "tiny"
+
+
+def test_a_client_that_reads_nothing_keeps_no_connection(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """Of an answer that is longer than what lies between it and the server."""
+    noise = np.random.default_rng(0).integers(-(2**15), 2**15, (256, 256, 96), np.int16)
+    nibabel.save(nibabel.Nifti1Image(noise, np.eye(4)), tmp_path / "noise.nii")
+    with (
+        running(tiny_bundle, tmp_path / "data", body_idle_s=1.0) as served,
+        served.client() as client,
+        socket.socket() as deaf,
+    ):
+        image = client.upload(tmp_path / "noise.nii")["image"]
+        session = client.http.headers["Medals-Session"]
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(served.place)
+        port = deaf.getsockname()[1]
+
+        def is_held() -> bool:
+            held = tuple(served.server.server_state.connections)
+            return port in {each.client[1] for each in held if each.client is not None}
+
+        deaf.sendall(
+            f"GET /v1/images/{image}/volume.nii.gz HTTP/1.1\r\nHost: localhost\r\n"
+            f"Medals-Session: {session}\r\n\r\n".encode()
+        )
+        until(is_held)
+        until(lambda: not is_held(), 30)
 
 
 def test_a_slow_head_is_ended(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from medals_rt.io.dicom.selection import check_one_image, parse_selection, selec
 from medals_rt.io.dicom.series import Series, choose_series, group_series, pixel_bytes
 from medals_rt.io.dicom.slices import slices_of, stack_slices
 from medals_rt.io.dicom.web_address import SERIES_UID, STUDY_UID, WebAddress, is_uid
-from medals_rt.io.dicom.web_server import WebServer
+from medals_rt.io.dicom.web_server import ATTEMPTS, WebServer
 from medals_rt.io.volume import check_shape
 
 _WITHOUT_IMAGES: Final = (
@@ -142,7 +142,10 @@ def save_series(uid: str, studies: str, path: Path, *, max_bytes: int) -> None:
             "have",
             code="series-too-large",
         )
-    with TemporaryDirectory(prefix="medals-rt-") as temporary, ZipFile(path, "w") as archive:
+    with (
+        TemporaryDirectory(prefix=".fetched-", dir=path.parent) as temporary,
+        ZipFile(path, "w") as archive,
+    ):  # beside the zip: whoever removes what a killed process left finds it there
         server.fetch(study, uid, images, Path(temporary))
         for file in sorted(Path(temporary).iterdir()):
             archive.write(file, file.name)
@@ -172,8 +175,19 @@ def check_store(text: str | os.PathLike[str]) -> None:
     server.ask(lambda client: client.search_for_studies(limit=1))
 
 
-def store_files(text: str | os.PathLike[str], files: Sequence[Path]) -> None:
+def store_files(
+    text: str | os.PathLike[str], files: Sequence[Path], *, attempts: int = ATTEMPTS
+) -> None:
     """Store DICOM files on a server, by STOW-RS. Storing a file again changes nothing.
+
+    Parameters
+    ----------
+    text
+        The server's address.
+    files
+        What is stored.
+    attempts
+        As for `WebServer`.
 
     Raises
     ------
@@ -183,7 +197,7 @@ def store_files(text: str | os.PathLike[str], files: Sequence[Path]) -> None:
         The server can't be reached, or didn't take all of them.
     """
     pydicom = import_optional("pydicom", "DICOMweb")
-    server = WebServer(WebAddress.parse(text).server)
+    server = WebServer(WebAddress.parse(text).server, attempts=attempts)
     for file in files:
         with silence():
             answer = server.ask(partial(_store_one, pydicom.dcmread(file)))

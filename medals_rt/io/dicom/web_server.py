@@ -42,7 +42,7 @@ _Answer = TypeVar("_Answer")
 
 _FROM_FILE: Final = "_FILE"
 
-_ATTEMPTS: Final = 5
+ATTEMPTS: Final = 5
 _FIRST_WAIT_S: Final = 0.5
 _TIMEOUT_S: Final = (10.0, 120.0)
 """To connect, and between two pieces of an answer."""
@@ -59,11 +59,20 @@ _WHOLE: Final = 2**31
 
 
 class WebServer:
-    """A DICOMweb server: requests are bounded, and repeated where that helps."""
+    """A DICOMweb server: requests are bounded, and repeated where that helps.
 
-    def __init__(self, url: str) -> None:
+    Parameters
+    ----------
+    url
+        Its address.
+    attempts
+        How often a request is tried whose fault may pass.
+    """
+
+    def __init__(self, url: str, *, attempts: int = ATTEMPTS) -> None:
         import_optional("dicomweb-client", "DICOMweb")
         self.url = url
+        self._attempts = attempts
         self._local = local()
 
     def search(self, query: Mapping[str, str]) -> list[tuple[str, Series]]:
@@ -175,8 +184,8 @@ class WebServer:
 
         exceptions: Any = requests.exceptions
         client = self._client(largest)
-        for attempt in range(_ATTEMPTS):
-            last = attempt == _ATTEMPTS - 1
+        for attempt in range(self._attempts):
+            last = attempt == self._attempts - 1
             try:
                 with silence():
                     return call(client)
@@ -196,7 +205,7 @@ class WebServer:
                 if last:
                     raise ServerError(
                         f"{self.url} can't be reached or breaks off ({type(error).__name__}, "
-                        f"{_ATTEMPTS} attempts); check the address and the network",
+                        f"attempt {attempt + 1}); check the address and the network",
                         code="server-unreachable",
                     ) from error
             except damage() as error:

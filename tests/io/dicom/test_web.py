@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -340,6 +341,36 @@ def test_faults_that_stay(
     assert code is None or failed.value.code == code
     assert len(asked) == times
     assert PASSWORD not in str(failed.value)
+
+
+def test_a_series_is_fetched_beside_its_zip(
+    orthanc: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the folder of whoever wants it: that is removed where its process was killed."""
+    seen: list[Path] = []
+    fetch = web.WebServer.fetch
+
+    def watched(*given: Any) -> None:
+        seen.append(given[-1].parent)
+        fetch(*given)
+
+    monkeypatch.setattr(web.WebServer, "fetch", watched)
+    archive = tmp_path / "own" / "series.zip"
+    archive.parent.mkdir()
+    web.save_series(SECOND, orthanc.address, archive, max_bytes=10**6)
+    assert seen == [archive.parent]
+    assert list(archive.parent.iterdir()) == [archive]
+
+
+def test_who_has_pauses_of_its_own_asks_once(
+    misbehaving: Callable[[list[Answer]], tuple[str, list[str]]],
+) -> None:
+    address, asked = misbehaving([(503, "text/plain", b""), NOTHING])
+    server = web.WebServer(WebAddress.parse(address).server, attempts=1)
+    with pytest.raises(ServerError) as failed:
+        server.search({})
+    assert failed.value.code == "server-error"
+    assert len(asked) == 1
 
 
 def test_nobody_there() -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pydicom
 import pytest
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medals_rt.common.errors import InputError
 from medals_serve.node import spool as module
@@ -21,6 +26,7 @@ from medals_serve.node.spool import (
     State,
     lock_spool,
 )
+from tests.dicom import write_series
 
 
 def make(folder: Path, *, waiting: int = 2, size: int = 10**6) -> Spool:
@@ -119,6 +125,92 @@ def test_late_images_are_new_work_and_old_ones_none(tmp_path: Path) -> None:
     assert spool.complete(0) == []
     spool.keep("1.2", "1.1", "1.1.2", b"a")
     assert spool.complete(0) == [series]
+
+
+def test_late_images_alone_are_no_series(tmp_path: Path) -> None:
+    """A SEG of the last few slices would stand for the whole."""
+    spool = make(tmp_path)
+    for number in (1, 2):
+        spool.keep("1.2", "1.1", f"1.1.{number}", b"a")
+    (series,) = spool.complete(0)
+    finish(spool, series)
+    spool.prune(0)
+    spool.keep("1.2", "1.1", "1.1.3", b"a")
+    assert spool.complete(0) == []
+    assert list(spool.late(3600)) == []  # more may come
+    assert list(spool.late(0)) == [(series, 2)]
+    assert list(spool.late(0)) == []  # it was said
+    assert list(make(tmp_path).late(0)) == [(series, 2)]
+    spool.prune(3600)
+    assert series.names() == ("1.1.3.dcm",)
+    for number in (1, 2):
+        assert spool.complete(0) == []
+        spool.keep("1.2", "1.1", f"1.1.{number}", b"a")
+    assert spool.complete(0) == [series]  # the whole of it
+
+
+def test_late_images_stay_as_long_as_others(tmp_path: Path) -> None:
+    """They are part of a series that is being sent again, however old what became of it is."""
+    spool = make(tmp_path)
+    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    (series,) = spool.complete(0)
+    finish(spool, series)
+    spool.prune(0)
+    state = json.loads((series.folder / "state.json").read_text(encoding="utf-8"))
+    state["at"] -= 7200
+    (series.folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    spool.keep("1.2", "1.1", "1.1.2", b"a")
+    spool.prune(3600)
+    assert series.names() == ("1.1.2.dcm",)
+
+
+@pytest.mark.parametrize("status", ["failed", "skipped"])
+@pytest.mark.parametrize("pruned", [False, True])
+def test_what_came_to_nothing_is_work_when_it_is_sent_again(
+    tmp_path: Path, status: str, pruned: bool
+) -> None:
+    spool = make(tmp_path)
+    for number in (1, 2):
+        spool.keep("1.2", "1.1", f"1.1.{number}", b"a")
+    (series,) = spool.complete(0)
+    finish(spool, series, status)
+    assert spool.complete(0) == []
+    if pruned:
+        spool.prune(0)
+    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    assert spool.complete(0) == ([] if pruned else [series])
+    assert spool.complete(3600) == []  # others may come again, too
+    spool.keep("1.2", "1.1", "1.1.2", b"a")
+    assert spool.complete(0) == [series]
+
+
+def as_file(data: pydicom.Dataset, syntax: str | None = None) -> bytes:
+    out = io.BytesIO()
+    if syntax is not None:
+        data = pydicom.dcmread(io.BytesIO(as_file(data)))
+        data.file_meta.TransferSyntaxUID = syntax
+    data.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def test_the_same_in_another_syntax_or_by_another_writer_is_welcome(tmp_path: Path) -> None:
+    values = np.arange(20, dtype=np.int16).reshape(1, 4, 5)
+    (data,) = write_series(tmp_path / "ct", values, np.eye(4))
+    data.SmallestImagePixelValue = 0  # of either sign, until the pixels' is known
+    data.add_new(0x00091010, "LO", "private")
+    spool = make(tmp_path)
+    spool.keep("1.2", "1.2.3", "1.2.3.4", as_file(data, ImplicitVRLittleEndian))
+    spool.keep("1.2", "1.2.3", "1.2.3.4", as_file(data, ExplicitVRLittleEndian))
+    other = pydicom.dcmread(io.BytesIO(as_file(data, ImplicitVRLittleEndian)))
+    other.file_meta.ImplementationVersionName = "ANOTHER"
+    spool.keep("1.2", "1.2.3", "1.2.3.4", as_file(other))
+    for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
+        for change in ({"PatientID": "another"}, {"PixelData": bytes(40)}):
+            changed = pydicom.dcmread(io.BytesIO(as_file(data)))
+            for name, value in change.items():
+                setattr(changed, name, value)
+            again = as_file(changed, syntax)
+            assert refused(spool, "1.2", "1.2.3", "1.2.3.4", again) == DUPLICATE
 
 
 def test_what_was_begun_is_begun_again_but_not_forever(tmp_path: Path) -> None:

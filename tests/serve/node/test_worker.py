@@ -5,19 +5,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
+from msgspec.structs import replace
 
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.errors import CaseError, DeviceLostError, OutputError
 from medals_rt.pipeline.job import open_models
 from medals_rt.pipeline.options import RunOptions
+from medals_serve.node import worker as module
 from medals_serve.node.configuration import read_configuration
 from medals_serve.node.spool import Delivery, Spool, SpooledSeries, State
 from medals_serve.node.worker import Worker
 from tests.dicom import write_series
 from tests.serve.node.nodes import write_configuration
+from tests.serve.serving import until
 
 AFFINE = np.diag([12.0, 12.0, 15.0, 1.0])
 VALUES = np.random.default_rng(0).integers(-1000, 1000, (6, 16, 20)).astype(np.int16)
@@ -101,3 +106,116 @@ def test_what_is_under_way_at_the_end_is_begun_again(tmp_path: Path) -> None:
     results = spool.folder / "1.2.3.4" / "1.2.3.4.1" / "results"
     assert list(results.iterdir()) == []
     assert len(Spool(tmp_path / "series", 10, 10**9).complete(0)) == 1
+
+
+class Failing:
+    """A model that fails in prepared ways, the last one again and again."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+
+    def segment(self, *_: object, **__: object) -> None:
+        raise self.errors.pop(0) if len(self.errors) > 1 else self.errors[0]
+
+
+def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> Any:
+    """A worker of one series, with such a model and without pauses, and what it says."""
+    for name in ("_FIRST_WAIT_S", "_POLL_S"):
+        monkeypatch.setattr(module, name, 0.01)
+    configuration = replace(
+        read_configuration(write_configuration(tmp_path, 11112)), quiet_seconds=0.001
+    )
+    spool = Spool(tmp_path / "series", 10, 10**9)
+    said: list[str] = []
+    model: Any = Failing(*errors)
+    return Worker(configuration, RunOptions(), spool, model, said.append, said.append), said
+
+
+def is_over(worker: Worker, number: int, run: int = 1) -> bool:
+    """Whether a series has come to nothing in a run."""
+    state = SpooledSeries(worker.spool.folder / "1.2.3.4" / f"1.2.3.4.{number + 1}").state()
+    return state is not None and state.came_to_nothing and state.run == run
+
+
+def run_until(worker: Worker, condition: Callable[[], bool]) -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=worker.run, args=(stop,))
+    thread.start()
+    try:
+        until(condition)
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (DeviceLostError("the GPU fell off"), 3),
+        (MemoryError("1 TB"), 3),
+        (OutputError("the disk is full"), 4),
+        (OSError(28, "No space left on device"), 4),
+        (ZeroDivisionError("a surprise"), 1),
+    ],
+)
+def test_what_may_pass_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, tries: int
+) -> None:
+    """More often than the node may die of one; the last try fails for good."""
+    errors = [error] * 3 + ([CaseError("no volume")] if tries == 4 else [])
+    worker, said = failing(tmp_path, monkeypatch, *errors)
+    keep(worker.spool, tmp_path / "a", VALUES, 0, "made up")
+    run_until(worker, lambda: is_over(worker, 0, tries))
+    assert len(said) == tries
+    assert all("waits and is tried again" in line for line in said[:-1])
+    assert " failed: " in said[-1]
+    assert state_of(worker.spool, 0).starts == 0
+
+
+def test_the_next_start_takes_up_what_came_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not what the node died of again and again."""
+    worker, said = failing(tmp_path, monkeypatch, CaseError("no volume"))
+    keep(worker.spool, tmp_path / "a", VALUES, 0, "made up")
+    keep(worker.spool, tmp_path / "b", VALUES, 1, "another")
+    keep(worker.spool, tmp_path / "c", VALUES, 2, "made up")
+    deadly = SpooledSeries(worker.spool.folder / "1.2.3.4" / "1.2.3.4.3")
+    worker.spool.settle(deadly, State("started", deadly.names(), starts=3))
+    for run in (1, 2):
+        run_until(worker, lambda: all(is_over(worker, n, run) for n in (0, 1)))  # noqa: B023
+    assert [state_of(worker.spool, n).status for n in range(3)] == ["failed", "skipped", "failed"]
+    assert state_of(worker.spool, 2).run == 0
+    assert sum("died of it" in line for line in said) == 1
+
+
+def test_a_full_disk_ends_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where not even what became of a series can be written down."""
+    worker, said = failing(tmp_path, monkeypatch, CaseError("no volume"))
+    keep(worker.spool, tmp_path / "a", VALUES, 0, "made up")
+    settle, full = worker.spool.settle, [True] * 4
+
+    def settled(*given: Any) -> None:
+        if full:
+            full.pop()
+            raise OutputError("can't write state.json: No space left on device")
+        settle(*given)
+
+    monkeypatch.setattr(worker.spool, "settle", settled)
+    run_until(worker, lambda: is_over(worker, 0))
+    assert [line.partition(",")[0] for line in said[:4]] == [
+        "the node can't write to its folder"
+    ] * 4
+
+
+def test_late_images_alone_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, said = failing(tmp_path, monkeypatch, CaseError("no volume"))
+    keep(worker.spool, tmp_path / "a", VALUES, 0, "made up")
+    (series,) = worker.spool.complete(0)
+    worker.spool.settle(series, State("done", series.names(), run=1))
+    for name in series.names()[:4]:
+        (series.objects / name).unlink()
+    run_until(worker, lambda: bool(said))
+    assert "4 earlier ones" in said[0]
+    assert "Phantom" not in said[0]
+    assert state_of(worker.spool, 0).run == 1
