@@ -5,7 +5,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,10 @@ Spacing3 = tuple[float, float, float]
 
 RELEASED_HEADS = 8
 _REMARKS = ("config", SPACING_ENTRY)
-_DEEP_SUPERVISION = "mid_mask_embed_proj"
+_DEEP_SUPERVISION = re.compile("mid_mask_embed_proj")
+_WRAPPED = re.compile(r"(?:(?:module|_orig_mod)\.)+")  # by DataParallel, by torch.compile
+_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MOST_LISTED = 10
 # a released convolution block stores its weights twice: by name, and in the sequence it runs
 _TWINS = (("all_modules.0.", "conv."), ("all_modules.1.", "norm."))
 
@@ -135,23 +138,72 @@ def save_checkpoint(
     return Checkpoint(model, spacing_hwd_mm, SourceRecord(file=file.name, sha256=file_sha256(file)))
 
 
-def normalize_keys(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Return a state dict the plain keys of `MedalS`.
+def plain_weights(
+    state: Mapping[Any, Any], name: str, *, left_out: re.Pattern[str]
+) -> dict[str, Tensor]:
+    """Hold the entries of a state dict to what weights are, and return them as float32.
 
-    Takes off the prefix `module.`, drops deep supervision, and reads `all_modules.0` and `.1` as
-    `conv` and `norm`; where both are there they must agree.
+    Keys lose the prefixes that PyTorch puts before those of a wrapped network (`module.`,
+    `_orig_mod.`); those in which `left_out` is found are dropped.
 
     Raises
     ------
     ExportError
-        If twins differ: which of them the network would run is then unknown.
+        Listing the entries that are no dense tensors of floating-point numbers (of 16 bits or
+        more: those of 8 mean nothing without their scales), or those with values that are not
+        finite in float32, which is what they are computed in.
+    """
+    kept = {key: value for key, value in state.items() if not left_out.search(str(key))}
+    strange = [f"{key} ({kind})" for key, value in kept.items() if (kind := _no_weight(key, value))]
+    if strange:
+        raise ExportError(
+            f"{name} holds entries that are no weights: {_listed(strange)}; save a state dict of "
+            "dense tensors of floating-point numbers",
+            code="no-weights",
+        )
+    plain = {_WRAPPED.sub("", key, count=1): value.float() for key, value in kept.items()}
+    broken = [key for key, tensor in plain.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ExportError(
+            f"{name} holds values that are not finite in float32: {_listed(broken)}; name an "
+            "earlier checkpoint",
+            code="weights-not-finite",
+        )
+    return plain
+
+
+def _no_weight(key: object, value: object) -> str | None:
+    """Say what an entry of a state dict is, if it is no weight."""
+    if not isinstance(key, str) or not isinstance(value, Tensor):
+        return f"{type(key).__name__} to {type(value).__name__}"
+    if value.dtype not in _WEIGHT_DTYPES:
+        return str(value.dtype)
+    if value.layout is not torch.strided:
+        return str(value.layout)
+    return "without values" if value.is_meta else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_LISTED
+    return ", ".join(names[:_MOST_LISTED]) + (f", and {more} more" if more > 0 else "")
+
+
+def normalize_keys(state: Mapping[Any, Any], name: str) -> dict[str, Tensor]:
+    """Return a state dict the plain keys of `MedalS`, and its weights in float32.
+
+    Drops deep supervision, and reads `all_modules.0` and `.1` as `conv` and `norm`; where both are
+    there they must agree.
+
+    Raises
+    ------
+    ExportError
+        If entries are no weights (see `plain_weights`), or twins differ: which of them the network
+        would run is then unknown.
     """
     plain: dict[str, Tensor] = {}
     differing: list[str] = []
-    for stored_key, tensor in state.items():
-        key = stored_key.removeprefix("module.")
-        if _DEEP_SUPERVISION in key:
-            continue
+    for stored_key, tensor in plain_weights(state, name, left_out=_DEEP_SUPERVISION).items():
+        key = stored_key
         for twin, single in _TWINS:
             key = key.replace(twin, single)
         known = plain.setdefault(key, tensor)
@@ -202,19 +254,12 @@ def build_model(config: ModelConfig, state: Mapping[str, Tensor], name: str) -> 
     Raises
     ------
     ExportError
-        Listing every missing, unexpected and misshapen key, or those with values that are not
-        finite.
+        Listing every missing, unexpected and misshapen key.
     """
     with torch.device("meta"):
         model = MedalS(config)
     check_keys(model.state_dict(), state, name)
-    broken = [key for key, tensor in state.items() if not tensor.isfinite().all()]
-    if broken:
-        raise ExportError(
-            f"{name} holds values that are not finite: {', '.join(broken)}",
-            code="weights-not-finite",
-        )
-    model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
+    model.load_state_dict(state, assign=True)
     # no weight of the checkpoint, so `assign` leaves it without data
     model.positions = sinusoidal_position_encoding(config.grid_hwd, config.text_dim)
     return model.eval().requires_grad_(requires_grad=False)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medals_export.checkpoint import check_keys, read_checkpoint
+from medals_export.checkpoint import check_keys, plain_weights, read_checkpoint
 from medals_rt.bundle.manifest import SourceRecord, file_sha256
 from medals_rt.common.choices import Modality
 from medals_rt.common.errors import ExportError, MissingFileError
@@ -145,15 +145,12 @@ def load_text_encoder(text_encoder: Path, biolord: Path) -> TextCheckpoint:
     architecture = _build_architecture(biolord)
     dim = int(architecture.config.hidden_size)
     tokenizer = _read_tokenizer(biolord)
-    state = {
-        key.removeprefix("module."): tensor
-        for key, tensor in read_checkpoint(text_encoder)["model_state_dict"].items()
-        if not _LEFT_OVERS.search(key)
-    }
+    stored = read_checkpoint(text_encoder)["model_state_dict"]
+    state = plain_weights(stored, text_encoder.name, left_out=_LEFT_OVERS)
     with torch.device("meta"):
         model = KnowledgeEncoder(architecture, dim)
     check_keys(model.state_dict(), state, text_encoder.name)
-    model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
+    model.load_state_dict(state, assign=True)
     positions = torch.arange(architecture.config.max_position_embeddings).expand(1, -1)
     architecture.embeddings.position_ids = positions  # no weight, so `assign` leaves it empty
     settings = TextEncoderSettings(

@@ -149,7 +149,7 @@ class ServiceClient:
     def submit(
         self,
         image: State,
-        prompts: Sequence[str] | str | Mapping[str, str] | None,
+        prompts: Sequence[str] | str | Mapping[str, str | Mapping[str, str]] | None,
         *,
         modality: str | None = None,
         spatial_prompts: State | None = None,
@@ -220,7 +220,7 @@ class ServiceClient:
     def segment(
         self,
         image: State,
-        prompts: Sequence[str] | str | Mapping[str, str] | None,
+        prompts: Sequence[str] | str | Mapping[str, str | Mapping[str, str]] | None,
         *,
         progress: Callable[[State], None] | None = None,
         **asked: Any,

@@ -125,7 +125,7 @@ def _case_options(asked: Mapping[str, Any]) -> _CaseOptions:
 class JobRequest:
     """What a client asks of a job; see `schemas.JobBody`."""
 
-    prompts: list[str] | str | dict[str, str] | None
+    prompts: list[str] | str | dict[str, str | dict[str, str]] | None
     modality: str | None
     options: Mapping[str, Any]
 

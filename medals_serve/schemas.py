@@ -138,9 +138,10 @@ class JobBody(_Closed):
     """What a job is asked for."""
 
     image: str
-    prompts: list[str] | str | dict[str, str] | None = Field(
+    prompts: list[str] | str | dict[str, str | dict[str, str]] | None = Field(
         default=None,
-        description="Sentences (labels 1, 2, ...), one sentence, or label to sentence. Left out: "
+        description="Sentences (labels 1, 2, ...), one sentence, or label to sentence as a "
+        "`prompts.json` has them, with lesions in a mapping of their own, `lesions`. Left out: "
         "those in the image's file.",
         examples=[["Liver in abdominal CT"]],
     )

@@ -24,6 +24,7 @@ const state = {
   model: null,
   scans: [],
   scan: null,
+  lost: null, // the scan that is open, where it can't be shown
   draft: new Scan({ filename: "" }),
 };
 const current = () => state.scan ?? state.draft;
@@ -56,9 +57,11 @@ const runs = new Runs(viewer, pen, results, {
 
 // Scans -------------------------------------------------------------------------------------------
 
+const hasDrawing = () => viewer.isDrawing && viewer.changedLabels().size > 0;
+
 /* Asks before strokes that no run has used are lost. */
 async function mayDropDrawing() {
-  if (!viewer.isDrawing || viewer.strokes === 0) return true;
+  if (!hasDrawing()) return true;
   return await ask({
     heading: "Discard the drawing?",
     text: "No run has used it yet.",
@@ -81,6 +84,11 @@ async function addScan(files) {
     const scan = new Scan(info, { modality: state.scan === null ? modality : "" });
     scan.chips = chipsIn(scan.modality, chips.map((chip) => ({ ...chip })), state.model.classes);
     state.scans.push(scan);
+    if (hasDrawing()) { // it was begun while the file went out
+      refresh();
+      announce(`${scan.filename} is in the list of scans`);
+      return;
+    }
     await openScan(scan);
     announce(`${scan.filename} is open`);
   } catch (error) {
@@ -96,11 +104,13 @@ function choiceOf({ series, number, description, modality, images }) {
 }
 
 async function chooseScan(scan) {
-  if (scan !== state.scan && await mayDropDrawing()) await openScan(scan);
+  const isOpen = scan === state.scan && scan !== state.lost;
+  if (!isOpen && await mayDropDrawing()) await openScan(scan);
 }
 
 async function openScan(scan) {
   state.scan = scan;
+  state.lost = null;
   clearViewer();
   refresh();
   const empty = byId("viewer-empty");
@@ -122,7 +132,8 @@ async function openScan(scan) {
   } catch (error) {
     if (state.scan !== scan) return;
     empty.textContent = "The scan can't be shown";
-    showProblem("scan-problem", error);
+    state.lost = scan;
+    showProblem("scan-problem", error, () => openScan(scan));
   }
 }
 
@@ -188,7 +199,8 @@ function showPoint(point) {
     : Math.round(point.value);
   readout.replaceChildren(
     el("b", {}, named?.name ?? (hasLabels ? "No class" : "")),
-    `${named || hasLabels ? " · " : ""}${value} · ${side} ${depth} ${height} mm`);
+    `${named || hasLabels ? " · " : ""}${value} · ${side} ${depth} ${height} mm`
+    + (point.tilt < 1 ? "" : ` · tilted by ${Math.round(point.tilt)}°`));
 }
 
 // What to segment ---------------------------------------------------------------------------------
@@ -306,7 +318,7 @@ function listen() {
   byId("help-open").addEventListener("click", () => byId("help").showModal());
   byId("end-session").addEventListener("click", deleteEverything);
   window.addEventListener("beforeunload", (event) => {
-    if (viewer.isDrawing && viewer.strokes > 0) event.preventDefault();
+    if (hasDrawing()) event.preventDefault();
   });
 }
 
@@ -330,9 +342,11 @@ function restore({ images, jobs }) {
     if (job.status === "done") {
       scan.runs.push(job);
       scan.shown = scan.runs.length - 1;
+      scan.problem = null;
       if (scan.chips.length === 0) scan.chips = chipsOf(job);
       scan.learnModality(job);
-    } else if (!api.isOver(job)) scan.waiting.push(job);
+    } else if (job.status === "failed") scan.problem = job.problem;
+    else if (!api.isOver(job)) scan.waiting.push(job);
   }
   state.scans.forEach((scan) => runs.followNext(scan));
 }

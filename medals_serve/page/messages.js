@@ -2,7 +2,8 @@
 
 import { byId, el, show } from "./dom.js";
 
-export function showProblem(id, problem) {
+/* `retry` is what a button does that tries it again. */
+export function showProblem(id, problem, retry = null) {
   const place = byId(id);
   if (problem.code === "session-unknown") {
     byId("page-problem").replaceChildren("This session has ended, and its data are deleted. ",
@@ -11,7 +12,10 @@ export function showProblem(id, problem) {
     show(place, id === "page-problem");
     return;
   }
-  place.textContent = problem.detail ?? problem.message ?? String(problem);
+  place.replaceChildren(problem.detail ?? problem.message ?? String(problem));
+  if (retry !== null) {
+    place.append(" ", el("button", { type: "button", on: { click: retry } }, "Try again"));
+  }
   show(place, true);
 }
 

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { announce, byId, el, formatVolume, plural, show } from "./dom.js";
+import { showProblem } from "./messages.js";
 import { classKey } from "./scan.js";
 import { PATTERN_COUNT } from "./viewer.js";
 
@@ -118,21 +119,25 @@ export class Results {
     const lengths = ["crop", "spacing"].map(byId);
     if (!lengths.every((field) => field.reportValidity())) return;
     const [crop, spacing] = lengths.map((field) => field.value);
-    this.keep("result", { format: byId("format").value, crop, spacing });
+    const format = byId("format").value;
+    const marks = [crop && `_crop${crop}`, spacing && `_${spacing}mm`].join("");
+    this.keep("result", { format, crop, spacing }, (name) =>
+      `${name.slice(0, -format.length - 1)}${marks}.${format}`);
   }
 
-  /* Fetches a file of the run and hands it to the browser to be saved. */
-  async keep(what, query) {
-    const problem = byId("result-problem");
-    show(problem, false);
+  /* Fetches a file of the run and hands it to the browser to be saved, under the name that `naming`
+  makes of the service's. */
+  async keep(what, query, naming = (name) => name) {
+    show(byId("result-problem"), false);
     announce("Preparing the file");
     try {
       const response = await api.readResult(this.run.job, what, query);
-      save(await response.blob(), filenameOf(response));
+      save(await response.blob(), naming(filenameOf(response)));
       announce("The file is ready");
+      const lost = response.headers.get("Medals-Warning");
+      if (lost !== null) showProblem("result-problem", { detail: decodeURIComponent(lost) });
     } catch (error) {
-      problem.textContent = error.message;
-      show(problem, true);
+      showProblem("result-problem", error);
     }
   }
 }

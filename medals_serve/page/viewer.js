@@ -69,7 +69,7 @@ class Palette {
 }
 
 export class Viewer {
-  /* `onPoint({label, value, mm})` is called when the crosshair moves, `onStroke(count)` when
+  /* `onPoint({label, value, mm, tilt})` is called when the crosshair moves, `onStroke(count)` when
   something was drawn or undone: how many strokes can be undone; `onKey` for keys of the canvas,
   `onDoubleClick` for double clicks while not drawing. */
   constructor(canvas, { onPoint, onStroke, onKey, onDoubleClick }) {
@@ -82,6 +82,7 @@ export class Viewer {
     this.labels = null; // of the result, in the order of a drawing: to the right, front and head
     this.drawing = null; // as it was when it started
     this.strokes = 0;
+    this.undoable = 0;
     this.held = false;
     this.asked = 0; // what was to be shown so far: what comes late isn't
     this.niivue = new Niivue({
@@ -301,9 +302,12 @@ export class Viewer {
   reportPoint() {
     const [scan] = this.niivue.volumes;
     if (!scan) return this.onPoint(null);
-    const mm = Array.from(this.niivue.frac2mm(this.niivue.scene.crosshairPos)).slice(0, 3);
+    // NiiVue's other matrix takes each axis for parallel to one of the patient's.
+    const position = this.niivue.frac2mm(this.niivue.scene.crosshairPos, 0, true);
+    const mm = Array.from(position).slice(0, 3);
     const drawn = this.niivue.drawBitmap?.[this.indexAtCrosshair()] ?? 0;
     return this.onPoint({
+      tilt: tiltOf(scan),
       label: this.palette.label(drawn),
       mm,
       value: scan.getValue(...this.voxelAtCrosshair()),
@@ -318,7 +322,7 @@ export class Viewer {
     this.showStyled(styles);
     this.drawing = this.niivue.drawBitmap.slice();
     this.niivue.setDrawingEnabled(true);
-    this.countStrokes(0);
+    this.countStrokes(0, 0);
   }
 
   /* Shows the result again, as it was. */
@@ -326,7 +330,7 @@ export class Viewer {
     if (!this.isDrawing) return;
     this.drawing = null;
     this.niivue.setDrawingEnabled(false);
-    this.countStrokes(0);
+    this.countStrokes(0, 0);
     this.showStyled(this.palette.styles);
   }
 
@@ -354,9 +358,9 @@ export class Viewer {
   }
 
   undoStroke() {
-    if (this.strokes === 0 || this.held) return;
+    if (this.undoable === 0 || this.held) return;
     this.niivue.drawUndo();
-    this.countStrokes(this.strokes - 1);
+    this.countStrokes(this.strokes - 1, this.undoable - 1);
   }
 
   /* Draws where the crosshair is: the pen for those who use the keyboard. */
@@ -372,9 +376,11 @@ export class Viewer {
     this.reportPoint();
   }
 
-  countStrokes(count) {
-    this.strokes = Math.min(count, UNDO_STEPS);
-    this.onStroke(this.strokes);
+  /* `undoable` of them can be undone. */
+  countStrokes(count, undoable = Math.min(this.undoable + 1, UNDO_STEPS)) {
+    this.strokes = count;
+    this.undoable = undoable;
+    this.onStroke(undoable);
   }
 
   /* Labels that the drawing has changed, those that it has taken away everywhere among them. */
@@ -388,11 +394,11 @@ export class Viewer {
     return new Set([...changed].map((value) => this.palette.label(value)));
   }
 
-  /* The drawing as a NIfTI file on the scan's grid: of the labels that `renamed` maps to those in
-  the file. Also returns which of them were drawn. */
-  async drawingFile(renamed) {
+  /* The drawing of these labels as a NIfTI file on the scan's grid. Also returns which of them were
+  drawn. */
+  async drawingFile(labels) {
     const values = new Uint8Array(256);
-    for (const [label, name] of renamed) values[this.palette.value(label)] = name;
+    for (const label of labels) values[this.palette.value(label)] = label;
     const drawn = new Set();
     const kept = this.niivue.drawBitmap.map((value) => {
       if (values[value] > 0) drawn.add(this.palette.label(value));
@@ -444,6 +450,15 @@ function labelsOnGrid(map, scan) {
     }
   }
   return placed;
+}
+
+/* Degrees between the scan's axes and those of the patient next to them, the most of all. */
+function tiltOf(scan) {
+  const cosines = [0, 1, 2].map((axis) => {
+    const along = [0, 1, 2].map((row) => scan.matRAS[4 * row + axis]);
+    return Math.abs(along[axis]) / Math.hypot(...along);
+  });
+  return (Math.acos(Math.min(1, ...cosines)) * 180) / Math.PI;
 }
 
 async function readNifti(buffer) {

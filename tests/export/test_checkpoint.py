@@ -83,7 +83,9 @@ def test_configuration_of_a_released_file_is_inferred(golden, name, window):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"prefix": ""}, {"twins": False}, {"singles": False}], ids=str
+    "options",
+    [{}, {"prefix": ""}, {"prefix": "_orig_mod.module."}, {"twins": False}, {"singles": False}],
+    ids=str,
 )
 def test_every_way_of_storing_blocks_loads(tmp_path, options):
     path = tmp_path / "step_crop_size_16_16_16_spacing_2.0_2.0_3.0_step_7.pth"
@@ -165,11 +167,49 @@ def test_twins_that_differ_are_refused():
 def test_weights_that_are_not_finite_are_named():
     state = {key: tensor.clone() for key, tensor in plain_state().items()}
     state["mask_embed_proj.0.weight"][0, 0] = torch.nan
-    state["fusion_conv.convs.0.conv.bias"][1] = torch.inf
-    with raises(ExportError, "weights-not-finite") as caught:
-        build_model(tiny_config(2), state, "a.pth")
-    assert "mask_embed_proj.0.weight" in str(caught.value)
-    assert "fusion_conv.convs.0.conv.bias" in str(caught.value)
+    state["fusion_conv.convs.0.conv.bias"] = torch.full((4,), 1e300, dtype=torch.float64)
+    wrong = ("mask_embed_proj.0.weight", "fusion_conv.convs.0.conv.bias")
+    with raises(ExportError, "weights-not-finite", *wrong):
+        normalize_keys(state, "a.pth")
+
+
+def quantized(tensor):
+    return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (torch.Tensor.int, "torch.int32"),
+        (torch.Tensor.bool, "torch.bool"),
+        (lambda tensor: tensor.to(torch.complex64), "torch.complex64"),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), "torch.float8_e4m3fn"),
+        (quantized, "torch.qint8"),
+        (torch.Tensor.to_sparse, "torch.sparse_coo"),
+        (lambda tensor: tensor.to("meta"), "without values"),
+        (lambda _: 3, "str to int"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.filterwarnings("ignore:.*quantiz.*")
+def test_what_is_no_weight_is_refused(tmp_path, changed, said):
+    path = tmp_path / "crop_size_16_16_16_spacing_2.0_2.0_3.0.pth"
+    state = plain_state()
+    key = "mask_embed_proj.0.weight"
+    state[key] = changed(state[key])
+    torch.save({"model_state_dict": state}, path)
+    with raises(ExportError, "no-weights", path.name, key, said):
+        load_checkpoint(path, heads=4)
+
+
+def test_keys_that_are_no_text_are_refused():
+    with raises(ExportError, "no-weights", "int to Tensor"):
+        normalize_keys(plain_state() | {7: torch.zeros(1)}, "a.pth")
+
+
+def test_weights_of_more_bits_are_rounded():
+    state = {key: tensor.double() for key, tensor in plain_state().items()}
+    assert same_weights(build_model(tiny_config(2), normalize_keys(state, "a.pth"), "a.pth"))
 
 
 def test_one_error_lists_every_wrong_key():

@@ -184,6 +184,9 @@ def test_what_went_wrong_is_told_with_its_scan(
     visited.expect("#run-problem").to_contain_text("one kidney too many")
     visited["#scans li:last-child .choose"].click()
     visited.expect("#run-problem").to_be_hidden()
+    visited.page.reload()
+    visited["#scans li:first-child .choose"].click()
+    visited.expect("#run-problem").to_contain_text("one kidney too many")
 
 
 @in_browser

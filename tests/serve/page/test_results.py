@@ -114,6 +114,43 @@ def test_labels_on_another_grid_and_probability_maps(visited: Visit, scan: Path)
 
 
 @in_browser
+def test_a_download_says_what_is_too_small_for_its_spacing(visited: Visit, scan: Path) -> None:
+    visited.load_ct(scan, "liver", "aorta", "left kidney")
+    visited.run()
+    visited["#spacing"].fill("60")
+    visited["#crop"].fill("10")
+    name, _ = visited.download("#download")
+    assert name == "ct of someone_seg_crop10_60mm.nii.gz"
+    visited.expect("#result-problem").to_contain_text("not in the output at this spacing")
+    visited["#spacing"].fill("")
+    visited["#crop"].fill("")
+    assert visited.download("#download")[0] == "ct of someone_seg.nii.gz"
+    visited.expect("#result-problem").to_be_hidden()
+
+
+@in_browser
+def test_the_readout_of_an_oblique_scan(visited: Visit, scan: Path, tmp_path: Path) -> None:
+    """It says where the crosshair is in the patient."""
+    image = nibabel.load(scan)
+    angle = np.deg2rad(30)
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    turned = nibabel.Nifti1Image(image.dataobj, turn @ image.affine)
+    nibabel.save(turned, tmp_path / "oblique.nii.gz")
+    visited.load_ct(tmp_path / "oblique.nii.gz", "left kidney")
+    visited.expect("#readout").to_contain_text("tilted by 30°")
+    visited.run()
+    labels = nifti_of(visited.download("#download")[1])
+    found = np.argwhere(np.asarray(labels.dataobj) == 1)
+    visited["#class-rows .go"].click()
+    visited.expect("#readout b").to_have_text("Left kidney")
+    read = re.findall(r"(\d+) ([LRAPSI])\b", str(visited["#readout"].text_content()))
+    shown = [int(mm) * (1 if side in "RAS" else -1) for mm, side in read]
+    center = nibabel.affines.apply_affine(labels.affine, found.mean(axis=0))
+    np.testing.assert_allclose(shown, center, atol=6)
+
+
+@in_browser
 def test_colors_of_classes_stay_where_the_system_sets_colors(visited: Visit, scan: Path) -> None:
     visited.load(scan)
     visited["#modality"].select_option("CT")

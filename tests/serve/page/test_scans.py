@@ -77,3 +77,16 @@ def test_several_scans(visited: Visit, scan: Path) -> None:
     visited["#ask-choices button"].click()
     visited.expect("#scans li").to_have_count(1)
     visited.expect("#result").to_be_hidden()
+
+
+@in_browser
+def test_a_scan_that_did_not_arrive_is_tried_again(visited: Visit, scan: Path) -> None:
+    visited.page.route("**/volume.nii.gz", lambda route: route.abort(), times=2)
+    visited.page.set_input_files("#file-input", scan)
+    visited.expect("#viewer-empty").to_have_text("The scan can't be shown")
+    visited["#scans .choose"].click()
+    visited.expect("#scan-problem").to_be_visible()
+    visited["#scan-problem button"].click()
+    visited.expect("#viewer-empty").to_be_hidden()
+    visited.expect("#scan-problem").to_be_hidden()
+    visited.complaints.clear()

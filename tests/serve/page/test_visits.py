@@ -96,6 +96,17 @@ def test_a_session_that_ended(visited: Visit, scan: Path) -> None:
 
 
 @in_browser
+def test_a_download_of_a_session_that_ended(visited: Visit, scan: Path) -> None:
+    visited.load_ct(scan, "liver")
+    visited.run()
+    visited.page.context.clear_cookies()
+    visited["#download"].click()
+    visited.expect("#page-problem").to_contain_text("session has ended")
+    visited.expect("#result-problem").to_be_hidden()
+    visited.complaints.clear()
+
+
+@in_browser
 def test_a_browser_without_webgl(browser: "Browser", served_demo: Running) -> None:
     poor = browser.browser_type.launch(
         executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-3d-apis"]
