@@ -163,7 +163,8 @@ class ServiceClient:
         image
             From `upload`.
         prompts
-            Sentences, one sentence, or label to sentence; None for those in the image's file.
+            Sentences, one sentence, or label to sentence, with lesions in a mapping of their own as
+            `"lesions"`; None for those in the image's file.
         modality
             Of the image, for sentences that don't name it.
         spatial_prompts

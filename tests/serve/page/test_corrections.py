@@ -158,7 +158,7 @@ def test_corrections_that_cannot_be_kept_are_asked_about(visited: Visit, scan: P
 def test_an_upload_that_ends_drops_no_drawing(visited: Visit, scan: Path, tmp_path: Path) -> None:
     visited.load_ct(scan, "liver")
     held: list[Any] = []
-    visited.page.route("**/v1/images?*", lambda route: held.append(route))
+    visited.page.route("**/v1/images?*", lambda route: held.append(route))  # noqa: PLW0108 - else no route is passed
     visited.page.set_input_files("#file-input", shutil.copy(scan, tmp_path / "next.nii.gz"))
     visited["#draw"].click()
     visited["#viewer"].press("Space")
