@@ -121,6 +121,8 @@ class ImageState(BaseModel):
     modality: Modality | None
     geometry_stated: bool
     has_prompts: bool = Field(description="Whether the file holds prompts of its own.")
+    series_number: int | None = Field(default=None, description="Of a DICOM series.")
+    series_description: str | None = Field(default=None, description="Of a DICOM series.")
     output_formats: list[str]
     notes: list[NoteState]
     size_bytes: int

@@ -6,8 +6,8 @@ import { ask, showProblem } from "./messages.js";
 import { Pen } from "./pen.js";
 import { noteItems, Results, stylesOf } from "./results.js";
 import { Runs } from "./runs.js";
-import { chipsIn, chipsOf, classKey, Scan } from "./scan.js";
-import { listenForFiles, sendScan, showScans } from "./scans.js";
+import { chipsIn, chipsOf, classKey, Scan, seriesName } from "./scan.js";
+import { listenForFiles, scansIn, sendScan, showScans } from "./scans.js";
 import { Search, showChips, showGroups } from "./search.js";
 import { Viewer } from "./viewer.js";
 
@@ -48,6 +48,7 @@ const results = new Results({
     viewer.centerOn(label);
     pen.choose(label);
   },
+  onGone: () => runs.takeReplaced(current()),
 });
 const runs = new Runs(viewer, pen, results, {
   current,
@@ -69,38 +70,46 @@ async function mayDropDrawing() {
   }) !== null;
 }
 
-async function addScan(files) {
+/* Sends scans one after the other, until one can't be used, and opens the first. */
+async function addScans(files) {
   show(byId("scan-problem"), false);
   if (!await mayDropDrawing()) return;
   try {
-    const info = await sendScan(files, (problem) => ask({
-      heading: "Which series?",
-      text: problem.message,
-      choices: problem.choices.map(choiceOf),
-    }));
-    if (info === null) return;
-    // What was chosen is chosen for the next scan too, but not the modality of another one.
-    const { modality, chips } = current();
-    const scan = new Scan(info, { modality: state.scan === null ? modality : "" });
-    scan.chips = chipsIn(scan.modality, chips.map((chip) => ({ ...chip })), state.model.classes);
-    state.scans.push(scan);
-    if (hasDrawing()) { // it was begun while the file went out
-      refresh();
-      announce(`${scan.filename} is in the list of scans`);
-      return;
+    for (const [number, scan] of scansIn(files).entries()) {
+      if (!await addScan(scan, number === 0)) return;
     }
-    await openScan(scan);
-    announce(`${scan.filename} is open`);
   } catch (error) {
     showProblem("scan-problem", error);
   }
 }
 
+/* Sends a scan; false where that was left. */
+async function addScan(files, toOpen) {
+  const info = await sendScan(files, state.model.max_upload_bytes, (problem) => ask({
+    heading: "Which series?",
+    text: problem.message,
+    choices: problem.choices.map(choiceOf),
+  }));
+  if (info === null) return false;
+  // What was chosen is chosen for the next scan too, but not the modality of another one.
+  const { modality, chips } = current();
+  const scan = new Scan(info, { modality: state.scan === null ? modality : "" });
+  scan.chips = chipsIn(scan.modality, chips.map((chip) => ({ ...chip })), state.model.classes);
+  state.scans.push(scan);
+  if (!toOpen || hasDrawing()) { // one that was begun while the file went out
+    refresh();
+    announce(`${scan.name} is in the list of scans`);
+  } else {
+    await openScan(scan);
+    announce(`${scan.name} is open`);
+  }
+  return true;
+}
+
 /* A series of several, as an answer to a question. */
 function choiceOf({ series, number, description, modality, images }) {
-  const parts = [number === null ? "" : `Series ${number}`, description, modality,
-    plural(images, "image")];
-  return { value: series, text: parts.filter(Boolean).join(" · ") };
+  const name = seriesName({ series_number: number, series_description: description });
+  return { value: series, text: [name, modality, plural(images, "image")].filter(Boolean).join(" · ") };
 }
 
 async function chooseScan(scan) {
@@ -113,6 +122,7 @@ async function openScan(scan) {
   state.lost = null;
   clearViewer();
   refresh();
+  byId("scans").querySelector("[aria-current=true]")?.scrollIntoView({ block: "nearest" });
   const empty = byId("viewer-empty");
   empty.textContent = "Loading the scan …";
   show(empty, true);
@@ -126,7 +136,7 @@ async function openScan(scan) {
     await viewer.showScan(volume);
     show(empty, false);
     applyWindow();
-    byId("viewer").setAttribute("aria-label", `Scan ${scan.filename}`);
+    byId("viewer").setAttribute("aria-label", `Scan ${scan.name}`);
     await runs.show(scan, scan.runs.length - 1);
     await runs.showCoarse(scan);
   } catch (error) {
@@ -146,7 +156,7 @@ function clearViewer() {
 async function removeScan(scan) {
   const sure = await ask({
     heading: "Remove this scan?",
-    text: `${scan.filename} and its results are deleted on the service.`,
+    text: `${scan.name} and its results are deleted on the service.`,
     choices: [{ value: "yes", text: "Remove" }],
   });
   if (sure === null) return;
@@ -261,6 +271,9 @@ function penStyles() {
 
 function refresh() {
   const scan = current();
+  const heading = byId("viewer-heading");
+  heading.textContent = state.scan === null ? "Viewer" : scan.name;
+  heading.classList.toggle("hidden-text", state.scan === null);
   showScans(state.scans, state.scan, { onOpen: chooseScan, onDelete: removeScan });
   byId("scan-notes").replaceChildren(...noteItems(scan.info.notes ?? []));
   if (byId("modality").value !== scan.modality) refreshModality();
@@ -302,7 +315,7 @@ function onViewerKey(event) {
 }
 
 function listen() {
-  listenForFiles(addScan);
+  listenForFiles(addScans);
   byId("modality").addEventListener("change", (event) => setModality(event.target.value));
   byId("clear-chips").addEventListener("click", () => {
     current().chips = [];
@@ -351,13 +364,30 @@ function restore({ images, jobs }) {
   state.scans.forEach((scan) => runs.followNext(scan));
 }
 
+/* Keeps the session while somebody looks at the page, or has a drawing that isn't saved. */
+async function keepSession(seconds) {
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, Math.min(seconds / 3, 300) * 1000));
+    if (document.visibilityState !== "visible" && !hasDrawing()) continue;
+    try {
+      await api.readSession();
+    } catch (problem) {
+      if (problem.code !== "session-unknown") continue; // it may answer the next time
+      showProblem("page-problem", problem);
+      return;
+    }
+  }
+}
+
 async function start() {
   listen();
   try {
     state.model = await api.readModel();
     showModel(state.model);
     runs.refresh();
-    restore(await api.findSession());
+    const session = await api.findSession();
+    restore(session);
+    keepSession(session.expires_in_s);
     await viewer.open();
     const scan = state.scans.find(({ active }) => active !== null) ?? state.scans.at(-1);
     if (scan) await openScan(scan);

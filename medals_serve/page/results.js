@@ -19,6 +19,8 @@ const FORMATS = {
   "rtstruct.dcm": "DICOM RTSTRUCT",
 };
 
+const OF_ONE_CLASS = "stl";
+
 /* How the classes of a run are drawn, by label; `kept` keeps it from run to run of a scan. */
 export function stylesOf({ classes }, kept) {
   return new Map(classes.map((found) => {
@@ -30,8 +32,10 @@ export function stylesOf({ classes }, kept) {
 }
 
 export class Results {
-  /* `onStyle` is called after a change of what is shown, `onGo(label)` to go to a class. */
-  constructor({ onStyle, onGo }) {
+  /* `onStyle` is called after a change of what is shown, `onGo(label)` to go to a class, `onGone`
+  where the service has the run no more. */
+  constructor({ onStyle, onGo, onGone }) {
+    this.onGone = onGone;
     this.onStyle = onStyle;
     this.onGo = onGo;
     this.run = null;
@@ -64,10 +68,11 @@ export class Results {
     show(byId("download-lesions"), classes.some(({ lesions }) => lesions !== null));
     show(byId("download-probabilities"), run !== null && run.probabilities);
     const format = byId("format").value;
-    byId("format").replaceChildren(...formats.map((name) =>
+    const possible = formats.filter((name) => name !== OF_ONE_CLASS || classes.length === 1);
+    byId("format").replaceChildren(...possible.map((name) =>
       el("option", { value: name }, FORMATS[name] ?? name)));
-    byId("format").value = formats.includes(format) ? format
-      : formats.includes("nii.gz") ? "nii.gz" : formats[0];
+    byId("format").value = possible.includes(format) ? format
+      : possible.includes("nii.gz") ? "nii.gz" : possible[0];
   }
 
   row({ label, name, voxels, volume_ml: volumeMl, lesions }) {
@@ -137,7 +142,8 @@ export class Results {
       const lost = response.headers.get("Medals-Warning");
       if (lost !== null) showProblem("result-problem", { detail: decodeURIComponent(lost) });
     } catch (error) {
-      showProblem("result-problem", error);
+      if (error.code === "job-unknown") this.onGone();
+      else showProblem("result-problem", error);
     }
   }
 }

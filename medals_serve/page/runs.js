@@ -35,15 +35,15 @@ export class Runs {
     this.refreshProblem();
     byId("run-hint").textContent = "";
     try {
-      if (await this.mayLoseCorrections(scan)) await this.send(scan);
+      if (await this.mayLoseCorrections(scan)) await this.send(scan, this.corrects(scan));
     } catch (error) {
-      this.fail(scan, error);
+      await this.failToStart(scan, error);
     }
     scan.isStarting = false;
     this.refresh();
   }
 
-  async send(scan) {
+  async send(scan, corrects) {
     const classes = [...scan.chips];
     const request = {
       image: scan.image,
@@ -53,7 +53,7 @@ export class Runs {
         preset: byId("preset").value,
         probabilities: byId("probabilities").checked,
       },
-      ...await this.drawingOf(scan),
+      ...await this.drawingOf(scan, corrects),
     };
     const started = await api.startJob(request);
     scan.asked = { job: started.job, classes };
@@ -93,12 +93,12 @@ export class Runs {
   }
 
   /* Sends what was drawn, and returns what a job is asked for because of it. */
-  async drawingOf(scan) {
+  async drawingOf(scan, corrects) {
     const { viewer } = this;
     const changed = this.changed(scan);
     const sent = async (bytes) =>
       ({ spatial_prompts: (await api.sendMask(scan.image, bytes)).mask });
-    if (this.corrects(scan)) {
+    if (corrects) {
       const asked = { corrects: scan.run.job };
       if (changed.length === 0) return asked;
       const labels = scan.chips.map(({ label }) => label);
@@ -112,6 +112,42 @@ export class Runs {
       byId("run-hint").textContent = `Erased altogether, so found again from its name: ${names}.`;
     }
     return drawn.size === 0 ? {} : sent(bytes);
+  }
+
+  async failToStart(scan, error) {
+    if (error.code !== "job-unknown") return this.fail(scan, error);
+    const isDrawn = this.changed(scan).length > 0;
+    if (!isDrawn) return this.takeReplaced(scan);
+    const answer = await ask({
+      heading: "This result was replaced in another tab",
+      text: "The drawing can't correct it any more, but it can guide a new run.",
+      choices: [{ value: "yes", text: "Segment with the drawing" }],
+    });
+    if (answer === null) return this.fail(scan, { detail: REPLACED });
+    try {
+      await this.reload(scan);
+      await this.send(scan, false);
+    } catch (problem) {
+      this.fail(scan, problem);
+    }
+  }
+
+  /* Shows the newest result where the one that was shown was undone and replaced in another tab. */
+  async takeReplaced(scan) {
+    try {
+      await this.reload(scan);
+      if (scan === this.current()) await this.show(scan, scan.shown);
+      this.fail(scan, { detail: `${REPLACED} The newest is shown.` });
+    } catch (error) {
+      this.fail(scan, error);
+    }
+  }
+
+  /* Takes the runs that the service has now. */
+  async reload(scan) {
+    const { jobs } = await api.readSession();
+    scan.runs = jobs.filter(({ image, status }) => image === scan.image && status === "done");
+    scan.shown = scan.runs.length - 1;
   }
 
   async cancel() {
@@ -204,7 +240,9 @@ export class Runs {
     scan.runs = [...scan.runs.slice(0, scan.shown + 1), job];
     // They can't be seen again: a reload would show them, and a session holds so many jobs only.
     for (const run of undone) {
-      api.deleteJob(run.job).catch((error) => this.fail(scan, error));
+      api.deleteJob(run.job).catch((error) => {
+        if (error.code !== "job-unknown") this.fail(scan, error); // else another tab did it
+      });
     }
     scan.chips = mergedChips(scan, job);
     scan.learnModality(job);
@@ -212,7 +250,7 @@ export class Runs {
     else scan.shown = scan.runs.length - 1;
     const found = job.classes.filter(({ voxels }) => voxels > 0).length;
     const all = plural(job.classes.length, "class", "classes");
-    announce(`${scan.filename}: done, ${found} of ${all} found`);
+    announce(`${scan.name}: done, ${found} of ${all} found`);
   }
 
   // Showing ---------------------------------------------------------------------------------------
@@ -236,6 +274,7 @@ export class Runs {
       this.onChange();
     } catch (error) {
       if (this.current() !== scan || scan.run !== run) return;
+      if (error.code === "job-unknown") return this.takeReplaced(scan);
       showProblem("run-problem", error, () => {
         this.refreshProblem();
         return this.show(scan, scan.shown);
@@ -280,7 +319,8 @@ export class Runs {
     byId("result-text").textContent = scan.run !== null
       ? `Run ${scan.shown + 1} of ${scan.runs.length}, ${formatSeconds(scan.run.seconds_run)}`
       : scan.runs.length > 0 ? "Undone: no result is shown." : "Volumes appear here after a run.";
-    document.title = scan.active === null ? "medals-rt" : `${describe(scan.active)} · medals-rt`;
+    document.title = [scan.active === null ? "" : describe(scan.active), scan.name, "medals-rt"]
+      .filter(Boolean).join(" · ");
     if (scan.active === null) this.stage = "";
     else this.refreshJob(scan.active);
   }
@@ -320,6 +360,8 @@ export class Runs {
     announce(describe(job));
   }
 }
+
+const REPLACED = "This result was replaced in another tab.";
 
 /* Whether the result that is shown can be corrected by a run of the chosen classes: in it, their
 labels are of no other class. */

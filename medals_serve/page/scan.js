@@ -3,6 +3,10 @@
 /* What tells classes of a modality apart: anatomy and lesions may have the same name. */
 export const classKey = ({ kind, name }) => `${kind}/${name}`;
 
+/* A DICOM series, as it is told apart from others of the same file. */
+export const seriesName = ({ series_number: number, series_description: description }) =>
+  [typeof number === "number" ? `Series ${number}` : "", description].filter(Boolean).join(" · ");
+
 /* One scan of the session.
 
 info      what the service says of it
@@ -20,6 +24,7 @@ export class Scan {
     this.info = info;
     this.image = info.image;
     this.filename = info.filename;
+    this.name = seriesName(info) || info.filename; // for people
     this.modality = info.modality ?? modality;
     this.chips = chips;
     this.runs = [];

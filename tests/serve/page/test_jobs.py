@@ -293,3 +293,31 @@ def test_of_a_session_that_ended_no_first_answer_stays(
     refining.go_on.set()
     assert {each.split(":")[0] for each in visited.complaints} == {"error Failed to load resource"}
     visited.complaints.clear()
+
+
+@in_browser
+def test_a_result_that_was_replaced_in_another_tab(visited: Visit, scan: Path) -> None:
+    visited.load_ct(scan, "liver")
+    visited.run()
+    context = visited.page.context
+    with context.expect_page() as opened:
+        visited.page.evaluate("window.open(location.href)")
+    other = Visit(opened.value, visited.address)
+    other.expect("#draw").to_be_enabled()
+
+    visited["#undo-run"].click()
+    visited.run()  # instead of the first
+    other["#download"].click()
+    other.expect("#run-problem").to_contain_text("replaced in another tab. The newest is shown.")
+    other.expect("#result-text").to_contain_text("Run 1 of 1")
+    assert other.download("#download")[1]
+
+    other["#draw"].click()
+    other["#viewer"].press("Space")
+    visited["#undo-run"].click()
+    visited.run()
+    other["#run"].click()
+    other.expect("#ask-heading").to_have_text("This result was replaced in another tab")
+    other["#ask-choices button"].click()
+    other.expect("#result-text").to_contain_text("Run 2 of 2")
+    visited.complaints.clear()  # that there is no such job

@@ -84,6 +84,10 @@ def test_files_to_keep(visited: Visit, scan: Path) -> None:
     assert name.endswith(".json")
     visited.expect("#download-lesions").to_be_hidden()
     visited.expect("#download-probabilities").to_be_hidden()
+    visited.expect("#format option[value=stl]").to_have_count(1)
+    visited.choose("spleen")
+    visited.run()
+    visited.expect("#format option[value=stl]").to_have_count(0)  # it holds one class
 
 
 @in_browser
