@@ -27,6 +27,10 @@ class OutputKind:
     format: str
 
 
+OF_TWO_FILES: Final = frozenset({".hdr", ".hdr.gz", ".img", ".img.gz", ".mhd", ".nhdr"})
+"""Endings of formats whose voxels lie in a second file."""
+
+
 def output_kinds() -> Mapping[str, OutputKind]:
     """Every format of results by what clients call it: an ending without its dot, or its name."""
     found: dict[str, OutputKind] = {}
@@ -35,7 +39,7 @@ def output_kinds() -> Mapping[str, OutputKind]:
             continue
         found[each.name] = OutputKind(each.endings[0], each.name)
         for ending in each.endings:
-            if ending not in {".hdr", ".hdr.gz", ".mhd", ".nhdr"}:  # of two files
+            if ending not in OF_TWO_FILES:
                 found.setdefault(ending.removeprefix("."), OutputKind(ending, each.name))
     return found
 

@@ -20,6 +20,12 @@ const CT_WINDOWS = {
   Liver: [150, 60],
 };
 
+const PRESETS = {
+  paper: "the published method",
+  release: "as its authors' program for the challenge",
+  native: "as its authors' program for raw scans",
+};
+
 const state = {
   model: null,
   scans: [],
@@ -36,6 +42,7 @@ const viewer = new Viewer(byId("viewer"), {
   onDoubleClick: applyWindow,
 });
 const pen = new Pen(viewer, {
+  onClass: (label) => results.reveal(label),
   chips: () => current().chips,
   styles: penStyles,
   onChange: () => runs.refresh(),
@@ -207,10 +214,13 @@ function showPoint(point) {
   const height = `${Math.abs(z)} ${z < 0 ? "I" : "S"}`;
   const value = Math.abs(point.value) < 10 ? Number(point.value.toPrecision(3))
     : Math.round(point.value);
+  const unit = current().modality === "CT" ? " HU" : "";
+  const parts = [`${value}${unit}`, `${side} ${depth} ${height} mm`,
+    `slice ${point.slice} of ${point.slices}`,
+    point.tilt < 1 ? "" : `tilted by ${Math.round(point.tilt)}°`].filter(Boolean);
   readout.replaceChildren(
     el("b", {}, named?.name ?? (hasLabels ? "No class" : "")),
-    `${named || hasLabels ? " · " : ""}${value} · ${side} ${depth} ${height} mm`
-    + (point.tilt < 1 ? "" : ` · tilted by ${Math.round(point.tilt)}°`));
+    `${named || hasLabels ? " · " : ""}${parts.join(" · ")}`);
 }
 
 // What to segment ---------------------------------------------------------------------------------
@@ -304,11 +314,14 @@ const STEPS = { // by key: slices, to the right, up
   PageDown: [-10, 0, 0],
 };
 
+const ZOOMS = { "+": 1.25, "-": 1 / 1.25, 0: 0 };
+
 function onViewerKey(event) {
   const [slices, right, up] = STEPS[event.key] ?? [];
   if (slices !== undefined && event.shiftKey) viewer.moveInPlane(right, up);
   else if (slices !== undefined) viewer.moveSlice(slices);
   else if (event.key === " " && viewer.isDrawing) viewer.drawAtCrosshair();
+  else if (ZOOMS[event.key] !== undefined && !event.ctrlKey) viewer.zoom(ZOOMS[event.key]);
   else if (event.key === "z" && (event.ctrlKey || event.metaKey)) pen.undo();
   else return;
   event.preventDefault();
@@ -341,7 +354,8 @@ function showModel(model) {
   byId("notice").textContent = model.notice ?? "";
   show(byId("notice").parentElement, Boolean(model.notice));
   byId("preset").replaceChildren(
-    ...model.presets.map((name) => el("option", { value: name }, name)));
+    ...model.presets.map((name) =>
+      el("option", { value: name }, name in PRESETS ? `${name}: ${PRESETS[name]}` : name)));
   byId("preset").value = model.default_preset;
   search.setModel(model);
   refreshModality();

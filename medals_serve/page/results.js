@@ -111,6 +111,15 @@ export class Results {
       })));
   }
 
+  /* Shows a class that is hidden: painting it would look like erasing. */
+  reveal(label) {
+    const style = this.styles.get(label);
+    if (!style || style.visible) return;
+    style.visible = true;
+    byId("class-rows").querySelector(`[data-label="${label}"] input[type=checkbox]`).checked = true;
+    this.onStyle();
+  }
+
   showAll(visible) {
     for (const style of this.styles.values()) style.visible = visible;
     for (const box of byId("class-rows").querySelectorAll("input[type=checkbox]")) {

@@ -374,13 +374,15 @@ function keepsLabels(scan) {
 
 const isCorrected = ({ notes }) => notes.some(({ code }) => code === "corrected");
 
+const STAGES = { coarse: "First look", fine: "Refining" };
+
 function describe(job) {
   if (job.status === "queued") {
     return job.position > 0 ? `Waiting: ${plural(job.position, "run")} before this one` : "Waiting";
   }
   if (!job.stage) return "Preparing";
-  const stage = `${job.stage[0].toUpperCase()}${job.stage.slice(1)} stage`;
-  const windows = job.windows_total ? `, window ${job.windows_done} of ${job.windows_total}` : "";
+  const stage = STAGES[job.stage] ?? job.stage;
+  const windows = job.windows_total ? `, part ${job.windows_done} of ${job.windows_total}` : "";
   const left = job.seconds_left === null || job.seconds_left === undefined ? ""
     : `, about ${formatSeconds(job.seconds_left)} left`;
   return `${stage}${windows}${left}`;

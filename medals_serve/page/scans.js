@@ -57,10 +57,18 @@ async function filesIn(entry) {
 // Of files that are a whole scan each.
 const SINGLE = /\.(nii|nii\.gz|nrrd|mha|npz|zip)$/i;
 
+// Of files whose voxels lie in a second one.
+const OF_TWO_FILES = /\.(nhdr|mhd|hdr)(\.gz)?$/i;
+
 /* Files as lists, one a scan: those of a DICOM series, or of a folder, belong together. */
 export function scansIn(files) {
   const seen = files.filter(({ path }) => !/(^|\/)(\.|__MACOSX\/)/.test(path));
   if (seen.length === 0) throw new Error("There is no file in this folder.");
+  const half = seen.find(({ path }) => seen.length > 1 && OF_TWO_FILES.test(path));
+  if (half) {
+    throw new Error(`${half.file.name} and its voxels are two files, which the service doesn't take: `
+      + "save the scan as one, such as .nrrd, .mha or .nii.gz.");
+  }
   return seen.every(({ path }) => SINGLE.test(path)) ? seen.map((file) => [file]) : [seen];
 }
 

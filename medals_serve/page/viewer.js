@@ -13,6 +13,9 @@ const PLANES = {
 // The axis (x, y, z of the patient) that a plane cuts across, and the two that lie in it.
 const AXES = { all: [2, 0, 1], axial: [2, 0, 1], coronal: [1, 0, 2], sagittal: [0, 1, 2] };
 const UNDO_STEPS = 32;
+const ZOOM_STEP = 1.25;
+const MOST_ZOOM = 12;
+const CROSSHAIR_PIXELS = 1.6; // thinner lines vanish between pixels
 const LARGEST_LABEL = 255; // of a drawing's file
 
 /* Patterns, by the number of the class: which voxels of it are drawn at half strength. They are cut
@@ -69,7 +72,7 @@ class Palette {
 }
 
 export class Viewer {
-  /* `onPoint({label, value, mm, tilt})` is called when the crosshair moves, `onStroke(count)` when
+  /* `onPoint({label, value, mm, tilt, slice, slices})` is called when the crosshair moves, `onStroke(count)` when
   something was drawn or undone: how many strokes can be undone; `onKey` for keys of the canvas,
   `onDoubleClick` for double clicks while not drawing. */
   constructor(canvas, { onPoint, onStroke, onKey, onDoubleClick }) {
@@ -87,10 +90,9 @@ export class Viewer {
     this.asked = 0; // what was to be shown so far: what comes late isn't
     this.niivue = new Niivue({
       backColor: [0, 0, 0, 1],
-      crosshairColor: [1, 0.85, 0.3, 0.8],
+      crosshairColor: [0.35, 1, 1, 0.9],
       crosshairGap: 4,
-      crosshairWidth: 0.35,
-      crosshairWidthUnit: "percent",
+      crosshairWidthUnit: "mm",
       doubleTouchTimeout: 0, // two quick dabs of the pen are no double tap
       dragAndDropEnabled: false,
       dragMode: DRAG_MODE.contrast,
@@ -100,6 +102,11 @@ export class Viewer {
       loadingText: "",
       longTouchTimeout: 2 ** 31 - 1, // nor is a slow stroke a long press
       logLevel: "error",
+      mouseEventConfig: {
+        leftButton: { primary: DRAG_MODE.crosshair, withCtrl: DRAG_MODE.pan },
+        centerButton: DRAG_MODE.pan,
+        rightButton: DRAG_MODE.contrast,
+      },
       maxDrawUndoBitmaps: UNDO_STEPS + 2,
       multiplanarPadPixels: 4,
       multiplanarShowRender: SHOW_RENDER.NEVER,
@@ -117,6 +124,13 @@ export class Viewer {
       event.stopImmediatePropagation();
       onKey(event);
     });
+    canvas.addEventListener("wheel", (event) => {
+      if (!event.ctrlKey) return; // NiiVue changes the slice
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      this.zoom(event.deltaY < 0 ? ZOOM_STEP : 1 / ZOOM_STEP);
+    }, { capture: true, passive: false });
+    new ResizeObserver(() => this.fitCrosshair()).observe(canvas);
     canvas.addEventListener("dblclick", (event) => {
       event.stopImmediatePropagation();
       if (!this.isDrawing) onDoubleClick();
@@ -150,6 +164,7 @@ export class Viewer {
     this.niivue.scene.crosshairPos = [0.5, 0.5, 0.5];
     this.niivue.scene.pan2Dxyzmm = [0, 0, 0, 1];
     this.niivue.updateGLVolume();
+    this.fitCrosshair();
     this.reportPoint();
   }
 
@@ -240,6 +255,32 @@ export class Viewer {
   setPlane(plane) {
     this.plane = plane;
     this.niivue.setSliceType(PLANES[plane]);
+    this.fitCrosshair();
+  }
+
+  /* Magnifies the picture about the crosshair. */
+  zoom(factor) {
+    if (!this.hasScan) return;
+    const { scene } = this.niivue;
+    const [x, y, z, before] = scene.pan2Dxyzmm;
+    const after = Math.min(Math.max(before * factor, 1), MOST_ZOOM);
+    const at = this.niivue.frac2mm(scene.crosshairPos);
+    const pan = [x, y, z].map((mm, axis) => mm + (before - after) * at[axis]);
+    this.niivue.setPan2Dxyzmm(after === 1 ? [0, 0, 0, 1] : [...pan, after]);
+    this.fitCrosshair();
+  }
+
+  /* NiiVue's crosshair is so many millimeters wide: makes these the same pixels at any scale. */
+  fitCrosshair() {
+    requestAnimationFrame(() => {
+      const { niivue } = this;
+      const sizes = niivue.screenSlices.map(({ fovMM, leftTopWidthHeight: [, , width] }) =>
+        Math.abs(fovMM[0]) / width).filter((mm) => mm > 0 && mm < Infinity);
+      if (!this.hasScan || sizes.length === 0) return;
+      niivue.opts.crosshairWidth = CROSSHAIR_PIXELS * niivue.uiData.dpr * Math.max(...sizes);
+      if (niivue.crosshairs3D) niivue.crosshairs3D.mm = [NaN, NaN, NaN]; // made again when drawn
+      niivue.drawScene();
+    });
   }
 
   /* Gray levels from `low` to `high`; without them, those that the scan suggests. */
@@ -306,8 +347,11 @@ export class Viewer {
     const position = this.niivue.frac2mm(this.niivue.scene.crosshairPos, 0, true);
     const mm = Array.from(position).slice(0, 3);
     const drawn = this.niivue.drawBitmap?.[this.indexAtCrosshair()] ?? 0;
+    const across = AXES[this.plane][0];
     return this.onPoint({
       tilt: tiltOf(scan),
+      slice: this.voxelAtCrosshair()[across] + 1,
+      slices: scan.dimsRAS[1 + across],
       label: this.palette.label(drawn),
       mm,
       value: scan.getValue(...this.voxelAtCrosshair()),

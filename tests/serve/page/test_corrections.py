@@ -187,6 +187,17 @@ def test_strokes_that_cannot_be_undone_are_strokes(visited: Visit, scan: Path) -
     visited.expect("#pen").to_be_visible()
 
 
+@in_browser
+def test_a_class_that_is_painted_is_shown(visited: Visit, scan: Path) -> None:
+    visited.load_ct(scan, "liver", "spleen")
+    visited.run()
+    visited["#hide-all"].click()
+    visited["#draw"].click()
+    visited.expect("#class-rows input:checked").to_have_count(1)
+    visited["#pen-class"].select_option("2")
+    visited.expect("#class-rows input:checked").to_have_count(2)
+
+
 def jobs_of(visited: Visit) -> list[dict[str, Any]]:
     """Return the session's jobs, as the service tells of them."""
     content = visited.page.evaluate("fetch('v1/sessions/current').then((answer) => answer.json())")

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 
 from tests.serve.page.visit import Visit, dice, in_browser, nifti_of, on_screen, to_patient
+from tests.serve.serving import until
 
 
 @in_browser
@@ -130,6 +131,41 @@ def test_a_download_says_what_is_too_small_for_its_spacing(visited: Visit, scan:
     visited["#crop"].fill("")
     assert visited.download("#download")[0] == "ct of someone_seg.nii.gz"
     visited.expect("#result-problem").to_be_hidden()
+
+
+@in_browser
+def test_the_crosshair_is_seen(visited: Visit, scan: Path, tmp_path: Path) -> None:
+    """Also where a pixel of the picture is several millimeters."""
+    large = nibabel.Nifti1Image(np.zeros((130, 130, 20), np.int16), np.diag([4.0, 4, 10, 1]))
+    nibabel.save(large, tmp_path / "large.nii.gz")
+    for path in (tmp_path / "large.nii.gz", scan):
+        visited.load(path)
+        picture = visited.picture()
+        crosshair = (picture[..., 2] > 150) & (picture[..., 0] < 150) & (picture[..., 1] > 150)
+        assert crosshair.sum() > 300
+
+
+@in_browser
+def test_zoom(visited: Visit, scan: Path) -> None:
+    visited.load_ct(scan)
+    visited["#planes input[value=axial]"].check()
+    visited["#viewer"].press("0")  # which also focuses it
+    before, where = visited.picture(), visited["#readout"].text_content()
+
+    def is_as_before() -> bool:
+        return int(np.abs(visited.picture() - before).max()) < 30
+
+    assert is_as_before()
+    visited["#viewer"].hover()
+    visited.page.keyboard.down("Control")
+    visited.page.mouse.wheel(0, -100)
+    visited.page.keyboard.up("Control")
+    assert not is_as_before()
+    visited.expect("#readout").to_have_text(str(where))  # the same slice
+    visited["#viewer"].press("0")
+    until(is_as_before)
+    visited["#viewer"].press("+")
+    assert not is_as_before()
 
 
 @in_browser

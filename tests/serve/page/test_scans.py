@@ -11,6 +11,19 @@ from tests.dicom import write_series
 from tests.serve.page.visit import DEMO, Visit, in_browser
 from tests.serve.serving import image
 
+HALF_AN_NRRD = """NRRD0004
+type: short
+dimension: 3
+space: left-posterior-superior
+sizes: 4 4 4
+space directions: (1,0,0) (0,1,0) (0,0,1)
+space origin: (0,0,0)
+endian: little
+encoding: raw
+data file: ct.raw
+
+"""
+
 
 @in_browser
 def test_prompts_in_the_file(visited: Visit, tmp_path: Path) -> None:
@@ -155,4 +168,20 @@ def test_a_scan_that_did_not_arrive_is_tried_again(visited: Visit, scan: Path) -
     visited["#scan-problem button"].click()
     visited.expect("#viewer-empty").to_be_hidden()
     visited.expect("#scan-problem").to_be_hidden()
+    visited.complaints.clear()
+
+
+@in_browser
+def test_a_scan_of_two_files(visited: Visit, tmp_path: Path) -> None:
+    """It isn't taken, and the service doesn't name its own folders."""
+    for name in ("ct.nhdr", "ct.raw"):
+        (tmp_path / name).write_text("NRRD0004\n", encoding="ascii")
+    visited.page.set_input_files("#file-input", sorted(tmp_path.iterdir()))
+    visited.expect("#scan-problem").to_contain_text("ct.nhdr and its voxels are two files")
+    (tmp_path / "ct.nhdr").write_text(HALF_AN_NRRD, encoding="ascii")
+    visited.page.set_input_files("#file-input", tmp_path / "ct.nhdr")
+    visited.expect("#scan-problem").to_have_text(
+        "ct.nhdr keeps its voxels in ct.raw, which isn't beside it; put both into one folder, or "
+        "write the scan as one file"
+    )
     visited.complaints.clear()

@@ -50,12 +50,29 @@ def test_the_token_is_asked_for(browser: "Browser", tiny_bundle: Bundle, tmp_pat
 @in_browser
 def test_suggestions_hide_no_answer(visited: Visit) -> None:
     visited["#search"].fill("livr")
+    visited["#search"].press("Enter")
     visited.expect("#reading").not_to_be_empty()
     visited.expect("#suggestions").to_be_visible()
     reading, list_box = visited["#reading"].bounding_box(), visited["#suggestions"].bounding_box()
     assert reading
     assert list_box
     assert reading["y"] + reading["height"] <= list_box["y"]
+
+
+@in_browser
+def test_what_is_typed_is_judged_once_it_is_entered(visited: Visit) -> None:
+    visited["#modality"].select_option("CT")
+    with visited.page.expect_response(lambda answer: "kind=lesion" in answer.url):
+        visited["#search"].fill("liver tum")
+    visited.page.wait_for_timeout(200)
+    visited.expect("#reading").to_have_text("")
+    visited["#search"].press("Enter")
+    visited.expect("#reading").to_contain_text("liver tum")
+    visited["#search"].fill("lung nodules")
+    visited["#search"].press("Enter")
+    visited.expect("#reading").to_contain_text("This model doesn't know it; it knows 14 classes")
+    visited.choose("liver, spleen, aorta")
+    visited.expect("#chips li").to_have_count(3)
 
 
 @in_browser
