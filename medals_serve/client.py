@@ -149,7 +149,7 @@ class ServiceClient:
     def submit(
         self,
         image: State,
-        prompts: Sequence[str] | str | Mapping[str, str] | None,
+        prompts: Sequence[str] | str | Mapping[str, str | Mapping[str, str]] | None,
         *,
         modality: str | None = None,
         spatial_prompts: State | None = None,
@@ -163,7 +163,8 @@ class ServiceClient:
         image
             From `upload`.
         prompts
-            Sentences, one sentence, or label to sentence; None for those in the image's file.
+            Sentences, one sentence, or label to sentence, with lesions in a mapping of their own as
+            `"lesions"`; None for those in the image's file.
         modality
             Of the image, for sentences that don't name it.
         spatial_prompts
@@ -220,7 +221,7 @@ class ServiceClient:
     def segment(
         self,
         image: State,
-        prompts: Sequence[str] | str | Mapping[str, str] | None,
+        prompts: Sequence[str] | str | Mapping[str, str | Mapping[str, str]] | None,
         *,
         progress: Callable[[State], None] | None = None,
         **asked: Any,

@@ -28,6 +28,10 @@ class OutputKind:
     format: str
 
 
+OF_TWO_FILES: Final = frozenset({".hdr", ".hdr.gz", ".img", ".img.gz", ".mhd", ".nhdr"})
+"""Endings of formats whose voxels lie in a second file."""
+
+
 def output_kinds() -> Mapping[str, OutputKind]:
     """Every format of results by what clients call it: an ending without its dot, or its name."""
     found: dict[str, OutputKind] = {}
@@ -36,7 +40,7 @@ def output_kinds() -> Mapping[str, OutputKind]:
             continue
         found[each.name] = OutputKind(each.endings[0], each.name)
         for ending in each.endings:
-            if ending not in {".hdr", ".hdr.gz", ".mhd", ".nhdr"}:  # of two files
+            if ending not in OF_TWO_FILES:
                 found.setdefault(ending.removeprefix("."), OutputKind(ending, each.name))
     return found
 
@@ -129,7 +133,7 @@ def _case_options(asked: Mapping[str, Any]) -> _CaseOptions:
 class JobRequest:
     """What a client asks of a job; see `schemas.JobBody`."""
 
-    prompts: list[str] | str | dict[str, str] | None
+    prompts: list[str] | str | dict[str, str | dict[str, str]] | None
     modality: str | None
     options: Mapping[str, Any]
 

@@ -53,6 +53,8 @@ def describe_image(request: Mapping[str, Any]) -> Answer:
         "modality": case.modality,
         "geometry_stated": case.geometry_is_stated,
         "has_prompts": case.prompts is not None,
+        "series_number": case.origin.get("series_number"),
+        "series_description": case.origin.get("series_description"),
         "output_formats": formats,
         "notes": [
             {"code": note.code, "text": note.text, "severity": note.severity}

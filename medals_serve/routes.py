@@ -22,7 +22,7 @@ from medals_serve import metrics as figures
 from medals_serve.catalog import MAX_TEXT
 from medals_serve.images import ServedImage
 from medals_serve.job_files import JobFile, JobFiles
-from medals_serve.job_requests import OUTPUT_FORMATS, JobRequest, option_defaults
+from medals_serve.job_requests import OF_TWO_FILES, OUTPUT_FORMATS, JobRequest, option_defaults
 from medals_serve.jobs import OVER, ServedJob
 from medals_serve.problems import not_found
 from medals_serve.schemas import (
@@ -188,7 +188,11 @@ async def describe_model(service: Here) -> ModelState:
             "default_preset": service.options.segment.preset,
             "options": option_defaults(service.options),
             "output_formats": OUTPUT_FORMATS,
-            "input_endings": list(dict.fromkeys((*ENDINGS, *DICOM_ENDINGS))),
+            "input_endings": [
+                each
+                for each in dict.fromkeys((*ENDINGS, *DICOM_ENDINGS))
+                if each not in OF_TWO_FILES
+            ],
             "max_prompts": bundle.manifest.prompt_limit,
             "max_upload_bytes": service.settings.max_upload_bytes,
             "max_voxels": service.settings.max_voxels,

@@ -121,6 +121,8 @@ class ImageState(BaseModel):
     modality: Modality | None
     geometry_stated: bool
     has_prompts: bool = Field(description="Whether the file holds prompts of its own.")
+    series_number: int | None = Field(default=None, description="Of a DICOM series.")
+    series_description: str | None = Field(default=None, description="Of a DICOM series.")
     output_formats: list[str]
     notes: list[NoteState]
     size_bytes: int
@@ -138,9 +140,10 @@ class JobBody(_Closed):
     """What a job is asked for."""
 
     image: str
-    prompts: list[str] | str | dict[str, str] | None = Field(
+    prompts: list[str] | str | dict[str, str | dict[str, str]] | None = Field(
         default=None,
-        description="Sentences (labels 1, 2, ...), one sentence, or label to sentence. Left out: "
+        description="Sentences (labels 1, 2, ...), one sentence, or label to sentence as a "
+        "`prompts.json` has them, with lesions in a mapping of their own, `lesions`. Left out: "
         "those in the image's file.",
         examples=[["Liver in abdominal CT"]],
     )

@@ -223,7 +223,7 @@ def _correction_notes(case: CaseRun, last: StageOutcome) -> tuple[Note, ...]:
     record, notes = last.record, []
     if record.windows_corrected:
         text = (
-            f"the model looked again in {record.windows_corrected} of the {record.windows} windows "
+            f"the model looked again in {record.windows_corrected} of the {record.windows} parts "
             f"of the {record.name} stage, those that decide about what was corrected"
         )
         notes.append(Note(CORRECTED, text))

@@ -232,7 +232,9 @@ def _read(path: Path, max_voxels: int) -> _Read:
 def _open(path: Path, stack: ExitStack) -> Stream:
     if not path.is_file():
         raise MissingFileError(
-            f"there is no such file {path}; copy the header and the image", code="data-file-missing"
+            f"there is no {path.name} beside the other file of its scan; put the header and the "
+            "image into one folder, or write the scan as one file",
+            code="data-file-missing",
         )
     file = stack.enter_context(path.open("rb"))
     packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC

@@ -516,7 +516,10 @@ def volume_notes(volume: Volume) -> tuple[Note, ...]:
             notes += (warning("few-slices", text),)
     shear = volume.source.shear_degrees
     if np.sin(np.radians(shear)) > _SHEARED:
-        text = f"the grid is sheared by {shear:.1f} degrees: shapes are seen so, volumes are right"
+        text = (
+            f"the slices are shifted against each other (a grid sheared by {shear:.1f} degrees): "
+            "pictures show shapes slanted, and the model saw them so; volumes are right"
+        )
         notes += (warning("grid-sheared", text),)
     return notes
 

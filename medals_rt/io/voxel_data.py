@@ -174,7 +174,8 @@ def open_beside(header: Path, name: str) -> BinaryIO:
     path = header.with_name(plain)
     if not path.is_file():
         raise MissingFileError(
-            f"there is no such file {path}, in which {header.name} keeps its voxels; copy both",
+            f"{header.name} keeps its voxels in {path.name}, which isn't beside it; put both into "
+            "one folder, or write the scan as one file",
             code="data-file-missing",
         )
     return path.open("rb")

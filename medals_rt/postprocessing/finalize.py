@@ -159,8 +159,8 @@ def removal_notes(
             )
             notes.append(warning("components-removed", text))
         else:
-            crumbs.append(f"{names[each.label]} {count} ({ml:.3g} mL)")
+            crumbs.append(f"{count} of {names[each.label]} ({ml:.3g} mL)")
     if crumbs:
-        text = f"post-processing removed small components: {', '.join(crumbs)}"
+        text = f"small separate pieces were left out: {', '.join(crumbs)}"
         notes.append(Note("crumbs-removed", text))
     return tuple(notes)

@@ -47,7 +47,10 @@ def label_notes(
             f"{name} ({', '.join(cut[label])})" for label, name in names.items() if label in cut
         ]
         if listed:
-            text = f"at the edge of the image, volumes may be of a part: {', '.join(listed)}"
+            text = (
+                "cut off at the edge of the scan, so that the volume is of the visible part only: "
+                f"{', '.join(listed)}"
+            )
             notes.append(Note("cut-by-edge", text))
     return tuple(notes)
 

@@ -14,7 +14,9 @@ export class Problem extends Error {
   }
 }
 
-const NO_ANSWER = "The service doesn't answer. Is it still running?";
+const NO_ANSWER = "The service doesn't answer. Is it still running, and is this computer connected?";
+const NOT_THE_SERVICE = "Something else answered in the service's place, such as the sign-in page of "
+  + "a network.";
 
 export function address(path, query = {}) {
   const url = new URL(path, ROOT);
@@ -61,18 +63,24 @@ const json = async (...args) => (await call(...args)).json();
 /* Whether a session was opened in this browser; its secret is a cookie that scripts can't read. */
 const OPENED = "medals-session-opened";
 
-/* What the session holds: {images, jobs}. Without a session, opens one, which holds nothing. */
+export const hasSession = () => localStorage.getItem(OPENED) !== null;
+
+/* What the session holds: {images, jobs}, and how long it lasts without use. */
+export const readSession = () => json("GET", "sessions/current");
+
+/* As `readSession`; without a session, opens one, which holds nothing. */
 export async function findSession() {
-  if (localStorage.getItem(OPENED) !== null) {
+  if (hasSession()) {
     try {
-      return await json("GET", "sessions/current");
+      return await readSession();
     } catch (problem) {
       if (problem.code !== "session-unknown") throw problem;
+      localStorage.removeItem(OPENED);
     }
   }
-  await call("POST", "sessions");
+  const opened = await json("POST", "sessions");
   localStorage.setItem(OPENED, "yes");
-  return { images: [], jobs: [] };
+  return { images: [], jobs: [], expires_in_s: opened.expires_in_s };
 }
 
 export async function endSession() {
@@ -101,22 +109,30 @@ export const readLabels = async (job, what, query) =>
   (await readResult(job, what, query)).arrayBuffer();
 
 /* Sends a scan; `onProgress` gets the share that has gone out. Fetch can't tell that. */
-export function sendImage(blob, query, onProgress) {
+export function sendImage(blob, query, onProgress, signal) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
+    const fail = () => reject(new Problem(0, { detail: NO_ANSWER, code: "no-answer" }));
     request.open("POST", address("images", query));
+    signal.addEventListener("abort", () => request.abort());
     request.upload.addEventListener("progress", (event) => {
       if (event.lengthComputable) onProgress(event.loaded / event.total);
     });
     request.addEventListener("load", () => {
-      if (request.status < 300) resolve(JSON.parse(request.responseText));
-      else {
+      if (request.status >= 300) {
         const retryAfter = request.getResponseHeader("Retry-After");
         reject(problemOf(request.status, request.responseText, retryAfter));
+        return;
+      }
+      try {
+        resolve(JSON.parse(request.responseText));
+      } catch {
+        reject(new Problem(request.status, { detail: NOT_THE_SERVICE, code: "not-the-service" }));
       }
     });
-    request.addEventListener("error", () =>
-      reject(new Problem(0, { detail: NO_ANSWER, code: "no-answer" })));
+    request.addEventListener("abort", () => reject(new DOMException("canceled", "AbortError")));
+    request.addEventListener("error", fail);
+    request.addEventListener("timeout", fail);
     request.send(blob);
   });
 }

@@ -6,8 +6,8 @@ import { ask, showProblem } from "./messages.js";
 import { Pen } from "./pen.js";
 import { noteItems, Results, stylesOf } from "./results.js";
 import { Runs } from "./runs.js";
-import { chipsIn, chipsOf, classKey, Scan } from "./scan.js";
-import { listenForFiles, sendScan, showScans } from "./scans.js";
+import { chipsIn, chipsOf, classKey, Scan, seriesName } from "./scan.js";
+import { listenForFiles, scansIn, sendScan, showScans } from "./scans.js";
 import { Search, showChips, showGroups } from "./search.js";
 import { Viewer } from "./viewer.js";
 
@@ -20,10 +20,17 @@ const CT_WINDOWS = {
   Liver: [150, 60],
 };
 
+const PRESETS = {
+  paper: "the published method",
+  release: "as its authors' program for the challenge",
+  native: "as its authors' program for raw scans",
+};
+
 const state = {
   model: null,
   scans: [],
   scan: null,
+  lost: null, // the scan that is open, where it can't be shown
   draft: new Scan({ filename: "" }),
 };
 const current = () => state.scan ?? state.draft;
@@ -35,6 +42,7 @@ const viewer = new Viewer(byId("viewer"), {
   onDoubleClick: applyWindow,
 });
 const pen = new Pen(viewer, {
+  onClass: (label) => results.reveal(label),
   chips: () => current().chips,
   styles: penStyles,
   onChange: () => runs.refresh(),
@@ -47,6 +55,7 @@ const results = new Results({
     viewer.centerOn(label);
     pen.choose(label);
   },
+  onGone: () => runs.takeReplaced(current()),
 });
 const runs = new Runs(viewer, pen, results, {
   current,
@@ -56,9 +65,11 @@ const runs = new Runs(viewer, pen, results, {
 
 // Scans -------------------------------------------------------------------------------------------
 
+const hasDrawing = () => viewer.isDrawing && viewer.changedLabels().size > 0;
+
 /* Asks before strokes that no run has used are lost. */
 async function mayDropDrawing() {
-  if (!viewer.isDrawing || viewer.strokes === 0) return true;
+  if (!hasDrawing()) return true;
   return await ask({
     heading: "Discard the drawing?",
     text: "No run has used it yet.",
@@ -66,43 +77,59 @@ async function mayDropDrawing() {
   }) !== null;
 }
 
-async function addScan(files) {
+/* Sends scans one after the other, until one can't be used, and opens the first. */
+async function addScans(files) {
   show(byId("scan-problem"), false);
   if (!await mayDropDrawing()) return;
   try {
-    const info = await sendScan(files, (problem) => ask({
-      heading: "Which series?",
-      text: problem.message,
-      choices: problem.choices.map(choiceOf),
-    }));
-    if (info === null) return;
-    // What was chosen is chosen for the next scan too, but not the modality of another one.
-    const { modality, chips } = current();
-    const scan = new Scan(info, { modality: state.scan === null ? modality : "" });
-    scan.chips = chipsIn(scan.modality, chips.map((chip) => ({ ...chip })), state.model.classes);
-    state.scans.push(scan);
-    await openScan(scan);
-    announce(`${scan.filename} is open`);
+    for (const [number, scan] of scansIn(files).entries()) {
+      if (!await addScan(scan, number === 0)) return;
+    }
   } catch (error) {
     showProblem("scan-problem", error);
   }
 }
 
+/* Sends a scan; false where that was left. */
+async function addScan(files, toOpen) {
+  const info = await sendScan(files, state.model.max_upload_bytes, (problem) => ask({
+    heading: "Which series?",
+    text: problem.message,
+    choices: problem.choices.map(choiceOf),
+  }));
+  if (info === null) return false;
+  // What was chosen is chosen for the next scan too, but not the modality of another one.
+  const { modality, chips } = current();
+  const scan = new Scan(info, { modality: state.scan === null ? modality : "" });
+  scan.chips = chipsIn(scan.modality, chips.map((chip) => ({ ...chip })), state.model.classes);
+  state.scans.push(scan);
+  if (!toOpen || hasDrawing()) { // one that was begun while the file went out
+    refresh();
+    announce(`${scan.name} is in the list of scans`);
+  } else {
+    await openScan(scan);
+    announce(`${scan.name} is open`);
+  }
+  return true;
+}
+
 /* A series of several, as an answer to a question. */
 function choiceOf({ series, number, description, modality, images }) {
-  const parts = [number === null ? "" : `Series ${number}`, description, modality,
-    plural(images, "image")];
-  return { value: series, text: parts.filter(Boolean).join(" · ") };
+  const name = seriesName({ series_number: number, series_description: description });
+  return { value: series, text: [name, modality, plural(images, "image")].filter(Boolean).join(" · ") };
 }
 
 async function chooseScan(scan) {
-  if (scan !== state.scan && await mayDropDrawing()) await openScan(scan);
+  const isOpen = scan === state.scan && scan !== state.lost;
+  if (!isOpen && await mayDropDrawing()) await openScan(scan);
 }
 
 async function openScan(scan) {
   state.scan = scan;
+  state.lost = null;
   clearViewer();
   refresh();
+  byId("scans").querySelector("[aria-current=true]")?.scrollIntoView({ block: "nearest" });
   const empty = byId("viewer-empty");
   empty.textContent = "Loading the scan …";
   show(empty, true);
@@ -116,13 +143,14 @@ async function openScan(scan) {
     await viewer.showScan(volume);
     show(empty, false);
     applyWindow();
-    byId("viewer").setAttribute("aria-label", `Scan ${scan.filename}`);
+    byId("viewer").setAttribute("aria-label", `Scan ${scan.name}`);
     await runs.show(scan, scan.runs.length - 1);
     await runs.showCoarse(scan);
   } catch (error) {
     if (state.scan !== scan) return;
     empty.textContent = "The scan can't be shown";
-    showProblem("scan-problem", error);
+    state.lost = scan;
+    showProblem("scan-problem", error, () => openScan(scan));
   }
 }
 
@@ -135,7 +163,7 @@ function clearViewer() {
 async function removeScan(scan) {
   const sure = await ask({
     heading: "Remove this scan?",
-    text: `${scan.filename} and its results are deleted on the service.`,
+    text: `${scan.name} and its results are deleted on the service.`,
     choices: [{ value: "yes", text: "Remove" }],
   });
   if (sure === null) return;
@@ -186,9 +214,13 @@ function showPoint(point) {
   const height = `${Math.abs(z)} ${z < 0 ? "I" : "S"}`;
   const value = Math.abs(point.value) < 10 ? Number(point.value.toPrecision(3))
     : Math.round(point.value);
+  const unit = current().modality === "CT" ? " HU" : "";
+  const parts = [`${value}${unit}`, `${side} ${depth} ${height} mm`,
+    `slice ${point.slice} of ${point.slices}`,
+    point.tilt < 1 ? "" : `tilted by ${Math.round(point.tilt)}°`].filter(Boolean);
   readout.replaceChildren(
     el("b", {}, named?.name ?? (hasLabels ? "No class" : "")),
-    `${named || hasLabels ? " · " : ""}${value} · ${side} ${depth} ${height} mm`);
+    `${named || hasLabels ? " · " : ""}${parts.join(" · ")}`);
 }
 
 // What to segment ---------------------------------------------------------------------------------
@@ -249,6 +281,9 @@ function penStyles() {
 
 function refresh() {
   const scan = current();
+  const heading = byId("viewer-heading");
+  heading.textContent = state.scan === null ? "Viewer" : scan.name;
+  heading.classList.toggle("hidden-text", state.scan === null);
   showScans(state.scans, state.scan, { onOpen: chooseScan, onDelete: removeScan });
   byId("scan-notes").replaceChildren(...noteItems(scan.info.notes ?? []));
   if (byId("modality").value !== scan.modality) refreshModality();
@@ -279,18 +314,21 @@ const STEPS = { // by key: slices, to the right, up
   PageDown: [-10, 0, 0],
 };
 
+const ZOOMS = { "+": 1.25, "-": 1 / 1.25, 0: 0 };
+
 function onViewerKey(event) {
   const [slices, right, up] = STEPS[event.key] ?? [];
   if (slices !== undefined && event.shiftKey) viewer.moveInPlane(right, up);
   else if (slices !== undefined) viewer.moveSlice(slices);
   else if (event.key === " " && viewer.isDrawing) viewer.drawAtCrosshair();
+  else if (ZOOMS[event.key] !== undefined && !event.ctrlKey) viewer.zoom(ZOOMS[event.key]);
   else if (event.key === "z" && (event.ctrlKey || event.metaKey)) pen.undo();
   else return;
   event.preventDefault();
 }
 
 function listen() {
-  listenForFiles(addScan);
+  listenForFiles(addScans);
   byId("modality").addEventListener("change", (event) => setModality(event.target.value));
   byId("clear-chips").addEventListener("click", () => {
     current().chips = [];
@@ -306,7 +344,7 @@ function listen() {
   byId("help-open").addEventListener("click", () => byId("help").showModal());
   byId("end-session").addEventListener("click", deleteEverything);
   window.addEventListener("beforeunload", (event) => {
-    if (viewer.isDrawing && viewer.strokes > 0) event.preventDefault();
+    if (hasDrawing()) event.preventDefault();
   });
 }
 
@@ -316,7 +354,8 @@ function showModel(model) {
   byId("notice").textContent = model.notice ?? "";
   show(byId("notice").parentElement, Boolean(model.notice));
   byId("preset").replaceChildren(
-    ...model.presets.map((name) => el("option", { value: name }, name)));
+    ...model.presets.map((name) =>
+      el("option", { value: name }, name in PRESETS ? `${name}: ${PRESETS[name]}` : name)));
   byId("preset").value = model.default_preset;
   search.setModel(model);
   refreshModality();
@@ -330,11 +369,28 @@ function restore({ images, jobs }) {
     if (job.status === "done") {
       scan.runs.push(job);
       scan.shown = scan.runs.length - 1;
+      scan.problem = null;
       if (scan.chips.length === 0) scan.chips = chipsOf(job);
       scan.learnModality(job);
-    } else if (!api.isOver(job)) scan.waiting.push(job);
+    } else if (job.status === "failed") scan.problem = job.problem;
+    else if (!api.isOver(job)) scan.waiting.push(job);
   }
   state.scans.forEach((scan) => runs.followNext(scan));
+}
+
+/* Keeps the session while somebody looks at the page, or has a drawing that isn't saved. */
+async function keepSession(seconds) {
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, Math.min(seconds / 3, 300) * 1000));
+    if (document.visibilityState !== "visible" && !hasDrawing()) continue;
+    try {
+      await api.readSession();
+    } catch (problem) {
+      if (problem.code !== "session-unknown") continue; // it may answer the next time
+      showProblem("page-problem", problem);
+      return;
+    }
+  }
 }
 
 async function start() {
@@ -343,7 +399,9 @@ async function start() {
     state.model = await api.readModel();
     showModel(state.model);
     runs.refresh();
-    restore(await api.findSession());
+    const session = await api.findSession();
+    restore(session);
+    keepSession(session.expires_in_s);
     await viewer.open();
     const scan = state.scans.find(({ active }) => active !== null) ?? state.scans.at(-1);
     if (scan) await openScan(scan);

@@ -1,19 +1,32 @@
 /* What the page says of problems, and asks. */
 
+import { hasSession } from "./api.js";
 import { byId, el, show } from "./dom.js";
 
-export function showProblem(id, problem) {
+/* `retry` is what a button does that tries it again. */
+export function showProblem(id, problem, retry = null) {
   const place = byId(id);
   if (problem.code === "session-unknown") {
-    byId("page-problem").replaceChildren("This session has ended, and its data are deleted. ",
+    byId("page-problem").replaceChildren(
+      hasSession() ? "This session has ended, and its data are deleted. "
+        : "The service had no room for a session. ",
       el("button", { type: "button", on: { click: () => location.reload() } }, "Start again"));
     show(byId("page-problem"), true);
     show(place, id === "page-problem");
     return;
   }
-  place.textContent = problem.detail ?? problem.message ?? String(problem);
+  place.dataset.code = problem.code ?? "";
+  place.replaceChildren(problem.detail ?? problem.message ?? String(problem));
+  if (retry !== null) {
+    place.append(" ", el("button", { type: "button", on: { click: retry } }, "Try again"));
+  }
   show(place, true);
 }
+
+/* What a lost connection prevented is no news once it is back. */
+window.addEventListener("online", () => {
+  for (const place of document.querySelectorAll(".problem[data-code=no-answer]")) show(place, false);
+});
 
 /* A question with some answers; null where it is closed without one. */
 export function ask({ heading, text, choices }) {

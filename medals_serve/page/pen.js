@@ -3,9 +3,10 @@
 import { byId, el, show } from "./dom.js";
 
 export class Pen {
-  /* `chips()` are the classes that can be drawn, `styles()` how; `onChange` follows each stroke;
-  `mayDrop()` asks whether a drawing may go. */
-  constructor(viewer, { chips, styles, onChange, mayDrop }) {
+  /* `chips()` are the classes that can be drawn, `styles()` how; `onClass(label)` is called when one
+  is to be painted, `onChange` follows each stroke; `mayDrop()` asks whether a drawing may go. */
+  constructor(viewer, { chips, styles, onClass, onChange, mayDrop }) {
+    this.onClass = onClass;
     this.viewer = viewer;
     this.chips = chips;
     this.styles = styles;
@@ -69,7 +70,9 @@ export class Pen {
     const size = Number(byId("pen-size").value);
     byId("pen-size-text").textContent = size;
     byId("pen-class").disabled = erase;
-    this.viewer.setPen(erase ? 0 : Number(byId("pen-class").value), size);
+    const label = erase ? 0 : Number(byId("pen-class").value);
+    if (label > 0) this.onClass(label);
+    this.viewer.setPen(label, size);
   }
 
   undo() {

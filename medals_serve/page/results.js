@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { announce, byId, el, formatVolume, plural, show } from "./dom.js";
+import { showProblem } from "./messages.js";
 import { classKey } from "./scan.js";
 import { PATTERN_COUNT } from "./viewer.js";
 
@@ -18,6 +19,8 @@ const FORMATS = {
   "rtstruct.dcm": "DICOM RTSTRUCT",
 };
 
+const OF_ONE_CLASS = "stl";
+
 /* How the classes of a run are drawn, by label; `kept` keeps it from run to run of a scan. */
 export function stylesOf({ classes }, kept) {
   return new Map(classes.map((found) => {
@@ -29,8 +32,10 @@ export function stylesOf({ classes }, kept) {
 }
 
 export class Results {
-  /* `onStyle` is called after a change of what is shown, `onGo(label)` to go to a class. */
-  constructor({ onStyle, onGo }) {
+  /* `onStyle` is called after a change of what is shown, `onGo(label)` to go to a class, `onGone`
+  where the service has the run no more. */
+  constructor({ onStyle, onGo, onGone }) {
+    this.onGone = onGone;
     this.onStyle = onStyle;
     this.onGo = onGo;
     this.run = null;
@@ -63,10 +68,11 @@ export class Results {
     show(byId("download-lesions"), classes.some(({ lesions }) => lesions !== null));
     show(byId("download-probabilities"), run !== null && run.probabilities);
     const format = byId("format").value;
-    byId("format").replaceChildren(...formats.map((name) =>
+    const possible = formats.filter((name) => name !== OF_ONE_CLASS || classes.length === 1);
+    byId("format").replaceChildren(...possible.map((name) =>
       el("option", { value: name }, FORMATS[name] ?? name)));
-    byId("format").value = formats.includes(format) ? format
-      : formats.includes("nii.gz") ? "nii.gz" : formats[0];
+    byId("format").value = possible.includes(format) ? format
+      : possible.includes("nii.gz") ? "nii.gz" : possible[0];
   }
 
   row({ label, name, voxels, volume_ml: volumeMl, lesions }) {
@@ -105,6 +111,15 @@ export class Results {
       })));
   }
 
+  /* Shows a class that is hidden: painting it would look like erasing. */
+  reveal(label) {
+    const style = this.styles.get(label);
+    if (!style || style.visible) return;
+    style.visible = true;
+    byId("class-rows").querySelector(`[data-label="${label}"] input[type=checkbox]`).checked = true;
+    this.onStyle();
+  }
+
   showAll(visible) {
     for (const style of this.styles.values()) style.visible = visible;
     for (const box of byId("class-rows").querySelectorAll("input[type=checkbox]")) {
@@ -118,21 +133,26 @@ export class Results {
     const lengths = ["crop", "spacing"].map(byId);
     if (!lengths.every((field) => field.reportValidity())) return;
     const [crop, spacing] = lengths.map((field) => field.value);
-    this.keep("result", { format: byId("format").value, crop, spacing });
+    const format = byId("format").value;
+    const marks = [crop && `_crop${crop}`, spacing && `_${spacing}mm`].join("");
+    this.keep("result", { format, crop, spacing }, (name) =>
+      `${name.slice(0, -format.length - 1)}${marks}.${format}`);
   }
 
-  /* Fetches a file of the run and hands it to the browser to be saved. */
-  async keep(what, query) {
-    const problem = byId("result-problem");
-    show(problem, false);
+  /* Fetches a file of the run and hands it to the browser to be saved, under the name that `naming`
+  makes of the service's. */
+  async keep(what, query, naming = (name) => name) {
+    show(byId("result-problem"), false);
     announce("Preparing the file");
     try {
       const response = await api.readResult(this.run.job, what, query);
-      save(await response.blob(), filenameOf(response));
+      save(await response.blob(), naming(filenameOf(response)));
       announce("The file is ready");
+      const lost = response.headers.get("Medals-Warning");
+      if (lost !== null) showProblem("result-problem", { detail: decodeURIComponent(lost) });
     } catch (error) {
-      problem.textContent = error.message;
-      show(problem, true);
+      if (error.code === "job-unknown") this.onGone();
+      else showProblem("result-problem", error);
     }
   }
 }

@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { announce, byId, formatSeconds, plural, show } from "./dom.js";
-import { showProblem } from "./messages.js";
+import { ask, showProblem } from "./messages.js";
 import { stylesOf } from "./results.js";
 import { classKey, mergedChips, promptsOf } from "./scan.js";
 
@@ -16,6 +16,7 @@ export class Runs {
     this.current = current;
     this.onChange = onChange;
     this.isCoarse = false; // what the viewer shows is a coarse answer, not a result
+    this.displayed = undefined; // the run whose labels the viewer shows; null: that there is none
     this.stage = ""; // that was announced last
     byId("run").addEventListener("click", () => this.start());
     byId("cancel").addEventListener("click", () => this.cancel());
@@ -34,53 +35,119 @@ export class Runs {
     this.refreshProblem();
     byId("run-hint").textContent = "";
     try {
-      const { labels, ...asked } = promptsOf(scan.chips);
-      const classes = scan.chips.map((chip) => ({ ...chip, label: labels.get(chip.label) }));
-      const request = { image: scan.image, modality: scan.modality, ...asked };
-      request.options.preset = byId("preset").value;
-      request.options.probabilities = byId("probabilities").checked;
-      Object.assign(request, await this.drawingOf(scan, labels));
-      const started = await api.startJob(request);
-      scan.asked = { job: started.job, classes };
-      scan.remember();
-      this.follow(scan, started);
-      // The service compared it with the result; for a session holds so many masks only.
-      if (request.corrects && request.spatial_prompts) {
-        await api.deleteMask(request.spatial_prompts);
-      }
+      if (await this.mayLoseCorrections(scan)) await this.send(scan, this.corrects(scan));
     } catch (error) {
-      this.fail(scan, error);
+      await this.failToStart(scan, error);
     }
     scan.isStarting = false;
     this.refresh();
   }
 
-  /* Sends what was drawn, and returns what a job is asked for because of it. What was drawn over a
-  result corrects it: only around the changes something is found again. So does a later run of the
-  same classes, which keeps what was corrected before. */
-  async drawingOf(scan, labels) {
+  async send(scan, corrects) {
+    const classes = [...scan.chips];
+    const request = {
+      image: scan.image,
+      modality: scan.modality,
+      prompts: promptsOf(classes),
+      options: {
+        preset: byId("preset").value,
+        probabilities: byId("probabilities").checked,
+      },
+      ...await this.drawingOf(scan, corrects),
+    };
+    const started = await api.startJob(request);
+    scan.asked = { job: started.job, classes };
+    scan.remember();
+    this.follow(scan, started);
+    // The service compared it with the result; for a session holds so many masks only.
+    if (request.corrects && request.spatial_prompts) {
+      await api.deleteMask(request.spatial_prompts);
+    }
+  }
+
+  /* The chosen labels that the drawing has changed. */
+  changed(scan) {
+    const touched = this.viewer.isDrawing ? this.viewer.changedLabels() : new Set();
+    return scan.chips.map(({ label }) => label).filter((label) => touched.has(label));
+  }
+
+  /* Whether the next run corrects the result that is shown: only around what was drawn over it
+  something is found again, and what was corrected before is kept. */
+  corrects(scan) {
     const { viewer } = this;
-    const touched = viewer.isDrawing ? viewer.changedLabels() : new Set();
-    const changed = new Map([...labels].filter(([label]) => touched.has(label)));
-    const canDraw = viewer.drawable([...labels.keys()]).length === labels.size;
+    const labels = scan.chips.map(({ label }) => label);
+    return keepsLabels(scan)
+      && (this.changed(scan).length === 0 || viewer.drawable(labels).length === labels.length);
+  }
+
+  /* Asks before a run that finds anew what was corrected by hand. */
+  async mayLoseCorrections(scan) {
+    if (scan.run === null || this.corrects(scan)) return true;
+    if (!isCorrected(scan.run) && this.changed(scan).length === 0) return true;
+    return await ask({
+      heading: "Segment without the corrections?",
+      text: "They can't be kept with these classes: all of it would be found again. "
+        + "The result so far stays behind “Undo run”.",
+      choices: [{ value: "yes", text: "Segment anew" }],
+    }) !== null;
+  }
+
+  /* Sends what was drawn, and returns what a job is asked for because of it. */
+  async drawingOf(scan, corrects) {
+    const { viewer } = this;
+    const changed = this.changed(scan);
     const sent = async (bytes) =>
       ({ spatial_prompts: (await api.sendMask(scan.image, bytes)).mask });
-    if (keepsLabels(scan, labels) && (canDraw || changed.size === 0)) {
+    if (corrects) {
       const asked = { corrects: scan.run.job };
-      if (changed.size === 0) return asked;
+      if (changed.length === 0) return asked;
+      const labels = scan.chips.map(({ label }) => label);
       return { ...asked, ...await sent((await viewer.drawingFile(labels)).bytes) };
     }
-    if (scan.run?.notes.some(({ code }) => code === "corrected")) {
-      byId("run-hint").textContent = "The corrections so far can't be kept with these classes.";
-    }
-    if (changed.size === 0) return {};
+    if (changed.length === 0) return {};
     const { bytes, drawn } = await viewer.drawingFile(changed);
-    const erased = scan.chips.filter(({ label }) => changed.has(label) && !drawn.has(label));
+    const erased = scan.chips.filter(({ label }) => changed.includes(label) && !drawn.has(label));
     if (erased.length > 0) {
       const names = erased.map(({ name }) => name).join(", ");
       byId("run-hint").textContent = `Erased altogether, so found again from its name: ${names}.`;
     }
     return drawn.size === 0 ? {} : sent(bytes);
+  }
+
+  async failToStart(scan, error) {
+    if (error.code !== "job-unknown") return this.fail(scan, error);
+    const isDrawn = this.changed(scan).length > 0;
+    if (!isDrawn) return this.takeReplaced(scan);
+    const answer = await ask({
+      heading: "This result was replaced in another tab",
+      text: "The drawing can't correct it any more, but it can guide a new run.",
+      choices: [{ value: "yes", text: "Segment with the drawing" }],
+    });
+    if (answer === null) return this.fail(scan, { detail: REPLACED });
+    try {
+      await this.reload(scan);
+      await this.send(scan, false);
+    } catch (problem) {
+      this.fail(scan, problem);
+    }
+  }
+
+  /* Shows the newest result where the one that was shown was undone and replaced in another tab. */
+  async takeReplaced(scan) {
+    try {
+      await this.reload(scan);
+      if (scan === this.current()) await this.show(scan, scan.shown);
+      this.fail(scan, { detail: `${REPLACED} The newest is shown.` });
+    } catch (error) {
+      this.fail(scan, error);
+    }
+  }
+
+  /* Takes the runs that the service has now. */
+  async reload(scan) {
+    const { jobs } = await api.readSession();
+    scan.runs = jobs.filter(({ image, status }) => image === scan.image && status === "done");
+    scan.shown = scan.runs.length - 1;
   }
 
   async cancel() {
@@ -173,7 +240,9 @@ export class Runs {
     scan.runs = [...scan.runs.slice(0, scan.shown + 1), job];
     // They can't be seen again: a reload would show them, and a session holds so many jobs only.
     for (const run of undone) {
-      api.deleteJob(run.job).catch((error) => this.fail(scan, error));
+      api.deleteJob(run.job).catch((error) => {
+        if (error.code !== "job-unknown") this.fail(scan, error); // else another tab did it
+      });
     }
     scan.chips = mergedChips(scan, job);
     scan.learnModality(job);
@@ -181,7 +250,7 @@ export class Runs {
     else scan.shown = scan.runs.length - 1;
     const found = job.classes.filter(({ voxels }) => voxels > 0).length;
     const all = plural(job.classes.length, "class", "classes");
-    announce(`${scan.filename}: done, ${found} of ${all} found`);
+    announce(`${scan.name}: done, ${found} of ${all} found`);
   }
 
   // Showing ---------------------------------------------------------------------------------------
@@ -191,6 +260,8 @@ export class Runs {
     scan.shown = number;
     const { run } = scan;
     const styles = run === null ? new Map() : stylesOf(run, scan.styles);
+    this.displayed = undefined; // what is drawn now would be drawn on other labels
+    this.pen.stop();
     this.results.show(run, styles, scan.info.output_formats);
     this.onChange();
     try {
@@ -198,12 +269,17 @@ export class Runs {
         : [await api.readLabels(run.job, "result", { format: "nii.gz" })];
       if (this.current() !== scan || scan.run !== run) return;
       if (!await this.viewer.showLabels(labels, styles)) return;
+      this.displayed = run;
       this.markCoarse(false);
-      this.pen.hide();
+      this.onChange();
     } catch (error) {
-      this.fail(scan, error);
-      if (this.current() !== scan || !this.isCoarse) return;
-      await this.viewer.showLabels([], styles); // a run that has ended has no coarse answer
+      if (this.current() !== scan || scan.run !== run) return;
+      if (error.code === "job-unknown") return this.takeReplaced(scan);
+      showProblem("run-problem", error, () => {
+        this.refreshProblem();
+        return this.show(scan, scan.shown);
+      });
+      await this.viewer.showLabels([], styles); // neither another run's nor a coarse answer
       this.markCoarse(false);
     }
   }
@@ -223,6 +299,7 @@ export class Runs {
     try {
       const parts = await Promise.all(coarse);
       if (!isOn() || !await viewer.showLabels(parts, stylesOf(asked, scan.styles))) return;
+      this.displayed = undefined;
       if (!this.isCoarse) announce("The first answer is shown and being refined");
       this.markCoarse(true);
     } catch (error) {
@@ -242,7 +319,8 @@ export class Runs {
     byId("result-text").textContent = scan.run !== null
       ? `Run ${scan.shown + 1} of ${scan.runs.length}, ${formatSeconds(scan.run.seconds_run)}`
       : scan.runs.length > 0 ? "Undone: no result is shown." : "Volumes appear here after a run.";
-    document.title = scan.active === null ? "medals-rt" : `${describe(scan.active)} · medals-rt`;
+    document.title = [scan.active === null ? "" : describe(scan.active), scan.name, "medals-rt"]
+      .filter(Boolean).join(" · ");
     if (scan.active === null) this.stage = "";
     else this.refreshJob(scan.active);
   }
@@ -260,7 +338,8 @@ export class Runs {
       : fromFile ? "Segment what the file asks for" : scan.run ? "Segment again" : "Segment";
     byId("undo-run").disabled = scan.shown < 0 || !rests;
     byId("redo-run").disabled = scan.shown >= scan.runs.length - 1 || !rests;
-    byId("draw").disabled = !viewer.hasScan || scan.chips.length === 0 || !rests;
+    byId("draw").disabled = !viewer.hasScan || scan.chips.length === 0 || !rests
+      || this.displayed !== scan.run;
     this.pen.hold(!rests);
     swapFocus(rests ? ["cancel", "run"] : ["run", "cancel"], () => {
       show(byId("run"), rests);
@@ -282,23 +361,28 @@ export class Runs {
   }
 }
 
-/* Whether the result that is shown can be corrected by a run with these labels: its classes keep
-theirs. */
-function keepsLabels(scan, labels) {
+const REPLACED = "This result was replaced in another tab.";
+
+/* Whether the result that is shown can be corrected by a run of the chosen classes: in it, their
+labels are of no other class. */
+function keepsLabels(scan) {
   if (scan.run === null) return false;
   const name = (each) => `${each.modality}/${classKey(each)}`;
   const own = new Map(scan.run.classes.map((found) => [found.label, name(found)]));
-  return scan.chips.every((chip) => labels.get(chip.label) === chip.label
-    && (own.get(chip.label) ?? name(chip)) === name(chip));
+  return scan.chips.every((chip) => (own.get(chip.label) ?? name(chip)) === name(chip));
 }
+
+const isCorrected = ({ notes }) => notes.some(({ code }) => code === "corrected");
+
+const STAGES = { coarse: "First look", fine: "Refining" };
 
 function describe(job) {
   if (job.status === "queued") {
     return job.position > 0 ? `Waiting: ${plural(job.position, "run")} before this one` : "Waiting";
   }
   if (!job.stage) return "Preparing";
-  const stage = `${job.stage[0].toUpperCase()}${job.stage.slice(1)} stage`;
-  const windows = job.windows_total ? `, window ${job.windows_done} of ${job.windows_total}` : "";
+  const stage = STAGES[job.stage] ?? job.stage;
+  const windows = job.windows_total ? `, part ${job.windows_done} of ${job.windows_total}` : "";
   const left = job.seconds_left === null || job.seconds_left === undefined ? ""
     : `, about ${formatSeconds(job.seconds_left)} left`;
   return `${stage}${windows}${left}`;

@@ -3,6 +3,10 @@
 /* What tells classes of a modality apart: anatomy and lesions may have the same name. */
 export const classKey = ({ kind, name }) => `${kind}/${name}`;
 
+/* A DICOM series, as it is told apart from others of the same file. */
+export const seriesName = ({ series_number: number, series_description: description }) =>
+  [typeof number === "number" ? `Series ${number}` : "", description].filter(Boolean).join(" · ");
+
 /* One scan of the session.
 
 info      what the service says of it
@@ -20,6 +24,7 @@ export class Scan {
     this.info = info;
     this.image = info.image;
     this.filename = info.filename;
+    this.name = seriesName(info) || info.filename; // for people
     this.modality = info.modality ?? modality;
     this.chips = chips;
     this.runs = [];
@@ -77,32 +82,29 @@ export function chipsIn(modality, chips, classes) {
   });
 }
 
-/* What a job is asked for; `labels` maps those of the chips to those that the result will have, for
-lesions are numbered after anatomy. */
+/* The prompts of a job, each class with the label of its chip; null for those in the scan's file. */
 export function promptsOf(chips) {
-  const anatomy = chips.filter(({ kind }) => kind === "anatomy");
-  const lesions = chips.filter(({ kind }) => kind === "lesion");
-  const highest = Math.max(0, ...anatomy.map(({ label }) => label));
-  return {
-    prompts: anatomy.length === 0 ? null
-      : Object.fromEntries(anatomy.map(({ label, sentence }) => [String(label), sentence])),
-    options: { lesions: lesions.map(({ sentence }) => sentence) },
-    labels: new Map([
-      ...anatomy.map(({ label }) => [label, label]),
-      ...lesions.map(({ label }, number) => [label, highest + 1 + number]),
-    ]),
-  };
+  if (chips.length === 0) return null;
+  const labeled = (wanted) => Object.fromEntries(chips.filter(({ kind }) => kind === wanted)
+    .map(({ label, sentence }) => [String(label), sentence]));
+  const anatomy = labeled("anatomy");
+  const lesions = labeled("lesion");
+  if (Object.keys(anatomy).length === 0) return { ...lesions, instance_label: "1" };
+  return Object.keys(lesions).length === 0 ? anatomy : { ...anatomy, lesions };
 }
 
 export const chipsOf = (run) =>
   run.classes.map(({ label, sentence, name, kind, modality, color }) =>
     ({ label, sentence, name, kind, modality, color }));
 
-/* The chips after a run: with the labels of the result; those chosen while it ran stay. */
+/* The chips after a run: with the labels of the result; those chosen while it ran stay, with theirs
+where the result leaves them free. */
 export function mergedChips(scan, run) {
   const found = chipsOf(run);
   if (scan.chips.length === 0) return found;
   const ofClass = new Map(found.map((chip) => [classKey(chip), chip]));
+  const taken = new Set(found.map(({ label }) => label));
   let free = 1 + Math.max(...[...found, ...scan.chips].map(({ label }) => label));
-  return scan.chips.map((chip) => ofClass.get(classKey(chip)) ?? { ...chip, label: free++ });
+  return scan.chips.map((chip) => ofClass.get(classKey(chip))
+    ?? (taken.has(chip.label) ? { ...chip, label: free++ } : chip));
 }

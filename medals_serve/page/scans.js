@@ -54,29 +54,65 @@ async function filesIn(entry) {
   return (await Promise.all(children.map(filesIn))).flat();
 }
 
-/* Sends files as one scan: several (a DICOM folder, a detached header and its data) as a ZIP file.
-`chooseSeries` is asked where there are several; null means to leave it. */
-export async function sendScan(files, chooseSeries) {
+// Of files that are a whole scan each.
+const SINGLE = /\.(nii|nii\.gz|nrrd|mha|npz|zip)$/i;
+
+// Of files whose voxels lie in a second one.
+const OF_TWO_FILES = /\.(nhdr|mhd|hdr)(\.gz)?$/i;
+
+/* Files as lists, one a scan: those of a DICOM series, or of a folder, belong together. */
+export function scansIn(files) {
   const seen = files.filter(({ path }) => !/(^|\/)(\.|__MACOSX\/)/.test(path));
   if (seen.length === 0) throw new Error("There is no file in this folder.");
-  const one = seen.length === 1;
-  report(one ? "Reading the file" : `Packing ${seen.length} files`, null);
+  const half = seen.find(({ path }) => seen.length > 1 && OF_TWO_FILES.test(path));
+  if (half) {
+    throw new Error(`${half.file.name} and its voxels are two files, which the service doesn't take: `
+      + "save the scan as one, such as .nrrd, .mha or .nii.gz.");
+  }
+  return seen.every(({ path }) => SINGLE.test(path)) ? seen.map((file) => [file]) : [seen];
+}
+
+function nameOf(files) {
+  const [{ path, file }] = files;
+  if (files.length === 1) return file.name;
+  return `${path.includes("/") ? path.split("/")[0]
+    : `${path} and ${files.length - 1} more`}.zip`;
+}
+
+/* Sends files as one scan: several (a DICOM folder) as a ZIP file of at most `maxBytes`.
+`chooseSeries` is asked where there are several; null means to leave it. Returns null where it was
+left, or canceled. */
+export async function sendScan(files, maxBytes, chooseSeries) {
+  const filename = nameOf(files);
+  const one = files.length === 1;
+  const stopped = new AbortController();
+  const stop = () => stopped.abort();
+  byId("cancel-upload").addEventListener("click", stop);
+  report(one ? "Reading the file" : `Packing ${files.length} files`, null);
   try {
-    const body = one ? seen[0].file : await zipped(seen);
-    const folder = seen[0].path.includes("/") ? seen[0].path.split("/")[0] : "scan";
-    const filename = one ? seen[0].file.name : `${folder}.zip`;
+    const body = one ? files[0].file : await zipped(files);
+    if (body.size > maxBytes) {
+      throw new RangeError(`${filename} (${formatBytes(body.size)}) is too large: this service `
+        + `takes up to ${formatBytes(maxBytes)}.`);
+    }
+    stopped.signal.throwIfAborted();
     const progress = (share) => report(
       share < 1 ? `Sending ${filename} (${formatBytes(body.size)})` : `Reading ${filename}`,
       share < 1 ? share : null);
     try {
-      return await api.sendImage(body, { filename }, progress);
+      return await api.sendImage(body, { filename }, progress, stopped.signal);
     } catch (problem) {
-      if (problem.upload === null) throw problem;
+      if (!problem.upload) throw problem;
       const series = await chooseSeries(problem);
       if (series === null) return null;
-      return await api.sendImage(null, { filename, upload: problem.upload, series }, progress);
+      const asked = { filename, upload: problem.upload, series };
+      return await api.sendImage(null, asked, progress, stopped.signal);
     }
+  } catch (problem) {
+    if (problem.name === "AbortError") return null;
+    throw problem;
   } finally {
+    byId("cancel-upload").removeEventListener("click", stop);
     byId("drop").inert = false;
     show(byId("upload"), false);
   }
@@ -97,26 +133,26 @@ export function showScans(scans, current, { onOpen, onDelete }) {
     el("button", {
       type: "button",
       class: "choose",
-      title: scan.filename,
+      title: scan.name === scan.filename ? scan.name : `${scan.name} · ${scan.filename}`,
       "aria-current": scan === current ? "true" : null,
       on: { click: () => onOpen(scan) },
-    }, el("span", { class: "name" }, scan.filename),
+    }, el("span", { class: "name" }, scan.name),
     el("span", { class: "quiet small" }, describe(scan))),
     el("button", {
       type: "button",
       class: "plain",
-      "aria-label": `Remove ${scan.filename}`,
+      "aria-label": `Remove ${scan.name}`,
       on: { click: () => onDelete(scan) },
     }, "×"))));
 }
 
-function describe({ info, modality, active, problem, runs }) {
+function describe({ info, name, filename, modality, active, problem, runs }) {
   const [depth, height, width] = info.shape_dhw;
   const spacing = info.spacing_dhw_mm.map((mm) => Number(mm.toPrecision(3)));
   const sizes = spacing.every((mm) => mm === spacing[0]) ? spacing[0]
     : `${spacing[2]} × ${spacing[1]} × ${spacing[0]}`;
   const state = active !== null ? "running" : problem !== null ? "failed"
     : runs.length > 0 ? "segmented" : null;
-  return [modality, `${width} × ${height} × ${depth}`, `${sizes} mm`, state]
+  return [name === filename ? null : filename, modality, `${width} × ${height} × ${depth}`, `${sizes} mm`, state]
     .filter(Boolean).join(" · ");
 }

@@ -120,19 +120,18 @@ export class Search {
   }
 
   /* Asks the service how it reads the text, as anatomy or else as lesions. Null where a later text
-  has taken over. */
-  async ask() {
+  has taken over. What is wrong with it is said once it is `entered`: it may not be whole before. */
+  async ask(entered = false) {
     this.asked?.abort();
     const asked = new AbortController();
     this.asked = asked;
     const text = this.input.value.trim();
-    const read = (kind) => api.readPrompts(text, this.modality.value, kind, asked.signal);
     let answer;
     try {
-      answer = await read("anatomy");
-      if (answer.problem) {
-        const lesions = await read("lesion");
-        if (!lesions.problem) answer = lesions;
+      answer = await this.read(text, asked.signal);
+      if (answer.problem && text.includes(",")) { // a list, or else a sentence with a comma
+        const listed = await this.read(text.replaceAll(",", ";"), asked.signal);
+        if (!listed.problem) answer = listed;
       }
     } catch (error) {
       if (error.name === "AbortError") return null;
@@ -142,14 +141,27 @@ export class Search {
     if (asked.signal.aborted) return null;
     const known = new Map(this.classes.map((entry) => [entry.id, entry]));
     this.suggest(answer.suggestions.map(({ class_id: id }) => known.get(id)).filter(Boolean));
-    if (answer.problem) this.say(answer.problem.detail, true);
+    if (answer.problem) this.say(entered ? this.explain(answer.problem) : "", true);
     else this.say(`Enter adds: ${answer.reading.map((found) => found.name).join(", ")}`);
     return answer;
   }
 
+  async read(text, signal) {
+    const [anatomy, lesions] = await Promise.all(["anatomy", "lesion"].map((kind) =>
+      api.readPrompts(text, this.modality.value, kind, signal)));
+    const isLesion = anatomy.problem && (!lesions.problem || anatomy.problem.code === "wrong-kind");
+    return isLesion ? lesions : anatomy;
+  }
+
+  explain({ code, detail }) {
+    if (code !== "class-not-covered") return detail;
+    return `This model doesn't know it; it knows ${plural(this.classes.length, "class", "classes")}, `
+      + "which are listed as you type.";
+  }
+
   async takeSentence() {
     clearTimeout(this.timer);
-    const answer = await this.ask();
+    const answer = await this.ask(true);
     if (answer === null || answer.problem || answer.reading.length === 0) return;
     this.take(answer.reading.map(promptOf));
   }

@@ -13,6 +13,9 @@ const PLANES = {
 // The axis (x, y, z of the patient) that a plane cuts across, and the two that lie in it.
 const AXES = { all: [2, 0, 1], axial: [2, 0, 1], coronal: [1, 0, 2], sagittal: [0, 1, 2] };
 const UNDO_STEPS = 32;
+const ZOOM_STEP = 1.25;
+const MOST_ZOOM = 12;
+const CROSSHAIR_PIXELS = 1.6; // thinner lines vanish between pixels
 const LARGEST_LABEL = 255; // of a drawing's file
 
 /* Patterns, by the number of the class: which voxels of it are drawn at half strength. They are cut
@@ -69,7 +72,7 @@ class Palette {
 }
 
 export class Viewer {
-  /* `onPoint({label, value, mm})` is called when the crosshair moves, `onStroke(count)` when
+  /* `onPoint({label, value, mm, tilt, slice, slices})` is called when the crosshair moves, `onStroke(count)` when
   something was drawn or undone: how many strokes can be undone; `onKey` for keys of the canvas,
   `onDoubleClick` for double clicks while not drawing. */
   constructor(canvas, { onPoint, onStroke, onKey, onDoubleClick }) {
@@ -82,14 +85,14 @@ export class Viewer {
     this.labels = null; // of the result, in the order of a drawing: to the right, front and head
     this.drawing = null; // as it was when it started
     this.strokes = 0;
+    this.undoable = 0;
     this.held = false;
     this.asked = 0; // what was to be shown so far: what comes late isn't
     this.niivue = new Niivue({
       backColor: [0, 0, 0, 1],
-      crosshairColor: [1, 0.85, 0.3, 0.8],
+      crosshairColor: [0.35, 1, 1, 0.9],
       crosshairGap: 4,
-      crosshairWidth: 0.35,
-      crosshairWidthUnit: "percent",
+      crosshairWidthUnit: "mm",
       doubleTouchTimeout: 0, // two quick dabs of the pen are no double tap
       dragAndDropEnabled: false,
       dragMode: DRAG_MODE.contrast,
@@ -99,6 +102,11 @@ export class Viewer {
       loadingText: "",
       longTouchTimeout: 2 ** 31 - 1, // nor is a slow stroke a long press
       logLevel: "error",
+      mouseEventConfig: {
+        leftButton: { primary: DRAG_MODE.crosshair, withCtrl: DRAG_MODE.pan },
+        centerButton: DRAG_MODE.pan,
+        rightButton: DRAG_MODE.contrast,
+      },
       maxDrawUndoBitmaps: UNDO_STEPS + 2,
       multiplanarPadPixels: 4,
       multiplanarShowRender: SHOW_RENDER.NEVER,
@@ -116,6 +124,13 @@ export class Viewer {
       event.stopImmediatePropagation();
       onKey(event);
     });
+    canvas.addEventListener("wheel", (event) => {
+      if (!event.ctrlKey) return; // NiiVue changes the slice
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      this.zoom(event.deltaY < 0 ? ZOOM_STEP : 1 / ZOOM_STEP);
+    }, { capture: true, passive: false });
+    new ResizeObserver(() => this.fitCrosshair()).observe(canvas);
     canvas.addEventListener("dblclick", (event) => {
       event.stopImmediatePropagation();
       if (!this.isDrawing) onDoubleClick();
@@ -149,6 +164,7 @@ export class Viewer {
     this.niivue.scene.crosshairPos = [0.5, 0.5, 0.5];
     this.niivue.scene.pan2Dxyzmm = [0, 0, 0, 1];
     this.niivue.updateGLVolume();
+    this.fitCrosshair();
     this.reportPoint();
   }
 
@@ -239,6 +255,32 @@ export class Viewer {
   setPlane(plane) {
     this.plane = plane;
     this.niivue.setSliceType(PLANES[plane]);
+    this.fitCrosshair();
+  }
+
+  /* Magnifies the picture about the crosshair. */
+  zoom(factor) {
+    if (!this.hasScan) return;
+    const { scene } = this.niivue;
+    const [x, y, z, before] = scene.pan2Dxyzmm;
+    const after = Math.min(Math.max(before * factor, 1), MOST_ZOOM);
+    const at = this.niivue.frac2mm(scene.crosshairPos);
+    const pan = [x, y, z].map((mm, axis) => mm + (before - after) * at[axis]);
+    this.niivue.setPan2Dxyzmm(after === 1 ? [0, 0, 0, 1] : [...pan, after]);
+    this.fitCrosshair();
+  }
+
+  /* NiiVue's crosshair is so many millimeters wide: makes these the same pixels at any scale. */
+  fitCrosshair() {
+    requestAnimationFrame(() => {
+      const { niivue } = this;
+      const sizes = niivue.screenSlices.map(({ fovMM, leftTopWidthHeight: [, , width] }) =>
+        Math.abs(fovMM[0]) / width).filter((mm) => mm > 0 && mm < Infinity);
+      if (!this.hasScan || sizes.length === 0) return;
+      niivue.opts.crosshairWidth = CROSSHAIR_PIXELS * niivue.uiData.dpr * Math.max(...sizes);
+      if (niivue.crosshairs3D) niivue.crosshairs3D.mm = [NaN, NaN, NaN]; // made again when drawn
+      niivue.drawScene();
+    });
   }
 
   /* Gray levels from `low` to `high`; without them, those that the scan suggests. */
@@ -301,9 +343,15 @@ export class Viewer {
   reportPoint() {
     const [scan] = this.niivue.volumes;
     if (!scan) return this.onPoint(null);
-    const mm = Array.from(this.niivue.frac2mm(this.niivue.scene.crosshairPos)).slice(0, 3);
+    // NiiVue's other matrix takes each axis for parallel to one of the patient's.
+    const position = this.niivue.frac2mm(this.niivue.scene.crosshairPos, 0, true);
+    const mm = Array.from(position).slice(0, 3);
     const drawn = this.niivue.drawBitmap?.[this.indexAtCrosshair()] ?? 0;
+    const across = AXES[this.plane][0];
     return this.onPoint({
+      tilt: tiltOf(scan),
+      slice: this.voxelAtCrosshair()[across] + 1,
+      slices: scan.dimsRAS[1 + across],
       label: this.palette.label(drawn),
       mm,
       value: scan.getValue(...this.voxelAtCrosshair()),
@@ -318,7 +366,7 @@ export class Viewer {
     this.showStyled(styles);
     this.drawing = this.niivue.drawBitmap.slice();
     this.niivue.setDrawingEnabled(true);
-    this.countStrokes(0);
+    this.countStrokes(0, 0);
   }
 
   /* Shows the result again, as it was. */
@@ -326,7 +374,7 @@ export class Viewer {
     if (!this.isDrawing) return;
     this.drawing = null;
     this.niivue.setDrawingEnabled(false);
-    this.countStrokes(0);
+    this.countStrokes(0, 0);
     this.showStyled(this.palette.styles);
   }
 
@@ -354,9 +402,9 @@ export class Viewer {
   }
 
   undoStroke() {
-    if (this.strokes === 0 || this.held) return;
+    if (this.undoable === 0 || this.held) return;
     this.niivue.drawUndo();
-    this.countStrokes(this.strokes - 1);
+    this.countStrokes(this.strokes - 1, this.undoable - 1);
   }
 
   /* Draws where the crosshair is: the pen for those who use the keyboard. */
@@ -372,9 +420,11 @@ export class Viewer {
     this.reportPoint();
   }
 
-  countStrokes(count) {
-    this.strokes = Math.min(count, UNDO_STEPS);
-    this.onStroke(this.strokes);
+  /* `undoable` of them can be undone. */
+  countStrokes(count, undoable = Math.min(this.undoable + 1, UNDO_STEPS)) {
+    this.strokes = count;
+    this.undoable = undoable;
+    this.onStroke(undoable);
   }
 
   /* Labels that the drawing has changed, those that it has taken away everywhere among them. */
@@ -388,11 +438,11 @@ export class Viewer {
     return new Set([...changed].map((value) => this.palette.label(value)));
   }
 
-  /* The drawing as a NIfTI file on the scan's grid: of the labels that `renamed` maps to those in
-  the file. Also returns which of them were drawn. */
-  async drawingFile(renamed) {
+  /* The drawing of these labels as a NIfTI file on the scan's grid. Also returns which of them were
+  drawn. */
+  async drawingFile(labels) {
     const values = new Uint8Array(256);
-    for (const [label, name] of renamed) values[this.palette.value(label)] = name;
+    for (const label of labels) values[this.palette.value(label)] = label;
     const drawn = new Set();
     const kept = this.niivue.drawBitmap.map((value) => {
       if (values[value] > 0) drawn.add(this.palette.label(value));
@@ -444,6 +494,15 @@ function labelsOnGrid(map, scan) {
     }
   }
   return placed;
+}
+
+/* Degrees between the scan's axes and those of the patient next to them, the most of all. */
+function tiltOf(scan) {
+  const cosines = [0, 1, 2].map((axis) => {
+    const along = [0, 1, 2].map((row) => scan.matRAS[4 * row + axis]);
+    return Math.abs(along[axis]) / Math.hypot(...along);
+  });
+  return (Math.acos(Math.min(1, ...cosines)) * 180) / Math.PI;
 }
 
 async function readNifti(buffer) {

@@ -1,6 +1,7 @@
 """Corrections by pen."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def test_a_correction(visited: Visit, served_demo: Running, scan: Path) -> None:
     visited.expect("#result-text").to_contain_text("Run 2 of 3")
 
     visited["#draw"].click()
+    visited["#pen-class"].select_option("1")
     visited["#viewer"].press("Space")
     visited["#undo-run"].click()
     visited.expect("#ask-heading").to_have_text("Discard the drawing?")
@@ -92,6 +94,108 @@ def test_a_correction(visited: Visit, served_demo: Running, scan: Path) -> None:
     visited.expect("#result-text").to_contain_text("Run 3 of 3")
     until(lambda: third["job"] not in [job["job"] for job in jobs_of(visited)])
     assert len(jobs_of(visited)) == 3
+
+
+@in_browser
+def test_a_result_that_did_not_arrive_is_not_corrected(visited: Visit, scan: Path) -> None:
+    """Else all of it would be erased by hand."""
+    visited.load_ct(scan, "liver")
+    visited.run()
+    visited.expect("#draw").to_be_enabled()
+    visited.page.route("**/result?format=nii.gz", lambda route: route.abort(), times=1)
+    visited.page.reload()
+    visited.expect("#run-problem").to_be_visible()
+    visited.expect("#draw").to_be_disabled()
+    visited.expect("#scans .choose").to_contain_text("segmented")
+    visited["#run-problem button"].click()
+    visited.expect("#draw").to_be_enabled()
+    visited.expect("#run-problem").to_be_hidden()
+    visited["#class-rows .go"].click()
+    visited.expect("#readout b").to_have_text("Liver")
+    visited.complaints.clear()
+
+
+@in_browser
+def test_a_correction_beside_lesions_stays_with_an_organ_more(visited: Visit, scan: Path) -> None:
+    visited.load_ct(scan, "liver", "liver tumors")
+    visited.run()
+    visited["#class-rows .go"].first.click()
+    visited["#draw"].click()
+    visited["#pen input[value=erase]"].check()
+    visited["#viewer"].press("Space")
+    visited.choose("spleen")
+    with visited.page.expect_request(lambda sent: sent.url.endswith("/v1/jobs")) as asked:
+        visited.run()
+    body = asked.value.post_data_json
+    assert body["corrects"] == jobs_of(visited)[0]["job"]
+    assert [found["label"] for found in jobs_of(visited)[1]["classes"]] == [1, 3, 2]
+    assert "corrected-by-hand" in {note["code"] for note in jobs_of(visited)[1]["notes"]}
+    visited.choose("left kidney")
+    visited.run()
+    assert jobs_of(visited)[2]["corrects"] == jobs_of(visited)[1]["job"]
+    assert "corrected" in {note["code"] for note in jobs_of(visited)[2]["notes"]}
+
+
+@in_browser
+def test_corrections_that_cannot_be_kept_are_asked_about(visited: Visit, scan: Path) -> None:
+    visited.load_ct(scan, "liver")
+    visited.run()
+    visited["#draw"].click()
+    visited["#viewer"].press("Space")
+    visited.run()
+    visited["#modality"].select_option("MRI")
+    visited["#run"].click()
+    visited.expect("#ask-heading").to_have_text("Segment without the corrections?")
+    visited.page.keyboard.press("Enter")  # Cancel has the focus
+    visited.expect("#ask").to_be_hidden()
+    visited["#run"].click()
+    visited["#ask-choices button"].click()
+    visited.expect("#result-text").to_contain_text("Run 3 of 3")
+    assert jobs_of(visited)[2]["corrects"] is None
+
+
+@in_browser
+def test_an_upload_that_ends_drops_no_drawing(visited: Visit, scan: Path, tmp_path: Path) -> None:
+    visited.load_ct(scan, "liver")
+    held: list[Any] = []
+    visited.page.route("**/v1/images?*", lambda route: held.append(route))  # noqa: PLW0108 - else no route is passed
+    visited.page.set_input_files("#file-input", shutil.copy(scan, tmp_path / "next.nii.gz"))
+    visited["#draw"].click()
+    visited["#viewer"].press("Space")
+    while not held:
+        visited.page.wait_for_timeout(50)
+    held[0].continue_()
+    visited.expect("#scans li").to_have_count(2)
+    visited.expect("#scans [aria-current=true]").to_contain_text("ct of someone")
+    visited.expect("#run").to_have_text("Segment with the drawing")
+
+
+@in_browser
+def test_strokes_that_cannot_be_undone_are_strokes(visited: Visit, scan: Path) -> None:
+    visited.load_ct(scan, "liver")
+    visited["#draw"].click()
+    for _ in range(34):
+        visited["#viewer"].press("Shift+ArrowRight")
+        visited["#viewer"].press("Space")
+    for _ in range(32):
+        visited["#undo-stroke"].click()
+    visited.expect("#undo-stroke").to_be_disabled()
+    visited.expect("#run").to_have_text("Segment with the drawing")
+    visited["#draw"].click()
+    visited.expect("#ask-heading").to_have_text("Discard the drawing?")
+    visited.page.keyboard.press("Enter")  # Cancel has the focus
+    visited.expect("#pen").to_be_visible()
+
+
+@in_browser
+def test_a_class_that_is_painted_is_shown(visited: Visit, scan: Path) -> None:
+    visited.load_ct(scan, "liver", "spleen")
+    visited.run()
+    visited["#hide-all"].click()
+    visited["#draw"].click()
+    visited.expect("#class-rows input:checked").to_have_count(1)
+    visited["#pen-class"].select_option("2")
+    visited.expect("#class-rows input:checked").to_have_count(2)
 
 
 def jobs_of(visited: Visit) -> list[dict[str, Any]]:

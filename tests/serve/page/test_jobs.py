@@ -76,18 +76,18 @@ def test_a_reload_in_the_middle_of_a_job(visited: Visit, served_demo: Running, s
     visited.choose("liver", "spleen")
     served_demo.gate.clear()
     visited["#run"].press("Enter")
-    visited.expect("#job-text").to_contain_text("Coarse stage, window 0 of 100")
+    visited.expect("#job-text").to_contain_text("First look, part 0 of 100")
     visited.expect("#cancel").to_be_focused()
     visited.page.reload()
     visited.page.wait_for_selector("body[data-ready]")
-    visited.expect("#job-text").to_contain_text("Coarse stage, window 0 of 100")
+    visited.expect("#job-text").to_contain_text("First look, part 0 of 100")
     visited.expect("#scans .choose").to_contain_text("ct of someone.nii.gz")
     visited.expect("#chips li").to_have_count(2)
     visited["#cancel"].press("Enter")
     visited.expect("#run-hint").to_have_text("Canceled.")
     visited.expect("#run").to_be_focused()
     visited["#run"].click()
-    visited.expect("#job-text").to_contain_text("Coarse stage")
+    visited.expect("#job-text").to_contain_text("First look")
     visited.page.reload()
     served_demo.gate.set()
     visited.expect("#class-rows tr").to_have_count(2)
@@ -147,11 +147,11 @@ def test_jobs_of_two_tabs_on_one_scan_are_shown_one_after_the_other(
     )
     visited.page.reload()
     visited.page.wait_for_selector("body[data-ready]")
-    visited.expect("#job-text").to_contain_text("Coarse stage, window 0 of 100")
+    visited.expect("#job-text").to_contain_text("First look, part 0 of 100")
     time.sleep(1.0)  # a look at the second job would say that it waits
-    visited.expect("#job-text").to_contain_text("Coarse stage, window 0 of 100")
+    visited.expect("#job-text").to_contain_text("First look, part 0 of 100")
     visited["#cancel"].press("Enter")
-    visited.expect("#job-text").to_contain_text("Coarse stage")
+    visited.expect("#job-text").to_contain_text("First look")
     served_demo.gate.set()
     visited.expect("#result-text").to_contain_text("Run 1 of 1")
     visited.expect("#class-rows .go").to_have_text("Spleen")
@@ -184,6 +184,9 @@ def test_what_went_wrong_is_told_with_its_scan(
     visited.expect("#run-problem").to_contain_text("one kidney too many")
     visited["#scans li:last-child .choose"].click()
     visited.expect("#run-problem").to_be_hidden()
+    visited.page.reload()
+    visited["#scans li:first-child .choose"].click()
+    visited.expect("#run-problem").to_contain_text("one kidney too many")
 
 
 @in_browser
@@ -262,7 +265,7 @@ def test_a_scan_is_removed_in_the_middle_of_its_job(
     visited.choose("liver")
     served_demo.gate.clear()
     visited["#run"].click()
-    visited.expect("#job-text").to_contain_text("Coarse stage")
+    visited.expect("#job-text").to_contain_text("First look")
     visited["#scans li button.plain"].click()
     with visited.page.expect_response(lambda answer: answer.status == 404):
         visited["#ask-choices button"].click()
@@ -290,3 +293,31 @@ def test_of_a_session_that_ended_no_first_answer_stays(
     refining.go_on.set()
     assert {each.split(":")[0] for each in visited.complaints} == {"error Failed to load resource"}
     visited.complaints.clear()
+
+
+@in_browser
+def test_a_result_that_was_replaced_in_another_tab(visited: Visit, scan: Path) -> None:
+    visited.load_ct(scan, "liver")
+    visited.run()
+    context = visited.page.context
+    with context.expect_page() as opened:
+        visited.page.evaluate("window.open(location.href)")
+    other = Visit(opened.value, visited.address)
+    other.expect("#draw").to_be_enabled()
+
+    visited["#undo-run"].click()
+    visited.run()  # instead of the first
+    other["#download"].click()
+    other.expect("#run-problem").to_contain_text("replaced in another tab. The newest is shown.")
+    other.expect("#result-text").to_contain_text("Run 1 of 1")
+    assert other.download("#download")[1]
+
+    other["#draw"].click()
+    other["#viewer"].press("Space")
+    visited["#undo-run"].click()
+    visited.run()
+    other["#run"].click()
+    other.expect("#ask-heading").to_have_text("This result was replaced in another tab")
+    other["#ask-choices button"].click()
+    other.expect("#result-text").to_contain_text("Run 2 of 2")
+    visited.complaints.clear()  # that there is no such job

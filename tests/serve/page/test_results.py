@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 
 from tests.serve.page.visit import Visit, dice, in_browser, nifti_of, on_screen, to_patient
+from tests.serve.serving import until
 
 
 @in_browser
@@ -84,6 +85,10 @@ def test_files_to_keep(visited: Visit, scan: Path) -> None:
     assert name.endswith(".json")
     visited.expect("#download-lesions").to_be_hidden()
     visited.expect("#download-probabilities").to_be_hidden()
+    visited.expect("#format option[value=stl]").to_have_count(1)
+    visited.choose("spleen")
+    visited.run()
+    visited.expect("#format option[value=stl]").to_have_count(0)  # it holds one class
 
 
 @in_browser
@@ -111,6 +116,78 @@ def test_labels_on_another_grid_and_probability_maps(visited: Visit, scan: Path)
         assert len(maps.namelist()) == 2
     visited.page.reload()
     visited.expect("#download-probabilities").to_be_visible()
+
+
+@in_browser
+def test_a_download_says_what_is_too_small_for_its_spacing(visited: Visit, scan: Path) -> None:
+    visited.load_ct(scan, "liver", "aorta", "left kidney")
+    visited.run()
+    visited["#spacing"].fill("60")
+    visited["#crop"].fill("10")
+    name, _ = visited.download("#download")
+    assert name == "ct of someone_seg_crop10_60mm.nii.gz"
+    visited.expect("#result-problem").to_contain_text("not in the output at this spacing")
+    visited["#spacing"].fill("")
+    visited["#crop"].fill("")
+    assert visited.download("#download")[0] == "ct of someone_seg.nii.gz"
+    visited.expect("#result-problem").to_be_hidden()
+
+
+@in_browser
+def test_the_crosshair_is_seen(visited: Visit, scan: Path, tmp_path: Path) -> None:
+    """Also where a pixel of the picture is several millimeters."""
+    large = nibabel.Nifti1Image(np.zeros((130, 130, 20), np.int16), np.diag([4.0, 4, 10, 1]))
+    nibabel.save(large, tmp_path / "large.nii.gz")
+    for path in (tmp_path / "large.nii.gz", scan):
+        visited.load(path)
+        picture = visited.picture()
+        crosshair = (picture[..., 2] > 150) & (picture[..., 0] < 150) & (picture[..., 1] > 150)
+        assert crosshair.sum() > 300
+
+
+@in_browser
+def test_zoom(visited: Visit, scan: Path) -> None:
+    visited.load_ct(scan)
+    visited["#planes input[value=axial]"].check()
+    visited["#viewer"].press("0")  # which also focuses it
+    before, where = visited.picture(), visited["#readout"].text_content()
+
+    def is_as_before() -> bool:
+        return int(np.abs(visited.picture() - before).max()) < 30
+
+    assert is_as_before()
+    visited["#viewer"].hover()
+    visited.page.keyboard.down("Control")
+    visited.page.mouse.wheel(0, -100)
+    visited.page.keyboard.up("Control")
+    assert not is_as_before()
+    visited.expect("#readout").to_have_text(str(where))  # the same slice
+    visited["#viewer"].press("0")
+    until(is_as_before)
+    visited["#viewer"].press("+")
+    assert not is_as_before()
+
+
+@in_browser
+def test_the_readout_of_an_oblique_scan(visited: Visit, scan: Path, tmp_path: Path) -> None:
+    """It says where the crosshair is in the patient."""
+    image = nibabel.load(scan)
+    angle = np.deg2rad(30)
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    turned = nibabel.Nifti1Image(image.dataobj, turn @ image.affine)
+    nibabel.save(turned, tmp_path / "oblique.nii.gz")
+    visited.load_ct(tmp_path / "oblique.nii.gz", "left kidney")
+    visited.expect("#readout").to_contain_text("tilted by 30°")
+    visited.run()
+    labels = nifti_of(visited.download("#download")[1])
+    found = np.argwhere(np.asarray(labels.dataobj) == 1)
+    visited["#class-rows .go"].click()
+    visited.expect("#readout b").to_have_text("Left kidney")
+    read = re.findall(r"(\d+) ([LRAPSI])\b", str(visited["#readout"].text_content()))
+    shown = [int(mm) * (1 if side in "RAS" else -1) for mm, side in read]
+    center = nibabel.affines.apply_affine(labels.affine, found.mean(axis=0))
+    np.testing.assert_allclose(shown, center, atol=6)
 
 
 @in_browser

@@ -1,13 +1,28 @@
 """Scans that the page opens: a challenge case, lesions, a DICOM folder, several at a time."""
 
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tests.dicom import write_series
 from tests.serve.page.visit import DEMO, Visit, in_browser
 from tests.serve.serving import image
+
+HALF_AN_NRRD = """NRRD0004
+type: short
+dimension: 3
+space: left-posterior-superior
+sizes: 4 4 4
+space directions: (1,0,0) (0,1,0) (0,0,1)
+space origin: (0,0,0)
+endian: little
+encoding: raw
+data file: ct.raw
+
+"""
 
 
 @in_browser
@@ -47,16 +62,80 @@ def test_lesions(visited: Visit) -> None:
 @in_browser
 def test_a_dicom_folder(visited: Visit, tmp_path: Path) -> None:
     """It is packed in the browser; of several series one is asked for."""
-    for number in (1, 2):
-        array = image(number)
-        write_series(tmp_path / "study" / str(number), array, np.diag([2.0, 2, 4, 1]), seed=number)
+    for number in (7, 8):
+
+        def change(_: int, data: Any, number: int = number) -> None:
+            data.SeriesNumber = number
+
+        folder, affine = tmp_path / "study" / str(number), np.diag([2.0, 2, 4, 1])
+        write_series(folder, image(number), affine, change=change, seed=number)
     visited.page.set_input_files("#folder-input", tmp_path / "study")
     visited.expect("#ask-choices button").to_have_count(2)
     assert visited.violations() == []
     visited["#ask-choices button"].first.click()
     visited.page.wait_for_selector("#viewer-empty", state="hidden")
-    visited.expect("#scans .name").to_have_text("study.zip")
+    visited.expect("#scans .name").to_have_text("Series 7 · made up")
+    visited.expect("#scans .choose").to_contain_text("study.zip")
+    visited.expect("#viewer-heading").to_have_text("Series 7 · made up")
+    assert visited.page.title() == "Series 7 · made up · medals-rt"
     visited.complaints.clear()  # the 409 that asks which series
+
+
+@in_browser
+def test_files_of_one_series(visited: Visit, tmp_path: Path) -> None:
+    """Without a folder they have no name of their own."""
+    write_series(tmp_path, image(1), np.diag([2.0, 2, 4, 1]))
+    visited.load(*sorted(tmp_path.iterdir()))
+    visited.expect("#scans .choose").to_contain_text("IM0000 and 11 more.zip")
+
+
+@in_browser
+def test_several_scans_at_once(visited: Visit, scan: Path, tmp_path: Path) -> None:
+    """Each is one; the first that arrives is open."""
+    for number in range(8):
+        shutil.copy(scan, tmp_path / f"{number}.nii.gz")
+    visited.load(*sorted(tmp_path.iterdir()))
+    visited.expect("#scans .name").to_have_text([f"{number}.nii.gz" for number in range(8)])
+    visited.expect("#upload").to_be_hidden()
+    visited.expect("#scans [aria-current=true]").to_contain_text("0.nii.gz")
+    visited.page.reload()
+    visited.page.wait_for_selector("body[data-ready]")
+    visited.expect("#scans [aria-current=true]").to_contain_text("7.nii.gz")
+    visited.expect("#scans [aria-current=true]").to_be_in_viewport(ratio=0.9)
+
+
+@in_browser
+def test_an_upload_is_canceled(visited: Visit, scan: Path) -> None:
+    visited.page.route("**/v1/images?*", lambda _: None)  # never answered
+    visited.page.set_input_files("#file-input", scan)
+    visited["#cancel-upload"].click()
+    visited.expect("#upload").to_be_hidden()
+    visited.expect("#scan-problem").to_be_hidden()
+    visited.page.unroute("**/v1/images?*")
+    visited.load(scan)
+
+
+@in_browser
+def test_an_answer_that_is_not_the_services(visited: Visit, scan: Path) -> None:
+    """The sign-in page of a network, say."""
+    visited.page.route(
+        "**/v1/images?*",
+        lambda route: route.fulfill(status=200, body="<html>Sign in", content_type="text/html"),
+        times=1,
+    )
+    visited.page.set_input_files("#file-input", scan)
+    visited.expect("#scan-problem").to_contain_text("Something else answered")
+    visited.load(scan)
+
+
+@in_browser
+def test_a_lost_connection_is_no_news_once_it_is_back(visited: Visit, scan: Path) -> None:
+    visited.page.context.set_offline(True)
+    visited.page.set_input_files("#file-input", scan)
+    visited.expect("#scan-problem").to_contain_text("connected")
+    visited.page.context.set_offline(False)
+    visited.expect("#scan-problem").to_be_hidden()
+    visited.complaints.clear()
 
 
 @in_browser
@@ -77,3 +156,32 @@ def test_several_scans(visited: Visit, scan: Path) -> None:
     visited["#ask-choices button"].click()
     visited.expect("#scans li").to_have_count(1)
     visited.expect("#result").to_be_hidden()
+
+
+@in_browser
+def test_a_scan_that_did_not_arrive_is_tried_again(visited: Visit, scan: Path) -> None:
+    visited.page.route("**/volume.nii.gz", lambda route: route.abort(), times=2)
+    visited.page.set_input_files("#file-input", scan)
+    visited.expect("#viewer-empty").to_have_text("The scan can't be shown")
+    visited["#scans .choose"].click()
+    visited.expect("#scan-problem").to_be_visible()
+    visited["#scan-problem button"].click()
+    visited.expect("#viewer-empty").to_be_hidden()
+    visited.expect("#scan-problem").to_be_hidden()
+    visited.complaints.clear()
+
+
+@in_browser
+def test_a_scan_of_two_files(visited: Visit, tmp_path: Path) -> None:
+    """It isn't taken, and the service doesn't name its own folders."""
+    for name in ("ct.nhdr", "ct.raw"):
+        (tmp_path / name).write_text("NRRD0004\n", encoding="ascii")
+    visited.page.set_input_files("#file-input", sorted(tmp_path.iterdir()))
+    visited.expect("#scan-problem").to_contain_text("ct.nhdr and its voxels are two files")
+    (tmp_path / "ct.nhdr").write_text(HALF_AN_NRRD, encoding="ascii")
+    visited.page.set_input_files("#file-input", tmp_path / "ct.nhdr")
+    visited.expect("#scan-problem").to_have_text(
+        "ct.nhdr keeps its voxels in ct.raw, which isn't beside it; put both into one folder, or "
+        "write the scan as one file"
+    )
+    visited.complaints.clear()

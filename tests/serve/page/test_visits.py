@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import pytest
 from medals_rt.bundle.bundle import Bundle
 from tests.browser import CHROMIUM
 from tests.serve.page.visit import Visit, in_browser, visit
-from tests.serve.serving import Running, lying, running, until
+from tests.serve.serving import Running, lying, running, until, write_nifti
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -49,12 +50,29 @@ def test_the_token_is_asked_for(browser: "Browser", tiny_bundle: Bundle, tmp_pat
 @in_browser
 def test_suggestions_hide_no_answer(visited: Visit) -> None:
     visited["#search"].fill("livr")
+    visited["#search"].press("Enter")
     visited.expect("#reading").not_to_be_empty()
     visited.expect("#suggestions").to_be_visible()
     reading, list_box = visited["#reading"].bounding_box(), visited["#suggestions"].bounding_box()
     assert reading
     assert list_box
     assert reading["y"] + reading["height"] <= list_box["y"]
+
+
+@in_browser
+def test_what_is_typed_is_judged_once_it_is_entered(visited: Visit) -> None:
+    visited["#modality"].select_option("CT")
+    with visited.page.expect_response(lambda answer: "kind=lesion" in answer.url):
+        visited["#search"].fill("liver tum")
+    visited.page.wait_for_timeout(200)
+    visited.expect("#reading").to_have_text("")
+    visited["#search"].press("Enter")
+    visited.expect("#reading").to_contain_text("liver tum")
+    visited["#search"].fill("lung nodules")
+    visited["#search"].press("Enter")
+    visited.expect("#reading").to_contain_text("This model doesn't know it; it knows 14 classes")
+    visited.choose("liver, spleen, aorta")
+    visited.expect("#chips li").to_have_count(3)
 
 
 @in_browser
@@ -93,6 +111,37 @@ def test_a_session_that_ended(visited: Visit, scan: Path) -> None:
     visited.load(scan)
     assert {each.split(":")[0] for each in visited.complaints} == {"error Failed to load resource"}
     visited.complaints.clear()
+
+
+@in_browser
+def test_a_download_of_a_session_that_ended(visited: Visit, scan: Path) -> None:
+    visited.load_ct(scan, "liver")
+    visited.run()
+    visited.page.context.clear_cookies()
+    visited["#download"].click()
+    visited.expect("#page-problem").to_contain_text("session has ended")
+    visited.expect("#result-problem").to_be_hidden()
+    visited.complaints.clear()
+
+
+@in_browser
+def test_limits_of_a_service(
+    browser: "Browser", tiny_bundle: Bundle, scan: Path, tmp_path: Path
+) -> None:
+    limits = {"max_upload_bytes": 100_000, "max_sessions": 1, "idle_s": 6.0}
+    with running(tiny_bundle, tmp_path, **limits) as served:
+        for found in visit(browser, served):
+            found.open()
+            found.page.set_input_files("#file-input", scan)
+            found.expect("#scan-problem").to_contain_text("this service takes up to 100 kB")
+            for late in visit(browser, served):
+                late.page.goto(late.address)
+                late.expect("#page-problem").to_contain_text("all 1 sessions are taken")
+                late.page.set_input_files("#file-input", write_nifti(tmp_path / "small.nii.gz"))
+                late.expect("#page-problem").to_contain_text("no room for a session")
+                late.complaints.clear()
+            time.sleep(8.0)  # longer than a session lasts that nobody looks at
+            found.load(tmp_path / "small.nii.gz")
 
 
 @in_browser

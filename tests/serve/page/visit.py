@@ -46,6 +46,11 @@ class Visit:
         self.page.set_input_files("#file-input", list(scans))
         self.page.wait_for_selector("#viewer-empty", state="hidden")
 
+    def load_ct(self, scan: Path, *classes: str) -> None:
+        self.load(scan)
+        self["#modality"].select_option("CT")
+        self.choose(*classes)
+
     def choose(self, *texts: str) -> None:
         for text in texts:
             self["#search"].fill(text)
