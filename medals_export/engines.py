@@ -65,8 +65,8 @@ def build_engines(
 ) -> tuple[BuiltEngine, ...]:
     """Build an engine of every graph of both stages: all, or none.
 
-    Engines that lie in the bundle already, undamaged and of the same key, are kept. A build that
-    fails or is interrupted leaves the bundle as it was.
+    Engines that lie in the bundle already, undamaged, of the same key and built with the recipe's
+    settings, are kept. A build that fails or is interrupted leaves the bundle as it was.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def build_engines(
     targets = _targets(library, settings, architectures)
     jobs = _jobs(bundle, library, settings, targets)
     folder = bundle.folder / ENGINE_FOLDER
-    there = {} if rebuild else _undamaged(folder)
+    there = {} if rebuild else _usable(folder, settings)
     missing = [job for job in jobs if job.name not in there]
     with _staging(folder) as staging, open_timing_cache(library, targets) as timing:
         for done, job in enumerate(missing):
@@ -265,10 +265,13 @@ def _takes_prompts(record: GraphRecord) -> bool:
     return any(isinstance(size, str) for tensor in record.inputs for size in tensor.shape)
 
 
-def _undamaged(folder: Path) -> dict[str, Engine]:
-    """Return the engines that lie in a bundle and are what their records say, by name."""
+def _usable(folder: Path, settings: BuildSettings) -> dict[str, Engine]:
+    """Return the engines in a bundle that were built so and are what their records say, by name."""
+    wanted = settings.optimization_level, settings.workspace_mib
     found = {}
     for engine in list_engines(folder):
+        if (engine.record.optimization_level, engine.record.workspace_mib) != wanted:
+            continue
         try:
             engine.read()
         except BundleError:  # is built again

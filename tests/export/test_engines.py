@@ -19,7 +19,7 @@ from medals_export import engines as building
 from medals_export.engines import build_engines
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.bundle.engines import list_engines
-from medals_rt.bundle.manifest import GRAPH_NAMES
+from medals_rt.bundle.manifest import GRAPH_NAMES, file_sha256
 from medals_rt.bundle.recipes import read_recipe, recipe_for
 from medals_rt.cli import app
 from medals_rt.common.errors import BuildError, InputError, MissingDependencyError
@@ -98,6 +98,8 @@ def test_rtx_says_which_node_it_does_not_know(rtx, bundle):
     node = next(each for each in model.graph.node if each.op_type == "Softmax")
     node.op_type = "NoSuchOperator"
     onnx.save(model, path)
+    record = msgspec.structs.replace(bundle.graph(1, "query_decoder"), sha256=file_sha256(path))
+    bundle.manifest.stages.coarse.graphs["query_decoder"] = record
     name, recipe = recipe_for("tensorrt-rtx", "fp32")
     with raises(BuildError, "graph-refused", "coarse query_decoder", node.name, "NoSuchOperator"):
         build_engines(bundle, rtx, name, recipe, architectures=("SM89",))
@@ -176,6 +178,21 @@ def test_what_is_there_is_kept_and_what_is_damaged_is_built_again(build):
     assert first[0].engine.path.stat().st_mtime_ns == before
     again[3].engine.read()
     assert all(each.built for each in build(rebuild=True))
+
+
+@pytest.mark.parametrize("setting", ["optimization_level", "workspace_mib"])
+def test_what_other_settings_built_is_built_again(build, bundle, fakes, setting):
+    """They are no part of an engine's name, under which it would count as the recipe's."""
+    build()
+    value = getattr(RECIPE.build, setting) - 1
+    settings = msgspec.structs.replace(RECIPE.build, **{setting: value})
+    other = msgspec.structs.replace(RECIPE, build=settings)
+    for built in (True, False):
+        again = build_engines(bundle, fakes.library, "other", other)
+        assert [each.built for each in again] == [built] * ENGINES
+        assert {getattr(each.engine.record, setting) for each in again} == {value}
+        assert {each.engine.record.recipe for each in again} == {"other"}
+    assert len(list_engines(bundle.folder / "engines")) == ENGINES
 
 
 @pytest.mark.parametrize("earlier", [False, True])
