@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -35,7 +35,7 @@ _HEADS_ASSUMED = (
 )
 _REMARKS = ("config", SPACING_ENTRY)
 _DEEP_SUPERVISION = re.compile("mid_mask_embed_proj")
-_WRAPPED = re.compile(r"(?:(?:module|_orig_mod)\.)+")  # by DataParallel, by torch.compile
+_WRAPPED = re.compile(r"\A(?:(?:module|_orig_mod)\.)+")  # by DataParallel, by torch.compile
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SETTINGS = get_type_hints(ModelConfig)
 _MOST_LISTED = 10
@@ -141,25 +141,30 @@ def load_checkpoint(
             code="checkpoint-spacing-invalid",
         )
     model = build_model(config, state, file.name)
-    remarks = [f"{file.name}: {_HEADS_ASSUMED}"] if known_heads is None else []
+    remarks = [_HEADS_ASSUMED] if known_heads is None else []
+    remarks += _other_weights(data, state)
+    source = SourceRecord(file=file.name, sha256=file_sha256(file))
+    return Checkpoint(model, spacing, source, tuple(f"{file.name}: {each}" for each in remarks))
+
+
+def _other_weights(data: Mapping[Any, Any], state: Mapping[str, Tensor]) -> Iterator[str]:
+    """Say which entries hold weights of the same names, such as averaged ones."""
     others = [
         str(name)
         for name, entry in data.items()
         if name != STATE_ENTRY and _holds_weights(entry, state)
     ]
     if others:
-        remarks.append(
-            f"{file.name}: the weights in '{STATE_ENTRY}' are taken, not those in "
-            f"{_listed(others)}; save these under '{STATE_ENTRY}' if they are meant"
+        yield (
+            f"the weights in '{STATE_ENTRY}' are taken, not those in {_listed(others)}; save these "
+            f"under '{STATE_ENTRY}' if they are meant"
         )
-    source = SourceRecord(file=file.name, sha256=file_sha256(file))
-    return Checkpoint(model, spacing, source, tuple(remarks))
 
 
 def _holds_weights(entry: object, state: Mapping[str, Tensor]) -> bool:
     """Whether an entry of a checkpoint is a state dict of the same network, or holds one."""
     return isinstance(entry, dict) and any(
-        _WRAPPED.sub("", str(key), count=1) in state or _holds_weights(value, state)
+        _WRAPPED.sub("", str(key)) in state or _holds_weights(value, state)
         for key, value in entry.items()
     )
 
@@ -201,19 +206,25 @@ def save_checkpoint(
 
 
 def plain_weights(
-    state: Mapping[Any, Any], name: str, *, left_out: re.Pattern[str]
+    state: Mapping[Any, Any],
+    name: str,
+    *,
+    left_out: re.Pattern[str],
+    twins: Iterable[tuple[str, str]] = (),
 ) -> dict[str, Tensor]:
     """Hold the entries of a state dict to what weights are, and return them as float32.
 
     Keys lose the prefixes that PyTorch puts before those of a wrapped network (`module.`,
-    `_orig_mod.`); those in which `left_out` is found are dropped.
+    `_orig_mod.`), and the first part of each of `twins` becomes the second; those in which
+    `left_out` is found are dropped.
 
     Raises
     ------
     ExportError
         Listing the entries that are no dense tensors of floating-point numbers (of 16 bits or
         more: those of 8 mean nothing without their scales), or those with values that are not
-        finite in float32, which is what they are computed in.
+        finite in float32, which is what they are computed in, or those of one key that differ:
+        which of them the network would run is then unknown.
     """
     kept = {key: value for key, value in state.items() if not left_out.search(str(key))}
     strange = [f"{key} ({kind})" for key, value in kept.items() if (kind := _no_weight(key, value))]
@@ -223,13 +234,27 @@ def plain_weights(
             "dense tensors of floating-point numbers",
             code="no-weights",
         )
-    plain = {_WRAPPED.sub("", key, count=1): value.float() for key, value in kept.items()}
+    plain: dict[str, Tensor] = {}
+    differing: list[str] = []
+    for stored_key, value in kept.items():
+        key, tensor = _WRAPPED.sub("", stored_key), value.float()
+        for twin, single in twins:
+            key = key.replace(twin, single)
+        known = plain.setdefault(key, tensor)
+        if known is not tensor and not torch.equal(known, tensor):
+            differing.append(key)
     broken = [key for key, tensor in plain.items() if not tensor.isfinite().all()]
     if broken:
         raise ExportError(
             f"{name} holds values that are not finite in float32: {_listed(broken)}; name an "
             "earlier checkpoint",
             code="weights-not-finite",
+        )
+    if differing:
+        raise ExportError(
+            f"{name} stores these weights twice with different values: {_listed(differing)}; save "
+            "them once",
+            code="weights-contradict",
         )
     return plain
 
@@ -255,30 +280,10 @@ def _listed(names: Sequence[str]) -> str:
 def normalize_keys(state: Mapping[Any, Any], name: str) -> dict[str, Tensor]:
     """Return a state dict the plain keys of `MedalS`, and its weights in float32.
 
-    Drops deep supervision, and reads `all_modules.0` and `.1` as `conv` and `norm`; where both are
-    there they must agree.
-
-    Raises
-    ------
-    ExportError
-        If entries are no weights (see `plain_weights`), or twins differ: which of them the network
-        would run is then unknown.
+    Drops deep supervision, and reads `all_modules.0` and `.1` as `conv` and `norm`; see
+    `plain_weights`.
     """
-    plain: dict[str, Tensor] = {}
-    differing: list[str] = []
-    for stored_key, tensor in plain_weights(state, name, left_out=_DEEP_SUPERVISION).items():
-        key = stored_key
-        for twin, single in _TWINS:
-            key = key.replace(twin, single)
-        known = plain.setdefault(key, tensor)
-        if known is not tensor and not torch.equal(known, tensor):
-            differing.append(key)
-    if differing:
-        raise ExportError(
-            f"{name} stores these weights twice with different values: {', '.join(differing)}",
-            code="weights-contradict",
-        )
-    return plain
+    return plain_weights(state, name, left_out=_DEEP_SUPERVISION, twins=_TWINS)
 
 
 def infer_config(state: Mapping[str, Tensor], window_hwd: Shape3, *, heads: int) -> ModelConfig:

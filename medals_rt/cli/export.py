@@ -1,8 +1,12 @@
 """`medals-rt export`: turn checkpoints into a bundle. Needs the extra `export` (torch)."""
 
 import dataclasses
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
@@ -189,7 +193,7 @@ def export_command(
             "--with-text-encoder needs --text-encoder and --biolord, not --bank",
             code="text-encoder-missing",
         )
-    with output.progress() as progress:
+    with output.progress() as drawn, _ending_at_steps(drawn) as progress:
         bundle = export_bundle(
             files.coarse,
             files.fine,
@@ -210,6 +214,40 @@ def export_command(
     output.line(f"wrote {bundle.folder}: {len(bundle.classes)} classes, hash {bundle.hash[:12]}")
     _print_remarks(bundle)
     _print_verified(bundle, files.coarse.path, files.fine.path)
+
+
+@contextmanager
+def _ending_at_steps(progress: "Progress | None") -> "Iterator[Progress]":
+    """Have Ctrl-C or SIGTERM end the work at its next step where it didn't at once.
+
+    Python drops what is raised while a callback of a weak reference runs, and tracing has many.
+    """
+    came: list[Callable[[], object]] = []
+
+    def remembered(handler: Callable[[int, FrameType | None], object]) -> Callable[..., None]:
+        def handle(number: int, frame: FrameType | None) -> None:
+            came.append(lambda: handler(number, None))
+            handler(number, frame)
+
+        return handle
+
+    def advance(name: str, done: int, total: int) -> None:
+        for end in came:
+            end()
+        if progress is not None:
+            progress(name, done, total)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    own = {number: handler for number, handler in handlers.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():
+        own = {}  # signals are the main thread's
+    for number, handler in own.items():
+        signal.signal(number, remembered(handler))
+    try:
+        yield advance
+    finally:
+        for number, handler in own.items():
+            signal.signal(number, handler)
 
 
 class _Sources:

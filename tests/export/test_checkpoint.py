@@ -208,6 +208,21 @@ def test_twins_that_differ_are_refused():
         normalize_keys(state, "a.pth")
 
 
+def test_weights_with_and_without_a_prefix_must_agree():
+    state, key = plain_state(), "mask_embed_proj.0.weight"
+    assert (
+        normalize_keys(state | {f"module.{key}": state[key].clone()}, "a.pth").keys()
+        == state.keys()
+    )
+    with raises(ExportError, "weights-contradict", key):
+        normalize_keys(state | {f"module.{key}": state[key] + 1}, "a.pth")
+
+
+def test_prefixes_are_taken_off_at_the_beginning_alone():
+    weights = {"_orig_mod.module.a": torch.ones(1), "b.module.a": torch.ones(1)}
+    assert normalize_keys(weights, "a.pth").keys() == {"a", "b.module.a"}
+
+
 def test_weights_that_are_not_finite_are_named():
     state = {key: tensor.clone() for key, tensor in plain_state().items()}
     state["mask_embed_proj.0.weight"][0, 0] = torch.nan

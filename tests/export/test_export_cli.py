@@ -1,5 +1,8 @@
 """`medals-rt export`: which options go together, and a half-precision bundle from files alone."""
 
+import contextlib
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,6 +124,37 @@ def test_options_reach_the_export(files, tmp_path, asked, options, expected):
     assert {key: named[key] for key in expected} == expected
     assert named["with_text_encoder"] is False
     assert "every graph agrees with PyTorch in openvino, onnxruntime" in result.stdout
+
+
+@pytest.fixture
+def handlers():
+    """Signals as a terminal's, and afterwards as they were."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    yield {each: signal.getsignal(each) for each in before}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_swallowed_signal_ends_the_export_at_its_next_step(
+    files, tmp_path, monkeypatch, handlers, number, code
+):
+    done = []
+
+    def work(*_, progress, **__):
+        progress("coarse", 0, 2)
+        with contextlib.suppress(BaseException):  # as Python does in a weak reference's callback
+            signal.raise_signal(number)
+        done.append("a step")
+        progress("coarse", 1, 2)
+        done.append("another")
+
+    monkeypatch.setattr(export, "export_bundle", work)
+    result = call(*words(files, tmp_path / "out", "--bank", files / "bank.safetensors"))
+    assert (result.exit_code, done) == (code, ["a step"])
+    assert {each: signal.getsignal(each) for each in handlers} == handlers
 
 
 def released(folder):
