@@ -477,12 +477,16 @@ def _job_state(service: Service, job: ServedJob) -> JobState:
 
 
 async def _events(service: Service, job: ServedJob) -> AsyncIterator[str]:
-    """Send a job's state whenever it changed, the present one first."""
-    seen, quiet = -1, 0.0
+    """Send a job's state whenever it changed, the present one first.
+
+    Its place in the queue is the engine's, and changes without it.
+    """
+    seen: tuple[int, int | None] | None = None
+    quiet = 0.0
     while True:
-        version = job.version
-        if version != seen:
-            seen, quiet = version, 0.0
+        found = job.version, service.engine.position(job)
+        if found != seen:
+            seen, quiet = found, 0.0
             state = _job_state(service, job)
             yield f"event: progress\ndata: {state.model_dump_json()}\n\n"
             if state.status in OVER:  # as it was sent: the job may end at any moment

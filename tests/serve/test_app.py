@@ -395,6 +395,15 @@ def test_a_dicom_zip_with_several_series(
         assert dcmread(io.BytesIO(client.fetch(job, format=name))).PatientID == "none"
 
 
+def test_a_zip_without_dicom_is_no_advice_on_commands(client: ServiceClient) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    error = refused(client.upload, out.getvalue(), filename="notes.zip")
+    assert error.code == "no-dicom"
+    assert str(error).endswith("give the folder of a series")
+
+
 def owner_of(served: Running, image: dict[str, Any]) -> ClientSession:
     """The session that holds an image."""
     sessions = served.server.config.app.state.service.sessions
