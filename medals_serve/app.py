@@ -23,6 +23,7 @@ from medals_rt.pipeline.options import RunOptions
 from medals_serve import routes
 from medals_serve.engine import JobEngine
 from medals_serve.metrics import Metrics
+from medals_serve.openapi import describe
 from medals_serve.page_files import PageFiles, token_page
 from medals_serve.problems import MEDIA_TYPE, log_failure, problem
 from medals_serve.protocols import capabilities, monailabel, nninteractive, voxtell
@@ -80,6 +81,7 @@ def create_app(
         responses={"default": {"model": ProblemState, "description": "A problem (RFC 9457)"}},
     )
     app.state.service = service
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     for router in (

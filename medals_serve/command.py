@@ -58,7 +58,8 @@ def serve(
     Raises
     ------
     InputError
-        The address, the token, the replica's name, the bundle or the folder for data can't be used.
+        The address, the token, a name of the host or replica, the bundle or the folder for data
+        can't be used.
     DeviceLostError
         The GPU failed, and the model can't be opened again: start the server again.
     MissingDependencyError
@@ -77,7 +78,16 @@ def serve(
             f"{replica!r:.60} can't be a replica's name; use lower-case letters, digits, hyphens",
             code="replica-name",
         )
+    from medals_serve.security import is_host_name
     from medals_serve.server import Server, address_of, bind, is_loopback
+
+    for name in limits.get("host_names", ()):
+        if not is_host_name(name):
+            raise InputError(
+                f"{name!r:.60} is no name that clients call a server by; give it alone, without "
+                "http:// and without a port",
+                code="host-name",
+            )
 
     token = None if token_file is None else read_token(token_file)
     with bind(host, port) as bound:

@@ -12,7 +12,6 @@ from typing import Final
 
 from medals_rt.pipeline.segmenter import CaseSegmenter
 from medals_serve.jobs import ServedJob
-from medals_serve.metrics import Metrics
 from medals_serve.problems import ServiceError
 from medals_serve.settings import RETRY_S
 
@@ -31,16 +30,11 @@ class JobEngine:
         Opens the model, in the engine's thread.
     max_queue
         Jobs that may wait.
-    metrics
-        Where jobs are counted.
     """
 
-    def __init__(
-        self, open_model: Callable[[], CaseSegmenter], max_queue: int, metrics: Metrics
-    ) -> None:
+    def __init__(self, open_model: Callable[[], CaseSegmenter], max_queue: int) -> None:
         self._open_model = open_model
         self._max_queue = max_queue
-        self._metrics = metrics
         self._waiting: deque[ServedJob] = deque()
         self._running: ServedJob | None = None
         self._changed = threading.Condition()
@@ -164,8 +158,6 @@ class JobEngine:
             self._opened.set_result(segmenter)
             while (job := self._next()) is not None:
                 job.run(segmenter)
-                self._metrics.count("medals_jobs_total", status=job.status)
-                self._metrics.count("medals_job_seconds_total", job.seconds_run)
                 with self._changed:
                     self._running = None
 

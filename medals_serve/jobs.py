@@ -29,6 +29,7 @@ from medals_rt.pipeline.window_groups import part_of_annotation
 from medals_rt.prompts.classes import ClassKey
 from medals_serve.images import CaseCache, ServedImage, write_placed
 from medals_serve.job_files import JobFiles
+from medals_serve.metrics import Metrics
 from medals_serve.problems import JobEndedError, ServiceError, log_failure, problem_of
 
 JobStatus: TypeAlias = Literal["queued", "running", "done", "failed", "canceled"]
@@ -70,6 +71,8 @@ class ServedJob:
         That it may run.
     keep
         Accounts for a file that was written, or removes it and raises.
+    metrics
+        Where it is counted once it is over.
     corrects
         The job whose result is corrected, if any.
     """
@@ -81,6 +84,7 @@ class ServedJob:
         cases: CaseCache,
         seconds: float,
         keep: Callable[[Path], None],
+        metrics: Metrics,
         corrects: ServedJob | None = None,
     ) -> None:
         self.image = image
@@ -93,13 +97,14 @@ class ServedJob:
         self._cases = cases
         self._seconds = seconds
         self._keep = keep
+        self._metrics = metrics
         self._before = corrects
         self._past: _Past | None = None
         self._remarks: tuple[Note, ...] = ()
         self._status: JobStatus = "queued"
         self._stage: str | None = None
         self._done = self._total = 0
-        self._coarse = 0
+        self._coarse: list[tuple[int, ...]] = []
         self._began = self._stage_began = 0.0
         self._problem: dict[str, Any] | None = None
         self._canceled: str | None = None
@@ -284,13 +289,18 @@ class ServedJob:
             self.version += 1
 
     def _add_coarse(self, found: CoarseLabels) -> None:
-        """Keep what the coarse stage found as a file, while the fine one runs."""
+        """Keep what the coarse stage found as a file, while the fine one runs.
+
+        A job that is tried again after its model was lost finds the same again.
+        """
         self._check_ended()
-        path = self._coarse_file(self._coarse + 1)
+        if found.labels in self._coarse:
+            return
+        path = self._coarse_file(len(self._coarse) + 1)
         write_placed(path, found.labels_dhw, found.affine_lps)
         self._keep(path)
         with self._lock:
-            self._coarse += 1
+            self._coarse.append(found.labels)
             self.version += 1
 
     def _coarse_file(self, number: int) -> Path:
@@ -313,6 +323,8 @@ class ServedJob:
             self._problem = None if error is None else problem_of(error)
             self._status = status
             self.version += 1
+        self._metrics.count("medals_jobs_total", status=status)
+        self._metrics.count("medals_job_seconds_total", self.seconds_run)
 
     def state(self, position: int | None) -> dict[str, Any]:
         """Describe it; see `schemas.JobState`."""
@@ -330,7 +342,7 @@ class ServedJob:
                 "stage": self._stage,
                 "windows_done": self._done,
                 "windows_total": self._total,
-                "coarse_parts": self._coarse,
+                "coarse_parts": len(self._coarse),
                 "corrects": self.corrects,
                 "probabilities": self._job.probabilities is not None,
                 "seconds_left": left,
@@ -351,10 +363,10 @@ class ServedJob:
         ServiceError
             It is not there yet, or there is no such part.
         """
-        if not 1 <= number <= self._coarse:
+        if not 1 <= number <= len(self._coarse):
             raise ServiceError(
                 f"there is no coarse part {number}: parts are numbered from 1, and the job has "
-                f"{self._coarse} so far (`coarse_parts` of its state)",
+                f"{len(self._coarse)} so far (`coarse_parts` of its state)",
                 code="coarse-not-there",
                 status=HTTPStatus.CONFLICT,
             )

@@ -59,7 +59,8 @@ class Metrics:
             for (found, labels), value in counts:
                 if found == name:
                     inner = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels)
-                    lines.append(f"{name}{{{inner}}} {value:g}" if inner else f"{name} {value:g}")
+                    figure = repr(float(value)).removesuffix(".0")  # with all its digits
+                    lines.append(f"{name}{{{inner}}} {figure}" if inner else f"{name} {figure}")
         return "\n".join(lines) + "\n"
 
 

@@ -135,12 +135,20 @@ _OWN_WORDS: Final[Mapping[str, str]] = {
 }
 """What is said instead of messages that advise options of the command line, by code."""
 
-_FLAGS: Final = re.compile(r" \([^()]*--[a-z][^()]*\)|, or (?:use|give) --[a-z-]+[^;]*")
+_OF_THE_SERVER: Final[Mapping[str, str]] = {
+    "disk-full": "the server's disk is full; try again later, or delete an image",
+    "output-not-writable": "the server can't write the file; try again later",
+}
+"""What is said instead of messages that name files of the server's own, by code."""
+
+_FLAGS: Final = re.compile(
+    r" \([^()]*--[a-z][^()]*\)|, or (?:use|give) --[a-z-]+[^;]*|; `medals-rt batch`[^;]*"
+)
 
 
 def _detail(error: MedalsError) -> str:
-    """Return an error's message on one line, without advice on options of the command line."""
-    message = " ".join(str(error).split())
+    """Return an error's message on one line, without advice on the command line."""
+    message = _OF_THE_SERVER.get(error.code, " ".join(str(error).split()))
     if " --" in message:
         message = _OWN_WORDS.get(error.code, message)
     return _FLAGS.sub("", message)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import selectors
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from medals_rt.common.errors import CaseError, MedalsError
+from medals_rt.io.format import stem
+from medals_rt.io.registry import FORMATS
 from medals_serve.metrics import Metrics
 from medals_serve.problems import SeriesChoiceError
 from medals_serve.settings import ServeSettings
@@ -118,7 +121,7 @@ class Readers:
             found: dict[str, Any] = answer["found"]
             return found
         if answer is not None and "error" in answer:
-            message = answer["error"].replace(str(path), shown).replace(path.name, shown)
+            message = _with_users_name(answer["error"], path, shown)
             if answer["choices"]:
                 raise SeriesChoiceError(message, code=answer["code"], choices=answer["choices"])
             kind = CaseError if answer["input"] else MedalsError
@@ -133,6 +136,17 @@ class Readers:
         raise CaseError(
             f"reading {shown} ended its process; copy or export it again", code="reader-crashed"
         )
+
+
+def _with_users_name(message: str, path: Path, shown: str) -> str:
+    """Name a file as its user does, also where a message gives it another ending."""
+    bare = path.name.partition(".")[0]
+    names = "|".join(map(re.escape, (str(path), path.name)))
+    return re.sub(
+        rf"{names}|\b{re.escape(bare)}(?=\.[a-z])",
+        lambda found: stem(Path(shown), FORMATS) if found[0] == bare != path.name else shown,
+        message,
+    )
 
 
 class _ReaderProcess:

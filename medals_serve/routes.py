@@ -11,7 +11,9 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.datastructures import Headers
 from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from medals_rt.common.choices import PRESETS, Kind, Modality
 from medals_rt.common.distribution import VERSION
@@ -24,8 +26,9 @@ from medals_serve.images import ServedImage
 from medals_serve.job_files import JobFile, JobFiles
 from medals_serve.job_requests import OF_TWO_FILES, OUTPUT_FORMATS, JobRequest, option_defaults
 from medals_serve.jobs import OVER, ServedJob
-from medals_serve.problems import not_found
+from medals_serve.problems import ServiceError, not_found
 from medals_serve.schemas import (
+    ChoiceState,
     Form,
     ImageState,
     JobBody,
@@ -38,7 +41,13 @@ from medals_serve.schemas import (
     SessionState,
     Table,
 )
-from medals_serve.security import SAFE_METHODS, SESSION_COOKIE, cookies_of, set_cookie
+from medals_serve.security import (
+    SAFE_METHODS,
+    SESSION_COOKIE,
+    cookies_of,
+    problem_response,
+    set_cookie,
+)
 from medals_serve.service import Service
 from medals_serve.sessions import ClientSession
 from medals_serve.strict_json import StrictRoute
@@ -55,8 +64,46 @@ _MEDIA_TYPES: Final = {
     ".png": "image/png",
     ".gz": "application/gzip",
     ".dcm": "application/dicom",
+    ".zip": "application/zip",
 }
 """By the last ending of a file; others are bytes."""
+_BYTES: Final = "application/octet-stream"
+
+
+class ServedFile(FileResponse):
+    """A file, or a part of it; a part that it doesn't have is refused as all else is."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        refused: Message | None = None
+
+        async def send_unless_refused(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                refused = message
+            if refused is None:
+                await send(message)
+
+        await super().__call__(scope, receive, send_unless_refused)
+        if refused is not None:
+            error = ServiceError(
+                "the header Range names no part of the file; leave it out, or ask for bytes=0-",
+                code="range-invalid",
+                status=HTTPStatus(refused["status"]),
+            )
+            answer = problem_response(error)
+            size = Headers(raw=refused["headers"]).get("content-range")
+            if size is not None:
+                answer.headers["Content-Range"] = size
+            await answer(scope, receive, send)
+
+
+def _files(*endings: str) -> dict[int | str, dict[str, Any]]:
+    """Describe files with these endings as what a route answers."""
+    schema = {"schema": {"type": "string", "format": "binary"}}
+    kinds = {_MEDIA_TYPES.get(each, _BYTES): schema for each in endings}
+    return {200: {"description": "The file", "content": kinds}}
+
 
 _BODY: Final = {
     "requestBody": {
@@ -145,7 +192,7 @@ Owner = Annotated[ClientSession, Depends(_owner)]
 watching = APIRouter(tags=["watching"], default_response_class=PlainTextResponse)
 
 
-@watching.get("/healthz")
+@watching.get("/healthz", response_class=JSONResponse)
 async def health() -> Response:
     """Whether the server answers."""
     return JSONResponse({"ok": True})  # as clients of other servers expect it
@@ -248,7 +295,12 @@ async def end_session(service: Here, owner: Owner) -> Response:
 images = APIRouter(prefix="/v1", tags=["images"], dependencies=_CHECKED)
 
 
-@images.post("/images", status_code=HTTPStatus.CREATED, openapi_extra=_BODY)
+@images.post(
+    "/images",
+    status_code=HTTPStatus.CREATED,
+    openapi_extra=_BODY,
+    responses={409: {"model": ChoiceState, "description": "Several series"}},
+)
 async def upload_image(
     request: Request,
     service: Here,
@@ -286,7 +338,7 @@ async def describe_image(image: str, owner: Owner) -> ImageState:
     return _image_state(owner.image(image))
 
 
-@images.get("/images/{image}/volume.nii.gz", response_class=FileResponse)
+@images.get("/images/{image}/volume.nii.gz", response_class=ServedFile, responses=_files(".gz"))
 async def show_image(image: str, service: Here, owner: Owner) -> Response:
     """Return an image for display: NIfTI with the scan's affine."""
     found = owner.image(image)
@@ -359,11 +411,15 @@ async def delete_job(job: str, service: Here, owner: Owner) -> Response:
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
-@jobs.get("/{job}/events", response_class=StreamingResponse)
+class _EventStream(StreamingResponse):
+    media_type = "text/event-stream"
+
+
+@jobs.get("/{job}/events", response_class=_EventStream)
 async def watch_job(job: str, service: Here, owner: Owner) -> Response:
     """Return server-sent events `progress`, each the job's state, until it is over."""
     events = owner.watched(_events(service, owner.job(job)), service.settings.max_watchers)
-    return StreamingResponse(events, media_type="text/event-stream")
+    return _EventStream(events)
 
 
 @jobs.post("/{job}/cancel")
@@ -374,7 +430,7 @@ async def cancel_job(job: str, service: Here, owner: Owner) -> JobState:
     return _job_state(service, found)
 
 
-@jobs.get("/{job}/result", response_class=FileResponse)
+@jobs.get("/{job}/result", response_class=ServedFile, responses=_files(".gz", ".dcm", ""))
 async def download_labels(
     job: str,
     service: Here,
@@ -401,14 +457,14 @@ async def download_labels(
     return answer
 
 
-@jobs.get("/{job}/probabilities", response_class=FileResponse)
+@jobs.get("/{job}/probabilities", response_class=ServedFile, responses=_files(".zip"))
 async def download_probabilities(job: str, service: Here, owner: Owner) -> Response:
     """Return the probability maps of a job with the option `probabilities`: a zip of NIfTI."""
     found = owner.job(job)
     return await _made(service, owner, found, JobFiles.probabilities)
 
 
-@jobs.get("/{job}/coarse/{part}", response_class=FileResponse)
+@jobs.get("/{job}/coarse/{part}", response_class=ServedFile, responses=_files(".gz"))
 async def download_coarse(job: str, part: int, owner: Owner) -> Response:
     """Return a part of the coarse result as NIfTI on a coarse grid that covers the scan.
 
@@ -419,14 +475,14 @@ async def download_coarse(job: str, part: int, owner: Owner) -> Response:
     return _file(path, found.download_name(path))
 
 
-@jobs.get("/{job}/instances", response_class=FileResponse)
+@jobs.get("/{job}/instances", response_class=ServedFile, responses=_files(".gz"))
 async def download_instances(job: str, service: Here, owner: Owner) -> Response:
     """Return the numbered lesions as NIfTI."""
     found = owner.job(job)
     return await _made(service, owner, found, JobFiles.instances)
 
 
-@jobs.get("/{job}/statistics", response_class=FileResponse)
+@jobs.get("/{job}/statistics", response_class=ServedFile, responses=_files(".json", ".csv"))
 async def download_statistics(
     job: str,
     service: Here,
@@ -439,14 +495,14 @@ async def download_statistics(
     return await _made(service, owner, found, lambda files: files.statistics(format, table))
 
 
-@jobs.get("/{job}/report", response_class=FileResponse)
+@jobs.get("/{job}/report", response_class=ServedFile, responses=_files(".json"))
 async def download_report(job: str, service: Here, owner: Owner) -> Response:
     """Return the report: everything that is needed to repeat and to judge the result."""
     found = owner.job(job)
     return await _made(service, owner, found, JobFiles.report_file)
 
 
-@jobs.get("/{job}/preview.png", response_class=FileResponse)
+@jobs.get("/{job}/preview.png", response_class=ServedFile, responses=_files(".png"))
 async def download_preview(job: str, service: Here, owner: Owner) -> Response:
     """Return a picture of the labels in three planes."""
     found = owner.job(job)
@@ -481,12 +537,16 @@ def _job_state(service: Service, job: ServedJob) -> JobState:
 
 
 async def _events(service: Service, job: ServedJob) -> AsyncIterator[str]:
-    """Send a job's state whenever it changed, the present one first."""
-    seen, quiet = -1, 0.0
+    """Send a job's state whenever it changed, the present one first.
+
+    Its place in the queue is the engine's, and changes without it.
+    """
+    seen: tuple[int, int | None] | None = None
+    quiet = 0.0
     while True:
-        version = job.version
-        if version != seen:
-            seen, quiet = version, 0.0
+        found = job.version, service.engine.position(job)
+        if found != seen:
+            seen, quiet = found, 0.0
             state = _job_state(service, job)
             yield f"event: progress\ndata: {state.model_dump_json()}\n\n"
             if state.status in OVER:  # as it was sent: the job may end at any moment
@@ -500,15 +560,15 @@ async def _events(service: Service, job: ServedJob) -> AsyncIterator[str]:
 
 async def _made(
     service: Service, owner: ClientSession, job: ServedJob, name: Callable[[JobFiles], JobFile]
-) -> FileResponse:
+) -> ServedFile:
     """Send a file of a job, made if need be."""
     path = await service.made(owner, job, name(job.files))
     return _file(path, job.download_name(path))
 
 
-def _file(path: Path, name: str) -> FileResponse:
-    return FileResponse(
+def _file(path: Path, name: str) -> ServedFile:
+    return ServedFile(
         path,
-        media_type=_MEDIA_TYPES.get(path.suffix, "application/octet-stream"),
+        media_type=_MEDIA_TYPES.get(path.suffix, _BYTES),
         headers={"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}"},
     )

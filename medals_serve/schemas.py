@@ -33,6 +33,23 @@ class ProblemState(BaseModel):
     code: str = Field(description="What went wrong, for programs.")
 
 
+class SeriesChoice(BaseModel):
+    """A series of an upload that holds several."""
+
+    series: str = Field(description="Its UID.")
+    number: int | None
+    description: str
+    modality: str
+    images: int
+
+
+class ChoiceState(ProblemState):
+    """That an upload holds several series, of which one is to be chosen."""
+
+    upload: str = Field(description="To be named in a second request, without a body.")
+    choices: list[SeriesChoice]
+
+
 class SessionState(BaseModel):
     """A session that was opened."""
 

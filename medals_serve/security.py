@@ -275,6 +275,11 @@ def _without_port(host: str) -> str:
     return found["v6"] or found["name"].lower().removesuffix(".")
 
 
+def is_host_name(name: str) -> bool:
+    """Whether requests can call a server by a name, which has neither scheme nor port."""
+    return _without_port(name) == name and not any(map(str.isspace, name)) and bool(name)
+
+
 def _is_ip(host: str) -> bool:
     try:
         ipaddress.ip_address(host)

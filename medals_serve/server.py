@@ -170,7 +170,6 @@ class Server(uvicorn.Server):
         self.engine = JobEngine(
             open_model or (lambda: open_served(options, self.stop_for)),
             settings.max_queue,
-            metrics,
         )
         self.failure: MedalsError | None = None
         self.stopped_by: int | None = None

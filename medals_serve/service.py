@@ -469,6 +469,7 @@ class Service:
             self.cases,
             self.settings.job_s,
             lambda file: self.sessions.keep(owner, file),
+            self.metrics,
             corrects,
         )
         job.prepare()

@@ -86,7 +86,9 @@ def serve_command(
     ] = None,
     min_free: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="What must stay free on the disk [default: 512MiB]."),
+        typer.Option(
+            metavar="SIZE", help="What must stay free on the disk; 0 for nothing [default: 512MiB]."
+        ),
     ] = None,
     read_memory: Annotated[
         str | None,
@@ -139,9 +141,9 @@ def serve_command(
         max_sessions=max_sessions,
         max_upload_bytes=_size(max_upload),
         max_disk_bytes=_size(max_disk),
-        min_free_bytes=_size(min_free),
+        min_free_bytes=_size_or_zero(min_free),
         read_bytes=_size(read_memory),
-        cache_bytes=0 if cache_memory == "0" else _size(cache_memory),
+        cache_bytes=_size_or_zero(cache_memory),
         grace_s=grace,
         idle_s=idle,
     )
@@ -151,3 +153,8 @@ def serve_command(
 def _size(text: str | None) -> int | None:
     """Read an amount of bytes, where one was given."""
     return None if text is None else parse_size(text)
+
+
+def _size_or_zero(text: str | None) -> int | None:
+    """Read an amount of bytes that may be 0, where one was given."""
+    return 0 if text == "0" else _size(text)

@@ -43,11 +43,13 @@ def test_flags_become_settings(
     assert seen["max_sessions"] is seen["grace_s"] is seen["read_bytes"] is None
 
 
-def test_no_memory_for_what_is_kept_is_an_amount_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_an_amount_too(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
     monkeypatch.setattr(plugins, "load_plugin", lambda *_: lambda _, **given: seen.update(given))
-    assert CliRunner().invoke(app, ["serve", "--cache-memory", "0"]).exit_code == 0
-    assert seen["cache_bytes"] == 0
+    assert (
+        CliRunner().invoke(app, ["serve", "--cache-memory", "0", "--min-free", "0"]).exit_code == 0
+    )
+    assert seen["cache_bytes"] == seen["min_free_bytes"] == 0
 
 
 def test_flags_are_fields_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:

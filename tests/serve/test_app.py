@@ -395,6 +395,15 @@ def test_a_dicom_zip_with_several_series(
         assert dcmread(io.BytesIO(client.fetch(job, format=name))).PatientID == "none"
 
 
+def test_a_zip_without_dicom_is_no_advice_on_commands(client: ServiceClient) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    error = refused(client.upload, out.getvalue(), filename="notes.zip")
+    assert error.code == "no-dicom"
+    assert str(error).endswith("give the folder of a series")
+
+
 def owner_of(served: Running, image: dict[str, Any]) -> ClientSession:
     """The session that holds an image."""
     sessions = served.server.config.app.state.service.sessions
@@ -794,9 +803,45 @@ def test_the_api_describes_itself(served: Running) -> None:
     for path, verb in routes:
         entry = described["paths"][path][verb]
         assert entry["summary"]
-        assert "default" in entry["responses"], path
+        assert list(entry["responses"]["default"]["content"]) == ["application/problem+json"], path
+        (found,) = [each for status, each in entry["responses"].items() if status[0] == "2"]
+        assert found.get("content") or verb == "delete", path
+        named = {each["name"] for each in entry.get("parameters", ())}
+        wants = ["session"] if "medals-session" in named else []
+        assert sorted(entry["security"][0]) == wants
+        assert ("token" in entry["security"][-1]) is (path not in {"/healthz", "/readyz"}), path
+
+    def kinds(path: str, status: str = "200", verb: str = "get") -> list[str]:
+        return list(described["paths"][path][verb]["responses"][status]["content"])
+
+    assert kinds("/healthz") == kinds("/v1/jobs/{job}/report") == ["application/json"]
+    assert kinds("/v1/jobs/{job}/events") == ["text/event-stream"]
+    assert kinds("/v1/jobs/{job}/preview.png") == ["image/png"]
+    assert kinds("/v1/images", "409", "post") == ["application/problem+json"]
+    assert described["components"]["securitySchemes"].keys() == {"token", "session"}
+    assert {"upload", "choices"} <= described["components"]["schemas"]["ChoiceState"][
+        "properties"
+    ].keys()
     sent = described["paths"]["/v1/images"]["post"]["requestBody"]["content"]
     assert "application/octet-stream" in sent
+
+
+@pytest.mark.parametrize(("asked", "status"), [("bytes=9-1", 400), ("bytes=99999999-", 416)])
+def test_a_part_that_a_file_does_not_have(
+    client: ServiceClient, scan: Path, asked: str, status: int
+) -> None:
+    image = client.upload(scan)["image"]
+    path = f"/v1/images/{image}/volume.nii.gz"
+    whole = client.http.get(path).content
+    part = client.http.get(path, headers={"Range": "bytes=1-9"})
+    assert (part.status_code, part.content) == (206, whole[1:10])
+    answer = client.http.get(path, headers={"Range": asked})
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (problem["status"], "range-invalid")
+    assert answer.status_code == status
+    if status == 416:
+        assert answer.headers["Content-Range"] == f"bytes */{len(whole)}"
 
 
 def test_what_watches_the_server(served: Running, client: ServiceClient, scan: Path) -> None:

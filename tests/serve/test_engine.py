@@ -12,7 +12,6 @@ from medals_rt.common.errors import BundleError, RunnerError
 from medals_serve import engine as module
 from medals_serve.client import ServedProblemError, ServiceClient
 from medals_serve.engine import JobEngine
-from medals_serve.metrics import Metrics
 from medals_serve.problems import ServiceError
 from tests.errors import raises
 from tests.serve.serving import PATIENCE_S, SENTENCE, Running, ending, running, until
@@ -86,6 +85,29 @@ def test_a_full_queue_is_said(tiny_bundle: Bundle, tmp_path: Path, scan: Path) -
         assert served.files() == []
 
 
+def test_watchers_of_a_waiting_job_see_it_move_up(held: Running, scan: Path) -> None:
+    """And one that is canceled as it waits counts as a job that ended."""
+    with held.client() as client:
+        image = client.upload(scan)
+        jobs = [client.submit(image, SENTENCE) for _ in range(3)]
+        until(lambda: client.job(jobs[0])["status"] == "running")
+        states = client.watch(jobs[2])
+        assert next(states)["position"] == 2
+        before = canceled_of(client)
+        client.cancel(jobs[1])
+        assert canceled_of(client) == before + 1
+        assert next(states)["position"] == 1
+        held.gate.set()
+        assert [state["status"] for state in states][-1] == "done"
+
+
+def canceled_of(client: ServiceClient) -> float:
+    """How many jobs were canceled, by the server's figures."""
+    name = 'medals_jobs_total{status="canceled"} '
+    lines = client.http.get("/metrics").text.splitlines()
+    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
 def test_a_canceled_job_leaves_room() -> None:
     """At once, not only when the next one is taken."""
     let_go = threading.Event()
@@ -101,7 +123,7 @@ def test_a_canceled_job_leaves_room() -> None:
         def cancel(self, _: str) -> None:
             self.is_over = True
 
-    engine = JobEngine(contextlib.nullcontext, 1, Metrics())  # type: ignore[arg-type]
+    engine = JobEngine(contextlib.nullcontext, 1)  # type: ignore[arg-type]
     engine.start()
     try:
         running, waiting, third = (Job() for _ in range(3))
@@ -202,7 +224,7 @@ def test_stopping_ends_where_the_model_never_does(monkeypatch: pytest.MonkeyPatc
             pass
 
     monkeypatch.setattr(module, "_TO_STOP_S", 0.1)
-    engine = JobEngine(contextlib.nullcontext, 1, Metrics())  # type: ignore[arg-type]
+    engine = JobEngine(contextlib.nullcontext, 1)  # type: ignore[arg-type]
     engine.start()
     engine.submit(Stuck())  # type: ignore[arg-type]
     until(lambda: engine.jobs_running == 1)
@@ -239,7 +261,7 @@ def test_one_thread_opens_uses_and_closes() -> None:
         threads.append(threading.current_thread().name)
         return Model()
 
-    engine = JobEngine(open_model, 1, Metrics())
+    engine = JobEngine(open_model, 1)
     engine.start()
     job: Any = Quick()
     engine.submit(job)
@@ -253,7 +275,7 @@ def test_a_model_that_can_not_be_opened() -> None:
     def fail() -> Any:
         raise BundleError("no such bundle", code="bundle-missing")
 
-    engine = JobEngine(fail, 1, Metrics())
+    engine = JobEngine(fail, 1)
     with pytest.raises(BundleError):
         engine.start()
     assert not engine.is_ready

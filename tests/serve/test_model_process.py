@@ -259,6 +259,24 @@ def test_a_server_loses_nothing_when_its_gpu_fails(
         assert client.http.get("/readyz").status_code == 200
 
 
+def test_a_job_that_is_tried_again_has_no_coarse_part_twice(
+    server: tuple[Server, str, threading.Thread],
+    fake: Path,
+    faults: Callable[..., None],
+    scan: Path,
+) -> None:
+    _, address, _ = server
+    with ServiceClient(address, timeout_s=60) as client:
+        faults(*["none"] * 1000)
+        expected = client.segment(client.upload(scan), SENTENCE)
+        windows = 1000 - len(fake.read_text(encoding="utf-8").splitlines())
+        faults(*["none"] * (windows - 1), "lost")
+        found = client.segment(client.upload(scan), SENTENCE)
+        assert fake.read_text(encoding="utf-8") == ""
+        assert found["coarse_parts"] == expected["coarse_parts"] == 1
+        assert found["classes"] == expected["classes"]
+
+
 def test_a_server_without_a_gpu_says_so_and_ends(
     server: tuple[Server, str, threading.Thread], faults: Callable[..., None], scan: Path
 ) -> None:

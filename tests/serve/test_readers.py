@@ -179,6 +179,25 @@ def test_limits_of_files_from_strangers_hold(readers: Readers, tmp_path: Path) -
     assert "large.nii" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("stored", "shown", "said"),
+    [
+        ("upload.nii.gz", "my upload.nii.gz", "name it my upload.nii, or"),
+        ("upload.nrrd", "scan.nrrd", "name it scan.nii"),
+        ("upload_", "scan", "name it scan.nii"),
+    ],
+)
+def test_advice_on_names_is_about_the_users(
+    readers: Readers, tmp_path: Path, stored: str, shown: str, said: str
+) -> None:
+    write_nifti(tmp_path / "plain.nii").rename(tmp_path / stored)
+    with pytest.raises(CaseError) as caught:
+        readers.read("image", tmp_path / stored, shown)
+    assert caught.value.code == "wrong-ending"
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(f"{shown} ")
+
+
 def test_series_to_choose_from(readers: Readers, tmp_path: Path) -> None:
     from tests.dicom import write_series
 

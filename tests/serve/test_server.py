@@ -192,6 +192,15 @@ def test_names_of_replicas(name: str) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["http://x", "x:8700", "x/", "a b", "", "x."])
+def test_names_that_no_request_can_call_are_refused(name: str) -> None:
+    with raises(InputError, "host-name", "without"):
+        serve(
+            RunOptions(), host="127.0.0.1", port=0, token_file=None, announce=print, warn=print,
+            host_names=("scans.example.org", name),
+        )  # fmt: skip
+
+
 def test_every_address_but_the_loopback_demands_a_token(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

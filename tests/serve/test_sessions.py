@@ -293,7 +293,8 @@ def test_a_disk_that_is_full_all_the_same(
             patch.setattr(np, "savez_compressed", full)
             with pytest.raises(ServedProblemError) as caught:
                 client.segment(image, SENTENCE)
-            assert caught.value.status == 507
+            assert (caught.value.status, caught.value.code) == (507, "disk-full")
+            assert str(tmp_path) not in str(caught.value)
         assert not [name for name in served.files() if "partial" in name]
         job = client.segment(image, SENTENCE)
         with monkeypatch.context() as patch:
