@@ -264,6 +264,7 @@ function refreshModality() {
   byId("window").replaceChildren(...names.map((name) => el("option", { value: name }, name)));
   if (modality === "CT") byId("window").value = "Soft tissue";
   applyWindow();
+  viewer.reportPoint(); // whose unit depends on it
 }
 
 /* How classes are drawn with the pen: those of the result as there, others in their own color. */

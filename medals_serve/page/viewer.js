@@ -103,7 +103,6 @@ export class Viewer {
       longTouchTimeout: 2 ** 31 - 1, // nor is a slow stroke a long press
       logLevel: "error",
       mouseEventConfig: {
-        leftButton: { primary: DRAG_MODE.crosshair, withCtrl: DRAG_MODE.pan },
         centerButton: DRAG_MODE.pan,
         rightButton: DRAG_MODE.contrast,
       },
