@@ -72,9 +72,9 @@ class Palette {
 }
 
 export class Viewer {
-  /* `onPoint({label, value, mm, tilt, slice, slices})` is called when the crosshair moves, `onStroke(count)` when
-  something was drawn or undone: how many strokes can be undone; `onKey` for keys of the canvas,
-  `onDoubleClick` for double clicks while not drawing. */
+  /* `onPoint({label, value, mm, tilt, slice, slices})` is called when the crosshair moves,
+  `onStroke(count)` when something was drawn or undone: how many strokes can be undone; `onKey` for
+  keys of the canvas, `onDoubleClick` for double clicks while not drawing. */
   constructor(canvas, { onPoint, onStroke, onKey, onDoubleClick }) {
     this.canvas = canvas;
     this.onPoint = onPoint;
