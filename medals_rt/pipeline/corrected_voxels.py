@@ -76,12 +76,19 @@ def corrected_notes(corrections: Sequence[Correction], merged: Merged) -> tuple[
     if not by_hand:
         return ()
     changed = np.zeros(merged.labels_dhw.shape, np.bool_)
+    made = np.zeros(merged.labels_dhw.shape, np.int32)
     for each in by_hand:
         changed[each.box] |= each.changed_dhw
+        each.apply(made)
+    # A lesion that was erased may lie in an organ, which is there then.
+    taken = changed & (made == 0) & (merged.labels_dhw != 0)
+    changed &= ~taken
     count = int(np.count_nonzero(changed))
     text = f"{count:,} voxel{' is' if count == 1 else 's are'} as corrected by hand"
     overruled = merged.overruled_dhw
     otherwise = 0 if overruled is None else int(np.count_nonzero(overruled & changed))
     if otherwise:
         text += f"; the model had answered otherwise in {otherwise:,} of them"
+    if beneath := int(np.count_nonzero(taken)):
+        text += f"; {beneath:,} more, which were erased, are of another class now"
     return (Note("corrected-by-hand", text),)

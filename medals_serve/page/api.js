@@ -15,8 +15,8 @@ export class Problem extends Error {
 }
 
 const NO_ANSWER = "The service doesn't answer. Is it still running, and is this computer connected?";
-const NOT_THE_SERVICE = "Something else answered in the service's place, such as the sign-in page of "
-  + "a network.";
+const NOT_THE_SERVICE = "Something else answered in the service's place, such as the sign-in page "
+  + "of a network.";
 
 export function address(path, query = {}) {
   const url = new URL(path, ROOT);

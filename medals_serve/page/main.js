@@ -116,7 +116,8 @@ async function addScan(files, toOpen) {
 /* A series of several, as an answer to a question. */
 function choiceOf({ series, number, description, modality, images }) {
   const name = seriesName({ series_number: number, series_description: description });
-  return { value: series, text: [name, modality, plural(images, "image")].filter(Boolean).join(" · ") };
+  const parts = [name, modality, plural(images, "image")];
+  return { value: series, text: parts.filter(Boolean).join(" · ") };
 }
 
 async function chooseScan(scan) {
@@ -264,6 +265,7 @@ function refreshModality() {
   byId("window").replaceChildren(...names.map((name) => el("option", { value: name }, name)));
   if (modality === "CT") byId("window").value = "Soft tissue";
   applyWindow();
+  viewer.reportPoint(); // whose unit depends on it
 }
 
 /* How classes are drawn with the pen: those of the result as there, others in their own color. */

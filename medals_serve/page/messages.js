@@ -36,7 +36,8 @@ export function ask({ heading, text, choices }) {
   byId("ask-choices").replaceChildren(...choices.map(({ value, text: label }) =>
     el("button", { value, class: choices.length === 1 ? "strong" : null }, label)));
   dialog.returnValue = "";
-  dialog.showModal();
+  dialog.showModal(); // the focus is on Cancel: a single answer may be to delete something
+  if (choices.length > 1) byId("ask-choices").querySelector("button").focus();
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => resolve(dialog.returnValue || null), { once: true });
   });

@@ -123,7 +123,7 @@ export class Runs {
       text: "The drawing can't correct it any more, but it can guide a new run.",
       choices: [{ value: "yes", text: "Segment with the drawing" }],
     });
-    if (answer === null) return this.fail(scan, { detail: REPLACED });
+    if (answer === null) return showProblem("run-problem", { detail: REPLACED });
     try {
       await this.reload(scan);
       await this.send(scan, false);
@@ -136,8 +136,9 @@ export class Runs {
   async takeReplaced(scan) {
     try {
       await this.reload(scan);
-      if (scan === this.current()) await this.show(scan, scan.shown);
-      this.fail(scan, { detail: `${REPLACED} The newest is shown.` });
+      if (scan !== this.current()) return;
+      await this.show(scan, scan.shown);
+      showProblem("run-problem", { detail: `${REPLACED} The newest is shown.` });
     } catch (error) {
       this.fail(scan, error);
     }

@@ -66,8 +66,8 @@ export function scansIn(files) {
   if (seen.length === 0) throw new Error("There is no file in this folder.");
   const half = seen.find(({ path }) => seen.length > 1 && OF_TWO_FILES.test(path));
   if (half) {
-    throw new Error(`${half.file.name} and its voxels are two files, which the service doesn't take: `
-      + "save the scan as one, such as .nrrd, .mha or .nii.gz.");
+    throw new Error(`${half.file.name} and its voxels are two files, which the service doesn't `
+      + "take: save the scan as one, such as .nrrd, .mha or .nii.gz.");
   }
   return seen.every(({ path }) => SINGLE.test(path)) ? seen.map((file) => [file]) : [seen];
 }
@@ -153,6 +153,7 @@ function describe({ info, name, filename, modality, active, problem, runs }) {
     : `${spacing[2]} × ${spacing[1]} × ${spacing[0]}`;
   const state = active !== null ? "running" : problem !== null ? "failed"
     : runs.length > 0 ? "segmented" : null;
-  return [name === filename ? null : filename, modality, `${width} × ${height} × ${depth}`, `${sizes} mm`, state]
+  const file = name === filename ? null : filename;
+  return [file, modality, `${width} × ${height} × ${depth}`, `${sizes} mm`, state]
     .filter(Boolean).join(" · ");
 }

@@ -155,8 +155,8 @@ export class Search {
 
   explain({ code, detail }) {
     if (code !== "class-not-covered") return detail;
-    return `This model doesn't know it; it knows ${plural(this.classes.length, "class", "classes")}, `
-      + "which are listed as you type.";
+    const count = plural(this.classes.length, "class", "classes");
+    return `This model doesn't know it; it knows ${count}, which are listed as you type.`;
   }
 
   async takeSentence() {

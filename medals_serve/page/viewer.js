@@ -72,9 +72,9 @@ class Palette {
 }
 
 export class Viewer {
-  /* `onPoint({label, value, mm, tilt, slice, slices})` is called when the crosshair moves, `onStroke(count)` when
-  something was drawn or undone: how many strokes can be undone; `onKey` for keys of the canvas,
-  `onDoubleClick` for double clicks while not drawing. */
+  /* `onPoint({label, value, mm, tilt, slice, slices})` is called when the crosshair moves,
+  `onStroke(count)` when something was drawn or undone: how many strokes can be undone; `onKey` for
+  keys of the canvas, `onDoubleClick` for double clicks while not drawing. */
   constructor(canvas, { onPoint, onStroke, onKey, onDoubleClick }) {
     this.canvas = canvas;
     this.onPoint = onPoint;
@@ -103,7 +103,6 @@ export class Viewer {
       longTouchTimeout: 2 ** 31 - 1, // nor is a slow stroke a long press
       logLevel: "error",
       mouseEventConfig: {
-        leftButton: { primary: DRAG_MODE.crosshair, withCtrl: DRAG_MODE.pan },
         centerButton: DRAG_MODE.pan,
         rightButton: DRAG_MODE.contrast,
       },

@@ -48,6 +48,17 @@ def test_the_model_may_agree() -> None:
     assert note.text == "1 voxel is as corrected by hand"
 
 
+def test_what_was_erased_may_be_of_another_class() -> None:
+    before, found = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
+    before[0, 0, :3] = 7
+    made = corrections(((0, 0, 0), 0), ((0, 0, 1), 0), ((0, 0, 2), 0), of=before)
+    found[0, 0, 1:3] = 4
+    (note,) = corrected_notes(made, Merged(found, None, None))
+    assert note.text == (
+        "1 voxel is as corrected by hand; 2 more, which were erased, are of another class now"
+    )
+
+
 def test_lesions_are_numbered_again() -> None:
     labels = np.zeros(SHAPE, np.uint8)
     labels[0, 0] = (7, 7, 0, 7, 7)

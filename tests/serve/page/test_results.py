@@ -156,6 +156,7 @@ def test_zoom(visited: Visit, scan: Path) -> None:
         return int(np.abs(visited.picture() - before).max()) < 30
 
     assert is_as_before()
+    assert " HU · " in str(where)
     visited["#viewer"].hover()
     visited.page.keyboard.down("Control")
     visited.page.mouse.wheel(0, -100)
