@@ -143,7 +143,7 @@ def load_checkpoint(
     model = build_model(config, state, file.name)
     remarks = [_HEADS_ASSUMED] if known_heads is None else []
     remarks += _other_weights(data, state)
-    source = SourceRecord(file=file.name, sha256=file_sha256(file))
+    source = SourceRecord(file=file.name, sha256=file_sha256(file), heads=heads)
     return Checkpoint(model, spacing, source, tuple(f"{file.name}: {each}" for each in remarks))
 
 

@@ -213,7 +213,9 @@ def _load(bundle: Bundle, stage: StageNumber, given: Checkpoint | AnyPath) -> Ch
     if isinstance(given, Checkpoint):
         checkpoint = given
     else:
-        checkpoint = load_checkpoint(Path(given), otherwise=spec)
+        sources = bundle.manifest.sources
+        source = sources.fine if spec.is_fine else sources.coarse
+        checkpoint = load_checkpoint(Path(given), otherwise=spec, heads=source.heads)
     config = checkpoint.model.config
     dim = bundle.manifest.embeddings.dim
     if config.window_hwd != spec.window_hwd or config.text_dim != dim:

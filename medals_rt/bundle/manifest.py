@@ -150,11 +150,22 @@ class ClassRecord(msgspec.Struct, frozen=True):
 
 
 class SourceRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The checkpoint that a stage was exported from: file name, hash, and address on a hub."""
+    """The checkpoint that a stage was exported from.
+
+    Attributes
+    ----------
+    file, sha256
+        Its name, and the hash of its content.
+    origin
+        Its address on a hub.
+    heads
+        Attention heads, where whoever exported it named them: nothing in the file tells.
+    """
 
     file: str
     sha256: Sha256
     origin: str | None = None
+    heads: int | None = None
 
 
 class Sources(msgspec.Struct, frozen=True):

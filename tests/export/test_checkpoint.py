@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 torch = pytest.importorskip("torch")
+from msgspec.structs import replace
 from safetensors.torch import save_file
 
 from medals_export.checkpoint import (
@@ -176,6 +177,19 @@ def test_heads_that_nothing_says_are_assumed_with_a_remark(tmp_path):
 def test_a_reference_says_what_was_assumed(tiny_bundle):
     coarse = dataclasses.replace(tiny_checkpoint(1), remarks=("assumed",))
     assert "assumed" in TorchReference(tiny_bundle, coarse, tiny_checkpoint(2)).notes
+
+
+def test_a_reference_has_the_heads_that_the_export_was_told(tiny_bundle, tmp_path):
+    path, model = tmp_path / "fine.pth", tiny_checkpoint(2).model
+    torch.save({"model_state_dict": model.state_dict()}, path)
+    assert load_checkpoint(path, heads=4, otherwise=tiny_bundle.stage_spec(2)).source.heads == 4
+    sources = tiny_bundle.manifest.sources
+    told = replace(sources, fine=replace(sources.fine, heads=model.config.heads))
+    manifest = replace(tiny_bundle.manifest, sources=told)
+    bundle = dataclasses.replace(tiny_bundle, manifest=manifest)
+    reference = TorchReference(bundle, tiny_checkpoint(1), path)
+    assert reference._checkpoints[2].model.config == model.config
+    assert not any("heads" in note for note in reference.notes)
 
 
 def test_a_stage_says_what_nothing_else_says(tmp_path):
