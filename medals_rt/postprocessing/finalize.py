@@ -159,8 +159,9 @@ def removal_notes(
             )
             notes.append(warning("components-removed", text))
         else:
-            crumbs.append(f"{count} of {names[each.label]} ({ml:.3g} mL)")
+            pieces = "1 piece" if count == 1 else f"{count} pieces"
+            crumbs.append(f"{names[each.label]} ({pieces}, {ml:.3g} mL)")
     if crumbs:
-        text = f"small separate pieces were left out: {', '.join(crumbs)}"
+        text = f"small separate pieces were left out of {', '.join(crumbs)}"
         notes.append(Note("crumbs-removed", text))
     return tuple(notes)

@@ -88,7 +88,7 @@ def test_all_removes_all_but_one_vertebra() -> None:
         ("crumbs-removed", "info"),  # 4 of 364 voxels
     ]
     assert "19 components (85.5 mL)" in str(notes[0])
-    assert str(notes[1]).endswith("left out: 1 of Sacrum (2 mL)")
+    assert str(notes[1]).endswith("left out of Sacrum (1 piece, 2 mL)")
 
 
 def test_off_changes_nothing() -> None:
