@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel
@@ -737,8 +738,10 @@ def test_the_last_event_says_how_the_job_ended(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(routes, "_job_state", state)
     monkeypatch.setattr(routes, "POLL_S", 0.0)
 
+    service: Any = SimpleNamespace(engine=SimpleNamespace(position=lambda _: None))
+
     async def events(job: Any) -> list[str]:
-        return [each async for each in routes._events(None, job)]  # type: ignore[arg-type]
+        return [each async for each in routes._events(service, job)]
 
     assert '"status":"done"' in asyncio.run(events(Ending()))[-1]
 
