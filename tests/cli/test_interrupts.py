@@ -73,7 +73,7 @@ def test_signals_end_a_real_process(name: str, code: int, said: str) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 def test_what_nohup_started_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medals_rt.cli._app.app", lambda: None)
+    monkeypatch.setattr("medals_rt.cli._app.app", lambda **_: None)
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
