@@ -37,7 +37,10 @@ def keep_corrected(merged: Merged, corrections: Sequence[Correction]) -> Merged:
     labels = merged.labels_dhw.copy()
     for each in corrections:
         each.apply(labels)
-    labels = to_host(drop_remains(labels, merged.labels_dhw, corrected_labels(corrections)))
+    # a class that nobody corrected may reach into what was drawn: nothing of it was erased
+    touched = set[int]().union(*(each.labels for each in corrections))
+    found = np.where(np.isin(merged.labels_dhw, list(touched)), merged.labels_dhw, labels)
+    labels = to_host(drop_remains(labels, found, corrected_labels(corrections)))
     instances = merged.instances_dhw
     if instances is not None:
         instances = to_host(label_components(labels)[0])

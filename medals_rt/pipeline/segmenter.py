@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -150,6 +150,7 @@ class Segmenter:
         self._is_closed = False
         self._process = os.getpid()
         self._in_use = Lock()
+        self._user: int | None = None
         self._token = object()  # what is kept is of this segmenter alone
 
     @classmethod
@@ -234,10 +235,23 @@ class Segmenter:
         return MeasuredPasses(self.arithmetic, dict(measured))
 
     def close(self) -> None:
-        """Free the models' memory; cases are refused from then on."""
+        """Free the models' memory, once a case that another thread runs has ended.
+
+        Cases are refused from then on. In a fork of the process that opened it nothing is done.
+
+        Raises
+        ------
+        InputError
+            ``segmenter-in-use``: a function that `segment` has called asks for it.
+        """
+        if os.getpid() != self._process:
+            return
+        if self._user == get_ident():
+            raise _in_use()
         self._is_closed = True
-        for network in self._model.networks.values():
-            network.close()
+        with self._in_use:
+            for network in self._model.networks.values():
+                network.close()
 
     def __enter__(self) -> Self:
         return self
@@ -343,14 +357,12 @@ class Segmenter:
                 code="segmenter-elsewhere",
             )
         if not self._in_use.acquire(blocking=False):
-            raise InputError(
-                "this segmenter is in use, by another thread or by the call that called this "
-                "function; open one for each, or let them take turns",
-                code="segmenter-in-use",
-            )
+            raise _in_use()
+        self._user = get_ident()
         try:
             yield
         finally:
+            self._user = None
             self._in_use.release()
 
     def _segment(
@@ -467,6 +479,14 @@ def load(
     """Open a bundle; see `Segmenter.open`."""
     return Segmenter.open(
         bundle, runner=runner, precision=precision, threads=threads, convolution=convolution
+    )
+
+
+def _in_use() -> InputError:
+    return InputError(
+        "this segmenter is in use, by another thread or by the call that called this function; "
+        "open one for each, or let them take turns",
+        code="segmenter-in-use",
     )
 
 

@@ -75,6 +75,17 @@ def test_lesions_are_numbered_again() -> None:
     assert kept.instances_dhw[2, 3, 4] == 3
 
 
+def test_a_class_that_nobody_corrected_stays_where_it_reaches_into_what_was_drawn() -> None:
+    result = np.zeros((6, 6, 6), np.uint8)
+    result[:3] = 1
+    drawn, answered = result.copy(), result.copy()
+    drawn[3, 2:4, 2:4] = 4
+    answered[3, 2, 2] = 1
+    made = [Correction.of(result, drawn, (1, 4))]
+    kept = keep_corrected(Merged(answered, None, None), made)
+    np.testing.assert_array_equal(kept.labels_dhw, drawn)
+
+
 def test_no_rim_stays_around_what_was_erased() -> None:
     """The model finds it again, a voxel wider; what is by itself and was not erased stays."""
     before, answered = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)

@@ -210,8 +210,9 @@ def test_a_segmenter_is_used_by_one_at_a_time(segmenter: Segmenter, volume: Volu
     def again(*_: object) -> None:
         segmenter.segment(volume, ANATOMY)
 
-    with raises(InputError, "segmenter-in-use"):
-        segmenter.segment(volume, ANATOMY, progress=again)
+    for call in (again, lambda *_: segmenter.close()):
+        with raises(InputError, "segmenter-in-use"):
+            segmenter.segment(volume, ANATOMY, progress=call)
     segmenter.segment(volume, ANATOMY)
 
 

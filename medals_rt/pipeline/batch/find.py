@@ -1,6 +1,7 @@
 """Which cases a batch has: in folders, patterns, lists and jobs files, but for earlier results."""
 
 import glob
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os.path import realpath
@@ -138,7 +139,13 @@ def searched(inputs: Sequence[Path], results: Path, reports: Path) -> Search:
     found = {
         (realpath(case.path), case.name): case for case in _from_given(given, own, written, passed)
     }
-    return Search(tuple(found.values()), passed.lines())
+    names = Counter(case.name for case in found.values())
+    cases = [  # beside a scan of its name, a result that somebody changed is no scan either
+        case
+        for (place, name), case in found.items()
+        if names[name] == 1 or Path(place) not in written
+    ]
+    return Search(tuple(cases), passed.lines())
 
 
 def _touch(given: Iterable[_Given], own: set[Path]) -> bool:
@@ -209,8 +216,8 @@ def _written(results: Path, reports: Path) -> dict[Path, str]:
             continue
         name = file.relative_to(folder).as_posix().removesuffix(".json")
         paths = CasePaths(name, results, reports, record.ending)
-        for role, path in paths.of(record.files):
-            written[Path(realpath(path))] = record.files[role]
+        for path, digest in paths.all_of(record):
+            written[Path(realpath(path))] = digest
     return written
 
 

@@ -1,7 +1,9 @@
 """Where the files of a batch's case lie, by role: one table of what is written and what was."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -77,6 +79,19 @@ class CasePaths:
         """The folder of probability maps."""
         return self._beside("_probabilities")
 
+    def all_of(self, written: WrittenFiles) -> Iterator[tuple[Path, str]]:
+        """Go through all files that a batch wrote of the case, with the SHA-256 of each."""
+        for role, path in replace(self, ending=written.ending).of(written.files):
+            yield path, written.files[role]
+        for below, digest in written.left.items():
+            for folder in {self.results, self.reports}:
+                yield folder / below, digest
+
+    def below(self, path: Path) -> str:
+        """Name a file of the case from the folder of results or of reports."""
+        top = self.results if path.is_relative_to(self.results) else self.reports
+        return path.relative_to(top).as_posix()
+
     def of(self, roles: Iterable[str]) -> Iterator[tuple[str, Path]]:
         """Go through files by role: the properties' names, and those of `class_roles`."""
         single = {
@@ -109,10 +124,14 @@ class WrittenFiles:
         SHA-256 of each, by role.
     ending
         Of the result.
+    left
+        SHA-256 of those that earlier results have left beside it, by path below the folder of
+        results or of reports.
     """
 
     files: dict[str, str]
     ending: str
+    left: dict[str, str] = field(default_factory=dict)
 
 
 def read_written(record: Path) -> WrittenFiles | None:

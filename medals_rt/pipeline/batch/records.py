@@ -9,8 +9,8 @@ written, so that what a killed process leaves can be told from what is somebody'
 """
 
 import hashlib
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -23,6 +23,7 @@ from medals_rt.common.notes import Note, warning
 from medals_rt.pipeline.batch.paths import (
     STATE_FOLDER,
     CasePaths,
+    WrittenFiles,
     class_roles,
     is_of_class,
     is_of_map,
@@ -42,6 +43,8 @@ RESULT_CHANGED: Final = "result-changed"
 RESULT_NOT_OURS: Final = "result-not-ours"
 """Code of the error that says that a result would take the place of somebody's file."""
 _NAMED: Final = 3
+_WRITING: Final = ".writing"
+"""Ends the name of the mark beside a record whose files are being written."""
 
 Status = Literal["done", "kept", "failed", "skipped"]
 
@@ -106,7 +109,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Record:
-    """A case that was finished, or one that failed: then without fingerprint and files.
+    """A case that was finished, or one that failed: then without fingerprint.
 
     Attributes
     ----------
@@ -120,6 +123,11 @@ class Record:
         How it went.
     ending
         Of the result's name, which begins with the case's.
+    left
+        As of `WrittenFiles`.
+    before
+        Of a case that failed so as not to write over somebody's files: its record when it was
+        finished, which speaks of the same files.
     """
 
     format: int
@@ -127,6 +135,8 @@ class Record:
     files: dict[str, str]
     entry: Entry
     ending: str
+    left: dict[str, str] = field(default_factory=dict)
+    before: "Record | None" = None
 
 
 def fingerprint(case: BatchCase, bundle_hash: str) -> str:
@@ -176,8 +186,8 @@ def _asked_for(job: Job) -> object:
 
 def kept_entry(case: BatchCase, made_from: str) -> Entry | None:
     """Return the entry of a case that is finished and whose files are all there."""
-    record = _record_of(case)
-    if record is None or record.fingerprint != made_from or _is_writing(case):
+    record = _finished_record(case)
+    if record is None or record.fingerprint != made_from:
         return None
     return _kept(case, record)
 
@@ -196,28 +206,27 @@ def earlier_notes(case: BatchCase, prompts: PromptSet, made_from: str) -> tuple[
     made_from
         Its fingerprint.
     """
-    record = _record_of(case)
-    if record is None or record.entry.status != "done":
+    record = _finished_record(case)
+    if record is None:
         return ()
-    there = _as_written(case)
-    job = case.job
+    own, job = _own_files(case), case.job
     new = set(case.files(roles_of_classes(case, prompts)).values())
     told = (job.split, job.probabilities)  # what else lies in them is told by `check_class_files`
-    stay = [path for path in there.values() if path not in new and path.parent not in told]
+    stay = [path for path in own if path not in new and path.parent not in told]
+    labels = replace(case.paths, ending=record.ending).labels
     before = {each.label: each.name for each in record.entry.classes}
     asked = {each.label: each.class_key.name for each in prompts.prompts}
     had = "" if before == asked else f", which had {', '.join(before.values())},"
     if not _may_be_one(record.entry.input, shown(case.store.shown(case.job.input))):
         had = f"{had or ','} of {record.entry.input},"
     notes = []
-    if had and there.get("labels") in new:
+    if had and labels in own and labels in new:
         notes.append(warning("result-replaced", f"an earlier batch's result{had} is replaced"))
     if stay:
-        named = ", ".join(_below(path, case.paths) for path in stay[:_NAMED])
-        more = f" and {len(stay) - _NAMED} more" if len(stay) > _NAMED else ""
+        named = _first_of(case, stay)
         verb = "stays" if len(stay) == 1 else "stay"
         text = (
-            f"of an earlier batch's result{had} {named}{more} {verb} beside this one, and no table "
+            f"of an earlier batch's result{had} {named} {verb} beside this one, and no table "
             "lists it"
         )
         alike = record.fingerprint == made_from
@@ -232,24 +241,21 @@ def _may_be_one(before: str, now: str) -> bool:
     return longer[len(longer) - len(shorter) :] == shorter
 
 
-def _below(path: Path, paths: CasePaths) -> str:
-    """Name a file from the folder of results or of reports."""
-    top = paths.results if path.is_relative_to(paths.results) else paths.reports
-    return path.relative_to(top).as_posix()
+def _first_of(case: BatchCase, files: Sequence[Path]) -> str:
+    """Name the first few files of a case, and count the others."""
+    named = ", ".join(case.paths.below(path) for path in files[:_NAMED])
+    more = len(files) - _NAMED
+    return f"{named} and {more} more" if more > 0 else named
 
 
-def _as_written(case: BatchCase) -> dict[str, Path]:
-    """Return the files of a case that are as its record says they were written, by role."""
+def _own_files(case: BatchCase) -> dict[Path, str]:
+    """Return the files of a case that are as a batch wrote them, with the SHA-256 of each."""
     case.store.fetch(case.record)
     written = read_written(case.record)
     if written is None:
         return {}
-    paths = replace(case.paths, ending=written.ending)
-    return {
-        role: path
-        for role, path in paths.of(written.files)
-        if case.store.identity(path) == written.files[role]
-    }
+    own = dict(case.paths.all_of(written))
+    return {path: digest for path, digest in own.items() if case.store.identity(path) == digest}
 
 
 def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
@@ -264,7 +270,8 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
         name = path.relative_to(folder).as_posix().removesuffix(".json")
         skipped = one_name(name) in own or path.name.startswith(".")
         record = None if skipped else _read(path)
-        if record is None or record.entry.status != "done":
+        being_written = path.with_name(f"{path.name}{_WRITING}").exists()
+        if record is None or record.entry.status != "done" or being_written:
             continue
         paths = CasePaths(name, plan.results, plan.reports, record.ending)
         job = Job(
@@ -294,12 +301,17 @@ def remember(case: BatchCase, made_from: str, entry: Entry, roles: Collection[st
     OutputError
         The record can't be written.
     """
-    files = {}
-    for role, path in case.files(roles).items():
+    written, files = case.files(roles), {}
+    left = {
+        case.paths.below(path): digest
+        for path, digest in _own_files(case).items()
+        if path not in written.values()
+    }
+    for role, path in written.items():
         case.store.put(path)
         files[role] = case.store.identity(path) or ""
         case.store.drop(path)
-    _write(case, Record(RECORD_FORMAT, made_from, files, entry, case.paths.ending))
+    _write(case, Record(RECORD_FORMAT, made_from, files, entry, case.paths.ending, left))
     case.store.remove(_writing_path(case))
 
 
@@ -319,13 +331,21 @@ def remember_failure(case: BatchCase, entry: Entry, *, keeps_files: bool = False
     OutputError
         The record can't be written.
     """
+    before = _finished_record(case)
     if not keeps_files:
-        for path in _as_written(case).values():
+        for path in (*_own_files(case), *_half_written(case), _writing_path(case)):
             case.store.remove(path)
-    case.store.fetch(case.record)
     written = read_written(case.record) if keeps_files else None
-    files, ending = ({}, "") if written is None else (written.files, written.ending)
-    _write(case, Record(RECORD_FORMAT, "", files, entry, ending))
+    record = Record(RECORD_FORMAT, "", {}, entry, "")
+    if written is not None:
+        record = replace(
+            record,
+            files=written.files,
+            ending=written.ending,
+            left=written.left,
+            before=before,
+        )
+    _write(case, record)
 
 
 def check_overwritten(case: BatchCase, prompts: PromptSet) -> None:
@@ -336,31 +356,35 @@ def check_overwritten(case: BatchCase, prompts: PromptSet) -> None:
     InputError
         ``result-not-ours``.
     """
-    if _is_writing(case):  # a process that was killed left them
-        return
-    own = set(_as_written(case).values())
+    own = {*_own_files(case), *_half_written(case)}
     files = case.files(roles_of_classes(case, prompts)).values()
     others = [path for path in files if path not in own and case.store.exists(path)]
     if others:
-        named = ", ".join(_below(path, case.paths) for path in others[:_NAMED])
-        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
         written = read_written(case.record)
-        known = {} if written is None else dict(case.paths.of(written.files))
-        ours = others[0] in known.values()
+        ours = written is not None and others[0] in dict(case.paths.all_of(written))
         why = "was changed since it was written" if ours else "was not written by a batch"
         raise InputError(
-            f"{named}{more} {why}, and would be lost: move it away or remove it, or choose another "
-            "folder of outputs",
+            f"{_first_of(case, others)} {why}, and would be lost: move it away or remove it, or "
+            "choose another folder of outputs",
             code=RESULT_NOT_OURS,
         )
 
 
-def note_writing(case: BatchCase) -> None:
-    """Note that files of a case are being written, until `remember` or `remove_files`."""
+def note_writing(case: BatchCase, roles: Collection[str] = ()) -> None:
+    """Note that files of a case are being written, until it is settled; `roles` of its classes'."""
     path = _writing_path(case)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+    begun = WrittenFiles(dict.fromkeys(case.files(roles), ""), case.paths.ending)
+    path.write_bytes(msgspec.json.encode(begun))
     case.store.put(path)
+
+
+def _half_written(case: BatchCase) -> set[Path]:
+    """Return the files that a process which ended without a word may have left half written."""
+    path = _writing_path(case)
+    case.store.fetch(path)
+    begun = read_written(path)
+    return set() if begun is None else {each for each, _ in case.paths.all_of(begun)}
 
 
 def recorded_entry(case: BatchCase, status: str | None) -> Entry:
@@ -377,7 +401,8 @@ def recorded_entry(case: BatchCase, status: str | None) -> Entry:
     record = _record_of(case)
     if record is not None and (record.entry.status != "done" or status == "done"):
         return _as_now(case, record.entry)
-    kept = None if record is None else _kept(case, record)
+    finished = _finished_record(case)
+    kept = None if finished is None else _kept(case, finished)
     return kept or Entry(
         name=shown(case.name),
         input=shown(case.store.shown(case.job.input)),
@@ -454,6 +479,8 @@ def shown(text: object, length: int = 1000) -> str:
 
 def _kept(case: BatchCase, record: Record) -> Entry | None:
     """Return the entry of a finished case; None where a file that it should have is missing."""
+    if record.ending != case.paths.ending:  # what lies under this name is not what it speaks of
+        return None
     job = case.job
     for folder, is_role in ((job.split, is_of_class), (job.probabilities, is_of_map)):
         if folder is not None and not any(map(is_role, record.files)):
@@ -466,10 +493,9 @@ def _kept(case: BatchCase, record: Record) -> Entry | None:
     changed = [files[role] for role in files if found[role] != record.files[role]]
     if not changed:
         return entry
-    named = ", ".join(_below(path, case.paths) for path in changed[:_NAMED])
     text = (
-        f"{named} was changed since it was written, and stays so; the tables are of what was "
-        "written. Move it away to have the case made again"
+        f"{_first_of(case, changed)} was changed since it was written, and stays so; the tables "
+        "are of what was written. Move it away to have the case made again"
     )
     return replace(entry, notes=(*entry.notes, warning(RESULT_CHANGED, text)))
 
@@ -481,11 +507,15 @@ def _as_now(case: BatchCase, entry: Entry) -> Entry:
 
 
 def _writing_path(case: BatchCase) -> Path:
-    return case.record.with_name(f"{case.record.name}.writing")
+    return case.record.with_name(f"{case.record.name}{_WRITING}")
 
 
-def _is_writing(case: BatchCase) -> bool:
-    return case.store.exists(_writing_path(case))
+def _finished_record(case: BatchCase) -> Record | None:
+    """Return the record of a case that is finished, if no newer files of it are half written."""
+    record = _record_of(case)
+    if record is not None and record.entry.status != "done":
+        record = record.before
+    return None if case.store.exists(_writing_path(case)) else record
 
 
 def _write(case: BatchCase, record: Record) -> None:

@@ -240,7 +240,7 @@ def _written(ready: _Ready, result: Result) -> Entry:
     case = ready.case
     roles = roles_of_classes(case, ready.read.prompts)
     try:
-        note_writing(case)
+        note_writing(case, roles)
         result = write_job(ready.read, result)
         entry = _entry(ready, result)
         remember(case, ready.made_from, entry, roles)

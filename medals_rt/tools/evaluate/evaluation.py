@@ -1,6 +1,5 @@
 """Scores of files and folders: which belong together, which labels count, what a case comes to."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -12,6 +11,7 @@ from medals_rt.common.arrays import label_dtype
 from medals_rt.common.atomic_io import prepare_output, write_json
 from medals_rt.common.choices import Kind
 from medals_rt.common.errors import CaseError, InputError, MedalsError, MissingFileError
+from medals_rt.common.folders import walk_once
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import LabelFile
@@ -412,16 +412,19 @@ def _label_files(folder: Path) -> dict[str, Path]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Go through the files of a folder and of all below it, where links lead too, but hidden ones.
+    """Go through the files of a folder as `walk_once` does, but hidden ones.
 
-    Each folder once: a link may lead back.
+    Raises
+    ------
+    InputError
+        ``folder-unreadable``: a mean over the other cases would pass for one over all.
     """
-    seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        place = os.path.realpath(parent)
-        folders[:] = sorted(
-            name for name in folders if place not in seen and not name.startswith(".")
-        )
-        if place not in seen:
-            yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
-        seen.add(place)
+    try:
+        for parent, folders, files in walk_once(folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            yield from (parent / name for name in files if not name.startswith("."))
+    except OSError as error:
+        raise InputError(
+            f"can't read the folder {error.filename} ({error.strerror}); let it be read",
+            code="folder-unreadable",
+        ) from error

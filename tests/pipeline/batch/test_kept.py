@@ -82,6 +82,9 @@ def test_what_somebody_changed_stays(run: Callable[..., Result], out: Path, name
         assert f"{name} was changed since" in otherwise.stderr
         assert (out / name).read_bytes() == changed
         assert (out / "case1.npz").exists()
+    assert run().exit_code == 0  # as at first
+    assert set(statuses(out).values()) == {"done", "kept"}
+    assert statuses(out)["case1"] == "kept"
     (out / name).rename(out / "mine")
     assert run("--seed", "7").exit_code == 0
     assert statuses(out)["case1"] == "done"
@@ -112,14 +115,74 @@ def test_a_damaged_record_makes_files_nobodys(run: Callable[..., Result], out: P
     assert statuses(out)["case1"] == "failed"
 
 
+def half_write(out: Path, name: str) -> Path:
+    """Leave a case as a process does that is killed while it writes its label map."""
+    record = out / ".medals-rt" / f"{name}.json"
+    mark = record.with_name(f"{name}.json.writing")
+    mark.write_text(json.dumps({"files": {"labels": ""}, "ending": ".npz"}), encoding="utf-8")
+    spoil(out / f"{name}.npz")
+    return mark
+
+
 def test_what_a_killed_process_left_is_written_over(run: Callable[..., Result], out: Path) -> None:
     assert run().exit_code == 0
-    record = out / ".medals-rt" / "case1.json"
-    record.rename(record.with_name("case1.json.writing"))
-    spoil(out / "case1.npz")
+    mark = half_write(out, "case1")
     assert run().exit_code == 0
     assert statuses(out)["case1"] == "done"
-    assert [path.name for path in record.parent.glob("case1*")] == ["case1.json"]
+    assert [path.name for path in mark.parent.glob("case1*")] == ["case1.json"]
+
+
+def test_what_a_killed_process_left_is_no_result_of_a_case_that_fails(
+    run: Callable[..., Result], scans: Path, out: Path
+) -> None:
+    assert run().exit_code == 0
+    mark = half_write(out, "case1")
+    (scans / "case1.npz").write_bytes(b"damaged")
+    assert run().exit_code == 1
+    assert not mark.exists()
+    assert not (out / "case1.npz").exists()
+    assert not (out / "reports" / "case1.json").exists()
+    (out / "case1.npz").write_bytes(b"drawn")
+    write_case(scans / "case1.npz", 1, KIDNEY)
+    assert run().exit_code == 1
+    assert (out / "case1.npz").read_bytes() == b"drawn"
+
+
+def test_a_record_speaks_of_no_file_of_another_ending(
+    run: Callable[..., Result], scans: Path, out: Path
+) -> None:
+    """The first format's file is of the first scan, of which the newest record knows nothing."""
+    assert run("--format", "nii.gz").exit_code == 0
+    first = (out / "case1.nii.gz").read_bytes()
+    write_case(scans / "case1.npz", 99, KIDNEY)
+    assert run("--format", "nrrd").exit_code == 0
+    assert run("--format", "nii.gz").exit_code == 0
+    assert statuses(out)["case1"] == "done"
+    assert (out / "case1.nii.gz").read_bytes() != first
+
+
+def test_files_of_earlier_options_are_still_the_batchs(
+    run: Callable[..., Result], tiny_bundle: Bundle, scans: Path, out: Path
+) -> None:
+    words = (tiny_bundle.folder, scans, out)
+    for more in (("--split",), ("--seed", "7", "--no-preview"), ("--split", "--seed", "3"), ()):
+        assert batch(*words, *more).exit_code == 0, more
+    assert set(statuses(out).values()) == {"done"}
+    (scans / "case1.npz").write_bytes(b"damaged")
+    assert run().exit_code == 1
+    left = {path.name for path in out.rglob("*") if path.is_file() and "case1" in str(path)}
+    assert left == {"case1.json"}  # its record
+    assert (out / "case0").is_dir()
+
+
+def test_a_changed_result_beside_its_scan_is_no_scan(tiny_bundle: Bundle, scans: Path) -> None:
+    words = (tiny_bundle.folder, scans, scans, "--format", "nii.gz", "--no-preview")
+    assert batch(*words).exit_code == 0
+    spoil(scans / "case1.nii.gz")
+    again = batch(*words)
+    assert again.exit_code == 0, again.output
+    assert statuses(scans) == {f"case{number}": "kept" for number in range(3)}
+    assert "case1.nii.gz was changed" in again.stderr
 
 
 def test_a_case_of_the_same_name_elsewhere_takes_the_place_with_a_warning(
@@ -218,7 +281,7 @@ def test_what_stays_of_an_earlier_result_is_told(tiny_bundle: Bundle, tmp_path: 
     )
     assert other.exit_code == 0, other.output
     assert "which had Liver, is replaced" in other.stderr
-    assert "which had Liver, previews/case.png stays" in other.stderr
+    assert "which had Liver, previews/case.png, case.nii.gz" in other.stderr
     assert "files that are not of this result" in other.stderr
 
 
