@@ -395,8 +395,8 @@ def recorded_entry(case: BatchCase, status: str | None) -> Entry:
     case
         The case.
     status
-        How the other settled it; None where that was before all those who work now began: a result
-        must then be as it was written.
+        How the other settled it; None where that was before all those who work now began: its files
+        must then be there.
     """
     record = _record_of(case)
     if record is not None and (record.entry.status != "done" or status == "done"):
