@@ -1,11 +1,11 @@
 """Folders that are gone through once, links and all."""
 
-import os
 from pathlib import Path
 
 import pytest
 
 from medals_rt.common.folders import walk_once
+from tests.folders import close_folder
 
 
 @pytest.fixture
@@ -48,14 +48,7 @@ def test_what_is_taken_out_is_passed_over(top: Path) -> None:
 
 
 def test_a_folder_that_cant_be_read_is_told(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scan = os.scandir
-
-    def refuse(path: str) -> object:
-        if Path(path).name == "a":
-            raise PermissionError(13, "Permission denied", path)
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    close_folder("a", monkeypatch)
     with pytest.raises(PermissionError):
         list(walk_once(top))
     closed: list[OSError] = []

@@ -92,13 +92,13 @@ class _PassedOver:
             "links to folders that are gone through under another name": self.again,
         }
         return tuple(
-            f"{what} are passed over: {_first_of(dict.fromkeys(map(str, names)))}"
+            f"{what} are passed over: {first_of(dict.fromkeys(map(str, names)))}"
             for what, names in found.items()
             if names
         )
 
 
-def _first_of(names: Iterable[str]) -> str:
+def first_of(names: Iterable[str]) -> str:
     """Name the first few, and count the others."""
     listed = list(names)
     more = len(listed) - NAMED

@@ -9,7 +9,7 @@ written, so that what a killed process leaves can be told from what is somebody'
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,6 +20,7 @@ from medals_rt.common.atomic_io import atomic_output, write_json
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import InputError, PromptError
 from medals_rt.common.notes import Note, warning
+from medals_rt.pipeline.batch.find import first_of
 from medals_rt.pipeline.batch.paths import (
     STATE_FOLDER,
     CasePaths,
@@ -42,7 +43,6 @@ RESULT_CHANGED: Final = "result-changed"
 """Code of the warning that somebody changed a finished case's files."""
 RESULT_NOT_OURS: Final = "result-not-ours"
 """Code of the error that says that a result would take the place of somebody's file."""
-_NAMED: Final = 3
 _WRITING: Final = ".writing"
 """Ends the name of the mark beside a record whose files are being written."""
 
@@ -223,7 +223,7 @@ def earlier_notes(case: BatchCase, prompts: PromptSet, made_from: str) -> tuple[
     if had and labels in own and labels in new:
         notes.append(warning("result-replaced", f"an earlier batch's result{had} is replaced"))
     if stay:
-        named = _first_of(case, stay)
+        named = first_of(map(case.paths.below, stay))
         verb = "stays" if len(stay) == 1 else "stay"
         text = (
             f"of an earlier batch's result{had} {named} {verb} beside this one, and no table "
@@ -241,21 +241,21 @@ def _may_be_one(before: str, now: str) -> bool:
     return longer[len(longer) - len(shorter) :] == shorter
 
 
-def _first_of(case: BatchCase, files: Sequence[Path]) -> str:
-    """Name the first few files of a case, and count the others."""
-    named = ", ".join(case.paths.below(path) for path in files[:_NAMED])
-    more = len(files) - _NAMED
-    return f"{named} and {more} more" if more > 0 else named
+def _own_files(case: BatchCase, but: Collection[Path] = ()) -> dict[Path, str]:
+    """Return the files of a case that are as a batch wrote them, with the SHA-256 of each.
 
-
-def _own_files(case: BatchCase) -> dict[Path, str]:
-    """Return the files of a case that are as a batch wrote them, with the SHA-256 of each."""
+    Of those in `but` nothing is read.
+    """
     case.store.fetch(case.record)
     written = read_written(case.record)
     if written is None:
         return {}
-    own = dict(case.paths.all_of(written))
-    return {path: digest for path, digest in own.items() if case.store.identity(path) == digest}
+    recorded = dict(case.paths.all_of(written))
+    return {
+        path: digest
+        for path, digest in recorded.items()
+        if path not in but and case.store.identity(path) == digest
+    }
 
 
 def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
@@ -302,11 +302,8 @@ def remember(case: BatchCase, made_from: str, entry: Entry, roles: Collection[st
         The record can't be written.
     """
     written, files = case.files(roles), {}
-    left = {
-        case.paths.below(path): digest
-        for path, digest in _own_files(case).items()
-        if path not in written.values()
-    }
+    others = _own_files(case, but=written.values())
+    left = {case.paths.below(path): digest for path, digest in others.items()}
     for role, path in written.items():
         case.store.put(path)
         files[role] = case.store.identity(path) or ""
@@ -364,8 +361,8 @@ def check_overwritten(case: BatchCase, prompts: PromptSet) -> None:
         ours = written is not None and others[0] in dict(case.paths.all_of(written))
         why = "was changed since it was written" if ours else "was not written by a batch"
         raise InputError(
-            f"{_first_of(case, others)} {why}, and would be lost: move it away or remove it, or "
-            "choose another folder of outputs",
+            f"{first_of(map(case.paths.below, others))} {why}, and would be lost: move it away or "
+            "remove it, or choose another folder of outputs",
             code=RESULT_NOT_OURS,
         )
 
@@ -494,8 +491,8 @@ def _kept(case: BatchCase, record: Record) -> Entry | None:
     if not changed:
         return entry
     text = (
-        f"{_first_of(case, changed)} was changed since it was written, and stays so; the tables "
-        "are of what was written. Move it away to have the case made again"
+        f"{first_of(map(case.paths.below, changed))} was changed since it was written, and stays "
+        "so; the tables are of what was written. Move it away to have the case made again"
     )
     return replace(entry, notes=(*entry.notes, warning(RESULT_CHANGED, text)))
 

@@ -24,6 +24,7 @@ from medals_rt.common.errors import CaseError, InputError
 from medals_rt.io.registry import read_case, write_segmentation
 from tests.dicom import write_series
 from tests.errors import raises
+from tests.folders import close_folder
 from tests.io.test_formats import ORIENTATIONS, affine_of, sphere_ijk
 
 RIGHT_HANDED = [
@@ -555,13 +556,6 @@ def test_links_in_a_folder_are_followed_and_closed_folders_told(
     (tmp_path / "series" / "there").symlink_to(tmp_path / "elsewhere")
     found = read_case(tmp_path / "series").volume.image_dhw
     assert found.shape == HU.shape
-    scan = os.scandir
-
-    def refuse(path: Any) -> Any:
-        if Path(path).name == "here":
-            raise PermissionError(13, "Permission denied", str(path))
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    close_folder("here", monkeypatch)
     with raises(CaseError, "folder-unreadable"):
         read_case(tmp_path / "series")

@@ -1,6 +1,5 @@
 """Which cases a batch finds."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from medals_rt.common.errors import InputError, MissingFileError
 from medals_rt.pipeline.batch.store import content_sha256
 from tests.errors import raises
+from tests.folders import close_folder
 from tests.pipeline.batch.helpers import plan, results, write_json
 
 
@@ -75,14 +75,7 @@ def test_links_are_followed_once(empty_scans: Path, tmp_path: Path) -> None:
 def test_folders_that_cant_be_read_are_named(
     empty_scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scan = os.scandir
-
-    def refuse(path: str) -> object:
-        if Path(path).name == "deep":
-            raise PermissionError(13, "Permission denied", str(path))
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    close_folder("deep", monkeypatch)
     found = plan(empty_scans, out=tmp_path / "out")
     assert set(results(found)) == {"a", "b"}
     closed = f"{empty_scans / 'deep'} (Permission denied)"

@@ -8,13 +8,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from medals_serve.node.delivery import Courier
+from medals_serve.node.worker import Worker
 from tests.paths import ROOT
+from tests.serve.serving import until
 
 TITLE = "MEDALSRT"
 RULE = """
@@ -110,3 +114,17 @@ def wait_for(condition: Callable[[], Any], node: Node, seconds: float = 300) -> 
         assert time.monotonic() < end, node.says()
         assert node.process.poll() is None, node.says()
         time.sleep(0.1)
+
+
+def run_until(part: Courier | Worker, condition: Callable[[], bool]) -> float:
+    """Run a part of a node in a thread; return how many seconds it took to end."""
+    stop = threading.Event()
+    thread = threading.Thread(target=part.run, args=(stop,))
+    thread.start()
+    try:
+        until(condition)
+    finally:
+        began = time.monotonic()
+        stop.set()
+        thread.join()
+    return time.monotonic() - began

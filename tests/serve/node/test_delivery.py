@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,8 +25,7 @@ from medals_serve.node.configuration import NodeConfiguration, Peer, read_config
 from medals_serve.node.delivery import Courier, send_file
 from medals_serve.node.spool import Delivery, Spool, State
 from tests.dicom import write_series
-from tests.serve.node.nodes import TITLE, sockets_left_open, write_configuration
-from tests.serve.serving import until
+from tests.serve.node.nodes import TITLE, run_until, sockets_left_open, write_configuration
 
 
 @pytest.fixture
@@ -133,20 +131,6 @@ def on_its_way(folder: Path, results: Mapping[str, Path], *receivers: str) -> Sp
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_FIRST_WAIT_S", "_POLL_S"):
         monkeypatch.setattr(module, name, 0.01)
-
-
-def run_until(courier: Courier, condition: Callable[[], bool]) -> float:
-    """Run a courier; return how many seconds it took to end."""
-    stop = threading.Event()
-    thread = threading.Thread(target=courier.run, args=(stop,))
-    thread.start()
-    try:
-        until(condition)
-    finally:
-        began = time.monotonic()
-        stop.set()
-        thread.join()
-    return time.monotonic() - began
 
 
 @pytest.mark.usefixtures("impatient")

@@ -21,8 +21,7 @@ from medals_serve.node.configuration import read_configuration
 from medals_serve.node.spool import Delivery, Spool, SpooledSeries, State
 from medals_serve.node.worker import Worker
 from tests.dicom import write_series
-from tests.serve.node.nodes import write_configuration
-from tests.serve.serving import until
+from tests.serve.node.nodes import run_until, write_configuration
 
 AFFINE = np.diag([12.0, 12.0, 15.0, 1.0])
 VALUES = np.random.default_rng(0).integers(-1000, 1000, (6, 16, 20)).astype(np.int16)
@@ -135,17 +134,6 @@ def is_over(worker: Worker, number: int, run: int = 1) -> bool:
     """Whether a series has come to nothing in a run."""
     state = SpooledSeries(worker.spool.folder / "1.2.3.4" / f"1.2.3.4.{number + 1}").state()
     return state is not None and state.came_to_nothing and state.run == run
-
-
-def run_until(worker: Worker, condition: Callable[[], bool]) -> None:
-    stop = threading.Event()
-    thread = threading.Thread(target=worker.run, args=(stop,))
-    thread.start()
-    try:
-        until(condition)
-    finally:
-        stop.set()
-        thread.join()
 
 
 @pytest.mark.parametrize(
