@@ -7,7 +7,7 @@ import { Pen } from "./pen.js";
 import { noteItems, Results, stylesOf } from "./results.js";
 import { Runs } from "./runs.js";
 import { chipsIn, chipsOf, classKey, Scan, seriesName } from "./scan.js";
-import { listenForFiles, scansIn, sendScan, showScans } from "./scans.js";
+import { isOfTheFile, listenForFiles, nameOf, scansIn, sendScan, showScans } from "./scans.js";
 import { Search, showChips, showGroups } from "./search.js";
 import { Viewer } from "./viewer.js";
 
@@ -77,13 +77,25 @@ async function mayDropDrawing() {
   }) !== null;
 }
 
-/* Sends scans one after the other, until one can't be used, and opens the first. */
+/* Sends scans one after the other and opens the first; those that can't be used are named then. */
 async function addScans(files) {
   show(byId("scan-problem"), false);
   if (!await mayDropDrawing()) return;
   try {
-    for (const [number, scan] of scansIn(files).entries()) {
-      if (!await addScan(scan, number === 0)) return;
+    const scans = await scansIn(files);
+    const before = state.scans.length;
+    const useless = [];
+    for (const scan of scans) {
+      try {
+        if (!await addScan(scan, state.scans.length === before)) break;
+      } catch (error) {
+        if (scans.length === 1 || !isOfTheFile(error)) throw error;
+        useless.push(`${nameOf(scan)}: ${error.message}`);
+      }
+    }
+    if (useless.length > 0) {
+      const count = `${useless.length} of ${plural(scans.length, "scan")} can't be used.`;
+      showProblem("scan-problem", new Error([count, ...useless].join("\n")));
     }
   } catch (error) {
     showProblem("scan-problem", error);

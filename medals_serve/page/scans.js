@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { byId, el, formatBytes, rebuild, show } from "./dom.js";
+import { pairsJoined } from "./pairs.js";
 import { zipped } from "./zip.js";
 
 /* `onFiles` gets a list of {path, file}. */
@@ -57,22 +58,16 @@ async function filesIn(entry) {
 // Of files that are a whole scan each.
 const SINGLE = /\.(nii|nii\.gz|nrrd|mha|npz|zip)$/i;
 
-// Of files whose voxels lie in a second one.
-const OF_TWO_FILES = /\.(nhdr|mhd|hdr)(\.gz)?$/i;
-
-/* Files as lists, one a scan: those of a DICOM series, or of a folder, belong together. */
-export function scansIn(files) {
-  const seen = files.filter(({ path }) => !/(^|\/)(\.|__MACOSX\/)/.test(path));
-  if (seen.length === 0) throw new Error("There is no file in this folder.");
-  const half = seen.find(({ path }) => seen.length > 1 && OF_TWO_FILES.test(path));
-  if (half) {
-    throw new Error(`${half.file.name} and its voxels are two files, which the service doesn't `
-      + "take: save the scan as one, such as .nrrd, .mha or .nii.gz.");
-  }
+/* Files as lists, one a scan: those of a DICOM series, or of a folder, belong together, a header
+and its voxels are one. */
+export async function scansIn(files) {
+  const named = files.filter(({ path }) => !/(^|\/)(\.|__MACOSX\/)/.test(path));
+  if (named.length === 0) throw new Error("There is no file in this folder.");
+  const seen = await pairsJoined(named);
   return seen.every(({ path }) => SINGLE.test(path)) ? seen.map((file) => [file]) : [seen];
 }
 
-function nameOf(files) {
+export function nameOf(files) {
   const [{ path, file }] = files;
   if (files.length === 1) return file.name;
   return `${path.includes("/") ? path.split("/")[0]
@@ -117,6 +112,10 @@ export async function sendScan(files, maxBytes, chooseSeries) {
     show(byId("upload"), false);
   }
 }
+
+/* Whether a scan wasn't taken for what it is: another one may be. */
+export const isOfTheFile = (problem) =>
+  problem instanceof RangeError || [413, 422].includes(problem.status);
 
 function report(text, share) {
   show(byId("upload"), true);

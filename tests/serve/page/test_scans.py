@@ -1,11 +1,14 @@
 """Scans that the page opens: a challenge case, lesions, a DICOM folder, several at a time."""
 
+import gzip
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
+import SimpleITK
 
 from tests.dicom import write_series
 from tests.serve.page.visit import DEMO, Visit, in_browser
@@ -172,16 +175,86 @@ def test_a_scan_that_did_not_arrive_is_tried_again(visited: Visit, scan: Path) -
 
 
 @in_browser
-def test_a_scan_of_two_files(visited: Visit, tmp_path: Path) -> None:
-    """It isn't taken, and the service doesn't name its own folders."""
-    for name in ("ct.nhdr", "ct.raw"):
-        (tmp_path / name).write_text("NRRD0004\n", encoding="ascii")
-    visited.page.set_input_files("#file-input", sorted(tmp_path.iterdir()))
-    visited.expect("#scan-problem").to_contain_text("ct.nhdr and its voxels are two files")
+def test_one_of_several_can_not_be_used(visited: Visit, scan: Path, tmp_path: Path) -> None:
+    """The others are there, and it is named."""
+    (tmp_path / "0.nii.gz").write_bytes(scan.read_bytes()[:200])
+    for name in ("1.nii.gz", "2.nii.gz"):
+        shutil.copy(scan, tmp_path / name)
+    visited.load(*sorted(tmp_path.iterdir()))
+    visited.expect("#scans .name").to_have_text(["1.nii.gz", "2.nii.gz"])
+    visited.expect("#scans [aria-current=true]").to_contain_text("1.nii.gz")
+    visited.expect("#scan-problem").to_contain_text("1 of 3 scans can't be used.\n0.nii.gz: ")
+    visited.complaints.clear()
+
+
+@in_browser
+def test_scans_of_two_files(visited: Visit, tmp_path: Path) -> None:
+    """A header and its voxels are joined in the browser, whatever their order is called."""
+    names = _pairs(tmp_path)
+    visited.load(*sorted(tmp_path.iterdir()))
+    visited.expect("#scans .name").to_have_text(names)
+    visited.expect("#scan-problem").to_be_hidden()
+    served = visited.page.evaluate(
+        """async () => {
+            const {images} = await (await fetch('v1/sessions/current')).json();
+            const volumes = [];
+            for (const {image} of images) {
+                const answer = await fetch(`v1/images/${image}/volume.nii.gz`);
+                volumes.push(Array.from(new Uint8Array(await answer.arrayBuffer())));
+            }
+            return volumes;
+        }"""
+    )
+    assert len(served) == len(names)
+    first = nibabel.Nifti1Image.from_bytes(gzip.decompress(bytes(served[0])))
+    for name, each in zip(names, served, strict=True):
+        volume = nibabel.Nifti1Image.from_bytes(gzip.decompress(bytes(each)))
+        np.testing.assert_array_equal(volume.dataobj, first.dataobj, err_msg=name)
+        np.testing.assert_allclose(volume.affine, first.affine, err_msg=name)
+    np.testing.assert_array_equal(np.unique(first.dataobj), np.unique(image(3)))
+
+
+def _pairs(folder: Path) -> list[str]:
+    """One image in every kind of two files; what the page calls them, in order of their names."""
+    array_kji = np.ascontiguousarray(image(3).astype(np.int16).T)
+    placed = SimpleITK.GetImageFromArray(array_kji)
+    placed.SetSpacing((2.0, 2.0, 4.0))
+    placed.SetOrigin((3.0, -4.0, 5.0))
+    for name in ("a.mhd", "c.nhdr", "e.hdr"):
+        SimpleITK.WriteImage(placed, folder / name)
+    for name in ("b.mhd", "d.nhdr"):
+        SimpleITK.WriteImage(placed, folder / name, useCompression=True)
+    voxels = (folder / "a.raw").read_bytes()
+    (folder / "f.raw").write_bytes(bytes(100) + voxels)
+    header = (folder / "a.mhd").read_text("ascii").replace("a.raw", "f.raw")
+    windows = f"HeaderSize = 100\n{header}".replace("\n", "\r\n")
+    (folder / "f.mhd").write_bytes(windows.encode("ascii"))
+    for ending in (".hdr", ".img"):
+        (folder / f"g{ending}.gz").write_bytes(gzip.compress((folder / f"e{ending}").read_bytes()))
+    big = nibabel.Nifti1Pair.from_filename(folder / "e.hdr")
+    swapped = nibabel.Nifti1Pair(
+        np.asarray(big.dataobj).astype(">i2"), big.affine, big.header.as_byteswapped(">")
+    )
+    swapped.to_filename(folder / "h.hdr")
+    return ["a.mha", "b.mha", "c.nrrd", "d.nrrd", "e.nii", "f.mha", "g.nii", "h.nii"]
+
+
+@in_browser
+def test_half_a_scan_of_two_files(visited: Visit, tmp_path: Path) -> None:
+    """What is missing is named, and the service doesn't name its own folders."""
     (tmp_path / "ct.nhdr").write_text(HALF_AN_NRRD, encoding="ascii")
     visited.page.set_input_files("#file-input", tmp_path / "ct.nhdr")
     visited.expect("#scan-problem").to_have_text(
         "ct.nhdr keeps its voxels in ct.raw, which isn't beside it; put both into one folder, or "
         "write the scan as one file"
     )
+    (tmp_path / "else.raw").write_bytes(bytes(128))
+    visited.page.set_input_files("#file-input", sorted(tmp_path.iterdir()))
+    visited.expect("#scan-problem").to_have_text(
+        "ct.nhdr keeps its voxels in ct.raw, which is not among these files: choose both."
+    )
+    slices = HALF_AN_NRRD.replace("ct.raw", "LIST\nelse.raw")
+    (tmp_path / "ct.nhdr").write_text(slices, encoding="ascii")
+    visited.page.set_input_files("#file-input", sorted(tmp_path.iterdir()))
+    visited.expect("#scan-problem").to_contain_text("keeps its voxels in several files")
     visited.complaints.clear()
