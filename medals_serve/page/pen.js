@@ -21,6 +21,17 @@ export class Pen {
     for (const tool of document.getElementsByName("tool")) {
       tool.addEventListener("change", () => this.apply());
     }
+    viewer.canvas.addEventListener("mousemove", (event) => this.showBrush(event));
+    viewer.canvas.addEventListener("mouseleave", () => show(byId("brush"), false));
+  }
+
+  /* What a stroke would paint where the mouse is. */
+  showBrush({ offsetX, offsetY }) {
+    const place = this.viewer.brushAt(offsetX, offsetY);
+    const brush = byId("brush");
+    show(brush, place !== null);
+    if (place === null) return;
+    for (const [side, pixels] of Object.entries(place)) brush.style[side] = `${pixels}px`;
   }
 
   start() {
@@ -40,6 +51,7 @@ export class Pen {
   /* The viewer has stopped by itself: another scan or result is shown. */
   hide() {
     show(byId("pen"), false);
+    show(byId("brush"), false);
     byId("draw").setAttribute("aria-pressed", "false");
     this.onChange();
   }

@@ -12,6 +12,8 @@ const PLANES = {
 };
 // The axis (x, y, z of the patient) that a plane cuts across, and the two that lie in it.
 const AXES = { all: [2, 0, 1], axial: [2, 0, 1], coronal: [1, 0, 2], sagittal: [0, 1, 2] };
+// Of the picture of such a plane, axial, coronal, sagittal: the axes that run across and down.
+const IN_PLANE = [[0, 1], [0, 2], [1, 2]];
 const UNDO_STEPS = 32;
 const ZOOM_STEP = 1.25;
 const MOST_ZOOM = 12;
@@ -377,7 +379,35 @@ export class Viewer {
     this.showStyled(this.palette.styles);
   }
 
-  /* Chooses what the pen leaves: a label, or 0 to erase; `size` in voxels. */
+  /* Where the pen would paint at a place of the canvas, in its CSS pixels; null: nowhere. */
+  brushAt(x, y) {
+    const { niivue } = this;
+    const ratio = niivue.uiData.dpr;
+    const tile = niivue.tileIndex(x * ratio, y * ratio);
+    const { axCorSag, leftTopWidthHeight } = niivue.screenSlices[tile] ?? {};
+    const axes = IN_PLANE[axCorSag];
+    if (!this.isDrawing || this.held || !axes) return null;
+    const at = niivue.screenXY2TextureFrac(x * ratio, y * ratio, tile);
+    if (at[0] < 0) return null;
+    // Two places of the tile give the scale: from voxels to pixels is linear in a plane.
+    const [left, top, width, height] = leftTopWidthHeight;
+    const places = [0.25, 0.75].map((part) => [left + part * width, top + part * height]);
+    const fractions = places.map((place) => niivue.screenXY2TextureFrac(...place, tile, false));
+    const voxel = niivue.frac2vox(at);
+    const around = Math.floor(niivue.opts.penSize / 2);
+    const [across, down] = axes.map((axis, side) => {
+      const count = niivue.volumes[0].dimsRAS[axis + 1];
+      const [[first, second], [from, to]] = [fractions, places]
+        .map((pair, of) => pair.map((each) => each[of === 0 ? axis : side]));
+      return [Math.max(voxel[axis] - around, 0), Math.min(voxel[axis] + around + 1, count)]
+        .map((edge) => from + (to - from) * (edge / count - first) / (second - first))
+        .map((pixels) => pixels / ratio)
+        .sort((a, b) => a - b);
+    });
+    return { left: across[0], top: down[0], width: across[1] - across[0], height: down[1] - down[0] };
+  }
+
+  /* Chooses what the pen leaves: a label, or 0 to erase; `size` in voxels, which is odd. */
   setPen(label, size) {
     this.niivue.setPenValue(this.palette.value(label), false);
     this.niivue.opts.penSize = size;

@@ -202,3 +202,41 @@ def jobs_of(visited: Visit) -> list[dict[str, Any]]:
     """Return the session's jobs, as the service tells of them."""
     content = visited.page.evaluate("fetch('v1/sessions/current').then((answer) => answer.json())")
     return list(content["jobs"])
+
+
+@in_browser
+def test_the_outline_of_the_pen(visited: Visit, scan: Path) -> None:
+    """It lies where a dab then paints, in each plane, and goes with the pen."""
+    visited.load(scan)
+    visited["#modality"].select_option("CT")
+    visited.choose("liver")
+    visited["#draw"].click()
+    visited["#pen-size"].fill("9")
+    for plane in ("axial", "coronal", "sagittal"):
+        visited[f"#planes input[value={plane}]"].check()
+        canvas = visited["#viewer"].bounding_box()
+        assert canvas
+        x, y = canvas["x"] + 0.3 * canvas["width"], canvas["y"] + 0.3 * canvas["height"]
+        visited.page.mouse.move(x, y)
+        visited.page.mouse.click(x, y)  # the crosshair is there from now on
+        visited["#undo-stroke"].click()
+        visited.expect("#brush").to_be_hidden()
+        before = visited.picture()
+        visited.page.mouse.move(x, y)
+        visited.expect("#brush").to_be_visible()
+        brush = visited["#brush"].bounding_box()
+        assert brush
+        assert brush["x"] < x < brush["x"] + brush["width"]
+        visited.page.mouse.click(x, y)
+        visited["#undo-stroke"].hover()
+        changed = np.abs(visited.picture() - before).max(axis=2) > 20
+        for axis, name, size in ((0, "x", "width"), (1, "y", "height")):
+            painted = np.flatnonzero(changed.sum(axis=axis) > 0)
+            start = brush[name] - canvas[name]
+            np.testing.assert_allclose(
+                [painted[0], painted[-1] + 1], [start, start + brush[size]], atol=3, err_msg=plane
+            )
+        visited["#undo-stroke"].click()
+    visited["#draw"].click()
+    visited.page.mouse.move(x, y)
+    visited.expect("#brush").to_be_hidden()
