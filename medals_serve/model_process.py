@@ -15,6 +15,7 @@ the server.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -53,6 +54,8 @@ _LOOK_AFTER_S: Final = 1.0
 _TO_CANCEL_S: Final = 60.0
 """What a child may take to end a job that is canceled, before it is ended itself."""
 _TO_END_S: Final = 20.0
+_TO_OPEN_AGAIN_S: Final = 300.0
+"""What a replacement may take to open at least. A library may hang for ever on a broken GPU."""
 
 
 def open_served(options: RunOptions, gone: Callable[[MedalsError], None]) -> CaseSegmenter:
@@ -158,6 +161,7 @@ class ModelProcess:
         self._options = options
         self._gone = gone
         self._arithmetic = ""
+        self._longest_opening_s = 0.0
         self._numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._next_number = count()
         self._open()
@@ -252,22 +256,26 @@ class ModelProcess:
         cache = kept.cache
         return _Kept(type(cache), cache.max_bytes, self._numbers[kept], frozenset(alive))
 
-    def _open(self) -> None:
+    def _open(self, within_s: float = math.inf) -> None:
+        started_s = time.monotonic()
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(self._options, theirs), daemon=True)
         self._process.start()
         theirs.close()
         try:
-            (self._arithmetic,) = self._heard("opened")
+            (self._arithmetic,) = self._heard("opened", started_s + within_s)
         except BaseException:
             self._end_child()
             raise
+        took_s = time.monotonic() - started_s
+        self._longest_opening_s = max(self._longest_opening_s, took_s)
 
     def _replace(self) -> None:
+        """Open the model in another child, which may take thrice the time of any before."""
         self._end_child()
         try:
-            self._open()
+            self._open(max(_TO_OPEN_AGAIN_S, 3 * self._longest_opening_s))
         except (MedalsError, _LostError) as error:
             lost = DeviceLostError(f"the model was lost and can't be opened again: {error}")
             self._gone(lost)
@@ -308,9 +316,10 @@ class ModelProcess:
             else:
                 listening.call(*event)
 
-    def _heard(self, expected: str) -> list[Any]:
+    def _heard(self, expected: str, until_s: float = math.inf) -> list[Any]:
         while (event := self._next()) is None:
-            pass
+            if time.monotonic() > until_s:
+                raise _LostError("its process says nothing")
         what, *more = event
         if what == "raised":
             raise more[0]

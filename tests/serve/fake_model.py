@@ -16,14 +16,16 @@ from medals_serve import model_process
 
 FAULTS: Final = "MEDALS_RT_TESTS_FAULTS"
 """The variable with a file whose lines say what becomes of the next windows, one after the other:
-``lost``, ``refused``, ``killed``, ``stuck``, or that the next child does not open (``closed``)."""
+``lost``, ``refused``, ``killed``, ``stuck``, or that the next child does not open: ``closed``, or
+``hangs``."""
+_OF_OPENING: Final = frozenset({"closed", "hangs"})
 
 
 def next_fault(expected: bool) -> str | None:
     """Take the first line of the file, of those about opening or about windows."""
     file = Path(os.environ[FAULTS])
     lines = file.read_text(encoding="utf-8").splitlines()
-    if not lines or (lines[0] == "closed") is not expected:
+    if not lines or (lines[0] in _OF_OPENING) is not expected:
         return None
     file.write_text("".join(f"{line}\n" for line in lines[1:]), encoding="utf-8")
     return lines[0]
@@ -56,7 +58,10 @@ def work(options: RunOptions, pipe: Connection) -> None:
     opens = model_process.open_models
 
     def open_models(options: RunOptions) -> Any:
-        if next_fault(expected=True):
+        fault = next_fault(expected=True)
+        if fault == "hangs":
+            time.sleep(600)
+        if fault == "closed":
             raise BundleError("there is no GPU any more")
         return opens(options)
 

@@ -199,13 +199,22 @@ def test_a_child_that_is_stuck_before_its_first_word_is_ended(
     assert model._process.pid != stuck
 
 
+@pytest.mark.parametrize(
+    ("fault", "why"), [("closed", "there is no GPU any more"), ("hangs", "says nothing")]
+)
 def test_a_model_that_cannot_be_opened_again_is_said(
-    options: RunOptions, tiny_bundle: Bundle, faults: Callable[..., None]
+    options: RunOptions,
+    tiny_bundle: Bundle,
+    faults: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    why: str,
 ) -> None:
     gone: list[MedalsError] = []
     with ModelProcess(options, tiny_bundle, gone.append) as model:
-        faults("lost", "closed")
-        with raises(DeviceLostError, "device-lost", "can't be opened again"):
+        monkeypatch.setattr(model_process, "_TO_OPEN_AGAIN_S", 0.1)
+        faults("lost", fault)
+        with raises(DeviceLostError, "device-lost", "can't be opened again", why):
             model.segment(VOLUME, SENTENCE)
     assert [error.code for error in gone] == ["device-lost"]
 
