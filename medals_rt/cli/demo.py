@@ -72,7 +72,8 @@ def demo_command(
         out.remark(str(missing("a picture", "Matplotlib")))
     elif has_display() if show is None else show:
         typer.launch(str(picture.resolve()))
-    out.line('your own scan: medals-rt run --input SCAN.nii.gz --prompt "Liver in abdominal CT"')
+    out.line('your own scan: medals-rt run --bundle BUNDLE --input SCAN --prompt "Liver in abdominal CT"')
+    out.line("  (this model has seen phantoms only; medals-rt export --help: a bundle of trained weights)")
     return code
 
 
