@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, get_args, get_origin
 from urllib.parse import quote
 
+import anyio
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.datastructures import Headers
@@ -74,7 +75,10 @@ class ServedFile(FileResponse):
     """A file, or a part of it; a part that it doesn't have is refused as all else is."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send it, unless its job or image was deleted since it was found."""
+        if not await anyio.Path(self.path).is_file():
+            await problem_response(not_found("file"))(scope, receive, send)
+            return
         refused: Message | None = None
 
         async def send_unless_refused(message: Message) -> None:

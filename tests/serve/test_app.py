@@ -20,6 +20,7 @@ import nibabel
 import numpy as np
 import pytest
 from pydicom import dcmread
+from starlette.testclient import TestClient
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.choices import STAGE_NAMES
@@ -895,3 +896,9 @@ def test_bodies_that_are_sent_in_another_form(client: ServiceClient, scan: Path)
         answer = client.http.post("/v1/jobs", content=content, headers={"Content-Type": header})
         assert (answer.status_code, answer.json()["code"]) == (422, "request-invalid")
         assert word in answer.json()["detail"]
+
+
+def test_a_file_that_was_deleted_since_it_was_found(tmp_path: Path) -> None:
+    """It is no error of the server's."""
+    answer = TestClient(routes.ServedFile(tmp_path / "gone.json")).get("/")
+    assert (answer.status_code, answer.json()["code"]) == (404, "file-unknown")
