@@ -13,6 +13,7 @@ import anyio
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -330,10 +331,13 @@ async def upload_image(
     """
     chosen = tuple(select or ())
     if upload is not None:
-        return _image_state(await service.choose_series(owner, upload, series, chosen))
-    return _image_state(
-        await service.add_image(_body(request), owner, filename or "image", series, chosen)
-    )
+        image = await service.choose_series(owner, upload, series, chosen)
+    else:
+        image = await service.add_image(_body(request), owner, filename or "image", series, chosen)
+    if await request.is_disconnected():  # nobody gets to know of it, as where one is canceled
+        await service.in_passing(service.delete_image, owner, image)
+        raise ClientDisconnect
+    return _image_state(image)
 
 
 @images.get("/images/{image}")
