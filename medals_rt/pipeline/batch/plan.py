@@ -4,13 +4,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os.path import realpath
 from pathlib import Path, PurePosixPath
+from typing import Any
 from unicodedata import normalize
 
 from medals_rt.common.errors import InputError
 from medals_rt.io.registry import ENDINGS, is_dicom
 from medals_rt.pipeline.batch.find import NAMED, Found, Search, from_jobs, searched
 from medals_rt.pipeline.batch.jobs_file import JobRow, grid_of_row, in_row, source_of, stated
-from medals_rt.pipeline.batch.paths import CasePaths, is_of_class, is_of_map
+from medals_rt.pipeline.batch.paths import CasePaths, folder_of
 from medals_rt.pipeline.batch.store import LOCAL, Store
 from medals_rt.pipeline.job_outputs import (
     all_inputs,
@@ -19,7 +20,7 @@ from medals_rt.pipeline.job_outputs import (
     check_mesh,
     own_ending,
 )
-from medals_rt.pipeline.job_request import Job
+from medals_rt.pipeline.job_request import Job, fields_by_role
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest
 
@@ -60,12 +61,15 @@ class BatchCase:
         What is to be done.
     paths
         Where its files go; the job names those that it gets.
+    given
+        How its row of the jobs file names its inputs, from the folder of inputs.
     store
         Where they lie.
     """
 
     job: Job
     paths: CasePaths
+    given: tuple[str | None, ...] = ()
     store: Store = LOCAL
 
     @property
@@ -84,25 +88,12 @@ class BatchCase:
         Parameters
         ----------
         roles_of_classes
-            Those of `paths.class_roles`; others are passed over, and those for which the job asks
-            for no folder.
+            Those of `paths.role_in`; others are passed over, and those for which the job asks for
+            no folder.
         """
-        job = self.job
-        named = {
-            "labels": job.output,
-            "report": job.report,
-            "preview": job.preview,
-            "lesions": job.instances,
-            "sr": job.sr,
-        }
-        found = {role: path for role, path in named.items() if path is not None}
-        asked = [
-            role
-            for role in roles_of_classes
-            if (job.split is not None and is_of_class(role))
-            or (job.probabilities is not None and is_of_map(role))
-        ]
-        return found | dict(self.paths.of(asked))
+        folders = self.job.output_folders()
+        asked = [role for role in roles_of_classes if folder_of(role) in folders]
+        return self.job.output_files() | dict(self.paths.of(asked))
 
 
 @dataclass(frozen=True)
@@ -230,16 +221,15 @@ def _batch_case(found: Found, common: _Common) -> BatchCase:
     ending = found.ending or common.ending or own_ending(found.path)
     paths = CasePaths(name, common.results, common.reports, ending)
     beside = replace(common.beside, **stated(found.row, BesideLabels))
+    names = fields_by_role()
+    places = {names[role]: path for role, path in (paths.files() | paths.folders()).items()}
+    wanted: dict[str, Any] = {
+        name: path for name, path in places.items() if getattr(beside, name, True)
+    }
     job = Job(
         input=found.path,
-        output=paths.labels,
+        **wanted,
         source=common.source,
-        report=paths.report,
-        preview=paths.preview if beside.preview else None,
-        split=paths.classes if beside.split else None,
-        probabilities=paths.maps if beside.probabilities else None,
-        instances=paths.lesions if beside.instances else None,
-        sr=paths.sr if beside.sr else None,
         mesh_reduction=beside.mesh_reduction,
         grid=grid_of_row(found.row, common.grid),
         options=common.options,
@@ -253,7 +243,8 @@ def _batch_case(found: Found, common: _Common) -> BatchCase:
             check_grid(job)
             check_mesh(job)
             check_labels_are_dicom(job, remedy="make its format dcm")
-    return BatchCase(job, paths, common.files)
+    given = (found.row.input, found.row.spatial_prompts)
+    return BatchCase(job, paths, given, common.files)
 
 
 def _with_row(job: Job, row: JobRow, folder: Path) -> Job:
@@ -296,8 +287,7 @@ def _refuse_clashes(cases: Sequence[BatchCase]) -> None:
     folders = _folders_of_classes(cases)
     written: dict[str, BatchCase] = {}
     for case in cases:
-        job = case.job
-        for path in filter(None, (job.output, job.instances, job.sr)):
+        for path in case.job.output_files().values():
             if folders.get(one_name(str(path.parent)), case) is not case:
                 raise InputError(
                     f"{path} would lie among the classes of another case; name one of them in a "
@@ -321,7 +311,7 @@ def _folders_of_classes(cases: Sequence[BatchCase]) -> dict[str, BatchCase]:
     """
     folders: dict[str, BatchCase] = {}
     for case in cases:
-        for folder in filter(None, (case.job.split, case.job.probabilities)):
+        for folder in case.job.output_folders().values():
             if folders.setdefault(one_name(str(folder)), case) is not case:
                 raise InputError(
                     f"{folder} would hold the classes of two cases; name one of them in a jobs "
@@ -341,13 +331,13 @@ def _refuse_overwriting(cases: Sequence[BatchCase]) -> None:
     read = {Path(realpath(path)): path for case in cases for path in all_inputs(case.job)}
     beside = {place.parent for place, path in read.items() if not path.is_dir()}
     for job in (case.job for case in cases):
-        for path in filter(None, (job.output, job.report, job.preview, job.instances, job.sr)):
+        for path in job.output_files().values():
             if Path(realpath(path)) in read:
                 raise InputError(
                     f"{path} would overwrite an input; choose another folder of outputs",
                     code="input-overwritten",
                 )
-        for folder in filter(None, (job.split, job.probabilities)):
+        for folder in job.output_folders().values():
             place = Path(realpath(folder))
             if place in read or place in beside:  # which classes it gets is not known yet
                 raise InputError(

@@ -9,7 +9,7 @@ written, so that what a killed process leaves can be told from what is somebody'
 """
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -25,10 +25,9 @@ from medals_rt.pipeline.batch.paths import (
     STATE_FOLDER,
     CasePaths,
     WrittenFiles,
-    class_roles,
-    is_of_class,
-    is_of_map,
+    folder_of,
     read_written,
+    role_in,
 )
 from medals_rt.pipeline.batch.plan import BatchCase, BatchPlan, one_name
 from medals_rt.pipeline.batch.store import content_sha256
@@ -36,7 +35,8 @@ from medals_rt.pipeline.class_statistics import ClassStatistics
 from medals_rt.pipeline.job_outputs import files_of_classes, files_of_maps
 from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.lesion_statistics import LesionStatistics
-from medals_rt.prompts.prompt_set import PromptSet
+from medals_rt.pipeline.options import PromptSource
+from medals_rt.prompts.prompt_set import PromptReading, PromptSet
 
 RECORD_FORMAT: Final = 4
 RESULT_CHANGED: Final = "result-changed"
@@ -149,39 +149,55 @@ def fingerprint(case: BatchCase, bundle_hash: str) -> str:
     OSError
         The input or the annotation can't be read.
     """
-    job, identity = case.job, case.store.identity
-    drawn = job.spatial_prompts
+    inputs = case.job.input_files()
     parts = {
         "format": RECORD_FORMAT,
         "version": VERSION,
         "bundle": bundle_hash,
-        "options": job.options.deciding(),
-        "input": identity(job.input),
-        **({} if job.store is None else {"store": job.store}),
-        **({} if job.grid.is_scans else {"grid": (job.grid.spacing_hwd_mm, job.grid.crop_mm)}),
-        **({} if not job.mesh_reduction else {"mesh_reduction": job.mesh_reduction}),
-        "series": job.series,
-        "select": job.select,
-        "prompts": _asked_for(job),
-        "groups": (job.source.groups, job.source.everything),
-        "resample": job.resample,
-        "spatial_prompts": None if drawn is None else identity(drawn),
+        "inputs": {role: case.store.identity(path) for role, path in inputs.items()},
+        "asked": asked_of(case.job),
     }
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
-def _asked_for(job: Job) -> object:
-    """Return labels and sentences, None where they are inside the input, groups left out.
+def stated_prompts(source: PromptSource, reading: PromptReading) -> object:
+    """Return the classes that are asked for, as JSON has them, whatever file they stand in.
 
-    Sentences that leave the modality to the image are taken as they are written.
+    Of prompts inside the input nothing, of groups the names, and sentences that leave the modality
+    to the image as they are written.
     """
-    stated = replace(job.source, groups=(), everything=False)
+    groups = (source.groups, source.everything, source.kind) if source.asks_for_groups else None
+    stated = replace(source, groups=(), everything=False)
     try:
-        prompts = stated.read(job.options.reading)
+        prompts = stated.read(reading)
     except PromptError:
         file = None if stated.file is None else content_sha256(stated.file)
-        return [file, stated.sentences, stated.kind, stated.lesions]
-    return None if prompts is None else list(prompts.as_mapping().items())
+        return [groups, file, stated.sentences, stated.kind, stated.lesions]
+    return [groups, None if prompts is None else list(prompts.as_mapping().items())]
+
+
+def asked_of(
+    job: Job, prompts_of: Callable[[PromptSource, PromptReading], object] = stated_prompts
+) -> dict[str, object]:
+    """Return, as JSON has it, all that decides a result but the inputs, the bundle and the version.
+
+    Parameters
+    ----------
+    job
+        What is to be done.
+    prompts_of
+        As `stated_prompts`, such as one that reads no prompts twice.
+
+    Raises
+    ------
+    InputError
+        The prompts can't be read.
+    """
+    return {
+        **job.deciding(),
+        "source": prompts_of(job.source, job.options.reading),
+        "options": job.options.deciding(),
+    }
 
 
 def kept_entry(case: BatchCase, made_from: str) -> Entry | None:
@@ -211,7 +227,7 @@ def earlier_notes(case: BatchCase, prompts: PromptSet, made_from: str) -> tuple[
         return ()
     own, job = _own_files(case), case.job
     new = set(case.files(roles_of_classes(case, prompts)).values())
-    told = (job.split, job.probabilities)  # what else lies in them is told by `check_class_files`
+    told = job.output_folders().values()  # what else lies in them is told by `check_class_files`
     stay = [path for path in own if path not in new and path.parent not in told]
     labels = replace(case.paths, ending=record.ending).labels
     before = {each.label: each.name for each in record.entry.classes}
@@ -277,8 +293,8 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
         job = Job(
             input=Path(record.entry.input),
             output=paths.labels,
-            report=paths.report,
-            preview=paths.preview if "preview" in record.files else None,
+            report=paths.files()["report"],
+            preview=paths.files()["preview"] if "preview" in record.files else None,
         )
         case = BatchCase(job, paths)
         kept = _kept(case, record)
@@ -289,8 +305,12 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
 
 def roles_of_classes(case: BatchCase, prompts: PromptSet) -> list[str]:
     """Name the roles of the files that a case gets for each class."""
-    split, maps = files_of_classes(case.job, prompts), files_of_maps(case.job, prompts)
-    return class_roles(split.values(), maps.values())
+    named = {"class": files_of_classes, "map": files_of_maps}
+    return [
+        role_in(folder, path)
+        for folder, files_of in named.items()
+        for path in files_of(case.job, prompts).values()
+    ]
 
 
 def remember(case: BatchCase, made_from: str, entry: Entry, roles: Collection[str] = ()) -> None:
@@ -448,9 +468,8 @@ def remove_empty_folders(plan: BatchPlan, entries: Iterable[Entry]) -> None:
     for case, entry in zip(plan.cases, entries, strict=True):
         if entry.status not in {"failed", "skipped"}:
             continue
-        job = case.job
-        folders = [path.parent for path in case.files().values()]
-        for folder in filter(None, (job.split, job.probabilities, *folders)):
+        folders = case.job.output_folders().values()
+        for folder in (*folders, *(path.parent for path in case.files().values())):
             _remove_empty(folder.resolve(), tops)
 
 
@@ -478,10 +497,8 @@ def _kept(case: BatchCase, record: Record) -> Entry | None:
     """Return the entry of a finished case; None where a file that it should have is missing."""
     if record.ending != case.paths.ending:  # what lies under this name is not what it speaks of
         return None
-    job = case.job
-    for folder, is_role in ((job.split, is_of_class), (job.probabilities, is_of_map)):
-        if folder is not None and not any(map(is_role, record.files)):
-            return None
+    if not case.job.output_folders().keys() <= set(map(folder_of, record.files)):
+        return None
     files = case.files(record.files)
     found = {role: case.store.identity(path) for role, path in files.items()}
     if None in found.values() or not found.keys() <= record.files.keys():
