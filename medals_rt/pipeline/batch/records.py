@@ -30,7 +30,7 @@ from medals_rt.pipeline.batch.paths import (
     role_in,
 )
 from medals_rt.pipeline.batch.plan import BatchCase, BatchPlan, one_name
-from medals_rt.pipeline.batch.store import content_sha256
+from medals_rt.pipeline.batch.remote_files import content_sha256
 from medals_rt.pipeline.class_statistics import ClassStatistics
 from medals_rt.pipeline.job_outputs import files_of_classes, files_of_maps
 from medals_rt.pipeline.job_request import Job
@@ -154,7 +154,7 @@ def fingerprint(case: BatchCase, bundle_hash: str) -> str:
         "format": RECORD_FORMAT,
         "version": VERSION,
         "bundle": bundle_hash,
-        "inputs": {role: case.store.identity(path) for role, path in inputs.items()},
+        "inputs": {role: case.remote.identity(path) for role, path in inputs.items()},
         "asked": asked_of(case.job),
     }
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
@@ -233,7 +233,7 @@ def earlier_notes(case: BatchCase, prompts: PromptSet, made_from: str) -> tuple[
     before = {each.label: each.name for each in record.entry.classes}
     asked = {each.label: each.class_key.name for each in prompts.prompts}
     had = "" if before == asked else f", which had {', '.join(before.values())},"
-    if not _may_be_one(record.entry.input, shown(case.store.shown(case.job.input))):
+    if not _may_be_one(record.entry.input, shown(case.remote.shown(case.job.input))):
         had = f"{had or ','} of {record.entry.input},"
     notes = []
     if had and labels in own and labels in new:
@@ -262,7 +262,7 @@ def _own_files(case: BatchCase, but: Collection[Path] = ()) -> dict[Path, str]:
 
     Of those in `but` nothing is read.
     """
-    case.store.fetch(case.record)
+    case.remote.fetch(case.record)
     written = read_written(case.record)
     if written is None:
         return {}
@@ -270,7 +270,7 @@ def _own_files(case: BatchCase, but: Collection[Path] = ()) -> dict[Path, str]:
     return {
         path: digest
         for path, digest in recorded.items()
-        if path not in but and case.store.identity(path) == digest
+        if path not in but and case.remote.identity(path) == digest
     }
 
 
@@ -325,11 +325,11 @@ def remember(case: BatchCase, made_from: str, entry: Entry, roles: Collection[st
     others = _own_files(case, but=written.values())
     left = {case.paths.below(path): digest for path, digest in others.items()}
     for role, path in written.items():
-        case.store.put(path)
-        files[role] = case.store.identity(path) or ""
-        case.store.drop(path)
+        case.remote.put(path)
+        files[role] = case.remote.identity(path) or ""
+        case.remote.drop(path)
     _write(case, Record(RECORD_FORMAT, made_from, files, entry, case.paths.ending, left))
-    case.store.remove(_writing_path(case))
+    case.remote.remove(_writing_path(case))
 
 
 def remember_failure(case: BatchCase, entry: Entry, *, keeps_files: bool = False) -> None:
@@ -351,7 +351,7 @@ def remember_failure(case: BatchCase, entry: Entry, *, keeps_files: bool = False
     before = _finished_record(case)
     if not keeps_files:
         for path in (*_own_files(case), *_half_written(case), _writing_path(case)):
-            case.store.remove(path)
+            case.remote.remove(path)
     written = read_written(case.record) if keeps_files else None
     record = Record(RECORD_FORMAT, "", {}, entry, "")
     if written is not None:
@@ -375,7 +375,7 @@ def check_overwritten(case: BatchCase, prompts: PromptSet) -> None:
     """
     own = {*_own_files(case), *_half_written(case)}
     files = case.files(roles_of_classes(case, prompts)).values()
-    others = [path for path in files if path not in own and case.store.exists(path)]
+    others = [path for path in files if path not in own and case.remote.exists(path)]
     if others:
         written = read_written(case.record)
         ours = written is not None and others[0] in dict(case.paths.all_of(written))
@@ -393,13 +393,13 @@ def note_writing(case: BatchCase, roles: Collection[str] = ()) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     begun = WrittenFiles(dict.fromkeys(case.files(roles), ""), case.paths.ending)
     path.write_bytes(msgspec.json.encode(begun))
-    case.store.put(path)
+    case.remote.put(path)
 
 
 def _half_written(case: BatchCase) -> set[Path]:
     """Return the files that a process which ended without a word may have left half written."""
     path = _writing_path(case)
-    case.store.fetch(path)
+    case.remote.fetch(path)
     begun = read_written(path)
     return set() if begun is None else {each for each, _ in case.paths.all_of(begun)}
 
@@ -422,8 +422,8 @@ def recorded_entry(case: BatchCase, status: str | None) -> Entry:
     kept = None if finished is None else _kept(case, finished)
     return kept or Entry(
         name=shown(case.name),
-        input=shown(case.store.shown(case.job.input)),
-        output=shown(case.store.shown(case.job.output)),
+        input=shown(case.remote.shown(case.job.input)),
+        output=shown(case.remote.shown(case.job.output)),
         status="failed",
         error="its record or its files are gone; run the batch again",
     )
@@ -435,12 +435,12 @@ def note_end(case: BatchCase, reason: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(path) as temporary:
         temporary.write_text(shown(reason), encoding="utf-8")
-    case.store.put(path)
+    case.remote.put(path)
 
 
 def noted_end(case: BatchCase) -> str | None:
     """Return how the last process ended that had a case in hand; None where nobody saw it."""
-    case.store.fetch(_end_path(case))
+    case.remote.fetch(_end_path(case))
     try:
         return shown(_end_path(case).read_text(encoding="utf-8", errors="replace")) or None
     except OSError:
@@ -449,7 +449,7 @@ def noted_end(case: BatchCase) -> str | None:
 
 def forget_end(case: BatchCase) -> None:
     """Remove the note, once the case is settled."""
-    case.store.remove(_end_path(case))
+    case.remote.remove(_end_path(case))
 
 
 def _end_path(case: BatchCase) -> Path:
@@ -459,7 +459,7 @@ def _end_path(case: BatchCase) -> Path:
 def remove_files(case: BatchCase, roles: Collection[str] = ()) -> None:
     """Remove what was already written of a case that failed while it was written."""
     for path in (*case.files(roles).values(), _writing_path(case)):
-        case.store.remove(path)
+        case.remote.remove(path)
 
 
 def remove_empty_folders(plan: BatchPlan, entries: Iterable[Entry]) -> None:
@@ -500,7 +500,7 @@ def _kept(case: BatchCase, record: Record) -> Entry | None:
     if not case.job.output_folders().keys() <= set(map(folder_of, record.files)):
         return None
     files = case.files(record.files)
-    found = {role: case.store.identity(path) for role, path in files.items()}
+    found = {role: case.remote.identity(path) for role, path in files.items()}
     if None in found.values() or not found.keys() <= record.files.keys():
         return None
     entry = replace(_as_now(case, record.entry), status="kept")
@@ -516,7 +516,7 @@ def _kept(case: BatchCase, record: Record) -> Entry | None:
 
 def _as_now(case: BatchCase, entry: Entry) -> Entry:
     """Say where a case's files lie now: folders may have been moved."""
-    source, result = (case.store.shown(path) for path in (case.job.input, case.job.output))
+    source, result = (case.remote.shown(path) for path in (case.job.input, case.job.output))
     return replace(entry, input=shown(source), output=shown(result))
 
 
@@ -529,19 +529,19 @@ def _finished_record(case: BatchCase) -> Record | None:
     record = _record_of(case)
     if record is not None and record.entry.status != "done":
         record = record.before
-    return None if case.store.exists(_writing_path(case)) else record
+    return None if case.remote.exists(_writing_path(case)) else record
 
 
 def _write(case: BatchCase, record: Record) -> None:
     case.record.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = msgspec.to_builtins(record)
     write_json(case.record, content)
-    case.store.put(case.record)
+    case.remote.put(case.record)
 
 
 def _record_of(case: BatchCase) -> Record | None:
     """Read the record of a case; None where there is none."""
-    case.store.fetch(case.record)
+    case.remote.fetch(case.record)
     return _read(case.record)
 
 

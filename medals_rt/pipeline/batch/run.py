@@ -37,7 +37,7 @@ from medals_rt.pipeline.job import open_models, passes_recorded, segment_job
 from medals_rt.pipeline.job_inputs import read_job
 from medals_rt.pipeline.job_outputs import check_outputs
 from medals_rt.pipeline.job_request import ReadJob
-from medals_rt.pipeline.job_results import measure, measure_lesions, write_job
+from medals_rt.pipeline.job_writing import measure, measure_lesions, write_job
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.report import NOTICE
 from medals_rt.pipeline.segmenter import Result, Segmenter
@@ -62,6 +62,25 @@ class Listener(Protocol):
         """Hear how many cases, of those that this process could take, others have settled."""
 
 
+class Silent:
+    """A `Listener` that says nothing."""
+
+    def taken(self, index: int) -> None:
+        """Do nothing, as all methods."""
+
+    def started(self, case: BatchCase) -> None:
+        """See `taken`."""
+
+    def windows(self, stage: str, done: int, total: int) -> None:
+        """See `taken`."""
+
+    def ended(self, index: int, entry: Entry) -> None:
+        """See `taken`."""
+
+    def elsewhere(self, count: int) -> None:
+        """See `taken`."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Ready:
     """A case that was read and is to be run, and the fingerprint of what it is made from."""
@@ -71,7 +90,7 @@ class _Ready:
     made_from: str
 
 
-def run_batch(
+def run_cases(
     cases: Sequence[BatchCase],
     options: RunOptions,
     listener: Listener,
@@ -196,7 +215,7 @@ class _Work:
         self.entries[claim.index] = entry
         case = self.cases[claim.index]
         for path in _inputs(case):
-            case.store.drop(path)
+            case.remote.drop(path)
         if is_suspect(claim.before):
             forget_end(case)
         self.claims.settle(claim, entry)
@@ -222,7 +241,7 @@ def _prepared(case: BatchCase, bundle_hash: str) -> _Ready | Entry:
 def _read(case: BatchCase, made_from: str) -> ReadJob:
     """Read a case from where it lies."""
     for path in _inputs(case):
-        case.store.fetch(path)
+        case.remote.fetch(path)
     read = read_job(case.job)
     check_overwritten(case, read.prompts)
     notes = (*read.case.notes, *earlier_notes(case, read.prompts, made_from))
@@ -256,8 +275,8 @@ def _entry(ready: _Ready, result: Result) -> Entry:
     job, report = ready.case.job, result.report
     return Entry(
         name=shown(ready.case.name),
-        input=shown(ready.case.store.shown(job.input)),
-        output=shown(ready.case.store.shown(job.output)),
+        input=shown(ready.case.remote.shown(job.input)),
+        output=shown(ready.case.remote.shown(job.output)),
         status="done",
         modality=ready.read.prompts.modality,
         kind=ready.read.prompts.kind,
@@ -306,8 +325,8 @@ def _unusable(
 ) -> Entry:
     entry = Entry(
         name=shown(case.name),
-        input=shown(case.store.shown(case.job.input)),
-        output=shown(case.store.shown(case.job.output)),
+        input=shown(case.remote.shown(case.job.input)),
+        output=shown(case.remote.shown(case.job.output)),
         status="skipped" if skipped else "failed",
         error=shown(reason),
     )

@@ -15,10 +15,9 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.pipeline.batch.claims import LocalCells
-from medals_rt.pipeline.batch.plan import BesideLabels, plan_batch
 from medals_rt.pipeline.batch.records import fingerprint
 from medals_rt.pipeline.batch.shared_cells import SharedCells, identity_of, remove_leftovers
-from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.pipeline.options import PromptSource
 from tests.pipeline.batch.helpers import (
     KIDNEY,
     Result,
@@ -154,20 +153,14 @@ def test_parts_make_the_whole(run: Callable[..., Result], out: Path) -> None:
     assert "wrote" in second_part.stdout
 
 
-def test_only_what_nobody_writes_is_cleared_away(
-    tiny_bundle: Bundle, scans: Path, out: Path
-) -> None:
-    options = RunOptions(bundle=tiny_bundle.folder)
-    plan = plan_batch(
-        [scans], out, source=PromptSource(), options=options, beside=BesideLabels(preview=False)
-    )
+def test_only_what_nobody_writes_is_cleared_away(scans: Path, out: Path) -> None:
     out.mkdir()
     held, free = (out / f".partial-1-0123abcd-case{number}.npz" for number in (0, 1))
     for path in (held, free):
         path.touch()
     cells = LocalCells(4)
     cells.hold(0)
-    remove_leftovers(plan, cells)
+    remove_leftovers(plan(scans, out=out, preview=False), cells)
     assert held.exists()
     assert not free.exists()
 
