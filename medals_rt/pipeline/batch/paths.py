@@ -107,11 +107,11 @@ class WrittenFiles:
     left: dict[str, str] = field(default_factory=dict)
 
 
-def read_written(record: Path) -> WrittenFiles | None:
+def read_written(record: bytes | None) -> WrittenFiles | None:
     """Read that part of a record; None where there is none, or it is damaged."""
     try:
-        return msgspec.json.decode(record.read_bytes(), type=WrittenFiles)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None if record is None else msgspec.json.decode(record, type=WrittenFiles)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

@@ -11,6 +11,7 @@ written, so that what a killed process leaves can be told from what is somebody'
 import hashlib
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -30,7 +31,7 @@ from medals_rt.pipeline.batch.paths import (
     role_in,
 )
 from medals_rt.pipeline.batch.plan import BatchCase, BatchPlan, one_name
-from medals_rt.pipeline.batch.remote_files import content_sha256
+from medals_rt.pipeline.batch.remote_files import LOCAL, content_sha256
 from medals_rt.pipeline.class_statistics import ClassStatistics
 from medals_rt.pipeline.job_outputs import files_of_classes, files_of_maps
 from medals_rt.pipeline.job_request import Job
@@ -200,18 +201,79 @@ def asked_of(
     }
 
 
-def kept_entry(case: BatchCase, made_from: str) -> Entry | None:
+class Earlier:
+    """What earlier runs have left of a case; each file is read once, when it is first asked for.
+
+    Parameters
+    ----------
+    case
+        The case, which nobody else has in hand.
+    """
+
+    def __init__(self, case: BatchCase) -> None:
+        self._case = case
+
+    @cached_property
+    def _content(self) -> bytes | None:
+        return self._case.remote.read(self._case.record)
+
+    @cached_property
+    def _mark(self) -> bytes | None:
+        return self._case.remote.read(_writing_path(self._case))
+
+    @cached_property
+    def record(self) -> Record | None:
+        """The case's record."""
+        return _read(self._content)
+
+    @cached_property
+    def written(self) -> WrittenFiles | None:
+        """The files that the record speaks of, whatever format it is of."""
+        return read_written(self._content)
+
+    @property
+    def finished(self) -> Record | None:
+        """The record of a case that is finished, if no newer files of it are half written."""
+        record = self.record
+        if record is not None and record.entry.status != "done":
+            record = record.before
+        return None if record is None or self._mark is not None else record
+
+    def own_files(self, but: Collection[Path] = ()) -> dict[Path, str]:
+        """Return the files that are now as a batch wrote them, with the SHA-256 of each.
+
+        Of those in `but` nothing is read.
+        """
+        if self.written is None:
+            return {}
+        recorded = dict(self._case.paths.all_of(self.written))
+        return {
+            path: digest
+            for path, digest in recorded.items()
+            if path not in but and self._case.remote.identity(path) == digest
+        }
+
+    def half_written(self) -> set[Path]:
+        """Return the files that a process which ended without a word may have left half written."""
+        begun = read_written(self._mark)
+        return set() if begun is None else {path for path, _ in self._case.paths.all_of(begun)}
+
+
+def kept_entry(case: BatchCase, made_from: str, earlier: Earlier) -> Entry | None:
     """Return the entry of a case that is finished and whose files are all there."""
-    record = _finished_record(case)
+    record = earlier.finished
     if record is None or record.fingerprint != made_from:
         return None
     return _kept(case, record)
 
 
-def earlier_notes(case: BatchCase, prompts: PromptSet, made_from: str) -> tuple[Note, ...]:
-    """Note what becomes of a case's files of an earlier batch: replaced, or left beside the new.
+def check_earlier_files(
+    case: BatchCase, prompts: PromptSet, made_from: str, earlier: Earlier
+) -> tuple[Note, ...]:
+    """Refuse to write over files that no batch wrote; note what becomes of those that one did.
 
-    Files that were changed since are not the batch's any more, and nothing is said of them.
+    They are replaced, or left beside the new. Files that were changed since are not the batch's any
+    more, and nothing is said of those that stay.
 
     Parameters
     ----------
@@ -221,13 +283,31 @@ def earlier_notes(case: BatchCase, prompts: PromptSet, made_from: str) -> tuple[
         Its prompts.
     made_from
         Its fingerprint.
+    earlier
+        What earlier runs have left of it.
+
+    Raises
+    ------
+    InputError
+        ``result-not-ours``.
     """
-    record = _finished_record(case)
+    own = earlier.own_files()
+    new = set(case.files(roles_of_classes(case, prompts)).values())
+    ours = own.keys() | earlier.half_written()
+    others = sorted(path for path in new if path not in ours and case.remote.exists(path))
+    if others:
+        written = earlier.written
+        was_ours = written is not None and others[0] in dict(case.paths.all_of(written))
+        why = "was changed since it was written" if was_ours else "was not written by a batch"
+        raise InputError(
+            f"{first_of(map(case.paths.below, others))} {why}, and would be lost: move it away or "
+            "remove it, or choose another folder of outputs",
+            code=RESULT_NOT_OURS,
+        )
+    record = earlier.finished
     if record is None:
         return ()
-    own, job = _own_files(case), case.job
-    new = set(case.files(roles_of_classes(case, prompts)).values())
-    told = job.output_folders().values()  # what else lies in them is told by `check_class_files`
+    told = case.job.output_folders().values()  # what else lies in them `check_class_files` tells
     stay = [path for path in own if path not in new and path.parent not in told]
     labels = replace(case.paths, ending=record.ending).labels
     before = {each.label: each.name for each in record.entry.classes}
@@ -257,23 +337,6 @@ def _may_be_one(before: str, now: str) -> bool:
     return longer[len(longer) - len(shorter) :] == shorter
 
 
-def _own_files(case: BatchCase, but: Collection[Path] = ()) -> dict[Path, str]:
-    """Return the files of a case that are as a batch wrote them, with the SHA-256 of each.
-
-    Of those in `but` nothing is read.
-    """
-    case.remote.fetch(case.record)
-    written = read_written(case.record)
-    if written is None:
-        return {}
-    recorded = dict(case.paths.all_of(written))
-    return {
-        path: digest
-        for path, digest in recorded.items()
-        if path not in but and case.remote.identity(path) == digest
-    }
-
-
 def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
     """Return the cases that earlier batches finished in a batch's folders, by name, not its own.
 
@@ -285,7 +348,7 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
     for path in sorted(folder.rglob("*.json")):
         name = path.relative_to(folder).as_posix().removesuffix(".json")
         skipped = one_name(name) in own or path.name.startswith(".")
-        record = None if skipped else _read(path)
+        record = None if skipped else _read(LOCAL.read(path))
         being_written = path.with_name(f"{path.name}{_WRITING}").exists()
         if record is None or record.entry.status != "done" or being_written:
             continue
@@ -313,8 +376,12 @@ def roles_of_classes(case: BatchCase, prompts: PromptSet) -> list[str]:
     ]
 
 
-def remember(case: BatchCase, made_from: str, entry: Entry, roles: Collection[str] = ()) -> None:
+def remember(
+    case: BatchCase, made_from: str, entry: Entry, earlier: Earlier, roles: Collection[str] = ()
+) -> None:
     """Note that a case is finished, with the files that were written; `roles` of its classes'.
+
+    `earlier` is of before they were written.
 
     Raises
     ------
@@ -322,7 +389,7 @@ def remember(case: BatchCase, made_from: str, entry: Entry, roles: Collection[st
         The record can't be written.
     """
     written, files = case.files(roles), {}
-    others = _own_files(case, but=written.values())
+    others = earlier.own_files(but=written.values())
     left = {case.paths.below(path): digest for path, digest in others.items()}
     for role, path in written.items():
         case.remote.put(path)
@@ -332,13 +399,17 @@ def remember(case: BatchCase, made_from: str, entry: Entry, roles: Collection[st
     case.remote.remove(_writing_path(case))
 
 
-def remember_failure(case: BatchCase, entry: Entry, *, keeps_files: bool = False) -> None:
+def remember_failure(
+    case: BatchCase, entry: Entry, earlier: Earlier, *, keeps_files: bool = False
+) -> None:
     """Note that a case has no result, for the tables that another process may write.
 
     Parameters
     ----------
     case, entry
         The case, and how it went.
+    earlier
+        What earlier runs have left of it.
     keeps_files
         Whether what its record speaks of stays. Else it is removed where it is as it was written: a
         result of another content must not pass for its own.
@@ -348,13 +419,12 @@ def remember_failure(case: BatchCase, entry: Entry, *, keeps_files: bool = False
     OutputError
         The record can't be written.
     """
-    before = _finished_record(case)
+    before, written = earlier.finished, earlier.written
     if not keeps_files:
-        for path in (*_own_files(case), *_half_written(case), _writing_path(case)):
+        for path in (*earlier.own_files(), *earlier.half_written(), _writing_path(case)):
             case.remote.remove(path)
-    written = read_written(case.record) if keeps_files else None
     record = Record(RECORD_FORMAT, "", {}, entry, "")
-    if written is not None:
+    if keeps_files and written is not None:
         record = replace(
             record,
             files=written.files,
@@ -365,28 +435,6 @@ def remember_failure(case: BatchCase, entry: Entry, *, keeps_files: bool = False
     _write(case, record)
 
 
-def check_overwritten(case: BatchCase, prompts: PromptSet) -> None:
-    """Refuse to write over files that no batch wrote, or that were changed since.
-
-    Raises
-    ------
-    InputError
-        ``result-not-ours``.
-    """
-    own = {*_own_files(case), *_half_written(case)}
-    files = case.files(roles_of_classes(case, prompts)).values()
-    others = [path for path in files if path not in own and case.remote.exists(path)]
-    if others:
-        written = read_written(case.record)
-        ours = written is not None and others[0] in dict(case.paths.all_of(written))
-        why = "was changed since it was written" if ours else "was not written by a batch"
-        raise InputError(
-            f"{first_of(map(case.paths.below, others))} {why}, and would be lost: move it away or "
-            "remove it, or choose another folder of outputs",
-            code=RESULT_NOT_OURS,
-        )
-
-
 def note_writing(case: BatchCase, roles: Collection[str] = ()) -> None:
     """Note that files of a case are being written, until it is settled; `roles` of its classes'."""
     path = _writing_path(case)
@@ -394,14 +442,6 @@ def note_writing(case: BatchCase, roles: Collection[str] = ()) -> None:
     begun = WrittenFiles(dict.fromkeys(case.files(roles), ""), case.paths.ending)
     path.write_bytes(msgspec.json.encode(begun))
     case.remote.put(path)
-
-
-def _half_written(case: BatchCase) -> set[Path]:
-    """Return the files that a process which ended without a word may have left half written."""
-    path = _writing_path(case)
-    case.remote.fetch(path)
-    begun = read_written(path)
-    return set() if begun is None else {each for each, _ in case.paths.all_of(begun)}
 
 
 def recorded_entry(case: BatchCase, status: str | None) -> Entry:
@@ -415,10 +455,11 @@ def recorded_entry(case: BatchCase, status: str | None) -> Entry:
         How the other settled it; None where that was before all those who work now began: its files
         must then be there.
     """
-    record = _record_of(case)
+    earlier = Earlier(case)
+    record = earlier.record
     if record is not None and (record.entry.status != "done" or status == "done"):
         return _as_now(case, record.entry)
-    finished = _finished_record(case)
+    finished = earlier.finished
     kept = None if finished is None else _kept(case, finished)
     return kept or Entry(
         name=shown(case.name),
@@ -440,11 +481,8 @@ def note_end(case: BatchCase, reason: str) -> None:
 
 def noted_end(case: BatchCase) -> str | None:
     """Return how the last process ended that had a case in hand; None where nobody saw it."""
-    case.remote.fetch(_end_path(case))
-    try:
-        return shown(_end_path(case).read_text(encoding="utf-8", errors="replace")) or None
-    except OSError:
-        return None
+    words = case.remote.read(_end_path(case)) or b""
+    return shown(words.decode(errors="replace")) or None
 
 
 def forget_end(case: BatchCase) -> None:
@@ -524,14 +562,6 @@ def _writing_path(case: BatchCase) -> Path:
     return case.record.with_name(f"{case.record.name}{_WRITING}")
 
 
-def _finished_record(case: BatchCase) -> Record | None:
-    """Return the record of a case that is finished, if no newer files of it are half written."""
-    record = _record_of(case)
-    if record is not None and record.entry.status != "done":
-        record = record.before
-    return None if case.remote.exists(_writing_path(case)) else record
-
-
 def _write(case: BatchCase, record: Record) -> None:
     case.record.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = msgspec.to_builtins(record)
@@ -539,16 +569,10 @@ def _write(case: BatchCase, record: Record) -> None:
     case.remote.put(case.record)
 
 
-def _record_of(case: BatchCase) -> Record | None:
-    """Read the record of a case; None where there is none."""
-    case.remote.fetch(case.record)
-    return _read(case.record)
-
-
-def _read(path: Path) -> Record | None:
+def _read(content: bytes | None) -> Record | None:
     """Read a record; one that is missing or damaged counts as none, and the case is made again."""
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=Record)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        record = None if content is None else msgspec.json.decode(content, type=Record)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    return record if record.format == RECORD_FORMAT else None
+    return None if record is None or record.format != RECORD_FORMAT else record

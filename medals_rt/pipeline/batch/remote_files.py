@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -112,6 +112,27 @@ class RemoteFiles:
         except OSError as error:
             raise MissingFileError(f"can't read {url}: {error}", code="url-unreadable") from error
 
+    def read(self, path: Path) -> bytes | None:
+        """Return the content of a file, by one request; None where there is none.
+
+        Raises
+        ------
+        MissingFileError
+            It is behind a URL and can't be read.
+        """
+        url = self.url(path)
+        if url is None:
+            with suppress(OSError):
+                return path.read_bytes()
+            return None
+        files, key = _open(url)
+        try:
+            return bytes(files.cat_file(key))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise MissingFileError(f"can't read {url}: {error}", code="url-unreadable") from error
+
     def put(self, path: Path) -> None:
         """Bring a file from its place on this machine to where it belongs.
 
@@ -144,7 +165,7 @@ class RemoteFiles:
         url = self.url(path)
         if url is not None:
             files, key = _open(url)
-            if files.exists(key):
+            with suppress(FileNotFoundError):
                 files.rm_file(key)
 
     def exists(self, path: Path) -> bool:

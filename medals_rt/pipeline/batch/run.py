@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
@@ -18,9 +17,9 @@ from medals_rt.pipeline.batch.claims import MOST_ENDED, Cells, Claim, Claims, Lo
 from medals_rt.pipeline.batch.plan import BatchCase
 from medals_rt.pipeline.batch.records import (
     RESULT_NOT_OURS,
+    Earlier,
     Entry,
-    check_overwritten,
-    earlier_notes,
+    check_earlier_files,
     fingerprint,
     forget_end,
     kept_entry,
@@ -83,11 +82,15 @@ class Silent:
 
 @dataclass(frozen=True, eq=False)
 class _Ready:
-    """A case that was read and is to be run, and the fingerprint of what it is made from."""
+    """A case that was read and is to be run.
+
+    `made_from` is the fingerprint of what it is made from, `earlier` what earlier runs have left.
+    """
 
     case: BatchCase
     read: ReadJob
     made_from: str
+    earlier: Earlier
 
 
 def run_cases(
@@ -203,7 +206,7 @@ class _Work:
             self.claims.abandon(claim)
             raise
         except Exception as error:  # noqa: BLE001 - one case's failure is its own
-            self.end(claim, _failed(ready.case, error))
+            self.end(claim, _failed(ready.case, error, ready.earlier))
             return None
 
     def write(self, claim: Claim, ready: _Ready, result: Result) -> None:
@@ -214,7 +217,7 @@ class _Work:
         """Let a case go, with what became of it."""
         self.entries[claim.index] = entry
         case = self.cases[claim.index]
-        for path in _inputs(case):
+        for path in case.job.input_files().values():
             case.remote.drop(path)
         if is_suspect(claim.before):
             forget_end(case)
@@ -230,28 +233,23 @@ def _one_thread(stack: ExitStack, name: str) -> ThreadPoolExecutor:
 
 def _prepared(case: BatchCase, bundle_hash: str) -> _Ready | Entry:
     """Read a case, unless it is finished or can't be read."""
+    earlier = Earlier(case)
     try:
         check_outputs(case.job)
         made_from = fingerprint(case, bundle_hash)
-        return kept_entry(case, made_from) or _Ready(case, _read(case, made_from), made_from)
+        kept = kept_entry(case, made_from, earlier)
+        return kept or _Ready(case, _read(case, made_from, earlier), made_from, earlier)
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
-        return _failed(case, error)
+        return _failed(case, error, earlier)
 
 
-def _read(case: BatchCase, made_from: str) -> ReadJob:
+def _read(case: BatchCase, made_from: str, earlier: Earlier) -> ReadJob:
     """Read a case from where it lies."""
-    for path in _inputs(case):
+    for path in case.job.input_files().values():
         case.remote.fetch(path)
     read = read_job(case.job)
-    check_overwritten(case, read.prompts)
-    notes = (*read.case.notes, *earlier_notes(case, read.prompts, made_from))
-    return replace(read, case=replace(read.case, notes=notes))
-
-
-def _inputs(case: BatchCase) -> tuple[Path, ...]:
-    """Return the files or folders that a case is read from."""
-    inputs = (case.job.input, case.job.spatial_prompts)
-    return tuple(path for path in inputs if path is not None)
+    told = check_earlier_files(case, read.prompts, made_from, earlier)
+    return replace(read, case=replace(read.case, notes=(*read.case.notes, *told)))
 
 
 def _written(ready: _Ready, result: Result) -> Entry:
@@ -262,12 +260,12 @@ def _written(ready: _Ready, result: Result) -> Entry:
         note_writing(case, roles)
         result = write_job(ready.read, result)
         entry = _entry(ready, result)
-        remember(case, ready.made_from, entry, roles)
+        remember(case, ready.made_from, entry, ready.earlier, roles)
     except OutputError:  # the next case would have no room either
         raise
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
         remove_files(case, roles)
-        return _failed(case, error)
+        return _failed(case, error, ready.earlier)
     return entry
 
 
@@ -303,10 +301,10 @@ def _given_up(case: BatchCase) -> Entry:
     """Make the entry of a case that ended every process that tried it."""
     reason = f"given up: {MOST_ENDED} processes that had no other case in hand ended in it"
     last = noted_end(case)
-    return _unusable(case, f"{reason}; the last: {last}" if last else reason)
+    return _unusable(case, f"{reason}; the last: {last}" if last else reason, Earlier(case))
 
 
-def _failed(case: BatchCase, error: Exception) -> Entry:
+def _failed(case: BatchCase, error: Exception, earlier: Earlier) -> Entry:
     """Make the entry of a case that failed, with the reason in one line.
 
     No result of earlier content stays under its name.
@@ -317,11 +315,17 @@ def _failed(case: BatchCase, error: Exception) -> Entry:
     if isinstance(error, MemoryError):
         reason = f"out of memory ({error}); `medals-rt plan` estimates the need"
     code = getattr(error, "code", None)
-    return _unusable(case, reason, skipped=code == NO_IMAGES, keeps_files=code == RESULT_NOT_OURS)
+    keeps_files = code == RESULT_NOT_OURS
+    return _unusable(case, reason, earlier, skipped=code == NO_IMAGES, keeps_files=keeps_files)
 
 
 def _unusable(
-    case: BatchCase, reason: str, *, skipped: bool = False, keeps_files: bool = False
+    case: BatchCase,
+    reason: str,
+    earlier: Earlier,
+    *,
+    skipped: bool = False,
+    keeps_files: bool = False,
 ) -> Entry:
     entry = Entry(
         name=shown(case.name),
@@ -330,5 +334,5 @@ def _unusable(
         status="skipped" if skipped else "failed",
         error=shown(reason),
     )
-    remember_failure(case, entry, keeps_files=keeps_files)
+    remember_failure(case, entry, earlier, keeps_files=keeps_files)
     return entry

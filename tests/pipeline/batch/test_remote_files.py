@@ -1,6 +1,7 @@
 """Batches whose files lie behind URLs: a real S3 server on this machine, and its ways to fail."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,36 @@ def keys(bucket: Any, below: str) -> list[str]:
 def statuses_of(bucket: Any, below: str) -> dict[str, str]:
     lines = bucket.cat_file(f"{below}/summary.csv").decode().splitlines()[1:]
     return {line.split(",")[0]: line.split(",")[1] for line in lines}
+
+
+@pytest.fixture
+def requests(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
+    """Count what is asked of the server: kinds of requests, and keys below the results."""
+    asked: Counter[tuple[str, str]] = Counter()
+    call = type(bucket)._call_s3
+
+    async def counted(self: Any, method: str, *given: Any, **more: Any) -> Any:
+        key = str(more.get("Key") or more.get("Prefix") or "")
+        asked[method, key.removeprefix("results/")] += 1
+        return await call(self, method, *given, **more)
+
+    monkeypatch.setattr(type(bucket), "_call_s3", counted)
+    return asked
+
+
+def test_the_record_of_a_case_is_asked_for_once(
+    tiny_bundle: Bundle, bucket: Any, requests: Counter[tuple[str, str]], tmp_path: Path
+) -> None:
+    """Also where it is made again, and what an earlier batch has written is looked at."""
+    words = ("s3://clinic/scans/a.npz", "s3://clinic/results", "--no-preview")
+    for change in (None, None, 9):
+        if change is not None:
+            bucket.put_file(str(write_case(tmp_path / "new.npz", change)), "clinic/scans/a.npz")
+        requests.clear()
+        assert batch(tiny_bundle.folder, *words).exit_code == 0
+        about = {each: n for each, n in requests.items() if each[1].startswith(".medals-rt/")}
+        assert ("head_object", ".medals-rt/a.json") in about
+        assert set(about.values()) == {1}, about
 
 
 def test_a_key_that_leads_out_of_its_folder_is_not_fetched(tmp_path: Path) -> None:
