@@ -23,11 +23,11 @@ import msgspec
 from medals_rt.common.atomic_io import atomic_output, outputs_told, write_json
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import InputError, PromptError
+from medals_rt.common.folders import STATE_FOLDER
 from medals_rt.common.notes import Note, warning
 from medals_rt.pipeline.batch.find import first_of
 from medals_rt.pipeline.batch.paths import (
     MARK_ENDING,
-    STATE_FOLDER,
     CasePaths,
     WrittenFiles,
     folder_of,
@@ -43,7 +43,7 @@ from medals_rt.pipeline.lesion_statistics import LesionStatistics
 from medals_rt.pipeline.options import PromptSource
 from medals_rt.prompts.prompt_set import PromptReading, PromptSet
 
-RECORD_FORMAT: Final = 4
+RECORD_FORMAT: Final = 5
 RESULT_CHANGED: Final = "result-changed"
 """Code of the warning that somebody changed a finished case's files."""
 RESULT_NOT_OURS: Final = "result-not-ours"
@@ -111,15 +111,31 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class MadeFrom:
+    """What a case is made from.
+
+    Attributes
+    ----------
+    request
+        As of `request_sha256`; empty where it couldn't be read.
+    inputs
+        As of `inputs.inputs_sha256`; None where they couldn't be read.
+    """
+
+    request: str = ""
+    inputs: str | None = None
+
+
+@dataclass(frozen=True)
 class Record:
-    """A case that was finished, or one that failed: then without fingerprint.
+    """A case that was finished, or one that failed.
 
     Attributes
     ----------
     format
         Of the record.
-    fingerprint
-        Of what the case was made from.
+    made_from
+        What the case was made from.
     files
         SHA-256 of what was written, by role.
     entry
@@ -129,38 +145,17 @@ class Record:
     left
         As of `WrittenFiles`.
     before
-        Of a case that failed so as not to write over somebody's files: its record when it was
-        finished, which speaks of the same files.
+        Of a case that failed, and whose earlier result stays: its record when it was finished,
+        which speaks of the same files.
     """
 
     format: int
-    fingerprint: str
+    made_from: MadeFrom
     files: dict[str, str]
     entry: Entry
     ending: str
     left: dict[str, str] = field(default_factory=dict)
     before: "Record | None" = None
-
-
-def fingerprint(case: BatchCase, bundle_hash: str) -> str:
-    """SHA-256 (hex) of everything that decides the result of a case.
-
-    Raises
-    ------
-    InputError
-        The prompts can't be read.
-    OSError
-        The input or the annotation can't be read.
-    """
-    inputs = case.job.input_files()
-    parts = {
-        "format": RECORD_FORMAT,
-        "version": VERSION,
-        "bundle": bundle_hash,
-        "inputs": {role: case.remote.identity(path) for role, path in inputs.items()},
-        "asked": asked_of(case.job),
-    }
-    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
 def stated_prompts(source: PromptSource, reading: PromptReading) -> object:
@@ -203,6 +198,34 @@ def asked_of(
     }
 
 
+def request_sha256(
+    job: Job,
+    bundle_hash: str,
+    prompts_of: Callable[[PromptSource, PromptReading], object] = stated_prompts,
+) -> str:
+    """SHA-256 (hex) of everything that decides a result but the inputs.
+
+    Parameters
+    ----------
+    job, prompts_of
+        As of `asked_of`.
+    bundle_hash
+        Of the model.
+
+    Raises
+    ------
+    InputError
+        The prompts can't be read.
+    """
+    parts = {
+        "format": RECORD_FORMAT,
+        "version": VERSION,
+        "bundle": bundle_hash,
+        "asked": asked_of(job, prompts_of),
+    }
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+
+
 class Earlier:
     """What earlier runs have left of a case; each file is read once, when it is first asked for.
 
@@ -234,12 +257,15 @@ class Earlier:
         return read_written(self._content)
 
     @property
+    def last(self) -> Record | None:
+        """The record of the time when the case was finished last."""
+        record = self.record
+        return record if record is None or record.entry.status == "done" else record.before
+
+    @property
     def finished(self) -> Record | None:
         """The record of a case that is finished, if no newer files of it are half written."""
-        record = self.record
-        if record is not None and record.entry.status != "done":
-            record = record.before
-        return None if record is None or self._mark is not None else record
+        return self.last if self._mark is None else None
 
     def own_files(self, but: Collection[Path] = ()) -> dict[Path, str]:
         """Return the files that are now as a batch wrote them, with the SHA-256 of each.
@@ -270,16 +296,29 @@ class Earlier:
         }
 
 
-def kept_entry(case: BatchCase, made_from: str, earlier: Earlier) -> Entry | None:
-    """Return the entry of a case that is finished and whose files are all there."""
+def kept_entry(case: BatchCase, made_from: MadeFrom, earlier: Earlier) -> Entry | None:
+    """Return the entry of a case that is finished and whose files are all there.
+
+    Where it has failed since, otherwise made, its record is again that of a finished case.
+
+    Raises
+    ------
+    OutputError
+        The record can't be written.
+    """
     record = earlier.finished
-    if record is None or record.fingerprint != made_from:
+    if record is None or record.made_from != made_from:
         return None
-    return _kept(case, record)
+    kept = _kept(case, record)
+    if kept is None:
+        return None
+    if record is not earlier.record:
+        _write(case, record)
+    return replace(kept, input=_input_shown(case))
 
 
 def check_earlier_files(
-    case: BatchCase, prompts: PromptSet, made_from: str, earlier: Earlier
+    case: BatchCase, prompts: PromptSet, made_from: MadeFrom, earlier: Earlier
 ) -> tuple[Note, ...]:
     """Refuse to write over files that no batch wrote; note what becomes of those that one did.
 
@@ -293,7 +332,7 @@ def check_earlier_files(
     prompts
         Its prompts.
     made_from
-        Its fingerprint.
+        What it is made from.
     earlier
         What earlier runs have left of it.
 
@@ -324,7 +363,7 @@ def check_earlier_files(
     before = {each.label: each.name for each in record.entry.classes}
     asked = {each.label: each.class_key.name for each in prompts.prompts}
     had = "" if before == asked else f", which had {', '.join(before.values())},"
-    if not _may_be_one(record.entry.input, shown(case.remote.shown(case.job.input))):
+    if not _may_be_one(record.entry.input, _input_shown(case)):
         had = f"{had or ','} of {record.entry.input},"
     notes = []
     if had and labels in own and labels in new:
@@ -336,7 +375,7 @@ def check_earlier_files(
             f"of an earlier batch's result{had} {named} {verb} beside this one, and no table "
             "lists it"
         )
-        alike = record.fingerprint == made_from
+        alike = record.made_from == made_from
         notes.append((Note if alike else warning)("earlier-files-stay", text))
     return tuple(notes)
 
@@ -373,7 +412,7 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
         case = BatchCase(job, paths)
         kept = _kept(case, record)
         if kept is not None:
-            found.append((case, replace(kept, input=record.entry.input)))
+            found.append((case, kept))
     return tuple(found)
 
 
@@ -389,7 +428,7 @@ def roles_of_classes(case: BatchCase, prompts: PromptSet) -> list[str]:
 
 def remember(
     case: BatchCase,
-    made_from: str,
+    made_from: MadeFrom,
     entry: Entry,
     earlier: Earlier,
     roles: Collection[str] = (),
@@ -400,7 +439,7 @@ def remember(
     Parameters
     ----------
     case, made_from, entry
-        The case, its fingerprint, and how it went.
+        The case, what it was made from, and how it went.
     earlier
         What earlier runs had left of it before.
     roles
@@ -431,39 +470,54 @@ def remember(
 
 
 def remember_failure(
-    case: BatchCase, entry: Entry, earlier: Earlier, *, keeps_files: bool = False
-) -> None:
+    case: BatchCase,
+    made_from: MadeFrom,
+    entry: Entry,
+    earlier: Earlier,
+    *,
+    keeps_files: bool = False,
+) -> Entry:
     """Note that a case has no result, for the tables that another process may write.
+
+    An earlier result stays, as far as nobody knows that the inputs were changed since. Else it is
+    removed where it is as it was written: a result of another content must not pass for its own.
 
     Parameters
     ----------
-    case, entry
-        The case, and how it went.
+    case, made_from, entry
+        The case, what it would have been made from, and how it went.
     earlier
         What earlier runs have left of it.
     keeps_files
-        Whether what its record speaks of stays. Else it is removed where it is as it was written: a
-        result of another content must not pass for its own.
+        Whether all files stay in any case.
+
+    Returns
+    -------
+    Entry
+        The entry, which says so of a result that stays.
 
     Raises
     ------
     OutputError
         The record can't be written.
     """
-    before, written = earlier.finished, earlier.written
+    last, written = earlier.last, earlier.written
+    inputs = None if last is None else last.made_from.inputs
+    stays = keeps_files or None in {inputs, made_from.inputs} or inputs == made_from.inputs
     if not keeps_files:
-        for path in (*earlier.own_files(), *earlier.half_written(), case.paths.mark):
+        own = earlier.own_files()
+        half_written = {*earlier.half_written(), case.paths.mark}
+        for path in half_written - own.keys() if stays else half_written | own.keys():
             case.remote.remove(path)
-    record = Record(RECORD_FORMAT, "", {}, entry, "")
-    if keeps_files and written is not None:
+        if stays and own:
+            entry = replace(entry, error=f"{entry.error}; the result of an earlier run stays")
+    record = Record(RECORD_FORMAT, made_from, {}, entry, "")
+    if stays and written is not None:
         record = replace(
-            record,
-            files=written.files,
-            ending=written.ending,
-            left=written.left,
-            before=before,
+            record, files=written.files, ending=written.ending, left=written.left, before=last
         )
     _write(case, record)
+    return entry
 
 
 @contextmanager
@@ -503,29 +557,53 @@ def writing_noted(
         yield digests
 
 
-def recorded_entry(case: BatchCase, status: str | None) -> Entry:
-    """Return what the record of a case says of it that another process has settled.
+def recorded_entry(case: BatchCase, status: str | None, request: str) -> Entry | None:
+    """Return what the record of a case says of it that this process hasn't settled.
 
     Parameters
     ----------
     case
         The case.
     status
-        How the other settled it; None where that was before all those who work now began: its files
-        must then be there.
+        How another settled it; None where that was before all those who work now began.
+    request
+        As of `request_sha256`. In the second case the record must be of the same, and the files of
+        a finished case must be there: None where that isn't so, as the case is still to be done.
     """
     earlier = Earlier(case)
     record = earlier.record
-    if record is not None and (record.entry.status != "done" or status == "done"):
-        return _as_now(case, record.entry)
-    finished = earlier.finished
-    kept = None if finished is None else _kept(case, finished)
-    return kept or Entry(
+    found: Entry | None = None
+    if record is not None and (status or record.made_from.request == request):
+        if status == "done" or (status != "kept" and record.entry.status != "done"):
+            found = record.entry
+        elif earlier.finished is not None:
+            found = _kept(case, earlier.finished)
+    if found is not None:
+        return _read_elsewhere(case, found)
+    if status is None:
+        return None
+    return Entry(
         name=shown(case.name),
-        input=shown(case.remote.shown(case.job.input)),
+        input=_input_shown(case),
         output=shown(case.remote.shown(case.job.output)),
         status="failed",
         error="its record or its files are gone; run the batch again",
+    )
+
+
+def _read_elsewhere(case: BatchCase, entry: Entry) -> Entry:
+    """Say of a result of another process where that found the input, if it may be another one."""
+    here = _input_shown(case)
+    if _may_be_one(entry.input, here):
+        return replace(entry, input=here, output=shown(case.remote.shown(case.job.output)))
+    text = (
+        f"another process has read this case from {entry.input}, while it is {here} here: make "
+        "sure that both are the same scan"
+    )
+    return replace(
+        entry,
+        output=shown(case.remote.shown(case.job.output)),
+        notes=(*entry.notes, warning("input-elsewhere", text)),
     )
 
 
@@ -600,7 +678,8 @@ def _kept(case: BatchCase, record: Record) -> Entry | None:
     found = {role: case.remote.identity(path) for role, path in files.items()}
     if None in found.values() or not found.keys() <= record.files.keys():
         return None
-    entry = replace(_as_now(case, record.entry), status="kept")
+    output = shown(case.remote.shown(case.job.output))
+    entry = replace(record.entry, output=output, status="kept")
     changed = [files[role] for role in files if found[role] != record.files[role]]
     if not changed:
         return entry
@@ -611,10 +690,8 @@ def _kept(case: BatchCase, record: Record) -> Entry | None:
     return replace(entry, notes=(*entry.notes, warning(RESULT_CHANGED, text)))
 
 
-def _as_now(case: BatchCase, entry: Entry) -> Entry:
-    """Say where a case's files lie now: folders may have been moved."""
-    source, result = (case.remote.shown(path) for path in (case.job.input, case.job.output))
-    return replace(entry, input=shown(source), output=shown(result))
+def _input_shown(case: BatchCase) -> str:
+    return shown(case.remote.shown(case.job.input))
 
 
 def _write(case: BatchCase, record: Record) -> None:

@@ -7,20 +7,21 @@ Which case is the next one, `claims` says: other processes may work on the same 
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
-from medals_rt.common.errors import DeviceLostError, MedalsError, OutputError
+from medals_rt.common.errors import DeviceLostError, InputError, MedalsError, OutputError
 from medals_rt.pipeline.batch.claims import MOST_ENDED, Cells, Claim, Claims, LocalCells, is_suspect
+from medals_rt.pipeline.batch.inputs import inputs_sha256
 from medals_rt.pipeline.batch.plan import BatchCase
 from medals_rt.pipeline.batch.records import (
     RESULT_NOT_OURS,
     Earlier,
     Entry,
+    MadeFrom,
     check_earlier_files,
-    fingerprint,
     forget_end,
     kept_entry,
     note_end,
@@ -28,6 +29,7 @@ from medals_rt.pipeline.batch.records import (
     remember,
     remember_failure,
     remove_files,
+    request_sha256,
     roles_of_classes,
     shown,
     writing_noted,
@@ -84,12 +86,12 @@ class Silent:
 class _Ready:
     """A case that was read and is to be run.
 
-    `made_from` is the fingerprint of what it is made from, `earlier` what earlier runs have left.
+    `earlier` is what earlier runs have left.
     """
 
     case: BatchCase
     read: ReadJob
-    made_from: str
+    made_from: MadeFrom
     earlier: Earlier
 
 
@@ -194,7 +196,8 @@ class _Work:
             return None
         case = self.cases[claim.index]
         self.listener.taken(claim.index)
-        return claim, _given_up(case) if claim.given_up else _prepared(case, self.bundle_hash)
+        prepared = _given_up if claim.given_up else _prepared
+        return claim, prepared(case, self.bundle_hash)
 
     def segment(self, segmenter: Segmenter, claim: Claim, ready: _Ready) -> Result | None:
         """Run the network; None where the case failed."""
@@ -206,7 +209,7 @@ class _Work:
             self.claims.abandon(claim)
             raise
         except Exception as error:  # noqa: BLE001 - one case's failure is its own
-            self.end(claim, _failed(ready.case, error, ready.earlier))
+            self.end(claim, _failed(ready.case, ready.made_from, error, ready.earlier))
             return None
 
     def write(self, claim: Claim, ready: _Ready, result: Result) -> None:
@@ -233,17 +236,18 @@ def _one_thread(stack: ExitStack, name: str) -> ThreadPoolExecutor:
 
 def _prepared(case: BatchCase, bundle_hash: str) -> _Ready | Entry:
     """Read a case, unless it is finished or can't be read."""
-    earlier = Earlier(case)
+    earlier, made_from = Earlier(case), MadeFrom()
     try:
+        made_from = MadeFrom(request_sha256(case.job, bundle_hash))
         check_outputs(case.job)
-        made_from = fingerprint(case, bundle_hash)
+        made_from = replace(made_from, inputs=inputs_sha256(case))
         kept = kept_entry(case, made_from, earlier)
         return kept or _Ready(case, _read(case, made_from, earlier), made_from, earlier)
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
-        return _failed(case, error, earlier)
+        return _failed(case, made_from, error, earlier)
 
 
-def _read(case: BatchCase, made_from: str, earlier: Earlier) -> ReadJob:
+def _read(case: BatchCase, made_from: MadeFrom, earlier: Earlier) -> ReadJob:
     """Read a case from where it lies."""
     for path in case.job.input_files().values():
         case.remote.fetch(path)
@@ -265,7 +269,7 @@ def _written(ready: _Ready, result: Result) -> Entry:
         raise
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
         remove_files(case, roles)
-        return _failed(case, error, ready.earlier)
+        return _failed(case, ready.made_from, error, ready.earlier)
     return entry
 
 
@@ -297,18 +301,18 @@ NO_IMAGES = "no-images"
 """Code of the error that says that what was read holds no image at all."""
 
 
-def _given_up(case: BatchCase) -> Entry:
+def _given_up(case: BatchCase, bundle_hash: str) -> Entry:
     """Make the entry of a case that ended every process that tried it."""
+    made_from = MadeFrom()
+    with suppress(InputError):
+        made_from = MadeFrom(request_sha256(case.job, bundle_hash))
     reason = f"given up: {MOST_ENDED} processes that had no other case in hand ended in it"
     last = noted_end(case)
-    return _unusable(case, f"{reason}; the last: {last}" if last else reason, Earlier(case))
+    return _unusable(case, made_from, f"{reason}; the last: {last}" if last else reason)
 
 
-def _failed(case: BatchCase, error: Exception, earlier: Earlier) -> Entry:
-    """Make the entry of a case that failed, with the reason in one line.
-
-    No result of earlier content stays under its name.
-    """
+def _failed(case: BatchCase, made_from: MadeFrom, error: Exception, earlier: Earlier) -> Entry:
+    """Make the entry of a case that failed, with the reason in one line."""
     reason = str(error) if isinstance(error, MedalsError) else f"{type(error).__name__}: {error}"
     if isinstance(error, OSError) and error.strerror and not isinstance(error, MedalsError):
         reason = f"{error.filename or case.job.input}: {error.strerror.lower()}; check the file"
@@ -316,13 +320,15 @@ def _failed(case: BatchCase, error: Exception, earlier: Earlier) -> Entry:
         reason = f"out of memory ({error}); `medals-rt plan` estimates the need"
     code = getattr(error, "code", None)
     keeps_files = code == RESULT_NOT_OURS
-    return _unusable(case, reason, earlier, skipped=code == NO_IMAGES, keeps_files=keeps_files)
+    skipped = code == NO_IMAGES
+    return _unusable(case, made_from, reason, earlier, skipped=skipped, keeps_files=keeps_files)
 
 
 def _unusable(
     case: BatchCase,
+    made_from: MadeFrom,
     reason: str,
-    earlier: Earlier,
+    earlier: Earlier | None = None,
     *,
     skipped: bool = False,
     keeps_files: bool = False,
@@ -334,5 +340,5 @@ def _unusable(
         status="skipped" if skipped else "failed",
         error=shown(reason),
     )
-    remember_failure(case, entry, earlier, keeps_files=keeps_files)
-    return entry
+    left = earlier or Earlier(case)
+    return remember_failure(case, made_from, entry, left, keeps_files=keeps_files)

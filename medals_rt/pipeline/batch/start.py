@@ -139,7 +139,7 @@ class PreparedBatch:
             tables=[file.name for file in tables],
             on_ray=batch.ray is not None,
         )
-        with share_folders(plan, identity, tables) as cells:
+        with share_folders(plan, identity, tables, self.own) as cells:
             for file in tables:
                 prepare_output(file)
             with _standing_told(cells, count):
@@ -147,7 +147,15 @@ class PreparedBatch:
             written = settle_once(
                 cells,
                 count,
-                lambda: write_tables(plan, entries, cells, **asked, notice=self.bundle.notice),
+                lambda: write_tables(
+                    plan,
+                    entries,
+                    cells,
+                    own=self.own,
+                    bundle_hash=self.bundle.hash,
+                    **asked,
+                    notice=self.bundle.notice,
+                ),
             )
             now = standing(cells.read(0, count))
         shown = tuple(map(plan.remote.shown, tables)) if written else ()

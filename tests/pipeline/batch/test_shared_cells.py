@@ -15,7 +15,8 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.pipeline.batch.claims import LocalCells
-from medals_rt.pipeline.batch.records import fingerprint
+from medals_rt.pipeline.batch.inputs import inputs_sha256
+from medals_rt.pipeline.batch.records import request_sha256
 from medals_rt.pipeline.batch.shared_cells import SharedCells, identity_of, remove_leftovers
 from medals_rt.pipeline.options import PromptSource
 from tests.pipeline.batch.helpers import (
@@ -160,7 +161,7 @@ def test_only_what_nobody_writes_is_cleared_away(scans: Path, out: Path) -> None
         path.touch()
     cells = LocalCells(4)
     cells.hold(0)
-    remove_leftovers(plan(scans, out=out, preview=False), cells)
+    remove_leftovers(plan(scans, out=out, preview=False), cells, range(3))
     assert held.exists()
     assert not free.exists()
 
@@ -269,4 +270,8 @@ def test_batches_of_other_prompts_or_scans_of_the_same_names_are_told_apart(
         )
     ]
     assert len({identity_of(each, {}, "bundle") for each in plans}) == len(plans)
-    assert len({fingerprint(each.cases[0], "bundle") for each in plans}) == len(plans)
+    made_from = {
+        (request_sha256(each.cases[0].job, "bundle"), inputs_sha256(each.cases[0]))
+        for each in plans
+    }
+    assert len(made_from) == len(plans)

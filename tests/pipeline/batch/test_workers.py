@@ -49,7 +49,7 @@ class Setting:
     listener: Listener = field(default_factory=Silent)
 
     def run(self, processes: int = 2) -> dict[int, Entry]:
-        with share_folders(self.plan, 64 * "0", ()) as cells:
+        with share_folders(self.plan, 64 * "0", (), range(len(self.plan.cases))) as cells:
             try:
                 return run_workers(
                     self.plan.cases,
@@ -138,7 +138,7 @@ def test_none_is_lost_and_none_done_twice_when_workers_are_killed(
     made = batch.made()  # noted after the record: a worker may be killed between the two
     assert max(made.values()) == 1
     assert len(made) >= len(names) - 4
-    remove_leftovers(batch.plan, LocalCells(len(names)))
+    remove_leftovers(batch.plan, LocalCells(len(names)), range(len(names)))
     assert len(list((batch.plan.reports / ".medals-rt").glob("*.json"))) == len(names)
     assert all(entry.status in {"done", "kept"} for entry in entries.values())
     assert not list(batch.plan.results.rglob(".partial*"))
