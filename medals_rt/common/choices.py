@@ -12,6 +12,9 @@ RunnerKind: TypeAlias = Literal[
 
 RUNNER_KINDS: Final[tuple[RunnerKind, ...]] = get_args(RunnerKind)
 
+RunnerChoice: TypeAlias = Literal["auto", RunnerKind]
+"""What is asked for. ``auto``: the fastest that this machine can run."""
+
 CpuRunnerKind: TypeAlias = Literal["openvino", "onnxruntime"]
 CPU_RUNNERS: Final[tuple[CpuRunnerKind, ...]] = get_args(CpuRunnerKind)
 
@@ -32,12 +35,16 @@ Precision: TypeAlias = Literal[FloatPrecision, QuantizedPrecision]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 """The finest first."""
 
+PrecisionChoice: TypeAlias = Literal["auto", Precision]
+"""What is asked for. ``auto``: the fastest of this processor, or that of a quantized bundle."""
+
 Convolution: TypeAlias = Literal["direct", "winograd"]
 """How large 3x3x3 convolutions are computed on a CPU. ``direct``: by the library. ``winograd``: by
 `medals_rt.runners.winograd`, with 8 times fewer multiplications."""
 
 ConvolutionChoice: TypeAlias = Literal["auto", Convolution]
 """What is asked for. ``auto``: by what was measured to be faster."""
+CONVOLUTIONS: Final[tuple[ConvolutionChoice, ...]] = get_args(ConvolutionChoice)
 
 Refinement: TypeAlias = Literal["masked", "unmasked", "none"]
 """``masked``: Algorithm 2. ``unmasked``: each masked pair is one pass that sees the whole prompts.

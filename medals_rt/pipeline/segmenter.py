@@ -19,7 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
-from medals_rt.common.choices import RUNNER_KINDS, STAGE_NAMES, ConvolutionChoice, StageNumber
+from medals_rt.common.choices import (
+    RUNNER_KINDS,
+    STAGE_NAMES,
+    ConvolutionChoice,
+    PrecisionChoice,
+    RunnerChoice,
+    StageNumber,
+)
 from medals_rt.common.errors import InputError
 from medals_rt.common.gpu_faults import raises_device_lost
 from medals_rt.common.notes import Note, warning
@@ -158,8 +165,8 @@ class Segmenter:
         cls,
         bundle: str | Path | Bundle | None = None,
         *,
-        runner: str = "auto",
-        precision: str | None = None,
+        runner: RunnerChoice = "auto",
+        precision: PrecisionChoice | None = None,
         threads: int | None = None,
         convolution: ConvolutionChoice = "auto",
     ) -> Self:
@@ -172,8 +179,8 @@ class Segmenter:
         runner
             ``"auto"`` or one of `medals_rt.common.choices.RUNNER_KINDS`.
         precision
-            ``"fp32"``, ``"fp16"`` or ``"bf16"``, of a quantized bundle its own; None: what suits
-            this machine and bundle.
+            ``"fp32"``, ``"fp16"`` or ``"bf16"``, of a quantized bundle its own; ``"auto"`` or None:
+            what suits this machine and bundle.
         threads
             For the network; None: all that this process may use.
         convolution
@@ -471,8 +478,8 @@ class Segmenter:
 def load(
     bundle: str | Path | None = None,
     *,
-    runner: str = "auto",
-    precision: str | None = None,
+    runner: RunnerChoice = "auto",
+    precision: PrecisionChoice | None = None,
     threads: int | None = None,
     convolution: ConvolutionChoice = "auto",
 ) -> Segmenter:

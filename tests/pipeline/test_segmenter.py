@@ -204,6 +204,13 @@ def test_a_closed_segmenter_says_so(tiny_bundle: Bundle, volume: Volume) -> None
         opened.segment(volume, ANATOMY)
 
 
+def test_a_model_is_opened_as_the_command_opens_it(tiny_bundle: Bundle) -> None:
+    with medals_rt.load(tiny_bundle.folder, runner="onnxruntime", precision="auto") as opened:
+        assert opened.arithmetic == "onnxruntime/fp32"
+    with raises(InputError, "convolution-unknown", "Direct"):
+        medals_rt.load(tiny_bundle.folder, convolution="Direct")  # type: ignore[arg-type]
+
+
 def test_a_segmenter_is_used_by_one_at_a_time(segmenter: Segmenter, volume: Volume) -> None:
     """By a callback neither; afterwards it is free again."""
 
