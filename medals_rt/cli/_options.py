@@ -8,7 +8,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import typer
 
@@ -28,10 +28,10 @@ from medals_rt.common.choices import (
     Kind,
     Modality,
     Postprocess,
-    Precision,
+    PrecisionChoice,
     PresetName,
     Refinement,
-    RunnerKind,
+    RunnerChoice,
     StageNumber,
     Stages,
     StartFrom,
@@ -240,11 +240,11 @@ def run_options(
     *,
     bundle: Bundle = None,
     runner: Annotated[
-        Literal["auto", RunnerKind],
+        RunnerChoice,
         typer.Option(help="Inference library; auto takes the fastest that this machine can run."),
     ] = "auto",
     precision: Annotated[
-        Literal["auto", Precision],
+        PrecisionChoice,
         typer.Option(help="Arithmetic of the network; auto takes the fastest of this processor."),
     ] = "auto",
     threads: Threads = None,
@@ -384,7 +384,7 @@ def run_options(
     return RunOptions(
         bundle=bundle,
         runner=runner,
-        precision=None if precision == "auto" else precision,
+        precision=precision,
         threads=threads,
         convolution=convolution,
         segment=SegmentOptions(

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from medals_rt.common.arguments import check_class, take_paths
 from medals_rt.common.choices import OutputFormat
 from medals_rt.inference.corrections import Correction
 from medals_rt.io.case import Case
-from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions, take_paths
+from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest
 from medals_rt.prompts.prompt_set import PromptSet
 
@@ -83,6 +84,12 @@ class Job:
     def __post_init__(self) -> None:
         take_paths(self, "input", "output", "report", "preview", "statistics", "instances", "sr")
         take_paths(self, "split", "probabilities", "spatial_prompts", "corrects")
+        for name, wanted, instead in (
+            ("source", PromptSource, 'write PromptSource(sentences=("Liver in abdominal CT",))'),
+            ("options", RunOptions, "write RunOptions(segment=SegmentOptions())"),
+            ("grid", GridRequest, "write GridRequest(crop_mm=10)"),
+        ):
+            check_class(name, getattr(self, name), wanted, instead)
 
     @property
     def segment_options(self) -> SegmentOptions:

@@ -618,11 +618,11 @@ def test_labels_are_saved_in_the_format_of_their_name(
         ({"1": "Liver in CT", "x": "Spleen in CT"}, {}, None),
         ("Liver", {}, "no-modality"),
         (SENTENCE, {"seed": "x"}, "option-invalid"),
-        (SENTENCE, {"preset": "nothing"}, "option-invalid"),
+        (SENTENCE, {"preset": "nothing"}, "preset-unknown"),
         (SENTENCE, {"lesions": 3}, "option-invalid"),
         (SENTENCE, {"max_memory": 3}, "option-unknown"),
         (SENTENCE, {"masks": 3}, "option-unknown"),
-        (SENTENCE, {"time_budget": -1.0}, "not-positive"),
+        (SENTENCE, {"time_budget": -1.0}, "time-budget-out-of-range"),
         (SENTENCE, {"window": "nothing"}, None),
     ],
 )
