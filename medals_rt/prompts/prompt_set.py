@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from medals_rt.common.choices import KINDS, check_kind
+from medals_rt.common.choices import KINDS, Kind, check_kind, modality_named
 from medals_rt.common.errors import MissingFileError, PromptError
 from medals_rt.common.json_text import decode_json
 from medals_rt.common.limits import MAX_PROMPTS
@@ -45,7 +45,7 @@ class PromptReading:
     Attributes
     ----------
     modality
-        Of the image, for sentences that name none.
+        Of the image, for sentences that name none; in any case, or DICOM's name of it.
     free_text
         Whether a sentence that names no known class is taken as it is, for a bundle that has a text
         encoder, instead of being refused.
@@ -53,6 +53,9 @@ class PromptReading:
 
     modality: str | None = None
     free_text: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modality", modality_named(self.modality))
 
 
 PLAIN_READING: Final = PromptReading()
@@ -223,7 +226,7 @@ def class_prompts(
     modality: str,
     groups: Sequence[str] | str | None = None,
     *,
-    kind: str = "anatomy",
+    kind: Kind = "anatomy",
     covered: Container[str] | None = None,
     beside: PromptSet | None = None,
 ) -> PromptSet:
@@ -234,9 +237,9 @@ def class_prompts(
     Parameters
     ----------
     modality
-        Of the image.
+        Of the image; in any case, or DICOM's name of it.
     groups
-        Names of groups of anatomy, or one name, as `classes.groups` lists them; None for every
+        Names of groups of anatomy, or one name, as `class_groups` lists them; None for every
         class of `kind`, or of the other kind where the modality has none of it.
     kind
         `"anatomy"` or `"lesion"`; groups are of anatomy.
@@ -260,6 +263,7 @@ def class_prompts(
         (`groups-are-anatomy`), or the classes don't go with `beside`.
     """
     check_kind(kind)
+    modality = modality_named(modality)
     notes: list[Note] = []
     if isinstance(groups, str):
         groups = (groups,)
@@ -519,7 +523,7 @@ def numbered(texts: Sequence[str], kind: str, reading: PromptReading = PLAIN_REA
 
 def as_prompt_set(
     prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
-    kind: str | None = None,
+    kind: Kind | None = None,
     reading: PromptReading = PLAIN_READING,
 ) -> PromptSet:
     """Read prompts in whatever form a caller has them.
@@ -540,8 +544,9 @@ def as_prompt_set(
     TypeError
         If `prompts` is something else.
     PromptError
-        As `parse_prompts`; code `kind-contradiction` where `prompts` are of another kind than
-        `kind`, `modality-contradiction` where they are of another modality than `reading`'s.
+        As `parse_prompts`; code `no-prompts` for None, the `Case.prompts` of a file that holds
+        none, `kind-contradiction` where `prompts` are of another kind than `kind`,
+        `modality-contradiction` where they are of another modality than `reading`'s.
     """
     check_kind(kind)
     found = _read_any(prompts, kind, reading)
@@ -559,6 +564,12 @@ def as_prompt_set(
 
 
 def _read_any(prompts: object, kind: str | None, reading: PromptReading) -> PromptSet:
+    if prompts is None:
+        raise PromptError(
+            "there are no prompts: a file that holds none gives None; name them, such as "
+            "'Liver in abdominal CT'",
+            code="no-prompts",
+        )
     if isinstance(prompts, PromptSet):
         return prompts
     if isinstance(prompts, Mapping):

@@ -691,6 +691,16 @@ def test_suggestions_while_one_types(client: ServiceClient) -> None:
     assert client.prompts("")["suggestions"] == []
 
 
+def test_a_modality_is_asked_for_by_any_of_its_names(client: ServiceClient, scan: Path) -> None:
+    assert client.prompts("Liver", modality="ct") == client.prompts("Liver", modality="CT")
+    uploaded = client.upload(scan)
+    assert client.submit(uploaded, "Liver", modality="ct")["status"]
+    error = refused(client.submit, uploaded, "Liver", modality="XR")
+    assert (error.status, error.code) == (422, "request-invalid")
+    assert str(error).startswith("modality: no modality 'XR'; choose from CT")
+    assert refused(client.submit, uploaded, "Liver", modality=3).code == "request-invalid"
+
+
 @pytest.mark.parametrize(
     ("text", "modality", "code"),
     [
