@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from medals_rt.common.choices import KINDS, Kind, check_kind, modality_named
-from medals_rt.common.errors import MissingFileError, PromptError
+from medals_rt.common.errors import PromptError
 from medals_rt.common.json_text import decode_json
 from medals_rt.common.limits import MAX_PROMPTS
 from medals_rt.common.notes import Note
+from medals_rt.common.text_files import read_text
 from medals_rt.prompts.classes import ClassKey, canonical_sentence, classes_of, classes_of_group
 from medals_rt.prompts.matching import Match, find_class, free_text
 
@@ -482,17 +483,11 @@ def read_prompts(path: str | PathLike[str], reading: PromptReading = PLAIN_READI
         If it isn't JSON of the right form; see `parse_prompts`.
     """
     file = Path(path)
-    if not file.is_file():
-        raise MissingFileError(
-            f"there is no prompts file {file}; check the path", code="prompts-file-missing"
-        )
-    if file.stat().st_size > _MAX_FILE_BYTES:
-        raise PromptError(
-            f"{file} is larger than {_MAX_FILE_BYTES} bytes; is it a prompts file?",
-            code="prompts-file-too-large",
-        )
+    text = read_text(
+        file, "prompts file", most_bytes=_MAX_FILE_BYTES, form="prompts-form", error=PromptError
+    )
     try:
-        pairs = _decode_pairs(file.read_bytes())
+        pairs = _decode_pairs(text)
     except (ValueError, RecursionError) as error:
         raise PromptError(
             f"{file} isn't a JSON object of prompts ({error}); write "
@@ -502,8 +497,8 @@ def read_prompts(path: str | PathLike[str], reading: PromptReading = PLAIN_READI
     return parse_prompts(pairs, reading)
 
 
-def _decode_pairs(data: bytes) -> dict[str, object]:
-    decoded = decode_json(data.decode("utf-8-sig"))
+def _decode_pairs(text: str) -> dict[str, object]:
+    decoded = decode_json(text)
     if not isinstance(decoded, dict):
         raise ValueError(f"it holds a {type(decoded).__name__}")  # noqa: TRY004 - caught as one
     return decoded
