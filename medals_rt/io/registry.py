@@ -23,7 +23,7 @@ from medals_rt.io.dicom.web_address import WebAddress, is_web_address
 from medals_rt.io.format import START, Capability, Format, Options, SegmentationOutput, stem
 from medals_rt.io.segment_metadata import Segment
 from medals_rt.io.voxel_data import GZIP_MAGIC, InflatedStream
-from medals_rt.prompts.prompt_set import PromptSet, as_prompt_set
+from medals_rt.prompts.prompt_set import AnyPrompts, PromptSet, as_prompt_set
 
 _MODULES: Final = (
     "medals_rt.io.npz",
@@ -136,7 +136,7 @@ def write_segmentation(
     labels_dhw: HostArray,
     *,
     instances_dhw: HostArray | None = None,
-    prompts: PromptSet | Mapping[str, object] | Sequence[str] | str | None = None,
+    prompts: AnyPrompts | None = None,
     model: str | None = None,
     notice: str | None = None,
     segments: Sequence[Segment] | None = None,

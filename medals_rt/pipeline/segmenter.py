@@ -63,7 +63,7 @@ from medals_rt.planning.pass_timings import MeasuredPasses
 from medals_rt.planning.stage_plan import StagesOfGroup, check_memory, outline_groups
 from medals_rt.planning.time_budget import case_budget
 from medals_rt.prompts.embedding import PromptEmbedder
-from medals_rt.prompts.prompt_set import PromptSet, as_prompt_set
+from medals_rt.prompts.prompt_set import AnyPrompts, PromptSet, as_prompt_set
 
 _NAMED: Final = 5
 """As many classes stand in what is printed of a result at most."""
@@ -132,7 +132,7 @@ class CaseSegmenter(Protocol):
     def segment(
         self,
         volume: Volume,
-        prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
+        prompts: AnyPrompts,
         options: SegmentOptions | None = None,
         *,
         spatial_prompts: npt.NDArray[Any] | None = None,
@@ -258,7 +258,7 @@ class Segmenter:
     def segment(
         self,
         volume: Volume,
-        prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
+        prompts: AnyPrompts,
         options: SegmentOptions | None = None,
         *,
         spatial_prompts: npt.NDArray[Any] | None = None,
@@ -556,7 +556,7 @@ class _Asked:
 
 def _checked(
     volume: Volume,
-    prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
+    prompts: AnyPrompts,
     options: SegmentOptions | None,
     spatial_prompts: npt.NDArray[Any] | None,
     corrections: Iterable[Correction],

@@ -12,7 +12,7 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from medals_rt.common.choices import KINDS, Kind, check_kind, modality_named
 from medals_rt.common.errors import PromptError
@@ -191,6 +191,10 @@ class CombinedPrompts(PromptSet):
         anatomy, lesions = self.parts
         texts = {str(prompt.label): prompt.text for prompt in lesions.prompts}
         return {**anatomy.as_mapping(), LESIONS: texts}
+
+
+AnyPrompts: TypeAlias = PromptSet | Mapping[str, object] | Sequence[str] | str
+"""Prompts as callers have them: `as_prompt_set` reads each."""
 
 
 def combine(anatomy: PromptSet, lesions: PromptSet) -> CombinedPrompts:
@@ -517,7 +521,7 @@ def numbered(texts: Sequence[str], kind: str, reading: PromptReading = PLAIN_REA
 
 
 def as_prompt_set(
-    prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
+    prompts: AnyPrompts,
     kind: Kind | None = None,
     reading: PromptReading = PLAIN_READING,
 ) -> PromptSet:
@@ -594,6 +598,7 @@ def describe(found: Match | Prompt) -> dict[str, object]:
 
 __all__ = [
     "INSTANCE_LABEL",
+    "AnyPrompts",
     "CombinedPrompts",
     "Match",
     "Prompt",
