@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         MedalsError,
         MissingDependencyError,
         MissingFileError,
+        OutputError,
         PromptError,
         RunnerError,
         ServerError,
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
     from medals_rt.io.registry import read_case, read_labels, write_segmentation
     from medals_rt.io.segment_metadata import Segment
     from medals_rt.io.volume import SourceGrid, Volume
+    from medals_rt.pipeline.batch.plan import Batch
+    from medals_rt.pipeline.batch.run import Listener
+    from medals_rt.pipeline.batch.start import BatchResult, run_batch
     from medals_rt.pipeline.group_run import CoarseLabels
     from medals_rt.pipeline.job import run_job
     from medals_rt.pipeline.job_request import Job
@@ -71,6 +75,8 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 _HOMES = {
+    "Batch": "pipeline.batch.plan",
+    "BatchResult": "pipeline.batch.start",
     "Bundle": "bundle.bundle",
     "BundleError": "common.errors",
     "Case": "io.case",
@@ -85,10 +91,12 @@ _HOMES = {
     "InputError": "common.errors",
     "Job": "pipeline.job_request",
     "KeptImage": "inference.kept",
+    "Listener": "pipeline.batch.run",
     "MedalsError": "common.errors",
     "MissingDependencyError": "common.errors",
     "MissingFileError": "common.errors",
     "Note": "common.notes",
+    "OutputError": "common.errors",
     "Prompt": "prompts.prompt_set",
     "PromptError": "common.errors",
     "PromptReading": "prompts.prompt_set",
@@ -113,11 +121,14 @@ _HOMES = {
     "read_case": "io.registry",
     "read_labels": "io.registry",
     "read_prompts": "prompts.prompt_set",
+    "run_batch": "pipeline.batch.start",
     "run_job": "pipeline.job",
     "write_segmentation": "io.registry",
 }
 
 __all__ = [
+    "Batch",
+    "BatchResult",
     "Bundle",
     "BundleError",
     "Case",
@@ -132,10 +143,12 @@ __all__ = [
     "InputError",
     "Job",
     "KeptImage",
+    "Listener",
     "MedalsError",
     "MissingDependencyError",
     "MissingFileError",
     "Note",
+    "OutputError",
     "Prompt",
     "PromptError",
     "PromptReading",
@@ -160,6 +173,7 @@ __all__ = [
     "read_case",
     "read_labels",
     "read_prompts",
+    "run_batch",
     "run_job",
     "write_segmentation",
 ]
