@@ -17,6 +17,21 @@ _FILE: Final = "file"
 _FOLDER: Final = "folder"
 
 
+def check_parts(request: Any) -> None:
+    """Refuse a `Job` or a batch whose parts are of other classes; see `check_class`.
+
+    Raises
+    ------
+    TypeError
+    """
+    for name, wanted, instead in (
+        ("source", PromptSource, 'write PromptSource(sentences=("Liver in abdominal CT",))'),
+        ("options", RunOptions, "write RunOptions(segment=SegmentOptions())"),
+        ("grid", GridRequest, "write GridRequest(crop_mm=10)"),
+    ):
+        check_class(name, getattr(request, name), wanted, instead)
+
+
 @dataclass(frozen=True)
 class Job:
     """What is to be done with one case.
@@ -90,12 +105,7 @@ class Job:
 
     def __post_init__(self) -> None:
         take_paths(self, *(each.name for each in fields(self) if each.metadata))
-        for name, wanted, instead in (
-            ("source", PromptSource, 'write PromptSource(sentences=("Liver in abdominal CT",))'),
-            ("options", RunOptions, "write RunOptions(segment=SegmentOptions())"),
-            ("grid", GridRequest, "write GridRequest(crop_mm=10)"),
-        ):
-            check_class(name, getattr(self, name), wanted, instead)
+        check_parts(self)
 
     def input_files(self) -> dict[str, Path]:
         """Return the files and folders that are read, but for that of the prompts, by role."""

@@ -318,7 +318,8 @@ class Segmenter:
             the preset can't be corrected, or refinement starts from the text alone; the memory
             does not hold one class at a time, or the time no pass of the network.
         PromptError
-            A prompt names no class, or the preset can't tell lesions from anatomy.
+            There are no prompts (None), one names no class, or the preset can't tell lesions from
+            anatomy.
         DeviceLostError
             The GPU failed: this process can use it no more.
         """
