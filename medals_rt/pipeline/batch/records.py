@@ -557,31 +557,15 @@ def writing_noted(
         yield digests
 
 
-def recorded_entry(case: BatchCase, status: str | None, request: str) -> Entry | None:
-    """Return what the record of a case says of it that this process hasn't settled.
-
-    Parameters
-    ----------
-    case
-        The case.
-    status
-        How another settled it; None where that was before all those who work now began.
-    request
-        As of `request_sha256`. In the second case the record must be of the same, and the files of
-        a finished case must be there: None where that isn't so, as the case is still to be done.
-    """
+def settled_entry(case: BatchCase, status: str) -> Entry:
+    """Return what the record of a case says of it that another process has settled like this."""
     earlier = Earlier(case)
-    record = earlier.record
-    found: Entry | None = None
-    if record is not None and (status or record.made_from.request == request):
-        if status == "done" or (status != "kept" and record.entry.status != "done"):
-            found = record.entry
-        elif earlier.finished is not None:
-            found = _kept(case, earlier.finished)
+    if status == "kept":
+        found = None if earlier.finished is None else _kept(case, earlier.finished)
+    else:
+        found = None if earlier.record is None else earlier.record.entry
     if found is not None:
         return _read_elsewhere(case, found)
-    if status is None:
-        return None
     return Entry(
         name=shown(case.name),
         input=_input_shown(case),
@@ -589,6 +573,27 @@ def recorded_entry(case: BatchCase, status: str | None, request: str) -> Entry |
         status="failed",
         error="its record or its files are gone; run the batch again",
     )
+
+
+def earlier_entry(case: BatchCase, request: str) -> Entry | None:
+    """Return what the record of a case says of it that nobody has looked at now.
+
+    Parameters
+    ----------
+    case
+        The case.
+    request
+        As of `request_sha256`. None is returned, as the case is still to be done, where the record
+        is of another request, or files of a finished case are gone.
+    """
+    earlier = Earlier(case)
+    record = earlier.record
+    if record is None or record.made_from.request != request:
+        return None
+    if record.entry.status != "done":
+        return _read_elsewhere(case, record.entry)
+    kept = None if earlier.finished is None else _kept(case, earlier.finished)
+    return None if kept is None else _read_elsewhere(case, kept)
 
 
 def _read_elsewhere(case: BatchCase, entry: Entry) -> Entry:

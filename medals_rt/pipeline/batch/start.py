@@ -126,8 +126,8 @@ class PreparedBatch:
         ------
         MedalsError
             As `run_batch`.
-        KeyboardInterrupt
-            With what is to be said of how far the batch came.
+        KeyboardInterrupt, SystemExit
+            By a signal, with a note (`__notes__`) of how far the batch came.
         """
         batch, plan, count = self.batch, self.plan, len(self.plan.cases)
         asked = {"statistics": batch.statistics, "page": batch.preview}
@@ -260,7 +260,8 @@ def _standing_told(cells: Cells, count: int) -> Iterator[None]:
 
     try:
         yield
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(with_standing()) from interrupt
+    except (KeyboardInterrupt, SystemExit) as ended:
+        ended.add_note(with_standing())
+        raise
     except OutputError as error:
         raise OutputError(with_standing(f"{error}; "), code=error.code) from error

@@ -11,10 +11,11 @@ from medals_rt.pipeline.batch.page import write_page
 from medals_rt.pipeline.batch.plan import BatchPlan
 from medals_rt.pipeline.batch.records import (
     Entry,
+    earlier_entry,
     finished_before,
-    recorded_entry,
     remove_empty_folders,
     request_sha256,
+    settled_entry,
     stated_prompts,
 )
 from medals_rt.pipeline.batch.shared_cells import remove_leftovers
@@ -80,9 +81,10 @@ def all_entries(
     def entry_of(index: int) -> Entry | None:
         if index in here:
             return here[index]
-        case = plan.cases[index]
-        request = request_sha256(case.job, bundle_hash, prompts_of)
-        return recorded_entry(case, statuses[index], request)
+        case, status = plan.cases[index], statuses[index]
+        if status is not None:
+            return settled_entry(case, status)
+        return earlier_entry(case, request_sha256(case.job, bundle_hash, prompts_of))
 
     with ThreadPoolExecutor(_READERS) as readers:
         entries = tuple(readers.map(entry_of, range(len(plan.cases))))

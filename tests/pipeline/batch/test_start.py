@@ -93,7 +93,7 @@ def test_what_cannot_be_used_is_refused_before_any_work(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, OutputError])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, OutputError])
 def test_how_far_it_came_is_told_where_it_ends_early(
     asked: Batch, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
 ) -> None:
@@ -101,5 +101,7 @@ def test_how_far_it_came_is_told_where_it_ends_early(
         raise OutputError("no room", code="disk-full") if kind is OutputError else kind
 
     monkeypatch.setattr(start, "run_cases", end)
-    with pytest.raises(kind, match="0 of 3 cases are finished; the same command continues"):
+    with pytest.raises(kind) as ended:
         run_batch(asked)
+    told = [str(ended.value), *getattr(ended.value, "__notes__", ())]
+    assert "0 of 3 cases are finished; the same command continues" in "".join(told)
