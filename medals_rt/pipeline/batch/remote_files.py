@@ -194,7 +194,8 @@ def local_places(
 ) -> Iterator[tuple[RemoteFiles, list[Path], Path, Path | None]]:
     """Yield for each given place one of this machine, during the block; first, which are of URLs.
 
-    Of inputs behind URLs only the names are there; those that end in .dcm begin like DICOM.
+    Of inputs behind URLs only the names and sizes are there; those that end in .dcm begin like
+    DICOM.
 
     Raises
     ------
@@ -242,25 +243,26 @@ def content_sha256(path: Path) -> str:
 
 
 def _outline(remote: RemoteFiles, place: Path) -> None:
-    """Make empty files of the names that lie behind a place's URL."""
+    """Make files without content of the names and sizes that lie behind a place's URL."""
     url = remote.url(place)
     if url is None:
         return
     files, key = _open(url)
     try:
-        found = files.find(key)
+        found = files.find(key, detail=True)
     except OSError as error:
         raise MissingFileError(f"can't list {url}: {error}", code="url-unreadable") from error
     if not found:
         raise MissingFileError(
             f"there is nothing at {url}; check the address", code="url-unreadable"
         )
-    for each in found:
+    for each, said in found.items():
         file = place / each.removeprefix(key).lstrip("/")
         if not file.is_relative_to(place) or ".." in file.parts:
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(_DICOM_START if file.suffix.lower() == _DICOM_ENDING else b"")
+        os.truncate(file, said.get("size") or 0)  # which takes no room
 
 
 def _open(url: str) -> tuple[Any, str]:
