@@ -28,8 +28,8 @@ class OutputKind:
     format: str
 
 
-OF_TWO_FILES: Final = frozenset({".hdr", ".hdr.gz", ".img", ".img.gz", ".mhd", ".nhdr"})
-"""Endings of formats whose voxels lie in a second file."""
+OF_TWO_FILES: Final = frozenset(ending for each in FORMATS for ending in each.two_file_endings)
+"""Endings of files whose voxels lie in a second file."""
 
 
 def output_kinds() -> Mapping[str, OutputKind]:
@@ -51,6 +51,15 @@ OUTPUT_FORMATS: Final = tuple(
     each.endings[0].removeprefix(".") for each in FORMATS if each.write is not None
 )
 """One of `OUTPUT_KINDS` for each format."""
+
+
+def format_choices() -> list[dict[str, Any]]:
+    """Describe each of `OUTPUT_FORMATS`; see `schemas.FormatState`."""
+    writable = [each for each in FORMATS if each.write is not None]
+    return [
+        {"name": name, "title": each.choice, "one_class": each.one_class}
+        for name, each in zip(OUTPUT_FORMATS, writable, strict=True)
+    ]
 
 
 class _CaseOptions(msgspec.Struct, frozen=True):

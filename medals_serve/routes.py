@@ -24,7 +24,13 @@ from medals_serve import metrics as figures
 from medals_serve.catalog import MAX_TEXT
 from medals_serve.images import ServedImage
 from medals_serve.job_files import JobFile, JobFiles
-from medals_serve.job_requests import OF_TWO_FILES, OUTPUT_FORMATS, JobRequest, option_defaults
+from medals_serve.job_requests import (
+    OF_TWO_FILES,
+    OUTPUT_FORMATS,
+    JobRequest,
+    format_choices,
+    option_defaults,
+)
 from medals_serve.jobs import OVER, ServedJob
 from medals_serve.problems import ServiceError, not_found
 from medals_serve.schemas import (
@@ -235,6 +241,7 @@ async def describe_model(service: Here) -> ModelState:
             "default_preset": service.options.segment.preset,
             "options": option_defaults(service.options),
             "output_formats": OUTPUT_FORMATS,
+            "formats": format_choices(),
             "input_endings": [
                 each
                 for each in dict.fromkeys((*ENDINGS, *DICOM_ENDINGS))

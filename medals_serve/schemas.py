@@ -76,6 +76,14 @@ class GroupState(BaseModel):
     class_ids: list[str]
 
 
+class FormatState(BaseModel):
+    """A format of results."""
+
+    name: str = Field(examples=["nii.gz"])
+    title: str = Field(description="For people.", examples=["NIfTI (.nii.gz)"])
+    one_class: bool = Field(description="Whether its files hold one class.")
+
+
 class ModelState(BaseModel):
     """The model and what can be asked of it."""
 
@@ -91,6 +99,7 @@ class ModelState(BaseModel):
     default_preset: str
     options: dict[str, Any] = Field(description="Options of a job, and their defaults here.")
     output_formats: list[str]
+    formats: list[FormatState] = Field(description="The same, and what they are.")
     input_endings: list[str]
     max_prompts: int
     max_upload_bytes: int

@@ -82,7 +82,16 @@ BODY_MODALITIES: Final[tuple[Modality, ...]] = ("CT", "MRI", "US", "PET")
 """Those whose images are of a body: with a size that can be doubted, with sides, with organs."""
 
 OutputFormat: TypeAlias = Literal[
-    "npz", "nifti", "nrrd", "metaimage", "dicom-seg", "dicom-labelmap-seg", "rtstruct", "glb", "stl"
+    "npz",
+    "nifti",
+    "nrrd",
+    "metaimage",
+    "freesurfer",
+    "dicom-seg",
+    "dicom-labelmap-seg",
+    "rtstruct",
+    "glb",
+    "stl",
 ]
 """Names of the formats of `io.registry` that results can be written in."""
 

@@ -240,6 +240,7 @@ FORMATS: Final = (
         name="metaimage",
         title="MetaImage",
         endings=(".mha", ".mhd"),
+        two_file_endings=(".mhd",),
         read_case=read_metaimage_case,
         read_labels=read_metaimage_labels,
         write=write_metaimage,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import logging
 from contextlib import ExitStack
@@ -13,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import CaseError, MissingFileError
 from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import import_optional
@@ -29,11 +27,11 @@ from medals_rt.io.nifti_geometry import (
 )
 from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
 from medals_rt.io.voxel_data import (
-    GZIP_MAGIC,
-    InflatedStream,
     Stream,
+    open_maybe_gzipped,
     read_exactly,
     read_values,
+    write_values,
 )
 
 _NIFTI_1, _NIFTI_2 = 348, 540
@@ -162,7 +160,8 @@ def _write(path: Path, case: Case, array_dhw: HostArray, slope: float = 1.0) -> 
         files = {"image": files["image"]}
     image.to_file_map(files)
     for part in sorted(parts, reverse=True):  # the header last: it makes the image readable
-        _store(parts[part], files[part].fileobj.getbuffer())
+        content = files[part].fileobj.getbuffer()
+        write_values(parts[part], content, gzipped=path.name.lower().endswith(".gz"))
 
 
 def is_pair(path: Path) -> bool:
@@ -173,15 +172,6 @@ def is_pair(path: Path) -> bool:
 def recognizes_nifti(start: bytes) -> bool:
     """Whether a file starts as NIfTI does."""
     return start[344:348] in _MAGIC or start[4:8] in _MAGIC
-
-
-def _store(path: Path, data: memoryview) -> None:
-    with atomic_output(path) as temporary, temporary.open("wb") as file:
-        if path.name.lower().endswith(".gz"):
-            with gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
-                packed.write(data)
-        else:
-            file.write(data)
 
 
 def _pair(path: Path) -> tuple[Path, Path]:
@@ -236,10 +226,7 @@ def _open(path: Path, stack: ExitStack) -> Stream:
             "image into one folder, or write the scan as one file",
             code="data-file-missing",
         )
-    file = stack.enter_context(path.open("rb"))
-    packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-    file.seek(0)
-    return InflatedStream(file) if packed else file
+    return open_maybe_gzipped(path, stack)
 
 
 def _read_header(stream: Stream, path: Path, *, single: bool) -> tuple[Any, HostArray, int]:
@@ -305,6 +292,8 @@ FORMATS: Final = (
         title="NIfTI",
         endings=(".nii.gz", ".nii", ".hdr.gz", ".hdr"),
         companions=(".img.gz", ".img"),
+        gzipped={".nii": ".nii.gz", ".hdr": ".hdr.gz", ".img": ".img.gz"},
+        two_file_endings=(".hdr.gz", ".hdr"),
         libraries=("NiBabel",),
         read_case=read_nifti_case,
         read_labels=read_nifti_labels,

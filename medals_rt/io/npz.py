@@ -384,6 +384,7 @@ FORMATS: Final = (
         name="npz",
         title="challenge .npz",
         endings=(".npz",),
+        menu_title="NumPy (.npz)",
         read_case=read_npz_case,
         read_labels=read_npz_labels,
         write=write_npz,

@@ -82,7 +82,7 @@ async function addScans(files) {
   show(byId("scan-problem"), false);
   if (!await mayDropDrawing()) return;
   try {
-    const scans = await scansIn(files);
+    const scans = await scansIn(files, state.model.input_endings);
     const before = state.scans.length;
     const useless = [];
     for (const scan of scans) {
@@ -372,6 +372,7 @@ function showModel(model) {
       el("option", { value: name }, name in PRESETS ? `${name}: ${PRESETS[name]}` : name)));
   byId("preset").value = model.default_preset;
   search.setModel(model);
+  results.setModel(model);
   refreshModality();
 }
 
