@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from medals_rt.common.choices import PRESETS, Kind, Modality
+from medals_rt.common.choices import MODALITY_TRAITS, PRESETS, Kind, Modality
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import InputError
 from medals_rt.io.registry import DICOM_ENDINGS, ENDINGS
@@ -235,6 +235,10 @@ async def describe_model(service: Here) -> ModelState:
             "notice": bundle.notice,
             "arithmetic": service.segmenter.arithmetic,
             "free_text": bundle.manifest.text_encoder is not None,
+            "modalities": [
+                {"name": name, "in_hounsfield": traits.in_hounsfield}
+                for name, traits in MODALITY_TRAITS.items()
+            ],
             "classes": service.catalog.classes(),
             "groups": service.catalog.groups(),
             "presets": PRESETS,

@@ -76,6 +76,13 @@ class GroupState(BaseModel):
     class_ids: list[str]
 
 
+class ModalityState(BaseModel):
+    """A modality that images have."""
+
+    name: Modality
+    in_hounsfield: bool = Field(description="Whether values of its images are Hounsfield units.")
+
+
 class FormatState(BaseModel):
     """A format of results."""
 
@@ -93,6 +100,7 @@ class ModelState(BaseModel):
     notice: str | None = Field(description="To be shown wherever results are.")
     arithmetic: str = Field(examples=["openvino/bf16"])
     free_text: bool = Field(description="Whether sentences may name what is no class.")
+    modalities: list[ModalityState]
     classes: list[ClassState]
     groups: list[GroupState]
     presets: list[str]
