@@ -305,6 +305,9 @@ async def end_session(service: Here, owner: Owner) -> Response:
 
 images = APIRouter(prefix="/v1", tags=["images"], dependencies=_CHECKED)
 
+UPLOADS: Final = ("/v1/images", "/v1/masks")
+"""Paths that take files."""
+
 
 @images.post(
     "/images",
