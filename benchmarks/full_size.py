@@ -35,7 +35,7 @@ from medals_rt.inference.network import PassInput, StageNetwork, arithmetic_of
 from medals_rt.inference.spatial_prompts import LabelPrompts, label_prompts
 from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.runners.base import Runner
-from medals_rt.runners.selection import open_joined
+from medals_rt.runners.selection import open_runner
 
 WINDOWS = {"192^3": (192, 192, 192), "224x224x128": (224, 224, 128)}
 KINDS = ("text", "prompts")
@@ -187,9 +187,10 @@ def openvino(
     graphs = options.graphs / row.window
 
     def open_chain(chain: Chain) -> Runner:
-        return open_joined(
+        return open_runner(
             "openvino",
-            [graphs / f"{name}.onnx" for name in chain],
+            *(graphs / f"{name}.onnx" for name in chain),
+            joined=True,
             name=row.name,
             precision=arithmetic_of(chain, "cpu", precision, "fp16")[0],
             threads=options.threads,

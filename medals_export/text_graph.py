@@ -12,9 +12,9 @@ from medals_export.graph_checks import check_operators, infer_shapes, tensor_rec
 from medals_export.onnx_graphs import trace_module
 from medals_export.text_encoder import TextCheckpoint, load_text_encoder
 from medals_rt.bundle.manifest import GraphRecord, TextEncoderRecord
-from medals_rt.common.choices import CPU_RUNNERS
 from medals_rt.common.errors import ExportError
 from medals_rt.prompts.text_encoder import TEXT_ENCODER_FOLDER, batch_tokens, open_graph
+from medals_rt.runners.registry import REGISTRY
 from medals_rt.runners.selection import installed
 
 _NAME = "the text encoder"
@@ -177,9 +177,8 @@ def compare_with_pytorch(encoder: TextCheckpoint, graph: Path) -> dict[str, floa
     with torch.inference_mode():
         expected = encoder.model(torch.from_numpy(tokens), torch.from_numpy(modality)).numpy()
     errors: dict[str, float] = {}
-    for library in CPU_RUNNERS:
-        if not installed(library):
-            continue
+    able = [spec.kind for spec in REGISTRY if spec.open_text_graph is not None]
+    for library in filter(installed, able):
         _, run = open_graph(graph, library)
         error = float(np.abs(run(tokens, modality) - expected).max() / np.abs(expected).max())
         if not error <= TOLERANCE:

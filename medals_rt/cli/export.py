@@ -429,13 +429,13 @@ def _published_biolord() -> Path:
 
 def _libraries(*, verify: bool) -> "tuple[RunnerKind, ...]":
     """Return the libraries to compare with PyTorch, if the user said whether to."""
-    from medals_rt.common.choices import CPU_RUNNERS
     from medals_rt.common.optional_deps import missing_one_of
+    from medals_rt.runners.registry import CPU_RUNNERS, libraries_of, runner_spec
     from medals_rt.runners.selection import installed
 
     found = tuple(kind for kind in CPU_RUNNERS if installed(kind))
     if verify and not found:
-        raise missing_one_of("--verify", "OpenVINO", "ONNX Runtime")
+        raise missing_one_of("--verify", *libraries_of(map(runner_spec, CPU_RUNNERS)))
     return found if verify else ()
 
 

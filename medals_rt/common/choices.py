@@ -13,9 +13,6 @@ RunnerKind: TypeAlias = Literal[
 
 RUNNER_KINDS: Final[tuple[RunnerKind, ...]] = get_args(RunnerKind)
 
-CpuRunnerKind: TypeAlias = Literal["openvino", "onnxruntime"]
-CPU_RUNNERS: Final[tuple[CpuRunnerKind, ...]] = get_args(CpuRunnerKind)
-
 TensorRTKind: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 TENSORRT_LABELS: Final[dict[TensorRTKind, str]] = {
     "tensorrt": "TensorRT",

@@ -12,7 +12,6 @@ from medals_rt.common.choices import (
     QUANTIZED_PRECISIONS,
     RUNNER_KINDS,
     Precision,
-    RunnerKind,
     StageNumber,
 )
 from medals_rt.common.errors import InputError
@@ -42,7 +41,6 @@ from medals_rt.planning.pass_timings import measured_on, recall
 from medals_rt.prompts.classes import ClassKey, by_exact_name, classes_of
 from medals_rt.prompts.embedding import PromptEmbedder
 from medals_rt.runners.base import check_precision
-from medals_rt.runners.openvino import expected_convolution
 from medals_rt.runners.registry import runner_spec
 from medals_rt.runners.selection import check_arithmetic, choose, installed, precisions
 
@@ -214,11 +212,10 @@ def _planned(
         offered = precisions(kind, bundle.precision)
         precision = _offered(kind, check_precision(options.precision), offered) or offered[0]
         model = facts_of(bundle, kind, precision)
-        if kind == "openvino":
+        expected = runner_spec(kind).expected_convolution
+        if expected is not None:
             voxels = max(prod(spec.window_hwd) for spec in model.stages)
-            convolution = expected_convolution(
-                options.convolution, precision, model.channels, voxels
-            )
+            convolution = expected(options.convolution, precision, model.channels, voxels)
             model = replace(model, convolution=convolution)
         measured = recall(bundle.hash, measured_on(kind, precision, model.convolution))
     segment, memory = options.segment, dry_run_limit(options.segment.max_memory)
@@ -245,7 +242,8 @@ def _offered(kind: str, asked: Precision | None, offered: Sequence[Precision]) -
 
 def _released_model(options: RunOptions) -> ModelFacts:
     """Return a model of the released size on the runner that is asked for."""
-    kind: RunnerKind = next((each for each in RUNNER_KINDS if each == options.runner), "openvino")
+    named = options.runner if options.runner in RUNNER_KINDS else RELEASED.runner
+    kind = next(each for each in RUNNER_KINDS if each == named)
     asked = check_precision(options.precision)
     graphs = asked if asked is not None and asked in QUANTIZED_PRECISIONS else "fp32"
     check_arithmetic(kind, graphs, asked, options.convolution)

@@ -5,12 +5,10 @@ from typing import get_args
 import pytest
 
 from medals_rt.common.choices import (
-    CPU_RUNNERS,
     KINDS,
     MODALITIES,
     MODALITY_OF_DICOM,
     MODALITY_TRAITS,
-    RUNNER_KINDS,
     DicomModality,
     check_kind,
     check_modality,
@@ -20,10 +18,6 @@ from medals_rt.common.choices import (
 )
 from medals_rt.common.errors import InputError
 from tests.errors import raises
-
-
-def test_runners_of_the_processor_are_runners() -> None:
-    assert set(CPU_RUNNERS) < set(RUNNER_KINDS)
 
 
 def test_known_choices_and_none_pass() -> None:
