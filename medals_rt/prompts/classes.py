@@ -174,18 +174,6 @@ def by_bank_key(bank_key: str) -> ClassKey:
         ) from None
 
 
-def by_policy_name(policy_name: str, kind: str | None = None) -> ClassKey:
-    """Class of a name such as `"CT_..."`.
-
-    Raises
-    ------
-    InputError
-        If no class has that name, or if it has two kinds and `kind` doesn't say which.
-    """
-    modality, _, name = policy_name.partition("_")
-    return by_exact_name(modality, name, kind)
-
-
 def by_exact_name(modality: str, name: str, kind: str | None = None) -> ClassKey:
     """Class of a modality by its exact name; upper and lower case are alike.
 
