@@ -25,7 +25,6 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "cli/export.py": ("export/test_export_cli.py", BY_COMMAND),
     "cli/info.py": ("cli/test_commands.py", BY_COMMAND),
     "cli/listen.py": ("serve/node/test_command.py", BY_COMMAND),
-    "cli/plan.py": ("cli/test_commands.py", BY_COMMAND),
     "cli/prompts.py": ("cli/test_commands.py", BY_COMMAND),
     "cli/verify.py": ("tools/verify/test_verify.py", BY_COMMAND),
     "cli/version.py": ("cli/test_commands.py", BY_COMMAND),

@@ -350,24 +350,23 @@ def _stage(
         return None
     return CheckpointFile(
         path,
-        None if window is None else _three(window, int, f"--stage{number}-window H,W,D"),
-        None if spacing is None else _three(spacing, float, f"--stage{number}-spacing A,B,C"),
+        None if window is None else _sizes(window, int, f"--stage{number}-window H,W,D"),
+        None if spacing is None else _sizes(spacing, float, f"--stage{number}-spacing A,B,C"),
         heads,
     )
 
 
-def _three(
+def _sizes(
     text: str, read: Callable[[str], _Number], what: str
 ) -> tuple[_Number, _Number, _Number]:
-    try:
-        a, b, c = (read(part) for part in text.split(","))
-    except ValueError:
-        a = b = c = read("0")
-    if not min(a, b, c) > 0:
+    from medals_rt.common.numbers import three_numbers
+
+    sizes = three_numbers(text, read, what)
+    if not min(sizes) > 0:
         raise InputError(
-            f"{what} are three positive numbers, found {text!r}", code="no-three-numbers"
+            f"{what} needs three positive numbers, not {text!r}", code="no-three-numbers"
         )
-    return a, b, c
+    return sizes
 
 
 def _bank_source(
