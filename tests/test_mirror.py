@@ -16,6 +16,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "bundle/hub_requests.py": ("bundle/test_hub.py", BY_PART),
     "bundle/manifest.py": ("bundle/test_bundle.py", BY_PART),
     "bundle/stage_spec.py": ("planning/test_geometry.py", BY_USE),
+    "bundle/sources.py": ("export/test_export_cli.py", BY_COMMAND),
     "cli/batch.py": ("pipeline/batch/test_batch.py", BY_COMMAND),
     "cli/bench.py": ("tools/bench/test_run.py", BY_COMMAND),
     "cli/build.py": ("export/test_engines.py", BY_COMMAND),
