@@ -55,7 +55,7 @@ train-demo: $(VENV)/.test
 
 clean:
 	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find medals_rt medals_export tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find medals_rt medals_export medals_serve demo_training tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "needs Python 3.11 to 3.13: make PYTHON=python3.12")'

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from medals_rt.io.case import Case
     from medals_rt.io.registry import read_case, read_labels, write_segmentation
     from medals_rt.io.volume import Volume
+    from medals_rt.pipeline.batch.plan import Batch
+    from medals_rt.pipeline.batch.start import BatchResult, run_batch
     from medals_rt.pipeline.job import run_job
     from medals_rt.pipeline.job_request import Job
     from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 _HOMES = {
+    "Batch": "pipeline.batch.plan",
+    "BatchResult": "pipeline.batch.start",
     "BundleError": "common.errors",
     "Case": "io.case",
     "CaseError": "common.errors",
@@ -82,11 +86,14 @@ _HOMES = {
     "read_case": "io.registry",
     "read_labels": "io.registry",
     "read_prompts": "prompts.prompt_set",
+    "run_batch": "pipeline.batch.start",
     "run_job": "pipeline.job",
     "write_segmentation": "io.registry",
 }
 
 __all__ = [
+    "Batch",
+    "BatchResult",
     "BundleError",
     "Case",
     "CaseError",
@@ -111,6 +118,7 @@ __all__ = [
     "read_case",
     "read_labels",
     "read_prompts",
+    "run_batch",
     "run_job",
     "write_segmentation",
 ]

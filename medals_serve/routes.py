@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final, get_args, get_origin
 from urllib.parse import quote
 
+import anyio
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -80,7 +82,10 @@ class ServedFile(FileResponse):
     """A file, or a part of it; a part that it doesn't have is refused as all else is."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send it, unless its job or image was deleted since it was found."""
+        if not await anyio.Path(self.path).is_file():
+            await problem_response(not_found("file"))(scope, receive, send)
+            return
         refused: Message | None = None
 
         async def send_unless_refused(message: Message) -> None:
@@ -340,10 +345,13 @@ async def upload_image(
     """
     chosen = tuple(select or ())
     if upload is not None:
-        return _image_state(await service.choose_series(owner, upload, series, chosen))
-    return _image_state(
-        await service.add_image(_body(request), owner, filename or "image", series, chosen)
-    )
+        image = await service.choose_series(owner, upload, series, chosen)
+    else:
+        image = await service.add_image(_body(request), owner, filename or "image", series, chosen)
+    if await request.is_disconnected():  # nobody gets to know of it, as where one is canceled
+        await service.in_passing(service.delete_image, owner, image)
+        raise ClientDisconnect
+    return _image_state(image)
 
 
 @images.get("/images/{image}")

@@ -62,7 +62,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "pipeline/group_run.py": ("pipeline/test_segmenter.py", BY_PART),
     "pipeline/job_outputs.py": ("pipeline/test_job.py", BY_PART),
     "pipeline/job_request.py": ("pipeline/test_job.py", BY_PART),
-    "pipeline/job_results.py": ("pipeline/test_job.py", BY_PART),
+    "pipeline/job_writing.py": ("pipeline/test_job.py", BY_PART),
     "planning/stage_plan.py": ("planning/test_geometry.py", BY_PART),
     "planning/window_pass.py": ("inference/test_refinement.py", BY_USE),
     "preprocessing/interpolation.py": ("preprocessing/test_resampling.py", BY_PART),

@@ -16,6 +16,10 @@ EXAMPLES: Final = (
     "medals-rt demo",
     "medals-rt demo --case ct_liver_tumors --out tumors --no-open",
 )
+_YOUR_OWN: Final = (
+    'your own scan: medals-rt run --bundle BUNDLE --input SCAN --prompt "Liver in abdominal CT"',
+    "(this model has seen phantoms only; medals-rt export --help: a bundle of trained weights)",
+)
 
 
 def demo_command(
@@ -72,7 +76,8 @@ def demo_command(
         out.remark(str(missing("a picture", "Matplotlib")))
     elif has_display() if show is None else show:
         typer.launch(str(picture.resolve()))
-    out.line('your own scan: medals-rt run --input SCAN.nii.gz --prompt "Liver in abdominal CT"')
+    for line in _YOUR_OWN:
+        out.line(line)
     return code
 
 

@@ -102,6 +102,8 @@ def print_scores(scores: "Evaluation") -> None:
         out.line(f"no prediction, scored as empty: {_listed(missing)}")
     if scores.without_reference:
         out.line(f"no reference, not scored: {_listed(scores.without_reference)}")
+    if scores.scans:
+        out.line(f"no segmentation, but DICOM of a scan, passed over: {_listed(scores.scans)}")
 
 
 def _listed(names: Sequence[str]) -> str:

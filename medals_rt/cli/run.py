@@ -155,7 +155,7 @@ def run_command(
 
 def report_result(job: "Job", result: "Result") -> int:
     """Print the notes, what was found and which files were written; return the exit code."""
-    from medals_rt.pipeline.job_outputs import lesion_table
+    from medals_rt.pipeline.job_request import lesion_table
 
     for note in result.report.notes:
         out.note(note)

@@ -57,7 +57,7 @@ def listen(
     from medals_rt.pipeline.job import passes_recorded
     from medals_serve.model_process import open_served
     from medals_serve.node.delivery import Courier
-    from medals_serve.node.receiver import start_receiver
+    from medals_serve.node.receiver import received_in, start_receiver
     from medals_serve.node.spool import Spool, lock_spool
     from medals_serve.node.worker import Worker, check_rules
 
@@ -67,6 +67,7 @@ def listen(
         ended = stack.enter_context(_signals())
         stack.enter_context(lock_spool(folder))
         spool = Spool(folder / "series", configuration.max_waiting, configuration.max_bytes)
+        stack.enter_context(received_in(spool.incoming))
         segmenter = stack.enter_context(open_served(options, ended.fail))
         stack.enter_context(passes_recorded(segmenter))
         courier = Courier(configuration, spool, announce, warn)

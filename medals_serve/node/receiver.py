@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from medals_rt.common.errors import InputError
@@ -20,10 +23,28 @@ _MOST_ASSOCIATIONS: Final = 8
 _QUIET_PEER_S: Final = 60
 
 
+@contextmanager
+def received_in(folder: Path) -> Iterator[None]:
+    """Let objects go to files in a folder as they come, whatever their size.
+
+    pynetdicom can hold them in memory or write them where temporary files are, whichever the whole
+    process does. All its other temporary files go there, too: they may hold patients' data as well.
+    """
+    import_optional("pynetdicom", "medals-rt listen")
+    from pynetdicom import _config as settings  # its name, but documented
+
+    before = settings.STORE_RECV_CHUNKED_DATASET, tempfile.tempdir
+    settings.STORE_RECV_CHUNKED_DATASET, tempfile.tempdir = True, str(folder)
+    try:
+        yield
+    finally:
+        settings.STORE_RECV_CHUNKED_DATASET, tempfile.tempdir = before
+
+
 def start_receiver(
     configuration: NodeConfiguration, spool: Spool, warn: Callable[[str], None]
 ) -> Any:
-    """Start to listen, in threads of its own.
+    """Start to listen, in threads of its own; within `received_in`.
 
     Parameters
     ----------
@@ -87,11 +108,13 @@ def readable_syntaxes() -> tuple[str, ...]:
 
 def _keep(event: Any, spool: Spool, warn: Callable[[str], None]) -> int:
     """Keep an image; it is acknowledged by what is returned."""
+    import pydicom
+
+    file = Path(event.dataset_path)
     try:
-        data = event.dataset
+        data = pydicom.dcmread(file, stop_before_pixels=True)
         study = str(data.get("StudyInstanceUID") or "")
         series = str(data.get("SeriesInstanceUID") or "")
-        content = event.encoded_dataset()
     except Exception as error:  # noqa: BLE001 - whatever pydicom makes of damaged data
         warn(f"refused an object that can't be read ({type(error).__name__})")
         return CANNOT_UNDERSTAND
@@ -100,7 +123,7 @@ def _keep(event: Any, spool: Spool, warn: Callable[[str], None]) -> int:
         warn(f"refused an object of series {printable(series)}: it is announced under another UID")
         return MISMATCH
     try:
-        spool.keep(study, series, uid, content)
+        spool.keep(study, series, uid, file)
     except NotStoredError as error:
         warn(f"refused an object of series {printable(series)}: {error}")
         return error.status

@@ -7,6 +7,7 @@ was not finished is found again at the next start, from the files alone.
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 import shutil
@@ -14,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import Final, Literal, TypeAlias
@@ -36,10 +36,10 @@ SUCCESS: Final = 0x0000
 
 _UID: Final = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 _LONGEST_UID: Final = 64
-_PARTIAL: Final = ".partial-"
 _SPARE_BYTES: Final = 2**30
 _MOST_STARTS: Final = 3
 _REMEMBER_S: Final = 30 * 86400.0
+_ABANDONED_S: Final = 3600.0
 
 Status: TypeAlias = Literal["started", "delivering", "done", "skipped", "failed"]
 
@@ -136,7 +136,7 @@ class SpooledSeries:
         """Names of its images, sorted."""
         with suppress(FileNotFoundError):
             found = (path.name for path in self.objects.iterdir())
-            return tuple(sorted(name for name in found if not name.startswith(_PARTIAL)))
+            return tuple(sorted(found))
         return ()
 
     def removed(self, state: State) -> int:
@@ -172,7 +172,7 @@ class Spool:
     Attributes
     ----------
     folder
-        Where they lie.
+        Where they lie. Beside it is `incoming`, where objects lie while they are received.
     max_waiting, max_bytes
         Series that may wait for their results, and what all files may take.
     """
@@ -188,12 +188,17 @@ class Spool:
 
     def __post_init__(self) -> None:
         _make_folder(self.folder)
-        for path in self.folder.rglob(f"{_PARTIAL}*"):
-            path.unlink()  # was never acknowledged
+        shutil.rmtree(self.incoming, ignore_errors=True)  # was never acknowledged
+        _make_folder(self.incoming)
         self._held = {each.folder: held_bytes(each.folder) for each in self.series()}
         every = {each.folder for each in self.series()}
         self._waiting, self._delivering, self._late = set(every), set(every), set(every)
         self._those(self._waiting, _has_work)
+
+    @property
+    def incoming(self) -> Path:
+        """Folder of what is being received."""
+        return self.folder.with_name("incoming")
 
     def series(self) -> Iterator[SpooledSeries]:
         """Go through all series."""
@@ -202,10 +207,17 @@ class Spool:
                 for folder in sorted(study.iterdir()):
                     yield SpooledSeries(folder)
 
-    def keep(self, study: str, series: str, uid: str, content: bytes) -> None:
+    def keep(self, study: str, series: str, uid: str, received: Path) -> None:
         """Keep an image: it is on the disk when this returns. One that is there already is left.
 
         A series that came to nothing is work again when one of its images comes again.
+
+        Parameters
+        ----------
+        study, series, uid
+            Its identifiers.
+        received
+            Its file in `incoming`, which is moved to its place.
 
         Raises
         ------
@@ -218,15 +230,16 @@ class Spool:
         found = SpooledSeries(self.folder / study / series)
         path = found.objects / f"{uid}.dcm"
         try:
+            size = received.stat().st_size
             with self._lock:
-                held = path.read_bytes() if path.exists() else None
-                if held is None:
-                    self._check_room(found, len(content))
-                    _write_through(path, content)
-                    self._held[found.folder] = self._held.get(found.folder, 0) + len(content)
+                is_new = not path.exists()
+                if is_new:
+                    self._check_room(found, size)
+                    _move_through(received, path)
+                    self._held[found.folder] = self._held.get(found.folder, 0) + size
                     self._waiting.add(found.folder)
                     self._late.add(found.folder)
-            if held is not None and not is_same_object(held, content):
+            if not is_new and not is_same_object(path, received):
                 raise NotStoredError(f"{uid} is here with other content", DUPLICATE)
             self._take_up_again(found, path)
         except OSError as error:
@@ -247,8 +260,8 @@ class Spool:
         waiting = len(self._waiting)
         if waiting >= self.max_waiting and found.folder not in self._waiting:
             raise NotStoredError(f"{waiting} series wait already", OUT_OF_RESOURCES)
-        free = shutil.disk_usage(self.folder).free
-        if sum(self._held.values()) + size > self.max_bytes or free < size + _SPARE_BYTES:
+        free = shutil.disk_usage(self.folder).free  # what was received is on it already
+        if sum(self._held.values()) + size > self.max_bytes or free < _SPARE_BYTES:
             raise NotStoredError("the disk is as full as it may be", OUT_OF_RESOURCES)
 
     def complete(self, quiet_s: float) -> list[SpooledSeries]:
@@ -315,7 +328,14 @@ class Spool:
             self._held[series.folder] = held_bytes(series.folder)
 
     def prune(self, retain_s: float) -> None:
-        """Remove images and results of what was finished so long ago; that it was is remembered."""
+        """Remove images and results of what was finished so long ago; that it was is remembered.
+
+        What was received in part, from a sender that broke off, goes too.
+        """
+        for path in self.incoming.iterdir():
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                    path.unlink()
         for each in list(self.series()):
             with self._lock:  # for one series at a time: images come meanwhile
                 state = each.state()
@@ -354,20 +374,20 @@ def _is_late(series: SpooledSeries, state: State | None) -> bool:
     return state is not None and bool(series.names()) and bool(series.removed(state))
 
 
-def is_same_object(one: bytes, other: bytes) -> bool:
+def is_same_object(one: Path, other: Path) -> bool:
     """Whether two files hold the same DICOM object, whoever wrote them, in whatever syntax.
 
     Senders may choose another transfer syntax the second time. Private elements, whose types not
     every syntax names, say nothing about an image then.
     """
-    if one == other:
+    if filecmp.cmp(one, other, shallow=False):
         return True
     pydicom = import_optional("pydicom", "medals-rt listen")
     from pydicom.filewriter import correct_ambiguous_vr
 
     try:
         with silence():
-            both = [pydicom.dcmread(BytesIO(each)) for each in (one, other)]
+            both = [pydicom.dcmread(each) for each in (one, other)]
             syntaxes = {each.file_meta.TransferSyntaxUID for each in both}
             if len(syntaxes) == 1:
                 return bool(both[0] == both[1])
@@ -381,28 +401,21 @@ def is_same_object(one: bytes, other: bytes) -> bool:
         return False
 
 
-def _write_through(path: Path, content: bytes) -> None:
-    """Write a file so that it is on the disk, whole and under its name, when this returns."""
+def _move_through(received: Path, path: Path) -> None:
+    """Move a file to its place so that it is on the disk, whole and by its name, afterwards."""
     new = not path.parent.is_dir()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{_PARTIAL}{path.name}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    _sync(received)
+    received.replace(path)
     for folder in path.parents[: 4 if new else 1]:
         _sync(folder)
 
 
-def _sync(folder: Path) -> None:
-    """Put the names in a folder on the disk, where the system lets a program do so."""
+def _sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk, where the system lets a program do so."""
     if os.name != "posix":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -195,6 +195,7 @@ def feed_store(path: Path) -> object:
     """Keep an object that a peer sends, and read its series as the node does."""
     from pydicom.uid import ExplicitVRLittleEndian
     from pynetdicom.dimse_primitives import C_STORE
+    from pynetdicom.dsutils import create_file_meta, encode_file_meta
     from pynetdicom.events import EVT_C_STORE, Event
     from pynetdicom.presentation import PresentationContextTuple
 
@@ -204,10 +205,17 @@ def feed_store(path: Path) -> object:
     request = C_STORE()
     request.AffectedSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
     request.AffectedSOPInstanceUID = _announced(path.read_bytes())
-    request.DataSet = BytesIO(path.read_bytes())
     context = PresentationContextTuple(1, request.AffectedSOPClassUID, ExplicitVRLittleEndian)
     folder = path.parent / hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    spool = Spool(folder, max_waiting=1, max_bytes=10**9)
+    spool = Spool(folder / "series", max_waiting=1, max_bytes=10**9)
+    request._dataset_path = spool.incoming / "sent.dcm"
+    meta = create_file_meta(
+        sop_class_uid=request.AffectedSOPClassUID,
+        sop_instance_uid=request.AffectedSOPInstanceUID,
+        transfer_syntax=ExplicitVRLittleEndian,
+    )
+    start = bytes(128) + b"DICM" + encode_file_meta(meta)
+    request._dataset_path.write_bytes(start + path.read_bytes())
     event = Event(None, EVT_C_STORE, {"request": request, "context": context})  # type: ignore[arg-type]
     status = _keep(event, spool, lambda _: None)
     if status != SUCCESS:

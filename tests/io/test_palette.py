@@ -22,7 +22,7 @@ from medals_rt.io.palette import (
     numbered_color,
 )
 from medals_rt.io.registry import read_case, write_segmentation
-from medals_rt.pipeline.job_results import draw_preview
+from medals_rt.pipeline.job_writing import draw_preview
 from medals_rt.prompts.classes import class_table, groups
 from medals_rt.prompts.prompt_set import numbered
 from tests.dicom import write_series

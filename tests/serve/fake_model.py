@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -55,8 +55,11 @@ def work(options: RunOptions, pipe: Connection) -> None:
             raise RuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered")
 
     ONNXRuntimeRunner.run, ONNXRuntimeRunner.close = run, close  # type: ignore[method-assign]
-    opens = model_process.open_models
+    model_process.open_models = _opening(model_process.open_models)
+    model_process._work(options, pipe)
 
+
+def _opening(opens: Callable[[RunOptions], Any]) -> Callable[[RunOptions], Any]:
     def open_models(options: RunOptions) -> Any:
         fault = next_fault(expected=True)
         if fault == "hangs":
@@ -65,5 +68,4 @@ def work(options: RunOptions, pipe: Connection) -> None:
             raise BundleError("there is no GPU any more")
         return opens(options)
 
-    model_process.open_models = open_models  # type: ignore[assignment]
-    model_process._work(options, pipe)
+    return open_models

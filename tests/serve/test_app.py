@@ -4,6 +4,7 @@ import asyncio
 import gc
 import io
 import json
+import socket
 import threading
 import time
 import weakref
@@ -20,6 +21,7 @@ import nibabel
 import numpy as np
 import pytest
 from pydicom import dcmread
+from starlette.testclient import TestClient
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.choices import STAGE_NAMES
@@ -41,7 +43,16 @@ from medals_serve.problems import ServiceError
 from medals_serve.schemas import JobState
 from medals_serve.sessions import ClientSession
 from tests.dicom import write_series
-from tests.serve.serving import RUNNER, SENTENCE, Running, image, running, until, write_nifti
+from tests.serve.serving import (
+    PATIENCE_S,
+    RUNNER,
+    SENTENCE,
+    Running,
+    image,
+    running,
+    until,
+    write_nifti,
+)
 
 DIFFERS = ("seconds", "seconds_per_class", "peak_memory_mib", "memory", "stages", "limits", "case")
 """Of reports: times, and what the process held."""
@@ -510,6 +521,39 @@ def test_what_is_deleted_while_it_is_used_is_no_failure_of_the_server(
     assert found == (404, f"{delete}-unknown")
 
 
+def test_an_upload_whose_client_left_while_it_was_read(
+    client: ServiceClient, served: Running, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would stay in the session, and nobody knows of it."""
+    service = served.server.config.app.state.service
+    owner = owner_of(served, client.upload(scan))
+    before, right = set(owner.images), service.readers.read
+    begun, gone, over = threading.Event(), threading.Event(), threading.Event()
+
+    def read(*given: Any, **more: Any) -> Any:
+        begun.set()
+        assert gone.wait(PATIENCE_S)
+        try:
+            return right(*given, **more)
+        finally:
+            over.set()
+
+    monkeypatch.setattr(service.readers, "read", read)
+    place = client.http.base_url
+    with socket.create_connection((place.host, place.port)) as connection:
+        data, session = scan.read_bytes(), client.http.headers["Medals-Session"]
+        head = (
+            f"POST /v1/images?filename=left.nii.gz HTTP/1.1\r\nHost: {place.host}:{place.port}\r\n"
+            f"Medals-Session: {session}\r\nContent-Length: {len(data)}\r\n\r\n"
+        )
+        connection.sendall(head.encode() + data)
+        assert begun.wait(PATIENCE_S)
+    gone.set()
+    assert over.wait(PATIENCE_S)
+    until(lambda: set(owner.images) == before)
+    until(lambda: {path.name for path in owner.folder.iterdir()} == before)
+
+
 def test_what_takes_no_memory_waits_for_nothing_that_does(
     client: ServiceClient, served: Running, scan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -895,3 +939,9 @@ def test_bodies_that_are_sent_in_another_form(client: ServiceClient, scan: Path)
         answer = client.http.post("/v1/jobs", content=content, headers={"Content-Type": header})
         assert (answer.status_code, answer.json()["code"]) == (422, "request-invalid")
         assert word in answer.json()["detail"]
+
+
+def test_a_file_that_was_deleted_since_it_was_found(tmp_path: Path) -> None:
+    """It is no error of the server's."""
+    answer = TestClient(routes.ServedFile(tmp_path / "gone.json")).get("/")
+    assert (answer.status_code, answer.json()["code"]) == (404, "file-unknown")

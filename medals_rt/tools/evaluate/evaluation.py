@@ -62,7 +62,8 @@ def evaluate(
 
     Two files, or two folders whose files, also those in folders below them, are matched by name
     without ending. A reference without prediction is scored as an empty prediction. A case of a
-    folder that can't be scored is named with the reason, and the others are scored.
+    folder that can't be scored is named with the reason, and the others are scored. DICOM files
+    that are no segmentation count as scans beside their references.
 
     Parameters
     ----------
@@ -93,7 +94,7 @@ def evaluate(
         If one of two files is broken, or they can't be compared; see `score_case`.
     """
     pairs, without_reference = _pairs(predicted, reference)
-    cases, failed = [], []
+    cases, failed, scans = [], [], []
     for done, (name, prediction_path, reference_path) in enumerate(pairs):
         if progress:
             progress(name, done, len(pairs))
@@ -113,10 +114,14 @@ def evaluate(
         except (MedalsError, OSError) as error:
             if not reference.is_dir():
                 raise
+            code = getattr(error, "code", "")
+            if prediction_path is None and code == "not-a-segmentation":
+                scans.append(name)
+                continue
             failed.append(FailedCase(name, str(error).removeprefix(f"case {name}: ")))
     if progress:
         progress("", len(pairs), len(pairs))
-    return Evaluation(tuple(cases), without_reference, tuple(failed))
+    return Evaluation(tuple(cases), without_reference, tuple(failed), tuple(scans))
 
 
 def evaluate_to_files(

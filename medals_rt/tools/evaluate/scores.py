@@ -64,14 +64,25 @@ class FailedCase:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of all cases, the predictions that no reference belongs to, and cases that failed.
+    """Scores of all cases, and what no mean counts.
 
-    No mean counts the latter two.
+    Attributes
+    ----------
+    cases
+        The scores.
+    without_reference
+        Predictions that no reference belongs to.
+    failed
+        Cases that could not be scored.
+    scans
+        DICOM files among the references that are no segmentation, and that no prediction has the
+        name of: the scans themselves.
     """
 
     cases: tuple[CaseScore, ...]
     without_reference: tuple[str, ...] = ()
     failed: tuple[FailedCase, ...] = ()
+    scans: tuple[str, ...] = ()
 
     @property
     def axis_order_matters(self) -> bool:
@@ -109,6 +120,7 @@ class Evaluation:
             },
             "cases": [_case_to_dict(case) for case in self.cases],
             "without_reference": list(self.without_reference),
+            "scans": list(self.scans),
             "failed": [asdict(each) for each in self.failed],
         }
 

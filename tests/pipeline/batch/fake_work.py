@@ -100,7 +100,7 @@ def _written(ready: Any, _: object) -> Entry:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(case.name, encoding="utf-8")
     entry = Entry(shown(case.name), "", "", "done", seconds=SECONDS)
-    remember(case, ready.made_from, entry)
+    remember(case, ready.made_from, entry, ready.earlier)
     log = Path(os.environ["MEDALS_RT_TESTS_LOG"])
     with log.open("a", encoding="utf-8") as file:
         file.write(f"{case.name}\n")

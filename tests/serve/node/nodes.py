@@ -14,8 +14,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from medals_serve.node.delivery import Courier
+from medals_serve.node.spool import Spool
 from medals_serve.node.worker import Worker
 from tests.paths import ROOT
 from tests.serve.serving import until
@@ -128,3 +130,13 @@ def run_until(part: Courier | Worker, condition: Callable[[], bool]) -> float:
         stop.set()
         thread.join()
     return time.monotonic() - began
+
+
+def receive(spool: Spool, study: str, series: str, uid: str, content: bytes) -> None:
+    """Let a spool keep what came."""
+    path = spool.incoming / uuid4().hex
+    path.write_bytes(content)
+    try:
+        spool.keep(study, series, uid, path)
+    finally:
+        path.unlink(missing_ok=True)  # as pynetdicom does

@@ -25,7 +25,7 @@ from medals_serve.node.configuration import NodeConfiguration, Peer, read_config
 from medals_serve.node.delivery import Courier, send_file
 from medals_serve.node.spool import Delivery, Spool, State
 from tests.dicom import write_series
-from tests.serve.node.nodes import TITLE, run_until, sockets_left_open, write_configuration
+from tests.serve.node.nodes import TITLE, receive, run_until, sockets_left_open, write_configuration
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_courier_tries_again_until_it_arrived(
     monkeypatch.setattr(module, "_FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(module, "_POLL_S", 0.01)
     spool = Spool(tmp_path / "series", 5, 10**9)
-    spool.keep("1.2", "1.2.3", "1.2.3.4", b"image")
+    receive(spool, "1.2", "1.2.3", "1.2.3.4", b"image")
     (series,) = spool.complete(0)
     series.results.mkdir()
     result.rename(series.results / "a.dcm")
@@ -117,7 +117,7 @@ def test_a_courier_tries_again_until_it_arrived(
 def on_its_way(folder: Path, results: Mapping[str, Path], *receivers: str) -> Spool:
     """A spool with one series, of which results are to be sent."""
     spool = Spool(folder / "series", 5, 10**9)
-    spool.keep("1.2", "1.2.3", "1.2.3.4", b"image")
+    receive(spool, "1.2", "1.2.3", "1.2.3.4", b"image")
     (series,) = spool.complete(0)
     series.results.mkdir()
     for name, file in results.items():
@@ -154,7 +154,7 @@ def test_a_result_that_is_refused_holds_back_no_other(
     assert "a.dcm of 1.2/1.2.3 waits" in said[0]
     assert ("Comprehensive 3D SR" in said[0]) is (refused == "its class")
     spool.max_waiting = 1  # nor does it keep other series out
-    spool.keep("1.2", "1.2.4", "1.2.4.1", b"image")
+    receive(spool, "1.2", "1.2.4", "1.2.4.1", b"image")
 
 
 @pytest.mark.usefixtures("impatient")

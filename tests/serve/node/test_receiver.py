@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
+import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +24,7 @@ from pynetdicom.sop_class import CTImageStorage, Verification
 
 from medals_rt.common.errors import InputError
 from medals_serve.node.configuration import NodeConfiguration, Tls, read_configuration
-from medals_serve.node.receiver import _keep, start_receiver
+from medals_serve.node.receiver import _keep, received_in, start_receiver
 from medals_serve.node.spool import MISMATCH, OUT_OF_RESOURCES, SUCCESS, Spool
 from tests.dicom import write_series
 from tests.orthanc import free_port
@@ -35,7 +38,13 @@ class Running:
         self.configuration: NodeConfiguration = replace(read_configuration(path), **changes)
         self.spool = Spool(folder / "series", self.configuration.max_waiting, 10**9)
         self.warnings: list[str] = []
+        self.ending = ExitStack()
+        self.ending.enter_context(received_in(self.spool.incoming))
         self.server = start_receiver(self.configuration, self.spool, self.warnings.append)
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.ending.close()
 
     @contextmanager
     def associated(
@@ -52,20 +61,16 @@ class Running:
                 found.release()
 
 
-def announced(image: pydicom.Dataset, uid: str) -> Any:
+def announced(path: Path, uid: str) -> Any:
     """A C-STORE whose command names another UID than its data, as pynetdicom hands it on."""
-    return SimpleNamespace(
-        dataset=image,
-        encoded_dataset=lambda: b"never kept",
-        request=SimpleNamespace(AffectedSOPInstanceUID=uid),
-    )
+    return SimpleNamespace(dataset_path=path, request=SimpleNamespace(AffectedSOPInstanceUID=uid))
 
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Running]:
     found = Running(tmp_path)
     yield found
-    found.server.shutdown()
+    found.close()
 
 
 @pytest.fixture
@@ -83,6 +88,55 @@ def test_an_image_is_kept_as_it_came(running: Running, image: pydicom.Dataset) -
     kept = pydicom.dcmread(series.objects / name)
     assert kept == image
     assert kept.file_meta.TransferSyntaxUID == image.file_meta.TransferSyntaxUID
+
+
+SENDER = """
+import pynetdicom, sys
+path, port, title = sys.argv[1:]
+entity = pynetdicom.AE("SCANNER")
+entity.add_requested_context("1.2.840.10008.5.1.4.1.1.2")
+association = entity.associate("127.0.0.1", int(port), ae_title=title)
+status = association.send_c_store(path)
+association.release()
+sys.exit(status.Status)
+"""
+
+
+def test_a_large_object_takes_no_memory(
+    running: Running, image: pydicom.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies in the node's own folder while it comes, and nothing of it stays there."""
+    seen: list[list[int]] = []
+    keep = running.spool.keep
+
+    def watched(*given: Any) -> None:
+        seen.append([path.stat().st_size for path in running.spool.incoming.iterdir()])
+        keep(*given)
+
+    monkeypatch.setattr(running.spool, "keep", watched)
+    image.Rows, image.Columns, image.PixelData = 8192, 4096, bytes(2 * 8192 * 4096)
+    image.save_as(tmp_path / "large.dcm")
+    del image.PixelData
+    size = (tmp_path / "large.dcm").stat().st_size
+    sending = [tmp_path / "large.dcm", str(running.configuration.port), TITLE]
+    tracemalloc.start()
+    subprocess.run([sys.executable, "-c", SENDER, *sending], check=True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < size / 2  # where this process is slow, some of it waits
+    assert len(seen) == len(seen[0]) == 1
+    assert abs(seen[0][0] - size) < 1000  # its header is ours
+    assert list(running.spool.incoming.iterdir()) == []
+
+
+def test_what_a_sender_breaks_off_is_cleared_away(running: Running) -> None:
+    half = running.spool.incoming / "half.dcm"
+    half.write_bytes(b"half")
+    running.spool.prune(0)
+    assert half.exists()  # it may still come
+    os.utime(half, (0, 0))
+    running.spool.prune(0)
+    assert not half.exists()
 
 
 @pytest.mark.parametrize(("caller", "called"), [("STRANGER", TITLE), ("SCANNER", "OTHER")])
@@ -110,7 +164,8 @@ def test_an_object_under_another_uid(running: Running, image: pydicom.Dataset) -
     """Results refer to images by their own UIDs."""
     with running.associated() as association:
         assert association.send_c_store(image).Status == SUCCESS
-    assert _keep(announced(image, "1.2.3"), running.spool, running.warnings.append) == MISMATCH
+    event = announced(Path(image.filename), "1.2.3")
+    assert _keep(event, running.spool, running.warnings.append) == MISMATCH
     assert str(image.PatientName) not in running.warnings[-1]
     assert [len(each.names()) for each in running.spool.series()] == [1]
 
@@ -178,7 +233,7 @@ def test_tls_with_certificates_of_both(tls: Tls, tmp_path: Path, image: pydicom.
             assert silent.fileno() > 0
         assert len(running.spool.complete(0)) == 1
     finally:
-        running.server.shutdown()
+        running.close()
 
 
 def test_certificates_that_are_none(tls: Tls, tmp_path: Path) -> None:

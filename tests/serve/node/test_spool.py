@@ -27,6 +27,7 @@ from medals_serve.node.spool import (
     lock_spool,
 )
 from tests.dicom import write_series
+from tests.serve.node.nodes import receive
 
 
 def make(folder: Path, *, waiting: int = 2, size: int = 10**6) -> Spool:
@@ -35,7 +36,7 @@ def make(folder: Path, *, waiting: int = 2, size: int = 10**6) -> Spool:
 
 def refused(spool: Spool, study: str, series: str, uid: str, content: bytes = b"x") -> int:
     with pytest.raises(NotStoredError) as failed:
-        spool.keep(study, series, uid, content)
+        receive(spool, study, series, uid, content)
     return failed.value.status
 
 
@@ -47,11 +48,11 @@ def test_an_image_is_whole_under_its_name(tmp_path: Path, monkeypatch: pytest.Mo
     synced = []
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_mode))
     spool = make(tmp_path)
-    spool.keep("1.2", "1.2.3", "1.2.3.4", b"abc")
+    receive(spool, "1.2", "1.2.3", "1.2.3.4", b"abc")
     path = tmp_path / "series" / "1.2" / "1.2.3" / "objects" / "1.2.3.4.dcm"
     assert path.read_bytes() == b"abc"
     assert len(synced) == 1 + 4  # the file, and every folder that is new
-    assert not list(tmp_path.rglob(".partial-*"))
+    assert not list(spool.incoming.iterdir())
 
 
 def test_a_write_that_fails_is_not_acknowledged(
@@ -79,25 +80,25 @@ def test_no_name_leads_out_of_the_folder(uid: str, tmp_path: Path) -> None:
 def test_the_same_again_is_welcome_and_something_else_is_not(tmp_path: Path) -> None:
     spool = make(tmp_path)
     for _ in range(2):
-        spool.keep("1.2", "1.2.3", "1.2.3.4", b"abc")
+        receive(spool, "1.2", "1.2.3", "1.2.3.4", b"abc")
     assert refused(spool, "1.2", "1.2.3", "1.2.3.4", b"other") == DUPLICATE
 
 
 def test_the_queue_is_bounded(tmp_path: Path) -> None:
     spool = make(tmp_path, waiting=2)
-    spool.keep("1.2", "1.1", "1.1.1", b"a")
-    spool.keep("1.2", "1.2", "1.2.1", b"a")
+    receive(spool, "1.2", "1.1", "1.1.1", b"a")
+    receive(spool, "1.2", "1.2", "1.2.1", b"a")
     assert refused(spool, "1.2", "1.3", "1.3.1") == OUT_OF_RESOURCES
-    spool.keep("1.2", "1.1", "1.1.2", b"a")  # of a series that waits already
+    receive(spool, "1.2", "1.1", "1.1.2", b"a")  # of a series that waits already
     for series in spool.complete(0):
         finish(spool, series)
     assert spool.complete(0) == []
-    spool.keep("1.2", "1.3", "1.3.1", b"a")
+    receive(spool, "1.2", "1.3", "1.3.1", b"a")
 
 
 def test_the_disk_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = make(tmp_path, size=10)
-    spool.keep("1.2", "1.1", "1.1.1", b"12345678")
+    receive(spool, "1.2", "1.1", "1.1.1", b"12345678")
     assert refused(spool, "1.2", "1.1", "1.1.2", b"123") == OUT_OF_RESOURCES
     again = make(tmp_path, size=10)  # what is there counts after a restart too
     assert refused(again, "1.2", "1.1", "1.1.2", b"123") == OUT_OF_RESOURCES
@@ -107,7 +108,7 @@ def test_the_disk_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_series_is_complete_when_it_was_quiet(tmp_path: Path) -> None:
     spool = make(tmp_path)
-    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    receive(spool, "1.2", "1.1", "1.1.1", b"a")
     (series,) = spool.complete(0)
     assert series.name == "1.2/1.1"
     assert spool.complete(3600) == []
@@ -118,12 +119,12 @@ def test_a_series_is_complete_when_it_was_quiet(tmp_path: Path) -> None:
 
 def test_late_images_are_new_work_and_old_ones_none(tmp_path: Path) -> None:
     spool = make(tmp_path)
-    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    receive(spool, "1.2", "1.1", "1.1.1", b"a")
     (series,) = spool.complete(0)
     finish(spool, series)
-    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    receive(spool, "1.2", "1.1", "1.1.1", b"a")
     assert spool.complete(0) == []
-    spool.keep("1.2", "1.1", "1.1.2", b"a")
+    receive(spool, "1.2", "1.1", "1.1.2", b"a")
     assert spool.complete(0) == [series]
 
 
@@ -131,11 +132,11 @@ def test_late_images_alone_are_no_series(tmp_path: Path) -> None:
     """A SEG of the last few slices would stand for the whole."""
     spool = make(tmp_path)
     for number in (1, 2):
-        spool.keep("1.2", "1.1", f"1.1.{number}", b"a")
+        receive(spool, "1.2", "1.1", f"1.1.{number}", b"a")
     (series,) = spool.complete(0)
     finish(spool, series)
     spool.prune(0)
-    spool.keep("1.2", "1.1", "1.1.3", b"a")
+    receive(spool, "1.2", "1.1", "1.1.3", b"a")
     assert spool.complete(0) == []
     assert list(spool.late(3600)) == []  # more may come
     assert list(spool.late(0)) == [(series, 2)]
@@ -145,21 +146,21 @@ def test_late_images_alone_are_no_series(tmp_path: Path) -> None:
     assert series.names() == ("1.1.3.dcm",)
     for number in (1, 2):
         assert spool.complete(0) == []
-        spool.keep("1.2", "1.1", f"1.1.{number}", b"a")
+        receive(spool, "1.2", "1.1", f"1.1.{number}", b"a")
     assert spool.complete(0) == [series]  # the whole of it
 
 
 def test_late_images_stay_as_long_as_others(tmp_path: Path) -> None:
     """They are part of a series that is being sent again, however old what became of it is."""
     spool = make(tmp_path)
-    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    receive(spool, "1.2", "1.1", "1.1.1", b"a")
     (series,) = spool.complete(0)
     finish(spool, series)
     spool.prune(0)
     state = json.loads((series.folder / "state.json").read_text(encoding="utf-8"))
     state["at"] -= 7200
     (series.folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    spool.keep("1.2", "1.1", "1.1.2", b"a")
+    receive(spool, "1.2", "1.1", "1.1.2", b"a")
     spool.prune(3600)
     assert series.names() == ("1.1.2.dcm",)
 
@@ -171,16 +172,16 @@ def test_what_came_to_nothing_is_work_when_it_is_sent_again(
 ) -> None:
     spool = make(tmp_path)
     for number in (1, 2):
-        spool.keep("1.2", "1.1", f"1.1.{number}", b"a")
+        receive(spool, "1.2", "1.1", f"1.1.{number}", b"a")
     (series,) = spool.complete(0)
     finish(spool, series, status)
     assert spool.complete(0) == []
     if pruned:
         spool.prune(0)
-    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    receive(spool, "1.2", "1.1", "1.1.1", b"a")
     assert spool.complete(0) == ([] if pruned else [series])
     assert spool.complete(3600) == []  # others may come again, too
-    spool.keep("1.2", "1.1", "1.1.2", b"a")
+    receive(spool, "1.2", "1.1", "1.1.2", b"a")
     assert spool.complete(0) == [series]
 
 
@@ -199,11 +200,11 @@ def test_the_same_in_another_syntax_or_by_another_writer_is_welcome(tmp_path: Pa
     data.SmallestImagePixelValue = 0  # of either sign, until the pixels' is known
     data.add_new(0x00091010, "LO", "private")
     spool = make(tmp_path)
-    spool.keep("1.2", "1.2.3", "1.2.3.4", as_file(data, ImplicitVRLittleEndian))
-    spool.keep("1.2", "1.2.3", "1.2.3.4", as_file(data, ExplicitVRLittleEndian))
+    receive(spool, "1.2", "1.2.3", "1.2.3.4", as_file(data, ImplicitVRLittleEndian))
+    receive(spool, "1.2", "1.2.3", "1.2.3.4", as_file(data, ExplicitVRLittleEndian))
     other = pydicom.dcmread(io.BytesIO(as_file(data, ImplicitVRLittleEndian)))
     other.file_meta.ImplementationVersionName = "ANOTHER"
-    spool.keep("1.2", "1.2.3", "1.2.3.4", as_file(other))
+    receive(spool, "1.2", "1.2.3", "1.2.3.4", as_file(other))
     for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
         for change in ({"PatientID": "another"}, {"PixelData": bytes(40)}):
             changed = pydicom.dcmread(io.BytesIO(as_file(data)))
@@ -215,7 +216,7 @@ def test_the_same_in_another_syntax_or_by_another_writer_is_welcome(tmp_path: Pa
 
 def test_what_was_begun_is_begun_again_but_not_forever(tmp_path: Path) -> None:
     spool = make(tmp_path)
-    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    receive(spool, "1.2", "1.1", "1.1.1", b"a")
     (series,) = spool.complete(0)
     for starts in (1, 2):
         spool.settle(series, State("started", series.names(), starts=starts))
@@ -230,7 +231,7 @@ def test_what_was_begun_is_begun_again_but_not_forever(tmp_path: Path) -> None:
 
 def test_a_delivery_is_noted_once_it_arrived(tmp_path: Path) -> None:
     spool = make(tmp_path)
-    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    receive(spool, "1.2", "1.1", "1.1.1", b"a")
     (series,) = spool.complete(0)
     parts = [Delivery("a.dcm", "X"), Delivery("a.dcm", "Y")]
     spool.settle(series, State("delivering", series.names(), deliveries=parts))
@@ -247,18 +248,15 @@ def test_a_delivery_is_noted_once_it_arrived(tmp_path: Path) -> None:
 
 
 def test_half_a_file_of_a_killed_process_is_cleared_away(tmp_path: Path) -> None:
-    spool = make(tmp_path)
-    spool.keep("1.2", "1.1", "1.1.1", b"a")
-    half = tmp_path / "series" / "1.2" / "1.1" / "objects" / ".partial-1.1.2.dcm"
+    half = make(tmp_path).incoming / "half.dcm"
     half.write_bytes(b"half")
-    (series,) = make(tmp_path).complete(0)
-    assert series.names() == ("1.1.1.dcm",)
+    assert make(tmp_path).complete(0) == []
     assert not half.exists()
 
 
 def test_a_damaged_state_counts_as_none(tmp_path: Path) -> None:
     spool = make(tmp_path)
-    spool.keep("1.2", "1.1", "1.1.1", b"a")
+    receive(spool, "1.2", "1.1", "1.1.1", b"a")
     (series,) = spool.complete(0)
     finish(spool, series)
     (series.folder / "state.json").write_bytes(b'{"status": "do')
@@ -267,7 +265,7 @@ def test_a_damaged_state_counts_as_none(tmp_path: Path) -> None:
 
 def test_finished_images_go_and_are_remembered(tmp_path: Path) -> None:
     spool = make(tmp_path, size=4)
-    spool.keep("1.2", "1.1", "1.1.1", b"abcd")
+    receive(spool, "1.2", "1.1", "1.1.1", b"abcd")
     spool.prune(0)
     (series,) = spool.complete(0)  # not finished: stays
     finish(spool, series)
@@ -276,26 +274,26 @@ def test_finished_images_go_and_are_remembered(tmp_path: Path) -> None:
     spool.prune(0)
     assert not series.names()
     spool = make(tmp_path, size=10**6)
-    spool.keep("1.2", "1.1", "1.1.1", b"abcd")
+    receive(spool, "1.2", "1.1", "1.1.1", b"abcd")
     assert spool.complete(0) == []
 
 
 def test_results_take_their_place_too(tmp_path: Path) -> None:
     spool = make(tmp_path, size=1000)
-    spool.keep("1.2", "1.1", "1.1.1", b"abcd")
+    receive(spool, "1.2", "1.1", "1.1.1", b"abcd")
     (series,) = spool.complete(0)
     series.results.mkdir()
     (series.results / "a.dcm").write_bytes(bytes(900))
     finish(spool, series)
     assert refused(spool, "1.2", "1.2", "1.2.1", bytes(100)) == OUT_OF_RESOURCES
     spool.prune(0)
-    spool.keep("1.2", "1.2", "1.2.1", bytes(100))
+    receive(spool, "1.2", "1.2", "1.2.1", bytes(100))
 
 
 def test_a_series_is_pruned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a month are remembered; each look at what they hold would keep senders waiting."""
     spool = make(tmp_path)
-    spool.keep("1.2", "1.1", "1.1.1", b"abcd")
+    receive(spool, "1.2", "1.1", "1.1.1", b"abcd")
     for series in spool.complete(0):
         finish(spool, series)
     spool.prune(0)
@@ -317,7 +315,7 @@ def test_one_node_a_folder(tmp_path: Path) -> None:
 def test_a_new_folder_is_closed_to_others(tmp_path: Path) -> None:
     with lock_spool(tmp_path / "node"):
         Spool(tmp_path / "node" / "series", 1, 10**9)
-    for made in (tmp_path / "node", tmp_path / "node" / "series"):
+    for made in [tmp_path / "node" / name for name in (".", "series", "incoming")]:
         assert made.stat().st_mode & 0o077 == 0
     (tmp_path / "own").mkdir(mode=0o755)
     Spool(tmp_path / "own", 1, 10**9)

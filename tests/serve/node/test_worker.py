@@ -21,7 +21,7 @@ from medals_serve.node.configuration import read_configuration
 from medals_serve.node.spool import Delivery, Spool, SpooledSeries, State
 from medals_serve.node.worker import Worker
 from tests.dicom import write_series
-from tests.serve.node.nodes import run_until, write_configuration
+from tests.serve.node.nodes import receive, run_until, write_configuration
 
 AFFINE = np.diag([12.0, 12.0, 15.0, 1.0])
 VALUES = np.random.default_rng(0).integers(-1000, 1000, (6, 16, 20)).astype(np.int16)
@@ -35,7 +35,7 @@ def keep(spool: Spool, folder: Path, values: np.ndarray, number: int, descriptio
         path = folder / "one"
         data.save_as(path)
         uids = (data.StudyInstanceUID, data.SeriesInstanceUID, data.SOPInstanceUID)
-        spool.keep(*map(str, uids), path.read_bytes())
+        receive(spool, *map(str, uids), path.read_bytes())
 
 
 def state_of(spool: Spool, number: int) -> State:

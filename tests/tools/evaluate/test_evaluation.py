@@ -180,6 +180,25 @@ def test_folders_below_count_under_the_names_of_a_batch(tmp_path: Path) -> None:
     assert scores.without_reference == ("c",)
 
 
+def test_scans_beside_their_references_are_passed_over(tmp_path: Path) -> None:
+    """DICOM slices are no cases that failed, unless a result has their name."""
+    for name in ("a", "b"):
+        save_pair(tmp_path, name, anatomy(0), PROMPTS)
+    write_series(tmp_path / "gt" / "scan", np.zeros((2, 4, 5), np.int16), np.eye(4))
+    slices = sorted((tmp_path / "gt" / "scan").iterdir())
+    for path in slices:
+        path.rename(path.with_name(f"{path.name}.dcm"))
+    folders = [str(tmp_path / "pred"), str(tmp_path / "gt")]
+    result = CliRunner().invoke(app, ["evaluate", *folders])
+    assert result.exit_code == 0
+    assert "passed over: scan/IM0000, scan/IM0001" in result.stdout
+    assert evaluate(*map(Path, folders)).to_dict()["scans"] == ["scan/IM0000", "scan/IM0001"]
+    (tmp_path / "gt" / "b.npz").unlink()
+    (tmp_path / "gt" / "scan" / "IM0000.dcm").rename(tmp_path / "gt" / "b.dcm")
+    (failed,) = evaluate(*map(Path, folders)).failed
+    assert (failed.case, "no segmentation" in failed.error) == ("b", True)
+
+
 def test_a_case_that_cannot_be_scored_leaves_the_others(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         save_pair(tmp_path, name, anatomy(0), PROMPTS)

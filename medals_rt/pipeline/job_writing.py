@@ -33,9 +33,8 @@ from medals_rt.pipeline.job_outputs import (
     all_outputs,
     files_of_classes,
     files_of_maps,
-    lesion_table,
 )
-from medals_rt.pipeline.job_request import ReadJob
+from medals_rt.pipeline.job_request import ReadJob, lesion_table
 from medals_rt.pipeline.lesion_statistics import LesionStatistics, lesion_statistics
 from medals_rt.pipeline.output_grid import OutputGrid, lost_notes, on_grid
 from medals_rt.pipeline.preview import Orientation, save_preview
