@@ -7,7 +7,6 @@ them (echo time, commands, a table of colors), which says nothing of place or va
 from __future__ import annotations
 
 import importlib
-import io
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -34,7 +33,7 @@ _PLACED: Final = 1
 """The flag `goodRASFlag` of a header that says where its voxels lie."""
 
 
-def read_mgh_case(path: Path, options: Options) -> Case:
+def _read_mgh_case(path: Path, options: Options) -> Case:
     """Read an image; it holds no prompts. See `registry.read_case`."""
     array_kji, source, header = _read(path, options.max_voxels)
     check_image(array_kji, max_voxels=options.max_voxels, what=path.name)
@@ -48,14 +47,14 @@ def read_mgh_case(path: Path, options: Options) -> Case:
     return Case(volume, None, None, path, header)
 
 
-def read_mgh_labels(path: Path, options: Options) -> LabelFile:
+def _read_mgh_labels(path: Path, options: Options) -> LabelFile:
     """Read a label map in canonical orientation."""
     array_kji, source, _ = _read(path, options.max_voxels)
     labels = check_labels(array_kji, path.name, max_voxels=options.max_voxels)
     return LabelFile(source.to_canonical(labels), None, source.spacing_hwd_mm, source)
 
 
-def write_mgh(path: Path, output: SegmentationOutput) -> None:
+def _write_mgh(path: Path, output: SegmentationOutput) -> None:
     """Write labels on the source's own grid; of a FreeSurfer case with its own header.
 
     Raises
@@ -63,7 +62,7 @@ def write_mgh(path: Path, output: SegmentationOutput) -> None:
     CaseError
         A label is larger than the format's integers hold.
     """
-    nibabel = _library()
+    library = _library()
     volume = output.case.volume
     labels_ijk = np.ascontiguousarray(volume.restore(output.labels_dhw)).transpose()
     dtype = next((each for each in ("u1", "i2", "i4") if _fits(labels_ijk, each)), None)
@@ -75,17 +74,15 @@ def write_mgh(path: Path, output: SegmentationOutput) -> None:
         )
     found = output.case.header
     header, affine = None, RAS_TO_LPS @ volume.affine_lps
-    if isinstance(found, nibabel.freesurfer.MGHHeader):
+    if isinstance(found, library.MGHHeader):
         # nibabel leaves a header alone whose own matrix it is given: the place stays, to the bit
         header, affine = found, found.get_affine()
-    image = nibabel.freesurfer.MGHImage(labels_ijk.astype(dtype), affine, header)
+    image = library.MGHImage(labels_ijk.astype(dtype), affine, header)
     image.set_data_dtype(np.dtype(dtype))
-    file = io.BytesIO()
-    image.to_file_map({"image": nibabel.FileHolder(fileobj=file)})
-    write_values(path, file.getbuffer(), gzipped=not path.name.lower().endswith(".mgh"))
+    write_values(path, image.to_bytes(), gzipped=not path.name.lower().endswith(".mgh"))
 
 
-def recognizes_mgh(start: bytes) -> bool:
+def _recognizes_mgh(start: bytes) -> bool:
     """Whether a file starts as FreeSurfer's volumes do."""
     if not start.startswith(_START) or len(start) < _HEADER_BYTES:
         return False
@@ -94,9 +91,8 @@ def recognizes_mgh(start: bytes) -> bool:
 
 
 def _library() -> Any:
-    library = import_optional("NiBabel", "a FreeSurfer volume")
-    importlib.import_module(f"{library.__name__}.freesurfer")  # an attribute only after that
-    return library
+    nibabel = import_optional("NiBabel", "a FreeSurfer volume")
+    return importlib.import_module(f"{nibabel.__name__}.freesurfer.mghformat")
 
 
 def _fits(labels: HostArray, dtype: str) -> bool:
@@ -105,7 +101,7 @@ def _fits(labels: HostArray, dtype: str) -> bool:
 
 def _read(path: Path, max_voxels: int) -> tuple[HostArray, SourceGrid, Any]:
     """Values `(k, j, i)`, their place, and the header as nibabel has it."""
-    nibabel = _library()
+    library = _library()
     with reading(path.name), ExitStack() as stack:
         stream = open_maybe_gzipped(path, stack)
         start = bytes(read_exactly(stream, _HEADER_BYTES, path.name))
@@ -114,9 +110,9 @@ def _read(path: Path, max_voxels: int) -> tuple[HostArray, SourceGrid, Any]:
                 f"{path.name} is no FreeSurfer volume; export it again", code="header-damaged"
             )
         # without the bytes behind the fields, which nibabel would take for what follows the voxels
-        block = start[: nibabel.freesurfer.mghformat.header_dtype.itemsize]
+        block = start[: library.header_dtype.itemsize]
         is_placed = int(np.frombuffer(block, ">i2", 1, 28)[0]) == _PLACED
-        header = nibabel.freesurfer.MGHHeader(block, check=False)
+        header = library.MGHHeader(block, check=False)
         shape = squeezed(header["dims"].tolist())
         check_shape(shape, max_voxels=max_voxels, what=path.name)
         kind = int(header["type"])
@@ -166,10 +162,10 @@ FORMATS: Final = (
         endings=(".mgz", ".mgh"),
         gzipped={".mgh": ".mgz"},
         libraries=("NiBabel",),
-        read_case=read_mgh_case,
-        read_labels=read_mgh_labels,
-        write=write_mgh,
+        read_case=_read_mgh_case,
+        read_labels=_read_mgh_labels,
+        write=_write_mgh,
         check=_check,
-        recognizes=recognizes_mgh,
+        recognizes=_recognizes_mgh,
     ),
 )

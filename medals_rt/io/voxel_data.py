@@ -101,7 +101,7 @@ def open_maybe_gzipped(path: Path, stack: ExitStack) -> Stream:
     return InflatedStream(file) if packed else file
 
 
-def write_values(path: Path, data: memoryview, *, gzipped: bool) -> None:
+def write_values(path: Path, data: bytes | memoryview, *, gzipped: bool) -> None:
     """Write a file, whole or not at all; the same content makes the same bytes."""
     with atomic_output(path) as temporary, temporary.open("wb") as file:
         if gzipped:
