@@ -32,7 +32,7 @@ OF_TWO_FILES: Final = frozenset(ending for each in FORMATS for ending in each.tw
 """Endings of files whose voxels lie in a second file."""
 
 
-def output_kinds() -> Mapping[str, OutputKind]:
+def _output_kinds() -> Mapping[str, OutputKind]:
     """Every format of results by what clients call it: an ending without its dot, or its name."""
     found: dict[str, OutputKind] = {}
     for each in FORMATS:
@@ -45,7 +45,7 @@ def output_kinds() -> Mapping[str, OutputKind]:
     return found
 
 
-OUTPUT_KINDS: Final = output_kinds()
+OUTPUT_KINDS: Final = _output_kinds()
 
 OUTPUT_FORMATS: Final = tuple(
     each.endings[0].removeprefix(".") for each in FORMATS if each.write is not None

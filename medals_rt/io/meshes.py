@@ -182,12 +182,12 @@ def _surfaces(output: SegmentationOutput, name: str) -> Iterator[ClosedSurface]:
 
 
 def _write_glb(path: Path, output: SegmentationOutput) -> None:
-    content = glb_of(tuple(_surfaces(output, path.name)))
+    content = _glb_of(tuple(_surfaces(output, path.name)))
     with atomic_output(path) as temporary:
         temporary.write_bytes(content)
 
 
-def glb_of(surfaces: Sequence[ClosedSurface]) -> bytes:
+def _glb_of(surfaces: Sequence[ClosedSurface]) -> bytes:
     """Return a GLB file with a named, colored mesh for each surface."""
     binary = bytearray()
     views: list[dict[str, Any]] = []

@@ -69,7 +69,7 @@ class _Read:
         return check_spacing((j_mm, i_mm, k_mm))
 
 
-def read_nifti_case(path: Path, options: Options) -> Case:
+def _read_nifti_case(path: Path, options: Options) -> Case:
     """Read an image; it holds no prompts. See `registry.read_case`."""
     read = _read(path, options.max_voxels)
     check_image(read.array_kji, max_voxels=options.max_voxels, what=path.name)
@@ -84,7 +84,7 @@ def read_nifti_case(path: Path, options: Options) -> Case:
     return Case(volume, None, None, path, read.header)
 
 
-def read_nifti_labels(path: Path, options: Options) -> LabelFile:
+def _read_nifti_labels(path: Path, options: Options) -> LabelFile:
     """Read a label map in canonical orientation."""
     read = _read(path, options.max_voxels)
     labels = check_labels(read.array_kji, path.name, max_voxels=options.max_voxels)
@@ -122,7 +122,7 @@ def _write(path: Path, case: Case, array_dhw: HostArray, slope: float = 1.0) -> 
     array_ijk = np.ascontiguousarray(case.volume.restore(array_dhw)).transpose()
     found = case.header if isinstance(case.header, nibabel.Nifti1Header) else None
     second = isinstance(found, nibabel.Nifti2Header)
-    pair = is_pair(path)
+    pair = _is_pair(path)
     if pair:
         kind = nibabel.Nifti2Pair if second else nibabel.Nifti1Pair
     else:
@@ -164,12 +164,12 @@ def _write(path: Path, case: Case, array_dhw: HostArray, slope: float = 1.0) -> 
         write_values(parts[part], content, gzipped=path.name.lower().endswith(".gz"))
 
 
-def is_pair(path: Path) -> bool:
+def _is_pair(path: Path) -> bool:
     """Whether a name is that of a header or an image of a pair."""
     return path.name.lower().endswith((".hdr", ".img", ".hdr.gz", ".img.gz"))
 
 
-def recognizes_nifti(start: bytes) -> bool:
+def _recognizes_nifti(start: bytes) -> bool:
     """Whether a file starts as NIfTI does."""
     return start[344:348] in _MAGIC or start[4:8] in _MAGIC
 
@@ -189,7 +189,7 @@ def _read(path: Path, max_voxels: int) -> _Read:
     nibabel = import_optional("NiBabel", "a NIfTI file")
     errors = (nibabel.spatialimages.HeaderDataError, nibabel.wrapstruct.WrapStructError)
     with reading(path.name, errors), ExitStack() as stack:
-        first, second = _pair(path) if is_pair(path) else (path, None)
+        first, second = _pair(path) if _is_pair(path) else (path, None)
         stream = _open(first, stack)
         header, pixdim, done = _read_header(stream, first, single=second is None)
         shape = squeezed(header.get_data_shape())
@@ -295,9 +295,9 @@ FORMATS: Final = (
         gzipped={".nii": ".nii.gz", ".hdr": ".hdr.gz", ".img": ".img.gz"},
         two_file_endings=(".hdr.gz", ".hdr"),
         libraries=("NiBabel",),
-        read_case=read_nifti_case,
-        read_labels=read_nifti_labels,
+        read_case=_read_nifti_case,
+        read_labels=_read_nifti_labels,
         write=write_nifti,
-        recognizes=recognizes_nifti,
+        recognizes=_recognizes_nifti,
     ),
 )

@@ -99,7 +99,7 @@ def batch_tokens(
     return tokens
 
 
-def open_tokenizer(path: Path) -> Any:
+def _open_tokenizer(path: Path) -> Any:
     """Read a `tokenizer.json`, with the padding and cutting written in it turned off.
 
     Raises
@@ -163,14 +163,14 @@ class TextEncoder:
                 "a class it knows; export it with --with-text-encoder for free text",
                 code="no-text-encoder",
             )
-        settings = read_settings(bundle.file_path(record.settings))
+        settings = _read_settings(bundle.file_path(record.settings))
         if settings.dim != bundle.manifest.embeddings.dim:
             raise BundleError(
                 f"the text encoder of {bundle.name!r} gives embeddings of width {settings.dim}, "
                 f"its networks take {bundle.manifest.embeddings.dim}; export again",
                 code="text-encoder-width",
             )
-        tokenizer = open_tokenizer(bundle.file_path(record.tokenizer))
+        tokenizer = _open_tokenizer(bundle.file_path(record.tokenizer))
         kind, graph = open_graph(bundle.file_path(record.graph))
         return cls(settings, tokenizer, kind, graph)
 
@@ -197,7 +197,7 @@ class TextEncoder:
         return embeddings
 
 
-def read_settings(path: Path) -> TextEncoderSettings:
+def _read_settings(path: Path) -> TextEncoderSettings:
     """Read `settings.json`; `BundleError` if it is not of the right form."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=TextEncoderSettings)

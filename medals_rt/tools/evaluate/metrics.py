@@ -13,10 +13,10 @@ import numpy as np
 from medals_rt.common.typing import HostArray
 from medals_rt.tools.evaluate.surface import surface_of, surfaces_dice
 
-NSD_TOLERANCE_MM = 2.0
+_NSD_TOLERANCE_MM = 2.0
 """Distance up to which two surfaces touch (system section 10)."""
 
-IOU_THRESHOLD = 0.5
+_IOU_THRESHOLD = 0.5
 """Overlap from which a predicted instance counts as found (system section 10)."""
 
 _LARGEST_DENSE_TABLE = 1 << 24
@@ -129,7 +129,7 @@ def nsd_by_label(
     reference: HostArray,
     labels: Sequence[int],
     spacings_mm: Sequence[Spacing3],
-    tolerance_mm: float = NSD_TOLERANCE_MM,
+    tolerance_mm: float = _NSD_TOLERANCE_MM,
 ) -> dict[int, tuple[float, ...]]:
     """Return each label's NSD, once for each reading of the spacing.
 
@@ -180,7 +180,7 @@ def split_binary(labels: HostArray) -> HostArray:
 
 
 def match_instances(
-    predicted: HostArray, reference: HostArray, iou_threshold: float = IOU_THRESHOLD
+    predicted: HostArray, reference: HostArray, iou_threshold: float = _IOU_THRESHOLD
 ) -> InstanceScore:
     """Match predicted instances with reference instances and score the matching.
 
