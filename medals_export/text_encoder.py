@@ -1,6 +1,6 @@
 """The knowledge encoder whose sentence embeddings the networks were trained on.
 
-SAT's encoder, frozen (system section 2): BioLORD, an MPNet, gives one vector a token; their mean
+SAT's encoder, frozen: BioLORD, an MPNet, gives one vector a token; their mean
 goes through Linear, exact GELU, Linear; last, the image's modality adds a learned vector. Details
 that decide the result, all from the released code:
 

@@ -198,9 +198,9 @@ def progress_of(progress: Progress | None, group: WindowGroup) -> Progress | Non
 def merge(results: Sequence[GroupResult], rule: MergeRule = "probability") -> Merged:
     """Merge the labels of all groups.
 
-    A voxel that two groups claim goes to the likelier class, as within one group (system section
-    5); of equally likely ones the earlier group keeps it. The authors' script takes the larger
-    label instead (system section 11).
+    A voxel that two groups claim goes to the likelier class, as within one group; of equally likely
+    ones the earlier group keeps it. The authors' script takes the larger label instead
+    (docs/presets.md, `native`).
 
     Raises
     ------

@@ -88,7 +88,7 @@ def spacing_of_volume(
 
 
 def clean_spacing(shape_dhw: Sequence[int], stored_spacing_hwd: Sequence[float]) -> Spacing:
-    """Repair the spacing that a challenge file stores (rule 4.1).
+    """Repair the spacing that a challenge file stores (rule 1 of docs/presets.md).
 
     Values under 0.1 become 1. If the image's shortest axis is not the axis of the largest spacing
     and that spacing is over 0.5, the two spacings are swapped: the file had them in another order.
@@ -111,7 +111,7 @@ def clean_spacing(shape_dhw: Sequence[int], stored_spacing_hwd: Sequence[float])
 
 
 def swapped(shape: Sequence[int], spacing: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Move the largest spacing to the shortest axis, where it is over 0.5 (rule 4.1).
+    """Move the largest spacing to the shortest axis, where it is over 0.5 (rule 1).
 
     Of several shortest axes, or of several largest spacings, the first in the order given counts.
     """

@@ -1,4 +1,4 @@
-"""Bring intensities into 0 to 255, as the network expects them (paper 3.2, system section 3)."""
+"""Bring intensities into 0 to 255, as the network expects them (paper 3.2)."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def prepare_intensities(
 
     CT is cut to a Hounsfield window and scaled. Every other modality is cut at the 0.5 and 99.5
     percentiles of the voxels that are not 0 and scaled; those that are 0 stay 0, as MedSAM, whose
-    preprocessing the paper names, and the authors' script do (system section 11). A window given in
+    preprocessing the paper names, and the authors' script do. A window given in
     numbers is taken at its word, whatever the modality and the values.
 
     Parameters

@@ -1,6 +1,6 @@
 """The 243 classes that a Medal S model knows, the words that name them, and groups of them.
 
-Names and ids are those of the released code (system section 2); ids count within a modality and a
+Names and ids are those of the released code; ids count within a modality and a
 kind, so that `(modality, kind, id)` is what tells classes apart. Classes and their words are in
 `data/classes.json`, groups in `data/groups.json`; nothing here knows a class by name.
 """

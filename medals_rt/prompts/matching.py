@@ -1,4 +1,4 @@
-"""Which class a sentence names (system section 2; the released rule, made strict).
+"""Which class a sentence names (the released rule, made strict).
 
 A wrong organ is the worst answer and a refusal with suggestions a fair one. So every word of a
 sentence gets a role (`word_roles`, lists in `data/prompt_words.json`), and the words that could

@@ -2,7 +2,7 @@
 
 The encoder is an ONNX graph beside the tokenizer that it was trained with (`tokenizer.json`, read
 by the library `tokenizers`), so that neither torch nor transformers is needed. Tokens
-are cut, marked and padded as in the released code (system section 2), by `batch_tokens`; the export
+are cut, marked and padded as in the released code, by `batch_tokens`; the export
 uses the same function, so that bank and run time can't drift apart.
 """
 

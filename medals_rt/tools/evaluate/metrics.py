@@ -1,6 +1,6 @@
 """Scores of a segmentation against a reference, as the public challenge defines them.
 
-System section 10: DSC and NSD a label for anatomy; for lesions F1 over matched instances and the
+DSC and NSD a label for anatomy; for lesions F1 over matched instances and the
 mean DSC of the matched pairs. Everything is counted from tables of label pairs, never from one mask
 a pair, so that hundreds of instances in a large volume take seconds.
 """
@@ -14,10 +14,10 @@ from medals_rt.common.typing import HostArray
 from medals_rt.tools.evaluate.surface import surface_of, surfaces_dice
 
 _NSD_TOLERANCE_MM = 2.0
-"""Distance up to which two surfaces touch (system section 10)."""
+"""Distance up to which two surfaces touch, in the challenge."""
 
 _IOU_THRESHOLD = 0.5
-"""Overlap from which a predicted instance counts as found (system section 10)."""
+"""Overlap from which a predicted instance counts as found, in the challenge."""
 
 _LARGEST_DENSE_TABLE = 1 << 24
 
