@@ -157,6 +157,11 @@ class Record:
     left: dict[str, str] = field(default_factory=dict)
     before: "Record | None" = None
 
+    @property
+    def finished(self) -> "Record | None":
+        """The record of the time when the case was finished last."""
+        return self if self.entry.status == "done" else self.before
+
 
 def stated_prompts(source: PromptSource, reading: PromptReading) -> object:
     """Return the classes that are asked for, as JSON has them, whatever file they stand in.
@@ -259,8 +264,7 @@ class Earlier:
     @property
     def last(self) -> Record | None:
         """The record of the time when the case was finished last."""
-        record = self.record
-        return record if record is None or record.entry.status == "done" else record.before
+        return None if self.record is None else self.record.finished
 
     @property
     def finished(self) -> Record | None:
@@ -398,9 +402,9 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
     for path in sorted(folder.rglob("*.json")):
         name = path.relative_to(folder).as_posix().removesuffix(".json")
         skipped = one_name(name) in own or path.name.startswith(".")
-        record = None if skipped else _read(LOCAL.read(path))
-        being_written = path.with_name(f"{path.name}{MARK_ENDING}").exists()
-        if record is None or record.entry.status != "done" or being_written:
+        found_record = None if skipped else _read(LOCAL.read(path))
+        record = None if found_record is None else found_record.finished
+        if record is None or path.with_name(f"{path.name}{MARK_ENDING}").exists():
             continue
         paths = CasePaths(name, plan.results, plan.reports, record.ending)
         job = Job(
@@ -501,18 +505,19 @@ def remember_failure(
     OutputError
         The record can't be written.
     """
-    last, written = earlier.last, earlier.written
+    last = earlier.last
     inputs = None if last is None else last.made_from.inputs
     stays = keeps_files or None in {inputs, made_from.inputs} or inputs == made_from.inputs
+    written = earlier.written if stays else None
     if not keeps_files:
         own = earlier.own_files()
         half_written = {*earlier.half_written(), case.paths.mark}
         for path in half_written - own.keys() if stays else half_written | own.keys():
             case.remote.remove(path)
-        if stays and own:
+        if written is not None and replace(case.paths, ending=written.ending).labels in own:
             entry = replace(entry, error=f"{entry.error}; the result of an earlier run stays")
     record = Record(RECORD_FORMAT, made_from, {}, entry, "")
-    if stays and written is not None:
+    if written is not None:
         record = replace(
             record, files=written.files, ending=written.ending, left=written.left, before=last
         )
