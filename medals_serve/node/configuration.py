@@ -175,6 +175,11 @@ class NodeConfiguration(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
         """`max_disk` as a number."""
         return parse_size(self.max_disk)
 
+    @property
+    def receivers(self) -> frozenset[str]:
+        """All who get results."""
+        return frozenset(to for rule in self.rules.values() for to in rule.send_to)
+
     def rules_for(self, header: Any) -> dict[str, Rule]:
         """Return the rules that fit a series, by name."""
         return {name: rule for name, rule in self.rules.items() if rule.fits(header)}
