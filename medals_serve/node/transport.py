@@ -109,7 +109,10 @@ def _received(connection: socket.socket, size: int, until: float) -> bytearray:
     data = bytearray()
     try:
         while len(data) < size:
-            connection.settimeout(max(until - time.monotonic(), 1e-3))
+            left = until - time.monotonic()
+            if data and left <= 0:
+                raise TimeoutError("it takes too long")
+            connection.settimeout(max(left, 1e-3))
             piece = connection.recv(min(size - len(data), _PIECE))
             if not piece:
                 break

@@ -1,4 +1,4 @@
-"""The DICOM server of a node, called by pynetdicom and by dcmtk."""
+"""The DICOM server of a node and its connections, called by pynetdicom, dcmtk and strangers."""
 
 from __future__ import annotations
 
