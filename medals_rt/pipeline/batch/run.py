@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
+from shutil import rmtree
 from typing import Protocol
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
-from medals_rt.common.errors import DeviceLostError, MedalsError, OutputError
+from medals_rt.common.errors import CaseError, DeviceLostError, MedalsError, OutputError
+from medals_rt.common.private_folder import private_folder
 from medals_rt.pipeline.batch.claims import MOST_ENDED, Cells, Claim, Claims, LocalCells, is_suspect
 from medals_rt.pipeline.batch.plan import BatchCase
 from medals_rt.pipeline.batch.records import (
@@ -136,6 +139,8 @@ def run_cases(
     # Each pool has one thread. On the way out, also by Ctrl-C, both finish what they have begun and
     # begin nothing new: the case that is being written is not lost. What was only read goes back.
     with ExitStack() as stack:
+        if any(case.remote.folder is not None for case in cases):
+            work.folder = stack.enter_context(private_folder())
         stack.callback(work.claims.release)
         reader, writer = (_one_thread(stack, name) for name in ("reader", "writer"))
         stack.callback(work.claims.stop)
@@ -166,7 +171,8 @@ def run_cases(
 class _Work:
     """The steps of a batch in one process, each for one case, and the entries of those that ended.
 
-    `prepare` runs in the thread that reads, `write` in the one that writes.
+    `prepare` runs in the thread that reads, `write` in the one that writes. Copies of what lies
+    behind URLs are in `folder`, those of a case in one of its own: several may have the same input.
     """
 
     def __init__(
@@ -186,6 +192,7 @@ class _Work:
             listener.elsewhere,
         )
         self.entries: dict[int, Entry] = {}
+        self.folder: Path | None = None
 
     def prepare(self) -> tuple[Claim, _Ready | Entry] | None:
         """Take and read a case; None: none is left."""
@@ -193,6 +200,8 @@ class _Work:
         if claim is None:
             return None
         case = self.cases[claim.index]
+        if self.folder is not None:
+            case = case.in_folder(self.folder / str(claim.index))
         self.listener.taken(claim.index)
         return claim, _given_up(case) if claim.given_up else _prepared(case, self.bundle_hash)
 
@@ -216,11 +225,10 @@ class _Work:
     def end(self, claim: Claim, entry: Entry) -> None:
         """Let a case go, with what became of it."""
         self.entries[claim.index] = entry
-        case = self.cases[claim.index]
-        for path in case.job.input_files().values():
-            case.remote.drop(path)
+        if self.folder is not None:
+            rmtree(self.folder / str(claim.index), ignore_errors=True)
         if is_suspect(claim.before):
-            forget_end(case)
+            forget_end(self.cases[claim.index])
         self.claims.settle(claim, entry)
         self.listener.ended(claim.index, entry)
 
@@ -236,17 +244,25 @@ def _prepared(case: BatchCase, bundle_hash: str) -> _Ready | Entry:
     earlier = Earlier(case)
     try:
         check_outputs(case.job)
+        if case.job.source.file is not None:
+            case.remote.fetch(case.job.source.file)
         made_from = fingerprint(case, bundle_hash)
         kept = kept_entry(case, made_from, earlier)
-        return kept or _Ready(case, _read(case, made_from, earlier), made_from, earlier)
+        if kept is not None:
+            return kept
+        fetched = [case.remote.fetch(path) for path in case.job.input_files().values()]
+        if any(fetched) and fingerprint(case, bundle_hash) != made_from:
+            raise CaseError(
+                f"{case.remote.shown(case.job.input)} changed while it was read; run again",
+                code="input-changed",
+            )
+        return _Ready(case, _read(case, made_from, earlier), made_from, earlier)
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
         return _failed(case, error, earlier)
 
 
 def _read(case: BatchCase, made_from: str, earlier: Earlier) -> ReadJob:
-    """Read a case from where it lies."""
-    for path in case.job.input_files().values():
-        case.remote.fetch(path)
+    """Read a case, and check what its files would replace."""
     read = read_job(case.job)
     told = check_earlier_files(case, read.prompts, made_from, earlier)
     return replace(read, case=replace(read.case, notes=(*read.case.notes, *told)))
