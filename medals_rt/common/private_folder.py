@@ -1,4 +1,4 @@
-"""Temporary folders for scans: only this user reads them, and none outlives its process for long."""
+"""Temporary folders for scans: only this user reads them, and none outlives its process long."""
 
 import os
 import shutil

@@ -113,7 +113,9 @@ class Job:
     def moved(self, place_of: Callable[[Path], Path]) -> "Job":
         """Return the same job with other places of its files, also of that of its prompts."""
         places = {each.name: getattr(self, each.name) for each in fields(self) if each.metadata}
-        named = {name: place_of(path) for name, path in places.items() if path is not None}
+        named: dict[str, Any] = {
+            name: place_of(path) for name, path in places.items() if path is not None
+        }
         file = self.source.file
         source = self.source if file is None else replace(self.source, file=place_of(file))
         return replace(self, source=source, **named)

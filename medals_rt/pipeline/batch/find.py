@@ -304,10 +304,10 @@ def from_jobs(
     fetched = cache(remote.fetch)
     for number, row in enumerate(read_jobs(file), start=1):
         place = f"{file.name}, job {number}"
-        asked = source_of(row, folder, source)
-        if asked.file is not None:
-            fetched(asked.file)
-        check_prompts(row, asked, reading, place)
+        of_row = source_of(row, folder, source)
+        if of_row.file is not None:
+            fetched(of_row.file)
+        check_prompts(row, of_row, reading, place)
         path = folder / row.input
         name = row.output or case_stem(path)
         endings = [each for each in OUTPUT_ENDINGS if name.lower().endswith(each)]

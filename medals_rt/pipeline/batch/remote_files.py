@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from glob import has_magic
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from medals_rt.bundle.manifest import file_sha256
@@ -30,6 +31,7 @@ from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.private_folder import private_folder
 from medals_rt.io.dicom.web import content_of
 from medals_rt.io.dicom.web_address import is_web_address
+from medals_rt.io.registry import files_of_case
 from medals_rt.pipeline.batch.paths import STATE_FOLDER
 
 _URL: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/{1,2}(?P<rest>[^/].*)", re.DOTALL)
@@ -40,6 +42,12 @@ _DICOM_START: Final = bytes(128) + b"DICM"
 _DICOM_ENDING: Final = ".dcm"
 _DATES: Final = ("LastModified", "last_modified", "updated", "mtime")
 """By which names stores' libraries give the date of a file."""
+_HEADERS: Final = (".mhd", ".nhdr", ".hdr", ".hdr.gz")
+"""Endings of small files beside which another one has the voxels."""
+UNREADABLE: Final = "url-unreadable"
+"""Code of the error that says that a store doesn't give what may be there."""
+_READING: Final = ("read", MissingFileError, UNREADABLE)
+_WRITING: Final = ("write", OutputError, "url-unwritable")
 _REMEDIES: Final = {
     "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or another way of the "
     "store's to sign in",
@@ -126,64 +134,94 @@ class RemoteFiles:
         """Return what changes with the content of a file or folder; None where there is none.
 
         SHA-256 of the content; behind a URL, of what the store says of it (its tag, size and date),
-        so that nothing need be fetched.
+        so that nothing need be fetched but the header of a case of two files (`fetch_header`).
 
         Raises
         ------
         MissingFileError
             It is behind a URL, and the store doesn't say.
         """
-        url = self.url(path)
-        if url is None:
+        if self.url(path) is None:
             there = is_web_address(path) or path.exists()
             return content_sha256(path) if there else None
-        with _unreadable_refused(url):
-            files, key = _open(url)
-            found = _infos(files, key)
-            if not found:
-                return None
-            parts = [
-                f"{each.removeprefix(key)} {_tag(files, each, info)}"
-                for each, info in sorted(found.items())
-            ]
-        return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+        parts = []
+        for file in _files_read(path):
+            with self.opened(file) as (files, key):
+                found = sorted(_infos(files, key).items())
+                parts += [
+                    f"{file.name}{each.removeprefix(key)} {_tag(files, each, said)}"
+                    for each, said in found
+                ]
+        text = "\n".join(parts).encode("utf-8", "surrogateescape")
+        return hashlib.sha256(text).hexdigest() if parts else None
 
-    def fetch(self, path: Path) -> bool:
-        """Bring a file or folder to its place on this machine, if there is one behind its URL.
+    def sha256(self, path: Path) -> str | None:
+        """SHA-256 (hex) of the content of a file, wherever it lies; None where there is none.
 
-        Returns
-        -------
-        bool
-            Whether the place is one of a URL: else the file lies where it is.
+        Raises
+        ------
+        MissingFileError
+            It is behind a URL and can't be read.
+        """
+        if self.url(path) is None:
+            return self.identity(path)
+        content = self.read(path)
+        return None if content is None else hashlib.sha256(content).hexdigest()
+
+    def fetch_header(self, path: Path) -> None:
+        """Fetch the header of a case of two files, which says what the other is; nothing of others.
 
         Raises
         ------
         MissingFileError
             It can't be read.
+        """
+        if path.name.lower().endswith(_HEADERS):
+            self._fetch(path)
+
+    def fetch(self, path: Path) -> bool:
+        """Bring the files of a case to their places on this machine, as far as they are there.
+
+        Returns
+        -------
+        bool
+            Whether they lie behind a URL: else they are where they were.
+
+        Raises
+        ------
+        MissingFileError
+            They can't be read.
         CaseError
             A file's name leads out of the folder (``url-leaves-folder``).
         """
-        url = self.url(path)
-        if url is None:
+        if self.url(path) is None:
             return False
-        with _unreadable_refused(url):
-            files, key = _open(url)
+        self._fetch(path)
+        for other in _files_read(path):
+            if other != path:
+                self._fetch(other)
+        return True
+
+    def _fetch(self, path: Path) -> None:
+        """Bring a file, or all files of a folder."""
+        if self.url(path) is None:
+            return
+        with self.opened(path) as (files, key):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.suffix:  # of a file, most likely, which takes one request
                 with suppress(FileNotFoundError):
                     files.get_file(key, str(path))
                 if path.is_file():
-                    return True
+                    return
             found = list(_infos(files, key))
             places = [path / each.removeprefix(key).lstrip("/") for each in found]
             for place in places:
                 if ".." in place.relative_to(path).parts:  # a key may be any text
                     raise CaseError(
-                        f"{url} holds {place.name!r} under a name that leads out of it",
+                        f"{self.url(path)} holds {place.name!r} under a name that leads out of it",
                         code="url-leaves-folder",
                     )
             files.get(found, [str(place) for place in places])
-        return True
 
     def read(self, path: Path) -> bytes | None:
         """Return the content of a file, by one request; None where there is none.
@@ -193,31 +231,31 @@ class RemoteFiles:
         MissingFileError
             It is behind a URL and can't be read.
         """
-        url = self.url(path)
-        if url is None:
+        if self.folder is None or self.url(path) is None:
             with suppress(OSError):
                 return path.read_bytes()
             return None
-        with _unreadable_refused(url):
-            files, key = _open(url)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.opened(path) as (files, key), TemporaryDirectory(dir=self.folder) as made:
+            copy = Path(made) / "copy"
             with suppress(FileNotFoundError):
-                return bytes(files.cat_file(key))
+                files.get_file(key, str(copy))  # `cat_file` asks for the size first
+                return copy.read_bytes()
         return None
 
     def exists(self, path: Path) -> bool:
-        """Whether there is such a file.
+        """Whether there is such a file, by one request.
 
         Raises
         ------
         MissingFileError
             It is behind a URL, and the store doesn't say.
         """
-        url = self.url(path)
-        if url is None:
+        if self.url(path) is None:
             return path.is_file()
-        with _unreadable_refused(url):
-            files, key = _open(url)
-            return bool(files.exists(key))
+        with self.opened(path) as (files, key):
+            folder, _, name = key.rpartition("/")
+            return key in files.find(folder, prefix=name)  # `exists` asks twice for what isn't
 
     def put(self, path: Path) -> None:
         """Bring a file from its place on this machine to where it belongs.
@@ -227,10 +265,8 @@ class RemoteFiles:
         OutputError
             It can't be written there.
         """
-        url = self.url(path)
-        if url is not None:
-            with _unwritable_refused(url):
-                files, key = _open(url)
+        if self.url(path) is not None:
+            with self.opened(path, to_write=True) as (files, key):
                 files.put_file(str(path), key)
 
     def put_empty(self, path: Path) -> None:
@@ -241,10 +277,8 @@ class RemoteFiles:
         OutputError
             It can't be written there.
         """
-        url = self.url(path)
-        if url is not None:
-            with _unwritable_refused(url):
-                files, key = _open(url)
+        if self.url(path) is not None:
+            with self.opened(path, to_write=True) as (files, key):
                 files.pipe_file(key, b"")
 
     def remove(self, path: Path) -> None:
@@ -256,12 +290,12 @@ class RemoteFiles:
             It is behind a URL, and the store doesn't let it go.
         """
         path.unlink(missing_ok=True)
-        url = self.url(path)
-        if url is not None:
-            with _unwritable_refused(url):
-                files, key = _open(url)
-                with suppress(FileNotFoundError):
-                    files.rm_file(key)
+        if self.url(path) is not None:
+            with (
+                self.opened(path, to_write=True) as (files, key),
+                suppress(FileNotFoundError),
+            ):
+                files.rm_file(key)
 
     def remove_mark(self, path: Path) -> None:
         """Remove a file that means something as long as it has content.
@@ -277,6 +311,22 @@ class RemoteFiles:
             self.remove(path)
         except OutputError:
             self.put_empty(path)
+
+    @contextmanager
+    def opened(self, path: Path, *, to_write: bool = False) -> Iterator[tuple[Any, str]]:
+        """Yield the file system of what lies behind a URL, and its key there.
+
+        Whatever its library raises in the block, little of which is an `OSError`, says afterwards
+        what can't be read or written.
+        """
+        url = self.shown(path)
+        verb, kind, code = _WRITING if to_write else _READING
+        try:
+            yield _open(url)
+        except MedalsError:
+            raise
+        except Exception as error:
+            raise kind(f"can't {verb} {url}: {_why(error)}", code=code) from error
 
 
 LOCAL: Final = RemoteFiles()
@@ -350,13 +400,12 @@ def _outline(
     url = remote.url(place)
     if url is None:
         return
-    with _unreadable_refused(url):
-        files, key = _open(url)
+    with remote.opened(place) as (files, key):
         found = _infos(files, key)
     if required and not found:
         pattern = "; patterns aren't taken in URLs, name the folder" if has_magic(url) else ""
         raise MissingFileError(
-            f"there is nothing at {url}; check the address{pattern}", code="url-unreadable"
+            f"there is nothing at {url}; check the address{pattern}", code=UNREADABLE
         )
     noted: dict[str, str] = {}
     for each in found:
@@ -375,26 +424,31 @@ def _outline(
         if STATE_FOLDER in file.parts and file.suffix == ".json":
             noted[each] = str(file)
     if noted:
-        with _unreadable_refused(url):
+        with remote.opened(place):
             files.get(list(noted), list(noted.values()))
 
 
 def _open(url: str) -> tuple[Any, str]:
     """Return the file system of a URL, and the file's key there.
 
-    Of the options that a URL may hold only those of its beginning are heeded: a key is any text.
+    Only the beginning is read as a URL: a key may be any text, also one that means something there.
     """
     fsspec = import_optional("fsspec", url)
     scheme, _, below = url.partition("://")
+    bucket, _, name = below.partition("/")
     try:
-        kind = fsspec.get_filesystem_class(scheme)
-        options = kind._get_kwargs_from_urls(f"{scheme}://{below.partition('/')[0]}")
-        return kind(**options, use_listings_cache=False), str(kind._strip_protocol(url))
+        files, top = fsspec.core.url_to_fs(f"{scheme}://{bucket}", use_listings_cache=False)
     except (ValueError, ImportError) as error:
         raise InputError(
             f"can't open {url}: {error}; for s3:// pip install 'medals-rt[s3]'",
             code="url-scheme",
         ) from error
+    return files, f"{top.rstrip('/')}/{name}" if name else top
+
+
+def _files_read(path: Path) -> tuple[Path, ...]:
+    """Return the files of a case behind a URL, of which a header that says so was fetched."""
+    return files_of_case(path) if path.name.lower().endswith(_HEADERS) else (path,)
 
 
 def _infos(files: Any, key: str) -> dict[str, Mapping[str, Any]]:
@@ -424,28 +478,6 @@ def _tag(files: Any, key: str, said: Mapping[str, Any]) -> str:
         return str(files.ukey(key))
     date = next((said[name] for name in _DATES if name in said), None)
     return f"{tag} {said['size']} {date}"
-
-
-@contextmanager
-def _unreadable_refused(url: str) -> Iterator[None]:
-    """Name what can't be read, whatever a store's library raises: few of it are `OSError`s."""
-    try:
-        yield
-    except MedalsError:
-        raise
-    except Exception as error:
-        raise MissingFileError(f"can't read {url}: {_why(error)}", code="url-unreadable") from error
-
-
-@contextmanager
-def _unwritable_refused(url: str) -> Iterator[None]:
-    """Name what can't be written, as `_unreadable_refused`."""
-    try:
-        yield
-    except MedalsError:
-        raise
-    except Exception as error:
-        raise OutputError(f"can't write {url}: {_why(error)}", code="url-unwritable") from error
 
 
 def _why(error: Exception) -> str:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.errors import CaseError, DeviceLostError, MedalsError, OutputError
+from medals_rt.common.notes import Note
 from medals_rt.common.private_folder import private_folder
 from medals_rt.pipeline.batch.claims import MOST_ENDED, Cells, Claim, Claims, LocalCells, is_suspect
 from medals_rt.pipeline.batch.plan import BatchCase
@@ -27,14 +28,15 @@ from medals_rt.pipeline.batch.records import (
     forget_end,
     kept_entry,
     note_end,
-    note_writing,
     noted_end,
     remember,
     remember_failure,
     remove_files,
     roles_of_classes,
     shown,
+    writing_noted,
 )
+from medals_rt.pipeline.batch.remote_files import UNREADABLE
 from medals_rt.pipeline.job import open_models, passes_recorded, segment_job
 from medals_rt.pipeline.job_inputs import read_job
 from medals_rt.pipeline.job_outputs import check_outputs
@@ -244,21 +246,39 @@ def _prepared(case: BatchCase, bundle_hash: str) -> _Ready | Entry:
     earlier = Earlier(case)
     try:
         check_outputs(case.job)
-        if case.job.source.file is not None:
-            case.remote.fetch(case.job.source.file)
+        _fetch_what_names(case)
         made_from = fingerprint(case, bundle_hash)
         kept = kept_entry(case, made_from, earlier)
         if kept is not None:
             return kept
-        fetched = [case.remote.fetch(path) for path in case.job.input_files().values()]
-        if any(fetched) and fingerprint(case, bundle_hash) != made_from:
-            raise CaseError(
-                f"{case.remote.shown(case.job.input)} changed while it was read; run again",
-                code="input-changed",
-            )
+        _fetch(case, made_from, bundle_hash)
         return _Ready(case, _read(case, made_from, earlier), made_from, earlier)
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
         return _failed(case, error, earlier)
+
+
+def _fetch_what_names(case: BatchCase) -> None:
+    """Fetch what must be there before it is known what a case is made from."""
+    if case.job.source.file is not None:
+        case.remote.fetch(case.job.source.file)
+    for path in case.job.input_files().values():
+        case.remote.fetch_header(path)
+
+
+def _fetch(case: BatchCase, made_from: str, bundle_hash: str) -> None:
+    """Fetch a case from where it lies.
+
+    Raises
+    ------
+    CaseError
+        It is another one now (``input-changed``): what was fetched may be a part of each.
+    """
+    fetched = [case.remote.fetch(path) for path in case.job.input_files().values()]
+    if any(fetched) and fingerprint(case, bundle_hash) != made_from:
+        raise CaseError(
+            f"{case.remote.shown(case.job.input)} changed while it was read; run again",
+            code="input-changed",
+        )
 
 
 def _read(case: BatchCase, made_from: str, earlier: Earlier) -> ReadJob:
@@ -273,15 +293,14 @@ def _written(ready: _Ready, result: Result) -> Entry:
     case = ready.case
     roles = roles_of_classes(case, ready.read.prompts)
     try:
-        note_writing(case, roles)
-        result = write_job(ready.read, result)
+        with writing_noted(case, ready.earlier, roles) as digests:
+            result = write_job(ready.read, result)
         entry = _entry(ready, result)
-        remember(case, ready.made_from, entry, ready.earlier, roles)
+        remember(case, ready.made_from, entry, ready.earlier, roles, digests)
     except OutputError:  # the next case would have no room either
         raise
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
-        remove_files(case, roles)
-        return _failed(case, error, ready.earlier)
+        return _failed(case, error, ready.earlier, remove_files(case, roles))
     return entry
 
 
@@ -302,7 +321,9 @@ def _entry(ready: _Ready, result: Result) -> Entry:
         within_asked=report.within_asked,
         incomplete=report.incomplete,
         notes=tuple(
-            replace(note, text=shown(note.text)) for note in report.notes if note.code != NOTICE
+            replace(note, text=shown(ready.case.remote.told(note.text)))
+            for note in report.notes
+            if note.code != NOTICE
         ),
         classes=measure(ready.read, result),
         lesions=measure_lesions(ready.read, result),
@@ -320,10 +341,12 @@ def _given_up(case: BatchCase) -> Entry:
     return _unusable(case, f"{reason}; the last: {last}" if last else reason, Earlier(case))
 
 
-def _failed(case: BatchCase, error: Exception, earlier: Earlier) -> Entry:
+def _failed(
+    case: BatchCase, error: Exception, earlier: Earlier, notes: tuple[Note, ...] = ()
+) -> Entry:
     """Make the entry of a case that failed, with the reason in one line.
 
-    No result of earlier content stays under its name.
+    No result of earlier content stays under its name, but where it isn't known whether it is that.
     """
     reason = str(error) if isinstance(error, MedalsError) else f"{type(error).__name__}: {error}"
     if isinstance(error, OSError) and error.strerror and not isinstance(error, MedalsError):
@@ -331,14 +354,21 @@ def _failed(case: BatchCase, error: Exception, earlier: Earlier) -> Entry:
     if isinstance(error, MemoryError):
         reason = f"out of memory ({error}); `medals-rt plan` estimates the need"
     code = getattr(error, "code", None)
-    keeps_files = code == RESULT_NOT_OURS
-    return _unusable(case, reason, earlier, skipped=code == NO_IMAGES, keeps_files=keeps_files)
+    return _unusable(
+        case,
+        reason,
+        earlier,
+        notes,
+        skipped=code == NO_IMAGES,
+        keeps_files=code in {RESULT_NOT_OURS, UNREADABLE},
+    )
 
 
 def _unusable(
     case: BatchCase,
     reason: str,
     earlier: Earlier,
+    notes: tuple[Note, ...] = (),
     *,
     skipped: bool = False,
     keeps_files: bool = False,
@@ -348,7 +378,7 @@ def _unusable(
         input=shown(case.remote.shown(case.job.input)),
         output=shown(case.remote.shown(case.job.output)),
         status="skipped" if skipped else "failed",
-        error=shown(reason),
+        error=shown(case.remote.told(reason)),
+        notes=notes,
     )
-    remember_failure(case, entry, earlier, keeps_files=keeps_files)
-    return entry
+    return remember_failure(case, entry, earlier, keeps_files=keeps_files)

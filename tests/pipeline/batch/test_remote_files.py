@@ -11,6 +11,7 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import CaseError, InputError, MissingFileError
+from medals_rt.pipeline.batch import records
 from medals_rt.pipeline.batch.remote_files import (
     LOCAL,
     RemoteFiles,
@@ -90,7 +91,7 @@ def test_the_record_of_a_case_is_asked_for_once(
         requests.clear()
         assert batch(tiny_bundle.folder, *words).exit_code == 0
         about = {each: n for each, n in requests.items() if each[1].startswith(".medals-rt/")}
-        assert ("head_object", ".medals-rt/a.json") in about
+        assert ("get_object", ".medals-rt/a.json") in about
         assert set(about.values()) == {1}, about
 
 
@@ -99,13 +100,14 @@ def test_a_key_that_leads_out_of_its_folder_is_not_fetched(tmp_path: Path) -> No
     files = fsspec.filesystem("memory")
     files.pipe_file("/clinic/series/a.dcm", b"slice")
     files.store["/clinic/series/../../evil.txt"] = files.store["/clinic/series/a.dcm"]
-    remote = RemoteFiles(((tmp_path / "in" / "here", "memory://clinic"),))
+    remote = RemoteFiles(tmp_path / "here")
+    series = remote.place(Path("memory://clinic/series"))
     with raises(CaseError, "url-leaves-folder"):
-        remote.fetch(tmp_path / "in" / "here" / "series")
-    assert list(tmp_path.iterdir()) == []
+        remote.fetch(series)
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
     del files.store["/clinic/series/../../evil.txt"]
-    remote.fetch(tmp_path / "in" / "here" / "series")
-    assert (tmp_path / "in" / "here" / "series" / "a.dcm").read_bytes() == b"slice"
+    assert remote.fetch(series)
+    assert (series / "a.dcm").read_bytes() == b"slice"
 
 
 def test_from_a_bucket_to_a_bucket_and_on(tiny_bundle: Bundle, bucket: Any, tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_from_a_bucket_to_a_bucket_and_on(tiny_bundle: Bundle, bucket: Any, tmp_
         [f".medals-rt/{name}.json" for name in names]
         + [f"{name}.npz" for name in names]
         + [f"reports/{name}.json" for name in names]
-        + ["summary.csv"]
+        + [".medals-rt/.claims", "summary.csv"]
     )
     assert "wrote s3://clinic/results/summary.csv" in result.stdout
     assert "s3://clinic/scans/a.npz" in bucket.cat_file("clinic/results/summary.csv").decode()
@@ -136,6 +138,25 @@ def test_from_a_bucket_to_a_bucket_and_on(tiny_bundle: Bundle, bucket: Any, tmp_
     bucket.pipe_file("clinic/scans/a.npz", b"broken")
     assert batch(tiny_bundle.folder, *words).exit_code == 1
     assert "a.npz" not in keys(bucket, "clinic/results")
+
+
+def test_what_a_killed_process_put_there_is_written_over_and_nothing_else(
+    tiny_bundle: Bundle, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (tiny_bundle.folder, "s3://clinic/scans/a.npz", "s3://clinic/results", "--no-preview")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for drawn in (False, True):
+        with monkeypatch.context() as patched:
+            patched.setattr(records, "_write", killed)
+            assert batch(*words, "--seed", str(int(drawn))).exit_code == 130
+        assert ".medals-rt/a.json.writing" in keys(bucket, "clinic/results")
+        if drawn:
+            bucket.pipe_file("clinic/results/a.npz", b"drawn")
+        assert batch(*words).exit_code == drawn
+    assert bucket.cat_file("clinic/results/a.npz") == b"drawn"
 
 
 def test_two_processes_on_a_bucket(tiny_bundle: Bundle, bucket: Any) -> None:
@@ -189,20 +210,29 @@ def test_urls_among_paths(words: str, url: str | None) -> None:
 
 
 def test_places_of_urls(tmp_path: Path) -> None:
-    remote = RemoteFiles(((tmp_path / "in0", "s3://b"),))
-    assert remote.url(tmp_path / "in0" / "scans" / "a.npz") == "s3://b/scans/a.npz"
-    assert remote.url(tmp_path / "in0") == "s3://b"
+    remote = RemoteFiles(tmp_path / "here")
+    place = remote.place(Path("s3://b/scans/a.npz"))
+    assert place.is_relative_to(tmp_path / "here")
+    assert remote.url(place) == "s3://b/scans/a.npz"
+    assert remote.url(remote.place(Path("s3://b"))) == "s3://b"
     assert remote.url(tmp_path / "other") is None
+    assert remote.place(tmp_path / "other") == tmp_path / "other"
+    assert remote.told(f"can't read {place}: no") == "can't read s3://b/scans/a.npz: no"
+    there = RemoteFiles(tmp_path / "there")
+    assert there.url(remote.moved(place, tmp_path / "there")) == "s3://b/scans/a.npz"
+    for url in ("s3://b/../c", "s3://b/a.npz?versionId=1"):
+        with raises(InputError, "url-name"):
+            remote.place(Path(url))
 
 
 def test_files_of_this_machine(tmp_path: Path) -> None:
     path = write_case(tmp_path / "a.npz")
     assert LOCAL.identity(path) == content_sha256(path)
     assert LOCAL.identity(tmp_path / "none") is None
-    LOCAL.fetch(path)
+    assert not LOCAL.fetch(path)
     LOCAL.put(path)
-    LOCAL.drop(path)
-    assert path.is_file()
+    LOCAL.put_empty(path)
+    assert LOCAL.identity(path) == content_sha256(path)
     assert LOCAL.shown(path) == str(path)
     LOCAL.remove(path)
     assert not LOCAL.exists(path)
