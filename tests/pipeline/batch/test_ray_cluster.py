@@ -140,12 +140,18 @@ def test_a_driver_that_is_killed_goes_on(tiny_bundle: Bundle, tmp_path: Path) ->
 
 
 @pytest.fixture(scope="module")
-def two_machines() -> Iterator[str]:
+def log_of_two_machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("machines") / "log"
+
+
+@pytest.fixture(scope="module")
+def two_machines(log_of_two_machines: Path) -> Iterator[str]:
     """Start a cluster as of two machines with a core each; its address."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patched.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         patched.setenv("PYTHONPATH", str(ROOT))
+        patched.setenv("MEDALS_RT_TESTS_LOG", str(log_of_two_machines))
         from ray.cluster_utils import Cluster
 
         alone = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
@@ -156,12 +162,11 @@ def two_machines() -> Iterator[str]:
 
 
 @pytest.fixture
-def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def quick(log_of_two_machines: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Have actors do quick steps, and return where they log these."""
-    log = tmp_path / "log"
-    monkeypatch.setenv("MEDALS_RT_TESTS_LOG", str(log))
     monkeypatch.setattr(ray_cluster, "_Actor", fake_work.Actor)
-    return log
+    log_of_two_machines.unlink(missing_ok=True)
+    return log_of_two_machines
 
 
 def run_quickly(bundle: Bundle, folder: Path, address: str, names: Sequence[str]) -> LocalCells:
@@ -243,7 +248,7 @@ def test_local_joins_no_cluster_that_runs(
 
 @pytest.mark.parametrize(
     ("cores", "count", "share"),
-    [([1, 1], 2, 1), ([3, 3], 3, 1), ([8, 8], 2, 8), ([8, 2], 3, 3), ([2], 4, 1), ([], 1, 1)],
+    [([1, 1], 2, 1), ([3, 3], 3, 1), ([8, 8], 2, 8), ([8, 2], 3, 2), ([2], 4, 1), ([], 1, 1)],
 )
 def test_shares_of_cores(cores: list[int], count: int, share: int) -> None:
     assert ray_cluster.share_of_cores(cores, count) == share
