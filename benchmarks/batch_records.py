@@ -18,7 +18,7 @@ from medals_rt.common.environment import machine_facts, peak_memory_mib
 from medals_rt.common.notes import warning
 from medals_rt.pipeline.batch.paths import CasePaths
 from medals_rt.pipeline.batch.plan import BatchCase, BatchPlan
-from medals_rt.pipeline.batch.records import RECORD_FORMAT, Entry, Record
+from medals_rt.pipeline.batch.records import RECORD_FORMAT, Entry, MadeFrom, Record
 from medals_rt.pipeline.batch.summary import all_entries, write_summaries
 from medals_rt.pipeline.class_statistics import ClassStatistics
 from medals_rt.pipeline.job_request import Job
@@ -52,12 +52,12 @@ def measured(folder: Path, count: int) -> dict[str, Any]:
 
     for case, entry in zip(plan.cases, entries, strict=True):  # as a batch does, without fsync
         case.record.parent.mkdir(parents=True, exist_ok=True)
-        record = Record(RECORD_FORMAT, "", {}, entry, ".nii.gz")
+        record = Record(RECORD_FORMAT, MadeFrom(), {}, entry, ".nii.gz")
         case.record.write_bytes(msgspec.json.format(msgspec.json.encode(record)))
     del entries
 
     start = time.process_time()
-    found = all_entries(plan, {}, b"d" * count)
+    found = all_entries(plan, {}, b"d" * count, "")
     steps["read records"] = time.process_time() - start
     if found is None:
         raise AssertionError(count)

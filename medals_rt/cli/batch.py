@@ -190,10 +190,13 @@ def batch_command(
         with batch_listener(len(prepared.own)) as listener:
             try:
                 result = prepared.run(listener)
-            except KeyboardInterrupt as interrupt:
-                if not interrupt.args:  # nothing has begun
+            except (KeyboardInterrupt, SystemExit) as ended:
+                told = "; ".join(getattr(ended, "__notes__", ()))
+                if not told:  # nothing has begun
                     raise
-                out.failure(f"interrupted; {interrupt}")
+                out.failure(f"interrupted; {told}")
+                if isinstance(ended, SystemExit):
+                    raise
                 return EXIT_INTERRUPTED
     _print_summary(result.entries)
     if result.standing.settled < result.count:

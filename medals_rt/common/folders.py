@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
+
+STATE_FOLDER: Final = ".medals-rt"
+"""What a batch keeps for itself, in its folders of results and reports."""
 
 
 def walk_once(
@@ -17,7 +20,9 @@ def walk_once(
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Go through a folder and all below it, then where links lead, each folder once.
 
-    A link to a folder that holds this one leads to what nobody asked for, and is not followed.
+    A link to a folder that holds this one leads to what nobody asked for, and is not followed. What
+    batches keep for themselves is passed over: to close a file that is locked ends the locks of
+    this process.
 
     Parameters
     ----------
@@ -58,7 +63,7 @@ def walk_once(
                     again(folder)
                 continue
             seen.add(place)
-            folders.sort()
+            folders[:] = sorted(name for name in folders if name != STATE_FOLDER)
             yield folder, folders, sorted(files)
             starts += [folder / name for name in folders if (folder / name).is_symlink()]
 

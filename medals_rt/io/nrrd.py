@@ -217,7 +217,7 @@ def _read(path: Path, max_voxels: int) -> _Read:
     return _Read(values.array_kji, source, header, *values.notes)
 
 
-def files_of_nrrd(path: Path) -> tuple[Path, ...]:
+def _files_of_nrrd(path: Path) -> tuple[Path, ...]:
     """Return the header and the data file that it names, if it names one."""
     with reading(path.name), path.open("rb") as file:
         name = _named_data(file, path.name)
@@ -432,6 +432,6 @@ FORMATS: Final = (
         read_labels=_read_nrrd_labels,
         write=_write_nrrd,
         recognizes=lambda start: start.startswith(b"NRRD000"),
-        files_of=files_of_nrrd,
+        files_of=_files_of_nrrd,
     ),
 )

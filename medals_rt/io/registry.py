@@ -327,7 +327,7 @@ def case_stem(path: str | PathLike[str]) -> str:
 
 
 def files_of_case(path: str | PathLike[str]) -> tuple[Path, ...]:
-    """Return all files that a case or a label map is read from: header and data file, if two.
+    """Return all files that a case or a label map is read from.
 
     Parameters
     ----------
@@ -337,16 +337,20 @@ def files_of_case(path: str | PathLike[str]) -> tuple[Path, ...]:
     Returns
     -------
     tuple of Path
-        Files of one folder, whether they exist or not. The path alone where it is a folder or an
-        address, and where its reader would refuse it.
+        Of a header and its data file both, whether they exist or not; of a folder the DICOM files
+        in it. The path alone where it is an address, and where its reader would refuse it.
     """
     file = Path(path)
-    alone = file.is_dir() or _by_scheme(file) is not None
-    named = None if alone else _by_name(file, "read_labels")
-    if named is None or named.files_of is None:
+    if _by_scheme(file) is not None:
+        return (file,)
+    if file.is_dir():
+        found = next((each for each in FORMATS if each.folders), None)
+    else:
+        found = _by_name(file, "read_labels")
+    if found is None or found.files_of is None:
         return (file,)
     try:
-        return named.files_of(file)
+        return found.files_of(file) or (file,)
     except CaseError:  # which its reader says, too
         return (file,)
 

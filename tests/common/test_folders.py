@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medals_rt.common.folders import walk_once
+from medals_rt.common.folders import STATE_FOLDER, walk_once
 from tests.folders import close_folder
 
 
@@ -54,3 +54,12 @@ def test_a_folder_that_cant_be_read_is_told(top: Path, monkeypatch: pytest.Monke
     closed: list[OSError] = []
     assert "b" in {folder.name for folder, _, _ in walk_once(top, closed=closed.append)}
     assert [Path(each.filename).name for each in closed] == ["a"]
+
+
+def test_what_batches_keep_for_themselves_is_passed_over(top: Path) -> None:
+    """Also below, whoever else would read it: it may hold locks."""
+    before = list(walk_once(top))
+    for folder in (top, top / "a"):
+        (folder / STATE_FOLDER / "deep").mkdir(parents=True)
+        (folder / STATE_FOLDER / ".claims").touch()
+    assert list(walk_once(top)) == before

@@ -154,6 +154,14 @@ def dicom_files(
         yield _sorted_out([DicomFile(path.name, path.stat().st_size, path, _Meter())], max_bytes)
 
 
+def files_of_dicom(path: Path) -> tuple[Path, ...]:
+    """Return the DICOM files of a folder, as `dicom_files` finds them; else the path alone."""
+    if not path.is_dir():
+        return (path,)
+    found = (each.place for each in _files_of_folder(path) if _is_dicom(each))
+    return tuple(place for place in found if isinstance(place, Path))
+
+
 def read_header(file: DicomFile) -> Any:
     """Read a file up to its pixels, as a pydicom data set without private and overlay data.
 
@@ -344,9 +352,7 @@ def _sorted_out(files: list[DicomFile], max_bytes: int) -> tuple[list[DicomFile]
     """DICOM files by name, and others."""
     found, others = [], []
     for file in files:
-        with reading(file.name):
-            is_dicom = file.size > _PREAMBLE and file.looks_like_dicom()
-        if not is_dicom:
+        if not _is_dicom(file):
             others.append(file)
             continue
         if file.size > max_bytes:
@@ -357,6 +363,11 @@ def _sorted_out(files: list[DicomFile], max_bytes: int) -> tuple[list[DicomFile]
             )
         found.append(file)
     return found, others
+
+
+def _is_dicom(file: DicomFile) -> bool:
+    with reading(file.name):
+        return file.size > _PREAMBLE and file.looks_like_dicom()
 
 
 def _files_of_folder(folder: Path) -> list[DicomFile]:

@@ -1,9 +1,10 @@
 """Many cases: found, run side by side by one process or many, continued after an interruption.
 
-`find` says which cases there are, `plan` what is to be done with each, `paths` where its files go,
-`claims` who does what, `records` what is done already, `run` does the work of one process, and
-`summary` writes down how it went. `shared_cells` lets processes of one or many machines claim cases
-in a shared folder, and `workers` starts them, one a GPU; `ray_cluster` has them on a cluster.
+`find` says which cases there are, `plan` what is to be done with each, `inputs` whether what it is
+read from is still the same, `paths` where its files go, `claims` who does what, `records` what is
+done already, `run` does the work of one process, and `summary` writes down how it went.
+`shared_cells` lets processes of one or many machines claim cases in a shared folder, and `workers`
+starts them, one a GPU; `ray_cluster` has them on a cluster.
 `remote_files` brings files from URLs and back. `start` does it all.
 """
 

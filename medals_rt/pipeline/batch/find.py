@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Final
 
 from medals_rt.common.errors import InputError, MissingFileError
-from medals_rt.common.folders import walk_once
+from medals_rt.common.folders import STATE_FOLDER, walk_once
 from medals_rt.io.dicom.web import series_addresses
 from medals_rt.io.dicom.web_address import is_web_address
 from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
 from medals_rt.pipeline.batch.jobs_file import JobRow, check_prompts, read_jobs, source_of
-from medals_rt.pipeline.batch.paths import STATE_FOLDER, CasePaths, read_written
+from medals_rt.pipeline.batch.paths import CasePaths, read_written
 from medals_rt.pipeline.batch.remote_files import LOCAL, RemoteFiles, url_of
 from medals_rt.pipeline.job_outputs import ending_of, own_ending
 from medals_rt.pipeline.options import PromptSource

@@ -43,13 +43,14 @@ class BatchPart:
 def parse_part(text: str, environment: Mapping[str, str] = os.environ) -> BatchPart:
     """Read ``I/N``, or ``auto`` and ``auto/N`` from what SLURM or Kubernetes tell a task.
 
-    SLURM: `SLURM_ARRAY_TASK_ID`, `_MIN`, `_STEP` and `_COUNT`. Kubernetes: `JOB_COMPLETION_INDEX`
-    (from 0), which comes without a count.
+    SLURM: `SLURM_ARRAY_TASK_ID`, `_MIN`, `_MAX`, `_STEP` and `_COUNT`. Kubernetes:
+    `JOB_COMPLETION_INDEX` (from 0), which comes without a count.
 
     Raises
     ------
     InputError
-        It is of another form, or the environment doesn't say it.
+        It is of another form, or the environment doesn't say it, as in an array with gaps
+        (``part-unknown``).
     """
     found = _WORDS.fullmatch(text.strip())
     if found is None or (found["part"] != "auto" and found["count"] is None):
@@ -57,16 +58,24 @@ def parse_part(text: str, environment: Mapping[str, str] = os.environ) -> BatchP
     count = None if found["count"] is None else int(found["count"])
     if found["part"] != "auto":
         return BatchPart(int(found["part"]), count or 0)
-    for task, first, step, tasks in (
-        ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP",
-         "SLURM_ARRAY_TASK_COUNT"),
-        ("JOB_COMPLETION_INDEX", "", "", ""),
+    for task, first, last, step, tasks in (
+        ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX",
+         "SLURM_ARRAY_TASK_STEP", "SLURM_ARRAY_TASK_COUNT"),
+        ("JOB_COMPLETION_INDEX", "", "", "", ""),
     ):  # fmt: skip
         if task not in environment:
             continue
-        number = _whole(environment, task, None) - _whole(environment, first, 0)
+        number, lowest = _whole(environment, task, None), _whole(environment, first, 0)
         total = count or _whole(environment, tasks, None)
-        return BatchPart(number // max(_whole(environment, step, 1), 1) + 1, total)
+        apart = max(_whole(environment, step, 1), 1)
+        highest = _whole(environment, last, number)
+        if count is None and highest >= lowest + total * apart:
+            raise InputError(
+                f"--part auto: the array has {total} tasks from {lowest} to {highest}, with gaps, "
+                "so that the number of a task doesn't say its part; write --part I/N for each",
+                code="part-unknown",
+            )
+        return BatchPart((number - lowest) // apart + 1, total)
     raise InputError(
         "--part auto finds neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX in the "
         f"environment; {_FORM}",

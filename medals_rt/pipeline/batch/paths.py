@@ -9,10 +9,8 @@ from typing import Final
 
 import msgspec
 
+from medals_rt.common.folders import STATE_FOLDER
 from medals_rt.io.registry import ENDINGS
-
-STATE_FOLDER: Final = ".medals-rt"
-"""Where, beside the reports, a batch keeps its records."""
 
 MARK_ENDING: Final = ".writing"
 """Ends the name of the mark beside a record whose files are being written."""

@@ -23,11 +23,11 @@ import msgspec
 from medals_rt.common.atomic_io import atomic_output, outputs_told, write_json
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import InputError, MissingFileError, OutputError, PromptError
+from medals_rt.common.folders import STATE_FOLDER
 from medals_rt.common.notes import Note, warning
 from medals_rt.pipeline.batch.find import first_of
 from medals_rt.pipeline.batch.paths import (
     MARK_ENDING,
-    STATE_FOLDER,
     CasePaths,
     WrittenFiles,
     folder_of,
@@ -43,7 +43,7 @@ from medals_rt.pipeline.lesion_statistics import LesionStatistics
 from medals_rt.pipeline.options import PromptSource
 from medals_rt.prompts.prompt_set import PromptReading, PromptSet
 
-RECORD_FORMAT: Final = 4
+RECORD_FORMAT: Final = 5
 RESULT_CHANGED: Final = "result-changed"
 """Code of the warning that somebody changed a finished case's files."""
 RESULT_NOT_OURS: Final = "result-not-ours"
@@ -114,15 +114,31 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class MadeFrom:
+    """What a case is made from.
+
+    Attributes
+    ----------
+    request
+        As of `request_sha256`; empty where it couldn't be read.
+    inputs
+        As of `inputs.inputs_sha256`; None where they couldn't be read.
+    """
+
+    request: str = ""
+    inputs: str | None = None
+
+
+@dataclass(frozen=True)
 class Record:
-    """A case that was finished, or one that failed: then without fingerprint.
+    """A case that was finished, or one that failed.
 
     Attributes
     ----------
     format
         Of the record.
-    fingerprint
-        Of what the case was made from.
+    made_from
+        What the case was made from.
     files
         SHA-256 of what was written, by role.
     entry
@@ -132,38 +148,22 @@ class Record:
     left
         As of `WrittenFiles`.
     before
-        Of a case that failed so as not to write over somebody's files: its record when it was
-        finished, which speaks of the same files.
+        Of a case that failed, and whose earlier result stays: its record when it was finished,
+        which speaks of the same files.
     """
 
     format: int
-    fingerprint: str
+    made_from: MadeFrom
     files: dict[str, str]
     entry: Entry
     ending: str
     left: dict[str, str] = field(default_factory=dict)
     before: "Record | None" = None
 
-
-def fingerprint(case: BatchCase, bundle_hash: str) -> str:
-    """SHA-256 (hex) of everything that decides the result of a case.
-
-    Raises
-    ------
-    InputError
-        The prompts can't be read.
-    OSError
-        The input or the annotation can't be read.
-    """
-    inputs = case.job.input_files()
-    parts = {
-        "format": RECORD_FORMAT,
-        "version": VERSION,
-        "bundle": bundle_hash,
-        "inputs": {role: case.remote.identity(path) for role, path in inputs.items()},
-        "asked": asked_of(case.job),
-    }
-    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+    @property
+    def finished(self) -> "Record | None":
+        """The record of the time when the case was finished last."""
+        return self if self.entry.status == "done" else self.before
 
 
 def stated_prompts(source: PromptSource, reading: PromptReading) -> object:
@@ -206,6 +206,34 @@ def asked_of(
     }
 
 
+def request_sha256(
+    job: Job,
+    bundle_hash: str,
+    prompts_of: Callable[[PromptSource, PromptReading], object] = stated_prompts,
+) -> str:
+    """SHA-256 (hex) of everything that decides a result but the inputs.
+
+    Parameters
+    ----------
+    job, prompts_of
+        As of `asked_of`.
+    bundle_hash
+        Of the model.
+
+    Raises
+    ------
+    InputError
+        The prompts can't be read.
+    """
+    parts = {
+        "format": RECORD_FORMAT,
+        "version": VERSION,
+        "bundle": bundle_hash,
+        "asked": asked_of(job, prompts_of),
+    }
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+
+
 class Earlier:
     """What earlier runs have left of a case; each file is read once, when it is first asked for.
 
@@ -237,12 +265,14 @@ class Earlier:
         return read_written(self._content)
 
     @property
+    def last(self) -> Record | None:
+        """The record of the time when the case was finished last."""
+        return None if self.record is None else self.record.finished
+
+    @property
     def finished(self) -> Record | None:
         """The record of a case that is finished, if no newer files of it are half written."""
-        record = self.record
-        if record is not None and record.entry.status != "done":
-            record = record.before
-        return None if record is None or self._mark else record
+        return None if self._mark else self.last
 
     def own_files(self, but: Collection[Path] = ()) -> dict[Path, str]:
         """Return the files that are now as a batch wrote them, with the SHA-256 of each.
@@ -273,16 +303,29 @@ class Earlier:
         }
 
 
-def kept_entry(case: BatchCase, made_from: str, earlier: Earlier) -> Entry | None:
-    """Return the entry of a case that is finished and whose files are all there."""
+def kept_entry(case: BatchCase, made_from: MadeFrom, earlier: Earlier) -> Entry | None:
+    """Return the entry of a case that is finished and whose files are all there.
+
+    Where it has failed since, otherwise made, its record is again that of a finished case.
+
+    Raises
+    ------
+    OutputError
+        The record can't be written.
+    """
     record = earlier.finished
-    if record is None or record.fingerprint != made_from:
+    if record is None or record.made_from != made_from:
         return None
-    return _kept(case, record)
+    kept = _kept(case, record)
+    if kept is None:
+        return None
+    if record is not earlier.record:
+        _write(case, record)
+    return replace(kept, input=_input_shown(case))
 
 
 def check_earlier_files(
-    case: BatchCase, prompts: PromptSet, made_from: str, earlier: Earlier
+    case: BatchCase, prompts: PromptSet, made_from: MadeFrom, earlier: Earlier
 ) -> tuple[Note, ...]:
     """Refuse to write over files that no batch wrote; note what becomes of those that one did.
 
@@ -296,7 +339,7 @@ def check_earlier_files(
     prompts
         Its prompts.
     made_from
-        Its fingerprint.
+        What it is made from.
     earlier
         What earlier runs have left of it.
 
@@ -327,7 +370,7 @@ def check_earlier_files(
     before = {each.label: each.name for each in record.entry.classes}
     asked = {each.label: each.class_key.name for each in prompts.prompts}
     had = "" if before == asked else f", which had {', '.join(before.values())},"
-    if not _may_be_one(record.entry.input, shown(case.remote.shown(case.job.input))):
+    if not _may_be_one(record.entry.input, _input_shown(case)):
         had = f"{had or ','} of {record.entry.input},"
     notes = []
     if had and labels in own and labels in new:
@@ -339,7 +382,7 @@ def check_earlier_files(
             f"of an earlier batch's result{had} {named} {verb} beside this one, and no table "
             "lists it"
         )
-        alike = record.fingerprint == made_from
+        alike = record.made_from == made_from
         notes.append((Note if alike else warning)("earlier-files-stay", text))
     return tuple(notes)
 
@@ -362,9 +405,9 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
     for path in sorted(folder.rglob("*.json")):
         name = path.relative_to(folder).as_posix().removesuffix(".json")
         skipped = one_name(name) in own or path.name.startswith(".")
-        record = None if skipped else _read(LOCAL.read(path))
-        being_written = path.with_name(f"{path.name}{MARK_ENDING}").exists()
-        if record is None or record.entry.status != "done" or being_written:
+        found_record = None if skipped else _read(LOCAL.read(path))
+        record = None if found_record is None else found_record.finished
+        if record is None or path.with_name(f"{path.name}{MARK_ENDING}").exists():
             continue
         paths = CasePaths(name, plan.results, plan.reports, record.ending)
         job = Job(
@@ -376,7 +419,7 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
         case = BatchCase(job, paths, remote=plan.remote)
         kept = _kept(case, record)
         if kept is not None:
-            found.append((case, replace(kept, input=record.entry.input)))
+            found.append((case, kept))
     return tuple(found)
 
 
@@ -392,7 +435,7 @@ def roles_of_classes(case: BatchCase, prompts: PromptSet) -> list[str]:
 
 def remember(
     case: BatchCase,
-    made_from: str,
+    made_from: MadeFrom,
     entry: Entry,
     earlier: Earlier,
     roles: Collection[str] = (),
@@ -403,7 +446,7 @@ def remember(
     Parameters
     ----------
     case, made_from, entry
-        The case, its fingerprint, and how it went.
+        The case, what it was made from, and how it went.
     earlier
         What earlier runs had left of it before.
     roles
@@ -433,22 +476,33 @@ def remember(
 
 
 def remember_failure(
-    case: BatchCase, entry: Entry, earlier: Earlier, *, keeps_files: bool = False
+    case: BatchCase,
+    made_from: MadeFrom,
+    entry: Entry,
+    earlier: Earlier,
+    *,
+    keeps_files: bool = False,
 ) -> Entry:
     """Note that a case has no result, for the tables that another process may write.
 
-    Returns the entry, with notes of what stays that shouldn't. Where what is noted of the case
-    can't be read, nothing is changed.
+    An earlier result stays, as far as nobody knows that the inputs were changed since. Else it is
+    removed where it is as it was written: a result of another content must not pass for its own.
+    The entry is returned with notes of what can't be removed. Where a store doesn't say what is
+    noted of the case, nothing is changed.
 
     Parameters
     ----------
-    case, entry
-        The case, and how it went.
+    case, made_from, entry
+        The case, what it would have been made from, and how it went.
     earlier
         What earlier runs have left of it.
     keeps_files
-        Whether what its record speaks of stays. Else it is removed where it is as it was written: a
-        result of another content must not pass for its own.
+        Whether all files stay in any case.
+
+    Returns
+    -------
+    Entry
+        The entry, which says so of a result that stays.
 
     Raises
     ------
@@ -456,22 +510,23 @@ def remember_failure(
         The record can't be written.
     """
     try:
-        before, written = earlier.finished, earlier.written
-        ours = () if keeps_files else (*earlier.own_files(), *earlier.half_written())
+        last, written = earlier.last, earlier.written
+        own = {} if keeps_files else earlier.own_files()
+        half_written = set() if keeps_files else {*earlier.half_written()}
     except MissingFileError as error:
         return replace(entry, notes=(*entry.notes, warning(RESULT_STAYS, shown(error))))
-    entry = replace(entry, notes=(*entry.notes, *_removed(case, ours)))
-    keeps_files |= bool(entry.notes)  # of what couldn't be removed it is still known what it is
-    if not keeps_files:
+    inputs = None if last is None else last.made_from.inputs
+    stays = keeps_files or None in {inputs, made_from.inputs} or inputs == made_from.inputs
+    gone = half_written - own.keys() if stays else half_written | own.keys()
+    entry = replace(entry, notes=(*entry.notes, *_removed(case, sorted(gone))))
+    if not keeps_files and not entry.notes:  # of what stays the mark says what it is
         case.remote.remove_mark(case.paths.mark)
-    record = Record(RECORD_FORMAT, "", {}, entry, "")
-    if keeps_files and written is not None:
+    if stays and written and replace(case.paths, ending=written.ending).labels in own:
+        entry = replace(entry, error=f"{entry.error}; the result of an earlier run stays")
+    record = Record(RECORD_FORMAT, made_from, {}, entry, "")
+    if written is not None and (stays or entry.notes):
         record = replace(
-            record,
-            files=written.files,
-            ending=written.ending,
-            left=written.left,
-            before=before,
+            record, files=written.files, ending=written.ending, left=written.left, before=last
         )
     _write(case, record)
     return entry
@@ -514,33 +569,62 @@ def writing_noted(
         yield digests
 
 
-def recorded_entry(case: BatchCase, status: str | None) -> Entry:
-    """Return what the record of a case says of it that another process has settled.
+def settled_entry(case: BatchCase, status: str) -> Entry:
+    """Return what the record of a case says of it that another process has settled like this."""
+    earlier, found = Earlier(case), None
+    reason = "its record or its files are gone; run the batch again"
+    try:
+        if status == "kept":
+            found = None if earlier.finished is None else _kept(case, earlier.finished)
+        elif earlier.record is not None and earlier.record.entry.status == status:
+            found = earlier.record.entry
+    except MissingFileError as error:
+        reason = str(error)
+    if found is not None:
+        return _read_elsewhere(case, found)
+    return Entry(
+        name=shown(case.name),
+        input=_input_shown(case),
+        output=shown(case.remote.shown(case.job.output)),
+        status="failed",
+        error=shown(reason),
+    )
+
+
+def earlier_entry(case: BatchCase, request: str) -> Entry | None:
+    """Return what the record of a case says of it that nobody has looked at now.
 
     Parameters
     ----------
     case
         The case.
-    status
-        How the other settled it; None where that was before all those who work now began: its files
-        must then be there.
+    request
+        As of `request_sha256`. None is returned, as the case is still to be done, where the record
+        is of another request, or files of a finished case are gone.
     """
-    reason = "its record or its files are gone; run the batch again"
-    try:
-        earlier = Earlier(case)
-        record = earlier.record
-        if record is not None and (record.entry.status != "done" or status == "done"):
-            return _as_now(case, record.entry)
-        finished = None if status == "failed" else earlier.finished
-        kept = None if finished is None else _kept(case, finished)
-    except MissingFileError as error:
-        kept, reason = None, str(error)
-    return kept or Entry(
-        name=shown(case.name),
-        input=shown(case.remote.shown(case.job.input)),
+    earlier = Earlier(case)
+    record = earlier.record
+    if record is None or record.made_from.request != request:
+        return None
+    if record.entry.status != "done":
+        return _read_elsewhere(case, record.entry)
+    kept = None if earlier.finished is None else _kept(case, earlier.finished)
+    return None if kept is None else _read_elsewhere(case, kept)
+
+
+def _read_elsewhere(case: BatchCase, entry: Entry) -> Entry:
+    """Say of a result of another process where that found the input, if it may be another one."""
+    here = _input_shown(case)
+    if _may_be_one(entry.input, here):
+        return replace(entry, input=here, output=shown(case.remote.shown(case.job.output)))
+    text = (
+        f"another process has read this case from {entry.input}, while it is {here} here: make "
+        "sure that both are the same scan"
+    )
+    return replace(
+        entry,
         output=shown(case.remote.shown(case.job.output)),
-        status="failed",
-        error=shown(reason),
+        notes=(*entry.notes, warning("input-elsewhere", text)),
     )
 
 
@@ -634,7 +718,8 @@ def _kept(case: BatchCase, record: Record) -> Entry | None:
     found = {role: case.remote.identity(path) for role, path in files.items()}
     if None in found.values() or not found.keys() <= record.files.keys():
         return None
-    entry = replace(_as_now(case, record.entry), status="kept")
+    output = shown(case.remote.shown(case.job.output))
+    entry = replace(record.entry, output=output, status="kept")
     changed = [files[role] for role in files if found[role] != record.files[role]]
     if not changed:
         return entry
@@ -645,10 +730,8 @@ def _kept(case: BatchCase, record: Record) -> Entry | None:
     return replace(entry, notes=(*entry.notes, warning(RESULT_CHANGED, text)))
 
 
-def _as_now(case: BatchCase, entry: Entry) -> Entry:
-    """Say where a case's files lie now: folders may have been moved."""
-    source, result = (case.remote.shown(path) for path in (case.job.input, case.job.output))
-    return replace(entry, input=shown(source), output=shown(result))
+def _input_shown(case: BatchCase) -> str:
+    return shown(case.remote.shown(case.job.input))
 
 
 def _write(case: BatchCase, record: Record) -> None:

@@ -26,13 +26,12 @@ from medals_rt.common.errors import (
     MissingFileError,
     OutputError,
 )
-from medals_rt.common.folders import walk_once
+from medals_rt.common.folders import STATE_FOLDER, walk_once
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.private_folder import private_folder
 from medals_rt.io.dicom.web import content_of
 from medals_rt.io.dicom.web_address import is_web_address
 from medals_rt.io.registry import files_of_case
-from medals_rt.pipeline.batch.paths import STATE_FOLDER
 
 _URL: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/{1,2}(?P<rest>[^/].*)", re.DOTALL)
 """Of a URL, also as a path has it, where one of the two slashes is lost."""
@@ -339,8 +338,8 @@ def local_places(
 ) -> Iterator[tuple[RemoteFiles, list[Path], Path, Path | None]]:
     """Yield for each given place one of this machine, during the block; first, which are of URLs.
 
-    Of inputs behind URLs only the names are there, and what earlier batches noted of results among
-    them; files that end in .dcm begin like DICOM.
+    Of inputs behind URLs only the names and sizes are there, and what earlier batches noted of
+    results among them; files that end in .dcm begin like DICOM.
 
     Raises
     ------
@@ -388,7 +387,7 @@ def content_sha256(path: Path) -> str:
 def _outline(
     remote: RemoteFiles, place: Path, skip: Sequence[Path] = (), *, required: bool = True
 ) -> None:
-    """Make empty files of the names that lie behind a place's URL, but for those in some folders.
+    """Make files without content of the names and sizes behind a URL, but for some folders.
 
     What batches have noted of their results is fetched.
 
@@ -408,13 +407,14 @@ def _outline(
             f"there is nothing at {url}; check the address{pattern}", code=UNREADABLE
         )
     noted: dict[str, str] = {}
-    for each in found:
+    for each, said in found.items():
         file = remote.place_of(f"{url}{each.removeprefix(key)}")
         if any(file.is_relative_to(top) for top in skip):
             continue
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(_DICOM_START if file.suffix.lower() == _DICOM_ENDING else b"")
+            os.truncate(file, said.get("size") or 0)  # which takes no room
         except OSError as error:  # such as a folder of the name of a file
             raise InputError(
                 f"{remote.shown(file)} can't be the name of a file here "

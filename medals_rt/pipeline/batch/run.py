@@ -7,24 +7,31 @@ Which case is the next one, `claims` says: other processes may work on the same 
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from typing import Protocol
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
-from medals_rt.common.errors import CaseError, DeviceLostError, MedalsError, OutputError
+from medals_rt.common.errors import (
+    CaseError,
+    DeviceLostError,
+    InputError,
+    MedalsError,
+    OutputError,
+)
 from medals_rt.common.notes import Note
 from medals_rt.common.private_folder import private_folder
 from medals_rt.pipeline.batch.claims import MOST_ENDED, Cells, Claim, Claims, LocalCells, is_suspect
+from medals_rt.pipeline.batch.inputs import inputs_sha256
 from medals_rt.pipeline.batch.plan import BatchCase
 from medals_rt.pipeline.batch.records import (
     RESULT_NOT_OURS,
     Earlier,
     Entry,
+    MadeFrom,
     check_earlier_files,
-    fingerprint,
     forget_end,
     kept_entry,
     note_end,
@@ -32,11 +39,11 @@ from medals_rt.pipeline.batch.records import (
     remember,
     remember_failure,
     remove_files,
+    request_sha256,
     roles_of_classes,
     shown,
     writing_noted,
 )
-from medals_rt.pipeline.batch.remote_files import UNREADABLE
 from medals_rt.pipeline.job import open_models, passes_recorded, segment_job
 from medals_rt.pipeline.job_inputs import read_job
 from medals_rt.pipeline.job_outputs import check_outputs
@@ -89,12 +96,12 @@ class Silent:
 class _Ready:
     """A case that was read and is to be run.
 
-    `made_from` is the fingerprint of what it is made from, `earlier` what earlier runs have left.
+    `earlier` is what earlier runs have left.
     """
 
     case: BatchCase
     read: ReadJob
-    made_from: str
+    made_from: MadeFrom
     earlier: Earlier
 
 
@@ -205,7 +212,8 @@ class _Work:
         if self.folder is not None:
             case = case.in_folder(self.folder / str(claim.index))
         self.listener.taken(claim.index)
-        return claim, _given_up(case) if claim.given_up else _prepared(case, self.bundle_hash)
+        prepared = _given_up if claim.given_up else _prepared
+        return claim, prepared(case, self.bundle_hash)
 
     def segment(self, segmenter: Segmenter, claim: Claim, ready: _Ready) -> Result | None:
         """Run the network; None where the case failed."""
@@ -217,7 +225,7 @@ class _Work:
             self.claims.abandon(claim)
             raise
         except Exception as error:  # noqa: BLE001 - one case's failure is its own
-            self.end(claim, _failed(ready.case, error, ready.earlier))
+            self.end(claim, _failed(ready.case, ready.made_from, error, ready.earlier))
             return None
 
     def write(self, claim: Claim, ready: _Ready, result: Result) -> None:
@@ -243,18 +251,19 @@ def _one_thread(stack: ExitStack, name: str) -> ThreadPoolExecutor:
 
 def _prepared(case: BatchCase, bundle_hash: str) -> _Ready | Entry:
     """Read a case, unless it is finished or can't be read."""
-    earlier = Earlier(case)
+    earlier, made_from = Earlier(case), MadeFrom()
     try:
-        check_outputs(case.job)
         _fetch_what_names(case)
-        made_from = fingerprint(case, bundle_hash)
+        made_from = MadeFrom(request_sha256(case.job, bundle_hash))
+        check_outputs(case.job)
+        made_from = replace(made_from, inputs=inputs_sha256(case))
         kept = kept_entry(case, made_from, earlier)
         if kept is not None:
             return kept
-        _fetch(case, made_from, bundle_hash)
+        _fetch(case, made_from)
         return _Ready(case, _read(case, made_from, earlier), made_from, earlier)
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
-        return _failed(case, error, earlier)
+        return _failed(case, made_from, error, earlier)
 
 
 def _fetch_what_names(case: BatchCase) -> None:
@@ -265,7 +274,7 @@ def _fetch_what_names(case: BatchCase) -> None:
         case.remote.fetch_header(path)
 
 
-def _fetch(case: BatchCase, made_from: str, bundle_hash: str) -> None:
+def _fetch(case: BatchCase, made_from: MadeFrom) -> None:
     """Fetch a case from where it lies.
 
     Raises
@@ -274,14 +283,14 @@ def _fetch(case: BatchCase, made_from: str, bundle_hash: str) -> None:
         It is another one now (``input-changed``): what was fetched may be a part of each.
     """
     fetched = [case.remote.fetch(path) for path in case.job.input_files().values()]
-    if any(fetched) and fingerprint(case, bundle_hash) != made_from:
+    if any(fetched) and inputs_sha256(case) != made_from.inputs:
         raise CaseError(
             f"{case.remote.shown(case.job.input)} changed while it was read; run again",
             code="input-changed",
         )
 
 
-def _read(case: BatchCase, made_from: str, earlier: Earlier) -> ReadJob:
+def _read(case: BatchCase, made_from: MadeFrom, earlier: Earlier) -> ReadJob:
     """Read a case, and check what its files would replace."""
     read = read_job(case.job)
     told = check_earlier_files(case, read.prompts, made_from, earlier)
@@ -300,7 +309,8 @@ def _written(ready: _Ready, result: Result) -> Entry:
     except OutputError:  # the next case would have no room either
         raise
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
-        return _failed(case, error, ready.earlier, remove_files(case, roles))
+        stays = remove_files(case, roles)
+        return _failed(case, ready.made_from, error, ready.earlier, stays)
     return entry
 
 
@@ -334,20 +344,25 @@ NO_IMAGES = "no-images"
 """Code of the error that says that what was read holds no image at all."""
 
 
-def _given_up(case: BatchCase) -> Entry:
+def _given_up(case: BatchCase, bundle_hash: str) -> Entry:
     """Make the entry of a case that ended every process that tried it."""
+    made_from = MadeFrom()
+    with suppress(InputError):
+        _fetch_what_names(case)
+        made_from = MadeFrom(request_sha256(case.job, bundle_hash))
     reason = f"given up: {MOST_ENDED} processes that had no other case in hand ended in it"
     last = noted_end(case)
-    return _unusable(case, f"{reason}; the last: {last}" if last else reason, Earlier(case))
+    return _unusable(case, made_from, f"{reason}; the last: {last}" if last else reason)
 
 
 def _failed(
-    case: BatchCase, error: Exception, earlier: Earlier, notes: tuple[Note, ...] = ()
+    case: BatchCase,
+    made_from: MadeFrom,
+    error: Exception,
+    earlier: Earlier,
+    notes: tuple[Note, ...] = (),
 ) -> Entry:
-    """Make the entry of a case that failed, with the reason in one line.
-
-    No result of earlier content stays under its name, but where it isn't known whether it is that.
-    """
+    """Make the entry of a case that failed, with the reason in one line."""
     reason = str(error) if isinstance(error, MedalsError) else f"{type(error).__name__}: {error}"
     if isinstance(error, OSError) and error.strerror and not isinstance(error, MedalsError):
         reason = f"{error.filename or case.job.input}: {error.strerror.lower()}; check the file"
@@ -356,18 +371,20 @@ def _failed(
     code = getattr(error, "code", None)
     return _unusable(
         case,
+        made_from,
         reason,
         earlier,
         notes,
         skipped=code == NO_IMAGES,
-        keeps_files=code in {RESULT_NOT_OURS, UNREADABLE},
+        keeps_files=code == RESULT_NOT_OURS,
     )
 
 
 def _unusable(
     case: BatchCase,
+    made_from: MadeFrom,
     reason: str,
-    earlier: Earlier,
+    earlier: Earlier | None = None,
     notes: tuple[Note, ...] = (),
     *,
     skipped: bool = False,
@@ -381,4 +398,5 @@ def _unusable(
         error=shown(case.remote.told(reason)),
         notes=notes,
     )
-    return remember_failure(case, entry, earlier, keeps_files=keeps_files)
+    left = earlier or Earlier(case)
+    return remember_failure(case, made_from, entry, left, keeps_files=keeps_files)

@@ -15,7 +15,7 @@ file, and giving it back makes them write out.
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -26,8 +26,9 @@ import msgspec
 from medals_rt.common.atomic_io import leftovers, prepare_output
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import InputError
+from medals_rt.common.folders import STATE_FOLDER
 from medals_rt.pipeline.batch.claims import OPEN, Cells, LocalCells, is_settled
-from medals_rt.pipeline.batch.paths import STATE_FOLDER
+from medals_rt.pipeline.batch.inputs import input_sizes
 from medals_rt.pipeline.batch.plan import BatchPlan
 from medals_rt.pipeline.batch.records import asked_of, stated_prompts
 
@@ -95,7 +96,9 @@ class SharedCells:
 
 
 @contextmanager
-def share_folders(plan: BatchPlan, identity: str, tables: tuple[Path, ...]) -> Iterator[Cells]:
+def share_folders(
+    plan: BatchPlan, identity: str, tables: tuple[Path, ...], own: Sequence[int]
+) -> Iterator[Cells]:
     """Work in the folders of a batch, results and reports, beside others that do the same batch.
 
     Yields the cells of its cases, and one more for the tables that the last one writes. The first
@@ -109,6 +112,8 @@ def share_folders(plan: BatchPlan, identity: str, tables: tuple[Path, ...]) -> I
         As `identity_of`.
     tables
         Files about all cases that will be written.
+    own
+        Places of the cases that this process may take.
 
     Raises
     ------
@@ -138,7 +143,7 @@ def share_folders(plan: BatchPlan, identity: str, tables: tuple[Path, ...]) -> I
         if cells is None:
             raise AssertionError(plan)
         if not any(map(is_settled, cells.read(0, len(plan.cases)))):
-            remove_leftovers(plan, cells, tables)
+            remove_leftovers(plan, cells, own, tables)
         yield cells
 
 
@@ -178,10 +183,10 @@ def identity_of(
             case.job.output.name,
             [*case.job.output_files(), *case.job.output_folders()],
             case.given,
-            [(path.name, _bytes_of(path)) for path in case.job.input_files().values()],
+            sizes,
             asked_of(case.job, prompts_of),
         )
-        for case in plan.cases
+        for case, sizes in zip(plan.cases, input_sizes(plan), strict=True)
     ]
     parts = {
         "version": VERSION,
@@ -194,19 +199,21 @@ def identity_of(
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
-def _bytes_of(path: Path) -> int | None:
-    """Size of a file; None of a folder, or of what isn't a file here."""
-    return path.stat().st_size if path.is_file() else None
+def remove_leftovers(
+    plan: BatchPlan, cells: Cells, own: Sequence[int], tables: tuple[Path, ...] = ()
+) -> None:
+    """Remove what killed processes left half written: beside files of cases that nobody holds.
 
-
-def remove_leftovers(plan: BatchPlan, cells: Cells, tables: tuple[Path, ...] = ()) -> None:
-    """Remove what killed processes left half written: beside files of cases that nobody holds."""
+    Of the cases in `own` alone, and of tables where these are all: parts of a batch may have no
+    locks in common.
+    """
     places = {
         path: index
-        for index, case in enumerate(plan.cases)
+        for index, case in ((index, plan.cases[index]) for index in own)
         for path in (*case.files().values(), case.record, case.paths.mark)
     }
-    places |= dict.fromkeys(tables, len(plan.cases))
+    if len(own) == len(plan.cases):
+        places |= dict.fromkeys(tables, len(plan.cases))
     for temporary, path in leftovers(places):
         index = places[path]
         if cells.hold(index):

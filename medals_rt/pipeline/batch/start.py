@@ -8,12 +8,12 @@ from typing import Final
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.atomic_io import prepare_output
 from medals_rt.common.errors import InputError, MedalsError, OutputError
+from medals_rt.common.folders import STATE_FOLDER
 from medals_rt.common.gpu import visible_gpus
 from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress
 from medals_rt.pipeline.batch.claims import BatchStanding, Cells, settle_once, standing
 from medals_rt.pipeline.batch.parts import parse_part
-from medals_rt.pipeline.batch.paths import STATE_FOLDER
 from medals_rt.pipeline.batch.plan import Batch, BatchPlan, plan_batch
 from medals_rt.pipeline.batch.ray_cluster import run_on_ray
 from medals_rt.pipeline.batch.records import Entry
@@ -132,8 +132,8 @@ class PreparedBatch:
         ------
         MedalsError
             As `run_batch`.
-        KeyboardInterrupt
-            With what is to be said of how far the batch came.
+        KeyboardInterrupt, SystemExit
+            By a signal, with a note (`__notes__`) of how far the batch came.
         """
         batch, plan, count = self.batch, self.plan, len(self.plan.cases)
         asked = {"statistics": batch.statistics, "page": batch.preview}
@@ -145,7 +145,7 @@ class PreparedBatch:
             tables=[file.name for file in tables],
             on_ray=batch.ray is not None,
         )
-        with share_folders(plan, identity, tables) as cells:
+        with share_folders(plan, identity, tables, self.own) as cells:
             for folder in {plan.results, plan.reports}:  # as `share_folders` does on a disk
                 plan.remote.put_empty(folder / STATE_FOLDER / CLAIMS_FILE)
             for file in tables:
@@ -155,7 +155,15 @@ class PreparedBatch:
             written = settle_once(
                 cells,
                 count,
-                lambda: write_tables(plan, entries, cells, **asked, notice=self.bundle.notice),
+                lambda: write_tables(
+                    plan,
+                    entries,
+                    cells,
+                    own=self.own,
+                    bundle_hash=self.bundle.hash,
+                    **asked,
+                    notice=self.bundle.notice,
+                ),
             )
             now = standing(cells.read(0, count))
         shown = tuple(map(plan.remote.shown, tables)) if written else ()
@@ -269,7 +277,8 @@ def _standing_told(cells: Cells, count: int) -> Iterator[None]:
 
     try:
         yield
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(with_standing()) from interrupt
+    except (KeyboardInterrupt, SystemExit) as ended:
+        ended.add_note(with_standing())
+        raise
     except OutputError as error:
         raise OutputError(with_standing(f"{error}; "), code=error.code) from error

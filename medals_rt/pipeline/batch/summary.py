@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -10,9 +11,12 @@ from medals_rt.pipeline.batch.page import write_page
 from medals_rt.pipeline.batch.plan import BatchPlan
 from medals_rt.pipeline.batch.records import (
     Entry,
+    earlier_entry,
     finished_before,
-    recorded_entry,
     remove_empty_folders,
+    request_sha256,
+    settled_entry,
+    stated_prompts,
 )
 from medals_rt.pipeline.batch.shared_cells import remove_leftovers
 from medals_rt.pipeline.csv_tables import (
@@ -49,7 +53,7 @@ def summary_files(plan: BatchPlan, *, statistics: bool, page: bool) -> tuple[Pat
 
 
 def all_entries(
-    plan: BatchPlan, here: Mapping[int, Entry], cells: bytes
+    plan: BatchPlan, here: Mapping[int, Entry], cells: bytes, bundle_hash: str
 ) -> tuple[Entry, ...] | None:
     """Return an entry for each case of a batch, whoever settled it; None where some are open.
 
@@ -61,7 +65,9 @@ def all_entries(
         Entries of those that this process settled, by place.
     cells
         Of all cases, see `claims`. Cases that nobody works on now, such as those of other parts,
-        count as settled if they have a record.
+        count as settled if they have a record of the same request.
+    bundle_hash
+        Of the model.
     """
     statuses = [status_of(cell) for cell in cells]
     if not all(
@@ -70,11 +76,20 @@ def all_entries(
     ):
         return None
 
-    def entry_of(index: int) -> Entry:
-        return here.get(index) or recorded_entry(plan.cases[index], statuses[index])
+    prompts_of = cache(stated_prompts)
+
+    def entry_of(index: int) -> Entry | None:
+        if index in here:
+            return here[index]
+        case, status = plan.cases[index], statuses[index]
+        if status is not None:
+            return settled_entry(case, status)
+        return earlier_entry(case, request_sha256(case.job, bundle_hash, prompts_of))
 
     with ThreadPoolExecutor(_READERS) as readers:
-        return tuple(readers.map(entry_of, range(len(plan.cases))))
+        entries = tuple(readers.map(entry_of, range(len(plan.cases))))
+    found = tuple(entry for entry in entries if entry is not None)
+    return found if len(found) == len(entries) else None
 
 
 def write_tables(
@@ -82,6 +97,8 @@ def write_tables(
     here: Mapping[int, Entry],
     cells: Cells,
     *,
+    own: Sequence[int],
+    bundle_hash: str,
     statistics: bool,
     page: bool,
     notice: str | None = None,
@@ -92,10 +109,12 @@ def write_tables(
 
     Parameters
     ----------
-    plan, here
+    plan, here, bundle_hash
         As for `all_entries`.
     cells
         Of all cases.
+    own
+        Places of the cases that this process may take.
     statistics, page, notice
         As for `write_summaries`.
 
@@ -104,9 +123,9 @@ def write_tables(
     OutputError
         A file can't be written.
     """
-    entries = all_entries(plan, here, cells.read(0, len(plan.cases)))
+    entries = all_entries(plan, here, cells.read(0, len(plan.cases)), bundle_hash)
     if entries is not None:
-        remove_leftovers(plan, cells)
+        remove_leftovers(plan, cells, own)
         remove_empty_folders(plan, entries)
         write_summaries(plan, entries, statistics=statistics, page=page, notice=notice)
     return entries is not None

@@ -55,6 +55,44 @@ def test_no_result_of_earlier_content_stays_under_a_failed_name(
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("--instances",),
+        ("--prompt", "Pancreas in CT"),
+        ("--window", "bone", "--max-memory", "1MB"),
+        (),
+    ],
+)
+def test_an_earlier_result_of_the_same_scan_stays_where_the_case_fails(
+    run: Callable[..., Result],
+    out: Path,
+    words: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where it isn't known whether it is the same; not as what was asked for then."""
+    assert run().exit_code == 0
+    before = {name: (out / name).read_bytes() for name in files_below(out) if "csv" not in name}
+    with monkeypatch.context() as patched:
+        if not words:
+
+            def refuse(_: object) -> None:
+                raise PermissionError(13, "Permission denied", "a scan")
+
+            patched.setattr(batch_run, "inputs_sha256", refuse)
+        for _ in range(2):
+            again = run(*words)
+            assert again.exit_code == 1, again.output
+            assert statuses(out) == {f"case{number}": "failed" for number in range(3)}
+            table = (out / "summary.csv").read_text(encoding="utf-8")
+            assert table.count("; the result of an earlier run stays") == 3
+            assert {name: (out / name).read_bytes() for name in before} == before
+    assert run().exit_code == 0
+    assert statuses(out) == {f"case{number}": "kept" for number in range(3)}
+    record = (out / ".medals-rt" / "case0.json").read_text(encoding="utf-8")
+    assert '"status": "failed"' not in record
+
+
+@pytest.mark.parametrize(
     ("step", "error", "words"),
     [
         ("read_job", MemoryError("3 GiB"), "out of memory (3 GiB)"),

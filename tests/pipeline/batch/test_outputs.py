@@ -12,7 +12,7 @@ import pytest
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import InputError
 from medals_rt.io.registry import read_labels
-from medals_rt.pipeline.batch.records import fingerprint
+from medals_rt.pipeline.batch.records import request_sha256
 from medals_rt.pipeline.batch.shared_cells import identity_of
 from medals_rt.pipeline.csv_tables import LESION_COLUMNS
 from tests.dicom import write_series
@@ -152,7 +152,8 @@ def test_fewer_faces_are_another_result(tmp_path: Path) -> None:
     made_from = set()
     for share in (0.0, 0.5):
         found = plan(tmp_path / "scans", out=tmp_path / "out", format="glb", mesh_reduction=share)
-        made_from.add((fingerprint(found.cases[0], "bundle"), identity_of(found, {}, "bundle")))
+        request = request_sha256(found.cases[0].job, "bundle")
+        made_from.add((request, identity_of(found, {}, "bundle")))
     assert len({one for one, _ in made_from}) == len({other for _, other in made_from}) == 2
 
 

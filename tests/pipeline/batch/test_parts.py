@@ -21,6 +21,14 @@ SLURM = {
     "SLURM_ARRAY_TASK_COUNT": "4",
 }
 
+GAPS = {  # --array=1-4,9
+    "SLURM_ARRAY_TASK_ID": "3",
+    "SLURM_ARRAY_TASK_MIN": "1",
+    "SLURM_ARRAY_TASK_MAX": "9",
+    "SLURM_ARRAY_TASK_STEP": "1",
+    "SLURM_ARRAY_TASK_COUNT": "5",
+}
+
 
 def test_every_case_is_in_one_part() -> None:
     parts = [BatchPart(number, 7).indices(CASES) for number in range(1, 8)]
@@ -41,6 +49,8 @@ def test_a_part_depends_on_names_alone() -> None:
         ("2/8", {}, BatchPart(2, 8)),
         ("auto", SLURM, BatchPart(3, 4)),
         ("auto/9", SLURM, BatchPart(3, 9)),
+        ("auto", {**SLURM, "SLURM_ARRAY_TASK_MAX": "8"}, BatchPart(3, 4)),
+        ("auto/9", GAPS, BatchPart(3, 9)),
         ("auto", {"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_TASK_COUNT": "2"}, BatchPart(1, 2)),
         ("auto/16", {"JOB_COMPLETION_INDEX": "15"}, BatchPart(16, 16)),
     ],
@@ -60,6 +70,8 @@ def test_parts_that_are_said(text: str, environment: dict[str, str], part: Batch
         ("auto", {"JOB_COMPLETION_INDEX": "1"}, "part-unknown"),
         ("auto", {"SLURM_ARRAY_TASK_ID": "x", "SLURM_ARRAY_TASK_COUNT": "2"}, "part-unknown"),
         ("auto/4", {"JOB_COMPLETION_INDEX": "4"}, "part-out-of-range"),
+        ("auto", GAPS, "part-unknown"),
+        ("auto", {**GAPS, "SLURM_ARRAY_TASK_ID": "9"}, "part-unknown"),
     ],
 )
 def test_parts_that_are_refused(text: str, environment: dict[str, str], code: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import CaseError, InputError, MissingFileError
-from medals_rt.pipeline.batch import records
+from medals_rt.pipeline.batch import Batch, plan_batch, records
+from medals_rt.pipeline.batch import run as batch_run
+from medals_rt.pipeline.batch.inputs import input_sizes
 from medals_rt.pipeline.batch.remote_files import (
     LOCAL,
     RemoteFiles,
@@ -20,6 +23,7 @@ from medals_rt.pipeline.batch.remote_files import (
     local_places,
     url_of,
 )
+from medals_rt.pipeline.job_request import Job, ReadJob
 from tests.dicom import write_series
 from tests.errors import raises
 from tests.pipeline.batch.helpers import KIDNEY, LIVER, batch, statuses, write_case
@@ -153,8 +157,16 @@ def put_jobs(path: Path, *rows: Sequence[str], headings: str = "input,sentences,
 
 
 def test_cases_of_one_input_have_copies_of_their_own(
-    tiny_bundle: Bundle, bucket: Any, tmp_path: Path
+    tiny_bundle: Bundle, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where one ends while the next one is brought, but not read."""
+    read_job = batch_run.read_job
+
+    def read_late(job: Job) -> ReadJob:
+        time.sleep(0.3)
+        return read_job(job)
+
+    monkeypatch.setattr(batch_run, "read_job", read_late)
     put_series(bucket, tmp_path / "series")
     inputs = ("a.npz", "series", "a.npz", "series", "a.npz", "series", "a.npz", "series")
     rows = [(name, LIVER["1"], f"case{number}.nii.gz") for number, name in enumerate(inputs)]
@@ -469,6 +481,30 @@ def test_what_a_killed_process_put_there_is_written_over_and_nothing_else(
             bucket.pipe_file("clinic/results/a.npz", b"drawn")
         assert batch(*words).exit_code == drawn
     assert bucket.cat_file("clinic/results/a.npz") == b"drawn"
+
+
+def test_scans_of_the_same_names_behind_urls_are_told_apart_by_their_sizes(
+    bucket: Any, tmp_path: Path
+) -> None:
+    """As those on a disk; the listing has the sizes."""
+    local = write_case(tmp_path / "a.npz")
+    series = [f"series/{number}.dcm" for number in range(2)]
+    for site, more in (("anna", b""), ("berta", b"more")):
+        bucket.pipe_file(f"clinic/{site}/a.npz", local.read_bytes() + more)
+        for name in series:
+            bucket.pipe_file(f"clinic/{site}/{name}", bytes(1000) + more)
+    sizes = []
+    for site in ("anna", "berta"):
+        url = Path(f"s3://clinic/{site}")
+        with local_places([url], tmp_path / "out", None) as (remote, inputs, out, _):
+            found = plan_batch(Batch(tuple(inputs), out), remote)
+            names = [case.name for case in found.cases]
+            sizes.append(dict(zip(names, input_sizes(found), strict=True)))
+    size = local.stat().st_size
+    assert sizes == [
+        {"a": [[size]], "series": [[2, 2000]]},
+        {"a": [[size + 4]], "series": [[2, 2008]]},
+    ]
 
 
 def test_two_processes_on_a_bucket(tiny_bundle: Bundle, bucket: Any) -> None:

@@ -10,16 +10,20 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.pipeline.batch.claims import LocalCells
-from medals_rt.pipeline.batch.records import fingerprint
+from medals_rt.pipeline.batch.inputs import inputs_sha256
+from medals_rt.pipeline.batch.records import earlier_entry, request_sha256
 from medals_rt.pipeline.batch.shared_cells import SharedCells, identity_of, remove_leftovers
+from medals_rt.pipeline.batch.summary import all_entries
 from medals_rt.pipeline.options import PromptSource
 from tests.pipeline.batch.helpers import (
     KIDNEY,
+    LIVER,
     Result,
     batch,
     files_below,
@@ -121,6 +125,9 @@ def test_another_batch_is_kept_out(tiny_bundle: Bundle, scans: Path, out: Path) 
     reports = out.with_name("reports")
     new = out.with_name("new")
     kidney = write_json(out.with_name("kidney.json"), KIDNEY)
+    berta = out.with_name("berta")
+    shutil.copytree(scans, berta)
+    write_case(berta / "case2.npz", 2, {**LIVER, "2": "Spleen in abdominal CT"})
     with running(words(tiny_bundle, scans, out, "--reports", reports)):
         for given, folder in (
             ([out, "--reports", reports, "--seed", "1"], reports),
@@ -136,6 +143,8 @@ def test_another_batch_is_kept_out(tiny_bundle: Bundle, scans: Path, out: Path) 
                 f"error: another batch, of other cases or options, is writing to {folder}; wait "
                 "until it has ended, or name another folder of outputs\n"
             )
+        other = batch(tiny_bundle.folder, berta, out, "--reports", reports, "--no-preview")
+        assert other.stderr.startswith("error: another batch, of other cases")
     assert files_below(out) == []
     after = batch(tiny_bundle.folder, scans, out, "--no-preview")
     assert after.exit_code == 0, after.stderr
@@ -153,16 +162,55 @@ def test_parts_make_the_whole(run: Callable[..., Result], out: Path) -> None:
     assert "wrote" in second_part.stdout
 
 
+def test_a_part_writes_no_tables_of_what_was_asked_before(
+    run: Callable[..., Result], out: Path
+) -> None:
+    liver, kidney = ("--prompt", "Liver in CT"), ("--prompt", "Right kidney in CT")
+    assert run(*liver).exit_code == 0
+    before = (out / "summary.csv").read_bytes()
+    first = run(*kidney, "--part", "1/2")
+    assert first.exit_code == 0, first.output
+    assert "wrote" not in first.stdout
+    assert (out / "summary.csv").read_bytes() == before
+    second = run(*kidney, "--part", "2/2")
+    assert "wrote" in second.stdout
+    assert "Right" in (out / "reports" / "case2.json").read_text(encoding="utf-8")
+    assert set(statuses(out).values()) == {"done", "kept"}
+    again = run(*kidney, "--part", "1/2")  # all is there
+    assert "wrote" in again.stdout
+
+
+def test_a_scan_of_another_place_is_named_as_it_was_read(
+    tiny_bundle: Bundle, tmp_path: Path, out: Path
+) -> None:
+    """Where another process has settled a case: here it may be another patient's."""
+    for number, site in enumerate(("a", "b")):
+        write_case(tmp_path / site / "ct.npz", number)
+    assert batch(tiny_bundle.folder, tmp_path / "a", out, "--no-preview").exit_code == 0
+    request = request_sha256(plan(tmp_path / "a", out=out, preview=False).cases[0].job, "x")
+    (here,) = all_entries(plan(tmp_path / "a", out=out, preview=False), {}, b"d", "x") or ()
+    assert (here.input, here.notes) == (str(tmp_path / "a" / "ct.npz"), ANY)
+    assert "input-elsewhere" not in {note.code for note in here.notes}
+    for cell in (b"d", b"k"):
+        (there,) = all_entries(plan(tmp_path / "b", out=out, preview=False), {}, cell, "x") or ()
+        assert there.input == str(tmp_path / "a" / "ct.npz")
+        assert "input-elsewhere" in {note.code for note in there.notes}
+    assert earlier_entry(plan(tmp_path / "a", out=out, preview=False).cases[0], request) is None
+
+
 def test_only_what_nobody_writes_is_cleared_away(scans: Path, out: Path) -> None:
     out.mkdir()
     held, free = (out / f".partial-1-0123abcd-case{number}.npz" for number in (0, 1))
-    for path in (held, free):
+    of_another_part, table = (out / f".partial-1-0123abcd-{name}" for name in ("case2.npz", "t"))
+    for path in (held, free, of_another_part, table):
         path.touch()
     cells = LocalCells(4)
     cells.hold(0)
-    remove_leftovers(plan(scans, out=out, preview=False), cells)
-    assert held.exists()
-    assert not free.exists()
+    found = plan(scans, out=out, preview=False)
+    remove_leftovers(found, cells, (0, 1), (out / "t",))
+    assert [path.exists() for path in (held, free, of_another_part, table)] == [1, 0, 1, 1]
+    remove_leftovers(found, cells, range(3), (out / "t",))
+    assert [path.exists() for path in (held, free, of_another_part, table)] == [1, 0, 0, 0]
 
 
 def test_a_new_batch_begins_with_new_cells(tmp_path: Path) -> None:
@@ -269,4 +317,8 @@ def test_batches_of_other_prompts_or_scans_of_the_same_names_are_told_apart(
         )
     ]
     assert len({identity_of(each, {}, "bundle") for each in plans}) == len(plans)
-    assert len({fingerprint(each.cases[0], "bundle") for each in plans}) == len(plans)
+    made_from = {
+        (request_sha256(each.cases[0].job, "bundle"), inputs_sha256(each.cases[0]))
+        for each in plans
+    }
+    assert len(made_from) == len(plans)

@@ -68,11 +68,11 @@ def test_a_part_leaves_the_tables_to_the_last(asked: Batch) -> None:
 
 
 def test_what_was_passed_over_is_told(asked: Batch, scans: Path) -> None:
-    (scans / "old.mgz").write_bytes(b"")
+    (scans / "old.mnc").write_bytes(b"")
     result = run_batch(replace(asked, select=("ECHO=2",)))
     assert len(result.warnings) == 2
     assert "--select" in result.warnings[0]
-    assert "old.mgz" in result.warnings[1]
+    assert "old.mnc" in result.warnings[1]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_what_cannot_be_used_is_refused_before_any_work(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, OutputError])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, OutputError])
 def test_how_far_it_came_is_told_where_it_ends_early(
     asked: Batch, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
 ) -> None:
@@ -101,5 +101,7 @@ def test_how_far_it_came_is_told_where_it_ends_early(
         raise OutputError("no room", code="disk-full") if kind is OutputError else kind
 
     monkeypatch.setattr(start, "run_cases", end)
-    with pytest.raises(kind, match="0 of 3 cases are finished; the same command continues"):
+    with pytest.raises(kind) as ended:
         run_batch(asked)
+    told = [str(ended.value), *getattr(ended.value, "__notes__", ())]
+    assert "0 of 3 cases are finished; the same command continues" in "".join(told)

@@ -91,3 +91,14 @@ def test_a_case_that_failed_now_is_not_also_listed_as_finished(
     (scans / "case1.npz").write_bytes(b"noise")
     assert one("case1.npz").exit_code == 1
     assert statuses(out) == {"case1": "failed", "case0": "kept"}
+
+
+def test_a_result_that_stayed_where_its_case_failed_is_listed_by_other_batches(
+    one: Callable[..., Result], out: Path
+) -> None:
+    assert one("case1.npz").exit_code == 0
+    assert one("case1.npz", words=("--instances",)).exit_code == 1
+    assert statuses(out) == {"case1": "failed"}
+    assert "previews/case1.png" not in (out / "index.html").read_text(encoding="utf-8")
+    assert one("case2.npz").exit_code == 0
+    assert statuses(out) == {"case2": "done", "case1": "kept"}
