@@ -1,5 +1,6 @@
 """What is asked of one case, from files to files, and the same once it is read."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -125,6 +126,16 @@ class Job:
     def deciding(self) -> dict[str, Any]:
         """Return what is asked for, by name: all but the places of files."""
         return {each.name: getattr(self, each.name) for each in fields(self) if not each.metadata}
+
+    def moved(self, place_of: Callable[[Path], Path]) -> "Job":
+        """Return the same job with other places of its files, also of that of its prompts."""
+        places = {each.name: getattr(self, each.name) for each in fields(self) if each.metadata}
+        named: dict[str, Any] = {
+            name: place_of(path) for name, path in places.items() if path is not None
+        }
+        file = self.source.file
+        source = self.source if file is None else replace(self.source, file=place_of(file))
+        return replace(self, source=source, **named)
 
     def _places(self, kind: str) -> dict[str, Path]:
         marked = [each for each in fields(self) if kind in each.metadata]

@@ -2,8 +2,9 @@
 
 import glob
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from os.path import realpath
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,7 @@ from medals_rt.io.dicom.web_address import is_web_address
 from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
 from medals_rt.pipeline.batch.jobs_file import JobRow, check_prompts, read_jobs, source_of
 from medals_rt.pipeline.batch.paths import CasePaths, read_written
-from medals_rt.pipeline.batch.remote_files import LOCAL, content_sha256
+from medals_rt.pipeline.batch.remote_files import LOCAL, RemoteFiles, url_of
 from medals_rt.pipeline.job_outputs import ending_of, own_ending
 from medals_rt.pipeline.options import PromptSource
 from medals_rt.prompts.prompt_set import PromptReading
@@ -98,6 +99,37 @@ class _PassedOver:
         )
 
 
+class _Written:
+    """The files that batches wrote, by real path with what each was when it was written.
+
+    Parameters
+    ----------
+    remote
+        Which files lie behind URLs.
+    """
+
+    def __init__(self, remote: RemoteFiles) -> None:
+        self.digests: dict[Path, str] = {}
+        self._remote = remote
+
+    def add(self, results: Path, reports: Path) -> None:
+        """Add what the records in a folder of reports speak of."""
+        folder = reports / STATE_FOLDER
+        for file in folder.rglob("*.json"):
+            record = read_written(LOCAL.read(file))
+            if record is None:
+                continue
+            name = file.relative_to(folder).as_posix().removesuffix(".json")
+            paths = CasePaths(name, results, reports, record.ending)
+            for path, digest in paths.all_of(record):
+                self.digests[Path(realpath(path))] = digest
+
+    def __contains__(self, path: Path) -> bool:
+        """Whether a file is as a batch wrote it: a scan that took its place is none."""
+        digest = self.digests.get(Path(realpath(path))) if self.digests else None
+        return digest is not None and digest == self._remote.identity(path)
+
+
 def first_of(names: Iterable[str]) -> str:
     """Name the first few, and count the others."""
     listed = list(names)
@@ -114,10 +146,12 @@ class _Given:
     matched: bool = False
 
 
-def searched(inputs: Sequence[Path], results: Path, reports: Path) -> Search:
+def searched(
+    inputs: Sequence[Path], results: Path, reports: Path, remote: RemoteFiles = LOCAL
+) -> Search:
     """Go through what is given to a batch; see `plan.plan_batch`."""
     own = {Path(realpath(results)), Path(realpath(reports))}
-    everything = list(_given(inputs))
+    everything = list(_given(inputs, remote))
     one = len(inputs) == len(everything) == 1 and everything[0].path == inputs[0]
     given: list[_Given] = []
     earlier: list[Path] = []
@@ -131,9 +165,11 @@ def searched(inputs: Sequence[Path], results: Path, reports: Path) -> Search:
             given.append(each)
         else:
             earlier.append(each.path)
-    written = _written(results, reports) if _touch(given, own) else {}
+    written = _Written(remote)
+    if _touch(given, own):
+        written.add(results, reports)
     if one and (inputs[0] / STATE_FOLDER).is_dir():
-        written |= _written(inputs[0], inputs[0])
+        written.add(inputs[0], inputs[0])
     passed = _PassedOver(earlier=earlier)
     # a scan that is named twice is one case; names that differ ask for two
     found = {
@@ -143,7 +179,7 @@ def searched(inputs: Sequence[Path], results: Path, reports: Path) -> Search:
     cases = [  # beside a scan of its name, a result that somebody changed is no scan either
         case
         for (place, name), case in found.items()
-        if names[name] == 1 or Path(place) not in written
+        if names[name] == 1 or Path(place) not in written.digests
     ]
     return Search(tuple(cases), passed.lines())
 
@@ -155,19 +191,28 @@ def _touch(given: Iterable[_Given], own: set[Path]) -> bool:
 
 
 def _given(
-    inputs: Iterable[Path], *, lists: tuple[str, ...] = (), matched: bool = False
+    inputs: Iterable[Path],
+    remote: RemoteFiles,
+    *,
+    lists: tuple[str, ...] = (),
+    matched: bool = False,
 ) -> Iterator[_Given]:
     """Go through what the command line names, what `lists` name, and what patterns match."""
     for given in inputs:
         if is_web_address(given) or given.is_dir():
             yield _Given(given, matched)
         elif given.suffix.lower() == _LIST and given.is_file():
+            if remote.url(given) is not None:
+                raise InputError(
+                    f"{given}: lists aren't taken from URLs; fetch it first, or name a folder",
+                    code="url-not-taken",
+                )
             if realpath(given) in lists:
                 raise InputError(
                     f"the list {given} names itself, or a list that names it; take that line out",
                     code="list-in-itself",
                 )
-            yield from _given(_lines(given), lists=(*lists, realpath(given)))
+            yield from _given(_lines(given), remote, lists=(*lists, realpath(given)))
         elif given.exists():
             yield _Given(given, matched)
         elif glob.has_magic(str(given)):
@@ -176,7 +221,7 @@ def _given(
                 raise MissingFileError(
                     f"nothing matches {given}; check the pattern", code="nothing-matches"
                 )
-            yield from _given(map(Path, matches), lists=lists, matched=True)
+            yield from _given(map(Path, matches), remote, lists=lists, matched=True)
         else:
             raise MissingFileError(f"there is no {given}; check the path")
 
@@ -184,15 +229,17 @@ def _given(
 def _lines(file: Path) -> list[Path]:
     """Read a list of inputs: one a line, from the list's folder; # begins a comment."""
     lines = map(str.strip, file.read_text(encoding="utf-8-sig").splitlines())
-    return [
-        Path(line) if is_web_address(line) else file.parent / line
-        for line in lines
-        if line and not line.startswith("#")
-    ]
+    named = [line for line in lines if line and not line.startswith("#")]
+    if urls := [line for line in named if url_of(Path(line)) is not None]:
+        raise InputError(
+            f"{file} lists {urls[0]}: URLs aren't taken from lists; name it in the command",
+            code="url-not-taken",
+        )
+    return [Path(line) if is_web_address(line) else file.parent / line for line in named]
 
 
 def _from_given(
-    given: Iterable[_Given], skip: set[Path], written: Mapping[Path, str], passed: _PassedOver
+    given: Iterable[_Given], skip: set[Path], written: _Written, passed: _PassedOver
 ) -> Iterator[Found]:
     """Find the cases of what is given."""
     for each in given:
@@ -202,38 +249,17 @@ def _from_given(
                 yield Found(Path(str(address)), f"{study}/{series}")
         elif each.path.is_dir():
             yield from _from_folder(each.path, skip, written, passed)
-        elif not (each.matched and _is_written(each.path, written)):
+        elif not (each.matched and each.path in written):
             yield Found(each.path, case_stem(each.path))
 
 
-def _written(results: Path, reports: Path) -> dict[Path, str]:
-    """Return the real paths of the files that a batch wrote, with the SHA-256 of each."""
-    written: dict[Path, str] = {}
-    folder = reports / STATE_FOLDER
-    for file in folder.rglob("*.json"):
-        record = read_written(LOCAL.read(file))
-        if record is None:
-            continue
-        name = file.relative_to(folder).as_posix().removesuffix(".json")
-        paths = CasePaths(name, results, reports, record.ending)
-        for path, digest in paths.all_of(record):
-            written[Path(realpath(path))] = digest
-    return written
-
-
-def _is_written(path: Path, written: Mapping[Path, str]) -> bool:
-    """Whether a file is a result as a batch wrote it: a scan that took its place is none."""
-    digest = written.get(Path(realpath(path))) if written else None
-    return digest is not None and digest == content_sha256(path)
-
-
 def _from_folder(
-    top: Path, skip: set[Path], written: Mapping[Path, str], passed: _PassedOver
+    top: Path, skip: set[Path], written: _Written, passed: _PassedOver
 ) -> Iterator[Found]:
     """Find the cases of a folder and all below it; a folder that holds DICOM files is one case."""
     for folder, folders, visible in _visible(top, skip, passed):
         below = folder.relative_to(top)
-        files = [name for name in visible if not _is_written(folder / name, written)]
+        files = [name for name in visible if folder / name not in written]
         passed.unread += [folder / name for name in files if name.lower().endswith(_UNREAD_IMAGES)]
         named = [name for name in files if name.lower().endswith((*ENDINGS, _ARCHIVE))]
         others = (folder / name for name in files if name not in named)
@@ -262,7 +288,11 @@ def _visible(
 
 
 def from_jobs(
-    file: Path, inputs: Sequence[Path], source: PromptSource, reading: PromptReading
+    file: Path,
+    inputs: Sequence[Path],
+    source: PromptSource,
+    reading: PromptReading,
+    remote: RemoteFiles = LOCAL,
 ) -> Iterator[Found]:
     """Go through a jobs file."""
     if len(inputs) != 1 or not inputs[0].is_dir():
@@ -271,9 +301,13 @@ def from_jobs(
             code="jobs-folder-missing",
         )
     (folder,) = inputs
+    fetched = cache(remote.fetch)
     for number, row in enumerate(read_jobs(file), start=1):
         place = f"{file.name}, job {number}"
-        check_prompts(row, source_of(row, folder, source), reading, place)
+        of_row = source_of(row, folder, source)
+        if of_row.file is not None:
+            fetched(of_row.file)
+        check_prompts(row, of_row, reading, place)
         path = folder / row.input
         name = row.output or case_stem(path)
         endings = [each for each in OUTPUT_ENDINGS if name.lower().endswith(each)]

@@ -143,6 +143,20 @@ class BatchCase:
         """Where the batch notes that the case is finished."""
         return self.paths.record
 
+    def in_folder(self, folder: Path) -> "BatchCase":
+        """Return the same case with its copies of what lies behind URLs in another folder."""
+
+        def moved(path: Path) -> Path:
+            return self.remote.moved(path, folder)
+
+        paths = self.paths
+        return replace(
+            self,
+            job=self.job.moved(moved),
+            paths=replace(paths, results=moved(paths.results), reports=moved(paths.reports)),
+            remote=RemoteFiles(folder),
+        )
+
     def files(self, roles_of_classes: Iterable[str] = ()) -> dict[str, Path]:
         """Return the files that the case gets, by role.
 
@@ -192,10 +206,10 @@ def plan_batch(batch: Batch, remote: RemoteFiles = LOCAL) -> BatchPlan:
     common_ending = ending_of(batch.format)
     reports = batch.reports or batch.outputs
     if batch.jobs is not None:
-        found = from_jobs(batch.jobs, batch.inputs, batch.source, batch.options.reading)
+        found = from_jobs(batch.jobs, batch.inputs, batch.source, batch.options.reading, remote)
         search = Search(tuple(found))
     else:
-        search = searched(batch.inputs, batch.outputs, reports)
+        search = searched(batch.inputs, batch.outputs, reports, remote)
     if not search.cases:
         others = "".join(f" ({line})" for line in search.passed_over)
         raise InputError(
@@ -215,7 +229,8 @@ def plan_batch(batch: Batch, remote: RemoteFiles = LOCAL) -> BatchPlan:
     _refuse_overwriting(cases)
     for case in cases:
         check_labels_are_dicom(case.job, remedy="say --format dcm")
-    return BatchPlan(cases, batch.outputs, reports, search.passed_over, remote)
+    passed_over = tuple(map(remote.told, search.passed_over))
+    return BatchPlan(cases, batch.outputs, reports, passed_over, remote)
 
 
 def one_name(name: str) -> str:
@@ -309,8 +324,10 @@ def _refuse_clashes(cases: Sequence[BatchCase]) -> None:
         )
     folders = _folders_of_classes(cases)
     written: dict[str, BatchCase] = {}
+    within: dict[str, BatchCase] = {}
     for case in cases:
         for path in case.job.output_files().values():
+            within.setdefault(one_name(str(path.parent)), case)
             if folders.get(one_name(str(path.parent)), case) is not case:
                 raise InputError(
                     f"{path} would lie among the classes of another case; name one of them in a "
@@ -320,6 +337,17 @@ def _refuse_clashes(cases: Sequence[BatchCase]) -> None:
             if written.setdefault(one_name(str(path)), case) is not case:
                 raise InputError(
                     f"{path} would be written of two cases; name one of them in a jobs file, or "
+                    "run them into two folders",
+                    code="results-alike",
+                )
+        written[one_name(str(case.record))] = case
+        within.setdefault(one_name(str(case.record.parent)), case)
+    for folder, case in within.items():
+        for above in (folder, *map(str, Path(folder).parents)):
+            if above in written:
+                raise InputError(
+                    f"{case.job.input} would have results in a folder {Path(above).name}, which is "
+                    f"a file of {written[above].job.input}; name one of them in a jobs file, or "
                     "run them into two folders",
                     code="results-alike",
                 )

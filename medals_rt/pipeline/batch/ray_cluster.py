@@ -7,11 +7,13 @@ place. Inputs and outputs are on a disk that all machines see under the same pat
 Needs ray (the extra `ray`).
 """
 
+import math
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -29,6 +31,10 @@ LOCAL: Final = "local"
 """Instead of an address: a cluster of this machine alone, for as long as the batch runs."""
 _KNOCK_S: Final = 5.0
 _LOOK_AFTER_S: Final = 0.1
+_ROOM_S: Final = 600.0
+"""What a cluster may take to make room for the first worker, as when it starts machines for it."""
+_BEGAN: Final = "began"
+"""What an actor tells first: it has its place, and its process runs."""
 
 
 def run_on_ray(
@@ -50,7 +56,7 @@ def run_on_ray(
     address
         Of the cluster, ``"auto"``, or `LOCAL`.
     workers
-        How many actors; None: one a GPU of the cluster, or one where there is none.
+        How many actors; None: one a GPU of the cluster, or one a machine where there is none.
     cells
         What the driver says of the cases afterwards.
 
@@ -59,7 +65,8 @@ def run_on_ray(
     MissingDependencyError
         Ray isn't installed.
     RunnerError
-        There is no cluster, or workers end and take no case.
+        There is no cluster, it has no room for a worker, what holds the list of cases is lost, or
+        workers end and take no case.
     MedalsError
         As `run_cases`.
     """
@@ -73,9 +80,16 @@ def run_on_ray(
         served = _ServedCells(ray, crew.server)
         try:
             return supervise(crew, len(crew.orders), listener, cases, served, own)
+        except ray.exceptions.RayError as error:
+            raise RunnerError(
+                f"the cluster has lost the list of cases ({_first_line(error)}); the same command "
+                "continues",
+                code="ray-lost",
+            ) from error
         finally:
-            for index, value in enumerate(served.read(0, len(cases))):
-                cells.write(index, value)
+            with suppress(ray.exceptions.RayError):  # then nobody knows, and the next run looks
+                for index, value in enumerate(served.read(0, len(cases))):
+                    cells.write(index, value)
     finally:
         ray.shutdown()
 
@@ -84,7 +98,8 @@ def _connect(ray: Any, address: str) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     try:
         if address == LOCAL:
-            ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+            alone: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            ray.init(address="local", **alone, **quiet)  # named: else one that runs is joined
         else:
             _knock(address)
             ray.init(address=address, **quiet)
@@ -187,6 +202,7 @@ class _Actor:
 
         teller = _ActorTeller(ray, task)
         try:
+            teller.tell(_BEGAN)
             run_cases(
                 ray.get(task.cases[0]),
                 task.options,
@@ -232,10 +248,11 @@ class _Actors:
         workers: int | None,
         own: Sequence[int],
     ) -> None:
-        resources = ray.cluster_resources()
-        gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-        count = max(1, min(workers or gpus or 1, len(own)))
-        share = max(1, cores // count)
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = sum(int(each.get("GPU", 0)) for each in machines)
+        cores = [int(each.get("CPU", 0)) for each in machines]
+        count = max(1, min(workers or gpus or sum(map(bool, cores)), len(own)))
+        share = share_of_cores(cores, count)
         on_gpu = gpus >= count
         self.orders = rotated(own, count)
         self.server = ray.remote(num_cpus=0)(_Server).remote(len(cases))
@@ -248,21 +265,26 @@ class _Actors:
             max_restarts=0,  # another is started here, with the reason kept
             scheduling_strategy="SPREAD",
         )(_Actor)
+        self._asked = f"{gpus if on_gpu else sum(cores)} {'GPUs' if on_gpu else 'cores'}"
         self._actors: dict[int, Any] = {}
         self._ends: dict[int, Any] = {}
+        self._waiting: set[int] = set()
+        self._room_until = time.monotonic() + _ROOM_S
 
     def start(self, number: int) -> None:
         """Start an actor."""
         task = _RayTask(number, [self._cases], self._options, self.orders[number], self.server)
         self._actors[number] = self._actor.remote()
         self._ends[number] = self._actors[number].work.remote(task)
+        self._waiting.add(number)
 
     def heard(self, timeout_s: float) -> Iterator[tuple[int, Event]]:
         """Wait for events; the last of an actor is that it is over."""
         until = time.monotonic() + timeout_s
         while True:
             over = self._over()
-            told = self._ray.get(self.server.told.remote())  # after that: it has all that was said
+            told = self._told()  # after that: it has all that was said
+            self._check_room()
             if told or over or time.monotonic() > until:
                 yield from told
                 yield from over
@@ -270,12 +292,42 @@ class _Actors:
 
     def stop(self) -> Iterator[tuple[int, Event]]:
         """Let actors write what they have begun to write, and end them."""
-        self._ray.get(self.server.stop.remote())
-        until = time.monotonic() + GRACE_S
-        while self._ends and time.monotonic() < until:
-            over = self._over()
-            yield from self._ray.get(self.server.told.remote())
-            yield from over
+        try:
+            self._ray.get(self.server.stop.remote())
+            self._waiting &= self._ends.keys()
+            for number in self._waiting:
+                self._ray.kill(self._actors[number])
+            until = time.monotonic() + GRACE_S
+            while self._ends and time.monotonic() < until:
+                over = self._over()
+                yield from self._told()
+                yield from over
+        except self._ray.exceptions.RayError:  # whatever ends the batch is raised, or has been
+            return
+
+    def _told(self) -> list[tuple[int, Event]]:
+        """Return what actors have told, but that they began."""
+        told = self._ray.get(self.server.told.remote())
+        for number, event in told:
+            if event[0] == _BEGAN:
+                self._waiting.discard(number)
+                self._room_until = math.inf
+        return [each for each in told if each[1][0] != _BEGAN]
+
+    def _check_room(self) -> None:
+        """Give up where no actor has found its place for long.
+
+        Raises
+        ------
+        RunnerError
+        """
+        if time.monotonic() > self._room_until:
+            raise RunnerError(
+                f"no worker was started for {_ROOM_S:.0f} s: the {self._asked} of the cluster are "
+                "in use by others; wait until they are free, or use --processes to ask for fewer "
+                "workers (`ray status` shows who asks for what)",
+                code="ray-no-room",
+            )
 
     def _over(self) -> list[tuple[int, Event]]:
         """Return which actors have ended, and how."""
@@ -295,6 +347,20 @@ class _Actors:
                 self._ray.get(self.server.drop.remote(number))
             found.append((number, ("over", how)))
         return found
+
+
+def share_of_cores(cores: Sequence[int], count: int) -> int:
+    """Return how many cores each of some workers may have, so that all find a place.
+
+    Parameters
+    ----------
+    cores
+        Of each machine; a worker is on one of them.
+    count
+        How many workers. Where there are fewer cores, some wait for the end of others.
+    """
+    shares = range(max(cores, default=1), 1, -1)
+    return next((each for each in shares if sum(own // each for own in cores) >= count), 1)
 
 
 def _first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ somebody's.
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ import msgspec
 
 from medals_rt.common.atomic_io import atomic_output, outputs_told, write_json
 from medals_rt.common.distribution import VERSION
-from medals_rt.common.errors import InputError, PromptError
+from medals_rt.common.errors import InputError, MissingFileError, OutputError, PromptError
 from medals_rt.common.folders import STATE_FOLDER
 from medals_rt.common.notes import Note, warning
 from medals_rt.pipeline.batch.find import first_of
@@ -48,6 +48,9 @@ RESULT_CHANGED: Final = "result-changed"
 """Code of the warning that somebody changed a finished case's files."""
 RESULT_NOT_OURS: Final = "result-not-ours"
 """Code of the error that says that a result would take the place of somebody's file."""
+
+RESULT_STAYS: Final = "result-stays"
+"""Code of the warning that what is no result any more, or may be none, can't be removed."""
 
 Status = Literal["done", "kept", "failed", "skipped"]
 
@@ -269,7 +272,7 @@ class Earlier:
     @property
     def finished(self) -> Record | None:
         """The record of a case that is finished, if no newer files of it are half written."""
-        return self.last if self._mark is None else None
+        return None if self._mark else self.last
 
     def own_files(self, but: Collection[Path] = ()) -> dict[Path, str]:
         """Return the files that are now as a batch wrote them, with the SHA-256 of each.
@@ -413,7 +416,7 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
             report=paths.files()["report"],
             preview=paths.files()["preview"] if "preview" in record.files else None,
         )
-        case = BatchCase(job, paths)
+        case = BatchCase(job, paths, remote=plan.remote)
         kept = _kept(case, record)
         if kept is not None:
             found.append((case, kept))
@@ -468,9 +471,8 @@ def remember(
         known = digests.get(role) if case.remote.url(path) is None else None
         case.remote.put(path)
         files[role] = known or case.remote.identity(path) or ""
-        case.remote.drop(path)
     _write(case, Record(RECORD_FORMAT, made_from, files, entry, case.paths.ending, left))
-    case.remote.remove(case.paths.mark)
+    case.remote.remove_mark(case.paths.mark)
 
 
 def remember_failure(
@@ -485,6 +487,8 @@ def remember_failure(
 
     An earlier result stays, as far as nobody knows that the inputs were changed since. Else it is
     removed where it is as it was written: a result of another content must not pass for its own.
+    The entry is returned with notes of what can't be removed. Where a store doesn't say what is
+    noted of the case, nothing is changed.
 
     Parameters
     ----------
@@ -505,19 +509,22 @@ def remember_failure(
     OutputError
         The record can't be written.
     """
-    last = earlier.last
+    try:
+        last, written = earlier.last, earlier.written
+        own = {} if keeps_files else earlier.own_files()
+        half_written = set() if keeps_files else {*earlier.half_written()}
+    except MissingFileError as error:
+        return replace(entry, notes=(*entry.notes, warning(RESULT_STAYS, shown(error))))
     inputs = None if last is None else last.made_from.inputs
     stays = keeps_files or None in {inputs, made_from.inputs} or inputs == made_from.inputs
-    written = earlier.written if stays else None
-    if not keeps_files:
-        own = earlier.own_files()
-        half_written = {*earlier.half_written(), case.paths.mark}
-        for path in half_written - own.keys() if stays else half_written | own.keys():
-            case.remote.remove(path)
-        if written is not None and replace(case.paths, ending=written.ending).labels in own:
-            entry = replace(entry, error=f"{entry.error}; the result of an earlier run stays")
+    gone = half_written - own.keys() if stays else half_written | own.keys()
+    entry = replace(entry, notes=(*entry.notes, *_removed(case, sorted(gone))))
+    if not keeps_files and not entry.notes:  # of what stays the mark says what it is
+        case.remote.remove_mark(case.paths.mark)
+    if stays and written and replace(case.paths, ending=written.ending).labels in own:
+        entry = replace(entry, error=f"{entry.error}; the result of an earlier run stays")
     record = Record(RECORD_FORMAT, made_from, {}, entry, "")
-    if written is not None:
+    if written is not None and (stays or entry.notes):
         record = replace(
             record, files=written.files, ending=written.ending, left=written.left, before=last
         )
@@ -564,11 +571,15 @@ def writing_noted(
 
 def settled_entry(case: BatchCase, status: str) -> Entry:
     """Return what the record of a case says of it that another process has settled like this."""
-    earlier = Earlier(case)
-    if status == "kept":
-        found = None if earlier.finished is None else _kept(case, earlier.finished)
-    else:
-        found = None if earlier.record is None else earlier.record.entry
+    earlier, found = Earlier(case), None
+    reason = "its record or its files are gone; run the batch again"
+    try:
+        if status == "kept":
+            found = None if earlier.finished is None else _kept(case, earlier.finished)
+        elif earlier.record is not None and earlier.record.entry.status == status:
+            found = earlier.record.entry
+    except MissingFileError as error:
+        reason = str(error)
     if found is not None:
         return _read_elsewhere(case, found)
     return Entry(
@@ -576,7 +587,7 @@ def settled_entry(case: BatchCase, status: str) -> Entry:
         input=_input_shown(case),
         output=shown(case.remote.shown(case.job.output)),
         status="failed",
-        error="its record or its files are gone; run the batch again",
+        error=shown(reason),
     )
 
 
@@ -623,28 +634,47 @@ def note_end(case: BatchCase, reason: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(path) as temporary:
         temporary.write_text(shown(reason), encoding="utf-8")
-    case.remote.put(path)
+    with suppress(OutputError):  # the case can do without
+        case.remote.put(path)
 
 
 def noted_end(case: BatchCase) -> str | None:
     """Return how the last process ended that had a case in hand; None where nobody saw it."""
-    words = case.remote.read(_end_path(case)) or b""
-    return shown(words.decode(errors="replace")) or None
+    words = None
+    with suppress(MissingFileError):  # that the case is given up can be said without
+        words = case.remote.read(_end_path(case))
+    return shown((words or b"").decode(errors="replace")) or None
 
 
 def forget_end(case: BatchCase) -> None:
     """Remove the note, once the case is settled."""
-    case.remote.remove(_end_path(case))
+    with suppress(OSError):  # an old one does no harm
+        case.remote.remove_mark(_end_path(case))
 
 
 def _end_path(case: BatchCase) -> Path:
     return case.record.with_name(f"{case.record.name}.end")
 
 
-def remove_files(case: BatchCase, roles: Collection[str] = ()) -> None:
-    """Remove what was already written of a case that failed while it was written."""
-    for path in (*case.files(roles).values(), case.paths.mark):
-        case.remote.remove(path)
+def remove_files(case: BatchCase, roles: Collection[str] = ()) -> tuple[Note, ...]:
+    """Remove what was already written of a case that failed while it was written; note what stays.
+
+    Of that the mark still says that it was being written.
+    """
+    stay = _removed(case, case.files(roles).values())
+    return stay or _removed(case, (case.paths.mark,))
+
+
+def _removed(case: BatchCase, paths: Iterable[Path]) -> tuple[Note, ...]:
+    """Remove files; note which can't be."""
+    notes = []
+    for path in paths:
+        try:
+            case.remote.remove(path)
+        except OSError as error:
+            text = f"{case.paths.below(path)} is no result of this run, and stays: {error}"
+            notes.append(warning(RESULT_STAYS, shown(text)))
+    return tuple(notes)
 
 
 def remove_empty_folders(plan: BatchPlan, entries: Iterable[Entry]) -> None:

@@ -9,10 +9,20 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
+from shutil import rmtree
 from typing import Protocol
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
-from medals_rt.common.errors import DeviceLostError, InputError, MedalsError, OutputError
+from medals_rt.common.errors import (
+    CaseError,
+    DeviceLostError,
+    InputError,
+    MedalsError,
+    OutputError,
+)
+from medals_rt.common.notes import Note
+from medals_rt.common.private_folder import private_folder
 from medals_rt.pipeline.batch.claims import MOST_ENDED, Cells, Claim, Claims, LocalCells, is_suspect
 from medals_rt.pipeline.batch.inputs import inputs_sha256
 from medals_rt.pipeline.batch.plan import BatchCase
@@ -138,6 +148,8 @@ def run_cases(
     # Each pool has one thread. On the way out, also by Ctrl-C, both finish what they have begun and
     # begin nothing new: the case that is being written is not lost. What was only read goes back.
     with ExitStack() as stack:
+        if any(case.remote.folder is not None for case in cases):
+            work.folder = stack.enter_context(private_folder())
         stack.callback(work.claims.release)
         reader, writer = (_one_thread(stack, name) for name in ("reader", "writer"))
         stack.callback(work.claims.stop)
@@ -168,7 +180,8 @@ def run_cases(
 class _Work:
     """The steps of a batch in one process, each for one case, and the entries of those that ended.
 
-    `prepare` runs in the thread that reads, `write` in the one that writes.
+    `prepare` runs in the thread that reads, `write` in the one that writes. Copies of what lies
+    behind URLs are in `folder`, those of a case in one of its own: several may have the same input.
     """
 
     def __init__(
@@ -188,6 +201,7 @@ class _Work:
             listener.elsewhere,
         )
         self.entries: dict[int, Entry] = {}
+        self.folder: Path | None = None
 
     def prepare(self) -> tuple[Claim, _Ready | Entry] | None:
         """Take and read a case; None: none is left."""
@@ -195,6 +209,8 @@ class _Work:
         if claim is None:
             return None
         case = self.cases[claim.index]
+        if self.folder is not None:
+            case = case.in_folder(self.folder / str(claim.index))
         self.listener.taken(claim.index)
         prepared = _given_up if claim.given_up else _prepared
         return claim, prepared(case, self.bundle_hash)
@@ -219,11 +235,10 @@ class _Work:
     def end(self, claim: Claim, entry: Entry) -> None:
         """Let a case go, with what became of it."""
         self.entries[claim.index] = entry
-        case = self.cases[claim.index]
-        for path in case.job.input_files().values():
-            case.remote.drop(path)
+        if self.folder is not None:
+            rmtree(self.folder / str(claim.index), ignore_errors=True)
         if is_suspect(claim.before):
-            forget_end(case)
+            forget_end(self.cases[claim.index])
         self.claims.settle(claim, entry)
         self.listener.ended(claim.index, entry)
 
@@ -238,19 +253,45 @@ def _prepared(case: BatchCase, bundle_hash: str) -> _Ready | Entry:
     """Read a case, unless it is finished or can't be read."""
     earlier, made_from = Earlier(case), MadeFrom()
     try:
+        _fetch_what_names(case)
         made_from = MadeFrom(request_sha256(case.job, bundle_hash))
         check_outputs(case.job)
         made_from = replace(made_from, inputs=inputs_sha256(case))
         kept = kept_entry(case, made_from, earlier)
-        return kept or _Ready(case, _read(case, made_from, earlier), made_from, earlier)
+        if kept is not None:
+            return kept
+        _fetch(case, made_from)
+        return _Ready(case, _read(case, made_from, earlier), made_from, earlier)
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
         return _failed(case, made_from, error, earlier)
 
 
-def _read(case: BatchCase, made_from: MadeFrom, earlier: Earlier) -> ReadJob:
-    """Read a case from where it lies."""
+def _fetch_what_names(case: BatchCase) -> None:
+    """Fetch what must be there before it is known what a case is made from."""
+    if case.job.source.file is not None:
+        case.remote.fetch(case.job.source.file)
     for path in case.job.input_files().values():
-        case.remote.fetch(path)
+        case.remote.fetch_header(path)
+
+
+def _fetch(case: BatchCase, made_from: MadeFrom) -> None:
+    """Fetch a case from where it lies.
+
+    Raises
+    ------
+    CaseError
+        It is another one now (``input-changed``): what was fetched may be a part of each.
+    """
+    fetched = [case.remote.fetch(path) for path in case.job.input_files().values()]
+    if any(fetched) and inputs_sha256(case) != made_from.inputs:
+        raise CaseError(
+            f"{case.remote.shown(case.job.input)} changed while it was read; run again",
+            code="input-changed",
+        )
+
+
+def _read(case: BatchCase, made_from: MadeFrom, earlier: Earlier) -> ReadJob:
+    """Read a case, and check what its files would replace."""
     read = read_job(case.job)
     told = check_earlier_files(case, read.prompts, made_from, earlier)
     return replace(read, case=replace(read.case, notes=(*read.case.notes, *told)))
@@ -268,8 +309,8 @@ def _written(ready: _Ready, result: Result) -> Entry:
     except OutputError:  # the next case would have no room either
         raise
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
-        remove_files(case, roles)
-        return _failed(case, ready.made_from, error, ready.earlier)
+        stays = remove_files(case, roles)
+        return _failed(case, ready.made_from, error, ready.earlier, stays)
     return entry
 
 
@@ -290,7 +331,9 @@ def _entry(ready: _Ready, result: Result) -> Entry:
         within_asked=report.within_asked,
         incomplete=report.incomplete,
         notes=tuple(
-            replace(note, text=shown(note.text)) for note in report.notes if note.code != NOTICE
+            replace(note, text=shown(ready.case.remote.told(note.text)))
+            for note in report.notes
+            if note.code != NOTICE
         ),
         classes=measure(ready.read, result),
         lesions=measure_lesions(ready.read, result),
@@ -305,13 +348,20 @@ def _given_up(case: BatchCase, bundle_hash: str) -> Entry:
     """Make the entry of a case that ended every process that tried it."""
     made_from = MadeFrom()
     with suppress(InputError):
+        _fetch_what_names(case)
         made_from = MadeFrom(request_sha256(case.job, bundle_hash))
     reason = f"given up: {MOST_ENDED} processes that had no other case in hand ended in it"
     last = noted_end(case)
     return _unusable(case, made_from, f"{reason}; the last: {last}" if last else reason)
 
 
-def _failed(case: BatchCase, made_from: MadeFrom, error: Exception, earlier: Earlier) -> Entry:
+def _failed(
+    case: BatchCase,
+    made_from: MadeFrom,
+    error: Exception,
+    earlier: Earlier,
+    notes: tuple[Note, ...] = (),
+) -> Entry:
     """Make the entry of a case that failed, with the reason in one line."""
     reason = str(error) if isinstance(error, MedalsError) else f"{type(error).__name__}: {error}"
     if isinstance(error, OSError) and error.strerror and not isinstance(error, MedalsError):
@@ -319,9 +369,15 @@ def _failed(case: BatchCase, made_from: MadeFrom, error: Exception, earlier: Ear
     if isinstance(error, MemoryError):
         reason = f"out of memory ({error}); `medals-rt plan` estimates the need"
     code = getattr(error, "code", None)
-    keeps_files = code == RESULT_NOT_OURS
-    skipped = code == NO_IMAGES
-    return _unusable(case, made_from, reason, earlier, skipped=skipped, keeps_files=keeps_files)
+    return _unusable(
+        case,
+        made_from,
+        reason,
+        earlier,
+        notes,
+        skipped=code == NO_IMAGES,
+        keeps_files=code == RESULT_NOT_OURS,
+    )
 
 
 def _unusable(
@@ -329,6 +385,7 @@ def _unusable(
     made_from: MadeFrom,
     reason: str,
     earlier: Earlier | None = None,
+    notes: tuple[Note, ...] = (),
     *,
     skipped: bool = False,
     keeps_files: bool = False,
@@ -338,7 +395,8 @@ def _unusable(
         input=shown(case.remote.shown(case.job.input)),
         output=shown(case.remote.shown(case.job.output)),
         status="skipped" if skipped else "failed",
-        error=shown(reason),
+        error=shown(case.remote.told(reason)),
+        notes=notes,
     )
     left = earlier or Earlier(case)
     return remember_failure(case, made_from, entry, left, keeps_files=keeps_files)

@@ -7,7 +7,8 @@ from typing import Final
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.atomic_io import prepare_output
-from medals_rt.common.errors import InputError, OutputError
+from medals_rt.common.errors import InputError, MedalsError, OutputError
+from medals_rt.common.folders import STATE_FOLDER
 from medals_rt.common.gpu import visible_gpus
 from medals_rt.common.optional_deps import require
 from medals_rt.common.progress import Progress
@@ -16,9 +17,14 @@ from medals_rt.pipeline.batch.parts import parse_part
 from medals_rt.pipeline.batch.plan import Batch, BatchPlan, plan_batch
 from medals_rt.pipeline.batch.ray_cluster import run_on_ray
 from medals_rt.pipeline.batch.records import Entry
-from medals_rt.pipeline.batch.remote_files import local_places
+from medals_rt.pipeline.batch.remote_files import local_places, url_of
 from medals_rt.pipeline.batch.run import Listener, Silent, run_cases
-from medals_rt.pipeline.batch.shared_cells import claims_file, identity_of, share_folders
+from medals_rt.pipeline.batch.shared_cells import (
+    CLAIMS_FILE,
+    claims_file,
+    identity_of,
+    share_folders,
+)
 from medals_rt.pipeline.batch.summary import summary_files, write_tables
 from medals_rt.pipeline.batch.workers import (
     Place,
@@ -140,6 +146,8 @@ class PreparedBatch:
             on_ray=batch.ray is not None,
         )
         with share_folders(plan, identity, tables, self.own) as cells:
+            for folder in {plan.results, plan.reports}:  # as `share_folders` does on a disk
+                plan.remote.put_empty(folder / STATE_FOLDER / CLAIMS_FILE)
             for file in tables:
                 prepare_output(file)
             with _standing_told(cells, count):
@@ -210,7 +218,10 @@ def prepared_batch(batch: Batch, progress: Progress | None = None) -> Iterator[P
     places = _places(batch)
     with local_places(batch.inputs, batch.outputs, batch.reports) as (remote, inputs, out, reports):
         here = replace(batch, inputs=tuple(inputs), outputs=out, reports=reports)
-        plan = plan_batch(here, remote)
+        try:
+            plan = plan_batch(here, remote)
+        except MedalsError as error:
+            raise type(error)(remote.told(str(error)), code=error.code) from error
         bundle = Bundle.open(resolve_bundle(batch.options.bundle, progress), verify=False)
         own: Sequence[int] = range(len(plan.cases))
         if batch.part is not None:
@@ -221,6 +232,12 @@ def prepared_batch(batch: Batch, progress: Progress | None = None) -> Iterator[P
 def _check(batch: Batch) -> None:
     """Refuse what can't be used before any folder is looked at."""
     source = batch.source
+    for option, file in (("--jobs", batch.jobs), ("--prompts", source.file)):
+        if file is not None and url_of(file) is not None:
+            raise InputError(
+                f"{option} {url_of(file)}: URLs are for inputs, results, reports; fetch the file",
+                code="url-not-taken",
+            )
     if batch.preview:
         require("--preview", "Matplotlib", "Jinja2")
     if source.file is not None and source.sentences:

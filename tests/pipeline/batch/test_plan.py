@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from medals_rt.common.errors import InputError
+from medals_rt.pipeline.batch import Batch, plan_batch
+from medals_rt.pipeline.batch.remote_files import RemoteFiles
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest
 from tests.errors import raises
@@ -209,3 +211,29 @@ def test_no_file_of_a_case_replaces_what_another_starts_from(
     with raises(InputError, "input-overwritten"):
         plan(empty_scans, out=empty_scans, jobs=jobs)
     assert len(plan(empty_scans, out=tmp_path / "out", jobs=jobs).cases) == 2
+
+
+def test_a_folder_in_the_place_of_another_cases_file(tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    for name in ("a.npz", "a.json/x.npz"):
+        (scans / name).parent.mkdir(parents=True, exist_ok=True)
+        (scans / name).write_bytes(b"")
+    with raises(InputError, "results-alike"):
+        plan(scans, out=tmp_path / "out")
+    (scans / "a.npz").rename(scans / "b.npz")
+    assert len(plan(scans, out=tmp_path / "out").cases) == 2
+
+
+def test_copies_in_another_folder(tmp_path: Path) -> None:
+    """All places behind URLs move, others don't."""
+    remote = RemoteFiles(tmp_path / "here")
+    scan = remote.place(Path("s3://clinic/scans/a.npz"))
+    scan.parent.mkdir(parents=True)
+    scan.write_bytes(b"")
+    asked = Batch(scan.parent, remote.place(Path("s3://clinic/out")), reports=tmp_path / "reports")
+    (case,) = plan_batch(asked, remote).cases
+    moved = case.in_folder(tmp_path / "there")
+    assert moved.job.input == tmp_path / "there" / "s3" / "clinic" / "scans" / "a.npz"
+    assert moved.remote.shown(moved.job.output) == "s3://clinic/out/a.npz"
+    assert moved.job.output_files() == moved.files()
+    assert (moved.record, moved.name) == (case.record, case.name)

@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import RunnerError
 from medals_rt.pipeline.batch import Silent, ray_cluster
 from medals_rt.pipeline.batch.claims import LocalCells, standing
+from medals_rt.pipeline.batch.supervision import GRACE_S
 from medals_rt.pipeline.options import RunOptions
 from tests.errors import raises
 from tests.paths import ROOT
@@ -134,6 +137,121 @@ def test_a_driver_that_is_killed_goes_on(tiny_bundle: Bundle, tmp_path: Path) ->
     assert counts["kept"] >= 1
     assert counts.total() == 12
     assert set(counts) <= {"kept", "done"}
+
+
+@pytest.fixture(scope="module")
+def log_of_two_machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("machines") / "log"
+
+
+@pytest.fixture(scope="module")
+def two_machines(log_of_two_machines: Path) -> Iterator[str]:
+    """Start a cluster as of two machines with a core each; its address."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patched.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        patched.setenv("PYTHONPATH", str(ROOT))
+        patched.setenv("MEDALS_RT_TESTS_LOG", str(log_of_two_machines))
+        from ray.cluster_utils import Cluster
+
+        alone = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=alone)
+        cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
+        yield cluster.address
+        cluster.shutdown()
+
+
+@pytest.fixture
+def quick(log_of_two_machines: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have actors do quick steps, and return where they log these."""
+    monkeypatch.setattr(ray_cluster, "_Actor", fake_work.Actor)
+    log_of_two_machines.unlink(missing_ok=True)
+    return log_of_two_machines
+
+
+def run_quickly(bundle: Bundle, folder: Path, address: str, names: Sequence[str]) -> LocalCells:
+    for name in names:
+        write_case(folder / "scans" / f"{name}.npz")
+    options = RunOptions(bundle=bundle.folder)
+    cases = plan(folder / "scans", out=folder / "out", options=options, preview=False).cases
+    cells = LocalCells(len(names))
+    ray_cluster.run_on_ray(
+        cases,
+        options,
+        Silent(),
+        address=address,
+        workers=None,
+        cells=cells,
+        own=range(len(names)),
+    )
+    return cells
+
+
+def test_a_worker_a_machine(
+    tiny_bundle: Bundle, two_machines: str, quick: Path, tmp_path: Path
+) -> None:
+    names = [f"case{number}" for number in range(8)]
+    cells = run_quickly(tiny_bundle, tmp_path, two_machines, names)
+    assert standing(cells.read(0, len(names))).finished == len(names)
+    assert sorted(quick.read_text(encoding="utf-8").splitlines()) == names
+
+
+def test_a_lost_list_of_cases(
+    tiny_bundle: Bundle, two_machines: str, quick: Path, tmp_path: Path
+) -> None:
+    """The command says so, and the same one continues."""
+    names = [*(f"case{number}" for number in range(4)), "slow0", "slow1"]
+
+    def kill() -> None:
+        until = time.monotonic() + 100
+        while time.monotonic() < until:
+            time.sleep(0.05)
+            if quick.exists() and len(quick.read_text(encoding="utf-8").splitlines()) == 4:
+                break
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if "ray::_Server" in " ".join(process.cmdline()):
+                    process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with raises(RunnerError, "ray-lost"):
+        run_quickly(tiny_bundle, tmp_path, two_machines, names)
+    killer.join()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_cluster_without_room(
+    tiny_bundle: Bundle, two_machines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given up, and what never began is not waited for."""
+    monkeypatch.setattr(ray_cluster, "share_of_cores", lambda *_: 5)
+    monkeypatch.setattr(ray_cluster, "_ROOM_S", 3.0)
+    begun = time.monotonic()
+    with raises(RunnerError, "ray-no-room"):
+        run_quickly(tiny_bundle, tmp_path, two_machines, ["case"])
+    assert time.monotonic() - begun < GRACE_S
+
+
+def test_local_joins_no_cluster_that_runs(
+    two_machines: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", two_machines)
+    ray_cluster._connect(ray, ray_cluster.LOCAL)
+    try:
+        assert ray.get_runtime_context().gcs_address != two_machines
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("cores", "count", "share"),
+    [([1, 1], 2, 1), ([3, 3], 3, 1), ([8, 8], 2, 8), ([8, 2], 3, 2), ([2], 4, 1), ([], 1, 1)],
+)
+def test_shares_of_cores(cores: list[int], count: int, share: int) -> None:
+    assert ray_cluster.share_of_cores(cores, count) == share
 
 
 def test_a_cluster_that_is_not_there() -> None:
