@@ -101,6 +101,9 @@ class Format:
         of the case can't be kept.
     recognizes
         Whether a file that starts with these bytes (as many as `START`) is of this format.
+    files_of
+        Names all files that one is read from, of which some may be missing; None: always its own
+        alone.
     folders
         Whether a folder is a case of it.
     choosable
@@ -125,6 +128,7 @@ class Format:
     write: Callable[[Path, SegmentationOutput], None] | None = None
     check: Callable[[str, Case], tuple[Note, ...]] | None = None
     recognizes: Callable[[bytes], bool] | None = None
+    files_of: Callable[[Path], tuple[Path, ...]] | None = None
     folders: bool = False
     choosable: bool = False
     one_class: bool = False

@@ -22,7 +22,7 @@ from medals_rt.io.case import Case, LabelFile, check_labels, reading
 from medals_rt.io.format import Format, Options, SegmentationOutput, squeezed, stem
 from medals_rt.io.nifti_geometry import ORIENTATION_ASSUMED
 from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
-from medals_rt.io.voxel_data import InflatedStream, Stream, open_beside, read_values
+from medals_rt.io.voxel_data import InflatedStream, Stream, data_file, open_beside, read_values
 
 _TYPES: Final = {
     "MET_CHAR": "i1",
@@ -112,6 +112,13 @@ def write_metaimage(path: Path, output: SegmentationOutput) -> None:
             temporary.write_bytes(packed)
     with atomic_output(path) as temporary:
         temporary.write_bytes(header + packed if local else header)
+
+
+def files_of_metaimage(path: Path) -> tuple[Path, ...]:
+    """Return the header and the data file that it names, if it names one."""
+    with reading(path.name), path.open("rb") as file:
+        name = _header(file, path.name)[_DATA]
+        return (path,) if name == _LOCAL else (path, data_file(path, name))
 
 
 def recognizes_metaimage(start: bytes) -> bool:
@@ -244,5 +251,6 @@ FORMATS: Final = (
         read_labels=read_metaimage_labels,
         write=write_metaimage,
         recognizes=recognizes_metaimage,
+        files_of=files_of_metaimage,
     ),
 )

@@ -170,6 +170,11 @@ def is_pair(path: Path) -> bool:
     return path.name.lower().endswith((".hdr", ".img", ".hdr.gz", ".img.gz"))
 
 
+def files_of_nifti(path: Path) -> tuple[Path, ...]:
+    """Return header and image of a pair, of which either may be given; else the file alone."""
+    return _pair(path) if is_pair(path) else (path,)
+
+
 def recognizes_nifti(start: bytes) -> bool:
     """Whether a file starts as NIfTI does."""
     return start[344:348] in _MAGIC or start[4:8] in _MAGIC
@@ -310,5 +315,6 @@ FORMATS: Final = (
         read_labels=read_nifti_labels,
         write=write_nifti,
         recognizes=recognizes_nifti,
+        files_of=files_of_nifti,
     ),
 )

@@ -19,7 +19,14 @@ from medals_rt.io.format import Format, Options, SegmentationOutput, stem
 from medals_rt.io.nifti_geometry import ORIENTATION_ASSUMED
 from medals_rt.io.segment_metadata import Code, Segment
 from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
-from medals_rt.io.voxel_data import InflatedStream, Stream, open_beside, read_exactly, read_values
+from medals_rt.io.voxel_data import (
+    InflatedStream,
+    Stream,
+    data_file,
+    open_beside,
+    read_exactly,
+    read_values,
+)
 
 _TYPES: Final = {
     alias: code
@@ -193,7 +200,7 @@ def _read(path: Path, max_voxels: int) -> _Read:
     pynrrd = import_optional("pynrrd", "an NRRD file")
     with reading(path.name, (pynrrd.NRRDError,)), ExitStack() as stack:
         file: BinaryIO = stack.enter_context(path.open("rb"))
-        _refuse_lists(file, path.name)
+        beside = _named_data(file, path.name)
         header = pynrrd.read_header(file)
         axes = _space_axes(header)
         sizes = [int(size) for size in header["sizes"]]
@@ -201,9 +208,8 @@ def _read(path: Path, max_voxels: int) -> _Read:
         check_shape(shape, max_voxels=max_voxels, what=path.name)
         _check_axes(header, axes, path.name)
         source = _source(header, axes, path.name)
-        beside = header.get("data file", header.get("datafile"))
         if beside is not None:
-            file = stack.enter_context(open_beside(path, str(beside)))
+            file = stack.enter_context(open_beside(path, beside))
         dtype = _dtype(header, path.name)
         size = dtype.itemsize * shape[0] * shape[1] * shape[2]
         stream = _voxels(file, header, size, path.name)
@@ -211,23 +217,36 @@ def _read(path: Path, max_voxels: int) -> _Read:
     return _Read(values.array_kji, source, header, *values.notes)
 
 
-def _refuse_lists(file: BinaryIO, name: str) -> None:
-    """Refuse a header that spreads its voxels over a list of files; the file is at its start again.
+def files_of_nrrd(path: Path) -> tuple[Path, ...]:
+    """Return the header and the data file that it names, if it names one."""
+    with reading(path.name), path.open("rb") as file:
+        name = _named_data(file, path.name)
+        return (path,) if name is None else (path, data_file(path, name))
+
+
+def _named_data(file: BinaryIO, name: str) -> str | None:
+    """Return the name of the data file, None where there is none; the file is at its start again.
 
     Raises
     ------
     CaseError
+        The header spreads its voxels over a list of files.
     """
+    found = None
     for _ in range(_MOST_LINES):
         key, _, value = file.readline(_MOST_SKIPPED).partition(b":")
         if not key.strip():
             break
-        if key.strip().lower() in {b"data file", b"datafile"} and value.split()[:1] == [b"LIST"]:
+        if key.strip().lower() not in {b"data file", b"datafile"} or value.startswith(b"="):
+            continue
+        if value.split()[:1] == [b"LIST"]:
             raise CaseError(
                 f"{name} keeps its voxels in several files; write it as one file",
                 code="data-file-elsewhere",
             )
+        found = value.decode("ascii", "ignore").strip()
     file.seek(0)
+    return found
 
 
 def _check_axes(header: Mapping[str, Any], axes: tuple[int, ...], name: str) -> None:
@@ -411,5 +430,6 @@ FORMATS: Final = (
         read_labels=read_nrrd_labels,
         write=write_nrrd,
         recognizes=lambda start: start.startswith(b"NRRD000"),
+        files_of=files_of_nrrd,
     ),
 )

@@ -319,6 +319,31 @@ def case_stem(path: str | PathLike[str]) -> str:
     return Path(absolute).name if file.is_dir() else stem(file, FORMATS)
 
 
+def files_of_case(path: str | PathLike[str]) -> tuple[Path, ...]:
+    """Return all files that a case or a label map is read from: header and data file, if two.
+
+    Parameters
+    ----------
+    path
+        As of `read_case`. Of a header its content is read, as far as it is there.
+
+    Returns
+    -------
+    tuple of Path
+        Files of one folder, whether they exist or not. The path alone where it is a folder or an
+        address, and where its reader would refuse it.
+    """
+    file = Path(path)
+    alone = file.is_dir() or _by_scheme(file) is not None
+    named = None if alone else _by_name(file, "read_labels")
+    if named is None or named.files_of is None:
+        return (file,)
+    try:
+        return named.files_of(file)
+    except CaseError:  # which its reader says, too
+        return (file,)
+
+
 def _existing(path: str | PathLike[str]) -> Path:
     if str(path) == "":  # else it were the current folder
         raise MissingFileError("the path is empty", code="path-empty")
@@ -480,6 +505,7 @@ __all__ = [
     "case_stem",
     "check_output",
     "check_own_grid",
+    "files_of_case",
     "format_of_output",
     "is_dicom",
     "read_case",

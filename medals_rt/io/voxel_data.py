@@ -153,15 +153,13 @@ def read_values(
     return Values(array.astype(dtype.newbyteorder("="), copy=False), notes)
 
 
-def open_beside(header: Path, name: str) -> BinaryIO:
-    """Open the data file that a header names; it has to lie in the header's folder.
+def data_file(header: Path, name: str) -> Path:
+    """Return the data file that a header names; it has to lie in the header's folder.
 
     Raises
     ------
     CaseError
         If the name leads elsewhere or stands for several files.
-    MissingFileError
-        If there is no such file.
     """
     plain = name.strip().removeprefix("./")
     listed = plain.split(maxsplit=1)[:1] == ["LIST"] or "%" in plain
@@ -171,7 +169,20 @@ def open_beside(header: Path, name: str) -> BinaryIO:
             "is read: write it as one file",
             code="data-file-elsewhere",
         )
-    path = header.with_name(plain)
+    return header.with_name(plain)
+
+
+def open_beside(header: Path, name: str) -> BinaryIO:
+    """Open the data file that a header names.
+
+    Raises
+    ------
+    CaseError
+        As `data_file`.
+    MissingFileError
+        If there is no such file.
+    """
+    path = data_file(header, name)
     if not path.is_file():
         raise MissingFileError(
             f"{header.name} keeps its voxels in {path.name}, which isn't beside it; put both into "

@@ -17,6 +17,7 @@ from medals_rt.io.registry import (
     FORMATS,
     case_stem,
     check_output,
+    files_of_case,
     read_case,
     read_labels,
     write_segmentation,
@@ -199,6 +200,46 @@ def test_headers_cannot_name_files_elsewhere(tmp_path: Path, name: str) -> None:
     for file in ("a.nhdr", "b.mhd"):
         with raises(CaseError, "data-file-elsewhere"):
             read_case(tmp_path / file)
+
+
+@pytest.mark.parametrize(
+    ("name", "with_it"),
+    [
+        ("a.mhd", "a.raw"),
+        ("a.nhdr", "a.raw"),
+        ("a.hdr", "a.img"),
+        ("a.mha", None),
+        ("a.nrrd", None),
+        ("a.nii.gz", None),
+    ],
+)
+def test_all_files_that_a_case_is_read_from(tmp_path: Path, name: str, with_it: str | None) -> None:
+    path = tmp_path / name
+    SimpleITK.WriteImage(scan(), str(path))
+    expected = {path} if with_it is None else {path, path.with_name(with_it)}
+    assert set(files_of_case(path)) == expected == set(tmp_path.iterdir())
+    if with_it is not None:
+        path.with_name(with_it).unlink()
+        assert set(files_of_case(path)) == expected
+
+
+def test_what_its_reader_would_refuse_is_read_from_no_other_file(tmp_path: Path) -> None:
+    damaged = tmp_path / "a.mhd"
+    damaged.write_bytes(b"ObjectType = Image\n")
+    elsewhere = tmp_path / "a.nhdr"
+    elsewhere.write_text(f"{NRRD.format(encoding='raw')}data file: ../a.raw\n\n", encoding="utf-8")
+    folder = tmp_path / "b.hdr"
+    folder.mkdir()
+    for path in (damaged, elsewhere, folder, tmp_path / "none.mhd"):
+        assert files_of_case(path) == (path,)
+
+
+def test_a_remark_in_an_nrrd_header_names_no_data_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.nrrd"
+    text = f"{NRRD.format(encoding='raw')}data file:=../a.raw\n\n"
+    path.write_bytes(text.encode() + VALUES_KJI.tobytes())
+    assert files_of_case(path) == (path,)
+    check_read(path)
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
