@@ -154,8 +154,8 @@ def _write(path: Path, case: Case, array_dhw: HostArray, slope: float = 1.0) -> 
         # None leaves both of the header's own matrices, to the last digit.
         image = kind(array_ijk, None, header)
     image.header.set_slope_inter(slope, 0)
-    parts = (
-        {"image": path} if not pair else dict(zip(("header", "image"), _pair(path), strict=True))
+    parts = dict(
+        zip(("header", "image") if pair else ("image",), files_of_nifti(path), strict=True)
     )
     files = {part: nibabel.FileHolder(fileobj=io.BytesIO()) for part in ("header", "image")}
     if not pair:
@@ -316,5 +316,6 @@ FORMATS: Final = (
         write=write_nifti,
         recognizes=recognizes_nifti,
         files_of=files_of_nifti,
+        files_written=files_of_nifti,
     ),
 )

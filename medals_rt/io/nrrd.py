@@ -118,9 +118,8 @@ def write_nrrd(path: Path, output: SegmentationOutput) -> None:
         whole = temporary.with_name(f"{temporary.name}.nrrd")  # pynrrd takes the kind from the name
         try:
             pynrrd.write(str(whole), labels_ijk, header, index_order="F")
-            if path.name.lower().endswith(".nhdr"):
+            for data in written_as_nrrd(path)[1:]:
                 text, _, voxels = whole.read_bytes().partition(b"\n\n")
-                data = path.with_suffix(".raw.gz")
                 with atomic_output(data) as beside:  # before the header, which makes it readable
                     beside.write_bytes(voxels)
                 whole.write_bytes(text + b"\ndata file: " + data.name.encode() + b"\n\n")
@@ -222,6 +221,11 @@ def files_of_nrrd(path: Path) -> tuple[Path, ...]:
     with reading(path.name), path.open("rb") as file:
         name = _named_data(file, path.name)
         return (path,) if name is None else (path, data_file(path, name))
+
+
+def written_as_nrrd(path: Path) -> tuple[Path, ...]:
+    """Return the file, and the data file beside a `.nhdr`."""
+    return (path, path.with_suffix(".raw.gz")) if path.name.lower().endswith(".nhdr") else (path,)
 
 
 def _named_data(file: BinaryIO, name: str) -> str | None:
@@ -431,5 +435,6 @@ FORMATS: Final = (
         write=write_nrrd,
         recognizes=lambda start: start.startswith(b"NRRD000"),
         files_of=files_of_nrrd,
+        files_written=written_as_nrrd,
     ),
 )

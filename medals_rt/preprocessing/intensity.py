@@ -32,8 +32,8 @@ _DIM = 128.0
 _AIR_HU = -1100.0
 _NARROWEST_CT_HU = 150.0
 _LARGEST_HU = 32_767.0
-"""Metal on an extended scale ends near 31,743; what is beyond wrapped around, as padding does that was
-stored with a sign and read without."""
+"""Metal on an extended scale ends near 31,743; what is beyond wrapped around, as padding does that
+was stored with a sign and read without."""
 
 _DENSER_THAN_BONE_HU = 1_000.0
 _LARGEST_DENSE_SHARE = 0.4
