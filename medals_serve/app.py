@@ -152,7 +152,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
         elif tuple(each["loc"]) == ("body",) and not _says_json(request):
             found.append("send the body as JSON, with the header Content-Type: application/json")
         else:
-            found.append(f"{place}: {each['msg']}")
+            found.append(f"{place}: {each['msg'].removeprefix('Value error, ')}")
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     return JSONResponse(
         problem(status, "request-invalid", "; ".join(found)),

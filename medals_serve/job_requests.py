@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import Any, Final
 
 import msgspec
 
@@ -99,17 +99,10 @@ def segment_options(asked: Mapping[str, Any], base: SegmentOptions) -> SegmentOp
             f"{', '.join(option_defaults(RunOptions()))}",
             code="option-unknown",
         )
-    types = get_type_hints(SegmentOptions, localns={"MaskSource": Any})
-    values = {}
-    for name, value in asked.items():
-        try:
-            values[name] = msgspec.convert(value, types[name])
-        except msgspec.ValidationError as error:
-            raise InputError(
-                f"option {name} can't be {value!r:.60}: {validation_words(error)}",
-                code="option-invalid",
-            ) from error
-    return replace(base, **values)
+    try:
+        return replace(base, **asked)
+    except TypeError as error:
+        raise InputError(str(error), code="option-invalid") from error
 
 
 def _case_options(asked: Mapping[str, Any]) -> _CaseOptions:

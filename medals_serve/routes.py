@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from medals_rt.common.choices import PRESETS, Kind, Modality
+from medals_rt.common.choices import PRESETS, Kind
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import InputError
 from medals_rt.io.registry import DICOM_ENDINGS, ENDINGS
@@ -30,6 +30,7 @@ from medals_serve.job_requests import OF_TWO_FILES, OUTPUT_FORMATS, JobRequest, 
 from medals_serve.jobs import OVER, ServedJob
 from medals_serve.problems import ServiceError, not_found
 from medals_serve.schemas import (
+    AskedModality,
     ChoiceState,
     Form,
     ImageState,
@@ -256,7 +257,7 @@ async def describe_model(service: Here) -> ModelState:
 async def read_prompts(
     service: Here,
     q: Annotated[str, Query(max_length=MAX_TEXT, description="Sentences, one a line.")],
-    modality: Modality | None = None,
+    modality: AskedModality | None = None,
     kind: Kind = "anatomy",
 ) -> PromptsState:
     """Return how a text is read, as `medals-rt prompts` does, and what may be meant."""

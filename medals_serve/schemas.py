@@ -1,12 +1,20 @@
 """What the API takes and answers, as JSON; OpenAPI is made of these."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from medals_rt.common.choices import Kind, Modality
+from medals_rt.common.choices import Kind, Modality, modality_named
 from medals_rt.common.notes import Severity
 from medals_serve.jobs import JobStatus
+
+
+def _modality(given: Any) -> Any:
+    return modality_named(given) if isinstance(given, str) else given
+
+
+AskedModality: TypeAlias = Annotated[Modality, BeforeValidator(_modality)]
+"""A modality by any of its names."""
 
 
 class _Closed(BaseModel):
@@ -164,7 +172,7 @@ class JobBody(_Closed):
         "those in the image's file.",
         examples=[["Liver in abdominal CT"]],
     )
-    modality: Modality | None = Field(
+    modality: AskedModality | None = Field(
         default=None, description="Of the image, for sentences that don't name it."
     )
     spatial_prompts: str | None = Field(

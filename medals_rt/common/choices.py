@@ -1,7 +1,7 @@
 """Every closed list of the package, once: commands, options, files and types read it from here."""
 
 from collections.abc import Mapping
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, get_args, overload
 
 from medals_rt.common.errors import InputError
 
@@ -11,6 +11,9 @@ RunnerKind: TypeAlias = Literal[
 """Inference libraries, each with its device."""
 
 RUNNER_KINDS: Final[tuple[RunnerKind, ...]] = get_args(RunnerKind)
+
+RunnerChoice: TypeAlias = Literal["auto", RunnerKind]
+"""What is asked for. ``auto``: the fastest that this machine can run."""
 
 CpuRunnerKind: TypeAlias = Literal["openvino", "onnxruntime"]
 CPU_RUNNERS: Final[tuple[CpuRunnerKind, ...]] = get_args(CpuRunnerKind)
@@ -32,12 +35,16 @@ Precision: TypeAlias = Literal[FloatPrecision, QuantizedPrecision]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 """The finest first."""
 
+PrecisionChoice: TypeAlias = Literal["auto", Precision]
+"""What is asked for. ``auto``: the fastest of this processor, or that of a quantized bundle."""
+
 Convolution: TypeAlias = Literal["direct", "winograd"]
 """How large 3x3x3 convolutions are computed on a CPU. ``direct``: by the library. ``winograd``: by
 `medals_rt.runners.winograd`, with 8 times fewer multiplications."""
 
 ConvolutionChoice: TypeAlias = Literal["auto", Convolution]
 """What is asked for. ``auto``: by what was measured to be faster."""
+CONVOLUTIONS: Final[tuple[ConvolutionChoice, ...]] = get_args(ConvolutionChoice)
 
 Refinement: TypeAlias = Literal["masked", "unmasked", "none"]
 """``masked``: Algorithm 2. ``unmasked``: each masked pair is one pass that sees the whole prompts.
@@ -90,29 +97,31 @@ SAME_FORMAT: Final = "same"
 """In a batch, the format that is that of each case."""
 
 
-def check_modality(modality: str | None) -> None:
-    """Refuse a modality that isn't one of `MODALITIES` or `None`."""
-    if modality is not None and modality not in MODALITIES:
-        raise InputError(
-            f"no modality {modality!r}; choose from {', '.join(MODALITIES)}",
-            code="modality-unknown",
-        )
+_MODALITY_NAMES: Final[dict[str, Modality]] = {
+    **{each.casefold(): each for each in MODALITIES},
+    **{each.casefold(): modality for each, modality in MODALITY_OF_DICOM.items()},
+}
 
 
-def modality_named(name: str) -> Modality:
-    """Return the modality of a name in any case, which may be DICOM's.
+@overload
+def modality_named(name: str) -> Modality: ...
+@overload
+def modality_named(name: str | None) -> Modality | None: ...
+def modality_named(name: str | None) -> Modality | None:
+    """Return the modality of a name in any case, which may be DICOM's; None where there is none.
 
     Raises
     ------
     InputError
         There is none of that name (code `modality-unknown`).
     """
-    names: dict[str, Modality] = {each.casefold(): each for each in MODALITIES}
-    names |= {each.casefold(): modality for each, modality in MODALITY_OF_DICOM.items()}
-    found = names.get(name.strip().casefold())
+    if name is None:
+        return None
+    found = _MODALITY_NAMES.get(name.strip().casefold())
     if found is None:
-        check_modality(name)
-        raise AssertionError(name)
+        raise InputError(
+            f"no modality {name!r}; choose from {', '.join(MODALITIES)}", code="modality-unknown"
+        )
     return found
 
 

@@ -24,7 +24,14 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import FOLDED_REFINERS, GraphName
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.arrays import namespace
-from medals_rt.common.choices import Convolution, ConvolutionChoice, Precision, StageNumber
+from medals_rt.common.choices import (
+    Convolution,
+    ConvolutionChoice,
+    Precision,
+    PrecisionChoice,
+    RunnerChoice,
+    StageNumber,
+)
 from medals_rt.common.errors import BundleError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Array
@@ -45,7 +52,7 @@ from medals_rt.inference.spatial_prompts import LabelPrompts, SpatialPrompts
 from medals_rt.runners.base import Runner
 from medals_rt.runners.registry import runner_spec
 from medals_rt.runners.selection import (
-    RunnerChoice,
+    ChosenRunner,
     check_arithmetic,
     choose,
     open_joined,
@@ -265,8 +272,8 @@ class StageNetwork:
         bundle: Bundle,
         stage: StageNumber,
         *,
-        runner: str | RunnerChoice = "auto",
-        precision: str | None = None,
+        runner: RunnerChoice | ChosenRunner = "auto",
+        precision: PrecisionChoice | None = None,
         threads: int | None = None,
         convolution: ConvolutionChoice = "auto",
     ) -> Self:
@@ -284,8 +291,8 @@ class StageNetwork:
         runner
             "auto", the name of an inference library, or what `choose` found.
         precision
-            "fp32", "fp16" or "bf16", or the bundle's own; None for that of a quantized bundle, else
-            for the fastest that the processor computes in natively.
+            "fp32", "fp16" or "bf16", or the bundle's own; "auto" and None for that of a quantized
+            bundle, else for the fastest that the processor computes in natively.
             A query decoder that is run by itself on a processor computes in fp32 in any case.
         threads
             How many to compute with; None leaves it to the library.

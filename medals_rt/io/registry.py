@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Final, Literal
 
+from medals_rt.common.arguments import check_class
 from medals_rt.common.errors import CaseError, MissingFileError
 from medals_rt.common.limits import MAX_VOXELS
 from medals_rt.common.notes import Note
@@ -22,7 +23,7 @@ from medals_rt.io.dicom.web_address import WebAddress, is_web_address
 from medals_rt.io.format import START, Capability, Format, Options, SegmentationOutput, stem
 from medals_rt.io.segment_metadata import Segment
 from medals_rt.io.voxel_data import GZIP_MAGIC, InflatedStream
-from medals_rt.prompts.prompt_set import PromptSet
+from medals_rt.prompts.prompt_set import AnyPrompts, PromptSet, as_prompt_set
 
 _MODULES: Final = (
     "medals_rt.io.npz",
@@ -135,7 +136,7 @@ def write_segmentation(
     labels_dhw: HostArray,
     *,
     instances_dhw: HostArray | None = None,
-    prompts: PromptSet | Mapping[str, object] | None = None,
+    prompts: AnyPrompts | None = None,
     model: str | None = None,
     notice: str | None = None,
     segments: Sequence[Segment] | None = None,
@@ -156,8 +157,9 @@ def write_segmentation(
     labels_dhw, instances_dhw
         Integers `(D, H, W)`, canonical orientation, of the image's shape.
     prompts
-        Written as `text_prompts`; by default those that the case was read with. Only a `PromptSet`
-        names the classes: without it segments are called by their sentences and have no codes.
+        Written as `text_prompts`, in any form that `Segmenter.segment` takes; by default those that
+        the case was read with. A mapping doesn't name the classes: its segments are called by their
+        sentences and have no codes.
     model, notice
         Name of the model, and a warning for everyone who sees its results, for formats that
         store them.
@@ -170,10 +172,15 @@ def write_segmentation(
 
     Raises
     ------
+    TypeError
+        If `case` is no `Case`, or `prompts` are none of these.
+    PromptError
+        If a sentence names no class.
     CaseError
         If the ending is unknown, the folder is missing, a shape isn't the image's, a DICOM SEG is
         asked for a case that isn't a DICOM series, or a file of the scan would be overwritten.
     """
+    check_class("case", case, Case, "give what read_case returned")
     file = Path(path)
     found = _format_to_write(file, format)
     _check_libraries(found)
@@ -190,6 +197,8 @@ def write_segmentation(
         )
     instances = None if instances_dhw is None else compact_labels(instances_dhw)
     chosen = case.prompts if prompts is None else prompts
+    if not isinstance(chosen, Mapping | None):
+        chosen = as_prompt_set(chosen)
     _check_classes(file, found, chosen)
     output = SegmentationOutput(
         case,

@@ -4,16 +4,32 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from medals_rt.common.arguments import check_class, take_paths
 from medals_rt.common.choices import OutputFormat
 from medals_rt.inference.corrections import Correction
 from medals_rt.io.case import Case
-from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions, take_paths
+from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest
 from medals_rt.prompts.prompt_set import PromptSet
 
 _READ: Final = "read"
 _FILE: Final = "file"
 _FOLDER: Final = "folder"
+
+
+def check_parts(request: Any) -> None:
+    """Refuse a `Job` or a batch whose parts are of other classes; see `check_class`.
+
+    Raises
+    ------
+    TypeError
+    """
+    for name, wanted, instead in (
+        ("source", PromptSource, 'write PromptSource(sentences=("Liver in abdominal CT",))'),
+        ("options", RunOptions, "write RunOptions(segment=SegmentOptions())"),
+        ("grid", GridRequest, "write GridRequest(crop_mm=10)"),
+    ):
+        check_class(name, getattr(request, name), wanted, instead)
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,7 @@ class Job:
 
     def __post_init__(self) -> None:
         take_paths(self, *(each.name for each in fields(self) if each.metadata))
+        check_parts(self)
 
     def input_files(self) -> dict[str, Path]:
         """Return the files and folders that are read, but for that of the prompts, by role."""

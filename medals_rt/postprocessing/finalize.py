@@ -106,10 +106,17 @@ def finish_labels(
         What the case asks for and how.
     known_dhw
         What a person has seen to, as for `keep_probable_components`; None: nothing.
+
+    Raises
+    ------
+    ValueError
+        Labels are to be treated, and the probability is missing.
     """
     if not lesion:
-        if not treated or probability_dhw is None:
+        if not treated:
             return FinalLabels(labels_dhw, None, ())
+        if probability_dhw is None:
+            raise ValueError("components are chosen by their probability, and there is none")
         rule = preset.components
         labels, removals = keep_probable_components(
             labels_dhw,

@@ -10,6 +10,7 @@ from typing import Literal, Protocol, Self, TypeAlias
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.choices import (
+    CONVOLUTIONS,
     PRECISIONS,
     Convolution,
     ConvolutionChoice,
@@ -210,7 +211,7 @@ def check_feeds(name: str, inputs: Sequence[TensorSpec], feeds: Mapping[str, Arr
 
 
 def check_precision(precision: str | None) -> Precision | None:
-    """Return a precision that exists, or None as it is.
+    """Return a precision that exists; None for "auto" and None.
 
     Raises
     ------
@@ -220,12 +221,28 @@ def check_precision(precision: str | None) -> Precision | None:
     for known in PRECISIONS:
         if precision == known:
             return known
-    if precision is None:
+    if precision is None or precision == "auto":
         return None
     raise InputError(
         f"unknown precision {precision!r}; use {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}",
         code="precision-unknown",
     )
+
+
+def check_convolution(convolution: ConvolutionChoice) -> None:
+    """Refuse a convolution that isn't one of `CONVOLUTIONS`.
+
+    Raises
+    ------
+    InputError
+        It is none (code `convolution-unknown`).
+    """
+    if convolution not in CONVOLUTIONS:
+        raise InputError(
+            f"unknown convolution {convolution!r}; use {', '.join(CONVOLUTIONS[:-1])} or "
+            f"{CONVOLUTIONS[-1]}",
+            code="convolution-unknown",
+        )
 
 
 def check_quantized(asked: Precision | None, graphs: Precision, name: str) -> None:

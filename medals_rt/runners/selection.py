@@ -20,6 +20,7 @@ from medals_rt.runners.base import (
     OpenRequest,
     Runner,
     RunnerSpec,
+    check_convolution,
     check_precision,
     check_quantized,
     not_quantized,
@@ -28,14 +29,14 @@ from medals_rt.runners.registry import REGISTRY, runner_spec
 
 
 @dataclass(frozen=True)
-class RunnerChoice:
+class ChosenRunner:
     """Which library runs, and why, for the report."""
 
     kind: RunnerKind
     why: str
 
 
-def choose(asked: str = "auto", bundle: Bundle | None = None) -> RunnerChoice:
+def choose(asked: str = "auto", bundle: Bundle | None = None) -> ChosenRunner:
     """Decide which inference library runs.
 
     "auto" takes the first of `REGISTRY` that can run the bundle here (`why_not`): with an NVIDIA
@@ -65,7 +66,7 @@ def choose(asked: str = "auto", bundle: Bundle | None = None) -> RunnerChoice:
         if asked == kind:
             if not installed(kind):
                 raise missing(f"the runner {kind}", *runner_spec(kind).libraries)
-            return RunnerChoice(kind, "asked for")
+            return ChosenRunner(kind, "asked for")
     raise InputError(
         f"there is no runner {asked!r}; use auto, {', '.join(RUNNER_KINDS)}", code="runner-unknown"
     )
@@ -192,7 +193,7 @@ def check_arithmetic(
     graphs
         The arithmetic that the graphs ask for.
     asked
-        A precision; None leaves it to the library.
+        A precision; "auto" and None leave it to the library.
     convolution
         How large convolutions are to be computed.
 
@@ -201,10 +202,12 @@ def check_arithmetic(
     InputError
         ``precision-unknown``, ``precision-not-exported`` (8-bit arithmetic of graphs without Q/DQ),
         ``precision-unsupported`` (another than that of graphs with Q/DQ),
-        ``bundle-precision-unsupported`` (graphs of an arithmetic that the library lacks), or
-        ``convolution-unsupported`` (Winograd's where the library has none).
+        ``bundle-precision-unsupported`` (graphs of an arithmetic that the library lacks),
+        ``convolution-unknown``, or ``convolution-unsupported`` (Winograd's where the library has
+        none).
     """
     precision = check_precision(asked)
+    check_convolution(convolution)
     if graphs in QUANTIZED_PRECISIONS:
         check_quantized(precision, graphs, "this bundle")
     elif precision in QUANTIZED_PRECISIONS:
@@ -304,7 +307,7 @@ def _why_not_on_gpu(spec: RunnerSpec, bundle: Bundle | None) -> str:
     return spec.why_no_engines(bundle, found)
 
 
-def _automatic(bundle: Bundle | None) -> RunnerChoice:
+def _automatic(bundle: Bundle | None) -> ChosenRunner:
     found = gpu.find_gpu()
     on_gpu: list[str] = []
     on_cpu: list[str] = []
@@ -317,13 +320,13 @@ def _automatic(bundle: Bundle | None) -> RunnerChoice:
             (on_gpu if needs_gpu else on_cpu).append(reason)
             continue
         if found is None:
-            return RunnerChoice(spec.kind, f"auto: {spec.auto_reason}")
+            return ChosenRunner(spec.kind, f"auto: {spec.auto_reason}")
         passed_over = "; ".join(on_gpu)
         if needs_gpu:
             why = f"auto: {found.name}, and {spec.auto_reason}"
-            return RunnerChoice(spec.kind, f"{why}; {passed_over}" if passed_over else why)
+            return ChosenRunner(spec.kind, f"{why}; {passed_over}" if passed_over else why)
         why = f"auto: {spec.auto_reason}, and {found.name} is not used: {passed_over}"
-        return RunnerChoice(spec.kind, why)
+        return ChosenRunner(spec.kind, why)
     remark = f" ({'; '.join((*on_gpu, *on_cpu))})"
     raise missing_one_of("running networks", "OpenVINO", "ONNX Runtime", remark=remark)
 

@@ -303,8 +303,14 @@ def test_a_result_without_a_name_replaces_none(
 def test_paths_and_prompts_as_people_write_them() -> None:
     job = Job(input="a.npz", output="b.npz", split="c")  # type: ignore[arg-type]
     assert (job.input, job.output, job.split) == (Path("a.npz"), Path("b.npz"), Path("c"))
-    with pytest.raises(TypeError, match="several texts in a tuple"):
+    with pytest.raises(TypeError, match="a list is wanted"):
         PromptSource(sentences="Liver in CT")  # type: ignore[arg-type]
+    for given, says in (
+        ({"source": "Liver in CT"}, "PromptSource"),
+        ({"options": SegmentOptions()}, "RunOptions"),
+    ):
+        with pytest.raises(TypeError, match=f"not a medals_rt.{says}; write {says}"):
+            replace(job, **given)
 
 
 def test_every_option_of_a_run_has_its_flag_in_run_and_batch() -> None:

@@ -11,9 +11,9 @@ from medals_rt.prompts.classes import (
     by_bank_key,
     by_exact_name,
     by_policy_name,
+    class_groups,
     classes_of,
     classes_of_group,
-    groups,
     nearest_names,
 )
 from tests.errors import raises
@@ -91,17 +91,16 @@ def test_unknown_names_are_refused() -> None:
 
 
 def test_every_anatomy_class_is_in_a_group() -> None:
-    grouped = {
-        key for modality in MODALITIES for each in groups(modality) for key in each.keys(modality)
-    }
+    pairs = ((modality, each) for modality in MODALITIES for each in class_groups(modality))
+    grouped = {key for modality, each in pairs for key in each.keys(modality)}
     assert grouped == set(classes_of(kind="anatomy"))
 
 
 def test_groups_hold_known_classes_once_and_have_their_own_names() -> None:
     known = {key.name for key in classes_of(kind="anatomy")}
-    names = [name for group in groups() for name in (group.name, *group.also)]
+    names = [name for group in class_groups() for name in (group.name, *group.also)]
     assert len(names) == len(set(names))
-    for group in groups():
+    for group in class_groups():
         assert set(group.classes) <= known
         assert len(group.classes) == len(set(group.classes))
 
@@ -116,10 +115,10 @@ def test_a_group_lists_its_classes_by_id() -> None:
 
 
 def test_groups_of_a_modality_are_those_it_has_classes_of() -> None:
-    assert {group.name for group in groups("US")} >= {"heart chambers", "calf muscles"}
-    assert groups("PET") == ()
+    assert {group.name for group in class_groups("US")} >= {"heart chambers", "calf muscles"}
+    assert class_groups("PET") == ()
     for modality in MODALITIES:
-        for group in groups(modality):
+        for group in class_groups(modality):
             assert classes_of_group(group.name, modality)
 
 

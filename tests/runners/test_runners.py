@@ -254,6 +254,13 @@ def test_graphs_exchanged_while_they_are_read_are_not_kept(
     assert blobs(tmp_path) == []
 
 
+def test_an_unknown_convolution_is_refused(tiny_bundle):
+    with raises(InputError, "convolution-unknown", "Direct", "direct"):
+        open_joined(
+            "openvino", [tiny_bundle.graph_path(2, "refiner")], name="x", convolution="Direct"
+        )
+
+
 def test_only_the_last_used_compilations_are_kept(tiny_bundle, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDALS_RT_CACHE", str(tmp_path))
     open_graph(tiny_bundle, "openvino", "query_decoder", cache_key="first")

@@ -662,11 +662,11 @@ def test_labels_are_saved_in_the_format_of_their_name(
         ({"1": "Liver in CT", "x": "Spleen in CT"}, {}, None),
         ("Liver", {}, "no-modality"),
         (SENTENCE, {"seed": "x"}, "option-invalid"),
-        (SENTENCE, {"preset": "nothing"}, "option-invalid"),
+        (SENTENCE, {"preset": "nothing"}, "preset-unknown"),
         (SENTENCE, {"lesions": 3}, "option-invalid"),
         (SENTENCE, {"max_memory": 3}, "option-unknown"),
         (SENTENCE, {"masks": 3}, "option-unknown"),
-        (SENTENCE, {"time_budget": -1.0}, "not-positive"),
+        (SENTENCE, {"time_budget": -1.0}, "time-budget-out-of-range"),
         (SENTENCE, {"window": "nothing"}, None),
     ],
 )
@@ -733,6 +733,16 @@ def test_suggestions_while_one_types(client: ServiceClient) -> None:
     assert read["problem"]["code"]
     assert read["suggestions"][0]["name"] == "Right kidney"
     assert client.prompts("")["suggestions"] == []
+
+
+def test_a_modality_is_asked_for_by_any_of_its_names(client: ServiceClient, scan: Path) -> None:
+    assert client.prompts("Liver", modality="ct") == client.prompts("Liver", modality="CT")
+    uploaded = client.upload(scan)
+    assert client.submit(uploaded, "Liver", modality="ct")["status"]
+    error = refused(client.submit, uploaded, "Liver", modality="XR")
+    assert (error.status, error.code) == (422, "request-invalid")
+    assert str(error).startswith("modality: no modality 'XR'; choose from CT")
+    assert refused(client.submit, uploaded, "Liver", modality=3).code == "request-invalid"
 
 
 @pytest.mark.parametrize(

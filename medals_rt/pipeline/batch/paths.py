@@ -14,6 +14,9 @@ from medals_rt.io.registry import ENDINGS
 STATE_FOLDER: Final = ".medals-rt"
 """Where, beside the reports, a batch keeps its records."""
 
+MARK_ENDING: Final = ".writing"
+"""Ends the name of the mark beside a record whose files are being written."""
+
 
 @dataclass(frozen=True)
 class CasePaths:
@@ -38,6 +41,11 @@ class CasePaths:
     def record(self) -> Path:
         """Where the batch notes that the case is finished."""
         return self.reports / STATE_FOLDER / f"{self.name}.json"
+
+    @property
+    def mark(self) -> Path:
+        """Where it notes meanwhile what it writes."""
+        return self.record.with_name(f"{self.record.name}{MARK_ENDING}")
 
     @property
     def labels(self) -> Path:

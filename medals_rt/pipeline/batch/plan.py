@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from unicodedata import normalize
 
+from medals_rt.common.arguments import take_paths
 from medals_rt.common.choices import SAME_FORMAT
 from medals_rt.common.errors import InputError
 from medals_rt.io.registry import ENDINGS, files_of_output, is_dicom
@@ -23,8 +24,8 @@ from medals_rt.pipeline.job_outputs import (
     ending_of,
     own_ending,
 )
-from medals_rt.pipeline.job_request import Job, fields_by_role
-from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions, take_paths
+from medals_rt.pipeline.job_request import Job, check_parts, fields_by_role
+from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest
 
 
@@ -102,6 +103,7 @@ class Batch:
 
     def __post_init__(self) -> None:
         take_paths(self, "inputs", "outputs", "jobs", "reports")
+        check_parts(self)
         alone = isinstance(self.inputs, Path)
         inputs = (self.inputs,) if alone else tuple(map(Path, self.inputs))
         object.__setattr__(self, "inputs", inputs)

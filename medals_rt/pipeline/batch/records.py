@@ -4,25 +4,29 @@ A case is finished when a record says so for the very content that it has now: t
 input, its prompts, the options that decide a result, the bundle and this package's version. The
 record holds the SHA-256 of every file that was written; where one is missing, the case is made
 again. One that was changed since is somebody's work: it stays, and so do files that no batch wrote.
-Records are written after the files that they speak of; a mark beside them says that these are being
-written, so that what a killed process leaves can be told from what is somebody's.
+Records are written after the files that they speak of; a mark beside them holds, before each file
+takes its place, the SHA-256 of that, so that what a killed process leaves can be told from what is
+somebody's.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import msgspec
 
-from medals_rt.common.atomic_io import atomic_output, write_json
+from medals_rt.common.atomic_io import atomic_output, outputs_told, write_json
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import InputError, PromptError
 from medals_rt.common.notes import Note, warning
 from medals_rt.pipeline.batch.find import first_of
 from medals_rt.pipeline.batch.paths import (
+    MARK_ENDING,
     STATE_FOLDER,
     CasePaths,
     WrittenFiles,
@@ -44,8 +48,6 @@ RESULT_CHANGED: Final = "result-changed"
 """Code of the warning that somebody changed a finished case's files."""
 RESULT_NOT_OURS: Final = "result-not-ours"
 """Code of the error that says that a result would take the place of somebody's file."""
-_WRITING: Final = ".writing"
-"""Ends the name of the mark beside a record whose files are being written."""
 
 Status = Literal["done", "kept", "failed", "skipped"]
 
@@ -219,7 +221,7 @@ class Earlier:
 
     @cached_property
     def _mark(self) -> bytes | None:
-        return self._case.remote.read(_writing_path(self._case))
+        return self._case.remote.read(self._case.paths.mark)
 
     @cached_property
     def record(self) -> Record | None:
@@ -253,10 +255,19 @@ class Earlier:
             if path not in but and self._case.remote.identity(path) == digest
         }
 
-    def half_written(self) -> set[Path]:
-        """Return the files that a process which ended without a word may have left half written."""
+    def half_written(self) -> dict[Path, str]:
+        """Return the files that are now as a process which ended without a word has written them.
+
+        With the SHA-256 of each.
+        """
         begun = read_written(self._mark)
-        return set() if begun is None else {path for path, _ in self._case.paths.all_of(begun)}
+        if begun is None:
+            return {}
+        return {
+            path: digest
+            for path, digest in self._case.paths.all_of(begun)
+            if self._case.remote.sha256(path) == digest
+        }
 
 
 def kept_entry(case: BatchCase, made_from: str, earlier: Earlier) -> Entry | None:
@@ -293,7 +304,7 @@ def check_earlier_files(
     """
     own = earlier.own_files()
     new = set(case.files(roles_of_classes(case, prompts)).values())
-    ours = own.keys() | earlier.half_written()
+    ours = own.keys() | earlier.half_written().keys()
     others = sorted(path for path in new if path not in ours and case.remote.exists(path))
     if others:
         written = earlier.written
@@ -349,7 +360,7 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
         name = path.relative_to(folder).as_posix().removesuffix(".json")
         skipped = one_name(name) in own or path.name.startswith(".")
         record = None if skipped else _read(LOCAL.read(path))
-        being_written = path.with_name(f"{path.name}{_WRITING}").exists()
+        being_written = path.with_name(f"{path.name}{MARK_ENDING}").exists()
         if record is None or record.entry.status != "done" or being_written:
             continue
         paths = CasePaths(name, plan.results, plan.reports, record.ending)
@@ -377,11 +388,25 @@ def roles_of_classes(case: BatchCase, prompts: PromptSet) -> list[str]:
 
 
 def remember(
-    case: BatchCase, made_from: str, entry: Entry, earlier: Earlier, roles: Collection[str] = ()
+    case: BatchCase,
+    made_from: str,
+    entry: Entry,
+    earlier: Earlier,
+    roles: Collection[str] = (),
+    digests: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Note that a case is finished, with the files that were written; `roles` of its classes'.
+    """Note that a case is finished, with the files that were written.
 
-    `earlier` is of before they were written.
+    Parameters
+    ----------
+    case, made_from, entry
+        The case, its fingerprint, and how it went.
+    earlier
+        What earlier runs had left of it before.
+    roles
+        Of the files of its classes.
+    digests
+        SHA-256 of files by role, as of `writing_noted`.
 
     Raises
     ------
@@ -389,14 +414,20 @@ def remember(
         The record can't be written.
     """
     written, files = case.files(roles), {}
-    others = earlier.own_files(but=written.values())
-    left = {case.paths.below(path): digest for path, digest in others.items()}
+    now = set(written.values())
+    left = {
+        case.paths.below(path): case.remote.identity(path) or ""
+        for path in (*earlier.own_files(but=now), *earlier.half_written())
+        if path not in now
+    }
+    case.remote.put(case.paths.mark)
     for role, path in written.items():
+        known = digests.get(role) if case.remote.url(path) is None else None
         case.remote.put(path)
-        files[role] = case.remote.identity(path) or ""
+        files[role] = known or case.remote.identity(path) or ""
         case.remote.drop(path)
     _write(case, Record(RECORD_FORMAT, made_from, files, entry, case.paths.ending, left))
-    case.remote.remove(_writing_path(case))
+    case.remote.remove(case.paths.mark)
 
 
 def remember_failure(
@@ -421,7 +452,7 @@ def remember_failure(
     """
     before, written = earlier.finished, earlier.written
     if not keeps_files:
-        for path in (*earlier.own_files(), *earlier.half_written(), _writing_path(case)):
+        for path in (*earlier.own_files(), *earlier.half_written(), case.paths.mark):
             case.remote.remove(path)
     record = Record(RECORD_FORMAT, "", {}, entry, "")
     if keeps_files and written is not None:
@@ -435,13 +466,41 @@ def remember_failure(
     _write(case, record)
 
 
-def note_writing(case: BatchCase, roles: Collection[str] = ()) -> None:
-    """Note that files of a case are being written, until it is settled; `roles` of its classes'."""
-    path = _writing_path(case)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    begun = WrittenFiles(dict.fromkeys(case.files(roles), ""), case.paths.ending)
-    path.write_bytes(msgspec.json.encode(begun))
-    case.remote.put(path)
+@contextmanager
+def writing_noted(
+    case: BatchCase, earlier: Earlier, roles: Collection[str] = ()
+) -> Iterator[Mapping[str, str]]:
+    """Keep a mark of what files of a case are like, each before it takes its place.
+
+    It stays until the case is settled. Yields the SHA-256 of those that are there, by role.
+
+    Parameters
+    ----------
+    case
+        The case, whose files this thread writes in the block.
+    earlier
+        What earlier runs have left of it.
+    roles
+        Of the files of its classes.
+    """
+    before = {case.paths.below(path): digest for path, digest in earlier.half_written().items()}
+    roles_of = {path: role for role, path in case.files(roles).items()}
+    digests: dict[str, str] = {}
+
+    def note() -> None:
+        content = msgspec.json.encode(WrittenFiles(digests, case.paths.ending, before))
+        with atomic_output(case.paths.mark) as temporary:
+            temporary.write_bytes(content)
+
+    def told(temporary: Path, path: Path) -> None:
+        if path in roles_of:
+            digests[roles_of[path]] = content_sha256(temporary)
+            note()
+
+    case.paths.mark.parent.mkdir(parents=True, exist_ok=True)
+    note()
+    with outputs_told(told):
+        yield digests
 
 
 def recorded_entry(case: BatchCase, status: str | None) -> Entry:
@@ -496,7 +555,7 @@ def _end_path(case: BatchCase) -> Path:
 
 def remove_files(case: BatchCase, roles: Collection[str] = ()) -> None:
     """Remove what was already written of a case that failed while it was written."""
-    for path in (*case.files(roles).values(), _writing_path(case)):
+    for path in (*case.files(roles).values(), case.paths.mark):
         case.remote.remove(path)
 
 
@@ -556,10 +615,6 @@ def _as_now(case: BatchCase, entry: Entry) -> Entry:
     """Say where a case's files lie now: folders may have been moved."""
     source, result = (case.remote.shown(path) for path in (case.job.input, case.job.output))
     return replace(entry, input=shown(source), output=shown(result))
-
-
-def _writing_path(case: BatchCase) -> Path:
-    return case.record.with_name(f"{case.record.name}{_WRITING}")
 
 
 def _write(case: BatchCase, record: Record) -> None:

@@ -81,6 +81,13 @@ class RemoteFiles:
             return None
         return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
+    def sha256(self, path: Path) -> str | None:
+        """SHA-256 (hex) of the content of a file, wherever it lies; None where there is none."""
+        if self.url(path) is None:
+            return self.identity(path)
+        content = self.read(path)
+        return None if content is None else hashlib.sha256(content).hexdigest()
+
     def fetch(self, path: Path) -> None:
         """Bring a file or folder to its place on this machine; nothing where it isn't there.
 

@@ -24,13 +24,13 @@ from medals_rt.pipeline.batch.records import (
     forget_end,
     kept_entry,
     note_end,
-    note_writing,
     noted_end,
     remember,
     remember_failure,
     remove_files,
     roles_of_classes,
     shown,
+    writing_noted,
 )
 from medals_rt.pipeline.job import open_models, passes_recorded, segment_job
 from medals_rt.pipeline.job_inputs import read_job
@@ -257,10 +257,10 @@ def _written(ready: _Ready, result: Result) -> Entry:
     case = ready.case
     roles = roles_of_classes(case, ready.read.prompts)
     try:
-        note_writing(case, roles)
-        result = write_job(ready.read, result)
+        with writing_noted(case, ready.earlier, roles) as digests:
+            result = write_job(ready.read, result)
         entry = _entry(ready, result)
-        remember(case, ready.made_from, entry, ready.earlier, roles)
+        remember(case, ready.made_from, entry, ready.earlier, roles, digests)
     except OutputError:  # the next case would have no room either
         raise
     except Exception as error:  # noqa: BLE001 - one case's failure is its own

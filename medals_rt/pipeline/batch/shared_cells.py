@@ -204,7 +204,7 @@ def remove_leftovers(plan: BatchPlan, cells: Cells, tables: tuple[Path, ...] = (
     places = {
         path: index
         for index, case in enumerate(plan.cases)
-        for path in (*case.files().values(), case.record)
+        for path in (*case.files().values(), case.record, case.paths.mark)
     }
     places |= dict.fromkeys(tables, len(plan.cases))
     for temporary, path in leftovers(places):

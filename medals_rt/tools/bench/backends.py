@@ -2,6 +2,7 @@
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.choices import RUNNER_KINDS
+from medals_rt.runners.base import check_precision
 from medals_rt.runners.selection import choose, installed, usable, why_not
 from medals_rt.tools.bench.records import Backend
 from medals_rt.tools.bench.run import BASELINE
@@ -44,14 +45,14 @@ def parse_backends(asked: tuple[str, ...], *, pytorch: bool) -> tuple[Backend, .
     Raises
     ------
     InputError, MissingDependencyError
-        As `selection.choose` raises them for a library that does not exist or is not installed.
+        As `selection.choose` raises them for a library that does not exist or is not installed, and
+        `check_precision` for a precision that does not.
     """
     found: list[Backend] = []
     for text in asked:
         name, _, precision = text.partition(":")
-        if name != BASELINE.runner:
-            name = choose(name).kind
-        found.append(Backend(name, precision or None))
+        runner = BASELINE.runner if name == BASELINE.runner else choose(name).kind
+        found.append(Backend(runner, check_precision(precision or None)))
     if pytorch and all(each.runner != BASELINE.runner for each in found):
         found.append(BASELINE)
     return tuple(dict.fromkeys(found))

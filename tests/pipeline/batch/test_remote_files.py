@@ -11,6 +11,7 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import CaseError, InputError, MissingFileError
+from medals_rt.pipeline.batch import records
 from medals_rt.pipeline.batch.remote_files import (
     LOCAL,
     RemoteFiles,
@@ -136,6 +137,25 @@ def test_from_a_bucket_to_a_bucket_and_on(tiny_bundle: Bundle, bucket: Any, tmp_
     bucket.pipe_file("clinic/scans/a.npz", b"broken")
     assert batch(tiny_bundle.folder, *words).exit_code == 1
     assert "a.npz" not in keys(bucket, "clinic/results")
+
+
+def test_what_a_killed_process_put_there_is_written_over_and_nothing_else(
+    tiny_bundle: Bundle, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (tiny_bundle.folder, "s3://clinic/scans/a.npz", "s3://clinic/results", "--no-preview")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for drawn in (False, True):
+        with monkeypatch.context() as patched:
+            patched.setattr(records, "_write", killed)
+            assert batch(*words, "--seed", str(int(drawn))).exit_code == 130
+        assert ".medals-rt/a.json.writing" in keys(bucket, "clinic/results")
+        if drawn:
+            bucket.pipe_file("clinic/results/a.npz", b"drawn")
+        assert batch(*words).exit_code == drawn
+    assert bucket.cat_file("clinic/results/a.npz") == b"drawn"
 
 
 def test_two_processes_on_a_bucket(tiny_bundle: Bundle, bucket: Any) -> None:

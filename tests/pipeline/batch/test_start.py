@@ -54,6 +54,12 @@ def test_paths_may_be_texts_and_one_input_stand_alone(asked: Batch, scans: Path,
     assert several.inputs == (scans / "case0.npz", scans / "case1.npz")
 
 
+def test_parts_of_a_wrong_class_are_told_what_to_write(asked: Batch) -> None:
+    for given, says in ({"source": "Liver"}, "PromptSource"), ({"options": {}}, "RunOptions"):
+        with pytest.raises(TypeError, match=f"not a medals_rt.{says}; write {says}"):
+            replace(asked, **given)
+
+
 def test_a_part_leaves_the_tables_to_the_last(asked: Batch) -> None:
     first = run_batch(replace(asked, part="1/2"))
     assert (first.count, first.tables) == (3, ())

@@ -104,3 +104,5 @@ def test_a_runner_that_is_named_is_measured_whatever_it_lacks() -> None:
 def test_an_unknown_backend_is_refused() -> None:
     with raises(InputError, "runner-unknown", "caffe"):
         parse_backends(("caffe",), pytorch=False)
+    with raises(InputError, "precision-unknown", "int4"):
+        parse_backends(("pytorch:int4",), pytorch=False)
