@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import NoReturn
 
 
+def from_home(path: str) -> str:
+    """Read a first part ``~`` as a shell does, which leaves it in ``--output=~/x`` and in files."""
+    return os.path.expanduser(path) if path.split("/", 1)[0] == "~" else path  # noqa: PTH111 - as it is without a home
+
+
 def walk_once(
     top: Path,
     skip: Collection[Path] = (),

@@ -209,6 +209,7 @@ def _read(path: Path, max_voxels: int) -> _Read:
         source = _source(header, axes, path.name)
         if beside is not None:
             file = stack.enter_context(open_beside(path, beside))
+        _check_encoding(header, path.name)
         dtype = _dtype(header, path.name)
         size = dtype.itemsize * shape[0] * shape[1] * shape[2]
         stream = _voxels(file, header, size, path.name)
@@ -309,18 +310,34 @@ def _dtype(header: Mapping[str, Any], name: str) -> np.dtype[Any]:
             f"{name} has values of type {str(kind)[:40]!r}; give real numbers", code="value-type"
         )
     dtype = np.dtype(_TYPES[kind])
+    if dtype.itemsize > 1 and header.get("endian") not in {"big", "little"}:
+        raise CaseError(
+            f"{name} doesn't say in which order the bytes of its values are (endian: little or "
+            "big); add the line, or export it again",
+            code="endian-missing",
+        )
     if dtype.itemsize > 1:
         dtype = dtype.newbyteorder(">" if header["endian"] == "big" else "<")
     return dtype
 
 
-def _voxels(file: BinaryIO, header: Mapping[str, Any], size: int, name: str) -> Stream:
-    """Stream whose next byte is the first of the voxels."""
+def _check_encoding(header: Mapping[str, Any], name: str) -> None:
+    """Refuse voxels that are stored as text or packed otherwise than by gzip.
+
+    Raises
+    ------
+    CaseError
+    """
     encoding = header["encoding"]
     if encoding not in {"raw", "gzip", "gz"}:
         raise CaseError(
             f"{name} is stored as {str(encoding)[:40]!r}; write it as raw or gzip", code="encoding"
         )
+
+
+def _voxels(file: BinaryIO, header: Mapping[str, Any], size: int, name: str) -> Stream:
+    """Stream whose next byte is the first of the voxels."""
+    encoding = header["encoding"]
     lines = int(header.get("line skip", header.get("lineskip", 0)))
     skip = int(header.get("byte skip", header.get("byteskip", 0)))
     if not 0 <= lines <= _MOST_LINES or not -1 <= skip <= _MOST_SKIPPED:

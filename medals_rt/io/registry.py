@@ -155,7 +155,7 @@ def write_segmentation(
     case
         The case that was segmented.
     labels_dhw, instances_dhw
-        Integers `(D, H, W)`, canonical orientation, of the image's shape.
+        Integers `(D, H, W)` of the image's shape, in canonical orientation as `Result.labels_dhw`.
     prompts
         Written as `text_prompts`, in any form that `Segmenter.segment` takes; by default those that
         the case was read with. A mapping doesn't name the classes: its segments are called by their

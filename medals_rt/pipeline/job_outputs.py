@@ -159,8 +159,9 @@ def _check_folders(job: Job) -> None:
     ------
     InputError
     """
+    files = _resolved(job.output_files().values())
     for role, folder in job.output_folders().items():
-        if folder.exists() and not folder.is_dir():
+        if Path(realpath(folder)) in files or (folder.exists() and not folder.is_dir()):
             raise InputError(
                 f"--{fields_by_role()[role]} writes a file for each class into a folder, and "
                 f"{folder} is a file; name a folder",

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from medals_rt.bundle.bundle import BUNDLE_VARIABLE, Bundle, resolve_bundle
 from medals_rt.common.choices import (
+    KINDS,
     QUANTIZED_PRECISIONS,
     RUNNER_KINDS,
     Precision,
@@ -41,6 +42,7 @@ from medals_rt.planning.model_facts import RELEASED, ModelFacts, facts_of
 from medals_rt.planning.pass_timings import measured_on, recall
 from medals_rt.prompts.classes import ClassKey, by_exact_name, classes_of
 from medals_rt.prompts.embedding import PromptEmbedder
+from medals_rt.prompts.prompt_set import Prompt, PromptSet, combine
 from medals_rt.runners.base import check_precision
 from medals_rt.runners.openvino import expected_convolution
 from medals_rt.runners.registry import runner_spec
@@ -139,6 +141,7 @@ def plan_numbers(
     keys = [_named_class(text, kind) for text in classes.split(";") if text.strip()]
     if not keys:
         raise InputError("no class was asked for: name one, such as CT/Liver", code="no-class")
+    _check_as_prompts(keys)
     named = options.bundle is not None or bool(os.environ.get(BUNDLE_VARIABLE))
     bundle = Bundle.open(resolve_bundle(options.bundle), verify=False) if named else None
     if min(sizes) > 0:  # `plan_case` refuses others
@@ -175,6 +178,21 @@ def plan_numbers(
             *_idle_in_numbers(options, kind, kinds),
         ),
     )
+
+
+def _check_as_prompts(keys: Sequence[ClassKey]) -> None:
+    """Refuse classes that a run couldn't be asked for together.
+
+    Raises
+    ------
+    PromptError
+        As `PromptSet` and `combine`.
+    """
+    asked = [Prompt(label, str(key), key, "exact") for label, key in enumerate(keys, start=1)]
+    kinds = [tuple(each for each in asked if each.class_key.kind == kind) for kind in KINDS]
+    sets = [PromptSet(of_kind) for of_kind in kinds if of_kind]
+    if len(sets) > 1:
+        combine(*sets)
 
 
 def _released_notes(plan: CasePlan) -> tuple[Note, ...]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medals_rt.common.folders import walk_once
+from medals_rt.common.folders import from_home, walk_once
 from tests.folders import close_folder
 
 
@@ -54,3 +54,11 @@ def test_a_folder_that_cant_be_read_is_told(top: Path, monkeypatch: pytest.Monke
     closed: list[OSError] = []
     assert "b" in {folder.name for folder, _, _ in walk_once(top, closed=closed.append)}
     assert [Path(each.filename).name for each in closed] == ["a"]
+
+
+def test_a_first_part_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of/me")
+    assert from_home("~/a/~") == "/home/of/me/a/~"
+    assert from_home("~") == "/home/of/me"
+    for path in ("a/~/b", "~a", "~lock.nii.gz", "./~"):
+        assert from_home(path) == path

@@ -484,3 +484,13 @@ def test_a_metaimage_that_contradicts_itself_is_refused(
         return
     with raises(CaseError, code):
         read_case(path)
+
+
+def test_an_nrrd_says_what_it_lacks(tmp_path: Path) -> None:
+    path, header = tmp_path / "a.nrrd", NRRD.format(encoding="text").replace("endian: little\n", "")
+    path.write_text(header + "\n" + " ".join(map(str, VALUES_KJI.ravel())), encoding="utf-8")
+    with raises(CaseError, "encoding"):
+        read_case(path)
+    path.write_bytes(header.replace("text", "raw").encode() + b"\n" + VALUES_KJI.tobytes())
+    with raises(CaseError, "endian-missing"):
+        read_case(path)

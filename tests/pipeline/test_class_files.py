@@ -124,6 +124,7 @@ def test_a_run_with_a_file_for_each_class(tiny_bundle: Bundle, tmp_path: Path) -
         ("s.dcm", "classes", "split-format"),
         ("classes/liver.npz", "classes", "class-file-taken"),
         ("s.npz", ".", "class-file-taken"),
+        ("s.npz", "s.npz", "folder-is-a-file"),
     ],
 )
 def test_what_can_not_be_split_is_found_before_the_model_is_opened(

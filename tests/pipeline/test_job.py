@@ -76,6 +76,21 @@ def test_data_files_of_results_are_files_of_their_own(tmp_path: Path) -> None:
     assert "split-folder-not-empty" not in {note.code for note in read_job(job).case.notes}
 
 
+def test_paths_begin_at_home(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shells leave ~ in --output=~/x as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_case(tmp_path / "a.npz")
+    asked = words(tiny_bundle, Path("~/a.npz"), Path("~/s.npz"), "--report=~/r.json")
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, result.output
+    assert {"s.npz", "r.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert not (tmp_path / "~").exists()
+    assert Job("~/a.npz", "~/s.npz").output == tmp_path / "s.npz"  # type: ignore[arg-type]
+
+
 def test_no_slice_of_a_folder_is_overwritten(tmp_path: Path) -> None:
     array = np.arange(64, dtype=np.int16).reshape(4, 4, 4)
     write_series(tmp_path / "scan", array, np.eye(4))

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.errors import PromptError
 from medals_rt.pipeline.job import open_models
 from medals_rt.pipeline.job_inputs import read_prompted_case
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.plan_case import plan_files, plan_numbers
+from tests.errors import raises
 from tests.paths import ROOT
 
 DEMO = ROOT / "engines" / "demo"
@@ -81,3 +83,16 @@ def test_bare_numbers_of_a_challenge_file_are_repaired_aloud(
     np.savez(path, imgs=np.zeros(SHAPE_DHW, np.uint8), spacing=np.array(LONG_HWD_MM))
     plan = plan_files(path, LIVER, options_of(tiny_bundle))
     assert [note.code for note in plan.notes] == ["spacing-repaired"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "code"),
+    [
+        ("CT/Liver;MRI/Liver", "several-modalities"),
+        ("CT/Liver;CT/Liver", "class-repeated"),
+        ("CT/Liver;MRI/Liver tumors", "several-modalities"),
+    ],
+)
+def test_classes_that_a_run_refuses_are_not_planned(classes: str, code: str) -> None:
+    with raises(PromptError, code):
+        plan_numbers("60,60,60", "2,2,2", classes, RunOptions())

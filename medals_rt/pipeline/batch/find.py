@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from medals_rt.common.errors import InputError, MissingFileError
-from medals_rt.common.folders import walk_once
+from medals_rt.common.folders import from_home, walk_once
 from medals_rt.io.dicom.web import series_addresses
 from medals_rt.io.dicom.web_address import is_web_address
 from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
@@ -185,7 +185,7 @@ def _lines(file: Path) -> list[Path]:
     """Read a list of inputs: one a line, from the list's folder; # begins a comment."""
     lines = map(str.strip, file.read_text(encoding="utf-8-sig").splitlines())
     return [
-        Path(line) if is_web_address(line) else file.parent / line
+        Path(line) if is_web_address(line) else file.parent / from_home(line)
         for line in lines
         if line and not line.startswith("#")
     ]

@@ -26,11 +26,11 @@ from medals_rt.common.errors import InputError, PromptError
 from medals_rt.common.notes import Note, warning
 from medals_rt.pipeline.batch.find import first_of
 from medals_rt.pipeline.batch.paths import (
-    MARK_ENDING,
     STATE_FOLDER,
     CasePaths,
     WrittenFiles,
     folder_of,
+    mark_beside,
     read_written,
     role_in,
 )
@@ -360,7 +360,7 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
         name = path.relative_to(folder).as_posix().removesuffix(".json")
         skipped = one_name(name) in own or path.name.startswith(".")
         record = None if skipped else _read(LOCAL.read(path))
-        being_written = path.with_name(f"{path.name}{MARK_ENDING}").exists()
+        being_written = mark_beside(path).exists()
         if record is None or record.entry.status != "done" or being_written:
             continue
         paths = CasePaths(name, plan.results, plan.reports, record.ending)
