@@ -141,7 +141,8 @@ def plan_numbers(
     keys = [_named_class(text, kind) for text in classes.split(";") if text.strip()]
     if not keys:
         raise InputError("no class was asked for: name one, such as CT/Liver", code="no-class")
-    _check_as_prompts(keys)
+    if stage is None:  # else the figures of whatever is run together
+        _check_as_prompts(keys)
     named = options.bundle is not None or bool(os.environ.get(BUNDLE_VARIABLE))
     bundle = Bundle.open(resolve_bundle(options.bundle), verify=False) if named else None
     if min(sizes) > 0:  # `plan_case` refuses others

@@ -139,9 +139,8 @@ def test_leftovers_of_other_processes_are_found(tmp_path: Path) -> None:
 
 def test_names_that_are_no_text_make_no_broken_json(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"name": "caf\udce9"})
-    assert json.loads((tmp_path / "a.json").read_bytes()) == {
-        "name": "caf\N{REPLACEMENT CHARACTER}"
-    }
+    written = json.loads((tmp_path / "a.json").read_bytes())
+    assert written == {"name": "caf\N{REPLACEMENT CHARACTER}"}
 
 
 @pytest.mark.parametrize("name", [f"{'x' * 248}.nii.gz", f"{'ä' * 124}.nii.gz", "x" * 255])
