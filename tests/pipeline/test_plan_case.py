@@ -25,6 +25,7 @@ LIVER = PromptSource(sentences=("Liver in abdominal CT",))
 def write_nifti(path: Path) -> Path:
     nibabel = pytest.importorskip("nibabel", reason="needs the extra 'formats'")
     image = np.full(SHAPE_DHW[::-1], -500, np.int16)
+    image[0] = 100
     h, w, d = LONG_HWD_MM
     nibabel.save(nibabel.Nifti1Image(image, np.diag([-w, -h, d, 1.0])), path)
     return path
@@ -90,7 +91,7 @@ def test_bare_numbers_of_a_challenge_file_are_repaired_aloud(
     [
         ("CT/Liver;MRI/Liver", "several-modalities"),
         ("CT/Liver;CT/Liver", "class-repeated"),
-        ("CT/Liver;MRI/Liver tumors", "several-modalities"),
+        ("CT/Liver;MRI/Prostate lesion", "several-modalities"),
     ],
 )
 def test_classes_that_a_run_refuses_are_not_planned(classes: str, code: str) -> None:
