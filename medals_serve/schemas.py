@@ -84,6 +84,21 @@ class GroupState(BaseModel):
     class_ids: list[str]
 
 
+class ModalityState(BaseModel):
+    """A modality that images have."""
+
+    name: Modality
+    in_hounsfield: bool = Field(description="Whether values of its images are Hounsfield units.")
+
+
+class FormatState(BaseModel):
+    """A format of results."""
+
+    name: str = Field(examples=["nii.gz"])
+    title: str = Field(description="For people.", examples=["NIfTI (.nii.gz)"])
+    one_class: bool = Field(description="Whether its files hold one class.")
+
+
 class ModelState(BaseModel):
     """The model and what can be asked of it."""
 
@@ -93,12 +108,14 @@ class ModelState(BaseModel):
     notice: str | None = Field(description="To be shown wherever results are.")
     arithmetic: str = Field(examples=["openvino/bf16"])
     free_text: bool = Field(description="Whether sentences may name what is no class.")
+    modalities: list[ModalityState]
     classes: list[ClassState]
     groups: list[GroupState]
     presets: list[str]
     default_preset: str
     options: dict[str, Any] = Field(description="Options of a job, and their defaults here.")
     output_formats: list[str]
+    formats: list[FormatState] = Field(description="The same, and what they are.")
     input_endings: list[str]
     max_prompts: int
     max_upload_bytes: int

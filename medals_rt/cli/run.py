@@ -42,7 +42,7 @@ def run_command(
         Path,
         typer.Option(
             "--input",
-            help="The case: .npz, .nii, .nii.gz, .nrrd, .mha, a DICOM folder or zip, or "
+            help="The case: a file such as .nii.gz or .npz, a DICOM folder or zip, or "
             "dicomweb+https://HOST/dicom-web?StudyInstanceUID=UID.",
         ),
     ],

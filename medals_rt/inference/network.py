@@ -55,7 +55,6 @@ from medals_rt.runners.selection import (
     ChosenRunner,
     check_arithmetic,
     choose,
-    open_joined,
     open_runner,
 )
 
@@ -312,37 +311,30 @@ class StageNetwork:
         library = runner_spec(choice.kind)
         check_arithmetic(choice.kind, bundle.precision, precision, convolution)
 
-        def open_graph(name: GraphName) -> Runner:
-            computed, stored = arithmetic_of([name], library.device, precision, bundle.precision)
-            return open_runner(
-                choice.kind,
-                bundle.graph_path(stage, name),
-                name=f"{name} of stage {stage}",
-                precision=computed,
-                graph_precision=stored,
-                threads=threads,
-                cache_key=bundle.graph(stage, name).sha256,
-            )
-
         def open_chain(chain: Chain) -> Runner:
             computed, stored = arithmetic_of(chain, library.device, precision, bundle.precision)
 
             def files() -> list[Path]:
                 return [bundle.graph_path(stage, name) for name in chain]
 
-            return open_joined(
+            return open_runner(
                 choice.kind,
-                files(),
+                *files(),
                 name=f"{' + '.join(chain)} of stage {stage}",
                 precision=computed,
                 graph_precision=stored,
                 threads=threads,
                 cache_key="+".join(bundle.graph(stage, name).sha256 for name in chain),
                 check_files=files,
+                joined=library.joins_graphs,
                 convolution=convolution,
             )
 
-        graphs = JoinedGraphs(open_chain) if library.joins_graphs else SingleGraphs(open_graph)
+        graphs = (
+            JoinedGraphs(open_chain)
+            if library.joins_graphs
+            else SingleGraphs(lambda name: open_chain((name,)))
+        )
         network = cls(bundle.stage_spec(stage), graphs, choice.why)
         try:
             for chain in pass_chains(1, prompted=False):

@@ -59,7 +59,7 @@ _OF_VOXELS: Final = frozenset(
 """Fields of what the voxels are and where they lie: no two lines may say that differently."""
 
 
-def read_metaimage_case(path: Path, options: Options) -> Case:
+def _read_metaimage_case(path: Path, options: Options) -> Case:
     """Read an image; it holds no prompts. See `registry.read_case`."""
     array_kji, source, notes = _read(path, options.max_voxels)
     check_image(array_kji, max_voxels=options.max_voxels, what=path.name)
@@ -74,21 +74,21 @@ def read_metaimage_case(path: Path, options: Options) -> Case:
     return Case(volume, None, None, path)
 
 
-def read_metaimage_labels(path: Path, options: Options) -> LabelFile:
+def _read_metaimage_labels(path: Path, options: Options) -> LabelFile:
     """Read a label map in canonical orientation."""
     array_kji, source, _ = _read(path, options.max_voxels)
     labels = check_labels(array_kji, path.name, max_voxels=options.max_voxels)
     return LabelFile(source.to_canonical(labels), None, source.spacing_hwd_mm, source)
 
 
-def write_metaimage(path: Path, output: SegmentationOutput) -> None:
+def _write_metaimage(path: Path, output: SegmentationOutput) -> None:
     """Write labels on the source's own grid, compressed; a `.mhd` with its `.zraw` beside it."""
     volume = output.case.volume
     labels_kji = np.ascontiguousarray(volume.restore(output.labels_dhw))
     affine = volume.affine_lps
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     packed = zlib.compress(labels_kji.astype(labels_kji.dtype.newbyteorder("<")).tobytes(), 6)
-    *_, data = written_as_metaimage(path)
+    *_, data = _written_as_metaimage(path)
     local = data == path
     fields = {
         "ObjectType": "Image",
@@ -114,19 +114,19 @@ def write_metaimage(path: Path, output: SegmentationOutput) -> None:
         temporary.write_bytes(header + packed if local else header)
 
 
-def files_of_metaimage(path: Path) -> tuple[Path, ...]:
+def _files_of_metaimage(path: Path) -> tuple[Path, ...]:
     """Return the header and the data file that it names, if it names one."""
     with reading(path.name), path.open("rb") as file:
         name = _header(file, path.name)[_DATA]
         return (path,) if name == _LOCAL else (path, data_file(path, name))
 
 
-def written_as_metaimage(path: Path) -> tuple[Path, ...]:
+def _written_as_metaimage(path: Path) -> tuple[Path, ...]:
     """Return the file, and the data file beside a `.mhd`."""
     return (path, path.with_suffix(".zraw")) if path.name.lower().endswith(".mhd") else (path,)
 
 
-def recognizes_metaimage(start: bytes) -> bool:
+def _recognizes_metaimage(start: bytes) -> bool:
     """Whether a file starts as MetaImage does."""
     return start.lstrip().startswith((b"ObjectType", b"NDims"))
 
@@ -252,11 +252,12 @@ FORMATS: Final = (
         name="metaimage",
         title="MetaImage",
         endings=(".mha", ".mhd"),
-        read_case=read_metaimage_case,
-        read_labels=read_metaimage_labels,
-        write=write_metaimage,
-        recognizes=recognizes_metaimage,
-        files_of=files_of_metaimage,
-        files_written=written_as_metaimage,
+        two_file_endings=(".mhd",),
+        read_case=_read_metaimage_case,
+        read_labels=_read_metaimage_labels,
+        write=_write_metaimage,
+        recognizes=_recognizes_metaimage,
+        files_of=_files_of_metaimage,
+        files_written=_written_as_metaimage,
     ),
 )

@@ -67,7 +67,7 @@ _MOST_LINES: Final = 10_000
 _MOST_SKIPPED: Final = 64 * 2**20
 
 
-def read_nrrd_case(path: Path, options: Options) -> Case:
+def _read_nrrd_case(path: Path, options: Options) -> Case:
     """Read an image; it holds no prompts. See `registry.read_case`."""
     read = _read(path, options.max_voxels)
     check_image(read.array_kji, max_voxels=options.max_voxels, what=path.name)
@@ -82,7 +82,7 @@ def read_nrrd_case(path: Path, options: Options) -> Case:
     return Case(volume, None, None, path)
 
 
-def read_nrrd_labels(path: Path, options: Options) -> LabelFile:
+def _read_nrrd_labels(path: Path, options: Options) -> LabelFile:
     """Read a label map in canonical orientation, with the names of its segments."""
     read = _read(path, options.max_voxels)
     labels = check_labels(read.array_kji, path.name, max_voxels=options.max_voxels)
@@ -95,7 +95,7 @@ def read_nrrd_labels(path: Path, options: Options) -> LabelFile:
     )
 
 
-def write_nrrd(path: Path, output: SegmentationOutput) -> None:
+def _write_nrrd(path: Path, output: SegmentationOutput) -> None:
     """Write labels on the source's own grid, in the LPS frame, with 3D Slicer's segment fields.
 
     A `.nhdr` gets its voxels in a `.raw.gz` beside it.
@@ -118,7 +118,7 @@ def write_nrrd(path: Path, output: SegmentationOutput) -> None:
         whole = temporary.with_name(f"{temporary.name}.nrrd")  # pynrrd takes the kind from the name
         try:
             pynrrd.write(str(whole), labels_ijk, header, index_order="F")
-            for data in written_as_nrrd(path)[1:]:
+            for data in _written_as_nrrd(path)[1:]:
                 text, _, voxels = whole.read_bytes().partition(b"\n\n")
                 with atomic_output(data) as beside:  # before the header, which makes it readable
                     beside.write_bytes(voxels)
@@ -217,14 +217,14 @@ def _read(path: Path, max_voxels: int) -> _Read:
     return _Read(values.array_kji, source, header, *values.notes)
 
 
-def files_of_nrrd(path: Path) -> tuple[Path, ...]:
+def _files_of_nrrd(path: Path) -> tuple[Path, ...]:
     """Return the header and the data file that it names, if it names one."""
     with reading(path.name), path.open("rb") as file:
         name = _named_data(file, path.name)
         return (path,) if name is None else (path, data_file(path, name))
 
 
-def written_as_nrrd(path: Path) -> tuple[Path, ...]:
+def _written_as_nrrd(path: Path) -> tuple[Path, ...]:
     """Return the file, and the data file beside a `.nhdr`."""
     return (path, path.with_suffix(".raw.gz")) if path.name.lower().endswith(".nhdr") else (path,)
 
@@ -446,12 +446,14 @@ FORMATS: Final = (
         name="nrrd",
         title="NRRD",
         endings=(".seg.nrrd", ".nrrd", ".nhdr"),
+        two_file_endings=(".nhdr",),
+        menu_title="NRRD segmentation (.seg.nrrd)",
         libraries=("pynrrd",),
-        read_case=read_nrrd_case,
-        read_labels=read_nrrd_labels,
-        write=write_nrrd,
+        read_case=_read_nrrd_case,
+        read_labels=_read_nrrd_labels,
+        write=_write_nrrd,
         recognizes=lambda start: start.startswith(b"NRRD000"),
-        files_of=files_of_nrrd,
-        files_written=written_as_nrrd,
+        files_of=_files_of_nrrd,
+        files_written=_written_as_nrrd,
     ),
 )

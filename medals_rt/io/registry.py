@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, ParamSpec, TypeVar
 
 from medals_rt.common.arguments import check_class
 from medals_rt.common.errors import CaseError, MissingFileError
@@ -25,15 +25,20 @@ from medals_rt.io.segment_metadata import Segment
 from medals_rt.io.voxel_data import GZIP_MAGIC, InflatedStream
 from medals_rt.prompts.prompt_set import AnyPrompts, PromptSet, as_prompt_set
 
+_Given = ParamSpec("_Given")
+_Made = TypeVar("_Made")
+
 _MODULES: Final = (
     "medals_rt.io.npz",
     "medals_rt.io.nifti",
     "medals_rt.io.nrrd",
     "medals_rt.io.metaimage",
+    "medals_rt.io.freesurfer",
     "medals_rt.io.dicom.formats",
     "medals_rt.io.meshes",
 )
-"""Modules of formats. They import their libraries when these are used, so that all are light."""
+"""Modules of formats, in the order in which people are told of them. They import their libraries
+when these are used, so that all are light."""
 
 FORMATS: Final[tuple[Format, ...]] = tuple(
     each for module in _MODULES for each in importlib.import_module(module).FORMATS
@@ -101,11 +106,8 @@ def read_case(
             f"{file.name} is no DICOM folder or zip, so there is no series to choose",
             code="no-series",
         )
-    if found.read_case is None:
-        raise AssertionError(found.name)
-    return found.read_case(
-        file, Options(max_voxels=max_voxels, series=series, select=tuple(select))
-    )
+    options = Options(max_voxels=max_voxels, series=series, select=tuple(select))
+    return _offered(found.read_case)(file, options)
 
 
 def read_labels(
@@ -125,9 +127,7 @@ def read_labels(
     """
     file = _existing(path)
     found = _format_to_read(file, "read_labels")
-    if found.read_labels is None:
-        raise AssertionError(found.name)
-    return found.read_labels(file, Options(max_voxels=max_voxels, prefer=prefer))
+    return _offered(found.read_labels)(file, Options(max_voxels=max_voxels, prefer=prefer))
 
 
 def write_segmentation(
@@ -210,9 +210,7 @@ def write_segmentation(
         None if segments is None else tuple(segments),
         mesh_reduction,
     )
-    if found.write is None:
-        raise AssertionError(found.name)
-    found.write(file, output)
+    _offered(found.write)(file, output)
 
 
 def check_output(
@@ -257,15 +255,15 @@ def check_output(
     return found.check(file.name, case)
 
 
-def format_of_output(path: str | PathLike[str], name: str | None = None) -> str:
-    """Name of the format that a result is written in; `name` where several share the ending.
+def format_of_output(path: str | PathLike[str], name: str | None = None) -> Format:
+    """Find the format that a result is written in; `name` where several share the ending.
 
     Raises
     ------
     CaseError
         If there is none.
     """
-    return _format_to_write(Path(path), name).name
+    return _format_to_write(Path(path), name)
 
 
 def check_own_grid(path: str | PathLike[str], name: str | None = None) -> None:
@@ -457,6 +455,13 @@ def _format_to_write(file: Path, name: str | None) -> Format:
     return writers[name]
 
 
+def _offered(ability: Callable[_Given, _Made] | None) -> Callable[_Given, _Made]:
+    """Return what a format offers, by which it was chosen."""
+    if ability is None:
+        raise AssertionError
+    return ability
+
+
 def _by_name(file: Path, capability: Capability) -> Format | None:
     able = [each for each in FORMATS if getattr(each, capability) is not None]
     fitting = [each for each in able if each.ending_of(file.name)]
@@ -480,20 +485,24 @@ def _check_compression(file: Path, named: Format | None, start: bytes) -> None:
         return
     packed = _packed(start)
     inside = [each for each in FORMATS if packed and _fits(each, start)]
-    if packed and not ending.endswith(".gz") and (named in inside or not inside):
-        may_stay = f"{ending}.gz" in named.endings
-        mending = f"let its name end in {ending}.gz, or unpack it" if may_stay else "unpack it"
+    says_packed = ending in named.gzipped.values()
+    if packed and not says_packed and (named in inside or not inside):
+        fitting = named.gzipped.get(ending)
+        mending = "unpack it" if fitting is None else f"let its name end in {fitting}, or unpack it"
         raise CaseError(f"{file.name} is gzipped; {mending}", code="wrong-ending")
     plain = next((each for each in FORMATS if _fits(each, start) and not packed), None)
-    if not packed and ending.endswith(".gz") and plain is named:
-        text = f"{file.name} isn't gzipped; name it {file.name[:-3]}, or compress it with gzip"
+    if not packed and says_packed and plain is named:
+        fitting = next(each for each, gzipped in named.gzipped.items() if gzipped == ending)
+        name = f"{file.name[: -len(ending)]}{fitting}"
+        text = f"{file.name} isn't gzipped; name it {name}, or compress it with gzip"
         raise CaseError(text, code="wrong-ending")
 
 
 def _renaming(file: Path, fitting: Format, *, packed: bool) -> str:
     """Say how a file of a format has to be called; what is gzipped may have to be unpacked."""
     plain = file.with_name(file.name.removesuffix(".gz")) if packed else file
-    of_kind = [each for each in fitting.endings if each.endswith(".gz") == packed]
+    gzipped = fitting.gzipped.values()
+    of_kind = [each for each in fitting.endings if (each in gzipped) == packed]
     name = f"name it {stem(plain, FORMATS)}{min(of_kind or fitting.endings, key=len)}"
     return name if of_kind else f"unpack it and {name}"
 

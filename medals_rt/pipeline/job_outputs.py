@@ -14,7 +14,6 @@ from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import require
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.web import check_store
-from medals_rt.io.meshes import MESHES
 from medals_rt.io.registry import (
     FORMATS,
     OUTPUT_ENDINGS,
@@ -35,7 +34,7 @@ from medals_rt.pipeline.class_files import (
 from medals_rt.pipeline.job_request import Job, fields_by_role
 from medals_rt.prompts.prompt_set import PromptSet
 
-SEGMENTATIONS: Final = ("dicom-seg", "dicom-labelmap-seg")
+SEGMENTATIONS: Final = tuple(each.name for each in FORMATS if each.is_dicom_seg)
 """Formats of outputs that a DICOM report can refer to."""
 
 MAP_ENDING: Final = ".nii.gz"
@@ -259,7 +258,7 @@ def check_mesh(job: Job) -> None:
     """
     if not job.mesh_reduction:
         return
-    if format_of_output(job.output, job.format) not in MESHES:
+    if not format_of_output(job.output, job.format).has_faces:
         raise InputError(
             f"{job.output.name} holds voxels, which have no faces to leave out; make it .glb or "
             ".stl, or leave out the mesh reduction",
@@ -282,7 +281,7 @@ def check_labels_are_dicom(job: Job, remedy: str = "end --output in .dcm") -> No
     ------
     InputError
     """
-    if job.sr is not None and format_of_output(job.output, job.format) not in SEGMENTATIONS:
+    if job.sr is not None and not format_of_output(job.output, job.format).is_dicom_seg:
         raise InputError(
             f"{job.sr.name} would refer to a DICOM SEG, and {job.output.name} is none; {remedy}",
             code="report-without-seg",

@@ -27,7 +27,7 @@ from medals_rt.postprocessing.label_notes import label_notes
 from medals_rt.prompts.prompt_set import PromptSet
 
 CHALLENGE_SECONDS_PER_CLASS = 60.0
-"""The challenge's limit: a case that takes longer scores zero (system rule 10)."""
+"""The challenge's limit: a case that takes longer scores zero."""
 
 REPORT_FORMAT = 4
 

@@ -1,8 +1,8 @@
 """Opened models, ready for any number of cases.
 
 No arithmetic stands here: classes are grouped by kind and intensity window, geometry decides,
-`run_stages` segments, `finalize` cleans up, and `report` writes down what was done (system rules 3
-to 8).
+`run_stages` segments, `finalize` cleans up, and `report` writes down what was done
+(docs/algorithm.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What happens to a case's final labels: Algorithm 3 for anatomy, instances for lesions.
 
-The algorithms are those of `component_filter`; this module says which of them a case gets (system
-rules 6.5 and 8), and what a person should know of the outcome.
+The algorithms are those of `component_filter`; this module says which of them a case gets
+(docs/algorithm.md, section 8), and what a person should know of the outcome.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The 243 classes that a Medal S model knows, the words that name them, and groups of them.
 
-Names and ids are those of the released code (system section 2); ids count within a modality and a
+Names and ids are those of the released code; ids count within a modality and a
 kind, so that `(modality, kind, id)` is what tells classes apart. Classes and their words are in
 `data/classes.json`, groups in `data/groups.json`; nothing here knows a class by name.
 """
@@ -172,18 +172,6 @@ def by_bank_key(bank_key: str) -> ClassKey:
             f"{all_classes()[0].bank_key}",
             code="bank-key-unknown",
         ) from None
-
-
-def by_policy_name(policy_name: str, kind: str | None = None) -> ClassKey:
-    """Class of a name such as `"CT_..."`.
-
-    Raises
-    ------
-    InputError
-        If no class has that name, or if it has two kinds and `kind` doesn't say which.
-    """
-    modality, _, name = policy_name.partition("_")
-    return by_exact_name(modality, name, kind)
 
 
 def by_exact_name(modality: str, name: str, kind: str | None = None) -> ClassKey:

@@ -1,4 +1,4 @@
-"""Which class a sentence names (system section 2; the released rule, made strict).
+"""Which class a sentence names (the released rule, made strict).
 
 A wrong organ is the worst answer and a refusal with suggestions a fair one. So every word of a
 sentence gets a role (`word_roles`, lists in `data/prompt_words.json`), and the words that could
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from medals_rt.common.choices import KINDS, MODALITIES, check_kind, modality_named
+from medals_rt.common.choices import KINDS, MODALITIES, check_kind, modality_named, traits_of
 from medals_rt.common.errors import PromptError
 from medals_rt.prompts.candidates import ClassCandidate, candidates
 from medals_rt.prompts.classes import (
@@ -95,7 +95,8 @@ def find_class(text: str, kind: str, modality: str | None = None) -> Match:
         return Match(known, text.strip())
     tokens = tokenize(text)
     found = find_modality(tokens, quoted, modality)
-    words = assign_roles(tokens, found, tolerant=kind == "anatomy" or found == "Microscopy")
+    tolerant = kind == "anatomy" or not traits_of(found).has_body
+    words = assign_roles(tokens, found, tolerant=tolerant)
     refuse_side_of_display(words, quoted)
     return match_words(words, quoted, found, kind)
 

@@ -2,7 +2,7 @@
 
 A challenge case and `prompts.json` hold `{"1": "Liver in abdominal CT", "2": ..., "instance_label":
 0}`: label values as keys, sentences as values, and `instance_label` 0 for anatomy (semantic
-labels) or 1 for lesions (instances); system section 3. A file of ours may ask for lesions beside
+labels) or 1 for lesions (instances). A file of ours may ask for lesions beside
 anatomy: `{"1": "Liver in abdominal CT", "lesions": {"2": "Liver tumors in abdominal CT"}}`.
 """
 
@@ -131,7 +131,7 @@ class PromptSet:
 
     @property
     def single(self) -> bool:
-        """Whether the case asks for exactly one class (`single` of system section 4)."""
+        """Whether the case asks for exactly one class (*single* in docs/presets.md)."""
         return len(set(self.class_keys)) == 1
 
     @property

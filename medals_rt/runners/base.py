@@ -15,14 +15,18 @@ from medals_rt.common.choices import (
     Convolution,
     ConvolutionChoice,
     Precision,
+    QuantizedPrecision,
     RunnerKind,
 )
 from medals_rt.common.cores import usable_cores
 from medals_rt.common.errors import InputError, RunnerError
 from medals_rt.common.gpu import Gpu
-from medals_rt.common.typing import Array
+from medals_rt.common.typing import Array, HostArray
 
 Device: TypeAlias = Literal["cpu", "cuda"]
+
+TextGraph: TypeAlias = Callable[[HostArray, HostArray], HostArray]
+"""`token_ids (B, L)` and `modality (B,)`, int64, to `embeddings (B, dim)`, float32."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,15 @@ class RunnerSpec:
         Of the graphs that it can run.
     joins_graphs
         Whether it gains from seeing the graphs of a pass as one.
+    quantized
+        Of graphs with Q/DQ, those whose convolutions it computes in 8 bits where the processor has
+        instructions for it; others it only rounds so. None on a GPU's.
+    expected_convolution
+        How joined graphs will be convolved, for plans: given what was asked for, the precision, the
+        network's channels and the voxels of its largest window. None where there is no choice.
+    open_text_graph
+        Opens the graph of a text encoder on the CPU in fp32: it has two free axes, sentences and
+        tokens, where the networks' have one. None where it can't.
     why_no_engines
         For libraries that need engines: why a bundle has none for a GPU; empty where it has.
     """
@@ -165,6 +178,11 @@ class RunnerSpec:
     distributions: tuple[str, ...] = ()
     graph_precisions: tuple[Precision, ...] = PRECISIONS
     joins_graphs: bool = False
+    quantized: tuple[QuantizedPrecision, ...] = ()
+    expected_convolution: Callable[[ConvolutionChoice, Precision, int, int], Convolution] | None = (
+        None
+    )
+    open_text_graph: Callable[[Path], TextGraph] | None = None
     why_no_engines: Callable[[Bundle, Gpu], str] | None = None
 
 

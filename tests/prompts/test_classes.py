@@ -10,7 +10,6 @@ from medals_rt.prompts.classes import (
     all_classes,
     by_bank_key,
     by_exact_name,
-    by_policy_name,
     class_groups,
     classes_of,
     classes_of_group,
@@ -43,13 +42,12 @@ def test_ids_count_from_one_within_modality_and_kind(modality: str, kind: str) -
 def test_keys_lead_back() -> None:
     for key in all_classes():
         assert by_bank_key(key.bank_key) == key
-        assert by_policy_name(key.policy_name, key.kind) == key
         assert by_exact_name(key.modality, key.name.upper(), key.kind) == key
 
 
 def test_a_name_of_both_kinds_needs_its_kind() -> None:
     with raises(InputError, "kind-missing"):
-        by_policy_name("MRI_Vertebrae")
+        by_exact_name("MRI", "Vertebrae")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from pydicom import dcmread
 from starlette.testclient import TestClient
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.common.choices import STAGE_NAMES
+from medals_rt.common.choices import MODALITIES, STAGE_NAMES
 from medals_rt.common.errors import MedalsError
 from medals_rt.inference.corrections import Correction
 from medals_rt.io.palette import class_color, hex_color
@@ -722,6 +722,21 @@ def test_the_model_lists_what_it_covers(client: ServiceClient, tiny_bundle: Bund
         assert read["problem"] is None
     for group in model["groups"]:
         assert set(group["class_ids"]) <= {each["id"] for each in model["classes"]}
+
+
+def test_the_model_says_what_formats_and_modalities_are(client: ServiceClient) -> None:
+    model = client.model()
+    formats = {each["name"]: each for each in model["formats"]}
+    assert list(formats) == model["output_formats"]
+    assert [name for name, each in formats.items() if each["one_class"]] == ["stl"]
+    assert {formats[name]["title"] for name in ("nii.gz", "mgz", "dcm")} == {
+        "NIfTI (.nii.gz)",
+        "FreeSurfer (.mgz)",
+        "DICOM SEG",
+    }
+    assert {".mgz", ".mgh"} < set(model["input_endings"])
+    assert [each["name"] for each in model["modalities"]] == list(MODALITIES)
+    assert [each["name"] for each in model["modalities"] if each["in_hounsfield"]] == ["CT"]
 
 
 def test_suggestions_while_one_types(client: ServiceClient) -> None:

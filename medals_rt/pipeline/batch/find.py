@@ -26,7 +26,7 @@ _DIRECTORY_OF_DICOM = "DICOMDIR"
 
 NAMED = 3
 _UNREAD_IMAGES = (
-    *(".mgz", ".mgh", ".minc", ".mnc", ".nii.xz", ".nii.bz2", ".nii.zst", ".gipl", ".vtk", ".vti"),
+    *(".minc", ".mnc", ".nii.xz", ".nii.bz2", ".nii.zst", ".gipl", ".vtk", ".vti"),
     *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".czi", ".nd2", ".lif", ".h5", ".hdf5"),
     *(".mat", ".npy", ".par", ".rec"),
 )

@@ -129,17 +129,17 @@ def test_sentences_of_a_row_are_read_before_any_case_is_run(
 
 
 def test_images_that_are_not_read_are_named(empty_scans: Path, tmp_path: Path) -> None:
-    for name in ("brain.mgz", "deep/er/slide.TIFF", "notes.md", ".hidden.png"):
+    for name in ("brain.mnc", "deep/er/slide.TIFF", "notes.md", ".hidden.png"):
         (empty_scans / name).parent.mkdir(parents=True, exist_ok=True)
         (empty_scans / name).write_bytes(b"")
     found = plan(empty_scans, out=tmp_path / "out")
     assert found.passed_over == (
-        "images of formats not read are passed over: brain.mgz, slide.TIFF",
+        "images of formats not read are passed over: brain.mnc, slide.TIFF",
     )
     only = tmp_path / "only"
     only.mkdir()
-    (only / "brain.mgz").write_bytes(b"")
-    with raises(InputError, "no-case", "brain.mgz"):
+    (only / "brain.mnc").write_bytes(b"")
+    with raises(InputError, "no-case", "brain.mnc"):
         plan(only, out=tmp_path / "out")
 
 
