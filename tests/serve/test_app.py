@@ -946,6 +946,16 @@ def test_options_of_a_job_are_those_of_a_run(
     assert client.report(served)["refinement"] == "none"
 
 
+def test_no_proxy_gets_what_is_for_this_machine(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # nobody is there
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    with served.client() as client:
+        assert client.model()
+
+
 def test_a_scan_may_be_uploaded_twice(client: ServiceClient, tmp_path: Path) -> None:
     first = client.upload(write_nifti(tmp_path / "a.nii"))
     second = client.upload(write_nifti(tmp_path / "b.nii", seed=1))
