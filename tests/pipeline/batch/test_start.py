@@ -68,11 +68,11 @@ def test_a_part_leaves_the_tables_to_the_last(asked: Batch) -> None:
 
 
 def test_what_was_passed_over_is_told(asked: Batch, scans: Path) -> None:
-    (scans / "old.mgz").write_bytes(b"")
+    (scans / "old.mnc").write_bytes(b"")
     result = run_batch(replace(asked, select=("ECHO=2",)))
     assert len(result.warnings) == 2
     assert "--select" in result.warnings[0]
-    assert "old.mgz" in result.warnings[1]
+    assert "old.mnc" in result.warnings[1]
 
 
 @pytest.mark.parametrize(
