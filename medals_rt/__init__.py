@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from medals_rt.inference.cascade import StageSummary
     from medals_rt.inference.corrections import Correction
     from medals_rt.inference.kept import FeatureCache, KeptImage
-    from medals_rt.io.case import Case
+    from medals_rt.io.case import Case, LabelFile
+    from medals_rt.io.grids import Grid
     from medals_rt.io.registry import read_case, read_labels, write_segmentation
     from medals_rt.io.segment_metadata import Segment
     from medals_rt.io.volume import SourceGrid, Volume
@@ -87,10 +88,12 @@ _HOMES = {
     "Correction": "inference.corrections",
     "DeviceLostError": "common.errors",
     "FeatureCache": "inference.kept",
+    "Grid": "io.grids",
     "GridRequest": "pipeline.output_grid",
     "InputError": "common.errors",
     "Job": "pipeline.job_request",
     "KeptImage": "inference.kept",
+    "LabelFile": "io.case",
     "Listener": "pipeline.batch.run",
     "MedalsError": "common.errors",
     "MissingDependencyError": "common.errors",
@@ -139,10 +142,12 @@ __all__ = [
     "Correction",
     "DeviceLostError",
     "FeatureCache",
+    "Grid",
     "GridRequest",
     "InputError",
     "Job",
     "KeptImage",
+    "LabelFile",
     "Listener",
     "MedalsError",
     "MissingDependencyError",

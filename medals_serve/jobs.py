@@ -19,6 +19,7 @@ from medals_rt.common.notes import Note, warning
 from medals_rt.inference.corrections import Correction, check_corrections, parts_of
 from medals_rt.inference.hybrid_prompts import check_start
 from medals_rt.io.format import stem
+from medals_rt.io.grids import grid_of
 from medals_rt.io.registry import FORMATS
 from medals_rt.pipeline.group_run import CoarseLabels
 from medals_rt.pipeline.job import passes_recorded, segment_job
@@ -159,7 +160,7 @@ class ServedJob:
             drawn = part_of_annotation(annotation, labels)
         preset = job.options.segment.algorithm
         check_start(preset, annotated=drawn is not None or bool(corrections))
-        check_corrections(corrections, read.case.volume.shape_dhw, read.prompts, preset)
+        check_corrections(corrections, grid_of(read.case.volume), read.prompts, preset)
         case = replace(read.case, notes=(*read.case.notes, *self._remarks))
         return replace(read, case=case, annotation_dhw=drawn, corrections=corrections)
 

@@ -62,7 +62,7 @@ def note_codes() -> Iterator[str]:
 
 
 def test_every_member_is_explained(tiny_bundle: Bundle) -> None:
-    volume = Volume(np.full((8, 16, 16), 100, np.uint8), (4.0, 4.0, 4.0))
+    volume = Volume(np.arange(2048, dtype=np.int16).reshape(8, 16, 16), (4.0, 4.0, 4.0))
     with Segmenter.open(tiny_bundle, threads=1) as segmenter:
         report = segmenter.segment(volume, ["Liver in abdominal CT"]).report.to_dict()
     assert report["format"] == REPORT_FORMAT

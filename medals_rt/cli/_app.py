@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Final
 
@@ -39,6 +40,7 @@ from medals_rt.cli._errors import USAGE_ERROR, report_error
 from medals_rt.cli._options import HEADINGS, Command, with_common_flags
 from medals_rt.cli._output import out
 from medals_rt.common.distribution import VERSION
+from medals_rt.common.folders import from_home
 
 COMMANDS: Final[dict[str, tuple[Command, Sequence[str]]]] = {
     "demo": (demo.demo_command, demo.EXAMPLES),
@@ -68,17 +70,23 @@ class OneCommand(TyperCommand):
         """Refuse an option that is given twice but holds one value: the first would be lost.
 
         And an empty path, mostly an unset variable of a shell: it would be the current folder; and
-        an option in the place of another one's value.
+        an option in the place of another one's value. Paths may begin with ``~``.
         """
+        known = inspect.signature(COMMANDS[str(self.name)][0]).parameters
+        paths = {name for name, each in known.items() if "Path" in str(each.annotation)}
         if not ctx.resilient_parsing:
-            given, _, found = self.make_parser(ctx).parse_args(args=list(args))
+            try:
+                given, _, found = self.make_parser(ctx).parse_args(args=list(args))
+            except USAGE_ERROR as error:
+                # else the line would name the help of the whole program
+                error.ctx = getattr(error, "ctx", None) or ctx  # type: ignore[attr-defined]
+                raise
             order: list[Any] = found
-            known = inspect.signature(COMMANDS[str(self.name)][0]).parameters
             names = {name for each in self.get_params(ctx) for name in each.opts}
             for each in dict.fromkeys(order):
                 value = given.get(each.name)
                 values = value if isinstance(value, list | tuple) else [value]
-                takes_path = each.name in known and "Path" in str(known[each.name].annotation)
+                takes_path = each.name in paths
                 if takes_path and "" in values:
                     raise typer.BadParameter("it is empty", ctx=ctx, param=each)
                 for word in map(str, values if each.param_type_name == "option" else ()):
@@ -92,6 +100,7 @@ class OneCommand(TyperCommand):
                         f"it takes one value, found {order.count(each)}", ctx=ctx, param=each
                     )
         parsed: list[str] = super().parse_args(ctx, args)
+        ctx.params |= {name: _from_home(ctx.params.get(name)) for name in paths & {*ctx.params}}
         return parsed
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -162,6 +171,13 @@ def _top(
         raise typer.Exit
     if context.invoked_subcommand is None:
         out.line(context.get_help())
+
+
+def _from_home(value: Any) -> Any:
+    """Read ~ in what was given for an option or argument, which may take several paths."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_from_home, value))
+    return type(value)(from_home(str(value))) if isinstance(value, str | Path) else value
 
 
 def _register(name: str, command: Command, examples: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from medals_rt.common.errors import InputError, MissingFileError
+from medals_rt.common.folders import from_home
 
 FILE: Final = "medals-rt.toml"
 VARIABLE: Final = "MEDALS_RT_CONFIG"
@@ -43,7 +44,7 @@ def read_defaults(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(
             f"{path} can't be used: {error}; write NAME = VALUE", code="configuration-invalid"
@@ -56,5 +57,5 @@ def read_defaults(path: Path) -> dict[str, Any]:
         )
     bundle = found.get("bundle")
     if isinstance(bundle, str) and not bundle.startswith("hf:"):
-        found["bundle"] = str(path.parent / bundle)
+        found["bundle"] = str(path.parent / from_home(bundle))
     return found

@@ -142,8 +142,11 @@ class Output:
             least = width - sum(max(0, each - _NARROWEST_TEXT) for each in texts)
             width = min(width, max(least, console.width))
         console.size = (width, console.height)  # width alone isn't heard on a dumb terminal
-        console.print(Text(_printable(title), style="bold"))
-        console.print(table)
+        with console.capture() as printed:
+            console.print(Text(_printable(title), style="bold"))
+            console.print(table)
+        lines = (line.rstrip() for line in printed.get().splitlines())  # blanks up to the width
+        console.file.write("".join(f"{line}\n" for line in lines))
 
     def remark(self, text: str) -> None:
         """Print a line about the work on standard error."""

@@ -117,11 +117,14 @@ def _print_anatomy(scores: "Evaluation") -> None:
     measures = {"dsc": "DSC", "nsd_official": "NSD 2 mm"}
     if scores.axis_order_matters:
         measures |= {"nsd_official": "NSD official", "nsd_geometry": "NSD geometry"}
-    rows = [
-        [case.case, one.name, *(_score(getattr(one, name)) for name in measures)]
-        for case in scores.cases
-        for one in case.labels
-    ]
+    rows = []
+    for case in scores.cases:
+        if case.kind == "anatomy" and not case.labels:
+            rows.append([case.case, "not scored", *("-" for _ in measures)])
+        rows += [
+            [case.case, one.name, *(_score(getattr(one, name)) for name in measures)]
+            for one in case.labels
+        ]
     if not rows:
         return
     rows.append(["mean over cases", "", *(_score(scores.mean(name)) for name in measures)])

@@ -44,7 +44,13 @@ def prompts_command(
     as_json: AsJson = False,
 ) -> None:
     """Show which class a sentence names, or list the classes."""
-    if (sentence is not None) + list_classes + list_groups != 1:
+    asked = (sentence is not None) + list_classes + list_groups
+    if asked > 1:
+        raise InputError(
+            "a sentence, --list and --groups each ask for something else; give one of them",
+            code="sentence-or-list",
+        )
+    if not asked:
         raise InputError(
             'give a sentence, such as "Liver in abdominal CT", or --list, or --groups',
             code="sentence-or-list",

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from medals_rt.common.errors import InputError
+from medals_rt.common.folders import from_home
 from medals_rt.common.json_text import validation_words
 
 
@@ -83,8 +84,8 @@ def check_class(name: str, value: object, wanted: type, instead: str) -> None:
 
 
 def take_paths(instance: object, *names: str) -> None:
-    """Make paths of those attributes of a frozen instance that are texts."""
+    """Make paths of those attributes of a frozen instance that are texts; ~ is the home folder."""
     for name in names:
         value = getattr(instance, name)
         if isinstance(value, str):
-            object.__setattr__(instance, name, Path(value))
+            object.__setattr__(instance, name, Path(from_home(value)))

@@ -1,6 +1,7 @@
 """Output files appear whole or not at all."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -14,6 +15,16 @@ from typing import Any, Final
 from medals_rt.common.errors import InputError, MedalsError, OutputError
 
 _PARTIAL: Final = re.compile(r"\.partial-([0-9]{1,9}-[0-9a-f]{8})-(.+)", re.DOTALL)
+_NO_TEXT: Final = re.compile("[\ud800-\udfff]")
+"""Half characters, as which Python reads bytes of names that are no UTF-8."""
+
+LONGEST_FILE_NAME: Final = 255
+"""Bytes of a name that file systems take."""
+
+_LONGEST_NAME: Final = 180
+_LONGEST_ENDINGS: Final = 40
+"""Bytes of a file's name, and of its endings, that leave room for marks."""
+
 _TOKEN: Final = secrets.token_hex(4)
 """Of this process: on a shared disk, processes of several machines have the same number."""
 _TELL: ContextVar[Callable[[Path, Path], object]] = ContextVar("tell", default=lambda *_: None)
@@ -36,13 +47,15 @@ def check_writable(path: Path) -> Path:
     InputError
         The path is a folder, or its folder can't be written.
     """
-    if path.is_dir():
+    with _unwritable_refused(path):
+        is_dir = path.is_dir()  # which fails on a name that is too long
+    if is_dir:
         raise InputError(
             f"{path} is a folder; give the name of a file to write", code="is-a-folder"
         )
     with _unwritable_refused(path):
         # a name of its own: that of `_beside` may be another file's, which is written meanwhile
-        name = f".partial-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
+        name = f".partial-{os.getpid()}-{secrets.token_hex(4)}-{short_name(path.name)}"
         trial = _nearest_folder(path) / name
         trial.touch()
         trial.unlink(missing_ok=True)  # others may take it for a leftover
@@ -158,26 +171,38 @@ def leftovers(paths: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
     tuple[Path, Path]
         A temporary file, and the one of `paths` whose place it would have taken.
     """
-    names: dict[Path, set[str]] = {}
+    names: dict[Path, dict[str, str]] = {}
     for path in paths:
-        names.setdefault(path.parent, set()).add(path.name)
+        names.setdefault(path.parent, {})[short_name(path.name)] = path.name
     for folder, known in names.items():
         if not folder.is_dir():
             continue
         for file in list(folder.iterdir()):
             partial = _PARTIAL.fullmatch(file.name)
             if partial is not None and partial[1] != _own_mark() and partial[2] in known:
-                yield file, folder / partial[2]
+                yield file, folder / known[partial[2]]
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a mapping as indented JSON, atomically.
 
-    A file's name may hold bytes that are no text; they are written as JSON's escapes.
+    A file's name may hold bytes that are no text: they become U+FFFD, which every reader takes.
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_output(path) as temporary:
-        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+        temporary.write_text(_NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text), encoding="utf-8")
+
+
+def short_name(name: str) -> str:
+    """Return a file's name, or what stands for one that leaves no room for an ending or a mark.
+
+    It keeps the endings, which libraries choose a format by.
+    """
+    if len(os.fsencode(name)) <= _LONGEST_NAME:
+        return name
+    endings = "".join(Path(name).suffixes[-2:])
+    kept = endings if len(os.fsencode(endings)) <= _LONGEST_ENDINGS else ""
+    return f"{hashlib.sha256(os.fsencode(name)).hexdigest()}{kept}"
 
 
 def _nearest_folder(path: Path) -> Path:
@@ -192,7 +217,7 @@ def _nearest_folder(path: Path) -> Path:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".partial-{_own_mark()}-{path.name}")
+    return path.with_name(f".partial-{_own_mark()}-{short_name(path.name)}")
 
 
 def _own_mark() -> str:

@@ -11,6 +11,11 @@ STATE_FOLDER: Final = ".medals-rt"
 """What a batch keeps for itself, in its folders of results and reports."""
 
 
+def from_home(path: str) -> str:
+    """Read a first part ``~`` as a shell does, which leaves it in ``--output=~/x`` and in files."""
+    return os.path.expanduser(path) if path.split("/", 1)[0] == "~" else path  # noqa: PTH111 - as it is without a home
+
+
 def walk_once(
     top: Path,
     skip: Collection[Path] = (),

@@ -29,6 +29,8 @@ from medals_rt.common.errors import CaseError, InputError
 from medals_rt.common.typing import Array, Box, Shape
 from medals_rt.inference.hybrid_prompts import check_label_map, drawn_over, only_labels
 from medals_rt.inference.spatial_prompts import LabelPrompts, label_prompts
+from medals_rt.io.case import LabelFile
+from medals_rt.io.grids import Grid, fill_left_out, grid_of, same_grid
 from medals_rt.io.volume import to_hwd
 from medals_rt.planning.geometry import StageGeometry
 from medals_rt.planning.policy import Preset
@@ -55,6 +57,8 @@ class Correction:
     is_earlier
         Whether it is all that a result had before a person changed it again: windows that decide
         about later corrections are shown it, and the model looks nowhere else because of it.
+    grid
+        That of the file that it was read from; None where it is of arrays.
     """
 
     shape_dhw: Shape
@@ -62,12 +66,13 @@ class Correction:
     before_dhw: npt.NDArray[Any]
     after_dhw: npt.NDArray[Any]
     is_earlier: bool = False
+    grid: Grid | None = None
 
     @classmethod
     def of(
         cls,
-        result_dhw: npt.NDArray[Any],
-        corrected_dhw: npt.NDArray[Any],
+        result_dhw: npt.NDArray[Any] | LabelFile,
+        corrected_dhw: npt.NDArray[Any] | LabelFile,
         labels: Iterable[int],
     ) -> Correction:
         """Compare a result with what a person made of it.
@@ -75,18 +80,22 @@ class Correction:
         Parameters
         ----------
         result_dhw, corrected_dhw
-            Label maps `(D, H, W)` of integers on the image's grid.
+            Label maps on the image's grid: integers `(D, H, W)` in canonical orientation, as
+            `Result.labels_dhw`, or what `medals_rt.read_labels` has read, whose place is compared
+            with the other's, and with the image's where the correction is used.
         labels
             Those of the prompts. What else the result holds is not asked for any more.
 
         Raises
         ------
         CaseError
-            The two are no label maps of one image (``annotation-shape``, ``annotation-type``), the
-            corrected one holds labels that no prompt names (``annotation-labels``), or they are the
-            same (``correction-empty``).
+            The two are no label maps of one image (``annotation-shape``, ``annotation-type``,
+            ``annotation-on-another-grid``; ``annotation-names`` where files call one label by two
+            names), the corrected one holds labels that no prompt names (``annotation-labels``), or
+            they are the same (``correction-empty``).
         """
-        result, corrected, labels = np.asarray(result_dhw), np.asarray(corrected_dhw), set(labels)
+        result, corrected, grid = _of_files(result_dhw, corrected_dhw)
+        labels = set(labels)
         if corrected.ndim != 3:
             raise CaseError(
                 f"the corrected result has the shape {corrected.shape}, a label map has "
@@ -107,7 +116,7 @@ class Correction:
                 f"labels are {sorted(labels)}",
                 code="annotation-labels",
             )
-        whole = cls(_shape(result.shape), (0, 0, 0), result, corrected)
+        whole = cls(_shape(result.shape), (0, 0, 0), result, corrected, grid=grid)
         found = _cut(whole, labels)
         if found is None:
             raise CaseError(
@@ -200,8 +209,43 @@ class Correction:
         return drawn
 
 
+def _of_files(
+    result: npt.NDArray[Any] | LabelFile, corrected: npt.NDArray[Any] | LabelFile
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Grid | None]:
+    """Take labels out of files that are of one grid, and whose names agree; return the grid, too.
+
+    Raises
+    ------
+    CaseError
+        ``annotation-on-another-grid`` or ``annotation-names``.
+    """
+    if isinstance(result, LabelFile) and isinstance(corrected, LabelFile):
+        result = fill_left_out(result, grid_of(corrected))
+        corrected = fill_left_out(corrected, grid_of(result))
+        if difference := same_grid(grid_of(result), grid_of(corrected)):
+            raise CaseError(
+                f"the corrected result is not on the grid of the result: {difference}; correct "
+                "the result itself",
+                code="annotation-on-another-grid",
+            )
+        for label, name in corrected.segment_names.items():
+            before = result.segment_names.get(label, name)
+            if before.casefold() != name.casefold():
+                raise CaseError(
+                    f"label {label} is {before!r} in the result and {name!r} in the corrected "
+                    "one; number them alike",
+                    code="annotation-names",
+                )
+    files = [each for each in (corrected, result) if isinstance(each, LabelFile)]
+    result_dhw, corrected_dhw = (
+        np.asarray(each.labels_dhw if isinstance(each, LabelFile) else each)
+        for each in (result, corrected)
+    )
+    return result_dhw, corrected_dhw, grid_of(files[0]) if files else None
+
+
 def check_corrections(
-    corrections: Sequence[Correction], shape_dhw: Shape, prompts: PromptSet, preset: Preset
+    corrections: Sequence[Correction], grid: Grid, prompts: PromptSet, preset: Preset
 ) -> None:
     """Check that corrections fit an image, its prompts, and what a preset makes of them.
 
@@ -212,8 +256,8 @@ def check_corrections(
     TypeError
         One is no `Correction`.
     CaseError
-        One is of another image (``annotation-shape``) or of labels that no prompt names
-        (``annotation-labels``).
+        One is of another image (``annotation-shape``, ``annotation-on-another-grid``) or of labels
+        that no prompt names (``annotation-labels``).
     """
     relabeled = preset.lesions == "binary" and prompts.kind == "lesion" and prompts.labels != (1,)
     if corrections and relabeled:
@@ -229,11 +273,17 @@ def check_corrections(
                 f"a correction is a {type(each).__name__}, not a medals_rt.Correction; make it "
                 "with Correction.of(result, corrected, labels)"
             )
-        if each.shape_dhw != tuple(shape_dhw):
+        if each.shape_dhw != tuple(grid.shape_dhw):
             raise CaseError(
                 f"a correction is of an image of shape {each.shape_dhw}, this one has "
-                f"{tuple(shape_dhw)} (D, H, W): correct a result of this image",
+                f"{tuple(grid.shape_dhw)} (D, H, W): correct a result of this image",
                 code="annotation-shape",
+            )
+        if each.grid is not None and (difference := same_grid(grid, each.grid)):
+            raise CaseError(
+                f"a correction is not on the grid of the image: {difference}; correct a result of "
+                "this image",
+                code="annotation-on-another-grid",
             )
         if unknown := sorted(each.labels - set(prompts.labels)):
             raise CaseError(

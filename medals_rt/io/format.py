@@ -110,6 +110,10 @@ class Format:
     files_of
         Names all files that one is read from, of which some may be missing; None: always its own
         alone.
+    files_written
+        Names all files that one is written as, as `files_of`.
+    is_scan
+        Whether a file in a folder holds an image that a case could be read from.
     folders
         Whether a folder is a case of it.
     choosable
@@ -142,6 +146,8 @@ class Format:
     check: Callable[[str, Case], tuple[Note, ...]] | None = None
     recognizes: Callable[[bytes], bool] | None = None
     files_of: Callable[[Path], tuple[Path, ...]] | None = None
+    files_written: Callable[[Path], tuple[Path, ...]] | None = None
+    is_scan: Callable[[Path], bool] | None = None
     folders: bool = False
     choosable: bool = False
     one_class: bool = False

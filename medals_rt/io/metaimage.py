@@ -88,8 +88,8 @@ def _write_metaimage(path: Path, output: SegmentationOutput) -> None:
     affine = volume.affine_lps
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     packed = zlib.compress(labels_kji.astype(labels_kji.dtype.newbyteorder("<")).tobytes(), 6)
-    local = not path.name.lower().endswith(".mhd")
-    data = path.with_suffix(".zraw")
+    *_, data = _written_as_metaimage(path)
+    local = data == path
     fields = {
         "ObjectType": "Image",
         "NDims": "3",
@@ -119,6 +119,11 @@ def _files_of_metaimage(path: Path) -> tuple[Path, ...]:
     with reading(path.name), path.open("rb") as file:
         name = _header(file, path.name)[_DATA]
         return (path,) if name == _LOCAL else (path, data_file(path, name))
+
+
+def _written_as_metaimage(path: Path) -> tuple[Path, ...]:
+    """Return the file, and the data file beside a `.mhd`."""
+    return (path, path.with_suffix(".zraw")) if path.name.lower().endswith(".mhd") else (path,)
 
 
 def _recognizes_metaimage(start: bytes) -> bool:
@@ -253,5 +258,6 @@ FORMATS: Final = (
         write=_write_metaimage,
         recognizes=_recognizes_metaimage,
         files_of=_files_of_metaimage,
+        files_written=_written_as_metaimage,
     ),
 )

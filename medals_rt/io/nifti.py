@@ -152,8 +152,8 @@ def _write(path: Path, case: Case, array_dhw: HostArray, slope: float = 1.0) -> 
         # None leaves both of the header's own matrices, to the last digit.
         image = kind(array_ijk, None, header)
     image.header.set_slope_inter(slope, 0)
-    parts = (
-        {"image": path} if not pair else dict(zip(("header", "image"), _pair(path), strict=True))
+    parts = dict(
+        zip(("header", "image") if pair else ("image",), _files_of_nifti(path), strict=True)
     )
     files = {part: nibabel.FileHolder(fileobj=io.BytesIO()) for part in ("header", "image")}
     if not pair:
@@ -305,5 +305,6 @@ FORMATS: Final = (
         write=write_nifti,
         recognizes=_recognizes_nifti,
         files_of=_files_of_nifti,
+        files_written=_files_of_nifti,
     ),
 )

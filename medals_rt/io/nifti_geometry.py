@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +16,9 @@ RAS_TO_LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 ORIENTATION_ASSUMED: Final = "orientation assumed"
 """What files say that we write of a scan which names no orientation, for when they are read."""
+
+_MM_OF_UNIT: Final = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+"""Millimeters in NIfTI's units of length: none, meter, millimeter, micrometer."""
 
 _SAME_PLACE_MM: Final = 0.1
 _SAME_SIZE: Final = 0.01
@@ -62,10 +65,18 @@ def nifti_geometry(header: Any, pixdim: HostArray, name: str) -> NiftiGeometry:
     CaseError
         If the voxel sizes are needed and aren't positive, or no form spans space.
     """
-    unit = header.get_xyzt_units()[0]
-    scale = {"meter": 1000.0, "micron": 0.001}.get(unit, 1.0)  # an unknown unit counts as mm
+    unit = int(header["xyzt_units"]) % 8  # the bits above are of time
+    scale = _MM_OF_UNIT.get(unit, 1.0)
     to_mm = np.diag([scale, scale, scale, 1.0])
     sizes = np.asarray(pixdim, dtype=np.float64)[1:4] * scale
+    found = _of_forms(header, to_mm, sizes, name)
+    if unit in _MM_OF_UNIT:
+        return found
+    text = f"the file's unit of length is unknown ({unit}): it was taken for mm"
+    return replace(found, notes=(*found.notes, warning("unit-unknown", text)))
+
+
+def _of_forms(header: Any, to_mm: HostArray, sizes: HostArray, name: str) -> NiftiGeometry:
     qcode, scode = int(header["qform_code"]), int(header["sform_code"])
     sform = header.get_sform() if scode > 0 else None
     if sform is not None and not _spans_space(sform):

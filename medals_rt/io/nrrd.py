@@ -118,9 +118,8 @@ def _write_nrrd(path: Path, output: SegmentationOutput) -> None:
         whole = temporary.with_name(f"{temporary.name}.nrrd")  # pynrrd takes the kind from the name
         try:
             pynrrd.write(str(whole), labels_ijk, header, index_order="F")
-            if path.name.lower().endswith(".nhdr"):
+            for data in _written_as_nrrd(path)[1:]:
                 text, _, voxels = whole.read_bytes().partition(b"\n\n")
-                data = path.with_suffix(".raw.gz")
                 with atomic_output(data) as beside:  # before the header, which makes it readable
                     beside.write_bytes(voxels)
                 whole.write_bytes(text + b"\ndata file: " + data.name.encode() + b"\n\n")
@@ -210,6 +209,7 @@ def _read(path: Path, max_voxels: int) -> _Read:
         source = _source(header, axes, path.name)
         if beside is not None:
             file = stack.enter_context(open_beside(path, beside))
+        _check_encoding(header, path.name)
         dtype = _dtype(header, path.name)
         size = dtype.itemsize * shape[0] * shape[1] * shape[2]
         stream = _voxels(file, header, size, path.name)
@@ -222,6 +222,11 @@ def _files_of_nrrd(path: Path) -> tuple[Path, ...]:
     with reading(path.name), path.open("rb") as file:
         name = _named_data(file, path.name)
         return (path,) if name is None else (path, data_file(path, name))
+
+
+def _written_as_nrrd(path: Path) -> tuple[Path, ...]:
+    """Return the file, and the data file beside a `.nhdr`."""
+    return (path, path.with_suffix(".raw.gz")) if path.name.lower().endswith(".nhdr") else (path,)
 
 
 def _named_data(file: BinaryIO, name: str) -> str | None:
@@ -305,18 +310,34 @@ def _dtype(header: Mapping[str, Any], name: str) -> np.dtype[Any]:
             f"{name} has values of type {str(kind)[:40]!r}; give real numbers", code="value-type"
         )
     dtype = np.dtype(_TYPES[kind])
+    if dtype.itemsize > 1 and header.get("endian") not in {"big", "little"}:
+        raise CaseError(
+            f"{name} doesn't say in which order the bytes of its values are (endian: little or "
+            "big); add the line, or export it again",
+            code="endian-missing",
+        )
     if dtype.itemsize > 1:
         dtype = dtype.newbyteorder(">" if header["endian"] == "big" else "<")
     return dtype
 
 
-def _voxels(file: BinaryIO, header: Mapping[str, Any], size: int, name: str) -> Stream:
-    """Stream whose next byte is the first of the voxels."""
+def _check_encoding(header: Mapping[str, Any], name: str) -> None:
+    """Refuse voxels that are stored as text or packed otherwise than by gzip.
+
+    Raises
+    ------
+    CaseError
+    """
     encoding = header["encoding"]
     if encoding not in {"raw", "gzip", "gz"}:
         raise CaseError(
             f"{name} is stored as {str(encoding)[:40]!r}; write it as raw or gzip", code="encoding"
         )
+
+
+def _voxels(file: BinaryIO, header: Mapping[str, Any], size: int, name: str) -> Stream:
+    """Stream whose next byte is the first of the voxels."""
+    encoding = header["encoding"]
     lines = int(header.get("line skip", header.get("lineskip", 0)))
     skip = int(header.get("byte skip", header.get("byteskip", 0)))
     if not 0 <= lines <= _MOST_LINES or not -1 <= skip <= _MOST_SKIPPED:
@@ -433,5 +454,6 @@ FORMATS: Final = (
         write=_write_nrrd,
         recognizes=lambda start: start.startswith(b"NRRD000"),
         files_of=_files_of_nrrd,
+        files_written=_written_as_nrrd,
     ),
 )

@@ -155,7 +155,7 @@ def write_segmentation(
     case
         The case that was segmented.
     labels_dhw, instances_dhw
-        Integers `(D, H, W)`, canonical orientation, of the image's shape.
+        Integers `(D, H, W)` of the image's shape, in canonical orientation as `Result.labels_dhw`.
     prompts
         Written as `text_prompts`, in any form that `Segmenter.segment` takes; by default those that
         the case was read with. A mapping doesn't name the classes: its segments are called by their
@@ -177,17 +177,19 @@ def write_segmentation(
     PromptError
         If a sentence names no class.
     CaseError
-        If the ending is unknown, the folder is missing, a shape isn't the image's, or a DICOM SEG
-        is asked for a case that isn't a DICOM series.
+        If the ending is unknown, the folder is missing, a shape isn't the image's, a DICOM SEG is
+        asked for a case that isn't a DICOM series, or a file of the scan would be overwritten.
     """
     check_class("case", case, Case, "give what read_case returned")
     file = Path(path)
     found = _format_to_write(file, format)
     _check_libraries(found)
-    if os.path.realpath(file) == os.path.realpath(case.path):
-        raise CaseError(
-            f"{file} is the scan itself; write its labels to another name", code="input-overwritten"
-        )
+    for each in files_of_output(file):
+        if is_read_from(case.path, each):
+            raise CaseError(
+                f"{each} is the scan itself, or a part of it; write its labels to another name",
+                code="input-overwritten",
+            )
     if not file.parent.is_dir():
         raise CaseError(
             f"there is no folder {file.parent} to write {file.name} to; make it first",
@@ -345,14 +347,38 @@ def files_of_case(path: str | PathLike[str]) -> tuple[Path, ...]:
         return (file,)
     if file.is_dir():
         found = next((each for each in FORMATS if each.folders), None)
-    else:
-        found = _by_name(file, "read_labels")
+    else:  # not of a pipe, which would be waited for
+        found = _by_name(file, "read_labels") if file.is_file() else None
     if found is None or found.files_of is None:
         return (file,)
     try:
         return found.files_of(file) or (file,)
     except CaseError:  # which its reader says, too
         return (file,)
+
+
+def files_of_output(path: str | PathLike[str]) -> tuple[Path, ...]:
+    """Return all files that a result of this name is written as: header and data file, if two."""
+    file = Path(path)
+    found = _by_name(file, "write")
+    return (file,) if found is None or found.files_written is None else found.files_written(file)
+
+
+def is_read_from(source: str | PathLike[str], path: Path) -> bool:
+    """Whether a file is one that a case is read from, so that writing it would lose a scan.
+
+    Parameters
+    ----------
+    source
+        As of `read_case`. Of a folder every image in it counts, of whatever series.
+    path
+        The file, whether it exists or not.
+    """
+    folder, place = Path(source), Path(os.path.realpath(path))
+    if not folder.is_dir():
+        return place in {Path(os.path.realpath(each)) for each in files_of_case(source)}
+    within = place.is_relative_to(os.path.realpath(folder)) and place.is_file()
+    return within and any(each.is_scan(place) for each in FORMATS if each.is_scan)
 
 
 def _existing(path: str | PathLike[str]) -> Path:
@@ -528,8 +554,10 @@ __all__ = [
     "check_output",
     "check_own_grid",
     "files_of_case",
+    "files_of_output",
     "format_of_output",
     "is_dicom",
+    "is_read_from",
     "read_case",
     "read_labels",
     "write_segmentation",

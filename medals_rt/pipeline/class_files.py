@@ -16,7 +16,7 @@ from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case
-from medals_rt.io.registry import FORMATS, write_segmentation
+from medals_rt.io.registry import FORMATS, files_of_output, write_segmentation
 from medals_rt.prompts.prompt_set import Prompt, PromptSet
 
 _DICOM: Final = ".dcm"
@@ -86,7 +86,8 @@ def check_class_files(files: Mapping[int, Path], taken: Collection[Path]) -> tup
     InputError
         Code ``"class-file-taken"``.
     """
-    for path in files.values():
+    written = [path for named in files.values() for path in files_of_output(named)]
+    for path in written:
         if Path(realpath(path)) in taken:
             raise InputError(
                 f"the file of a class, {path}, is also an input or another output; choose another "
@@ -95,7 +96,7 @@ def check_class_files(files: Mapping[int, Path], taken: Collection[Path]) -> tup
             )
     if not files:
         return ()
-    own = {path.name for path in files.values()}
+    own = {path.name for path in written}
     folder = next(iter(files.values())).parent
     others = sorted(
         path.name

@@ -5,32 +5,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
-from medals_rt.common.arrays import look_up
 from medals_rt.common.cores import usable_cores
-from medals_rt.common.errors import CaseError, InputError, PromptError
+from medals_rt.common.errors import InputError, PromptError
 from medals_rt.common.limits import MAX_VOXELS
 from medals_rt.common.notes import Note
 from medals_rt.common.progress import Progress
 from medals_rt.common.stopwatch import Stopwatch
 from medals_rt.inference.corrections import Correction, check_corrections
-from medals_rt.inference.hybrid_prompts import check_start, labels_in
-from medals_rt.io.case import Case, LabelFile
-from medals_rt.io.grids import fill_left_out, grid_of, same_grid
+from medals_rt.inference.hybrid_prompts import check_start
+from medals_rt.io.case import Case
+from medals_rt.io.grids import grid_of
 from medals_rt.io.registry import (
     read_case,
     read_labels,
 )
 from medals_rt.io.volume import Volume
+from medals_rt.pipeline.drawn_labels import placed_labels
 from medals_rt.pipeline.job_outputs import check_prompted_outputs
 from medals_rt.pipeline.job_request import Job, ReadJob
 from medals_rt.pipeline.lesions_over_anatomy import check_combination
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.window_groups import check_window
-from medals_rt.preprocessing.label_sampling import sample_labels
-from medals_rt.prompts.classes import class_names
 from medals_rt.prompts.prompt_set import (
     PLAIN_READING,
     PromptReading,
@@ -87,7 +83,7 @@ def prepare_job(job: Job, case: Case, progress: Progress | None = None) -> ReadJ
     preset = job.options.segment.algorithm
     check_window(job.options.segment.window, prompts.modality, preset)
     check_start(preset, annotated=annotation is not None or bool(corrections))
-    check_corrections(corrections, case.volume.shape_dhw, prompts, preset)
+    check_corrections(corrections, grid_of(case.volume), prompts, preset)
     notes = (
         *check_prompted_outputs(job, case, prompts),
         *_thread_notes(job.options),
@@ -124,8 +120,8 @@ def _read_correction(
     )
     if not after.segment_names:  # a viewer that keeps no names keeps the numbers
         after = replace(after, segment_names=before.segment_names)
-    before_dhw, notes = _placed(before, result, volume, prompts, resample=None)
-    after_dhw, more = _placed(after, corrected, volume, prompts, resample=None)
+    before_dhw, notes = placed_labels(before, result.name, volume, prompts)
+    after_dhw, more = placed_labels(after, corrected.name, volume, prompts)
     made = Correction.of(before_dhw, after_dhw, prompts.labels)
     count = "1 voxel" if made.voxels == 1 else f"{made.voxels:,} voxels"
     text = f"{corrected.name} corrects {count} of {result.name}"
@@ -247,98 +243,4 @@ def read_annotation(
         ``annotation-names`` where names contradict the prompts and don't settle every label.
     """
     labels = read_labels(path, max_voxels=max_voxels)
-    return _placed(labels, path, volume, prompts, resample=resample)
-
-
-def _placed(
-    labels: LabelFile,
-    path: Path,
-    volume: Volume,
-    prompts: PromptSet | None,
-    *,
-    resample: bool | None,
-) -> tuple[Any, tuple[Note, ...]]:
-    """Bring labels of a file onto an image's grid, with the prompts' numbers; `read_annotation`.
-
-    `resample` is None where labels can't be resampled: the message doesn't offer it then.
-    """
-    wanted = grid_of(volume)
-    drawn = fill_left_out(labels, wanted)
-    renumbered: tuple[Note, ...] = ()
-    if prompts is not None:
-        drawn, renumbered = _as_numbered(drawn, prompts, path.name)
-    found = grid_of(drawn)
-    difference = same_grid(wanted, found)
-    if difference is None:
-        return drawn.labels_dhw, renumbered
-    problem = f"{path.name} is not on the grid of {volume.name}: {difference}"
-    if not resample:
-        offer = "" if resample is None else ", or use --resample to bring it there"
-        raise CaseError(
-            f"{problem}; draw on the image itself{offer}", code="annotation-on-another-grid"
-        )
-    if wanted.affine_lps is None or found.affine_lps is None:
-        raise CaseError(
-            f"{problem}; --resample needs files that know their place", code="place-unknown"
-        )
-    moved = np.asarray(
-        sample_labels(drawn.labels_dhw, found.affine_lps, wanted.affine_lps, wanted.shape_dhw)
-    )
-    if drawn.labels_dhw.any() and not moved.any():
-        raise CaseError(
-            f"no label of {path.name} lies in {volume.name}: {difference}; give the annotation of "
-            "this image",
-            code="annotation-outside",
-        )
-    text = f"{path.name} was resampled onto the grid of the scan ({difference})"
-    return moved, (*renumbered, Note("annotation-resampled", text))
-
-
-def _as_numbered(
-    drawn: LabelFile, prompts: PromptSet, name: str
-) -> tuple[LabelFile, tuple[Note, ...]]:
-    """Give labels the numbers of the prompts, where the file names them and numbers them otherwise.
-
-    Viewers number segments in their own order when they save them, and keep their names.
-
-    Raises
-    ------
-    CaseError
-        ``annotation-names``: a name is another label's, and not every label has a name of its own.
-    """
-    names = drawn.segment_names
-    if not names:
-        return drawn, ()
-    labels = {each.class_key.name.casefold(): each.label for each in prompts.prompts}
-    labels |= {each.text.casefold(): each.label for each in prompts.prompts}
-    called = {
-        label: names.get(label, "").strip().casefold() for label in labels_in(drawn.labels_dhw)
-    }
-    meant = {label: labels.get(word) for label, word in called.items()}
-    foreign = [
-        f"{names[label]} {label}"
-        for label, own in meant.items()
-        if own is None and label in prompts.labels and called[label] in class_names()
-    ]
-    if foreign:
-        raise CaseError(
-            f"{name} has labels of classes that no prompt names ({', '.join(foreign)}), with the "
-            "numbers of others; ask for those classes too, or take these labels out",
-            code="annotation-names",
-        )
-    others = {label: own for label, own in meant.items() if own not in {None, label}}
-    if not others:
-        return drawn, ()
-    listed = ", ".join(f"{names[label]} {label}, here {own}" for label, own in others.items())
-    if None in meant.values() or len(set(meant.values())) < len(meant):
-        raise CaseError(
-            f"{name} numbers labels otherwise than the prompts ({listed}), and doesn't name each "
-            "of them as one prompt; number them as the prompts do",
-            code="annotation-names",
-        )
-    table = np.zeros(max(meant) + 1, np.min_scalar_type(max(prompts.labels)))
-    table[list(meant)] = list(meant.values())
-    text = f"{name} numbers labels otherwise than the prompts, and is read by its names: {listed}"
-    return replace(drawn, labels_dhw=np.asarray(look_up(table, drawn.labels_dhw))), (
-        Note("annotation-renumbered", text),
-    )
+    return placed_labels(labels, path.name, volume, prompts, resample=resample)

@@ -1,6 +1,8 @@
 """What a job writes: the names of its files, and what is refused before the network runs."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain
 from os.path import realpath
 from pathlib import Path
 from typing import Final
@@ -18,8 +20,11 @@ from medals_rt.io.registry import (
     case_stem,
     check_output,
     check_own_grid,
+    files_of_case,
+    files_of_output,
     format_of_output,
     is_dicom,
+    is_read_from,
 )
 from medals_rt.pipeline.class_files import (
     check_class_files,
@@ -92,14 +97,21 @@ def check_grid(job: Job) -> None:
 
 
 def all_inputs(job: Job) -> list[Path]:
-    """Name what a job reads, also its prompts."""
+    """Name what a job reads: files of its scan and labels, or their folder, and of its prompts."""
     prompts = () if job.source.file is None else (job.source.file,)
-    return [*job.input_files().values(), *prompts]
+    return [*all_files_of(files_of_case, job.input_files().values()), *prompts]
+
+
+def all_files_of(
+    files_of: Callable[[Path], tuple[Path, ...]], paths: Iterable[Path]
+) -> Iterator[Path]:
+    """Go through the files that each path stands for, by `files_of_case` or `files_of_output`."""
+    return chain.from_iterable(map(files_of, paths))
 
 
 def all_outputs(job: Job) -> list[Path]:
     """Name what a job writes; of each folder of files one that stands for all."""
-    outputs = list(job.output_files().values())
+    outputs = list(all_files_of(files_of_output, job.output_files().values()))
     if job.split is not None:
         outputs.append(job.split / f"class{split_ending(job.output)}")
     if job.probabilities is not None:
@@ -114,9 +126,10 @@ def _check_names(job: Job) -> None:
     ------
     InputError
     """
-    read, outputs = _resolved(all_inputs(job)), job.output_files().values()
+    read = _resolved(all_inputs(job))
+    outputs = list(all_files_of(files_of_output, job.output_files().values()))
     for path in outputs:
-        if Path(realpath(path)) in read:
+        if Path(realpath(path)) in read or is_read_from(job.input, path):
             raise InputError(
                 f"{path} would overwrite an input; choose another name", code="input-overwritten"
             )
@@ -145,8 +158,9 @@ def _check_folders(job: Job) -> None:
     ------
     InputError
     """
+    files = _resolved(job.output_files().values())
     for role, folder in job.output_folders().items():
-        if folder.exists() and not folder.is_dir():
+        if Path(realpath(folder)) in files or (folder.exists() and not folder.is_dir()):
             raise InputError(
                 f"--{fields_by_role()[role]} writes a file for each class into a folder, and "
                 f"{folder} is a file; name a folder",
@@ -165,9 +179,10 @@ def check_prompted_outputs(job: Job, case: Case, prompts: PromptSet) -> tuple[No
     unkept = check_output(job.output, case, prompts=prompts, format=job.format)
     job.grid.check_size(case.volume, job.options.max_voxels)
     split, maps = files_of_classes(job, prompts), files_of_maps(job, prompts)
-    taken = _resolved(all_inputs(job), job.output_files().values())
+    written = partial(all_files_of, files_of_output)
+    taken = _resolved(all_inputs(job), written(job.output_files().values()))
     others = check_class_files(split, taken)
-    others += check_class_files(maps, taken | _resolved(split.values()))
+    others += check_class_files(maps, taken | _resolved(written(split.values())))
     return (*unkept, *others, *job.grid.notes())
 
 

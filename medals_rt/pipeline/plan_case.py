@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medals_rt.bundle.bundle import BUNDLE_VARIABLE, Bundle, resolve_bundle
 from medals_rt.common.choices import (
+    KINDS,
     QUANTIZED_PRECISIONS,
     RUNNER_KINDS,
     Precision,
@@ -38,6 +39,7 @@ from medals_rt.planning.model_facts import RELEASED, ModelFacts, facts_of
 from medals_rt.planning.pass_timings import measured_on, recall
 from medals_rt.prompts.classes import ClassKey
 from medals_rt.prompts.embedding import PromptEmbedder
+from medals_rt.prompts.prompt_set import Prompt, PromptSet, combine
 from medals_rt.runners.base import check_precision
 from medals_rt.runners.registry import runner_spec
 from medals_rt.runners.selection import check_arithmetic, choose, installed, precisions
@@ -127,6 +129,8 @@ def plan_numbers(
         )
     if not classes:
         raise InputError("no class was asked for: name one, such as CT/Liver", code="no-class")
+    if stage is None:  # else the figures of whatever is run together
+        _check_as_prompts(classes)
     named = options.bundle is not None or bool(os.environ.get(BUNDLE_VARIABLE))
     bundle = Bundle.open(resolve_bundle(options.bundle), verify=False) if named else None
     if min(shape_dhw) > 0:  # `plan_case` refuses others
@@ -156,6 +160,21 @@ def plan_numbers(
     of_network = () if bundle is not None else _released_notes(plan)
     idle = idle_in_plans(options, {key.kind for key in classes})
     return replace(plan, notes=(*of_network, *notes, *idle))
+
+
+def _check_as_prompts(keys: Sequence[ClassKey]) -> None:
+    """Refuse classes that a run can't be asked for together.
+
+    Raises
+    ------
+    PromptError
+        As `PromptSet` and `combine`.
+    """
+    asked = [Prompt(label, str(key), key, "exact") for label, key in enumerate(keys, start=1)]
+    kinds = [tuple(each for each in asked if each.class_key.kind == kind) for kind in KINDS]
+    sets = [PromptSet(of_kind) for of_kind in kinds if of_kind]
+    if len(sets) > 1:
+        combine(*sets)
 
 
 def _released_notes(plan: CasePlan) -> tuple[Note, ...]:

@@ -38,10 +38,12 @@ from medals_rt.inference.hybrid_prompts import check_start, checked_annotation
 from medals_rt.inference.kept import KeptImage
 from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.inference.probability_maps import ProbabilityMaps
-from medals_rt.io.case import Case
+from medals_rt.io.case import Case, LabelFile
+from medals_rt.io.grids import grid_of
 from medals_rt.io.volume import Volume, volume_notes
 from medals_rt.pipeline.case_setup import case_setup
 from medals_rt.pipeline.corrected_voxels import corrected_notes
+from medals_rt.pipeline.drawn_labels import placed_labels
 from medals_rt.pipeline.group_run import CoarseLabels, GroupTask, OpenedModel, run_group
 from medals_rt.pipeline.lesions_over_anatomy import (
     case_groups,
@@ -135,7 +137,7 @@ class CaseSegmenter(Protocol):
         prompts: AnyPrompts,
         options: SegmentOptions | None = None,
         *,
-        spatial_prompts: npt.NDArray[Any] | None = None,
+        spatial_prompts: npt.NDArray[Any] | LabelFile | None = None,
         corrections: Iterable[Correction] = (),
         provenance: Provenance | None = None,
         progress: Progress | None = None,
@@ -261,7 +263,7 @@ class Segmenter:
         prompts: AnyPrompts,
         options: SegmentOptions | None = None,
         *,
-        spatial_prompts: npt.NDArray[Any] | None = None,
+        spatial_prompts: npt.NDArray[Any] | LabelFile | None = None,
         corrections: Iterable[Correction] = (),
         provenance: Provenance | None = None,
         progress: Progress | None = None,
@@ -283,8 +285,11 @@ class Segmenter:
         options
             How; None for the defaults.
         spatial_prompts
-            An annotation `(D, H, W)` on the volume's grid with label values of `prompts`: it
-            replaces the coarse prediction of the labels that it holds (hybrid mode).
+            An annotation on the volume's grid with label values of `prompts`: it replaces the
+            coarse prediction of the labels that it holds (hybrid mode). Integers `(D, H, W)` in
+            canonical orientation, as `Result.labels_dhw`: of an array in the order of a file
+            nothing tells that it is another. Or what `medals_rt.read_labels` has read, which is
+            turned and whose place is compared with the volume's.
         corrections
             What a person changed of the result of this call without them, then of its result with
             the first of them, and so on: `medals_rt.Correction.of`. Windows that decide about a
@@ -530,6 +535,7 @@ class _Asked:
     options: SegmentOptions
     annotation_dhw: npt.NDArray[Any] | None
     corrections: tuple[Correction, ...]
+    notes_on_drawn: tuple[Note, ...] = ()
 
     def drawn_of(
         self, prompts: PromptSet
@@ -544,7 +550,7 @@ class _Asked:
     @property
     def notes(self) -> tuple[Note, ...]:
         """Remarks on the prompts, the image, and drawn labels that are no prompts."""
-        notes = (*self.prompts.notes, *volume_notes(self.volume))
+        notes = (*self.prompts.notes, *volume_notes(self.volume), *self.notes_on_drawn)
         is_drawn = self.annotation_dhw is not None or bool(self.corrections)
         if not is_drawn or self.options.refinement != "none":
             return notes
@@ -559,7 +565,7 @@ def _checked(
     volume: Volume,
     prompts: AnyPrompts,
     options: SegmentOptions | None,
-    spatial_prompts: npt.NDArray[Any] | None,
+    spatial_prompts: npt.NDArray[Any] | LabelFile | None,
     corrections: Iterable[Correction],
 ) -> _Asked:
     """Refuse what no model could do; see `Segmenter.segment`."""
@@ -581,9 +587,12 @@ def _checked(
     check_window(options.window, prompts.modality, preset)
     check_combination(prompts, preset)
     check_start(preset, annotated=spatial_prompts is not None or bool(corrections))
+    notes: tuple[Note, ...] = ()
+    if isinstance(spatial_prompts, LabelFile):
+        spatial_prompts, notes = placed_labels(spatial_prompts, "the annotation", volume, prompts)
     annotation = checked_annotation(spatial_prompts, volume.shape_dhw, prompts)
-    check_corrections(corrections, volume.shape_dhw, prompts, preset)
-    return _Asked(volume, prompts, options, annotation, corrections)
+    check_corrections(corrections, grid_of(volume), prompts, preset)
+    return _Asked(volume, prompts, options, annotation, corrections, notes)
 
 
 def _result(

@@ -10,7 +10,7 @@ import numpy as np
 
 from medals_rt.common.arrays import contiguous, namespace, on_all_cores, row_slabs
 from medals_rt.common.choices import traits_of
-from medals_rt.common.errors import InputError
+from medals_rt.common.errors import CaseError, InputError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import Array
 from medals_rt.planning.policy import HounsfieldWindow, IntensityRules, Preset, load_policy
@@ -32,7 +32,10 @@ _NEAR_WHITE = 250.0
 _DIM = 128.0
 _AIR_HU = -1100.0
 _NARROWEST_CT_HU = 150.0
-_LARGEST_HU = 65_535.0
+_LARGEST_HU = 32_767.0
+"""Metal on an extended scale ends near 31,743; what is beyond wrapped around, as padding does that
+was stored with a sign and read without."""
+
 _DENSER_THAN_BONE_HU = 1_000.0
 _LARGEST_DENSE_SHARE = 0.4
 _LARGEST_PADDING = 0.99
@@ -241,6 +244,8 @@ def prepare_intensities(
     ------
     InputError
         As `parse_window`, or there is no such preset.
+    CaseError
+        ``image-constant``: all voxels have one value.
     """
     policy = load_policy()
     chosen = parse_window(window, policy.hounsfield_windows(preset))
@@ -248,6 +253,11 @@ def prepare_intensities(
     image = volume.image_dhw
     stated = volume.geometry_is_stated
     facts = look_at(image)
+    if facts.lowest == facts.highest:
+        raise CaseError(
+            f"every voxel is {facts.lowest:.4g}: there is nothing to see; export the image again",
+            code="image-constant",
+        )
     by_hand = chosen.name is None
     if by_hand:
         done = _windowed(image, facts, chosen, window, rules)
@@ -323,9 +333,6 @@ def _notes(
 ) -> tuple[Note, ...]:
     """Note what was assumed about an image's values, and what is doubtful about them."""
     extent = f"from {facts.lowest:.4g} to {facts.highest:.4g}"
-    if facts.lowest == facts.highest:
-        text = f"the image is constant: every voxel is {facts.lowest:.4g}"
-        return (warning("image-constant", text),)
     notes = []
     if facts.padding > _LARGEST_PADDING * facts.voxels:
         share = 100 * facts.padding / facts.voxels

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -436,8 +437,11 @@ def _read_kind(value: object) -> str:
 def _read_label(key: object) -> int:
     text = str(key).strip()
     if isinstance(key, bool) or not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
+        near = get_close_matches(text.lower(), (INSTANCE_LABEL, LESIONS), 1)
+        meant = f"did you mean {near[0]!r}? Else " if near else ""
         raise PromptError(
-            f"label {key!r} isn't a label value; use whole numbers from 1 to {MAX_LABEL} as keys",
+            f"label {key!r} isn't a label value; {meant}use whole numbers from 1 to {MAX_LABEL} as "
+            "keys",
             code="label-invalid",
         )
     return int(text)

@@ -82,9 +82,9 @@ def find_modality(tokens: Sequence[Token], quoted: str, stated: str | None) -> s
         if stated is not None:
             return stated
         raise PromptError(
-            f"prompt {quoted} names no modality, nor does the file; name it with --modality "
-            f"({', '.join(MODALITIES)}), or in one sentence of the prompts, as in 'Spleen in "
-            "abdominal CT'",
+            f"prompt {quoted} names no modality, nor does the file; name it "
+            f"({', '.join(MODALITIES)}) in one sentence of the prompts, as in 'Spleen in abdominal "
+            "CT', or with --modality",
             code="no-modality",
         )
     (name,) = names

@@ -91,6 +91,13 @@ def test_the_list_of_groups() -> None:
     assert max(map(len, shown.splitlines())) < 100
 
 
+@pytest.mark.parametrize("words", [("liver", "--list"), ("--groups", "--list")])
+def test_one_thing_is_asked_of_prompts(words: tuple[str, ...]) -> None:
+    result = call("prompts", *words)
+    assert result.exit_code == 2
+    assert "give one of them" in result.stderr
+
+
 NUMBERS = ("--shape", "60,60,60", "--spacing", "2,2,2", "--classes", "CT/Liver")
 
 

@@ -52,6 +52,14 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
     assert read_defaults(write(file, 'bundle = "hf:a/b@main"')) == {"bundle": "hf:a/b@main"}
 
 
+def test_a_file_of_windows_and_home_folders_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    file = write(tmp_path / "a.toml", '\ufeffbundle = "~/mine"\n')
+    assert read_defaults(file) == {"bundle": str(tmp_path / "home" / "mine")}
+
+
 @pytest.mark.parametrize("text", ["threads = ", "treads = 1", "\x00", "[run]"])
 def test_files_that_are_refused(text: str, tmp_path: Path) -> None:
     with raises(InputError, "configuration-invalid", "a.toml"):

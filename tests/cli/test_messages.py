@@ -47,6 +47,7 @@ USAGE = {
     "follows it; see `medals-rt run --help`",
     "run --input x --report --quite": "option '--report' lacks its value: '--quite' follows it; "
     "see `medals-rt run --help`",
+    "run --lesion": "option '--lesion' requires an argument; see `medals-rt run --help`",
     "build": "missing option '--target'; choose from: tensorrt, tensorrt-rtx; see "
     "`medals-rt build --help`",
 }
@@ -120,8 +121,10 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "label '0' isn't a label value; use whole numbers from 1 to 65535 as keys": lambda _: (
         parse_prompts({"0": "Liver in CT"})
     ),
-    "prompt 'liver' names no modality, nor does the file; name it with --modality (CT, MRI, US, "
-    "PET, Microscopy), or in one sentence of the prompts, as in 'Spleen in abdominal CT'": (
+    "label 'instance_lable' isn't a label value; did you mean 'instance_label'? Else use whole "
+    "numbers from 1 to 65535 as keys": lambda _: parse_prompts({"instance_lable": 1}),
+    "prompt 'liver' names no modality, nor does the file; name it (CT, MRI, US, PET, Microscopy) "
+    "in one sentence of the prompts, as in 'Spleen in abdominal CT', or with --modality": (
         lambda _: find_class("liver", "anatomy")
     ),
     "prompt 'kidney on CT' doesn't say which side; ask for 'CT Right kidney' or 'CT Left kidney'": (

@@ -161,6 +161,15 @@ def test_control_characters_of_a_file_reach_no_terminal(
     assert not set("\x1b\x07\x9b") & set(shown)
 
 
+def test_tables_for_programs_end_no_line_in_blanks(
+    out: Output, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out.table("t", {"a": "left", "b": "left"}, [["x", "y" * 300], ["x", ""]])
+    *_, last = lines = capsys.readouterr().out.splitlines()
+    assert last == "x"
+    assert lines == [line.rstrip() for line in lines]
+
+
 def test_tables_hold_any_text(out: Output, capsys: pytest.CaptureFixture[str]) -> None:
     long = "[bold]" + "x" * 300
     out.table("t", {"name": "left"}, [[long]])

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,23 @@ def test_leftovers_of_other_processes_are_found(tmp_path: Path) -> None:
     assert found == {tmp_path / name: path for name in others}
 
 
-def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+def test_names_that_are_no_text_make_no_broken_json(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"name": "caf\udce9"})
-    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"name": "caf\udce9"}
+    written = json.loads((tmp_path / "a.json").read_bytes())
+    assert written == {"name": "caf\N{REPLACEMENT CHARACTER}"}
+
+
+@pytest.mark.parametrize("name", [f"{'x' * 248}.nii.gz", f"{'ä' * 124}.nii.gz", "x" * 255])
+def test_names_of_any_length_are_written_whole_and_found_half_written(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    check_writable(path)
+    with atomic_output(path) as temporary:
+        temporary.write_bytes(b"1")
+        assert temporary.name.endswith(".nii.gz") == name.endswith(".nii.gz")
+        stale = re.sub(r"-[0-9a-f]{8}-", "-01234567-", temporary.name, count=1)
+    (tmp_path / stale).touch()
+    assert dict(leftovers([path])) == {tmp_path / stale: path}
+    with raises(InputError, "output-not-writable"):
+        check_writable(tmp_path / f"{'x' * 256}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medals_rt.common.folders import STATE_FOLDER, walk_once
+from medals_rt.common.folders import STATE_FOLDER, from_home, walk_once
 from tests.folders import close_folder
 
 
@@ -63,3 +63,11 @@ def test_what_batches_keep_for_themselves_is_passed_over(top: Path) -> None:
         (folder / STATE_FOLDER / "deep").mkdir(parents=True)
         (folder / STATE_FOLDER / ".claims").touch()
     assert list(walk_once(top)) == before
+
+
+def test_a_first_part_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of/me")
+    assert from_home("~/a/~") == "/home/of/me/a/~"
+    assert from_home("~") == "/home/of/me"
+    for path in ("a/~/b", "~a", "~lock.nii.gz", "./~"):
+        assert from_home(path) == path

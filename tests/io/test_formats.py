@@ -293,6 +293,15 @@ def test_scaled_nifti_is_read_in_real_units_and_written_unscaled(tmp_path: Path)
     assert (read_labels(tmp_path / "b.nii").labels_dhw == 1).all()
 
 
+def test_an_unknown_unit_of_length_counts_as_millimeters(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.zeros((2, 3, 4), np.uint8), np.diag([5.0, 6.0, 7.0, 1.0]))
+    image.header["xyzt_units"] = 7
+    nibabel.save(image, tmp_path / "a.nii")
+    volume = read_case(tmp_path / "a.nii").volume
+    assert volume.spacing_hwd_mm == (6.0, 5.0, 7.0)
+    assert [(note.code, note.severity) for note in volume.notes] == [("unit-unknown", "warning")]
+
+
 def test_units_of_length(tmp_path: Path) -> None:
     image = nibabel.Nifti1Image(np.zeros((2, 3, 4), np.uint8), np.diag([5.0, 6.0, 7.0, 1.0]))
     image.header.set_xyzt_units("micron")

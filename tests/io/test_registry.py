@@ -19,6 +19,8 @@ from medals_rt.io.registry import (
     case_stem,
     check_output,
     files_of_case,
+    files_of_output,
+    is_read_from,
     read_case,
     read_labels,
     write_segmentation,
@@ -132,8 +134,53 @@ def test_a_result_never_takes_the_place_of_its_scan(tmp_path: Path) -> None:
     assert (tmp_path / "a.nii.gz").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("scan_name", "result"),
+    [
+        ("p.img", "p.hdr"),
+        ("p.hdr", "p.img"),
+        ("brain.mhd", "brain.hdr"),  # whose voxels are brain.img
+        ("a.mhd", "b.mhd"),  # whose voxels are b.zraw
+        ("a.nhdr", "b.nhdr"),
+    ],
+)
+def test_a_result_never_takes_the_place_of_a_file_of_its_scan(
+    tmp_path: Path, scan_name: str, result: str
+) -> None:
+    SimpleITK.WriteImage(scan(), str(tmp_path / scan_name))
+    data = {"brain.mhd": "brain.img", "a.mhd": "b.zraw", "a.nhdr": "b.raw.gz"}.get(scan_name)
+    if data is not None:
+        (tmp_path / scan_name).with_suffix(".raw").rename(tmp_path / data)
+        header = (tmp_path / scan_name).read_text(encoding="utf-8")
+        old = f"{Path(scan_name).stem}.raw"
+        (tmp_path / scan_name).write_text(header.replace(old, data), encoding="utf-8")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 2
+    case = read_case(tmp_path / scan_name)
+    with raises(CaseError, "input-overwritten"):
+        write_segmentation(tmp_path / result, case, VALUES_KJI)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert all(is_read_from(tmp_path / scan_name, path) for path in before)
+    assert not is_read_from(tmp_path / scan_name, tmp_path / "c.mhd")
+
+
+@pytest.mark.parametrize("ending", [each for one in FORMATS if one.write for each in one.endings])
+def test_all_files_that_a_result_is_written_as(tmp_path: Path, ending: str) -> None:
+    SimpleITK.WriteImage(scan(), str(tmp_path / "a.nii.gz"))
+    case, path = read_case(tmp_path / "a.nii.gz"), tmp_path / "r" / f"b{ending}"
+    path.parent.mkdir()
+    try:
+        write_segmentation(path, case, (VALUES_KJI > 500).astype(np.uint8))
+    except CaseError:  # DICOM, of no series
+        assert files_of_output(path) == (path,)
+        return
+    assert set(files_of_output(path)) == set(path.parent.iterdir())
+
+
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.nii.gz")
+    os.mkfifo(tmp_path / "pipe.mhd")
+    assert files_of_case(tmp_path / "pipe.mhd") == (tmp_path / "pipe.mhd",)
     (tmp_path / "loop.nii.gz").symlink_to("loop.nii.gz")
     for name, kind, code in (
         ("pipe.nii.gz", CaseError, "not-a-file"),
@@ -436,4 +483,14 @@ def test_a_metaimage_that_contradicts_itself_is_refused(
         check_read(path)
         return
     with raises(CaseError, code):
+        read_case(path)
+
+
+def test_an_nrrd_says_what_it_lacks(tmp_path: Path) -> None:
+    path, header = tmp_path / "a.nrrd", NRRD.format(encoding="text").replace("endian: little\n", "")
+    path.write_text(header + "\n" + " ".join(map(str, VALUES_KJI.ravel())), encoding="utf-8")
+    with raises(CaseError, "encoding"):
+        read_case(path)
+    path.write_bytes(header.replace("text", "raw").encode() + b"\n" + VALUES_KJI.tobytes())
+    with raises(CaseError, "endian-missing"):
         read_case(path)

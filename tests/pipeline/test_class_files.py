@@ -124,6 +124,7 @@ def test_a_run_with_a_file_for_each_class(tiny_bundle: Bundle, tmp_path: Path) -
         ("s.dcm", "classes", "split-format"),
         ("classes/liver.npz", "classes", "class-file-taken"),
         ("s.npz", ".", "class-file-taken"),
+        ("s.npz", "s.npz", "folder-is-a-file"),
     ],
 )
 def test_what_can_not_be_split_is_found_before_the_model_is_opened(
@@ -164,7 +165,11 @@ def test_a_batch_with_a_file_for_each_class(tiny_bundle: Bundle, tmp_path: Path)
 
 
 def test_a_batch_takes_the_modality_from_its_images(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    write_series(tmp_path / "ct", np.zeros((6, 24, 24), np.int16), np.diag([2.0, 2.0, 3.0, 1.0]))
+    write_series(
+        tmp_path / "ct",
+        np.arange(3456, dtype=np.int16).reshape(6, 24, 24),
+        np.diag([2.0, 2.0, 3.0, 1.0]),
+    )
     words = (tmp_path / "ct", tmp_path / "out", "--no-preview", "--format", "nii.gz", "--split")
     asked = (*words, "--prompt", "liver", "--group", "kidneys")
     result = batch(tiny_bundle.folder, *asked)

@@ -26,12 +26,12 @@ from medals_rt.cli.run import run_command
 from medals_rt.common.choices import OutputFormat
 from medals_rt.common.cores import usable_cores
 from medals_rt.common.errors import CaseError, InputError
-from medals_rt.io.registry import FORMATS, read_case, read_labels
+from medals_rt.io.registry import FORMATS, read_case, read_labels, write_segmentation
 from medals_rt.io.volume import SourceGrid
 from medals_rt.pipeline import job_writing
 from medals_rt.pipeline.csv_tables import LESION_COLUMNS
-from medals_rt.pipeline.job_inputs import read_annotation
-from medals_rt.pipeline.job_outputs import default_output
+from medals_rt.pipeline.job_inputs import read_annotation, read_job
+from medals_rt.pipeline.job_outputs import check_outputs, default_output
 from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.job_writing import draw_preview
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
@@ -46,6 +46,67 @@ from tests.pipeline.batch.helpers import SHAPE, write_case
 def words(bundle: Bundle, case: Path, output: Path, *more: object) -> list[str]:
     fixed = ["run", "--input", case, "--output", output, "--bundle", bundle.folder]
     return [*map(str, fixed), "--runner", "onnxruntime", "--precision", "fp32", *map(str, more)]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"output": "p.hdr"},
+        {"statistics": "p.hdr"},
+        {"report": "p.hdr"},
+        {"spatial_prompts": "drawn.hdr", "preview": "drawn.img"},
+    ],
+)
+def test_no_file_of_a_pair_is_overwritten(tmp_path: Path, more: dict[str, str]) -> None:
+    places = {"input": "p.img", "output": "o.nii.gz"} | more
+    for name in {places["input"], places.get("spatial_prompts", places["input"])}:
+        SimpleITK.WriteImage(SimpleITK.Image(4, 4, 4, SimpleITK.sitkUInt8), str(tmp_path / name))
+    with raises(InputError, "input-overwritten"):
+        check_outputs(Job(**{role: tmp_path / name for role, name in places.items()}))
+
+
+def test_data_files_of_results_are_files_of_their_own(tmp_path: Path) -> None:
+    case = write_case(tmp_path / "a.npz")
+    with raises(InputError, "outputs-alike"):
+        check_outputs(Job(case, tmp_path / "o.hdr", instances=tmp_path / "o.img"))
+    job = Job(case, tmp_path / "o.mhd", source=PromptSource(sentences=("Liver in abdominal CT",)))
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "liver.zraw").touch()
+    job = replace(job, split=tmp_path / "s")
+    assert "split-folder-not-empty" not in {note.code for note in read_job(job).case.notes}
+
+
+def test_paths_begin_at_home(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shells leave ~ in --output=~/x as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_case(tmp_path / "a.npz")
+    asked = words(tiny_bundle, Path("~/a.npz"), Path("~/s.npz"), "--report=~/r.json")
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, result.output
+    assert {"s.npz", "r.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert not (tmp_path / "~").exists()
+    assert Job("~/a.npz", "~/s.npz").output == tmp_path / "s.npz"  # type: ignore[arg-type]
+
+
+def test_no_slice_of_a_folder_is_overwritten(tmp_path: Path) -> None:
+    array = np.arange(64, dtype=np.int16).reshape(4, 4, 4)
+    write_series(tmp_path / "scan", array, np.eye(4))
+    write_series(tmp_path / "scan" / "other", array, np.eye(4), seed=1)
+    for name in ("scan/IM0001", "scan/other/IM0002", "link/IM0001"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to("scan")
+        job = Job(tmp_path / "scan", tmp_path / "o.nii.gz", report=tmp_path / name)
+        with raises(InputError, "input-overwritten"):
+            check_outputs(job)
+    (tmp_path / "scan" / "report.json").touch()  # of an earlier run
+    check_outputs(replace(job, report=tmp_path / "scan" / "report.json"))
+    case = read_case(tmp_path / "scan", series="1.2.3.4.1")
+    (tmp_path / "scan" / "IM0001").rename(tmp_path / "scan" / "a.nii.gz")
+    with raises(CaseError, "input-overwritten"):
+        write_segmentation(tmp_path / "scan" / "a.nii.gz", case, array)
 
 
 def test_run_writes_statistics(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -172,7 +233,11 @@ def test_a_map_of_lesions_that_will_not_be_there_is_refused(
 
 
 def test_the_format_may_be_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    write_series(tmp_path / "ct", np.zeros((6, 24, 24), np.int16), np.diag([2.0, 2.0, 3.0, 1.0]))
+    write_series(
+        tmp_path / "ct",
+        np.arange(3456, dtype=np.int16).reshape(6, 24, 24),
+        np.diag([2.0, 2.0, 3.0, 1.0]),
+    )
     prompt = ("--prompt", "Liver in CT")
     for name, named in (("a.dcm", ["--format", "rtstruct"]), ("a.rtstruct.dcm", [])):
         asked = words(tiny_bundle, tmp_path / "ct", tmp_path / name, *prompt, *named)

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.common.errors import PromptError
 from medals_rt.pipeline.job import open_models
 from medals_rt.pipeline.job_inputs import read_prompted_case
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.plan_case import plan_files, plan_numbers
 from medals_rt.prompts.classes import by_exact_name
+from tests.errors import raises
 from tests.paths import ROOT
 
 DEMO = ROOT / "engines" / "demo"
@@ -24,6 +26,7 @@ LIVER = PromptSource(sentences=("Liver in abdominal CT",))
 def write_nifti(path: Path) -> Path:
     nibabel = pytest.importorskip("nibabel", reason="needs the extra 'formats'")
     image = np.full(SHAPE_DHW[::-1], -500, np.int16)
+    image[0] = 100
     h, w, d = LONG_HWD_MM
     nibabel.save(nibabel.Nifti1Image(image, np.diag([-w, -h, d, 1.0])), path)
     return path
@@ -82,3 +85,17 @@ def test_bare_numbers_of_a_challenge_file_are_repaired_aloud(
     np.savez(path, imgs=np.zeros(SHAPE_DHW, np.uint8), spacing=np.array(LONG_HWD_MM))
     plan = plan_files(path, LIVER, options_of(tiny_bundle))
     assert [note.code for note in plan.notes] == ["spacing-repaired"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "code"),
+    [
+        ("CT/Liver;MRI/Liver", "several-modalities"),
+        ("CT/Liver;CT/Liver", "class-repeated"),
+        ("CT/Liver;MRI/Prostate lesion", "several-modalities"),
+    ],
+)
+def test_classes_that_a_run_refuses_are_not_planned(classes: str, code: str) -> None:
+    keys = [by_exact_name(*text.split("/")) for text in classes.split(";")]
+    with raises(PromptError, code):
+        plan_numbers((60, 60, 60), (2.0, 2.0, 2.0), keys, RunOptions())

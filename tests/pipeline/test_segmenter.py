@@ -307,7 +307,7 @@ def test_window_groups_share_the_time_of_their_case(
     segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two windows, of one class each: the second has what the first left."""
-    volume = Volume(np.full((4, 8, 8), -500, np.int16), (4.0, 4.0, 6.0))
+    volume = Volume(np.arange(-500, -244, dtype=np.int16).reshape(4, 8, 8), (4.0, 4.0, 6.0))
     wanted = {"Liver": "soft tissue", "Right kidney": "lung"}
     monkeypatch.setattr(Policy, "window_of", lambda _, key: wanted[key.name])
     asked: list[tuple[float | None, int, float]] = []
@@ -336,7 +336,7 @@ def test_a_class_outside_the_bundle_is_refused_with_those_it_has(
 
 
 def test_a_case_smaller_than_a_window_and_of_one_slice(segmenter: Segmenter) -> None:
-    image = np.full((1, 5, 6), 120, np.uint8)
+    image = np.arange(120, 150, dtype=np.uint8).reshape(1, 5, 6)
     for preset in ("paper", "release"):
         result = segmenter.segment(
             Volume(image, (1.0, 1.0, 5.0)), ANATOMY, SegmentOptions(preset=preset)

@@ -333,7 +333,7 @@ def test_max_memory_cuts_the_image_into_blocks_and_changes_no_label(tiny_bundle:
 
 
 def test_a_limit_is_honoured_and_reported(tiny_bundle: Bundle) -> None:
-    volume = Volume(np.full((6, 10, 10), 90, np.uint8), (4.0, 4.0, 6.0))
+    volume = Volume(np.arange(600, dtype=np.int16).reshape(6, 10, 10), (4.0, 4.0, 6.0))
     with medals_rt.load(tiny_bundle.folder, runner="onnxruntime", precision="fp32") as segmenter:
         report = segmenter.segment(volume, ANATOMY, SegmentOptions(max_memory=2 * 2**30)).report
         assert report.memory["limit_mib"] == 2048.0

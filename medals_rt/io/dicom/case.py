@@ -11,6 +11,7 @@ import numpy as np
 
 from medals_rt.common.choices import MODALITY_OF_DICOM, traits_of_dicom
 from medals_rt.common.errors import CaseError
+from medals_rt.common.limits import MAX_VOXELS
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import HostArray
 from medals_rt.io.case import Case
@@ -174,6 +175,14 @@ def list_series(path: Path, *, max_voxels: int) -> list[Series]:
     ):
         images, _ = _images(files)
         return group_series(images)
+
+
+def is_scan(path: Path) -> bool:
+    """Whether a file holds images that a series may consist of, or did before it was damaged."""
+    try:
+        return bool(list_series(path, max_voxels=MAX_VOXELS))
+    except CaseError:
+        return True
 
 
 def _images(files: list[DicomFile]) -> tuple[list[Image], list[Image]]:

@@ -8,7 +8,7 @@ from typing import Final
 
 from medals_rt.common.notes import Note
 from medals_rt.io.case import Case
-from medals_rt.io.dicom.case import read_dicom_case
+from medals_rt.io.dicom.case import is_scan, read_dicom_case
 from medals_rt.io.dicom.files import files_of_dicom, starts_like_dicom
 from medals_rt.io.dicom.rtstruct import check_rtstruct_source, write_rtstruct
 from medals_rt.io.dicom.seg import SegKind, check_source, write_seg
@@ -72,6 +72,7 @@ FORMATS: Final = (
         read_case=_read_case,
         recognizes=starts_like_dicom,
         files_of=files_of_dicom,
+        is_scan=is_scan,
         folders=True,
         choosable=True,
         unnamed=True,

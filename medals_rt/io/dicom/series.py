@@ -19,6 +19,9 @@ _NOT_IMAGES: Final = {
 }
 """SOP classes that have pixels but aren't what is segmented."""
 
+_LISTED: Final = 10
+"""As many series are named in a message."""
+
 _ONE_OF_EACH: Final = (
     ("patients", "patients-mixed", ("PatientID", "PatientName", "PatientBirthDate")),
     ("studies", "studies-mixed", ("StudyInstanceUID",)),
@@ -158,7 +161,8 @@ def choose_series(found: Sequence[Series], wanted: str | None, place: str) -> Se
     CaseError
         If nothing or more than one series fits; the message lists them.
     """
-    listed = "; ".join(f"[{series}]" for series in found)
+    listed = "; ".join(f"[{series}]" for series in found[:_LISTED])
+    listed += f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
     if wanted is None:
         if len(found) == 1:
             return found[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from medals_rt.common.errors import InputError, MissingFileError
-from medals_rt.common.folders import STATE_FOLDER, walk_once
+from medals_rt.common.folders import STATE_FOLDER, from_home, walk_once
 from medals_rt.io.dicom.web import series_addresses
 from medals_rt.io.dicom.web_address import is_web_address
 from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
@@ -235,7 +235,7 @@ def _lines(file: Path) -> list[Path]:
             f"{file} lists {urls[0]}: URLs aren't taken from lists; name it in the command",
             code="url-not-taken",
         )
-    return [Path(line) if is_web_address(line) else file.parent / line for line in named]
+    return [Path(line) if is_web_address(line) else file.parent / from_home(line) for line in named]
 
 
 def _from_given(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -9,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from medals_rt.common.atomic_io import LONGEST_FILE_NAME, short_name
 from medals_rt.common.folders import STATE_FOLDER
 from medals_rt.io.registry import ENDINGS
 
@@ -37,13 +39,16 @@ class CasePaths:
 
     @property
     def record(self) -> Path:
-        """Where the batch notes that the case is finished."""
-        return self.reports / STATE_FOLDER / f"{self.name}.json"
+        """Where the batch notes that the case is finished, or that it failed."""
+        path = self.reports / STATE_FOLDER / f"{self.name}.json"
+        # of a name that leaves no room for a result either, there is but a record that it failed
+        fits = len(os.fsencode(path.name)) <= LONGEST_FILE_NAME
+        return path if fits else path.with_name(short_name(path.name))
 
     @property
     def mark(self) -> Path:
         """Where it notes meanwhile what it writes."""
-        return self.record.with_name(f"{self.record.name}{MARK_ENDING}")
+        return mark_beside(self.record)
 
     @property
     def labels(self) -> Path:
@@ -111,6 +116,11 @@ class WrittenFiles:
     files: dict[str, str]
     ending: str
     left: dict[str, str] = field(default_factory=dict)
+
+
+def mark_beside(record: Path) -> Path:
+    """Return where the mark lies that a record's files are being written."""
+    return record.with_name(f"{short_name(record.name)}{MARK_ENDING}")
 
 
 def read_written(record: bytes | None) -> WrittenFiles | None:

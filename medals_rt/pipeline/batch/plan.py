@@ -10,12 +10,13 @@ from unicodedata import normalize
 from medals_rt.common.arguments import take_paths
 from medals_rt.common.choices import SAME_FORMAT
 from medals_rt.common.errors import InputError
-from medals_rt.io.registry import ENDINGS, is_dicom
+from medals_rt.io.registry import ENDINGS, files_of_output, is_dicom
 from medals_rt.pipeline.batch.find import NAMED, Found, Search, from_jobs, searched
 from medals_rt.pipeline.batch.jobs_file import JobRow, grid_of_row, in_row, source_of, stated
 from medals_rt.pipeline.batch.paths import CasePaths, folder_of
 from medals_rt.pipeline.batch.remote_files import LOCAL, RemoteFiles
 from medals_rt.pipeline.job_outputs import (
+    all_files_of,
     all_inputs,
     check_grid,
     check_labels_are_dicom,
@@ -382,7 +383,7 @@ def _refuse_overwriting(cases: Sequence[BatchCase]) -> None:
     read = {Path(realpath(path)): path for case in cases for path in all_inputs(case.job)}
     beside = {place.parent for place, path in read.items() if not path.is_dir()}
     for job in (case.job for case in cases):
-        for path in job.output_files().values():
+        for path in all_files_of(files_of_output, job.output_files().values()):
             if Path(realpath(path)) in read:
                 raise InputError(
                     f"{path} would overwrite an input; choose another folder of outputs",

@@ -27,10 +27,10 @@ from medals_rt.common.folders import STATE_FOLDER
 from medals_rt.common.notes import Note, warning
 from medals_rt.pipeline.batch.find import first_of
 from medals_rt.pipeline.batch.paths import (
-    MARK_ENDING,
     CasePaths,
     WrittenFiles,
     folder_of,
+    mark_beside,
     read_written,
     role_in,
 )
@@ -407,7 +407,7 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
         skipped = one_name(name) in own or path.name.startswith(".")
         found_record = None if skipped else _read(LOCAL.read(path))
         record = None if found_record is None else found_record.finished
-        if record is None or path.with_name(f"{path.name}{MARK_ENDING}").exists():
+        if record is None or mark_beside(path).exists():
             continue
         paths = CasePaths(name, plan.results, plan.reports, record.ending)
         job = Job(

@@ -13,6 +13,7 @@ file, and giving it back makes them write out.
 """
 
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -196,7 +197,8 @@ def identity_of(
         "reports": os.path.relpath(plan.reports.resolve(), plan.results.resolve()),
         **more,
     }
-    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+    text = json.dumps(msgspec.to_builtins(parts), sort_keys=True)  # names need be no UTF-8
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def remove_leftovers(

@@ -220,6 +220,7 @@ def score_case(
         known = None if predicted is None else predicted.instances_dhw
         pieces = split_binary(truth) if split_reference else truth
         found = match_instances(split_binary(labels) if known is None else known, pieces)
+        notes += _lesion_notes(name, truth, is_split=split_reference)
         return CaseScore(name, kind, (), found, foreground, predicted is None, notes)
     grid = reference if reference.spacing_hwd_mm else predicted
     if grid is None or grid.spacing_hwd_mm is None:
@@ -246,7 +247,26 @@ def score_case(
     stored = grid.source.spacing_ijk_mm or grid.spacing_hwd_mm
     scored = [label for label in present[1] if names is None or label in names]
     scores = _score_labels(labels, truth, stored, (d, h, w), scored, names or {})
+    if not scored:
+        lacks = "none of the labels that were asked for" if present[1] else "no label"
+        text = f"case {name}: the reference holds {lacks}: not scored, and in no mean"
+        notes += (warning("reference-empty", text),)
     return CaseScore(name, kind, scores, None, foreground, predicted is None, notes)
+
+
+def _lesion_notes(name: str, truth: HostArray, *, is_split: bool) -> tuple[Note, ...]:
+    """Warn of references whose score says less than it seems to."""
+    if not truth.any():
+        text = f"case {name}: the reference holds no lesion: F1 is 0 whatever was found, as in the "
+        return (warning("reference-empty", f"{text}challenge"),)
+    pieces = 0 if is_split else int(split_binary(truth).max())
+    if pieces <= 1 or len(_present(truth)) > 1:
+        return ()
+    text = (
+        f"case {name}: all of the reference was read as one lesion, as the challenge does; "
+        f"--split-reference takes its {pieces:,} pieces apart"
+    )
+    return (warning("reference-one-lesion", text),)
 
 
 def _read_reference(path: Path) -> LabelFile:

@@ -129,6 +129,14 @@ def test_what_may_have_been_a_slice_is_warned_of(tmp_path: Path, name: str, cont
     assert name in note.text
 
 
+def test_of_many_series_the_first_few_are_named(tmp_path: Path) -> None:
+    for seed in range(14):
+        write_series(tmp_path / str(seed), HU[:2], UPRIGHT, seed=seed)
+    with raises(CaseError, "several-series", "14 series", "; and 4 more") as caught:
+        read_case(tmp_path)
+    assert str(caught.value).count("[") == 10
+
+
 def test_one_of_several_series_is_chosen(tmp_path: Path) -> None:
     def localizer(_: int, data: Dataset) -> None:
         data.SeriesNumber, data.SeriesDescription = 1, "scout\x1b[31m"

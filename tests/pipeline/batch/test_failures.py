@@ -1,6 +1,7 @@
 """Cases that fail, models that can't be opened, full disks and Ctrl-C."""
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,24 @@ def test_a_case_that_fails_is_told_and_the_rest_go_on(
     run()
     assert statuses(out)["case1"] == "done"
     assert statuses(out)["case2"] == "kept"
+
+
+def test_names_that_are_no_text_or_too_long_do_not_end_a_batch(
+    run: Callable[..., Result], scans: Path, out: Path
+) -> None:
+    no_text, long, too_long = os.fsdecode(b"caf\xe9"), "l" * 240, "t" * 251
+    for name in (no_text, long, too_long):
+        write_case(scans / f"{name}.npz")
+    result = run()
+    assert result.exit_code == 1, result.output
+    found = {name: status for name, status in statuses(out).items() if name[:4] != "case"}
+    assert found == {"caf\N{REPLACEMENT CHARACTER}": "done", long: "done", too_long: "failed"}
+    assert "File name too long" in (out / "summary.csv").read_text(encoding="utf-8")
+    report = json.loads((out / "reports" / f"{no_text}.json").read_bytes())
+    assert report["case"] == "caf\N{REPLACEMENT CHARACTER}"
+    run()
+    again = statuses(out)
+    assert [again[name] for name in found] == ["kept", "kept", "failed"]
 
 
 def test_no_result_of_earlier_content_stays_under_a_failed_name(

@@ -41,6 +41,16 @@ def test_results_never_replace_inputs(empty_scans: Path) -> None:
         plan(empty_scans / "b.npz", empty_scans / "a.nii.gz", out=empty_scans)
 
 
+def test_results_never_replace_data_files_of_inputs(empty_scans: Path, tmp_path: Path) -> None:
+    header = "ObjectType = Image\nElementDataFile = b.zraw\n"
+    (empty_scans / "x.mhd").write_text(header, encoding="utf-8")
+    row = {"input": "x.mhd", "output": "b.mhd"}  # whose voxels would be b.zraw
+    jobs = write_json(tmp_path / "jobs.json", [row])
+    with raises(InputError, "input-overwritten"):
+        plan(empty_scans, out=empty_scans, jobs=jobs)
+    assert len(plan(empty_scans, out=tmp_path / "out", jobs=jobs).cases) == 1
+
+
 def test_a_jobs_file_says_what_to_do(empty_scans: Path, tmp_path: Path) -> None:
     write_json(empty_scans / "p.json", {"3": "Spleen in abdominal CT"})
     rows = [

@@ -140,6 +140,39 @@ def test_a_binary_reference_is_one_instance_unless_split(tmp_path: Path) -> None
     assert (split.true_positives, split.false_negatives) == (2, 1)
 
 
+def test_a_reference_that_reads_as_one_lesion_is_told(tmp_path: Path) -> None:
+    predicted, reference = lesions()
+    binary = (reference > 0).astype(np.uint8)
+    one = save_pair(tmp_path, "a", (binary, binary), LESIONS)
+    (case,) = evaluate(*one).cases
+    assert case.instances is not None
+    assert case.instances.f1 == 0.5
+    assert [note.code for note in case.notes] == ["reference-one-lesion"]
+    assert "--split-reference takes its 3 pieces apart" in case.notes[0].text
+    assert evaluate(*one, split_reference=True).cases[0].notes == ()
+    single = (reference == 1).astype(np.uint8)
+    for name, of_case in (("b", reference), ("c", single)):
+        files = save_pair(tmp_path, name, (predicted, of_case), LESIONS)
+        assert evaluate(*files).cases[0].notes == ()
+
+
+def test_a_reference_without_labels_is_told(tmp_path: Path) -> None:
+    predicted, reference = anatomy(1)
+    empty = np.zeros_like(reference)
+    save_pair(tmp_path, "a", (predicted, reference), PROMPTS)
+    save_pair(tmp_path, "b", (predicted, empty), PROMPTS)
+    save_pair(tmp_path, "c", (predicted, reference * np.uint8(reference == 2)), PROMPTS)
+    words = ["evaluate", str(tmp_path / "pred"), str(tmp_path / "gt")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "case b: the reference holds no label: not scored" in result.stderr
+    assert "case c: the reference holds none of the labels that were asked for" in result.stderr
+    rows = [line.split() for line in result.stdout.splitlines() if "not scored" in line]
+    assert [row[0] for row in rows] == ["b", "c"]
+    files = save_pair(tmp_path, "d", (empty, empty), LESIONS)
+    assert [note.code for note in evaluate(*files).cases[0].notes] == ["reference-empty"]
+
+
 def test_folders(tmp_path: Path) -> None:
     save_pair(tmp_path, "a", anatomy(0), PROMPTS)
     save_pair(tmp_path, "b", anatomy(1), PROMPTS)
