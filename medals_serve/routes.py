@@ -46,7 +46,7 @@ from medals_serve.schemas import (
 from medals_serve.security import (
     SAFE_METHODS,
     SESSION_COOKIE,
-    cookies_of,
+    cookie_of,
     problem_response,
     set_cookie,
 )
@@ -181,7 +181,7 @@ async def _owner(
     """
     secret = medals_session
     if secret is None:
-        secret = cookies_of(request.headers).get(SESSION_COOKIE, "")
+        secret = cookie_of(request.headers, SESSION_COOKIE)
         says_where_from = "origin" in request.headers or "sec-fetch-site" in request.headers
         if request.method not in SAFE_METHODS and not says_where_from:
             secret = ""  # a page elsewhere could have made an old browser send the cookie
@@ -287,11 +287,11 @@ async def describe_session(service: Here, owner: Owner) -> SessionContent:
 
 
 @sessions.delete("/current", status_code=HTTPStatus.NO_CONTENT)
-async def end_session(service: Here, owner: Owner) -> Response:
+async def end_session(request: Request, service: Here, owner: Owner) -> Response:
     """End this session: its jobs are canceled and all its data removed."""
     await service.in_passing(service.end_session, owner)
     answer = Response(status_code=HTTPStatus.NO_CONTENT)
-    answer.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
+    set_cookie(answer, request.scope, SESSION_COOKIE, None)
     return answer
 
 

@@ -7,7 +7,6 @@ import hmac
 import ipaddress
 import re
 import time
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import parse_qs
@@ -24,11 +23,15 @@ from medals_serve.settings import ServeSettings
 
 TOKEN_COOKIE: Final = "medals_token"  # noqa: S105 - its name
 SESSION_COOKIE: Final = "medals_session"
+"""Their names where an address has no port; see `cookie_name`."""
+
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS: Final = STYLES | {"/healthz", "/readyz", "/auth/", "/auth/token"}
 """Asked by what watches the server, or for a token, without one."""
 
-_HOST: Final = re.compile(r"(\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[^][:/@]+))(:[0-9]{0,5})?")
+_HOST: Final = re.compile(
+    r"(\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[^][:/@]+))(:(?P<port>[0-9]{0,5}))?"
+)
 """A name or an address, and perhaps a port."""
 
 UPLOAD_PATHS: Final = re.compile(
@@ -103,7 +106,7 @@ class Gate:
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         try:
-            self._check_size(scope, headers)
+            _check_length(headers)
             self._check_host(headers)
             self._check_origin(scope, headers)
             answer = self._check_token(scope, headers)
@@ -145,11 +148,11 @@ class Gate:
             return None
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = bearer.strip() if scheme.lower() == "bearer" else ""
-        given = given or cookies_of(headers).get(TOKEN_COOKIE, "")
+        given = given or cookie_of(headers, TOKEN_COOKIE)
         if same_token(given, token):
             return None
         if place == ("GET", "/"):
-            asked = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+            asked = token_in(scope["query_string"])
             if same_token(asked, token):
                 return opened_page(scope, token)
             if "text/html" in headers.get("accept", ""):
@@ -162,26 +165,18 @@ class Gate:
             headers={"WWW-Authenticate": "Bearer"},
         )
 
-    def _check_size(self, scope: Scope, headers: Headers) -> None:
-        """Refuse what says that it is too large before it is sent, or how large in two ways."""
-        if "content-length" in headers and "transfer-encoding" in headers:
-            raise ServiceError(
-                "the request says the length of its body twice",
-                code="length-ambiguous",  # where a proxy read the other, it would be two requests
-                status=HTTPStatus.BAD_REQUEST,
-                headers={"Connection": "close"},
-            )
-        said = headers.get("content-length", "0")
-        if not said.isascii() or not said.isdigit() or int(said) > self._body_limit(scope):
-            raise too_large(self._body_limit(scope))
-
     def _body_limit(self, scope: Scope) -> int:
         upload = scope["method"] in {"POST", "PUT"} and UPLOAD_PATHS.fullmatch(scope["path"])
         return self._settings.max_upload_bytes if upload else self._settings.max_body_bytes
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """Bound the size of a request's body, its pauses, and its time."""
+        """Bound the size of a request's body, its pauses, and its time.
+
+        A body that says that it is too large is refused when it is asked for, before it is sent:
+        some requests take effect without it.
+        """
         limits, most = self._settings, self._body_limit(scope)
+        said = int(Headers(scope=scope).get("content-length", "0"))
         received, complete = 0, False
         until = time.monotonic() + limits.body_s
 
@@ -189,6 +184,8 @@ class Gate:
             nonlocal received, complete
             if complete:  # what comes now is that the client is gone
                 return await receive()
+            if said > most:
+                raise too_large(most)
             left = min(limits.body_idle_s, until - time.monotonic())
             try:
                 message = await asyncio.wait_for(receive(), max(left, 0))
@@ -207,6 +204,28 @@ class Gate:
             return message
 
         return receive_limited
+
+
+def _check_length(headers: Headers) -> None:
+    """Refuse bodies whose length is no number, or is said in two ways.
+
+    Raises
+    ------
+    ServiceError
+    """
+    said = headers.get("content-length", "0")
+    if "content-length" in headers and "transfer-encoding" in headers:
+        message = "the request says the length of its body twice"
+    elif not said.isascii() or not said.isdigit():
+        message = "the length of the request's body is no number"
+    else:
+        return
+    raise ServiceError(
+        message,
+        code="length-ambiguous",  # where a proxy read another, it would be two requests
+        status=HTTPStatus.BAD_REQUEST,
+        headers={"Connection": "close"},
+    )
 
 
 def too_large(most: int) -> ServiceError:
@@ -238,16 +257,38 @@ def opened_page(scope: Scope, token: str | None) -> Response:
     return answer
 
 
-def cookies_of(headers: Headers) -> Mapping[str, str]:
-    """Return a request's cookies, whatever those of other programs on this host look like."""
-    return cookie_parser(headers.get("cookie", ""))
+def cookie_name(headers: Headers, name: str) -> str:
+    """Return a cookie's name at the address that a client calls, such as ``medals_token_8700``.
+
+    Browsers send the cookies of a host to all its ports: those of two servers need two names.
+    """
+    found = _HOST.fullmatch(headers.get("host", ""))
+    return f"{name}_{found['port']}" if found is not None and found["port"] else name
 
 
-def set_cookie(answer: Response, scope: Scope, name: str, value: str) -> None:
-    """Set a cookie that scripts can't read and other sites don't send."""
+def cookie_of(headers: Headers, name: str) -> str:
+    """Return a request's cookie, whatever those of other programs on this host look like."""
+    return cookie_parser(headers.get("cookie", "")).get(cookie_name(headers, name), "")
+
+
+def set_cookie(answer: Response, scope: Scope, name: str, value: str | None) -> None:
+    """Set a cookie that scripts can't read and other sites don't send; None deletes it."""
     answer.set_cookie(
-        name, value, httponly=True, samesite="strict", secure=scope.get("scheme") == "https"
+        cookie_name(Headers(scope=scope), name),
+        value or "",
+        max_age=0 if value is None else None,
+        httponly=True,
+        samesite="strict",
+        secure=scope.get("scheme") == "https",
     )
+
+
+def token_in(form: bytes, name: str = "token") -> str:
+    """Return the token that a query or a form names.
+
+    No token has spaces, so that a + is one, whether it came escaped or not.
+    """
+    return parse_qs(form.decode("latin-1").replace("+", "%2B")).get(name, [""])[0].strip()
 
 
 def _method(scope: Scope) -> str:

@@ -68,13 +68,18 @@ def is_loopback(bound: socket.socket) -> bool:
     return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
 
 
+def host_of(bound: socket.socket) -> str:
+    """Return the name or IP address by which a browser on this machine calls a server."""
+    host: str = bound.getsockname()[0]
+    if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
+        return socket.gethostname().lower()
+    return host
+
+
 def address_of(bound: socket.socket) -> str:
     """Return the address that a browser on this machine opens."""
-    host, port = bound.getsockname()[:2]
-    place = ipaddress.ip_address(host.partition("%")[0])
-    if place.is_unspecified:
-        return f"http://{socket.gethostname()}:{port}/"
-    return f"http://[{host}]:{port}/" if place.version == 6 else f"http://{host}:{port}/"
+    host, port = host_of(bound), bound.getsockname()[1]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 class _EndingTransport:

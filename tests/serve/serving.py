@@ -155,6 +155,10 @@ class Running:
         root = self.server.config.app.state.service.sessions.root
         return sorted(str(path.relative_to(root)) for path in lying(root) if path.name != ".lock")
 
+    def cookie(self, name: str) -> str:
+        """The name of a cookie here."""
+        return f"{name}_{self.place[1]}"
+
     @property
     def place(self) -> tuple[str, int]:
         """Its address for a socket."""

@@ -13,16 +13,18 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import nibabel
 import numpy as np
 import pytest
+from starlette.datastructures import Headers
 
 from medals_rt.bundle.bundle import Bundle
 from medals_serve.client import ServedProblemError, ServiceClient
 from medals_serve.images import shown_name, stored_name
-from medals_serve.security import HEADERS, SESSION_COOKIE, TOKEN_COOKIE
+from medals_serve.security import HEADERS, SESSION_COOKIE, TOKEN_COOKIE, cookie_name
 from tests.serve.serving import PATIENCE_S, SENTENCE, Running, lying, running, until
 
 TOKEN = "a-token-that-nobody-guesses"  # noqa: S105 - made up
@@ -220,10 +222,10 @@ def test_a_token_is_demanded_where_there_is_one(tiny_bundle: Bundle, tmp_path: P
             assert opened.status_code == 303
             assert opened.headers["location"] == "/"
             assert "httponly" in opened.headers["set-cookie"].lower()
-            assert http.cookies[TOKEN_COOKIE] == TOKEN
+            assert http.cookies[served.cookie(TOKEN_COOKIE)] == TOKEN
             assert http.get("/v1/model").status_code == 200
         with served.http() as http:  # beside a cookie of another program at this host
-            cookies = {"Cookie": f'prefs={{"a": 1}}; {TOKEN_COOKIE}="{TOKEN}"'}
+            cookies = {"Cookie": f'prefs={{"a": 1}}; {served.cookie(TOKEN_COOKIE)}="{TOKEN}"'}
             assert http.get("/v1/model", headers=cookies).status_code == 200
         with pytest.raises(ServedProblemError) as caught:
             served.client(token="no")  # noqa: S106
@@ -445,7 +447,57 @@ def test_a_client_that_goes_leaves_nothing(served: Running) -> None:
 def test_the_cookie_has_its_name(served: Running) -> None:
     with served.http() as http:
         http.post("/v1/sessions")
-        assert list(http.cookies) == [SESSION_COOKIE]
+        assert list(http.cookies) == [served.cookie(SESSION_COOKIE)]
+
+
+def test_services_on_one_host_leave_each_other_alone(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """A browser sends the cookies of a host to all its ports; and a session that ended says so."""
+    token = {"token": TOKEN}
+    with (
+        running(tiny_bundle, tmp_path / "a", **token) as first,
+        running(tiny_bundle, tmp_path / "b", **token) as second,
+        httpx.Client(headers={"Sec-Fetch-Site": "same-origin"}, timeout=PATIENCE_S) as browser,
+    ):
+        places = [f"{each.address}/v1/sessions" for each in (first, second)]
+        for served, place in zip((first, second), places, strict=True):
+            browser.get(f"{served.address}/", params=token)
+            assert browser.post(place).status_code == 201
+        assert [browser.get(f"{place}/current").status_code for place in places] == [200, 200]
+        assert browser.delete(f"{places[1]}/current").status_code == 204
+        assert [browser.get(f"{place}/current").status_code for place in places] == [200, 401]
+        assert list(browser.cookies) == [
+            *map(first.cookie, (TOKEN_COOKIE, SESSION_COOKIE)), second.cookie(TOKEN_COOKIE)
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("scans.example", "x"),
+        ("scans.example:443", "x_443"),
+        ("[::1]:8700", "x_8700"),
+        ("[::1]", "x"),
+        ("127.0.0.1:", "x"),
+        ("", "x"),
+    ],
+)
+def test_cookies_are_named_by_the_port_that_is_called(host: str, name: str) -> None:
+    assert cookie_name(Headers({"host": host}), "x") == name
+
+
+def test_a_token_with_a_plus_is_taken_as_it_is(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """As `openssl rand -base64` makes it, escaped or not."""
+    token = "abcDEF+0123456789/xyz=="  # noqa: S105 - made up
+    with running(tiny_bundle, tmp_path, token=token) as served, served.http() as http:
+        for given in (token, quote(token, safe="")):
+            http.cookies.clear()
+            assert http.get(f"/?token={given}").status_code == 303, given
+            form = {"Content-Type": "application/x-www-form-urlencoded"}
+            opened = http.post("/", content=f"token={given}", headers=form)
+            assert opened.status_code == 303, given
+            login = http.post("/auth/token", content=f"username=u&password={given}", headers=form)
+            assert login.json()["access_token"] == token, given
+        assert http.get("/v1/model").status_code == 200
 
 
 # What else is tried on services ----------------------------------------------------------------
@@ -602,7 +654,11 @@ def test_heads_that_never_end_hold_no_place_for_long(tiny_bundle: Bundle, tmp_pa
 def test_a_session_is_made_here_and_guessed_nowhere(served: Running) -> None:
     """Ids are 256 random bits, a client can't choose one, and neither are found part by part."""
     chosen = "a" * 43
-    with served.http(headers={"Medals-Session": chosen}, cookies={SESSION_COOKIE: chosen}) as http:
+    given = {
+        "headers": {"Medals-Session": chosen},
+        "cookies": {served.cookie(SESSION_COOKIE): chosen},
+    }
+    with served.http(**given) as http:
         made = {http.post("/v1/sessions").json()["session"] for _ in range(4)}
         assert chosen not in made
         assert len(made) == 4
