@@ -192,6 +192,19 @@ async def _owner(
 
 Owner = Annotated[ClientSession, Depends(_owner)]
 
+
+async def _watching(service: Here, owner: Owner) -> AsyncIterator[None]:
+    """Hold one of the session's streams of progress until it has been sent.
+
+    Raises
+    ------
+    ServiceError
+        It has as many as it may.
+    """
+    with owner.watching(service.settings.max_watchers):
+        yield
+
+
 # Watching -----------------------------------------------------------------------------------------
 
 watching = APIRouter(tags=["watching"], default_response_class=PlainTextResponse)
@@ -423,11 +436,10 @@ class _EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
 
-@jobs.get("/{job}/events", response_class=_EventStream)
+@jobs.get("/{job}/events", response_class=_EventStream, dependencies=[Depends(_watching)])
 async def watch_job(job: str, service: Here, owner: Owner) -> Response:
     """Return server-sent events `progress`, each the job's state, until it is over."""
-    events = owner.watched(_events(service, owner.job(job)), service.settings.max_watchers)
-    return _EventStream(events)
+    return _EventStream(_events(service, owner.job(job)))
 
 
 @jobs.post("/{job}/cancel")

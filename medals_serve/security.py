@@ -19,14 +19,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from medals_serve.metrics import Metrics
 from medals_serve.page_files import STYLES, token_page
 from medals_serve.problems import MEDIA_TYPE, ServiceError, log, log_failure, problem_of, status_of
-from medals_serve.settings import ServeSettings
+from medals_serve.settings import RETRY_S, ServeSettings
 
 TOKEN_COOKIE: Final = "medals_token"  # noqa: S105 - its name
 SESSION_COOKIE: Final = "medals_session"
 """Their names where an address has no port; see `cookie_name`."""
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-OPEN_PATHS: Final = STYLES | {"/healthz", "/readyz", "/auth/", "/auth/token"}
+WATCHED_PATHS: Final = frozenset({"/healthz", "/readyz"})
+OPEN_PATHS: Final = STYLES | WATCHED_PATHS | {"/auth/", "/auth/token"}
 """Asked by what watches the server, or for a token, without one."""
 
 _HOST: Final = re.compile(
@@ -63,6 +64,7 @@ class Gate:
         self._app = app
         self._settings = settings
         self._metrics = metrics
+        self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -70,6 +72,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         began, answered = time.perf_counter(), 0
+        self._requests += 1
 
         async def send_with_headers(message: Message) -> None:
             nonlocal answered
@@ -92,6 +95,7 @@ class Gate:
             if not answered:
                 await problem_response(error)(scope, receive, send_with_headers)
         finally:
+            self._requests -= 1
             route = getattr(scope.get("route"), "path", "other")
             status = answered or 499  # the client went before it was answered
             self._metrics.count(
@@ -106,6 +110,7 @@ class Gate:
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         try:
+            self._check_room(scope)
             _check_length(headers)
             self._check_host(headers)
             self._check_origin(scope, headers)
@@ -113,6 +118,16 @@ class Gate:
         except ServiceError as error:
             return problem_response(error)
         return answer
+
+    def _check_room(self, scope: Scope) -> None:
+        """Refuse requests while too many are answered; what watches the server asks for little."""
+        if self._requests > self._settings.max_requests and scope["path"] not in WATCHED_PATHS:
+            raise ServiceError(
+                f"{self._settings.max_requests} requests are answered already; try again later",
+                code="too-many-requests",
+                status=HTTPStatus.SERVICE_UNAVAILABLE,
+                retry_after_s=RETRY_S,
+            )
 
     def _check_host(self, headers: Headers) -> None:
         """Refuse names that aren't this server's: a page elsewhere may have its name lead here."""

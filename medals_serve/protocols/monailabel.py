@@ -282,7 +282,7 @@ async def _infer(
             ending = _ENDINGS.get(str(params.get("result_extension")), "nii.gz")
             path = await service.made(owner, job, job.files.labels(ending))
             if state.of_archive and ending == "seg.nrrd":
-                path = await service.in_thread(_with_values_of_classes, service, job, path)
+                path = await service.in_thread(_with_values_of_classes, service, owner, job, path)
         except BaseException:
             service.delete_job(owner, job)
             raise
@@ -353,7 +353,9 @@ def _check_values(service: Service, job: ServedJob) -> None:
         )
 
 
-def _with_values_of_classes(service: Service, job: ServedJob, path: Path) -> Path:
+def _with_values_of_classes(
+    service: Service, owner: ClientSession, job: ServedJob, path: Path
+) -> Path:
     """Write labels again, each class with its value among those of the model, uncompressed."""
     nrrd = import_optional("pynrrd", "labels for OHIF")
     values = _values_of_classes(service)
@@ -366,6 +368,7 @@ def _with_values_of_classes(service: Service, job: ServedJob, path: Path) -> Pat
     kept = {name: header[name] for name in places}
     written = path.with_name(f"classes-{path.name}")
     nrrd.write(str(written), table[labels], {**kept, "encoding": "raw"})
+    service.sessions.keep(owner, written)
     return written
 
 

@@ -442,9 +442,9 @@ async def _drawn(
 
 def _read_mask(path: Path, shape: tuple[int, ...], box: Any) -> Mask:
     """Read a mask of the image, or of a box of it."""
-    part: Mask = np.load(path, allow_pickle=False) != 0
+    part = np.load(path, mmap_mode="r", allow_pickle=False)  # read only where it fits
     if part.shape == shape:
-        return part
+        return np.asarray(part != 0)
     mask = np.zeros(shape, np.bool_)
     try:
         place = tuple(slice(max(0, int(start)), int(stop)) for start, stop in box)
@@ -455,7 +455,7 @@ def _read_mask(path: Path, shape: tuple[int, ...], box: Any) -> Mask:
         raise CaseError(
             f"the drawing has the shape {part.shape}, the image {shape}", code="shapes-differ"
         )
-    mask[place] = part
+    mask[place] = part != 0
     return mask
 
 

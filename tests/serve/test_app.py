@@ -29,13 +29,14 @@ from medals_rt.common.errors import MedalsError
 from medals_rt.inference.corrections import Correction
 from medals_rt.io.palette import class_color, hex_color
 from medals_rt.io.registry import read_case, read_labels
+from medals_rt.pipeline import job_inputs
 from medals_rt.pipeline.job import run_job
 from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.output_grid import GridRequest
 from medals_rt.pipeline.segmenter import load
 from medals_rt.prompts.prompt_set import parse_prompts
-from medals_serve import job_files, routes
+from medals_serve import images, job_files, routes
 from medals_serve import service as service_module
 from medals_serve.client import ServedProblemError, ServiceClient
 from medals_serve.job_requests import OUTPUT_FORMATS
@@ -359,16 +360,36 @@ def mask_of(
 
 
 def test_a_mask_on_another_grid_is_refused(
-    client: ServiceClient, scan: Path, tmp_path: Path, served: Running
+    client: ServiceClient,
+    scan: Path,
+    tmp_path: Path,
+    served: Running,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """In the process of readers: the server itself would take the memory of any grid."""
     uploaded = client.upload(scan)
     before = served.files()
+    monkeypatch.setattr(job_inputs, "read_labels", pytest.fail)
     other = tmp_path / "other.nii.gz"
     nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6), np.uint8), np.eye(4)), other)
     error = refused(client.upload_mask, uploaded, other)
     assert (error.status, error.code) == (422, "annotation-on-another-grid")
+    assert str(error).startswith("other.nii.gz is not on the grid of scan of someone: shape")
     assert "other.nii.gz" not in "".join(served.files())
     assert served.files() == before
+
+
+def test_what_contradicts_a_mask_is_said_with_its_users_name(
+    client: ServiceClient, scan: Path
+) -> None:
+    uploaded = client.upload(scan)
+    kidney = client.segment(uploaded, "Right kidney in abdominal CT")
+    drawn = scan.with_name("drawn by hand.seg.nrrd")
+    client.save_labels(kidney, drawn)
+    mask = client.upload_mask(uploaded, drawn)
+    error = refused(client.submit, uploaded, SENTENCE, spatial_prompts=mask)
+    assert (error.status, error.code) == (422, "annotation-names")
+    assert str(error).startswith("drawn by hand.seg.nrrd has labels")
 
 
 def test_a_dicom_zip_with_several_series(
@@ -496,16 +517,16 @@ def test_what_is_deleted_while_it_is_used_is_no_failure_of_the_server(
     place, name, delete, asked = {
         "shown": (service_module, "write_volume", "image", ()),
         "asked": (service.cases, "case", "image", (client.submit, uploaded, SENTENCE)),
-        "drawn": (service_module, "read_annotation", "image", (client.upload_mask, uploaded, scan)),
+        "drawn": (service.readers, "read", "image", (client.upload_mask, uploaded, scan)),
         "fetched": (job_files, "write_preview", "job", (client.fetch, job, "preview.png")),
     }[what]
     right = getattr(place, name)
 
-    def deleting(*given: Any) -> Any:
+    def deleting(*given: Any, **more: Any) -> Any:
         with suppress(ServiceError):
             found = getattr(owner, delete)({"image": uploaded, "job": job}[delete][delete])
             getattr(service, f"delete_{delete}")(owner, found)
-        return right(*given)
+        return right(*given, **more)
 
     monkeypatch.setattr(place, name, deleting)
     if what == "shown":
@@ -585,6 +606,52 @@ def test_what_takes_no_memory_waits_for_nothing_that_does(
             go.set()
         assert shown.result().status_code == 200
     assert client.http.get(path).status_code == 200
+
+
+def test_a_job_on_an_image_that_is_in_memory_waits_for_no_other_image(
+    client: ServiceClient, served: Running, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go = threading.Event(), threading.Event()
+    read = images.read_case
+
+    def slowly(*given: Any, **more: Any) -> Any:
+        began.set()
+        assert go.wait(PATIENCE_S)
+        return read(*given, **more)
+
+    uploaded = client.upload(scan)
+    before = client.segment(uploaded, SENTENCE)
+    with served.client() as other, ThreadPoolExecutor(2) as pool:
+        another = other.upload(scan)
+        monkeypatch.setattr(images, "read_case", slowly)
+        reading = pool.submit(other.submit, another, SENTENCE)
+        try:
+            assert began.wait(PATIENCE_S)
+            job = pool.submit(client.segment, uploaded, SENTENCE).result(60)
+            assert not reading.done()
+        finally:
+            go.set()
+        assert job["classes"] == before["classes"]
+        assert other.wait(reading.result())["classes"] == before["classes"]
+
+
+def test_an_upload_of_tiny_chunks_is_accounted_for_in_large_parts(
+    client: ServiceClient, served: Running, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each asks for the disk's free space."""
+    sessions = served.server.config.app.state.service.sessions
+    reserve, sizes = sessions.reserve, []
+
+    def counted(owner: Any, size: int) -> None:
+        sizes.append(size)
+        reserve(owner, size)
+
+    monkeypatch.setattr(sessions, "reserve", counted)
+    data = scan.read_bytes()
+    parts = (data[at : at + 8] for at in range(0, len(data), 8))
+    answer = client.http.post("/v1/images?filename=a.nii.gz", content=parts)
+    assert answer.status_code == 201
+    assert sizes == [len(data)]
 
 
 def test_lesions_with_their_instances(client: ServiceClient, scan: Path) -> None:

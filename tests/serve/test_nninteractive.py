@@ -18,6 +18,7 @@ from medals_rt.pipeline.job import run_job
 from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.segmenter import load
+from medals_serve.disk import held_bytes
 from medals_serve.protocols import frames, nninteractive
 from tests.serve.serving import RUNNER, SHAPE, Running, image, running, until
 
@@ -30,7 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 CLASS = "CT/anatomy/liver"
-TOKEN = "a token of twenty letters"  # noqa: S105
+TOKEN = "a-token-of-twenty-letters"  # noqa: S105
 
 
 def client() -> Any:
@@ -271,6 +272,50 @@ def test_an_image_that_is_refused_leaves_none_before_it(
             for route in ("add_initial_seg_interaction", "add_scribble_interaction"):
                 assert ask(route, drawing(), "{}").json()["code"] == "no-image", code
             assert [ask(route, b"", "{}").content for route in ("undo", "predict")] == [b"", b""]
+
+
+def test_an_array_has_room_before_it_is_unpacked(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few hundred bytes hold gigabytes."""
+    zeros = np.zeros((1, 64, 64, 64))
+    with (
+        running(tiny_bundle, tmp_path, max_session_bytes=2**20) as served,
+        asking(served) as ask,
+    ):
+        readers = served.server.config.app.state.service.readers
+        read, written = readers.read, []
+
+        def counted(*given: Any, **more: Any) -> Any:
+            written.append(more.get("writes"))
+            return read(*given, **more)
+
+        monkeypatch.setattr(readers, "read", counted)
+        refused = ask("set_image", zeros, STATED)
+        assert (refused.status_code, refused.json()["code"]) == (503, "session-full")
+        assert written == []
+        small = image()[None].astype(np.float32)
+        assert ask("set_image", small, STATED).status_code == 200
+        assert written[0] == pytest.approx(small.nbytes, abs=2**12)
+        (session,) = served.server.config.app.state.service.sessions
+        assert session.bytes == held_bytes(session.folder)
+
+
+def test_a_drawing_of_another_shape_is_not_read(
+    remote: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could be as large as an image may be."""
+    load, kept = np.load, []
+
+    def counted(*given: Any, **more: Any) -> Any:
+        kept.append(load(*given, **more))
+        return kept[-1]
+
+    monkeypatch.setattr(np, "load", counted)
+    large = np.zeros((30, 40, 50), np.uint8)
+    with pytest.raises(client().ServerAtCapacityError, match="the drawing has the shape"):
+        remote.add_scribble_interaction(large, include_interaction=True)
+    assert [type(each) for each in kept] == [np.memmap]
 
 
 @contextmanager
