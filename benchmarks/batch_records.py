@@ -83,8 +83,8 @@ def made_up_plan(folder: Path, count: int) -> BatchPlan:
         job = Job(
             input=Path("scans") / f"{name}.nii.gz",
             output=paths.labels,
-            report=paths.report,
-            preview=paths.preview,
+            report=paths.files()["report"],
+            preview=paths.files()["preview"],
         )
         cases.append(BatchCase(job, paths))
     return BatchPlan(tuple(cases), folder, folder)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.common.choices import MODALITIES
-from medals_rt.prompts.classes import class_table, groups
+from medals_rt.prompts.classes import class_groups, class_table
 
 Floats = npt.NDArray[np.float64]
 
@@ -94,7 +94,7 @@ def closeness(names: list[str]) -> Floats:
     """Return what the distance of two classes is divided by, ``(n, n)``."""
     apart = np.abs(np.subtract.outer(np.arange(len(names)), np.arange(len(names))))
     together = apart <= NEARBY
-    for group in groups(None):
+    for group in class_groups(None):
         for modality in MODALITIES:
             places = [names.index(key.name) for key in group.keys(modality)]
             if len(places) <= LARGEST_GROUP:

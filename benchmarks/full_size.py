@@ -26,16 +26,15 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from reporting import today, write_report
+from reporting import circumstances, new_parser, write_report
 
 from medals_rt.bundle.stage_spec import StageSpec
-from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.inference.graph_chains import Chain, JoinedGraphs, pass_chains
 from medals_rt.inference.network import PassInput, StageNetwork, arithmetic_of
 from medals_rt.inference.spatial_prompts import LabelPrompts, label_prompts
 from medals_rt.planning.sliding_window import plan_windows
 from medals_rt.runners.base import Runner
-from medals_rt.runners.selection import open_joined
+from medals_rt.runners.selection import open_runner
 
 WINDOWS = {"192^3": (192, 192, 192), "224x224x128": (224, 224, 128)}
 KINDS = ("text", "prompts")
@@ -187,9 +186,10 @@ def openvino(
     graphs = options.graphs / row.window
 
     def open_chain(chain: Chain) -> Runner:
-        return open_joined(
+        return open_runner(
             "openvino",
-            [graphs / f"{name}.onnx" for name in chain],
+            *(graphs / f"{name}.onnx" for name in chain),
+            joined=True,
             name=row.name,
             precision=arithmetic_of(chain, "cpu", precision, "fp16")[0],
             threads=options.threads,
@@ -272,8 +272,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure every row and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="without ending")
+    parser = new_parser(__doc__)
     parser.add_argument("--graphs", type=Path, help="keeps the exported graphs for a next time")
     parser.add_argument("--rows", action="append", help="those whose name holds this text")
     parser.add_argument("--list", action="store_true", help="only show the rows")
@@ -305,9 +304,7 @@ def main() -> None:
         found_rows = [measure(row, options) for row in rows]
         compare(found_rows, options.folder)
     report = {
-        "date": today(),
-        "machine": machine_facts(),
-        "versions": library_versions(),
+        **circumstances(),
         "threads": options.threads,
         "rows": found_rows,
     }

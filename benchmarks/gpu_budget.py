@@ -7,16 +7,14 @@ on 320 x 320 x 200, and how many kernels the array steps launch. Nothing is meas
 run is held against it. The assumptions are the constants below. Needs no GPU.
 """
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
-from pathlib import Path
 from textwrap import wrap
 
 from gpu_models import WINDOWS_HWD, organs_of_ct
-from reporting import today, write_report
+from reporting import new_parser, today, write_report
 
 from medals_export.model.config import ModelConfig
 from medals_rt.common.choices import STAGE_NAMES
@@ -266,8 +264,7 @@ def conclusions(case_s: float, outside_s: float) -> list[str]:
 
 def main() -> None:
     """Compute passes and cases, and write them down."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="without ending")
+    parser = new_parser(__doc__)
     options = parser.parse_args()
     keys = organs_of_ct()
     model = replace(RELEASED, runner="onnxruntime-cuda", precision="fp16")

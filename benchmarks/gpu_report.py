@@ -6,7 +6,6 @@ r"""The report of one part of `gpu.sh`: it is on disk after every row, so that n
 As a program it notes how a part ended: in the report that the part left, or in one of its own.
 """
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from reporting import today
+from reporting import new_parser, today
 
 from medals_rt.common.atomic_io import write_json
 from medals_rt.common.choices import RunnerKind
@@ -108,8 +107,7 @@ def markdown(content: dict[str, Any], columns: Sequence[str]) -> str:
 
 def main() -> None:
     """Note how a part ended."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="without ending")
+    parser = new_parser(__doc__)
     parser.add_argument("--result", required=True)
     parser.add_argument("--seconds", type=int, required=True)
     parser.add_argument("--limit", type=int, required=True)

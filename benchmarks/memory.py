@@ -25,11 +25,10 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from reporting import today, write_report
+from reporting import circumstances, write_report
 
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.byte_sizes import parse_size
-from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.inference.aggregation import SlabAggregator, empty_label_map
 from medals_rt.planning.geometry import plan_stage
 from medals_rt.planning.memory import (
@@ -185,9 +184,7 @@ def main() -> None:
         rows.append(msgspec.json.decode(found.stdout))
         print(rows[-1], flush=True)
     report = {
-        "date": today(),
-        "machine": machine_facts(),
-        "versions": library_versions(),
+        **circumstances(),
         "limit_gb": limit / 1e9,
         "rows": rows,
     }

@@ -8,7 +8,6 @@ and once with the compiled graphs of the first run; the larger counts. Needs the
 `formats`, 4 GB, and Linux. With `--bundle` of the released size: 12 GB and an hour.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -20,9 +19,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from reporting import today, write_report
-
-from medals_rt.common.environment import library_versions, machine_facts
+from reporting import circumstances, new_parser, write_report
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "engines/demo"
@@ -143,8 +140,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure each case in each precision and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="without ending")
+    parser = new_parser(__doc__)
     parser.add_argument("--bundle", type=Path, default=DEMO)
     parser.add_argument("--precision", action="append", choices=["fp32", "bf16"])
     parser.add_argument("--only", help="cases whose name holds this text")
@@ -157,12 +153,8 @@ def main() -> None:
             if options.only is None or options.only in case
             for precision in options.precision or ("fp32", "bf16")
         ]
-    versions = library_versions()
     report = {
-        "date": today(),
-        "machine": machine_facts(),
-        "versions": versions,
-        "openvino": versions.get("openvino", ""),
+        **circumstances(),
         "bundle": options.bundle.name,
         "rows": [{**msgspec.to_builtins(row), "ratio": round(row.ratio, 3)} for row in rows],
     }

@@ -39,10 +39,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from reporting import today, write_report
+from reporting import circumstances, new_parser, write_report
 
 from medals_rt.common.cores import usable_cores
-from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.io.registry import read_case, read_labels
 
 ROOT = Path(__file__).parent.parent
@@ -586,8 +585,7 @@ def installed(names: tuple[str, ...]) -> dict[str, str]:
 
 def main() -> None:
     """Run every step and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="without ending")
+    parser = new_parser(__doc__)
     parser.add_argument("--image", type=Path, default=DATA / "ctchest4_image.nrrd")
     parser.add_argument("--labels", type=Path, default=DATA / "ctchest4_label.seg.nrrd")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
@@ -604,9 +602,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for step in options.steps for row in measure(step, Path(folder))]
     report = {
-        "date": today(),
-        "machine": machine_facts(),
-        "versions": library_versions(),
+        **circumstances(),
         "peers": installed(PACKAGES),
         "threads": usable_cores(),
         "repetitions": options.repetitions,

@@ -12,7 +12,6 @@ one class all run equally often, the first run of each left out; with more the o
 for more than 20 classes not at all. All results are checked against each other.
 """
 
-import argparse
 import contextlib
 import importlib
 import io
@@ -24,11 +23,10 @@ from pathlib import Path
 import cc3d
 import numpy as np
 from phantoms import Shape, organs
-from reporting import today, write_report
+from reporting import circumstances, new_parser, write_report
 from scipy.ndimage import label
 
 from medals_rt.common.cores import usable_cores
-from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.postprocessing.component_filter import (
     drop_small_components,
     keep_probable_components,
@@ -209,8 +207,7 @@ def markdown(report: dict) -> str:
 
 def main() -> None:
     """Measure all rows and write them down."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="without ending")
+    parser = new_parser(__doc__)
     parser.add_argument("--release", type=Path, help="a checkout of the released code")
     parser.add_argument("--classes", type=int, nargs="+", default=[1, 13, 104])
     parser.add_argument("--repetitions", type=int, default=5)
@@ -220,9 +217,7 @@ def main() -> None:
     for classes in options.classes:
         rows += full_rows(classes, release, options.repetitions)
     report = {
-        "date": today(),
-        "machine": machine_facts(),
-        "versions": library_versions(),
+        **circumstances(),
         "threads": usable_cores(),
         "repetitions": options.repetitions,
         "rows": rows,

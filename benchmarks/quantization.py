@@ -45,7 +45,7 @@ from medals_rt.common.environment import machine_facts
 from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.segmenter import Segmenter
 from medals_rt.runners.base import Runner
-from medals_rt.runners.selection import open_joined, precisions
+from medals_rt.runners.selection import open_runner, precisions
 from medals_rt.tools.evaluate.metrics import match_instances
 
 Scores = dict[str, dict[str, float]]
@@ -150,9 +150,10 @@ def measure_speed(size: int) -> dict[str, object]:
         for graphs in ("fp32", "int8"):
             paths = write_chain(network, graphs, ranges, Path(folder) / graphs)
             for precision in precisions("openvino", graphs):
-                with open_joined(
+                with open_runner(
                     "openvino",
-                    paths,
+                    *paths,
+                    joined=True,
                     name=f"the network in {precision}",
                     precision=precision,
                     graph_precision=graphs,

@@ -15,7 +15,6 @@ for the label maps at full size, where the others run once. Each label map is ch
 plain reference, each image against torch. Needs the extra `export`.
 """
 
-import argparse
 import importlib
 import json
 import sys
@@ -27,12 +26,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from phantoms import Shape, organs, smooth_image
-from reporting import today, write_report
+from reporting import circumstances, new_parser, write_report
 from scipy.ndimage import zoom
 from torch.nn.functional import interpolate
 
 from medals_rt.common.cores import usable_cores
-from medals_rt.common.environment import library_versions, machine_facts
 from medals_rt.planning.geometry import separate_axis
 from medals_rt.preprocessing.resampling import resample_image, resample_labels
 
@@ -216,8 +214,7 @@ def markdown(report: dict) -> str:
 
 def main() -> None:
     """Measure all rows and write them down."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="without ending")
+    parser = new_parser(__doc__)
     parser.add_argument("--release", type=Path, help="a checkout of the released code")
     parser.add_argument("--memory-gib", type=float, default=8.0)
     parser.add_argument("--classes", type=int, nargs="+", default=[1, 13, 104])
@@ -257,9 +254,8 @@ def main() -> None:
                 )
             )
     report = {
-        "date": today(),
-        "machine": machine_facts(),
-        "versions": {**library_versions(), "torch": torch.__version__},
+        **circumstances(),
+        "torch": torch.__version__,
         "threads": threads,
         "repetitions": options.repetitions,
         "rows": rows,

@@ -1,4 +1,4 @@
-"""Raw intensities to 0..255, as the run time prepares them (system section 3), and scan noise."""
+"""Raw intensities to 0..255, as the run time prepares them, and scan noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spatial prompts simulated from the ground truth: the paper's Algorithm 1 (system section 9).
+"""Spatial prompts simulated from the ground truth: the paper's Algorithm 1.
 
 A coarse prediction misses parts and invents others. Both happen here in blocks, for the channels
 together (`S_f`) and for each channel (`S_p`).

@@ -27,10 +27,10 @@ Shape3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]
 T = TypeVar("T")
 
-RELEASED_HEADS = 8
+_RELEASED_HEADS = 8
 STATE_ENTRY = "model_state_dict"
 _HEADS_ASSUMED = (
-    f"{RELEASED_HEADS} attention heads are assumed, as the released networks have; weights don't "
+    f"{_RELEASED_HEADS} attention heads are assumed, as the released networks have; weights don't "
     "tell: if it has others, export with --stage1-heads or --stage2-heads"
 )
 _REMARKS = ("config", SPACING_ENTRY)
@@ -126,7 +126,7 @@ def load_checkpoint(
             "its name): name the file so, or give window_hwd (--stage1-window, --stage2-window)",
             code="checkpoint-without-window",
         )
-    told = {**stored, "window_hwd": window, "heads": known_heads or RELEASED_HEADS}
+    told = {**stored, "window_hwd": window, "heads": known_heads or _RELEASED_HEADS}
     config = _complete(told, state)
     if spacing is None:
         raise ExportError(

@@ -47,7 +47,6 @@ from medals_rt.bundle.manifest import (
 )
 from medals_rt.bundle.released import CheckpointFile, Terms
 from medals_rt.common.choices import (
-    CPU_RUNNERS,
     QUANTIZED_PRECISIONS,
     STAGE_NAMES,
     FloatPrecision,
@@ -60,6 +59,7 @@ from medals_rt.common.errors import ExportError, InputError, MissingFileError
 from medals_rt.common.limits import MAX_PROMPTS
 from medals_rt.common.progress import Progress
 from medals_rt.prompts.classes import by_bank_key
+from medals_rt.runners.registry import CPU_RUNNERS
 from medals_rt.runners.selection import installed
 from medals_rt.tools.verify.cases import cases_in
 

@@ -41,12 +41,12 @@ ALLOWED_OPERATORS = frozenset(
     }
 )
 # in every precision: sums over many values, and exponentials
-FLOAT32_OPERATORS = frozenset(
+_FLOAT32_OPERATORS = frozenset(
     {"AveragePool", "InstanceNormalization", "LayerNormalization", "Sigmoid", "Softmax"}
 )
 # in the bundle's precision, also where folded refiners compute weights; see `Arithmetic.upsample`
 # for transposed convolutions
-PRECISION_OPERATORS = frozenset({"Conv", "Gemm", "MatMul"})
+_PRECISION_OPERATORS = frozenset({"Conv", "Gemm", "MatMul"})
 _ONNX_TYPES = {
     torch.float32: TensorProto.FLOAT,
     torch.float16: TensorProto.FLOAT16,
@@ -141,8 +141,8 @@ def _check_types(model: onnx.ModelProto, plan: GraphPlan) -> None:
         name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output
     }
     for operators, dtype in (
-        (FLOAT32_OPERATORS, torch.float32),
-        (PRECISION_OPERATORS, plan.arithmetic.compute),
+        (_FLOAT32_OPERATORS, torch.float32),
+        (_PRECISION_OPERATORS, plan.arithmetic.compute),
         (frozenset({"ConvTranspose"}), plan.arithmetic.upsample),
     ):
         for node in graph.node:

@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 
 from medals_rt.common.choices import KINDS
-from medals_rt.common.errors import InputError, MissingFileError, PromptError
+from medals_rt.common.errors import InputError, PromptError
+from medals_rt.common.text_files import read_text
 from medals_rt.prompts.classes import ClassKey
 from medals_rt.prompts.matching import find_class
 from medals_rt.prompts.prompt_set import INSTANCE_LABEL
@@ -50,20 +51,10 @@ def read_sentences(path: Path) -> KnownSentences:
     InputError
         If it is of another form, or no sentence in it names a class.
     """
-    if not path.is_file():
-        raise MissingFileError(
-            f"there is no file of sentences {path}", code="sentences-file-missing"
-        )
-    if path.stat().st_size > _MAX_FILE_BYTES:
-        raise InputError(
-            f"{path} is larger than {_MAX_FILE_BYTES} bytes; is it sentences?",
-            code="sentences-file-too-large",
-        )
+    text = read_text(path, "sentences file", most_bytes=_MAX_FILE_BYTES, form="sentences-form")
     try:
-        content = msgspec.json.decode(
-            path.read_bytes(), type=dict[str, dict[str, int | tuple[str, ...]]]
-        )
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        content = msgspec.json.decode(text, type=dict[str, dict[str, int | tuple[str, ...]]])
+    except msgspec.DecodeError as error:
         raise InputError(
             f"{path} is no file of sentences ({error}); write "
             '{"DATA SET": {"1": ["Spleen in abdominal CT"], "instance_label": 0}}',

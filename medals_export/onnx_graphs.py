@@ -117,7 +117,7 @@ def trace_module(
             f"{name} could not be traced: the exporter gave nothing", code="trace-failed"
         )
     model: onnx.ModelProto = program.model_proto
-    strip_origins(model)
+    _strip_origins(model)
     return model
 
 
@@ -133,7 +133,7 @@ def _with_width(shared: onnx.ModelProto, width: int) -> onnx.ModelProto:
     return shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
 
 
-def strip_origins(model: onnx.ModelProto) -> None:
+def _strip_origins(model: onnx.ModelProto) -> None:
     """Take out what only tells how a graph was traced.
 
     The tracer notes source lines and folders of this machine at every node; without them the same

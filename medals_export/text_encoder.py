@@ -1,6 +1,6 @@
 """The knowledge encoder whose sentence embeddings the networks were trained on.
 
-SAT's encoder, frozen (system section 2): BioLORD, an MPNet, gives one vector a token; their mean
+SAT's encoder, frozen: BioLORD, an MPNet, gives one vector a token; their mean
 goes through Linear, exact GELU, Linear; last, the image's modality adds a learned vector. Details
 that decide the result, all from the released code:
 
@@ -31,10 +31,10 @@ from medals_rt.common.errors import ExportError, MissingFileError
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.prompts.text_encoder import Floats, TextEncoderSettings, batch_tokens
 
-MAX_TOKENS = 256
-PAD_ID = 0
+_MAX_TOKENS = 256
+_PAD_ID = 0
 START, END = "[CLS]", "[SEP]"
-SENTENCES_PER_PASS = 128
+_SENTENCES_PER_PASS = 128
 RELEASED_MODALITIES: Final[tuple[Modality, ...]] = ("CT", "MRI", "US", "PET", "Microscopy")
 """The rows of the checkpoint's `modality_embed`: its training decides their number and order."""
 # Not the encoder's: a buffer that older transformers stored, and what SAT's pre-training leaves in
@@ -53,7 +53,7 @@ class KnowledgeEncoder(nn.Module):
 
     def forward(self, token_ids: Tensor, modality: Tensor) -> Tensor:
         """`(B, L)` and `(B,)`, both int64, to `(B, dim)` float32; `L` tokens, filled with 0."""
-        mask = token_ids != PAD_ID
+        mask = token_ids != _PAD_ID
         biolord = self.text_tower["biolord"]
         tokens = biolord(input_ids=token_ids, attention_mask=mask.long()).last_hidden_state
         weights = mask.unsqueeze(-1).to(tokens.dtype)
@@ -107,8 +107,8 @@ class TextCheckpoint:
         index = self.settings.modality_index(modality)
         embeddings = np.empty((len(sentences), self.settings.dim), np.float32)
         order = sorted(range(len(sentences)), key=lambda place: len(sentences[place]))
-        for start in range(0, len(order), SENTENCES_PER_PASS):
-            places = order[start : start + SENTENCES_PER_PASS]
+        for start in range(0, len(order), _SENTENCES_PER_PASS):
+            places = order[start : start + _SENTENCES_PER_PASS]
             tokens = batch_tokens(self.tokenizer, [sentences[i] for i in places], self.settings)
             with torch.inference_mode():
                 found = self.model(torch.from_numpy(tokens), torch.full((len(places),), index))
@@ -154,10 +154,10 @@ def load_text_encoder(text_encoder: Path, biolord: Path) -> TextCheckpoint:
     positions = torch.arange(architecture.config.max_position_embeddings).expand(1, -1)
     architecture.embeddings.position_ids = positions  # no weight, so `assign` leaves it empty
     settings = TextEncoderSettings(
-        max_tokens=MAX_TOKENS,
+        max_tokens=_MAX_TOKENS,
         start_id=_mark_id(tokenizer, START, biolord),
         end_id=_mark_id(tokenizer, END, biolord),
-        pad_id=PAD_ID,
+        pad_id=_PAD_ID,
         dim=dim,
         modalities=RELEASED_MODALITIES,
     )
@@ -194,10 +194,10 @@ def _build_architecture(biolord: Path) -> Any:
             f"{biolord} configures a model of type {config.model_type!r}; BioLORD is an mpnet",
             code="biolord-type",
         )
-    if config.max_position_embeddings < MAX_TOKENS + 2:  # positions count from 2 on
+    if config.max_position_embeddings < _MAX_TOKENS + 2:  # positions count from 2 on
         raise ExportError(
             f"{biolord} configures {config.max_position_embeddings} positions, too few for the "
-            f"{MAX_TOKENS} tokens that a sentence may have",
+            f"{_MAX_TOKENS} tokens that a sentence may have",
             code="biolord-positions",
         )
     with torch.device("meta"):
@@ -229,7 +229,7 @@ def _read_tokenizer(biolord: Path) -> Any:
 
 def _mark_id(tokenizer: Any, mark: str, biolord: Path) -> int:
     number = tokenizer.token_to_id(mark)
-    if number is None or number == PAD_ID:
+    if number is None or number == _PAD_ID:
         raise ExportError(
             f"the tokenizer of {biolord} has no usable {mark} (id {number}), with which the text "
             "encoder was trained; is it BioLORD's?",

@@ -12,13 +12,13 @@ from medals_export.graph_checks import check_operators, infer_shapes, tensor_rec
 from medals_export.onnx_graphs import trace_module
 from medals_export.text_encoder import TextCheckpoint, load_text_encoder
 from medals_rt.bundle.manifest import GraphRecord, TextEncoderRecord
-from medals_rt.common.choices import CPU_RUNNERS
 from medals_rt.common.errors import ExportError
 from medals_rt.prompts.text_encoder import TEXT_ENCODER_FOLDER, batch_tokens, open_graph
+from medals_rt.runners.registry import REGISTRY
 from medals_rt.runners.selection import installed
 
 _NAME = "the text encoder"
-OPSET = 20
+_OPSET = 20
 TOLERANCE = 1e-4
 SENTENCE_AXIS, TOKEN_AXIS = "N", "L"
 ALLOWED_OPERATORS = frozenset(
@@ -92,7 +92,7 @@ def export_text_encoder(text_encoder: Path, biolord: Path, folder: Path) -> Text
         f"{TEXT_ENCODER_FOLDER}/{name}"
         for name in ("encoder.onnx", "tokenizer.json", "settings.json")
     ]
-    model = trace_text_encoder(encoder)
+    model = _trace_text_encoder(encoder)
     (folder / names[0]).write_bytes(model.SerializeToString(deterministic=True))
     (folder / names[1]).write_text(encoder.tokenizer.to_str(pretty=True), encoding="utf-8")
     (folder / names[2]).write_bytes(
@@ -113,7 +113,7 @@ def export_text_encoder(text_encoder: Path, biolord: Path, folder: Path) -> Text
     )
 
 
-def trace_text_encoder(encoder: TextCheckpoint) -> onnx.ModelProto:
+def _trace_text_encoder(encoder: TextCheckpoint) -> onnx.ModelProto:
     """Turn the encoder into ONNX, opset 20, and check it.
 
     Raises
@@ -131,7 +131,7 @@ def trace_text_encoder(encoder: TextCheckpoint) -> onnx.ModelProto:
         inputs=["token_ids", "modality"],
         outputs=["embeddings"],
         dynamic_shapes=({0: sentences, 1: length}, {0: sentences}),
-        opset=OPSET,
+        opset=_OPSET,
     )
     check_text_graph(model, encoder.settings.dim)
     return model
@@ -146,7 +146,7 @@ def check_text_graph(model: onnx.ModelProto, dim: int) -> None:
         If the opset is not 20, an operator is not among the allowed ones, an input or output has
         another name, type or shape, or ONNX's checker or strict shape inference object.
     """
-    check_operators(model, _NAME, OPSET, ALLOWED_OPERATORS)
+    check_operators(model, _NAME, _OPSET, ALLOWED_OPERATORS)
     found = [
         (record.name, record.dtype, record.shape)
         for record in tensor_records([*model.graph.input, *model.graph.output])
@@ -177,9 +177,8 @@ def compare_with_pytorch(encoder: TextCheckpoint, graph: Path) -> dict[str, floa
     with torch.inference_mode():
         expected = encoder.model(torch.from_numpy(tokens), torch.from_numpy(modality)).numpy()
     errors: dict[str, float] = {}
-    for library in CPU_RUNNERS:
-        if not installed(library):
-            continue
+    able = [spec.kind for spec in REGISTRY if spec.open_text_graph is not None]
+    for library in filter(installed, able):
         _, run = open_graph(graph, library)
         error = float(np.abs(run(tokens, modality) - expected).max() / np.abs(expected).max())
         if not error <= TOLERANCE:

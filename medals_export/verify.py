@@ -16,16 +16,14 @@ from medals_export.model.refiner import spread_prompts
 from medals_export.torch_reference import graph_function
 from medals_rt.bundle.manifest import FOLDED_REFINERS, GraphName, UnverifiedRecord, VerifiedRecord
 from medals_rt.common.arrays import to_host
-from medals_rt.common.choices import Precision, RunnerKind, StageNumber
+from medals_rt.common.choices import RunnerKind, StageNumber
 from medals_rt.common.errors import ExportError
 from medals_rt.runners.base import Runner
+from medals_rt.runners.registry import runner_spec
 from medals_rt.runners.selection import open_runner
 from medals_rt.tools.verify import measures
 
 PROMPT_COUNTS = (1, 3)
-_CANNOT_COMPUTE: dict[tuple[RunnerKind, Precision], str] = {
-    ("onnxruntime", "bf16"): "ONNX Runtime has no bf16 convolution on a CPU",
-}
 Floats = npt.NDArray[np.float32]
 Feeds = dict[str, Floats]
 
@@ -160,7 +158,7 @@ def verify_graph(
     records = []
     tolerance = plan.arithmetic.tolerance
     for kind in kinds:
-        if (kind, plan.arithmetic.precision) in _CANNOT_COMPUTE:
+        if plan.arithmetic.precision not in runner_spec(kind).graph_precisions:
             continue
         runner = open_runner(kind, path, name=f"{plan.name} of stage {stage}", precision="fp32")
         errors = []
@@ -201,10 +199,11 @@ def _run(function: Callable[..., tuple[Tensor, ...]], feeds: Feeds, names: Itera
 
 def unverified(arithmetic: Arithmetic, kinds: Sequence[RunnerKind]) -> tuple[UnverifiedRecord, ...]:
     """List which of the libraries given `verify_graph` passes over in an arithmetic, and why."""
+    precision = arithmetic.precision
     return tuple(
-        UnverifiedRecord(kind, _CANNOT_COMPUTE[kind, arithmetic.precision])
+        UnverifiedRecord(kind, f"{kind} can't compute graphs in {precision}")
         for kind in kinds
-        if (kind, arithmetic.precision) in _CANNOT_COMPUTE
+        if precision not in runner_spec(kind).graph_precisions
     )
 
 

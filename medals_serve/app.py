@@ -34,6 +34,11 @@ from medals_serve.settings import ServeSettings
 SWEEP_S: Final = 5.0
 """How often idle sessions are looked for, and memory that was freed."""
 
+UPLOADS: Final = (
+    *routes.UPLOADS, *voxtell.UPLOADS, *monailabel.UPLOADS, *nninteractive.UPLOADS,
+)  # fmt: skip
+"""Paths of all routes that take files."""
+
 
 def create_app(
     settings: ServeSettings, options: RunOptions, engine: JobEngine, metrics: Metrics
@@ -92,7 +97,7 @@ def create_app(
     app.add_api_route("/", page.index, methods=get, include_in_schema=False)
     app.add_api_route("/page/{path:path}", page.file, methods=get, include_in_schema=False)
     app.add_api_route("/", _log_in, methods=["POST"], include_in_schema=False)
-    app.add_middleware(Gate, settings=settings, metrics=metrics)
+    app.add_middleware(Gate, settings=settings, metrics=metrics, uploads=UPLOADS)
     return app
 
 
@@ -151,7 +156,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
         elif tuple(each["loc"]) == ("body",) and not _says_json(request):
             found.append("send the body as JSON, with the header Content-Type: application/json")
         else:
-            found.append(f"{place}: {each['msg']}")
+            found.append(f"{place}: {each['msg'].removeprefix('Value error, ')}")
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     return JSONResponse(
         problem(status, "request-invalid", "; ".join(found)),

@@ -9,7 +9,7 @@ from typing import Any, Final
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import InputError, PromptError
 from medals_rt.io.palette import class_color, hex_color
-from medals_rt.prompts.classes import ClassKey, by_bank_key, groups, nearest_names
+from medals_rt.prompts.classes import ClassKey, by_bank_key, class_groups, nearest_names
 from medals_rt.prompts.embedding import PromptEmbedder
 from medals_rt.prompts.matching import find_class
 from medals_rt.prompts.prompt_set import Prompt
@@ -35,7 +35,7 @@ class Catalog:
                     if key.kind == "anatomy" and key.name in group.classes
                 ],
             )
-            for group in groups()
+            for group in class_groups()
         ]
 
     def classes(self) -> list[dict[str, Any]]:

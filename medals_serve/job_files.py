@@ -26,7 +26,7 @@ from medals_rt.pipeline.csv_tables import (
 )
 from medals_rt.pipeline.job_outputs import check_mesh, files_of_maps
 from medals_rt.pipeline.job_request import Job, ReadJob
-from medals_rt.pipeline.job_results import (
+from medals_rt.pipeline.job_writing import (
     measure,
     measure_lesions,
     write_labels,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import Any, Final
 
 import msgspec
 
@@ -28,11 +28,11 @@ class OutputKind:
     format: str
 
 
-OF_TWO_FILES: Final = frozenset({".hdr", ".hdr.gz", ".img", ".img.gz", ".mhd", ".nhdr"})
-"""Endings of formats whose voxels lie in a second file."""
+OF_TWO_FILES: Final = frozenset(ending for each in FORMATS for ending in each.two_file_endings)
+"""Endings of files whose voxels lie in a second file."""
 
 
-def output_kinds() -> Mapping[str, OutputKind]:
+def _output_kinds() -> Mapping[str, OutputKind]:
     """Every format of results by what clients call it: an ending without its dot, or its name."""
     found: dict[str, OutputKind] = {}
     for each in FORMATS:
@@ -45,12 +45,21 @@ def output_kinds() -> Mapping[str, OutputKind]:
     return found
 
 
-OUTPUT_KINDS: Final = output_kinds()
+OUTPUT_KINDS: Final = _output_kinds()
 
 OUTPUT_FORMATS: Final = tuple(
     each.endings[0].removeprefix(".") for each in FORMATS if each.write is not None
 )
 """One of `OUTPUT_KINDS` for each format."""
+
+
+def format_choices() -> list[dict[str, Any]]:
+    """Describe each of `OUTPUT_FORMATS`; see `schemas.FormatState`."""
+    writable = [each for each in FORMATS if each.write is not None]
+    return [
+        {"name": name, "title": each.choice, "one_class": each.one_class}
+        for name, each in zip(OUTPUT_FORMATS, writable, strict=True)
+    ]
 
 
 class _CaseOptions(msgspec.Struct, frozen=True):
@@ -99,17 +108,10 @@ def segment_options(asked: Mapping[str, Any], base: SegmentOptions) -> SegmentOp
             f"{', '.join(option_defaults(RunOptions()))}",
             code="option-unknown",
         )
-    types = get_type_hints(SegmentOptions, localns={"MaskSource": Any})
-    values = {}
-    for name, value in asked.items():
-        try:
-            values[name] = msgspec.convert(value, types[name])
-        except msgspec.ValidationError as error:
-            raise InputError(
-                f"option {name} can't be {value!r:.60}: {validation_words(error)}",
-                code="option-invalid",
-            ) from error
-    return replace(base, **values)
+    try:
+        return replace(base, **asked)
+    except TypeError as error:
+        raise InputError(str(error), code="option-invalid") from error
 
 
 def _case_options(asked: Mapping[str, Any]) -> _CaseOptions:

@@ -20,7 +20,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -31,21 +31,17 @@ from threading import Thread
 from typing import Any, Final, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
-import numpy.typing as npt
-
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.common.errors import DeviceLostError, MedalsError, RunnerError
 from medals_rt.common.gpu_faults import EXIT_DEVICE_LOST, sticky_fault
 from medals_rt.common.interruption import check_interruption
-from medals_rt.common.progress import Progress
 from medals_rt.common.subprocesses import signal_name
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.job import open_models, passes_recorded
 from medals_rt.pipeline.options import RunOptions, SegmentOptions
-from medals_rt.pipeline.report import Provenance
 from medals_rt.pipeline.segmenter import CaseSegmenter, Result, Segmenter
 from medals_rt.planning.memory import MemoryLimit
-from medals_rt.prompts.prompt_set import PromptSet
+from medals_rt.prompts.prompt_set import AnyPrompts
 from medals_rt.runners.selection import runs_on_gpu
 
 _ATTEMPTS: Final = 2
@@ -186,12 +182,8 @@ class ModelProcess:
     def segment(
         self,
         volume: Volume,
-        prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
+        prompts: AnyPrompts,
         options: SegmentOptions | None = None,
-        *,
-        spatial_prompts: npt.NDArray[Any] | None = None,
-        provenance: Provenance | None = None,
-        progress: Progress | None = None,
         **more: Any,
     ) -> Result:
         """Segment one case in the child, if need be in a second one; see `Segmenter.segment`.
@@ -201,14 +193,8 @@ class ModelProcess:
         """
         calls = {name: each for name, each in more.items() if callable(each)}
         values = {name: each for name, each in more.items() if name not in calls}
-        if progress is not None:
-            calls["progress"] = progress
-        request = _Request(
-            (volume, prompts, options),
-            {"spatial_prompts": spatial_prompts, "provenance": provenance, **values},
-            tuple(calls),
-        )
-        request.named["kept"] = self._kept_there(request.named.pop("kept", None))
+        values["kept"] = self._kept_there(values.get("kept"))
+        request = _Request((volume, prompts, options), values, tuple(calls))
         reasons: list[str] = []
         while len(reasons) < _ATTEMPTS:
             try:

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from medals_rt.common.choices import PRESETS, Kind, Modality
+from medals_rt.common.choices import MODALITY_TRAITS, PRESETS, Kind
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import InputError
 from medals_rt.io.registry import DICOM_ENDINGS, ENDINGS
@@ -26,10 +26,17 @@ from medals_serve import metrics as figures
 from medals_serve.catalog import MAX_TEXT
 from medals_serve.images import ServedImage
 from medals_serve.job_files import JobFile, JobFiles
-from medals_serve.job_requests import OF_TWO_FILES, OUTPUT_FORMATS, JobRequest, option_defaults
+from medals_serve.job_requests import (
+    OF_TWO_FILES,
+    OUTPUT_FORMATS,
+    JobRequest,
+    format_choices,
+    option_defaults,
+)
 from medals_serve.jobs import OVER, ServedJob
 from medals_serve.problems import ServiceError, not_found
 from medals_serve.schemas import (
+    AskedModality,
     ChoiceState,
     Form,
     ImageState,
@@ -247,12 +254,17 @@ async def describe_model(service: Here) -> ModelState:
             "notice": bundle.notice,
             "arithmetic": service.segmenter.arithmetic,
             "free_text": bundle.manifest.text_encoder is not None,
+            "modalities": [
+                {"name": name, "in_hounsfield": traits.in_hounsfield}
+                for name, traits in MODALITY_TRAITS.items()
+            ],
             "classes": service.catalog.classes(),
             "groups": service.catalog.groups(),
             "presets": PRESETS,
             "default_preset": service.options.segment.preset,
             "options": option_defaults(service.options),
             "output_formats": OUTPUT_FORMATS,
+            "formats": format_choices(),
             "input_endings": [
                 each
                 for each in dict.fromkeys((*ENDINGS, *DICOM_ENDINGS))
@@ -269,7 +281,7 @@ async def describe_model(service: Here) -> ModelState:
 async def read_prompts(
     service: Here,
     q: Annotated[str, Query(max_length=MAX_TEXT, description="Sentences, one a line.")],
-    modality: Modality | None = None,
+    modality: AskedModality | None = None,
     kind: Kind = "anatomy",
 ) -> PromptsState:
     """Return how a text is read, as `medals-rt prompts` does, and what may be meant."""
@@ -311,6 +323,9 @@ async def end_session(request: Request, service: Here, owner: Owner) -> Response
 # Images and masks ---------------------------------------------------------------------------------
 
 images = APIRouter(prefix="/v1", tags=["images"], dependencies=_CHECKED)
+
+UPLOADS: Final = ("/v1/images", "/v1/masks")
+"""Paths that take files."""
 
 
 @images.post(

@@ -1,12 +1,20 @@
 """What the API takes and answers, as JSON; OpenAPI is made of these."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from medals_rt.common.choices import Kind, Modality
+from medals_rt.common.choices import Kind, Modality, modality_named
 from medals_rt.common.notes import Severity
 from medals_serve.jobs import JobStatus
+
+
+def _modality(given: Any) -> Any:
+    return modality_named(given) if isinstance(given, str) else given
+
+
+AskedModality: TypeAlias = Annotated[Modality, BeforeValidator(_modality)]
+"""A modality by any of its names."""
 
 
 class _Closed(BaseModel):
@@ -76,6 +84,21 @@ class GroupState(BaseModel):
     class_ids: list[str]
 
 
+class ModalityState(BaseModel):
+    """A modality that images have."""
+
+    name: Modality
+    in_hounsfield: bool = Field(description="Whether values of its images are Hounsfield units.")
+
+
+class FormatState(BaseModel):
+    """A format of results."""
+
+    name: str = Field(examples=["nii.gz"])
+    title: str = Field(description="For people.", examples=["NIfTI (.nii.gz)"])
+    one_class: bool = Field(description="Whether its files hold one class.")
+
+
 class ModelState(BaseModel):
     """The model and what can be asked of it."""
 
@@ -85,12 +108,14 @@ class ModelState(BaseModel):
     notice: str | None = Field(description="To be shown wherever results are.")
     arithmetic: str = Field(examples=["openvino/bf16"])
     free_text: bool = Field(description="Whether sentences may name what is no class.")
+    modalities: list[ModalityState]
     classes: list[ClassState]
     groups: list[GroupState]
     presets: list[str]
     default_preset: str
     options: dict[str, Any] = Field(description="Options of a job, and their defaults here.")
     output_formats: list[str]
+    formats: list[FormatState] = Field(description="The same, and what they are.")
     input_endings: list[str]
     max_prompts: int
     max_upload_bytes: int
@@ -164,7 +189,7 @@ class JobBody(_Closed):
         "those in the image's file.",
         examples=[["Liver in abdominal CT"]],
     )
-    modality: Modality | None = Field(
+    modality: AskedModality | None = Field(
         default=None, description="Of the image, for sentences that don't name it."
     )
     spatial_prompts: str | None = Field(

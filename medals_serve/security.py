@@ -7,6 +7,7 @@ import hmac
 import ipaddress
 import re
 import time
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import parse_qs
@@ -14,6 +15,7 @@ from urllib.parse import parse_qs
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medals_serve.metrics import Metrics
@@ -35,12 +37,6 @@ _HOST: Final = re.compile(
 )
 """A name or an address, and perhaps a port."""
 
-UPLOAD_PATHS: Final = re.compile(
-    r"/v1/(images|masks)|/images(/[^/]+/export)?|/session/|/infer/[^/]+"
-    r"|/nninteractive/[^/]+/[^/]+/[^/]+/(set_image|add_(scribble|lasso|initial_seg)_interaction)"
-)
-"""Whose bodies have a limit of their own."""
-
 HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -58,12 +54,28 @@ HEADERS: Final = {
 
 
 class Gate:
-    """Refuses requests before the application sees them, and answers where it fails."""
+    """Refuses requests before the application sees them, and answers where it fails.
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
+    Parameters
+    ----------
+    app
+        The application.
+    settings
+        Limits.
+    metrics
+        Where requests are counted.
+    uploads
+        Paths of the routes that take files, as routes have them: their bodies have a limit of
+        their own.
+    """
+
+    def __init__(
+        self, app: ASGIApp, settings: ServeSettings, metrics: Metrics, uploads: Iterable[str]
+    ) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics
+        self._uploads = tuple(compile_path(path)[0] for path in uploads)
         self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -181,8 +193,10 @@ class Gate:
         )
 
     def _body_limit(self, scope: Scope) -> int:
-        upload = scope["method"] in {"POST", "PUT"} and UPLOAD_PATHS.fullmatch(scope["path"])
-        return self._settings.max_upload_bytes if upload else self._settings.max_body_bytes
+        is_upload = scope["method"] in {"POST", "PUT"} and any(
+            path.match(scope["path"]) for path in self._uploads
+        )
+        return self._settings.max_upload_bytes if is_upload else self._settings.max_body_bytes
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         """Bound the size of a request's body, its pauses, and its time.

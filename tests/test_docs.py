@@ -238,6 +238,8 @@ def check_python(words: list[str]) -> None:
     else:
         script, options = ROOT / words[0], words[1:]
     text = script.read_text(encoding="utf-8")
+    if "new_parser(" in text:  # whose options are the script's too
+        text += (ROOT / "benchmarks/reporting.py").read_text(encoding="utf-8")
     for option in (word for word in options if word.startswith("--") and word != "--help"):
         assert f'"{option}"' in text, f"{script.name} has no {option}"
 
@@ -336,3 +338,22 @@ def test_nothing_is_left_unsaid() -> None:
         assert installed or f"`{extra}`" in text, extra
     for kind in ("openvino", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"):
         assert f"--runner {kind}" in text, kind
+
+
+def test_sections_and_rules_that_the_code_refers_to_are_there() -> None:
+    """Sections of docs/algorithm.md, rules of docs/presets.md, and nothing outside."""
+    algorithm, presets = (
+        (ROOT / "docs" / name).read_text(encoding="utf-8")
+        for name in ("algorithm.md", "presets.md")
+    )
+    sections = set(re.findall(r"^## (\d+)\.", algorithm, re.MULTILINE))
+    rules = set(re.findall(r"^(\d+)\. ", presets, re.MULTILINE))
+    assert "8" in sections
+    assert "8" in rules
+    for path in sorted((ROOT / "medals_rt").rglob("*.py")):
+        text = " ".join(path.read_text(encoding="utf-8").split())
+        named = re.findall(r"algorithm\.md, sections? (\d+)(?: to (\d+))?", text)
+        assert {number for pair in named for number in pair if number} <= sections, path
+        named_rules = re.findall(r"\b[Rr]ules? (\d+)(?: to (\d+))?", text)
+        assert {number for pair in named_rules for number in pair if number} <= rules, path
+        assert not re.search(r"\bsystem (section|rule)", text, re.IGNORECASE), path

@@ -1,17 +1,23 @@
 """What importing costs, what needs what, and where class names may stand."""
 
 import ast
+import inspect
 import json
+import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib.metadata import entry_points, version
+from os import PathLike
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 import medals_rt
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.common import errors
 from medals_rt.prompts.classes import all_classes
 from tests.paths import ROOT as CHECKOUT
 
@@ -70,6 +76,49 @@ def test_every_module_imports_without_the_optional_libraries() -> None:
         "    importlib.import_module(name)"
     )
     assert set(names) <= modules_after(code)
+
+
+def taken_and_raised(name: str, given: Any) -> Iterator[tuple[str, str]]:
+    """Each class of ours that a public function takes, or names as an error, and where."""
+    public = {name: getattr(medals_rt, name) for name in medals_rt.__all__}
+    hints = get_type_hints(given, localns={**public, "MaskSource": Any, "PathLike": PathLike})
+    for parameter, kind in hints.items():
+        if parameter != "return":
+            yield from ((each, f"{name}({parameter})") for each in ours_in(kind))
+    for error in re.findall(r"\b[A-Z]\w+Error\b", inspect.getdoc(given) or ""):
+        if hasattr(errors, error):
+            yield error, f"{name} raises"
+
+
+def ours_in(kind: Any) -> set[str]:
+    """Names of the package's classes in a type."""
+    if isinstance(kind, list):  # what a callable takes
+        return {each for part in kind for each in ours_in(part)}
+    if get_args(kind):
+        return {each for part in get_args(kind) for each in ours_in(part)}
+    return {kind.__name__} if getattr(kind, "__module__", "").startswith("medals_rt") else set()
+
+
+def test_what_public_functions_take_and_raise_is_public() -> None:
+    """`dir(medals_rt)` is the whole interface."""
+    given = {name: getattr(medals_rt, name) for name in dir(medals_rt) if name[0] != "_"}
+    assert {*given} == {*medals_rt._HOMES} == {*medals_rt.__all__}
+    for read in ("BatchResult", "Bundle", "Listener", "Segment"):  # nobody gives their parts
+        del given[read]
+    for name, each in [*given.items()]:
+        if isinstance(each, type):
+            methods = inspect.getmembers(each, inspect.isroutine)
+            own = {f"{name}.{method}": it for method, it in methods if method[0] != "_"}
+            given |= {method: it for method, it in own.items() if hasattr(it, "__annotations__")}
+    found = [pair for name, each in given.items() for pair in taken_and_raised(name, each)]
+    assert len(found) > 50
+    assert [(name, where) for name, where in found if name not in medals_rt.__all__] == []
+
+
+def test_help_of_load_says_what_it_takes() -> None:
+    said = inspect.getdoc(medals_rt.load) or ""
+    for parameter in inspect.signature(medals_rt.load).parameters:
+        assert f"\n{parameter}\n" in said, parameter
 
 
 def test_no_class_name_stands_in_the_code() -> None:

@@ -1,4 +1,4 @@
-"""The Medal S network in PyTorch, one file a part (system rule 1)."""
+"""The Medal S network in PyTorch, one file a part."""
 
 from medals_export.model.config import ModelConfig
 from medals_export.model.medals import MedalS

@@ -9,7 +9,7 @@ from medals_export.model.refiner import refine
 
 
 class MedalS(nn.Module):
-    """One stage's network; `state_dict` has the released names (system rule 1).
+    """One stage's network; `state_dict` has the released names.
 
     Images are floats in 0..255, prompts 0 or 1. Axes are (H, W, D). Everything runs on the device
     and in the dtype of the parameters.

@@ -1,6 +1,6 @@
 """Features and spatial prompts to logits: one convolution and a product with `T`.
 
-`F_a = T^T S_p`, `F_r = ConvBlock([F ; F_a])`, logits `T F_r` (system rule 1, "Refiner").
+`F_a = T^T S_p`, `F_r = ConvBlock([F ; F_a])`, logits `T F_r` (paper, 2.3).
 """
 
 import torch

@@ -28,7 +28,7 @@ from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.segmenter import Segmenter
 from medals_rt.tools.verify.cases import ParityCase
 
-PASSES_KEPT = 4
+_PASSES_KEPT = 4
 """Of each stage, for `sensitivity`: each costs a pass a layer."""
 
 _REFINEMENTS: tuple[Refinement, ...] = ("masked", "none")
@@ -79,9 +79,9 @@ class RecordedStage:
         """Keep a pass, or not, so that each that was seen is kept with the same probability."""
         self.seen += 1
         place = len(self.passes)
-        if place >= PASSES_KEPT:
+        if place >= _PASSES_KEPT:
             place = int(chance.integers(self.seen))
-        if place < PASSES_KEPT:
+        if place < _PASSES_KEPT:
             self.passes[place : place + 1] = [one]
 
 

@@ -78,7 +78,7 @@ def quantized_network(
         scale = number_format.scale(torch.tensor(largest, dtype=torch.float32))
         weight = quantized.get_parameter(f"{layer}.weight").data
         if layer == FUSION:
-            weight = feature_half(weight)
+            weight = _feature_half(weight)
             quantized.backbone.register_forward_hook(_features_rounded(number_format, scale))
         else:
             quantized.get_submodule(layer).register_forward_pre_hook(
@@ -88,7 +88,7 @@ def quantized_network(
     return quantized
 
 
-def feature_half(weight: Tensor) -> Tensor:
+def _feature_half(weight: Tensor) -> Tensor:
     """Return the part of the refiner's weights `(C, 2 C, 3, 3, 3)` that reads the features."""
     return weight[:, : weight.shape[1] // 2]
 

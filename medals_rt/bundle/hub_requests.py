@@ -164,7 +164,7 @@ def _append(address: HubAddress, file: HubFile, partial: Path, progress: Progres
                     if progress is not None:
                         progress(f"{file.file}, MB", here // 10**6, -(-file.bytes // 10**6))
             except httpx2.TransportError as error:
-                return " ".join(str(error).split()) or type(error).__name__
+                return _reason(error)
     if here > file.bytes:
         partial.unlink()
         raise DownloadError(
@@ -177,96 +177,83 @@ def _append(address: HubAddress, file: HubFile, partial: Path, progress: Progres
 
 @contextmanager
 def _hub_errors(library: Any, address: HubAddress) -> Iterator[None]:
-    """Turn what the hub's library raises into errors of this package, in one line."""
+    """Turn what the hub's library raises into errors of this package, in one line.
+
+    What is none of these is of the disk, or a fault of ours.
+    """
+    hub = _endpoint(library)
+    with _connection_errors(hub, address), _refusals(hub, library.errors, address):
+        yield
+
+
+@contextmanager
+def _refusals(hub: str, errors: Any, address: HubAddress) -> Iterator[None]:
+    """Turn what a hub refuses into errors of this package, the special before the general."""
+    repository = address.repository
+    try:
+        yield
+    except errors.OfflineModeIsEnabled as error:
+        raise DownloadError(
+            f"{address} is not all here and HF_HUB_OFFLINE forbids fetching it; unset it, or "
+            "download it where there is a network and copy the folder",
+            code="network-missing",
+        ) from error
+    except errors.HFValidationError as error:
+        raise InputError(
+            f"no repository can be called {repository!r}; write hf:OWNER/NAME@COMMIT",
+            code="address-invalid",
+        ) from error
+    except errors.GatedRepoError as error:
+        raise InputError(
+            f"{repository} is shown only to those who accepted its terms; accept them on its page "
+            "and set HF_TOKEN to a token of your account",
+            code="repository-gated",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise InputError(
+            f"{hub} has no repository {repository}, or it is private; check its name, or set "
+            "HF_TOKEN",
+            code="repository-missing",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError(
+            f"{repository} has no revision {address.revision}; its page lists its commits",
+            code="revision-missing",
+        ) from error
+    except errors.RemoteEntryNotFoundError as error:
+        raise MissingFileError(
+            f"{repository} lists a file that it doesn't have ({error.response.url}); ask its owner",
+            code="file-missing",
+        ) from error
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "")
+        raise DownloadError(
+            f"{hub} answered {status} for {address}; try again later", code="hub-refused"
+        ) from error
+
+
+@contextmanager
+def _connection_errors(hub: str, address: HubAddress) -> Iterator[None]:
+    """Turn what a connection or a strange answer raises into errors of this package."""
+    import httpx2  # which the hub's library brings, and whose errors it passes on
+
     try:
         yield
     except MedalsError:
         raise
-    except Exception as error:
-        for kinds, ending, code, message in _endings(library, address, error):
-            if isinstance(error, kinds):
-                raise ending(message, code=code) from error
-        raise  # of the disk, or a fault of ours
+    except httpx2.HTTPError as error:
+        raise DownloadError(
+            f"can't reach {hub} ({_reason(error)}); check the network, HTTPS_PROXY and "
+            "HF_ENDPOINT; what is here is kept",
+            code="network-missing",
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DownloadError(
+            f"{hub} answered for {address} what a hub doesn't ({_reason(error)}); check "
+            "HF_ENDPOINT and proxies",
+            code="hub-answer-invalid",
+        ) from error
 
 
-def _endings(
-    library: Any, address: HubAddress, error: Exception
-) -> tuple[tuple[Any, type[MedalsError], str, str], ...]:
-    """Return what each kind of exception means, the special before the general: error and text."""
-    import httpx2
-
-    errors, hub, repository = library.errors, _endpoint(library), address.repository
-    response = getattr(error, "response", None)
-    url, status = getattr(response, "url", ""), getattr(response, "status_code", "")
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return (
-        (
-            errors.OfflineModeIsEnabled,
-            DownloadError,
-            "network-missing",
-            (
-                f"{address} is not all here and HF_HUB_OFFLINE forbids fetching it; unset it, or "
-                "download it where there is a network and copy the folder"
-            ),
-        ),
-        (
-            errors.HFValidationError,
-            InputError,
-            "address-invalid",
-            f"no repository can be called {repository!r}; write hf:OWNER/NAME@COMMIT",
-        ),
-        (
-            errors.GatedRepoError,
-            InputError,
-            "repository-gated",
-            (
-                f"{repository} is shown only to those who accepted its terms; accept them on its "
-                "page and set HF_TOKEN to a token of your account"
-            ),
-        ),
-        (
-            errors.RepositoryNotFoundError,
-            InputError,
-            "repository-missing",
-            (
-                f"{hub} has no repository {repository}, or it is private; check its name, or set "
-                "HF_TOKEN"
-            ),
-        ),
-        (
-            errors.RevisionNotFoundError,
-            InputError,
-            "revision-missing",
-            f"{repository} has no revision {address.revision}; its page lists its commits",
-        ),
-        (
-            errors.RemoteEntryNotFoundError,
-            MissingFileError,
-            "file-missing",
-            f"{repository} lists a file that it doesn't have ({url}); ask its owner",
-        ),
-        (
-            errors.HfHubHTTPError,
-            DownloadError,
-            "hub-refused",
-            f"{hub} answered {status} for {address}; try again later",
-        ),
-        (
-            httpx2.HTTPError,
-            DownloadError,
-            "network-missing",
-            (
-                f"can't reach {hub} ({reason}); check the network, HTTPS_PROXY and HF_ENDPOINT; "
-                "what is here is kept"
-            ),
-        ),
-        (
-            (ValueError, KeyError, TypeError, AttributeError),
-            DownloadError,
-            "hub-answer-invalid",
-            (
-                f"{hub} answered for {address} what a hub doesn't ({reason}); check HF_ENDPOINT "
-                "and proxies"
-            ),
-        ),
-    )
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

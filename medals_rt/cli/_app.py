@@ -36,7 +36,7 @@ from medals_rt.cli import (
 from medals_rt.cli._completion import IN_BASH, quoted_for_bash
 from medals_rt.cli._configuration import configuration_file, read_defaults
 from medals_rt.cli._errors import USAGE_ERROR, report_error
-from medals_rt.cli._options import Command, with_common_flags
+from medals_rt.cli._options import HEADINGS, Command, with_common_flags
 from medals_rt.cli._output import out
 from medals_rt.common.distribution import VERSION
 
@@ -95,17 +95,22 @@ class OneCommand(TyperCommand):
         return parsed
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the options, those without a heading first."""
-        headings: dict[str, list[tuple[str, str]]] = {}
-        for each in self.get_params(ctx):
+        """Write the options, of commands that segment under `HEADINGS`, the others first."""
+        parameters = self.get_params(ctx)
+        segments = {*HEADINGS["Algorithm"]} <= {each.name for each in parameters}
+        heading_of = {name: each for each, names in HEADINGS.items() for name in names if segments}
+        headings: dict[str, list[tuple[str, str]]] = {
+            each: [] for each in ("Arguments", "Options", *HEADINGS)
+        }
+        for each in parameters:
             record = each.get_help_record(ctx)
             if record is not None:
                 plain = "Arguments" if each.param_type_name == "argument" else "Options"
-                heading = getattr(each, "rich_help_panel", None) or plain
-                headings.setdefault(heading, []).append(record)
+                headings[heading_of.get(each.name, plain)].append(record)
         for heading, records in headings.items():
-            with formatter.section(heading):
-                formatter.write_dl(records)
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
 
 
 class Commands(TyperGroup):

@@ -51,9 +51,9 @@ def complete_sentence(context: typer.Context) -> list[str]:
 
 def complete_group(context: typer.Context) -> list[str]:
     """Offer the groups of classes, of the modality that was given."""
-    from medals_rt.prompts.classes import groups
+    from medals_rt.prompts.classes import class_groups
 
-    return [group.name for group in groups(context.params.get("modality"))]
+    return [group.name for group in class_groups(context.params.get("modality"))]
 
 
 def complete_demo_case() -> list[str]:

@@ -8,7 +8,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import typer
 
@@ -28,10 +28,10 @@ from medals_rt.common.choices import (
     Kind,
     Modality,
     Postprocess,
-    Precision,
+    PrecisionChoice,
     PresetName,
     Refinement,
-    RunnerKind,
+    RunnerChoice,
     StageNumber,
     Stages,
     StartFrom,
@@ -45,8 +45,34 @@ if TYPE_CHECKING:
     from medals_rt.pipeline.options import PromptSource, RunOptions
     from medals_rt.pipeline.output_grid import GridRequest
 
-ALGORITHM: Final = "Algorithm"
-"""Heading of the options that replace values of the preset."""
+HEADINGS: Final = {
+    "Prompts": (
+        *("prompts", "prompt", "lesion", "group", "everything", "kind", "modality", "free_text"),
+    ),
+    "Case in numbers": ("shape", "spacing", "classes", "stage"),
+    "DICOM series": ("series", "select"),
+    "Drawings": ("spatial_prompts", "corrects", "resample"),
+    "Outputs": (
+        *("output", "output_format", "report", "reports", "preview", "statistics", "instances"),
+        *("sr", "split", "probabilities", "mesh_reduction", "crop", "output_spacing", "store"),
+    ),
+    "Sharing the work": ("part", "processes", "gpus", "ray"),
+    "Limits of the server": (
+        *("max_queue", "max_sessions", "max_upload", "max_disk", "min_free", "read_memory"),
+        *("cache_memory", "grace", "idle"),
+    ),
+    "Model and machine": (
+        *("bundle", "runner", "precision", "threads", "convolution"),
+        *("time_budget", "max_memory", "max_voxels"),
+    ),
+    "Algorithm": (
+        *("preset", "refinement", "window", "postprocess", "stages", "start_from", "iterations"),
+        *("repetitions", "block_sizes", "lesion_iterations", "threshold", "overlap", "mirror"),
+        "seed",
+    ),
+}
+"""Under which heading commands that segment list an option: they have dozens. Others list theirs
+as they come."""
 
 Command: TypeAlias = Callable[..., int | None]
 """What a command is: a function of its options that returns an exit code, None for 0."""
@@ -148,7 +174,6 @@ PresetOption = Annotated[
         "--preset",
         help="The algorithms of the paper, the rules of the code released for the challenge, or "
         "those of the authors' script for raw scans (native).",
-        rich_help_panel=ALGORITHM,
     ),
 ]
 RefinementOption = Annotated[
@@ -156,7 +181,6 @@ RefinementOption = Annotated[
     typer.Option(
         "--refinement",
         help="How the fine stage uses the coarse result as spatial prompts.",
-        rich_help_panel=ALGORITHM,
     ),
 ]
 Threads = Annotated[
@@ -240,11 +264,11 @@ def run_options(
     *,
     bundle: Bundle = None,
     runner: Annotated[
-        Literal["auto", RunnerKind],
+        RunnerChoice,
         typer.Option(help="Inference library; auto takes the fastest that this machine can run."),
     ] = "auto",
     precision: Annotated[
-        Literal["auto", Precision],
+        PrecisionChoice,
         typer.Option(help="Arithmetic of the network; auto takes the fastest of this processor."),
     ] = "auto",
     threads: Threads = None,
@@ -271,7 +295,6 @@ def run_options(
     postprocess: Annotated[
         Postprocess,
         typer.Option(
-            rich_help_panel=ALGORITHM,
             help="Which organs small components are removed from. auto: those that are one object "
             "by the preset's rule. all: every one. off: none.",
         ),
@@ -281,7 +304,6 @@ def run_options(
         typer.Option(
             help="The coarse or the fine stage alone, on the whole image, or the fine one inside "
             "what the coarse one found [default: both; native: fine].",
-            rich_help_panel=ALGORITHM,
         ),
     ] = None,
     start_from: Annotated[
@@ -289,7 +311,6 @@ def run_options(
         typer.Option(
             help="What masked refinement starts from: the coarse labels, or one more pass from the "
             "text alone, as Algorithm 2 is printed [default: coarse].",
-            rich_help_panel=ALGORITHM,
         ),
     ] = None,
     iterations: Annotated[
@@ -297,7 +318,6 @@ def run_options(
         typer.Option(
             metavar="T",
             help="Iterations of masked refinement [default: 1].",
-            rich_help_panel=ALGORITHM,
         ),
     ] = None,
     repetitions: Annotated[
@@ -305,7 +325,6 @@ def run_options(
         typer.Option(
             metavar="R",
             help="Masked pairs of passes that each iteration averages [default: 1].",
-            rich_help_panel=ALGORITHM,
         ),
     ] = None,
     block_sizes: Annotated[
@@ -314,7 +333,6 @@ def run_options(
             metavar="B,...",
             help="Edges in voxels of the masks' blocks, one of which each pair draws, such as 4,8 "
             "[default: the preset's].",
-            rich_help_panel=ALGORITHM,
         ),
     ] = None,
     lesion_iterations: Annotated[
@@ -322,7 +340,6 @@ def run_options(
         typer.Option(
             metavar="N",
             help="Iterations that lesions get afterwards [default: 1; native: 0].",
-            rich_help_panel=ALGORITHM,
         ),
     ] = None,
     threshold: Annotated[
@@ -330,7 +347,6 @@ def run_options(
         typer.Option(
             metavar="P",
             help="Least probability of a class that is no background [default: 0.5].",
-            rich_help_panel=ALGORITHM,
         ),
     ] = None,
     overlap: Annotated[
@@ -338,7 +354,6 @@ def run_options(
         typer.Option(
             metavar="SHARE",
             help="Share of a window that it has in common with the next [default: 0.5].",
-            rich_help_panel=ALGORITHM,
         ),
     ] = None,
     mirror: Annotated[
@@ -347,7 +362,6 @@ def run_options(
             "--mirror/--no-mirror",
             help="Average each pass over the image mirrored along all axes: eight times the work "
             "[default: no].",
-            rich_help_panel=ALGORITHM,
             show_default=False,
         ),
     ] = None,
@@ -357,7 +371,6 @@ def run_options(
             metavar="N",
             min=0,
             help="Seed of the random block masks.",
-            rich_help_panel=ALGORITHM,
         ),
     ] = 0,
     modality: Annotated[
@@ -384,7 +397,7 @@ def run_options(
     return RunOptions(
         bundle=bundle,
         runner=runner,
-        precision=None if precision == "auto" else precision,
+        precision=precision,
         threads=threads,
         convolution=convolution,
         segment=SegmentOptions(

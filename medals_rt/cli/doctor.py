@@ -42,11 +42,11 @@ def doctor_command(
         content = {"format": REPORT_FORMAT, "can_run": found.can_run, **asdict(found)}
         out.json(content)
     else:
-        print_diagnosis(found)
+        _print_diagnosis(found)
     return EXIT_DONE if found.can_run else EXIT_FAILURE
 
 
-def print_diagnosis(found: "Diagnosis") -> None:
+def _print_diagnosis(found: "Diagnosis") -> None:
     """Print everything as tables, and the advice last."""
     rows = [
         ["processor", _processor(found.processor)],

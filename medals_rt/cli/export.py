@@ -1,9 +1,8 @@
 """`medals-rt export`: turn checkpoints into a bundle. Needs the extra `export` (torch)."""
 
-import dataclasses
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,8 +16,8 @@ from medals_rt.common.errors import InputError
 
 if TYPE_CHECKING:
     from medals_rt.bundle.bundle import Bundle
-    from medals_rt.bundle.hub import LocalFiles
-    from medals_rt.bundle.released import CheckpointFile, ReleasedFiles, Terms
+    from medals_rt.bundle.released import CheckpointFile, ReleasedFiles
+    from medals_rt.bundle.sources import ExportSources
     from medals_rt.common.choices import RunnerKind
     from medals_rt.common.progress import Progress
 
@@ -174,6 +173,7 @@ def export_command(
     ] = False,
 ) -> None:
     """Export two checkpoints and their text embeddings as ONNX graphs."""
+    from medals_rt.bundle.sources import ExportSources
     from medals_rt.common.optional_deps import require
     from medals_rt.common.plugins import load_plugin
 
@@ -185,9 +185,14 @@ def export_command(
         _stage(2, stage2, stage2_window, stage2_spacing, stage2_heads),
     )
     with output.progress() as progress:
-        sources = _Sources(progress, unpinned=unpinned)
-        files = _checkpoints(sources, source, *named)
-        embeddings = _bank_source(sources, text_encoder, biolord, sentences, bank, files)
+        sources = ExportSources(progress, unpinned=unpinned, remark=output.remark)
+        files = sources.checkpoints(source, *named)
+        encoder_options = {
+            "--text-encoder": text_encoder,
+            "--biolord": biolord,
+            "--sentences": sentences,
+        }
+        embeddings = _embeddings(sources, files, encoder_options, bank)
     if with_text_encoder and embeddings == bank:
         raise InputError(
             "--with-text-encoder needs --text-encoder and --biolord, not --bank",
@@ -250,84 +255,6 @@ def _ending_at_steps(progress: "Progress | None") -> "Iterator[Progress]":
             signal.signal(number, handler)
 
 
-class _Sources:
-    """Files that may be addresses on a hub, fetched as they are asked for, with their terms."""
-
-    def __init__(self, progress: "Progress | None", *, unpinned: bool) -> None:
-        self._progress = progress
-        self._unpinned = unpinned
-        self._terms: dict[str, Terms] = {}
-        self._notices: list[str] = []
-
-    def find(self, named: Path) -> "LocalFiles":
-        """Find a file or folder, and note the terms of what comes from a hub or is a folder."""
-        from medals_rt.bundle.hub import local_files
-        from medals_rt.bundle.hub_address import known_as
-        from medals_rt.bundle.released import terms_of
-
-        found = local_files(named, self._progress, unpinned=self._unpinned)
-        if found.address is None:
-            if found.path.is_dir():
-                terms = terms_of(found.path, found.path.resolve().name)
-                if terms.license or terms.texts:
-                    self._terms[str(found.path)] = terms
-            return found
-        if self._unpinned:
-            output.remark(f"taken: {found.address}")
-        known = known_as(found.address)
-        repository = dataclasses.replace(found.address, path="")
-        self._terms[str(repository)] = terms_of(
-            found.repository, str(repository), None if known is None else known.license
-        )
-        if known is not None and known.notice is not None:
-            self._notices.append(known.notice)
-        return found
-
-    @property
-    def terms(self) -> "tuple[Terms, ...]":
-        """Of everything found, each source once."""
-        return tuple(self._terms.values())
-
-    @property
-    def notice(self) -> str | None:
-        """What is to be said of the weights' results where the user says nothing."""
-        return "; ".join(dict.fromkeys(self._notices)) or None
-
-
-def _checkpoints(
-    sources: _Sources,
-    folder: Path | None,
-    stage1: "CheckpointFile | None",
-    stage2: "CheckpointFile | None",
-) -> "ReleasedFiles":
-    """Return both checkpoints, and the text encoder and BioLORD that lie with them."""
-    from medals_rt.bundle.released import ReleasedFiles, find_released
-
-    if folder is not None and (stage1 is None) == (stage2 is None):
-        found = sources.find(folder)
-        released = find_released(found.path, stage1, stage2)
-        if found.address is None:
-            return released
-        origin = str(found.address)
-        coarse, fine = (
-            dataclasses.replace(each, origin=origin) for each in (released.coarse, released.fine)
-        )
-        return dataclasses.replace(released, coarse=coarse, fine=fine)
-    if stage1 is None or stage2 is None:
-        raise InputError(
-            "checkpoints are missing: name --stage1 and --stage2, or --from with a folder or an "
-            "address that holds both (and with it both or neither of --stage1 and --stage2)",
-            code="checkpoint-missing",
-        )
-    return ReleasedFiles(_fetched(sources, stage1), _fetched(sources, stage2))
-
-
-def _fetched(sources: _Sources, file: "CheckpointFile") -> "CheckpointFile":
-    found = sources.find(file.path)
-    origin = None if found.address is None else str(found.address)
-    return dataclasses.replace(file, path=found.path, origin=origin)
-
-
 def _stage(
     number: int, path: Path | None, window: str | None, spacing: str | None, heads: int | None
 ) -> "CheckpointFile | None":
@@ -350,92 +277,56 @@ def _stage(
         return None
     return CheckpointFile(
         path,
-        None if window is None else _three(window, int, f"--stage{number}-window H,W,D"),
-        None if spacing is None else _three(spacing, float, f"--stage{number}-spacing A,B,C"),
+        None if window is None else _sizes(window, int, f"--stage{number}-window H,W,D"),
+        None if spacing is None else _sizes(spacing, float, f"--stage{number}-spacing A,B,C"),
         heads,
     )
 
 
-def _three(
+def _sizes(
     text: str, read: Callable[[str], _Number], what: str
 ) -> tuple[_Number, _Number, _Number]:
-    try:
-        a, b, c = (read(part) for part in text.split(","))
-    except ValueError:
-        a = b = c = read("0")
-    if not min(a, b, c) > 0:
+    from medals_rt.common.numbers import three_numbers
+
+    sizes = three_numbers(text, read, what)
+    if not min(sizes) > 0:
         raise InputError(
-            f"{what} are three positive numbers, found {text!r}", code="no-three-numbers"
+            f"{what} needs three positive numbers, not {text!r}", code="no-three-numbers"
         )
-    return a, b, c
+    return sizes
 
 
-def _bank_source(
-    sources: _Sources,
-    text_encoder: Path | None,
-    biolord: Path | None,
-    sentences: Path | None,
+def _embeddings(
+    sources: "ExportSources",
+    files: "ReleasedFiles",
+    options: "Mapping[str, Path | None]",
     bank: Path | None,
-    released: "ReleasedFiles",
 ) -> Any:
     """Return where the text embeddings come from: a bank or a text encoder, never both."""
-    encoder_options = {
-        "--text-encoder": text_encoder,
-        "--biolord": biolord,
-        "--sentences": sentences,
-    }
-    given = [option for option, value in encoder_options.items() if value is not None]
-    if bank is not None:
-        if given:
-            raise InputError(
-                f"text embeddings come from --bank or from --text-encoder and --biolord, not both: "
-                f"leave out --bank or {', '.join(given)}",
-                code="text-embeddings-twice",
-            )
-        return bank
-    text_encoder = text_encoder or released.text_encoder
-    if text_encoder is None:
-        raise InputError(
-            "text embeddings need --text-encoder FILE and --biolord DIR, or --bank FILE; given: "
-            f"{', '.join(given) or 'none of them'}",
-            code="text-embeddings-missing",
-        )
-    biolord = biolord or released.biolord or _published_biolord()
     from medals_rt.common.plugins import load_plugin
 
-    text_source = load_plugin("text-source", "medals-rt export")
-    encoder, folder = (sources.find(each).path for each in (text_encoder, biolord))
-    return text_source(encoder, folder, sentences)
-
-
-def _published_biolord() -> Path:
-    """Return the address where BioLORD was published.
-
-    Raises
-    ------
-    InputError
-        None is known.
-    """
-    from medals_rt.bundle.hub_address import known_weights
-
-    for each in known_weights():
-        if each.part == "biolord":
-            return Path(each.address)
-    raise InputError(
-        "text embeddings need BioLORD's configuration and tokenizer: name them by --biolord DIR",
-        code="text-embeddings-missing",
-    )
+    if bank is None:
+        encoder, biolord, sentences = options.values()
+        found = sources.text_encoder(files, encoder, biolord)
+        return load_plugin("text-source", "medals-rt export")(*found, sentences)
+    if given := [option for option, value in options.items() if value is not None]:
+        raise InputError(
+            f"text embeddings come from --bank or from --text-encoder and --biolord, not both: "
+            f"leave out --bank or {', '.join(given)}",
+            code="text-embeddings-twice",
+        )
+    return bank
 
 
 def _libraries(*, verify: bool) -> "tuple[RunnerKind, ...]":
     """Return the libraries to compare with PyTorch, if the user said whether to."""
-    from medals_rt.common.choices import CPU_RUNNERS
     from medals_rt.common.optional_deps import missing_one_of
+    from medals_rt.runners.registry import CPU_RUNNERS, libraries_of, runner_spec
     from medals_rt.runners.selection import installed
 
     found = tuple(kind for kind in CPU_RUNNERS if installed(kind))
     if verify and not found:
-        raise missing_one_of("--verify", "OpenVINO", "ONNX Runtime")
+        raise missing_one_of("--verify", *libraries_of(map(runner_spec, CPU_RUNNERS)))
     return found if verify else ()
 
 

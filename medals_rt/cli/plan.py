@@ -22,6 +22,7 @@ from medals_rt.common.errors import InputError
 if TYPE_CHECKING:
     from medals_rt.pipeline.options import PromptSource, RunOptions
     from medals_rt.planning.cost import BudgetPlan, CasePlan, StageChoice, StageCost
+    from medals_rt.prompts.classes import ClassKey
 
 EXAMPLES: Final = (
     'medals-rt plan --input scan.nii.gz --prompt "Liver in CT"',
@@ -63,6 +64,8 @@ def plan_command(
     as_json: AsJson = False,
 ) -> None:
     """Show geometry, passes, time and memory of a case; run nothing."""
+    from medals_rt.common.numbers import three_numbers
+    from medals_rt.pipeline.options import without_effect
     from medals_rt.pipeline.plan_case import plan_files, plan_numbers
 
     options = replace(options, segment=replace(options.segment, probabilities=probabilities))
@@ -76,9 +79,17 @@ def plan_command(
         result = plan_files(input_file, source, options, series, tuple(select or ()))
     elif shape and spacing and classes:
         _refuse_beside_numbers(source, series, select)
+        keys = named_classes(classes, source.kind)
         result = plan_numbers(
-            shape, spacing, classes, options, kind=source.kind, stage=stage_asked(stage)
+            three_numbers(shape, int, "--shape D,H,W"),
+            three_numbers(spacing, float, "--spacing H,W,D"),
+            keys,
+            options,
+            stage=stage_asked(stage),
         )
+        idle = _idle_beside_classes(options, source.kind, {key.kind for key in keys})
+        why = "--classes names modality and class"
+        result = replace(result, notes=(*result.notes, *without_effect(idle, why)))
     else:
         raise InputError(
             "give --input CASE, or all of --shape, --spacing and --classes", code="case-missing"
@@ -89,6 +100,41 @@ def plan_command(
         for note in result.notes:
             out.note(note)
         _print_plan(result)
+
+
+def named_classes(text: str, kind: str) -> "list[ClassKey]":
+    """Find the classes of a text such as "CT/Liver;CT/Spleen".
+
+    Parameters
+    ----------
+    text
+        Modality and name of each.
+    kind
+        Taken of what is both anatomy and lesion.
+
+    Raises
+    ------
+    InputError
+        There is none of that name.
+    """
+    from medals_rt.prompts.classes import by_exact_name, classes_of
+
+    found = []
+    for each in filter(None, map(str.strip, text.split(";"))):
+        modality, _, name = each.partition("/")
+        of_kind = [key for key in classes_of(modality, kind) if key.name == name]
+        found.append(of_kind[0] if of_kind else by_exact_name(modality, name))
+    return found
+
+
+def _idle_beside_classes(options: "RunOptions", kind: str, kinds: "set[str]") -> list[str]:
+    """Name options about sentences, of which there are none."""
+    reading = options.reading
+    return [
+        *(["modality"] if reading.modality is not None else []),
+        *(["free_text"] if reading.free_text else []),
+        *(["kind"] if kind == "lesion" and kind not in kinds else []),
+    ]
 
 
 def _refuse_beside_numbers(

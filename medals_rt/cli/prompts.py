@@ -96,12 +96,12 @@ def _list(modality: Modality | None, kind: Kind | None, *, as_json: bool) -> Non
 
 def _list_groups(modality: Modality | None, *, as_json: bool) -> None:
     from medals_rt.common.choices import MODALITIES
-    from medals_rt.prompts.classes import groups
+    from medals_rt.prompts.classes import class_groups
 
     modalities = MODALITIES if modality is None else (modality,)
     found = [
         (group, each, [key.name for key in keys])
-        for group in groups(modality)
+        for group in class_groups(modality)
         for each in modalities
         if (keys := group.keys(each))
     ]

@@ -42,7 +42,7 @@ def run_command(
         Path,
         typer.Option(
             "--input",
-            help="The case: .npz, .nii, .nii.gz, .nrrd, .mha, a DICOM folder or zip, or "
+            help="The case: a file such as .nii.gz or .npz, a DICOM folder or zip, or "
             "dicomweb+https://HOST/dicom-web?StudyInstanceUID=UID.",
         ),
     ],
@@ -155,7 +155,7 @@ def run_command(
 
 def report_result(job: "Job", result: "Result") -> int:
     """Print the notes, what was found and which files were written; return the exit code."""
-    from medals_rt.pipeline.job_outputs import lesion_table
+    from medals_rt.pipeline.job_request import lesion_table
 
     for note in result.report.notes:
         out.note(note)

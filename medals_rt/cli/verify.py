@@ -150,7 +150,7 @@ def verify_command(
         )
     if json_file is not None:
         write_json(json_file, _content(opened, reference, outcome, compared))
-    print_outcome(outcome, reference.name)
+    _print_outcome(outcome, reference.name)
     if layers and not outcome.passed:
         _print_layers(compared)
     if record:
@@ -178,7 +178,7 @@ def _check_parts(*, graphs_only: bool, cases_only: bool, layers: bool) -> None:
         )
 
 
-def print_outcome(outcome: "Outcome", reference: str) -> None:
+def _print_outcome(outcome: "Outcome", reference: str) -> None:
     """Print what was found: a table for each stage's graphs and for each case."""
     for part in STAGE_NAMES.values():
         records = [each for each in outcome.records if each.part == part]

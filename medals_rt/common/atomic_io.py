@@ -5,8 +5,9 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,8 @@ from medals_rt.common.errors import InputError, MedalsError, OutputError
 _PARTIAL: Final = re.compile(r"\.partial-([0-9]{1,9}-[0-9a-f]{8})-(.+)", re.DOTALL)
 _TOKEN: Final = secrets.token_hex(4)
 """Of this process: on a shared disk, processes of several machines have the same number."""
+_TELL: ContextVar[Callable[[Path, Path], object]] = ContextVar("tell", default=lambda *_: None)
+"""Who hears of the files that are written; see `outputs_told`."""
 
 
 def check_writable(path: Path) -> Path:
@@ -90,9 +93,26 @@ def atomic_output(path: Path) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
+            _TELL.get()(temporary, path)
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def outputs_told(tell: Callable[[Path, Path], object]) -> Iterator[None]:
+    """Hear of each file that this thread writes by `atomic_output` during the block.
+
+    Parameters
+    ----------
+    tell
+        Called with the temporary file, when it is whole, and with the place that it will take.
+    """
+    token = _TELL.set(tell)
+    try:
+        yield
+    finally:
+        _TELL.reset(token)
 
 
 @contextmanager

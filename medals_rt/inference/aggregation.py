@@ -1,6 +1,6 @@
 """Windows aggregated to labels, in memory that does not grow with N times the volume.
 
-System section 5. Arrays are in model order ``(H, W, D)``.
+docs/algorithm.md, section 4. Arrays are in model order ``(H, W, D)``.
 """
 
 from __future__ import annotations
@@ -67,11 +67,10 @@ class SlabAggregator:
     """Aggregates the windows of an image and decides its labels, in slabs.
 
     The probability of a class at a voxel is the sum of weight times probability over the sum of
-    weights; the voxel takes the class of the largest, where that is at least the threshold (system
-    section 5). Windows come with H slowest, so once a window starts at a later row,
-    the rows before it are final: they become labels and their memory is used again. Sums take
-    ``(N, window_h, W, D)`` float32 instead of ``(N, H, W, D)``, and the labels are those of the
-    plain method to the bit.
+    weights; the voxel takes the class of the largest, where that is at least the threshold. Windows
+    come with H slowest, so once a window starts at a later row, the rows before it are final: they
+    become labels and their memory is used again. Sums take ``(N, window_h, W, D)`` float32 instead
+    of ``(N, H, W, D)``, and the labels are those of the plain method to the bit.
 
     Where even a slab is too large, it is aggregated in parts, one sweep over windows each: blocks
     of columns, of which only the windows that reach into them are run, and groups of classes, which

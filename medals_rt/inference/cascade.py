@@ -1,4 +1,4 @@
-"""Which stages a case goes through, on which box, and how thoroughly (system rules 5 to 7)."""
+"""Which stages a case goes through, on which box, how thoroughly (docs/algorithm.md, section 6)."""
 
 from __future__ import annotations
 

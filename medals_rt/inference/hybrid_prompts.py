@@ -1,4 +1,4 @@
-"""Spatial prompts from a person's annotation: the hybrid mode (system rule 7).
+"""Spatial prompts from a person's annotation: the hybrid mode.
 
 An annotation is a label map on the case's grid. It is `S_p` for the labels that it holds; the other
 classes take the coarse prediction.

@@ -1,6 +1,6 @@
 """Test-time augmentation: the mean of a window's predictions over all its mirror images.
 
-The paper has none; the authors' scripts have it, off, and average logits (system section 11).
+The paper has none; the authors' scripts have it, off, and average logits.
 """
 
 from __future__ import annotations

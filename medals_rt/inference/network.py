@@ -24,7 +24,14 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.bundle.manifest import FOLDED_REFINERS, GraphName
 from medals_rt.bundle.stage_spec import StageSpec
 from medals_rt.common.arrays import namespace
-from medals_rt.common.choices import Convolution, ConvolutionChoice, Precision, StageNumber
+from medals_rt.common.choices import (
+    Convolution,
+    ConvolutionChoice,
+    Precision,
+    PrecisionChoice,
+    RunnerChoice,
+    StageNumber,
+)
 from medals_rt.common.errors import BundleError
 from medals_rt.common.limits import CLASSES_PER_CHUNK
 from medals_rt.common.typing import Array
@@ -45,10 +52,9 @@ from medals_rt.inference.spatial_prompts import LabelPrompts, SpatialPrompts
 from medals_rt.runners.base import Runner
 from medals_rt.runners.registry import runner_spec
 from medals_rt.runners.selection import (
-    RunnerChoice,
+    ChosenRunner,
     check_arithmetic,
     choose,
-    open_joined,
     open_runner,
 )
 
@@ -265,8 +271,8 @@ class StageNetwork:
         bundle: Bundle,
         stage: StageNumber,
         *,
-        runner: str | RunnerChoice = "auto",
-        precision: str | None = None,
+        runner: RunnerChoice | ChosenRunner = "auto",
+        precision: PrecisionChoice | None = None,
         threads: int | None = None,
         convolution: ConvolutionChoice = "auto",
     ) -> Self:
@@ -284,8 +290,8 @@ class StageNetwork:
         runner
             "auto", the name of an inference library, or what `choose` found.
         precision
-            "fp32", "fp16" or "bf16", or the bundle's own; None for that of a quantized bundle, else
-            for the fastest that the processor computes in natively.
+            "fp32", "fp16" or "bf16", or the bundle's own; "auto" and None for that of a quantized
+            bundle, else for the fastest that the processor computes in natively.
             A query decoder that is run by itself on a processor computes in fp32 in any case.
         threads
             How many to compute with; None leaves it to the library.
@@ -305,37 +311,30 @@ class StageNetwork:
         library = runner_spec(choice.kind)
         check_arithmetic(choice.kind, bundle.precision, precision, convolution)
 
-        def open_graph(name: GraphName) -> Runner:
-            computed, stored = arithmetic_of([name], library.device, precision, bundle.precision)
-            return open_runner(
-                choice.kind,
-                bundle.graph_path(stage, name),
-                name=f"{name} of stage {stage}",
-                precision=computed,
-                graph_precision=stored,
-                threads=threads,
-                cache_key=bundle.graph(stage, name).sha256,
-            )
-
         def open_chain(chain: Chain) -> Runner:
             computed, stored = arithmetic_of(chain, library.device, precision, bundle.precision)
 
             def files() -> list[Path]:
                 return [bundle.graph_path(stage, name) for name in chain]
 
-            return open_joined(
+            return open_runner(
                 choice.kind,
-                files(),
+                *files(),
                 name=f"{' + '.join(chain)} of stage {stage}",
                 precision=computed,
                 graph_precision=stored,
                 threads=threads,
                 cache_key="+".join(bundle.graph(stage, name).sha256 for name in chain),
                 check_files=files,
+                joined=library.joins_graphs,
                 convolution=convolution,
             )
 
-        graphs = JoinedGraphs(open_chain) if library.joins_graphs else SingleGraphs(open_graph)
+        graphs = (
+            JoinedGraphs(open_chain)
+            if library.joins_graphs
+            else SingleGraphs(lambda name: open_chain((name,)))
+        )
         network = cls(bundle.stage_spec(stage), graphs, choice.why)
         try:
             for chain in pass_chains(1, prompted=False):

@@ -1,4 +1,4 @@
-"""Iterative masked refinement (paper, Algorithm 2; system section 7).
+"""Iterative masked refinement (paper, Algorithm 2; docs/algorithm.md, section 7).
 
 A network that is shown its own earlier answer copies it. So half of the blocks of a window are
 hidden from it, it predicts, the other half is hidden, it predicts again, and each voxel keeps the

@@ -1,9 +1,9 @@
 """Spatial prompts of one window, `S_p`, without an array of N times the window.
 
 Prompts that come from a label map are exclusive: one index a voxel says it all, and `F_a = T^T S_p`
-is a table look-up (system section 1). Those that come from probabilities may overlap and take one
-bit a class and voxel. Which blocks of a window hold any prompt is known on the host, so that the
-loop over windows needs no answer from the device.
+is a table look-up (docs/algorithm.md, section 5). Those that come from probabilities may overlap
+and take one bit a class and voxel. Which blocks of a window hold any prompt is known on the host,
+so that the loop over windows needs no answer from the device.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One stage of a case: resample, sweep over the windows, decide, and restore the stage's grid.
 
 Both stages run through `run_stage`; what differs is the plan, the network and whether there are
-spatial prompts (system rules 5 to 7).
+spatial prompts (docs/algorithm.md, sections 4 to 7).
 """
 
 from __future__ import annotations

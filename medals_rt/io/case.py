@@ -32,8 +32,8 @@ class Case:
     path
         The file.
     header
-        What a result in the same format repeats: a NIfTI header, or a `dicom.DicomSource`; else
-        `None`.
+        What a result in the same format repeats, as that format's module reads it and alone knows
+        it; else `None`.
     modality
         The modality that the file names, in the words of prompts (`"CT"`, `"MRI"`, ...); `None`
         where it names none.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -94,6 +94,12 @@ class Format:
     companions
         Endings of files that belong to one of `endings` and can be named in its place, such as the
         image of a NIfTI pair; they aren't cases of their own.
+    gzipped
+        Of endings and companions whose files may be gzipped as a whole, the one that says so.
+    two_file_endings
+        Those of `endings` whose voxels lie in a second file.
+    menu_title
+        For people who choose a format of results; empty: its title and first ending.
     read_case, read_labels, write
         What it offers; None where it can't.
     check
@@ -107,6 +113,10 @@ class Format:
         Whether a file holds several series, of which `Options.series` chooses.
     one_class
         Whether a file written holds one class, because it can't tell several apart.
+    has_faces
+        Whether it holds surfaces, whose faces can be left out.
+    is_dicom_seg
+        Whether a DICOM report can refer to its segments.
     scheme
         How addresses of it begin, which are no files; None for formats of files.
     keeps_grid
@@ -120,6 +130,9 @@ class Format:
     endings: tuple[str, ...]
     libraries: tuple[str, ...] = ()
     companions: tuple[str, ...] = ()
+    gzipped: Mapping[str, str] = field(default_factory=dict)
+    two_file_endings: tuple[str, ...] = ()
+    menu_title: str = ""
     read_case: Callable[[Path, Options], Case] | None = None
     read_labels: Callable[[Path, Options], LabelFile] | None = None
     write: Callable[[Path, SegmentationOutput], None] | None = None
@@ -128,9 +141,16 @@ class Format:
     folders: bool = False
     choosable: bool = False
     one_class: bool = False
+    has_faces: bool = False
+    is_dicom_seg: bool = False
     scheme: str | None = None
     keeps_grid: bool = False
     unnamed: bool = False
+
+    @property
+    def choice(self) -> str:
+        """How people choose it for results: by name and ending."""
+        return self.menu_title or f"{self.title} ({self.endings[0]})"
 
     def ending_of(self, name: str) -> str | None:
         """Which of its endings a file name has, in lower case; None if none."""

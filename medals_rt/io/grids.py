@@ -12,7 +12,7 @@ from medals_rt.common.typing import HostArray
 from medals_rt.io.case import LabelFile
 from medals_rt.io.volume import Triple, Volume
 
-TOLERANCE_VOXELS: Final = 0.1
+_TOLERANCE_VOXELS: Final = 0.1
 """How far a corner of one grid may lie from that of the other, in voxels along any axis.
 
 Far above what rounding in headers does (NIfTI's float32, spacings written with three digits: a few
@@ -52,7 +52,7 @@ def grid_of(found: Volume | LabelFile) -> Grid:
     return Grid(found.shape_dhw, spacing, affine, found.source.frame_uid)
 
 
-def same_grid(first: Grid, second: Grid, tolerance_voxels: float = TOLERANCE_VOXELS) -> str | None:
+def same_grid(first: Grid, second: Grid, tolerance_voxels: float = _TOLERANCE_VOXELS) -> str | None:
     """How the second grid differs from the first, in a few words; None where they are the same.
 
     Shapes are compared always; places where both are known, else spacings where both are known.

@@ -26,9 +26,6 @@ from medals_rt.io.dicom.results import number_objects, object_color, object_name
 from medals_rt.io.format import Format, SegmentationOutput
 from medals_rt.io.palette import Rgb
 
-MESHES: Final = frozenset({"glb", "stl"})
-"""Names of the formats here."""
-
 _HALVINGS: Final = 20
 _VOLUME_TOLERANCE: Final = 0.02
 _ARRAY_BUFFER: Final = 34962
@@ -185,12 +182,12 @@ def _surfaces(output: SegmentationOutput, name: str) -> Iterator[ClosedSurface]:
 
 
 def _write_glb(path: Path, output: SegmentationOutput) -> None:
-    content = glb_of(tuple(_surfaces(output, path.name)))
+    content = _glb_of(tuple(_surfaces(output, path.name)))
     with atomic_output(path) as temporary:
         temporary.write_bytes(content)
 
 
-def glb_of(surfaces: Sequence[ClosedSurface]) -> bytes:
+def _glb_of(surfaces: Sequence[ClosedSurface]) -> bytes:
     """Return a GLB file with a named, colored mesh for each surface."""
     binary = bytearray()
     views: list[dict[str, Any]] = []
@@ -289,6 +286,8 @@ FORMATS: Final = (
         name="glb",
         title="a GLB mesh",
         endings=(".glb",),
+        menu_title="Surfaces (.glb)",
+        has_faces=True,
         libraries=("scikit-image",),
         write=_write_glb,
         check=_check,
@@ -297,6 +296,8 @@ FORMATS: Final = (
         name="stl",
         title="an STL mesh",
         endings=(".stl",),
+        menu_title="Surface of one class (.stl)",
+        has_faces=True,
         libraries=("scikit-image",),
         write=_write_stl,
         check=_check,

@@ -59,7 +59,7 @@ _OF_VOXELS: Final = frozenset(
 """Fields of what the voxels are and where they lie: no two lines may say that differently."""
 
 
-def read_metaimage_case(path: Path, options: Options) -> Case:
+def _read_metaimage_case(path: Path, options: Options) -> Case:
     """Read an image; it holds no prompts. See `registry.read_case`."""
     array_kji, source, notes = _read(path, options.max_voxels)
     check_image(array_kji, max_voxels=options.max_voxels, what=path.name)
@@ -74,14 +74,14 @@ def read_metaimage_case(path: Path, options: Options) -> Case:
     return Case(volume, None, None, path)
 
 
-def read_metaimage_labels(path: Path, options: Options) -> LabelFile:
+def _read_metaimage_labels(path: Path, options: Options) -> LabelFile:
     """Read a label map in canonical orientation."""
     array_kji, source, _ = _read(path, options.max_voxels)
     labels = check_labels(array_kji, path.name, max_voxels=options.max_voxels)
     return LabelFile(source.to_canonical(labels), None, source.spacing_hwd_mm, source)
 
 
-def write_metaimage(path: Path, output: SegmentationOutput) -> None:
+def _write_metaimage(path: Path, output: SegmentationOutput) -> None:
     """Write labels on the source's own grid, compressed; a `.mhd` with its `.zraw` beside it."""
     volume = output.case.volume
     labels_kji = np.ascontiguousarray(volume.restore(output.labels_dhw))
@@ -114,7 +114,7 @@ def write_metaimage(path: Path, output: SegmentationOutput) -> None:
         temporary.write_bytes(header + packed if local else header)
 
 
-def recognizes_metaimage(start: bytes) -> bool:
+def _recognizes_metaimage(start: bytes) -> bool:
     """Whether a file starts as MetaImage does."""
     return start.lstrip().startswith((b"ObjectType", b"NDims"))
 
@@ -240,9 +240,10 @@ FORMATS: Final = (
         name="metaimage",
         title="MetaImage",
         endings=(".mha", ".mhd"),
-        read_case=read_metaimage_case,
-        read_labels=read_metaimage_labels,
-        write=write_metaimage,
-        recognizes=recognizes_metaimage,
+        two_file_endings=(".mhd",),
+        read_case=_read_metaimage_case,
+        read_labels=_read_metaimage_labels,
+        write=_write_metaimage,
+        recognizes=_recognizes_metaimage,
     ),
 )

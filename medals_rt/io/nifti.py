@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import logging
 from contextlib import ExitStack
@@ -13,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import CaseError, MissingFileError
 from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import import_optional
@@ -29,11 +27,11 @@ from medals_rt.io.nifti_geometry import (
 )
 from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
 from medals_rt.io.voxel_data import (
-    GZIP_MAGIC,
-    InflatedStream,
     Stream,
+    open_maybe_gzipped,
     read_exactly,
     read_values,
+    write_values,
 )
 
 _NIFTI_1, _NIFTI_2 = 348, 540
@@ -71,7 +69,7 @@ class _Read:
         return check_spacing((j_mm, i_mm, k_mm))
 
 
-def read_nifti_case(path: Path, options: Options) -> Case:
+def _read_nifti_case(path: Path, options: Options) -> Case:
     """Read an image; it holds no prompts. See `registry.read_case`."""
     read = _read(path, options.max_voxels)
     check_image(read.array_kji, max_voxels=options.max_voxels, what=path.name)
@@ -86,7 +84,7 @@ def read_nifti_case(path: Path, options: Options) -> Case:
     return Case(volume, None, None, path, read.header)
 
 
-def read_nifti_labels(path: Path, options: Options) -> LabelFile:
+def _read_nifti_labels(path: Path, options: Options) -> LabelFile:
     """Read a label map in canonical orientation."""
     read = _read(path, options.max_voxels)
     labels = check_labels(read.array_kji, path.name, max_voxels=options.max_voxels)
@@ -124,7 +122,7 @@ def _write(path: Path, case: Case, array_dhw: HostArray, slope: float = 1.0) -> 
     array_ijk = np.ascontiguousarray(case.volume.restore(array_dhw)).transpose()
     found = case.header if isinstance(case.header, nibabel.Nifti1Header) else None
     second = isinstance(found, nibabel.Nifti2Header)
-    pair = is_pair(path)
+    pair = _is_pair(path)
     if pair:
         kind = nibabel.Nifti2Pair if second else nibabel.Nifti1Pair
     else:
@@ -162,26 +160,18 @@ def _write(path: Path, case: Case, array_dhw: HostArray, slope: float = 1.0) -> 
         files = {"image": files["image"]}
     image.to_file_map(files)
     for part in sorted(parts, reverse=True):  # the header last: it makes the image readable
-        _store(parts[part], files[part].fileobj.getbuffer())
+        content = files[part].fileobj.getbuffer()
+        write_values(parts[part], content, gzipped=path.name.lower().endswith(".gz"))
 
 
-def is_pair(path: Path) -> bool:
+def _is_pair(path: Path) -> bool:
     """Whether a name is that of a header or an image of a pair."""
     return path.name.lower().endswith((".hdr", ".img", ".hdr.gz", ".img.gz"))
 
 
-def recognizes_nifti(start: bytes) -> bool:
+def _recognizes_nifti(start: bytes) -> bool:
     """Whether a file starts as NIfTI does."""
     return start[344:348] in _MAGIC or start[4:8] in _MAGIC
-
-
-def _store(path: Path, data: memoryview) -> None:
-    with atomic_output(path) as temporary, temporary.open("wb") as file:
-        if path.name.lower().endswith(".gz"):
-            with gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
-                packed.write(data)
-        else:
-            file.write(data)
 
 
 def _pair(path: Path) -> tuple[Path, Path]:
@@ -199,7 +189,7 @@ def _read(path: Path, max_voxels: int) -> _Read:
     nibabel = import_optional("NiBabel", "a NIfTI file")
     errors = (nibabel.spatialimages.HeaderDataError, nibabel.wrapstruct.WrapStructError)
     with reading(path.name, errors), ExitStack() as stack:
-        first, second = _pair(path) if is_pair(path) else (path, None)
+        first, second = _pair(path) if _is_pair(path) else (path, None)
         stream = _open(first, stack)
         header, pixdim, done = _read_header(stream, first, single=second is None)
         shape = squeezed(header.get_data_shape())
@@ -236,10 +226,7 @@ def _open(path: Path, stack: ExitStack) -> Stream:
             "image into one folder, or write the scan as one file",
             code="data-file-missing",
         )
-    file = stack.enter_context(path.open("rb"))
-    packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-    file.seek(0)
-    return InflatedStream(file) if packed else file
+    return open_maybe_gzipped(path, stack)
 
 
 def _read_header(stream: Stream, path: Path, *, single: bool) -> tuple[Any, HostArray, int]:
@@ -305,10 +292,12 @@ FORMATS: Final = (
         title="NIfTI",
         endings=(".nii.gz", ".nii", ".hdr.gz", ".hdr"),
         companions=(".img.gz", ".img"),
+        gzipped={".nii": ".nii.gz", ".hdr": ".hdr.gz", ".img": ".img.gz"},
+        two_file_endings=(".hdr.gz", ".hdr"),
         libraries=("NiBabel",),
-        read_case=read_nifti_case,
-        read_labels=read_nifti_labels,
+        read_case=_read_nifti_case,
+        read_labels=_read_nifti_labels,
         write=write_nifti,
-        recognizes=recognizes_nifti,
+        recognizes=_recognizes_nifti,
     ),
 )

@@ -35,7 +35,7 @@ from medals_rt.io.safe_pickle import read_pickled_mapping
 from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
 from medals_rt.prompts.prompt_set import PromptSet
 
-MAX_SMALL_BYTES: Final = 4 * 2**20
+_MAX_SMALL_BYTES: Final = 4 * 2**20
 """Limit for every member that isn't a volume."""
 
 _ASSUMED: Final = "orientation_assumed"
@@ -50,7 +50,7 @@ _MAX_RATIO: Final = 1040
 """Deflate can't shrink data further than about 1032 times; what announces more is lying."""
 
 
-def read_npz_case(path: Path, options: Options) -> Case:
+def _read_npz_case(path: Path, options: Options) -> Case:
     """Read `imgs`, `spacing`, and `text_prompts` and `gts` where they exist."""
     max_voxels = options.max_voxels
     with _open(path) as archive:
@@ -86,7 +86,7 @@ def read_npz_case(path: Path, options: Options) -> Case:
     return Case(volume, prompts, truth, path)
 
 
-def read_npz_labels(path: Path, options: Options) -> LabelFile:
+def _read_npz_labels(path: Path, options: Options) -> LabelFile:
     """Read the label map that `options` prefer, else the other; `spacing` may be missing."""
     max_voxels, prefer = options.max_voxels, options.prefer
     with _open(path) as archive:
@@ -124,7 +124,7 @@ def read_npz_labels(path: Path, options: Options) -> LabelFile:
     )
 
 
-def write_npz(path: Path, output: SegmentationOutput) -> None:
+def _write_npz(path: Path, output: SegmentationOutput) -> None:
     """Write `segs`, `spacing`, and if given `instances` and `text_prompts`, atomically.
 
     `text_prompts` is a pickled 0-d object array of a dict of text and int, since that is the
@@ -201,10 +201,10 @@ def _read_geometry(
             "add the voxel size in mm, three numbers",
             code="spacing-missing",
         )
-    spacing = check_spacing(_read_array(archive, members["spacing"], "spacing", MAX_SMALL_BYTES))
+    spacing = check_spacing(_read_array(archive, members["spacing"], "spacing", _MAX_SMALL_BYTES))
     if "direction" not in members:
         return spacing, SourceGrid()
-    direction = _read_array(archive, members["direction"], "direction", MAX_SMALL_BYTES)
+    direction = _read_array(archive, members["direction"], "direction", _MAX_SMALL_BYTES)
     affine = np.eye(4)
     if direction.size != 9:
         raise CaseError(
@@ -213,7 +213,7 @@ def _read_geometry(
         )
     affine[:3, :3] = direction.reshape(3, 3) * np.asarray(spacing)
     if "origin" in members:
-        origin = _read_array(archive, members["origin"], "origin", MAX_SMALL_BYTES)
+        origin = _read_array(archive, members["origin"], "origin", _MAX_SMALL_BYTES)
         if origin.size != 3:
             raise CaseError(
                 f"origin has {origin.size} values, not 3; write x, y, z in mm",
@@ -266,9 +266,9 @@ def _read_array(
 def _read_prompts(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> dict[str, int | str]:
     """`text_prompts`: the challenge's pickled dict, or JSON text in a 0-d string array."""
     name = "text_prompts"
-    if info.file_size > MAX_SMALL_BYTES:
+    if info.file_size > _MAX_SMALL_BYTES:
         raise CaseError(
-            f"{name} takes {info.file_size:,} bytes, at most {MAX_SMALL_BYTES:,} are read",
+            f"{name} takes {info.file_size:,} bytes, at most {_MAX_SMALL_BYTES:,} are read",
             code="prompts-too-large",
         )
     with _reading(name), archive.open(info) as file:
@@ -277,7 +277,7 @@ def _read_prompts(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> dict[str, 
             raise CaseError(
                 f"{name} has shape {shape}; expected a 0-d array of one dict", code="prompts-form"
             )
-        data = file.read(MAX_SMALL_BYTES)
+        data = file.read(_MAX_SMALL_BYTES)
     if dtype.kind == "O":
         return read_pickled_mapping(data)
     if dtype.kind != "U" or len(data) != dtype.itemsize:
@@ -384,8 +384,9 @@ FORMATS: Final = (
         name="npz",
         title="challenge .npz",
         endings=(".npz",),
-        read_case=read_npz_case,
-        read_labels=read_npz_labels,
-        write=write_npz,
+        menu_title="NumPy (.npz)",
+        read_case=_read_npz_case,
+        read_labels=_read_npz_labels,
+        write=_write_npz,
     ),
 )

@@ -60,7 +60,7 @@ _MOST_LINES: Final = 10_000
 _MOST_SKIPPED: Final = 64 * 2**20
 
 
-def read_nrrd_case(path: Path, options: Options) -> Case:
+def _read_nrrd_case(path: Path, options: Options) -> Case:
     """Read an image; it holds no prompts. See `registry.read_case`."""
     read = _read(path, options.max_voxels)
     check_image(read.array_kji, max_voxels=options.max_voxels, what=path.name)
@@ -75,7 +75,7 @@ def read_nrrd_case(path: Path, options: Options) -> Case:
     return Case(volume, None, None, path)
 
 
-def read_nrrd_labels(path: Path, options: Options) -> LabelFile:
+def _read_nrrd_labels(path: Path, options: Options) -> LabelFile:
     """Read a label map in canonical orientation, with the names of its segments."""
     read = _read(path, options.max_voxels)
     labels = check_labels(read.array_kji, path.name, max_voxels=options.max_voxels)
@@ -88,7 +88,7 @@ def read_nrrd_labels(path: Path, options: Options) -> LabelFile:
     )
 
 
-def write_nrrd(path: Path, output: SegmentationOutput) -> None:
+def _write_nrrd(path: Path, output: SegmentationOutput) -> None:
     """Write labels on the source's own grid, in the LPS frame, with 3D Slicer's segment fields.
 
     A `.nhdr` gets its voxels in a `.raw.gz` beside it.
@@ -406,10 +406,12 @@ FORMATS: Final = (
         name="nrrd",
         title="NRRD",
         endings=(".seg.nrrd", ".nrrd", ".nhdr"),
+        two_file_endings=(".nhdr",),
+        menu_title="NRRD segmentation (.seg.nrrd)",
         libraries=("pynrrd",),
-        read_case=read_nrrd_case,
-        read_labels=read_nrrd_labels,
-        write=write_nrrd,
+        read_case=_read_nrrd_case,
+        read_labels=_read_nrrd_labels,
+        write=_write_nrrd,
         recognizes=lambda start: start.startswith(b"NRRD000"),
     ),
 )

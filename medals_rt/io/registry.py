@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, ParamSpec, TypeVar
 
+from medals_rt.common.arguments import check_class
 from medals_rt.common.errors import CaseError, MissingFileError
 from medals_rt.common.limits import MAX_VOXELS
 from medals_rt.common.notes import Note
@@ -22,17 +23,22 @@ from medals_rt.io.dicom.web_address import WebAddress, is_web_address
 from medals_rt.io.format import START, Capability, Format, Options, SegmentationOutput, stem
 from medals_rt.io.segment_metadata import Segment
 from medals_rt.io.voxel_data import GZIP_MAGIC, InflatedStream
-from medals_rt.prompts.prompt_set import PromptSet
+from medals_rt.prompts.prompt_set import AnyPrompts, PromptSet, as_prompt_set
+
+_Given = ParamSpec("_Given")
+_Made = TypeVar("_Made")
 
 _MODULES: Final = (
     "medals_rt.io.npz",
     "medals_rt.io.nifti",
     "medals_rt.io.nrrd",
     "medals_rt.io.metaimage",
+    "medals_rt.io.freesurfer",
     "medals_rt.io.dicom.formats",
     "medals_rt.io.meshes",
 )
-"""Modules of formats. They import their libraries when these are used, so that all are light."""
+"""Modules of formats, in the order in which people are told of them. They import their libraries
+when these are used, so that all are light."""
 
 FORMATS: Final[tuple[Format, ...]] = tuple(
     each for module in _MODULES for each in importlib.import_module(module).FORMATS
@@ -100,11 +106,8 @@ def read_case(
             f"{file.name} is no DICOM folder or zip, so there is no series to choose",
             code="no-series",
         )
-    if found.read_case is None:
-        raise AssertionError(found.name)
-    return found.read_case(
-        file, Options(max_voxels=max_voxels, series=series, select=tuple(select))
-    )
+    options = Options(max_voxels=max_voxels, series=series, select=tuple(select))
+    return _offered(found.read_case)(file, options)
 
 
 def read_labels(
@@ -124,9 +127,7 @@ def read_labels(
     """
     file = _existing(path)
     found = _format_to_read(file, "read_labels")
-    if found.read_labels is None:
-        raise AssertionError(found.name)
-    return found.read_labels(file, Options(max_voxels=max_voxels, prefer=prefer))
+    return _offered(found.read_labels)(file, Options(max_voxels=max_voxels, prefer=prefer))
 
 
 def write_segmentation(
@@ -135,7 +136,7 @@ def write_segmentation(
     labels_dhw: HostArray,
     *,
     instances_dhw: HostArray | None = None,
-    prompts: PromptSet | Mapping[str, object] | None = None,
+    prompts: AnyPrompts | None = None,
     model: str | None = None,
     notice: str | None = None,
     segments: Sequence[Segment] | None = None,
@@ -156,8 +157,9 @@ def write_segmentation(
     labels_dhw, instances_dhw
         Integers `(D, H, W)`, canonical orientation, of the image's shape.
     prompts
-        Written as `text_prompts`; by default those that the case was read with. Only a `PromptSet`
-        names the classes: without it segments are called by their sentences and have no codes.
+        Written as `text_prompts`, in any form that `Segmenter.segment` takes; by default those that
+        the case was read with. A mapping doesn't name the classes: its segments are called by their
+        sentences and have no codes.
     model, notice
         Name of the model, and a warning for everyone who sees its results, for formats that
         store them.
@@ -170,10 +172,15 @@ def write_segmentation(
 
     Raises
     ------
+    TypeError
+        If `case` is no `Case`, or `prompts` are none of these.
+    PromptError
+        If a sentence names no class.
     CaseError
         If the ending is unknown, the folder is missing, a shape isn't the image's, or a DICOM SEG
         is asked for a case that isn't a DICOM series.
     """
+    check_class("case", case, Case, "give what read_case returned")
     file = Path(path)
     found = _format_to_write(file, format)
     _check_libraries(found)
@@ -188,6 +195,8 @@ def write_segmentation(
         )
     instances = None if instances_dhw is None else compact_labels(instances_dhw)
     chosen = case.prompts if prompts is None else prompts
+    if not isinstance(chosen, Mapping | None):
+        chosen = as_prompt_set(chosen)
     _check_classes(file, found, chosen)
     output = SegmentationOutput(
         case,
@@ -199,9 +208,7 @@ def write_segmentation(
         None if segments is None else tuple(segments),
         mesh_reduction,
     )
-    if found.write is None:
-        raise AssertionError(found.name)
-    found.write(file, output)
+    _offered(found.write)(file, output)
 
 
 def check_output(
@@ -246,15 +253,15 @@ def check_output(
     return found.check(file.name, case)
 
 
-def format_of_output(path: str | PathLike[str], name: str | None = None) -> str:
-    """Name of the format that a result is written in; `name` where several share the ending.
+def format_of_output(path: str | PathLike[str], name: str | None = None) -> Format:
+    """Find the format that a result is written in; `name` where several share the ending.
 
     Raises
     ------
     CaseError
         If there is none.
     """
-    return _format_to_write(Path(path), name).name
+    return _format_to_write(Path(path), name)
 
 
 def check_own_grid(path: str | PathLike[str], name: str | None = None) -> None:
@@ -398,6 +405,13 @@ def _format_to_write(file: Path, name: str | None) -> Format:
     return writers[name]
 
 
+def _offered(ability: Callable[_Given, _Made] | None) -> Callable[_Given, _Made]:
+    """Return what a format offers, by which it was chosen."""
+    if ability is None:
+        raise AssertionError
+    return ability
+
+
 def _by_name(file: Path, capability: Capability) -> Format | None:
     able = [each for each in FORMATS if getattr(each, capability) is not None]
     fitting = [each for each in able if each.ending_of(file.name)]
@@ -421,20 +435,24 @@ def _check_compression(file: Path, named: Format | None, start: bytes) -> None:
         return
     packed = _packed(start)
     inside = [each for each in FORMATS if packed and _fits(each, start)]
-    if packed and not ending.endswith(".gz") and (named in inside or not inside):
-        may_stay = f"{ending}.gz" in named.endings
-        mending = f"let its name end in {ending}.gz, or unpack it" if may_stay else "unpack it"
+    says_packed = ending in named.gzipped.values()
+    if packed and not says_packed and (named in inside or not inside):
+        fitting = named.gzipped.get(ending)
+        mending = "unpack it" if fitting is None else f"let its name end in {fitting}, or unpack it"
         raise CaseError(f"{file.name} is gzipped; {mending}", code="wrong-ending")
     plain = next((each for each in FORMATS if _fits(each, start) and not packed), None)
-    if not packed and ending.endswith(".gz") and plain is named:
-        text = f"{file.name} isn't gzipped; name it {file.name[:-3]}, or compress it with gzip"
+    if not packed and says_packed and plain is named:
+        fitting = next(each for each, gzipped in named.gzipped.items() if gzipped == ending)
+        name = f"{file.name[: -len(ending)]}{fitting}"
+        text = f"{file.name} isn't gzipped; name it {name}, or compress it with gzip"
         raise CaseError(text, code="wrong-ending")
 
 
 def _renaming(file: Path, fitting: Format, *, packed: bool) -> str:
     """Say how a file of a format has to be called; what is gzipped may have to be unpacked."""
     plain = file.with_name(file.name.removesuffix(".gz")) if packed else file
-    of_kind = [each for each in fitting.endings if each.endswith(".gz") == packed]
+    gzipped = fitting.gzipped.values()
+    of_kind = [each for each in fitting.endings if (each in gzipped) == packed]
     name = f"name it {stem(plain, FORMATS)}{min(of_kind or fitting.endings, key=len)}"
     return name if of_kind else f"unpack it and {name}"
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from medals_rt.common.errors import CaseError
 
 MAX_BYTES: Final = 4 * 2**20
-MAX_STEPS: Final = 200_000
+_MAX_STEPS: Final = 200_000
 MAX_ENTRIES: Final = 10_000
 MAX_TEXT: Final = 10_000
 
@@ -111,7 +111,7 @@ def _run(data: bytes) -> Any:
     """Step through a pickle and return the value it describes, calls left unmade."""
     machine = _Machine()
     try:
-        for opcode, argument, _ in islice(pickletools.genops(data), MAX_STEPS):
+        for opcode, argument, _ in islice(pickletools.genops(data), _MAX_STEPS):
             if opcode.name == "STOP":
                 return machine.pop()
             _step(machine, opcode.name, argument)

@@ -256,7 +256,7 @@ class Volume:
         `(D, H, W)`, any real or boolean dtype, finite.
     spacing_hwd_mm
         Millimeters along H, W, D. A challenge file's three numbers are read in this order
-        (system rule 4.1), without correction.
+        (rule 1 of docs/presets.md), without correction.
     name
         Names the case in reports.
     source

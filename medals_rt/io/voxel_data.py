@@ -1,13 +1,15 @@
 """Voxel values as bytes: raw or compressed, behind a header or in a file beside it.
 
-Shared by the formats whose headers are text or a fixed block (NIfTI, NRRD, MetaImage). No size in a
-file is believed: at most what the header announces is kept, checksums are verified to the end of
-the stream, and a header can name only a file of its own folder.
+Shared by the formats whose headers are text or a fixed block (NIfTI, NRRD, MetaImage, FreeSurfer).
+No size in a file is believed: at most what the header announces is kept, checksums are verified to
+the end of the stream, and a header can name only a file of its own folder.
 """
 
 from __future__ import annotations
 
+import gzip
 import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any, BinaryIO, Final, Protocol
 
 import numpy as np
 
+from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import CaseError, MissingFileError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import HostArray
@@ -88,6 +91,24 @@ class Values:
 
     array_kji: HostArray
     notes: tuple[Note, ...]
+
+
+def open_maybe_gzipped(path: Path, stack: ExitStack) -> Stream:
+    """Open a file that may be gzipped, until the stack is closed."""
+    file = stack.enter_context(path.open("rb"))
+    packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+    file.seek(0)
+    return InflatedStream(file) if packed else file
+
+
+def write_values(path: Path, data: bytes | memoryview, *, gzipped: bool) -> None:
+    """Write a file, whole or not at all; the same content makes the same bytes."""
+    with atomic_output(path) as temporary, temporary.open("wb") as file:
+        if gzipped:
+            with gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
+                packed.write(data)
+        else:
+            file.write(data)
 
 
 def read_exactly(stream: Stream, size: int, name: str) -> bytearray:

@@ -1,7 +1,7 @@
 """One case from files to files: read, segment, write. The command `medals-rt run` is this.
 
 The steps have a room each: `job_request` says what is asked, `job_inputs` reads, `job_outputs`
-checks what is to be written, `segmenter` segments, `job_results` measures and writes.
+checks what is to be written, `segmenter` segments, `job_writing` measures and writes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,7 @@ from medals_rt.pipeline.group_run import CoarseLabels
 from medals_rt.pipeline.job_inputs import read_job
 from medals_rt.pipeline.job_outputs import check_outputs
 from medals_rt.pipeline.job_request import Job, ReadJob
-from medals_rt.pipeline.job_results import write_job
+from medals_rt.pipeline.job_writing import write_job
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.report import Provenance
 from medals_rt.pipeline.segmenter import CaseSegmenter, Result, Segmenter, load

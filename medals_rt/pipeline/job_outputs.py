@@ -1,5 +1,6 @@
 """What a job writes: the names of its files, and what is refused before the network runs."""
 
+from collections.abc import Iterable
 from os.path import realpath
 from pathlib import Path
 from typing import Final
@@ -11,7 +12,6 @@ from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import require
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.web import check_store
-from medals_rt.io.meshes import MESHES
 from medals_rt.io.registry import (
     FORMATS,
     OUTPUT_ENDINGS,
@@ -26,10 +26,10 @@ from medals_rt.pipeline.class_files import (
     class_files,
     split_ending,
 )
-from medals_rt.pipeline.job_request import Job
+from medals_rt.pipeline.job_request import Job, fields_by_role
 from medals_rt.prompts.prompt_set import PromptSet
 
-SEGMENTATIONS: Final = ("dicom-seg", "dicom-labelmap-seg")
+SEGMENTATIONS: Final = tuple(each.name for each in FORMATS if each.is_dicom_seg)
 """Formats of outputs that a DICOM report can refer to."""
 
 MAP_ENDING: Final = ".nii.gz"
@@ -92,14 +92,14 @@ def check_grid(job: Job) -> None:
 
 
 def all_inputs(job: Job) -> list[Path]:
-    """Name what a job reads."""
-    inputs, _ = _named(job)
-    return inputs
+    """Name what a job reads, also its prompts."""
+    prompts = () if job.source.file is None else (job.source.file,)
+    return [*job.input_files().values(), *prompts]
 
 
 def all_outputs(job: Job) -> list[Path]:
     """Name what a job writes; of each folder of files one that stands for all."""
-    _, outputs = _named(job)
+    outputs = list(job.output_files().values())
     if job.split is not None:
         outputs.append(job.split / f"class{split_ending(job.output)}")
     if job.probabilities is not None:
@@ -114,8 +114,7 @@ def _check_names(job: Job) -> None:
     ------
     InputError
     """
-    inputs, outputs = _named(job)
-    read = _resolved(inputs)
+    read, outputs = _resolved(all_inputs(job)), job.output_files().values()
     for path in outputs:
         if Path(realpath(path)) in read:
             raise InputError(
@@ -146,11 +145,11 @@ def _check_folders(job: Job) -> None:
     ------
     InputError
     """
-    for flag, folder in (("--split", job.split), ("--probabilities", job.probabilities)):
-        if folder is not None and folder.exists() and not folder.is_dir():
+    for role, folder in job.output_folders().items():
+        if folder.exists() and not folder.is_dir():
             raise InputError(
-                f"{flag} writes a file for each class into a folder, and {folder} is a file; name "
-                "a folder",
+                f"--{fields_by_role()[role]} writes a file for each class into a folder, and "
+                f"{folder} is a file; name a folder",
                 code="folder-is-a-file",
             )
 
@@ -166,9 +165,9 @@ def check_prompted_outputs(job: Job, case: Case, prompts: PromptSet) -> tuple[No
     unkept = check_output(job.output, case, prompts=prompts, format=job.format)
     job.grid.check_size(case.volume, job.options.max_voxels)
     split, maps = files_of_classes(job, prompts), files_of_maps(job, prompts)
-    taken = _resolved(*_named(job))
+    taken = _resolved(all_inputs(job), job.output_files().values())
     others = check_class_files(split, taken)
-    others += check_class_files(maps, taken | _resolved(list(split.values())))
+    others += check_class_files(maps, taken | _resolved(split.values()))
     return (*unkept, *others, *job.grid.notes())
 
 
@@ -184,11 +183,6 @@ def files_of_maps(job: Job, prompts: PromptSet) -> dict[int, Path]:
     if job.probabilities is None:
         return {}
     return class_files(job.probabilities, prompts, MAP_ENDING)
-
-
-def lesion_table(statistics: Path) -> Path:
-    """Name the table of lesions beside that of classes: NAME_lesions.csv."""
-    return statistics.with_name(f"{statistics.stem}_lesions{statistics.suffix}")
 
 
 def default_output(path: Path) -> Path:
@@ -235,18 +229,7 @@ def own_ending(path: Path) -> str:
     return max((ending for ending in found if ending), key=len, default=".npz")
 
 
-def _named(job: Job) -> tuple[list[Path], list[Path]]:
-    """Return the files that a job names: those that it reads, and those that it writes."""
-    inputs = (job.input, job.source.file, job.spatial_prompts, job.corrects)
-    outputs = (job.output, job.report, job.preview, job.statistics, job.instances, job.sr)
-    table = None if job.statistics is None else lesion_table(job.statistics)
-    return (
-        [path for path in inputs if path is not None],
-        [path for path in (*outputs, table) if path is not None],
-    )
-
-
-def _resolved(*paths: list[Path]) -> set[Path]:
+def _resolved(*paths: Iterable[Path]) -> set[Path]:
     # not Path.resolve, which fails where a link leads to itself
     return {Path(realpath(path)) for part in paths for path in part}
 
@@ -260,7 +243,7 @@ def check_mesh(job: Job) -> None:
     """
     if not job.mesh_reduction:
         return
-    if format_of_output(job.output, job.format) not in MESHES:
+    if not format_of_output(job.output, job.format).has_faces:
         raise InputError(
             f"{job.output.name} holds voxels, which have no faces to leave out; make it .glb or "
             ".stl, or leave out the mesh reduction",
@@ -283,7 +266,7 @@ def check_labels_are_dicom(job: Job, remedy: str = "end --output in .dcm") -> No
     ------
     InputError
     """
-    if job.sr is not None and format_of_output(job.output, job.format) not in SEGMENTATIONS:
+    if job.sr is not None and not format_of_output(job.output, job.format).is_dicom_seg:
         raise InputError(
             f"{job.sr.name} would refer to a DICOM SEG, and {job.output.name} is none; {remedy}",
             code="report-without-seg",

@@ -1,20 +1,43 @@
 """What is asked of one case, from files to files, and the same once it is read."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from medals_rt.common.arguments import check_class, take_paths
 from medals_rt.common.choices import OutputFormat
 from medals_rt.inference.corrections import Correction
 from medals_rt.io.case import Case
-from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions, take_paths
+from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest
 from medals_rt.prompts.prompt_set import PromptSet
+
+_READ: Final = "read"
+_FILE: Final = "file"
+_FOLDER: Final = "folder"
+
+
+def check_parts(request: Any) -> None:
+    """Refuse a `Job` or a batch whose parts are of other classes; see `check_class`.
+
+    Raises
+    ------
+    TypeError
+    """
+    for name, wanted, instead in (
+        ("source", PromptSource, 'write PromptSource(sentences=("Liver in abdominal CT",))'),
+        ("options", RunOptions, "write RunOptions(segment=SegmentOptions())"),
+        ("grid", GridRequest, "write GridRequest(crop_mm=10)"),
+    ):
+        check_class(name, getattr(request, name), wanted, instead)
 
 
 @dataclass(frozen=True)
 class Job:
     """What is to be done with one case.
+
+    Fields that are places of files say so in their metadata: of those that are read, and of those
+    that are written with their roles. All others decide what is made.
 
     Attributes
     ----------
@@ -59,18 +82,18 @@ class Job:
         Address of a DICOMweb server where the output is stored too, once it is written.
     """
 
-    input: Path
-    output: Path
+    input: Path = field(metadata={_READ: "input"})
+    output: Path = field(metadata={_FILE: "labels"})
     source: PromptSource = field(default_factory=PromptSource)
-    report: Path | None = None
-    preview: Path | None = None
-    statistics: Path | None = None
-    instances: Path | None = None
-    sr: Path | None = None
-    split: Path | None = None
-    probabilities: Path | None = None
-    spatial_prompts: Path | None = None
-    corrects: Path | None = None
+    report: Path | None = field(default=None, metadata={_FILE: "report"})
+    preview: Path | None = field(default=None, metadata={_FILE: "preview"})
+    statistics: Path | None = field(default=None, metadata={_FILE: "statistics"})
+    instances: Path | None = field(default=None, metadata={_FILE: "lesions"})
+    sr: Path | None = field(default=None, metadata={_FILE: "sr"})
+    split: Path | None = field(default=None, metadata={_FOLDER: "class"})
+    probabilities: Path | None = field(default=None, metadata={_FOLDER: "map"})
+    spatial_prompts: Path | None = field(default=None, metadata={_READ: "spatial_prompts"})
+    corrects: Path | None = field(default=None, metadata={_READ: "corrects"})
     resample: bool = False
     series: str | None = None
     select: tuple[str, ...] = ()
@@ -81,14 +104,53 @@ class Job:
     store: str | None = None
 
     def __post_init__(self) -> None:
-        take_paths(self, "input", "output", "report", "preview", "statistics", "instances", "sr")
-        take_paths(self, "split", "probabilities", "spatial_prompts", "corrects")
+        take_paths(self, *(each.name for each in fields(self) if each.metadata))
+        check_parts(self)
+
+    def input_files(self) -> dict[str, Path]:
+        """Return the files and folders that are read, but for that of the prompts, by role."""
+        return self._places(_READ)
+
+    def output_files(self) -> dict[str, Path]:
+        """Return the files that are written, but for those of single classes, by role."""
+        files = self._places(_FILE)
+        if self.statistics is not None:
+            files["lesion_statistics"] = lesion_table(self.statistics)
+        return files
+
+    def output_folders(self) -> dict[str, Path]:
+        """Return the folders that get a file for each class, by role."""
+        return self._places(_FOLDER)
+
+    def deciding(self) -> dict[str, Any]:
+        """Return what is asked for, by name: all but the places of files."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if not each.metadata}
+
+    def _places(self, kind: str) -> dict[str, Path]:
+        marked = [each for each in fields(self) if kind in each.metadata]
+        found = {each.metadata[kind]: getattr(self, each.name) for each in marked}
+        return {role: path for role, path in found.items() if path is not None}
 
     @property
     def segment_options(self) -> SegmentOptions:
         """How the case is segmented, with what its outputs need."""
         wanted = self.probabilities is not None or self.options.segment.probabilities
         return replace(self.options.segment, probabilities=wanted)
+
+
+def fields_by_role() -> dict[str, str]:
+    """Return, for each role of files that are written, the field of `Job` that says where."""
+    return {
+        each.metadata[kind]: each.name
+        for each in fields(Job)
+        for kind in (_FILE, _FOLDER)
+        if kind in each.metadata
+    }
+
+
+def lesion_table(statistics: Path) -> Path:
+    """Name the table of lesions beside that of classes: NAME_lesions.csv."""
+    return statistics.with_name(f"{statistics.stem}_lesions{statistics.suffix}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from numbers import Integral, Real
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, get_type_hints
 
+from msgspec import Meta
+
+from medals_rt.common.arguments import check_class, take_declared, take_paths
 from medals_rt.common.choices import (
-    POSTPROCESS,
-    PRESETS,
-    REFINEMENTS,
-    STAGES,
-    STARTS,
     ConvolutionChoice,
+    Kind,
     Postprocess,
+    PrecisionChoice,
     PresetName,
     Refinement,
+    RunnerChoice,
     Stages,
     StartFrom,
 )
-from medals_rt.common.errors import InputError, PromptError
+from medals_rt.common.errors import PromptError
 from medals_rt.common.limits import CLASSES_PER_CHUNK, MAX_VOXELS
 from medals_rt.common.notes import Note
 from medals_rt.planning.policy import Preset, load_policy
@@ -46,6 +47,12 @@ _OF_PRESET: Final = {"of_preset": True}
 """Replaces a value of the preset: `Preset.changed` takes it."""
 _LARGEST_BLOCK: Final = 256
 """Voxels; wider than the windows of the released model, where a mask is one block."""
+_LONGEST_S: Final = 1e9
+
+_Count: TypeAlias = Annotated[int, Meta(ge=1, le=100)]
+_BlockSizes: TypeAlias = Annotated[
+    tuple[Annotated[int, Meta(ge=1, le=_LARGEST_BLOCK)], ...], Meta(min_length=1)
+]
 
 
 @dataclass(frozen=True)
@@ -104,93 +111,48 @@ class SegmentOptions:
 
     Raises
     ------
+    TypeError
+        A value is of another type.
     InputError
-        An unknown choice, or a number that is out of range.
+        An unknown choice (code ``NAME-unknown``), or a number that is out of range
+        (``NAME-out-of-range``).
     """
 
     preset: PresetName = "paper"
     refinement: Refinement = "masked"
     window: str = "auto"
     postprocess: Postprocess = field(default="auto", metadata=_SAME_IN_PLANS)
-    seed: int = field(default=0, metadata=_SAME_IN_PLANS)
+    seed: Annotated[int, Meta(ge=0)] = field(default=0, metadata=_SAME_IN_PLANS)
     stages: Stages | None = field(default=None, metadata=_OF_PRESET)
     start_from: StartFrom | None = field(default=None, metadata=_OF_PRESET)
-    iterations: int | None = field(default=None, metadata=_OF_PRESET | {"range": (1, 100)})
-    repetitions: int | None = field(default=None, metadata=_OF_PRESET | {"range": (1, 100)})
-    block_sizes: tuple[int, ...] | None = field(default=None, metadata=_OF_PRESET | _SAME_IN_PLANS)
-    lesion_iterations: int | None = field(default=None, metadata=_OF_PRESET | {"range": (0, 100)})
-    threshold: float | None = field(
-        default=None, metadata=_OF_PRESET | {"range": (0.01, 0.99)} | _SAME_IN_PLANS
+    iterations: _Count | None = field(default=None, metadata=_OF_PRESET)
+    repetitions: _Count | None = field(default=None, metadata=_OF_PRESET)
+    block_sizes: _BlockSizes | None = field(default=None, metadata=_OF_PRESET | _SAME_IN_PLANS)
+    lesion_iterations: Annotated[int, Meta(ge=0, le=100)] | None = field(
+        default=None, metadata=_OF_PRESET
     )
-    overlap: float | None = field(default=None, metadata=_OF_PRESET | {"range": (0.0, 0.9)})
+    threshold: Annotated[float, Meta(ge=0.01, le=0.99)] | None = field(
+        default=None, metadata=_OF_PRESET | _SAME_IN_PLANS
+    )
+    overlap: Annotated[float, Meta(ge=0, le=0.9)] | None = field(default=None, metadata=_OF_PRESET)
     mirrored: bool | None = field(default=None, metadata=_OF_PRESET)
-    time_budget: float | None = None
-    max_memory: int | None = field(default=None, metadata=_CHANGES_NO_RESULT)
+    time_budget: Annotated[float, Meta(gt=0, le=_LONGEST_S)] | None = None
+    max_memory: Annotated[int, Meta(gt=0)] | None = field(default=None, metadata=_CHANGES_NO_RESULT)
     keep_probability: bool = field(default=False, metadata=_CHANGES_NO_RESULT)
     probabilities: bool = field(default=False, metadata=_CHANGES_NO_RESULT)
-    classes_per_chunk: int = field(default=CLASSES_PER_CHUNK, metadata=_CHANGES_NO_RESULT)
+    classes_per_chunk: Annotated[int, Meta(ge=1)] = field(
+        default=CLASSES_PER_CHUNK, metadata=_CHANGES_NO_RESULT
+    )
     masks: MaskSource | None = field(
         default=None, repr=False, compare=False, metadata=_CHANGES_NO_RESULT
     )
 
     def __post_init__(self) -> None:
-        _check_choice("preset", self.preset, PRESETS)
-        _check_choice("refinement", self.refinement, REFINEMENTS)
-        _check_choice("postprocess", self.postprocess, POSTPROCESS)
-        _check_choice("stages", self.stages, (None, *STAGES))
-        _check_choice("start-from", self.start_from, (None, *STARTS))
         if not isinstance(self.window, str):
             raise TypeError(
                 f"window must be 'auto', a window's name or 'WIDTH,LEVEL', found {self.window!r}"
             )
-        self._check_types()
-        for name in ("time_budget", "max_memory", "classes_per_chunk"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"{name} must be positive, found {value}", code="not-positive")
-        if self.seed < 0:
-            raise InputError(f"seed must be 0 or above, found {self.seed}", code="seed-negative")
-        self._check_refinement()
-
-    def _check_types(self) -> None:
-        whole = ("seed", "iterations", "repetitions", "lesion_iterations", "classes_per_chunk")
-        for names, kind, text in (
-            (whole, Integral, "a whole number"),
-            (("max_memory",), Integral, "a whole number of bytes"),
-            (("threshold", "overlap"), Real, "a number"),
-            (("time_budget",), Real, "a number of seconds"),
-            (("mirrored",), bool, "True or False"),
-        ):
-            for name in names:
-                value = getattr(self, name)
-                if value is not None and not isinstance(value, kind):
-                    raise TypeError(f"{name} must be {text}, found {value!r}")
-        sizes = self.block_sizes
-        if sizes is not None and not (
-            isinstance(sizes, tuple | list) and all(isinstance(size, Integral) for size in sizes)
-        ):
-            raise TypeError(f"block_sizes must be whole numbers in a tuple, found {sizes!r}")
-
-    def _check_refinement(self) -> None:
-        sizes = self.block_sizes
-        if sizes is not None and not (sizes and all(size >= 1 for size in sizes)):
-            raise InputError(
-                f"block_sizes need at least one edge of 1 voxel or more, found {sizes}",
-                code="not-positive",
-            )
-        if sizes is not None and max(sizes) > _LARGEST_BLOCK:
-            raise InputError(
-                f"block_sizes must lie in 1 to {_LARGEST_BLOCK}, found {max(sizes)}",
-                code="block-sizes-out-of-range",
-            )
-        for each in fields(self):
-            name, value = each.name, getattr(self, each.name)
-            least, most = each.metadata.get("range", (None, None))
-            if least is not None and value is not None and not least <= value <= most:
-                raise InputError(
-                    f"{name} must lie in {least:g} to {most:g}, found {value:g}",
-                    code=f"{name.replace('_', '-')}-out-of-range",
-                )
+        take_declared(self, _declared(SegmentOptions))
 
     @property
     def algorithm(self) -> Preset:
@@ -202,8 +164,19 @@ class SegmentOptions:
         )
 
 
-def idle_options(segment: SegmentOptions, kinds: Collection[str]) -> tuple[Note, ...]:
-    """Note options that were set and change nothing for these kinds of classes."""
+@cache
+def _declared(options: type) -> dict[str, Any]:
+    """Return the type of each option, with its bounds."""
+    return get_type_hints(options, localns={"MaskSource": Any}, include_extras=True)
+
+
+def idle_options(
+    segment: SegmentOptions, kinds: Collection[str], *, refined: bool = True
+) -> tuple[Note, ...]:
+    """Note options that were set and change nothing for these kinds of classes.
+
+    `refined` says whether a stage was, as far as that is known.
+    """
     rules = (
         (
             segment.refinement != "masked",
@@ -224,6 +197,11 @@ def idle_options(segment: SegmentOptions, kinds: Collection[str]) -> tuple[Note,
             "anatomy" not in kinds,
             ("postprocess",),
             "it is about organs, and none is asked for",
+        ),
+        (
+            segment.refinement != "none" and not refined,
+            ("start_from", "iterations", "repetitions", "block_sizes", "lesion_iterations"),
+            "no stage was refined",
         ),
     )
     return tuple(
@@ -265,14 +243,6 @@ def _changed(segment: SegmentOptions, names: Sequence[str]) -> list[str]:
     return [name for name in names if getattr(segment, name) != getattr(plain, name)]
 
 
-def take_paths(instance: object, *names: str) -> None:
-    """Make paths of those attributes of a frozen instance that are texts."""
-    for name in names:
-        value = getattr(instance, name)
-        if isinstance(value, str):
-            object.__setattr__(instance, name, Path(value))
-
-
 @dataclass(frozen=True)
 class PromptSource:
     """Where a case's prompts come from.
@@ -286,16 +256,14 @@ class PromptSource:
 
     file: Path | None = None
     sentences: tuple[str, ...] = ()
-    kind: str = "anatomy"
+    kind: Kind = "anatomy"
     lesions: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     everything: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("sentences", "lesions", "groups"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                raise TypeError(f"{name} are several texts in a tuple, found {value!r}")
+        several = dict.fromkeys(("sentences", "lesions", "groups"), tuple[str, ...])
+        take_declared(self, several | {"kind": Kind})
         take_paths(self, "file")
 
     @property
@@ -390,16 +358,22 @@ class RunOptions:
     """
 
     bundle: Path | None = field(default=None, metadata=_CHANGES_NO_RESULT)
-    runner: str = "auto"
-    precision: str | None = None
-    threads: int | None = field(default=None, metadata=_CHANGES_NO_RESULT)
+    runner: RunnerChoice = "auto"
+    precision: PrecisionChoice | None = None
+    threads: Annotated[int, Meta(ge=1)] | None = field(default=None, metadata=_CHANGES_NO_RESULT)
     convolution: ConvolutionChoice = "auto"
     segment: SegmentOptions = field(default_factory=SegmentOptions)
     reading: PromptReading = PLAIN_READING
-    max_voxels: int = field(default=MAX_VOXELS, metadata=_CHANGES_NO_RESULT)
+    max_voxels: Annotated[int, Meta(ge=1)] = field(default=MAX_VOXELS, metadata=_CHANGES_NO_RESULT)
 
     def __post_init__(self) -> None:
         take_paths(self, "bundle")
+        check_class("segment", self.segment, SegmentOptions, "write SegmentOptions(seed=7)")
+        check_class("reading", self.reading, PromptReading, 'write PromptReading(modality="CT")')
+        of_machine = ("runner", "precision", "threads", "convolution", "max_voxels")
+        take_declared(self, {name: _declared(RunOptions)[name] for name in of_machine})
+        if self.precision == "auto":  # as None, also where results are compared by their options
+            object.__setattr__(self, "precision", None)
 
     def deciding(self) -> Mapping[str, Any]:
         """Return the options that can change a result, by name, as JSON has them."""
@@ -414,11 +388,3 @@ def _deciding(options: Any) -> dict[str, Any]:
             value = getattr(options, each.name)
             found[each.name] = _deciding(value) if is_dataclass(value) else value
     return found
-
-
-def _check_choice(name: str, value: object, known: tuple[str | None, ...]) -> None:
-    if value not in known:
-        raise InputError(
-            f"no {name} {value!r}: choose {' or '.join(filter(None, known))}",
-            code=f"{name}-unknown",
-        )

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from medals_rt.common.arrays import bounding_box, label_counts, to_host
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note, warning
+from medals_rt.common.numbers import decimal_advice, read_numbers
 from medals_rt.common.typing import HostArray, Shape
 from medals_rt.io.case import Case
 from medals_rt.io.volume import Triple, Volume, to_dhw, to_hwd
@@ -28,18 +29,14 @@ Ranges: TypeAlias = tuple[slice, slice, slice]
 
 
 def read_spacing(text: str) -> Triple:
-    """Read an output spacing in mm: one length, or three for (H, W, D) separated by commas.
+    """Read an output spacing in mm: one length, or three for (H, W, D); see `read_numbers`.
 
     Raises
     ------
     InputError
         It is neither.
     """
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    return three_lengths(values, text)
+    return three_lengths(read_numbers(text, float), text)
 
 
 def three_lengths(values: Sequence[float], text: str) -> Triple:
@@ -60,7 +57,7 @@ def three_lengths(values: Sequence[float], text: str) -> Triple:
     if len(values) not in {1, 3}:
         raise InputError(
             f"an output spacing is one length in mm, such as 1, or three for H,W,D, not "
-            f"{text[:60]!r}",
+            f"{text[:60]!r}{decimal_advice(text)}",
             code="output-spacing-not-lengths",
         )
     first, second, third = tuple(values) * (3 // len(values))

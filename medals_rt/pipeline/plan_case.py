@@ -1,18 +1,16 @@
 """Dry runs from what a person gives: a case's file, or numbers and class names as typed."""
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import TypeVar
 
 from medals_rt.bundle.bundle import BUNDLE_VARIABLE, Bundle, resolve_bundle
 from medals_rt.common.choices import (
     QUANTIZED_PRECISIONS,
     RUNNER_KINDS,
     Precision,
-    RunnerKind,
     StageNumber,
 )
 from medals_rt.common.errors import InputError
@@ -26,7 +24,6 @@ from medals_rt.pipeline.options import (
     PromptSource,
     RunOptions,
     idle_in_plans,
-    without_effect,
 )
 from medals_rt.pipeline.window_groups import check_window, classes_by_window
 from medals_rt.planning.cost import (
@@ -39,14 +36,11 @@ from medals_rt.planning.image_spacing import spacing_for, spacing_of_volume
 from medals_rt.planning.memory import dry_run_limit
 from medals_rt.planning.model_facts import RELEASED, ModelFacts, facts_of
 from medals_rt.planning.pass_timings import measured_on, recall
-from medals_rt.prompts.classes import ClassKey, by_exact_name, classes_of
+from medals_rt.prompts.classes import ClassKey
 from medals_rt.prompts.embedding import PromptEmbedder
 from medals_rt.runners.base import check_precision
-from medals_rt.runners.openvino import expected_convolution
 from medals_rt.runners.registry import runner_spec
 from medals_rt.runners.selection import check_arithmetic, choose, installed, precisions
-
-_Number = TypeVar("_Number", int, float)
 
 
 def plan_files(
@@ -95,103 +89,79 @@ def plan_files(
 
 
 def plan_numbers(
-    shape: str,
-    spacing: str,
-    classes: str,
+    shape_dhw: Shape,
+    spacing_hwd_mm: Spacing,
+    classes: Sequence[ClassKey],
     options: RunOptions,
     *,
-    kind: str = "anatomy",
     stage: StageNumber | None = None,
 ) -> CasePlan:
-    """Plan from what a person types: the same as `plan_files` of a file with these figures.
+    """Plan without a file: the same as `plan_files` of one with these figures.
 
     The file is taken to be one of intensities that are not windowed yet, such as Hounsfield units.
 
     Parameters
     ----------
-    shape
-        "D,H,W" in voxels.
-    spacing
-        "H,W,D" in mm, as a file that names its axes (NIfTI, NRRD, DICOM) states it; with `stage`,
-        what that stage works with.
+    shape_dhw
+        In voxels.
+    spacing_hwd_mm
+        As a file that names its axes (NIfTI, NRRD, DICOM) states it; with `stage`, what that stage
+        works with.
     classes
-        "CT/Liver;CT/Spleen": modality and class name.
+        At least one.
     options
         As for a run. Without a bundle, here and in ``MEDALS_RT_BUNDLE``, models of the released
         size are planned for, as a note says: in bf16 by OpenVINO unless another runner or precision
         is asked for.
-    kind
-        Of classes that are both anatomy and lesion.
     stage
         1 or 2: that stage alone, of all classes in one run. None plans what a run would do.
 
     Raises
     ------
     InputError
-        A text can't be read, or names no class; see `planning.cost.plan_case`.
+        There is no class; see `planning.cost.plan_case`.
     """
     if options.segment.time_budget is not None and stage is not None:
         raise InputError(
             "a time budget is for the whole case: leave the stage out", code="budget-of-one-stage"
         )
-    sizes = _numbers(shape, int, "shape D,H,W")
-    lengths = _numbers(spacing, float, "spacing H,W,D")
-    keys = [_named_class(text, kind) for text in classes.split(";") if text.strip()]
-    if not keys:
+    if not classes:
         raise InputError("no class was asked for: name one, such as CT/Liver", code="no-class")
     named = options.bundle is not None or bool(os.environ.get(BUNDLE_VARIABLE))
     bundle = Bundle.open(resolve_bundle(options.bundle), verify=False) if named else None
-    if min(sizes) > 0:  # `plan_case` refuses others
-        check_shape(sizes, max_voxels=options.max_voxels)
+    if min(shape_dhw) > 0:  # `plan_case` refuses others
+        check_shape(shape_dhw, max_voxels=options.max_voxels)
     preset = options.segment.algorithm
-    spacing_mm: Spacing = lengths
+    spacing_mm = spacing_hwd_mm
     notes: tuple[Note, ...] = ()
-    if stage is None and min(*sizes, *lengths) > 0:
+    if stage is None and min(*shape_dhw, *spacing_hwd_mm) > 0:
         spacing_mm, notes = spacing_for(
-            sizes,
-            lengths,
+            shape_dhw,
+            spacing_hwd_mm,
             geometry_is_stated=True,
             preset=preset,
-            modality=keys[0].modality,
+            modality=classes[0].modality,
         )
     window = options.segment.window
-    for modality in sorted({key.modality for key in keys}):
+    for modality in sorted({key.modality for key in classes}):
         check_window(window, modality, preset)
     plan = _planned(
-        sizes,
+        shape_dhw,
         spacing_mm,
-        classes_by_window(keys, window, preset) if stage is None else {window: keys},
+        classes_by_window(classes, window, preset) if stage is None else {window: classes},
         bundle,
         options,
         stage=stage,
     )
-    kinds = {key.kind for key in keys}
-    return replace(
-        plan,
-        notes=(
-            *(() if bundle is not None else _released_notes(plan)),
-            *notes,
-            *idle_in_plans(options, kinds),
-            *_idle_in_numbers(options, kind, kinds),
-        ),
-    )
+    of_network = () if bundle is not None else _released_notes(plan)
+    idle = idle_in_plans(options, {key.kind for key in classes})
+    return replace(plan, notes=(*of_network, *notes, *idle))
 
 
 def _released_notes(plan: CasePlan) -> tuple[Note, ...]:
     """Note which network is planned for where none is named."""
     how = f"with {plan.runner} in {plan.precision}"
     return (Note("no-bundle", f"no bundle: a network of the released size, {how}"),)
-
-
-def _idle_in_numbers(options: RunOptions, kind: str, kinds: Collection[str]) -> tuple[Note, ...]:
-    """Note options about sentences, of which there are none."""
-    reading = options.reading
-    found = [
-        *(["modality"] if reading.modality is not None else []),
-        *(["free_text"] if reading.free_text else []),
-        *(["kind"] if kind == "lesion" and kind not in kinds else []),
-    ]
-    return without_effect(found, "--classes names modality and class")
 
 
 def _planned(
@@ -214,11 +184,10 @@ def _planned(
         offered = precisions(kind, bundle.precision)
         precision = _offered(kind, check_precision(options.precision), offered) or offered[0]
         model = facts_of(bundle, kind, precision)
-        if kind == "openvino":
+        expected = runner_spec(kind).expected_convolution
+        if expected is not None:
             voxels = max(prod(spec.window_hwd) for spec in model.stages)
-            convolution = expected_convolution(
-                options.convolution, precision, model.channels, voxels
-            )
+            convolution = expected(options.convolution, precision, model.channels, voxels)
             model = replace(model, convolution=convolution)
         measured = recall(bundle.hash, measured_on(kind, precision, model.convolution))
     segment, memory = options.segment, dry_run_limit(options.segment.max_memory)
@@ -245,7 +214,8 @@ def _offered(kind: str, asked: Precision | None, offered: Sequence[Precision]) -
 
 def _released_model(options: RunOptions) -> ModelFacts:
     """Return a model of the released size on the runner that is asked for."""
-    kind: RunnerKind = next((each for each in RUNNER_KINDS if each == options.runner), "openvino")
+    named = options.runner if options.runner in RUNNER_KINDS else RELEASED.runner
+    kind = next(each for each in RUNNER_KINDS if each == named)
     asked = check_precision(options.precision)
     graphs = asked if asked is not None and asked in QUANTIZED_PRECISIONS else "fp32"
     check_arithmetic(kind, graphs, asked, options.convolution)
@@ -257,25 +227,3 @@ def _released_model(options: RunOptions) -> ModelFacts:
         precision=asked or (RELEASED.precision if kind == RELEASED.runner else graphs),
         convolution="winograd" if options.convolution == "winograd" else "direct",
     )
-
-
-def _numbers(
-    text: str, read: Callable[[str], _Number], what: str
-) -> tuple[_Number, _Number, _Number]:
-    """Read three numbers, separated by commas."""
-    try:
-        values = [read(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) != 3:
-        raise InputError(
-            f"{what} needs three numbers separated by commas, not {text!r}", code="no-three-numbers"
-        )
-    return values[0], values[1], values[2]
-
-
-def _named_class(text: str, kind: str) -> ClassKey:
-    """Find "CT/Liver"; a name of both kinds is taken as the kind asked for."""
-    modality, _, name = text.strip().partition("/")
-    of_kind = [key for key in classes_of(modality, kind) if key.name == name]
-    return of_kind[0] if of_kind else by_exact_name(modality, name)

@@ -18,7 +18,7 @@ from medals_rt.inference.cascade import StageSummary
 from medals_rt.inference.network import NetworkInfo, convolution_of
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.lesions_over_anatomy import covered_notes
-from medals_rt.pipeline.options import SegmentOptions, idle_options, without_effect
+from medals_rt.pipeline.options import SegmentOptions, idle_options
 from medals_rt.pipeline.window_groups import GroupResult, Merged
 from medals_rt.planning.memory import memory_record
 from medals_rt.postprocessing.component_filter import ComponentRemoval
@@ -27,7 +27,7 @@ from medals_rt.postprocessing.label_notes import label_notes
 from medals_rt.prompts.prompt_set import PromptSet
 
 CHALLENGE_SECONDS_PER_CLASS = 60.0
-"""The challenge's limit: a case that takes longer scores zero (system rule 10)."""
+"""The challenge's limit: a case that takes longer scores zero."""
 
 REPORT_FORMAT = 4
 
@@ -297,15 +297,9 @@ def _degraded(groups: Sequence[GroupResult]) -> tuple[Note, ...]:
 def _unused(options: SegmentOptions, groups: Sequence[GroupResult]) -> tuple[Note, ...]:
     """Note options that changed nothing: for these classes, or because no stage was refined."""
     kinds = {key.kind for each in groups for key in each.group.prompts.class_keys}
-    idle = idle_options(options, kinds)
     stages = [stage for result in groups for stage in result.stages]
-    if any("spatial prompts" in each.prompts or each.iterations for each in stages):
-        return idle
-    names = ("start_from", "iterations", "repetitions", "block_sizes", "lesion_iterations")
-    given = [name for name in names if getattr(options, name) is not None]
-    if options.refinement == "none":  # as was asked for
-        given = []
-    return (*idle, *without_effect(given, "no stage was refined"))
+    refined = any("spatial prompts" in each.prompts or each.iterations for each in stages)
+    return idle_options(options, kinds, refined=refined)
 
 
 def _of_networks(networks: Sequence[NetworkInfo]) -> tuple[Note, ...]:

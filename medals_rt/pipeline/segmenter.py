@@ -1,8 +1,8 @@
 """Opened models, ready for any number of cases.
 
 No arithmetic stands here: classes are grouped by kind and intensity window, geometry decides,
-`run_stages` segments, `finalize` cleans up, and `report` writes down what was done (system rules 3
-to 8).
+`run_stages` segments, `finalize` cleans up, and `report` writes down what was done
+(docs/algorithm.md).
 """
 
 from __future__ import annotations
@@ -13,13 +13,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock, get_ident
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
-from medals_rt.common.choices import RUNNER_KINDS, STAGE_NAMES, ConvolutionChoice, StageNumber
+from medals_rt.common.arguments import check_class
+from medals_rt.common.choices import (
+    RUNNER_KINDS,
+    STAGE_NAMES,
+    ConvolutionChoice,
+    PrecisionChoice,
+    RunnerChoice,
+    StageNumber,
+)
 from medals_rt.common.errors import InputError
 from medals_rt.common.gpu_faults import raises_device_lost
 from medals_rt.common.notes import Note, warning
@@ -30,6 +38,7 @@ from medals_rt.inference.hybrid_prompts import check_start, checked_annotation
 from medals_rt.inference.kept import KeptImage
 from medals_rt.inference.network import Network, StageNetwork
 from medals_rt.inference.probability_maps import ProbabilityMaps
+from medals_rt.io.case import Case
 from medals_rt.io.volume import Volume, volume_notes
 from medals_rt.pipeline.case_setup import case_setup
 from medals_rt.pipeline.corrected_voxels import corrected_notes
@@ -54,10 +63,13 @@ from medals_rt.planning.pass_timings import MeasuredPasses
 from medals_rt.planning.stage_plan import StagesOfGroup, check_memory, outline_groups
 from medals_rt.planning.time_budget import case_budget
 from medals_rt.prompts.embedding import PromptEmbedder
-from medals_rt.prompts.prompt_set import PromptSet, as_prompt_set
+from medals_rt.prompts.prompt_set import AnyPrompts, PromptSet, as_prompt_set
+
+_NAMED: Final = 5
+"""As many classes stand in what is printed of a result at most."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """The segmentation of one case, on the case's own `(D, H, W)` grid, on the host.
 
@@ -89,6 +101,11 @@ class Result:
     probability_dhw: npt.NDArray[np.float32] | None = None
     probabilities: Mapping[int, npt.NDArray[np.uint8]] | None = None
 
+    def __repr__(self) -> str:
+        found = [f"{each.name} {each.volume_ml:,.2f} mL" for each in self.report.classes]
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        return f"<Result of {self.report.case}: {', '.join(found[:_NAMED])}{more}>"
+
 
 class CaseSegmenter(Protocol):
     """What segments cases: a `Segmenter`, or what asks one in another process."""
@@ -115,7 +132,7 @@ class CaseSegmenter(Protocol):
     def segment(
         self,
         volume: Volume,
-        prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
+        prompts: AnyPrompts,
         options: SegmentOptions | None = None,
         *,
         spatial_prompts: npt.NDArray[Any] | None = None,
@@ -158,34 +175,12 @@ class Segmenter:
         cls,
         bundle: str | Path | Bundle | None = None,
         *,
-        runner: str = "auto",
-        precision: str | None = None,
+        runner: RunnerChoice = "auto",
+        precision: PrecisionChoice | None = None,
         threads: int | None = None,
         convolution: ConvolutionChoice = "auto",
     ) -> Self:
-        """Open a bundle's models.
-
-        Parameters
-        ----------
-        bundle
-            Its folder; None for the one named by ``MEDALS_RT_BUNDLE``, else the demo.
-        runner
-            ``"auto"`` or one of `medals_rt.common.choices.RUNNER_KINDS`.
-        precision
-            ``"fp32"``, ``"fp16"`` or ``"bf16"``, of a quantized bundle its own; None: what suits
-            this machine and bundle.
-        threads
-            For the network; None: all that this process may use.
-        convolution
-            As for `StageNetwork.open`.
-
-        Raises
-        ------
-        BundleError
-            The bundle is damaged, of an unknown format, or has other classes than this package.
-        MissingDependencyError
-            The runner's library is not installed.
-        """
+        """Open a bundle's models; parameters and errors are those of `medals_rt.load`."""
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(resolve_bundle(bundle))
         networks: dict[StageNumber, StageNetwork] = {}
         try:
@@ -263,7 +258,7 @@ class Segmenter:
     def segment(
         self,
         volume: Volume,
-        prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
+        prompts: AnyPrompts,
         options: SegmentOptions | None = None,
         *,
         spatial_prompts: npt.NDArray[Any] | None = None,
@@ -323,7 +318,8 @@ class Segmenter:
             the preset can't be corrected, or refinement starts from the text alone; the memory
             does not hold one class at a time, or the time no pass of the network.
         PromptError
-            A prompt names no class, or the preset can't tell lesions from anatomy.
+            There are no prompts (None), one names no class, or the preset can't tell lesions from
+            anatomy.
         DeviceLostError
             The GPU failed: this process can use it no more.
         """
@@ -469,14 +465,49 @@ class Segmenter:
 
 
 def load(
-    bundle: str | Path | None = None,
+    bundle: str | Path | Bundle | None = None,
     *,
-    runner: str = "auto",
-    precision: str | None = None,
+    runner: RunnerChoice = "auto",
+    precision: PrecisionChoice | None = None,
     threads: int | None = None,
     convolution: ConvolutionChoice = "auto",
 ) -> Segmenter:
-    """Open a bundle; see `Segmenter.open`."""
+    """Open a bundle's models.
+
+    Parameters
+    ----------
+    bundle
+        Its folder, or the bundle itself; None for the one named by ``MEDALS_RT_BUNDLE``, else the
+        demo.
+    runner
+        The inference library, one of `medals_rt.common.choices.RUNNER_KINDS`; ``"auto"`` takes the
+        fastest that this machine can run.
+    precision
+        Arithmetic of the network: ``"fp32"``, ``"fp16"`` or ``"bf16"``, of a quantized bundle its
+        own; ``"auto"`` or None: what suits this machine and bundle.
+    threads
+        For the network; None: all that this process may use.
+    convolution
+        How OpenVINO's convolutions of large windows are computed: ``"direct"`` by itself,
+        ``"winograd"`` with fewer multiplications, ``"auto"`` by what was measured to be faster on
+        such a processor.
+
+    Returns
+    -------
+    Segmenter
+        A context manager; `close` it after use.
+
+    Raises
+    ------
+    BundleError
+        The bundle is damaged, of an unknown format, or has other classes than this package.
+    InputError
+        The runner, precision or convolution is unknown, or the runner does not have it.
+    MissingDependencyError
+        The runner's library is not installed.
+    RunnerError
+        The library refuses a graph, or the processor lacks the precision.
+    """
     return Segmenter.open(
         bundle, runner=runner, precision=precision, threads=threads, convolution=convolution
     )
@@ -526,7 +557,7 @@ class _Asked:
 
 def _checked(
     volume: Volume,
-    prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
+    prompts: AnyPrompts,
     options: SegmentOptions | None,
     spatial_prompts: npt.NDArray[Any] | None,
     corrections: Iterable[Correction],
@@ -535,17 +566,16 @@ def _checked(
     if isinstance(corrections, Correction):
         raise TypeError("corrections are several; write corrections=[correction]")
     corrections = tuple(corrections)
-    if not isinstance(volume, Volume):
-        raise TypeError(
-            f"volume is a {type(volume).__name__}, not a medals_rt.Volume; make one with "
-            "Volume.from_nibabel(image), Volume.from_sitk(image) or Volume(array, spacing)"
-        )
+    made = "Volume.from_nibabel(image), Volume.from_sitk(image) or Volume(array, spacing)"
+    instead = "write case.volume" if isinstance(volume, Case) else f"make one with {made}"
+    check_class("volume", volume, Volume, instead)
     options = SegmentOptions() if options is None else options
-    if not isinstance(options, SegmentOptions):
-        raise TypeError(
-            f"options are a {type(options).__name__}, not medals_rt.SegmentOptions; write "
-            "segment(volume, prompts, SegmentOptions(preset='paper'))"
-        )
+    check_class(
+        "options",
+        options,
+        SegmentOptions,
+        "write segment(volume, prompts, SegmentOptions(preset='paper'))",
+    )
     prompts = as_prompt_set(prompts)
     preset = options.algorithm
     check_window(options.window, prompts.modality, preset)

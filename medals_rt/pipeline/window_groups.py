@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from medals_rt.common.choices import traits_of
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.progress import Progress
@@ -136,7 +137,7 @@ def check_window(window: str, modality: str, preset: str | Preset = "paper") -> 
     if window == AUTO:
         return
     named = parse_window(window, load_policy().hounsfield_windows(preset)).name
-    if named is not None and modality != "CT":
+    if named is not None and not traits_of(modality).in_hounsfield:
         raise InputError(
             f"the window {named!r} is in Hounsfield units, but the prompts say {modality}; "
             "give WIDTH,LEVEL in the image's own units, or leave it out for percentiles",
@@ -171,7 +172,7 @@ def classes_by_window(
     There is one group, of the window as given, where a window was named, where a class is not one
     of CT, and where all agree.
     """
-    if window != AUTO or any(key.modality != "CT" for key in classes):
+    if window != AUTO or not all(traits_of(key.modality).in_hounsfield for key in classes):
         return {window: list(classes)}
     groups: dict[str, list[ClassKey]] = {}
     for key in classes:
@@ -197,9 +198,9 @@ def progress_of(progress: Progress | None, group: WindowGroup) -> Progress | Non
 def merge(results: Sequence[GroupResult], rule: MergeRule = "probability") -> Merged:
     """Merge the labels of all groups.
 
-    A voxel that two groups claim goes to the likelier class, as within one group (system section
-    5); of equally likely ones the earlier group keeps it. The authors' script takes the larger
-    label instead (system section 11).
+    A voxel that two groups claim goes to the likelier class, as within one group; of equally likely
+    ones the earlier group keeps it. The authors' script takes the larger label instead
+    (docs/presets.md, `native`).
 
     Raises
     ------

@@ -217,7 +217,7 @@ def _region_spacing(
     rules: CaseRules,
     resampling: Resampling,
 ) -> npt.NDArray[np.float32]:
-    """Apply the rules that the region of interest uses: 4.2 to 4.5, half of 4.6, 4.7, 4.8."""
+    """Apply the rules that the region of interest uses: 2 to 5, half of 6, 7 and 8."""
     spacing = spacing.copy()
     target = list(fine.spacing_hwd_mm)
     for axis, d in enumerate(shape):
@@ -240,10 +240,10 @@ def _axis_spacing(
     resampling: Resampling,
     large_extent_factors: tuple[float, ...],
 ) -> np.float32:
-    """Apply rules 4.2 to 4.5 along one axis.
+    """Apply rules 2 to 5 along one axis.
 
-    What rule 4.5 ends with, factors for spacings under 0.4, is out of reach: rule 4.3 has made
-    those 1, and a single class on an axis that long was brought to twice the window.
+    What rule 5 of docs/presets.md ends with, factors for spacings under 0.4, is out of reach: rule
+    3 has made those 1, and a single class on an axis that long was brought to twice the window.
     """
     p, t = spec.window_hwd[axis], spec.spacing_hwd_mm[axis]
     unit = resampling.by_class and rules.unit_spacing
@@ -263,7 +263,7 @@ def _axis_spacing(
 
 
 def _is_too_long(s: np.float32, d: int, axis: int, t: _Number, resampling: Resampling) -> bool:
-    """Whether an axis coarser than the target is longer than any may be (rule 4.6, first half)."""
+    """Whether an axis coarser than the target is longer than any may be (rule 6, first half)."""
     if resampling.longest_axis is None:
         return False
     unit = t if resampling.longest_axis == "target spacings" else 1
@@ -271,7 +271,7 @@ def _is_too_long(s: np.float32, d: int, axis: int, t: _Number, resampling: Resam
 
 
 def _small_image_target(s: np.float32, d: int, p: int, t: _Number) -> _Number:
-    """Lower the target so that a small image fills more of the window (rule 4.6, second half)."""
+    """Lower the target so that a small image fills more of the window (rule 6, second half)."""
     enlargement: float = 1
     power = _ENLARGEMENT_BASE
     while power <= _LARGEST_ENLARGEMENT:
@@ -291,7 +291,7 @@ def _bounded(
     resampling: Resampling,
     product_order: Sequence[int] = (0, 1, 2),
 ) -> npt.NDArray[np.float32]:
-    """Keep a large volume within memory (rule 4.8; paper 2.5 with a = 1.9, section 6 rule 6).
+    """Keep a large volume within memory (rule 8; paper 2.5 and 2.6 with a = 1.9).
 
     Where the volume exceeds ``1.8^3 prod(p)``, each axis longer than ``1.9 p t`` is brought down to
     that, but never enlarged.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medals_rt.common.choices import BODY_MODALITIES
+from medals_rt.common.choices import traits_of
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import Spacing
 from medals_rt.io.volume import Volume
@@ -69,7 +69,7 @@ def spacing_for(
         stored, spacing = spacing, clean_spacing(shape_dhw, spacing_hwd_mm)
         if spacing != stored:
             notes.append(_repair_note(stored, spacing, geometry_is_stated=geometry_is_stated))
-    if modality in BODY_MODALITIES:
+    if traits_of(modality).has_body:
         notes += _doubts(spacing, shape_dhw, modality)
     return spacing, tuple(notes)
 
@@ -88,7 +88,7 @@ def spacing_of_volume(
 
 
 def clean_spacing(shape_dhw: Sequence[int], stored_spacing_hwd: Sequence[float]) -> Spacing:
-    """Repair the spacing that a challenge file stores (rule 4.1).
+    """Repair the spacing that a challenge file stores (rule 1 of docs/presets.md).
 
     Values under 0.1 become 1. If the image's shortest axis is not the axis of the largest spacing
     and that spacing is over 0.5, the two spacings are swapped: the file had them in another order.
@@ -111,7 +111,7 @@ def clean_spacing(shape_dhw: Sequence[int], stored_spacing_hwd: Sequence[float])
 
 
 def swapped(shape: Sequence[int], spacing: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Move the largest spacing to the shortest axis, where it is over 0.5 (rule 4.1).
+    """Move the largest spacing to the shortest axis, where it is over 0.5 (rule 1).
 
     Of several shortest axes, or of several largest spacings, the first in the order given counts.
     """
@@ -145,7 +145,7 @@ def _doubts(spacing: Spacing, shape_dhw: Sequence[int], modality: str) -> list[N
     """Warn of a spacing that no scan of a body has, or of a matrix of one that is far too small."""
     d, h, w = shape_dhw
     extent_mm = max(size * mm for size, mm in zip((h, w, d), spacing, strict=True))
-    is_whole = modality != "US" and max(shape_dhw) >= _WHOLE_MATRIX
+    is_whole = traits_of(modality).spans_body and max(shape_dhw) >= _WHOLE_MATRIX
     if is_whole and extent_mm < _SMALLEST_BODY_MM:
         text = (
             f"the image is {extent_mm:.3g} mm long at most, of {max(shape_dhw)} voxels: is the "

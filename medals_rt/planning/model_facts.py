@@ -49,7 +49,7 @@ RELEASED: Final = ModelFacts(
     precision="bf16",
     convolution="direct",
 )
-"""The released models (system section 1)."""
+"""The released models."""
 
 
 def facts_of(

@@ -83,7 +83,7 @@ class MarginException(_Table, frozen=True):
 
 
 class SpacingRules(_Table, frozen=True):
-    """Lists of the dynamic resampling (system rules 4.2, 4.4, 4.5, 4.7)."""
+    """Lists of the dynamic resampling (rules 2, 4, 5 and 7 of docs/presets.md)."""
 
     unit_spacing: frozenset[str]
     divisor: StageValues
@@ -170,7 +170,7 @@ class ComponentRule(_Table, frozen=True):
 
 
 class MemoryBound(_Table, frozen=True):
-    """Rule 4.8: a large volume is brought down (paper 2.5; a = 1.9).
+    """Rule 8: a large volume is brought down (paper 2.5; a = 1.9).
 
     `raised_by` divides the bound of axes coarser than the target; `spares_single` leaves cases of
     one class alone.
@@ -181,7 +181,7 @@ class MemoryBound(_Table, frozen=True):
 
 
 class Resampling(_Table, frozen=True):
-    """Which rules of dynamic resampling count (system section 4); none: physical resampling.
+    """Which rules of dynamic resampling count (docs/presets.md); none: physical resampling.
 
     Attributes
     ----------
@@ -212,7 +212,7 @@ class Resampling(_Table, frozen=True):
 
 
 class IntensityRules(_Table, frozen=True):
-    """How images come to 0 to 255 (paper 3.2, system sections 3 and 11).
+    """How images come to 0 to 255 (paper 3.2).
 
     Attributes
     ----------
@@ -244,7 +244,7 @@ class Preset(_Table, frozen=True):
     Attributes
     ----------
     repairs_stated_spacing
-        Whether a spacing that its file states is repaired like a challenge file's (rule 4.1).
+        Whether a spacing that its file states is repaired like a challenge file's (rule 1).
     class_lists
         Which lists of classes count beside those of resampling.
     prompted, further
@@ -362,17 +362,17 @@ class CaseRules:
     lesion
         The classes are lesions: instances count, and the masks are iterated further.
     unit_spacing
-        The spacing is taken as 1 mm whatever is stored (rule 4.2).
+        The spacing is taken as 1 mm whatever is stored (rule 2).
     spacing_divisor
-        Rule 4.4, by stage name.
+        Rule 4, by stage name.
     large_extent_factors, roi_large_extent_factors
-        Rule 4.5, falling, for planning a stage and for the region of interest.
+        Rule 5, falling, for planning a stage and for the region of interest.
     fine_spacing_factor
-        Rule 4.7; 1 for most.
+        Rule 7; 1 for most.
     roi_margin
-        Section 6, rule 3.
+        How much wider than the coarse foreground the region of interest is.
     skip_coarse, skip_fine
-        Which stage is left out (section 6, rule 1, or because one alone was asked for); never both.
+        Which stage is left out, since the class has one or one was asked for; never both.
     further_iterations
         Masked pairs that a lesion gets after the first prediction of a window, by stage name. It is
         the release's ``num_iterations``, which it computes for anatomy too and then doesn't use.

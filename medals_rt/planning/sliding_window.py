@@ -1,6 +1,6 @@
 """Sliding windows: where they stand and how their voxels are weighted.
 
-Paper section 2.5, system section 5. Arrays are in model order ``(H, W, D)``.
+Paper section 2.5. Arrays are in model order ``(H, W, D)``.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Window:
 def window_starts(length: int, window: int, overlap: float = HALF_OVERLAP) -> tuple[int, ...]:
     """Return the first voxel of each window along one axis.
 
-    Neighbors share `overlap` of the window (system section 5: half), and the last one is pulled
-    back inside. At half a window that makes ``max(ceil(length / (window // 2)) - 1, 1)`` windows.
-    `length` is at least `window` (pad first).
+    Neighbors share `overlap` of the window (half, in the paper and the release), and the last one
+    is pulled back inside. At half a window that makes ``max(ceil(length / (window // 2)) - 1, 1)``
+    windows. `length` is at least `window` (pad first).
     """
     step = max(1, window - ceil(window * overlap))
     count = ceil((length - window) / step) + 1

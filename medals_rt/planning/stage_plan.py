@@ -43,7 +43,7 @@ class CaseSetup:
     shape_dhw
         Of the image.
     spacing_hwd_mm
-        Cleaned by rule 4.1.
+        Repaired by rule 1 of docs/presets.md where the preset says so.
     image_bytes
         Of a voxel of the image as it is read.
     preset

@@ -1,6 +1,6 @@
 """Keeping a case within its time: what is planned, and what is left out when it would not fit.
 
-The challenge scores a case zero that takes more than 60 seconds a class (system section 10), so a
+The challenge scores a case zero that takes more than 60 seconds a class, so a
 worse segmentation in time is worth more than a better one too late. Quality is reduced in this
 order:
 

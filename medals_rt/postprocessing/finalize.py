@@ -1,7 +1,7 @@
 """What happens to a case's final labels: Algorithm 3 for anatomy, instances for lesions.
 
-The algorithms are those of `component_filter`; this module says which of them a case gets (system
-rules 6.5 and 8), and what a person should know of the outcome.
+The algorithms are those of `component_filter`; this module says which of them a case gets
+(docs/algorithm.md, section 8), and what a person should know of the outcome.
 """
 
 from __future__ import annotations
@@ -106,10 +106,17 @@ def finish_labels(
         What the case asks for and how.
     known_dhw
         What a person has seen to, as for `keep_probable_components`; None: nothing.
+
+    Raises
+    ------
+    ValueError
+        Labels are to be treated, and the probability is missing.
     """
     if not lesion:
-        if not treated or probability_dhw is None:
+        if not treated:
             return FinalLabels(labels_dhw, None, ())
+        if probability_dhw is None:
+            raise ValueError("components are chosen by their probability, and there is none")
         rule = preset.components
         labels, removals = keep_probable_components(
             labels_dhw,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from medals_rt.common.arrays import present_values
-from medals_rt.common.choices import BODY_MODALITIES
+from medals_rt.common.choices import traits_of
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import Array
 from medals_rt.prompts.prompt_set import PromptSet
@@ -41,7 +41,7 @@ def label_notes(
     missing = [name for label, name in names.items() if not voxels.get(label, 0)]
     if missing:
         notes.append(warning("class-not-found", f"asked for and not found: {', '.join(missing)}"))
-    if prompts.modality in BODY_MODALITIES:
+    if traits_of(prompts.modality).has_body:
         cut = _sides_reached(labels_dhw)
         listed = [
             f"{name} ({', '.join(cut[label])})" for label, name in names.items() if label in cut

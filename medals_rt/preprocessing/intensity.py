@@ -1,4 +1,4 @@
-"""Bring intensities into 0 to 255, as the network expects them (paper 3.2, system section 3)."""
+"""Bring intensities into 0 to 255, as the network expects them (paper 3.2)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from medals_rt.common.arrays import contiguous, namespace, on_all_cores, row_slabs
+from medals_rt.common.choices import traits_of
 from medals_rt.common.errors import InputError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import Array
@@ -221,7 +222,7 @@ def prepare_intensities(
 
     CT is cut to a Hounsfield window and scaled. Every other modality is cut at the 0.5 and 99.5
     percentiles of the voxels that are not 0 and scaled; those that are 0 stay 0, as MedSAM, whose
-    preprocessing the paper names, and the authors' script do (system section 11). A window given in
+    preprocessing the paper names, and the authors' script do. A window given in
     numbers is taken at its word, whatever the modality and the values.
 
     Parameters
@@ -254,7 +255,7 @@ def prepare_intensities(
         xp = namespace(image)
         unchanged = contiguous(xp.astype(image, xp.float32, copy=False))
         done = Intensities(unchanged, "unchanged", None, facts.lowest, facts.highest)
-    elif modality == "CT":
+    elif traits_of(modality).in_hounsfield:
         done = _windowed(image, facts, chosen, window, rules)
     else:
         only_positive = rules.percentiles_of == "positive"
@@ -350,7 +351,7 @@ def _notes_on_scaling(
         text = f"values {extent} were taken for gray values from 0 to 255 and not scaled"
         if facts.highest < _DIM:
             notes.append(warning("intensities-dim", f"{text}, though they end far below 255"))
-        elif stated and modality == "CT":  # which scanners store in Hounsfield units
+        elif stated and traits_of(modality).in_hounsfield:  # as scanners store them
             doubt = f"{text}; is it a CT? If so, in which units? Say so by --window WIDTH,LEVEL"
             notes.append(warning("intensities-prepared", doubt))
         elif stated:
@@ -359,7 +360,7 @@ def _notes_on_scaling(
     if facts.lowest >= 0 and facts.highest <= WHITE:
         text = f"values {extent} were not taken for prepared gray values, and scaled"
         notes.append((Note if stated else warning)("intensities-not-prepared", text))
-    if modality == "CT":
+    if traits_of(modality).in_hounsfield:
         if doubt := _doubt_of_ct(facts, extent):
             notes.append(warning("ct-not-hounsfield", doubt))
     elif facts.negative > _LARGEST_NEGATIVE_SHARE * facts.voxels:

@@ -1,4 +1,4 @@
-"""Where resampling reads, axis by axis (system section 4)."""
+"""Where resampling reads, axis by axis."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Which label a voxel gets whose eight neighbors differ, by the release's rule.
 
 The release interpolates each label's mask linearly, times 1000, rounds to float16 and lets the
-first largest win (system section 4). Here only the eight neighbors' labels are candidates, and
-their weights are summed as torch sums them and rounded to float16's steps, since that rounding
-makes and breaks ties: of equal weights the smallest label wins.
+first largest win. Here only the eight neighbors' labels are candidates, and their weights are
+summed as torch sums them and rounded to float16's steps, since that rounding makes and breaks ties:
+of equal weights the smallest label wins.
 
 Nearly always the nearest neighbor's label has more than half of the weight, which asks for one sum
 and no care. `vote` takes it for single voxels, `vote_everywhere` for a small volume as a whole,

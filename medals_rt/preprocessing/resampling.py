@@ -1,4 +1,4 @@
-"""Resampling images and label maps (paper 2.5, system section 4).
+"""Resampling images and label maps (paper 2.5).
 
 Linear with half-pixel centers and clamped edges, as `torch.nn.functional.interpolate` with
 ``align_corners=False``; on input, an axis much coarser than the others is resampled by

@@ -1,6 +1,6 @@
 """The 243 classes that a Medal S model knows, the words that name them, and groups of them.
 
-Names and ids are those of the released code (system section 2); ids count within a modality and a
+Names and ids are those of the released code; ids count within a modality and a
 kind, so that `(modality, kind, id)` is what tells classes apart. Classes and their words are in
 `data/classes.json`, groups in `data/groups.json`; nothing here knows a class by name.
 """
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from medals_rt.common.choices import KINDS, MODALITIES, check_kind, check_modality
+from medals_rt.common.choices import KINDS, MODALITIES, check_kind, modality_named
 from medals_rt.common.errors import InputError
 
 FREE_TEXT_ID: Final = 0
@@ -135,14 +135,14 @@ def all_classes() -> tuple[ClassKey, ...]:
 
 
 def classes_of(modality: str | None = None, kind: str | None = None) -> tuple[ClassKey, ...]:
-    """Classes of one modality and one kind; `None` takes all of them.
+    """Classes of one modality, by any of its names, and one kind; `None` takes all of them.
 
     Raises
     ------
     InputError
         If the modality or the kind is unknown.
     """
-    check_modality(modality)
+    modality = modality_named(modality)
     check_kind(kind)
     return tuple(
         key
@@ -172,18 +172,6 @@ def by_bank_key(bank_key: str) -> ClassKey:
             f"{all_classes()[0].bank_key}",
             code="bank-key-unknown",
         ) from None
-
-
-def by_policy_name(policy_name: str, kind: str | None = None) -> ClassKey:
-    """Class of a name such as `"CT_..."`.
-
-    Raises
-    ------
-    InputError
-        If no class has that name, or if it has two kinds and `kind` doesn't say which.
-    """
-    modality, _, name = policy_name.partition("_")
-    return by_exact_name(modality, name, kind)
 
 
 def by_exact_name(modality: str, name: str, kind: str | None = None) -> ClassKey:
@@ -300,7 +288,7 @@ def _group_table() -> tuple[ClassGroup, ...]:
     return table
 
 
-def groups(modality: str | None = None) -> tuple[ClassGroup, ...]:
+def class_groups(modality: str | None = None) -> tuple[ClassGroup, ...]:
     """Return the groups of classes; with a modality those that it has a class of.
 
     Every anatomy class is in at least one. Groups overlap, and a group may hold classes that do in
@@ -311,7 +299,7 @@ def groups(modality: str | None = None) -> tuple[ClassGroup, ...]:
     InputError
         If the modality is unknown (code `modality-unknown`).
     """
-    check_modality(modality)
+    modality = modality_named(modality)
     return tuple(group for group in _group_table() if modality is None or group.keys(modality))
 
 
@@ -321,7 +309,7 @@ def classes_of_group(name: str, modality: str) -> tuple[ClassKey, ...]:
     Parameters
     ----------
     name
-        As in `groups`; case, hyphens and underscores don't matter.
+        As in `class_groups`; case, hyphens and underscores don't matter.
     modality
         One of `MODALITIES`.
 
@@ -331,15 +319,14 @@ def classes_of_group(name: str, modality: str) -> tuple[ClassKey, ...]:
         If there is no such group (code `group-unknown`; the nearest are named), the modality has
         no class of it (`group-empty`), or the modality is unknown (`modality-unknown`).
     """
-    there = [group.name for group in groups(modality)]
+    there = [group.name for group in class_groups(modality)]
     wanted = _group_key(name)
-    group = next(
-        (group for group in groups() if wanted in map(_group_key, (group.name, *group.also))), None
-    )
+    named = (each for each in class_groups() if wanted in map(_group_key, (each.name, *each.also)))
+    group = next(named, None)
     if group is None:
         spelled = {
             (group.name, each): (each, group.name)
-            for group in groups(modality) or groups()
+            for group in class_groups(modality) or class_groups()
             for each in (group.name, *group.also)
         }
         near = ", ".join(map(repr, _most_alike(name, spelled, limit=3)))

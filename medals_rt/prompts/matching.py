@@ -1,4 +1,4 @@
-"""Which class a sentence names (system section 2; the released rule, made strict).
+"""Which class a sentence names (the released rule, made strict).
 
 A wrong organ is the worst answer and a refusal with suggestions a fair one. So every word of a
 sentence gets a role (`word_roles`, lists in `data/prompt_words.json`), and the words that could
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from medals_rt.common.choices import KINDS, MODALITIES, check_kind, check_modality
+from medals_rt.common.choices import KINDS, MODALITIES, check_kind, modality_named, traits_of
 from medals_rt.common.errors import PromptError
 from medals_rt.prompts.candidates import ClassCandidate, candidates
 from medals_rt.prompts.classes import (
@@ -77,7 +77,7 @@ def find_class(text: str, kind: str, modality: str | None = None) -> Match:
     kind
         `"anatomy"` or `"lesion"` (`instance_label` 0 or 1 of a challenge case).
     modality
-        Used where the sentence names none.
+        Used where the sentence names none; in any case, or DICOM's name of it.
 
     Raises
     ------
@@ -89,13 +89,14 @@ def find_class(text: str, kind: str, modality: str | None = None) -> Match:
         side (`side-missing`, `side-contradiction`), the side is the picture's (`side-of-display`),
         or the modality isn't clear (see `find_modality`). The message names the nearest classes.
     """
-    quoted = _checked(text, kind, modality)
+    quoted, modality = _checked(text, kind), modality_named(modality)
     known = known_sentences().get(text.strip())
     if known is not None and known.kind == kind and modality in {None, known.modality}:
         return Match(known, text.strip())
     tokens = tokenize(text)
     found = find_modality(tokens, quoted, modality)
-    words = assign_roles(tokens, found, tolerant=kind == "anatomy" or found == "Microscopy")
+    tolerant = kind == "anatomy" or not traits_of(found).has_body
+    words = assign_roles(tokens, found, tolerant=tolerant)
     refuse_side_of_display(words, quoted)
     return match_words(words, quoted, found, kind)
 
@@ -154,15 +155,14 @@ def free_text(text: str, kind: str, modality: str | None = None) -> Match:
         If the sentence is empty or too long, or the modality is neither in it nor given, or both
         and not the same.
     """
-    quoted = _checked(text, kind, modality)
+    quoted, modality = _checked(text, kind), modality_named(modality)
     found = find_modality(tokenize(text), quoted, modality)
     return Match(ClassKey(found, kind, " ".join(text.split()), FREE_TEXT_ID), "free text")
 
 
-def _checked(text: str, kind: str, modality: str | None) -> str:
+def _checked(text: str, kind: str) -> str:
     """Refuse what no sentence can be; return the sentence as messages show it."""
     check_kind(kind)
-    check_modality(modality)
     quoted = _quote(text)
     if not text.strip():
         raise PromptError(

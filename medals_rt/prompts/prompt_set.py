@@ -2,7 +2,7 @@
 
 A challenge case and `prompts.json` hold `{"1": "Liver in abdominal CT", "2": ..., "instance_label":
 0}`: label values as keys, sentences as values, and `instance_label` 0 for anatomy (semantic
-labels) or 1 for lesions (instances); system section 3. A file of ours may ask for lesions beside
+labels) or 1 for lesions (instances). A file of ours may ask for lesions beside
 anatomy: `{"1": "Liver in abdominal CT", "lesions": {"2": "Liver tumors in abdominal CT"}}`.
 """
 
@@ -12,13 +12,14 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from medals_rt.common.choices import KINDS, check_kind
-from medals_rt.common.errors import MissingFileError, PromptError
+from medals_rt.common.choices import KINDS, Kind, check_kind, modality_named
+from medals_rt.common.errors import PromptError
 from medals_rt.common.json_text import decode_json
 from medals_rt.common.limits import MAX_PROMPTS
 from medals_rt.common.notes import Note
+from medals_rt.common.text_files import read_text
 from medals_rt.prompts.classes import ClassKey, canonical_sentence, classes_of, classes_of_group
 from medals_rt.prompts.matching import Match, find_class, free_text
 
@@ -45,7 +46,7 @@ class PromptReading:
     Attributes
     ----------
     modality
-        Of the image, for sentences that name none.
+        Of the image, for sentences that name none; in any case, or DICOM's name of it.
     free_text
         Whether a sentence that names no known class is taken as it is, for a bundle that has a text
         encoder, instead of being refused.
@@ -53,6 +54,9 @@ class PromptReading:
 
     modality: str | None = None
     free_text: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modality", modality_named(self.modality))
 
 
 PLAIN_READING: Final = PromptReading()
@@ -126,7 +130,7 @@ class PromptSet:
 
     @property
     def single(self) -> bool:
-        """Whether the case asks for exactly one class (`single` of system section 4)."""
+        """Whether the case asks for exactly one class (*single* in docs/presets.md)."""
         return len(set(self.class_keys)) == 1
 
     @property
@@ -189,6 +193,10 @@ class CombinedPrompts(PromptSet):
         return {**anatomy.as_mapping(), LESIONS: texts}
 
 
+AnyPrompts: TypeAlias = PromptSet | Mapping[str, object] | Sequence[str] | str
+"""Prompts as callers have them: `as_prompt_set` reads each."""
+
+
 def combine(anatomy: PromptSet, lesions: PromptSet) -> CombinedPrompts:
     """Ask for anatomy and for lesions of one case; see `CombinedPrompts`."""
     return CombinedPrompts((*anatomy.prompts, *lesions.prompts), (*anatomy.notes, *lesions.notes))
@@ -223,7 +231,7 @@ def class_prompts(
     modality: str,
     groups: Sequence[str] | str | None = None,
     *,
-    kind: str = "anatomy",
+    kind: Kind = "anatomy",
     covered: Container[str] | None = None,
     beside: PromptSet | None = None,
 ) -> PromptSet:
@@ -234,9 +242,9 @@ def class_prompts(
     Parameters
     ----------
     modality
-        Of the image.
+        Of the image; in any case, or DICOM's name of it.
     groups
-        Names of groups of anatomy, or one name, as `classes.groups` lists them; None for every
+        Names of groups of anatomy, or one name, as `class_groups` lists them; None for every
         class of `kind`, or of the other kind where the modality has none of it.
     kind
         `"anatomy"` or `"lesion"`; groups are of anatomy.
@@ -260,6 +268,7 @@ def class_prompts(
         (`groups-are-anatomy`), or the classes don't go with `beside`.
     """
     check_kind(kind)
+    modality = modality_named(modality)
     notes: list[Note] = []
     if isinstance(groups, str):
         groups = (groups,)
@@ -478,17 +487,11 @@ def read_prompts(path: str | PathLike[str], reading: PromptReading = PLAIN_READI
         If it isn't JSON of the right form; see `parse_prompts`.
     """
     file = Path(path)
-    if not file.is_file():
-        raise MissingFileError(
-            f"there is no prompts file {file}; check the path", code="prompts-file-missing"
-        )
-    if file.stat().st_size > _MAX_FILE_BYTES:
-        raise PromptError(
-            f"{file} is larger than {_MAX_FILE_BYTES} bytes; is it a prompts file?",
-            code="prompts-file-too-large",
-        )
+    text = read_text(
+        file, "prompts file", most_bytes=_MAX_FILE_BYTES, form="prompts-form", error=PromptError
+    )
     try:
-        pairs = _decode_pairs(file.read_bytes())
+        pairs = _decode_pairs(text)
     except (ValueError, RecursionError) as error:
         raise PromptError(
             f"{file} isn't a JSON object of prompts ({error}); write "
@@ -498,8 +501,8 @@ def read_prompts(path: str | PathLike[str], reading: PromptReading = PLAIN_READI
     return parse_prompts(pairs, reading)
 
 
-def _decode_pairs(data: bytes) -> dict[str, object]:
-    decoded = decode_json(data.decode("utf-8-sig"))
+def _decode_pairs(text: str) -> dict[str, object]:
+    decoded = decode_json(text)
     if not isinstance(decoded, dict):
         raise ValueError(f"it holds a {type(decoded).__name__}")  # noqa: TRY004 - caught as one
     return decoded
@@ -518,8 +521,8 @@ def numbered(texts: Sequence[str], kind: str, reading: PromptReading = PLAIN_REA
 
 
 def as_prompt_set(
-    prompts: PromptSet | Mapping[str, object] | Sequence[str] | str,
-    kind: str | None = None,
+    prompts: AnyPrompts,
+    kind: Kind | None = None,
     reading: PromptReading = PLAIN_READING,
 ) -> PromptSet:
     """Read prompts in whatever form a caller has them.
@@ -540,8 +543,9 @@ def as_prompt_set(
     TypeError
         If `prompts` is something else.
     PromptError
-        As `parse_prompts`; code `kind-contradiction` where `prompts` are of another kind than
-        `kind`, `modality-contradiction` where they are of another modality than `reading`'s.
+        As `parse_prompts`; code `no-prompts` for None, the `Case.prompts` of a file that holds
+        none, `kind-contradiction` where `prompts` are of another kind than `kind`,
+        `modality-contradiction` where they are of another modality than `reading`'s.
     """
     check_kind(kind)
     found = _read_any(prompts, kind, reading)
@@ -559,6 +563,12 @@ def as_prompt_set(
 
 
 def _read_any(prompts: object, kind: str | None, reading: PromptReading) -> PromptSet:
+    if prompts is None:
+        raise PromptError(
+            "there are no prompts: a file that holds none gives None; name them, such as "
+            "'Liver in abdominal CT'",
+            code="no-prompts",
+        )
     if isinstance(prompts, PromptSet):
         return prompts
     if isinstance(prompts, Mapping):
@@ -588,6 +598,7 @@ def describe(found: Match | Prompt) -> dict[str, object]:
 
 __all__ = [
     "INSTANCE_LABEL",
+    "AnyPrompts",
     "CombinedPrompts",
     "Match",
     "Prompt",

@@ -2,11 +2,11 @@
 
 The encoder is an ONNX graph beside the tokenizer that it was trained with (`tokenizer.json`, read
 by the library `tokenizers`), so that neither torch nor transformers is needed. Tokens
-are cut, marked and padded as in the released code (system section 2), by `batch_tokens`; the export
+are cut, marked and padded as in the released code, by `batch_tokens`; the export
 uses the same function, so that bank and run time can't drift apart.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.common.choices import CPU_RUNNERS, CpuRunnerKind
+from medals_rt.common.choices import RunnerKind
 from medals_rt.common.errors import BundleError, InputError, RunnerError
 from medals_rt.common.optional_deps import import_optional, missing_one_of
-from medals_rt.runners.base import thread_limit
-from medals_rt.runners.onnxruntime import cpu_options
+from medals_rt.common.typing import HostArray
+from medals_rt.runners.base import TextGraph
+from medals_rt.runners.registry import REGISTRY, libraries_of
 from medals_rt.runners.selection import installed
 
 TEXT_ENCODER_FOLDER = "text_encoder"
@@ -28,8 +29,6 @@ SENTENCES_PER_RUN = 32
 
 TokenIds: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float32]
-Graph: TypeAlias = Callable[[TokenIds, TokenIds], Floats]
-"""`token_ids (B, L)` and `modality (B,)` to `embeddings (B, dim)`."""
 
 
 class TextEncoderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,7 +99,7 @@ def batch_tokens(
     return tokens
 
 
-def open_tokenizer(path: Path) -> Any:
+def _open_tokenizer(path: Path) -> Any:
     """Read a `tokenizer.json`, with the padding and cutting written in it turned off.
 
     Raises
@@ -141,8 +140,8 @@ class TextEncoder:
 
     settings: TextEncoderSettings
     tokenizer: Any
-    runner: CpuRunnerKind
-    graph: Graph
+    runner: RunnerKind
+    graph: TextGraph
 
     @classmethod
     def open(cls, bundle: Bundle) -> Self:
@@ -164,14 +163,14 @@ class TextEncoder:
                 "a class it knows; export it with --with-text-encoder for free text",
                 code="no-text-encoder",
             )
-        settings = read_settings(bundle.file_path(record.settings))
+        settings = _read_settings(bundle.file_path(record.settings))
         if settings.dim != bundle.manifest.embeddings.dim:
             raise BundleError(
                 f"the text encoder of {bundle.name!r} gives embeddings of width {settings.dim}, "
                 f"its networks take {bundle.manifest.embeddings.dim}; export again",
                 code="text-encoder-width",
             )
-        tokenizer = open_tokenizer(bundle.file_path(record.tokenizer))
+        tokenizer = _open_tokenizer(bundle.file_path(record.tokenizer))
         kind, graph = open_graph(bundle.file_path(record.graph))
         return cls(settings, tokenizer, kind, graph)
 
@@ -198,7 +197,7 @@ class TextEncoder:
         return embeddings
 
 
-def read_settings(path: Path) -> TextEncoderSettings:
+def _read_settings(path: Path) -> TextEncoderSettings:
     """Read `settings.json`; `BundleError` if it is not of the right form."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=TextEncoderSettings)
@@ -208,11 +207,10 @@ def read_settings(path: Path) -> TextEncoderSettings:
         ) from error
 
 
-def open_graph(path: Path, library: CpuRunnerKind | None = None) -> tuple[CpuRunnerKind, Graph]:
+def open_graph(path: Path, library: RunnerKind | None = None) -> tuple[RunnerKind, TextGraph]:
     """Open the encoder's graph in a library, or in the first that is installed.
 
-    Not a `Runner` of the networks: those have one free axis, this graph has two (sentences and
-    tokens), it always computes in fp32, and it runs once a case.
+    It is no `Runner`: see `RunnerSpec.open_text_graph`.
 
     Raises
     ------
@@ -221,17 +219,20 @@ def open_graph(path: Path, library: CpuRunnerKind | None = None) -> tuple[CpuRun
     RunnerError
         If the library refuses the graph.
     """
-    chosen = library or next((name for name in CPU_RUNNERS if installed(name)), None)
-    if chosen is None:
-        raise missing_one_of("the text encoder", "OpenVINO", "ONNX Runtime")
+    able = [spec for spec in REGISTRY if spec.open_text_graph is not None]
+    wanted = [spec for spec in able if spec.kind == library or library is None]
+    spec = next((each for each in wanted if installed(each.kind)), None)
+    if spec is None or spec.open_text_graph is None:
+        raise missing_one_of("the text encoder", *libraries_of(able))
+    chosen = spec.kind
     try:
-        run = _OPENERS[chosen](path)
+        run = spec.open_text_graph(path)
     except Exception as error:  # the libraries' errors share no base class
         raise RunnerError(
             f"{chosen} refused the text encoder {path}: {error}", code="text-encoder-refused"
         ) from error
 
-    def embed(token_ids: TokenIds, modality: TokenIds) -> Floats:
+    def embed(token_ids: HostArray, modality: HostArray) -> HostArray:
         try:
             return run(token_ids, modality)
         except Exception as error:  # the libraries' errors share no base class
@@ -240,38 +241,3 @@ def open_graph(path: Path, library: CpuRunnerKind | None = None) -> tuple[CpuRun
             ) from error
 
     return chosen, embed
-
-
-def _open_openvino(path: Path) -> Graph:
-    from medals_rt.runners.openvino_graphs import shared_core
-
-    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    if threads := thread_limit(None):
-        config["INFERENCE_NUM_THREADS"] = threads
-    request = shared_core().compile_model(str(path), "CPU", config).create_infer_request()
-
-    def run(token_ids: TokenIds, modality: TokenIds) -> Floats:
-        request.infer({"token_ids": token_ids, "modality": modality})
-        return np.array(request.get_tensor("embeddings").data, np.float32)
-
-    return run
-
-
-def _open_onnxruntime(path: Path) -> Graph:
-    import onnxruntime
-
-    options = cpu_options(onnxruntime, thread_limit(None))
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    def run(token_ids: TokenIds, modality: TokenIds) -> Floats:
-        (embeddings,) = session.run(["embeddings"], {"token_ids": token_ids, "modality": modality})
-        return np.asarray(embeddings, np.float32)
-
-    return run
-
-
-_OPENERS: dict[CpuRunnerKind, Callable[[Path], Graph]] = {
-    "openvino": _open_openvino,
-    "onnxruntime": _open_onnxruntime,
-}

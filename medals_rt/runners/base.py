@@ -10,18 +10,23 @@ from typing import Literal, Protocol, Self, TypeAlias
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.choices import (
+    CONVOLUTIONS,
     PRECISIONS,
     Convolution,
     ConvolutionChoice,
     Precision,
+    QuantizedPrecision,
     RunnerKind,
 )
 from medals_rt.common.cores import usable_cores
 from medals_rt.common.errors import InputError, RunnerError
 from medals_rt.common.gpu import Gpu
-from medals_rt.common.typing import Array
+from medals_rt.common.typing import Array, HostArray
 
 Device: TypeAlias = Literal["cpu", "cuda"]
+
+TextGraph: TypeAlias = Callable[[HostArray, HostArray], HostArray]
+"""`token_ids (B, L)` and `modality (B,)`, int64, to `embeddings (B, dim)`, float32."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,15 @@ class RunnerSpec:
         Of the graphs that it can run.
     joins_graphs
         Whether it gains from seeing the graphs of a pass as one.
+    quantized
+        Of graphs with Q/DQ, those whose convolutions it computes in 8 bits where the processor has
+        instructions for it; others it only rounds so. None on a GPU's.
+    expected_convolution
+        How joined graphs will be convolved, for plans: given what was asked for, the precision, the
+        network's channels and the voxels of its largest window. None where there is no choice.
+    open_text_graph
+        Opens the graph of a text encoder on the CPU in fp32: it has two free axes, sentences and
+        tokens, where the networks' have one. None where it can't.
     why_no_engines
         For libraries that need engines: why a bundle has none for a GPU; empty where it has.
     """
@@ -164,6 +178,11 @@ class RunnerSpec:
     distributions: tuple[str, ...] = ()
     graph_precisions: tuple[Precision, ...] = PRECISIONS
     joins_graphs: bool = False
+    quantized: tuple[QuantizedPrecision, ...] = ()
+    expected_convolution: Callable[[ConvolutionChoice, Precision, int, int], Convolution] | None = (
+        None
+    )
+    open_text_graph: Callable[[Path], TextGraph] | None = None
     why_no_engines: Callable[[Bundle, Gpu], str] | None = None
 
 
@@ -210,7 +229,7 @@ def check_feeds(name: str, inputs: Sequence[TensorSpec], feeds: Mapping[str, Arr
 
 
 def check_precision(precision: str | None) -> Precision | None:
-    """Return a precision that exists, or None as it is.
+    """Return a precision that exists; None for "auto" and None.
 
     Raises
     ------
@@ -220,12 +239,28 @@ def check_precision(precision: str | None) -> Precision | None:
     for known in PRECISIONS:
         if precision == known:
             return known
-    if precision is None:
+    if precision is None or precision == "auto":
         return None
     raise InputError(
         f"unknown precision {precision!r}; use {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}",
         code="precision-unknown",
     )
+
+
+def check_convolution(convolution: ConvolutionChoice) -> None:
+    """Refuse a convolution that isn't one of `CONVOLUTIONS`.
+
+    Raises
+    ------
+    InputError
+        It is none (code `convolution-unknown`).
+    """
+    if convolution not in CONVOLUTIONS:
+        raise InputError(
+            f"unknown convolution {convolution!r}; use {', '.join(CONVOLUTIONS[:-1])} or "
+            f"{CONVOLUTIONS[-1]}",
+            code="convolution-unknown",
+        )
 
 
 def check_quantized(asked: Precision | None, graphs: Precision, name: str) -> None:

@@ -16,9 +16,9 @@ from medals_rt.common.errors import RunnerError
 from medals_rt.common.gpu import Gpu, require_gpu
 from medals_rt.common.subprocesses import run_python
 
-TIMEOUT_S = 600.0
+_TIMEOUT_S = 600.0
 EXIT_FAILED, EXIT_OUT_OF_MEMORY = 1, 3
-WORKER = "medals_rt.runners.engine_check_worker"
+_WORKER = "medals_rt.runners.engine_check_worker"
 
 
 class EngineTrial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,7 +43,7 @@ class EngineTrial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tried: str
 
 
-def ensure_tried(engine: Engine, name: str, *, timeout_s: float = TIMEOUT_S) -> tuple[str, ...]:
+def ensure_tried(engine: Engine, name: str, *, timeout_s: float = _TIMEOUT_S) -> tuple[str, ...]:
     """Try an engine, unless it has been tried with this GPU and driver.
 
     Parameters
@@ -94,7 +94,7 @@ def ensure_tried(engine: Engine, name: str, *, timeout_s: float = TIMEOUT_S) -> 
 
 def _try_in_child(engine: Engine, timeout_s: float) -> tuple[str, bool]:
     """Return why the engine failed (empty: it ran), and whether that is worth remembering."""
-    child = run_python(["-m", WORKER, str(engine.folder), engine.record.name], timeout_s)
+    child = run_python(["-m", _WORKER, str(engine.folder), engine.record.name], timeout_s)
     if child.code == 0:
         return "", True
     if child.code is None:

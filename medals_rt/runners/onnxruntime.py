@@ -23,13 +23,14 @@ from medals_rt.common.errors import (
 )
 from medals_rt.common.interruption import Background, check_interruption
 from medals_rt.common.optional_deps import gpu_extra, import_optional
-from medals_rt.common.typing import Array
+from medals_rt.common.typing import Array, HostArray
 from medals_rt.runners.base import (
     Device,
     OpenRequest,
     Runner,
     RunnerSpec,
     TensorSpec,
+    TextGraph,
     check_feeds,
     check_quantized,
     not_quantized,
@@ -91,7 +92,7 @@ class ONNXRuntimeRunner(Runner):
         self._session = _open_session(
             onnxruntime,
             graph_path,
-            cpu_options(onnxruntime, self.threads),
+            _cpu_options(onnxruntime, self.threads),
             ["CPUExecutionProvider"],
             self.name,
         )
@@ -242,7 +243,7 @@ def _preload(onnxruntime: Any) -> None:
             preload()
 
 
-def cpu_options(onnxruntime: Any, threads: int) -> Any:
+def _cpu_options(onnxruntime: Any, threads: int) -> Any:
     """Return the session options of a graph on a processor.
 
     Each graph has threads of its own, which would wait busily while the next graph computes.
@@ -282,6 +283,20 @@ def _in_fp32(graphs: Precision) -> tuple[Precision, ...]:
     return (graphs,) if graphs in QUANTIZED_PRECISIONS else ("fp32",)
 
 
+def _open_text_graph(path: Path) -> TextGraph:
+    import onnxruntime
+
+    options = _cpu_options(onnxruntime, thread_limit(None))
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(token_ids: HostArray, modality: HostArray) -> HostArray:
+        (embeddings,) = session.run(["embeddings"], {"token_ids": token_ids, "modality": modality})
+        return np.asarray(embeddings, np.float32)
+
+    return run
+
+
 ONNXRUNTIME: Final = RunnerSpec(
     kind="onnxruntime",
     device="cpu",
@@ -291,6 +306,7 @@ ONNXRUNTIME: Final = RunnerSpec(
     auto_reason="OpenVINO is not installed, ONNX Runtime is",
     # it has no bf16 convolution on a CPU
     graph_precisions=("fp32", "fp16", *QUANTIZED_PRECISIONS),
+    open_text_graph=_open_text_graph,
 )
 ONNXRUNTIME_CUDA: Final = RunnerSpec(
     kind="onnxruntime-cuda",

@@ -7,6 +7,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from medals_rt.common.choices import (
     QUANTIZED_PRECISIONS,
     Convolution,
@@ -17,12 +19,13 @@ from medals_rt.common.choices import (
 from medals_rt.common.errors import InputError, MissingFileError, RunnerError
 from medals_rt.common.heap import trim_heap
 from medals_rt.common.optional_deps import import_optional, is_installed
-from medals_rt.common.typing import Array
+from medals_rt.common.typing import Array, HostArray
 from medals_rt.runners.base import (
     Device,
     OpenRequest,
     Runner,
     RunnerSpec,
+    TextGraph,
     check_feeds,
     check_quantized,
     not_quantized,
@@ -239,7 +242,7 @@ def _rule(
     return rule_here(precision, processor), ()
 
 
-def expected_convolution(
+def _expected_convolution(
     convolution: ConvolutionChoice, precision: Precision, channels: int, voxels: int
 ) -> Convolution:
     """Return how joined graphs of a window of so many voxels will be convolved, for plans.
@@ -306,6 +309,19 @@ def _reason(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+def _open_text_graph(path: Path) -> TextGraph:
+    config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads := thread_limit(None):
+        config["INFERENCE_NUM_THREADS"] = threads
+    request = shared_core().compile_model(str(path), "CPU", config).create_infer_request()
+
+    def run(token_ids: HostArray, modality: HostArray) -> HostArray:
+        request.infer({"token_ids": token_ids, "modality": modality})
+        return np.array(request.get_tensor("embeddings").data, np.float32)
+
+    return run
+
+
 OPENVINO: Final = RunnerSpec(
     kind="openvino",
     device="cpu",
@@ -314,4 +330,7 @@ OPENVINO: Final = RunnerSpec(
     precisions=_precisions,
     auto_reason="OpenVINO is installed, the fastest on a CPU",
     joins_graphs=True,
+    quantized=("int8",),
+    expected_convolution=_expected_convolution,
+    open_text_graph=_open_text_graph,
 )

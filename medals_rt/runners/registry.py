@@ -1,5 +1,6 @@
 """Every inference library, a line each; what else is known of one is in its own file."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from medals_rt.common.choices import RunnerKind
@@ -19,7 +20,16 @@ REGISTRY: Final[tuple[RunnerSpec, ...]] = (
 )
 """In the order in which `auto` prefers them."""
 
+CPU_RUNNERS: Final[tuple[RunnerKind, ...]] = tuple(
+    spec.kind for spec in REGISTRY if spec.device == "cpu"
+)
+
 _BY_KIND: Final = {spec.kind: spec for spec in REGISTRY}
+
+
+def libraries_of(specs: Iterable[RunnerSpec]) -> tuple[str, ...]:
+    """Name what some runners need, each once."""
+    return tuple(dict.fromkeys(name for spec in specs for name in spec.libraries))
 
 
 def runner_spec(kind: RunnerKind) -> RunnerSpec:

@@ -1,6 +1,6 @@
 """Choosing an inference library and opening graphs in it; all is read from the registry."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -20,22 +20,23 @@ from medals_rt.runners.base import (
     OpenRequest,
     Runner,
     RunnerSpec,
+    check_convolution,
     check_precision,
     check_quantized,
     not_quantized,
 )
-from medals_rt.runners.registry import REGISTRY, runner_spec
+from medals_rt.runners.registry import CPU_RUNNERS, REGISTRY, libraries_of, runner_spec
 
 
 @dataclass(frozen=True)
-class RunnerChoice:
+class ChosenRunner:
     """Which library runs, and why, for the report."""
 
     kind: RunnerKind
     why: str
 
 
-def choose(asked: str = "auto", bundle: Bundle | None = None) -> RunnerChoice:
+def choose(asked: str = "auto", bundle: Bundle | None = None) -> ChosenRunner:
     """Decide which inference library runs.
 
     "auto" takes the first of `REGISTRY` that can run the bundle here (`why_not`): with an NVIDIA
@@ -65,7 +66,7 @@ def choose(asked: str = "auto", bundle: Bundle | None = None) -> RunnerChoice:
         if asked == kind:
             if not installed(kind):
                 raise missing(f"the runner {kind}", *runner_spec(kind).libraries)
-            return RunnerChoice(kind, "asked for")
+            return ChosenRunner(kind, "asked for")
     raise InputError(
         f"there is no runner {asked!r}; use auto, {', '.join(RUNNER_KINDS)}", code="runner-unknown"
     )
@@ -73,38 +74,52 @@ def choose(asked: str = "auto", bundle: Bundle | None = None) -> RunnerChoice:
 
 def open_runner(
     kind: RunnerKind,
-    graph_path: Path,
-    *,
+    *graph_paths: Path,
     name: str | None = None,
     precision: str | None = None,
     graph_precision: Precision | None = None,
     threads: int | None = None,
     cache_key: str | None = None,
+    check_files: Callable[[], object] = lambda: None,
     cuda_graphs: bool = False,
+    joined: bool = False,
+    convolution: ConvolutionChoice = "auto",
 ) -> Runner:
-    """Open one graph in one library.
+    """Open a graph in one library, or several that run in a row as one graph.
+
+    Of several, an input of a later graph with the name of an earlier one's output is fed by it, and
+    what none of them reads is returned. What only the next such graph reads (features) may be
+    something that only this library understands.
 
     Parameters
     ----------
     kind
         As `choose` found it.
-    graph_path
-        An ONNX file; for TensorRT one of a bundle, whose folder `engines` holds its engine.
+    graph_paths
+        ONNX files, in the order in which they run; one, unless they are joined. For TensorRT one of
+        a bundle, whose folder `engines` holds its engine.
     name
-        Name for messages; None: the file's stem.
+        Name for messages; None: the first file's stem.
     precision
         "fp32", "fp16", "bf16", or what graphs with Q/DQ are, "int8" or "fp8". None for the graph's
         own on a GPU and where it has Q/DQ, else for the fastest that the processor computes in
         natively.
     graph_precision
-        The arithmetic that the graph asks for, as its bundle says; None where that is not known.
+        The arithmetic that the graphs ask for, as their bundle says; None where that is not known.
     threads
         How many to compute with; None leaves it to the library, within a container's CPU quota.
     cache_key
-        The graph's SHA-256: compiled forms are kept in the user's cache folder under it. None
+        The graphs' SHA-256: compiled forms are kept in the user's cache folder under it. None
         keeps nothing.
+    check_files
+        As of an `OpenRequest`.
     cuda_graphs
         Have TensorRT record what it launches; see `medals_rt.runners.tensorrt.TensorRTRunner`.
+    joined
+        Whether the graphs are parts of a pass, to be joined by a library that gains from that
+        (`RunnerSpec.joins_graphs`).
+    convolution
+        How large convolutions of joined graphs are computed.
 
     Raises
     ------
@@ -117,62 +132,21 @@ def open_runner(
     RunnerError
         If the library refuses the graph, or the processor lacks the precision.
     """
-    request = OpenRequest(
-        graph_paths=(graph_path,),
-        name=name or graph_path.stem,
-        precision=check_precision(precision),
-        graph_precision=graph_precision,
-        threads=threads,
-        cache_key=cache_key,
-        cuda_graphs=cuda_graphs,
-    )
-    return runner_spec(kind).open_graphs(request)
-
-
-def open_joined(
-    kind: RunnerKind,
-    graph_paths: Sequence[Path],
-    *,
-    name: str,
-    precision: str | None = None,
-    graph_precision: Precision | None = None,
-    threads: int | None = None,
-    cache_key: str | None = None,
-    check_files: Callable[[], object] = lambda: None,
-    convolution: ConvolutionChoice = "auto",
-) -> Runner:
-    """Open several graphs that run in a row as one graph.
-
-    An input of a later graph with the name of an earlier one's output is fed by it, and what none
-    of them reads is returned. What only the next such graph reads (features) may be something that
-    only this library understands. The rest is as for `open_runner`.
-
-    Parameters
-    ----------
-    kind
-        One that joins graphs (`RunnerSpec.joins_graphs`).
-    graph_paths
-        ONNX files, in the order in which they run.
-    name, precision, graph_precision, threads, cache_key
-        As for `open_runner`.
-    check_files
-        As of an `OpenRequest`.
-    convolution
-        How OpenVINO's large convolutions are computed.
-    """
     spec = runner_spec(kind)
-    if not spec.joins_graphs:
+    if joined and not spec.joins_graphs:
         raise ValueError(f"{kind} does not join graphs")
-    check_arithmetic(kind, graph_precision or "fp32", precision, convolution)
+    if joined:
+        check_arithmetic(kind, graph_precision or "fp32", precision, convolution)
     request = OpenRequest(
-        graph_paths=tuple(graph_paths),
-        name=name,
+        graph_paths=graph_paths,
+        name=name or graph_paths[0].stem,
         precision=check_precision(precision),
         graph_precision=graph_precision,
         threads=threads,
         cache_key=cache_key,
         check_files=check_files,
-        joined=True,
+        cuda_graphs=cuda_graphs,
+        joined=joined,
         convolution=convolution,
     )
     return spec.open_graphs(request)
@@ -192,7 +166,7 @@ def check_arithmetic(
     graphs
         The arithmetic that the graphs ask for.
     asked
-        A precision; None leaves it to the library.
+        A precision; "auto" and None leave it to the library.
     convolution
         How large convolutions are to be computed.
 
@@ -201,10 +175,12 @@ def check_arithmetic(
     InputError
         ``precision-unknown``, ``precision-not-exported`` (8-bit arithmetic of graphs without Q/DQ),
         ``precision-unsupported`` (another than that of graphs with Q/DQ),
-        ``bundle-precision-unsupported`` (graphs of an arithmetic that the library lacks), or
-        ``convolution-unsupported`` (Winograd's where the library has none).
+        ``bundle-precision-unsupported`` (graphs of an arithmetic that the library lacks),
+        ``convolution-unknown``, or ``convolution-unsupported`` (Winograd's where the library has
+        none).
     """
     precision = check_precision(asked)
+    check_convolution(convolution)
     if graphs in QUANTIZED_PRECISIONS:
         check_quantized(precision, graphs, "this bundle")
     elif precision in QUANTIZED_PRECISIONS:
@@ -218,10 +194,11 @@ def check_arithmetic(
         )
     if convolution != "winograd":
         return
-    if not runner_spec(kind).joins_graphs:
+    if runner_spec(kind).expected_convolution is None:
+        able = [spec.kind for spec in REGISTRY if spec.expected_convolution is not None]
         raise InputError(
-            f"--convolution winograd is of the runner openvino, and {kind} convolves by itself: "
-            "leave one of them out",
+            f"--convolution winograd is of the runner {' or '.join(able)}, and {kind} convolves by "
+            "itself: leave one of them out",
             code="convolution-unsupported",
         )
     if graphs in QUANTIZED_PRECISIONS:
@@ -304,7 +281,7 @@ def _why_not_on_gpu(spec: RunnerSpec, bundle: Bundle | None) -> str:
     return spec.why_no_engines(bundle, found)
 
 
-def _automatic(bundle: Bundle | None) -> RunnerChoice:
+def _automatic(bundle: Bundle | None) -> ChosenRunner:
     found = gpu.find_gpu()
     on_gpu: list[str] = []
     on_cpu: list[str] = []
@@ -317,15 +294,16 @@ def _automatic(bundle: Bundle | None) -> RunnerChoice:
             (on_gpu if needs_gpu else on_cpu).append(reason)
             continue
         if found is None:
-            return RunnerChoice(spec.kind, f"auto: {spec.auto_reason}")
+            return ChosenRunner(spec.kind, f"auto: {spec.auto_reason}")
         passed_over = "; ".join(on_gpu)
         if needs_gpu:
             why = f"auto: {found.name}, and {spec.auto_reason}"
-            return RunnerChoice(spec.kind, f"{why}; {passed_over}" if passed_over else why)
+            return ChosenRunner(spec.kind, f"{why}; {passed_over}" if passed_over else why)
         why = f"auto: {spec.auto_reason}, and {found.name} is not used: {passed_over}"
-        return RunnerChoice(spec.kind, why)
+        return ChosenRunner(spec.kind, why)
     remark = f" ({'; '.join((*on_gpu, *on_cpu))})"
-    raise missing_one_of("running networks", "OpenVINO", "ONNX Runtime", remark=remark)
+    libraries = libraries_of(map(runner_spec, CPU_RUNNERS))
+    raise missing_one_of("running networks", *libraries, remark=remark)
 
 
 def _distributed(package: str) -> bool:

@@ -55,7 +55,7 @@ _DTYPES = {
 }
 
 
-def open_engine(kind: TensorRTKind, request: OpenRequest) -> "TensorRTRunner":
+def _open_engine(kind: TensorRTKind, request: OpenRequest) -> "TensorRTRunner":
     """Find the engine of a bundle's graph, try it if it is new, and open it.
 
     Parameters
@@ -402,7 +402,7 @@ def _spec(kind: TensorRTKind) -> RunnerSpec:
         kind=kind,
         device="cuda",
         libraries=(TENSORRT_LABELS[kind], "CuPy"),
-        open_graphs=partial(open_engine, kind),
+        open_graphs=partial(_open_engine, kind),
         precisions=precision_of_graphs,
         auto_reason=f"the bundle has {kind} engines for it",
         why_no_engines=partial(_why_no_engines, kind),

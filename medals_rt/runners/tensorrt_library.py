@@ -76,10 +76,10 @@ def open_library(kind: TensorRTKind) -> TensorRTLibrary:
         If it is not installed, or its own libraries are missing.
     """
     module = import_optional(TENSORRT_LABELS[kind], f"the runner {kind}")
-    return TensorRTLibrary(kind, module, str(module.__version__), make_log(module))
+    return TensorRTLibrary(kind, module, str(module.__version__), _make_log(module))
 
 
-def make_log(module: Any) -> Any:
+def _make_log(module: Any) -> Any:
     """Make a logger of the library's kind that keeps errors in a list and drops the rest."""
     severity = module.ILogger.Severity
     kept = {severity.ERROR, severity.INTERNAL_ERROR}

@@ -24,7 +24,7 @@ from medals_rt.pipeline.job import segment_job
 from medals_rt.pipeline.job_inputs import read_job
 from medals_rt.pipeline.job_outputs import SEGMENTATIONS, check_outputs
 from medals_rt.pipeline.job_request import Job
-from medals_rt.pipeline.job_results import write_job
+from medals_rt.pipeline.job_writing import write_job
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.segmenter import CaseSegmenter
 from medals_serve.node.configuration import NodeConfiguration, Rule

@@ -34,6 +34,8 @@ const state = {
   draft: new Scan({ filename: "" }),
 };
 const current = () => state.scan ?? state.draft;
+const inHounsfield = () => state.model.modalities.some(
+  ({ name, in_hounsfield: isSo }) => isSo && name === current().modality);
 
 const viewer = new Viewer(byId("viewer"), {
   onPoint: showPoint,
@@ -82,7 +84,7 @@ async function addScans(files) {
   show(byId("scan-problem"), false);
   if (!await mayDropDrawing()) return;
   try {
-    const scans = await scansIn(files);
+    const scans = await scansIn(files, state.model.input_endings);
     const before = state.scans.length;
     const useless = [];
     for (const scan of scans) {
@@ -227,7 +229,7 @@ function showPoint(point) {
   const height = `${Math.abs(z)} ${z < 0 ? "I" : "S"}`;
   const value = Math.abs(point.value) < 10 ? Number(point.value.toPrecision(3))
     : Math.round(point.value);
-  const unit = current().modality === "CT" ? " HU" : "";
+  const unit = inHounsfield() ? " HU" : "";
   const parts = [`${value}${unit}`, `${side} ${depth} ${height} mm`,
     `slice ${point.slice} of ${point.slices}`,
     point.tilt < 1 ? "" : `tilted by ${Math.round(point.tilt)}°`].filter(Boolean);
@@ -273,9 +275,9 @@ function refreshModality() {
   const { modality } = current();
   byId("modality").value = modality;
   showGroups(state.model, modality, choose);
-  const names = ["Automatic", ...(modality === "CT" ? Object.keys(CT_WINDOWS) : [])];
+  const names = ["Automatic", ...(inHounsfield() ? Object.keys(CT_WINDOWS) : [])];
   byId("window").replaceChildren(...names.map((name) => el("option", { value: name }, name)));
-  if (modality === "CT") byId("window").value = "Soft tissue";
+  if (inHounsfield()) byId("window").value = "Soft tissue";
   applyWindow();
   viewer.reportPoint(); // whose unit depends on it
 }
@@ -372,6 +374,7 @@ function showModel(model) {
       el("option", { value: name }, name in PRESETS ? `${name}: ${PRESETS[name]}` : name)));
   byId("preset").value = model.default_preset;
   search.setModel(model);
+  results.setModel(model);
   refreshModality();
 }
 

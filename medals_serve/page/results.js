@@ -7,19 +7,6 @@ import { classKey } from "./scan.js";
 import { PATTERN_COUNT } from "./viewer.js";
 
 const OPACITY = 0.5;
-const FORMATS = {
-  "nii.gz": "NIfTI (.nii.gz)",
-  npz: "NumPy (.npz)",
-  "seg.nrrd": "NRRD segmentation (.seg.nrrd)",
-  mha: "MetaImage (.mha)",
-  glb: "Surfaces (.glb)",
-  stl: "Surface of one class (.stl)",
-  dcm: "DICOM SEG",
-  "labelmap.dcm": "DICOM SEG as a label map",
-  "rtstruct.dcm": "DICOM RTSTRUCT",
-};
-
-const OF_ONE_CLASS = "stl";
 
 /* How the classes of a run are drawn, by label; `kept` keeps it from run to run of a scan. */
 export function stylesOf({ classes }, kept) {
@@ -40,6 +27,7 @@ export class Results {
     this.onGo = onGo;
     this.run = null;
     this.styles = new Map();
+    this.formats = [];
     byId("show-all").addEventListener("click", () => this.showAll(true));
     byId("hide-all").addEventListener("click", () => this.showAll(false));
     const keep = {
@@ -52,6 +40,10 @@ export class Results {
     for (const [id, download] of Object.entries(keep)) {
       byId(id).addEventListener("click", download);
     }
+  }
+
+  setModel({ formats }) {
+    this.formats = formats;
   }
 
   /* Shows a run, or that there is none. `formats` are those that its scan can have. */
@@ -68,11 +60,12 @@ export class Results {
     show(byId("download-lesions"), classes.some(({ lesions }) => lesions !== null));
     show(byId("download-probabilities"), run !== null && run.probabilities);
     const format = byId("format").value;
-    const possible = formats.filter((name) => name !== OF_ONE_CLASS || classes.length === 1);
-    byId("format").replaceChildren(...possible.map((name) =>
-      el("option", { value: name }, FORMATS[name] ?? name)));
-    byId("format").value = possible.includes(format) ? format
-      : possible.includes("nii.gz") ? "nii.gz" : possible[0];
+    const possible = this.formats.filter((each) =>
+      formats.includes(each.name) && (!each.one_class || classes.length === 1));
+    byId("format").replaceChildren(...possible.map(({ name, title }) =>
+      el("option", { value: name }, title)));
+    const names = possible.map(({ name }) => name);
+    byId("format").value = [format, "nii.gz"].find((name) => names.includes(name)) ?? names[0];
   }
 
   row({ label, name, voxels, volume_ml: volumeMl, lesions }) {

@@ -55,16 +55,17 @@ async function filesIn(entry) {
   return (await Promise.all(children.map(filesIn))).flat();
 }
 
-// Of files that are a whole scan each.
-const SINGLE = /\.(nii|nii\.gz|nrrd|mha|npz|zip)$/i;
+const OF_SERIES = ".dcm"; // the only ending of files that may be parts of a scan
 
 /* Files as lists, one a scan: those of a DICOM series, or of a folder, belong together, a header
-and its voxels are one. */
-export async function scansIn(files) {
+and its voxels are one. `endings` are those that the service takes. */
+export async function scansIn(files, endings) {
   const named = files.filter(({ path }) => !/(^|\/)(\.|__MACOSX\/)/.test(path));
   if (named.length === 0) throw new Error("There is no file in this folder.");
   const seen = await pairsJoined(named);
-  return seen.every(({ path }) => SINGLE.test(path)) ? seen.map((file) => [file]) : [seen];
+  const whole = endings.filter((ending) => ending !== OF_SERIES);
+  const isWhole = ({ path }) => whole.some((ending) => path.toLowerCase().endsWith(ending));
+  return seen.every(isWhole) ? seen.map((file) => [file]) : [seen];
 }
 
 export function nameOf(files) {

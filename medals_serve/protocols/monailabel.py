@@ -61,6 +61,9 @@ _ENDINGS: Final = {".nrrd": "seg.nrrd", ".seg.nrrd": "seg.nrrd", ".nii.gz": "nii
 
 router = APIRouter(include_in_schema=False)
 
+UPLOADS: Final = ("/session/", "/infer/{model}")
+"""Paths that take files."""
+
 
 @dataclass(eq=False)
 class _Opened:

@@ -85,6 +85,17 @@ router = APIRouter(
     route_class=_ShownRoute,
 )
 
+UPLOADS: Final = tuple(
+    f"{router.prefix}/{name}"
+    for name in (
+        "set_image",
+        "add_lasso_interaction",
+        "add_scribble_interaction",
+        "add_initial_seg_interaction",
+    )
+)
+"""Paths that take files."""
+
 
 @dataclass(frozen=True)
 class _Drawing:

@@ -44,6 +44,9 @@ _AS_IS: Final = np.array([[0, 1], [1, 1], [2, 1]])
 
 router = APIRouter(include_in_schema=False, route_class=StrictRoute)
 
+UPLOADS: Final = ("/images", "/images/{image_id}/export")
+"""Paths that take files."""
+
 
 @dataclass(eq=False)
 class _Opened:

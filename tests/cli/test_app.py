@@ -1,5 +1,6 @@
 """The command line as a whole: help, examples, version, shell completion, exit codes."""
 
+import inspect
 import os
 import re
 import shlex
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 import medals_rt
 from medals_rt.cli._app import COMMANDS, Commands, app
 from medals_rt.cli._errors import EXIT_INCOMPLETE
-from medals_rt.cli._options import with_common_flags
+from medals_rt.cli._options import HEADINGS, run_options, with_common_flags
 from medals_rt.common.choices import (
     KINDS,
     MODALITIES,
@@ -69,6 +70,26 @@ def test_the_help_of_a_command(name: str) -> None:
     shown = result.stdout.partition("Examples:\n")[2].splitlines()
     assert [line.strip() for line in shown] == [line.strip() for line in COMMANDS[name][1]]
     assert not re.search(r"\bcards?\b", result.stdout)
+
+
+@pytest.mark.parametrize("name", ["run", "batch", "plan", "serve", "listen"])
+def test_options_of_commands_that_segment_stand_under_headings(name: str) -> None:
+    shown = call(name, "--help").stdout
+    headings = re.findall(r"^(\w.*):$", shown, re.MULTILINE)
+    assert headings[-2:] == ["Model and machine", "Algorithm"]
+    assert [each for each in HEADINGS if each in headings] == headings[headings.index("Prompts") :]
+    plain = re.search(r"^Options:\n(.*?)^$", shown, re.MULTILINE | re.DOTALL)
+    assert plain is not None
+    assert len(re.findall(r"^  -", plain[1], re.MULTILINE)) <= 12  # serve: seven, and the common
+    assert len(re.findall(r"^  -", shown, re.MULTILINE)) > 25
+
+
+def test_each_option_stands_under_one_heading() -> None:
+    """And every name is one of an option: else it would stand among those without."""
+    names = [name for listed in HEADINGS.values() for name in listed]
+    assert len(names) == len(set(names))
+    assert set(names) <= {each.name for every in GROUP.commands.values() for each in every.params}
+    assert set(inspect.signature(run_options).parameters) <= set(names)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

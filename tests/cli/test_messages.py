@@ -20,7 +20,7 @@ from medals_rt.io.volume import check_image, check_shape, check_spacing
 from medals_rt.preprocessing.intensity import parse_window
 from medals_rt.prompts.matching import find_class
 from medals_rt.prompts.prompt_set import parse_prompts
-from medals_rt.runners.base import check_precision
+from medals_rt.runners.base import check_convolution, check_precision
 from medals_rt.runners.selection import choose
 from tests.cli.helpers import Result, call
 
@@ -142,6 +142,9 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     f"there is no runner 'torch'; use auto, {', '.join(RUNNER_KINDS)}": lambda _: choose("torch"),
     "unknown precision 'int4'; use fp32, fp16, bf16, int8 or fp8": lambda _: check_precision(
         "int4"
+    ),
+    "unknown convolution 'Direct'; use auto, direct or winograd": lambda _: check_convolution(
+        "Direct"  # type: ignore[arg-type]
     ),
     "{folder} is a folder; give the name of a file to write": prepare_output,
     # bundles

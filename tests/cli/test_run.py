@@ -251,9 +251,10 @@ def test_what_would_be_done_otherwise_than_asked(
     assert error_of(result).code == code
 
 
-def test_an_unset_variable_is_not_the_current_folder(tmp_path: Path) -> None:
-    result = call("run", "--input", "", "--prompt", "Liver in CT", "--output", tmp_path / "a.npz")
-    assert_one_line(result, 2, "--input", "empty")
+@pytest.mark.parametrize("flag", ["--input", "--bundle", "--prompts", "--report"])
+def test_an_unset_variable_is_not_the_current_folder(flag: str) -> None:
+    result = call("run", flag, "")
+    assert_one_line(result, 2, flag, "empty")
 
 
 def test_a_second_input_is_no_replacement_for_the_first(run: Callable[..., Result]) -> None:

@@ -11,6 +11,7 @@ from medals_rt.common.atomic_io import (
     atomic_output,
     check_writable,
     leftovers,
+    outputs_told,
     prepare_output,
     write_json,
 )
@@ -28,6 +29,19 @@ def test_an_output_replaces_the_old_one_at_the_end(tmp_path: Path) -> None:
         assert path.read_text(encoding="utf-8") == "old"
     assert path.read_text(encoding="utf-8") == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_are_told_of_when_they_are_whole_and_not_in_their_place(tmp_path: Path) -> None:
+    path, told = tmp_path / "a.json", []
+    write_json(path, {"x": 1})
+    with outputs_told(lambda temporary, place: told.append((place, _x(temporary), _x(place)))):
+        write_json(path, {"x": 2})
+    write_json(path, {"x": 3})
+    assert told == [(path, 2, 1)]
+
+
+def _x(path: Path) -> object:
+    return json.loads(path.read_bytes())["x"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -235,9 +235,9 @@ def test_text_options_reach_the_export(files, tmp_path, asked):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "given: none of them"),
+        ((), "name it by --text-encoder"),
         (("--text-encoder", "t.pth"), "hf:FremyCompany/BioLORD-2023-C@COMMIT"),
-        (("--biolord", "b", "--sentences", "s"), "given: --biolord, --sentences"),
+        (("--biolord", "b", "--sentences", "s"), "name it by --text-encoder"),
         (("--bank", "b", "--text-encoder", "t"), "not both: leave out --bank or --text-encoder"),
         (("--bank", "b", "--sentences", "s"), "leave out --bank or --sentences"),
         (("--bank", "b", "--with-text-encoder"), "not --bank"),

@@ -33,7 +33,7 @@ def encoder(checkpoint, biolord):
 
 @pytest.fixture(scope="module")
 def by_hand(biolord, checkpoint):
-    """One sentence, written out from system section 2 with transformers' own classes."""
+    """One sentence, written out with transformers' own classes."""
     state = {
         key.removeprefix("module."): value
         for key, value in torch.load(checkpoint, weights_only=True)["model_state_dict"].items()

@@ -12,9 +12,9 @@ import onnx
 
 from medals_export.text_encoder import load_text_encoder
 from medals_export.text_graph import check_text_graph, compare_with_pytorch
-from medals_rt.common.choices import CPU_RUNNERS
 from medals_rt.common.errors import ExportError
 from medals_rt.prompts.text_encoder import batch_tokens, open_graph
+from medals_rt.runners.registry import CPU_RUNNERS
 from tests.errors import raises
 from tests.texts import SENTENCES, TINY_DIM, close_to
 

@@ -107,6 +107,15 @@ def _metaimage_seeds(folder: Path) -> list[bytes]:
     return found
 
 
+def _mgh_seeds(folder: Path) -> list[bytes]:
+    import nibabel as nib
+
+    path = folder / "seed.mgh"
+    affine = np.diag([1.0, -1.5, 2.0, 1.0])
+    nib.save(nib.freesurfer.MGHImage(_image().astype(np.int16), affine), path)
+    return [path.read_bytes()]
+
+
 def _nrrd_seeds(folder: Path) -> list[bytes]:
     import nrrd
 
@@ -210,6 +219,8 @@ TARGETS = (
     Target("nifti 2", ".nii", _nifti_2_seeds, _feed_case),
     Target("metaimage", ".mha", _metaimage_seeds, _feed_case),
     Target("metaimage labels", ".mha", _metaimage_seeds, _feed_labels),
+    Target("freesurfer", ".mgh", _mgh_seeds, _feed_case),
+    Target("freesurfer labels", ".mgh", _mgh_seeds, _feed_labels),
     Target("nrrd", ".nrrd", _nrrd_seeds, _feed_case),
     Target("nrrd labels", ".nrrd", _nrrd_seeds, _feed_labels),
     Target("dicom zip", ".zip", _dicom_seeds, _feed_case, (inside_zip,)),

@@ -22,8 +22,8 @@ from medals_rt.io.palette import (
     numbered_color,
 )
 from medals_rt.io.registry import read_case, write_segmentation
-from medals_rt.pipeline.job_results import draw_preview
-from medals_rt.prompts.classes import class_table, groups
+from medals_rt.pipeline.job_writing import draw_preview
+from medals_rt.prompts.classes import class_groups, class_table
 from medals_rt.prompts.prompt_set import numbered
 from tests.dicom import write_series
 from tests.io.dicom.test_case import UPRIGHT
@@ -82,7 +82,7 @@ def test_neighbors_are_told_apart_by_everyone(apart: int) -> None:
 
 
 def test_classes_of_a_group_are_told_apart_by_everyone() -> None:
-    for group in groups(None):
+    for group in class_groups(None):
         for modality in MODALITIES:
             names = [key.name for key in group.keys(modality)]
             if len(names) <= 16:

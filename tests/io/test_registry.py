@@ -5,6 +5,7 @@ import os
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -22,6 +23,7 @@ from medals_rt.io.registry import (
     write_segmentation,
 )
 from medals_rt.io.volume import Volume, volume_notes
+from medals_rt.prompts.prompt_set import numbered
 from tests.errors import raises
 
 VALUES_KJI = np.arange(8 * 14 * 16, dtype=np.int16).reshape(8, 14, 16)
@@ -54,6 +56,28 @@ def header_of(path: Path) -> bytearray:
     """Bytes of the scan as plain NIfTI-1."""
     SimpleITK.WriteImage(scan(), str(path))
     return bytearray(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    ["Liver in CT", ["Liver in CT"], {"1": "Liver in CT"}, numbered(["Liver in CT"], "anatomy")],
+    ids=lambda prompts: type(prompts).__name__,
+)
+def test_results_are_written_with_prompts_of_any_form(tmp_path: Path, prompts: Any) -> None:
+    case = Case(Volume(np.zeros((2, 3, 4)), (1.0, 1.0, 1.0)), None, None, tmp_path / "a.npz")
+    labels = np.ones((2, 3, 4), np.uint8)
+    write_segmentation(tmp_path / "b.seg.nrrd", case, labels, prompts=prompts)
+    named = "Liver in CT" if isinstance(prompts, dict) else "Liver"
+    assert read_labels(tmp_path / "b.seg.nrrd").segment_names == {1: named}
+
+
+def test_what_is_no_case_and_what_are_no_prompts_is_told(tmp_path: Path) -> None:
+    volume, labels = Volume(np.zeros((2, 3, 4)), (1.0, 1.0, 1.0)), np.ones((2, 3, 4), np.uint8)
+    with pytest.raises(TypeError, match=r"case is a Volume, not a medals_rt\.Case"):
+        write_segmentation(tmp_path / "b.npz", volume, labels)
+    case = Case(volume, None, None, tmp_path / "a.npz")
+    with pytest.raises(TypeError, match="a list of sentences"):
+        write_segmentation(tmp_path / "b.npz", case, labels, prompts=7)
 
 
 def test_names_of_formats_are_unique_and_each_offers_something() -> None:

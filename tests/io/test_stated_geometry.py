@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK
@@ -24,6 +25,7 @@ NAMES = {
     "nifti": "scan.nii.gz",
     "nrrd": "scan.nrrd",
     "metaimage": "scan.mha",
+    "freesurfer": "scan.mgz",
     "dicom": "series",
 }
 OVER_HTTP = {"dicomweb"}
@@ -36,6 +38,9 @@ def write(folder: Path, name: str) -> Path:
         write_series(path, VALUES_KJI, np.diag([*SPACING_IJK_MM, 1.0]))
     elif name.endswith(".npz"):
         np.savez_compressed(path, imgs=VALUES_KJI, spacing=SPACING_HWD_MM)
+    elif name.endswith(".mgz"):
+        affine = np.diag([*SPACING_IJK_MM, 1.0])
+        nibabel.save(nibabel.freesurfer.MGHImage(VALUES_KJI.transpose(), affine), path)
     else:
         image = SimpleITK.GetImageFromArray(VALUES_KJI)
         image.SetSpacing(SPACING_IJK_MM)

@@ -28,12 +28,12 @@ from medals_rt.common.cores import usable_cores
 from medals_rt.common.errors import CaseError, InputError
 from medals_rt.io.registry import FORMATS, read_case, read_labels
 from medals_rt.io.volume import SourceGrid
-from medals_rt.pipeline import job_results
+from medals_rt.pipeline import job_writing
 from medals_rt.pipeline.csv_tables import LESION_COLUMNS
 from medals_rt.pipeline.job_inputs import read_annotation
 from medals_rt.pipeline.job_outputs import default_output
 from medals_rt.pipeline.job_request import Job
-from medals_rt.pipeline.job_results import draw_preview
+from medals_rt.pipeline.job_writing import draw_preview
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.segmenter import load
 from medals_rt.prompts.prompt_set import numbered, parse_prompts
@@ -148,7 +148,7 @@ def test_a_picture_says_that_one_stage_made_it(
 ) -> None:
     shown: list[list[str]] = []
     monkeypatch.setattr(
-        job_results, "save_preview", lambda *_, notices, **__: shown.append(notices)
+        job_writing, "save_preview", lambda *_, notices, **__: shown.append(notices)
     )
     case, picture = write_case(tmp_path / "a.npz"), tmp_path / "a.png"
     for stages in ("coarse", "both"):
@@ -253,8 +253,14 @@ def test_a_result_without_a_name_replaces_none(
 def test_paths_and_prompts_as_people_write_them() -> None:
     job = Job(input="a.npz", output="b.npz", split="c")  # type: ignore[arg-type]
     assert (job.input, job.output, job.split) == (Path("a.npz"), Path("b.npz"), Path("c"))
-    with pytest.raises(TypeError, match="several texts in a tuple"):
+    with pytest.raises(TypeError, match="a list is wanted"):
         PromptSource(sentences="Liver in CT")  # type: ignore[arg-type]
+    for given, says in (
+        ({"source": "Liver in CT"}, "PromptSource"),
+        ({"options": SegmentOptions()}, "RunOptions"),
+    ):
+        with pytest.raises(TypeError, match=f"not a medals_rt.{says}; write {says}"):
+            replace(job, **given)
 
 
 def test_every_option_of_a_run_has_its_flag_in_run_and_batch() -> None:
@@ -344,8 +350,8 @@ def test_the_picture_tells_lesions_apart(
         shown.update(names)
         assert set(np.unique(labels)) - {0} <= set(names)
 
-    monkeypatch.setattr(job_results, "save_preview", note)
-    monkeypatch.setattr(job_results, "_MOST_DRAWN", most)
+    monkeypatch.setattr(job_writing, "save_preview", note)
+    monkeypatch.setattr(job_writing, "_MOST_DRAWN", most)
     case = read_case(write_case(tmp_path / "a.npz"))
     instances = np.zeros(case.volume.shape_dhw, np.uint8)
     instances[1, 1, 1:4] = (1, 2, 3)

@@ -1,10 +1,12 @@
 """What a run is asked for."""
 
+from collections.abc import Callable
 from dataclasses import fields
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from medals_rt.cli._options import run_options
@@ -25,18 +27,18 @@ from medals_rt.prompts.prompt_set import PLAIN_READING, PromptReading
     [
         ({"preset": "book"}, "preset-unknown"),
         ({"refinement": "blurred"}, "refinement-unknown"),
-        ({"time_budget": 0.0}, "not-positive"),
-        ({"max_memory": -1}, "not-positive"),
-        ({"classes_per_chunk": 0}, "not-positive"),
-        ({"time_budget": float("inf")}, "not-positive"),
+        ({"time_budget": 0.0}, "time-budget-out-of-range"),
+        ({"max_memory": -1}, "max-memory-out-of-range"),
+        ({"classes_per_chunk": 0}, "classes-per-chunk-out-of-range"),
+        ({"time_budget": float("inf")}, "time-budget-out-of-range"),
         ({"stages": "first"}, "stages-unknown"),
         ({"start_from": "zeros"}, "start-from-unknown"),
-        ({"seed": -1}, "seed-negative"),
+        ({"seed": -1}, "seed-out-of-range"),
         ({"iterations": 0}, "iterations-out-of-range"),
         ({"repetitions": 101}, "repetitions-out-of-range"),
         ({"lesion_iterations": -1}, "lesion-iterations-out-of-range"),
-        ({"block_sizes": ()}, "not-positive"),
-        ({"block_sizes": (4, 0)}, "not-positive"),
+        ({"block_sizes": ()}, "block-sizes-out-of-range"),
+        ({"block_sizes": (4, 0)}, "block-sizes-out-of-range"),
         ({"block_sizes": (4, 100_000)}, "block-sizes-out-of-range"),
         ({"threshold": 1.0}, "threshold-out-of-range"),
         ({"threshold": float("nan")}, "threshold-out-of-range"),
@@ -60,11 +62,60 @@ def test_unusable_options_are_refused_where_they_are_made(given: dict[str, Any],
         {"block_sizes": (4.5,)},
         {"max_memory": "4GB"},
         {"time_budget": "10"},
+        {"iterations": True},
+        {"probabilities": "no"},
+        {"keep_probability": 1},
     ],
 )
 def test_options_of_a_wrong_type(given: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match=next(iter(given))):
         SegmentOptions(**given)
+
+
+def test_options_are_kept_as_pythons_own() -> None:
+    """So that they can be compared, hashed, and written as JSON."""
+    given = SegmentOptions(
+        seed=np.int64(3),  # type: ignore[arg-type]
+        block_sizes=[np.int32(4), 8],  # type: ignore[arg-type]
+        threshold=np.float32(0.5),  # type: ignore[arg-type]
+        mirrored=np.bool_(True),  # type: ignore[arg-type]
+    )
+    plain = SegmentOptions(seed=3, block_sizes=(4, 8), threshold=0.5, mirrored=True)
+    assert given == plain
+    assert hash(given) == hash(plain)
+    assert RunOptions(segment=given).deciding() == RunOptions(segment=plain).deciding()
+    source = PromptSource(sentences=["Liver in CT"])  # type: ignore[arg-type]
+    assert source == PromptSource(sentences=("Liver in CT",))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: RunOptions(segment={"seed": 7}), "SegmentOptions"),
+        (lambda: RunOptions(reading="CT"), "PromptReading"),
+        (lambda: RunOptions(threads="2"), "threads"),
+        (lambda: PromptSource(sentences="Liver in CT"), "sentences"),
+    ],
+)
+def test_arguments_of_a_wrong_type(make: Callable[[], object], says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (lambda: RunOptions(runner="openvin"), "runner-unknown"),
+        (lambda: RunOptions(precision="FP32"), "precision-unknown"),
+        (lambda: RunOptions(convolution="Direct"), "convolution-unknown"),
+        (lambda: RunOptions(threads=0), "threads-out-of-range"),
+        (lambda: PromptSource(kind="organ"), "kind-unknown"),
+    ],
+)
+def test_unusable_arguments_are_refused_at_once(make: Callable[[], object], code: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make()
+    assert caught.value.code == code
 
 
 def test_a_window_is_a_text() -> None:
@@ -87,6 +138,12 @@ def test_only_what_can_change_a_result_decides() -> None:
         assert deciding(**changes) != deciding()
     for keeps in ({"max_memory": 10**9}, {"classes_per_chunk": 3}, {"keep_probability": True}):
         assert deciding(**keeps) == deciding()
+
+
+def test_auto_is_what_nothing_asked_for_is() -> None:
+    """Else results of a program would be made again for the command line."""
+    assert RunOptions(precision="auto") == RunOptions()
+    assert RunOptions(precision="auto").deciding() == RunOptions().deciding()
 
 
 def test_where_prompts_come_from(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from medals_rt.pipeline.job import open_models
 from medals_rt.pipeline.job_inputs import read_prompted_case
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.plan_case import plan_files, plan_numbers
+from medals_rt.prompts.classes import by_exact_name
 from tests.paths import ROOT
 
 DEMO = ROOT / "engines" / "demo"
@@ -34,11 +35,11 @@ def options_of(bundle: Bundle, **segment: Any) -> RunOptions:
 
 def test_a_plan_of_numbers_equals_that_of_a_file(tiny_bundle: Bundle, tmp_path: Path) -> None:
     scan = write_nifti(tmp_path / "legs.nii.gz")
-    shape, spacing = (",".join(map(str, each)) for each in (SHAPE_DHW, LONG_HWD_MM))
+    classes = [by_exact_name("CT", "Liver")]
     for preset in ("paper", "release"):
         options = options_of(tiny_bundle, preset=preset)
         of_file = plan_files(scan, LIVER, options)
-        assert of_file == plan_numbers(shape, spacing, "CT/Liver", options)
+        assert of_file == plan_numbers(SHAPE_DHW, LONG_HWD_MM, classes, options)
         if preset == "paper":
             assert of_file.stages[0].spacing_hwd_mm == LONG_HWD_MM
         repaired = [] if preset == "paper" else ["spacing-repaired"]

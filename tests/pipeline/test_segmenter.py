@@ -14,6 +14,7 @@ from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.choices import Stages
 from medals_rt.common.errors import BundleError, CaseError, InputError
 from medals_rt.common.notes import Note
+from medals_rt.io.case import Case
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.options import SegmentOptions
 from medals_rt.pipeline.report import Provenance, RunReport
@@ -47,6 +48,15 @@ def test_the_same_seed_gives_the_same_bytes(segmenter: Segmenter, volume: Volume
     second = segmenter.segment(replace(volume, name="renamed"), ANATOMY, SegmentOptions(seed=3))
     assert first.labels_dhw.tobytes() == second.labels_dhw.tobytes()
     assert first.labels_dhw.any()
+    assert first != second  # as results; no array is compared
+
+
+def test_a_result_is_printed_in_a_line(segmenter: Segmenter, volume: Volume) -> None:
+    result = segmenter.segment(volume, ANATOMY)
+    liver, kidney = (f"{each.volume_ml:,.2f} mL" for each in result.report.classes)
+    assert repr(result) == f"<Result of noise: Liver {liver}, Right kidney {kidney}>"
+    many = replace(result.report, classes=result.report.classes * 4)
+    assert repr(replace(result, report=many)).endswith(f"{liver} and 3 more>")
 
 
 def test_another_seed_draws_other_masks(segmenter: Segmenter, volume: Volume) -> None:
@@ -182,6 +192,14 @@ def test_prompts_come_in_several_forms(segmenter: Segmenter, volume: Volume) -> 
     ("given", "says"),
     [
         ({"volume": np.zeros((3, 3, 3))}, "Volume.from_nibabel"),
+        (
+            {
+                "volume": Case(
+                    Volume(np.zeros((3, 3, 3)), (1.0, 1.0, 1.0)), None, None, Path("a.npz")
+                )
+            },
+            "write case.volume",
+        ),
         ({"prompts": 7}, "prompts"),
         ({"prompts": ["Liver in CT", 3]}, "prompts"),
         ({"options": {"preset": "paper"}}, "SegmentOptions"),
@@ -196,12 +214,24 @@ def test_wrong_types_are_told_what_to_pass(
         segmenter.segment(**arguments)
 
 
+def test_a_file_without_prompts_is_told_to_name_them(segmenter: Segmenter, volume: Volume) -> None:
+    with raises(InputError, "no-prompts"):
+        segmenter.segment(volume, None)  # type: ignore[arg-type]
+
+
 def test_a_closed_segmenter_says_so(tiny_bundle: Bundle, volume: Volume) -> None:
     with medals_rt.load(tiny_bundle.folder, runner="onnxruntime", precision="fp32") as opened:
         assert repr(opened) == "<Segmenter of tiny, onnxruntime/fp32>"
     assert repr(opened) == "<Segmenter of tiny, closed>"
     with raises(InputError, "segmenter-closed"):
         opened.segment(volume, ANATOMY)
+
+
+def test_a_model_is_opened_as_the_command_opens_it(tiny_bundle: Bundle) -> None:
+    with medals_rt.load(tiny_bundle.folder, runner="onnxruntime", precision="auto") as opened:
+        assert opened.arithmetic == "onnxruntime/fp32"
+    with raises(InputError, "convolution-unknown", "Direct"):
+        medals_rt.load(tiny_bundle.folder, convolution="Direct")  # type: ignore[arg-type]
 
 
 def test_a_segmenter_is_used_by_one_at_a_time(segmenter: Segmenter, volume: Volume) -> None:

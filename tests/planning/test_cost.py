@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import medals_rt
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.cli import app
+from medals_rt.cli.plan import named_classes
 from medals_rt.common.errors import InputError
 from medals_rt.io.volume import Volume
 from medals_rt.pipeline.case_setup import case_setup
@@ -77,9 +78,11 @@ def assert_golden(stage: dict, case: dict) -> None:
 def test_all_golden_cases() -> None:
     for case in GOLDEN:
         plan = plan_numbers(
-            ",".join(map(str, case["image_shape_dhw"])),
-            ",".join(map(repr, case["spacing_hwd"])),
-            ";".join(name.replace("_", "/", 1) for name in case["classes"]),
+            tuple(case["image_shape_dhw"]),
+            tuple(case["spacing_hwd"]),
+            named_classes(
+                ";".join(name.replace("_", "/", 1) for name in case["classes"]), "anatomy"
+            ),
             options_of("release"),
             stage=case["stage"],
         )
@@ -260,7 +263,9 @@ def test_a_budget_below_the_coarse_stage_is_cut_short() -> None:
 
 
 def test_passes_of_every_window_group_count() -> None:
-    both = plan_numbers("60,300,300", "1,1,2", "CT/Liver;CT/Left lung", options_of())
+    shape, spacing = (60, 300, 300), (1.0, 1.0, 2.0)
+    classes = [LIVER, by_exact_name("CT", "Left lung")]
+    both = plan_numbers(shape, spacing, classes, options_of())
     names = [(cost.intensity_window, cost.stage, cost.classes) for cost in both.stages]
     assert names == [
         ("soft tissue", 1, 1),
@@ -268,7 +273,7 @@ def test_passes_of_every_window_group_count() -> None:
         ("lung", 1, 1),
         ("lung", 2, 1),
     ]
-    one = plan_numbers("60,300,300", "1,1,2", "CT/Liver;CT/Left lung", options_of(window="400,40"))
+    one = plan_numbers(shape, spacing, classes, options_of(window="400,40"))
     assert [(cost.intensity_window, cost.stage, cost.classes) for cost in one.stages] == [
         (None, 1, 2),
         (None, 2, 2),
@@ -399,27 +404,20 @@ def test_a_run_does_what_the_plan_of_its_case_said(
 
 def test_a_budget_is_for_both_stages() -> None:
     with raises(InputError, "budget-of-one-stage"):
-        plan_numbers("10,10,10", "1,1,1", "CT/Liver", options_of(time_budget=60), stage=1)
+        plan_numbers((10,) * 3, (1.0,) * 3, [LIVER], options_of(time_budget=60), stage=1)
 
 
 @pytest.mark.parametrize(
-    ("shape", "spacing", "classes", "error"),
+    ("shape", "spacing", "classes", "code"),
     [
-        ("10,10", "1,1,1", "CT/Liver", ("no-three-numbers", "shape D,H,W")),
-        ("10,10,x", "1,1,1", "CT/Liver", ("no-three-numbers", "shape D,H,W")),
-        ("10,10,10", "1,1,1,1", "CT/Liver", ("no-three-numbers", "spacing H,W,D")),
-        ("10,10,0", "1,1,1", "CT/Liver", ("not-positive",)),
-        ("10,10,10", "1,1,-1", "CT/Liver", ("not-positive",)),
-        ("10,10,10", "1,1,nan", "CT/Liver", ("not-positive",)),
-        ("10,10,10", "1,1,1", "CT/Livr", ("class-unknown", "CT Liver")),
-        ("10,10,10", "1,1,1", "Liver", ("modality-unknown", "Liver")),
-        ("10,10,10", "1,1,1", " ; ", ("no-class",)),
+        ((10, 10, 0), (1.0, 1.0, 1.0), [LIVER], "not-positive"),
+        ((10, 10, 10), (1.0, 1.0, -1.0), [LIVER], "not-positive"),
+        ((10, 10, 10), (1.0, 1.0, float("nan")), [LIVER], "not-positive"),
+        ((10, 10, 10), (1.0, 1.0, 1.0), [], "no-class"),
     ],
 )
-def test_what_cannot_be_planned(
-    shape: str, spacing: str, classes: str, error: tuple[str, ...]
-) -> None:
-    with raises(InputError, *error):
+def test_what_cannot_be_planned(shape: Any, spacing: Any, classes: Any, code: str) -> None:
+    with raises(InputError, code):
         plan_numbers(shape, spacing, classes, options_of())
 
 

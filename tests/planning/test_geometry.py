@@ -119,7 +119,7 @@ def test_golden_regions(golden: Path) -> None:
 
 
 def calls_of_two_stages(case: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each stage is called with, as system section 6 has it."""
+    """What each stage is called with, by docs/algorithm.md, section 6."""
     shape, box = case["image_shape_dhw"], case["coarse_box"]
     kind = "lesion" if case["text_prompts"]["instance_label"] else "anatomy"
     keys = [Key(name, kind) for name in case["calls"][0]["classes"]]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import medals_rt
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.cli.plan import named_classes
 from medals_rt.common.byte_sizes import parse_size
 from medals_rt.common.errors import InputError
 from medals_rt.common.typing import Shape
@@ -412,9 +413,9 @@ def test_a_group_keeps_the_chains_of_earlier_ones() -> None:
     with medals_rt.load(DEMO, runner="openvino", precision="fp32") as segmenter:
         report = segmenter.segment(volume, prompts).report
     plan = plan_numbers(
-        "6,10,10",
-        "4,4,6",
-        ";".join(classes),
+        (6, 10, 10),
+        (4.0, 4.0, 6.0),
+        named_classes(";".join(classes), "anatomy"),
         RunOptions(bundle=DEMO, runner="openvino", precision="fp32"),
     )
     assert len(report.stages) == len(plan.stages) == 4
@@ -432,7 +433,9 @@ def test_memory_that_a_later_group_lacks_is_refused_before_the_first(
     both = {"1": "Left lung in CT", "2": "Right lung in CT", "3": "Liver in CT"}
     options = RunOptions(bundle=DEMO, runner="openvino", precision="fp32")
     first, last = (
-        plan_numbers("6,10,10", "4,4,6", classes, options).expected_peak_memory_mib
+        plan_numbers(
+            (6, 10, 10), (4.0, 4.0, 6.0), named_classes(classes, "anatomy"), options
+        ).expected_peak_memory_mib
         for classes in ("CT/Left lung;CT/Right lung", "CT/Left lung;CT/Right lung;CT/Liver")
     )
     assert first < last

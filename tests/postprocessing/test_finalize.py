@@ -99,6 +99,12 @@ def test_off_changes_nothing() -> None:
     assert removal_notes(final.removals, SPINE, 1.0) == ()
 
 
+def test_components_are_not_left_untreated_for_lack_of_a_probability() -> None:
+    labels, _ = spine()
+    with pytest.raises(ValueError, match="probability"):
+        finish_labels(labels, None, (3,), lesion=False, preset=PAPER)
+
+
 def lesions() -> np.ndarray:
     labels = np.zeros((5, 5, 12), np.uint8)
     labels[0, 0, :10] = 2

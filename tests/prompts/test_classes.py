@@ -10,10 +10,9 @@ from medals_rt.prompts.classes import (
     all_classes,
     by_bank_key,
     by_exact_name,
-    by_policy_name,
+    class_groups,
     classes_of,
     classes_of_group,
-    groups,
     nearest_names,
 )
 from tests.errors import raises
@@ -43,13 +42,12 @@ def test_ids_count_from_one_within_modality_and_kind(modality: str, kind: str) -
 def test_keys_lead_back() -> None:
     for key in all_classes():
         assert by_bank_key(key.bank_key) == key
-        assert by_policy_name(key.policy_name, key.kind) == key
         assert by_exact_name(key.modality, key.name.upper(), key.kind) == key
 
 
 def test_a_name_of_both_kinds_needs_its_kind() -> None:
     with raises(InputError, "kind-missing"):
-        by_policy_name("MRI_Vertebrae")
+        by_exact_name("MRI", "Vertebrae")
 
 
 @pytest.mark.parametrize(
@@ -91,17 +89,16 @@ def test_unknown_names_are_refused() -> None:
 
 
 def test_every_anatomy_class_is_in_a_group() -> None:
-    grouped = {
-        key for modality in MODALITIES for each in groups(modality) for key in each.keys(modality)
-    }
+    pairs = ((modality, each) for modality in MODALITIES for each in class_groups(modality))
+    grouped = {key for modality, each in pairs for key in each.keys(modality)}
     assert grouped == set(classes_of(kind="anatomy"))
 
 
 def test_groups_hold_known_classes_once_and_have_their_own_names() -> None:
     known = {key.name for key in classes_of(kind="anatomy")}
-    names = [name for group in groups() for name in (group.name, *group.also)]
+    names = [name for group in class_groups() for name in (group.name, *group.also)]
     assert len(names) == len(set(names))
-    for group in groups():
+    for group in class_groups():
         assert set(group.classes) <= known
         assert len(group.classes) == len(set(group.classes))
 
@@ -116,10 +113,10 @@ def test_a_group_lists_its_classes_by_id() -> None:
 
 
 def test_groups_of_a_modality_are_those_it_has_classes_of() -> None:
-    assert {group.name for group in groups("US")} >= {"heart chambers", "calf muscles"}
-    assert groups("PET") == ()
+    assert {group.name for group in class_groups("US")} >= {"heart chambers", "calf muscles"}
+    assert class_groups("PET") == ()
     for modality in MODALITIES:
-        for group in groups(modality):
+        for group in class_groups(modality):
             assert classes_of_group(group.name, modality)
 
 

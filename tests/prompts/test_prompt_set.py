@@ -7,7 +7,8 @@ import pytest
 
 from medals_rt.common.choices import KINDS, MODALITIES
 from medals_rt.common.errors import InputError, MissingFileError, PromptError
-from medals_rt.prompts.classes import by_exact_name, classes_of
+from medals_rt.prompts.classes import by_exact_name, class_groups, classes_of
+from medals_rt.prompts.matching import find_class
 from medals_rt.prompts.prompt_set import (
     MAX_PROMPTS,
     PromptReading,
@@ -18,6 +19,7 @@ from medals_rt.prompts.prompt_set import (
     parse_prompts,
     read_prompts,
 )
+from tests.errors import raises
 
 
 def test_a_set_keeps_order_labels_and_kind() -> None:
@@ -154,12 +156,28 @@ def test_the_kind_reads_sentences_and_mappings() -> None:
 
 @pytest.mark.parametrize(
     "prompts",
-    [None, 5, b"Liver in CT", ["Liver in CT", 5], [b"Liver"], Path("prompts.json")],
+    [5, b"Liver in CT", ["Liver in CT", 5], [b"Liver"], Path("prompts.json")],
     ids=str,
 )
 def test_another_type_is_told_what_to_give(prompts: object) -> None:
     with pytest.raises(TypeError, match="a list of sentences, a mapping"):
         as_prompt_set(prompts)  # type: ignore[arg-type]
+
+
+def test_what_a_file_without_prompts_gives_is_told_apart() -> None:
+    with raises(PromptError, "no-prompts"):
+        as_prompt_set(None)  # type: ignore[arg-type]
+
+
+def test_a_modality_is_read_in_any_case_and_by_its_name_in_dicom() -> None:
+    assert PromptReading("mr") == PromptReading("MRI")
+    with raises(InputError, "modality-unknown", "XR"):
+        PromptReading("XR")
+    assert numbered(["Liver"], "anatomy", PromptReading("ct")).modality == "CT"
+    assert class_prompts("mr", "kidneys").modality == "MRI"
+    assert by_exact_name("ct", "Liver") == by_exact_name("CT", "Liver")
+    assert class_groups("ct") == class_groups("CT") != ()
+    assert find_class("Lesion", "lesion", "pt") == find_class("Lesion", "lesion", "PET")
 
 
 @pytest.mark.parametrize(

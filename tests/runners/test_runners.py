@@ -13,7 +13,7 @@ from medals_export.verify import relative_error
 from medals_rt.common.cores import usable_cores
 from medals_rt.common.errors import BundleError, InputError, MissingFileError, RunnerError
 from medals_rt.common.subprocesses import run_python
-from medals_rt.runners.selection import open_joined, open_runner
+from medals_rt.runners.selection import open_runner
 from tests.bundles import tiny_checkpoint
 from tests.errors import raises
 
@@ -243,15 +243,23 @@ def test_graphs_exchanged_while_they_are_read_are_not_kept(
         raise BundleError("exchanged", code="bundle-changed")
 
     with raises(BundleError, "bundle-changed"):
-        open_joined(
+        open_runner(
             "openvino",
-            [tiny_bundle.graph_path(2, "refiner")],
+            tiny_bundle.graph_path(2, "refiner"),
+            joined=True,
             name="x",
             cache_key="abc",
             check_files=check_files,
             convolution=convolution,
         )
     assert blobs(tmp_path) == []
+
+
+def test_an_unknown_convolution_is_refused(tiny_bundle):
+    with raises(InputError, "convolution-unknown", "Direct", "direct"):
+        open_runner(
+            "openvino", tiny_bundle.graph_path(2, "refiner"), joined=True, convolution="Direct"
+        )
 
 
 def test_only_the_last_used_compilations_are_kept(tiny_bundle, tmp_path, monkeypatch):
@@ -270,8 +278,11 @@ def test_joined_graphs_are_their_parts_in_a_row(tiny_bundle, plans, width, count
     """What is read by a later graph goes no further; the query decoder's N stays free."""
     last = "refiner_text_only" if width is None else f"refiner_{width}"
     names = ("image_encoder", "query_decoder", last)
-    joined = open_joined(
-        "openvino", [tiny_bundle.graph_path(2, name) for name in names], name="x", precision="fp32"
+    joined = open_runner(
+        "openvino",
+        *(tiny_bundle.graph_path(2, name) for name in names),
+        joined=True,
+        precision="fp32",
     )
     assert [spec.name for spec in joined.outputs] == ["probabilities"]
     queries = next(spec for spec in joined.inputs if spec.name == "queries")
@@ -300,10 +311,10 @@ def test_as_many_prompts_as_attention_heads_are_as_exact_as_others(tiny_bundle, 
         "prompts": (rng.random((width, 16, 16, 16)) > 0.5).astype(np.float32),
     }
     found = {
-        precision: open_joined(
+        precision: open_runner(
             "openvino",
-            [tiny_bundle.graph_path(2, name) for name in names],
-            name="x",
+            *(tiny_bundle.graph_path(2, name) for name in names),
+            joined=True,
             precision=precision,
         ).run(values)["probabilities"]
         for precision in ("fp32", "bf16")
@@ -315,7 +326,7 @@ def test_as_many_prompts_as_attention_heads_are_as_exact_as_others(tiny_bundle, 
 
 def test_only_libraries_that_gain_from_it_join_graphs(tiny_bundle):
     with pytest.raises(ValueError, match="does not join"):
-        open_joined("onnxruntime", [tiny_bundle.graph_path(2, "refiner")], name="x")
+        open_runner("onnxruntime", tiny_bundle.graph_path(2, "refiner"), joined=True)
 
 
 def test_memory_given_back_is_taken_anew(tiny_bundle, plans):

@@ -24,7 +24,7 @@ from pydicom import dcmread
 from starlette.testclient import TestClient
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.common.choices import STAGE_NAMES
+from medals_rt.common.choices import MODALITIES, STAGE_NAMES
 from medals_rt.common.errors import MedalsError
 from medals_rt.inference.corrections import Correction
 from medals_rt.io.palette import class_color, hex_color
@@ -729,11 +729,11 @@ def test_labels_are_saved_in_the_format_of_their_name(
         ({"1": "Liver in CT", "x": "Spleen in CT"}, {}, None),
         ("Liver", {}, "no-modality"),
         (SENTENCE, {"seed": "x"}, "option-invalid"),
-        (SENTENCE, {"preset": "nothing"}, "option-invalid"),
+        (SENTENCE, {"preset": "nothing"}, "preset-unknown"),
         (SENTENCE, {"lesions": 3}, "option-invalid"),
         (SENTENCE, {"max_memory": 3}, "option-unknown"),
         (SENTENCE, {"masks": 3}, "option-unknown"),
-        (SENTENCE, {"time_budget": -1.0}, "not-positive"),
+        (SENTENCE, {"time_budget": -1.0}, "time-budget-out-of-range"),
         (SENTENCE, {"window": "nothing"}, None),
     ],
 )
@@ -791,6 +791,21 @@ def test_the_model_lists_what_it_covers(client: ServiceClient, tiny_bundle: Bund
         assert set(group["class_ids"]) <= {each["id"] for each in model["classes"]}
 
 
+def test_the_model_says_what_formats_and_modalities_are(client: ServiceClient) -> None:
+    model = client.model()
+    formats = {each["name"]: each for each in model["formats"]}
+    assert list(formats) == model["output_formats"]
+    assert [name for name, each in formats.items() if each["one_class"]] == ["stl"]
+    assert {formats[name]["title"] for name in ("nii.gz", "mgz", "dcm")} == {
+        "NIfTI (.nii.gz)",
+        "FreeSurfer (.mgz)",
+        "DICOM SEG",
+    }
+    assert {".mgz", ".mgh"} < set(model["input_endings"])
+    assert [each["name"] for each in model["modalities"]] == list(MODALITIES)
+    assert [each["name"] for each in model["modalities"] if each["in_hounsfield"]] == ["CT"]
+
+
 def test_suggestions_while_one_types(client: ServiceClient) -> None:
     for typed in ("l", "liv", "Liver", "lver"):
         found = client.prompts(typed, modality="CT")["suggestions"]
@@ -800,6 +815,16 @@ def test_suggestions_while_one_types(client: ServiceClient) -> None:
     assert read["problem"]["code"]
     assert read["suggestions"][0]["name"] == "Right kidney"
     assert client.prompts("")["suggestions"] == []
+
+
+def test_a_modality_is_asked_for_by_any_of_its_names(client: ServiceClient, scan: Path) -> None:
+    assert client.prompts("Liver", modality="ct") == client.prompts("Liver", modality="CT")
+    uploaded = client.upload(scan)
+    assert client.submit(uploaded, "Liver", modality="ct")["status"]
+    error = refused(client.submit, uploaded, "Liver", modality="XR")
+    assert (error.status, error.code) == (422, "request-invalid")
+    assert str(error).startswith("modality: no modality 'XR'; choose from CT")
+    assert refused(client.submit, uploaded, "Liver", modality=3).code == "request-invalid"
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,11 @@ import pytest
 from starlette.datastructures import Headers
 
 from medals_rt.bundle.bundle import Bundle
+from medals_serve import routes
+from medals_serve.app import UPLOADS
 from medals_serve.client import ServedProblemError, ServiceClient
 from medals_serve.images import shown_name, stored_name
+from medals_serve.protocols import monailabel, nninteractive, voxtell
 from medals_serve.security import HEADERS, SESSION_COOKIE, TOKEN_COOKIE, cookie_name
 from medals_serve.server import PatientProtocol
 from tests.serve.serving import PATIENCE_S, SENTENCE, Running, lying, running, until
@@ -241,6 +244,20 @@ def test_names_that_the_operator_states(tiny_bundle: Bundle, tmp_path: Path) -> 
         for host, status in (("scans.example:80", 200), ("other.example", 421)):
             with served.http(headers={"Host": host}) as http:
                 assert http.get("/v1/model").status_code == status
+
+
+def test_what_takes_files_takes_more_than_others(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Paths of the protocols too, each of which is one that is there."""
+    routers = (routes.images, voxtell.router, monailabel.router, nninteractive.router)
+    assert set(UPLOADS) <= {each.path for router in routers for each in router.routes}
+    too_much = b"x" * 3000
+    with running(tiny_bundle, tmp_path, max_body_bytes=2000) as served, served.http() as http:
+        for path in UPLOADS:
+            named = re.sub(r"{.*?}", "x", path)
+            answers = [http.request(each, named, content=too_much) for each in ("POST", "PUT")]
+            assert 413 not in {answer.status_code for answer in answers}, path
+        for path in ("/v1/jobs", "/jobs", "/datastore/", "/v1/images/x", "/images/x/y/export"):
+            assert http.post(path, content=too_much).status_code == 413
 
 
 def test_sizes_are_limited(tiny_bundle: Bundle, tmp_path: Path, scan: Path) -> None:

@@ -235,7 +235,7 @@ def test_every_address_but_the_loopback_demands_a_token(
     assert anywhere.token not in repr(anywhere)
     assert said[0].endswith(f"?token={anywhere.token}")
     for settings, line in zip((anywhere, loopback, loopback6), said[::2], strict=True):
-        gate = Gate(PlainTextResponse("in"), settings, Metrics())
+        gate = Gate(PlainTextResponse("in"), settings, Metrics(), ())
         bearer = {"Authorization": f"Bearer {settings.token}"}
         address = line.removeprefix("serving at ")
         assert TestClient(gate, address, headers=bearer).get("/").text == "in", address

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from medals_rt.common.choices import MODALITY_OF_DICOM
+from medals_rt.common.choices import MODALITY_OF_DICOM, traits_of_dicom
 from medals_rt.common.errors import CaseError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import HostArray
@@ -384,7 +384,7 @@ def _passed_over(others: list[DicomFile], without_image: list[Image]) -> tuple[N
 def _notes(stack: Stack, series: Series) -> tuple[Note, ...]:
     notes = list(stack.notes)
     first = stack.slices[0]
-    if series.modality == "CT":
+    if traits_of_dicom(series.modality).in_hounsfield:
         notes += next(filter(None, map(_unit_notes, stack.slices)), [])
     thickness = first.thickness_mm or 0.0
     if thickness > _OVERLAP * stack.distance_mm:

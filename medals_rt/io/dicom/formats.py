@@ -87,6 +87,8 @@ FORMATS: Final = (
     Format(
         name="dicom-seg",
         title="a DICOM segmentation",
+        menu_title="DICOM SEG",
+        is_dicom_seg=True,
         endings=(".dcm",),
         libraries=("highdicom", "pydicom"),
         read_labels=read_seg_labels,
@@ -99,6 +101,8 @@ FORMATS: Final = (
     Format(
         name="dicom-labelmap-seg",
         title="a DICOM label map segmentation",
+        menu_title="DICOM SEG as a label map",
+        is_dicom_seg=True,
         endings=(".labelmap.dcm", ".dcm"),
         libraries=("highdicom", "pydicom", "pyjpegls"),
         write=partial(_write_seg, kind="labelmap"),
@@ -108,6 +112,7 @@ FORMATS: Final = (
     Format(
         name="rtstruct",
         title="a DICOM structure set",
+        menu_title="DICOM RTSTRUCT",
         endings=(".rtstruct.dcm", ".dcm"),
         libraries=("pydicom", "ContourPy"),
         write=_write_rtstruct,

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from medals_rt.common.choices import traits_of_dicom
 from medals_rt.common.errors import CaseError
 from medals_rt.common.notes import Note
 from medals_rt.common.typing import HostArray
@@ -16,14 +17,6 @@ from medals_rt.io.dicom.headers import checked_uid
 from medals_rt.io.dicom.slices import Slice
 from medals_rt.io.palette import Rgb, instance_color
 from medals_rt.io.segment_metadata import Segment
-
-CT_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
-_BY_MODALITY: Final = {
-    "CT": CT_IMAGE,
-    "MR": "1.2.840.10008.5.1.4.1.1.4",
-    "PT": "1.2.840.10008.5.1.4.1.1.128",
-}
-"""SOP classes of single-frame images, for files that name none."""
 
 LONG_STRING: Final = 64
 """Letters that a name may have in DICOM."""
@@ -81,7 +74,7 @@ def reference_to(each: Slice) -> SliceReference:
         If its file lacks an identifier.
     """
     modality = str(each.image.header.get("Modality") or "")
-    kind = each.image.sop_class or _BY_MODALITY.get(modality)
+    kind = each.image.sop_class or traits_of_dicom(modality).dicom_image
     return SliceReference(
         checked_uid(kind, "SOPClassUID", each),
         checked_uid(each.image.sop_instance, "SOPInstanceUID", each),

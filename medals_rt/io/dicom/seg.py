@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 
 from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.choices import MODALITY_TRAITS
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import import_optional
@@ -25,7 +26,6 @@ from medals_rt.io.dicom.case import DicomSource
 from medals_rt.io.dicom.files import printable, reading, silence
 from medals_rt.io.dicom.headers import CHARACTER_SET, agreed_value, common_header, decimal
 from medals_rt.io.dicom.results import (
-    CT_IMAGE,
     LONG_STRING,
     SERIES_NUMBER,
     SliceReference,
@@ -164,7 +164,7 @@ def _source(found: DicomSource, *, rows: int, columns: int) -> _Source:
 
     first = found.slices[0]
     common, left_out = common_header(first)
-    common.SOPClassUID = CT_IMAGE
+    common.SOPClassUID = MODALITY_TRAITS["CT"].dicom_image
     common.Modality = printable(first.image.header.get("Modality") or "OT", 16)
     common.Rows, common.Columns = rows, columns
     common.PixelSpacing = [decimal(size) for size in first.pixel_mm]

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from medals_rt.common.atomic_io import atomic_output
+from medals_rt.common.choices import traits_of
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.io.dicom.files import reading, silence
 from medals_rt.io.dicom.headers import CHARACTER_SET
 from medals_rt.io.dicom.results import SERIES_NUMBER, one_line
 
-_PROCEDURES: Final = {"CT": "CTUnspecifiedBodyRegion", "MRI": "MRIUnspecifiedBodyRegion"}
 _DECIMALS: Final = 3
 _PATIENT_AND_STUDY: Final = ("StudyInstanceUID", "FrameOfReferenceUID")
 
@@ -113,7 +113,7 @@ def _content(hd: Any, seg: Any, groups: list[Any], modality: str) -> Any:
             model_name=seg.get("ManufacturerModelName"),
         ),
     )
-    procedure = getattr(codes.cid100, _PROCEDURES.get(modality, "ImagingProcedure"))
+    procedure = getattr(codes.cid100, traits_of(modality).dicom_procedure or "ImagingProcedure")
     return hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(observer_device_context=device),
         procedure_reported=procedure,

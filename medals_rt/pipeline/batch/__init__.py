@@ -4,50 +4,25 @@
 `claims` who does what, `records` what is done already, `run` does the work of one process, and
 `summary` writes down how it went. `shared_cells` lets processes of one or many machines claim cases
 in a shared folder, and `workers` starts them, one a GPU; `ray_cluster` has them on a cluster.
-`store` brings files from URLs and back.
+`remote_files` brings files from URLs and back. `start` does it all.
 """
 
-from medals_rt.pipeline.batch.claims import BatchStanding, Cells, settle_once, standing
-from medals_rt.pipeline.batch.parts import parse_part
-from medals_rt.pipeline.batch.plan import BatchCase, BatchPlan, BesideLabels, plan_batch
-from medals_rt.pipeline.batch.ray_cluster import run_on_ray
+from medals_rt.pipeline.batch.plan import Batch, BatchCase, BatchPlan, plan_batch
 from medals_rt.pipeline.batch.records import RESULT_CHANGED, Entry
-from medals_rt.pipeline.batch.run import Listener, run_batch
-from medals_rt.pipeline.batch.shared_cells import claims_file, identity_of, share_folders
-from medals_rt.pipeline.batch.store import staged
-from medals_rt.pipeline.batch.summary import summary_files, write_tables
-from medals_rt.pipeline.batch.workers import (
-    Place,
-    places_on_cores,
-    places_on_gpu,
-    places_on_gpus,
-    run_workers,
-)
+from medals_rt.pipeline.batch.run import Listener, Silent, run_cases
+from medals_rt.pipeline.batch.start import BatchResult, prepared_batch, run_batch
 
 __all__ = [
     "RESULT_CHANGED",
+    "Batch",
     "BatchCase",
     "BatchPlan",
-    "BatchStanding",
-    "BesideLabels",
-    "Cells",
+    "BatchResult",
     "Entry",
     "Listener",
-    "Place",
-    "claims_file",
-    "identity_of",
-    "parse_part",
-    "places_on_cores",
-    "places_on_gpu",
-    "places_on_gpus",
+    "Silent",
     "plan_batch",
+    "prepared_batch",
     "run_batch",
-    "run_on_ray",
-    "run_workers",
-    "settle_once",
-    "share_folders",
-    "staged",
-    "standing",
-    "summary_files",
-    "write_tables",
+    "run_cases",
 ]

@@ -15,7 +15,7 @@ from medals_rt.io.dicom.web_address import is_web_address
 from medals_rt.io.registry import ENDINGS, OUTPUT_ENDINGS, case_stem, is_dicom
 from medals_rt.pipeline.batch.jobs_file import JobRow, check_prompts, read_jobs, source_of
 from medals_rt.pipeline.batch.paths import STATE_FOLDER, CasePaths, read_written
-from medals_rt.pipeline.batch.store import content_sha256
+from medals_rt.pipeline.batch.remote_files import LOCAL, content_sha256
 from medals_rt.pipeline.job_outputs import ending_of, own_ending
 from medals_rt.pipeline.options import PromptSource
 from medals_rt.prompts.prompt_set import PromptReading
@@ -26,7 +26,7 @@ _DIRECTORY_OF_DICOM = "DICOMDIR"
 
 NAMED = 3
 _UNREAD_IMAGES = (
-    *(".mgz", ".mgh", ".minc", ".mnc", ".nii.xz", ".nii.bz2", ".nii.zst", ".gipl", ".vtk", ".vti"),
+    *(".minc", ".mnc", ".nii.xz", ".nii.bz2", ".nii.zst", ".gipl", ".vtk", ".vti"),
     *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".czi", ".nd2", ".lif", ".h5", ".hdf5"),
     *(".mat", ".npy", ".par", ".rec"),
 )
@@ -211,7 +211,7 @@ def _written(results: Path, reports: Path) -> dict[Path, str]:
     written: dict[Path, str] = {}
     folder = reports / STATE_FOLDER
     for file in folder.rglob("*.json"):
-        record = read_written(file)
+        record = read_written(LOCAL.read(file))
         if record is None:
             continue
         name = file.relative_to(folder).as_posix().removesuffix(".json")

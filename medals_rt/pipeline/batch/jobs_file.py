@@ -23,9 +23,10 @@ from medals_rt.common.choices import (
     Stages,
     StartFrom,
 )
-from medals_rt.common.errors import InputError, MissingFileError
+from medals_rt.common.errors import InputError
 from medals_rt.common.json_text import decode_json, validation_words
 from medals_rt.common.limits import MAX_MESH_REDUCTION
+from medals_rt.common.text_files import read_text
 from medals_rt.pipeline.job_outputs import ending_of
 from medals_rt.pipeline.options import PromptSource, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest, three_lengths
@@ -128,27 +129,13 @@ def read_jobs(path: Path) -> tuple[JobRow, ...]:
     InputError
         It isn't of this form; the message names the row.
     """
-    if not path.is_file():
-        raise MissingFileError(
-            f"there is no jobs file {path}; check the path", code="jobs-file-missing"
-        )
-    if path.stat().st_size > _MAX_FILE_BYTES:
-        raise InputError(
-            f"{path} is larger than {_MAX_FILE_BYTES} bytes; is it a jobs file?",
-            code="jobs-file-too-large",
-        )
     readers = {".json": _json_rows, ".csv": _csv_rows}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(
             f"{path.name} is of an unknown format; write the jobs as .json or .csv", code=_FORM
         )
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} isn't UTF-8 text ({error}); save it as UTF-8", code=_FORM
-        ) from error
+    text = read_text(path, "jobs file", most_bytes=_MAX_FILE_BYTES, form=_FORM)
     rows = tuple(_checked(content, place, path) for place, content in reader(text, path))
     if not rows:
         raise InputError(f"{path} holds no job; write one row a case", code="jobs-file-empty")

@@ -14,10 +14,8 @@ from medals_rt.io.registry import ENDINGS
 STATE_FOLDER: Final = ".medals-rt"
 """Where, beside the reports, a batch keeps its records."""
 
-_CLASS: Final = "class/"
-"""What the roles of files of classes begin with; their names follow."""
-_MAP: Final = "map/"
-"""What those of probability maps begin with."""
+MARK_ENDING: Final = ".writing"
+"""Ends the name of the mark beside a record whose files are being written."""
 
 
 @dataclass(frozen=True)
@@ -45,39 +43,29 @@ class CasePaths:
         return self.reports / STATE_FOLDER / f"{self.name}.json"
 
     @property
+    def mark(self) -> Path:
+        """Where it notes meanwhile what it writes."""
+        return self.record.with_name(f"{self.record.name}{MARK_ENDING}")
+
+    @property
     def labels(self) -> Path:
         """The label map."""
         return self._beside(self.ending)
 
-    @property
-    def report(self) -> Path:
-        """The report."""
-        return self.reports / "reports" / f"{self.name}.json"
+    def files(self) -> dict[str, Path]:
+        """Return the places of single files, by role as of `Job.output_files`."""
+        in_voxels = self.ending if self.ending in ENDINGS else ".nii.gz"  # no DICOM, no mesh
+        return {
+            "labels": self.labels,
+            "report": self.reports / "reports" / f"{self.name}.json",
+            "preview": self.reports / "previews" / f"{self.name}.png",
+            "lesions": self._beside(f"_lesions{in_voxels}"),
+            "sr": self._beside(".sr.dcm"),
+        }
 
-    @property
-    def preview(self) -> Path:
-        """The picture."""
-        return self.reports / "previews" / f"{self.name}.png"
-
-    @property
-    def lesions(self) -> Path:
-        """The map of numbered lesions; DICOM and meshes have none, so that it is NIfTI there."""
-        return self._beside(f"_lesions{self.ending if self.ending in ENDINGS else '.nii.gz'}")
-
-    @property
-    def sr(self) -> Path:
-        """The DICOM report of measurements."""
-        return self._beside(".sr.dcm")
-
-    @property
-    def classes(self) -> Path:
-        """The folder of files of classes."""
-        return self.results / self.name
-
-    @property
-    def maps(self) -> Path:
-        """The folder of probability maps."""
-        return self._beside("_probabilities")
+    def folders(self) -> dict[str, Path]:
+        """Return the folders of files of classes, by role as of `Job.output_folders`."""
+        return {"class": self._beside(""), "map": self._beside("_probabilities")}
 
     def all_of(self, written: WrittenFiles) -> Iterator[tuple[Path, str]]:
         """Go through all files that a batch wrote of the case, with the SHA-256 of each."""
@@ -93,21 +81,14 @@ class CasePaths:
         return path.relative_to(top).as_posix()
 
     def of(self, roles: Iterable[str]) -> Iterator[tuple[str, Path]]:
-        """Go through files by role: the properties' names, and those of `class_roles`."""
-        single = {
-            "labels": self.labels,
-            "report": self.report,
-            "preview": self.preview,
-            "lesions": self.lesions,
-            "sr": self.sr,
-        }
+        """Go through files by role: those of `files`, and those of single classes (`role_in`)."""
+        files, folders = self.files(), self.folders()
         for role in roles:
-            if role in single:
-                yield role, single[role]
-            elif is_of_class(role):
-                yield role, self.classes / PurePosixPath(role).name
-            elif is_of_map(role):
-                yield role, self.maps / PurePosixPath(role).name
+            folder = folder_of(role)
+            if role in files:
+                yield role, files[role]
+            elif folder in folders:
+                yield role, folders[folder] / PurePosixPath(role).name
 
     def _beside(self, ending: str) -> Path:
         result = self.results / self.name
@@ -134,25 +115,20 @@ class WrittenFiles:
     left: dict[str, str] = field(default_factory=dict)
 
 
-def read_written(record: Path) -> WrittenFiles | None:
+def read_written(record: bytes | None) -> WrittenFiles | None:
     """Read that part of a record; None where there is none, or it is damaged."""
     try:
-        return msgspec.json.decode(record.read_bytes(), type=WrittenFiles)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None if record is None else msgspec.json.decode(record, type=WrittenFiles)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
-def class_roles(class_files: Iterable[Path], maps: Iterable[Path]) -> list[str]:
-    """Name the roles of files of classes and of probability maps."""
-    split = [f"{_CLASS}{path.name}" for path in class_files]
-    return split + [f"{_MAP}{path.name}" for path in maps]
+def role_in(folder: str, file: Path) -> str:
+    """Name the role of a file of a class in a folder of this role."""
+    return f"{folder}/{file.name}"
 
 
-def is_of_class(role: str) -> bool:
-    """Whether it is the role of a file of a class."""
-    return role.startswith(_CLASS)
-
-
-def is_of_map(role: str) -> bool:
-    """Whether it is the role of a probability map."""
-    return role.startswith(_MAP)
+def folder_of(role: str) -> str | None:
+    """Return the role of the folder that a file of a class lies in; None of other files."""
+    folder, in_folder, _ = role.partition("/")
+    return folder if in_folder else None

@@ -1,53 +1,115 @@
 """What a batch has to do: its cases, their names, and where each result goes."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os.path import realpath
 from pathlib import Path, PurePosixPath
+from typing import Any
 from unicodedata import normalize
 
+from medals_rt.common.arguments import take_paths
+from medals_rt.common.choices import SAME_FORMAT
 from medals_rt.common.errors import InputError
 from medals_rt.io.registry import ENDINGS, is_dicom
 from medals_rt.pipeline.batch.find import NAMED, Found, Search, from_jobs, searched
 from medals_rt.pipeline.batch.jobs_file import JobRow, grid_of_row, in_row, source_of, stated
-from medals_rt.pipeline.batch.paths import CasePaths, is_of_class, is_of_map
-from medals_rt.pipeline.batch.store import LOCAL, Store
+from medals_rt.pipeline.batch.paths import CasePaths, folder_of
+from medals_rt.pipeline.batch.remote_files import LOCAL, RemoteFiles
 from medals_rt.pipeline.job_outputs import (
     all_inputs,
     check_grid,
     check_labels_are_dicom,
     check_mesh,
+    ending_of,
     own_ending,
 )
-from medals_rt.pipeline.job_request import Job
+from medals_rt.pipeline.job_request import Job, check_parts, fields_by_role
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest
 
 
 @dataclass(frozen=True)
-class BesideLabels:
-    """What each case of a batch gets beside its labels and its report; see `job_request.Job`.
+class Batch:
+    """What is to be done with many cases: what `medals-rt batch` takes.
 
     Attributes
     ----------
+    inputs
+        Folders (with all below them), cases, patterns such as ``scans/*.nii.gz``, addresses of
+        series on a DICOMweb server, or text files that list such, one a line; one alone needs no
+        tuple. With `jobs` one folder, from which its paths are taken.
+    outputs
+        The folder of results. Inputs and outputs may be URLs, such as ``s3://bucket/scans``.
+    source, options
+        Prompts and options of the cases whose row of `jobs` has none.
+    jobs
+        A jobs file, which then says which cases there are; see `jobs_file.JobRow`.
+    reports
+        The folder of reports, pictures and records; None: that of the results.
+    series, select
+        As of `Job`, which series and images; of the cases that can hold several (DICOM).
+    format
+        Ending of the results, such as ``"nii.gz"``; ``"same"``: that of the case.
     preview
-        Whether pictures are drawn.
+        Whether pictures are drawn, and `index.html` is written.
     split, probabilities
         Whether each class gets a file of its own, and a probability map: in the folders NAME and
         NAME_probabilities.
     instances, sr
         Whether lesions are numbered in a file of their own, NAME_lesions, and measurements written
         as a DICOM report, NAME.sr.dcm.
-    mesh_reduction
-        Share of the faces of surfaces to leave out.
+    mesh_reduction, grid, store
+        As of `Job`.
+    statistics
+        Whether `statistics.csv` and `lesions.csv` are written, tables over all cases.
+    part
+        Only these cases: ``"I/N"``, ``"auto"`` or ``"auto/N"``; see `parts.parse_part`.
+    processes
+        How many processes share the work and the cores; None: this one alone.
+    gpus
+        A process on each of these GPUs: ``"all"`` or numbers, such as ``"0,1"``.
+    ray
+        Address of a Ray cluster to run on, ``"auto"``, or ``"local"`` for one of this machine.
+
+    Raises
+    ------
+    InputError
+        `processes` is below 1 (``not-positive``).
     """
 
+    inputs: tuple[Path, ...]
+    outputs: Path
+    source: PromptSource = field(default_factory=PromptSource)
+    options: RunOptions = field(default_factory=RunOptions)
+    jobs: Path | None = None
+    reports: Path | None = None
+    series: str | None = None
+    select: tuple[str, ...] = ()
+    format: str = SAME_FORMAT
     preview: bool = True
     split: bool = False
     probabilities: bool = False
     instances: bool = False
     sr: bool = False
     mesh_reduction: float = 0.0
+    grid: GridRequest = field(default_factory=GridRequest)
+    store: str | None = None
+    statistics: bool = False
+    part: str | None = None
+    processes: int | None = None
+    gpus: str | None = None
+    ray: str | None = None
+
+    def __post_init__(self) -> None:
+        take_paths(self, "inputs", "outputs", "jobs", "reports")
+        check_parts(self)
+        alone = isinstance(self.inputs, Path)
+        inputs = (self.inputs,) if alone else tuple(map(Path, self.inputs))
+        object.__setattr__(self, "inputs", inputs)
+        if self.processes is not None and self.processes < 1:
+            raise InputError(
+                f"processes must be 1 or above, found {self.processes}", code="not-positive"
+            )
 
 
 @dataclass(frozen=True)
@@ -60,13 +122,16 @@ class BatchCase:
         What is to be done.
     paths
         Where its files go; the job names those that it gets.
-    store
-        Where they lie.
+    given
+        How its row of the jobs file names its inputs, from the folder of inputs.
+    remote
+        Which files lie behind URLs.
     """
 
     job: Job
     paths: CasePaths
-    store: Store = LOCAL
+    given: tuple[str | None, ...] = ()
+    remote: RemoteFiles = LOCAL
 
     @property
     def name(self) -> str:
@@ -84,85 +149,38 @@ class BatchCase:
         Parameters
         ----------
         roles_of_classes
-            Those of `paths.class_roles`; others are passed over, and those for which the job asks
-            for no folder.
+            Those of `paths.role_in`; others are passed over, and those for which the job asks for
+            no folder.
         """
-        job = self.job
-        named = {
-            "labels": job.output,
-            "report": job.report,
-            "preview": job.preview,
-            "lesions": job.instances,
-            "sr": job.sr,
-        }
-        found = {role: path for role, path in named.items() if path is not None}
-        asked = [
-            role
-            for role in roles_of_classes
-            if (job.split is not None and is_of_class(role))
-            or (job.probabilities is not None and is_of_map(role))
-        ]
-        return found | dict(self.paths.of(asked))
+        folders = self.job.output_folders()
+        asked = [role for role in roles_of_classes if folder_of(role) in folders]
+        return self.job.output_files() | dict(self.paths.of(asked))
 
 
 @dataclass(frozen=True)
 class BatchPlan:
     """All cases of a batch in their order, and where what is about all of them goes.
 
-    `passed_over` names what in the folders is no case, a line each; `store` says where files lie.
+    `passed_over` names what in the folders is no case, a line each; `remote` says which files lie
+    behind URLs.
     """
 
     cases: tuple[BatchCase, ...]
     results: Path
     reports: Path
     passed_over: tuple[str, ...] = ()
-    store: Store = LOCAL
+    remote: RemoteFiles = LOCAL
 
 
-def plan_batch(
-    inputs: Sequence[Path],
-    results: Path,
-    *,
-    jobs: Path | None = None,
-    reports: Path | None = None,
-    source: PromptSource,
-    options: RunOptions,
-    series: str | None = None,
-    select: tuple[str, ...] = (),
-    ending: str | None = None,
-    beside: BesideLabels = BesideLabels(),
-    grid: GridRequest = GridRequest(),  # noqa: B008 - frozen
-    store: str | None = None,
-    files: Store = LOCAL,
-) -> BatchPlan:
+def plan_batch(batch: Batch, remote: RemoteFiles = LOCAL) -> BatchPlan:
     """Find the cases and decide on the name of every file that will be written.
 
     Parameters
     ----------
-    inputs
-        Folders (with all below them), cases, patterns such as ``scans/*.nii.gz``, addresses of
-        series on a DICOMweb server, or text files that list such, one a line. With `jobs` one
-        folder, from which its paths are taken.
-    results
-        The folder of results.
-    jobs
-        A jobs file, which then says which cases there are; see `jobs_file.JobRow`.
-    reports
-        The folder of reports, pictures and records; None: that of the results.
-    source, options
-        Prompts and options of the cases whose row has none.
-    series, select
-        Likewise, which series and images; of the cases that can hold several (DICOM).
-    ending
-        Of the results, such as ``".nii.gz"``; None: that of the case.
-    beside
-        What is written beside labels and reports.
-    grid
-        The grid that label maps are written on.
-    store
-        Address of a DICOMweb server where results are stored too.
-    files
-        Where the files lie whose places are given.
+    batch
+        What is asked for, with places on this machine instead of URLs.
+    remote
+        Which of them are of files behind URLs.
 
     Raises
     ------
@@ -171,27 +189,33 @@ def plan_batch(
         results, a report or a server wants DICOM and the results are none, or the jobs file has an
         error.
     """
-    reports = reports or results
-    if jobs is not None:
-        search = Search(tuple(from_jobs(jobs, inputs, source, options.reading)))
+    common_ending = ending_of(batch.format)
+    reports = batch.reports or batch.outputs
+    if batch.jobs is not None:
+        found = from_jobs(batch.jobs, batch.inputs, batch.source, batch.options.reading)
+        search = Search(tuple(found))
     else:
-        search = searched(inputs, results, reports)
+        search = searched(batch.inputs, batch.outputs, reports)
     if not search.cases:
         others = "".join(f" ({line})" for line in search.passed_over)
         raise InputError(
-            f"there is no case in {', '.join(map(str, inputs))}{others}; cases are files that end "
-            f"in {', '.join(ENDINGS)}, DICOM folders and zips of them",
+            f"there is no case in {', '.join(map(str, batch.inputs))}{others}; cases are files "
+            f"that end in {', '.join(ENDINGS)}, DICOM folders and zips of them",
             code="no-case",
         )
-    common = _Common(
-        results, reports, source, options, series, select, ending, beside, grid, store, files
-    )
-    cases = tuple(_batch_case(each, common) for each in search.cases)
+
+    def case_of(found: Found) -> BatchCase:
+        ending = found.ending or common_ending or own_ending(found.path)
+        paths = CasePaths(_checked_name(found), batch.outputs, reports, ending)
+        given = (found.row.input, found.row.spatial_prompts)
+        return BatchCase(_job_of(found, batch, paths), paths, given, remote)
+
+    cases = tuple(map(case_of, search.cases))
     _refuse_clashes(cases)
     _refuse_overwriting(cases)
     for case in cases:
         check_labels_are_dicom(case.job, remedy="say --format dcm")
-    return BatchPlan(cases, results, reports, search.passed_over, files)
+    return BatchPlan(cases, batch.outputs, reports, search.passed_over, remote)
 
 
 def one_name(name: str) -> str:
@@ -199,25 +223,13 @@ def one_name(name: str) -> str:
     return normalize("NFC", name).casefold()
 
 
-@dataclass(frozen=True)
-class _Common:
-    """What all cases have whose row of the jobs file doesn't say otherwise; as of `plan_batch`."""
+def _checked_name(found: Found) -> str:
+    """Return what a case is called.
 
-    results: Path
-    reports: Path
-    source: PromptSource
-    options: RunOptions
-    series: str | None
-    select: tuple[str, ...]
-    ending: str | None
-    beside: BesideLabels
-    grid: GridRequest
-    store: str | None
-    files: Store
-
-
-def _batch_case(found: Found, common: _Common) -> BatchCase:
-    """Decide what is to be done with a case, and where its files go."""
+    Raises
+    ------
+    InputError
+    """
     name = PurePosixPath(found.name).as_posix()
     parts = name.split("/")
     if "\0" in name or any(part.startswith(".") or not part for part in parts):
@@ -227,33 +239,35 @@ def _batch_case(found: Found, common: _Common) -> BatchCase:
             "and no part of it may begin with a dot",
             code="result-name-invalid",
         )
-    ending = found.ending or common.ending or own_ending(found.path)
-    paths = CasePaths(name, common.results, common.reports, ending)
-    beside = replace(common.beside, **stated(found.row, BesideLabels))
+    return name
+
+
+def _job_of(found: Found, batch: Batch, paths: CasePaths) -> Job:
+    """Decide what is to be done with a case."""
+    own = replace(batch, **stated(found.row, Batch))
+    names = fields_by_role()
+    places = {names[role]: path for role, path in (paths.files() | paths.folders()).items()}
+    wanted: dict[str, Any] = {
+        name: path for name, path in places.items() if getattr(own, name, True)
+    }
     job = Job(
         input=found.path,
-        output=paths.labels,
-        source=common.source,
-        report=paths.report,
-        preview=paths.preview if beside.preview else None,
-        split=paths.classes if beside.split else None,
-        probabilities=paths.maps if beside.probabilities else None,
-        instances=paths.lesions if beside.instances else None,
-        sr=paths.sr if beside.sr else None,
-        mesh_reduction=beside.mesh_reduction,
-        grid=grid_of_row(found.row, common.grid),
-        options=common.options,
-        store=common.store,
+        **wanted,
+        source=batch.source,
+        mesh_reduction=own.mesh_reduction,
+        grid=grid_of_row(found.row, batch.grid),
+        options=batch.options,
+        store=batch.store,
     )
     if is_dicom(found.path):
-        job = replace(job, series=common.series, select=common.select)
+        job = replace(job, series=batch.series, select=batch.select)
     job = _with_row(job, found.row, found.folder)
     if found.place:  # a mistake in a row; of files in a folder those fail that can't have it
         with in_row(found.place):
             check_grid(job)
             check_mesh(job)
             check_labels_are_dicom(job, remedy="make its format dcm")
-    return BatchCase(job, paths, common.files)
+    return job
 
 
 def _with_row(job: Job, row: JobRow, folder: Path) -> Job:
@@ -296,8 +310,7 @@ def _refuse_clashes(cases: Sequence[BatchCase]) -> None:
     folders = _folders_of_classes(cases)
     written: dict[str, BatchCase] = {}
     for case in cases:
-        job = case.job
-        for path in filter(None, (job.output, job.instances, job.sr)):
+        for path in case.job.output_files().values():
             if folders.get(one_name(str(path.parent)), case) is not case:
                 raise InputError(
                     f"{path} would lie among the classes of another case; name one of them in a "
@@ -321,7 +334,7 @@ def _folders_of_classes(cases: Sequence[BatchCase]) -> dict[str, BatchCase]:
     """
     folders: dict[str, BatchCase] = {}
     for case in cases:
-        for folder in filter(None, (case.job.split, case.job.probabilities)):
+        for folder in case.job.output_folders().values():
             if folders.setdefault(one_name(str(folder)), case) is not case:
                 raise InputError(
                     f"{folder} would hold the classes of two cases; name one of them in a jobs "
@@ -341,13 +354,13 @@ def _refuse_overwriting(cases: Sequence[BatchCase]) -> None:
     read = {Path(realpath(path)): path for case in cases for path in all_inputs(case.job)}
     beside = {place.parent for place, path in read.items() if not path.is_dir()}
     for job in (case.job for case in cases):
-        for path in filter(None, (job.output, job.report, job.preview, job.instances, job.sr)):
+        for path in job.output_files().values():
             if Path(realpath(path)) in read:
                 raise InputError(
                     f"{path} would overwrite an input; choose another folder of outputs",
                     code="input-overwritten",
                 )
-        for folder in filter(None, (job.split, job.probabilities)):
+        for folder in job.output_folders().values():
             place = Path(realpath(folder))
             if place in read or place in beside:  # which classes it gets is not known yet
                 raise InputError(

@@ -21,7 +21,7 @@ from medals_rt.common.optional_deps import import_optional
 from medals_rt.pipeline.batch.claims import Cells, LocalCells
 from medals_rt.pipeline.batch.plan import BatchCase
 from medals_rt.pipeline.batch.records import Entry
-from medals_rt.pipeline.batch.run import Listener, run_batch
+from medals_rt.pipeline.batch.run import Listener, run_cases
 from medals_rt.pipeline.batch.supervision import GRACE_S, Event, Teller, rotated, supervise
 from medals_rt.pipeline.options import RunOptions
 
@@ -41,12 +41,12 @@ def run_on_ray(
     cells: Cells,
     own: Sequence[int],
 ) -> dict[int, Entry]:
-    """Run cases as `run_batch`, in actors of a Ray cluster.
+    """Run cases as `run_cases`, in actors of a Ray cluster.
 
     Parameters
     ----------
     cases, options, listener, own
-        As for `run_batch`.
+        As for `run_cases`.
     address
         Of the cluster, ``"auto"``, or `LOCAL`.
     workers
@@ -61,7 +61,7 @@ def run_on_ray(
     RunnerError
         There is no cluster, or workers end and take no case.
     MedalsError
-        As `run_batch`.
+        As `run_cases`.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray is imported: nothing is sent away
     if address == LOCAL:  # a cluster that no other machine can join listens on the loopback alone
@@ -187,7 +187,7 @@ class _Actor:
 
         teller = _ActorTeller(ray, task)
         try:
-            run_batch(
+            run_cases(
                 ray.get(task.cases[0]),
                 task.options,
                 teller,

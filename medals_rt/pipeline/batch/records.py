@@ -4,47 +4,50 @@ A case is finished when a record says so for the very content that it has now: t
 input, its prompts, the options that decide a result, the bundle and this package's version. The
 record holds the SHA-256 of every file that was written; where one is missing, the case is made
 again. One that was changed since is somebody's work: it stays, and so do files that no batch wrote.
-Records are written after the files that they speak of; a mark beside them says that these are being
-written, so that what a killed process leaves can be told from what is somebody's.
+Records are written after the files that they speak of; a mark beside them holds, before each file
+takes its place, the SHA-256 of that, so that what a killed process leaves can be told from what is
+somebody's.
 """
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import msgspec
 
-from medals_rt.common.atomic_io import atomic_output, write_json
+from medals_rt.common.atomic_io import atomic_output, outputs_told, write_json
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import InputError, PromptError
 from medals_rt.common.notes import Note, warning
 from medals_rt.pipeline.batch.find import first_of
 from medals_rt.pipeline.batch.paths import (
+    MARK_ENDING,
     STATE_FOLDER,
     CasePaths,
     WrittenFiles,
-    class_roles,
-    is_of_class,
-    is_of_map,
+    folder_of,
     read_written,
+    role_in,
 )
 from medals_rt.pipeline.batch.plan import BatchCase, BatchPlan, one_name
-from medals_rt.pipeline.batch.store import content_sha256
+from medals_rt.pipeline.batch.remote_files import LOCAL, content_sha256
 from medals_rt.pipeline.class_statistics import ClassStatistics
 from medals_rt.pipeline.job_outputs import files_of_classes, files_of_maps
 from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.lesion_statistics import LesionStatistics
-from medals_rt.prompts.prompt_set import PromptSet
+from medals_rt.pipeline.options import PromptSource
+from medals_rt.prompts.prompt_set import PromptReading, PromptSet
 
 RECORD_FORMAT: Final = 4
 RESULT_CHANGED: Final = "result-changed"
 """Code of the warning that somebody changed a finished case's files."""
 RESULT_NOT_OURS: Final = "result-not-ours"
 """Code of the error that says that a result would take the place of somebody's file."""
-_WRITING: Final = ".writing"
-"""Ends the name of the mark beside a record whose files are being written."""
 
 Status = Literal["done", "kept", "failed", "skipped"]
 
@@ -149,53 +152,139 @@ def fingerprint(case: BatchCase, bundle_hash: str) -> str:
     OSError
         The input or the annotation can't be read.
     """
-    job, identity = case.job, case.store.identity
-    drawn = job.spatial_prompts
+    inputs = case.job.input_files()
     parts = {
         "format": RECORD_FORMAT,
         "version": VERSION,
         "bundle": bundle_hash,
-        "options": job.options.deciding(),
-        "input": identity(job.input),
-        **({} if job.store is None else {"store": job.store}),
-        **({} if job.grid.is_scans else {"grid": (job.grid.spacing_hwd_mm, job.grid.crop_mm)}),
-        **({} if not job.mesh_reduction else {"mesh_reduction": job.mesh_reduction}),
-        "series": job.series,
-        "select": job.select,
-        "prompts": _asked_for(job),
-        "groups": (job.source.groups, job.source.everything),
-        "resample": job.resample,
-        "spatial_prompts": None if drawn is None else identity(drawn),
+        "inputs": {role: case.remote.identity(path) for role, path in inputs.items()},
+        "asked": asked_of(case.job),
     }
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
-def _asked_for(job: Job) -> object:
-    """Return labels and sentences, None where they are inside the input, groups left out.
+def stated_prompts(source: PromptSource, reading: PromptReading) -> object:
+    """Return the classes that are asked for, as JSON has them, whatever file they stand in.
 
-    Sentences that leave the modality to the image are taken as they are written.
+    Of prompts inside the input nothing, of groups the names, and sentences that leave the modality
+    to the image as they are written.
     """
-    stated = replace(job.source, groups=(), everything=False)
+    groups = (source.groups, source.everything, source.kind) if source.asks_for_groups else None
+    stated = replace(source, groups=(), everything=False)
     try:
-        prompts = stated.read(job.options.reading)
+        prompts = stated.read(reading)
     except PromptError:
         file = None if stated.file is None else content_sha256(stated.file)
-        return [file, stated.sentences, stated.kind, stated.lesions]
-    return None if prompts is None else list(prompts.as_mapping().items())
+        return [groups, file, stated.sentences, stated.kind, stated.lesions]
+    return [groups, None if prompts is None else list(prompts.as_mapping().items())]
 
 
-def kept_entry(case: BatchCase, made_from: str) -> Entry | None:
+def asked_of(
+    job: Job, prompts_of: Callable[[PromptSource, PromptReading], object] = stated_prompts
+) -> dict[str, object]:
+    """Return, as JSON has it, all that decides a result but the inputs, the bundle and the version.
+
+    Parameters
+    ----------
+    job
+        What is to be done.
+    prompts_of
+        As `stated_prompts`, such as one that reads no prompts twice.
+
+    Raises
+    ------
+    InputError
+        The prompts can't be read.
+    """
+    return {
+        **job.deciding(),
+        "source": prompts_of(job.source, job.options.reading),
+        "options": job.options.deciding(),
+    }
+
+
+class Earlier:
+    """What earlier runs have left of a case; each file is read once, when it is first asked for.
+
+    Parameters
+    ----------
+    case
+        The case, which nobody else has in hand.
+    """
+
+    def __init__(self, case: BatchCase) -> None:
+        self._case = case
+
+    @cached_property
+    def _content(self) -> bytes | None:
+        return self._case.remote.read(self._case.record)
+
+    @cached_property
+    def _mark(self) -> bytes | None:
+        return self._case.remote.read(self._case.paths.mark)
+
+    @cached_property
+    def record(self) -> Record | None:
+        """The case's record."""
+        return _read(self._content)
+
+    @cached_property
+    def written(self) -> WrittenFiles | None:
+        """The files that the record speaks of, whatever format it is of."""
+        return read_written(self._content)
+
+    @property
+    def finished(self) -> Record | None:
+        """The record of a case that is finished, if no newer files of it are half written."""
+        record = self.record
+        if record is not None and record.entry.status != "done":
+            record = record.before
+        return None if record is None or self._mark is not None else record
+
+    def own_files(self, but: Collection[Path] = ()) -> dict[Path, str]:
+        """Return the files that are now as a batch wrote them, with the SHA-256 of each.
+
+        Of those in `but` nothing is read.
+        """
+        if self.written is None:
+            return {}
+        recorded = dict(self._case.paths.all_of(self.written))
+        return {
+            path: digest
+            for path, digest in recorded.items()
+            if path not in but and self._case.remote.identity(path) == digest
+        }
+
+    def half_written(self) -> dict[Path, str]:
+        """Return the files that are now as a process which ended without a word has written them.
+
+        With the SHA-256 of each.
+        """
+        begun = read_written(self._mark)
+        if begun is None:
+            return {}
+        return {
+            path: digest
+            for path, digest in self._case.paths.all_of(begun)
+            if self._case.remote.sha256(path) == digest
+        }
+
+
+def kept_entry(case: BatchCase, made_from: str, earlier: Earlier) -> Entry | None:
     """Return the entry of a case that is finished and whose files are all there."""
-    record = _finished_record(case)
+    record = earlier.finished
     if record is None or record.fingerprint != made_from:
         return None
     return _kept(case, record)
 
 
-def earlier_notes(case: BatchCase, prompts: PromptSet, made_from: str) -> tuple[Note, ...]:
-    """Note what becomes of a case's files of an earlier batch: replaced, or left beside the new.
+def check_earlier_files(
+    case: BatchCase, prompts: PromptSet, made_from: str, earlier: Earlier
+) -> tuple[Note, ...]:
+    """Refuse to write over files that no batch wrote; note what becomes of those that one did.
 
-    Files that were changed since are not the batch's any more, and nothing is said of them.
+    They are replaced, or left beside the new. Files that were changed since are not the batch's any
+    more, and nothing is said of those that stay.
 
     Parameters
     ----------
@@ -205,19 +294,37 @@ def earlier_notes(case: BatchCase, prompts: PromptSet, made_from: str) -> tuple[
         Its prompts.
     made_from
         Its fingerprint.
+    earlier
+        What earlier runs have left of it.
+
+    Raises
+    ------
+    InputError
+        ``result-not-ours``.
     """
-    record = _finished_record(case)
+    own = earlier.own_files()
+    new = set(case.files(roles_of_classes(case, prompts)).values())
+    ours = own.keys() | earlier.half_written().keys()
+    others = sorted(path for path in new if path not in ours and case.remote.exists(path))
+    if others:
+        written = earlier.written
+        was_ours = written is not None and others[0] in dict(case.paths.all_of(written))
+        why = "was changed since it was written" if was_ours else "was not written by a batch"
+        raise InputError(
+            f"{first_of(map(case.paths.below, others))} {why}, and would be lost: move it away or "
+            "remove it, or choose another folder of outputs",
+            code=RESULT_NOT_OURS,
+        )
+    record = earlier.finished
     if record is None:
         return ()
-    own, job = _own_files(case), case.job
-    new = set(case.files(roles_of_classes(case, prompts)).values())
-    told = (job.split, job.probabilities)  # what else lies in them is told by `check_class_files`
+    told = case.job.output_folders().values()  # what else lies in them `check_class_files` tells
     stay = [path for path in own if path not in new and path.parent not in told]
     labels = replace(case.paths, ending=record.ending).labels
     before = {each.label: each.name for each in record.entry.classes}
     asked = {each.label: each.class_key.name for each in prompts.prompts}
     had = "" if before == asked else f", which had {', '.join(before.values())},"
-    if not _may_be_one(record.entry.input, shown(case.store.shown(case.job.input))):
+    if not _may_be_one(record.entry.input, shown(case.remote.shown(case.job.input))):
         had = f"{had or ','} of {record.entry.input},"
     notes = []
     if had and labels in own and labels in new:
@@ -241,23 +348,6 @@ def _may_be_one(before: str, now: str) -> bool:
     return longer[len(longer) - len(shorter) :] == shorter
 
 
-def _own_files(case: BatchCase, but: Collection[Path] = ()) -> dict[Path, str]:
-    """Return the files of a case that are as a batch wrote them, with the SHA-256 of each.
-
-    Of those in `but` nothing is read.
-    """
-    case.store.fetch(case.record)
-    written = read_written(case.record)
-    if written is None:
-        return {}
-    recorded = dict(case.paths.all_of(written))
-    return {
-        path: digest
-        for path, digest in recorded.items()
-        if path not in but and case.store.identity(path) == digest
-    }
-
-
 def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
     """Return the cases that earlier batches finished in a batch's folders, by name, not its own.
 
@@ -269,16 +359,16 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
     for path in sorted(folder.rglob("*.json")):
         name = path.relative_to(folder).as_posix().removesuffix(".json")
         skipped = one_name(name) in own or path.name.startswith(".")
-        record = None if skipped else _read(path)
-        being_written = path.with_name(f"{path.name}{_WRITING}").exists()
+        record = None if skipped else _read(LOCAL.read(path))
+        being_written = path.with_name(f"{path.name}{MARK_ENDING}").exists()
         if record is None or record.entry.status != "done" or being_written:
             continue
         paths = CasePaths(name, plan.results, plan.reports, record.ending)
         job = Job(
             input=Path(record.entry.input),
             output=paths.labels,
-            report=paths.report,
-            preview=paths.preview if "preview" in record.files else None,
+            report=paths.files()["report"],
+            preview=paths.files()["preview"] if "preview" in record.files else None,
         )
         case = BatchCase(job, paths)
         kept = _kept(case, record)
@@ -289,12 +379,34 @@ def finished_before(plan: BatchPlan) -> tuple[tuple[BatchCase, Entry], ...]:
 
 def roles_of_classes(case: BatchCase, prompts: PromptSet) -> list[str]:
     """Name the roles of the files that a case gets for each class."""
-    split, maps = files_of_classes(case.job, prompts), files_of_maps(case.job, prompts)
-    return class_roles(split.values(), maps.values())
+    named = {"class": files_of_classes, "map": files_of_maps}
+    return [
+        role_in(folder, path)
+        for folder, files_of in named.items()
+        for path in files_of(case.job, prompts).values()
+    ]
 
 
-def remember(case: BatchCase, made_from: str, entry: Entry, roles: Collection[str] = ()) -> None:
-    """Note that a case is finished, with the files that were written; `roles` of its classes'.
+def remember(
+    case: BatchCase,
+    made_from: str,
+    entry: Entry,
+    earlier: Earlier,
+    roles: Collection[str] = (),
+    digests: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Note that a case is finished, with the files that were written.
+
+    Parameters
+    ----------
+    case, made_from, entry
+        The case, its fingerprint, and how it went.
+    earlier
+        What earlier runs had left of it before.
+    roles
+        Of the files of its classes.
+    digests
+        SHA-256 of files by role, as of `writing_noted`.
 
     Raises
     ------
@@ -302,23 +414,33 @@ def remember(case: BatchCase, made_from: str, entry: Entry, roles: Collection[st
         The record can't be written.
     """
     written, files = case.files(roles), {}
-    others = _own_files(case, but=written.values())
-    left = {case.paths.below(path): digest for path, digest in others.items()}
+    now = set(written.values())
+    left = {
+        case.paths.below(path): case.remote.identity(path) or ""
+        for path in (*earlier.own_files(but=now), *earlier.half_written())
+        if path not in now
+    }
+    case.remote.put(case.paths.mark)
     for role, path in written.items():
-        case.store.put(path)
-        files[role] = case.store.identity(path) or ""
-        case.store.drop(path)
+        known = digests.get(role) if case.remote.url(path) is None else None
+        case.remote.put(path)
+        files[role] = known or case.remote.identity(path) or ""
+        case.remote.drop(path)
     _write(case, Record(RECORD_FORMAT, made_from, files, entry, case.paths.ending, left))
-    case.store.remove(_writing_path(case))
+    case.remote.remove(case.paths.mark)
 
 
-def remember_failure(case: BatchCase, entry: Entry, *, keeps_files: bool = False) -> None:
+def remember_failure(
+    case: BatchCase, entry: Entry, earlier: Earlier, *, keeps_files: bool = False
+) -> None:
     """Note that a case has no result, for the tables that another process may write.
 
     Parameters
     ----------
     case, entry
         The case, and how it went.
+    earlier
+        What earlier runs have left of it.
     keeps_files
         Whether what its record speaks of stays. Else it is removed where it is as it was written: a
         result of another content must not pass for its own.
@@ -328,13 +450,12 @@ def remember_failure(case: BatchCase, entry: Entry, *, keeps_files: bool = False
     OutputError
         The record can't be written.
     """
-    before = _finished_record(case)
+    before, written = earlier.finished, earlier.written
     if not keeps_files:
-        for path in (*_own_files(case), *_half_written(case), _writing_path(case)):
-            case.store.remove(path)
-    written = read_written(case.record) if keeps_files else None
+        for path in (*earlier.own_files(), *earlier.half_written(), case.paths.mark):
+            case.remote.remove(path)
     record = Record(RECORD_FORMAT, "", {}, entry, "")
-    if written is not None:
+    if keeps_files and written is not None:
         record = replace(
             record,
             files=written.files,
@@ -345,43 +466,41 @@ def remember_failure(case: BatchCase, entry: Entry, *, keeps_files: bool = False
     _write(case, record)
 
 
-def check_overwritten(case: BatchCase, prompts: PromptSet) -> None:
-    """Refuse to write over files that no batch wrote, or that were changed since.
+@contextmanager
+def writing_noted(
+    case: BatchCase, earlier: Earlier, roles: Collection[str] = ()
+) -> Iterator[Mapping[str, str]]:
+    """Keep a mark of what files of a case are like, each before it takes its place.
 
-    Raises
-    ------
-    InputError
-        ``result-not-ours``.
+    It stays until the case is settled. Yields the SHA-256 of those that are there, by role.
+
+    Parameters
+    ----------
+    case
+        The case, whose files this thread writes in the block.
+    earlier
+        What earlier runs have left of it.
+    roles
+        Of the files of its classes.
     """
-    own = {*_own_files(case), *_half_written(case)}
-    files = case.files(roles_of_classes(case, prompts)).values()
-    others = [path for path in files if path not in own and case.store.exists(path)]
-    if others:
-        written = read_written(case.record)
-        ours = written is not None and others[0] in dict(case.paths.all_of(written))
-        why = "was changed since it was written" if ours else "was not written by a batch"
-        raise InputError(
-            f"{first_of(map(case.paths.below, others))} {why}, and would be lost: move it away or "
-            "remove it, or choose another folder of outputs",
-            code=RESULT_NOT_OURS,
-        )
+    before = {case.paths.below(path): digest for path, digest in earlier.half_written().items()}
+    roles_of = {path: role for role, path in case.files(roles).items()}
+    digests: dict[str, str] = {}
 
+    def note() -> None:
+        content = msgspec.json.encode(WrittenFiles(digests, case.paths.ending, before))
+        with atomic_output(case.paths.mark) as temporary:
+            temporary.write_bytes(content)
 
-def note_writing(case: BatchCase, roles: Collection[str] = ()) -> None:
-    """Note that files of a case are being written, until it is settled; `roles` of its classes'."""
-    path = _writing_path(case)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    begun = WrittenFiles(dict.fromkeys(case.files(roles), ""), case.paths.ending)
-    path.write_bytes(msgspec.json.encode(begun))
-    case.store.put(path)
+    def told(temporary: Path, path: Path) -> None:
+        if path in roles_of:
+            digests[roles_of[path]] = content_sha256(temporary)
+            note()
 
-
-def _half_written(case: BatchCase) -> set[Path]:
-    """Return the files that a process which ended without a word may have left half written."""
-    path = _writing_path(case)
-    case.store.fetch(path)
-    begun = read_written(path)
-    return set() if begun is None else {each for each, _ in case.paths.all_of(begun)}
+    case.paths.mark.parent.mkdir(parents=True, exist_ok=True)
+    note()
+    with outputs_told(told):
+        yield digests
 
 
 def recorded_entry(case: BatchCase, status: str | None) -> Entry:
@@ -395,15 +514,16 @@ def recorded_entry(case: BatchCase, status: str | None) -> Entry:
         How the other settled it; None where that was before all those who work now began: its files
         must then be there.
     """
-    record = _record_of(case)
+    earlier = Earlier(case)
+    record = earlier.record
     if record is not None and (record.entry.status != "done" or status == "done"):
         return _as_now(case, record.entry)
-    finished = _finished_record(case)
+    finished = earlier.finished
     kept = None if finished is None else _kept(case, finished)
     return kept or Entry(
         name=shown(case.name),
-        input=shown(case.store.shown(case.job.input)),
-        output=shown(case.store.shown(case.job.output)),
+        input=shown(case.remote.shown(case.job.input)),
+        output=shown(case.remote.shown(case.job.output)),
         status="failed",
         error="its record or its files are gone; run the batch again",
     )
@@ -415,21 +535,18 @@ def note_end(case: BatchCase, reason: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(path) as temporary:
         temporary.write_text(shown(reason), encoding="utf-8")
-    case.store.put(path)
+    case.remote.put(path)
 
 
 def noted_end(case: BatchCase) -> str | None:
     """Return how the last process ended that had a case in hand; None where nobody saw it."""
-    case.store.fetch(_end_path(case))
-    try:
-        return shown(_end_path(case).read_text(encoding="utf-8", errors="replace")) or None
-    except OSError:
-        return None
+    words = case.remote.read(_end_path(case)) or b""
+    return shown(words.decode(errors="replace")) or None
 
 
 def forget_end(case: BatchCase) -> None:
     """Remove the note, once the case is settled."""
-    case.store.remove(_end_path(case))
+    case.remote.remove(_end_path(case))
 
 
 def _end_path(case: BatchCase) -> Path:
@@ -438,8 +555,8 @@ def _end_path(case: BatchCase) -> Path:
 
 def remove_files(case: BatchCase, roles: Collection[str] = ()) -> None:
     """Remove what was already written of a case that failed while it was written."""
-    for path in (*case.files(roles).values(), _writing_path(case)):
-        case.store.remove(path)
+    for path in (*case.files(roles).values(), case.paths.mark):
+        case.remote.remove(path)
 
 
 def remove_empty_folders(plan: BatchPlan, entries: Iterable[Entry]) -> None:
@@ -448,9 +565,8 @@ def remove_empty_folders(plan: BatchPlan, entries: Iterable[Entry]) -> None:
     for case, entry in zip(plan.cases, entries, strict=True):
         if entry.status not in {"failed", "skipped"}:
             continue
-        job = case.job
-        folders = [path.parent for path in case.files().values()]
-        for folder in filter(None, (job.split, job.probabilities, *folders)):
+        folders = case.job.output_folders().values()
+        for folder in (*folders, *(path.parent for path in case.files().values())):
             _remove_empty(folder.resolve(), tops)
 
 
@@ -478,12 +594,10 @@ def _kept(case: BatchCase, record: Record) -> Entry | None:
     """Return the entry of a finished case; None where a file that it should have is missing."""
     if record.ending != case.paths.ending:  # what lies under this name is not what it speaks of
         return None
-    job = case.job
-    for folder, is_role in ((job.split, is_of_class), (job.probabilities, is_of_map)):
-        if folder is not None and not any(map(is_role, record.files)):
-            return None
+    if not case.job.output_folders().keys() <= set(map(folder_of, record.files)):
+        return None
     files = case.files(record.files)
-    found = {role: case.store.identity(path) for role, path in files.items()}
+    found = {role: case.remote.identity(path) for role, path in files.items()}
     if None in found.values() or not found.keys() <= record.files.keys():
         return None
     entry = replace(_as_now(case, record.entry), status="kept")
@@ -499,39 +613,21 @@ def _kept(case: BatchCase, record: Record) -> Entry | None:
 
 def _as_now(case: BatchCase, entry: Entry) -> Entry:
     """Say where a case's files lie now: folders may have been moved."""
-    source, result = (case.store.shown(path) for path in (case.job.input, case.job.output))
+    source, result = (case.remote.shown(path) for path in (case.job.input, case.job.output))
     return replace(entry, input=shown(source), output=shown(result))
-
-
-def _writing_path(case: BatchCase) -> Path:
-    return case.record.with_name(f"{case.record.name}{_WRITING}")
-
-
-def _finished_record(case: BatchCase) -> Record | None:
-    """Return the record of a case that is finished, if no newer files of it are half written."""
-    record = _record_of(case)
-    if record is not None and record.entry.status != "done":
-        record = record.before
-    return None if case.store.exists(_writing_path(case)) else record
 
 
 def _write(case: BatchCase, record: Record) -> None:
     case.record.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = msgspec.to_builtins(record)
     write_json(case.record, content)
-    case.store.put(case.record)
+    case.remote.put(case.record)
 
 
-def _record_of(case: BatchCase) -> Record | None:
-    """Read the record of a case; None where there is none."""
-    case.store.fetch(case.record)
-    return _read(case.record)
-
-
-def _read(path: Path) -> Record | None:
+def _read(content: bytes | None) -> Record | None:
     """Read a record; one that is missing or damaged counts as none, and the case is made again."""
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=Record)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        record = None if content is None else msgspec.json.decode(content, type=Record)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    return record if record.format == RECORD_FORMAT else None
+    return None if record is None or record.format != RECORD_FORMAT else record

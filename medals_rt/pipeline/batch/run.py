@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 from medals_rt.bundle.bundle import Bundle, resolve_bundle
@@ -18,26 +17,26 @@ from medals_rt.pipeline.batch.claims import MOST_ENDED, Cells, Claim, Claims, Lo
 from medals_rt.pipeline.batch.plan import BatchCase
 from medals_rt.pipeline.batch.records import (
     RESULT_NOT_OURS,
+    Earlier,
     Entry,
-    check_overwritten,
-    earlier_notes,
+    check_earlier_files,
     fingerprint,
     forget_end,
     kept_entry,
     note_end,
-    note_writing,
     noted_end,
     remember,
     remember_failure,
     remove_files,
     roles_of_classes,
     shown,
+    writing_noted,
 )
 from medals_rt.pipeline.job import open_models, passes_recorded, segment_job
 from medals_rt.pipeline.job_inputs import read_job
 from medals_rt.pipeline.job_outputs import check_outputs
 from medals_rt.pipeline.job_request import ReadJob
-from medals_rt.pipeline.job_results import measure, measure_lesions, write_job
+from medals_rt.pipeline.job_writing import measure, measure_lesions, write_job
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.report import NOTICE
 from medals_rt.pipeline.segmenter import Result, Segmenter
@@ -62,16 +61,39 @@ class Listener(Protocol):
         """Hear how many cases, of those that this process could take, others have settled."""
 
 
+class Silent:
+    """A `Listener` that says nothing."""
+
+    def taken(self, index: int) -> None:
+        """Do nothing, as all methods."""
+
+    def started(self, case: BatchCase) -> None:
+        """See `taken`."""
+
+    def windows(self, stage: str, done: int, total: int) -> None:
+        """See `taken`."""
+
+    def ended(self, index: int, entry: Entry) -> None:
+        """See `taken`."""
+
+    def elsewhere(self, count: int) -> None:
+        """See `taken`."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Ready:
-    """A case that was read and is to be run, and the fingerprint of what it is made from."""
+    """A case that was read and is to be run.
+
+    `made_from` is the fingerprint of what it is made from, `earlier` what earlier runs have left.
+    """
 
     case: BatchCase
     read: ReadJob
     made_from: str
+    earlier: Earlier
 
 
-def run_batch(
+def run_cases(
     cases: Sequence[BatchCase],
     options: RunOptions,
     listener: Listener,
@@ -184,7 +206,7 @@ class _Work:
             self.claims.abandon(claim)
             raise
         except Exception as error:  # noqa: BLE001 - one case's failure is its own
-            self.end(claim, _failed(ready.case, error))
+            self.end(claim, _failed(ready.case, error, ready.earlier))
             return None
 
     def write(self, claim: Claim, ready: _Ready, result: Result) -> None:
@@ -195,8 +217,8 @@ class _Work:
         """Let a case go, with what became of it."""
         self.entries[claim.index] = entry
         case = self.cases[claim.index]
-        for path in _inputs(case):
-            case.store.drop(path)
+        for path in case.job.input_files().values():
+            case.remote.drop(path)
         if is_suspect(claim.before):
             forget_end(case)
         self.claims.settle(claim, entry)
@@ -211,28 +233,23 @@ def _one_thread(stack: ExitStack, name: str) -> ThreadPoolExecutor:
 
 def _prepared(case: BatchCase, bundle_hash: str) -> _Ready | Entry:
     """Read a case, unless it is finished or can't be read."""
+    earlier = Earlier(case)
     try:
         check_outputs(case.job)
         made_from = fingerprint(case, bundle_hash)
-        return kept_entry(case, made_from) or _Ready(case, _read(case, made_from), made_from)
+        kept = kept_entry(case, made_from, earlier)
+        return kept or _Ready(case, _read(case, made_from, earlier), made_from, earlier)
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
-        return _failed(case, error)
+        return _failed(case, error, earlier)
 
 
-def _read(case: BatchCase, made_from: str) -> ReadJob:
+def _read(case: BatchCase, made_from: str, earlier: Earlier) -> ReadJob:
     """Read a case from where it lies."""
-    for path in _inputs(case):
-        case.store.fetch(path)
+    for path in case.job.input_files().values():
+        case.remote.fetch(path)
     read = read_job(case.job)
-    check_overwritten(case, read.prompts)
-    notes = (*read.case.notes, *earlier_notes(case, read.prompts, made_from))
-    return replace(read, case=replace(read.case, notes=notes))
-
-
-def _inputs(case: BatchCase) -> tuple[Path, ...]:
-    """Return the files or folders that a case is read from."""
-    inputs = (case.job.input, case.job.spatial_prompts)
-    return tuple(path for path in inputs if path is not None)
+    told = check_earlier_files(case, read.prompts, made_from, earlier)
+    return replace(read, case=replace(read.case, notes=(*read.case.notes, *told)))
 
 
 def _written(ready: _Ready, result: Result) -> Entry:
@@ -240,15 +257,15 @@ def _written(ready: _Ready, result: Result) -> Entry:
     case = ready.case
     roles = roles_of_classes(case, ready.read.prompts)
     try:
-        note_writing(case, roles)
-        result = write_job(ready.read, result)
+        with writing_noted(case, ready.earlier, roles) as digests:
+            result = write_job(ready.read, result)
         entry = _entry(ready, result)
-        remember(case, ready.made_from, entry, roles)
+        remember(case, ready.made_from, entry, ready.earlier, roles, digests)
     except OutputError:  # the next case would have no room either
         raise
     except Exception as error:  # noqa: BLE001 - one case's failure is its own
         remove_files(case, roles)
-        return _failed(case, error)
+        return _failed(case, error, ready.earlier)
     return entry
 
 
@@ -256,8 +273,8 @@ def _entry(ready: _Ready, result: Result) -> Entry:
     job, report = ready.case.job, result.report
     return Entry(
         name=shown(ready.case.name),
-        input=shown(ready.case.store.shown(job.input)),
-        output=shown(ready.case.store.shown(job.output)),
+        input=shown(ready.case.remote.shown(job.input)),
+        output=shown(ready.case.remote.shown(job.output)),
         status="done",
         modality=ready.read.prompts.modality,
         kind=ready.read.prompts.kind,
@@ -284,10 +301,10 @@ def _given_up(case: BatchCase) -> Entry:
     """Make the entry of a case that ended every process that tried it."""
     reason = f"given up: {MOST_ENDED} processes that had no other case in hand ended in it"
     last = noted_end(case)
-    return _unusable(case, f"{reason}; the last: {last}" if last else reason)
+    return _unusable(case, f"{reason}; the last: {last}" if last else reason, Earlier(case))
 
 
-def _failed(case: BatchCase, error: Exception) -> Entry:
+def _failed(case: BatchCase, error: Exception, earlier: Earlier) -> Entry:
     """Make the entry of a case that failed, with the reason in one line.
 
     No result of earlier content stays under its name.
@@ -298,18 +315,24 @@ def _failed(case: BatchCase, error: Exception) -> Entry:
     if isinstance(error, MemoryError):
         reason = f"out of memory ({error}); `medals-rt plan` estimates the need"
     code = getattr(error, "code", None)
-    return _unusable(case, reason, skipped=code == NO_IMAGES, keeps_files=code == RESULT_NOT_OURS)
+    keeps_files = code == RESULT_NOT_OURS
+    return _unusable(case, reason, earlier, skipped=code == NO_IMAGES, keeps_files=keeps_files)
 
 
 def _unusable(
-    case: BatchCase, reason: str, *, skipped: bool = False, keeps_files: bool = False
+    case: BatchCase,
+    reason: str,
+    earlier: Earlier,
+    *,
+    skipped: bool = False,
+    keeps_files: bool = False,
 ) -> Entry:
     entry = Entry(
         name=shown(case.name),
-        input=shown(case.store.shown(case.job.input)),
-        output=shown(case.store.shown(case.job.output)),
+        input=shown(case.remote.shown(case.job.input)),
+        output=shown(case.remote.shown(case.job.output)),
         status="skipped" if skipped else "failed",
         error=shown(reason),
     )
-    remember_failure(case, entry, keeps_files=keeps_files)
+    remember_failure(case, entry, earlier, keeps_files=keeps_files)
     return entry

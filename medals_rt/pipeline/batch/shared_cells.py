@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from medals_rt.common.errors import InputError
 from medals_rt.pipeline.batch.claims import OPEN, Cells, LocalCells, is_settled
 from medals_rt.pipeline.batch.paths import STATE_FOLDER
 from medals_rt.pipeline.batch.plan import BatchPlan
+from medals_rt.pipeline.batch.records import asked_of, stated_prompts
 
 CLAIMS_FILE: Final = ".claims"
 
@@ -161,27 +163,23 @@ def identity_of(
 ) -> str:
     """SHA-256 (hex) of what those who share a folder must agree about.
 
-    Names of cases and results, prompts, options, model and version; not where inputs lie, which
-    may be another place on another machine.
+    All that decides results, names and kinds of files, model and version. Of inputs the names in
+    the folder of inputs, which may be another place on another machine, and the sizes.
+
+    Raises
+    ------
+    InputError
+        The prompts can't be read.
     """
+    prompts_of = cache(stated_prompts)
     cases = [
         (
             case.name,
             case.job.output.name,
-            *(
-                each is not None
-                for each in (
-                    case.job.split,
-                    case.job.probabilities,
-                    case.job.instances,
-                    case.job.sr,
-                )
-            ),
-            (case.job.grid.spacing_hwd_mm, case.job.grid.crop_mm, case.job.mesh_reduction),
-            case.job.source.sentences,
-            case.job.source.lesions,
-            case.job.source.groups,
-            case.job.source.everything,
+            [*case.job.output_files(), *case.job.output_folders()],
+            case.given,
+            [(path.name, _bytes_of(path)) for path in case.job.input_files().values()],
+            asked_of(case.job, prompts_of),
         )
         for case in plan.cases
     ]
@@ -196,12 +194,17 @@ def identity_of(
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
+def _bytes_of(path: Path) -> int | None:
+    """Size of a file; None of a folder, or of what isn't a file here."""
+    return path.stat().st_size if path.is_file() else None
+
+
 def remove_leftovers(plan: BatchPlan, cells: Cells, tables: tuple[Path, ...] = ()) -> None:
     """Remove what killed processes left half written: beside files of cases that nobody holds."""
     places = {
         path: index
         for index, case in enumerate(plan.cases)
-        for path in (*case.files().values(), case.record)
+        for path in (*case.files().values(), case.record, case.paths.mark)
     }
     places |= dict.fromkeys(tables, len(plan.cases))
     for temporary, path in leftovers(places):

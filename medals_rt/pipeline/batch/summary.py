@@ -65,7 +65,7 @@ def all_entries(
     """
     statuses = [status_of(cell) for cell in cells]
     if not all(
-        status or case.store.exists(case.record)
+        status or case.remote.exists(case.record)
         for case, status in zip(plan.cases, statuses, strict=True)
     ):
         return None
@@ -159,7 +159,7 @@ def write_summaries(
         title = plan.results.resolve().name or "results"
         write_page(plan.reports / PAGE_FILE, title, cases, notice)
     for file in files:
-        plan.store.put(file)
+        plan.remote.put(file)
     return files
 
 

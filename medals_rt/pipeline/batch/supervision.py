@@ -89,7 +89,7 @@ def supervise(
     listener
         Hears how it goes.
     cases, cells, own
-        As for `run_batch`.
+        As for `run_cases`.
 
     Raises
     ------

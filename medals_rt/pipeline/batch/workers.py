@@ -1,6 +1,6 @@
 """Processes of this machine that work on one batch, each with models of its own: one a GPU.
 
-Each does what `run_batch` does alone, on the cells that all share. `supervision` says what the
+Each does what `run_cases` does alone, on the cells that all share. `supervision` says what the
 parent does with them; they end with it.
 """
 
@@ -24,7 +24,7 @@ from medals_rt.common.subprocesses import signal_name
 from medals_rt.pipeline.batch.claims import Cells
 from medals_rt.pipeline.batch.plan import BatchCase
 from medals_rt.pipeline.batch.records import Entry
-from medals_rt.pipeline.batch.run import Listener, run_batch
+from medals_rt.pipeline.batch.run import Listener, run_cases
 from medals_rt.pipeline.batch.shared_cells import joined_cells
 from medals_rt.pipeline.batch.supervision import GRACE_S, Event, Teller, rotated, supervise
 from medals_rt.pipeline.options import RunOptions
@@ -188,14 +188,14 @@ def run_workers(
     cells_file: Path,
     own: Sequence[int],
 ) -> dict[int, Entry]:
-    """Run cases as `run_batch`, in one process a place.
+    """Run cases as `run_cases`, in one process a place.
 
     A worker that ends before its time is replaced; see `claims` for what becomes of its cases.
 
     Parameters
     ----------
     cases, options, listener, cells, own
-        As for `run_batch`.
+        As for `run_cases`.
     places
         Where workers work.
     cells_file
@@ -208,7 +208,7 @@ def run_workers(
     RunnerError
         Workers end and take no case.
     MedalsError
-        As `run_batch`.
+        As `run_cases`.
     """
     if os.name != "posix":
         raise InputError(
@@ -259,7 +259,7 @@ def _work(task: _Task, events: Connection) -> None:
             os.sched_setaffinity(0, task.place.cores)
             options = replace(options, threads=options.threads or len(task.place.cores))
         with joined_cells(task.cells) as cells:
-            run_batch(task.cases, options, teller, cells=cells, own=task.own)
+            run_cases(task.cases, options, teller, cells=cells, own=task.own)
         teller.tell("finished")
     except (KeyboardInterrupt, BrokenPipeError):  # the parent ends, or has ended
         pass

@@ -29,13 +29,13 @@ Storage = Literal["float32", "bfloat16"]
 CHANNEL_STEP: Final = 16
 """Channels of a strip, and those of outputs, are multiples of it."""
 
-TILE_PADDING: Final = 16
+_TILE_PADDING: Final = 16
 """Floats between tiles, or tiles of 64 and 128 channels meet in the same few lines of the cache."""
 
-TILES_AT_ONCE: Final = 12
+_TILES_AT_ONCE: Final = 12
 """Tiles whose transforms are made before they are multiplied."""
 
-SOURCE_FIELDS: Final = 5
+_SOURCE_FIELDS: Final = 5
 _LINE_BYTES: Final = 64
 _FAST: Final = ("reassoc", "contract", "nsz")
 # what lies where in a task's description, in units of 8 bytes
@@ -52,12 +52,12 @@ _FAST: Final = ("reassoc", "contract", "nsz")
     _RESULT,
     FIRST_SOURCE,
 ) = range(11)
-_VALUES, _WIDE, _SCALE, _SHIFT, _SLOPE = range(SOURCE_FIELDS)
+_VALUES, _WIDE, _SCALE, _SHIFT, _SLOPE = range(_SOURCE_FIELDS)
 
 
 def scratch_floats(depth: int, channels: int, outputs: int) -> int:
     """How many floats a thread works in: a strip, and the tiles before and after the products."""
-    tiles = TILES_AT_ONCE * PRODUCTS * (channels + outputs) + 2 * TILES_AT_ONCE * TILE_PADDING
+    tiles = _TILES_AT_ONCE * PRODUCTS * (channels + outputs) + 2 * _TILES_AT_ONCE * _TILE_PADDING
     return POINTS * POINTS * (depth + 2) * channels + tiles
 
 
@@ -356,7 +356,7 @@ class _Writer:
         row = f.times(rows, channels)
         with f.loop(0, tiles) as tile:
             voxel = f.times(f.add(first, tile), OUTPUTS, channels)
-            place = f.times(tile, f.add(f.times(PRODUCTS, channels), TILE_PADDING))
+            place = f.times(tile, f.add(f.times(PRODUCTS, channels), _TILE_PADDING))
             with f.loop(0, channels, width) as c:
                 with f.loop(0, POINTS) as w:
                     column = b.load(f.at(columns, w))
@@ -390,8 +390,8 @@ class _Writer:
         f = _Function(self.module, "multiply", [floats, floats, i, i, i, i, floats], self.ir)
         tiles, factors, channels, used, outputs, count, to = f.function.args
         b, width = f.build, self.width
-        step_in = f.add(f.times(PRODUCTS, channels), TILE_PADDING)
-        step_out = f.add(f.times(PRODUCTS, outputs), TILE_PADDING)
+        step_in = f.add(f.times(PRODUCTS, channels), _TILE_PADDING)
+        step_out = f.add(f.times(PRODUCTS, outputs), _TILE_PADDING)
 
         def block(product: Any, first: Any, height: int, k: Any, vectors: int) -> None:
             """Write products of a few tiles and outputs, which stay in registers over channels."""
@@ -458,7 +458,7 @@ class _Writer:
         both = self._room(f, 2)
         zero = self.ir.Constant(self.vector, None)
         with f.loop(0, tiles) as tile:
-            place = f.times(tile, f.add(f.times(PRODUCTS, outputs), TILE_PADDING))
+            place = f.times(tile, f.add(f.times(PRODUCTS, outputs), _TILE_PADDING))
             voxel = f.times(tile, OUTPUTS, outputs)
             with f.loop(0, outputs, width) as k:
                 offset = f.load(f.at(bias, k), self.vector)
@@ -526,9 +526,9 @@ class _Writer:
         row = f.times(f.add(depth, 2), channels)
         column = f.times(POINTS, row)
         tiles_at = f.times(POINTS, column)
-        tile_floats = f.add(f.times(PRODUCTS, channels), TILE_PADDING)
+        tile_floats = f.add(f.times(PRODUCTS, channels), _TILE_PADDING)
         strip, tiles = scratch, f.at(scratch, tiles_at)
-        products = f.at(scratch, tiles_at, f.times(TILES_AT_ONCE, tile_floats))
+        products = f.at(scratch, tiles_at, f.times(_TILES_AT_ONCE, tile_floats))
         self._clear(f, strip, f.times(POINTS, column))
         tiles_d = b.sdiv(depth, f.number(OUTPUTS))
         start_w = f.times(first_w, OUTPUTS)
@@ -556,10 +556,10 @@ class _Writer:
                 b.store(f.times(ring, column), f.at(columns, nearby))
             step_w = f.times(depth, outputs)
             step_h = f.times(width, step_w)
-            with f.loop(0, tiles_d, TILES_AT_ONCE) as first:
+            with f.loop(0, tiles_d, _TILES_AT_ONCE) as first:
                 left = b.sub(tiles_d, first)
-                few = b.icmp_signed("<", left, f.number(TILES_AT_ONCE))
-                count = b.select(few, left, f.number(TILES_AT_ONCE))
+                few = b.icmp_signed("<", left, f.number(_TILES_AT_ONCE))
+                count = b.select(few, left, f.number(_TILES_AT_ONCE))
                 b.call(forward, [strip, columns, f.add(depth, 2), channels, first, count, tiles])
                 b.call(multiply, [tiles, factors, channels, used, outputs, count, products])
                 to = f.at(
@@ -581,7 +581,7 @@ class _Writer:
             place = b.alloca(self.integer)
         b.store(f.number(0), place)
         with f.loop(0, sources) as source:
-            base = f.add(f.times(source, SOURCE_FIELDS), FIRST_SOURCE)
+            base = f.add(f.times(source, _SOURCE_FIELDS), FIRST_SOURCE)
             wide = field(f.add(base, _WIDE))
             values = field(f.add(base, _VALUES), self.stored.as_pointer())
             start = f.times(f.add(f.times(h, width), w), depth, wide)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from medals_rt.common.choices import Refinement
+from medals_rt.common.choices import Precision, Refinement, RunnerKind
 
 Shape3 = tuple[int, int, int]
 Task = Literal["cold", "warm", "classes", "volumes", "roofline"]
@@ -23,8 +23,8 @@ class Backend(msgspec.Struct, frozen=True):
     autocast where the precision is "bf16" or "fp16"; it needs the checkpoints.
     """
 
-    runner: str
-    precision: str | None = None
+    runner: Literal["pytorch", RunnerKind]
+    precision: Precision | None = None
 
     @property
     def label(self) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from medals_rt.common.arrays import to_device
 from medals_rt.common.choices import RunnerKind
 from medals_rt.common.optional_deps import import_optional
-from medals_rt.runners.selection import open_runner
+from medals_rt.runners.selection import open_runner, precisions
 from medals_rt.tools.bench.arithmetic import graph_flop
 from medals_rt.tools.bench.gpu_memory import wait_for_device
 from medals_rt.tools.bench.records import Roofline
@@ -34,8 +34,9 @@ def measure_roofline(kind: RunnerKind, precision: str | None, threads: int | Non
     kind, precision, threads
         As for `open_runner`.
     """
+    half = precision == "fp16" and "fp16" not in precisions(kind)  # as its graphs say, then
     with tempfile.TemporaryDirectory() as folder:
-        graphs = write_graphs(Path(folder), half=precision == "fp16" and kind != "openvino")
+        graphs = write_graphs(Path(folder), half=half)
         rates = [_rate(kind, path, precision, threads) for path in graphs]
     return Roofline(matrix_tflop_per_second=rates[0], convolution_tflop_per_second=rates[1])
 

@@ -34,8 +34,8 @@ from medals_rt.tools.bench.records import (
 BASELINE = Backend("pytorch", "bf16")
 """Eager PyTorch under autocast: what the released code would be on the same machine."""
 
-CLASS_COUNTS = (1, 4, 16, 64, 243)
-VOLUME_FACTORS = (1, 2, 4)
+_CLASS_COUNTS = (1, 4, 16, 64, 243)
+_VOLUME_FACTORS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class BenchRequest:
     repetitions: int = 5
     refinement: Refinement = "masked"
     thorough: bool = True
-    class_counts: tuple[int, ...] = CLASS_COUNTS
-    volume_factors: tuple[int, ...] = VOLUME_FACTORS
+    class_counts: tuple[int, ...] = _CLASS_COUNTS
+    volume_factors: tuple[int, ...] = _VOLUME_FACTORS
     left_out: tuple[str, ...] = ()
 
 

@@ -27,7 +27,7 @@ from medals_rt.tools.bench.records import Answer, Question, RunTime, Scaling, St
 from medals_rt.tools.bench.target import BenchTarget, open_target
 
 
-def answer_question(question: Question) -> Answer:
+def _answer_question(question: Question) -> Answer:
     """Measure what a question asks for, in this process.
 
     Raises
@@ -153,7 +153,7 @@ def _answer(
 def main() -> None:
     """Read the question, write the answer."""
     question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
-    answer = answer_question(question)
+    answer = _answer_question(question)
     with atomic_output(Path(sys.argv[1])) as temporary:
         temporary.write_bytes(msgspec.json.encode(answer))
 

@@ -9,7 +9,6 @@ from medals_rt.bundle.bundle import Bundle, resolve_bundle
 from medals_rt.bundle.engines import ENGINE_FOLDER, Engine, Wanted, differing_parts, list_engines
 from medals_rt.common.cache_dir import KEPT_BYTES, cache_folder
 from medals_rt.common.choices import (
-    CPU_RUNNERS,
     QUANTIZED_PRECISIONS,
     RUNNER_KINDS,
     RunnerKind,
@@ -49,7 +48,7 @@ class RunnerState:
 class Automatic:
     """What `auto` comes to: a runner and its precision with the reasons, or why there is none."""
 
-    runner: str | None
+    runner: RunnerKind | None
     precision: str | None
     why: str
 
@@ -225,9 +224,9 @@ def quantization_advice(
     """Say where a quantized bundle is slower than one in floats."""
     if bundle is None or bundle.precision not in QUANTIZED_PRECISIONS:
         return ()
-    if automatic.runner not in CPU_RUNNERS:
+    if automatic.runner is None or runner_spec(automatic.runner).device != "cpu":
         return ()
-    if bundle.precision == "int8" and automatic.runner == "openvino":
+    if bundle.precision in runner_spec(automatic.runner).quantized:
         if processor.features is None or INT8_FEATURES & {*processor.features}:
             return ()
         why = "this processor has no instructions for 8-bit integers (VNNI)"

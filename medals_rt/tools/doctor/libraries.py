@@ -40,17 +40,17 @@ def look_at_libraries(
     """Look for each library, and import those that are there, a few at once."""
     provide_cupy_cache()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return tuple(pool.map(look_at_library, kinds))
+        return tuple(pool.map(_look_at_library, kinds))
 
 
-def look_at_library(kind: OptionalLibrary) -> Library:
+def _look_at_library(kind: OptionalLibrary) -> Library:
     """Look for one library, and import it in a child process if it is there."""
     module = next((name for name in kind.modules if find_spec(name) is not None), None)
     if module is None:
         return Library(kind.name, "missing", None, kind.extra, kind.use)
     detail, reason = import_apart(module, kind.detail)
     state: State = "installed" if reason is None else "broken"
-    found = installed_version(kind.packages)
+    found = _installed_version(kind.packages)
     return Library(kind.name, state, found, kind.extra, kind.use, detail, reason)
 
 
@@ -67,7 +67,7 @@ def import_apart(module: str, detail: str = "") -> tuple[str | None, str | None]
     return None, child.complained[-1] if child.complained else f"its import ended with {child.code}"
 
 
-def installed_version(packages: Iterable[str]) -> str | None:
+def _installed_version(packages: Iterable[str]) -> str | None:
     """Return the version of the first of these packages that is installed."""
     for package in packages:
         try:

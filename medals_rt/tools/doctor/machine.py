@@ -10,8 +10,8 @@ from medals_rt.common.cgroups import CGROUP, cpu_quota, memory_limit
 from medals_rt.common.environment import machine_facts
 from medals_rt.common.gpu import find_gpu
 
-CPUINFO = Path("/proc/cpuinfo")
-CPU_FEATURES = (
+_CPUINFO = Path("/proc/cpuinfo")
+_CPU_FEATURES = (
     "avx2",
     "avx512f",
     "avx512_vnni",
@@ -50,7 +50,7 @@ class Processor:
     quota
         Whole cores that a container is given; None where nothing limits it.
     features
-        Which of `CPU_FEATURES` it has; None where the system does not tell.
+        Which of `_CPU_FEATURES` it has; None where the system does not tell.
     """
 
     name: str
@@ -99,7 +99,7 @@ def look_at_processor() -> Processor:
         cores=facts["cores"],
         cores_in_machine=os.cpu_count() or facts["cores"],
         quota=cpu_quota(CGROUP),
-        features=cpu_features(CPUINFO),
+        features=cpu_features(_CPUINFO),
     )
 
 
@@ -136,7 +136,7 @@ def cpu_features(listing: Path) -> tuple[str, ...] | None:
         key, _, value = line.partition(":")
         if key.strip() in {"flags", "Features"}:
             there = set(value.split())
-            return tuple(feature for feature in CPU_FEATURES if feature in there)
+            return tuple(feature for feature in _CPU_FEATURES if feature in there)
     return None
 
 

@@ -58,7 +58,7 @@ def evaluate(
     by_value: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
-    """Score predictions against references (system section 10).
+    """Score predictions against references, as the public challenge does.
 
     Two files, or two folders whose files, also those in folders below them, are matched by name
     without ending. A reference without prediction is scored as an empty prediction. A case of a

@@ -1,6 +1,6 @@
 """Scores of a segmentation against a reference, as the public challenge defines them.
 
-System section 10: DSC and NSD a label for anatomy; for lesions F1 over matched instances and the
+DSC and NSD a label for anatomy; for lesions F1 over matched instances and the
 mean DSC of the matched pairs. Everything is counted from tables of label pairs, never from one mask
 a pair, so that hundreds of instances in a large volume take seconds.
 """
@@ -13,11 +13,11 @@ import numpy as np
 from medals_rt.common.typing import HostArray
 from medals_rt.tools.evaluate.surface import surface_of, surfaces_dice
 
-NSD_TOLERANCE_MM = 2.0
-"""Distance up to which two surfaces touch (system section 10)."""
+_NSD_TOLERANCE_MM = 2.0
+"""Distance up to which two surfaces touch, in the challenge."""
 
-IOU_THRESHOLD = 0.5
-"""Overlap from which a predicted instance counts as found (system section 10)."""
+_IOU_THRESHOLD = 0.5
+"""Overlap from which a predicted instance counts as found, in the challenge."""
 
 _LARGEST_DENSE_TABLE = 1 << 24
 
@@ -129,7 +129,7 @@ def nsd_by_label(
     reference: HostArray,
     labels: Sequence[int],
     spacings_mm: Sequence[Spacing3],
-    tolerance_mm: float = NSD_TOLERANCE_MM,
+    tolerance_mm: float = _NSD_TOLERANCE_MM,
 ) -> dict[int, tuple[float, ...]]:
     """Return each label's NSD, once for each reading of the spacing.
 
@@ -180,7 +180,7 @@ def split_binary(labels: HostArray) -> HostArray:
 
 
 def match_instances(
-    predicted: HostArray, reference: HostArray, iou_threshold: float = IOU_THRESHOLD
+    predicted: HostArray, reference: HostArray, iou_threshold: float = _IOU_THRESHOLD
 ) -> InstanceScore:
     """Match predicted instances with reference instances and score the matching.
 

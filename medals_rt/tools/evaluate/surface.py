@@ -3,7 +3,7 @@
 The surface of a mask is taken between voxel centers: every 2 x 2 x 2 neighborhood that is neither
 empty nor full holds one surface element, whose area is that of the marching-cubes polygons through
 the middles of the neighborhood's edges. Two elements are as far apart as their neighborhoods'
-corners. These are the definitions of the public challenge's scoring (system section 10), derived
+corners. These are the definitions of the public challenge's scoring, derived
 here from the geometry and checked against an independent implementation in the tests.
 """
 
@@ -56,7 +56,7 @@ def surface_dice(
 
     Returns
     -------
-    0 to 1; 0 where one mask is empty, NaN where both are (system section 10).
+    0 to 1; 0 where one mask is empty, NaN where both are.
     """
     return surfaces_dice(
         surface_of(first, spacing_mm), surface_of(second, spacing_mm), spacing_mm, tolerance_mm

@@ -53,7 +53,7 @@ from medals_rt.tools.verify.measures import relative_error
 from medals_rt.tools.verify.references import Candidate, Reference, itself
 from medals_rt.tools.verify.verify import Outcome, graph_passes
 
-MOST_BYTES: Final = 1 << 29
+_MOST_BYTES: Final = 1 << 29
 """Of tensors that are looked at together, as float32."""
 _FLOATS: Final = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")
 
@@ -189,7 +189,7 @@ def compare_layers(
     allowed: float,
     prompts_tried: int = PROMPTS_TRIED,
     threads: int | None = None,
-    most_bytes: int = MOST_BYTES,
+    most_bytes: int = _MOST_BYTES,
     progress: Progress | None = None,
 ) -> LayerComparison:
     """Compare what lies between the layers of a graph.

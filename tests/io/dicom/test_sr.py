@@ -20,7 +20,7 @@ from medals_rt.io.dicom.sr import SegmentMeasures, write_report
 from medals_rt.io.registry import read_case, write_segmentation
 from medals_rt.pipeline.job_outputs import check_outputs
 from medals_rt.pipeline.job_request import Job, ReadJob
-from medals_rt.pipeline.job_results import measure_segments
+from medals_rt.pipeline.job_writing import measure_segments
 from medals_rt.prompts.prompt_set import PromptSet, numbered
 from tests.dicom import write_series
 

@@ -9,11 +9,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.gpu_faults import raises_device_lost
 from medals_rt.pipeline.batch import ray_cluster, workers
 from medals_rt.pipeline.batch import run as batch_run
 from medals_rt.pipeline.batch.plan import BatchCase
-from medals_rt.pipeline.batch.records import Entry, note_writing, remember, shown
+from medals_rt.pipeline.batch.records import Entry, remember, shown, writing_noted
 
 SECONDS = 0.01
 
@@ -94,13 +95,14 @@ def _segment(_: object, read: Any, __: object) -> str:
 
 def _written(ready: Any, _: object) -> Entry:
     case: BatchCase = ready.case
-    note_writing(case)
-    for path in (case.job.output, case.job.report):
-        assert path is not None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(case.name, encoding="utf-8")
+    with writing_noted(case, ready.earlier):
+        for path in (case.job.output, case.job.report):
+            assert path is not None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_output(path) as temporary:
+                temporary.write_text(case.name, encoding="utf-8")
     entry = Entry(shown(case.name), "", "", "done", seconds=SECONDS)
-    remember(case, ready.made_from, entry)
+    remember(case, ready.made_from, entry, ready.earlier)
     log = Path(os.environ["MEDALS_RT_TESTS_LOG"])
     with log.open("a", encoding="utf-8") as file:
         file.write(f"{case.name}\n")

@@ -8,8 +8,7 @@ import numpy as np
 from typer.testing import CliRunner
 
 from medals_rt.cli import app
-from medals_rt.pipeline.batch import BatchPlan, plan_batch
-from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.pipeline.batch import Batch, BatchPlan, plan_batch
 
 Result = Any  # of typer's runner, whose module has moved between versions
 
@@ -55,8 +54,7 @@ def write_json(path: Path, content: object) -> Path:
 
 def plan(*inputs: Path, out: Path, **changes: Any) -> BatchPlan:
     """Plan a batch, without any options but those given."""
-    options = {"source": PromptSource(), "options": RunOptions(), **changes}
-    return plan_batch(inputs, out, **options)
+    return plan_batch(Batch(inputs, out, **changes))
 
 
 def results(found: BatchPlan) -> dict[str, str]:

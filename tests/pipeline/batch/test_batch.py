@@ -152,7 +152,7 @@ def test_folders_without_an_image_are_passed_over(
     drawn.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
     (scans / "drawn").mkdir()
     drawn.save_as(scans / "drawn" / "a.dcm", enforce_file_format=True)
-    for name in ("a.mgz", "b.mgz", "c.mgz", "d.mgz"):
+    for name in ("a.mnc", "b.mnc", "c.mnc", "d.mnc"):
         (scans / name).write_bytes(b"")
     result = batch(tiny_bundle.folder, scans, out, "--no-preview")
     assert result.exit_code == 0, result.output
@@ -162,7 +162,7 @@ def test_folders_without_an_image_are_passed_over(
     assert "drawn: passed over: " in result.stderr
     assert "1 without an image" in result.stdout
     (unread,) = [line for line in result.stderr.splitlines() if "not read" in line]
-    assert unread.endswith("formats not read are passed over: a.mgz, b.mgz, c.mgz and 1 more")
+    assert unread.endswith("formats not read are passed over: a.mnc, b.mnc, c.mnc and 1 more")
     assert "drawn" not in batch(tiny_bundle.folder, scans, out, "--no-preview", "--quiet").stderr
 
 

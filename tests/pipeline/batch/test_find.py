@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from medals_rt.common.errors import InputError, MissingFileError
-from medals_rt.pipeline.batch.store import content_sha256
+from medals_rt.pipeline.batch.remote_files import content_sha256
 from tests.errors import raises
 from tests.folders import close_folder
 from tests.pipeline.batch.helpers import plan, results, write_json
@@ -129,17 +129,17 @@ def test_sentences_of_a_row_are_read_before_any_case_is_run(
 
 
 def test_images_that_are_not_read_are_named(empty_scans: Path, tmp_path: Path) -> None:
-    for name in ("brain.mgz", "deep/er/slide.TIFF", "notes.md", ".hidden.png"):
+    for name in ("brain.mnc", "deep/er/slide.TIFF", "notes.md", ".hidden.png"):
         (empty_scans / name).parent.mkdir(parents=True, exist_ok=True)
         (empty_scans / name).write_bytes(b"")
     found = plan(empty_scans, out=tmp_path / "out")
     assert found.passed_over == (
-        "images of formats not read are passed over: brain.mgz, slide.TIFF",
+        "images of formats not read are passed over: brain.mnc, slide.TIFF",
     )
     only = tmp_path / "only"
     only.mkdir()
-    (only / "brain.mgz").write_bytes(b"")
-    with raises(InputError, "no-case", "brain.mgz"):
+    (only / "brain.mnc").write_bytes(b"")
+    with raises(InputError, "no-case", "brain.mnc"):
         plan(only, out=tmp_path / "out")
 
 
@@ -179,14 +179,14 @@ def test_results_of_other_batches_are_no_cases_whoever_names_them(
 def test_scans_beside_results_are_cases_without_the_results(before: Path, tmp_path: Path) -> None:
     (before / "a.npz").write_bytes(b"")
     for out in (tmp_path / "out", before):
-        found = plan(before, out=out, ending=".nrrd")
+        found = plan(before, out=out, format="nrrd")
         assert (results(found), found.passed_over) == ({"a": "a.nrrd"}, ())
     for inputs in (
         (tmp_path / "scans" / "bef*",),
         (before / "*",),
         (before, before.parent / "deep"),
     ):
-        assert "a" in results(plan(*inputs, out=before, ending=".nrrd"))
+        assert "a" in results(plan(*inputs, out=before, format="nrrd"))
     (before / "a_lesions.nrrd").write_bytes(b"another scan")
     assert set(results(plan(before, out=tmp_path / "out"))) == {"a", "a_lesions"}
     assert results(plan(before / "a.nrrd", out=tmp_path / "out")) == {"a": "a.nrrd"}

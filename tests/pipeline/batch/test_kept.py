@@ -4,11 +4,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import ANY
 
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
+from medals_rt.bundle.manifest import file_sha256
 from medals_rt.pipeline.batch import run as batch_run
 from medals_rt.pipeline.batch.records import RECORD_FORMAT
 from medals_rt.pipeline.options import RunOptions
@@ -115,28 +117,84 @@ def test_a_damaged_record_makes_files_nobodys(run: Callable[..., Result], out: P
     assert statuses(out)["case1"] == "failed"
 
 
-def half_write(out: Path, name: str) -> Path:
-    """Leave a case as a process does that is killed while it writes its label map."""
-    record = out / ".medals-rt" / f"{name}.json"
-    mark = record.with_name(f"{name}.json.writing")
-    mark.write_text(json.dumps({"files": {"labels": ""}, "ending": ".npz"}), encoding="utf-8")
-    spoil(out / f"{name}.npz")
-    return mark
+@pytest.fixture
+def half_written(
+    run: Callable[..., Result], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Leave cases as a process does that is killed when their files are there, the record not."""
+
+    def leave(*words: str) -> Path:
+        def killed(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(batch_run, "remember", killed)
+            assert run(*words).exit_code == 130
+        (mark,) = (out / ".medals-rt").glob("*.writing")
+        assert mark.name == "case0.json.writing"
+        return mark
+
+    return leave
 
 
-def test_what_a_killed_process_left_is_written_over(run: Callable[..., Result], out: Path) -> None:
+def test_what_a_killed_process_left_is_written_over(
+    run: Callable[..., Result], out: Path, half_written: Callable[..., Path]
+) -> None:
+    """Also what the second of two left, or both, in the place of a whole result or of none."""
+    for seed, before in enumerate((half_written, half_written, run, half_written)):
+        before("--seed", str(seed))
+    mark = half_written("--format", "nii.gz")
     assert run().exit_code == 0
-    mark = half_write(out, "case1")
+    assert statuses(out)["case0"] == "done"
+    assert [path.name for path in mark.parent.glob("case0*")] == ["case0.json"]
+    assert run("--format", "nii.gz").exit_code == 0  # whose file is the batch's still
+
+
+def test_what_somebody_puts_in_the_place_of_a_half_written_file_stays(
+    run: Callable[..., Result], out: Path, half_written: Callable[..., Path]
+) -> None:
+    half_written()
+    (out / "case0.npz").write_bytes(b"drawn")
+    result = run()
+    assert result.exit_code == 1
+    assert "case0.npz was not written by a batch" in result.stderr
+    assert (out / "case0.npz").read_bytes() == b"drawn"
+    (out / "case0.npz").unlink()
     assert run().exit_code == 0
-    assert statuses(out)["case1"] == "done"
-    assert [path.name for path in mark.parent.glob("case1*")] == ["case1.json"]
+    assert statuses(out)["case0"] == "done"
+
+
+def test_every_file_is_known_before_it_is_there(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the mark, which knows the content of whatever a case can get."""
+    write_case(tmp_path / "scans" / "a.npz", prompts=None)
+    out, seen = tmp_path / "out", {}
+    remember = batch_run.remember
+
+    def look(*given: Any) -> None:
+        seen.update(json.loads((out / ".medals-rt" / "a.json.writing").read_text("utf-8")))
+        remember(*given)
+
+    monkeypatch.setattr(batch_run, "remember", look)
+    words = ("--modality", "CT", "--prompt", "liver", "--lesion", "adrenocortical carcinoma")
+    more = ("--split", "--probabilities", "--instances", "--format", "nii.gz")
+    result = batch(tiny_bundle.folder, tmp_path / "scans", out, *words, *more)
+    assert result.exit_code == 0, result.output
+    record = json.loads((out / ".medals-rt" / "a.json").read_text("utf-8"))
+    assert seen["files"] == record["files"]
+    assert len(seen["files"]) == 8
+    assert {file_sha256(path) for path in out.rglob("a*/*.nii.gz")} <= {*seen["files"].values()}
 
 
 def test_what_a_killed_process_left_is_no_result_of_a_case_that_fails(
     run: Callable[..., Result], scans: Path, out: Path
 ) -> None:
     assert run().exit_code == 0
-    mark = half_write(out, "case1")
+    spoil(out / "case1.npz")
+    mark = out / ".medals-rt" / "case1.json.writing"
+    left = {"files": {"labels": file_sha256(out / "case1.npz")}, "ending": ".npz"}
+    mark.write_text(json.dumps(left), encoding="utf-8")
     (scans / "case1.npz").write_bytes(b"damaged")
     assert run().exit_code == 1
     assert not mark.exists()

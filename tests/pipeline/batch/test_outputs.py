@@ -12,15 +12,12 @@ import pytest
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import InputError
 from medals_rt.io.registry import read_labels
-from medals_rt.pipeline.batch import BesideLabels
-from medals_rt.pipeline.batch.plan import plan_batch
 from medals_rt.pipeline.batch.records import fingerprint
 from medals_rt.pipeline.batch.shared_cells import identity_of
 from medals_rt.pipeline.csv_tables import LESION_COLUMNS
-from medals_rt.pipeline.options import PromptSource, RunOptions
 from tests.dicom import write_series
 from tests.errors import raises
-from tests.pipeline.batch.helpers import SHAPE, batch, files_below, statuses, write_case
+from tests.pipeline.batch.helpers import SHAPE, batch, files_below, plan, statuses, write_case
 
 LESIONS = ("--prompt", "adrenocortical carcinoma on CT", "--kind", "lesion")
 
@@ -154,15 +151,8 @@ def test_fewer_faces_are_another_result(tmp_path: Path) -> None:
     write_case(tmp_path / "scans" / "a.npz")
     made_from = set()
     for share in (0.0, 0.5):
-        plan = plan_batch(
-            [tmp_path / "scans"],
-            tmp_path / "out",
-            source=PromptSource(),
-            options=RunOptions(),
-            ending=".glb",
-            beside=BesideLabels(mesh_reduction=share),
-        )
-        made_from.add((fingerprint(plan.cases[0], "bundle"), identity_of(plan, {}, "bundle")))
+        found = plan(tmp_path / "scans", out=tmp_path / "out", format="glb", mesh_reduction=share)
+        made_from.add((fingerprint(found.cases[0], "bundle"), identity_of(found, {}, "bundle")))
     assert len({one for one, _ in made_from}) == len({other for _, other in made_from}) == 2
 
 
@@ -170,8 +160,5 @@ def test_fewer_faces_are_another_result(tmp_path: Path) -> None:
 def test_a_case_called_as_the_lesions_of_another_is_refused(tmp_path: Path, name: str) -> None:
     for each in ("a.npz", name):
         write_case(tmp_path / "scans" / each)
-    asked = {
-        "source": PromptSource(), "options": RunOptions(), "beside": BesideLabels(instances=True)
-    }  # fmt: skip
     with raises(InputError, "results-alike"):
-        plan_batch([tmp_path / "scans"], tmp_path / "out", **asked)  # type: ignore[arg-type]
+        plan(tmp_path / "scans", out=tmp_path / "out", instances=True)

@@ -9,24 +9,11 @@ from typing import Any
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
-from medals_rt.pipeline.batch import BesideLabels, Entry, plan_batch, run_batch
+from medals_rt.pipeline.batch import Entry, Silent, run_cases
 from medals_rt.pipeline.batch import run as batch_run
 from medals_rt.pipeline.job_inputs import read_job
-from medals_rt.pipeline.options import PromptSource, RunOptions
-
-
-class Nobody:
-    """A listener that hears nothing."""
-
-    def taken(self, index: int) -> None: ...
-
-    def started(self, case: object) -> None: ...
-
-    def windows(self, stage: str, done: int, total: int) -> None: ...
-
-    def ended(self, index: int, entry: Entry) -> None: ...
-
-    def elsewhere(self, count: int) -> None: ...
+from medals_rt.pipeline.options import RunOptions
+from tests.pipeline.batch.helpers import plan
 
 
 @pytest.fixture
@@ -35,9 +22,7 @@ def staged(
 ) -> SimpleNamespace:
     """Three cases whose steps are the test's own: nothing is segmented or written."""
     options = RunOptions(bundle=tiny_bundle.folder)
-    plan = plan_batch(
-        [scans], out, source=PromptSource(), options=options, beside=BesideLabels(preview=False)
-    )
+    cases = plan(scans, out=out, options=options, preview=False).cases
     closed = threading.Event()
 
     class Models:
@@ -52,7 +37,7 @@ def staged(
     return SimpleNamespace(
         closed=closed,
         patch=lambda name, step: monkeypatch.setattr(batch_run, name, step),
-        run=lambda: run_batch(plan.cases, options, Nobody()),
+        run=lambda: run_cases(cases, options, Silent()),
     )
 
 

@@ -51,8 +51,8 @@ def batch_case(folder: Path, name: str) -> BatchCase:
     job = Job(
         input=Path("in") / f"{name}.npz",
         output=paths.labels,
-        report=paths.report,
-        preview=paths.preview,
+        report=paths.files()["report"],
+        preview=paths.files()["preview"],
     )
     return BatchCase(job, paths)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medals_rt.pipeline.batch.paths import CasePaths, class_roles
+from medals_rt.pipeline.batch.paths import CasePaths, folder_of, role_in
 
 OUT, REPORTS = Path("out"), Path("reports")
 ALL = ("labels", "report", "preview", "lesions", "sr")
@@ -12,7 +12,8 @@ ALL = ("labels", "report", "preview", "lesions", "sr")
 
 def test_each_role_has_its_place() -> None:
     paths = CasePaths("ward/a.b", OUT, REPORTS, ".nii.gz")
-    roles = class_roles([Path("x/liver.nii.gz")], [Path("y/liver.nii.gz")])
+    roles = [role_in(folder, Path("x/liver.nii.gz")) for folder in ("class", "map")]
+    assert [folder_of(role) for role in ("labels", *roles)] == [None, "class", "map"]
     assert dict(paths.of([*ALL, *roles])) == {
         "labels": OUT / "ward" / "a.b.nii.gz",
         "report": REPORTS / "reports" / "ward" / "a.b.json",
@@ -31,7 +32,7 @@ def test_each_role_has_its_place() -> None:
 def test_lesions_are_numbered_in_voxels(ending: str, lesions: str) -> None:
     paths = CasePaths("a", OUT, OUT, ending)
     assert paths.labels.name == f"a{ending}"
-    assert paths.lesions.name == f"a_lesions{lesions}"
+    assert paths.files()["lesions"].name == f"a_lesions{lesions}"
 
 
 @pytest.mark.parametrize("role", ["class/../../etc/x", "map/a/b", "elsewhere", "labels/x"])

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from medals_rt.common.errors import InputError
-from medals_rt.pipeline.batch import BesideLabels
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest
 from tests.errors import raises
@@ -19,8 +18,8 @@ def test_another_format_and_another_place_for_reports(empty_scans: Path, tmp_pat
         empty_scans,
         out=tmp_path / "out",
         reports=tmp_path / "r",
-        ending=".npz",
-        beside=BesideLabels(preview=False),
+        format="npz",
+        preview=False,
     )
     assert results(found) == {"a": "a.npz", "b": "b.npz", "deep/er/c": "deep/er/c.npz"}
     assert all(case.job.preview is None for case in found.cases)
@@ -55,7 +54,7 @@ def test_a_jobs_file_says_what_to_do(empty_scans: Path, tmp_path: Path) -> None:
         jobs=write_json(tmp_path / "jobs.json", rows),
         source=PromptSource(sentences=("Spleen in CT",)),
         options=options,
-        ending=".npz",
+        format="npz",
     )
     assert results(found) == {
         "one/liver": "one/liver.nii.gz",
@@ -88,8 +87,8 @@ def test_a_row_has_its_own_outputs(empty_scans: Path, tmp_path: Path) -> None:
         empty_scans,
         out=tmp_path / "out",
         jobs=write_json(tmp_path / "jobs.json", rows),
-        beside=BesideLabels(split=True),
-        ending=".mha",
+        split=True,
+        format="mha",
     )
     assert list(results(found).values()) == [
         "regions.rtstruct.dcm", "report.dcm", "b.seg.nrrd", "a.nii.gz", "surface.glb"

@@ -18,14 +18,13 @@ if find_spec("ray") is None:  # not imported: a batch first says that it listens
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import RunnerError
-from medals_rt.pipeline.batch import BesideLabels, plan_batch, ray_cluster, standing
-from medals_rt.pipeline.batch.claims import LocalCells
-from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.pipeline.batch import Silent, ray_cluster
+from medals_rt.pipeline.batch.claims import LocalCells, standing
+from medals_rt.pipeline.options import RunOptions
 from tests.errors import raises
 from tests.paths import ROOT
 from tests.pipeline.batch import fake_work
-from tests.pipeline.batch.helpers import statuses, write_case
-from tests.pipeline.batch.test_overlap import Nobody
+from tests.pipeline.batch.helpers import plan, statuses, write_case
 
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="processes are killed by signals"),
@@ -68,13 +67,7 @@ def test_lost_actors_and_a_poisoned_case(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(ray_cluster, "_Actor", fake_work.Actor)
     options = RunOptions(bundle=tiny_bundle.folder)
-    plan = plan_batch(
-        [tmp_path / "scans"],
-        tmp_path / "out",
-        source=PromptSource(),
-        options=options,
-        beside=BesideLabels(preview=False),
-    )
+    cases = plan(tmp_path / "scans", out=tmp_path / "out", options=options, preview=False).cases
     cells = LocalCells(len(names))
     killed, addresses, stop = [], set(), threading.Event()
 
@@ -94,9 +87,9 @@ def test_lost_actors_and_a_poisoned_case(
     killer.start()
     try:
         entries = ray_cluster.run_on_ray(
-            plan.cases,
+            cases,
             options,
-            Nobody(),
+            Silent(),
             address=ray_cluster.LOCAL,
             workers=2,
             cells=cells,
@@ -148,7 +141,7 @@ def test_a_cluster_that_is_not_there() -> None:
         ray_cluster.run_on_ray(
             [],
             RunOptions(),
-            Nobody(),
+            Silent(),
             address="127.0.0.1:1",
             workers=1,
             cells=LocalCells(0),

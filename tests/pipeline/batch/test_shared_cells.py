@@ -2,21 +2,32 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.pipeline.batch.claims import LocalCells
-from medals_rt.pipeline.batch.plan import BesideLabels, plan_batch
-from medals_rt.pipeline.batch.shared_cells import SharedCells, remove_leftovers
-from medals_rt.pipeline.options import PromptSource, RunOptions
-from tests.pipeline.batch.helpers import Result, batch, files_below, statuses, write_case
+from medals_rt.pipeline.batch.records import fingerprint
+from medals_rt.pipeline.batch.shared_cells import SharedCells, identity_of, remove_leftovers
+from medals_rt.pipeline.options import PromptSource
+from tests.pipeline.batch.helpers import (
+    KIDNEY,
+    Result,
+    batch,
+    files_below,
+    plan,
+    statuses,
+    write_case,
+    write_json,
+)
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="shared locks are POSIX's")
 
@@ -109,9 +120,11 @@ def test_the_last_of_several_writes_the_tables_of_all(
 def test_another_batch_is_kept_out(tiny_bundle: Bundle, scans: Path, out: Path) -> None:
     reports = out.with_name("reports")
     new = out.with_name("new")
+    kidney = write_json(out.with_name("kidney.json"), KIDNEY)
     with running(words(tiny_bundle, scans, out, "--reports", reports)):
         for given, folder in (
             ([out, "--reports", reports, "--seed", "1"], reports),
+            ([out, "--reports", reports, "--prompts", kidney], reports),
             ([out], out),
             ([out, "--reports", new], out),
             ([new, "--reports", reports, "--seed", "1"], reports),
@@ -140,20 +153,14 @@ def test_parts_make_the_whole(run: Callable[..., Result], out: Path) -> None:
     assert "wrote" in second_part.stdout
 
 
-def test_only_what_nobody_writes_is_cleared_away(
-    tiny_bundle: Bundle, scans: Path, out: Path
-) -> None:
-    options = RunOptions(bundle=tiny_bundle.folder)
-    plan = plan_batch(
-        [scans], out, source=PromptSource(), options=options, beside=BesideLabels(preview=False)
-    )
+def test_only_what_nobody_writes_is_cleared_away(scans: Path, out: Path) -> None:
     out.mkdir()
     held, free = (out / f".partial-1-0123abcd-case{number}.npz" for number in (0, 1))
     for path in (held, free):
         path.touch()
     cells = LocalCells(4)
     cells.hold(0)
-    remove_leftovers(plan, cells)
+    remove_leftovers(plan(scans, out=out, preview=False), cells)
     assert held.exists()
     assert not free.exists()
 
@@ -193,3 +200,73 @@ def test_a_folder_that_cannot_be_written(run: Callable[..., Result], out: Path) 
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"error: can't write {out}")
     assert result.stderr.count("\n") == 1
+
+
+ROW: dict[str, Any] = {"input": "case0.npz", "output": "x", "sentences": ["Liver in abdominal CT"]}
+OTHER_ROWS: tuple[dict[str, object], ...] = (
+    {"input": "case1.npz"},
+    {"sentences": ["Spleen in abdominal CT"]},
+    {"kind": "lesion", "sentences": ["adrenocortical carcinoma on CT"]},
+    {"sentences": None, "prompts": "kidney.json"},
+    {"lesions": ["adrenocortical carcinoma on CT"]},
+    {"groups": ["kidneys"]},
+    {"preset": "native"},
+    {"seed": 7},
+    {"window": "lung"},
+    {"spatial_prompts": "a.nrrd"},
+    {"spatial_prompts": "b.nrrd"},
+    {"spatial_prompts": "b.nrrd", "resample": True},
+    {"series": "2"},
+    {"select": ["ECHO=2"]},
+    {"crop": 10.0},
+    {"format": "nii.gz"},
+    {"format": "nii.gz", "split": True},
+    {"format": "nii.gz", "probabilities": True},
+    {"format": "glb"},
+    {"format": "glb", "mesh_reduction": 0.5},
+    {"instances": True},
+)
+
+
+def test_batches_that_ask_for_something_else_are_told_apart(tmp_path: Path) -> None:
+    """Whatever a row can say; but not by where inputs and prompts lie."""
+    scans, copy = tmp_path / "scans", tmp_path / "copy"
+    for number in (0, 1):
+        write_case(scans / f"case{number}.npz", number)
+    write_json(scans / "kidney.json", KIDNEY)
+    write_json(scans / "liver.json", {"1": ROW["sentences"][0], "instance_label": 0})
+    shutil.copytree(scans, copy)
+
+    def identity(folder: Path, row: dict[str, object]) -> str:
+        stated = {name: value for name, value in {**ROW, **row}.items() if value is not None}
+        jobs = write_json(tmp_path / "jobs.json", [stated])
+        return identity_of(plan(folder, out=tmp_path / "out", jobs=jobs), {}, "bundle")
+
+    made = {identity(scans, row): row for row in ({}, *OTHER_ROWS)}
+    assert len(made) == len(OTHER_ROWS) + 1, [row for row in OTHER_ROWS if row not in made.values()]
+    assert [made[identity(copy, row)] for row in OTHER_ROWS] == list(OTHER_ROWS)
+    assert made[identity(copy, {"sentences": None, "prompts": "liver.json"})] == {}
+
+
+def test_batches_of_other_prompts_or_scans_of_the_same_names_are_told_apart(
+    tmp_path: Path,
+) -> None:
+    write_case(tmp_path / "anna" / "ct.npz")
+    (tmp_path / "berta").mkdir()
+    (tmp_path / "berta" / "ct.npz").write_bytes(b"longer or shorter")
+    liver, spleen = (
+        write_json(tmp_path / f"{name}.json", {"1": f"{name} in CT", "instance_label": 0})
+        for name in ("liver", "spleen")
+    )
+    plans = [
+        plan(tmp_path / name, out=tmp_path / "out", source=source)
+        for name in ("anna", "berta")
+        for source in (
+            PromptSource(file=liver),
+            PromptSource(file=spleen),
+            PromptSource(everything=True),
+            PromptSource(everything=True, kind="lesion"),
+        )
+    ]
+    assert len({identity_of(each, {}, "bundle") for each in plans}) == len(plans)
+    assert len({fingerprint(each.cases[0], "bundle") for each in plans}) == len(plans)

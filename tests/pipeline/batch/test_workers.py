@@ -19,9 +19,8 @@ from typer.testing import CliRunner
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.cli import app
 from medals_rt.common.errors import InputError, MedalsError
-from medals_rt.pipeline.batch import BesideLabels, plan_batch, standing, workers
-from medals_rt.pipeline.batch.claims import LocalCells
-from medals_rt.pipeline.batch.plan import BatchPlan
+from medals_rt.pipeline.batch import BatchPlan, Listener, Silent, workers
+from medals_rt.pipeline.batch.claims import LocalCells, standing
 from medals_rt.pipeline.batch.records import Entry
 from medals_rt.pipeline.batch.shared_cells import claims_file, remove_leftovers, share_folders
 from medals_rt.pipeline.batch.workers import (
@@ -31,12 +30,11 @@ from medals_rt.pipeline.batch.workers import (
     places_on_gpus,
     run_workers,
 )
-from medals_rt.pipeline.options import PromptSource, RunOptions
+from medals_rt.pipeline.options import RunOptions
 from tests.errors import raises
 from tests.paths import ROOT
 from tests.pipeline.batch import fake_work
-from tests.pipeline.batch.helpers import statuses, write_case
-from tests.pipeline.batch.test_overlap import Nobody
+from tests.pipeline.batch.helpers import plan, statuses, write_case
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="shared locks are POSIX's")
 
@@ -48,7 +46,7 @@ class Setting:
     plan: BatchPlan
     options: RunOptions
     log: Path
-    listener: object = field(default_factory=Nobody)
+    listener: Listener = field(default_factory=Silent)
 
     def run(self, processes: int = 2) -> dict[int, Entry]:
         with share_folders(self.plan, 64 * "0", ()) as cells:
@@ -81,17 +79,11 @@ def setting(
         for name in names:
             write_case(tmp_path / "scans" / f"{name}.npz")
         options = RunOptions(bundle=tiny_bundle.folder)
-        plan = plan_batch(
-            [tmp_path / "scans"],
-            tmp_path / "out",
-            source=PromptSource(),
-            options=options,
-            beside=BesideLabels(preview=False),
-        )
+        found = plan(tmp_path / "scans", out=tmp_path / "out", options=options, preview=False)
         log = tmp_path / "log"
         monkeypatch.setenv("MEDALS_RT_TESTS_LOG", str(log))
         monkeypatch.setattr(workers, "_work", fake_work.work)
-        return Setting(plan, options, log)
+        return Setting(found, options, log)
 
     return make
 

@@ -7,6 +7,7 @@ import pytest
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import InputError
 from medals_rt.runners import selection
+from medals_rt.tools.bench import backends
 from medals_rt.tools.bench.backends import parse_backends, runners_for
 from medals_rt.tools.bench.records import Backend, BenchReport, Question, StageWork, quantile
 from tests.errors import raises
@@ -73,13 +74,16 @@ def test_without_names_the_automatic_choice_comes_first(
     tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("medals_rt.common.gpu.find_gpu", lambda: None)
-    assert runners_for(tiny_bundle) == (("openvino", "openvino:fp32", "onnxruntime"), ())
+    for native, exact in ((("bf16", "fp32"), ("openvino:fp32",)), (("fp32",), ())):
+        monkeypatch.setattr(backends, "precisions", lambda _, native=native: native)
+        assert runners_for(tiny_bundle) == (("openvino", *exact, "onnxruntime"), ())
 
 
 def test_runners_of_the_card_without_engines_are_left_out_and_told(
     fakes: Fakes, tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selection, "distribution", lambda name: name)  # onnxruntime-gpu
+    monkeypatch.setattr(backends, "precisions", lambda _: ("bf16", "fp32"))
     everywhere = ("openvino", "openvino:fp32", "onnxruntime")
     names, left_out = runners_for(tiny_bundle)
     assert names == ("onnxruntime-cuda", "openvino:fp32", "openvino", "onnxruntime")
@@ -104,3 +108,5 @@ def test_a_runner_that_is_named_is_measured_whatever_it_lacks() -> None:
 def test_an_unknown_backend_is_refused() -> None:
     with raises(InputError, "runner-unknown", "caffe"):
         parse_backends(("caffe",), pytorch=False)
+    with raises(InputError, "precision-unknown", "int4"):
+        parse_backends(("pytorch:int4",), pytorch=False)

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -38,8 +38,8 @@ def url_of(path: Path) -> str | None:
 
 
 @dataclass(frozen=True)
-class Store:
-    """Files under their places on this machine.
+class RemoteFiles:
+    """Files under their places on this machine, and which of them lie behind URLs.
 
     Attributes
     ----------
@@ -81,6 +81,13 @@ class Store:
             return None
         return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
+    def sha256(self, path: Path) -> str | None:
+        """SHA-256 (hex) of the content of a file, wherever it lies; None where there is none."""
+        if self.url(path) is None:
+            return self.identity(path)
+        content = self.read(path)
+        return None if content is None else hashlib.sha256(content).hexdigest()
+
     def fetch(self, path: Path) -> None:
         """Bring a file or folder to its place on this machine; nothing where it isn't there.
 
@@ -109,6 +116,27 @@ class Store:
             self.drop(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             files.get(found, [str(place) for place in places])
+        except OSError as error:
+            raise MissingFileError(f"can't read {url}: {error}", code="url-unreadable") from error
+
+    def read(self, path: Path) -> bytes | None:
+        """Return the content of a file, by one request; None where there is none.
+
+        Raises
+        ------
+        MissingFileError
+            It is behind a URL and can't be read.
+        """
+        url = self.url(path)
+        if url is None:
+            with suppress(OSError):
+                return path.read_bytes()
+            return None
+        files, key = _open(url)
+        try:
+            return bytes(files.cat_file(key))
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise MissingFileError(f"can't read {url}: {error}", code="url-unreadable") from error
 
@@ -144,7 +172,7 @@ class Store:
         url = self.url(path)
         if url is not None:
             files, key = _open(url)
-            if files.exists(key):
+            with suppress(FileNotFoundError):
                 files.rm_file(key)
 
     def exists(self, path: Path) -> bool:
@@ -156,15 +184,15 @@ class Store:
         return bool(files.exists(key))
 
 
-LOCAL: Final = Store()
+LOCAL: Final = RemoteFiles()
 """Everything lies in its place."""
 
 
 @contextmanager
-def staged(
+def local_places(
     inputs: Sequence[Path], outputs: Path, reports: Path | None
-) -> Iterator[tuple[Store, list[Path], Path, Path | None]]:
-    """Yield a store and, for each given place, one of this machine, during the block.
+) -> Iterator[tuple[RemoteFiles, list[Path], Path, Path | None]]:
+    """Yield for each given place one of this machine, during the block; first, which are of URLs.
 
     Of inputs behind URLs only the names are there; those that end in .dcm begin like DICOM.
 
@@ -189,10 +217,10 @@ def staged(
         places = [place_of(path, f"in{number}") for number, path in enumerate(inputs)]
         results = place_of(outputs, "out")
         where = None if reports is None else place_of(reports, "reports")
-        store = Store(tuple(roots))
+        remote = RemoteFiles(tuple(roots))
         for place in places:
-            _outline(store, place)
-        yield store, places, results, where
+            _outline(remote, place)
+        yield remote, places, results, where
 
 
 def content_sha256(path: Path) -> str:
@@ -213,9 +241,9 @@ def content_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _outline(store: Store, place: Path) -> None:
+def _outline(remote: RemoteFiles, place: Path) -> None:
     """Make empty files of the names that lie behind a place's URL."""
-    url = store.url(place)
+    url = remote.url(place)
     if url is None:
         return
     files, key = _open(url)

@@ -1,6 +1,7 @@
 """Batches whose files lie behind URLs: a real S3 server on this machine, and its ways to fail."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,14 @@ import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import CaseError, InputError, MissingFileError
-from medals_rt.pipeline.batch.store import LOCAL, Store, content_sha256, staged, url_of
+from medals_rt.pipeline.batch import records
+from medals_rt.pipeline.batch.remote_files import (
+    LOCAL,
+    RemoteFiles,
+    content_sha256,
+    local_places,
+    url_of,
+)
 from tests.errors import raises
 from tests.pipeline.batch.helpers import KIDNEY, LIVER, batch, write_case
 
@@ -57,17 +65,47 @@ def statuses_of(bucket: Any, below: str) -> dict[str, str]:
     return {line.split(",")[0]: line.split(",")[1] for line in lines}
 
 
+@pytest.fixture
+def requests(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
+    """Count what is asked of the server: kinds of requests, and keys below the results."""
+    asked: Counter[tuple[str, str]] = Counter()
+    call = type(bucket)._call_s3
+
+    async def counted(self: Any, method: str, *given: Any, **more: Any) -> Any:
+        key = str(more.get("Key") or more.get("Prefix") or "")
+        asked[method, key.removeprefix("results/")] += 1
+        return await call(self, method, *given, **more)
+
+    monkeypatch.setattr(type(bucket), "_call_s3", counted)
+    return asked
+
+
+def test_the_record_of_a_case_is_asked_for_once(
+    tiny_bundle: Bundle, bucket: Any, requests: Counter[tuple[str, str]], tmp_path: Path
+) -> None:
+    """Also where it is made again, and what an earlier batch has written is looked at."""
+    words = ("s3://clinic/scans/a.npz", "s3://clinic/results", "--no-preview")
+    for change in (None, None, 9):
+        if change is not None:
+            bucket.put_file(str(write_case(tmp_path / "new.npz", change)), "clinic/scans/a.npz")
+        requests.clear()
+        assert batch(tiny_bundle.folder, *words).exit_code == 0
+        about = {each: n for each, n in requests.items() if each[1].startswith(".medals-rt/")}
+        assert ("head_object", ".medals-rt/a.json") in about
+        assert set(about.values()) == {1}, about
+
+
 def test_a_key_that_leads_out_of_its_folder_is_not_fetched(tmp_path: Path) -> None:
     fsspec = pytest.importorskip("fsspec", reason="the extra 's3'")
     files = fsspec.filesystem("memory")
     files.pipe_file("/clinic/series/a.dcm", b"slice")
     files.store["/clinic/series/../../evil.txt"] = files.store["/clinic/series/a.dcm"]
-    store = Store(((tmp_path / "in" / "here", "memory://clinic"),))
+    remote = RemoteFiles(((tmp_path / "in" / "here", "memory://clinic"),))
     with raises(CaseError, "url-leaves-folder"):
-        store.fetch(tmp_path / "in" / "here" / "series")
+        remote.fetch(tmp_path / "in" / "here" / "series")
     assert list(tmp_path.iterdir()) == []
     del files.store["/clinic/series/../../evil.txt"]
-    store.fetch(tmp_path / "in" / "here" / "series")
+    remote.fetch(tmp_path / "in" / "here" / "series")
     assert (tmp_path / "in" / "here" / "series" / "a.dcm").read_bytes() == b"slice"
 
 
@@ -101,6 +139,25 @@ def test_from_a_bucket_to_a_bucket_and_on(tiny_bundle: Bundle, bucket: Any, tmp_
     assert "a.npz" not in keys(bucket, "clinic/results")
 
 
+def test_what_a_killed_process_put_there_is_written_over_and_nothing_else(
+    tiny_bundle: Bundle, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (tiny_bundle.folder, "s3://clinic/scans/a.npz", "s3://clinic/results", "--no-preview")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for drawn in (False, True):
+        with monkeypatch.context() as patched:
+            patched.setattr(records, "_write", killed)
+            assert batch(*words, "--seed", str(int(drawn))).exit_code == 130
+        assert ".medals-rt/a.json.writing" in keys(bucket, "clinic/results")
+        if drawn:
+            bucket.pipe_file("clinic/results/a.npz", b"drawn")
+        assert batch(*words).exit_code == drawn
+    assert bucket.cat_file("clinic/results/a.npz") == b"drawn"
+
+
 def test_two_processes_on_a_bucket(tiny_bundle: Bundle, bucket: Any) -> None:
     words = ("s3://clinic/scans", "s3://clinic/results", "--processes", 2)
     result = batch(tiny_bundle.folder, *words)
@@ -126,13 +183,13 @@ def test_results_of_a_bucket_on_a_disk(tiny_bundle: Bundle, tmp_path: Path) -> N
 @pytest.mark.usefixtures("bucket")
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     for url in ("s3://clinic/nothing", "s3://nowhere/scans"):
-        with pytest.raises(MissingFileError), staged([Path(url)], tmp_path / "out", None):
+        with pytest.raises(MissingFileError), local_places([Path(url)], tmp_path / "out", None):
             pass
 
 
 def test_an_unknown_scheme(tmp_path: Path) -> None:
     pytest.importorskip("fsspec")
-    with pytest.raises(InputError) as caught, staged([Path("nope://a/b")], tmp_path, None):
+    with pytest.raises(InputError) as caught, local_places([Path("nope://a/b")], tmp_path, None):
         pass
     assert caught.value.code == "url-scheme"
 
@@ -152,10 +209,10 @@ def test_urls_among_paths(words: str, url: str | None) -> None:
 
 
 def test_places_of_urls(tmp_path: Path) -> None:
-    store = Store(((tmp_path / "in0", "s3://b"),))
-    assert store.url(tmp_path / "in0" / "scans" / "a.npz") == "s3://b/scans/a.npz"
-    assert store.url(tmp_path / "in0") == "s3://b"
-    assert store.url(tmp_path / "other") is None
+    remote = RemoteFiles(((tmp_path / "in0", "s3://b"),))
+    assert remote.url(tmp_path / "in0" / "scans" / "a.npz") == "s3://b/scans/a.npz"
+    assert remote.url(tmp_path / "in0") == "s3://b"
+    assert remote.url(tmp_path / "other") is None
 
 
 def test_files_of_this_machine(tmp_path: Path) -> None:

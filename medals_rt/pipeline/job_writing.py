@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from medals_rt.common.arrays import label_counts, to_host
 from medals_rt.common.atomic_io import prepare_output, write_json
+from medals_rt.common.choices import traits_of
 from medals_rt.inference.cascade import ONE_STAGE
 from medals_rt.io.case import Case
 from medals_rt.io.dicom.results import number_objects, object_color, object_name
@@ -32,9 +33,8 @@ from medals_rt.pipeline.job_outputs import (
     all_outputs,
     files_of_classes,
     files_of_maps,
-    lesion_table,
 )
-from medals_rt.pipeline.job_request import ReadJob
+from medals_rt.pipeline.job_request import ReadJob, lesion_table
 from medals_rt.pipeline.lesion_statistics import LesionStatistics, lesion_statistics
 from medals_rt.pipeline.output_grid import OutputGrid, lost_notes, on_grid
 from medals_rt.pipeline.preview import Orientation, save_preview
@@ -155,7 +155,7 @@ def draw_preview(
         window = load_policy().intensity_window(prompts.parts[0].class_keys, preset)
     shown = prepare_intensities(volume, prompts.modality, window, preset)
     orientation: Orientation = "known"
-    if prompts.modality == "Microscopy":
+    if not traits_of(prompts.modality).has_body:
         orientation = "none"
     elif not volume.has_orientation:
         orientation = "assumed"
