@@ -123,7 +123,7 @@ class Gate:
         headers = Headers(scope=scope)
         try:
             self._check_room(scope)
-            _check_length(headers)
+            self._check_size(scope, headers)
             self._check_host(headers)
             self._check_origin(scope, headers)
             answer = self._check_token(scope, headers)
@@ -192,20 +192,26 @@ class Gate:
             headers={"WWW-Authenticate": "Bearer"},
         )
 
-    def _body_limit(self, scope: Scope) -> int:
-        is_upload = scope["method"] in {"POST", "PUT"} and any(
+    def _check_size(self, scope: Scope, headers: Headers) -> None:
+        """Refuse a body that says that it is too large; an upload when it is asked for.
+
+        What an upload takes the place of is to go even if the upload is refused.
+        """
+        _check_length(headers)
+        most = self._settings.max_body_bytes
+        if _length(headers) > most and not self._is_upload(scope):
+            raise too_large(most)
+
+    def _is_upload(self, scope: Scope) -> bool:
+        return scope["method"] in {"POST", "PUT"} and any(
             path.match(scope["path"]) for path in self._uploads
         )
-        return self._settings.max_upload_bytes if is_upload else self._settings.max_body_bytes
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """Bound the size of a request's body, its pauses, and its time.
-
-        A body that says that it is too large is refused when it is asked for, before it is sent:
-        some requests take effect without it.
-        """
-        limits, most = self._settings, self._body_limit(scope)
-        said = int(Headers(scope=scope).get("content-length", "0"))
+        """Bound the size of a request's body, its pauses, and its time."""
+        limits = self._settings
+        most = limits.max_upload_bytes if self._is_upload(scope) else limits.max_body_bytes
+        said = _length(Headers(scope=scope))
         received, complete = 0, False
         until = time.monotonic() + limits.body_s
 
@@ -233,6 +239,10 @@ class Gate:
             return message
 
         return receive_limited
+
+
+def _length(headers: Headers) -> int:
+    return int(headers.get("content-length", "0"))
 
 
 def _check_length(headers: Headers) -> None:
