@@ -16,6 +16,7 @@ from typing import Any, Final, Self
 
 from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.optional_deps import missing
+from medals_rt.io.dicom.web_address import LOOPBACK
 from medals_rt.io.format import stem
 from medals_rt.io.registry import FORMATS
 from medals_serve.problems import ServedProblemError
@@ -29,6 +30,11 @@ __all__ = ["ServedProblemError", "ServiceClient"]
 
 State = dict[str, Any]
 """JSON of the API: see `schemas`, or ``/v1/openapi.json`` of a server."""
+
+_PAST_PROXIES: Final = {
+    f"all://[{host}]" if ":" in host else f"all://{host}": None for host in LOOPBACK
+}
+"""A proxy would get tokens and images that are for this machine alone."""
 
 _CUT_SHORT: Final = {
     "detail": "the stream of progress ended before the job did; wait for the job again",
@@ -63,7 +69,9 @@ class ServiceClient:
 
     def __init__(self, address: str, *, token: str | None = None, timeout_s: float = 300.0) -> None:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self.http = httpx.Client(base_url=address, headers=headers, timeout=timeout_s)
+        self.http = httpx.Client(
+            base_url=address, headers=headers, timeout=timeout_s, mounts=_PAST_PROXIES
+        )
         try:
             opened = self._json("POST", "/v1/sessions")
         except BaseException:

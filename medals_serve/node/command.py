@@ -57,7 +57,7 @@ def listen(
     from medals_rt.pipeline.job import passes_recorded
     from medals_serve.model_process import open_served
     from medals_serve.node.delivery import Courier
-    from medals_serve.node.receiver import received_in, start_receiver
+    from medals_serve.node.receiver import listening, received_in
     from medals_serve.node.spool import Spool, lock_spool
     from medals_serve.node.worker import Worker, check_rules
 
@@ -76,16 +76,15 @@ def listen(
             threading.Thread(target=each.run, args=(ended.event,), name=name)
             for name, each in (("courier", courier), ("worker", worker))
         ]
-        server = start_receiver(configuration, spool, warn)
-        announce(f"{configuration.title} listens at {configuration.host}:{configuration.port}")
-        for thread in threads:
-            thread.start()
-        while not ended.event.wait(1.0):
-            if not all(thread.is_alive() for thread in threads):
-                warn("a thread of the node died; it ends")
-                break
-        ended.event.set()
-        server.shutdown()
+        with listening(configuration, spool, warn):
+            announce(f"{configuration.title} listens at {configuration.host}:{configuration.port}")
+            for thread in threads:
+                thread.start()
+            while not ended.event.wait(1.0):
+                if not all(thread.is_alive() for thread in threads):
+                    warn("a thread of the node died; it ends")
+                    break
+            ended.event.set()
         for thread in threads:
             thread.join()
         if ended.failure is not None:

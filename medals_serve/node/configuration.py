@@ -38,18 +38,6 @@ class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls: bool = False
 
 
-class _LateHandshake(ssl.SSLContext):
-    """Handshakes happen when a connection is read, in its own thread.
-
-    pynetdicom would do them where it accepts connections, and a silent one would keep all others
-    out.
-    """
-
-    def wrap_socket(self, *given: Any, **more: Any) -> ssl.SSLSocket:
-        """Wrap a socket that was accepted."""
-        return super().wrap_socket(*given, **{**more, "do_handshake_on_connect": False})
-
-
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Files (PEM) for encrypted associations: ours, and the authority that others must show."""
 
@@ -59,7 +47,7 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def for_server(self) -> ssl.SSLContext:
         """Let only those in who show a certificate of the authority."""
-        return self._loaded(_LateHandshake(ssl.PROTOCOL_TLS_SERVER))
+        return self._loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
 
     def for_client(self) -> ssl.SSLContext:
         """Talk only to those who show a certificate of the authority, for their host's name."""
@@ -174,6 +162,11 @@ class NodeConfiguration(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     def max_bytes(self) -> int:
         """`max_disk` as a number."""
         return parse_size(self.max_disk)
+
+    @property
+    def receivers(self) -> frozenset[str]:
+        """All who get results."""
+        return frozenset(to for rule in self.rules.values() for to in rule.send_to)
 
     def rules_for(self, header: Any) -> dict[str, Rule]:
         """Return the rules that fit a series, by name."""

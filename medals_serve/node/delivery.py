@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any, Final, TypeAlias
 
-from medals_rt.common.errors import MedalsError, ServerError
+from medals_rt.common.errors import MedalsError, OutputError, ServerError
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.io.dicom.web import store_files
 from medals_rt.io.dicom.web_address import is_web_address
@@ -23,7 +23,13 @@ _POLL_S: Final = 0.5
 _TIMEOUT_S: Final = 30
 _TO_END_S: Final = 5.0
 _AWAY: Final = frozenset(
-    {"peer-unreachable", "server-unreachable", "access-refused", "certificate-invalid"}
+    {
+        "peer-unreachable",
+        "server-unreachable",
+        "access-refused",
+        "certificate-invalid",
+        "redirect-refused",
+    }
 )
 """Codes of errors that are the receiver's, whatever it is sent."""
 _STORED: Final = (0x0000, 0xB000, 0xB006, 0xB007)
@@ -74,9 +80,9 @@ class Courier:
         while not stop.wait(_POLL_S):
             try:
                 self._round(stop)
-            except OSError as error:
+            except (OutputError, OSError) as error:
                 self._wait_longer(())
-                self.warn(f"the node can't read what it has to send: {error}")
+                self.warn(f"the node can't read or note what it has to send: {error}")
         until = time.monotonic() + _TO_END_S
         for thread in self._threads.values():
             thread.join(max(0.0, until - time.monotonic()))
@@ -87,13 +93,22 @@ class Courier:
         due: defaultdict[str, list[_Parcel]] = defaultdict(list)
         if self._may_try():
             for series, state in self.spool.delivering():
-                for each in state.deliveries:
-                    if not each.sent and each.to not in busy and self._may_send(series, each):
+                for each in state.unsent:
+                    if each.to not in busy and self._may_send(series, each):
                         due[each.to].append((series, each))
         for receiver, parcels in due.items():
+            if receiver not in self.configuration.receivers:
+                self._withdraw(receiver, parcels)
+                continue
             thread = Thread(target=self._deliver, args=(parcels, stop), daemon=True)
             self._threads[receiver] = thread
             thread.start()
+
+    def _withdraw(self, receiver: str, parcels: list[_Parcel]) -> None:
+        """Send nothing more to one whom the file of the node has no longer."""
+        for series, delivery in parcels:
+            self.spool.withdrawn(series, delivery)
+        self.warn(f"{receiver} is no receiver any more; results not sent to it: {len(parcels)}")
 
     def _deliver(self, parcels: list[_Parcel], stop: Event) -> None:
         """Send one receiver results, one after the other."""

@@ -10,11 +10,12 @@ from typing import Any, Final
 
 from medals_rt.common.errors import InputError
 from medals_rt.common.optional_deps import import_optional
-from medals_rt.io.dicom.files import printable
+from medals_rt.io.dicom.files import printable, silence
 from medals_serve.node.configuration import NodeConfiguration
 from medals_serve.node.spool import CANNOT_UNDERSTAND, MISMATCH, SUCCESS, NotStoredError, Spool
 
-_PLAIN: Final = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99")
+_PLAIN: Final = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
+"""Not the deflated one: what a few bytes become is not known before."""
 _COMPRESSED: Final = (
     "1.2.840.10008.1.2.5",
     *(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91)),
@@ -29,6 +30,8 @@ def received_in(folder: Path) -> Iterator[None]:
 
     pynetdicom can hold them in memory or write them where temporary files are, whichever the whole
     process does. All its other temporary files go there, too: they may hold patients' data as well.
+    Warnings name values of what is sent, so there are none: threads share them, and none can keep
+    back its own.
     """
     import_optional("pynetdicom", "medals-rt listen")
     from pynetdicom import _config as settings  # its name, but documented
@@ -36,15 +39,17 @@ def received_in(folder: Path) -> Iterator[None]:
     before = settings.STORE_RECV_CHUNKED_DATASET, tempfile.tempdir
     settings.STORE_RECV_CHUNKED_DATASET, tempfile.tempdir = True, str(folder)
     try:
-        yield
+        with silence():
+            yield
     finally:
         settings.STORE_RECV_CHUNKED_DATASET, tempfile.tempdir = before
 
 
-def start_receiver(
+@contextmanager
+def listening(
     configuration: NodeConfiguration, spool: Spool, warn: Callable[[str], None]
-) -> Any:
-    """Start to listen, in threads of its own; within `received_in`.
+) -> Iterator[None]:
+    """Listen, in threads of its own, until the block ends; within `received_in`.
 
     Parameters
     ----------
@@ -55,11 +60,6 @@ def start_receiver(
     warn
         Called with a line about what was refused.
 
-    Returns
-    -------
-    object
-        pynetdicom's server; its `shutdown` ends it.
-
     Raises
     ------
     InputError
@@ -68,23 +68,29 @@ def start_receiver(
         pynetdicom isn't installed.
     """
     pynetdicom = import_optional("pynetdicom", "medals-rt listen")
-    entity = pynetdicom.AE(configuration.title)
+    from medals_serve.node import transport
+
+    entity = transport.Entity(configuration.title)
     entity.require_called_aet = True
     entity.require_calling_aet = list(configuration.callers)
-    entity.maximum_associations = _MOST_ASSOCIATIONS
+    entity.maximum_associations = _MOST_ASSOCIATIONS - 1  # beside the one that is judged
     entity.network_timeout = _QUIET_PEER_S
+    entity.acse_timeout = transport.PATIENCE_S
     syntaxes = list(readable_syntaxes())
     for context in pynetdicom.AllStoragePresentationContexts:
         entity.add_supported_context(context.abstract_syntax, syntaxes)
     entity.add_supported_context(pynetdicom.sop_class.Verification)
-    handlers = [
+    handlers: Any = [
         (pynetdicom.evt.EVT_C_STORE, _keep, [spool, warn]),
         (pynetdicom.evt.EVT_C_ECHO, lambda _: SUCCESS),
         (pynetdicom.evt.EVT_REJECTED, _rejected, [warn]),
+        (pynetdicom.evt.EVT_CONN_OPEN, transport.bound, [warn]),
     ]
-    tls = None if configuration.tls is None else configuration.tls.for_server()
+    tls: Any = None
+    if configuration.tls is not None:
+        tls = transport.Certificates(configuration.tls, warn)
     try:
-        return entity.start_server(
+        server: Any = entity.start_server(
             (configuration.host, configuration.port),
             block=False,
             evt_handlers=handlers,
@@ -96,6 +102,11 @@ def start_receiver(
             f"{error.strerror or error}; choose another",
             code="port-taken",
         ) from error
+    try:
+        yield
+    finally:
+        server.shutdown()
+        transport.cut_off(server)
 
 
 def readable_syntaxes() -> tuple[str, ...]:
@@ -133,4 +144,5 @@ def _keep(event: Any, spool: Spool, warn: Callable[[str], None]) -> int:
 def _rejected(event: Any, warn: Callable[[str], None]) -> None:
     caller = printable(event.assoc.requestor.ae_title)
     called = printable(event.assoc.requestor.primitive.called_ae_title)
-    warn(f"rejected an association of {caller!r} with {called!r}")
+    reason = event.assoc.acceptor.primitive.reason_str
+    warn(f"rejected an association of {caller!r} with {called!r}: {reason}")

@@ -21,6 +21,7 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from medals_rt.common.atomic_io import write_json
 from medals_rt.common.errors import InputError
@@ -78,7 +79,7 @@ class State(msgspec.Struct):
     why
         Of a failure, one line.
     deliveries
-        Of the results.
+        Of the results; where this run has none, of those before it that have not arrived.
     at
         When this was written, seconds of the epoch.
     """
@@ -100,6 +101,11 @@ class State(msgspec.Struct):
     def is_deadly(self) -> bool:
         """Whether the process died of it, again and again."""
         return self.starts >= _MOST_STARTS
+
+    @property
+    def unsent(self) -> list[Delivery]:
+        """What is on its way."""
+        return [each for each in self.deliveries if not each.sent]
 
     @property
     def came_to_nothing(self) -> bool:
@@ -155,7 +161,7 @@ class SpooledSeries:
         """Return what became of it; None where nothing did yet, or the file is damaged."""
         try:
             return msgspec.json.decode((self.folder / "state.json").read_bytes(), type=State)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
             return None
 
     def put_state(self, state: State) -> None:
@@ -202,10 +208,8 @@ class Spool:
 
     def series(self) -> Iterator[SpooledSeries]:
         """Go through all series."""
-        for study in sorted(self.folder.iterdir()):
-            if study.is_dir():
-                for folder in sorted(study.iterdir()):
-                    yield SpooledSeries(folder)
+        for study in _folders_in(self.folder):
+            yield from map(SpooledSeries, _folders_in(study))
 
     def keep(self, study: str, series: str, uid: str, received: Path) -> None:
         """Keep an image: it is on the disk when this returns. One that is there already is left.
@@ -306,20 +310,33 @@ class Spool:
 
     def delivered(self, series: SpooledSeries, delivery: Delivery) -> None:
         """Note that a result has arrived, unless newer ones took its place meanwhile."""
+        self._close(series, delivery, [replace(delivery, sent=True)])
+
+    def withdrawn(self, series: SpooledSeries, delivery: Delivery) -> None:
+        """Note that a result isn't sent any more."""
+        self._close(series, delivery, [])
+
+    def _close(self, series: SpooledSeries, delivery: Delivery, by: list[Delivery]) -> None:
+        """Put what became of a delivery in its place."""
         with self._lock:
             state = series.state()
-            if state is None:
+            if state is None or delivery not in state.deliveries:
                 return
-            for each in state.deliveries:
-                if (each.file, each.to) == (delivery.file, delivery.to):
-                    each.sent = True
-            if state.status == "delivering" and all(each.sent for each in state.deliveries):
+            at = state.deliveries.index(delivery)
+            state.deliveries[at : at + 1] = by
+            if state.status == "delivering" and not state.unsent:
                 state.status = "done"
             series.put_state(state)
 
     def settle(self, series: SpooledSeries, state: State) -> None:
-        """Write down what became of a series, whose results are on the disk."""
+        """Write down what became of a series, whose results are on the disk.
+
+        Earlier results that have not arrived stay on their way until there are new ones.
+        """
         with self._lock:
+            before = series.state()
+            if state.status != "delivering":
+                state.deliveries = [] if before is None else before.unsent
             series.put_state(state)
             for which, holds in ((self._waiting, _has_work), (self._delivering, _is_delivering)):
                 which.discard(series.folder)
@@ -366,7 +383,7 @@ def _has_work(series: SpooledSeries, state: State | None) -> bool:
 
 def _is_delivering(_: SpooledSeries, state: State | None) -> bool:
     """Whether results are on their way."""
-    return state is not None and state.status == "delivering"
+    return state is not None and bool(state.unsent)
 
 
 def _is_late(series: SpooledSeries, state: State | None) -> bool:
@@ -399,6 +416,11 @@ def is_same_object(one: Path, other: Path) -> bool:
             return bool(both[0] == both[1]) and np.array_equal(*pixels)
     except damage():
         return False
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """Folders in a folder, sorted; other things in it are none of ours."""
+    return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
 def _move_through(received: Path, path: Path) -> None:

@@ -194,24 +194,29 @@ def store_files(
     InputError, MissingDependencyError
         As `read_web_case`.
     ServerError
-        The server can't be reached, or didn't take all of them.
+        The server can't be reached, or doesn't say that it has them all.
     """
     pydicom = import_optional("pydicom", "DICOMweb")
     server = WebServer(WebAddress.parse(text).server, attempts=attempts)
     for file in files:
         with silence():
-            answer = server.ask(partial(_store_one, pydicom.dcmread(file)))
-        failed = list(answer.get("FailedSOPSequence") or [])
-        if failed:
-            reason = printable(failed[0].get("FailureReason", "none named"))
-            raise ServerError(
-                f"{server.url} did not store {file.name} (reason {reason}); try again",
-                code="store-refused",
-            )
+            server.ask(partial(_store_one, pydicom.dcmread(file), file.name, server.url))
 
 
-def _store_one(data: Any, client: Any) -> Any:
-    return client.store_instances([data])
+def _store_one(data: Any, name: str, url: str, client: Any) -> None:
+    """Store an object; that it is stored is believed only where the answer names it."""
+    answer = client.store_instances([data])
+    for each in answer.get("FailedSOPSequence") or ():
+        reason = printable(each.get("FailureReason", "none named"))
+        raise ServerError(
+            f"{url} did not store {name} (reason {reason}); try again", code="store-refused"
+        )
+    stored = answer.get("ReferencedSOPSequence") or ()
+    if data.SOPInstanceUID not in [each.get("ReferencedSOPInstanceUID") for each in stored]:
+        raise ServerError(
+            f"{url} doesn't say that it stored {name}; check the address",
+            code="answer-invalid",
+        )
 
 
 def _choose(server: WebServer, address: WebAddress, wanted: str | None) -> Series:

@@ -17,6 +17,8 @@ from medals_rt.common.errors import InputError
 from medals_rt.io.dicom.files import printable
 
 SCHEME: Final = "dicomweb+"
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+"""Hosts of URLs that are this machine."""
 
 STUDY_UID: Final = "StudyInstanceUID"
 SERIES_UID: Final = "SeriesInstanceUID"
@@ -36,7 +38,6 @@ _PLACE: Final = re.compile(
 _UID: Final = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 _LONGEST_UID: Final = 64
 _KEYWORD: Final = re.compile(r"[A-Za-z0-9]{1,64}")
-_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class WebAddress:
                 f"{USER_VARIABLE} and {PASSWORD_VARIABLE}, or into a .netrc file",
                 code="credentials-in-address",
             )
-        if url.scheme == "http" and url.hostname not in _LOOPBACK:
+        if url.scheme == "http" and url.hostname not in LOOPBACK:
             raise InputError(
                 f"dicomweb+http sends patients' data in the clear, so it is for this machine only; "
                 f"use dicomweb+https for {printable(url.hostname)}",

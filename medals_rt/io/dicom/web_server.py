@@ -29,6 +29,7 @@ from medals_rt.io.dicom.files import (
 )
 from medals_rt.io.dicom.series import Image, Series, pixel_bytes
 from medals_rt.io.dicom.web_address import (
+    LOOPBACK,
     OBJECT_UID,
     PASSWORD_VARIABLE,
     SERIES_UID,
@@ -253,13 +254,24 @@ def _session() -> Any:
         largest = _LARGEST_LIST
 
         def send(self, request: Any, **options: Any) -> Any:
-            answer = super().send(request, **{**options, "stream": True})
-            with _closed_on_failure(answer):
-                answer._content = _bounded(answer, self.largest)  # noqa: SLF001 - it has no setter
-            answer._content_consumed = True  # noqa: SLF001
-            return answer
+            if urlsplit(request.url).hostname in LOOPBACK:
+                options["proxies"] = {}  # a proxy would get what is for this machine alone
+            return super().send(request, **{**options, "stream": True})
+
+        def rebuild_method(self, request: Any, answer: Any) -> None:
+            _check_redirection(request, answer)
+            request.headers.pop("Host", None)  # of who redirects
+
+    def received(answer: Any, **_: Any) -> None:
+        with _closed_on_failure(answer):
+            answer._content = _bounded(answer, session.largest)  # noqa: SLF001 - it has no setter
+        answer._content_consumed = True  # noqa: SLF001
+        kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if kind.startswith("application/"):  # of other kinds, parameters matter
+            answer.headers["Content-Type"] = kind  # as dicomweb_client compares it
 
     session: Any = Bounded()
+    session.hooks["response"].append(received)
     session.headers["Accept-Encoding"] = "identity"
     user, password, token = _credentials()
     if token:
@@ -267,6 +279,21 @@ def _session() -> Any:
     elif user:
         session.auth = (user.encode(), (password or "").encode())
     return session
+
+
+def _check_redirection(request: Any, answer: Any) -> None:
+    """Let no object be sent on, and nothing be asked for in the clear but of this machine."""
+    target = urlsplit(request.url)
+    is_private = target.scheme == "https" or (
+        target.scheme == "http" and target.hostname in LOOPBACK
+    )
+    if request.method != "GET" or not is_private:
+        raise ServerError(
+            f"{urlsplit(answer.url).netloc} redirects a {request.method} to "
+            f"{printable(f'{target.scheme}://{target.netloc}')}, which isn't followed; if that is "
+            "the right server, give its own address",
+            code="redirect-refused",
+        )
 
 
 @contextmanager
@@ -280,8 +307,6 @@ def _closed_on_failure(answer: Any) -> Iterator[None]:
 
 def _bounded(answer: Any, largest: int) -> bytes:
     """Read an answer that isn't longer than it may be, before memory is taken for more."""
-    if answer._content is not False:  # noqa: SLF001 - of a redirection, read already
-        return bytes(answer.content)
     announced = answer.headers.get("Content-Length", "")
     body = bytearray()
     pieces = iter(()) if announced.isdigit() and int(announced) > largest else None

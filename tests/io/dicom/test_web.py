@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import CaseError, InputError, MedalsError, ServerError
@@ -284,10 +286,15 @@ def misbehaving() -> Iterator[Callable[[list[Answer]], tuple[str, list[str]]]]:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
-                if status == 302:
-                    self.send_header("Location", body.decode())
+                if 300 <= status < 400:
+                    self.send_header("Location", body.decode().strip())
                 self.end_headers()
-                self.wfile.write(body)
+                with contextlib.suppress(ConnectionError):  # not all want to read it
+                    self.wfile.write(body)
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.do_GET()
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -389,3 +396,98 @@ def test_a_token_is_sent_and_not_to_another_host(
     web.series_addresses(f"{address}?{STUDY}")
     assert asked == ["Bearer abc"]
     assert asked_of_other == [""]
+
+
+ELSEWHERE = "http://hospital.example/w"  # in the clear
+
+
+@pytest.mark.parametrize(
+    ("location", "code"),
+    [
+        (ELSEWHERE, "redirect-refused"),
+        ("ftp://127.0.0.1/w", "redirect-refused"),
+        ("http://127.0.0.1@hospital.example/w", "redirect-refused"),
+        ("/w" + " " * 2000, "answer-too-large"),  # its body, which nobody needs
+    ],
+)
+def test_redirections_that_are_not_followed(
+    misbehaving: Callable[[list[Answer]], tuple[str, list[str]]], location: str, code: str
+) -> None:
+    address, asked = misbehaving([(302, "text/plain", location.encode()), NOTHING])
+    with pytest.raises(ServerError) as failed:
+        web.WebServer(WebAddress.parse(address).server).ask(
+            lambda client: client.search_for_studies(limit=1), largest=1000
+        )
+    assert failed.value.code == code
+    assert len(asked) == 1
+
+
+def names(of: str, uid: str) -> dict[str, Any]:
+    """A list in an answer about objects that were stored, or were not."""
+    item = {
+        "00081155": {"vr": "UI", "Value": [uid]},
+        "00081197": {"vr": "US", "Value": [272]},
+    }
+    return {of: {"vr": "SQ", "Value": [item]}}
+
+
+STORED, FAILED, FIRST = "00081199", "00081198", "1.2.3.4.1.1"
+YES = json.dumps(names(STORED, FIRST)).encode()
+NO = json.dumps(names(FAILED, FIRST)).encode()
+OTHER = json.dumps(names(STORED, "1.2.3")).encode()
+HALF = json.dumps(names(STORED, FIRST) | names(FAILED, FIRST)).encode()
+YES_XML = b"""<NativeDicomModel><DicomAttribute tag="00081199" vr="SQ"
+    keyword="ReferencedSOPSequence"><Item number="1"><DicomAttribute tag="00081155" vr="UI"
+    keyword="ReferencedSOPInstanceUID"><Value number="1">1.2.3.4.1.1</Value></DicomAttribute></Item>
+    </DicomAttribute></NativeDicomModel>"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        ((200, JSON, YES), None),
+        ((202, "Application/JSON;charset=UTF-8", YES), None),
+        ((200, "application/dicom+xml; charset=utf-8", YES_XML), None),
+        ((202, JSON, NO), "store-refused"),
+        ((202, f"{JSON}; charset=utf-8", NO), "store-refused"),
+        ((202, "application/json;charset=UTF-8", NO), "store-refused"),
+        ((202, "Application/DICOM+JSON", NO), "store-refused"),
+        ((202, JSON, HALF), "store-refused"),
+        ((200, JSON, OTHER), "answer-invalid"),
+        ((200, JSON, b"{}"), "answer-invalid"),
+        ((200, JSON, b""), "answer-invalid"),
+        ((200, "application/dicom+xml", b"<NativeDicomModel/>"), "answer-invalid"),
+        ((200, "text/html", b"<p>sign in</p>"), "answer-invalid"),
+        ((302, "text/plain", b"/w/sign-in"), "redirect-refused"),
+        ((303, "text/plain", b"https://hospital.example/sign-in"), "redirect-refused"),
+        ((307, "text/plain", b"https://hospital.example/w"), "redirect-refused"),
+    ],
+)
+def test_stored_is_what_the_answer_names(
+    misbehaving: Callable[[list[Answer]], tuple[str, list[str]]],
+    series_folder: Path,
+    answer: Answer,
+    code: str | None,
+) -> None:
+    """What nobody has would be taken for stored, and removed here."""
+    address, asked = misbehaving([answer, (200, JSON, YES)])
+    files = [each for each in series_folder.iterdir() if dcmread(each).SOPInstanceUID == FIRST]
+    found = None
+    try:
+        web.store_files(address, files)
+    except ServerError as error:
+        found = error.code
+    assert found == code
+    assert len(asked) == 1
+
+
+def test_no_proxy_gets_what_is_for_this_machine(
+    misbehaving: Callable[[list[Answer]], tuple[str, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy, asked_of_proxy = misbehaving([NOTHING])
+    monkeypatch.setenv("HTTP_PROXY", proxy.removeprefix("dicomweb+"))
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    address, asked = misbehaving([NOTHING])
+    web.check_store(address)
+    assert (len(asked), asked_of_proxy) == (1, [])

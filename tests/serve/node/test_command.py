@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from pathlib import Path
 
@@ -81,7 +82,9 @@ def test_nothing_is_lost_and_nothing_comes_twice(tiny_bundle: Bundle, tmp_path: 
         with running_node(configuration, tiny_bundle.folder) as node:
             wait_for(lambda: results() == every, node)
             assert send(1)["FailedInstancesCount"] == 0  # again: it is known
-            assert node.end() == signal.SIGTERM
+            with socket.create_connection(("127.0.0.1", port)) as silent:
+                silent.sendall(b"\x01")
+                assert node.end() == signal.SIGTERM
         assert results() == every
         for each in orthanc.datasets(Modality="SEG"):
             number = str(each.PatientID).removeprefix("patient")

@@ -34,9 +34,13 @@ def result(tmp_path: Path) -> Path:
     return next((tmp_path / "ct").iterdir())
 
 
-def configured(folder: Path, port: int) -> NodeConfiguration:
+def configured(folder: Path, port: int, *others: str) -> NodeConfiguration:
+    """A node that sends to the ORTHANC at a port, and to others."""
     found = read_configuration(write_configuration(folder, 11112))
-    return replace(found, peers={"ORTHANC": Peer("127.0.0.1", port)})
+    rules = {
+        name: replace(rule, send_to=(*rule.send_to, *others)) for name, rule in found.rules.items()
+    }
+    return replace(found, rules=rules, peers={"ORTHANC": Peer("127.0.0.1", port)})
 
 
 class Archive:
@@ -166,11 +170,34 @@ def test_a_receiver_that_never_answers_holds_back_neither_others_nor_the_end(
     with socket.create_server(("127.0.0.1", 0)) as silent, Archive(0) as archive:
         web = f"dicomweb+http://127.0.0.1:{silent.getsockname()[1]}/dicom-web"
         spool = on_its_way(tmp_path, {"a.dcm": result}, web, "ORTHANC")
-        courier = Courier(configured(tmp_path, archive.port), spool, said.append, said.append)
+        configuration = configured(tmp_path, archive.port, web)
+        courier = Courier(configuration, spool, said.append, said.append)
         assert run_until(courier, lambda: bool(said)) < 10  # of 120 that it has to answer
         ((_, state),) = spool.delivering()
     assert said == ["sent a.dcm of 1.2/1.2.3 to ORTHANC"]
     assert [each.sent for each in state.deliveries] == [False, True]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_was_taken_out_of_the_file_gets_nothing_more(tmp_path: Path, result: Path) -> None:
+    files = {"a.dcm": result, "b.dcm": result}
+    with socket.create_server(("127.0.0.1", 0)) as former, Archive(0) as archive:
+        web = f"dicomweb+http://127.0.0.1:{former.getsockname()[1]}/dicom-web"
+        spool = on_its_way(tmp_path, files, web, "PACS", "ORTHANC")
+        former.settimeout(0)
+        said: list[str] = []
+        courier = Courier(configured(tmp_path, archive.port), spool, said.append, said.append)
+        run_until(courier, lambda: not list(spool.delivering()))
+        with pytest.raises(BlockingIOError):
+            former.accept()
+    assert said[:2] == [
+        f"{each} is no receiver any more; results not sent to it: 2" for each in (web, "PACS")
+    ]
+    (series,) = spool.series()
+    state = series.state()
+    assert state is not None
+    assert state.status == "done"
+    assert state.deliveries == [Delivery(name, "ORTHANC", sent=True) for name in files]
 
 
 @pytest.mark.usefixtures("impatient")

@@ -1,4 +1,4 @@
-"""The DICOM server of a node, called by pynetdicom and by dcmtk."""
+"""The DICOM server of a node and its connections, called by pynetdicom, dcmtk and strangers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
+import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +23,15 @@ import pydicom
 import pynetdicom
 import pytest
 from msgspec.structs import replace
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pynetdicom.dul import DULServiceProvider
 from pynetdicom.sop_class import CTImageStorage, Verification
 
 from medals_rt.common.errors import InputError
+from medals_rt.io.dicom.files import silence
+from medals_serve.node import transport
 from medals_serve.node.configuration import NodeConfiguration, Tls, read_configuration
-from medals_serve.node.receiver import _keep, received_in, start_receiver
+from medals_serve.node.receiver import _keep, listening, received_in
 from medals_serve.node.spool import MISMATCH, OUT_OF_RESOURCES, SUCCESS, Spool
 from tests.dicom import write_series
 from tests.orthanc import free_port
@@ -40,10 +47,9 @@ class Running:
         self.warnings: list[str] = []
         self.ending = ExitStack()
         self.ending.enter_context(received_in(self.spool.incoming))
-        self.server = start_receiver(self.configuration, self.spool, self.warnings.append)
+        self.ending.enter_context(listening(self.configuration, self.spool, self.warnings.append))
 
     def close(self) -> None:
-        self.server.shutdown()
         self.ending.close()
 
     @contextmanager
@@ -145,6 +151,7 @@ def test_unknown_titles_are_rejected(caller: str, called: str, running: Running)
         assert association.is_rejected
     until(lambda: running.warnings)  # pynetdicom tells us in another thread
     assert caller in running.warnings[0]
+    assert "AE title not recognised" in running.warnings[0]
 
 
 def test_out_of_resources(running: Running, image: pydicom.Dataset) -> None:
@@ -171,8 +178,11 @@ def test_an_object_under_another_uid(running: Running, image: pydicom.Dataset) -
 
 
 def test_a_port_that_is_taken(running: Running) -> None:
-    with pytest.raises(InputError) as refused:
-        start_receiver(running.configuration, running.spool, print)
+    with (
+        pytest.raises(InputError) as refused,
+        listening(running.configuration, running.spool, print),
+    ):
+        pass
     assert refused.value.code == "port-taken"
 
 
@@ -186,13 +196,106 @@ def test_dcmtk_sends_and_asks(running: Running, tmp_path: Path, image: pydicom.D
     assert len(running.spool.complete(0)) == 1
 
 
-@pytest.fixture
-def tls(tmp_path: Path) -> Tls:
-    """A certificate that is its own authority."""
+def test_deflated_objects_are_not_taken(running: Running) -> None:
+    """A few bytes of them may become any number, which pydicom would inflate in one go."""
+    entity = pynetdicom.AE("SCANNER")
+    entity.add_requested_context(Verification)
+    entity.add_requested_context(CTImageStorage, DeflatedExplicitVRLittleEndian)
+    found = entity.associate("127.0.0.1", running.configuration.port, ae_title=TITLE)
+    try:
+        assert [each.abstract_syntax for each in found.accepted_contexts] == [Verification]
+    finally:
+        found.release()
+
+
+def test_no_value_of_an_object_is_warned_of(tmp_path: Path, image: pydicom.Dataset) -> None:
+    with silence():
+        image.SpecificCharacterSet = image.StudyDate = "SECRET"
+        for number in (1, 2):
+            image.InstanceNumber = number
+            image.save_as(tmp_path / f"{number}.dcm")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        running = Running(tmp_path)
+        try:
+            for number in (1, 2):  # the second is compared with the first
+                sending = [tmp_path / f"{number}.dcm", str(running.configuration.port), TITLE]
+                sender = [sys.executable, "-c", SENDER, *sending]
+                assert bool(subprocess.run(sender, check=False).returncode) == (number == 2)
+        finally:
+            running.close()
+    assert "is here with other content" in running.warnings[0]
+    assert [each for each in seen if "SECRET" in str(each.message)] == []
+
+
+def opened(running: Running, start: bytes) -> socket.socket:
+    """A connection that begins and says no more."""
+    found = socket.create_connection(("127.0.0.1", running.configuration.port), PATIENCE_S)
+    found.sendall(start)
+    return found
+
+
+def test_connections_that_say_nothing_keep_nobody_out(running: Running) -> None:
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(opened(running, b"\x01"))
+        with running.associated() as association:
+            assert association.send_c_echo().Status == SUCCESS
+
+
+def test_so_many_associations_at_once(running: Running) -> None:
+    with ExitStack() as stack:
+        found = [stack.enter_context(running.associated()) for _ in range(9)]
+        assert [each.is_established for each in found] == [True] * 8 + [False]
+    until(lambda: running.warnings)
+    assert "Local limit exceeded" in running.warnings[0]
+
+
+@pytest.mark.parametrize("start", [b"", b"\x01\x00\x00\x00\x01\x00 a part of it"])
+def test_a_connection_has_so_long_to_say_who_it_is(
+    start: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slowly its bytes trickle."""
+    monkeypatch.setattr(transport, "PATIENCE_S", 1.0)
+    running = Running(tmp_path)
+    try:
+        with opened(running, start) as connection:
+            connection.settimeout(0.2)
+            end = time.monotonic() + 20
+            while not closes(connection):
+                assert time.monotonic() < end
+                with suppress(OSError):
+                    connection.sendall(b"\x00" if start else b"")
+    finally:
+        running.close()
+
+
+def test_a_length_is_not_believed(running: Running) -> None:
+    with opened(running, b"\x01\x00" + b"\xff" * 4) as connection:
+        connection.settimeout(10)
+        assert closes(connection)
+    assert "4,294,967,295 bytes" in running.warnings[0]
+
+
+def test_no_connection_outlasts_the_node(tmp_path: Path) -> None:
+    """Threads of pynetdicom would keep the process alive."""
+    running = Running(tmp_path)
+    with opened(running, b"\x01"), running.associated() as association:
+        running.close()
+        mine = association.dul
+        until(lambda: not [each for each in threading.enumerate() if is_of_node(each, mine)], 10)
+
+
+def is_of_node(thread: threading.Thread, mine: object) -> bool:
+    return isinstance(thread, DULServiceProvider) and thread is not mine
+
+
+def write_certificate(folder: Path) -> Tls:
+    """A certificate that is its own authority; in the place of the one before."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl isn't installed: TLS goes untested")
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
     subprocess.run(
         [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
          "-keyout", key, "-out", certificate, "-subj", "/CN=127.0.0.1",
@@ -200,6 +303,11 @@ def tls(tmp_path: Path) -> Tls:
         check=True, capture_output=True,
     )  # fmt: skip
     return Tls(str(certificate), str(key), str(certificate))
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Tls:
+    return write_certificate(tmp_path)
 
 
 def closes(connection: socket.socket) -> bool:
@@ -232,6 +340,40 @@ def test_tls_with_certificates_of_both(tls: Tls, tmp_path: Path, image: pydicom.
                 assert closes(unnamed)
             assert silent.fileno() > 0
         assert len(running.spool.complete(0)) == 1
+        until(lambda: len(running.warnings) == 2)
+        assert all("closed a connection of 127.0.0.1" in each for each in running.warnings)
+    finally:
+        running.close()
+
+
+def test_tls_that_is_begun_keeps_nobody_out(tls: Tls, tmp_path: Path) -> None:
+    running = Running(tmp_path, tls=tls)
+    try:
+        with ExitStack() as stack:
+            for _ in range(9):
+                stack.enter_context(opened(running, b"\x16"))
+            place = tls.for_client(), "127.0.0.1"
+            association = stack.enter_context(running.associated(tls_args=place))
+            assert association.send_c_echo().Status == SUCCESS
+    finally:
+        running.close()
+
+
+def test_a_renewed_certificate_is_taken_up(tls: Tls, tmp_path: Path) -> None:
+    """And one that is renewed by half leaves the one before in use."""
+    running = Running(tmp_path, tls=tls)
+    key = Path(tls.key).read_bytes()
+    try:
+        for renewed in (True, False):
+            if renewed:
+                write_certificate(tmp_path)
+            before = tls.for_client()
+            if not renewed:
+                Path(tls.key).write_bytes(key)
+            with running.associated(tls_args=(before, "127.0.0.1")) as association:
+                assert association.send_c_echo().Status == SUCCESS
+            assert len(running.warnings) == (not renewed)
+        assert "certificates of before stay in use" in running.warnings[0]
     finally:
         running.close()
 

@@ -247,6 +247,34 @@ def test_a_delivery_is_noted_once_it_arrived(tmp_path: Path) -> None:
     assert len(list(spool.delivering())) == 1
 
 
+@pytest.mark.parametrize("status", ["started", "failed", "skipped"])
+def test_results_stay_on_their_way_until_there_are_new_ones(tmp_path: Path, status: str) -> None:
+    """What arrives while the model works isn't sent again."""
+    spool = make(tmp_path)
+    receive(spool, "1.2", "1.1", "1.1.1", b"a")
+    (series,) = spool.complete(0)
+    parts = [Delivery("a.dcm", to) for to in "XYZ"]
+    spool.settle(series, State("delivering", series.names(), run=1, deliveries=list(parts)))
+    spool.delivered(series, parts[0])
+    receive(spool, "1.2", "1.1", "1.1.2", b"a")
+    later = State("started", series.names(), run=2)
+    spool.settle(series, later)
+    spool.delivered(series, parts[1])
+    later.status = status  # type: ignore[assignment]
+    spool.settle(series, later)
+    spool.prune(0)
+    ((found, state),) = make(tmp_path).delivering()
+    assert state.deliveries == parts[2:]
+    spool.delivered(found, parts[2])
+    assert list(spool.delivering()) == []
+    after = series.state()
+    assert after is not None
+    assert after.status == status
+    newer = [Delivery("b.dcm", "X")]
+    spool.settle(series, State("delivering", series.names(), deliveries=list(newer)))
+    assert [state.deliveries for _, state in spool.delivering()] == [newer]
+
+
 def test_half_a_file_of_a_killed_process_is_cleared_away(tmp_path: Path) -> None:
     half = make(tmp_path).incoming / "half.dcm"
     half.write_bytes(b"half")
@@ -254,13 +282,23 @@ def test_half_a_file_of_a_killed_process_is_cleared_away(tmp_path: Path) -> None
     assert not half.exists()
 
 
-def test_a_damaged_state_counts_as_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", [b'{"status": "do', b'{"status": "\xff"}', b""])
+def test_a_damaged_state_counts_as_none(tmp_path: Path, damaged: bytes) -> None:
     spool = make(tmp_path)
     receive(spool, "1.2", "1.1", "1.1.1", b"a")
     (series,) = spool.complete(0)
     finish(spool, series)
-    (series.folder / "state.json").write_bytes(b'{"status": "do')
+    (series.folder / "state.json").write_bytes(damaged)
     assert make(tmp_path).complete(0) == [series]
+
+
+def test_what_others_leave_in_the_folder_is_no_series(tmp_path: Path) -> None:
+    spool = make(tmp_path)
+    receive(spool, "1.2", "1.1", "1.1.1", b"a")
+    for folder in ("series", "series/1.2"):
+        (tmp_path / folder / ".nfs0001").write_bytes(b"left")
+    (series,) = make(tmp_path).series()
+    assert series.name == "1.2/1.1"
 
 
 def test_finished_images_go_and_are_remembered(tmp_path: Path) -> None:

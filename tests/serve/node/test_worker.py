@@ -196,6 +196,25 @@ def test_a_full_disk_ends_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ] * 4
 
 
+@pytest.mark.parametrize(("description", "status"), [("made up", "failed"), ("another", "skipped")])
+def test_a_late_image_that_spoils_a_series_costs_no_finished_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, description: str, status: str
+) -> None:
+    """Of another patient, say; while the receiver of the result is down."""
+    worker, _ = failing(tmp_path, monkeypatch, CaseError("two patients"))
+    keep(worker.spool, tmp_path / "a", VALUES[:5], 0, description)
+    (series,) = worker.spool.complete(0)
+    finished = [Delivery("liver-1.dicom-seg.dcm", "ORTHANC")]
+    worker.spool.settle(
+        series, State("delivering", series.names(), run=1, deliveries=list(finished))
+    )
+    keep(worker.spool, tmp_path / "a", VALUES, 0, description)
+    run_until(worker, lambda: is_over(worker, 0, 2))
+    state = state_of(worker.spool, 0)
+    assert (state.status, state.deliveries) == (status, finished)
+    assert [found for found, _ in worker.spool.delivering()] == [series]
+
+
 def test_late_images_alone_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker, said = failing(tmp_path, monkeypatch, CaseError("no volume"))
     keep(worker.spool, tmp_path / "a", VALUES, 0, "made up")
