@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import parse_qs
 
 import anyio
 from fastapi import FastAPI, Request
@@ -28,7 +27,7 @@ from medals_serve.page_files import PageFiles, token_page
 from medals_serve.problems import MEDIA_TYPE, log_failure, problem
 from medals_serve.protocols import capabilities, monailabel, nninteractive, voxtell
 from medals_serve.schemas import ProblemState
-from medals_serve.security import Gate, opened_page, problem_response, same_token
+from medals_serve.security import Gate, opened_page, problem_response, same_token, token_in
 from medals_serve.service import Service
 from medals_serve.settings import ServeSettings
 
@@ -104,9 +103,9 @@ def create_app(
 
 async def _log_in(request: Request) -> Response:
     """Take the token that a person typed (see `page_files.token_page`)."""
-    given = parse_qs((await request.body()).decode("utf-8", "replace")).get("token", [""])[0]
+    given = token_in(await request.body())
     token = request.app.state.service.settings.token
-    if token is None or same_token(given.strip(), token):
+    if token is None or same_token(given, token):
         return opened_page(request.scope, token)
     return token_page(wrong=True)
 

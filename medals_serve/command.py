@@ -79,7 +79,7 @@ def serve(
             code="replica-name",
         )
     from medals_serve.security import is_host_name
-    from medals_serve.server import Server, address_of, bind, is_loopback
+    from medals_serve.server import Server, address_of, bind, host_of, is_loopback
 
     for name in limits.get("host_names", ()):
         if not is_host_name(name):
@@ -94,6 +94,7 @@ def serve(
         if token is None and not is_loopback(bound):
             token = secrets.token_urlsafe(24)
         given = {name: value for name, value in limits.items() if value is not None}
+        given["host_names"] = (*given.get("host_names", ()), host_of(bound))  # as it is announced
         settings = replace(ServeSettings(token=token), max_voxels=options.max_voxels, **given)
         address = address_of(bound)
 

@@ -79,6 +79,11 @@ class ServedImage:
         return self.upload.shown
 
     @property
+    def grid(self) -> dict[str, Any]:
+        """Its name and grid, for a reader of what is drawn on it."""
+        return {"name": stem(Path(self.shown), FORMATS), **self.found["grid"]}
+
+    @property
     def folder(self) -> Path:
         """Where everything about it lies."""
         return self.upload.path.parent
@@ -146,12 +151,11 @@ class CaseCache:
         CaseError
             As `registry.read_case`; the file was read before, so that this is rare.
         """
+        if (kept := self._kept(image)) is not None:
+            return kept
         with self._reading:  # one at a time: each takes the memory of an image
-            with self._lock:
-                case = self._cases.get(image.name)
-                if case is not None:
-                    self._cases.move_to_end(image.name)
-                    return case
+            if (kept := self._kept(image)) is not None:  # another thread has read it
+                return kept
             case = read_case(
                 image.upload.path,
                 max_voxels=self._max_voxels,
@@ -170,6 +174,17 @@ class CaseCache:
                     _, dropped = self._cases.popitem(last=False)
                     held -= dropped.volume.image_dhw.nbytes
             return case
+
+    def _kept(self, image: ServedImage) -> Case | None:
+        with self._lock:
+            case = self._cases.get(image.name)
+            if case is not None:
+                self._cases.move_to_end(image.name)
+            return case
+
+    def __contains__(self, image: ServedImage) -> bool:
+        with self._lock:
+            return image.name in self._cases
 
     def forget(self, image: ServedImage) -> None:
         """Keep an image no longer, nor again where a job still reads it."""

@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,8 +22,9 @@ import numpy as np
 from medals_rt.common.errors import CaseError, InputError, MedalsError
 from medals_rt.common.optional_deps import import_optional, is_installed
 from medals_rt.io.dicom.case import list_series
-from medals_rt.io.registry import FORMATS, read_case, read_labels
-from medals_rt.io.volume import volume_notes
+from medals_rt.io.registry import FORMATS, read_case
+from medals_rt.io.volume import SourceGrid, Volume, volume_notes
+from medals_rt.pipeline.job_inputs import read_annotation
 from medals_serve.protocols.frames import read_array
 
 Answer = dict[str, Any]
@@ -53,6 +55,11 @@ def describe_image(request: Mapping[str, Any]) -> Answer:
         "modality": case.modality,
         "geometry_stated": case.geometry_is_stated,
         "has_prompts": case.prompts is not None,
+        "grid": {
+            "shape_dhw": case.volume.shape_dhw,
+            "spacing_hwd_mm": case.volume.spacing_hwd_mm,
+            "source": asdict(case.volume.source),
+        },
         "series_number": case.origin.get("series_number"),
         "series_description": case.origin.get("series_description"),
         "output_formats": formats,
@@ -64,12 +71,21 @@ def describe_image(request: Mapping[str, Any]) -> Answer:
 
 
 def describe_labels(request: Mapping[str, Any]) -> Answer:
-    """Read a label map and list its labels."""
-    labels = read_labels(request["path"], max_voxels=request["max_voxels"]).labels_dhw
+    """Read a label map that was drawn on an image, and list its labels."""
+    path, most = Path(request["path"]), request["max_voxels"]
+    labels, _ = read_annotation(path, _blank(**request["on"]), max_voxels=most)
     found: set[int] = set()
     for plane in labels:  # sorting the volume at once would take eight bytes a voxel
         found.update(np.unique(plane).tolist())
     return {"labels": sorted(found - {0})}
+
+
+def _blank(name: str, shape_dhw: Any, spacing_hwd_mm: Any, source: Mapping[str, Any]) -> Volume:
+    """Make a volume that takes no memory on the grid that `describe_image` told of."""
+    grid = SourceGrid(**source)
+    if grid.affine_lps is not None:
+        grid = replace(grid, affine_lps=tuple(map(tuple, grid.affine_lps)))
+    return Volume(np.broadcast_to(np.uint8(0), shape_dhw), spacing_hwd_mm, name, grid)
 
 
 def describe_series(request: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +51,7 @@ class Readers:
         *,
         series: str | None = None,
         select: tuple[str, ...] = (),
+        on: Mapping[str, Any] | None = None,
         writes: int = 0,
     ) -> dict[str, Any]:
         """Read a file and return what its reader says.
@@ -64,6 +66,8 @@ class Readers:
             Its user's name for it, for messages.
         series, select
             As for `registry.read_case`.
+        on
+            Of labels: the name and grid of the image that they were drawn on.
         writes
             Bytes that the reader may write to a file.
 
@@ -80,6 +84,7 @@ class Readers:
             "max_voxels": self._settings.max_voxels,
             "series": series,
             "select": list(select),
+            "on": on,
             "seconds": self._settings.read_s,
             "bytes": self._settings.read_bytes,
             "writes": writes,
@@ -121,7 +126,7 @@ class Readers:
             found: dict[str, Any] = answer["found"]
             return found
         if answer is not None and "error" in answer:
-            message = _with_users_name(answer["error"], path, shown)
+            message = with_users_name(answer["error"], path, shown)
             if answer["choices"]:
                 raise SeriesChoiceError(message, code=answer["code"], choices=answer["choices"])
             kind = CaseError if answer["input"] else MedalsError
@@ -138,7 +143,7 @@ class Readers:
         )
 
 
-def _with_users_name(message: str, path: Path, shown: str) -> str:
+def with_users_name(message: str, path: Path, shown: str) -> str:
     """Name a file as its user does, also where a message gives it another ending."""
     bare = path.name.partition(".")[0]
     names = "|".join(map(re.escape, (str(path), path.name)))

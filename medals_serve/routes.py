@@ -53,7 +53,7 @@ from medals_serve.schemas import (
 from medals_serve.security import (
     SAFE_METHODS,
     SESSION_COOKIE,
-    cookies_of,
+    cookie_of,
     problem_response,
     set_cookie,
 )
@@ -188,7 +188,7 @@ async def _owner(
     """
     secret = medals_session
     if secret is None:
-        secret = cookies_of(request.headers).get(SESSION_COOKIE, "")
+        secret = cookie_of(request.headers, SESSION_COOKIE)
         says_where_from = "origin" in request.headers or "sec-fetch-site" in request.headers
         if request.method not in SAFE_METHODS and not says_where_from:
             secret = ""  # a page elsewhere could have made an old browser send the cookie
@@ -198,6 +198,19 @@ async def _owner(
 
 
 Owner = Annotated[ClientSession, Depends(_owner)]
+
+
+async def _watching(service: Here, owner: Owner) -> AsyncIterator[None]:
+    """Hold one of the session's streams of progress until it has been sent.
+
+    Raises
+    ------
+    ServiceError
+        It has as many as it may.
+    """
+    with owner.watching(service.settings.max_watchers):
+        yield
+
 
 # Watching -----------------------------------------------------------------------------------------
 
@@ -299,11 +312,11 @@ async def describe_session(service: Here, owner: Owner) -> SessionContent:
 
 
 @sessions.delete("/current", status_code=HTTPStatus.NO_CONTENT)
-async def end_session(service: Here, owner: Owner) -> Response:
+async def end_session(request: Request, service: Here, owner: Owner) -> Response:
     """End this session: its jobs are canceled and all its data removed."""
     await service.in_passing(service.end_session, owner)
     answer = Response(status_code=HTTPStatus.NO_CONTENT)
-    answer.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
+    set_cookie(answer, request.scope, SESSION_COOKIE, None)
     return answer
 
 
@@ -438,11 +451,10 @@ class _EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
 
-@jobs.get("/{job}/events", response_class=_EventStream)
+@jobs.get("/{job}/events", response_class=_EventStream, dependencies=[Depends(_watching)])
 async def watch_job(job: str, service: Here, owner: Owner) -> Response:
     """Return server-sent events `progress`, each the job's state, until it is over."""
-    events = owner.watched(_events(service, owner.job(job)), service.settings.max_watchers)
-    return _EventStream(events)
+    return _EventStream(_events(service, owner.job(job)))
 
 
 @jobs.post("/{job}/cancel")

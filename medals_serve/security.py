@@ -7,7 +7,7 @@ import hmac
 import ipaddress
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import parse_qs
@@ -21,15 +21,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from medals_serve.metrics import Metrics
 from medals_serve.page_files import STYLES, token_page
 from medals_serve.problems import MEDIA_TYPE, ServiceError, log, log_failure, problem_of, status_of
-from medals_serve.settings import ServeSettings
+from medals_serve.settings import RETRY_S, ServeSettings
 
 TOKEN_COOKIE: Final = "medals_token"  # noqa: S105 - its name
 SESSION_COOKIE: Final = "medals_session"
+"""Their names where an address has no port; see `cookie_name`."""
+
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-OPEN_PATHS: Final = STYLES | {"/healthz", "/readyz", "/auth/", "/auth/token"}
+WATCHED_PATHS: Final = frozenset({"/healthz", "/readyz"})
+OPEN_PATHS: Final = STYLES | WATCHED_PATHS | {"/auth/", "/auth/token"}
 """Asked by what watches the server, or for a token, without one."""
 
-_HOST: Final = re.compile(r"(\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[^][:/@]+))(:[0-9]{0,5})?")
+_HOST: Final = re.compile(
+    r"(\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[^][:/@]+))(:(?P<port>[0-9]{0,5}))?"
+)
 """A name or an address, and perhaps a port."""
 
 HEADERS: Final = {
@@ -71,6 +76,7 @@ class Gate:
         self._settings = settings
         self._metrics = metrics
         self._uploads = tuple(compile_path(path)[0] for path in uploads)
+        self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -78,6 +84,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         began, answered = time.perf_counter(), 0
+        self._requests += 1
 
         async def send_with_headers(message: Message) -> None:
             nonlocal answered
@@ -100,6 +107,7 @@ class Gate:
             if not answered:
                 await problem_response(error)(scope, receive, send_with_headers)
         finally:
+            self._requests -= 1
             route = getattr(scope.get("route"), "path", "other")
             status = answered or 499  # the client went before it was answered
             self._metrics.count(
@@ -114,6 +122,7 @@ class Gate:
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         try:
+            self._check_room(scope)
             self._check_size(scope, headers)
             self._check_host(headers)
             self._check_origin(scope, headers)
@@ -121,6 +130,16 @@ class Gate:
         except ServiceError as error:
             return problem_response(error)
         return answer
+
+    def _check_room(self, scope: Scope) -> None:
+        """Refuse requests while too many are answered; what watches the server asks for little."""
+        if self._requests > self._settings.max_requests and scope["path"] not in WATCHED_PATHS:
+            raise ServiceError(
+                f"{self._settings.max_requests} requests are answered already; try again later",
+                code="too-many-requests",
+                status=HTTPStatus.SERVICE_UNAVAILABLE,
+                retry_after_s=RETRY_S,
+            )
 
     def _check_host(self, headers: Headers) -> None:
         """Refuse names that aren't this server's: a page elsewhere may have its name lead here."""
@@ -156,11 +175,11 @@ class Gate:
             return None
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = bearer.strip() if scheme.lower() == "bearer" else ""
-        given = given or cookies_of(headers).get(TOKEN_COOKIE, "")
+        given = given or cookie_of(headers, TOKEN_COOKIE)
         if same_token(given, token):
             return None
         if place == ("GET", "/"):
-            asked = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+            asked = token_in(scope["query_string"])
             if same_token(asked, token):
                 return opened_page(scope, token)
             if "text/html" in headers.get("accept", ""):
@@ -174,27 +193,25 @@ class Gate:
         )
 
     def _check_size(self, scope: Scope, headers: Headers) -> None:
-        """Refuse what says that it is too large before it is sent, or how large in two ways."""
-        if "content-length" in headers and "transfer-encoding" in headers:
-            raise ServiceError(
-                "the request says the length of its body twice",
-                code="length-ambiguous",  # where a proxy read the other, it would be two requests
-                status=HTTPStatus.BAD_REQUEST,
-                headers={"Connection": "close"},
-            )
-        said = headers.get("content-length", "0")
-        if not said.isascii() or not said.isdigit() or int(said) > self._body_limit(scope):
-            raise too_large(self._body_limit(scope))
+        """Refuse a body that says that it is too large; an upload when it is asked for.
 
-    def _body_limit(self, scope: Scope) -> int:
-        is_upload = scope["method"] in {"POST", "PUT"} and any(
+        What an upload takes the place of is to go even if the upload is refused.
+        """
+        _check_length(headers)
+        most = self._settings.max_body_bytes
+        if _length(headers) > most and not self._is_upload(scope):
+            raise too_large(most)
+
+    def _is_upload(self, scope: Scope) -> bool:
+        return scope["method"] in {"POST", "PUT"} and any(
             path.match(scope["path"]) for path in self._uploads
         )
-        return self._settings.max_upload_bytes if is_upload else self._settings.max_body_bytes
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         """Bound the size of a request's body, its pauses, and its time."""
-        limits, most = self._settings, self._body_limit(scope)
+        limits = self._settings
+        most = limits.max_upload_bytes if self._is_upload(scope) else limits.max_body_bytes
+        said = _length(Headers(scope=scope))
         received, complete = 0, False
         until = time.monotonic() + limits.body_s
 
@@ -202,6 +219,8 @@ class Gate:
             nonlocal received, complete
             if complete:  # what comes now is that the client is gone
                 return await receive()
+            if said > most:
+                raise too_large(most)
             left = min(limits.body_idle_s, until - time.monotonic())
             try:
                 message = await asyncio.wait_for(receive(), max(left, 0))
@@ -220,6 +239,32 @@ class Gate:
             return message
 
         return receive_limited
+
+
+def _length(headers: Headers) -> int:
+    return int(headers.get("content-length", "0"))
+
+
+def _check_length(headers: Headers) -> None:
+    """Refuse bodies whose length is no number, or is said in two ways.
+
+    Raises
+    ------
+    ServiceError
+    """
+    said = headers.get("content-length", "0")
+    if "content-length" in headers and "transfer-encoding" in headers:
+        message = "the request says the length of its body twice"
+    elif not said.isascii() or not said.isdigit():
+        message = "the length of the request's body is no number"
+    else:
+        return
+    raise ServiceError(
+        message,
+        code="length-ambiguous",  # where a proxy read another, it would be two requests
+        status=HTTPStatus.BAD_REQUEST,
+        headers={"Connection": "close"},
+    )
 
 
 def too_large(most: int) -> ServiceError:
@@ -251,16 +296,38 @@ def opened_page(scope: Scope, token: str | None) -> Response:
     return answer
 
 
-def cookies_of(headers: Headers) -> Mapping[str, str]:
-    """Return a request's cookies, whatever those of other programs on this host look like."""
-    return cookie_parser(headers.get("cookie", ""))
+def cookie_name(headers: Headers, name: str) -> str:
+    """Return a cookie's name at the address that a client calls, such as ``medals_token_8700``.
+
+    Browsers send the cookies of a host to all its ports: those of two servers need two names.
+    """
+    found = _HOST.fullmatch(headers.get("host", ""))
+    return f"{name}_{found['port']}" if found is not None and found["port"] else name
 
 
-def set_cookie(answer: Response, scope: Scope, name: str, value: str) -> None:
-    """Set a cookie that scripts can't read and other sites don't send."""
+def cookie_of(headers: Headers, name: str) -> str:
+    """Return a request's cookie, whatever those of other programs on this host look like."""
+    return cookie_parser(headers.get("cookie", "")).get(cookie_name(headers, name), "")
+
+
+def set_cookie(answer: Response, scope: Scope, name: str, value: str | None) -> None:
+    """Set a cookie that scripts can't read and other sites don't send; None deletes it."""
     answer.set_cookie(
-        name, value, httponly=True, samesite="strict", secure=scope.get("scheme") == "https"
+        cookie_name(Headers(scope=scope), name),
+        value or "",
+        max_age=0 if value is None else None,
+        httponly=True,
+        samesite="strict",
+        secure=scope.get("scheme") == "https",
     )
+
+
+def token_in(form: bytes, name: str = "token") -> str:
+    """Return the token that a query or a form names.
+
+    No token has spaces, so that a + is one, whether it came escaped or not.
+    """
+    return parse_qs(form.decode("latin-1").replace("+", "%2B")).get(name, [""])[0].strip()
 
 
 def _method(scope: Scope) -> str:

@@ -25,6 +25,7 @@ from medals_serve.metrics import Metrics
 from medals_serve.model_process import open_served
 from medals_serve.settings import ServeSettings
 
+_PART_BYTES: Final = 2**14
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -68,13 +69,18 @@ def is_loopback(bound: socket.socket) -> bool:
     return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
 
 
+def host_of(bound: socket.socket) -> str:
+    """Return the name or IP address by which a browser on this machine calls a server."""
+    host: str = bound.getsockname()[0]
+    if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
+        return socket.gethostname().lower()
+    return host
+
+
 def address_of(bound: socket.socket) -> str:
     """Return the address that a browser on this machine opens."""
-    host, port = bound.getsockname()[:2]
-    place = ipaddress.ip_address(host.partition("%")[0])
-    if place.is_unspecified:
-        return f"http://{socket.gethostname()}:{port}/"
-    return f"http://[{host}]:{port}/" if place.version == 6 else f"http://{host}:{port}/"
+    host, port = host_of(bound), bound.getsockname()[1]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 class _EndingTransport:
@@ -101,11 +107,19 @@ class _EndingTransport:
             self._ending.cancel()
 
 
-class PatientProtocol(H11Protocol):
-    """uvicorn's protocol, whose patience has an end: with a request's head, with idle readers."""
+class PatientProtocol(H11Protocol, asyncio.BufferedProtocol):
+    """uvicorn's protocol, whose patience has an end: with a request's head, with idle readers.
+
+    Connections that wait for a head, whose clients need not know any token, have room of their own:
+    where more come, the one that waited longest goes. What is sent is read in small parts: one of
+    chunks of a byte each takes long to parse, and all else waits meanwhile.
+    """
 
     header_s: float
     idle_s: float
+    max_waiting: int
+    waiting: dict[PatientProtocol, None]
+    """All that wait for a head, by how long; one for a server."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request."""
@@ -115,8 +129,24 @@ class PatientProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
+        self.waiting.pop(self, None)
         super().connection_lost(exc)
         self._ending.lost()
+
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - asyncio's interface
+        """Return where to put what comes next."""
+        self._part = bytearray(_PART_BYTES)
+        return self._part
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what has come."""
+        self.data_received(bytes(self._part[:nbytes]))
+
+    def handle_events(self) -> None:
+        """Take what has come, perhaps a head."""
+        super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.waiting.pop(self, None)
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
@@ -125,7 +155,14 @@ class PatientProtocol(H11Protocol):
         self._wait_for_head(after=ended)
 
     def _wait_for_head(self, after: object) -> None:
+        if self.cycle is not after:
+            return  # it had come already
         self.loop.call_later(self.header_s, self._close_if_none_came, after)
+        self.waiting[self] = None
+        if len(self.waiting) > self.max_waiting:
+            longest = next(iter(self.waiting))
+            del self.waiting[longest]
+            longest.transport.close()
 
     def _close_if_none_came(self, after: object) -> None:
         if self.cycle is after and not self.transport.is_closing():
@@ -184,7 +221,12 @@ class Server(uvicorn.Server):
         except BaseException:
             self.engine.stop(0.0)
             raise
-        patience = {"header_s": settings.header_s, "idle_s": settings.body_idle_s}
+        patience = {
+            "header_s": settings.header_s,
+            "idle_s": settings.body_idle_s,
+            "max_waiting": settings.max_waiting,
+            "waiting": {},
+        }
         super().__init__(
             uvicorn.Config(
                 app,
@@ -196,7 +238,6 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=settings.max_connections,
                 timeout_keep_alive=15,
                 timeout_graceful_shutdown=5,
             )

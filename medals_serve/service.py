@@ -13,10 +13,9 @@ from typing import Any, Final, TypeVar
 
 import anyio
 
-from medals_rt.common.errors import MedalsError, OutputError
+from medals_rt.common.errors import InputError, MedalsError, OutputError
 from medals_rt.common.heap import trim_heap
 from medals_rt.inference.kept import FeatureCache, default_bytes
-from medals_rt.pipeline.job_inputs import read_annotation
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.segmenter import CaseSegmenter
 from medals_serve.catalog import Catalog
@@ -35,12 +34,13 @@ from medals_serve.job_requests import JobRequest
 from medals_serve.jobs import ServedJob
 from medals_serve.metrics import Metrics
 from medals_serve.problems import SeriesChoiceError, ServiceError, not_found
-from medals_serve.readers import Readers
+from medals_serve.protocols import frames
+from medals_serve.readers import Readers, with_users_name
 from medals_serve.sessions import ClientSession, Sessions, remove_folder
 from medals_serve.settings import RETRY_S, ServeSettings
 
 _ARRAY_HEADER_BYTES: Final = 2**12
-_ARRAY_ITEM_BYTES: Final = 8
+_PART_BYTES: Final = 2**20
 _IN_PASSING: Final = 8
 """Threads for what is small."""
 
@@ -284,9 +284,9 @@ class Service:
         ):
             async with self.stored(body, owner, path) as size:
                 found = await anyio.to_thread.run_sync(
-                    lambda: self.readers.read("labels", path, shown), limiter=self._reading
+                    lambda: self.readers.read("labels", path, shown, on=image.grid),
+                    limiter=self._reading,
                 )
-                await self.in_thread(lambda: read_annotation(path, self.cases.case(image).volume))
                 upload = Upload(path.parent.name, path, shown, size)
                 mask = ServedMask(upload, image.name, tuple(found["labels"]))
                 owner.image(image.name)  # still there
@@ -333,12 +333,17 @@ class Service:
             There is no room for it.
         """
         path = folder / "upload.frame"
-        most = _ARRAY_HEADER_BYTES + _ARRAY_ITEM_BYTES * self.settings.max_voxels
         async with self.stored(body, owner, path):
-            await anyio.to_thread.run_sync(
-                lambda: self.readers.read("array", path, "the array", writes=most),
-                limiter=self._reading,
-            )
+            said = frames.announced_bytes(path, max_voxels=self.settings.max_voxels)
+            most = _ARRAY_HEADER_BYTES + said
+            self.sessions.reserve(owner, most)  # a few bytes may hold gigabytes
+            try:
+                await anyio.to_thread.run_sync(
+                    lambda: self.readers.read("array", path, "the array", writes=most),
+                    limiter=self._reading,
+                )
+            finally:
+                self.sessions.release(owner, most)
         array = path.with_suffix(".npy")
         try:
             self.sessions.keep(owner, array)
@@ -366,10 +371,10 @@ class Service:
         try:
             path.parent.mkdir(mode=0o700)
             async with await anyio.open_file(path, "xb") as file:
-                async for chunk in body:
-                    self.sessions.reserve(owner, len(chunk))
-                    held += len(chunk)
-                    await file.write(chunk)
+                async for part in _gathered(body):
+                    self.sessions.reserve(owner, len(part))
+                    held += len(part)
+                    await file.write(part)
             self.metrics.count("medals_uploaded_bytes_total", held)
             yield held
         except BaseException as error:
@@ -434,16 +439,16 @@ class Service:
 
         with owner.place("jobs", self.settings.max_jobs), _or_gone(check_there):
             try:
-                job = await self.in_thread(
-                    self._make_job, owner, folder, image, mask, asked, corrects
-                )
+                reads = mask is not None or corrects is not None or image not in self.cases
+                do = self.in_thread if reads else self.in_passing
+                job = await do(self._make_job, owner, folder, image, mask, asked, corrects)
                 owner.jobs[job.name] = job  # from here on, whoever ends the session cancels it
                 owner.image(image.name)  # still there
                 owner.check_open()
                 self.engine.submit(job)
             except BaseException:
                 owner.jobs.pop(folder.name, None)
-                remove_folder(folder)
+                self.sessions.drop(owner, folder)
                 raise
         return job
 
@@ -463,17 +468,37 @@ class Service:
         corrects: ServedJob | None,
     ) -> ServedJob:
         folder.mkdir(mode=0o700)
+        written = asked.job(folder, image, mask, self.options)
+        if written.source.file is not None:
+            self.sessions.keep(owner, written.source.file)
         job = ServedJob(
             image,
-            asked.job(folder, image, mask, self.options),
+            written,
             self.cases,
             self.settings.job_s,
             lambda file: self.sessions.keep(owner, file),
             self.metrics,
             corrects,
         )
-        job.prepare()
+        try:
+            job.prepare()
+        except InputError as error:
+            if mask is None:
+                raise
+            text = with_users_name(str(error), mask.upload.path, mask.upload.shown)
+            raise type(error)(text, code=error.code) from error
         return job
+
+
+async def _gathered(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Return a body in parts of a megabyte: it may be sent in chunks of one byte."""
+    held = bytearray()
+    async for chunk in body:
+        held += chunk
+        if len(held) >= _PART_BYTES:
+            yield bytes(held)
+            held.clear()
+    yield bytes(held)
 
 
 @contextlib.contextmanager

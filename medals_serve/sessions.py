@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -42,8 +42,11 @@ _LOCK: Final = ".lock"
 _REMOVED: Final = ".removed-"
 """How names of folders begin that are about to go."""
 _REMOVALS: Final = 4
-REPLICA_END: Final = "~"
-"""Between the name of a replica and what makes a session's id a secret."""
+REPLICA_END: Final = "."
+"""Between the name of a replica and what makes a session's id a secret, neither of which has one.
+
+No client escapes it, in an address, a form or JSON: a proxy finds it as it is.
+"""
 
 
 @dataclass(eq=False)
@@ -116,8 +119,9 @@ class ClientSession:
         finally:
             self.coming[what] -= 1
 
-    def watched(self, stream: AsyncIterator[str], most: int) -> AsyncIterator[str]:
-        """Return a stream of progress while the session has fewer than `most` of them.
+    @contextlib.contextmanager
+    def watching(self, most: int) -> Iterator[None]:
+        """Hold one of the session's streams of progress while it has fewer than `most`.
 
         Raises
         ------
@@ -132,16 +136,11 @@ class ClientSession:
                 status=HTTPStatus.TOO_MANY_REQUESTS,
                 retry_after_s=RETRY_S,
             )
-
-        async def counted() -> AsyncIterator[str]:
-            self.watchers += 1
-            try:
-                async for each in stream:
-                    yield each
-            finally:
-                self.watchers -= 1
-
-        return counted()
+        self.watchers += 1
+        try:
+            yield
+        finally:
+            self.watchers -= 1
 
     def upload(self, name: str) -> Upload:
         """Return an upload of this session of which a series is still to be chosen."""

@@ -27,8 +27,10 @@ class ServeSettings:
         Address of a DICOMweb server, whose series clients may name instead of sending them.
     data_dir
         Where uploads and results lie while sessions last; None for the folder of temporary files.
-    max_connections
-        Connections held at once; more are answered 503.
+    max_requests
+        Answered at once; more are answered 503, but for what watches the server.
+    max_waiting
+        Connections beside those that wait for a request; of more the oldest is closed.
     max_sessions
         Sessions at once.
     max_images, max_masks, max_jobs
@@ -77,7 +79,8 @@ class ServeSettings:
     replica: str = ""
     studies: str | None = None
     data_dir: Path | None = None
-    max_connections: int = 512
+    max_requests: int = 512
+    max_waiting: int = 128
     max_sessions: int = 64
     max_images: int = 32
     max_masks: int = 64

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ _LEVEL: Final = 3
 _VERSION: Final = 1
 _ZSTD: Final = 1
 _MOST_AXES: Final = 4
+_MOST_HEAD: Final = 2**10
 _PURPOSE: Final = "arrays of clients"
 
 
@@ -92,16 +94,35 @@ def unpack(data: bytes, *, max_voxels: int) -> npt.NDArray[Any]:
     CaseError
         It is neither, is not complete, or too large.
     """
-    try:
+    with _damage_refused():
         return _unpacked(memoryview(data), max_voxels)
+
+
+def announced_bytes(path: Path, *, max_voxels: int) -> int:
+    """Return the bytes of the array that a file says it holds, without reading more than that.
+
+    Raises
+    ------
+    CaseError
+        It says none, or a too large one.
+    """
+    with path.open("rb") as file, _damage_refused():
+        dtype, shape, _ = _read_head(memoryview(file.read(_MOST_HEAD)), max_voxels)
+    return math.prod(shape) * dtype.itemsize
+
+
+@contextmanager
+def _damage_refused() -> Iterator[None]:
+    try:
+        yield
     except MedalsError:
         raise
     except (struct.error, ValueError, RuntimeError, TypeError, IndexError) as error:
         raise _damaged("it ends early or isn't Blosc2") from error
 
 
-def _unpacked(data: memoryview, max_voxels: int) -> npt.NDArray[Any]:
-    blosc2 = import_optional("Blosc2", _PURPOSE)
+def _read_head(data: memoryview, max_voxels: int) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    """Read what comes before the chunks: the array's type and shape, and where they begin."""
     magic, at = bytes(data[:4]), 4
     if magic == VOXTELL:
         length = data[at]
@@ -126,6 +147,12 @@ def _unpacked(data: memoryview, max_voxels: int) -> npt.NDArray[Any]:
             code="too-many-voxels",
         )
     at += 8 if magic == VOXTELL else 4  # bytes in all, or the number of chunks
+    return dtype, shape, at
+
+
+def _unpacked(data: memoryview, max_voxels: int) -> npt.NDArray[Any]:
+    blosc2 = import_optional("Blosc2", _PURPOSE)
+    dtype, shape, at = _read_head(data, max_voxels)
     out = np.empty(math.prod(shape), dtype)
     raw, filled = out.data.cast("B") if out.nbytes else memoryview(b""), 0
     while at < len(data):

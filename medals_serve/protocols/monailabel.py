@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import parse_qs
 
 import anyio
 import numpy as np
@@ -48,7 +47,7 @@ from medals_serve.protocols.masks import drop_mask, write_mask
 from medals_serve.protocols.multipart import FormPart, parts_of
 from medals_serve.protocols.sessions import check_done, new_session, session_of, wait_for
 from medals_serve.routes import Here
-from medals_serve.security import same_token
+from medals_serve.security import same_token, token_in
 from medals_serve.service import Service
 from medals_serve.sessions import ClientSession
 from medals_serve.strict_json import read_json
@@ -147,7 +146,7 @@ async def describe_login(service: Here) -> dict[str, Any]:
 @router.post("/auth/token")
 async def log_in(request: Request, service: Here) -> dict[str, Any]:
     """Take the token as the password of any user."""
-    given = parse_qs((await request.body()).decode("utf-8", "replace")).get("password", [""])[0]
+    given = token_in(await request.body(), "password")
     token = service.settings.token
     if token is None or not same_token(given, token):
         raise ServiceError(
@@ -286,7 +285,7 @@ async def _infer(
             ending = _ENDINGS.get(str(params.get("result_extension")), "nii.gz")
             path = await service.made(owner, job, job.files.labels(ending))
             if state.of_archive and ending == "seg.nrrd":
-                path = await service.in_thread(_with_values_of_classes, service, job, path)
+                path = await service.in_thread(_with_values_of_classes, service, owner, job, path)
         except BaseException:
             service.delete_job(owner, job)
             raise
@@ -357,7 +356,9 @@ def _check_values(service: Service, job: ServedJob) -> None:
         )
 
 
-def _with_values_of_classes(service: Service, job: ServedJob, path: Path) -> Path:
+def _with_values_of_classes(
+    service: Service, owner: ClientSession, job: ServedJob, path: Path
+) -> Path:
     """Write labels again, each class with its value among those of the model, uncompressed."""
     nrrd = import_optional("pynrrd", "labels for OHIF")
     values = _values_of_classes(service)
@@ -370,6 +371,7 @@ def _with_values_of_classes(service: Service, job: ServedJob, path: Path) -> Pat
     kept = {name: header[name] for name in places}
     written = path.with_name(f"classes-{path.name}")
     nrrd.write(str(written), table[labels], {**kept, "encoding": "raw"})
+    service.sessions.keep(owner, written)
     return written
 
 

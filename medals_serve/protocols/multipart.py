@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -90,19 +91,25 @@ class _Form:
         self._queue: deque[tuple[str, Any]] = deque()
         self._field = self._value = b""
         self._headers: dict[bytes, bytes] = {}
-        self._parser = self.library.MultipartParser(
-            options[b"boundary"],
-            {
-                "on_part_begin": self._begin,
-                "on_header_field": self._add_field,
-                "on_header_value": self._add_value,
-                "on_header_end": self._end_header,
-                "on_headers_finished": lambda: self._queue.append(("header", self._headers)),
-                "on_part_data": self._add_data,
-                "on_part_end": lambda: self._queue.append(("part-end", None)),
-                "on_end": lambda: self._queue.append(("end", None)),
-            },
-        )
+        calls = {
+            "on_part_begin": self._begin,
+            "on_header_field": self._add_field,
+            "on_header_value": self._add_value,
+            "on_header_end": self._end_header,
+            "on_headers_finished": lambda: self._queue.append(("header", self._headers)),
+            "on_part_data": self._add_data,
+            "on_part_end": lambda: self._queue.append(("part-end", None)),
+            "on_end": lambda: self._queue.append(("end", None)),
+        }
+        with self._damage_refused():
+            self._parser = self.library.MultipartParser(options[b"boundary"], calls)
+
+    @contextmanager
+    def _damage_refused(self) -> Iterator[None]:
+        try:
+            yield
+        except self.library.exceptions.FormParserError as error:
+            raise _refused("the form is damaged") from error
 
     def _begin(self) -> None:
         self._headers = {}
@@ -122,12 +129,11 @@ class _Form:
 
     async def _next(self) -> tuple[str, Any]:
         while not self._queue:
-            try:
-                self._parser.write(await anext(self._stream))
-            except StopAsyncIteration:
-                raise _refused("the form ends early") from None
-            except self.library.exceptions.FormParserError as error:
-                raise _refused("the form is damaged") from error
+            with self._damage_refused():
+                try:
+                    self._parser.write(await anext(self._stream))
+                except StopAsyncIteration:
+                    raise _refused("the form ends early") from None
         return self._queue.popleft()
 
     async def next_header(self) -> dict[bytes, bytes] | None:

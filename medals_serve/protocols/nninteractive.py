@@ -70,7 +70,10 @@ class _ShownRoute(StrictRoute):
                 if isinstance(error, ServiceError) and error.status == HTTPStatus.GONE:
                     raise
                 raise ServiceError(
-                    str(error), code=error.code, status=HTTPStatus.SERVICE_UNAVAILABLE
+                    str(error),
+                    code=error.code,
+                    status=HTTPStatus.SERVICE_UNAVAILABLE,
+                    headers=error.headers if isinstance(error, ServiceError) else None,
                 ) from error
 
         return shown
@@ -137,6 +140,13 @@ class _Lease:
         self.drawing = None
         self.before.clear()
 
+    def take_image(self) -> ServedImage | None:
+        """Forget the image with all that was drawn on it, and return it."""
+        image, self.image = self.image, None
+        self.clear()
+        self.masks.clear()
+        return image
+
     def seen(self, mask: bytes) -> Mask:
         """Return a mask of a drawing."""
         if not mask:
@@ -177,9 +187,9 @@ async def _of_lease(
 Leased = Annotated[_Asked, Depends(_of_lease)]
 
 
-def _meta(x_meta: Annotated[str, Header(max_length=2**14)] = "{}") -> dict[str, Any]:
+def _meta(request: Request) -> dict[str, Any]:
     try:
-        found = read_json(x_meta)
+        found = read_json(request.headers.get(frames.META_HEADER, "{}"))
     except json.JSONDecodeError:
         found = None
     if not isinstance(found, dict):
@@ -273,15 +283,16 @@ async def capabilities(service: Here) -> dict[str, Any]:
 
 
 @router.post("/set_image")
-async def set_image(request: Request, asked: Leased, service: Here, meta: Meta) -> dict[str, Any]:
-    """Take an image `(1, z, y, x)` with its spacing in the same order, in millimeters."""
+async def set_image(request: Request, asked: Leased, service: Here) -> dict[str, Any]:
+    """Take an image `(1, z, y, x)` with its spacing in the same order, in millimeters.
+
+    The one before goes first: were this one refused, what is drawn next would be found in that, of
+    another patient perhaps.
+    """
     owner, lease = asked.owner, asked.lease
-    spacing_zyx_mm = _spacing_zyx_mm(meta)
-    if lease.image is not None:
-        await service.in_thread(service.delete_image, owner, lease.image)
-        lease.image = None
-        lease.clear()
-        lease.masks.clear()
+    if (before := lease.take_image()) is not None:
+        await service.in_passing(service.delete_image, owner, before)
+    spacing_zyx_mm = _spacing_zyx_mm(_meta(request))
     folder = owner.folder / secrets.token_hex(8)
     async with service.array(request.stream(), owner, folder) as array_path:
 
@@ -442,9 +453,9 @@ async def _drawn(
 
 def _read_mask(path: Path, shape: tuple[int, ...], box: Any) -> Mask:
     """Read a mask of the image, or of a box of it."""
-    part: Mask = np.load(path, allow_pickle=False) != 0
+    part = np.load(path, mmap_mode="r", allow_pickle=False)  # read only where it fits
     if part.shape == shape:
-        return part
+        return np.asarray(part != 0)
     mask = np.zeros(shape, np.bool_)
     try:
         place = tuple(slice(max(0, int(start)), int(stop)) for start, stop in box)
@@ -455,7 +466,7 @@ def _read_mask(path: Path, shape: tuple[int, ...], box: Any) -> Mask:
         raise CaseError(
             f"the drawing has the shape {part.shape}, the image {shape}", code="shapes-differ"
         )
-    mask[place] = part
+    mask[place] = part != 0
     return mask
 
 

@@ -73,12 +73,19 @@ async def _of_image(image_id: str, service: Here) -> AsyncIterator[_Asked]:
 
 
 async def _of_job(job_id: str, service: Here) -> AsyncIterator[tuple[_Asked, str]]:
-    secret, _, name = job_id.partition(".")
+    secret, _, name = job_id.rpartition(".")
     owner, state = session_of(service, secret, _Opened, what="job")
     if name not in state.refused:
         owner.job(name)
     with owner.in_use():
         yield _Asked(secret, owner, state), name
+
+
+async def _watching(
+    asked: Annotated[tuple[_Asked, str], Depends(_of_job)], service: Here
+) -> AsyncIterator[None]:
+    with asked[0].owner.watching(service.settings.max_watchers):
+        yield
 
 
 @router.post("/images")
@@ -121,17 +128,14 @@ async def start_job(body: _JobBody, service: Here) -> Response:
     return JSONResponse({"job_id": f"{body.image_id}.{name}"})
 
 
-@router.get("/jobs/{job_id}/events")
-async def watch_job(
-    asked: Annotated[tuple[_Asked, str], Depends(_of_job)], service: Here
-) -> Response:
+@router.get("/jobs/{job_id}/events", dependencies=[Depends(_watching)])
+async def watch_job(asked: Annotated[tuple[_Asked, str], Depends(_of_job)]) -> Response:
     """Send progress, warnings and how the job ended, a line of JSON each."""
     of, name = asked
     if name in of.state.refused:
         lines = _lines_of_refused(of.state.refused[name])
     else:
         lines = _lines(of.owner.job(name))
-    lines = of.owner.watched(lines, service.settings.max_watchers)
     return StreamingResponse(lines, media_type="application/x-ndjson")
 
 
@@ -259,13 +263,13 @@ def _masks(service: Service, job: ServedJob, only_largest: bool) -> bytes:
 def _export(service: Service, asked: _Asked, array_path: Path, path: Path) -> bytes:
     nibabel = import_optional("NiBabel", "VoxTell's axes")
     volume = service.cases.case(asked.state.image).volume
-    labels_zyx = np.load(array_path, allow_pickle=False)
+    labels_zyx = np.load(array_path, mmap_mode="r", allow_pickle=False)
     axes = _axes(volume)
     shape_ijk = volume.restore(volume.image_dhw).shape[::-1]
     shape_zyx = tuple(shape_ijk[i] for i in np.argsort(axes[:, 0]))[::-1]
-    most = labels_zyx.max(initial=0)
-    is_whole = labels_zyx.dtype.kind in "biu" and labels_zyx.min(initial=0) >= 0 and most < 2**16
-    if labels_zyx.shape != shape_zyx or not is_whole:
+    fits = labels_zyx.shape == shape_zyx and labels_zyx.dtype.kind in "biu"
+    most = labels_zyx.max() if fits else 0
+    if not fits or labels_zyx.min() < 0 or most >= 2**16:
         raise CaseError(
             f"the labels have the shape {labels_zyx.shape} and the type {labels_zyx.dtype}; whole "
             f"numbers from 0 to 65535 in the image's shape {shape_zyx} are expected",
@@ -273,7 +277,7 @@ def _export(service: Service, asked: _Asked, array_path: Path, path: Path) -> by
         )
     kind = "uint8" if most < 2**8 else "uint16"
     back = nibabel.orientations.ornt_transform(_AS_IS, axes)
-    labels_ijk = nibabel.apply_orientation(labels_zyx.transpose(), back)
+    labels_ijk = nibabel.apply_orientation(np.asarray(labels_zyx).transpose(), back)
     write_on_grid(path, labels_ijk.transpose().astype(kind), volume)
     service.sessions.keep(asked.owner, path)
     return path.read_bytes()

@@ -19,20 +19,23 @@ from unittest.mock import patch
 import httpx
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.interruption import check_interruption
 from medals_rt.common.progress import Progress
 from medals_rt.io.volume import Volume
-from medals_rt.pipeline.options import RunOptions, SegmentOptions
+from medals_rt.pipeline.job_request import Job
+from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.report import Provenance
 from medals_rt.pipeline.segmenter import Result, Segmenter
 from medals_rt.prompts.prompt_set import PromptSet
 from medals_serve import readers, service
-from medals_serve.client import ServiceClient
+from medals_serve.client import ServedProblemError, ServiceClient
 from medals_serve.metrics import Metrics
 from medals_serve.readers import Readers, _ReaderProcess
 from medals_serve.server import Server, address_of, bind
+from medals_serve.sessions import ClientSession
 from medals_serve.settings import ServeSettings
 
 SHAPE = (12, 24, 20)
@@ -155,6 +158,10 @@ class Running:
         root = self.server.config.app.state.service.sessions.root
         return sorted(str(path.relative_to(root)) for path in lying(root) if path.name != ".lock")
 
+    def cookie(self, name: str) -> str:
+        """The name of a cookie here."""
+        return f"{name}_{self.place[1]}"
+
     @property
     def place(self) -> tuple[str, int]:
         """Its address for a socket."""
@@ -259,3 +266,23 @@ def until(condition: Any, seconds: float = PATIENCE_S) -> None:
     while not condition():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.02)
+
+
+def cli_job(bundle: Bundle, case: Path, output: Path, *sentences: str, **more: Any) -> Job:
+    """The job of the command line that is compared with the service's."""
+    options = RunOptions(bundle=bundle.folder, **RUNNER)
+    return Job(case, output, PromptSource(sentences=sentences), options=options, **more)
+
+
+def refused(work: Any, *given: Any, **more: Any) -> ServedProblemError:
+    """What a client raises where the service refuses something."""
+    with pytest.raises(ServedProblemError) as caught:
+        work(*given, **more)
+    return caught.value
+
+
+def owner_of(served: Running, image: dict[str, Any]) -> ClientSession:
+    """The session that holds an image."""
+    sessions = served.server.config.app.state.service.sessions
+    (owner,) = (each for each in sessions if image["image"] in each.images)
+    return owner

@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-TOKEN = "a token of twenty letters"  # noqa: S105
+TOKEN = "a-token-of-twenty-letters"  # noqa: S105
 
 
 def client_module(of: str) -> ModuleType:
@@ -312,7 +312,9 @@ def test_the_token_is_the_password(tiny_bundle: Bundle, scan: Path, tmp_path: Pa
 def test_damaged_forms_are_refused(served: Running, body: bytes) -> None:
     before = served.files()
     with served.http() as http:
-        for kind in ("multipart/form-data; boundary=b", "multipart/form-data", "text/plain"):
+        form = "multipart/form-data"
+        long = f"{form}; boundary={'b' * 5000}"
+        for kind in (f"{form}; boundary=b", form, long, "text/plain"):
             answer = http.put("/session/", content=body, headers={"Content-Type": kind})
             assert (answer.status_code, answer.json()["code"]) == (400, "form-invalid")
     assert served.files() == before

@@ -18,6 +18,7 @@ from medals_rt.pipeline.job import run_job
 from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions
 from medals_rt.pipeline.segmenter import load
+from medals_serve.disk import held_bytes
 from medals_serve.protocols import frames, nninteractive
 from tests.serve.serving import RUNNER, SHAPE, Running, image, running, until
 
@@ -30,7 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 CLASS = "CT/anatomy/liver"
-TOKEN = "a token of twenty letters"  # noqa: S105
+TOKEN = "a-token-of-twenty-letters"  # noqa: S105
 
 
 def client() -> Any:
@@ -240,12 +241,81 @@ def test_what_is_refused_says_why_where_clients_show_it(served: Running, remote:
             pass
     for work, said in (
         (lambda: remote.add_point_interaction((1, 2, 3), include_interaction=True), "points"),
-        (lambda: remote.set_image(image()[None], {}), "spacing"),
         (lambda: remote.set_target_buffer(np.zeros((2, 3, 4))), "shape"),
         (lambda: remote.add_scribble_interaction(np.ones((1, 2, 3), np.uint8), True), "shape"),
+        (lambda: remote.set_image(image()[None], {}), "spacing"),
     ):
         with pytest.raises(client().ServerAtCapacityError, match=said):
             work()
+
+
+STATED = '{"image_properties": {"spacing": [4, 2, 3]}}'
+
+
+def test_an_image_that_is_refused_leaves_none_before_it(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """Else what is drawn on another patient's would be found in it."""
+    with running(tiny_bundle, tmp_path, max_upload_bytes=100_000) as served, asking(served) as ask:
+        for meta, sent, code in (
+            ("{}", image(1)[None], "no-spacing"),
+            ("[]", image(1)[None], "params-invalid"),
+            (f"{STATED[:-1]}, {' ' * 20_000}{STATED[1:]}", image(1)[None], "json-key-repeated"),
+            (STATED, b"NNIAxxxx", "array-damaged"),
+            (STATED, b"x" * 100_001, "body-too-large"),
+        ):
+            assert ask("set_image", image()[None], STATED).status_code == 200
+            ask("add_initial_seg_interaction", drawing(), "{}")
+            refused = ask("set_image", sent, meta)
+            assert (refused.status_code, refused.json()["code"]) == (503, code)
+            assert [name for name in served.files() if "." in name] == [], code
+            for route in ("add_initial_seg_interaction", "add_scribble_interaction"):
+                assert ask(route, drawing(), "{}").json()["code"] == "no-image", code
+            assert [ask(route, b"", "{}").content for route in ("undo", "predict")] == [b"", b""]
+
+
+def test_an_array_has_room_before_it_is_unpacked(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few hundred bytes hold gigabytes."""
+    zeros = np.zeros((1, 64, 64, 64))
+    with (
+        running(tiny_bundle, tmp_path, max_session_bytes=2**20) as served,
+        asking(served) as ask,
+    ):
+        readers = served.server.config.app.state.service.readers
+        read, written = readers.read, []
+
+        def counted(*given: Any, **more: Any) -> Any:
+            written.append(more.get("writes"))
+            return read(*given, **more)
+
+        monkeypatch.setattr(readers, "read", counted)
+        refused = ask("set_image", zeros, STATED)
+        assert (refused.status_code, refused.json()["code"]) == (503, "session-full")
+        assert written == []
+        small = image()[None].astype(np.float32)
+        assert ask("set_image", small, STATED).status_code == 200
+        assert written[0] == pytest.approx(small.nbytes, abs=2**12)
+        (session,) = served.server.config.app.state.service.sessions
+        assert session.bytes == held_bytes(session.folder)
+
+
+def test_a_drawing_of_another_shape_is_not_read(
+    remote: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could be as large as an image may be."""
+    load, kept = np.load, []
+
+    def counted(*given: Any, **more: Any) -> Any:
+        kept.append(load(*given, **more))
+        return kept[-1]
+
+    monkeypatch.setattr(np, "load", counted)
+    large = np.zeros((30, 40, 50), np.uint8)
+    with pytest.raises(client().ServerAtCapacityError, match="the drawing has the shape"):
+        remote.add_scribble_interaction(large, include_interaction=True)
+    assert [type(each) for each in kept] == [np.memmap]
 
 
 @contextmanager
@@ -256,7 +326,9 @@ def asking(served: Running) -> Iterator[Callable[..., httpx.Response]]:
         headers = {"X-Lease-Token": http.post(f"{place}/claim").json()["lease_token"]}
 
         def ask(route: str, array: Any, meta: str) -> httpx.Response:
-            content = b"".join(frames.pack(frames.NNINTERACTIVE, array.shape, [array]))
+            content = array
+            if not isinstance(array, bytes):
+                content = b"".join(frames.pack(frames.NNINTERACTIVE, array.shape, [array]))
             meant = {**headers, "X-Meta": meta}
             return http.post(f"{place}/{route}", content=content, headers=meant)
 
@@ -275,8 +347,7 @@ def test_numbers_that_are_none_are_refused(served: Running) -> None:
             assert (answer.status_code, answer.json()["code"]) == (503, "no-spacing"), spacing
         for meta in ('{"image_properties": []}', "{}"):
             assert ask("set_image", image()[None], meta).json()["code"] == "no-spacing"
-        meta = '{"image_properties": {"spacing": [4, 2, 3]}}'
-        assert ask("set_image", image()[None], meta).status_code == 200
+        assert ask("set_image", image()[None], STATED).status_code == 200
         for box in ("[[0, Infinity], [0, 1], [0, 1]]", "[[0, NaN], 1]", "[null]", '"x"'):
             meta = '{"interaction_bbox": ' + box + "}"
             answer = ask("add_scribble_interaction", np.ones((1, 1, 1), np.uint8), meta)

@@ -1,7 +1,6 @@
 """The page's files: compressed, sent once, and nothing else; and the question for the token."""
 
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -93,16 +92,16 @@ def test_a_browser_is_asked_for_the_token(tiny_bundle: Bundle, tmp_path: Path) -
         assert http.post("/", data={"token": TOKEN}, headers=elsewhere).status_code == 403
         opened = http.post("/", data={"token": TOKEN}, headers={"Origin": served.address})
         assert (opened.status_code, opened.headers["location"]) == (303, "/")
-        assert http.cookies[TOKEN_COOKIE] == TOKEN
+        assert http.cookies[served.cookie(TOKEN_COOKIE)] == TOKEN
         assert "samesite=strict" in opened.headers["set-cookie"].lower()
         page = http.get("/", headers=BROWSER)
         assert (page.status_code, 'id="viewer"' in page.text) == (200, True)
 
 
 def test_a_stale_cookie_is_told(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"headers": BROWSER, "cookies": {TOKEN_COOKIE: "of-yesterday"}}
-    with running(tiny_bundle, tmp_path, token=TOKEN) as served, served.http(**given) as http:
-        answer = http.get("/")
+    with running(tiny_bundle, tmp_path, token=TOKEN) as served, served.http() as http:
+        http.cookies.set(served.cookie(TOKEN_COOKIE), "of-yesterday")
+        answer = http.get("/", headers=BROWSER)
         assert (answer.status_code, "not the token" in answer.text) == (401, True)
 
 

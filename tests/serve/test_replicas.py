@@ -1,6 +1,7 @@
 """Two servers behind HAProxy, with the configuration that the documentation has."""
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -60,6 +61,9 @@ def proxied(folder: Path, *addresses: str) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as bound:
         assert "bind 127.0.0.1:8700\n" in text
         text = text.replace("bind 127.0.0.1:8700", f"bind fd@{bound.fileno()}")
+        port = bound.getsockname()[1]
+        assert "medals_session_8700" in text
+        text = text.replace("medals_session_8700", f"medals_session_{port}")
         (folder / "haproxy.cfg").write_text(text, encoding="utf-8")
         process = subprocess.Popen(
             [str(HAPROXY), "-db", "-f", str(folder / "haproxy.cfg")],
@@ -67,7 +71,7 @@ def proxied(folder: Path, *addresses: str) -> Iterator[str]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        place = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        place = f"http://127.0.0.1:{port}"
         try:
             until(lambda: httpx.get(f"{place}/readyz", timeout=60).status_code == 200)
             yield place
@@ -229,6 +233,32 @@ def test_voxtell_stays_with_its_replica(replicas: Replicas, scan: Path) -> None:
         voxtell.close()
 
 
+def test_ids_reach_their_replica_however_clients_escape_them(
+    replicas: Replicas, scan: Path
+) -> None:
+    """As forms and JavaScript do, and in JSON in any order; what can't be found is refused."""
+    with httpx.Client(base_url=replicas.address, timeout=60) as http:
+        seen: set[str] = set()
+        for _ in turns(replicas.address, seen):
+            sent = http.post("/images?include_image=false", content=scan.read_bytes())
+            image_id = json.loads(sent.headers["X-Meta"])["image_id"]
+            seen.add(replica_of(image_id))
+            files = {"files": ("scan.nii.gz", scan.read_bytes())}
+            session = http.put("/session/", files=files).json()["session_id"]
+            asked = re.sub(r"[^\w*.-]", lambda found: f"%{ord(found[0]):02X}", session)
+            for _ in range(4):
+                assert http.get(f"/session/{asked}").status_code == 200
+                params = {"params": (None, json.dumps({"prompts": SENTENCE}))}
+                found = http.post(f"/infer/medal-s?session_id={asked}&output=json", files=params)
+                assert found.status_code == 200, found.text
+                long = {"prompts": [SENTENCE] * 1500, "image_id": image_id}
+                assert 2**15 < len(json.dumps(long)) < 2**16
+                assert http.post("/jobs", json=long).status_code == 200
+                longer = {"prompts": [SENTENCE] * 5000, "image_id": image_id}
+                late = http.post("/jobs", json=longer)
+                assert (late.status_code, late.json()["code"]) == (422, "request-invalid")
+
+
 def test_slicer_stays_with_its_replica(replicas: Replicas, scan: Path, tmp_path: Path) -> None:
     seen: set[str] = set()
     for _ in turns(replicas.address, seen):
@@ -382,9 +412,9 @@ def test_a_replica_that_dies_takes_its_sessions_alone(
             assert (caught.value.status, caught.value.code) == (401, "session-unknown")
             assert kept.fetch(jobs["r2"]) == expected
             time.sleep(1)
-        voxtell = httpx.post(f"{address}/jobs", json={"image_id": "r1~x", "prompts": ["liver"]})
+        voxtell = httpx.post(f"{address}/jobs", json={"image_id": "r1.x", "prompts": ["liver"]})
         assert (voxtell.status_code, voxtell.json()["code"]) == (404, "image-unknown")
-        lease = {"X-Lease-Token": "r1~x"}
+        lease = {"X-Lease-Token": "r1.x"}
         place = f"{address}/nninteractive/CT/anatomy/liver/lease_status"
         assert httpx.get(place, headers=lease).status_code == 410
         with ServiceClient(address) as again:

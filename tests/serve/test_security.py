@@ -1,5 +1,6 @@
 """An attack list: names, tokens, origins, other people's data, sizes, times, and logs."""
 
+import asyncio
 import contextlib
 import gzip
 import io
@@ -13,11 +14,13 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import nibabel
 import numpy as np
 import pytest
+from starlette.datastructures import Headers
 
 from medals_rt.bundle.bundle import Bundle
 from medals_serve import routes
@@ -25,7 +28,8 @@ from medals_serve.app import UPLOADS
 from medals_serve.client import ServedProblemError, ServiceClient
 from medals_serve.images import shown_name, stored_name
 from medals_serve.protocols import monailabel, nninteractive, voxtell
-from medals_serve.security import HEADERS, SESSION_COOKIE, TOKEN_COOKIE
+from medals_serve.security import HEADERS, SESSION_COOKIE, TOKEN_COOKIE, cookie_name
+from medals_serve.server import PatientProtocol
 from tests.serve.serving import PATIENCE_S, SENTENCE, Running, lying, running, until
 
 TOKEN = "a-token-that-nobody-guesses"  # noqa: S105 - made up
@@ -223,10 +227,10 @@ def test_a_token_is_demanded_where_there_is_one(tiny_bundle: Bundle, tmp_path: P
             assert opened.status_code == 303
             assert opened.headers["location"] == "/"
             assert "httponly" in opened.headers["set-cookie"].lower()
-            assert http.cookies[TOKEN_COOKIE] == TOKEN
+            assert http.cookies[served.cookie(TOKEN_COOKIE)] == TOKEN
             assert http.get("/v1/model").status_code == 200
         with served.http() as http:  # beside a cookie of another program at this host
-            cookies = {"Cookie": f'prefs={{"a": 1}}; {TOKEN_COOKIE}="{TOKEN}"'}
+            cookies = {"Cookie": f'prefs={{"a": 1}}; {served.cookie(TOKEN_COOKIE)}="{TOKEN}"'}
             assert http.get("/v1/model", headers=cookies).status_code == 200
         with pytest.raises(ServedProblemError) as caught:
             served.client(token="no")  # noqa: S106
@@ -462,7 +466,57 @@ def test_a_client_that_goes_leaves_nothing(served: Running) -> None:
 def test_the_cookie_has_its_name(served: Running) -> None:
     with served.http() as http:
         http.post("/v1/sessions")
-        assert list(http.cookies) == [SESSION_COOKIE]
+        assert list(http.cookies) == [served.cookie(SESSION_COOKIE)]
+
+
+def test_services_on_one_host_leave_each_other_alone(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """A browser sends the cookies of a host to all its ports; and a session that ended says so."""
+    token = {"token": TOKEN}
+    with (
+        running(tiny_bundle, tmp_path / "a", **token) as first,
+        running(tiny_bundle, tmp_path / "b", **token) as second,
+        httpx.Client(headers={"Sec-Fetch-Site": "same-origin"}, timeout=PATIENCE_S) as browser,
+    ):
+        places = [f"{each.address}/v1/sessions" for each in (first, second)]
+        for served, place in zip((first, second), places, strict=True):
+            browser.get(f"{served.address}/", params=token)
+            assert browser.post(place).status_code == 201
+        assert [browser.get(f"{place}/current").status_code for place in places] == [200, 200]
+        assert browser.delete(f"{places[1]}/current").status_code == 204
+        assert [browser.get(f"{place}/current").status_code for place in places] == [200, 401]
+        assert list(browser.cookies) == [
+            *map(first.cookie, (TOKEN_COOKIE, SESSION_COOKIE)), second.cookie(TOKEN_COOKIE)
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("scans.example", "x"),
+        ("scans.example:443", "x_443"),
+        ("[::1]:8700", "x_8700"),
+        ("[::1]", "x"),
+        ("127.0.0.1:", "x"),
+        ("", "x"),
+    ],
+)
+def test_cookies_are_named_by_the_port_that_is_called(host: str, name: str) -> None:
+    assert cookie_name(Headers({"host": host}), "x") == name
+
+
+def test_a_token_with_a_plus_is_taken_as_it_is(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """As `openssl rand -base64` makes it, escaped or not."""
+    token = "abcDEF+0123456789/xyz=="  # noqa: S105 - made up
+    with running(tiny_bundle, tmp_path, token=token) as served, served.http() as http:
+        for given in (token, quote(token, safe="")):
+            http.cookies.clear()
+            assert http.get(f"/?token={given}").status_code == 303, given
+            form = {"Content-Type": "application/x-www-form-urlencoded"}
+            opened = http.post("/", content=f"token={given}", headers=form)
+            assert opened.status_code == 303, given
+            login = http.post("/auth/token", content=f"username=u&password={given}", headers=form)
+            assert login.json()["access_token"] == token, given
+        assert http.get("/v1/model").status_code == 200
 
 
 # What else is tried on services ----------------------------------------------------------------
@@ -598,33 +652,117 @@ def test_a_session_has_so_many_streams_of_progress(tiny_bundle: Bundle, tmp_path
             served.gate.set()
 
 
+def test_streams_that_are_asked_for_at_once_keep_to_their_number(
+    tiny_bundle: Bundle, tmp_path: Path, scan: Path
+) -> None:
+    async def answers(job: str, session: str) -> list[bytes]:
+        async def one() -> tuple[bytes, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection(*served.place)
+            head = f"GET /v1/jobs/{job}/events HTTP/1.1\r\nHost: localhost\r\n"
+            writer.write(f"{head}Medals-Session: {session}\r\n\r\n".encode())
+            return (await reader.readline()).split()[1], writer
+
+        got = await asyncio.gather(*(one() for _ in range(40)))
+        for _, writer in got:
+            writer.close()
+        return [status for status, _ in got]
+
+    with running(tiny_bundle, tmp_path / "data", max_watchers=3) as served:
+        served.gate.clear()
+        try:
+            with served.client() as client:
+                job = client.submit(client.upload(scan), SENTENCE)
+                session = client.http.headers["Medals-Session"]
+                found = asyncio.run(answers(job["job"], session))
+                assert sorted(found) == [b"200"] * 3 + [b"429"] * 37
+                until(lambda: _may_watch(client, job))
+        finally:
+            served.gate.set()
+
+
 def _may_watch(client: ServiceClient, job: dict[str, Any]) -> bool:
     with contextlib.suppress(ServedProblemError):
         return bool(next(client.watch(job))["status"] == "running")
     return False
 
 
-def test_heads_that_never_end_hold_no_place_for_long(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """Slowloris: every connection is taken, and free again when its patience is over."""
-    limits = {"header_s": 1.0, "max_connections": 8}
-    with running(tiny_bundle, tmp_path, **limits) as served, contextlib.ExitStack() as open_:
-        place = ("127.0.0.1", int(served.address.rpartition(":")[2]))
-        for _ in range(20):
-            connection = open_.enter_context(socket.create_connection(place))
-            connection.sendall(b"GET /v1/model HTTP/1.1\r\nHost: localhost\r\nX: ")
+def test_heads_that_never_end_keep_nobody_out(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Slowloris: of connections that send no request or half of one, the oldest make room."""
+    with (
+        running(tiny_bundle, tmp_path, max_waiting=8, max_requests=8) as served,
+        contextlib.ExitStack() as open_,
+    ):
+        silent = [
+            open_.enter_context(socket.create_connection(served.place, PATIENCE_S))
+            for _ in range(40)
+        ]
+        for connection in silent[20:]:
+            with contextlib.suppress(ConnectionError):  # it was closed
+                connection.sendall(b"GET /v1/model HTTP/1.1\r\nHost: localhost\r\nX: ")
         with served.http() as http:
-            until(lambda: http.get("/v1/model").status_code == 200, 30)
+            for path in ("/healthz", "/readyz", "/v1/model"):
+                assert http.get(path).status_code == 200
+            for connection in silent[:-8]:
+                with contextlib.suppress(ConnectionError):
+                    assert connection.recv(1) == b""
+            assert len(served.server.server_state.connections) <= 9
+
+
+def test_more_requests_than_are_answered_at_once(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """They are told so as all else is; what watches the server is answered still."""
+    with (
+        running(tiny_bundle, tmp_path, max_requests=2) as served,
+        served.client() as client,
+        contextlib.ExitStack() as open_,
+    ):
+        session = client.http.headers["Medals-Session"].encode()
+        for _ in range(2):
+            upload = open_.enter_context(socket.create_connection(served.place, PATIENCE_S))
+            upload.sendall(
+                b"POST /v1/images?filename=a.nii HTTP/1.1\r\nHost: localhost\r\n"
+                b"Medals-Session: " + session + b"\r\nContent-Length: 99\r\n\r\nslow"
+            )
+        until(lambda: len(served.files()) == 5)  # the session's folder, and two uploads in theirs
+        refused = client.http.get("/v1/model")
+        assert (refused.status_code, code(refused)) == (503, "too-many-requests")
+        assert int(refused.headers["retry-after"]) > 0
+        for path in ("/healthz", "/readyz"):
+            assert client.http.get(path).status_code == 200
+        open_.close()
+        until(lambda: client.http.get("/v1/model").status_code == 200)
+
+
+def test_what_is_sent_is_taken_in_small_parts(
+    client: ServiceClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of a byte take long to parse, and everybody else waits meanwhile."""
+    sizes: list[int] = []
+    take = PatientProtocol.data_received
+
+    def counted(self: PatientProtocol, data: bytes) -> None:
+        sizes.append(len(data))
+        take(self, data)
+
+    monkeypatch.setattr(PatientProtocol, "data_received", counted)
+    answer = client.http.post("/v1/images?filename=a.nii", content=bytes(2**20))
+    assert answer.status_code == 422
+    assert sum(sizes) > 2**20
+    assert max(sizes) <= 2**14
 
 
 def test_a_session_is_made_here_and_guessed_nowhere(served: Running) -> None:
     """Ids are 256 random bits, a client can't choose one, and neither are found part by part."""
     chosen = "a" * 43
-    with served.http(headers={"Medals-Session": chosen}, cookies={SESSION_COOKIE: chosen}) as http:
+    given = {
+        "headers": {"Medals-Session": chosen},
+        "cookies": {served.cookie(SESSION_COOKIE): chosen},
+    }
+    with served.http(**given) as http:
         made = {http.post("/v1/sessions").json()["session"] for _ in range(4)}
         assert chosen not in made
         assert len(made) == 4
         assert all(len(secret) == 43 for secret in made)
-        for guess in (chosen, "", "~", "é".encode(), b"\xff" * 43, *[s[:-1] for s in made]):
+        for guess in (chosen, "", ".", "é".encode(), b"\xff" * 43, *[s[:-1] for s in made]):
             answer = http.get("/v1/sessions/current", headers={"Medals-Session": guess})
             assert (answer.status_code, code(answer)) == (401, "session-unknown")
         for secret in made:

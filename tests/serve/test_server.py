@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
 
 from medals_rt.bundle.bundle import Bundle
 from medals_rt.common.errors import (
@@ -23,6 +25,8 @@ from medals_rt.pipeline.options import RunOptions
 from medals_serve import command
 from medals_serve.client import ServiceClient
 from medals_serve.command import read_token, serve
+from medals_serve.metrics import Metrics
+from medals_serve.security import Gate
 from medals_serve.server import address_of, bind, is_loopback
 from tests.errors import raises
 from tests.serve.serving import PATIENCE_S, RUNNER, SENTENCE, child, ending, until
@@ -182,7 +186,7 @@ def test_tokens_from_files(tmp_path: Path) -> None:
     assert caught.value.code == "token-unreadable"
 
 
-@pytest.mark.parametrize("name", ["", "R1", "r1~", "-r", "r 1", "r1\n", "r" * 33, "../r"])
+@pytest.mark.parametrize("name", ["", "R1", "r1.", "-r", "r 1", "r1\n", "r" * 33, "../r"])
 def test_names_of_replicas(name: str) -> None:
     """They become part of secrets, headers, paths and cookies."""
     with raises(InputError, "replica-name"):
@@ -230,6 +234,11 @@ def test_every_address_but_the_loopback_demands_a_token(
     assert len(anywhere.token) >= 32
     assert anywhere.token not in repr(anywhere)
     assert said[0].endswith(f"?token={anywhere.token}")
+    for settings, line in zip((anywhere, loopback, loopback6), said[::2], strict=True):
+        gate = Gate(PlainTextResponse("in"), settings, Metrics(), ())
+        bearer = {"Authorization": f"Bearer {settings.token}"}
+        address = line.removeprefix("serving at ")
+        assert TestClient(gate, address, headers=bearer).get("/").text == "in", address
     assert loopback.token is loopback6.token is None
     assert "token" not in said[2]
     FakeServer.failure = DeviceLostError("the model was lost")

@@ -18,6 +18,7 @@ from medals_rt.common.errors import InputError
 from medals_rt.io.registry import read_case
 from medals_serve import app, images, problems, service
 from medals_serve.client import ServedProblemError
+from medals_serve.disk import held_bytes
 from medals_serve.images import CaseCache, ServedImage, Upload
 from medals_serve.problems import ServiceError
 from medals_serve.sessions import Sessions, remove_folder
@@ -265,6 +266,32 @@ def test_a_disk_that_is_nearly_full_is_spared(
         sessions.reserve(session, 501)
     assert (caught.value.status, caught.value.code) == (507, "no-room")
     sessions.close()
+
+
+def test_what_a_session_holds_is_what_lies_on_the_disk(
+    tiny_bundle: Bundle, tmp_path: Path, scan: Path
+) -> None:
+    """After each job that was done, refused or deleted; else the limit would let in ever more."""
+    with running(tiny_bundle, tmp_path / "data") as served, served.client() as client:
+        sessions = served.server.config.app.state.service.sessions
+        image = client.upload(scan)
+        (session,) = sessions
+        asked = {"1": SENTENCE, "5": "Right kidney in abdominal CT"}
+
+        def held() -> int:
+            assert session.bytes == held_bytes(session.folder)
+            return session.bytes
+
+        before = held()
+        for _ in range(2):
+            job = client.segment(image, asked)
+            client.fetch(job, "preview.png")
+            assert held() > before
+            client.delete_job(job)
+            assert held() == before
+        with pytest.raises(ServedProblemError):
+            client.submit(image, {"1": SENTENCE, "2": "the moon in CT"})
+        assert held() == before
 
 
 def test_an_ended_session_gets_no_room(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_limits_and_the_token_are_those_of_the_api(
 ) -> None:
     client = remote_module().VoxTellRemoteClient
     content = scan.read_bytes()
-    token = "a token of twenty letters"  # noqa: S105
+    token = "a-token-of-twenty-letters"  # noqa: S105
     limits = {"token": token, "max_sessions": 1}
     with running(tiny_bundle, tmp_path, **limits) as served, ExitStack() as closing:
         stranger, friend = client(served.address), client(served.address, token)
