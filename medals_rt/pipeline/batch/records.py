@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from medals_rt.common.atomic_io import atomic_output, outputs_told, write_json
+from medals_rt.common.atomic_io import atomic_output, failures_named, outputs_told, write_json
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import InputError, MissingFileError, OutputError, PromptError
 from medals_rt.common.folders import STATE_FOLDER
@@ -735,7 +735,8 @@ def _input_shown(case: BatchCase) -> str:
 
 
 def _write(case: BatchCase, record: Record) -> None:
-    case.record.parent.mkdir(parents=True, exist_ok=True)
+    with failures_named(case.record):  # an earlier batch's file may lie where a folder must be
+        case.record.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = msgspec.to_builtins(record)
     write_json(case.record, content)
     case.remote.put(case.record)

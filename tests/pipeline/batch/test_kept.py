@@ -370,3 +370,15 @@ def test_results_among_the_scans_are_kept(
         result = batch(tiny_bundle.folder, *words)
         assert (result.exit_code, result.stderr) == (0, "")
         assert statuses(tmp_path / own) == {f"case{number}": status for number in range(3)}
+
+
+def test_a_record_that_lies_where_a_folder_must_be(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Of an earlier batch, whose case is gone: told in one line."""
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    write_case(scans / "a.json" / "x.npz")
+    (out / ".medals-rt").mkdir(parents=True)
+    (out / ".medals-rt" / "a.json").write_text("{}", encoding="utf-8")
+    result = batch(tiny_bundle.folder, scans, out, "--no-preview")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert "can't write" in result.stderr
