@@ -143,7 +143,7 @@ def batch_command(
         typer.Option(
             metavar="ADDRESS",
             help="Run on a Ray cluster: its address, auto, or local for one of this machine; a "
-            "worker on each GPU, or as many as --processes says.",
+            "worker on each GPU or, without any, each machine, or as many as --processes says.",
         ),
     ] = None,
     options: "RunOptions",

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from glob import has_magic
+from inspect import signature
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -243,7 +244,7 @@ class RemoteFiles:
         return None
 
     def exists(self, path: Path) -> bool:
-        """Whether there is such a file, by one request.
+        """Whether there is such a file, by one request where a store lists what begins alike.
 
         Raises
         ------
@@ -253,8 +254,10 @@ class RemoteFiles:
         if self.url(path) is None:
             return path.is_file()
         with self.opened(path) as (files, key):
-            folder, _, name = key.rpartition("/")
-            return key in files.find(folder, prefix=name)  # `exists` asks twice for what isn't
+            if "prefix" in signature(files.find).parameters:  # `exists` asks twice for what isn't
+                folder, _, name = key.rpartition("/")
+                return key in files.find(folder, prefix=name)
+            return bool(files.exists(key))
 
     def put(self, path: Path) -> None:
         """Bring a file from its place on this machine to where it belongs.

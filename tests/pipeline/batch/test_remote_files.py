@@ -432,6 +432,9 @@ def test_a_key_that_leads_out_of_its_folder_is_not_fetched(tmp_path: Path) -> No
     del files.store["/clinic/series/../../evil.txt"]
     assert remote.fetch(series)
     assert (series / "a.dcm").read_bytes() == b"slice"
+    assert remote.exists(series / "a.dcm")
+    assert not remote.exists(series / "b.dcm")
+    assert remote.read(series / "b.dcm") is None
 
 
 def test_from_a_bucket_to_a_bucket_and_on(tiny_bundle: Bundle, bucket: Any, tmp_path: Path) -> None:
