@@ -97,9 +97,14 @@ def check_grid(job: Job) -> None:
 
 
 def all_inputs(job: Job) -> list[Path]:
-    """Name what a job reads: files of its scan and labels, or their folder, and of its prompts."""
+    """Name what a job reads: files of its scan and labels, or their folder, and of its prompts.
+
+    Of what lies in a folder, results are no inputs; `is_read_from` tells which is which.
+    """
     prompts = () if job.source.file is None else (job.source.file,)
-    return [*all_files_of(files_of_case, job.input_files().values()), *prompts]
+    given = job.input_files().values()
+    files = all_files_of(files_of_case, (path for path in given if not path.is_dir()))
+    return [*(path for path in given if path.is_dir()), *files, *prompts]
 
 
 def all_files_of(
