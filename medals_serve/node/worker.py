@@ -19,12 +19,12 @@ from medals_rt.common.errors import (
 )
 from medals_rt.common.interruption import interrupted_by
 from medals_rt.io.dicom.files import dicom_files, read_header
-from medals_rt.io.registry import check_output, write_segmentation
+from medals_rt.io.registry import check_output
 from medals_rt.pipeline.job import segment_job
 from medals_rt.pipeline.job_inputs import read_job
 from medals_rt.pipeline.job_outputs import SEGMENTATIONS, check_outputs
 from medals_rt.pipeline.job_request import Job
-from medals_rt.pipeline.job_writing import write_job
+from medals_rt.pipeline.job_writing import write_job, write_labels
 from medals_rt.pipeline.options import RunOptions
 from medals_rt.pipeline.segmenter import CaseSegmenter
 from medals_serve.node.configuration import NodeConfiguration, Rule
@@ -216,16 +216,7 @@ class Worker:
                 result = segment_job(self.segmenter, read, lambda *_: _check_stopped(stop))
             write_job(read, result)
             for each in others:
-                write_segmentation(
-                    folder / outputs[each],
-                    read.case,
-                    result.labels_dhw,
-                    instances_dhw=result.instances_dhw,
-                    prompts=read.prompts,
-                    model=result.report.bundle["name"],
-                    notice=result.report.bundle["notice"],
-                    format=each,
-                )
+                write_labels(folder / outputs[each], read, result, format=each)
         return [Delivery(file, to) for file in outputs.values() for to in rule.send_to]
 
 
