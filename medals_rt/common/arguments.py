@@ -48,7 +48,8 @@ def _refusal(name: str, value: object, kind: Any, error: Exception) -> Exception
     if "Invalid enum value" in str(error):
         text = f"no {name} {value!r:.60}; choose {' or '.join(_choices(kind))}"
         return InputError(text, code=f"{code}-unknown")
-    text = f"{name} can't be {value!r:.60}: {validation_words(error)}"
+    said = validation_words(error).replace("a list is wanted", "a list or tuple is wanted")
+    text = f"{name} can't be {value!r:.60}: {said}"
     if ", got " in str(error):
         return TypeError(text)
     return InputError(text, code=f"{code}-out-of-range")

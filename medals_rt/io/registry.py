@@ -375,9 +375,12 @@ def is_read_from(source: str | PathLike[str], path: Path) -> bool:
         The file, whether it exists or not.
     """
     folder, place = Path(source), Path(os.path.realpath(path))
-    if not folder.is_dir():
-        return place in {Path(os.path.realpath(each)) for each in files_of_case(source)}
-    within = place.is_relative_to(os.path.realpath(folder)) and place.is_file()
+    try:
+        if not folder.is_dir():
+            return place in {Path(os.path.realpath(each)) for each in files_of_case(source)}
+        within = place.is_relative_to(os.path.realpath(folder)) and place.is_file()
+    except OSError:  # a name that no file can have, such as a client's for what it sent
+        return False
     return within and any(each.is_scan(place) for each in FORMATS if each.is_scan)
 
 

@@ -195,6 +195,8 @@ class Spool:
     def __post_init__(self) -> None:
         _make_folder(self.folder)
         shutil.rmtree(self.incoming, ignore_errors=True)  # was never acknowledged
+        for path in self.folder.rglob(".partial-*"):  # nor was what earlier versions left there
+            path.unlink()
         _make_folder(self.incoming)
         self._held = {each.folder: held_bytes(each.folder) for each in self.series()}
         every = {each.folder for each in self.series()}

@@ -1,9 +1,13 @@
 /* Scans of two files, a header and its voxels, joined to the one file that the service takes. */
 
 const LARGEST_HEADER_BYTES = 1e6;
-const NIFTI_BYTES = 348;
-const OF_A_PAIR = 0x6e693100; // "ni1", the last field of a header whose voxels lie elsewhere
-const OF_ONE_FILE = 0x6e2b3100; // "n+1"
+
+/* NIfTI-1 and -2: bytes of the header, where it says "ni1" or "ni2", what it says instead of one
+file, and the field with the first voxel's place. */
+const NIFTI = [
+  { bytes: 348, magicAt: 344, pair: 0x6e693100, single: 0x6e2b3100, placeAt: 108, is64Bit: false },
+  { bytes: 540, magicAt: 4, pair: 0x6e693200, single: 0x6e2b3200, placeAt: 168, is64Bit: true },
+];
 
 /* By how a header's name ends: how that of what is made does, and how it is made of the header and
 `beside`, which gives the first of some names that lies beside it. A header that names no other
@@ -46,7 +50,7 @@ async function joinNrrd(file, beside) {
   const lines = (await file.text()).split(/\r?\n/);
   const empty = lines.indexOf("");
   const fields = empty < 0 ? lines : lines.slice(0, empty);
-  const elsewhere = fields.findIndex((line) => /^data ?file:/i.test(line));
+  const elsewhere = fields.findIndex((line) => /^data ?file:(?!=)/i.test(line));
   if (elsewhere < 0) return null;
   const name = oneName(file, fields.splice(elsewhere, 1)[0].replace(/^.*?:/, "").trim());
   return [`${fields.join("\n")}\n\n`, beside(name)];
@@ -63,28 +67,37 @@ async function joinMetaImage(file, beside) {
   if (elsewhere === null || elsewhere === "LOCAL") return null;
   const voxels = beside(oneName(file, elsewhere));
   const skipped = Number(valueOf("headersize") ?? 0);
-  const fields = lines.filter((line) => line !== "").join("\n");
-  return [`${fields}\nElementDataFile = LOCAL\n`,
-    skipped < 0 ? voxels : voxels.slice(skipped)]; // -1: the last bytes are the voxels, so here
+  const fields = lines.filter((line) => line !== "");
+  if (skipped < 0) fields.push("HeaderSize = -1"); // the voxels are the last bytes, also here
+  return [[...fields, "ElementDataFile = LOCAL", ""].join("\n"),
+    voxels.slice(Math.max(skipped, 0))];
 }
 
-/* NIfTI-1, which also says where in their file the voxels begin. */
+/* The header, which also says where in their file the voxels begin, and the voxels. */
 async function joinNifti(file, beside) {
-  const bytes = await (await unpacked(file)).slice(0, NIFTI_BYTES).arrayBuffer();
-  const header = new DataView(bytes);
-  if (bytes.byteLength < NIFTI_BYTES || header.getUint32(344) !== OF_A_PAIR) return null;
-  const isLittle = header.getInt32(0, true) === NIFTI_BYTES;
+  const whole = await (await unpacked(file)).arrayBuffer();
+  const view = new DataView(whole);
+  const kind = NIFTI.find(({ bytes, magicAt, pair }) => (
+    whole.byteLength >= bytes && view.getUint32(magicAt) === pair));
+  if (!kind) return null;
+  const header = new DataView(whole.slice(0, kind.bytes));
+  const isLittle = header.getInt32(0, true) === kind.bytes;
   const extensions = new Uint8Array(4); // none
-  const start = NIFTI_BYTES + extensions.length;
-  header.setUint32(344, OF_ONE_FILE);
-  header.setFloat32(108, header.getFloat32(108, isLittle) + start, isLittle);
+  const start = kind.bytes + extensions.length;
+  header.setUint32(kind.magicAt, kind.single);
+  if (kind.is64Bit) {
+    const place = header.getBigInt64(kind.placeAt, isLittle);
+    header.setBigInt64(kind.placeAt, place + BigInt(start), isLittle);
+  } else {
+    header.setFloat32(kind.placeAt, header.getFloat32(kind.placeAt, isLittle) + start, isLittle);
+  }
   const name = file.name.replace(/\.hdr(\.gz)?$/i, "");
   const voxels = beside(...[".img", ".img.gz", ".IMG"].map((ending) => name + ending));
-  return [bytes, extensions, await unpacked(voxels)];
+  return [header.buffer, extensions, await unpacked(voxels)];
 }
 
 function oneName(file, value) {
-  if (!/^LIST\b|%\d*d/.test(value)) return value;
+  if (!/^LIST\b|%\d*d/.test(value)) return value.replace(/^(\.\/)+/, "");
   throw new Error(`${file.name} keeps its voxels in several files, which the service doesn't take: `
     + "save the scan as one, such as .nrrd, .mha or .nii.gz.");
 }

@@ -36,7 +36,7 @@ class Asked:
         ({"start_from": 3}, None, "text is wanted, not a whole number"),
         ({"share": "0.5"}, None, "share can't be '0.5': a number is wanted, not text"),
         ({"share": True}, None, "a number is wanted, not true or false"),
-        ({"sizes": 4}, None, "a list is wanted, not a whole number"),
+        ({"sizes": 4}, None, "a list or tuple is wanted, not a whole number"),
         ({"sizes": (4.0,)}, None, "a whole number is wanted, not a number"),
         ({"mirrored": "no"}, None, "true or false is wanted, not text"),
     ],

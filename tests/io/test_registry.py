@@ -494,3 +494,8 @@ def test_an_nrrd_says_what_it_lacks(tmp_path: Path) -> None:
     path.write_bytes(header.replace("text", "raw").encode() + b"\n" + VALUES_KJI.tobytes())
     with raises(CaseError, "endian-missing"):
         read_case(path)
+
+
+def test_a_name_that_no_file_can_have_is_no_input(tmp_path: Path) -> None:
+    """A client's, say, for what it has sent."""
+    assert not is_read_from(Path("x" * 5000), tmp_path / "labels.nii.gz")

@@ -318,7 +318,7 @@ def test_a_result_without_a_name_replaces_none(
 def test_paths_and_prompts_as_people_write_them() -> None:
     job = Job(input="a.npz", output="b.npz", split="c")  # type: ignore[arg-type]
     assert (job.input, job.output, job.split) == (Path("a.npz"), Path("b.npz"), Path("c"))
-    with pytest.raises(TypeError, match="a list is wanted"):
+    with pytest.raises(TypeError, match="a list or tuple is wanted"):
         PromptSource(sentences="Liver in CT")  # type: ignore[arg-type]
     for given, says in (
         ({"source": "Liver in CT"}, "PromptSource"),

@@ -10,7 +10,7 @@ from unicodedata import normalize
 from medals_rt.common.arguments import take_paths
 from medals_rt.common.choices import SAME_FORMAT
 from medals_rt.common.errors import InputError
-from medals_rt.io.registry import ENDINGS, files_of_output, is_dicom
+from medals_rt.io.registry import ENDINGS, files_of_output, is_dicom, is_read_from
 from medals_rt.pipeline.batch.find import NAMED, Found, Search, from_jobs, searched
 from medals_rt.pipeline.batch.jobs_file import JobRow, grid_of_row, in_row, source_of, stated
 from medals_rt.pipeline.batch.paths import CasePaths, folder_of
@@ -381,10 +381,13 @@ def _refuse_overwriting(cases: Sequence[BatchCase]) -> None:
     InputError
     """
     read = {Path(realpath(path)): path for case in cases for path in all_inputs(case.job)}
-    beside = {place.parent for place, path in read.items() if not path.is_dir()}
+    folders = {place for place, path in read.items() if path.is_dir()}
+    beside = {place.parent for place in read if place not in folders}
     for job in (case.job for case in cases):
         for path in all_files_of(files_of_output, job.output_files().values()):
-            if Path(realpath(path)) in read:
+            place = Path(realpath(path))
+            above = (folder for folder in place.parents if folder in folders)
+            if place in read or any(is_read_from(folder, place) for folder in above):
                 raise InputError(
                     f"{path} would overwrite an input; choose another folder of outputs",
                     code="input-overwritten",

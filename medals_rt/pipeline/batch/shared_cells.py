@@ -136,8 +136,9 @@ def share_folders(
                 ) from error
             if entered is None:
                 raise InputError(
-                    f"another batch, of other cases or options, is writing to {folder}; wait "
-                    "until it has ended, or name another folder of outputs",
+                    f"another batch is writing to {folder}, of other cases or options, or of scans "
+                    "that have changed since; wait until it has ended, or name another folder of "
+                    "outputs",
                     code="folder-in-use",
                 )
             cells = cells or entered

@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medals_rt.common.errors import InputError
 from medals_rt.pipeline.batch import Batch, plan_batch
+from medals_rt.pipeline.batch.plan import BatchPlan
 from medals_rt.pipeline.batch.remote_files import RemoteFiles
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.pipeline.output_grid import GridRequest
+from tests.dicom import write_series
 from tests.errors import raises
 from tests.pipeline.batch.helpers import plan, results, write_json
 
@@ -247,3 +250,17 @@ def test_copies_in_another_folder(tmp_path: Path) -> None:
     assert moved.remote.shown(moved.job.output) == "s3://clinic/out/a.npz"
     assert moved.job.output_files() == moved.files()
     assert (moved.record, moved.name) == (case.record, case.name)
+
+
+def test_a_slice_of_a_scan_is_no_place_for_a_result(empty_scans: Path, tmp_path: Path) -> None:
+    slices = empty_scans / "ser"
+    write_series(slices, np.arange(120, dtype=np.int16).reshape(4, 5, 6), np.eye(4))
+    (slices / "IM0001").rename(slices / "slice.dcm")
+
+    def found(name: str) -> BatchPlan:
+        jobs = write_json(tmp_path / "jobs.json", [{"input": "ser", "output": f"ser/{name}"}])
+        return plan(empty_scans, out=empty_scans, jobs=jobs)
+
+    with raises(InputError, "input-overwritten"):
+        found("slice.dcm")
+    assert len(found("another.dcm").cases) == 1

@@ -140,11 +140,12 @@ def test_another_batch_is_kept_out(tiny_bundle: Bundle, scans: Path, out: Path) 
             stopped = batch(tiny_bundle.folder, scans, *given, "--no-preview")
             assert (stopped.exit_code, stopped.stdout) == (2, "")
             assert stopped.stderr == (
-                f"error: another batch, of other cases or options, is writing to {folder}; wait "
-                "until it has ended, or name another folder of outputs\n"
+                f"error: another batch is writing to {folder}, of other cases or options, or of "
+                "scans that have changed since; wait until it has ended, or name another folder of "
+                "outputs\n"
             )
         other = batch(tiny_bundle.folder, berta, out, "--reports", reports, "--no-preview")
-        assert other.stderr.startswith("error: another batch, of other cases")
+        assert other.stderr.startswith("error: another batch is writing to")
     assert files_below(out) == []
     after = batch(tiny_bundle.folder, scans, out, "--no-preview")
     assert after.exit_code == 0, after.stderr

@@ -276,9 +276,14 @@ def test_results_stay_on_their_way_until_there_are_new_ones(tmp_path: Path, stat
 
 
 def test_half_a_file_of_a_killed_process_is_cleared_away(tmp_path: Path) -> None:
-    half = make(tmp_path).incoming / "half.dcm"
-    half.write_bytes(b"half")
-    assert make(tmp_path).complete(0) == []
+    spool = make(tmp_path)
+    receive(spool, "1.2", "1.1", "1.1.1", b"a")
+    half = spool.incoming / "half.dcm"
+    of_earlier_versions = tmp_path / "series" / "1.2" / "1.1" / "objects" / ".partial-1.1.2.dcm"
+    for path in (half, of_earlier_versions):
+        path.write_bytes(b"half")
+    (series,) = make(tmp_path).complete(0)
+    assert series.names() == ("1.1.1.dcm",)
     assert not half.exists()
 
 

@@ -236,7 +236,12 @@ def _pairs(folder: Path) -> list[str]:
         np.asarray(big.dataobj).astype(">i2"), big.affine, big.header.as_byteswapped(">")
     )
     swapped.to_filename(folder / "h.hdr")
-    return ["a.mha", "b.mha", "c.nrrd", "d.nrrd", "e.nii", "f.mha", "g.nii", "h.nii"]
+    nibabel.Nifti2Pair(np.asarray(big.dataobj), big.affine).to_filename(folder / "i.hdr")
+    last = (folder / "a.mhd").read_text("ascii").replace("a.raw", "./j.raw")
+    (folder / "j.mhd").write_text(f"HeaderSize = -1\n{last}", "ascii")
+    (folder / "j.raw").write_bytes(bytes(range(100)) + voxels)
+    endings = ["mha", "mha", "nrrd", "nrrd", "nii", "mha", "nii", "nii", "nii", "mha"]
+    return [f"{name}.{ending}" for name, ending in zip("abcdefghij", endings, strict=True)]
 
 
 @in_browser
