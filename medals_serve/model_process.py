@@ -158,6 +158,7 @@ class ModelProcess:
         self._gone = gone
         self._arithmetic = ""
         self._longest_opening_s = 0.0
+        self._sending: Thread | None = None
         self._numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._next_number = count()
         self._open()
@@ -271,6 +272,8 @@ class ModelProcess:
         if self._process.is_alive():
             self._process.kill()
         self._process.join()
+        if self._sending is not None:
+            self._sending.join()  # nobody reads any more, so that it ends
         self._pipe.close()
 
     def _result(self, request: _Request, calls: Mapping[str, Callable[..., None]]) -> Result:
@@ -280,11 +283,13 @@ class ModelProcess:
         the request, which is longer than a pipe holds: another thread sends it.
         """
         listening, to_cancel = _Listening(calls), True
-        sending = Thread(target=self._send, args=(ForkingPickler.dumps(request),), daemon=True)
-        sending.start()
+        self._sending = Thread(
+            target=self._send, args=(ForkingPickler.dumps(request),), daemon=True
+        )
+        self._sending.start()
         while True:
             event = self._next()
-            if listening.ending is not None and to_cancel and not sending.is_alive():
+            if listening.ending is not None and to_cancel and not self._sending.is_alive():
                 to_cancel = False
                 self._tell("cancel")
             if event is None:
