@@ -13,7 +13,7 @@ from medals_rt.common.atomic_io import write_json
 from medals_rt.common.choices import Kind
 from medals_rt.common.errors import InputError
 from medals_rt.common.json_text import validation_words
-from medals_rt.io.registry import FORMATS
+from medals_rt.io.registry import FORMATS, TWO_FILE_ENDINGS
 from medals_rt.pipeline.job_request import Job
 from medals_rt.pipeline.options import PromptSource, RunOptions, SegmentOptions
 from medals_rt.prompts.prompt_set import PromptReading
@@ -28,10 +28,6 @@ class OutputKind:
     format: str
 
 
-OF_TWO_FILES: Final = frozenset(ending for each in FORMATS for ending in each.two_file_endings)
-"""Endings of files whose voxels lie in a second file."""
-
-
 def _output_kinds() -> Mapping[str, OutputKind]:
     """Every format of results by what clients call it: an ending without its dot, or its name."""
     found: dict[str, OutputKind] = {}
@@ -40,7 +36,7 @@ def _output_kinds() -> Mapping[str, OutputKind]:
             continue
         found[each.name] = OutputKind(each.endings[0], each.name)
         for ending in each.endings:
-            if ending not in OF_TWO_FILES:
+            if ending not in TWO_FILE_ENDINGS:
                 found.setdefault(ending.removeprefix("."), OutputKind(ending, each.name))
     return found
 

@@ -20,14 +20,13 @@ from starlette.types import Message, Receive, Scope, Send
 from medals_rt.common.choices import MODALITY_TRAITS, PRESETS, Kind
 from medals_rt.common.distribution import VERSION
 from medals_rt.common.errors import InputError
-from medals_rt.io.registry import DICOM_ENDINGS, ENDINGS
+from medals_rt.io.registry import DICOM_ENDINGS, ENDINGS, TWO_FILE_ENDINGS
 from medals_rt.pipeline.output_grid import GridRequest, read_spacing
 from medals_serve import metrics as figures
 from medals_serve.catalog import MAX_TEXT
 from medals_serve.images import ServedImage
 from medals_serve.job_files import JobFile, JobFiles
 from medals_serve.job_requests import (
-    OF_TWO_FILES,
     OUTPUT_FORMATS,
     JobRequest,
     format_choices,
@@ -268,7 +267,7 @@ async def describe_model(service: Here) -> ModelState:
             "input_endings": [
                 each
                 for each in dict.fromkeys((*ENDINGS, *DICOM_ENDINGS))
-                if each not in OF_TWO_FILES
+                if each not in TWO_FILE_ENDINGS
             ],
             "max_prompts": bundle.manifest.prompt_limit,
             "max_upload_bytes": service.settings.max_upload_bytes,

@@ -14,7 +14,7 @@ from medals_rt.common.arrays import label_dtype
 from medals_rt.common.errors import CaseError, InputError
 from medals_rt.common.notes import Note
 from medals_rt.common.typing import HostArray
-from medals_rt.io.volume import SourceGrid, Volume, check_image
+from medals_rt.io.volume import SourceGrid, Volume, check_image, check_spacing
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +122,48 @@ def reading(name: str, errors: tuple[type[Exception], ...] = ()) -> Iterator[Non
         raise CaseError(
             f"{name} is damaged ({detail}); copy or export it again", code="file-damaged"
         ) from error
+
+
+def placed_case(
+    path: Path,
+    name: str,
+    array_kji: HostArray,
+    source: SourceGrid,
+    *,
+    max_voxels: int,
+    notes: tuple[Note, ...] = (),
+    header: object | None = None,
+) -> Case:
+    """Make the case of an image whose file says where its voxels lie, and holds no prompts.
+
+    Parameters
+    ----------
+    path, name
+        The file, and what its case is called.
+    array_kji
+        Values in the file's order, `(k, j, i)`.
+    source
+        Their place.
+    max_voxels
+        Larger images are refused.
+    notes, header
+        Of `Volume` and `Case`.
+
+    Raises
+    ------
+    CaseError
+        The values are no finite 3-D image, or there is no positive spacing.
+    """
+    check_image(array_kji, max_voxels=max_voxels, what=path.name)
+    volume = Volume(
+        source.to_canonical(array_kji),
+        check_spacing(source.spacing_hwd_mm or ()),
+        name,
+        source,
+        geometry_is_stated=True,
+        notes=notes,
+    )
+    return Case(volume, None, None, path, header)
 
 
 def check_labels(labels: HostArray, what: str, *, max_voxels: int) -> HostArray:

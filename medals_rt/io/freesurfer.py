@@ -16,10 +16,10 @@ import numpy as np
 from medals_rt.common.errors import CaseError
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import HostArray
-from medals_rt.io.case import Case, LabelFile, check_labels, reading
+from medals_rt.io.case import Case, LabelFile, check_labels, placed_case, reading
 from medals_rt.io.format import Format, Options, SegmentationOutput, squeezed, stem
 from medals_rt.io.nifti_geometry import RAS_TO_LPS
-from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
+from medals_rt.io.volume import SourceGrid, check_shape, check_spacing
 from medals_rt.io.voxel_data import open_maybe_gzipped, read_exactly, read_values, write_values
 
 _HEADER_BYTES: Final = 284
@@ -36,15 +36,8 @@ _PLACED: Final = 1
 def _read_mgh_case(path: Path, options: Options) -> Case:
     """Read an image; it holds no prompts. See `registry.read_case`."""
     array_kji, source, header = _read(path, options.max_voxels)
-    check_image(array_kji, max_voxels=options.max_voxels, what=path.name)
-    volume = Volume(
-        source.to_canonical(array_kji),
-        check_spacing(source.spacing_hwd_mm or ()),
-        stem(path, FORMATS),
-        source,
-        geometry_is_stated=True,
-    )
-    return Case(volume, None, None, path, header)
+    name, most = stem(path, FORMATS), options.max_voxels
+    return placed_case(path, name, array_kji, source, max_voxels=most, header=header)
 
 
 def _read_mgh_labels(path: Path, options: Options) -> LabelFile:

@@ -18,10 +18,10 @@ from medals_rt.common.atomic_io import atomic_output
 from medals_rt.common.errors import CaseError
 from medals_rt.common.notes import Note, warning
 from medals_rt.common.typing import HostArray
-from medals_rt.io.case import Case, LabelFile, check_labels, reading
+from medals_rt.io.case import Case, LabelFile, check_labels, placed_case, reading
 from medals_rt.io.format import Format, Options, SegmentationOutput, squeezed, stem
 from medals_rt.io.nifti_geometry import ORIENTATION_ASSUMED
-from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
+from medals_rt.io.volume import SourceGrid, check_shape, check_spacing
 from medals_rt.io.voxel_data import InflatedStream, Stream, data_file, open_beside, read_values
 
 _TYPES: Final = {
@@ -62,16 +62,8 @@ _OF_VOXELS: Final = frozenset(
 def _read_metaimage_case(path: Path, options: Options) -> Case:
     """Read an image; it holds no prompts. See `registry.read_case`."""
     array_kji, source, notes = _read(path, options.max_voxels)
-    check_image(array_kji, max_voxels=options.max_voxels, what=path.name)
-    volume = Volume(
-        source.to_canonical(array_kji),
-        check_spacing(source.spacing_hwd_mm or ()),
-        stem(path, FORMATS),
-        source,
-        geometry_is_stated=True,
-        notes=notes,
-    )
-    return Case(volume, None, None, path)
+    name, most = stem(path, FORMATS), options.max_voxels
+    return placed_case(path, name, array_kji, source, max_voxels=most, notes=notes)
 
 
 def _read_metaimage_labels(path: Path, options: Options) -> LabelFile:

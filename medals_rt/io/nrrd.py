@@ -14,11 +14,11 @@ from medals_rt.common.errors import CaseError
 from medals_rt.common.notes import Note
 from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.typing import HostArray
-from medals_rt.io.case import Case, LabelFile, check_labels, reading
+from medals_rt.io.case import Case, LabelFile, check_labels, placed_case, reading
 from medals_rt.io.format import Format, Options, SegmentationOutput, stem
 from medals_rt.io.nifti_geometry import ORIENTATION_ASSUMED
 from medals_rt.io.segment_metadata import Code, Segment
-from medals_rt.io.volume import SourceGrid, Volume, check_image, check_shape, check_spacing
+from medals_rt.io.volume import SourceGrid, check_shape, check_spacing
 from medals_rt.io.voxel_data import (
     InflatedStream,
     Stream,
@@ -70,16 +70,8 @@ _MOST_SKIPPED: Final = 64 * 2**20
 def _read_nrrd_case(path: Path, options: Options) -> Case:
     """Read an image; it holds no prompts. See `registry.read_case`."""
     read = _read(path, options.max_voxels)
-    check_image(read.array_kji, max_voxels=options.max_voxels, what=path.name)
-    volume = Volume(
-        read.source.to_canonical(read.array_kji),
-        check_spacing(read.source.spacing_hwd_mm or ()),
-        stem(path, FORMATS),
-        read.source,
-        geometry_is_stated=True,
-        notes=read.notes,
-    )
-    return Case(volume, None, None, path)
+    name, most = stem(path, FORMATS), options.max_voxels
+    return placed_case(path, name, read.array_kji, read.source, max_voxels=most, notes=read.notes)
 
 
 def _read_nrrd_labels(path: Path, options: Options) -> LabelFile:

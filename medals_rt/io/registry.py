@@ -63,6 +63,9 @@ LABEL_ENDINGS: Final = _endings("read_labels")
 OUTPUT_ENDINGS: Final = _endings("write")
 """Of files that results are written to."""
 
+TWO_FILE_ENDINGS: Final = tuple(ending for each in FORMATS for ending in each.two_file_endings)
+"""Of files whose voxels lie in a second file."""
+
 
 def read_case(
     path: str | PathLike[str],
@@ -550,6 +553,7 @@ __all__ = [
     "FORMATS",
     "LABEL_ENDINGS",
     "OUTPUT_ENDINGS",
+    "TWO_FILE_ENDINGS",
     "Case",
     "Format",
     "LabelFile",

@@ -32,7 +32,7 @@ from medals_rt.common.optional_deps import import_optional
 from medals_rt.common.private_folder import private_folder
 from medals_rt.io.dicom.web import content_of
 from medals_rt.io.dicom.web_address import is_web_address
-from medals_rt.io.registry import files_of_case
+from medals_rt.io.registry import TWO_FILE_ENDINGS, files_of_case
 
 _URL: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/{1,2}(?P<rest>[^/].*)", re.DOTALL)
 """Of a URL, also as a path has it, where one of the two slashes is lost."""
@@ -42,8 +42,6 @@ _DICOM_START: Final = bytes(128) + b"DICM"
 _DICOM_ENDING: Final = ".dcm"
 _DATES: Final = ("LastModified", "last_modified", "updated", "mtime")
 """By which names stores' libraries give the date of a file."""
-_HEADERS: Final = (".mhd", ".nhdr", ".hdr", ".hdr.gz")
-"""Endings of small files beside which another one has the voxels."""
 UNREADABLE: Final = "url-unreadable"
 """Code of the error that says that a store doesn't give what may be there."""
 _READING: Final = ("read", MissingFileError, UNREADABLE)
@@ -176,7 +174,7 @@ class RemoteFiles:
         MissingFileError
             It can't be read.
         """
-        if path.name.lower().endswith(_HEADERS):
+        if path.name.lower().endswith(TWO_FILE_ENDINGS):
             self._fetch(path)
 
     def fetch(self, path: Path) -> bool:
@@ -451,7 +449,7 @@ def _open(url: str) -> tuple[Any, str]:
 
 def _files_read(path: Path) -> tuple[Path, ...]:
     """Return the files of a case behind a URL, of which a header that says so was fetched."""
-    return files_of_case(path) if path.name.lower().endswith(_HEADERS) else (path,)
+    return files_of_case(path) if path.name.lower().endswith(TWO_FILE_ENDINGS) else (path,)
 
 
 def _infos(files: Any, key: str) -> dict[str, Mapping[str, Any]]:
